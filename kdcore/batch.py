@@ -1,0 +1,118 @@
+"""The contracts between the packages: what a loader hands over, and what a teacher answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear classifier: `logits = pooled @ weight.T + bias`. weight [K,D]; bias [K] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What a teacher answered for one batch of views, online or read from a cache.
+
+    logits [B,K]; features {tap: tensor [B,...]}; classifier; input_gradient [B,3,H,W] (the gradient of the teacher's
+    cross-entropy with respect to its images). Only what the method's `Needs` declares is present.
+    """
+
+    logits: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    input_gradient: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one term reads. A method's needs are the union of its terms' (`|`).
+
+    The online teacher and the cache satisfy the same declaration; what nothing declares is not computed.
+    """
+
+    teacher_logits: bool = False
+    teacher_taps: frozenset[str] = frozenset()
+    teacher_classifier: bool = False
+    teacher_input_gradient: bool = False
+    class_means: frozenset[str] = frozenset()  # teacher taps whose per-class mean over the training set is read
+    student_taps: frozenset[str] = frozenset()
+    student_input_gradient: bool = False
+    sample_ids: bool = False
+    hard_labels: bool = False  # [B] class numbers: the term has no meaning for mixed labels
+    detach_head_at: str | None = None  # student tap behind which the network sees a detached copy
+
+    def __or__(self, other: Needs) -> Needs:
+        if self.detach_head_at and other.detach_head_at and self.detach_head_at != other.detach_head_at:
+            raise ValueError(
+                f"two terms detach the student's head at different taps, {self.detach_head_at!r} and "
+                f"{other.detach_head_at!r}; give them the same deepest tap"
+            )
+        return Needs(
+            *(
+                getattr(self, f.name) or getattr(other, f.name)
+                if not isinstance(getattr(self, f.name), frozenset)
+                else getattr(self, f.name) | getattr(other, f.name)
+                for f in fields(Needs)
+            )
+        )
+
+    @staticmethod
+    def union(needs: Iterable[Needs]) -> Needs:
+        total = Needs()
+        for one in needs:
+            total = total | one
+        return total
+
+    @property
+    def teacher(self) -> bool:
+        """Whether anything of a teacher is needed at all."""
+        return bool(
+            self.teacher_logits
+            or self.teacher_taps
+            or self.teacher_classifier
+            or self.teacher_input_gradient
+            or self.class_means
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of views, on the device of the network.
+
+    images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or soft [B,K] where views are
+    mixed; sample_ids [B] int64; view: the view number; epoch: epochs done before this step, fractional (what a term's
+    warm-up counts); targets: what the teacher answered, None where it is to be asked online.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    view: int
+    epoch: float = 0.0
+    targets: TeacherOutputs | None = None
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """[B] class numbers; of a mixed view the class with the larger share."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(dim=1)
+
+    def with_targets(self, targets: TeacherOutputs) -> Batch:
+        return replace(self, targets=targets)
+
+
+def soft_labels(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels as distributions [B,K] float32, whichever form they come in."""
+    if labels.ndim == 2:
+        return labels.float()
+    return torch.nn.functional.one_hot(labels, num_classes).float()

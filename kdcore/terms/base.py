@@ -1,0 +1,139 @@
+"""What a term is: a weighted loss, as data.
+
+A method is a list of terms in a recipe; a term is a frozen, strict pydantic model whose fields are its
+hyper-parameters. It declares what it reads (`needs`) and gives one value per sample (`loss`). A term with weights of
+its own overrides `build` and returns a module. Defining a subclass registers it under the default of its `term` field;
+every module of this package is imported by `kdcore.terms`, so that a new loss touches one file.
+
+Data-parallel training: a term sees one micro-batch of a size fixed by the recipe, whatever the number of workers. A
+batch-coupled term (SP, RKD, PKT, DIST, ...) is therefore computed over a fixed reference batch, and gives the same
+value on one rank or on many.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kdcore.batch import Needs, TeacherOutputs
+
+REGISTRY: dict[str, type[Term]] = {}
+
+
+@dataclass(frozen=True)
+class TermInputs:
+    """What a term may read of one micro-batch. All tensors are as the networks gave them (any float type).
+
+    labels [B] int64 or soft [B,K]; student_logits [B,K]; student_features {tap: tensor}; teacher: its outputs;
+    sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph.
+    """
+
+    labels: Tensor
+    student_logits: Tensor
+    teacher: TeacherOutputs
+    student_features: Mapping[str, Tensor] = field(default_factory=dict)
+    sample_ids: Tensor | None = None
+    student_input_gradient: Tensor | None = None
+
+    @property
+    def teacher_logits(self) -> Tensor:
+        assert self.teacher.logits is not None, "the term did not declare teacher_logits"
+        return self.teacher.logits
+
+
+@dataclass(frozen=True)
+class TermContext:
+    """What a term may know when its weights are made.
+
+    student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
+    class_means: {teacher tap: [K,D]} where declared.
+    """
+
+    student_shapes: Mapping[str, torch.Size]
+    teacher_shapes: Mapping[str, torch.Size]
+    num_classes: int
+    num_samples: int
+    class_means: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Term(BaseModel):
+    """Base of every term. weight multiplies the loss; over the first warmup_epochs it rises linearly from 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    term: str
+    weight: float = Field(ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+
+    # Whether the value of one sample depends on the others of its micro-batch.
+    batch_coupled: ClassVar[bool] = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        name = cls.model_fields["term"].default
+        if not isinstance(name, str):
+            return  # an intermediate base class
+        if name in REGISTRY and REGISTRY[name].__module__ != cls.__module__:
+            raise ValueError(f"two terms are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
+        REGISTRY[name] = cls
+
+    def needs(self) -> Needs:
+        """What this term reads."""
+        return Needs()
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        """The un-reduced loss [B], in float32."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither loss() nor build()")
+
+    def build(self, context: TermContext) -> nn.Module:
+        """The module that computes the loss: forward(TermInputs) -> [B]. Its weights are trained with the student
+        and are never exported."""
+        return Stateless(self)
+
+    def weight_at(self, epoch: float) -> float:
+        """The weight after `epoch` epochs."""
+        if self.warmup_epochs == 0:
+            return self.weight
+        return self.weight * min(1.0, epoch / self.warmup_epochs)
+
+
+class Stateless(nn.Module):
+    """A term without weights, as a module."""
+
+    def __init__(self, config: Term) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, inputs: TermInputs) -> Tensor:
+        return self.config.loss(inputs)
+
+
+class Pair(BaseModel):
+    """A tap of the student and the tap of the teacher that it is compared with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student: str
+    teacher: str
+
+
+def parse_term(data: Any) -> Term:
+    """A term from a recipe's mapping. ValueError names the nearest known terms."""
+    if isinstance(data, Term):
+        return data
+    if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):
+        raise ValueError(
+            f"a term is a mapping with a 'term' key, such as {{term: kd, weight: 1, temperature: 4}}; got {data!r}"
+        )
+    name = data["term"]
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=3) or sorted(REGISTRY)
+        raise ValueError(f"unknown term {name!r}; did you mean {', '.join(near)}?")
+    return REGISTRY[name].model_validate(dict(data))
