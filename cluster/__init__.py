@@ -1,0 +1,1 @@
+"""cluster places and drives: the run's configuration, the training loop of one rank, Ray, checkpoints, tracking."""

@@ -1,0 +1,82 @@
+"""Checkpoints: everything a run needs to go on at its very next step, as tensors and plain values only.
+
+A directory with `state.pt` (loaded with weights_only) and `student.safetensors` (the student as it stands). There is no
+random state: every random number of a run is a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from kdcore.distiller import Distiller
+
+
+@dataclass
+class TrainState:
+    """What changes while a run trains. step: the number of optimiser steps done. best: the student's best weights so
+    far with their score, where the recipe chooses by one."""
+
+    distiller: Distiller
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None
+    step: int = 0
+    train_seconds: float = 0.0
+    best_score: float = -1.0
+    best_student: dict[str, Tensor] | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and deployed: the moving average where there is one."""
+        return self.ema.module if self.ema else self.distiller.student
+
+    def offer_best(self, score: float) -> None:
+        """Keeps a copy of the evaluated weights if the score is above every earlier one."""
+        if score > self.best_score:
+            self.best_score = score
+            self.best_student = {k: v.detach().to("cpu", copy=True) for k, v in self.evaluated.state_dict().items()}
+
+    def deployed(self, select_best: bool) -> dict[str, Tensor]:
+        """The weights to deploy: the best where the recipe chooses, else the last."""
+        if select_best and self.best_student is not None:
+            return self.best_student
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
+
+    def save(self, directory: Path, facts: dict[str, Any]) -> None:
+        """Writes the checkpoint; `facts` are plain values kept beside the tensors (fingerprints, the recipe)."""
+        torch.save(
+            {
+                "distiller": self.distiller.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema else None,
+                "step": self.step,
+                "train_seconds": self.train_seconds,
+                "best_score": self.best_score,
+                "best_student": self.best_student,
+                "facts": facts,
+            },
+            directory / "state.pt",
+        )
+        safetensors.torch.save_file(self.deployed(select_best=False), directory / "student.safetensors")
+
+    def restore(self, directory: Path, facts: dict[str, Any]) -> None:
+        """Takes the state of a checkpoint; ValueError where its facts (data, recipe) are not this run's."""
+        saved = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+        for name, value in facts.items():
+            if saved["facts"].get(name) != value:
+                raise ValueError(
+                    f"checkpoint {directory}: its {name} is {saved['facts'].get(name)!r}, this run's is {value!r}; "
+                    "restore what has changed, or give the run another name to start afresh"
+                )
+        self.distiller.load_state_dict(saved["distiller"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(saved["ema"])
+        self.step, self.train_seconds = saved["step"], saved["train_seconds"]
+        self.best_score, self.best_student = saved["best_score"], saved["best_student"]

@@ -1,0 +1,303 @@
+"""The configuration of a run: one frozen, strict model, resolved once, the same on every rank.
+
+A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written beside the run and into MLflow, goes
+through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size, device)
+is no part of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from kdcore.batch import Needs
+from kdcore.models import ModelConfig
+from kdcore.optim import OptimizerConfig, ScheduleConfig
+from kdcore.terms import Term, parse_term
+from pipelines.plan import ViewPolicy
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """An image folder `root` with <split>/<class>/<image>.
+
+    held_out: this fraction of the training images, class by class, is kept back for choosing the best checkpoint.
+    loader: 'dali', or 'reference' (torchvision, slower, needs no DALI). decode: where DALI decodes; 'auto' is the GPU
+    where the worker has one. num_threads: DALI's threads per worker. mean, std: of RGB in [0,1]; the student's own
+    where not given. evaluation_size, crop_pct: how validation images are cut (the shorter side is resized to
+    size / crop_pct and the centre is taken).
+    """
+
+    root: str
+    train_split: str = "train"
+    val_split: str = "val"
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    loader: Literal["dali", "reference"] = "dali"
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    num_threads: int = Field(default=2, ge=1)
+    prefetch: int = Field(default=2, ge=1)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    evaluation_size: int | None = Field(default=None, ge=1)
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+
+
+class StudentConfig(ModelConfig):
+    """The network to train. classifier 'reused': SimKD's student, whose own classifier is replaced by a projector
+    (bottleneck of teacher channels / factor) and the teacher's frozen classifier."""
+
+    classifier: Literal["own", "reused"] = "own"
+    factor: int = Field(default=2, ge=1)
+
+
+class TrainConfig(Section):
+    """batch_size: images of one optimiser step over all workers.
+
+    micro_batch: images of one forward pass; a worker runs several of them a step and adds their gradients. Batch norm
+    and batch-coupled losses see one micro-batch, so a recipe that states it means the same on any number of workers.
+    Not given: each worker's share of the batch. precision 'auto': bfloat16 autocast on devices that have it, else
+    float32. ema_decay: evaluate and deploy an exponential moving average of the student. clip_norm: of the whole
+    gradient. select: which weights are deployed: the last, or the best on held-out training images; 'val' chooses on
+    the validation set, which makes its accuracy optimistic.
+    """
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = True
+    clip_norm: float | None = Field(default=None, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    ema_warmup: bool = False
+    select: Literal["last", "held_out", "val"] = "last"
+    evaluate_every_epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+
+
+class ScalingConfig(Section):
+    """Workers and what each of them takes. use_gpu None: GPUs where the cluster has enough of them."""
+
+    num_workers: int = Field(default=1, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=1, gt=0)
+    max_failures: int = Field(default=2, ge=-1)
+    timeout_seconds: float = Field(default=600, gt=0)
+
+
+class TrackingConfig(Section):
+    """MLflow. uri None: a SQLite store in the output folder. every_steps: how often training metrics are logged.
+    record_batches: write every step's sample ids and losses beside the run (large; for tests and audits)."""
+
+    uri: str | None = None
+    experiment: str = "stillhouse"
+    every_steps: int = Field(default=10, ge=1)
+    system_metrics: bool = True
+    record_batches: bool = False
+
+
+class CheckpointConfig(Section):
+    """every_steps None: at the end of every epoch. keep: how many checkpoints stay."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output_dir: str = "outputs"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: DataConfig
+    views: ViewPolicy
+    student: StudentConfig
+    teacher: ModelConfig | None = None
+    method: tuple[Annotated[SerializeAsAny[Term], BeforeValidator(parse_term)], ...] = Field(min_length=1)
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    scaling: ScalingConfig = ScalingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.union(term.needs() for term in self.method if term.weight > 0)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @model_validator(mode="after")
+    def _check_across(self) -> RunConfig:
+        train, views = self.train, self.views
+        if all(term.weight == 0 for term in self.method):
+            raise ValueError("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
+        if self.teacher is None and (self.needs.teacher or self.student.classifier == "reused"):
+            wants = [t.term for t in self.method if t.needs().teacher] or ["student.classifier: reused"]
+            raise ValueError(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
+        if train.micro_batch and train.batch_size % train.micro_batch:
+            raise ValueError(
+                f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
+                f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
+            )
+        check_workers(train, self.scaling.num_workers, views.mixes)
+        if self.needs.hard_labels and views.mixes:
+            coupled = [t.term for t in self.method if t.needs().hard_labels]
+            raise ValueError(
+                f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup and views.cutmix to 0"
+            )
+        if train.select == "held_out" and self.data.held_out == 0:
+            raise ValueError("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
+        if (self.data.mean is None) != (self.data.std is None):
+            raise ValueError("data.mean and data.std belong together; give both or neither")
+        return self
+
+
+def check_workers(train: TrainConfig, num_workers: int, mixes: bool) -> int:
+    """The micro-batch that this number of workers runs; ValueError with the remedy where the batch cannot be shared."""
+    micro_batch = train.micro_batch
+    if micro_batch is None:
+        if train.batch_size % num_workers:
+            raise ValueError(
+                f"train.batch_size {train.batch_size} cannot be shared by {num_workers} workers; take a multiple, "
+                "or set train.micro_batch"
+            )
+        micro_batch = train.batch_size // num_workers
+    if train.batch_size // micro_batch < num_workers:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} is {train.batch_size // micro_batch} micro-batches of {micro_batch}, "
+            f"fewer than scaling.num_workers {num_workers}; take a smaller train.micro_batch or fewer workers"
+        )
+    if mixes and micro_batch % 2:
+        raise ValueError(
+            f"mixed images come in pairs, so the micro-batch must be even, not {micro_batch}; change train.micro_batch "
+            "or train.batch_size"
+        )
+    return micro_batch
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration of a YAML recipe with `dotted.key=value` overrides; ValueError in one line for what is wrong.
+
+    A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
+    merged, everything else is replaced.
+    """
+    data = read_recipe(Path(path))
+    for override in overrides:
+        apply_override(data, override)
+    return parse(data, str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping of a recipe file with its bases merged in."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        raise ValueError(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    bases = data.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merge(merged, read_recipe(path.parent / base))
+    return merge(merged, data)
+
+
+def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, in place: mappings key by key, other values replaced."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            merge(below[key], value)
+        else:
+            below[key] = value
+    return below
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Sets one `dotted.key=value` in place; the value is read as YAML; list items are numbered from 0."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"override {override!r}: write key=value, such as train.epochs=5")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ValueError(f"override {override!r}: {part!r} is a value, it has no keys below it")
+    node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+
+
+def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
+    """A RunConfig from a mapping; ValueError in one line, naming the field and the nearest valid ones."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {'; '.join(_sentences(error))}") from None
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
+            yield f"unknown key {place!r}; did you mean {', '.join(near)}?"
+        elif problem["type"] == "missing":
+            yield f"{place} is missing"
+        elif problem["type"] == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{place}: {message}" if place else message
+        else:
+            yield f"{place}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = next((a for a in _options(field.annotation) if hasattr(a, "model_fields")), None)
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    yield from getattr(annotation, "__args__", ())
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved recipe: every field with its value; `load_recipe` reads it back to an equal RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def absolute(config: RunConfig, base: Path) -> RunConfig:
+    """The configuration with its local paths made absolute: a worker's working directory is another one."""
+
+    def fixed(model: Any) -> Any:
+        paths = {name: str(base / value) for name in ("checkpoint", "class_indices") if (value := getattr(model, name))}
+        return model.model_copy(update=paths)
+
+    return config.model_copy(
+        update={
+            "output_dir": str((base / config.output_dir).absolute()),
+            "data": config.data.model_copy(update={"root": str((base / config.data.root).absolute())}),
+            "student": fixed(config.student),
+            "teacher": fixed(config.teacher) if config.teacher else None,
+        }
+    )

@@ -1,0 +1,79 @@
+"""Passes over a data set without training: evaluation, and the teacher's class means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cluster.rank import Rank
+from kdcore.distiller import OnlineTeacher
+from kdcore.metrics import Counts
+from pipelines.loader import Loader, Request
+
+EVALUATION_BATCH = 128
+
+
+def every_image_once(num_images: int, rank: Rank) -> Iterator[Request]:
+    """This rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
+    share = rank.slice_of(num_images)
+    for start in range(share.start, share.stop, EVALUATION_BATCH):
+        ids = np.arange(start, min(start + EVALUATION_BATCH, share.stop))
+        yield Request(view=0, sample_ids=ids)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: Loader, num_images: int, rank: Rank, teacher_logits: Tensor | None = None
+) -> dict[str, float]:
+    """Metrics of the model over every image once, the same on every rank.
+
+    teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`.
+    """
+    model.eval()
+    counts = Counts(rank.device)
+    counts.has_teacher = teacher_logits is not None
+    done = 0
+    for batch in loader.load(every_image_once(num_images, rank)):
+        theirs = None if teacher_logits is None else teacher_logits[done : done + len(batch)].to(rank.device)
+        counts.add(model(batch.images), batch.labels, theirs)
+        done += len(batch)
+    rank.add_up(counts.totals)
+    return counts.result()
+
+
+def teacher_pass(
+    teacher: OnlineTeacher, loader: Loader, num_images: int, rank: Rank
+) -> tuple[dict[str, float], Tensor]:
+    """The teacher's own metrics, and its logits [n,K] on this rank's share of the images, in host memory."""
+    counts = Counts(rank.device)
+    logits = []
+    for batch in loader.load(every_image_once(num_images, rank)):
+        answer = teacher(batch).logits
+        assert answer is not None
+        counts.add(answer, batch.labels)
+        logits.append(answer.float().cpu())
+    rank.add_up(counts.totals)
+    return counts.result(), torch.cat(logits) if logits else torch.empty(0)
+
+
+@torch.no_grad()
+def class_means(
+    teacher: OnlineTeacher, loader: Loader, num_images: int, num_classes: int, rank: Rank
+) -> dict[str, Tensor]:
+    """{tap: the mean of the teacher's features over each class's images [K,D]}; maps are averaged over space."""
+    sums: dict[str, Tensor] = {}
+    images = torch.zeros(num_classes, device=rank.device)
+    for batch in loader.load(every_image_once(num_images, rank)):
+        images.index_add_(0, batch.labels, torch.ones(len(batch), device=rank.device))
+        for tap, features in teacher(batch).features.items():
+            if tap in teacher.needs.class_means:
+                vectors = features.float().flatten(2).mean(dim=2) if features.ndim == 4 else features.float()
+                total = sums.setdefault(tap, torch.zeros(num_classes, vectors.shape[1], device=rank.device))
+                total.index_add_(0, batch.labels, vectors)
+    rank.add_up(images)
+    for tap in sorted(sums):
+        rank.add_up(sums[tap])
+    return {tap: total / images[:, None] for tap, total in sums.items()}

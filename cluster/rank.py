@@ -1,0 +1,63 @@
+"""One rank among its peers: who it is, its device, and the few collectives that the training loop needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rank:
+    """number of world_size, on its device. CUDA devices are numbered within this worker's CUDA_VISIBLE_DEVICES."""
+
+    number: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def of_this_worker(cls) -> Rank:
+        """The rank that Ray Train made this process."""
+        context = ray.train.get_context()
+        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    @property
+    def first(self) -> bool:
+        return self.number == 0
+
+    def add_up(self, totals: Tensor) -> Tensor:
+        """The sum over ranks, in place; on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        return totals
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Gives every rank the buffers of rank 0: batch norm's running statistics are rank 0's own."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def slice_of(self, total: int) -> range:
+        """This rank's contiguous share of `total` things, no two shares differing by more than one."""
+        return range(self.number * total // self.world_size, (self.number + 1) * total // self.world_size)
+
+
+def set_up_torch(deterministic: bool) -> None:
+    """Kernels that give the same bits twice, where asked for."""
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
+    """Seeds dropout and the like as a pure function of (seed, step, number of the micro-batch in the global batch).
+
+    Nothing to restore after a crash, and no dependence on the number of workers.
+    """
+    state = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))

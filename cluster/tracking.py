@@ -1,0 +1,138 @@
+"""Recording a run: metrics as JSON lines beside it first, then in MLflow, with all it takes to run it again.
+
+Only rank 0 writes. The driver makes the MLflow store, the experiment and the run before any worker starts (a fresh
+SQLite store does not survive several first visitors).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from cluster.config import RunConfig, to_yaml
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """The MLflow store: the recipe's, or SQLite in the output folder."""
+    return config.tracking.uri or f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
+
+
+def open_run(config: RunConfig, command: str) -> str:
+    """The id of this run in MLflow: the one it had before if it is being continued, else a new one with the resolved
+    recipe, the git commit and the installed packages."""
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(config)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    remembered = config.run_dir / "mlflow_run_id"
+    if remembered.exists():
+        run_id = remembered.read_text()
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    artifacts = None if config.tracking.uri else (Path(config.output_dir).absolute() / "artifacts").as_uri()
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment(config.tracking.experiment, artifact_location=artifacts)
+    )
+    run = client.create_run(experiment_id, run_name=config.name)
+    run_id = run.info.run_id
+    tags = {
+        "method": "+".join(term.term for term in config.method),
+        "student": config.student.model,
+        "teacher": config.teacher.model if config.teacher else "none",
+        "data": Path(config.data.root).name,
+        "git_commit": git_commit(),
+        "mlflow.note.content": f"Run again with\n\n    {command}",
+    }
+    params = [Param(key, str(value)[:500]) for key, value in flat(config.model_dump(mode="json")).items()]
+    client.log_batch(run_id, params=params, tags=[RunTag(k, v) for k, v in tags.items()])
+    client.log_text(run_id, to_yaml(config), "recipe.yaml")
+    client.log_text(run_id, packages(), "packages.txt")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    remembered.write_text(run_id)
+    return run_id
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested mappings."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def git_commit() -> str:
+    """The commit of the code, with '-dirty' where files differ from it; 'unknown' outside a repository."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def packages() -> str:
+    """Every installed distribution as name==version, one a line."""
+    found = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+class Tracker:
+    """Writes one run's metrics: `metrics.jsonl` in its folder, and MLflow.
+
+    first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they
+    come again.
+    """
+
+    def __init__(self, config: RunConfig, run_id: str, first_step: int) -> None:
+        self.run_id, self.client = run_id, mlflow.MlflowClient(tracking_uri(config))
+        self.path = config.run_dir / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.file = self.path.open("a")
+        self.monitor = None
+        if config.tracking.system_metrics:
+            mlflow.set_tracking_uri(tracking_uri(config))
+            self.monitor = SystemMetricsMonitor(run_id, sampling_interval=5, resume_logging=first_step > 0)
+            self.monitor.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics after `step` optimiser steps."""
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.flush()
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def artifact(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.finish()
+        self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,204 @@
+"""Starting a run: on this machine, on a Ray cluster, or inside a submitted job; the same call.
+
+A run's name is its identity: starting it again continues it from its last checkpoint, or, if it is finished, gives its
+result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported: fast health checks make short runs end promptly, and a worker group that cannot
+# be placed is reported instead of being waited for without end.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.assembly import build_networks, image_size, open_data
+from cluster.config import RunConfig, load_recipe, to_yaml
+from cluster.progress import ProgressBoard
+from cluster.tracking import open_run
+from cluster.worker import train_worker
+from kdcore.distiller import Distiller, OnlineTeacher
+
+Watcher = Callable[[dict[str, Any], list[str]], None]
+
+
+class RunFailed(RuntimeError):
+    """A run that ended by an error in a worker; the message is that error's."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """metrics: the last of each; wall_seconds: from the call to the result, start-up included."""
+
+    name: str
+    run_dir: str
+    mlflow_run_id: str
+    metrics: dict[str, float]
+    steps: int
+    train_seconds: float
+    images_per_second: float
+    wall_seconds: float
+    best_score: float | None = None
+
+
+def check(config: RunConfig) -> None:
+    """ValueError for everything about a run that can be known before Ray starts: files, names, taps, sizes."""
+    for model in filter(None, (config.student, config.teacher)):
+        model.check()
+    classes = tuple(open_data(config)["train"].classes)
+    student, teacher = build_networks(config, classes)
+    online = OnlineTeacher(teacher, config.needs) if teacher is not None else None
+    if not config.needs.class_means:
+        Distiller(student, config.method, image_size=image_size(config), num_samples=2, teacher=online)
+
+
+def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -> RunResult:
+    """Runs (or continues) a training run to its end. ValueError before anything starts, RunFailed afterwards."""
+    started = time.perf_counter()
+    finished = continued(config)
+    if finished is not None:
+        return finished
+    check(config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
+    run_id = open_run(config, command)
+    with ray_session(config):
+        board = ProgressBoard.remote()
+        payload = {"config": config.model_dump(mode="json"), "mlflow_run_id": run_id, "board": board}
+        with watching(board, watch):
+            final = fit(config, payload)
+        ray.kill(board)
+    result = RunResult(
+        name=config.name,
+        run_dir=str(config.run_dir),
+        mlflow_run_id=run_id,
+        wall_seconds=time.perf_counter() - started,
+        **final,
+    )
+    (config.run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
+    return result
+
+
+def continued(config: RunConfig) -> RunResult | None:
+    """The result of a run that is finished already; None for one that is new or to be continued.
+
+    ValueError where the name belongs to a run of another recipe: it would be continued as something it is not.
+    """
+    earlier = config.run_dir / "recipe.yaml"
+    if not earlier.exists():
+        return None
+    ours, theirs = (flat_recipe(c) for c in (config, load_recipe(earlier)))
+    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking")]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{config.run_dir} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} now); "
+            "choose another name=..., or delete that folder"
+        )
+    result = config.run_dir / "result.json"
+    return RunResult(**json.loads(result.read_text())) if result.exists() else None
+
+
+def flat_recipe(config: RunConfig) -> dict[str, Any]:
+    from cluster.tracking import flat
+
+    return flat(config.model_dump(mode="json"))
+
+
+def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
+    """One Ray Train run; what rank 0 returned."""
+    scaling, use_gpu = config.scaling, wants_gpu(config)
+    resources = {"CPU": scaling.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = scaling.gpus_per_worker
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=payload,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(Path(config.output_dir).absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise RunFailed(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """The last line of a worker's own error, without Ray's frames around it."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, failure = next(iter(failures.items()))
+    lines = [line for line in str(failure).splitlines() if line.strip()]
+    return f"rank {rank}: {lines[-1].strip() if lines else type(failure).__name__}"
+
+
+def wants_gpu(config: RunConfig) -> bool:
+    """GPUs if the recipe says so, or if it leaves it open and the cluster has enough."""
+    if config.scaling.use_gpu is not None:
+        return config.scaling.use_gpu
+    needed = config.scaling.num_workers * config.scaling.gpus_per_worker
+    return ray.cluster_resources().get("GPU", 0) >= needed > 0
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """The Ray cluster that is there already, or the one RAY_ADDRESS names, or one on this machine for this run."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    env = {"PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "false"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
+        ray.init(num_cpus=cpus, include_dashboard=True, runtime_env={"env_vars": env}, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def watching(board: Any, watch: Watcher | None) -> Iterator[None]:
+    """Calls `watch(state, messages)` several times a second, from a thread, until the run ends."""
+    if watch is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.3):
+            watch(*ray.get(board.look.remote()))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        watch(*ray.get(board.look.remote()))

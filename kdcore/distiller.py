@@ -1,0 +1,164 @@
+"""The distiller: a student, its taps, and the weighted terms of a method; one forward pass gives one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.batch import Batch, Classifier, Needs, TeacherOutputs
+from kdcore.models import classifier_of
+from kdcore.taps import FeatureTaps
+from kdcore.terms import Term, TermContext, TermInputs
+from kdcore.terms.logits import cross_entropy
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """loss: the mean over the micro-batch of the weighted terms, with its graph; terms: {name: un-weighted mean},
+    detached; student_logits, teacher_logits [B,K], detached."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    student_logits: Tensor
+    teacher_logits: Tensor | None
+
+
+class Distiller(nn.Module):
+    """Trains `student` by the `terms`.
+
+    The modules of terms with weights are kept in `extras`, outside the student, so that they are trained and
+    checkpointed but never exported. The teacher is no submodule: `train()`, `to()`, `state_dict()` and a data-parallel
+    wrapper pass it by. It is asked only where a batch does not already bring its targets.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        terms: Sequence[Term],
+        *,
+        image_size: tuple[int, int],
+        num_samples: int,
+        teacher: OnlineTeacher | None = None,
+        teacher_shapes: dict[str, torch.Size] | None = None,
+        class_means: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.terms = unique_names([term for term in terms if term.weight > 0])
+        self.needs = Needs.union(term.needs() for term in self.terms.values())
+        self.student = student
+        self.taps = FeatureTaps(student, self.needs.student_taps, self.needs.detach_head_at)
+        self._teacher = (teacher,)  # in a tuple, hidden from nn.Module's registration
+        if teacher is not None and teacher_shapes is None:
+            teacher_shapes = teacher.taps.shapes(image_size)
+        context = TermContext(
+            student_shapes=self.taps.shapes(image_size),
+            teacher_shapes=teacher_shapes or {},
+            num_classes=int(student.num_classes),  # type: ignore[arg-type]
+            num_samples=num_samples,
+            class_means=class_means or {},
+        )
+        self.extras = nn.ModuleDict({name: term.build(context) for name, term in self.terms.items()})
+
+    @property
+    def teacher(self) -> OnlineTeacher | None:
+        return self._teacher[0]
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """The loss of one micro-batch. The teacher is asked, without gradient, if the batch brings no targets."""
+        targets = batch.targets
+        if targets is None and self.needs.teacher:
+            if self.teacher is None:
+                raise ValueError("the method needs a teacher's outputs, but there is neither a teacher nor a cache")
+            targets = self.teacher(batch)
+        images = batch.images
+        if self.needs.student_input_gradient:
+            images = images.detach().requires_grad_(True)
+        student_logits, features = self.taps(images)
+        inputs = TermInputs(
+            labels=batch.hard_labels if self.needs.hard_labels else batch.labels,
+            student_logits=student_logits,
+            student_features=features,
+            teacher=targets or TeacherOutputs(),
+            sample_ids=batch.sample_ids,
+            student_input_gradient=input_gradient(student_logits, batch.labels, images, create_graph=True)
+            if self.needs.student_input_gradient
+            else None,
+        )
+        values = {name: module(inputs) for name, module in self.extras.items()}
+        total = torch.stack([self.terms[name].weight_at(batch.epoch) * value for name, value in values.items()]).sum(0)
+        return StepOutput(
+            loss=total.mean(),
+            terms={name: value.detach().mean() for name, value in values.items()},
+            student_logits=student_logits.detach(),
+            teacher_logits=None if targets is None else targets.logits,
+        )
+
+
+class OnlineTeacher:
+    """A frozen network that answers what a method needs, for the very images the student sees.
+
+    Kept in eval mode and outside every module tree. `mean` and `std` are those of the batch's images where they differ
+    from what the teacher was trained with: the images are then re-normalised for it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        needs: Needs,
+        renormalise: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.needs = needs
+        self.taps = FeatureTaps(model, needs.teacher_taps)
+        self.classifier = None
+        if needs.teacher_classifier:
+            linear = classifier_of(model)
+            self.classifier = Classifier(linear.weight, linear.bias)
+        self.renormalise = renormalise
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        assert not self.model.training, "the teacher was switched to training mode"
+        images = batch.images
+        if self.renormalise is not None:
+            scale, shift = self.renormalise
+            images = images * scale + shift
+        with torch.set_grad_enabled(self.needs.teacher_input_gradient):
+            if self.needs.teacher_input_gradient:
+                images = images.detach().requires_grad_(True)
+            logits, features = self.taps(images)
+            gradient = input_gradient(logits, batch.labels, images) if self.needs.teacher_input_gradient else None
+        return TeacherOutputs(
+            logits=logits.detach(),
+            features={tap: tensor.detach() for tap, tensor in features.items()},
+            classifier=self.classifier,
+            input_gradient=gradient,
+        )
+
+
+def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph: bool = False) -> Tensor:
+    """The gradient of each sample's cross-entropy with respect to its image: [B,3,H,W]."""
+    (gradient,) = torch.autograd.grad(cross_entropy(logits, labels).sum(), images, create_graph=create_graph)
+    return gradient
+
+
+def renormalisation(
+    student: tuple[tuple[float, ...], tuple[float, ...]], teacher: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[Tensor, Tensor] | None:
+    """(scale, shift) [3,1,1] that turn images normalised for the student into the teacher's; None if they agree."""
+    if student == teacher:
+        return None
+    (mean, std), (teacher_mean, teacher_std) = (tuple(map(torch.tensor, pair)) for pair in (student, teacher))
+    scale, shift = std / teacher_std, (mean - teacher_mean) / teacher_std
+    return scale.view(3, 1, 1), shift.view(3, 1, 1)
+
+
+def unique_names(terms: Sequence[Term]) -> dict[str, Term]:
+    """{name: term}; a second term of one kind gets a number: ce, kd, kd_2."""
+    named: dict[str, Term] = {}
+    for term in terms:
+        number = sum(other.term == term.term for other in named.values()) + 1
+        named[term.term if number == 1 else f"{term.term}_{number}"] = term
+    return named

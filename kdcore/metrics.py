@@ -1,0 +1,45 @@
+"""Metrics as counts: added up over batches, summed over ranks, divided once at the end."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FIELDS = ("images", "top1", "top5", "nll", "agreement", "kl")
+
+
+class Counts:
+    """Sums over the images seen so far, as one float64 tensor `totals` [6]; ranks merge by adding it.
+
+    top1, top5: correct images; nll: sum of -log q(label) in nats; agreement: images whose most probable class is the
+    teacher's; kl: sum of D(teacher || student) in nats at temperature 1. The last two are 0 where no teacher was asked.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.totals = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
+        self.has_teacher = False
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
+        """logits [B,K]; labels [B] int64; teacher_logits [B,K] or None."""
+        log_q = F.log_softmax(logits.float(), dim=1)
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = top == labels[:, None]
+        agreement = kl = torch.zeros((), dtype=torch.float64)
+        if teacher_logits is not None:
+            self.has_teacher = True
+            agreement = (top[:, 0] == teacher_logits.argmax(dim=1)).sum()
+            kl = F.kl_div(log_q, F.log_softmax(teacher_logits.float(), dim=1), reduction="sum", log_target=True)
+        sums = (len(labels), hits[:, 0].sum(), hits.sum(), F.nll_loss(log_q, labels, reduction="sum"), agreement, kl)
+        self.totals += torch.stack([torch.as_tensor(s).to(self.totals) for s in sums])
+
+    def result(self) -> dict[str, float]:
+        """{images, top1, top5, nll} and, with a teacher, {agreement, kl}; rates in [0,1], means in nats."""
+        values = dict(zip(FIELDS, self.totals.tolist(), strict=True))
+        images = values.pop("images")
+        if images == 0:
+            raise ValueError("no image was counted")
+        if not self.has_teacher:
+            del values["agreement"], values["kl"]
+        return {"images": int(images), **{name: value / images for name, value in values.items()}}

@@ -1,0 +1,125 @@
+"""Optimiser and learning-rate schedule, from timm's factories; the rate is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+
+class OptimizerConfig(BaseModel):
+    """timm's optimiser `opt` (sgd, adamw, lamb, ...). decay_all: weight decay on biases and norms too, as the CIFAR
+    recipes of the field do; timm leaves them out otherwise. args: further arguments of the optimiser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    opt: str = "sgd"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    decay_all: bool = False
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class ScheduleConfig(BaseModel):
+    """timm's schedule, or OneCycle. Durations are epochs. milestones: epochs whose first step has the lower rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sched: Literal["cosine", "multistep", "constant", "onecycle"] = "cosine"
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_lr: float = Field(default=1e-5, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    milestones: tuple[int, ...] = ()
+    decay_rate: float = Field(default=0.1, gt=0, le=1)
+
+
+def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over every trained parameter of the module."""
+    return create_optimizer_v2(
+        module,
+        opt=config.opt,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        filter_bias_and_bn=not config.decay_all,
+        **config.args,
+    )
+
+
+class Schedule:
+    """Sets the learning rate that the update of a step uses: a function of the step alone, so resuming restores
+    nothing but the step."""
+
+    def __init__(
+        self, config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_epochs: int, steps_per_epoch: int
+    ) -> None:
+        self._scheduler: Scheduler | None = None
+        # timm's multistep decays one update early (it counts the update that has just been done).
+        self._offset = -1 if config.sched == "multistep" else 0
+        if config.sched == "onecycle":
+            self._scheduler = OneCycle(optimizer, num_epochs * steps_per_epoch)
+        elif config.sched != "constant" or config.warmup_epochs:
+            sched = "multistep" if config.sched == "constant" else config.sched
+            self._scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=sched,
+                num_epochs=num_epochs,
+                warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
+                warmup_lr=config.warmup_lr,
+                min_lr=config.min_lr,
+                decay_milestones=list(config.milestones),
+                decay_rate=config.decay_rate,
+                step_on_epochs=False,
+                updates_per_epoch=steps_per_epoch,
+            )
+
+    def set_step(self, step: int) -> None:
+        """Before the update of `step` (0 for the first)."""
+        if self._scheduler is not None:
+            self._scheduler.step_update(max(0, step + self._offset))
+
+
+class OneCycle(Scheduler):
+    """Smith's one-cycle policy as PyTorch's OneCycleLR has it (cosine, 30 % rise, from 1/25 of the peak to 1/250,000),
+    with the momentum (or Adam's first beta) going 0.95 - 0.85 - 0.95 against it; stateless, unlike PyTorch's."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, rise: float = 0.3) -> None:
+        self.peak = max(1.0, rise * num_steps - 1)
+        self.last = max(self.peak + 1, num_steps - 1)
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+        self._set(0)
+
+    def _fraction(self, step: int) -> tuple[float, bool]:
+        """How far along the cosine of the current phase, and whether it is the rise."""
+        if step <= self.peak:
+            return step / self.peak, True
+        return min(1.0, (step - self.peak) / (self.last - self.peak)), False
+
+    def _get_lr(self, t: int) -> list[float]:
+        fraction, rising = self._fraction(t)
+        start, end = (1 / 25, 1.0) if rising else (1.0, 1 / 25 / 1e4)
+        return [base * _cosine(start, end, fraction) for base in self.base_values]
+
+    def _set(self, step: int) -> None:
+        fraction, rising = self._fraction(step)
+        momentum = _cosine(0.95, 0.85, fraction) if rising else _cosine(0.85, 0.95, fraction)
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = momentum
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        super().step_update(num_updates)
+        self._set(num_updates)
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))

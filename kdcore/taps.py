@@ -1,0 +1,105 @@
+"""Taps: named places of a network whose tensors one forward pass hands out beside the logits.
+
+A tap is a module's path ("layer3.1"), or one of two names that every network of timm has: "forward_features" (the last
+map [B,C,H,W], or tokens [B,N,D], before pooling) and "classifier_input" (the vector [B,D] that the classifier reads).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORWARD_FEATURES = "forward_features"
+CLASSIFIER_INPUT = "classifier_input"
+
+
+class FeatureTaps:
+    """A network with taps: `taps(images)` gives the logits [B,K] and {tap: tensor}.
+
+    Behind the tap `detach_head_at` the network sees a detached copy, so that no loss on the logits reaches what stands
+    before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights and only watches the network.
+    """
+
+    def __init__(self, model: nn.Module, taps: Iterable[str], detach_head_at: str | None = None) -> None:
+        self.model = model
+        self.names = frozenset(taps) | ({detach_head_at} if detach_head_at else frozenset())
+        self.detach_head_at = detach_head_at
+        self._captured: dict[str, Tensor] | None = None  # a mapping only while this object runs the network
+        self._versions: dict[str, int] | None = None  # likewise, while it probes
+        self._handles: list[Any] = []
+        modules = dict(model.named_modules())
+        for name in sorted(self.names):
+            if name == CLASSIFIER_INPUT:
+                self._handles.append(model.get_classifier().register_forward_pre_hook(self._before_classifier))  # type: ignore[operator]
+            elif name != FORWARD_FEATURES:
+                if name not in modules or name == "":
+                    raise ValueError(unknown_tap(name, modules, type(model).__name__))
+                self._handles.append(modules[name].register_forward_hook(self._hook(name)))
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self._captured = captured = {}
+        try:
+            features = self._visit(FORWARD_FEATURES, self.model.forward_features(images))  # type: ignore[operator]
+            logits = self.model.forward_head(features)  # type: ignore[operator]
+        finally:
+            self._captured = None
+        missing = self.names - captured.keys()
+        if missing:
+            raise ValueError(f"tap {min(missing)!r} of {type(self.model).__name__} does not run in a forward pass")
+        return logits, captured
+
+    def remove(self) -> None:
+        """Takes the hooks off the network."""
+        for handle in self._handles:
+            handle.remove()
+
+    def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
+        """{tap: shape without the batch} for images of [H,W]; ValueError for a tap that cannot be used.
+
+        Runs two blank images through the network in eval mode, which changes no state.
+        """
+        was_training, device = self.model.training, next(self.model.parameters()).device
+        self._versions = versions = {}
+        self.model.eval()
+        with torch.no_grad():
+            _, captured = self(torch.zeros(2, 3, *image_size, device=device))
+        self.model.train(was_training)
+        self._versions = None
+        for name, tensor in captured.items():
+            if tensor._version != versions[name]:
+                raise ValueError(
+                    f"tap {name!r} is overwritten in place by the layer behind it (an in-place activation, say); "
+                    "tap that layer, or the block that contains it, instead"
+                )
+        return {name: tensor.shape[1:] for name, tensor in captured.items()}
+
+    def _visit(self, name: str, value: Any) -> Any:
+        """Keeps the value of a tap, and gives what the rest of the network shall see."""
+        if self._captured is None or name not in self.names:
+            return value
+        if not isinstance(value, Tensor):
+            raise ValueError(f"tap {name!r} gives a {type(value).__name__}, not one tensor; tap a module inside it")
+        if name in self._captured:
+            raise ValueError(f"tap {name!r} runs more than once in a forward pass; tap the block that contains it")
+        self._captured[name] = value
+        if self._versions is not None:
+            self._versions[name] = value._version
+        return value.detach() if name == self.detach_head_at else value
+
+    def _hook(self, name: str) -> Any:
+        return lambda module, args, output: self._visit(name, output)
+
+    def _before_classifier(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._visit(CLASSIFIER_INPUT, args[0]), *args[1:])
+
+
+def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:
+    """The sentence that refuses a tap: the nearest names, or the network's outermost ones."""
+    known = [*(m for m in modules if m), FORWARD_FEATURES, CLASSIFIER_INPUT]
+    near = difflib.get_close_matches(name, known, n=6, cutoff=0.6)
+    shown = near or [m for m in known if "." not in m]
+    return f"{network} has no tap {name!r}; {'did you mean' if near else 'there are'} {', '.join(shown)}?"
