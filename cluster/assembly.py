@@ -16,8 +16,8 @@ from cluster.passes import EVALUATION_BATCH, class_means
 from cluster.rank import Rank
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.models import build_model, input_statistics
-from kdcore.reused import reuse_classifier
-from pipelines.datasets import ImageIndex, build_index
+from kdcore.reused import ReusedClassifierStudent, TeacherHead
+from pipelines.datasets import ImageIndex, build_index, check_same_classes
 from pipelines.loader import Loader, Request, build_loader
 from pipelines.plan import ViewPlan, ViewPolicy
 
@@ -28,12 +28,7 @@ def open_data(config: RunConfig) -> dict[str, ImageIndex]:
     cache_dir = Path(config.output_dir) / "index"
     train = build_index(data.root, data.train_split, cache_dir)
     indexes = {"train": train, "val": build_index(data.root, data.val_split, cache_dir)}
-    if indexes["val"].classes != train.classes:
-        difference = sorted(set(train.classes) ^ set(indexes["val"].classes))
-        raise ValueError(
-            f"{data.root}: {data.train_split!r} and {data.val_split!r} differ in their class folders, for one in "
-            f"{difference[0]!r}; make them the same"
-        )
+    check_same_classes(train, indexes["val"])
     if data.held_out:
         indexes["train"], indexes["held_out"] = train.split(data.held_out, config.seed)
     if len(indexes["train"]) < config.train.batch_size:
@@ -163,12 +158,13 @@ def build_networks(config: RunConfig, classes: tuple[str, ...]) -> tuple[nn.Modu
     student = build_model(config.student, classes)
     if config.student.classifier == "reused":
         assert teacher is not None, "checked by RunConfig"
-        student = reuse_classifier(student, teacher, image_size(config), factor=config.student.factor)
+        size = image_size(config)
+        student = ReusedClassifierStudent(student, TeacherHead.of(teacher, size), size, config.student.factor)
     return student, teacher
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:
-    return (config.views.size, config.views.size)
+    return (config.views.height, config.views.width)
 
 
 def placed(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]

@@ -5,7 +5,7 @@ A tiny Ray actor stands between them, so that it works from any node and shows i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -37,7 +37,6 @@ class Reporter:
 
     board: Any
     active: bool
-    sent: list[Any] = field(default_factory=list)
 
     def update(self, **state: Any) -> None:
         if self.active and self.board is not None:

@@ -29,16 +29,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.assembly import build_networks, image_size, open_data
 from cluster.config import RunConfig, load_recipe, to_yaml
+from cluster.failures import RunFailed
 from cluster.progress import ProgressBoard
-from cluster.tracking import open_run
+from cluster.tracking import flat, open_run
 from cluster.worker import train_worker
 from kdcore.distiller import Distiller, OnlineTeacher
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
-
-
-class RunFailed(RuntimeError):
-    """A run that ended by an error in a worker; the message is that error's."""
 
 
 @dataclass(frozen=True)
@@ -102,23 +99,17 @@ def continued(config: RunConfig) -> RunResult | None:
     earlier = config.run_dir / "recipe.yaml"
     if not earlier.exists():
         return None
-    ours, theirs = (flat_recipe(c) for c in (config, load_recipe(earlier)))
+    ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(earlier)))
     changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking")]
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{config.run_dir} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} now); "
-            "choose another name=..., or delete that folder"
+            f"{config.run_dir} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
+            "now); choose another name=..., or delete that folder"
         )
     result = config.run_dir / "result.json"
     return RunResult(**json.loads(result.read_text())) if result.exists() else None
-
-
-def flat_recipe(config: RunConfig) -> dict[str, Any]:
-    from cluster.tracking import flat
-
-    return flat(config.model_dump(mode="json"))
 
 
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:

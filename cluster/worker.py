@@ -31,7 +31,7 @@ from cluster.progress import Reporter
 from cluster.rank import Rank, seed_micro_batch, set_up_torch
 from cluster.tracking import Tracker
 from kdcore.batch import Batch
-from kdcore.distiller import StepOutput
+from kdcore.distiller import StepOutput, unique_names
 from kdcore.optim import Schedule, build_optimizer
 
 
@@ -168,7 +168,7 @@ class Recorder:
     def __init__(self, config: RunConfig, run_id: str, run: Assembly, first_step: int, reporter: Reporter) -> None:
         self.config, self.run, self.reporter, self.first_step = config, run, reporter, first_step
         self.tracker = Tracker(config, run_id, first_step) if run.rank.first else None
-        self.term_names = list(run_terms(run))
+        self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.wait_seconds = self.window_wait = 0.0
         self.window_start, self.window_steps = time.perf_counter(), 0
@@ -230,7 +230,7 @@ class Recorder:
         if self.tracker:
             self.tracker.log(self.first_step, self.teacher)
         self.reporter.say(
-            f"teacher on {split}: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%} of {metrics['images']} images"
+            f"teacher on {split}, {metrics['images']} images: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
         )
         self.window_start = time.perf_counter()
 
@@ -260,9 +260,3 @@ class Recorder:
             self.tracker.log(state.step, {"system/train_seconds": state.train_seconds})
             self.tracker.close()
         return result
-
-
-def run_terms(run: Assembly) -> list[str]:
-    from kdcore.distiller import unique_names
-
-    return list(unique_names([term for term in run.config.method if term.weight > 0]))

@@ -31,7 +31,10 @@ class Distiller(nn.Module):
 
     The modules of terms with weights are kept in `extras`, outside the student, so that they are trained and
     checkpointed but never exported. The teacher is no submodule: `train()`, `to()`, `state_dict()` and a data-parallel
-    wrapper pass it by. It is asked only where a batch does not already bring its targets.
+    wrapper pass it by. It is asked only where a batch does not already bring its targets. Terms of weight 0 are left
+    out, with all that they need. The other arguments are what a term may know when it is built: see `TermContext`.
+
+    ValueError for a method without terms, and for a tap or a shape that does not fit.
     """
 
     def __init__(
@@ -44,9 +47,12 @@ class Distiller(nn.Module):
         teacher: OnlineTeacher | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
         class_means: dict[str, Tensor] | None = None,
+        sample_labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.terms = unique_names([term for term in terms if term.weight > 0])
+        if not self.terms:
+            raise ValueError("the method has no term with a weight above 0, so nothing would be learnt; add one")
         self.needs = Needs.union(term.needs() for term in self.terms.values())
         self.student = student
         self.taps = FeatureTaps(student, self.needs.student_taps, self.needs.detach_head_at)
@@ -59,6 +65,7 @@ class Distiller(nn.Module):
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
             class_means=class_means or {},
+            sample_labels=sample_labels,
         )
         self.extras = nn.ModuleDict({name: term.build(context) for name, term in self.terms.items()})
 
@@ -66,23 +73,33 @@ class Distiller(nn.Module):
     def teacher(self) -> OnlineTeacher | None:
         return self._teacher[0]
 
+    def no_weight_decay(self) -> set[str]:
+        """The student's own parameters that no weight decay shall reach (a ViT's position embedding, say): what timm's
+        optimiser factory asks of a network."""
+        return {
+            f"{path}.{name}"
+            for path, module in self.student.named_modules(prefix="student")
+            if hasattr(module, "no_weight_decay")
+            for name in module.no_weight_decay()
+        }
+
     def forward(self, batch: Batch) -> StepOutput:
         """The loss of one micro-batch. The teacher is asked, without gradient, if the batch brings no targets."""
-        targets = batch.targets
-        if targets is None and self.needs.teacher:
-            if self.teacher is None:
-                raise ValueError("the method needs a teacher's outputs, but there is neither a teacher nor a cache")
-            targets = self.teacher(batch)
+        if self.needs.hard_labels and batch.labels.ndim != 1:
+            hard = [name for name, term in self.terms.items() if term.needs().hard_labels]
+            raise ValueError(f"{', '.join(hard)} has no meaning for mixed labels; turn mixing off")
+        targets = self.targets(batch)
         images = batch.images
         if self.needs.student_input_gradient:
             images = images.detach().requires_grad_(True)
         student_logits, features = self.taps(images)
         inputs = TermInputs(
-            labels=batch.hard_labels if self.needs.hard_labels else batch.labels,
+            labels=batch.labels,
             student_logits=student_logits,
             student_features=features,
             teacher=targets or TeacherOutputs(),
             sample_ids=batch.sample_ids,
+            epoch=batch.epoch,
             student_input_gradient=input_gradient(student_logits, batch.labels, images, create_graph=True)
             if self.needs.student_input_gradient
             else None,
@@ -96,12 +113,21 @@ class Distiller(nn.Module):
             teacher_logits=None if targets is None else targets.logits,
         )
 
+    def targets(self, batch: Batch) -> TeacherOutputs | None:
+        """What the batch brings, else the teacher's answer; None where the method needs no teacher."""
+        if batch.targets is not None or not self.needs.teacher:
+            return batch.targets
+        if self.teacher is None:
+            raise ValueError("the method needs a teacher's outputs, but there is neither a teacher nor a cache")
+        return self.teacher(batch)
+
 
 class OnlineTeacher:
     """A frozen network that answers what a method needs, for the very images the student sees.
 
-    Kept in eval mode and outside every module tree. `mean` and `std` are those of the batch's images where they differ
-    from what the teacher was trained with: the images are then re-normalised for it.
+    Kept in eval mode and outside every module tree. renormalise: (scale, shift) that turn the batch's images into those
+    the teacher was trained with, where the two differ (`renormalisation`). Gradients are with respect to the batch's
+    images, so that they compare with the student's.
     """
 
     def __init__(
@@ -112,7 +138,7 @@ class OnlineTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.needs = needs
-        self.taps = FeatureTaps(model, needs.teacher_taps)
+        self.taps = FeatureTaps(model, needs.teacher_taps | needs.class_means)
         self.classifier = None
         if needs.teacher_classifier:
             linear = classifier_of(model)
@@ -122,13 +148,10 @@ class OnlineTeacher:
     def __call__(self, batch: Batch) -> TeacherOutputs:
         assert not self.model.training, "the teacher was switched to training mode"
         images = batch.images
-        if self.renormalise is not None:
-            scale, shift = self.renormalise
-            images = images * scale + shift
         with torch.set_grad_enabled(self.needs.teacher_input_gradient):
             if self.needs.teacher_input_gradient:
                 images = images.detach().requires_grad_(True)
-            logits, features = self.taps(images)
+            logits, features = self.taps(self.normalised(images))
             gradient = input_gradient(logits, batch.labels, images) if self.needs.teacher_input_gradient else None
         return TeacherOutputs(
             logits=logits.detach(),
@@ -137,9 +160,19 @@ class OnlineTeacher:
             input_gradient=gradient,
         )
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """The batch's images as the teacher was trained to see them."""
+        if self.renormalise is None:
+            return images
+        scale, shift = self.renormalise
+        return images * scale + shift
+
 
 def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph: bool = False) -> Tensor:
-    """The gradient of each sample's cross-entropy with respect to its image: [B,3,H,W]."""
+    """The gradient of each sample's cross-entropy with respect to its image: [B,3,H,W].
+
+    Batch norm in training mode couples the samples: the gradient is then that of the micro-batch's sum.
+    """
     (gradient,) = torch.autograd.grad(cross_entropy(logits, labels).sum(), images, create_graph=create_graph)
     return gradient
 

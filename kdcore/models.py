@@ -6,17 +6,20 @@ Not here: the networks themselves (`kdcore.networks`), and SimKD's student graph
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
+
+# Arguments of `timm.create_model` that other fields stand for.
+_OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 
 
 class ModelConfig(BaseModel):
@@ -49,37 +52,65 @@ class ModelConfig(BaseModel):
                 raise ValueError(f"{path}: no such file, named by the model {self.model!r} of the recipe")
         if self.pretrained and self.checkpoint:
             raise ValueError(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
+        if taken := _OWN_ARGS & self.args.keys():
+            raise ValueError(
+                f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
+            )
 
 
 def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -> nn.Module:
     """The network with one output per class name, its weights loaded."""
     config.check()
     checkpoint = load_tensors(config.checkpoint) if config.checkpoint else None
-    own_classes = {} if config.class_indices else {"num_classes": len(class_names)}
-    model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
+    own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": len(class_names)}
+    try:
+        model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
+    except TypeError as error:  # how a network refuses an argument
+        raise ValueError(f"model {config.model!r} does not take args {config.args}: {error}") from error
     if checkpoint is not None:
         _load_weights(model, checkpoint, config)
     if config.class_indices:
-        indices = json.loads(Path(config.class_indices).read_text())
-        missing = [name for name in class_names if name not in indices]
-        if missing:
-            raise ValueError(f"{config.class_indices} has no index for the class folder {missing[0]!r}")
-        keep_classes(model, [indices[name] for name in class_names])
+        keep_classes(model, _class_indices(config.class_indices, class_names))
     return model
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch file; never a pickled object."""
-    if str(path).endswith(".safetensors"):
-        return safetensors.torch.load_file(path)
+def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[int]:
+    """The index of each class, from a JSON file {class folder: index}."""
     try:
+        indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a JSON file {{class folder: index}} ({error.errors()[0]['msg']})") from error
+    missing = [name for name in class_names if name not in indices]
+    if missing:
+        raise ValueError(f"{path} has no index for the class folder {missing[0]!r} ({len(missing)} missing); add it")
+    return [indices[name] for name in class_names]
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch file; never a pickled object.
+
+    A torch file holds them at its top level, or under 'state_dict' or 'model', as training scripts write them.
+    ValueError for another file.
+    """
+    try:
+        if str(path).endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:
         raise ValueError(
             f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors"
         ) from error
-    loaded = loaded.get("state_dict", loaded)
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    found = loaded if isinstance(loaded, dict) else {}
+    found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"{path}: no tensors at its top level, nor under 'state_dict' or 'model', but {type(loaded).__name__} "
+            f"{list(found)[:6]}; convert it to .safetensors"
+        )
+    return tensors
 
 
 def _load_weights(model: nn.Module, checkpoint: dict[str, Tensor], config: ModelConfig) -> None:
@@ -92,17 +123,25 @@ def _load_weights(model: nn.Module, checkpoint: dict[str, Tensor], config: Model
         if suffixes:
             raise ValueError(f"{config.checkpoint}: at one position stand {suffixes[0][1]!r} and {suffixes[0][0]!r}")
         checkpoint = dict(zip(own, checkpoint.values(), strict=True))
-    wrong = sorted(set(own) ^ set(checkpoint)) or [n for n in own if own[n].shape != checkpoint[n].shape]
-    if wrong:
-        name = wrong[0]
-        shapes = {
-            side: list(t[name].shape) if name in t else "absent" for side, t in (("network", own), ("file", checkpoint))
-        }
-        raise ValueError(
-            f"{config.checkpoint} does not fit {config.model} with {model.num_classes} classes: {len(wrong)} tensors "
-            f"differ, the first is {name!r} (network: {shapes['network']}, file: {shapes['file']})"
-        )
+    _require_fit(own, checkpoint, f"{config.checkpoint} does not fit {config.model} with {model.num_classes} classes")
     model.load_state_dict(checkpoint)
+
+
+def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], complaint: str) -> None:
+    """ValueError unless both have the same names and shapes."""
+    names = sorted(own.keys() ^ checkpoint.keys())
+    wrong = names or [name for name in own if own[name].shape != checkpoint[name].shape]
+    if wrong:
+        network, file = (list(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (own, checkpoint))
+        remedy = (
+            "checkpoint_keys: positions matches tensors by their order"
+            if names
+            else "class_indices keeps some classes of a file with more of them"
+        )
+        raise ValueError(
+            f"{complaint}: {len(wrong)} tensors differ, the first is {wrong[0]!r} (network: {network}, file: {file}); "
+            f"{remedy}"
+        )
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
@@ -116,14 +155,16 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 def keep_classes(model: nn.Module, indices: list[int]) -> None:
-    """Reduces the network's classifier to the given rows, in their order, in place."""
+    """Reduces the network's classifier to the given rows, in their order, in place. ValueError for a row it lacks."""
     old = classifier_of(model)
-    if max(indices) >= old.out_features:
-        raise ValueError(f"class index {max(indices)} is beyond the classifier's {old.out_features} rows")
-    new = nn.Linear(old.in_features, len(indices), bias=old.bias is not None)
+    outside = [index for index in indices if not 0 <= index < old.out_features]
+    if outside:
+        raise ValueError(f"class index {outside[0]} is not one of the classifier's {old.out_features} rows")
+    bias = old.bias is not None
+    new = nn.Linear(old.in_features, len(indices), bias, old.weight.device, old.weight.dtype)
     with torch.no_grad():
         new.weight.copy_(old.weight[indices])
-        if old.bias is not None:
+        if bias:
             new.bias.copy_(old.bias[indices])
     name = next(n for n, module in model.named_modules() if module is old)
     model.set_submodule(name, new)
@@ -131,8 +172,9 @@ def keep_classes(model: nn.Module, indices: list[int]) -> None:
 
 
 def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std (of RGB in [0,1]) that the network's weights were trained with."""
-    config = timm.data.resolve_model_data_config(model)
+    """The mean and std (of RGB in [0,1]) that the network's weights were trained with, which timm keeps with it."""
+    assert getattr(model, "pretrained_cfg", None), "timm would answer with ImageNet's statistics"
+    config = resolve_model_data_config(model)
     return tuple(config["mean"]), tuple(config["std"])
 
 

@@ -6,16 +6,18 @@ import math
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 
 class OptimizerConfig(BaseModel):
-    """timm's optimiser `opt` (sgd, adamw, lamb, ...). decay_all: weight decay on biases and norms too, as the CIFAR
-    recipes of the field do; timm leaves them out otherwise. args: further arguments of the optimiser."""
+    """timm's optimiser `opt` (sgd, adamw, lamb, ...). Beware: timm's 'sgd' has Nesterov's momentum; 'momentum' is the
+    plain one. momentum: for the optimisers that have one. decay_all: weight decay on every parameter, as the CIFAR
+    recipes of the field do; timm leaves out biases, norms and what the network names. args: further arguments of the
+    optimiser."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,8 +29,18 @@ class OptimizerConfig(BaseModel):
     args: dict[str, Any] = Field(default_factory=dict)
 
 
+# What each schedule reads; another field that is set would be skipped in silence.
+_READS = {
+    "cosine": {"warmup_epochs", "warmup_lr", "min_lr"},
+    "multistep": {"warmup_epochs", "warmup_lr", "milestones", "decay_rate"},
+    "constant": {"warmup_epochs", "warmup_lr"},
+    "onecycle": set(),
+}
+
+
 class ScheduleConfig(BaseModel):
-    """timm's schedule, or OneCycle. Durations are epochs. milestones: epochs whose first step has the lower rate."""
+    """timm's schedule, or OneCycle. Durations are epochs of the whole run, of which the warm-up is a part. milestones:
+    epochs whose first step has the lower rate, counted from 0. A field that the schedule does not read is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,16 +51,30 @@ class ScheduleConfig(BaseModel):
     milestones: tuple[int, ...] = ()
     decay_rate: float = Field(default=0.1, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _check_fields(self) -> ScheduleConfig:
+        reads = _READS[self.sched]
+        for name, field in type(self).model_fields.items():
+            if name not in {"sched", *reads} and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} has no meaning for sched {self.sched!r}, which reads "
+                    f"{', '.join(sorted(reads)) or 'nothing else'}; leave it out"
+                )
+        if self.sched == "multistep" and not self.milestones:
+            raise ValueError("sched 'multistep' needs milestones: the epochs at which the rate drops")
+        if any(later <= earlier for earlier, later in zip((0, *self.milestones), self.milestones, strict=False)):
+            raise ValueError(f"milestones {list(self.milestones)} must be above 0 and ascend")
+        return self
+
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over every trained parameter of the module."""
+    """The optimiser over every trained parameter of the module. ValueError for an `opt` that timm does not know."""
     return create_optimizer_v2(
-        module,
+        [p for p in module.parameters() if p.requires_grad] if config.decay_all else module,
         opt=config.opt,
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
-        filter_bias_and_bn=not config.decay_all,
         **config.args,
     )
 
@@ -61,8 +87,6 @@ class Schedule:
         self, config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_epochs: int, steps_per_epoch: int
     ) -> None:
         self._scheduler: Scheduler | None = None
-        # timm's multistep decays one update early (it counts the update that has just been done).
-        self._offset = -1 if config.sched == "multistep" else 0
         if config.sched == "onecycle":
             self._scheduler = OneCycle(optimizer, num_epochs * steps_per_epoch)
         elif config.sched != "constant" or config.warmup_epochs:
@@ -74,7 +98,8 @@ class Schedule:
                 warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
                 warmup_lr=config.warmup_lr,
                 min_lr=config.min_lr,
-                decay_milestones=list(config.milestones),
+                # timm's multistep drops the rate one step early; half a step more is late by none.
+                decay_milestones=[epoch + 0.5 / steps_per_epoch for epoch in config.milestones],  # type: ignore[misc]
                 decay_rate=config.decay_rate,
                 step_on_epochs=False,
                 updates_per_epoch=steps_per_epoch,
@@ -83,18 +108,21 @@ class Schedule:
     def set_step(self, step: int) -> None:
         """Before the update of `step` (0 for the first)."""
         if self._scheduler is not None:
-            self._scheduler.step_update(max(0, step + self._offset))
+            self._scheduler.step_update(step)
 
 
 class OneCycle(Scheduler):
     """Smith's one-cycle policy as PyTorch's OneCycleLR has it (cosine, 30 % rise, from 1/25 of the peak to 1/250,000),
-    with the momentum (or Adam's first beta) going 0.95 - 0.85 - 0.95 against it; stateless, unlike PyTorch's."""
+    with the momentum (or Adam's first beta) going 0.95 - 0.85 - 0.95 against it; stateless, unlike PyTorch's.
+
+    Source: Smith and Topin, "Super-Convergence", arXiv 1708.07120.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, rise: float = 0.3) -> None:
         self.peak = max(1.0, rise * num_steps - 1)
         self.last = max(self.peak + 1, num_steps - 1)
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
-        self._set(0)
+        self.step_update(0)
 
     def _fraction(self, step: int) -> tuple[float, bool]:
         """How far along the cosine of the current phase, and whether it is the rise."""
@@ -107,7 +135,7 @@ class OneCycle(Scheduler):
         start, end = (1 / 25, 1.0) if rising else (1.0, 1 / 25 / 1e4)
         return [base * _cosine(start, end, fraction) for base in self.base_values]
 
-    def _set(self, step: int) -> None:
+    def _set_momentum(self, step: int) -> None:
         fraction, rising = self._fraction(step)
         momentum = _cosine(0.95, 0.85, fraction) if rising else _cosine(0.85, 0.95, fraction)
         for group in self.optimizer.param_groups:
@@ -118,7 +146,7 @@ class OneCycle(Scheduler):
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         super().step_update(num_updates)
-        self._set(num_updates)
+        self._set_momentum(num_updates)
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcore.layout import evaluating
+
 FORWARD_FEATURES = "forward_features"
 CLASSIFIER_INPUT = "classifier_input"
 
@@ -21,7 +23,10 @@ class FeatureTaps:
     """A network with taps: `taps(images)` gives the logits [B,K] and {tap: tensor}.
 
     Behind the tap `detach_head_at` the network sees a detached copy, so that no loss on the logits reaches what stands
-    before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights and only watches the network.
+    before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights and only watches the network,
+    while a call of its own lasts. Its hooks are closures, so that they do nothing in a deep copy of the network.
+
+    ValueError for a tap that the network does not have.
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[str], detach_head_at: str | None = None) -> None:
@@ -34,14 +39,15 @@ class FeatureTaps:
         modules = dict(model.named_modules())
         for name in sorted(self.names):
             if name == CLASSIFIER_INPUT:
-                self._handles.append(model.get_classifier().register_forward_pre_hook(self._before_classifier))  # type: ignore[operator]
+                self._handles.append(_classifier(model).register_forward_pre_hook(self._hook_before(name)))
             elif name != FORWARD_FEATURES:
                 if name not in modules or name == "":
                     raise ValueError(unknown_tap(name, modules, type(model).__name__))
                 self._handles.append(modules[name].register_forward_hook(self._hook(name)))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self._captured = captured = {}
+        captured: dict[str, Tensor] = {}
+        self._captured = captured
         try:
             features = self._visit(FORWARD_FEATURES, self.model.forward_features(images))  # type: ignore[operator]
             logits = self.model.forward_head(features)  # type: ignore[operator]
@@ -62,19 +68,31 @@ class FeatureTaps:
 
         Runs two blank images through the network in eval mode, which changes no state.
         """
-        was_training, device = self.model.training, next(self.model.parameters()).device
-        self._versions = versions = {}
-        self.model.eval()
-        with torch.no_grad():
-            _, captured = self(torch.zeros(2, 3, *image_size, device=device))
-        self.model.train(was_training)
-        self._versions = None
+        detaches = self.detach_head_at is not None
+        images = torch.zeros(2, 3, *image_size, device=next(self.model.parameters()).device, requires_grad=detaches)
+        versions: dict[str, int] = {}
+        self._versions = versions
+        try:
+            with evaluating(self.model), torch.set_grad_enabled(detaches):
+                logits, captured = self(images)
+        except AssertionError as error:  # how timm's ViTs refuse a size
+            raise ValueError(
+                f"{type(self.model).__name__} takes no images of {list(image_size)}: {error}; change the size of the "
+                "views, or give the model args: {img_size: ...}"
+            ) from error
+        finally:
+            self._versions = None
         for name, tensor in captured.items():
             if tensor._version != versions[name]:
                 raise ValueError(
                     f"tap {name!r} is overwritten in place by the layer behind it (an in-place activation, say); "
                     "tap that layer, or the block that contains it, instead"
                 )
+        if logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None:
+            raise ValueError(
+                f"the head cannot be detached at tap {self.detach_head_at!r}: a skip connection leads around it; "
+                "tap the block that contains it instead"
+            )
         return {name: tensor.shape[1:] for name, tensor in captured.items()}
 
     def _visit(self, name: str, value: Any) -> Any:
@@ -93,13 +111,26 @@ class FeatureTaps:
     def _hook(self, name: str) -> Any:
         return lambda module, args, output: self._visit(name, output)
 
-    def _before_classifier(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._visit(CLASSIFIER_INPUT, args[0]), *args[1:])
+    def _hook_before(self, name: str) -> Any:
+        return lambda module, args: (self._visit(name, args[0]), *args[1:])
+
+
+def _classifier(model: nn.Module) -> nn.Module:
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} has no single classifier (but a {type(classifier).__name__}), so no tap "
+            f"{CLASSIFIER_INPUT!r}; tap a module instead"
+        )
+    return classifier
 
 
 def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:
     """The sentence that refuses a tap: the nearest names, or the network's outermost ones."""
     known = [*(m for m in modules if m), FORWARD_FEATURES, CLASSIFIER_INPUT]
     near = difflib.get_close_matches(name, known, n=6, cutoff=0.6)
-    shown = near or [m for m in known if "." not in m]
-    return f"{network} has no tap {name!r}; {'did you mean' if near else 'there are'} {', '.join(shown)}?"
+    if near:
+        return f"{network} has no tap {name!r}; did you mean {', '.join(near)}?"
+    return (
+        f"{network} has no tap {name!r}; it has {', '.join(m for m in known if '.' not in m)} (and what is inside them)"
+    )

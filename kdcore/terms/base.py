@@ -31,7 +31,8 @@ class TermInputs:
     """What a term may read of one micro-batch. All tensors are as the networks gave them (any float type).
 
     labels [B] int64 or soft [B,K]; student_logits [B,K]; student_features {tap: tensor}; teacher: its outputs;
-    sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph.
+    sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph; epoch: epochs done
+    before this step, as in `Batch` (what a term draws at random is a function of it and of the sample's number).
     """
 
     labels: Tensor
@@ -40,6 +41,7 @@ class TermInputs:
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
     sample_ids: Tensor | None = None
     student_input_gradient: Tensor | None = None
+    epoch: float | None = None
 
     @property
     def teacher_logits(self) -> Tensor:
@@ -52,7 +54,8 @@ class TermContext:
     """What a term may know when its weights are made.
 
     student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
-    class_means: {teacher tap: [K,D]} where declared.
+    class_means: {teacher tap: [K,D]} where declared; sample_labels [num_samples] int64: the class of every training
+    sample, by sample id.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -60,6 +63,7 @@ class TermContext:
     num_classes: int
     num_samples: int
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    sample_labels: Tensor | None = None
 
 
 class Term(BaseModel):

@@ -1,4 +1,7 @@
-"""Feature distillation by mean squared error through a 1x1 projection."""
+"""Taps compared by mean squared error: pairs through 1x1 projections, FitNet's hint, SimKD's last map.
+
+Also what every term over taps shares: maps of one size (`aligned_maps`) and the base `PairedTerm`.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
 from kdcore.terms.base import Pair, Term, TermContext, TermInputs
+from kdcore.terms.checks import require_same_shape
+from kdcore.terms.precision import full_precision
 
 
+@full_precision
 def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """mean over all elements of a sample of (student - teacher)^2: [B], squared feature units.
 
-    Both [B,...] of one shape; the difference is taken in float32. 0 when student equals teacher.
+    Both [B,...] of one shape. 0 when student equals teacher.
     """
-    if student_features.shape != teacher_features.shape:
-        raise ValueError(f"features differ in shape: {list(student_features.shape)}, {list(teacher_features.shape)}")
-    return (student_features.float() - teacher_features.float()).square().flatten(1).mean(dim=1)
+    require_same_shape(student_features, teacher_features)
+    return (student_features - teacher_features).square().flatten(1).mean(dim=1)
 
 
 def as_map(features: Tensor) -> Tensor:
@@ -43,16 +48,33 @@ def pool_larger(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tenso
     if s == t:
         return student_map, teacher_map
     if s[0] >= t[0] and s[1] >= t[1]:
-        return F.adaptive_avg_pool2d(student_map, t), teacher_map
+        return F.adaptive_avg_pool2d(student_map, (t[0], t[1])), teacher_map
     if s[0] <= t[0] and s[1] <= t[1]:
-        return student_map, F.adaptive_avg_pool2d(teacher_map, s)
+        return student_map, F.adaptive_avg_pool2d(teacher_map, (s[0], s[1]))
     raise ValueError(f"maps of {list(s)} and {list(t)}: neither is the larger; choose taps of matching shape")
 
 
-class FeatureMSE(Term):
-    """`feature_mse` between pairs of taps, through one bias-free 1x1 convolution a pair; the mean over pairs."""
+def aligned_maps(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of any two taps as maps of one size: `as_map`, then `pool_larger`.
 
-    term: Literal["feature_mse"] = "feature_mse"
+    ValueError for tokens of different number: a pooled column of tokens is no pooled image.
+    """
+    if student_features.ndim == teacher_features.ndim == 3 and student_features.shape[1] != teacher_features.shape[1]:
+        raise ValueError(
+            f"tokens [B,N,D] of different number, {student_features.shape[1]} and {teacher_features.shape[1]}; choose "
+            "networks of one patch grid and one number of class tokens"
+        )
+    return pool_larger(as_map(student_features), as_map(teacher_features))
+
+
+def num_channels(shape: torch.Size) -> int:
+    """Channels of a feature's shape without the batch: [C,H,W], tokens [N,D] or a vector [D]."""
+    return int(shape[0] if len(shape) in (1, 3) else shape[1])
+
+
+class PairedTerm(Term):
+    """Base of the terms that compare taps of the student with taps of the teacher; pairs go from shallow to deep."""
+
     pairs: tuple[Pair, ...] = Field(min_length=1)
 
     def needs(self) -> Needs:
@@ -60,37 +82,119 @@ class FeatureMSE(Term):
             student_taps=frozenset(p.student for p in self.pairs), teacher_taps=frozenset(p.teacher for p in self.pairs)
         )
 
+    def tapped(self, inputs: TermInputs) -> list[tuple[Tensor, Tensor]]:
+        """The (student, teacher) features of every pair."""
+        return [(inputs.student_features[p.student], inputs.teacher.features[p.teacher]) for p in self.pairs]
+
+    def channels(self, context: TermContext) -> list[tuple[int, int]]:
+        """The (student, teacher) channels of every pair."""
+        return [
+            (num_channels(context.student_shapes[p.student]), num_channels(context.teacher_shapes[p.teacher]))
+            for p in self.pairs
+        ]
+
+
+class FeatureMSE(PairedTerm):
+    """`feature_mse` between pairs of taps, through one bias-free 1x1 convolution a pair; the mean over pairs."""
+
+    term: Literal["feature_mse"] = "feature_mse"
+
     def build(self, context: TermContext) -> nn.Module:
-        return ProjectedMSE(self.pairs, context)
+        return projected_mse(self, context)
 
 
-class ProjectedMSE(nn.Module):
-    """The weights of `FeatureMSE`: student [B,C,H,W] -> teacher [B,C',H',W'], pooled first (cheaper, and equal: the
-    projection is linear and has no bias)."""
+class FeatureOnly(PairedTerm):
+    """Distillation without logit losses: `FeatureMSE`, and no label reaches the backbone.
 
-    def __init__(self, pairs: tuple[Pair, ...], context: TermContext) -> None:
-        super().__init__()
-        self.pairs = pairs
-        self.projections = nn.ModuleList(
-            nn.Conv2d(
-                _channels(context.student_shapes[p.student]),
-                _channels(context.teacher_shapes[p.teacher]),
-                1,
-                bias=False,
+    What stands behind the student tap `detach_head_at` (by default the last pair's) sees a detached copy of it, so the
+    `ce` term beside this one trains the head alone, in the same backward pass.
+    Source: Cooper, Chen, Dwivedy, Gurari, "Logit-Based Losses Limit the Effectiveness of Feature Knowledge
+    Distillation", arXiv 2511.14981.
+    """
+
+    term: Literal["feature_only"] = "feature_only"
+    detach_head_at: str | None = None
+
+    @model_validator(mode="after")
+    def _detach_at_a_pair(self) -> FeatureOnly:
+        taps = [p.student for p in self.pairs]
+        if self.detach_head_at is not None and self.detach_head_at not in taps:
+            raise ValueError(
+                f"detach_head_at {self.detach_head_at!r} is no student tap of the pairs; take one of {taps}"
             )
-            for p in pairs
-        )
+        return self
+
+    def needs(self) -> Needs:
+        return super().needs() | Needs(detach_head_at=self.detach_head_at or self.pairs[-1].student)
+
+    def build(self, context: TermContext) -> nn.Module:
+        return projected_mse(self, context)
+
+
+def projected_mse(config: PairedTerm, context: TermContext) -> RegressedMSE:
+    """`RegressedMSE` with one bias-free 1x1 convolution a pair."""
+    return RegressedMSE(config, [nn.Conv2d(s, t, 1, bias=False) for s, t in config.channels(context)])
+
+
+class FitNet(PairedTerm):
+    """The hint: `feature_mse` of one middle layer, usually at weight 100, through a regressor.
+
+    The regressor is a 1x1 convolution, batch norm and ReLU, as in the code behind the published tables; the larger map
+    is pooled first where theirs has a strided or transposed convolution. `relu: false` for a tap of either sign.
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, equation 3.
+    """
+
+    term: Literal["fitnet"] = "fitnet"
+    pairs: tuple[Pair, ...] = Field(min_length=1, max_length=1)
+    relu: bool = True
+
+    def build(self, context: TermContext) -> nn.Module:
+        ((s, t),) = self.channels(context)
+        layers: list[nn.Module] = [nn.Conv2d(s, t, 1), nn.BatchNorm2d(t)]
+        return RegressedMSE(self, [nn.Sequential(*layers, *([nn.ReLU()] if self.relu else []))])
+
+
+class RegressedMSE(nn.Module):
+    """The mean over pairs of `feature_mse` through one regressor a pair: student [B,C,H,W] -> teacher [B,C',H',W'].
+
+    Maps are pooled before they are regressed: cheaper, and equal where the regressor is linear and has no bias.
+    """
+
+    def __init__(self, config: PairedTerm, regressors: list[nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        self.regressors = nn.ModuleList(regressors)
 
     def forward(self, inputs: TermInputs) -> Tensor:
         losses = []
-        for pair, projection in zip(self.pairs, self.projections, strict=True):
-            student_map, teacher_map = pool_larger(
-                as_map(inputs.student_features[pair.student]), as_map(inputs.teacher.features[pair.teacher])
-            )
-            losses.append(feature_mse(projection(student_map), teacher_map))
+        for features, regressor in zip(self.config.tapped(inputs), self.regressors, strict=True):
+            student_map, teacher_map = aligned_maps(*features)
+            losses.append(feature_mse(regressor(student_map), teacher_map))
         return torch.stack(losses).mean(dim=0)
 
 
-def _channels(shape: torch.Size) -> int:
-    """Channels of a feature's shape without the batch: [C,H,W], tokens [N,D] or a vector [D]."""
-    return int(shape[0] if len(shape) in (1, 3) else shape[1])
+class SimKD(Term):
+    """SimKD: `feature_mse` between the student's projected map and the teacher's last map, and nothing else.
+
+    The student is the graph that reuses the teacher's classifier; it has pooled and projected already, so only the
+    teacher's map may still be the larger one, and is pooled. The labels are not read; weight is 1 in the paper.
+    Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv 2203.14001.
+    """
+
+    term: Literal["simkd"] = "simkd"
+    student_tap: str = "forward_features"
+    teacher_tap: str = "forward_features"
+
+    def needs(self) -> Needs:
+        return Needs(student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}))
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        student, teacher = inputs.student_features[self.student_tap], inputs.teacher.features[self.teacher_tap]
+        if student.ndim == 4 and teacher.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
+            pooled_student, teacher = pool_larger(student, teacher)
+            if pooled_student is not student:
+                raise ValueError(
+                    f"the student's map {list(student.shape)} is larger than the teacher's {list(teacher.shape)}: pool "
+                    "it before the projector, as the graph with the reused classifier does"
+                )
+        return feature_mse(student, teacher)

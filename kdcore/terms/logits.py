@@ -11,8 +11,11 @@ from torch import Tensor
 
 from kdcore.batch import Needs
 from kdcore.terms.base import Term, TermInputs
+from kdcore.terms.checks import require_same_classes
+from kdcore.terms.precision import full_precision
 
 
+@full_precision
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """H(y, q) = -sum_k y_k log q_k with q = softmax(logits): [B] nats.
 
@@ -20,8 +23,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     entropy of y (0 for hard labels).
     """
     if labels.ndim == 2:
-        labels = labels.float()
-    return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+        labels = labels.to(logits.dtype)
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -30,14 +33,16 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum(dim=1)
 
 
+@full_precision
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """temperature^2 * D(softmax(teacher / temperature) || softmax(student / temperature)): [B] nats.
 
-    student_logits, teacher_logits [B,K]; float32 inside. 0 when student equals teacher.
+    student_logits, teacher_logits [B,K]. 0 when student equals teacher.
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
     """
-    log_p = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    log_q = F.log_softmax(student_logits.float() / temperature, dim=1)
+    require_same_classes(student_logits, teacher_logits)
+    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
+    log_q = F.log_softmax(student_logits / temperature, dim=1)
     return temperature**2 * kl_divergence(log_p, log_q)
 
 
@@ -51,14 +56,18 @@ class CrossEntropy(Term):
         return cross_entropy(inputs.student_logits, inputs.labels, self.label_smoothing)
 
 
-class KD(Term):
+class LogitTerm(Term):
+    """Base of the terms that read both networks' logits."""
+
+    def needs(self) -> Needs:
+        return Needs(teacher_logits=True)
+
+
+class KD(LogitTerm):
     """Hinton's distillation: `kd`. The common CIFAR setting is ce 0.1 + kd 0.9 at temperature 4."""
 
     term: Literal["kd"] = "kd"
     temperature: float = Field(gt=0)
-
-    def needs(self) -> Needs:
-        return Needs(teacher_logits=True)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         return kd(inputs.student_logits, inputs.teacher_logits, self.temperature)

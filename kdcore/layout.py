@@ -1,0 +1,91 @@
+"""What a network's last features look like (a map, a channels-last map, tokens) and how to pass between the forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a network lays out its last features: a grid of vectors, with or without prefix tokens before it.
+
+    channels: length of a vector; grid: (H, W); kind: a map [B,C,H,W], a map [B,H,W,C], or tokens
+    [B,num_prefix_tokens+H*W,C], the class token first where there is one.
+    """
+
+    channels: int
+    grid: tuple[int, int]
+    kind: Literal["NCHW", "NHWC", "tokens"] = "NCHW"
+    num_prefix_tokens: int = 0
+
+    def split(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features -> (grid [B,C,H,W], prefix tokens [B,C,P])."""
+        if self.kind == "tokens":
+            columns = features.transpose(1, 2)
+            prefix, grid = columns.tensor_split((self.num_prefix_tokens,), dim=2)
+            return grid.unflatten(2, self.grid), prefix
+        grid = features if self.kind == "NCHW" else features.permute(0, 3, 1, 2)
+        return grid, grid.new_empty(grid.shape[0], grid.shape[1], 0)
+
+    def as_map(self, grid: Tensor, prefix: Tensor) -> Tensor:
+        """What convolutions read: the grid [B,C,H,W], or for tokens the column [B,C,P+H*W,1]."""
+        return torch.cat([prefix, grid.flatten(2)], dim=2).unsqueeze(-1) if self.kind == "tokens" else grid
+
+    def from_map(self, x: Tensor) -> Tensor:
+        """The inverse of `as_map`: what convolutions gave -> features in this layout."""
+        if self.kind == "tokens":
+            return x.squeeze(-1).transpose(1, 2)
+        return x if self.kind == "NCHW" else x.permute(0, 2, 3, 1)
+
+
+def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
+    """`forward_features` of two fixed random images. ValueError if the network has none, or gives no one tensor."""
+    name = type(network).__name__
+    if not hasattr(network, "forward_features"):
+        raise ValueError(f"{name} has no forward_features, so its last map cannot be named; use a network of timm")
+    generator = torch.Generator().manual_seed(0)
+    weight = next(network.parameters())
+    images = torch.randn(2, 3, *image_size, generator=generator).to(weight)
+    try:
+        features = network.forward_features(images)  # type: ignore[operator]
+    except AssertionError as error:  # how timm's ViTs refuse a size
+        raise ValueError(f"{name} takes no images of {list(image_size)}: {error}") from error
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise ValueError(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")
+    return features
+
+
+def layout_of(network: nn.Module, features: Tensor, image_size: tuple[int, int]) -> Layout:
+    """The layout of a network's last features. ValueError where tokens form no grid of the images' proportions."""
+    if features.ndim == 4:
+        kind: Any = "NHWC" if getattr(network, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        channels, height, width = features.shape[1:] if kind == "NCHW" else features.permute(0, 3, 1, 2).shape[1:]
+        return Layout(channels, (height, width), kind)
+    num_prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
+    patches = features.shape[1] - num_prefix_tokens
+    height = round(math.sqrt(patches * image_size[0] / image_size[1]))
+    if height < 1 or patches % height or (patches // height) * image_size[0] != height * image_size[1]:
+        raise ValueError(
+            f"{type(network).__name__}: {patches} tokens (after {num_prefix_tokens} prefix tokens) form no grid of the "
+            f"proportions of images of {list(image_size)}"
+        )
+    return Layout(features.shape[2], (height, patches // height), "tokens", num_prefix_tokens)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode while a network is probed, so that no running statistics move."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)

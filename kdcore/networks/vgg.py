@@ -1,0 +1,49 @@
+"""VGG with batch norm for 32-pixel images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from kdcore.networks.cifar import CifarNetwork, init_convolutions, register
+
+
+class CifarVGG(CifarNetwork):
+    """Five stages of 3x3 convolutions (with bias), batch norm and ReLU; 2x2 max pooling after the first three only, so
+    that a 32-pixel image ends in a 4x4 map; one linear classifier.
+
+    depths: convolutions a stage. Source: Simonyan and Zisserman, arXiv 1409.1556, cut down as in the CRD code base.
+    """
+
+    classifier_name = "classifier"
+    widths = (64, 128, 256, 512, 512)
+
+    def __init__(
+        self, depths: Sequence[int], num_classes: int = 100, in_chans: int = 3, global_pool: str = "avg"
+    ) -> None:
+        super().__init__(self.widths[-1])
+        in_channels = (in_chans, *self.widths[:-1])
+        self.layer1, self.layer2, self.layer3, self.layer4, self.layer5 = (
+            _convolutions(*shape) for shape in zip(in_channels, self.widths, depths, strict=True)
+        )
+        self.pool = nn.MaxPool2d(2)
+        init_convolutions(self)
+        self.reset_classifier(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = self.pool(layer(x))
+        return self.layer5(self.layer4(x))
+
+
+def _convolutions(in_channels: int, channels: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        conv = nn.Conv2d(channels if i else in_channels, channels, 3, padding=1)
+        layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+register("cifar_vgg8", CifarVGG, first_conv="layer1.0", depths=(1, 1, 1, 1, 1))
+register("cifar_vgg13", CifarVGG, first_conv="layer1.0", depths=(2, 2, 2, 2, 2))

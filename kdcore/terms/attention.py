@@ -1,0 +1,40 @@
+"""Attention transfer: where the features are strong, whatever their channels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcore.terms.base import TermInputs
+from kdcore.terms.features import PairedTerm, aligned_maps
+from kdcore.terms.precision import full_precision
+
+
+def attention(feature_map: Tensor) -> Tensor:
+    """mean_c F_c^2 over the positions, as a vector of length 1: [B,C,H,W] -> [B,H*W]."""
+    return F.normalize(feature_map.square().mean(dim=1).flatten(1), dim=1)
+
+
+@full_precision
+def at(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """mean over positions of (attention(student) - attention(teacher))^2: [B], no unit.
+
+    Maps [B,C,H,W] of any channels (or tokens, vectors); the larger is pooled to the smaller. 0 when student equals
+    teacher.
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, equation 2, with
+    the mean in place of the norm, as in the code behind the published tables.
+    """
+    student_map, teacher_map = aligned_maps(student_features, teacher_features)
+    return (attention(student_map) - attention(teacher_map)).square().mean(dim=1)
+
+
+class AT(PairedTerm):
+    """`at`, summed over pairs: the ends of the stages without the stem, usually at weight 1000."""
+
+    term: Literal["at"] = "at"
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return torch.stack([at(*features) for features in self.tapped(inputs)]).sum(dim=0)

@@ -1,0 +1,56 @@
+"""DIST: correlations with the teacher along classes and along samples."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from kdcore.terms.base import TermInputs
+from kdcore.terms.checks import require_batch, require_same_classes
+from kdcore.terms.logits import LogitTerm
+from kdcore.terms.precision import full_precision
+
+_EPSILON = 1e-8  # of the published form; it mutes classes whose probability hardly varies over the batch
+
+
+def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation of a and b along dim; 0 where either is constant."""
+    a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + _EPSILON)
+
+
+@full_precision
+def dist(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, inter_weight: float, intra_weight: float
+) -> Tensor:
+    """temperature^2 * (inter_weight * (1 - r_b) + intra_weight * (1 - mean_k r_k)): [B], no unit.
+
+    r_b correlates the two softmax(logits / temperature) over the classes of sample b, r_k over the samples of class k.
+    student_logits, teacher_logits [B,K]. 0 (to rounding and epsilon) when student equals teacher. Each sample carries
+    the whole column part, so that the mean over the batch is the published value.
+    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
+    """
+    require_same_classes(student_logits, teacher_logits)
+    require_batch(student_logits)
+    p, q = F.softmax(teacher_logits / temperature, dim=1), F.softmax(student_logits / temperature, dim=1)
+    inter, intra = 1 - pearson(q, p, dim=1), 1 - pearson(q, p, dim=0).mean()
+    return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+class DIST(LogitTerm):
+    """`dist`. CIFAR-100: temperature 4; ImageNet: temperature 1. The column part is taken over the micro-batch, which
+    is the reference batch: of one size on however many ranks."""
+
+    term: Literal["dist"] = "dist"
+    temperature: float = Field(gt=0)
+    inter_weight: float = Field(default=1.0, ge=0)
+    intra_weight: float = Field(default=1.0, ge=0)
+    batch_coupled: ClassVar[bool] = True
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return dist(
+            inputs.student_logits, inputs.teacher_logits, self.temperature, self.inter_weight, self.intra_weight
+        )

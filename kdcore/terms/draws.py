@@ -1,0 +1,78 @@
+"""Random numbers of terms, as a pure function of (seed, stream, epoch, sample id).
+
+Masks, noises and negatives are drawn here and from no stateful generator: a resumed run draws what the unbroken run
+would have drawn, and a sample draws the same on whichever rank it lands. The generator is SplitMix64 (Steele, Lea,
+Flood, OOPSLA 2014): a counter passed through a mixing function of 64 bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kdcore.terms.base import TermInputs
+
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio; these three are written as signed integers
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+
+
+class Draws:
+    """The numbers of one micro-batch: each method gives [B,count], row by row a function of the sample alone.
+
+    seed: the term's; stream: which of the term's draws (two streams are independent). Drawn anew every whole epoch.
+    """
+
+    def __init__(self, inputs: TermInputs, seed: int, stream: int = 0) -> None:
+        assert inputs.sample_ids is not None, "a term that draws must declare sample_ids"
+        assert inputs.epoch is not None, "a term that draws reads TermInputs.epoch, which whoever makes it must fill"
+        self.rows = row_states(inputs.sample_ids, seed, stream, math.floor(inputs.epoch))
+
+    def below(self, bounds: Tensor, count: int) -> Tensor:
+        """int64 in [0, bound), bounds [B]. The modulo's bias is below bound / 2^63."""
+        return _shift(bits(self.rows, count), 1) % bounds[:, None]
+
+    def order(self, count: int) -> Tensor:
+        """A permutation of 0 .. count - 1 in each row."""
+        return bits(self.rows, count).argsort(dim=1)
+
+    def integers(self, bound: int) -> Tensor:
+        """One int64 in [0, bound) a row: [B]."""
+        return self.below(torch.full_like(self.rows, bound), 1).squeeze(1)
+
+    def normals(self, count: int) -> Tensor:
+        """float32 from the standard normal distribution, by Box and Muller's transform."""
+        radius, angle = uniforms(self.rows, 2 * count).chunk(2, dim=1)
+        return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
+
+
+def row_states(row_ids: Tensor, *key: int) -> Tensor:
+    """[B] int64: where the counter of each row starts."""
+    state = mix(row_ids)
+    for part in key:
+        state = mix(state + part + _INCREMENT)
+    return state
+
+
+def bits(rows: Tensor, count: int) -> Tensor:
+    """[B,count] int64 with all 64 bits random: the generator's first outputs from each state."""
+    return mix(rows[:, None] + torch.arange(1, count + 1, device=rows.device) * _INCREMENT)
+
+
+def uniforms(rows: Tensor, count: int) -> Tensor:
+    """[B,count] float32 in [0, 1), multiples of 2^-24."""
+    return _shift(bits(rows, count), 40).float() * 2.0**-24
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's mixing function, a bijection of 64-bit integers. Products wrap around, as they are meant to."""
+    x = (x ^ _shift(x, 30)) * _MULTIPLIER_1
+    x = (x ^ _shift(x, 27)) * _MULTIPLIER_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, places: int) -> Tensor:
+    """Logical shift to the right; torch's own repeats the sign bit."""
+    return (x >> places) & (2 ** (64 - places) - 1)

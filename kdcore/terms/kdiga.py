@@ -1,0 +1,39 @@
+"""Input-gradient alignment, which carries a robust teacher's robustness over."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from kdcore.batch import Needs
+from kdcore.terms.base import Term, TermInputs
+from kdcore.terms.checks import require_same_shape
+from kdcore.terms.precision import full_precision
+
+
+@full_precision
+def kdiga(student_input_gradient: Tensor, teacher_input_gradient: Tensor) -> Tensor:
+    """|student's gradient - teacher's gradient|_2 over all pixels: [B], nats per unit of image.
+
+    Both [B,3,H,W]: of each sample's own cross-entropy with respect to its image. The norm is not squared. 0 when
+    student equals teacher (where its gradient is taken as 0).
+    Source: "How and When Adversarial Robustness Transfers in Knowledge Distillation?", arXiv 2110.12072; the form is
+    that of secondary sources.
+    """
+    require_same_shape(student_input_gradient, teacher_input_gradient)
+    return (student_input_gradient - teacher_input_gradient).flatten(1).norm(dim=1)
+
+
+class KDIGA(Term):
+    """`kdiga`, beside `ce` and `kd`. Costs a second backward pass through the student."""
+
+    term: Literal["kdiga"] = "kdiga"
+
+    def needs(self) -> Needs:
+        return Needs(student_input_gradient=True, teacher_input_gradient=True)
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        assert inputs.student_input_gradient is not None
+        assert inputs.teacher.input_gradient is not None
+        return kdiga(inputs.student_input_gradient, inputs.teacher.input_gradient)

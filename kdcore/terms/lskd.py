@@ -1,0 +1,42 @@
+"""Distillation of standardised logits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcore.terms.base import TermInputs
+from kdcore.terms.checks import require_same_classes
+from kdcore.terms.logits import LogitTerm, kd
+from kdcore.terms.precision import full_precision
+
+_EPSILON = 1e-7  # keeps constant logits at 0
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Each row less its mean, over its standard deviation (of K - 1 degrees of freedom): [B,K]."""
+    variance = logits.var(dim=1, keepdim=True).clamp_min(_EPSILON**2)
+    return (logits - logits.mean(dim=1, keepdim=True)) / variance.sqrt()
+
+
+@full_precision
+def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`kd` of `standardise`d logits: [B] nats.
+
+    student_logits, teacher_logits [B,K]. 0 when student equals teacher, and whenever it equals a * teacher + b, a > 0.
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427.
+    """
+    require_same_classes(student_logits, teacher_logits)
+    return kd(standardise(student_logits), standardise(teacher_logits), temperature)
+
+
+class LSKD(LogitTerm):
+    """`lskd`: a temperature on each row's own scale. The published CIFAR setting: 2, and weight 9."""
+
+    term: Literal["lskd"] = "lskd"
+    temperature: float = Field(gt=0)
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return lskd(inputs.student_logits, inputs.teacher_logits, self.temperature)

@@ -1,0 +1,37 @@
+"""The number format of every loss: float32 at least, whatever the networks ran in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float64 (tests) and integers stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a loss with its tensors promoted by `at_least_float32` and with autocast off.
+
+    Promotion alone would not do: inside autocast a matrix product of two float32 tensors is still taken in bfloat16.
+    """
+
+    @functools.wraps(function)
+    def promoted(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*map(_promote, args), **{name: _promote(a) for name, a in kwargs.items()})
+
+    return promoted
+
+
+def _promote(argument: Any) -> Any:
+    return at_least_float32(argument) if isinstance(argument, Tensor) else argument

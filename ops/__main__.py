@@ -1,0 +1,137 @@
+"""`python -m ops <command>`: the one entry. Parses and delegates, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+EPILOG = (
+    """exit status: 0 done; 1 a run failed; 2 something in the request is wrong, and the one line says what to do"""
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    # Imported after parsing, so that --help does not wait for torch and Ray.
+    from cluster.failures import RunFailed
+    from ops.console import complain
+
+    try:
+        return args.function(args)
+    except ValueError as error:
+        if args.debug:
+            raise
+        complain(str(error))
+        return 2
+    except RunFailed as error:
+        if args.debug:
+            raise
+        complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted; the same command continues from the last checkpoint")
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ops", description="Distils big image classifiers into small ones.", epilog=EPILOG
+    )
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="teacher, student alone, student distilled: the whole path in a few minutes",
+        description="Trains a small teacher, a student alone and the same student distilled, each with 2 workers, on "
+        "5,000 real handwritten digits, or on your own image folder; ends with a table.",
+    )
+    demo.add_argument(
+        "--data", metavar="FOLDER", help="your image folder, FOLDER/train/<class>/ and FOLDER/val/<class>/"
+    )
+    demo.add_argument("--teacher", metavar="NAME", help="a timm model with pretrained weights, for your own data")
+    demo.add_argument("--seeds", type=int, default=1, help="how often the two students are trained (default: 1)")
+    demo.add_argument("--output", default="outputs/demo", metavar="DIR", help="where everything goes (%(default)s)")
+    demo.set_defaults(function=run_demo)
+
+    train = commands.add_parser(
+        "train",
+        help="train one recipe to its end, or continue it",
+        description="Trains a recipe on this machine, or on the Ray cluster that RAY_ADDRESS names. The recipe's name "
+        "is the run's identity: the same command again continues it.",
+    )
+    _recipe(train)
+    train.set_defaults(function=run_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="accuracy of a finished run's student, or of a recipe's teacher",
+        description="Evaluates on every validation image once. RUN is the folder of a run (its deployed student is "
+        "evaluated, beside its teacher) or a recipe (only its teacher is).",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="a run's folder, such as outputs/my-run, or a recipe file")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
+    evaluate.set_defaults(function=run_evaluate)
+
+    show = commands.add_parser(
+        "show",
+        help="a recipe resolved, with the networks' shapes and cost; trains nothing",
+        description="Prints the resolved recipe, what the method needs, and of both networks the parameters, the cost "
+        "per image and the taps with their sizes.",
+    )
+    _recipe(show)
+    show.set_defaults(function=run_show)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine has, and what is missing",
+        description="Looks at GPUs, decoders, Ray, the MLflow store, disks and cores, and names the remedies.",
+    )
+    doctor.add_argument(
+        "--output", default="outputs", metavar="DIR", help="the folder that runs would use (%(default)s)"
+    )
+    doctor.set_defaults(function=run_doctor)
+    return parser
+
+
+def _recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as ops/recipes/kd.yaml")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="fields to set, such as train.epochs=5")
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from ops.demo import demo
+
+    return demo(data=args.data, teacher=args.teacher, seeds=args.seeds, output=args.output)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from ops.train import train
+
+    return train(args.recipe, args.overrides)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    from ops.train import evaluate_run
+
+    return evaluate_run(args.run, args.overrides)
+
+
+def run_show(args: argparse.Namespace) -> int:
+    from ops.show import show
+
+    return show(args.recipe, args.overrides)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from ops.console import console
+    from ops.doctor import diagnose, failed, render
+
+    findings = diagnose(args.output)
+    console.print(render(findings))
+    return 1 if failed(findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

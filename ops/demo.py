@@ -1,0 +1,88 @@
+"""`demo`: the main job in a few minutes. A teacher, the student alone, the same student distilled, and a table."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig, absolute, load_recipe
+from cluster.train import RunResult, ray_session
+from ops.console import console, percent, say, table
+from ops.digits import write_digits
+from ops.train import mlflow_hint, watched
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def demo(data: str | None, teacher: str | None, seeds: int, output: str) -> int:
+    """Runs the three jobs, the two students once a seed, and prints the table."""
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least one")
+    if teacher and not data:
+        raise ValueError("--teacher names a network for your own images; give --data FOLDER too")
+    if data:
+        folder, overrides = "folder", [f"data.root={Path(data).absolute()}"]
+        overrides_teacher = [f"student.model={teacher}", "student.pretrained=true"] if teacher else []
+    else:
+        say("writing the digits")
+        root = write_digits(Path(output) / "digits")
+        folder, overrides, overrides_teacher = "demo", [f"data.root={root.absolute()}"], []
+    overrides += [f"output_dir={Path(output).absolute()}"]
+
+    def recipe(name: str, *more: str) -> RunConfig:
+        return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*overrides, *more]), Path.cwd())
+
+    first = recipe("teacher", *overrides_teacher)
+    theirs = [f"teacher.model={first.student.model}", f"teacher.checkpoint={first.run_dir / 'student.safetensors'}"]
+    results: dict[str, list[RunResult]] = {"teacher": [], "student alone": [], "student distilled": []}
+    with ray_session(first):
+        results["teacher"].append(run(first))
+        for seed in range(seeds):
+            for title, name in (("student alone", "alone"), ("student distilled", "distilled")):
+                results[title].append(run(recipe(name, *theirs, f"seed={seed}", f"name={name}-seed{seed}")))
+    console.print(table(title_of(first, seeds), COLUMNS, [row(title, runs) for title, runs in results.items()]))
+    say(verdict(results))
+    say(mlflow_hint(first))
+    return 0
+
+
+COLUMNS = ["", "top-1", "agreement with teacher", "images/s", "wall s"]
+
+
+def run(config: RunConfig) -> RunResult:
+    command = f"python -m ops train {config.run_dir / 'recipe.yaml'}"
+    return watched(config, command)
+
+
+def title_of(config: RunConfig, seeds: int) -> str:
+    images = f"{Path(config.data.root).name}, {config.scaling.num_workers} workers, {os.cpu_count()} cores"
+    return f"{images}, {seeds} seed{'s' if seeds > 1 else ''} (mean, and half the range)" if seeds > 1 else images
+
+
+def row(title: str, runs: list[RunResult]) -> list[str]:
+    return [
+        title,
+        spread([r.metrics["val/top1"] for r in runs], percent),
+        spread([r.metrics["val/agreement"] for r in runs], percent) if "val/agreement" in runs[0].metrics else "-",
+        spread([r.images_per_second for r in runs], "{:,.0f}".format),
+        spread([r.wall_seconds for r in runs], "{:.0f}".format),
+    ]
+
+
+def spread(values: list[float], show: Any) -> str:
+    """The mean, with half the range where there are several."""
+    mean = show(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ± {show((max(values) - min(values)) / 2)}"
+
+
+def verdict(results: dict[str, list[RunResult]]) -> str:
+    """Whether distillation helped, in a sentence that claims no more than the seeds show."""
+    alone, distilled = ([r.metrics["val/top1"] for r in results[f"student {how}"]] for how in ("alone", "distilled"))
+    gain = statistics.mean(distilled) - statistics.mean(alone)
+    said = f"distillation changed the student's top-1 by {gain * 100:+.2f} points"
+    if len(alone) == 1:
+        return f"{said} (one seed: run with --seeds 3 to see the noise)"
+    apart = min(distilled) > max(alone)
+    return f"{said}; the worst distilled seed is {'above' if apart else 'not above'} the best of those alone"

@@ -1,0 +1,79 @@
+"""`show`: a recipe as it will run, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cluster.assembly import build_networks, image_size, open_data
+from cluster.config import RunConfig, absolute, load_recipe, to_yaml
+from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.models import count_parameters
+from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
+from ops.console import console, say, table
+
+
+def show(recipe: str, overrides: Sequence[str]) -> int:
+    """Prints the resolved recipe, then both networks with their sizes, cost and taps."""
+    config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
+    say(to_yaml(config))
+    classes = tuple(open_data(config)["train"].classes)
+    student, teacher = build_networks(config, classes)
+    online = OnlineTeacher(teacher, config.needs) if teacher is not None else None
+    rows = [network_row("student", student, config)]
+    if teacher is not None:
+        rows.append(network_row("teacher", teacher, config))
+    if not config.needs.class_means:
+        size = image_size(config)
+        distiller = Distiller(student, config.method, image_size=size, num_samples=2, teacher=online)
+        rows.append(["trained beside the student", "", f"{count_parameters(distiller.extras):,}", "", ""])
+    columns = ["network", "model", "parameters", "GMACs / image", "float32 MB"]
+    console.print(table(f"{len(classes)} classes, {config.views.size} pixels", columns, rows))
+    read = {"student": config.needs.student_taps, "teacher": config.needs.teacher_taps}
+    for name, network in (("student", student), ("teacher", teacher)):
+        if network is not None:
+            console.print(
+                table(
+                    f"taps of the {name} (* read by the method)", ["tap", "size"], tap_rows(network, config, read[name])
+                )
+            )
+    return 0
+
+
+def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
+    parameters = count_parameters(network)
+    return [
+        name,
+        type(network).__name__,
+        f"{parameters:,}",
+        f"{multiply_adds(network, image_size(config)) / 1e9:.4f}",
+        f"{parameters * 4 / 1e6:.2f}",
+    ]
+
+
+def multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-adds of convolutions and matrix products for one image; torch counts two FLOPs for each."""
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, *size))
+    return counter.get_total_flops() // 2
+
+
+def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> list[list[str]]:
+    """Every outer tap (two levels deep) with its size; modules whose output is no tensor are left out."""
+    names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
+    rows = []
+    for name in dict.fromkeys([*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)]):
+        taps = FeatureTaps(network, [name])
+        try:
+            shape = taps.shapes(image_size(config))[name]
+        except ValueError:
+            continue  # not usable as a tap: runs never, or twice, or gives no single tensor
+        finally:
+            taps.remove()
+        rows.append([f"{name} *" if name in read else name, " x ".join(map(str, shape))])
+    return rows

@@ -1,0 +1,163 @@
+"""The loader for training: NVIDIA DALI reads, decodes, crops, resizes and flips, in its own threads, ahead of time.
+
+DALI draws nothing: crop windows, sizes, offsets and flips are inputs of its pipeline. Colours, mixing and erasing are
+`pipelines.render`'s, as for every loader.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.datasets import ImageIndex
+from pipelines.folder import decode_file
+from pipelines.loader import Job, Loader
+from pipelines.plan import ViewPlan
+from pipelines.render import Finish
+
+
+class DaliLoader(Loader):
+    """Batches from DALI. decode_on_gpu: decode and resize there; else on the CPU, and hand pictures over to the device.
+
+    Pictures reach torch without a copy, through DLPack; on a GPU in the order of torch's current stream, on which DALI
+    also takes the memory back.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        plan: ViewPlan,
+        finish: Finish,
+        max_batch: int,
+        *,
+        decode_on_gpu: bool,
+        num_threads: int,
+        prefetch: int,
+    ) -> None:
+        super().__init__(index, plan, finish, max_batch)
+        self._decode_on_gpu = decode_on_gpu
+        self._num_threads = num_threads
+        self._prefetch = max(2, prefetch)  # with fewer, decoding would wait for training
+        self._pipeline: Any = None
+        self._jobs: Iterator[Job] = iter(())
+        self._pending: deque[Job] = deque()  # given to DALI, pictures not yet taken
+
+    def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
+        self._finish_pending()
+        self._jobs = jobs
+        while (images := self._next_pictures()) is not None:
+            yield self._pending.popleft(), images
+            assert self._jobs is jobs, "another load() has taken this loader over"
+
+    def _next_pictures(self) -> Tensor | None:
+        """The pictures of the oldest pending job; None at the end."""
+        if self._pipeline is None:
+            self._pipeline = self._build_pipeline()
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        try:
+            (pictures,) = self._pipeline.run(stream)
+        except StopIteration:
+            self._pipeline.reset()
+            return None
+        except RuntimeError as error:
+            self._pipeline = None  # an error is the end of a DALI pipeline
+            if wrong := self._wrong_file():
+                raise wrong from error
+            raise
+        return torch.utils.dlpack.from_dlpack(pictures.as_tensor())
+
+    def _finish_pending(self) -> None:
+        """Ends the work that an abandoned `load` has left, so that the pipeline begins anew."""
+        self._jobs = iter(())
+        try:
+            while self._pipeline is not None and self._next_pictures() is not None:
+                pass
+        except (RuntimeError, ValueError):
+            pass  # of pictures nobody asks for any more; the pipeline will be built anew
+        self._pending.clear()
+
+    def _wrong_file(self) -> ValueError | None:
+        """Which pending file DALI failed at, and why: DALI itself often does not say."""
+        for job in self._pending:
+            ids = job.views.sample_ids
+            for path, sample_id in zip(self.index.paths(ids), ids, strict=True):
+                try:
+                    decode_file(Path(path), self.index.heights[sample_id], self.index.widths[sample_id])
+                except ValueError as error:
+                    return error
+        return None
+
+    def _inputs(self) -> tuple[Any, ...]:
+        """The next job as the pipeline's inputs. Raises StopIteration at the end, which is how DALI is told."""
+        job = next(self._jobs)
+        views = job.views
+        paths = [np.frombuffer(path.encode(), dtype=np.uint8) for path in self.index.paths(views.sample_ids)]
+        self._pending.append(job)
+        return (
+            paths,
+            np.ascontiguousarray(views.window[:, :2]),
+            np.ascontiguousarray(views.window[:, 2:]),
+            views.resize.astype(np.float32),
+            views.offset,
+            views.flip.astype(np.int32),
+        )
+
+    def _build_pipeline(self) -> Any:
+        dali, policy = _import_dali(), self.plan.policy
+        fn = dali.fn
+        filters = {"bilinear": dali.types.INTERP_LINEAR, "bicubic": dali.types.INTERP_CUBIC}
+        pipeline = dali.Pipeline(
+            batch_size=self.max_pictures,
+            num_threads=self._num_threads,
+            device_id=_device_id(self.device),
+            prefetch_queue_depth=self._prefetch,
+        )
+        with pipeline:
+            path, start, shape, size, offset, flip = fn.external_source(self._inputs, num_outputs=6, batch=True)
+            pictures = fn.decoders.image_slice(
+                fn.io.file.read(path),
+                device="mixed" if self._decode_on_gpu else "cpu",
+                start=start,
+                shape=shape,
+                axes=[0, 1],
+                adjust_orientation=False,
+                jpeg_fancy_upsampling=True,  # the chroma that libjpeg gives on the CPU
+                affine=False,  # the ranks of one machine would pin their threads to the same cores
+            )
+            pictures = fn.resize(pictures, size=size, interp_type=filters[policy.interpolation], antialias=True)
+            pictures = fn.slice(
+                pictures,
+                start=offset,
+                shape=(policy.height, policy.width),
+                axes=[0, 1],
+                out_of_bounds_policy="pad",
+                fill_values=0,
+            )
+            pictures = fn.flip(pictures, horizontal=flip)
+            pipeline.set_outputs(pictures.gpu() if self.device.type == "cuda" else pictures)
+        pipeline.build()
+        return pipeline
+
+
+def _import_dali() -> Any:
+    """DALI, loaded when first needed: it takes a second, and the other loader does without."""
+    try:
+        import nvidia.dali.fn
+        import nvidia.dali.types
+    except ImportError as error:
+        raise ValueError(
+            f"DALI cannot be imported ({error}); install nvidia-dali-cuda130, or set the loader to 'reference'"
+        ) from error
+    return nvidia.dali
+
+
+def _device_id(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -1,0 +1,106 @@
+"""What lies in an image folder, and whether it is an image: the part of indexing that touches files."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+# What both loaders decode alike. MPO is a camera's JPEG with further pictures behind the first.
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000")
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    path: str  # relative to the data set's root, with forward slashes
+    label: int
+    num_bytes: int
+    mtime_ns: int
+
+
+def list_files(root: Path, split: str) -> tuple[tuple[str, ...], list[File]]:
+    """The class names and the files of root/split, in order of sample id. ValueError where it is no folder of folders
+    of files."""
+    folder = root / split
+    if not root.is_dir():
+        raise ValueError(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
+    if not folder.is_dir():
+        there = ", ".join(sorted(entry.name for entry in _visible(root) if entry.is_dir())) or "no folders"
+        raise ValueError(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
+    classes = tuple(_class_names(folder))
+    files: list[File] = []
+    for label, name in enumerate(classes):
+        found = sorted(_walk(folder / name, f"{split}/{name}", label), key=lambda file: file.path)
+        if not found:
+            raise ValueError(f"the class folder {folder / name} is empty; put images into it, or remove it")
+        files += found
+    return classes, files
+
+
+def _class_names(folder: Path) -> list[str]:
+    entries = sorted(_visible(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        if not entry.is_dir():
+            raise ValueError(f"{entry.path} lies beside the class folders; move it into one, or remove it")
+    if not entries:
+        raise ValueError(f"{folder} has no class folders; put each class's images into a folder of its name")
+    return [entry.name for entry in entries]
+
+
+def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _walk(folder: Path, relative: str, label: int) -> Iterator[File]:
+    for entry in _visible(folder):
+        path = f"{relative}/{entry.name}"
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), path, label)
+        else:
+            status = entry.stat()
+            yield File(path, label, status.st_size, status.st_mtime_ns)
+
+
+def inspect_file(path: Path) -> tuple[int, int, int]:
+    """(height, width, crc32 of the content) of an image file, read once. ValueError where it is not a whole image."""
+    content = path.read_bytes()
+    with _naming(path), Image.open(BytesIO(content)) as image:
+        width, height = image.size
+        kind, mode = image.format, image.mode
+        # A JPEG that does not end in its end marker is cut short, or has something appended: decoding tells which.
+        if kind == "JPEG" and b"\xff\xd9" not in content[-64:]:
+            image.load()
+    if kind not in _FORMATS or mode not in _MODES:
+        raise ValueError(
+            f"{path} is a {kind} image of mode {mode}, which the loaders do not decode alike; convert it to JPEG or PNG"
+        )
+    return height, width, zlib.crc32(content)
+
+
+def decode_file(path: Path, height: int, width: int) -> Image.Image:
+    """The picture in RGB, of the size the index has. ValueError where the file has another, or cannot be decoded."""
+    with _naming(path), Image.open(path) as image:
+        if image.size == (width, height):
+            return image.convert("RGB")
+        found = f"{image.height}x{image.width}"
+    raise ValueError(f"{path} is {found} pixels, but {height}x{width} in the index; build the index again")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns what Pillow raises about a file into a ValueError that names it."""
+    try:
+        yield
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
+        raise ValueError(
+            f"{path} is not a whole image ({reason}); repair or remove it, then build the index again"
+        ) from error

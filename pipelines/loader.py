@@ -1,0 +1,120 @@
+"""What every loader does: requests for rows of a view in, batches out, in the order asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcore.batch import Batch
+from pipelines.datasets import ImageIndex
+from pipelines.plan import ViewPlan, Views
+from pipelines.render import Finish
+
+
+@dataclass(frozen=True)
+class Request:
+    """The samples of one batch: any ids, in any order, of one view. epoch: epochs done before, handed through."""
+
+    view: int
+    sample_ids: NDArray[np.int64]
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with all that decoding needs: N views, of which the first B are asked for and the others are partners
+    that are not among them; partner_rows [B] says where among the N each partner is."""
+
+    request: Request
+    views: Views
+    partner_rows: NDArray[np.int64]
+
+
+class Loader(ABC):
+    """Pictures of a data set as batches on a device. One loader serves any number of `load` calls, one at a time.
+
+    index: the data; plan: its views; finish: from pictures to batches; max_batch: the largest request.
+    """
+
+    def __init__(self, index: ImageIndex, plan: ViewPlan, finish: Finish, max_batch: int) -> None:
+        assert len(index) == plan.num_samples, "the plan is made for this index"
+        self.index = index
+        self.plan = plan
+        self.finish = finish
+        self.device = finish.device
+        self.max_batch = max_batch
+        # Where views are mixed, every partner of a request may lie outside it.
+        self.max_pictures = max_batch * (2 if plan.policy.mixes else 1)
+
+    @abstractmethod
+    def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
+        """Each job with its pictures: cropped, resized, flipped, uint8 [N,H,W,3] on the device."""
+
+    def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """A batch for every request, in order. Starting another `load` ends this one.
+
+        A picture's pixels depend on its view and sample id alone. ValueError names a file that cannot be decoded.
+        """
+        for job, images in self.decode(map(self.prepare, requests)):
+            ids = job.views.sample_ids
+            labels = torch.from_numpy(self.index.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
+            pictures, labels = self.finish(images, job.views, job.partner_rows, labels)
+            yield Batch(
+                images=pictures,
+                labels=labels,
+                sample_ids=torch.from_numpy(ids[: len(pictures)]).to(self.device, non_blocking=True),
+                view=job.request.view,
+                epoch=job.request.epoch,
+            )
+
+    def prepare(self, request: Request) -> Job:
+        """The views of a request, with the partners that it lacks appended."""
+        ids = np.asarray(request.sample_ids, dtype=np.int64)
+        assert 0 < len(ids) <= self.max_batch, f"a request has 1 to {self.max_batch} samples, not {len(ids)}"
+        partners = self.plan.partner(request.view, ids)
+        rows = np.concatenate((ids, np.setdiff1d(partners, ids)))
+        by_id = np.argsort(rows, kind="stable")
+        partner_rows = by_id[np.searchsorted(rows, partners, sorter=by_id)]
+        views = self.plan.views(request.view, rows, self.index.heights[rows], self.index.widths[rows])
+        return Job(request, views, partner_rows)
+
+
+def build_loader(
+    kind: Literal["dali", "reference"],
+    index: ImageIndex,
+    plan: ViewPlan,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_classes: int,
+    device: torch.device,
+    decode: Literal["cpu", "gpu", "auto"] = "auto",
+    num_threads: int = 2,
+    max_batch: int = 256,
+    prefetch: int = 2,
+) -> Loader:
+    """The loader a run uses. mean, std: of pixels in [0, 1], per channel; decode: where JPEGs are decoded ("auto": on
+    the GPU where the batches go to one); num_threads: that read and decode; prefetch: batches prepared ahead.
+    """
+    if decode == "gpu" and device.type != "cuda":
+        raise ValueError(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
+    finish = Finish(plan.policy, plan.seed, mean=mean, std=std, num_classes=num_classes, device=device)
+    if kind == "reference":
+        from pipelines.reference import ReferenceLoader
+
+        return ReferenceLoader(index, plan, finish, max_batch, num_threads=num_threads)
+    if kind == "dali":
+        from pipelines.dali import DaliLoader
+
+        on_gpu = decode == "gpu" or (decode == "auto" and device.type == "cuda")
+        return DaliLoader(
+            index, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
+        )
+    raise ValueError(f"there is no loader {kind!r}; choose 'dali' or 'reference'")

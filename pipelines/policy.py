@@ -1,0 +1,122 @@
+"""What a view may look like: the augmentation's settings, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=1, le=16384)]
+
+# Settings that mean something with one kind of crop only: another kind refuses them rather than ignores them.
+_CROP_FIELDS = {"scale": "resized", "ratio": "resized", "padding": "padded", "crop_pct": "center"}
+
+
+class ViewPolicy(BaseModel):
+    """The settings of a data set's views.
+
+    size: the picture's side, or (height, width), in pixels.
+    crop: "resized": a random part of the picture, `scale` of its area at an aspect within `ratio` (width over height),
+        as torchvision's RandomResizedCrop; "padded": the whole picture brought to `size`, surrounded by `padding` black
+        pixels and cropped at a random place; "center": the picture's shorter side brought to floor(size / crop_pct),
+        as timm evaluates, then its centre.
+    flip_probability: of a left-right flip.
+    brightness, contrast, saturation: a factor is drawn from [max(0, 1 - strength), 1 + strength]; hue: an angle from
+        [-hue, hue] turns. See `pipelines.draws.colour`.
+    erase_probability: of filling one box of `erase_scale` of the area, aspect within `erase_ratio`, with the mean
+        colour (0 after normalisation) or with noise of unit variance.
+    mixup_alpha, cutmix_alpha: the share of a sample in its mixture is drawn from Beta(alpha, alpha); 0 turns it off.
+        mix_probability: of mixing a sample at all; switch_probability: of CutMix where both are on.
+    num_views: a run shows view `epoch mod num_views`; None: every epoch a new view. It says how many views are used,
+        not what they look like, and is no part of the fingerprint.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    size: Side | tuple[Side, Side] = 224
+    crop: Literal["resized", "padded", "center"] = "resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: int = Field(default=4, ge=0)
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip_probability: Probability = 0.5
+    brightness: float = Field(default=0.0, ge=0)
+    contrast: float = Field(default=0.0, ge=0)
+    saturation: float = Field(default=0.0, ge=0)
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+    erase_probability: Probability = 0.0
+    erase_scale: tuple[float, float] = (0.02, 1 / 3)
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    erase_fill: Literal["mean", "noise"] = "mean"
+    mixup_alpha: float = Field(default=0.0, ge=0)
+    cutmix_alpha: float = Field(default=0.0, ge=0)
+    mix_probability: Probability = 1.0
+    switch_probability: Probability = 0.5
+    num_views: int | None = Field(default=None, ge=1)
+
+    @classmethod
+    def evaluation(
+        cls,
+        size: int | tuple[int, int],
+        crop_pct: float = 0.875,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    ) -> ViewPolicy:
+        """The one view a network is judged by: the centre, nothing random."""
+        return cls(
+            size=size, crop="center", crop_pct=crop_pct, interpolation=interpolation, flip_probability=0, num_views=1
+        )
+
+    @field_validator("scale", "erase_scale")
+    @classmethod
+    def _share_of_area(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"{value} is no range of shares of the area; give (low, high) with 0 < low <= high <= 1")
+        return value
+
+    @field_validator("ratio", "erase_ratio")
+    @classmethod
+    def _range_of_aspects(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"{value} is no range of aspect ratios; give (low, high) with 0 < low <= high")
+        return value
+
+    @field_validator("mixup_alpha", "cutmix_alpha")
+    @classmethod
+    def _alpha_at_most_one(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(f"{value} is above 1, and shares are drawn for alpha in [0, 1] alone; give 1 or less")
+        return value
+
+    @model_validator(mode="after")
+    def _no_idle_crop_settings(self) -> ViewPolicy:
+        for name, crop in _CROP_FIELDS.items():
+            if self.crop != crop and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect with crop='{self.crop}'; "
+                    f"remove it, or set crop='{crop}'"
+                )
+        return self
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a sample's picture may hold a part of its partner's. Labels are then distributions."""
+        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours are changed."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    def appearance(self) -> dict[str, Any]:
+        """What decides how a view looks, ready for JSON."""
+        return self.model_dump(mode="json", exclude={"num_views"})

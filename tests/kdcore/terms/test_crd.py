@@ -1,0 +1,152 @@
+"""CRD's bank, negatives and loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdcore.batch import TeacherOutputs
+from kdcore.terms import TermContext, TermInputs, parse_term
+from kdcore.terms.draws import Draws
+
+N, K, NEGATIVES = 30, 3, 8
+LABELS = torch.tensor([0] * 5 + [2] * 10 + [1] * 12 + [0] * 3)  # unequal classes, not in order
+
+
+def module(**fields):
+    torch.manual_seed(0)
+    term = parse_term({"term": "crd", "weight": 0.8, "dim": 4, "num_negatives": NEGATIVES, **fields})
+    return term.build(context())
+
+
+def context(sample_labels=LABELS):
+    shape = torch.Size([6])
+    return TermContext({"classifier_input": shape}, {"classifier_input": shape}, K, N, sample_labels=sample_labels)
+
+
+def inputs(sample_ids, seed=1, epoch=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, len(sample_ids), 6, generator=generator)
+    return TermInputs(
+        labels=LABELS[sample_ids],
+        student_logits=torch.zeros(len(sample_ids), K),
+        teacher=TeacherOutputs(features={"classifier_input": teacher}),
+        student_features={"classifier_input": student.requires_grad_(True)},
+        sample_ids=torch.tensor(sample_ids),
+        epoch=epoch,
+    )
+
+
+def unit(v):
+    return v / v.norm()
+
+
+def test_the_loss_is_the_restated_one():
+    crd, batch = module(), inputs([4, 17, 29])
+    banks, negatives = crd.banks.clone(), crd.draw_negatives(batch)
+    value = crd(batch)
+
+    student = [unit(crd.student_embedding(x)) for x in batch.student_features["classifier_input"]]
+    teacher = [unit(crd.teacher_embedding(x)) for x in batch.teacher.features["classifier_input"]]
+    expected = [0.0, 0.0, 0.0]
+    for anchors, bank in ((student, banks[1]), (teacher, banks[0])):
+        rows = [[4, *negatives[0].tolist()], [17, *negatives[1].tolist()], [29, *negatives[2].tolist()]]
+        scores = [[math.exp((a @ bank[j]).item() / 0.07) for j in row] for a, row in zip(anchors, rows, strict=True)]
+        constant = sum(map(sum, scores)) / (3 * (NEGATIVES + 1)) * N
+        mass = NEGATIVES / N
+        for i, (positive, *others) in enumerate(scores):
+            expected[i] -= math.log(positive / constant / (positive / constant + mass + 1e-7))
+            expected[i] -= sum(math.log(mass / (o / constant + mass + 1e-7)) for o in others)
+    assert value.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_bank_moves_half_way_and_back_to_length_1():
+    crd, batch = module(), inputs([4, 17, 29])
+    before = crd.banks.clone()
+    crd(batch)
+    for bank, layer, features in (
+        (0, crd.student_embedding, batch.student_features),
+        (1, crd.teacher_embedding, batch.teacher.features),
+    ):
+        for row, sample in enumerate([4, 17, 29]):
+            new = unit(layer(features["classifier_input"][row]))
+            expected = unit(0.5 * before[bank, sample] + 0.5 * new)
+            torch.testing.assert_close(crd.banks[bank, sample], expected.detach())
+    untouched = [i for i in range(N) if i not in (4, 17, 29)]
+    assert torch.equal(crd.banks[:, untouched], before[:, untouched])
+
+
+def test_the_backward_pass_follows_the_bank_before_its_update():
+    """Gradients as if the bank had not been written to between the forward and the backward pass."""
+    crd, frozen = module(), module()
+    batch, same = inputs([4, 17, 29]), inputs([4, 17, 29])
+    crd(batch).mean().backward()
+    frozen.eval()(same).mean().backward()
+    torch.testing.assert_close(
+        batch.student_features["classifier_input"].grad, same.student_features["classifier_input"].grad
+    )
+
+
+def test_negatives_are_of_other_classes_and_uniform_among_them():
+    crd = module(num_negatives=4000)
+    drawn = crd.draw_negatives(inputs([4, 17, 29]))
+    for row, sample in enumerate([4, 17, 29]):
+        others = torch.ne(LABELS, LABELS[sample]).nonzero().flatten()
+        counts = torch.bincount(drawn[row], minlength=N)
+        assert counts.nonzero().flatten().tolist() == others.tolist()
+        expected = 4000 / len(others)
+        assert ((counts[others] - expected) ** 2 / expected).sum() < 50  # chi-square, at most 21 degrees of freedom
+
+
+def test_negatives_may_come_from_all_samples():
+    crd = module(num_negatives=2000, negatives="all")
+    assert crd.draw_negatives(inputs([4])).unique().tolist() == list(range(N))
+
+
+def test_draws_and_state_resume_where_they_were():
+    crd = module()
+    crd(inputs([1, 2, 3]))
+    resumed = module(seed=5)
+    resumed.load_state_dict(crd.state_dict())
+    resumed.config = crd.config
+    batch = inputs([3, 20, 8], seed=2, epoch=1.0)
+    assert torch.equal(resumed(batch), crd(batch))
+    assert torch.equal(resumed.banks, crd.banks)
+    assert torch.equal(resumed.constants, crd.constants)
+
+
+def test_constants_are_estimated_once():
+    crd = module()
+    crd(inputs([1, 2, 3]))
+    first = crd.constants.clone()
+    crd(inputs([4, 5, 6], seed=9))
+    assert (first > 0).all()
+    assert torch.equal(crd.constants, first)
+
+
+def test_negatives_change_with_the_epoch():
+    crd = module()
+    first, second = (crd.draw_negatives(inputs([4], epoch=epoch)) for epoch in (0.0, 1.0))
+    assert not torch.equal(first, second)
+
+
+def test_unknown_or_single_classes_and_maps_are_refused():
+    term = parse_term({"term": "crd", "weight": 1})
+    with pytest.raises(ValueError, match="negatives: all"):
+        term.build(context(sample_labels=None))
+    with pytest.raises(ValueError, match="29 sample labels for 30"):
+        term.build(context(sample_labels=LABELS[1:]))
+    with pytest.raises(ValueError, match="one class only"):
+        term.build(context(sample_labels=torch.zeros(N, dtype=torch.int64)))
+    maps = {"classifier_input": torch.Size([6, 4, 4])}
+    with pytest.raises(ValueError, match="take classifier_input"):
+        term.build(TermContext(maps, maps, K, N, sample_labels=LABELS))
+
+
+def test_others_steps_over_a_class_at_either_end():
+    index = module().class_index
+    draws = Draws(inputs([0, 5, 15]), seed=0)
+    drawn = index.others(torch.tensor([0, 5, 15]), draws, 200)
+    assert (LABELS[drawn] != LABELS[torch.tensor([0, 5, 15])][:, None]).all()

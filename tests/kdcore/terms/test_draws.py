@@ -1,0 +1,89 @@
+"""Random numbers as a function of seed, stream, epoch and sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdcore.batch import TeacherOutputs
+from kdcore.terms import TermInputs
+from kdcore.terms.draws import Draws, bits, mix, uniforms
+
+BITS = 2**64
+
+
+def inputs(sample_ids, epoch=0.0):
+    none = torch.zeros(len(sample_ids), 2)
+    return TermInputs(none, none, TeacherOutputs(), sample_ids=torch.as_tensor(sample_ids), epoch=epoch)
+
+
+def test_splitmix64_known_answers():
+    """The outputs published for the seed 1234567."""
+    outputs = bits(torch.tensor([1234567]), 5)[0]
+    assert [int(v) % BITS for v in outputs] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_mix_against_integers_of_any_size():
+    def plain(x):
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % BITS
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % BITS
+        return x ^ (x >> 31)
+
+    values = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
+    assert [int(v) % BITS for v in mix(torch.tensor(values))] == [plain(v % BITS) for v in values]
+
+
+def test_a_row_depends_on_its_sample_alone():
+    both = Draws(inputs([5, 9]), seed=1).normals(7)
+    assert torch.equal(both[1:], Draws(inputs([9]), seed=1).normals(7))
+    assert torch.equal(both, Draws(inputs([5, 9], epoch=0.99), seed=1).normals(7))
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1.0}, {"seed": 2}, {"stream": 1}, {"ids": [6]}])
+def test_everything_in_the_key_matters(change):
+    base = Draws(inputs([5]), seed=1).below(torch.tensor([2**62]), 8)
+    other = Draws(
+        inputs(change.get("ids", [5]), change.get("epoch", 0.0)), change.get("seed", 1), change.get("stream", 0)
+    )
+    assert not torch.equal(base, other.below(torch.tensor([2**62]), 8))
+
+
+def test_uniforms_fill_the_unit_interval():
+    values = uniforms(torch.arange(100), 1000)
+    assert values.min() >= 0
+    assert values.max() < 1
+    counts = torch.histc(values, bins=50, min=0, max=1)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 86  # chi-square, 49 degrees of freedom, 0.1 %
+
+
+def test_normals_are_standard():
+    values = Draws(inputs(range(200)), seed=3).normals(500).double()
+    assert abs(values.mean()) < 0.01
+    assert abs(values.std() - 1) < 0.01
+    assert abs((values**4).mean() - 3) < 0.1
+    assert torch.isfinite(values).all()
+
+
+def test_below_and_integers_keep_their_bounds():
+    values = Draws(inputs([1, 2]), seed=0).below(torch.tensor([3, 100]), 500)
+    assert sorted(values[0].unique().tolist()) == [0, 1, 2]
+    assert values[1].min() >= 0
+    assert 50 < values[1].max() < 100
+    assert Draws(inputs(range(300)), seed=0).integers(4).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_order_is_a_permutation():
+    rows = Draws(inputs(range(20)), seed=0).order(9)
+    assert torch.equal(rows.sort(dim=1).values, torch.arange(9).expand(20, -1))
+    assert not torch.equal(rows[0], rows[1])
+
+
+def test_a_missing_epoch_is_a_programming_error():
+    with pytest.raises(AssertionError, match="epoch"):
+        Draws(inputs([1], epoch=None), seed=0)

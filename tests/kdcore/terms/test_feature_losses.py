@@ -1,0 +1,307 @@
+"""The losses on features: parity with plain restatements, invariants, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kdcore.terms.attention import at
+from kdcore.terms.crd import nce
+from kdcore.terms.features import aligned_maps, feature_mse, pool_larger
+from kdcore.terms.kdiga import kdiga
+from kdcore.terms.nd import nd
+from kdcore.terms.relations import pkt, rkd, sp
+from kdcore.terms.reviewkd import hcl
+from kdcore.terms.spectral import dct, spectral
+from kdcore.terms.vid import vid
+from kdcore.terms.vitkd import generation, mimicking
+
+
+def normal(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+VARIANCE = normal(9, 3).exp()
+CLASS_MEANS = normal(10, 5, 6)
+LABELS = torch.tensor([3, 0, 4, 1])
+MASKED = torch.tensor([[True, False, True], [False, False, True], [True, True, True], [False, False, False]])
+
+
+# --- restatements ---
+
+
+def each(function):
+    """A restatement of one sample, over a batch."""
+    return lambda student, teacher: [function(i, s, t) for i, (s, t) in enumerate(zip(student, teacher, strict=True))]
+
+
+def zero(teacher):
+    return 0
+
+
+def mean_square(s, t):
+    return sum((a - b) ** 2 for a, b in zip(s.flat, t.flat, strict=True)) / s.size
+
+
+def average(image, size):
+    """[C,H,W] averaged over size x size equal blocks."""
+    c, h, w = image.shape
+    return image.reshape(c, size, h // size, size, w // size).mean(axis=(2, 4))
+
+
+def plain_at(i, s, t):
+    s = average(s, t.shape[1])
+    vectors = [(f**2).sum(axis=0).ravel() for f in (s, t)]
+    vectors = [v / math.sqrt((v**2).sum()) for v in vectors]
+    return ((vectors[0] - vectors[1]) ** 2).mean()
+
+
+def plain_sp(student, teacher):
+    def gram(features):
+        rows = [[(a * b).sum() for b in features] for a in features]
+        return [[v / math.sqrt(sum(x * x for x in row)) for v in row] for row in rows]
+
+    pairs = zip(gram(student), gram(teacher), strict=True)
+    return [sum((a - b) ** 2 for a, b in zip(g, h, strict=True)) / len(student) for g, h in pairs]
+
+
+def huber(x):
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def plain_rkd(student, teacher, distance_weight=25.0, angle_weight=50.0):
+    n = len(student)
+
+    def distances(x):
+        all_pairs = np.array([[math.dist(a, b) for b in x] for a in x])
+        return all_pairs / (all_pairs.sum() / (n * (n - 1)))
+
+    def angle(x, i, j, k):
+        a, b = x[j] - x[i], x[k] - x[i]
+        norms = math.sqrt((a @ a) * (b @ b))
+        return a @ b / norms if norms > 0 else 0.0
+
+    ds, dt = distances(student), distances(teacher)
+    values = []
+    for i in range(n):
+        far = sum(huber(ds[i, j] - dt[i, j]) for j in range(n)) / n
+        bent = [huber(angle(student, i, j, k) - angle(teacher, i, j, k)) for j in range(n) for k in range(n)]
+        values.append(distance_weight * far + angle_weight * sum(bent) / n**2)
+    return values
+
+
+def plain_pkt(student, teacher):
+    def affinity(x):
+        unit = [v / (math.sqrt(v @ v) + 1e-7) for v in x]
+        rows = [[(a @ b + 1) / 2 for b in unit] for a in unit]
+        return [[v / sum(row) for v in row] for row in rows]
+
+    rows = zip(affinity(teacher), affinity(student), strict=True)
+    return [sum(a * math.log((a + 1e-7) / (b + 1e-7)) for a, b in zip(p, q, strict=True)) / len(p) for p, q in rows]
+
+
+def plain_vid(i, s, t):
+    values = [
+        0.5 * ((s[c, y, x] - t[c, y, x]) ** 2 / v + math.log(v))
+        for c, v in enumerate(VARIANCE.tolist())
+        for y in range(t.shape[1])
+        for x in range(t.shape[2])
+    ]
+    return sum(values) / len(values)
+
+
+def plain_hcl(i, s, t):
+    parts = [(1.0, mean_square(s, t))]
+    parts += [(w, mean_square(average(s, n), average(t, n))) for w, n in ((0.5, 4), (0.25, 2), (0.125, 1))]
+    return sum(w * v for w, v in parts) / 1.875
+
+
+def cosine(a, b):
+    return a @ b / math.sqrt((a @ a) * (b @ b))
+
+
+def plain_nd(i, s, t):
+    mean = CLASS_MEANS[LABELS[i]].numpy()
+    lengths = [math.sqrt(v @ v) for v in (s, t, mean)]
+    return 1 - (s @ mean) / lengths[2] / max(lengths[:2])
+
+
+def plain_spectral(i, s, t):
+    def unit(x):
+        return (x - x.min()) / (x.max() - x.min())
+
+    def spectrum(features):
+        a = unit((features**2).mean(axis=0))
+        a = a - a.mean()
+        h, w = a.shape
+        out = np.zeros((h, w))
+        for u in range(h):
+            for v in range(w):
+                scale = math.sqrt((1 if u == 0 else 2) / h) * math.sqrt((1 if v == 0 else 2) / w)
+                out[u, v] = scale * sum(
+                    a[y, x]
+                    * math.cos(math.pi * (2 * y + 1) * u / (2 * h))
+                    * math.cos(math.pi * (2 * x + 1) * v / (2 * w))
+                    for y in range(h)
+                    for x in range(w)
+                )
+        return unit(out)
+
+    return math.sqrt(((spectrum(s) - spectrum(t)) ** 2).sum())
+
+
+def plain_generation(i, s, t):
+    return sum(((s[n] - t[n]) ** 2).sum() for n in range(3) if MASKED[i, n]) / 0.5
+
+
+def plain_nce(i, s, t):
+    """Column 0 is the positive; the noise of one sample is 1/20."""
+    mass = (s.size - 1) / 20
+    value = -math.log(s[0] / (s[0] + mass + 1e-7))
+    return value - sum(math.log(mass / (n + mass + 1e-7)) for n in s[1:])
+
+
+LOSSES = {
+    "feature_mse": (feature_mse, (4, 3, 2, 2), (4, 3, 2, 2), each(lambda i, s, t: mean_square(s, t)), zero),
+    "at": (at, (4, 3, 4, 4), (4, 5, 2, 2), each(plain_at), zero),
+    "sp": (sp, (4, 3, 2, 2), (4, 5, 1, 1), plain_sp, zero),
+    "rkd": (lambda s, t: rkd(s, t, 25.0, 50.0), (4, 3), (4, 6), plain_rkd, zero),
+    "pkt": (pkt, (4, 3), (4, 6), plain_pkt, zero),
+    "vid": (
+        lambda s, t: vid(s, t, VARIANCE.to(t.dtype)),
+        (4, 3, 2, 2),
+        (4, 3, 2, 2),
+        each(plain_vid),
+        lambda t: VARIANCE.log().mean().item() / 2,
+    ),
+    "hcl": (hcl, (4, 2, 8, 8), (4, 2, 8, 8), each(plain_hcl), zero),
+    "nd": (
+        lambda s, t: nd(s, t, CLASS_MEANS.to(t.dtype), LABELS),
+        (4, 6),
+        (4, 6),
+        each(plain_nd),
+        lambda t: [1 - cosine(v, CLASS_MEANS[LABELS[i]].numpy()) for i, v in enumerate(t)],
+    ),
+    "kdiga": (kdiga, (4, 3, 2, 2), (4, 3, 2, 2), each(lambda i, s, t: math.sqrt(((s - t) ** 2).sum())), zero),
+    "spectral": (spectral, (4, 3, 4, 5), (4, 2, 4, 5), each(plain_spectral), zero),
+    "mimicking": (mimicking, (4, 3, 2), (4, 3, 2), each(lambda i, s, t: mean_square(s, t) * 6), zero),
+    "generation": (
+        lambda s, t: generation(s, t, MASKED, 0.5),
+        (4, 3, 2),
+        (4, 3, 2),
+        each(plain_generation),
+        zero,
+    ),
+    "nce": (
+        lambda s, t: nce(s[:, 0], s[:, 1:], 1 / 20),
+        (4, 6),
+        (4, 6),
+        each(plain_nce),
+        lambda t: each(plain_nce)(t, t),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_contract(name, loss_property, loss_case):
+    loss, student_shape, teacher_shape, restated, equal = LOSSES[name]
+    student, teacher = normal(1, *student_shape), normal(2, *teacher_shape)
+    if name == "nce":  # likelihoods
+        student, teacher = student.exp(), teacher.exp()
+    loss_case(loss, student, teacher, restated, equal).check(loss_property)
+
+
+# --- invariants ---
+
+
+def test_mse_is_quadratic_and_a_mean():
+    s, t = normal(1, 4, 3, 2, 2), normal(2, 4, 3, 2, 2)
+    torch.testing.assert_close(feature_mse(2 * s, 2 * t), 4 * feature_mse(s, t))
+    torch.testing.assert_close(feature_mse(torch.cat([s, s]), torch.cat([t, t])).mean(), feature_mse(s, t).mean())
+
+
+def test_mse_of_float16_does_not_overflow():
+    s = torch.full((2, 1000), 300.0, dtype=torch.float16)
+    assert feature_mse(s, torch.zeros_like(s)).tolist() == [90000.0, 90000.0]
+
+
+@pytest.mark.parametrize(("student", "teacher", "pooled"), [(8, 4, "student"), (4, 8, "teacher"), (4, 4, "neither")])
+def test_the_larger_map_is_pooled(student, teacher, pooled):
+    s, t = normal(1, 2, 3, student, student), normal(2, 2, 3, teacher, teacher)
+    ps, pt = pool_larger(s, t)
+    assert ps.shape[2:] == pt.shape[2:] == (4, 4)
+    assert (ps is s) == (pooled != "student")
+    assert (pt is t) == (pooled != "teacher")
+    torch.testing.assert_close(ps.mean(dim=(2, 3)), s.mean(dim=(2, 3)))
+
+
+def test_maps_across_each_other_are_refused():
+    with pytest.raises(ValueError, match="neither is the larger"):
+        pool_larger(normal(1, 2, 3, 8, 2), normal(2, 2, 3, 4, 4))
+
+
+def test_tokens_of_different_number_are_refused_and_equal_ones_kept():
+    with pytest.raises(ValueError, match="10 and 17"):
+        aligned_maps(normal(1, 2, 10, 3), normal(2, 2, 17, 3))
+    maps = aligned_maps(normal(1, 2, 10, 3), normal(2, 2, 10, 4))
+    assert [list(m.shape) for m in maps] == [[2, 3, 10, 1], [2, 4, 10, 1]]
+
+
+def test_attention_ignores_the_scale_of_a_map():
+    s, t = normal(1, 2, 3, 4, 4), normal(2, 2, 5, 4, 4)
+    torch.testing.assert_close(at(7 * s, t), at(s, t))
+
+
+def test_relations_ignore_what_they_should():
+    s, t = normal(1, 4, 3), normal(2, 4, 3)
+    rotation = torch.linalg.qr(normal(3, 3, 3)).Q
+    torch.testing.assert_close(rkd(5 * s @ rotation + 1, t, 25.0, 50.0), rkd(s, t, 25.0, 50.0))
+    torch.testing.assert_close(sp(s @ rotation, t), sp(s, t))
+    torch.testing.assert_close(pkt(5 * s @ rotation, t), pkt(s, t), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [sp, pkt, lambda s, t: rkd(s, t, 25.0, 50.0), lambda s, t: at(s, t), spectral])
+def test_dead_features_give_finite_gradients(loss):
+    shape = (4, 3, 2, 2) if loss is spectral else (4, 3)
+    student = torch.zeros(shape, requires_grad=True)
+    value = loss(student, torch.ones(shape))
+    value.sum().backward()
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("loss", [sp, pkt, lambda s, t: rkd(s, t, 25.0, 50.0)])
+def test_a_batch_of_one_has_no_relations(loss):
+    with pytest.raises(ValueError, match="1 sample"):
+        loss(normal(1, 1, 3), normal(2, 1, 3))
+
+
+def test_nd_is_0_for_a_long_student_on_its_class_direction():
+    student = 9 * CLASS_MEANS[LABELS]
+    torch.testing.assert_close(nd(student, normal(2, 4, 6), CLASS_MEANS, LABELS), torch.zeros(4, dtype=torch.float64))
+
+
+def test_dct_is_orthonormal_and_knows_a_map_from_its_half_turn():
+    maps = normal(1, 2, 4, 6)
+    torch.testing.assert_close(dct(maps).square().sum(), maps.square().sum())
+    features = normal(1, 2, 3, 4, 6)
+    assert (spectral(features, features.flip(2, 3)) > 0.1).all()
+
+
+def test_hcl_skips_grids_that_are_not_smaller():
+    s, t = normal(1, 2, 3, 1, 1), normal(2, 2, 3, 1, 1)
+    torch.testing.assert_close(hcl(s, t), feature_mse(s, t))
+
+
+@pytest.mark.parametrize("loss", [feature_mse, hcl, kdiga, lambda s, t: vid(s, t, VARIANCE)])
+def test_other_shapes_are_refused(loss):
+    with pytest.raises(ValueError, match="one shape"):
+        loss(normal(1, 2, 3, 4, 4), normal(2, 2, 1, 4, 4))
+
+
+def test_spectral_refuses_maps_of_two_sizes():
+    with pytest.raises(ValueError, match="one size"):
+        spectral(normal(1, 2, 3, 4, 4), normal(2, 2, 3, 2, 2))

@@ -1,0 +1,309 @@
+"""Terms with weights of their own: what their modules compute, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdcore.batch import TeacherOutputs
+from kdcore.terms import TermContext, TermInputs, parse_term
+from kdcore.terms.diffkd import add_noise, ddim_step, signal_shares
+from kdcore.terms.reviewkd import hcl
+from kdcore.terms.vitkd import generation, mimicking
+
+
+def normal(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def setting(student, teacher, **context):
+    """The context and inputs of {tap: tensor} of both networks."""
+    shapes = [{tap: x.shape[1:] for tap, x in side.items()} for side in (student, teacher)]
+    count = len(next(iter(student.values())))
+    inputs = TermInputs(
+        labels=torch.arange(count) % 3,
+        student_logits=normal(20, count, 3),
+        teacher=TeacherOutputs(logits=normal(21, count, 3), features=teacher),
+        student_features=student,
+        sample_ids=torch.arange(count) + 40,
+        epoch=0.0,
+    )
+    return TermContext(*shapes, num_classes=3, num_samples=100, **context), inputs
+
+
+def build(fields, context):
+    torch.manual_seed(0)
+    return parse_term({"weight": 1, **fields}).build(context)
+
+
+def pairs(*taps):
+    return [{"student": tap, "teacher": tap} for tap in taps]
+
+
+STUDENT = {"a": normal(1, 4, 3, 8, 8), "b": normal(2, 4, 5, 2, 2)}
+TEACHER = {"a": normal(3, 4, 6, 4, 4), "b": normal(4, 4, 7, 4, 4)}
+
+
+# --- 1x1 projections ---
+
+
+@pytest.mark.parametrize("term", ["feature_mse", "feature_only"])
+def test_projected_mse_is_the_mean_of_its_pairs(term):
+    context, inputs = setting(STUDENT, TEACHER)
+    module = build({"term": term, "pairs": pairs("a", "b")}, context)
+    first, second = module.regressors
+    assert first.bias is None
+    projected = torch.einsum("oc,bchw->bohw", first.weight[:, :, 0, 0], STUDENT["a"])  # pooling after projecting
+    one = (F.avg_pool2d(projected, 2) - TEACHER["a"]).square().mean(dim=(1, 2, 3))
+    projected = torch.einsum("oc,bchw->bohw", second.weight[:, :, 0, 0], STUDENT["b"])
+    two = (projected - F.avg_pool2d(TEACHER["b"], 2)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(module(inputs), (one + two) / 2)
+
+
+def test_projected_mse_of_tokens_projects_each_token():
+    student, teacher = {"t": normal(1, 4, 9, 3)}, {"t": normal(2, 4, 9, 5)}
+    context, inputs = setting(student, teacher)
+    module = build({"term": "feature_only", "pairs": pairs("t")}, context)
+    weight = module.regressors[0].weight[:, :, 0, 0]
+    expected = (student["t"] @ weight.T - teacher["t"]).square().mean(dim=(1, 2))
+    torch.testing.assert_close(module(inputs), expected)
+
+
+def test_projected_mse_is_0_when_the_projected_student_equals_the_teacher():
+    context, inputs = setting(TEACHER, TEACHER)
+    module = build({"term": "feature_mse", "pairs": pairs("a")}, context)
+    torch.nn.init.dirac_(module.regressors[0].weight)
+    assert module(inputs).abs().max() < 1e-12
+
+
+def test_feature_only_detaches_the_head_at_the_deepest_pair_or_where_told():
+    term = parse_term({"term": "feature_only", "weight": 1, "pairs": pairs("a", "b")})
+    assert term.needs().detach_head_at == "b"
+    assert term.needs().student_taps == {"a", "b"}
+    assert not term.needs().teacher_logits
+    term = parse_term({"term": "feature_only", "weight": 1, "pairs": pairs("a", "b"), "detach_head_at": "a"})
+    assert term.needs().detach_head_at == "a"
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_fitnet_regresses_by_convolution_batch_norm_and_relu(relu):
+    context, inputs = setting(STUDENT, TEACHER)
+    module = build({"term": "fitnet", "pairs": pairs("a"), "relu": relu}, context)
+    conv = module.regressors[0][0]
+    x = F.conv2d(F.avg_pool2d(STUDENT["a"], 2), conv.weight, conv.bias)
+    x = (x - x.mean(dim=(0, 2, 3), keepdim=True)) / (x.var(dim=(0, 2, 3), keepdim=True, correction=0) + 1e-5).sqrt()
+    if relu:
+        x = x.clamp_min(0)
+    torch.testing.assert_close(module(inputs), (x - TEACHER["a"]).square().mean(dim=(1, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+# --- SimKD ---
+
+
+def simkd(student, teacher):
+    context, inputs = setting({"forward_features": student}, {"forward_features": teacher})
+    return build({"term": "simkd"}, context)(inputs)
+
+
+def test_simkd_pools_the_teacher_and_refuses_a_larger_student():
+    student, teacher = normal(1, 2, 6, 4, 4), normal(2, 2, 6, 8, 8)
+    expected = (student - F.avg_pool2d(teacher, 2)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(simkd(student, teacher), expected)
+    with pytest.raises(ValueError, match="pool it before the projector"):
+        simkd(teacher, student)
+
+
+def test_simkd_compares_tokens_of_one_shape():
+    student = normal(1, 2, 10, 6)
+    assert simkd(student, student).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="one shape"):
+        simkd(student, normal(2, 2, 17, 6))
+
+
+def test_simkd_needs_neither_labels_nor_logits():
+    needs = parse_term({"term": "simkd", "weight": 1}).needs()
+    assert needs.student_taps == needs.teacher_taps == {"forward_features"}
+    assert not needs.hard_labels
+    assert not needs.teacher_logits
+
+
+# --- VID, ReviewKD, ND ---
+
+
+def test_vid_starts_at_its_variance_and_regresses_with_three_layers():
+    context, inputs = setting(STUDENT, TEACHER)
+    module = build({"term": "vid", "pairs": pairs("a")}, context)
+    x = F.avg_pool2d(STUDENT["a"], 2)
+    for place in (0, 2, 4):
+        x = F.conv2d(x, module.regressors[0][place].weight)
+        x = x if place == 4 else x.clamp_min(0)
+    expected = 0.5 * ((x - TEACHER["a"]).square() / 5 + math.log(5)).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(module(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_reviewkd_fuses_from_deep_to_shallow():
+    student = {"a": normal(1, 4, 3, 8, 8), "b": normal(2, 4, 5, 4, 4), "v": normal(3, 4, 5)}
+    teacher = {"a": normal(4, 4, 6, 8, 8), "b": normal(5, 4, 7, 2, 2), "v": normal(6, 4, 9)}
+    context, inputs = setting(student, teacher)
+    module = build({"term": "reviewkd", "pairs": pairs("a", "b", "v")}, context).eval()  # batch norms are identities
+    a, b, v = module.fusions
+    scale = 1 / math.sqrt(1 + 1e-5)
+
+    deepest = F.conv2d(student["v"][:, :, None, None], v.reduce[0].weight) * scale
+    loss = hcl(F.conv2d(deepest, v.predict[0].weight, padding=1) * scale, teacher["v"][:, :, None, None])
+    x, y = F.conv2d(student["b"], b.reduce[0].weight) * scale, deepest.expand(-1, -1, 4, 4)
+    gates = torch.sigmoid(F.conv2d(torch.cat([x, y], dim=1), b.attend[0].weight, b.attend[0].bias))
+    middle = (gates[:, :1] * x + gates[:, 1:] * y)[:, :, ::2, ::2]  # nearest, 4x4 to the teacher's 2x2
+    loss = loss + hcl(F.conv2d(middle, b.predict[0].weight, padding=1) * scale, teacher["b"])
+    x = F.conv2d(student["a"], a.reduce[0].weight) * scale
+    y = middle.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    gates = torch.sigmoid(F.conv2d(torch.cat([x, y], dim=1), a.attend[0].weight, a.attend[0].bias))
+    shallow = gates[:, :1] * x + gates[:, 1:] * y
+    loss = loss + hcl(F.conv2d(shallow, a.predict[0].weight, padding=1) * scale, teacher["a"])
+    torch.testing.assert_close(module(inputs), loss, rtol=1e-4, atol=1e-5)
+    assert v.attend is None
+
+
+def nd_setting(student_width, means):
+    student, teacher = {"classifier_input": normal(1, 4, student_width)}, {"classifier_input": normal(2, 4, 6)}
+    return setting(student, teacher, class_means={"classifier_input": means})
+
+
+def test_nd_adapts_a_student_of_another_width_only():
+    same = build({"term": "nd"}, nd_setting(6, normal(3, 3, 6))[0])
+    other = build({"term": "nd"}, nd_setting(5, normal(3, 3, 6))[0])
+    assert not list(same.parameters())
+    assert [type(layer).__name__ for layer in other.adapter] == ["BatchNorm1d", "Dropout", "Linear"]
+    assert "class_means" in same.state_dict()
+
+
+def test_nd_refuses_means_that_are_missing_or_of_other_classes():
+    means = normal(3, 3, 6)
+    means[1] = 0
+    with pytest.raises(ValueError, match=r"classes \[1\]"):
+        build({"term": "nd"}, nd_setting(6, means)[0])
+    with pytest.raises(ValueError, match="2 class means"):
+        build({"term": "nd"}, nd_setting(6, normal(3, 2, 6))[0])
+    with pytest.raises(ValueError, match="take classifier_input"):
+        build(
+            {"term": "nd", "student_tap": "a"}, setting({"a": STUDENT["a"]}, {"classifier_input": normal(2, 4, 6)})[0]
+        )
+
+
+# --- ViTKD ---
+
+
+def vit_setting(student_width=3, tokens=9, prefix=1):
+    taps = ("blocks.0", "blocks.1", "forward_features")
+    student = {tap: normal(i, 4, tokens + 1, student_width) for i, tap in enumerate(taps)}
+    teacher = {tap: normal(i + 9, 4, tokens + prefix, 5) for i, tap in enumerate(taps)}
+    return setting(student, teacher)
+
+
+def test_vitkd_is_the_weighted_sum_of_mimicking_and_generation():
+    context, inputs = vit_setting(prefix=2)
+    module = build({"term": "vitkd", "teacher_prefix_tokens": 2}, context)
+    s = {tap: x[:, 1:] for tap, x in inputs.student_features.items()}
+    t = {tap: x[:, 2:] for tap, x in inputs.teacher.features.items()}
+    shallow = sum(
+        mimicking(F.linear(s[tap], layer.weight, layer.bias), t[tap])
+        for tap, layer in zip(("blocks.0", "blocks.1"), module.mimics, strict=True)
+    )
+    masked = module.draw_mask(inputs)
+    tokens = F.linear(s["forward_features"], module.align.weight, module.align.bias)
+    tokens[masked] = module.mask_token
+    first, _, second = module.generate
+    grid = tokens.reshape(4, 3, 3, 5).permute(0, 3, 1, 2)
+    grid = F.conv2d(F.relu(F.conv2d(grid, first.weight, first.bias, padding=1)), second.weight, second.bias, padding=1)
+    generated = grid.permute(0, 2, 3, 1).reshape(4, 9, 5)
+    expected = 3e-5 * shallow + 3e-6 * generation(generated, t["forward_features"], masked, 0.5)
+    torch.testing.assert_close(module(inputs), expected)
+
+
+def test_vitkd_masks_the_same_number_in_each_sample_and_anew_each_epoch():
+    context, inputs = vit_setting()
+    module = build({"term": "vitkd", "mask_ratio": 0.3}, context)
+    masked = module.draw_mask(inputs)
+    assert masked.sum(dim=1).tolist() == [3, 3, 3, 3]  # 9 tokens, of which int(9 * 0.7) = 6 are kept
+    assert not torch.equal(masked[0], masked[1]) or not torch.equal(masked[1], masked[2])
+    later = TermInputs(**{**vars(inputs), "epoch": 1.0})
+    assert not torch.equal(module.draw_mask(later), masked)
+
+
+def test_vitkd_aligns_only_where_widths_differ():
+    module = build({"term": "vitkd"}, vit_setting(student_width=5)[0])
+    assert not any("align" in name or "mimics" in name for name, _ in module.named_parameters())
+
+
+def test_vitkd_refuses_tokens_that_are_no_grid():
+    with pytest.raises(ValueError, match="square grid behind 1 prefix"):
+        build({"term": "vitkd"}, vit_setting(tokens=8)[0])
+    with pytest.raises(ValueError, match="prefix_tokens"):
+        build({"term": "vitkd"}, vit_setting(prefix=2)[0])
+
+
+# --- DiffKD ---
+
+
+def test_the_schedule_has_its_known_ends():
+    shares = signal_shares()
+    assert shares[0].item() == pytest.approx(0.9999)
+    assert shares[-1].item() == pytest.approx(4.0358e-5, rel=1e-3)
+
+
+def test_a_ddim_step_with_the_true_noise_moves_along_the_schedule():
+    clean, noise, shares = normal(1, 2, 3, 4, 4), normal(2, 2, 3, 4, 4), signal_shares()
+    noisy = add_noise(clean, noise, shares[[400, 400]])
+    torch.testing.assert_close(
+        ddim_step(noisy, noise, shares[400], shares[300]), add_noise(clean, noise, shares[[300, 300]])
+    )
+    torch.testing.assert_close(ddim_step(noisy, noise, shares[400], torch.tensor(1.0)), clean, rtol=1e-4, atol=1e-5)
+
+
+def test_diffkd_denoises_in_steps_from_mid_schedule_to_the_clean_map(monkeypatch):
+    context, _ = setting({"forward_features": normal(1, 2, 3, 4, 4)}, {"forward_features": normal(2, 2, 6, 4, 4)})
+    denoiser = build({"term": "diffkd"}, context).denoiser
+    times = []
+
+    def predict(noisy, at):
+        times.append(at.tolist())
+        return torch.zeros_like(noisy)
+
+    class Levels(torch.nn.Module):
+        def forward(self, _):
+            return torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+
+    monkeypatch.setattr(denoiser, "predict_noise", predict)
+    denoiser.finish, denoiser.match = torch.nn.Identity(), Levels()
+    student, noise = normal(3, 2, 6, 4, 4), normal(4, 2, 6, 4, 4)
+    refined = denoiser.refine(student, noise)
+    assert times == [[400, 400], [300, 300], [200, 200], [100, 100], [0, 0]]
+    start = torch.stack([0.25 * student[0] + 0.75 * noise[0], student[1]])
+    torch.testing.assert_close(refined, start / signal_shares()[400].sqrt(), rtol=1e-4, atol=1e-5)
+
+
+def test_diffkd_compares_with_a_latent_that_the_comparison_does_not_train():
+    student, teacher = {"forward_features": normal(1, 4, 3, 4, 4)}, {"forward_features": normal(2, 4, 6, 4, 4)}
+    context, inputs = setting(student, teacher)
+    module = build({"term": "diffkd", "latent_channels": 2}, context)
+    target, error = module.compress(teacher["forward_features"])
+    assert target.shape == (4, 2, 4, 4)
+    assert not target.requires_grad
+    latent = module.encode(teacher["forward_features"])
+    decoded = F.conv2d(latent, module.decode.weight, module.decode.bias)
+    torch.testing.assert_close(error, (decoded - teacher["forward_features"]).square().mean(dim=(1, 2, 3)))
+    without = build({"term": "diffkd"}, context)
+    assert without.compress(teacher["forward_features"])[1].tolist() == [0, 0, 0, 0]
+    assert torch.isfinite(module(inputs)).all()
+
+
+def test_diffkd_noise_is_the_samples_own():
+    student, teacher = {"forward_features": normal(1, 4, 3, 4, 4)}, {"forward_features": normal(2, 4, 6, 4, 4)}
+    context, inputs = setting(student, teacher)
+    module = build({"term": "diffkd"}, context).eval()
+    assert torch.equal(module(inputs), module(inputs))
+    later = TermInputs(**{**vars(inputs), "epoch": 3.0})
+    assert not torch.equal(module(inputs), module(later))

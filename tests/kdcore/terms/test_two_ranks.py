@@ -1,0 +1,126 @@
+"""Terms in data-parallel training: two ranks with one micro-batch each are one rank with both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from kdcore.batch import TeacherOutputs
+from kdcore.terms import TermContext, TermInputs, parse_term
+
+B, K, D, N = 5, 4, 6, 20
+COUPLED = {"dist": {"temperature": 2.0}, "sp": {}, "rkd": {}, "pkt": {}}
+INDEPENDENT = {"wttm": {"gamma": 0.3}, "simkd": {}}
+TERMS = {**COUPLED, **INDEPENDENT}
+MICRO_BATCHES = ([3, 17, 8, 0, 11], [4, 9, 1, 19, 6])
+CRD_STEPS = (([3, 17, 8], [4, 9]), ([0, 11], [1, 19, 6, 3]))  # sample ids of either rank, unequal in number
+
+
+class Student(nn.Module):
+    """A linear map of a sample's picture (a function of its id alone) to features and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.logits = nn.Linear(3, D), nn.Linear(D, K)
+        generator = torch.Generator().manual_seed(0)
+        for weight in self.parameters():
+            nn.init.normal_(weight, generator=generator)
+
+    def forward(self, sample_ids: Tensor) -> TermInputs:
+        pictures, teacher, logits = (
+            torch.randn(N, n, generator=torch.Generator().manual_seed(n))[sample_ids] for n in (3, D, K)
+        )
+        vector = self.features(pictures)
+        return TermInputs(
+            labels=sample_ids % K,
+            student_logits=self.logits(vector),
+            teacher=TeacherOutputs(
+                logits=logits, features={"classifier_input": teacher, "forward_features": teacher[:, :, None, None]}
+            ),
+            student_features={"classifier_input": vector, "forward_features": vector[:, :, None, None]},
+            sample_ids=sample_ids,
+            epoch=0.0,
+        )
+
+
+def module(name: str, fields: dict) -> nn.Module:
+    shapes = {"classifier_input": torch.Size([D]), "forward_features": torch.Size([D, 1, 1])}
+    context = TermContext(shapes, shapes, num_classes=K, num_samples=N, sample_labels=torch.arange(N) % K)
+    torch.manual_seed(0)
+    return parse_term({"term": name, "weight": 1.0, **fields}).build(context)
+
+
+def loss_and_gradients(name: str, sample_ids: list[int]) -> list[Tensor]:
+    """The micro-batch's mean loss, and its gradient with respect to every weight of the student."""
+    student = Student()
+    loss = module(name, TERMS[name])(student(torch.tensor(sample_ids))).mean()
+    gradients = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+    return [loss.detach(), *(torch.zeros(1) if g is None else g for g in gradients)]
+
+
+def crd_bank(steps: list[list[int]]) -> dict[str, Tensor]:
+    """CRD's bank after the steps of one process, each over the given sample ids."""
+    crd, student = module("crd", {"dim": 4, "num_negatives": 8}), Student()
+    for sample_ids in steps:
+        crd(student(torch.tensor(sample_ids))).mean().backward()
+    return {name: buffer.clone() for name, buffer in crd.named_buffers()}
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results: dict[str, object] = {}
+    for name in TERMS:
+        results[name] = loss_and_gradients(name, MICRO_BATCHES[rank])
+        for tensor in results[name]:
+            dist.all_reduce(tensor)
+            tensor /= 2
+    results["crd"] = crd_bank([step[rank] for step in CRD_STEPS])
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(one_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_two_ranks_are_two_micro_batches(name, ranks):
+    first, second = (loss_and_gradients(name, sample_ids) for sample_ids in MICRO_BATCHES)
+    assert not torch.allclose(first[0], second[0])
+    for rank in ranks:
+        for value, a, b in zip(rank[name], first, second, strict=True):
+            torch.testing.assert_close(value, (a + b) / 2)
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_coupled_term_over_both_micro_batches_at_once_is_another_number(name):
+    """Why the micro-batch's size is the recipe's and not the cluster's."""
+    both = loss_and_gradients(name, MICRO_BATCHES[0] + MICRO_BATCHES[1])
+    first, second = (loss_and_gradients(name, sample_ids) for sample_ids in MICRO_BATCHES)
+    assert not torch.allclose(both[0], (first[0] + second[0]) / 2, rtol=1e-3)
+
+
+def test_the_contrastive_bank_is_one_and_the_same_on_all_ranks(ranks):
+    first, second = (rank["crd"] for rank in ranks)
+    assert first.keys() >= {"banks", "constants"}
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_the_contrastive_bank_holds_both_ranks_samples(ranks):
+    alone = crd_bank([first + second for first, second in CRD_STEPS])
+    torch.testing.assert_close(ranks[0]["crd"]["banks"], alone["banks"])
+
+
+def test_the_contrastive_constants_are_those_of_the_first_micro_batch(ranks):
+    alone = crd_bank([CRD_STEPS[0][0]])
+    torch.testing.assert_close(ranks[1]["crd"]["constants"], alone["constants"])

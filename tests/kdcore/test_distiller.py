@@ -1,0 +1,332 @@
+"""The distiller: what a step computes, what a teacher answers, and what never reaches the student or the teacher."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from kdcore.batch import Batch, Needs, TeacherOutputs
+from kdcore.distiller import Distiller, OnlineTeacher, input_gradient, renormalisation
+from kdcore.taps import CLASSIFIER_INPUT
+from kdcore.terms import Term, TermContext, TermInputs, parse_term
+
+K, SIZE = 5, (16, 16)
+CE = {"term": "ce", "weight": 1}
+KD = {"term": "kd", "weight": 1, "temperature": 4}
+FEATURES = {
+    "term": "feature_mse",
+    "weight": 1,
+    "pairs": [{"student": "layer2", "teacher": "layer2"}],
+}
+
+
+class Probe(Term):
+    """A term that remembers what it was shown. Its name has no default, so that it stays out of the registry."""
+
+    declared: Any = Needs()
+    seen: dict[str, Any] = {}
+
+    def needs(self) -> Needs:
+        return self.declared
+
+    def build(self, context: TermContext) -> nn.Module:
+        self.seen["context"] = context
+        return super().build(context)
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        self.seen["inputs"] = inputs
+        return inputs.student_logits.square().mean(dim=1)
+
+
+def probe(**needs: Any) -> Probe:
+    return Probe(term="probe", weight=1, declared=Needs(**needs), seen={})
+
+
+def network(seed: int, name: str = "cifar_resnet8") -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=K)
+
+
+def make(*method: Any, teacher: nn.Module | None = None, renormalise: Any = None, **kwargs: Any) -> Distiller:
+    """A distiller of a fresh cifar_resnet8 by the method's terms."""
+    terms = [parse_term(term) for term in method]
+    needs = Needs.union(term.needs() for term in terms if term.weight > 0)
+    online = None if teacher is None else OnlineTeacher(teacher, needs, renormalise)
+    return Distiller(network(0), terms, image_size=SIZE, num_samples=100, teacher=online, **kwargs)
+
+
+def batch(soft: bool = False, **kwargs: Any) -> Batch:
+    torch.manual_seed(1)
+    labels = torch.rand(4, K).softmax(dim=1) if soft else torch.tensor([0, 3, 1, 4])
+    images = torch.randn(4, 3, *SIZE).to(memory_format=torch.channels_last)
+    return Batch(images, labels, torch.tensor([7, 2, 9, 4]), view=0, **kwargs)
+
+
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    module.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms():
+    distiller = make(CE | {"weight": 0.3}, KD | {"weight": 0.7}, teacher=network(9))
+    twin, teacher = copy.deepcopy(distiller.student).train(), network(9).eval()
+    given = batch()
+    output = distiller(given)
+    z, v = twin(given.images), teacher(given.images)
+    ce = F.cross_entropy(z, given.labels)
+    kd = 16 * F.kl_div((z / 4).log_softmax(1), (v / 4).softmax(1), reduction="batchmean")
+    torch.testing.assert_close(output.loss, 0.3 * ce + 0.7 * kd)
+    torch.testing.assert_close(output.terms, {"ce": ce.detach(), "kd": kd.detach()})
+    torch.testing.assert_close(output.student_logits, z.detach())
+    torch.testing.assert_close(output.teacher_logits, v.detach())
+    assert output.loss.requires_grad
+    assert not any(t.requires_grad for t in (*output.terms.values(), output.student_logits, output.teacher_logits))
+
+
+def test_terms_of_weight_0_are_left_out_with_all_that_they_need():
+    nonsense = FEATURES | {"weight": 0, "pairs": [{"student": "no such tap", "teacher": "nor this"}]}
+    distiller = make(CE, KD | {"weight": 0}, nonsense)
+    assert list(distiller.terms) == list(distiller.extras) == ["ce"]
+    assert distiller.needs == Needs()
+    assert distiller(batch()).teacher_logits is None
+
+
+def test_a_method_without_a_positive_weight_is_refused():
+    with pytest.raises(ValueError, match="no term with a weight above 0"):
+        make(CE | {"weight": 0})
+
+
+@pytest.mark.parametrize(("epoch", "share"), [(0.0, 0.0), (1.0, 0.25), (2.5, 0.625), (4.0, 1.0), (9.0, 1.0)])
+def test_a_weight_warms_up_over_its_epochs(epoch, share):
+    distiller = make(CE, KD | {"weight": 2, "warmup_epochs": 4}, teacher=network(9))
+    output = distiller(batch(epoch=epoch))
+    torch.testing.assert_close(output.loss.detach(), output.terms["ce"] + 2 * share * output.terms["kd"])
+
+
+def test_a_second_term_of_a_kind_gets_a_number():
+    distiller = make(CE, KD, KD | {"temperature": 1}, teacher=network(9))
+    assert list(distiller.terms) == ["ce", "kd", "kd_2"]
+    terms = distiller(batch()).terms
+    assert terms["kd"] != terms["kd_2"]
+
+
+def test_nothing_that_is_done_to_the_distiller_reaches_the_teacher():
+    teacher = network(9)
+    distiller = make(CE, FEATURES, teacher=teacher)
+    before = copy.deepcopy(teacher.state_dict())
+    distiller.train().requires_grad_(True).to(torch.float64)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert distiller.student.training
+    distiller.to(torch.float32)
+    for _ in range(2):
+        distiller(batch()).loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not set(distiller.modules()) & set(teacher.modules())
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "extras"}
+
+
+def test_a_teacher_that_was_woken_up_is_noticed():
+    teacher = network(9)
+    distiller = make(KD, teacher=teacher)
+    teacher.train()
+    with pytest.raises(AssertionError, match="training mode"):
+        distiller(batch())
+
+
+def test_extras_are_trained_and_never_part_of_the_student():
+    distiller = make(CE, FEATURES, teacher=network(9))
+    extras = {name for name, _ in distiller.named_parameters() if name.startswith("extras.feature_mse.")}
+    assert extras
+    grads = gradients(distiller, distiller(batch()).loss)
+    assert all(grads[name].any() for name in extras)
+    assert distiller.student.state_dict().keys() == network(0).state_dict().keys()
+
+
+def test_targets_of_a_batch_bypass_the_teacher_and_give_the_same_loss():
+    distiller = make(CE, KD, FEATURES, teacher=network(9))
+    online = distiller(batch())
+    targets = distiller.teacher(batch())
+    calls = []
+    distiller.teacher.model.register_forward_hook(lambda *_: calls.append(1))
+    distiller.teacher.model.forward_features = lambda images: pytest.fail("the teacher was asked")
+    replayed = make(CE, KD, FEATURES, teacher_shapes={"layer2": torch.Size((32, 8, 8))})
+    replayed.load_state_dict(distiller.state_dict())
+    for one in (distiller, replayed):
+        torch.testing.assert_close(one(batch().with_targets(targets)).loss, online.loss, rtol=0, atol=0)
+    assert not calls
+
+
+def test_without_teacher_and_cache_the_step_is_refused():
+    with pytest.raises(ValueError, match="neither a teacher nor a cache"):
+        make(CE, KD)(batch())
+
+
+def test_an_online_teacher_answers_what_is_needed_and_no_other_taps():
+    needs = Needs(
+        teacher_taps=frozenset({"layer1"}), class_means=frozenset({CLASSIFIER_INPUT}), teacher_classifier=True
+    )
+    model = network(9)
+    answer = OnlineTeacher(model, needs)(batch())
+    assert answer.features.keys() == {"layer1", CLASSIFIER_INPUT}
+    assert answer.input_gradient is None
+    classifier = answer.classifier
+    torch.testing.assert_close(answer.features[CLASSIFIER_INPUT] @ classifier.weight.T + classifier.bias, answer.logits)
+    assert OnlineTeacher(model, Needs(teacher_logits=True))(batch()).classifier is None
+
+
+STUDENTS_STATISTICS = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+TEACHERS_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalised(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (pixels - mean) / std
+
+
+def test_renormalised_images_are_those_normalised_for_the_teacher():
+    pixels = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    model = network(9)
+    teacher = OnlineTeacher(
+        model, Needs(teacher_logits=True), renormalisation(STUDENTS_STATISTICS, TEACHERS_STATISTICS)
+    )
+    shown = Batch(normalised(pixels, STUDENTS_STATISTICS), torch.zeros(4, dtype=torch.long), torch.arange(4), 0)
+    expected = model(normalised(pixels, TEACHERS_STATISTICS))
+    torch.testing.assert_close(teacher(shown).logits, expected, rtol=1e-4, atol=1e-4)
+    assert renormalisation(TEACHERS_STATISTICS, TEACHERS_STATISTICS) is None
+
+
+def test_a_teachers_gradient_is_with_respect_to_the_batchs_images():
+    renormalise = renormalisation(STUDENTS_STATISTICS, TEACHERS_STATISTICS)
+    model, given = network(9), batch()
+    answer = OnlineTeacher(model, Needs(teacher_input_gradient=True), renormalise)(given)
+    scale, shift = renormalise
+    own = (given.images * scale + shift).requires_grad_(True)
+    F.cross_entropy(model(own), given.labels, reduction="sum").backward()
+    torch.testing.assert_close(answer.input_gradient, own.grad * scale)  # the chain rule
+    assert not answer.input_gradient.requires_grad
+    assert not answer.logits.requires_grad
+    assert not given.images.requires_grad
+
+
+def test_an_input_gradient_is_each_samples_own():
+    model = network(9).eval()
+    given = batch()
+    images = given.images.clone().requires_grad_(True)
+    together = input_gradient(model(images), given.labels, images)
+    alone = images.detach()[2:3].clone().requires_grad_(True)
+    single = input_gradient(model(alone), given.labels[2:3], alone)
+    torch.testing.assert_close(together[2:3], single, rtol=1e-4, atol=1e-6)
+
+
+def test_the_students_input_gradient_has_a_graph_that_trains_it():
+    distiller = make({"term": "kdiga", "weight": 1}, teacher=network(9).double()).double()
+    given = dataclasses.replace(batch(), images=batch().images.double())
+    loss = distiller(given).loss
+    grads = gradients(distiller, loss)
+    length = torch.stack([g.square().sum() for g in grads.values()]).sum()
+    # The loss must fall as the gradient says, so the derivative of the derivative is the right one.
+    with torch.no_grad():
+        for name, parameter in distiller.named_parameters():
+            if name in grads:
+                parameter -= 1e-6 * grads[name] / length
+    assert (distiller(given).loss - loss).item() == pytest.approx(-1e-6, rel=1e-2)
+    assert grads["student.conv1.weight"].any()
+
+
+def test_terms_see_the_batch_as_it_is():
+    term = probe(student_taps=frozenset({"layer1"}), sample_ids=True, student_input_gradient=True)
+    labels = torch.arange(100)
+    distiller = make(CE, term, sample_labels=labels)
+    given = batch(soft=True, epoch=2.75)
+    distiller(given)
+    inputs, context = term.seen["inputs"], term.seen["context"]
+    assert inputs.labels is given.labels
+    assert inputs.sample_ids is given.sample_ids
+    assert inputs.epoch == 2.75
+    assert inputs.teacher == TeacherOutputs()
+    assert inputs.student_features.keys() == {"layer1"}
+    assert inputs.student_input_gradient.shape == given.images.shape
+    assert inputs.student_input_gradient.requires_grad
+    assert context.sample_labels is labels
+    assert context.student_shapes == {"layer1": (16, 16, 16)}
+    assert (context.num_classes, context.num_samples) == (K, 100)
+
+
+def test_the_context_knows_the_shapes_of_the_teacher():
+    term = probe(teacher_taps=frozenset({"layer3"}))
+    make(term, teacher=network(9, "cifar_resnet8x4"))
+    assert term.seen["context"].teacher_shapes == {"layer3": (256, 4, 4)}
+
+
+def test_mixed_labels_reach_the_cross_entropy_and_are_refused_by_terms_that_need_hard_ones():
+    given = batch(soft=True)
+    distiller = make(CE)
+    z = copy.deepcopy(distiller.student)(given.images)
+    torch.testing.assert_close(distiller(given).loss, -(given.labels * z.log_softmax(1)).sum(dim=1).mean())
+    with pytest.raises(ValueError, match=r"^probe has no meaning for mixed labels"):
+        make(CE, probe(hard_labels=True))(given)
+
+
+def test_a_detached_head_trains_on_labels_and_the_backbone_on_features():
+    class OnFeatures(Probe):
+        def loss(self, inputs: TermInputs) -> Tensor:
+            return inputs.student_features["layer3"].square().flatten(1).mean(dim=1)
+
+    def term(**needs: Any) -> Term:
+        return OnFeatures(term="on_features", weight=1, declared=Needs(student_taps=frozenset({"layer3"}), **needs))
+
+    both = make(CE, term(detach_head_at="layer3"))
+    found = gradients(both.student, both(batch()).loss)
+    only_features = make(term())
+    backbone = gradients(only_features.student, only_features(batch()).loss)
+    only_labels = make(CE)
+    head = gradients(only_labels.student, only_labels(batch()).loss)
+    assert found.keys() == backbone.keys() | {"fc.weight", "fc.bias"}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, head[name] if name.startswith("fc.") else backbone[name])
+
+
+def test_under_autocast_the_loss_is_float32():
+    distiller = make(CE, KD, FEATURES, teacher=network(9))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = distiller(batch())
+    assert output.student_logits.dtype == torch.bfloat16
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, distiller(batch()).loss, rtol=0.05, atol=0.05)
+
+
+def test_a_moving_average_of_the_student_is_a_network_of_its_own():
+    distiller = make(CE, FEATURES, teacher=network(9))
+    ema = ModelEmaV3(distiller.student, decay=0.9)
+    distiller(batch()).loss.backward()
+    ema.update(distiller.student, step=1)
+    expected = copy.deepcopy(distiller.student).eval()(batch().images)
+    torch.testing.assert_close(ema.module(batch().images), expected)  # the first update copies
+    assert not ema.module.training
+    assert ema.module.state_dict().keys() == network(0).state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_distiller_gives_the_same_loss(backend):
+    method = CE, KD | {"warmup_epochs": 2}, FEATURES, probe(detach_head_at="layer3")
+    eager, compiled = make(*method, teacher=network(9)), make(*method, teacher=network(9))
+    step = torch.compile(compiled, backend=backend)
+    for epoch in (0.0, 0.5, 1.0):
+        expected, found = eager(batch(epoch=epoch)), step(batch(epoch=epoch))
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.terms, expected.terms, rtol=1e-4, atol=1e-5)
+        wanted, grads = gradients(eager, expected.loss), gradients(compiled, found.loss)
+        assert grads.keys() == wanted.keys()
+        torch.testing.assert_close(grads, wanted, rtol=1e-3, atol=1e-4)

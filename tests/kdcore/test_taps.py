@@ -1,0 +1,223 @@
+"""Taps hand out the right tensors, cut the graph where asked, refuse what cannot work, and leave no trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+import kdcore.networks  # noqa: F401  registers cifar_resnet8
+from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
+
+NETWORKS = {
+    "cifar_resnet8": ({}, "layer2", 32),
+    "test_resnet": ({}, "layer3", 64),
+    "test_vit": ({"img_size": 32}, "blocks.2", 32),
+}
+
+
+def network(name: str, **kwargs) -> tuple[nn.Module, str, Tensor]:
+    """(network, a tap in its middle, two images)."""
+    args, tap, size = NETWORKS[name]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **args, **kwargs)
+    return model, tap, torch.randn(2, 3, size, size)
+
+
+class Plain(nn.Module):
+    """A network by timm's contract, small enough to see through."""
+
+    def __init__(self, body: nn.Module, width: int = 4) -> None:
+        super().__init__()
+        self.body, self.idle, self.fc = body, nn.Identity(), nn.Linear(width, 3)
+        self.num_classes = 3
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean(dim=(2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_taps_give_the_networks_own_tensors(name):
+    model, tap, images = network(name)
+    model.eval()
+    seen = {}
+    model.get_submodule(tap).register_forward_hook(lambda module, args, output: seen.update(tap=output))
+    model.get_classifier().register_forward_pre_hook(lambda module, args: seen.update(classifier=args[0]))
+    logits, features = FeatureTaps(model, {tap, FORWARD_FEATURES, CLASSIFIER_INPUT})(images)
+    assert features.keys() == {tap, FORWARD_FEATURES, CLASSIFIER_INPUT}
+    assert features[tap] is seen["tap"]
+    assert features[CLASSIFIER_INPUT] is seen["classifier"]
+    assert torch.equal(logits, model(images))
+    assert torch.equal(features[FORWARD_FEATURES], model.forward_features(images))
+    assert torch.equal(features[CLASSIFIER_INPUT] @ model.get_classifier().weight.T + model.get_classifier().bias, logits)
+
+
+def test_shapes_of_a_known_network_and_no_state_changed():
+    model, _, _ = network("cifar_resnet8")
+    before = copy.deepcopy(model.state_dict())
+    taps = FeatureTaps(model.train(), {"layer1", "layer3", FORWARD_FEATURES, CLASSIFIER_INPUT}, detach_head_at="layer3")
+    assert taps.shapes((32, 48)) == {
+        "layer1": (16, 32, 48),
+        "layer3": (64, 8, 12),
+        FORWARD_FEATURES: (64, 8, 12),
+        CLASSIFIER_INPUT: (64,),
+    }
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("place", ["middle", FORWARD_FEATURES, CLASSIFIER_INPUT])
+def test_a_detached_head_keeps_the_labels_from_the_backbone(name, place):
+    model, middle, images = network(name)
+    tap = middle if place == "middle" else place
+    taps = FeatureTaps(model, (), detach_head_at=tap)
+    taps.shapes(tuple(images.shape[2:]))
+
+    logits, features = taps(images)
+    logits.logsumexp(dim=1).sum().backward()
+    reached_by_logits = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    model.zero_grad(set_to_none=True)
+    _, features = taps(images)
+    features[tap].square().sum().backward()
+    reached_by_features = {n for n, p in model.named_parameters() if p.grad is not None}
+
+    assert reached_by_logits
+    assert reached_by_features
+    assert not reached_by_logits & reached_by_features
+    first = next(iter(dict(model.named_parameters())))
+    assert first in reached_by_features
+    classifier = {n for n, p in model.named_parameters() if any(p is q for q in model.get_classifier().parameters())}
+    assert classifier <= reached_by_logits
+
+
+def test_without_detaching_the_labels_reach_the_backbone():
+    model, tap, images = network("cifar_resnet8")
+    logits, _ = FeatureTaps(model, {tap})(images)
+    logits.logsumexp(dim=1).sum().backward()
+    assert model.conv1.weight.grad.any()
+
+
+def test_a_tap_that_a_skip_connection_leads_around_cannot_detach_the_head():
+    model, _, _ = network("cifar_resnet8")
+    with pytest.raises(ValueError, match=r"'layer2.0.act1'.*skip connection.*block that contains it"):
+        FeatureTaps(model, (), detach_head_at="layer2.0.act1").shapes((32, 32))
+    assert FeatureTaps(model, {"layer2.0.act1"}).shapes((32, 32)) == {"layer2.0.act1": (32, 16, 16)}
+
+
+def test_an_unknown_tap_is_refused_with_the_names_that_exist():
+    model, _, _ = network("cifar_resnet8")
+    with pytest.raises(ValueError, match=r"CifarResNet has no tap 'layr3'; did you mean .*layer3"):
+        FeatureTaps(model, {"layr3"})
+    with pytest.raises(ValueError, match=r"no tap 'qqqq'; it has conv1, .*layer1, .*forward_features, classifier_input"):
+        FeatureTaps(model, {"qqqq"})
+    with pytest.raises(ValueError, match="no tap ''"):
+        FeatureTaps(model, {""})
+    with pytest.raises(ValueError, match="did you mean .*layer3"):
+        FeatureTaps(model, (), detach_head_at="layer33")
+
+
+def test_a_tap_that_is_overwritten_in_place_is_refused():
+    model, _, _ = network("cifar_resnet8")
+    with pytest.raises(ValueError, match=r"'bn1' is overwritten in place.*tap that layer, or the block"):
+        FeatureTaps(model, {"bn1"}).shapes((32, 32))
+    with pytest.raises(ValueError, match="overwritten in place"):
+        FeatureTaps(model, (), detach_head_at="bn1").shapes((32, 32))
+    assert FeatureTaps(model, {"act1"}).shapes((32, 32)) == {"act1": (16, 32, 32)}
+
+
+def test_a_tap_that_never_runs_is_refused():
+    taps = FeatureTaps(Plain(nn.Conv2d(3, 4, 1)), {"idle"})
+    with pytest.raises(ValueError, match="'idle' of Plain does not run"):
+        taps(torch.zeros(1, 3, 2, 2))
+
+
+def test_a_tap_that_runs_twice_is_refused():
+    shared = nn.Conv2d(3, 3, 1)
+    taps = FeatureTaps(Plain(nn.Sequential(shared, nn.ReLU(), shared), width=3), {"body.0"})
+    with pytest.raises(ValueError, match=r"'body.0' runs more than once.*block that contains it"):
+        taps(torch.zeros(1, 3, 2, 2))
+    assert taps._captured is None  # and the failure leaves no capture running
+
+
+def test_a_tap_of_several_tensors_is_refused():
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.chunk(2)
+
+    class Join(nn.Module):
+        def forward(self, parts: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat(parts)
+
+    taps = FeatureTaps(Plain(nn.Sequential(Split(), Join()), width=3), {"body.0"})
+    with pytest.raises(ValueError, match="'body.0' gives a tuple, not one tensor"):
+        taps(torch.zeros(2, 3, 2, 2))
+
+
+def test_a_network_with_two_classifiers_has_no_classifier_input():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=5)
+    with pytest.raises(ValueError, match=r"no single classifier \(but a tuple\)"):
+        FeatureTaps(model, {CLASSIFIER_INPUT})
+
+
+def test_images_of_a_size_that_a_vit_does_not_take_are_refused():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=5)
+    taps = FeatureTaps(model.train(), {"blocks.0"})
+    with pytest.raises(ValueError, match=r"takes no images of \[48, 48\].*img_size"):
+        taps.shapes((48, 48))
+    assert model.training  # the failed probe has put the mode back
+    assert taps.shapes((32, 32)) == {"blocks.0": (5, 192)}
+
+
+def test_hooks_do_nothing_outside_a_call_of_the_taps():
+    model, tap, images = network("cifar_resnet8")
+    untouched = copy.deepcopy(model)
+    FeatureTaps(model, {CLASSIFIER_INPUT}, detach_head_at=tap)
+    logits = model(images)
+    assert torch.equal(logits, untouched(images))
+    logits.logsumexp(dim=1).sum().backward()
+    assert model.conv1.weight.grad.any()  # not detached: this is no call of the taps
+
+
+def test_a_moving_average_copy_stays_apart_from_the_taps():
+    model, tap, images = network("cifar_resnet8")
+    plain = copy.deepcopy(model).eval()
+    taps = FeatureTaps(model, {CLASSIFIER_INPUT}, detach_head_at=tap)
+    ema = ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        model.fc.bias += 1
+    assert torch.equal(ema.module(images), plain(images))
+    ema.update(model)
+    torch.testing.assert_close(ema.module(images), plain(images) + 0.5)
+    _, features = taps(images)
+    assert features.keys() == {CLASSIFIER_INPUT, tap}
+
+
+def test_removed_taps_are_gone():
+    model, tap, images = network("cifar_resnet8")
+    taps = FeatureTaps(model, {tap, CLASSIFIER_INPUT})
+    taps.remove()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(ValueError, match="does not run"):
+        taps(images)
+
+
+def test_two_sets_of_taps_on_one_network_do_not_meet():
+    model, tap, images = network("cifar_resnet8")
+    first, second = FeatureTaps(model, {tap}), FeatureTaps(model, {"layer1"})
+    assert first(images)[1].keys() == {tap}
+    assert second(images)[1].keys() == {"layer1"}

@@ -1,0 +1,173 @@
+"""Indexing a folder: what it holds, that it is built once, and what it refuses."""
+
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import datasets
+from pipelines.datasets import ImageIndex, build_index, check_same_classes
+from tests.pipelines.pictures import picture, write_plain_folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_plain_folder(tmp_path / "data", num=6)
+    return tmp_path / "data"
+
+
+def build(root: Path, split: str = "train") -> ImageIndex:
+    return build_index(root, split, root.parent / "cache", progress=False)
+
+
+def test_what_it_holds(odd_index: ImageIndex) -> None:
+    index = odd_index
+    assert len(index) == 13
+    assert index.classes == ("a", "b")
+    assert index.labels.tolist() == [0] * 6 + [1] * 7
+    files = sorted((index.root / "train").glob("*/*"))
+    assert index.paths(np.arange(13)) == [str(file) for file in files]
+    assert index.paths(np.array([12, 0])) == [str(files[12]), str(files[0])]
+    sizes = {Path(file).name: (h, w) for file, h, w in zip(files, index.heights, index.widths, strict=True)}
+    assert sizes["landscape.jpg"] == (60, 80)
+    assert sizes["one_pixel_high.png"] == (1, 40)
+    assert sizes["rotated_by_exif.jpg"] == (72, 54), "the stored size, not the one to view"
+    assert index.table["crc32"].to_pylist() == [zlib.crc32(file.read_bytes()) for file in files]
+    assert index.table["num_bytes"].to_pylist() == [file.stat().st_size for file in files]
+
+
+def test_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(root)
+    monkeypatch.setattr(datasets, "inspect_file", None)  # reading any file would now fail
+    again = build(root)
+    assert again.table.equals(first.table)
+    assert again.fingerprint == first.fingerprint
+    assert [path.suffix for path in (root.parent / "cache").iterdir()] == [".arrow"]
+
+
+def test_a_changed_file_changes_the_index_and_a_touched_one_does_not(root: Path) -> None:
+    before = build(root)
+    file = Path(before.paths(np.array([0]))[0])
+    os.utime(file, ns=(1, 1))
+    assert build(root).fingerprint == before.fingerprint
+    picture(30, 20, 5).save(file)
+    after = build(root)
+    assert after.fingerprint != before.fingerprint
+    assert (after.heights[0], after.widths[0]) == (30, 20)
+
+
+def test_fingerprint_does_not_depend_on_the_place(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    shutil.copytree(root, other)
+    assert build(other).fingerprint == build(root).fingerprint
+    (other / "train" / "0").rename(other / "train" / "9")
+    assert build(other).fingerprint != build(root).fingerprint
+
+
+def test_hidden_files_do_not_exist_and_folders_may_nest(root: Path) -> None:
+    before = build(root).paths(np.arange(6))
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "0" / ".DS_Store").write_bytes(b"x")
+    (root / "train" / "2" / "more").mkdir()
+    picture(9, 9, 1).save(root / "train" / "2" / "more" / "deep.png")
+    index = build(root)
+    assert index.paths(np.arange(7)) == [*before, str(root / "train" / "2" / "more" / "deep.png")]
+    assert index.labels[-1] == 2
+
+
+def test_subset_renumbers(plain_index: ImageIndex) -> None:
+    ids = np.array([7, 0, 3])
+    subset = plain_index.subset(ids)
+    assert len(subset) == 3
+    assert subset.paths(np.arange(3)) == plain_index.paths(ids)
+    assert np.array_equal(subset.labels, plain_index.labels[ids])
+    assert subset.classes == plain_index.classes
+    everyone = plain_index.subset(np.arange(len(plain_index)))
+    assert everyone.fingerprint == plain_index.fingerprint
+    assert len({plain_index.fingerprint, subset.fingerprint, plain_index.subset(ids[::-1]).fingerprint}) == 3
+
+
+def test_split_is_balanced_complete_and_repeatable(plain_index: ImageIndex) -> None:
+    rest, held = plain_index.split(0.25, seed=1)
+    assert np.bincount(held.labels).tolist() == [1, 1, 1]
+    assert np.bincount(rest.labels).tolist() == [3, 3, 3]
+    both = rest.paths(np.arange(9)) + held.paths(np.arange(3))
+    assert sorted(both) == plain_index.paths(np.arange(12))
+    assert plain_index.split(0.25, seed=1)[1].fingerprint == held.fingerprint
+    assert len({plain_index.split(0.25, seed)[1].fingerprint for seed in range(8)}) > 4
+    assert np.all(np.diff(rest.labels) >= 0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
+def test_split_leaves_no_class_empty(plain_index: ImageIndex, fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"class '0' \(4 images .* at least 1 and at most 3"):
+        plain_index.split(fraction, seed=1)
+
+
+def test_missing_folders(root: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere does not exist; give the folder"):
+        build(root / "nowhere")
+    with pytest.raises(ValueError, match="no split 'val'; it holds train"):
+        build(root, "val")
+    (root / "val").mkdir()
+    with pytest.raises(ValueError, match="val has no class folders"):
+        build(root, "val")
+
+
+def test_wrong_contents(root: Path) -> None:
+    stray = root / "train" / "labels.csv"
+    stray.write_text("x")
+    with pytest.raises(ValueError, match=r"labels\.csv lies beside the class folders"):
+        build(root)
+    stray.unlink()
+    (root / "train" / "3").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*3 is empty"):
+        build(root)
+
+
+def test_files_that_are_no_images(root: Path) -> None:
+    bad = root / "train" / "1" / "notes.txt"
+    bad.write_text("not an image")
+    with pytest.raises(
+        ValueError, match=r"^\S*notes.txt is not a whole image \(cannot identify image file\); repair or"
+    ):
+        build(root)
+    (root / "train" / "1" / "zero.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"notes.txt .*; likewise for 1 more files$"):
+        build(root)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "kind"), [("P", ".gif", "GIF image of mode P"), ("I;16", ".png", "PNG image of mode I;16")]
+)
+def test_images_that_loaders_decode_differently(root: Path, mode: str, suffix: str, kind: str) -> None:
+    picture(9, 9, 1).convert("L").convert(mode).save(root / "train" / "1" / f"x{suffix}")
+    with pytest.raises(ValueError, match=f"x{suffix} is a {kind}.*convert it to JPEG or PNG"):
+        build(root)
+
+
+def test_a_truncated_jpeg_is_found(root: Path) -> None:
+    file = root / "train" / "1" / "cut.jpg"
+    picture(200, 300, 1).save(file)
+    content = file.read_bytes()
+    file.write_bytes(content + b"appended" * 20)
+    assert len(build(root)) == 7, "what follows a whole JPEG does no harm"
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cut.jpg is not a whole image \(image file is truncated"):
+        build(root)
+
+
+def test_classes_of_two_splits(root: Path) -> None:
+    shutil.copytree(root / "train", root / "val")
+    check_same_classes(build(root), build(root, "val"))
+    (root / "val" / "2").rename(root / "val" / "two")
+    with pytest.raises(ValueError, match="differ in 2 class folders; the first, '2', is in the training split only"):
+        check_same_classes(build(root), build(root, "val"))
+
+
+def test_progress_can_be_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_index(root, "train", root.parent / "cache", progress=True)
+    assert "Traceback" not in capsys.readouterr().err

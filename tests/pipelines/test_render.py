@@ -1,0 +1,126 @@
+"""The finishing of pictures against a restatement that takes one pixel at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.plan import ViewPlan, Views
+from pipelines.policy import ViewPolicy
+from pipelines.render import Finish, change_colour, inside, noise_field
+
+MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.24)
+CPU = torch.device("cpu")
+NUM_CLASSES = 4
+NOISE = [-0.08599142730236053, 0.4009401500225067, 1.062267780303955]
+
+
+def finish(policy: ViewPolicy, seed: int = 3) -> Finish:
+    return Finish(policy, seed, mean=MEAN, std=STD, num_classes=NUM_CLASSES, device=CPU)
+
+
+def slow_finish(images: np.ndarray, views: Views, partner_rows: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    """[B,3,H,W], by loops over samples, pixels and channels, in float64."""
+    num_all, height, width, _ = images.shape
+    early = np.empty(images.shape)
+    for n, y, x in np.ndindex(num_all, height, width):
+        pixel = images[n, y, x] / 255
+        if views.colour is not None:
+            pixel = np.clip(views.colour[n, :, :3].astype(float) @ pixel + views.colour[n, :, 3], 0, 1)
+        early[n, y, x] = (pixel - MEAN) / np.array(STD)
+    out = np.empty((len(partner_rows), 3, height, width))
+    for b, y, x in np.ndindex(len(partner_rows), height, width):
+        own, other = early[b, y, x], early[partner_rows[b], y, x]
+        top, left, h, w = views.mix_box[b]
+        if h * w > 0:
+            value = other if top <= y < top + h and left <= x < left + w else own
+        else:
+            value = float(views.mix_lambda[b]) * own + (1 - float(views.mix_lambda[b])) * other
+        if views.erase is not None:
+            top, left, h, w = views.erase[b]
+            if top <= y < top + h and left <= x < left + w:
+                dy, dx = views.noise_offset[b] if views.noise_offset is not None else (0, 0)
+                value = np.zeros(3) if noise is None else noise[y + dy, x + dx]
+        out[b, :, y, x] = value
+    return out
+
+
+@pytest.mark.parametrize("fill", ["mean", "noise"])
+def test_against_one_pixel_at_a_time(fill: str) -> None:
+    policy = ViewPolicy(
+        size=(9, 7),
+        brightness=0.5,
+        contrast=0.5,
+        saturation=0.5,
+        hue=0.2,
+        erase_probability=0.6,
+        erase_fill=fill,  # type: ignore[arg-type]
+        mixup_alpha=1,
+        cutmix_alpha=1,
+        mix_probability=0.9,
+    )
+    ids = np.arange(12)
+    views = ViewPlan(policy, 3, 12).views(0, ids, np.full(12, 20), np.full(12, 20))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 9, 7, 3), dtype=np.uint8))
+    labels = torch.arange(12) % NUM_CLASSES
+    partner_rows = views.partner[:10]  # ids are rows here; two pictures are there as partners only
+    run = finish(policy)
+    pictures, soft = run(images, views, partner_rows, labels)
+
+    noise = noise_field(3, 9, 7) if fill == "noise" else None
+    expected = slow_finish(images.numpy(), views, partner_rows, noise)
+    np.testing.assert_allclose(pictures.numpy(), expected, atol=2e-5)
+    kinds = {tuple(x) for x in np.stack((views.mix_lambda < 1, views.mix_box[:, 2] > 0), axis=1).tolist()}
+    assert kinds == {(False, False), (True, False), (True, True)}, "the test sees every kind of mixture"
+
+    assert soft.shape == (10, NUM_CLASSES)
+    assert soft.dtype == torch.float32
+    for b in range(10):
+        row = np.zeros(NUM_CLASSES)
+        row[labels[b]] += views.mix_lambda[b]
+        row[labels[views.partner[b]]] += 1 - views.mix_lambda[b]
+        np.testing.assert_allclose(soft[b].numpy(), row, atol=1e-6)
+
+
+def test_plain_pictures_are_normalised_and_keep_hard_labels() -> None:
+    policy = ViewPolicy.evaluation(5)
+    views = ViewPlan(policy, 0, 3).views(0, np.arange(3), np.full(3, 5), np.full(3, 5))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), dtype=np.uint8))
+    before = images.clone()
+    pictures, labels = finish(policy)(images, views, np.arange(3), torch.tensor([2, 0, 1]))
+    expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(pictures, expected)
+    assert pictures.is_contiguous(memory_format=torch.channels_last)
+    assert pictures.dtype == torch.float32
+    assert labels.tolist() == [2, 0, 1]
+    assert labels.dtype == torch.int64
+    assert torch.equal(images, before), "DALI's buffer is read, not written"
+
+
+def test_colours_do_not_depend_on_the_batch() -> None:
+    pixels = torch.rand(9, 11, 13, 3, generator=torch.Generator().manual_seed(0))
+    maps = torch.randn(9, 3, 4, generator=torch.Generator().manual_seed(1))
+    together = change_colour(pixels, maps)
+    for n in range(9):
+        assert torch.equal(change_colour(pixels[n : n + 1], maps[n : n + 1])[0], together[n])
+
+
+def test_inside() -> None:
+    mask = inside(torch.tensor([[1, 2, 2, 1], [0, 0, 0, 0]]), 4, 5)
+    assert mask.shape == (2, 4, 5, 1)
+    assert mask[0, :, :, 0].nonzero().tolist() == [[1, 2], [2, 2]]
+    assert not mask[1].any()
+
+
+def test_noise_has_mean_zero_and_variance_one_and_is_the_same_everywhere() -> None:
+    noise = noise_field(5, 20, 16)
+    assert noise.shape == (84, 80, 3)
+    assert abs(noise.mean()) < 0.03
+    assert abs(noise.var() - 1) < 0.05
+    assert noise[0, 0].tolist() == NOISE
+    assert not np.array_equal(noise, noise_field(6, 20, 16))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5, 0.5)), (MEAN, (0.2, 0.0, 0.2))])
+def test_wrong_normalisation_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="three numbers each, std above 0"):
+        Finish(ViewPolicy(), 0, mean=mean, std=std, num_classes=2, device=CPU)
