@@ -40,7 +40,10 @@ class TrainState:
         """Keeps a copy of the evaluated weights if the score is above every earlier one."""
         if score > self.best_score:
             self.best_score = score
-            self.best_student = {k: v.detach().to("cpu", copy=True) for k, v in self.evaluated.state_dict().items()}
+            self.best_student = {
+                name: tensor.detach().to("cpu", copy=True).contiguous()
+                for name, tensor in self.evaluated.state_dict().items()
+            }
 
     def deployed(self, select_best: bool) -> dict[str, Tensor]:
         """The weights to deploy: the best where the recipe chooses, else the last."""

@@ -29,7 +29,7 @@ class ModelConfig(BaseModel):
     pickled object is ever loaded). checkpoint_keys: 'positions' matches tensors by order and shape, for files whose
     names differ from timm's. pretrained: timm's own weights, which timm downloads. class_indices: a JSON file
     {class folder: index in the network's classifier}, which keeps those rows of the classifier, in the data's order.
-    args: further arguments of `timm.create_model`.
+    args: further arguments of `timm.create_model`; with class_indices also num_classes, that of the whole classifier.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class ModelConfig(BaseModel):
                 raise ValueError(f"{path}: no such file, named by the model {self.model!r} of the recipe")
         if self.pretrained and self.checkpoint:
             raise ValueError(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
-        if taken := _OWN_ARGS & self.args.keys():
+        if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
             raise ValueError(
                 f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
             )

@@ -69,7 +69,7 @@ class FeatureTaps:
         Runs two blank images through the network in eval mode, which changes no state.
         """
         detaches = self.detach_head_at is not None
-        images = torch.zeros(2, 3, *image_size, device=next(self.model.parameters()).device, requires_grad=detaches)
+        images = next(self.model.parameters()).new_zeros(2, 3, *image_size, requires_grad=detaches)
         versions: dict[str, int] = {}
         self._versions = versions
         try:

@@ -1,7 +1,8 @@
 """The loader for training: NVIDIA DALI reads, decodes, crops, resizes and flips, in its own threads, ahead of time.
 
 DALI draws nothing: crop windows, sizes, offsets and flips are inputs of its pipeline. Colours, mixing and erasing are
-`pipelines.render`'s, as for every loader.
+`pipelines.render`'s, as for every loader. Only the crop's window is decoded: of a file damaged after it was indexed, the
+damage is noticed where a window reaches it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class DaliLoader(Loader):
         super().__init__(index, plan, finish, max_batch)
         self._decode_on_gpu = decode_on_gpu
         self._num_threads = num_threads
-        self._prefetch = max(2, prefetch)  # with fewer, decoding would wait for training
+        self._prefetch = prefetch
         self._pipeline: Any = None
         self._jobs: Iterator[Job] = iter(())
         self._pending: deque[Job] = deque()  # given to DALI, pictures not yet taken
@@ -53,7 +54,6 @@ class DaliLoader(Loader):
         self._jobs = jobs
         while (images := self._next_pictures()) is not None:
             yield self._pending.popleft(), images
-            assert self._jobs is jobs, "another load() has taken this loader over"
 
     def _next_pictures(self) -> Tensor | None:
         """The pictures of the oldest pending job; None at the end."""

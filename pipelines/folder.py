@@ -65,13 +65,15 @@ def _walk(folder: Path, relative: str, label: int) -> Iterator[File]:
         if entry.is_dir():
             yield from _walk(Path(entry.path), path, label)
         else:
-            status = entry.stat()
+            with _naming(Path(entry.path)):  # a link may lead nowhere
+                status = entry.stat()
             yield File(path, label, status.st_size, status.st_mtime_ns)
 
 
 def inspect_file(path: Path) -> tuple[int, int, int]:
     """(height, width, crc32 of the content) of an image file, read once. ValueError where it is not a whole image."""
-    content = path.read_bytes()
+    with _naming(path):
+        content = path.read_bytes()
     with _naming(path), Image.open(BytesIO(content)) as image:
         width, height = image.size
         kind, mode = image.format, image.mode
@@ -99,8 +101,8 @@ def _naming(path: Path) -> Iterator[None]:
     """Turns what Pillow raises about a file into a ValueError that names it."""
     try:
         yield
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
         raise ValueError(
-            f"{path} is not a whole image ({reason}); repair or remove it, then build the index again"
+            f"{path} cannot be read as an image ({reason}); repair or remove it, then build the index again"
         ) from error

@@ -52,6 +52,7 @@ class Loader(ABC):
         self.max_batch = max_batch
         # Where views are mixed, every partner of a request may lie outside it.
         self.max_pictures = max_batch * (2 if plan.policy.mixes else 1)
+        self._latest: object = None  # which load() is served
 
     @abstractmethod
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
@@ -62,6 +63,7 @@ class Loader(ABC):
 
         A picture's pixels depend on its view and sample id alone. ValueError names a file that cannot be decoded.
         """
+        this = self._latest = object()
         for job, images in self.decode(map(self.prepare, requests)):
             ids = job.views.sample_ids
             labels = torch.from_numpy(self.index.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
@@ -73,6 +75,7 @@ class Loader(ABC):
                 view=job.request.view,
                 epoch=job.request.epoch,
             )
+            assert self._latest is this, "another load() has taken this loader over"
 
     def prepare(self, request: Request) -> Job:
         """The views of a request, with the partners that it lacks appended."""
@@ -105,6 +108,8 @@ def build_loader(
     """
     if decode == "gpu" and device.type != "cuda":
         raise ValueError(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
+    if num_threads < 1 or prefetch < 2:
+        raise ValueError(f"num_threads={num_threads}, prefetch={prefetch}; give at least 1 thread, and 2 batches ahead")
     finish = Finish(plan.policy, plan.seed, mean=mean, std=std, num_classes=num_classes, device=device)
     if kind == "reference":
         from pipelines.reference import ReferenceLoader

@@ -119,4 +119,4 @@ class ViewPolicy(BaseModel):
 
     def appearance(self) -> dict[str, Any]:
         """What decides how a view looks, ready for JSON."""
-        return self.model_dump(mode="json", exclude={"num_views"})
+        return {**self.model_dump(mode="json", exclude={"num_views"}), "size": [self.height, self.width]}

@@ -20,6 +20,8 @@ from pipelines.philox import words
 from pipelines.plan import Views
 from pipelines.policy import ViewPolicy
 
+_CPU_PART = 4  # pictures
+
 
 class Finish:
     """What is the same for every batch of a run: the policy, the normalisation, the noise. Holds no state.
@@ -42,8 +44,9 @@ class Finish:
         self.policy = policy
         self.num_classes = num_classes
         self.device = device
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device)
-        self.std = torch.tensor(std, dtype=torch.float32, device=device)
+        # A picture's rows are handled as 3 W values: a last dimension of 3 would keep a CPU from vectorising.
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).repeat(policy.width)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).repeat(policy.width)
         noisy = policy.erase_probability > 0 and policy.erase_fill == "noise"
         self.noise = self._put(noise_field(seed, policy.height, policy.width)) if noisy else None
 
@@ -57,67 +60,93 @@ class Finish:
         with the partner's picture of the same stage; erasing of the mixture. Labels: [B] int64, or, where the policy
         mixes, [B,K] float32 with the shares of the two pictures (erasing changes no label).
         """
-        num = len(partner_rows)
-        pixels = images.float().div_(255)
-        if views.colour is not None:
-            pixels = change_colour(pixels, self._put(views.colour))
-        pixels = pixels.sub_(self.mean).div_(self.std)
-        pictures, labels_out = pixels[:num], labels[:num]
-        if self.policy.mixes:
+        num, policy = len(partner_rows), self.policy
+        pictures = self._develop(images, views)
+        if policy.mixes:
             partners, share = self._put(partner_rows), self._put(views.mix_lambda[:num])
-            pictures = mix(pictures, pixels[partners], share, self._put(views.mix_box[:num]))
-            labels_out = mix_labels(soft_labels(labels, self.num_classes), partners, share)
+            pictures = self._mix(pictures, partners, share, self._put(views.mix_box[:num]))
+            labels = mix_labels(soft_labels(labels, self.num_classes), partners, share)
         if views.erase is not None:
-            pictures = torch.where(
-                inside(self._put(views.erase[:num]), *pictures.shape[1:3]), self._fill(views, num), pictures
-            )
-        return pictures.permute(0, 3, 1, 2), labels_out
+            self._erase(pictures, views)
+        return pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2), labels
 
-    def _fill(self, views: Views, num: int) -> Tensor:
-        """What erased pixels become: 0, or each picture's window of the noise field [B,H,W,3]."""
-        if self.noise is None:
-            return torch.zeros((), device=self.device)
-        assert views.noise_offset is not None, "a view with erased boxes says where their noise is"
-        offset = self._put(views.noise_offset[:num].astype(np.int64))
-        rows = offset[:, 0, None] + torch.arange(self.policy.height, device=self.device)
-        columns = offset[:, 1, None] + torch.arange(self.policy.width, device=self.device)
-        return self.noise[rows[:, :, None], columns[:, None, :]]
+    def _develop(self, images: Tensor, views: Views) -> Tensor:
+        """Colours and normalisation: uint8 [N,H,W,3] -> float32 [N,H,3W]."""
+        colour = None if views.colour is None else self._put(views.colour)
+        out = torch.empty(images.flatten(2).shape, dtype=torch.float32, device=self.device)
+        for part in self._parts(len(images)):
+            pixels = images[part].float().div_(255)
+            if colour is not None:
+                change_colour(pixels, colour[part])
+            torch.div(pixels.flatten(2).sub_(self.mean), self.std, out=out[part])
+        return out
+
+    def _mix(self, pictures: Tensor, partners: Tensor, share: Tensor, boxes: Tensor) -> Tensor:
+        """`mix` with the partners' rows of pictures: [N,H,3W] -> [B,H,3W]."""
+        out = torch.empty_like(pictures[: len(partners)])
+        for part in self._parts(len(partners)):
+            out[part] = mix(pictures[part], pictures[partners[part]], share[part], boxes[part])
+        return out
+
+    def _erase(self, pictures: Tensor, views: Views) -> None:
+        """Fills the boxes of those pictures [B,H,3W] that have one, in place: with 0, or with a window of the noise."""
+        assert views.erase is not None, "asked for where boxes were drawn"
+        rows = np.flatnonzero(views.erase[: len(pictures), 2])
+        chosen = self._put(rows)
+        fill = torch.zeros((), device=self.device) if self.noise is None else self._noise(views, rows)
+        boxes = self._put(views.erase[rows])
+        pictures[chosen] = torch.where(inside(boxes, *pictures.shape[1:]), fill, pictures[chosen])
+
+    def _noise(self, views: Views, rows: NDArray[np.int64]) -> Tensor:
+        """The windows of the noise field that the views in the given rows take: [.,H,3W]."""
+        assert self.noise is not None, "there is a field where the policy fills with noise"
+        assert views.noise_offset is not None, "a view with boxes says where their noise is"
+        offset = self._put(views.noise_offset[rows].astype(np.int64))
+        y = offset[:, 0, None] + torch.arange(self.policy.height, device=self.device)
+        x = offset[:, 1, None] + torch.arange(self.policy.width, device=self.device)
+        return self.noise[y[:, :, None], x[:, None, :]].flatten(2)
+
+    def _parts(self, num: int) -> list[slice]:
+        """The batch at once on a GPU; in small parts on a CPU, where what passes between steps then stays in cache."""
+        step = _CPU_PART if self.device.type == "cpu" else num
+        return [slice(start, min(start + step, num)) for start in range(0, num, step)]
 
     def _put(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-def change_colour(pixels: Tensor, colour: Tensor) -> Tensor:
-    """clip(matrix x + offset, 0, 1) per pixel: pixels [N,H,W,3] in [0, 1], colour [N,3,4] -> [N,H,W,3].
+def change_colour(pixels: Tensor, colour: Tensor) -> None:
+    """clip(matrix x + offset, 0, 1) of every pixel, in place: pixels [N,H,W,3] in [0, 1], colour [N,3,4].
 
-    Written out by channel: a matrix product's rounding depends on the size of the batch.
+    Written out by channel: a matrix product's rounding may depend on the size of the batch.
     """
-    columns = colour[:, None, None].unbind(dim=-1)  # four of [N,1,1,3]
-    total = columns[3] + pixels[..., 0:1] * columns[0]
-    for channel in (1, 2):
-        total += pixels[..., channel : channel + 1] * columns[channel]
-    return total.clamp_(0, 1)
+    planes = pixels.permute(3, 0, 1, 2).contiguous()
+    for channel in range(3):
+        weights = colour[:, channel, :, None, None].unbind(dim=1)  # four of [N,1,1]
+        total = planes[0] * weights[0]
+        total.add_(planes[1] * weights[1]).add_(planes[2] * weights[2]).add_(weights[3])
+        pixels[..., channel] = total.clamp_(0, 1)
 
 
-def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in the box (y, x, h, w) of their picture: [B,4] -> bool [B,height,width,1]."""
+def inside(boxes: Tensor, height: int, row_values: int) -> Tensor:
+    """Which values lie in the box (y, x, h, w) of their picture: [B,4] -> bool [B,height,row_values], 3 a pixel."""
     y, x, h, w = boxes[:, :, None].unbind(dim=1)  # each [B,1]
     rows = torch.arange(height, device=boxes.device)
-    columns = torch.arange(width, device=boxes.device)
+    columns = torch.arange(row_values, device=boxes.device) // 3
     in_rows = (rows >= y) & (rows < y + h)
     in_columns = (columns >= x) & (columns < x + w)
-    return (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
+    return in_rows[:, :, None] & in_columns[:, None, :]
 
 
 def mix(pictures: Tensor, partners: Tensor, share: Tensor, boxes: Tensor) -> Tensor:
     """share * picture + (1 - share) * partner; where there is a box, the partner inside and the picture outside.
 
-    pictures, partners [B,H,W,3]; share [B]; boxes [B,4], area 0 for none.
+    pictures, partners [B,H,3W]; share [B]; boxes [B,4], area 0 for none.
     """
-    has_box = (boxes[:, 2] * boxes[:, 3] > 0)[:, None, None, None]
-    outside = ~inside(boxes, *pictures.shape[1:3])
-    weight = torch.where(has_box, outside.float(), share[:, None, None, None])
-    return weight * pictures + (1 - weight) * partners
+    has_box = (boxes[:, 2] * boxes[:, 3] > 0)[:, None, None]
+    blend = torch.where(has_box, 1.0, share[:, None, None])
+    blended = blend * pictures + (1 - blend) * partners
+    return torch.where(inside(boxes, *pictures.shape[1:]), partners, blended)
 
 
 def mix_labels(labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ def batch(labels: torch.Tensor) -> Batch:
 
 def test_needs_add_up_field_by_field():
     ours = Needs(teacher_logits=True, teacher_taps=frozenset({"layer1"}), student_taps=frozenset({"a"}))
-    theirs = Needs(teacher_taps=frozenset({"layer2"}), sample_ids=True, class_means=frozenset({"m"}), detach_head_at="b")
+    theirs = Needs(
+        teacher_taps=frozenset({"layer2"}), sample_ids=True, class_means=frozenset({"m"}), detach_head_at="b"
+    )
     assert ours | theirs == Needs(
         teacher_logits=True,
         teacher_taps=frozenset({"layer1", "layer2"}),

@@ -62,7 +62,9 @@ def test_taps_give_the_networks_own_tensors(name):
     assert features[CLASSIFIER_INPUT] is seen["classifier"]
     assert torch.equal(logits, model(images))
     assert torch.equal(features[FORWARD_FEATURES], model.forward_features(images))
-    assert torch.equal(features[CLASSIFIER_INPUT] @ model.get_classifier().weight.T + model.get_classifier().bias, logits)
+    assert torch.equal(
+        features[CLASSIFIER_INPUT] @ model.get_classifier().weight.T + model.get_classifier().bias, logits
+    )
 
 
 def test_shapes_of_a_known_network_and_no_state_changed():
@@ -123,11 +125,13 @@ def test_an_unknown_tap_is_refused_with_the_names_that_exist():
     model, _, _ = network("cifar_resnet8")
     with pytest.raises(ValueError, match=r"CifarResNet has no tap 'layr3'; did you mean .*layer3"):
         FeatureTaps(model, {"layr3"})
-    with pytest.raises(ValueError, match=r"no tap 'qqqq'; it has conv1, .*layer1, .*forward_features, classifier_input"):
+    with pytest.raises(
+        ValueError, match=r"no tap 'qqqq'; it has conv1, .*layer1, .*forward_features, classifier_input"
+    ):
         FeatureTaps(model, {"qqqq"})
     with pytest.raises(ValueError, match="no tap ''"):
         FeatureTaps(model, {""})
-    with pytest.raises(ValueError, match="did you mean .*layer3"):
+    with pytest.raises(ValueError, match=r"did you mean .*layer3"):
         FeatureTaps(model, (), detach_head_at="layer33")
 
 
@@ -164,7 +168,7 @@ def test_a_tap_of_several_tensors_is_refused():
             return torch.cat(parts)
 
     taps = FeatureTaps(Plain(nn.Sequential(Split(), Join()), width=3), {"body.0"})
-    with pytest.raises(ValueError, match="'body.0' gives a tuple, not one tensor"):
+    with pytest.raises(ValueError, match=r"'body.0' gives a tuple, not one tensor"):
         taps(torch.zeros(2, 3, 2, 2))
 
 

@@ -132,7 +132,7 @@ def test_files_that_are_no_images(root: Path) -> None:
     bad = root / "train" / "1" / "notes.txt"
     bad.write_text("not an image")
     with pytest.raises(
-        ValueError, match=r"^\S*notes.txt is not a whole image \(cannot identify image file\); repair or"
+        ValueError, match=r"^\S*notes.txt cannot be read as an image \(cannot identify image file\); repair or"
     ):
         build(root)
     (root / "train" / "1" / "zero.jpg").write_bytes(b"")
@@ -156,7 +156,13 @@ def test_a_truncated_jpeg_is_found(root: Path) -> None:
     file.write_bytes(content + b"appended" * 20)
     assert len(build(root)) == 7, "what follows a whole JPEG does no harm"
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"cut.jpg is not a whole image \(image file is truncated"):
+    with pytest.raises(ValueError, match=r"cut.jpg cannot be read as an image \(image file is truncated"):
+        build(root)
+
+
+def test_a_link_that_leads_nowhere(root: Path) -> None:
+    (root / "train" / "1" / "gone.jpg").symlink_to(root / "gone.jpg")
+    with pytest.raises(ValueError, match=r"1/gone.jpg cannot be read as an image \(No such file or directory\)"):
         build(root)
 
 

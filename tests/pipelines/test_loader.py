@@ -162,8 +162,9 @@ def test_an_abandoned_load_leaves_no_trace(kind: str, odd_index: ImageIndex) -> 
         assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
-def test_an_overtaken_load_says_so(odd_index: ImageIndex) -> None:
-    pictures = loader("dali", odd_index, PLAIN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_overtaken_load_says_so(kind: str, odd_index: ImageIndex) -> None:
+    pictures = loader(kind, odd_index, PLAIN)
     first = pictures.load(requests(13, 2))
     next(first)
     list(pictures.load(requests(13, 13)))
@@ -201,7 +202,7 @@ def damaged(tmp_path: Path) -> tuple[ImageIndex, Path]:
 def test_a_bad_file_is_named(kind: str, damage: str, damaged: tuple[ImageIndex, Path]) -> None:
     index, file = damaged
     content = file.read_bytes()
-    reason = "not a whole image"
+    reason = "cannot be read as an image"
     if damage == "truncated":
         file.write_bytes(content[: len(content) // 2])
     elif damage == "garbage":
@@ -210,9 +211,9 @@ def test_a_bad_file_is_named(kind: str, damage: str, damaged: tuple[ImageIndex, 
         file.unlink()
     else:
         picture(50, 60, 0).save(file)
-        reason = "50x60 pixels, but 120x120 in the index"
+        reason = "is 50x60 pixels, but 120x120 in the index"
     pictures = loader(kind, index, ViewPolicy.evaluation(24))
-    with pytest.raises(ValueError, match=rf"^{file} is {reason}.*build the index again$"):
+    with pytest.raises(ValueError, match=rf"^{file} {reason}.*build the index again$"):
         list(pictures.load(requests(6, 2)))
     file.write_bytes(content)
     assert len(list(pictures.load(requests(6, 2)))) == 3, "the loader works again once the file does"
@@ -262,6 +263,9 @@ def test_wrong_choices(odd_index: ImageIndex) -> None:
         build_loader("torch", odd_index, plan, **rest)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decode='gpu' with batches on cpu; use decode='cpu'"):
         build_loader("dali", odd_index, plan, decode="gpu", **rest)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="prefetch=1; give at least"):
+        build_loader("dali", odd_index, plan, prefetch=1, **rest)  # type: ignore[arg-type]
 
 
 def test_the_data_may_lie_elsewhere(plain_index: ImageIndex, tmp_path: Path) -> None:

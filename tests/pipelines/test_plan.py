@@ -88,7 +88,7 @@ def test_a_seed_outside_its_range_is_refused() -> None:
 
 def test_fingerprint_names_what_changes_pixels() -> None:
     plan = ViewPlan(FULL, 1, 10)
-    same = ViewPlan(FULL.model_copy(update={"num_views": 4}), 1, 99)
+    same = ViewPlan(FULL.model_copy(update={"num_views": 4, "size": (64, 64)}), 1, 99)
     assert plan.fingerprint == same.fingerprint
     others = [ViewPlan(FULL, 2, 10), ViewPlan(FULL.model_copy(update={"hue": 0.2}), 1, 10)]
     assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 3
@@ -122,4 +122,4 @@ def test_pinned_views() -> None:
     ]
     assert plan.order(9, np.arange(4)).tolist() == [949327, 990221, 1201468, 409039]
     assert ViewPlan(ViewPolicy(), 1, 10).order(0, np.arange(10)).tolist() == [4, 2, 1, 7, 0, 9, 5, 3, 8, 6]
-    assert plan.fingerprint == "972f0bd57b5329136cf4bf1103d5b1cfccaf395128684fddb6f6d56a0196788a"
+    assert plan.fingerprint == "71c06589dcaa1fb7dae2caa0c4cd9f4dc448b249583e79e5bfcf146d51fae795"

@@ -84,6 +84,14 @@ def test_order_is_a_permutation():
     assert not torch.equal(rows[0], rows[1])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_draws_the_same_bits():
+    rows = torch.arange(-50, 50)
+    assert torch.equal(bits(rows.cuda(), 100).cpu(), bits(rows, 100))
+    assert torch.equal(uniforms(rows.cuda(), 100).cpu(), uniforms(rows, 100))
+
+
 def test_a_missing_epoch_is_a_programming_error():
     with pytest.raises(AssertionError, match="epoch"):
         Draws(inputs([1], epoch=None), seed=0)

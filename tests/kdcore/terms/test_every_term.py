@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.terms import REGISTRY, Stateless, TermContext, TermInputs, parse_term
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 STAGES = [{"student": "stage1", "teacher": "stage1"}, {"student": "stage2", "teacher": "stage2"}]
 TOKENS = {
@@ -108,25 +110,23 @@ def declared(needs: Needs, seed: int = 1) -> TermInputs:
     )
 
 
+def mapped(value, change):
+    """The same inputs with every tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: mapped(x, change) for key, x in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{f.name: mapped(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
 def joined(first: TermInputs, other: TermInputs, keep: int) -> TermInputs:
-    """The first `keep` samples of `first`, followed by the rest of `other`."""
-
-    def mix(a, b):
-        return None if a is None else torch.cat([a[:keep], b[keep:]])
-
-    features = {tap: mix(a, other.student_features[tap]) for tap, a in first.student_features.items()}
-    teacher = TeacherOutputs(
-        logits=mix(first.teacher.logits, other.teacher.logits),
-        features={tap: mix(a, other.teacher.features[tap]) for tap, a in first.teacher.features.items()},
-        input_gradient=mix(first.teacher.input_gradient, other.teacher.input_gradient),
-    )
-    return replace(
-        first,
-        student_logits=mix(first.student_logits, other.student_logits),
-        student_features=features,
-        teacher=teacher,
-        student_input_gradient=mix(first.student_input_gradient, other.student_input_gradient),
-    )
+    """The first `keep` samples of `first`, followed by the rest of `other`; the labels and ids are equal in both."""
+    others: list[torch.Tensor] = []
+    mapped(other, others.append)
+    others.reverse()
+    return mapped(first, lambda x: torch.cat([x[:keep], others.pop()[keep:]]))
 
 
 def test_every_registered_term_is_in_the_table():
@@ -153,13 +153,15 @@ def test_gives_one_value_per_sample_from_what_it_declares(name):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_is_float32_under_autocast(name):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_is_float32_under_autocast(name, device):
     term, module = make(name)
-    inputs = declared(term.needs())
-    with torch.autocast("cpu", torch.bfloat16):
-        value = module(inputs)
+    inputs = mapped(declared(term.needs()), lambda x: x.to(device))
+    with torch.autocast(device, torch.bfloat16):
+        value = module.to(device)(inputs)
     assert value.dtype == torch.float32
     assert torch.isfinite(value).all()
+    value.mean().backward()
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -190,17 +192,7 @@ def test_a_weight_must_be_given_and_unknown_fields_are_refused(name):
 def test_terms_without_weights_read_any_float_type(name):
     term, module = make(name)
     inputs = declared(term.needs())
-    half = replace(
-        inputs,
-        student_logits=inputs.student_logits.half(),
-        student_features={tap: x.half() for tap, x in inputs.student_features.items()},
-        student_input_gradient=None if inputs.student_input_gradient is None else inputs.student_input_gradient.half(),
-        teacher=TeacherOutputs(
-            logits=None if inputs.teacher.logits is None else inputs.teacher.logits.half(),
-            features={tap: x.half() for tap, x in inputs.teacher.features.items()},
-            input_gradient=None if inputs.teacher.input_gradient is None else inputs.teacher.input_gradient.half(),
-        ),
-    )
+    half = mapped(inputs, lambda x: x.half() if x.is_floating_point() else x)
     torch.testing.assert_close(module(half).mean(), module(inputs).mean(), rtol=1e-3, atol=1e-6)
 
 
@@ -241,3 +233,23 @@ def test_what_has_no_common_default_must_be_given(name, missing):
     fields = {key: value for key, value in TERMS[name].items() if key != missing}
     with pytest.raises(ValidationError, match=missing):
         parse_term({"term": name, "weight": 1, **fields})
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt", "spectral"])
+def test_terms_over_pairs_sum_them(name):
+    both = parse_term({"term": name, "weight": 1, "pairs": STAGES})
+    inputs = declared(both.needs())
+    alone = [parse_term({"term": name, "weight": 1, "pairs": [pair]}).loss(inputs) for pair in STAGES]
+    torch.testing.assert_close(both.loss(inputs), alone[0] + alone[1])
+
+
+def test_spectral_counts_only_where_the_teacher_is_right():
+    guided, free = (
+        parse_term({"term": "spectral", "weight": 1, "pairs": STAGES, "only_correct_teacher": flag})
+        for flag in (True, False)
+    )
+    assert not free.needs().hard_labels
+    inputs = declared(guided.needs())
+    right = inputs.teacher.logits.argmax(dim=1) == inputs.labels
+    assert 0 < right.sum() < B
+    torch.testing.assert_close(guided.loss(inputs), torch.where(right, free.loss(inputs), 0.0))

@@ -1,0 +1,89 @@
+"""A recipe is read strictly, and refuses early with the remedy."""
+
+import pytest
+
+from cluster.config import RunConfig, check_workers, load_recipe, parse, to_yaml
+from kdcore.terms.logits import KD
+
+REFUSED = {
+    "unknown key": ({"train__epoch": 3}, r"unknown key 'train.epoch'; did you mean epochs"),
+    "unknown section": ({"optimiser": "x"}, r"unknown key 'optimiser'; did you mean optimizer"),
+    "batch": ({"train__micro_batch": 3}, r"train.batch_size 8 is no multiple of train.micro_batch 3; take 6"),
+    "workers": ({"scaling__num_workers": 4}, r"2 micro-batches of 4, fewer than scaling.num_workers 4"),
+    "teacher": ({"method": [{"term": "kd", "weight": 1.0, "temperature": 4}]}, r"kd needs a teacher; add a 'teacher:'"),
+    "term": ({"method": [{"term": "kdd", "weight": 1.0}]}, r"unknown term 'kdd'; did you mean kd"),
+    "term's field": ({"method": [{"term": "ce", "weight": 1.0, "smoothing": 0.1}]}, r"smoothing"),
+    "no temperature": (
+        {"method": [{"term": "kd", "weight": 1.0}], "teacher": {"model": "resnet18"}},
+        r"method.*temperature",
+    ),
+    "all weights 0": ({"method": [{"term": "ce", "weight": 0.0}]}, r"every term has weight 0"),
+    "held out": ({"train__select": "held_out"}, r"data.held_out is 0; keep back"),
+    "mean without std": ({"data__mean": [0.5, 0.5, 0.5]}, r"data.mean and data.std belong together"),
+    "odd pairs": (
+        {"views__mixup_alpha": 0.2, "train__batch_size": 9, "train__micro_batch": 3},
+        r"micro-batch must be even",
+    ),
+    "range": ({"train__epochs": 0}, r"train.epochs: .*greater than or equal to 1 \(got 0\)"),
+    "name": ({"name": "a/b"}, r"name: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(recipe, case):
+    changes, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(recipe(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_round_trip(recipe, tmp_path):
+    """What is written resolved reads back as the same configuration."""
+    config = parse(recipe(teacher__model="resnet18", method=[{"term": "kd", "weight": 0.5, "temperature": 4}]))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(config))
+    assert load_recipe(path) == config
+    assert config.method[0] == KD(weight=0.5, temperature=4)
+
+
+def test_frozen(recipe):
+    config = parse(recipe())
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+def test_bases_and_overrides(recipe, tmp_path):
+    """Later bases win over earlier ones, the file over its bases, overrides over all; mappings merge, lists do not."""
+    import yaml
+
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(recipe()))
+    (tmp_path / "second.yaml").write_text("train: {epochs: 5}\nname: second\n")
+    (tmp_path / "top.yaml").write_text("base: [first.yaml, second.yaml]\nname: top\nmethod: [{term: ce, weight: 2}]\n")
+    config = load_recipe(tmp_path / "top.yaml", ["train.batch_size=16", "method.0.weight=0.5"])
+    assert (config.name, config.train.epochs, config.train.batch_size, config.train.micro_batch) == ("top", 5, 16, 4)
+    assert [term.weight for term in config.method] == [0.5]
+
+
+def test_file_errors(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("a: [1\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(ValueError, match=r"no such recipe; did you mean recipe.yaml\?"):
+        load_recipe(tmp_path / "recip.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="a recipe is a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+
+
+def test_override_without_value(recipe, tmp_path):
+    (tmp_path / "r.yaml").write_text("name: x\n")
+    with pytest.raises(ValueError, match=r"write key=value"):
+        load_recipe(tmp_path / "r.yaml", ["train.epochs"])
+
+
+def test_workers_share_the_batch(recipe):
+    config: RunConfig = parse(recipe(train__micro_batch=None))
+    assert check_workers(config.train, 2, mixes=False) == 4
+    assert check_workers(config.train, 1, mixes=False) == 8
+    with pytest.raises(ValueError, match="8 cannot be shared by 3 workers"):
+        check_workers(config.train, 3, mixes=False)

@@ -1,0 +1,159 @@
+"""Whole runs through Ray Train: same samples and losses on 1 and 2 workers, the same bits twice and after a failure."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.config import parse
+from cluster.failures import RunFailed
+from cluster.tracking import read_metrics
+from cluster.train import launch
+from tests.conftest import write_image_folder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MIXED = {"views__mixup_alpha": 0.4, "views__cutmix_alpha": 1.0, "train__ema_decay": 0.9, "train__clip_norm": 5.0}
+
+
+def records(run_dir: str) -> dict[tuple[int, int], dict]:
+    """{(step, micro-batch): what was recorded}, over all ranks."""
+    rows = [
+        json.loads(line) for path in Path(run_dir).glob("batches-*.jsonl") for line in path.read_text().splitlines()
+    ]
+    return {(row["step"], row["micro_batch"]): row for row in rows}
+
+
+def weights(run_dir: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(run_dir) / "student.safetensors")
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def teacher(recipe, tmp_path) -> dict[str, str]:
+    """A teacher's section: a cifar_resnet8 with random weights, as a checkpoint."""
+    from kdcore.models import ModelConfig, build_model
+
+    torch.manual_seed(7)
+    model = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
+    path = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    return {"model": "cifar_resnet8", "checkpoint": str(path)}
+
+
+METHOD = [
+    {"term": "ce", "weight": 0.5},
+    {"term": "kd", "weight": 0.5, "temperature": 4.0},
+    {"term": "feature_mse", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
+]
+
+
+def test_workers_and_repetition(ray_cluster, recipe, teacher):
+    """1 and 2 workers see the same samples in the same global batches with losses equal to rounding; the same recipe
+    twice gives the same bits."""
+    runs = {}
+    for name, workers in (("one", 1), ("two", 2), ("again", 2)):
+        changes = {"name": name, "scaling__num_workers": workers, "tracking__record_batches": True}
+        config = parse(recipe(teacher=teacher, method=METHOD, **changes, **MIXED))
+        runs[name] = launch(config)
+    one, two, again = (records(run.run_dir) for run in runs.values())
+    assert len(one) == 2 * 6 * 2  # epochs x steps x micro-batches
+    assert one.keys() == two.keys()
+    for place, row in one.items():
+        assert row["sample_ids"] == two[place]["sample_ids"] == again[place]["sample_ids"]
+        assert row["loss"] == pytest.approx(two[place]["loss"], rel=2e-4)
+        assert two[place]["loss"] == again[place]["loss"]
+    for epoch in range(2):
+        seen = [i for (step, _), row in one.items() if step // 6 == epoch for i in row["sample_ids"]]
+        assert sorted(seen) == list(range(48))
+    assert same_bits(weights(runs["two"].run_dir), weights(runs["again"].run_dir))
+    for name, tensor in weights(runs["one"].run_dir).items():
+        # Batch norm's running statistics are rank 0's, which on 2 workers saw half as many micro-batches.
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(tensor.float(), weights(runs["two"].run_dir)[name].float(), rtol=1e-3, atol=1e-4)
+
+
+def test_failure_and_continuation(ray_cluster, recipe, teacher, tmp_path):
+    """A file that breaks in the middle of a run ends it, named; mended, the same command goes on from the last step
+    checkpoint, in mid-epoch, to the very bits of an undisturbed run."""
+    root = write_image_folder(tmp_path / "fragile")
+    changes = {"data__root": str(root), "checkpoint__every_steps": 1, "scaling__max_failures": 0, **MIXED}
+
+    def config(name: str):
+        return parse(recipe(name=name, teacher=teacher, method=METHOD, scaling__num_workers=2, **changes))
+
+    undisturbed = launch(config("undisturbed"))
+    plan_order = sorted(records_by_step(config("undisturbed")).items())
+    victim_id = plan_order[-1][1][0]  # seen in the last step of the first epoch
+    victim = image_path(config("undisturbed"), victim_id)
+    good, times = victim.read_bytes(), victim.stat()
+    victim.write_bytes(good[:60] + bytes(len(good) - 60))
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # behind the index's back
+    with pytest.raises(RunFailed, match=victim.name):
+        launch(config("disturbed"))
+    victim.write_bytes(good)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kept = sorted(path.name for path in (tmp_path / "out" / "disturbed").glob("step-*"))
+    assert kept, "no checkpoint was written before the failure"
+    assert 0 < int(kept[-1].removeprefix("step-")) < 6
+    disturbed = launch(config("disturbed"))
+    assert same_bits(weights(undisturbed.run_dir), weights(disturbed.run_dir))
+    steps = [row["step"] for row in read_metrics(Path(disturbed.run_dir) / "metrics.jsonl") if "train/loss" in row]
+    assert steps == sorted(set(steps)), "metrics of a step were kept twice"
+
+
+def records_by_step(config) -> dict[int, list[int]]:
+    """{step of the first epoch: sample ids}, from the plan alone."""
+    from cluster.assembly import open_data
+    from pipelines.plan import ViewPlan
+
+    plan = ViewPlan(config.views, config.seed, len(open_data(config)["train"]))
+    return {step: plan.order(0, np.arange(step * 8, step * 8 + 8)).tolist() for step in range(6)}
+
+
+def image_path(config, sample_id: int) -> Path:
+    from cluster.assembly import open_data
+
+    return Path(open_data(config)["train"].paths(np.array([sample_id]))[0])
+
+
+def test_few_validation_images(ray_cluster, recipe, tmp_path):
+    """One validation image a class and two ranks: counted once each, and the finished run is not run again."""
+    root = write_image_folder(tmp_path / "few", val=1)
+    config = parse(recipe(data__root=str(root), scaling__num_workers=2, train__max_steps=2))
+    result = launch(config)
+    assert result.steps == 2
+    assert result.metrics["val/top1"] * 3 == pytest.approx(round(result.metrics["val/top1"] * 3))
+    assert launch(config) == result
+    with pytest.raises(
+        ValueError, match=r"holds a run of another recipe \(seed: 0 there, 1 now\); choose another name"
+    ):
+        launch(parse(recipe(data__root=str(root), scaling__num_workers=2, train__max_steps=2, seed=1)))
+
+
+def test_mlflow_holds_the_run(ray_cluster, recipe):
+    """The resolved recipe, the packages, the pictures, the metrics by step and the weights."""
+    import mlflow
+
+    config = parse(recipe(train__max_steps=4, data__held_out=0.25, train__select="held_out"))
+    result = launch(config, command="python -m ops train x.yaml")
+    client = mlflow.MlflowClient(f"sqlite:///{Path(config.output_dir) / 'mlflow.db'}")
+    run = client.get_run(result.mlflow_run_id)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names >= {"recipe.yaml", "packages.txt", "first_batch.png", "curves.png", "student.safetensors"}
+    assert run.data.tags["method"] == "ce"
+    assert "python -m ops train x.yaml" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["train.batch_size"] == "8"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [2, 4]
+    assert {"val/top1", "held_out/top1", "data/wait_share", "system/images_per_second"} <= run.data.metrics.keys()
+    assert result.best_score == pytest.approx(
+        max(m.value for m in client.get_metric_history(run.info.run_id, "held_out/top1"))
+    )

@@ -1,0 +1,92 @@
+"""Shared by all tests: a small image folder, recipes on it, and one Ray cluster a module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# Several processes share few cores; torch's own threads would only get in each other's way.
+torch.set_num_threads(1)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def write_image_folder(root: Path, train: int = 16, val: int = 5, classes: int = 3, seed: int = 0) -> Path:
+    """Noisy pictures of three colours, PNG, of differing odd sizes; root/{train,val}/<class>/<number>.png."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                height, width = rng.integers(12, 31, size=2)
+                pixels = rng.integers(0, 120, size=(height, width, 3))
+                pixels[..., label % 3] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 training and 15 validation pictures of 3 classes."""
+    return write_image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def recipe(image_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A function that gives a small recipe as a mapping, with fields changed (train__epochs=3)."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "name": "run",
+            "output_dir": str(tmp_path / "out"),
+            "data": {"root": str(image_folder), "num_threads": 1},
+            "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0]},
+            "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
+            "method": [{"term": "ce", "weight": 1.0}],
+            "optimizer": {"opt": "sgd", "lr": 0.05},
+            "train": {"epochs": 2, "batch_size": 8, "micro_batch": 4},
+            "tracking": {"system_metrics": False, "every_steps": 2},
+        }
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            section = data
+            for name in parents:
+                section = section.setdefault(name, {})
+            section[last] = value
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster on this machine for the tests of a module, with room for 2 workers."""
+    import ray
+
+    import cluster.train  # noqa: F401  sets what Ray reads when it starts
+
+    env = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    ray.init(
+        num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env}
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images and weights beside the repository; a test that wants them is skipped where they are absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no real data: ../shared/data is absent")
+    return SHARED_DATA

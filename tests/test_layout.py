@@ -1,0 +1,177 @@
+"""The shape of the tree: who may import whom, what things are called, what is packaged and pinned."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each package imports itself and what stands to its right in ops -> cluster -> pipelines -> kdcore.
+OWN = {
+    "kdcore": {"kdcore"},
+    "pipelines": {"pipelines", "kdcore"},
+    "cluster": {"cluster", "pipelines", "kdcore"},
+    "ops": {"ops", "cluster", "pipelines", "kdcore"},
+}
+KDCORE = {"torch", "timm", "torchvision.models", "safetensors", "numpy", "pydantic"}
+PIPELINES = KDCORE | {"nvidia.dali", "pyarrow", "PIL"}
+CLUSTER = PIPELINES | {"ray", "mlflow", "torchvision"}
+THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # ops: anything declared
+EXCEPTIONS = {
+    "pipelines/datasets.py": {"rich"},  # the progress bar of an index that takes minutes to build
+    "cluster/config.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
+    "cluster/pictures.py": {"matplotlib"},  # the learning curves kept with a run
+}
+REQUIREMENTS = ("requirements.txt", "requirements-uv.txt")
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file, by its full dotted name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{place(path)}:{node.lineno}: write imports in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def is_within(module: str, allowed: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{name}.") for name in allowed)
+
+
+def third_party(path: Path) -> set[str]:
+    return {m for m in imports(path) if top(m) not in OWN and top(m) not in sys.stdlib_module_names}
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def normalised(requirement: str) -> str:
+    """The distribution's name in a requirement, as the registries compare names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def declared() -> set[str]:
+    found = project()["project"]
+    extras = found["optional-dependencies"].values()
+    return {normalised(one) for group in (found["dependencies"], *extras) for one in group}
+
+
+@pytest.mark.parametrize("package", OWN)
+def test_imports_go_in_one_direction(package):
+    assert sources(package)
+    wrong = [
+        f"{place(path)}: {module}"
+        for path in sources(package)
+        for module in imports(path)
+        if (top(module) in OWN or top(module) == "tests") and top(module) not in OWN[package]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", THIRD_PARTY)
+def test_each_package_keeps_to_its_libraries(package):
+    wrong = [
+        f"{place(path)}: {module}"
+        for path in sources(package)
+        for module in sorted(third_party(path))
+        if not is_within(module, THIRD_PARTY[package] | EXCEPTIONS.get(place(path), set()))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", EXCEPTIONS)
+def test_exceptions_are_still_needed(path):
+    package = top(path.replace("/", "."))
+    for library in EXCEPTIONS[path]:
+        assert any(is_within(module, {library}) for module in third_party(ROOT / path))
+        assert not is_within(library, THIRD_PARTY[package])
+
+
+@pytest.mark.parametrize("package", [*OWN, "tests"])
+def test_every_library_in_use_is_declared(package):
+    providers = packages_distributions()
+    undeclared = {
+        f"{place(path)}: {module}"
+        for path in sources(package)
+        for module in third_party(path)
+        if top(module) not in {"tests", "conftest"}
+        and not declared() & {normalised(one) for one in providers.get(top(module), [])}
+    }
+    assert not undeclared
+
+
+def test_no_module_is_named_like_a_top_level_library():
+    libraries = set(sys.stdlib_module_names) | set(packages_distributions()) - OWN.keys()
+    names = {
+        place(path): path.parent.name if path.stem == "__init__" else path.stem for p in OWN for path in sources(p)
+    }
+    assert not [path for path, name in names.items() if name in libraries and name != "__main__"]
+
+
+@pytest.mark.parametrize("package", OWN)
+def test_the_packages_are_this_trees(package):
+    """Other distributions bring packages of these names; installed over ours, they would be imported unnoticed."""
+    assert Path(importlib.import_module(package).__file__).parent == ROOT / package
+    assert set(packages_distributions().get(package, [])) <= {"stillhouse"}
+
+
+def test_every_package_is_listed_for_packaging():
+    listed = project()["tool"]["setuptools"]["packages"]
+    found = {place(path.parent).replace("/", ".") for p in OWN for path in sources(p) if path.name == "__init__.py"}
+    assert sorted(listed) == sorted(found)
+
+
+def test_every_folder_of_modules_is_a_package():
+    folders = {path.parent for package in OWN for path in sources(package)}
+    assert not [place(folder) for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_no_lock_file_with_addresses_is_kept():
+    assert "uv.lock" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def pins(name: str) -> list[str]:
+    """The entries of a requirements file, each on one line and without comments."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_pin_is_exact_and_has_hashes(name):
+    entry = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,-]+\])?==[\w.!+]+( ; [^\\#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*")
+    assert pins(name)
+    assert not [line[:80] for line in pins(name) if not entry.fullmatch(line)]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_requirements_name_no_address(name):
+    assert "://" not in (ROOT / name).read_text()
+    assert not [line for line in pins(name) if line.startswith("-")]
+
+
+def test_every_declared_dependency_is_pinned():
+    pinned = {normalised(line) for line in pins("requirements.txt")}
+    assert not declared() - pinned
