@@ -2,16 +2,45 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DATA ?=
 TEACHER ?=
+OUTPUT ?= outputs/demo
 
-help:            ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+help:         ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':|## ' '{printf "  make %-12s %s\n", $$1, $$NF}'
+
+env: .venv/.ready  ## create the environment (.venv) from the hash-checked pins
+
+demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=timm-name for your own images
+	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)")
+
+test: env     ## every test that needs no GPU
+	$(PY) -m pytest -m "not gpu"
+
+test-fast: env  ## the tests that start no Ray cluster and take seconds
+	$(PY) -m pytest -m "not gpu and not ray and not slow"
+
+test-gpu: env  ## the tests that need a GPU
+	$(PY) -m pytest -m gpu
+
+lint: env     ## ruff and mypy
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: env   ## let ruff format and mend what it can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+doctor: env   ## what this machine has, and what is missing
+	$(PY) -m ops doctor
+
+pins: env     ## write requirements.txt anew from pyproject.toml
+	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra demo --extra dev pyproject.toml -o requirements.txt
 
 .venv/.ready: requirements.txt requirements-uv.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \"Python 3.11 or newer is needed: make PYTHON=python3.12 ...\")"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-env: .venv/.ready  ## create the environment from the hash-checked pins
-
-.PHONY: help env
+.PHONY: help env demo test test-fast test-gpu lint format doctor pins

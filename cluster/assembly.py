@@ -124,6 +124,7 @@ class Assembly:
             num_samples=len(train),
             teacher=self.teacher,
             class_means=means,
+            sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
         )
         return placed(distiller, self.config, self.rank)
 

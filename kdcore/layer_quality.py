@@ -66,8 +66,8 @@ class LayerQuality:
         assert all(len(r) == len(labels) == len(sample_ids) for r in rows.values()), "a row for every label and id"
         for tap, row in rows.items():
             self._features.setdefault(tap, []).append(row)
-        self._labels.append(labels.cpu())
-        self._sample_ids.append(sample_ids.cpu())
+        self._labels.append(labels.to(device="cpu", dtype=torch.int64, copy=True))
+        self._sample_ids.append(sample_ids.to(device="cpu", dtype=torch.int64, copy=True))
 
     def merge(self, other: LayerQuality) -> None:
         """Takes in the rows of another worker; its settings must be these."""

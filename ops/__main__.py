@@ -53,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--teacher", metavar="NAME", help="a timm model with pretrained weights, for your own data")
     demo.add_argument("--seeds", type=int, default=1, help="how often the two students are trained (default: 1)")
     demo.add_argument("--output", default="outputs/demo", metavar="DIR", help="where everything goes (%(default)s)")
+    demo.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="fields of all three recipes, such as train.epochs=5"
+    )
     demo.set_defaults(function=run_demo)
 
     train = commands.add_parser(
@@ -103,7 +106,7 @@ def _recipe(command: argparse.ArgumentParser) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     from ops.demo import demo
 
-    return demo(data=args.data, teacher=args.teacher, seeds=args.seeds, output=args.output)
+    return demo(args.data, args.teacher, args.seeds, args.output, args.overrides)
 
 
 def run_train(args: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+# Tables in a job's log are as wide as they need to be; a terminal knows its own width.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 PLAIN_LINE_SECONDS = 10.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ops.train import mlflow_hint, watched
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def demo(data: str | None, teacher: str | None, seeds: int, output: str) -> int:
-    """Runs the three jobs, the two students once a seed, and prints the table."""
+def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes: Sequence[str] = ()) -> int:
+    """Runs the three jobs, the two students once a seed, and prints the table. changes: overrides of every recipe."""
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one")
     if teacher and not data:
@@ -29,7 +30,7 @@ def demo(data: str | None, teacher: str | None, seeds: int, output: str) -> int:
         say("writing the digits")
         root = write_digits(Path(output) / "digits")
         folder, overrides, overrides_teacher = "demo", [f"data.root={root.absolute()}"], []
-    overrides += [f"output_dir={Path(output).absolute()}"]
+    overrides += [f"output_dir={Path(output).absolute()}", *changes]
 
     def recipe(name: str, *more: str) -> RunConfig:
         return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*overrides, *more]), Path.cwd())

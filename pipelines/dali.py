@@ -1,8 +1,8 @@
 """The loader for training: NVIDIA DALI reads, decodes, crops, resizes and flips, in its own threads, ahead of time.
 
 DALI draws nothing: crop windows, sizes, offsets and flips are inputs of its pipeline. Colours, mixing and erasing are
-`pipelines.render`'s, as for every loader. Only the crop's window is decoded: of a file damaged after it was indexed, the
-damage is noticed where a window reaches it.
+`pipelines.render`'s, as for every loader. Only the crop's window is decoded: damage that came to a file after it was
+indexed is noticed where a window reaches it.
 """
 
 from __future__ import annotations

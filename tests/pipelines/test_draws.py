@@ -181,6 +181,16 @@ def test_mixtures() -> None:
     assert len(np.unique(share)) > 2000, "each sample has a share of its own"
 
 
+def test_cut_boxes_have_the_partners_area_until_they_are_clipped() -> None:
+    key = Key(12, 3, np.arange(4000))
+    share, boxes = draws.mix(ViewPolicy(size=200, cutmix_alpha=1.0), key, key.sample_ids ^ 1)
+    drawn = draws.symmetric_beta(key, np.ones(4000))
+    free = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] < 200).all(axis=1)
+    assert free.sum() > 300
+    assert np.all(share >= drawn.astype(np.float32) - 1e-6), "clipping and rounding leave more of the sample"
+    assert np.abs(share - drawn)[free].max() < 0.02  # each side loses less than two of 200 pixels to rounding
+
+
 def test_only_one_kind_of_mixture_where_one_is_on() -> None:
     partner = IDS ^ 1
     assert not draws.mix(ViewPolicy(mixup_alpha=1), KEY, partner)[1].any()

@@ -1,0 +1,111 @@
+"""The command line: help that names every command, and errors in one line with exit status 2, before Ray starts."""
+
+import pytest
+import ray
+import yaml
+
+from ops.__main__ import main
+from tests.conftest import write_image_folder
+
+COMMANDS = ("demo", "train", "evaluate", "show", "doctor")
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"  {command} " in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 6
+
+
+@pytest.fixture
+def refused(recipe, tmp_path, capsys):
+    """A function that trains a recipe with a mistake in it, and gives the one line it is refused with."""
+
+    def run(*overrides: str, **changes) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe(**changes)))
+        assert main(["train", str(path), *overrides]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert not ray.is_initialized()
+        return lines[0]
+
+    return run
+
+
+def test_unknown_key(refused):
+    assert "unknown key 'train.epoch'; did you mean epochs" in refused("train.epoch=3")
+
+
+def test_unknown_model(refused):
+    assert "unknown model 'cifar_resnet9'; did you mean cifar_resnet" in refused("student.model=cifar_resnet9")
+
+
+def test_unknown_tap(refused):
+    pairs = [{"student": "layer9", "teacher": "layer2"}]
+    line = refused(teacher__model="cifar_resnet8", method=[{"term": "feature_mse", "weight": 1.0, "pairs": pairs}])
+    assert "CifarResNet has no tap 'layer9'; did you mean layer" in line
+
+
+def test_unknown_data_folder(refused, tmp_path):
+    assert str(tmp_path / "nowhere") in refused(f"data.root={tmp_path / 'nowhere'}")
+
+
+def test_missing_checkpoint(refused):
+    assert "weights.safetensors: no such file" in refused("student.checkpoint=weights.safetensors")
+
+
+def test_empty_class_folder(refused, tmp_path):
+    root = write_image_folder(tmp_path / "images", train=2)
+    (root / "train" / "empty").mkdir()
+    assert "train/empty" in refused(f"data.root={root}", "train.batch_size=4")
+
+
+def test_non_image_file(refused, tmp_path):
+    root = write_image_folder(tmp_path / "images", train=2)
+    (root / "train" / "class1" / "notes.txt").write_text("not an image")
+    assert "train/class1/notes.txt" in refused(f"data.root={root}", "train.batch_size=4")
+
+
+def test_classes_that_differ(refused, tmp_path):
+    root = write_image_folder(tmp_path / "images", train=2)
+    (root / "val" / "class2").rename(root / "val" / "other")
+    assert "class2" in refused(f"data.root={root}", "train.batch_size=4")
+
+
+def test_batch_larger_than_the_data(refused):
+    assert "train.batch_size 64 is more than the 48 training images" in refused("train.batch_size=64")
+
+
+def test_missing_recipe(capsys):
+    assert main(["train", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml: no such recipe" in capsys.readouterr().err
+
+
+def test_show(recipe, tmp_path, capsys):
+    """Parameters, cost and taps of both networks, without training."""
+    pairs = [{"student": "layer2", "teacher": "layer3"}]
+    path = tmp_path / "recipe.yaml"
+    method = [{"term": "feature_mse", "weight": 1.0, "pairs": pairs}]
+    path.write_text(yaml.safe_dump(recipe(teacher__model="cifar_resnet8", method=method)))
+    assert main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "layer2 *",
+        "8 x 8 x 8",
+        "layer3 *",
+        "64 x 4 x 4",
+        "77,587",
+        "512",
+    ):  # 8 x 64 weights in the projection
+        assert part in shown, part
+    assert not ray.is_initialized()
