@@ -7,8 +7,9 @@ is no part of it.
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,9 +86,12 @@ class TrainConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Workers and what each of them takes. use_gpu None: GPUs where the cluster has enough of them."""
+    """Workers and what each of them takes. use_gpu None: GPUs where the cluster has enough of them.
 
-    num_workers: int = Field(default=1, ge=1)
+    num_workers 0: one worker in this very process, without a cluster and without checkpoints; for small experiments.
+    """
+
+    num_workers: int = Field(default=1, ge=0)
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=1, gt=0)
@@ -152,7 +156,7 @@ class RunConfig(Section):
                 f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
                 f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
             )
-        check_workers(train, self.scaling.num_workers, views.mixes)
+        check_workers(train, max(1, self.scaling.num_workers), views.mixes)
         if self.needs.hard_labels and views.mixes:
             coupled = [t.term for t in self.method if t.needs().hard_labels]
             raise ValueError(
@@ -194,10 +198,15 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
     merged, everything else is replaced.
     """
-    data = read_recipe(Path(path))
+    return configure(read_recipe(Path(path)), overrides, str(path))
+
+
+def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    """The configuration of a recipe's mapping with overrides; source names the recipe in errors."""
+    data = copy.deepcopy(dict(recipe))
     for override in overrides:
         apply_override(data, override)
-    return parse(data, str(path))
+    return parse(data, source)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.rank import Rank
 from kdcore.distiller import OnlineTeacher
+from kdcore.layer_quality import LayerQuality
 from kdcore.metrics import Counts
 from pipelines.loader import Loader, Request
 
@@ -42,6 +45,17 @@ def evaluate(
         done += len(batch)
     rank.add_up(counts.totals)
     return counts.result()
+
+
+def quality_pass(
+    teacher: OnlineTeacher, loader: Loader, ids: NDArray[np.int64], num_classes: int, **options: Any
+) -> LayerQuality:
+    """The features of the given images at the teacher's taps, collected for their scores; see `LayerQuality`."""
+    collected = LayerQuality(num_classes, **options)
+    starts = range(0, len(ids), EVALUATION_BATCH)
+    for batch in loader.load(Request(view=0, sample_ids=ids[start : start + EVALUATION_BATCH]) for start in starts):
+        collected.add(teacher(batch).features, batch.labels, batch.sample_ids)
+    return collected
 
 
 def teacher_pass(

@@ -12,7 +12,7 @@ import logging
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -46,7 +46,11 @@ def open_run(config: RunConfig, command: str) -> str:
     experiment_id = (
         experiment.experiment_id
         if experiment
-        else client.create_experiment(config.tracking.experiment, artifact_location=artifacts)
+        else client.create_experiment(
+            config.tracking.experiment,
+            artifact_location=artifacts,
+            tags={"mlflow.experimentKind": "custom_model_development"},  # the page shows training runs, not chats
+        )
     )
     run = client.create_run(experiment_id, run_name=config.name)
     run_id = run.info.run_id
@@ -55,7 +59,8 @@ def open_run(config: RunConfig, command: str) -> str:
         "student": config.student.model,
         "teacher": config.teacher.model if config.teacher else "none",
         "data": Path(config.data.root).name,
-        "git_commit": git_commit(),
+        "mlflow.source.name": "stillhouse",
+        "mlflow.source.git.commit": git_commit(),
         "mlflow.note.content": f"Run again with\n\n    {command}",
     }
     params = [Param(key, str(value)[:500]) for key, value in flat(config.model_dump(mode="json")).items()]
@@ -65,6 +70,11 @@ def open_run(config: RunConfig, command: str) -> str:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     remembered.write_text(run_id)
     return run_id
+
+
+def close_run(config: RunConfig, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Marks the run's end in MLflow."""
+    mlflow.MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,15 +25,16 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.assembly import build_networks, image_size, open_data
+from cluster.assembly import assemble
 from cluster.config import RunConfig, load_recipe, to_yaml
 from cluster.failures import RunFailed
 from cluster.progress import ProgressBoard
-from cluster.tracking import flat, open_run
+from cluster.rank import Rank
+from cluster.tracking import close_run, flat, open_run
 from cluster.worker import train_worker
-from kdcore.distiller import Distiller, OnlineTeacher
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
 
@@ -57,11 +58,9 @@ def check(config: RunConfig) -> None:
     """ValueError for everything about a run that can be known before Ray starts: files, names, taps, sizes."""
     for model in filter(None, (config.student, config.teacher)):
         model.check()
-    classes = tuple(open_data(config)["train"].classes)
-    student, teacher = build_networks(config, classes)
-    online = OnlineTeacher(teacher, config.needs) if teacher is not None else None
-    if not config.needs.class_means:
-        Distiller(student, config.method, image_size=image_size(config), num_samples=2, teacher=online)
+    parts = assemble(config, Rank(0, 1, torch.device("cpu")))
+    if not config.needs.class_means:  # those take a pass over the data: left to the workers
+        parts.distiller()
 
 
 def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -> RunResult:
@@ -74,12 +73,11 @@ def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -
     config.run_dir.mkdir(parents=True, exist_ok=True)
     (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
     run_id = open_run(config, command)
-    with ray_session(config):
-        board = ProgressBoard.remote()
-        payload = {"config": config.model_dump(mode="json"), "mlflow_run_id": run_id, "board": board}
-        with watching(board, watch):
-            final = fit(config, payload)
-        ray.kill(board)
+    try:
+        final = place(config, run_id, watch)
+    except BaseException as error:
+        close_run(config, run_id, "FAILED" if isinstance(error, RunFailed) else "KILLED")
+        raise
     result = RunResult(
         name=config.name,
         run_dir=str(config.run_dir),
@@ -88,7 +86,22 @@ def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -
         **final,
     )
     (config.run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
+    close_run(config, run_id, "FINISHED")
     return result
+
+
+def place(config: RunConfig, run_id: str, watch: Watcher | None) -> dict[str, Any]:
+    """Runs the workers where the recipe wants them; what rank 0 returned."""
+    payload = {"config": config.model_dump(mode="json"), "mlflow_run_id": run_id, "board": None}
+    if config.scaling.num_workers == 0:
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
+        return fit(config, payload)
+    with ray_session(config):
+        board = ProgressBoard.remote()
+        with watching(board, watch):
+            final = fit(config, payload | {"board": board})
+        ray.kill(board)
+    return final
 
 
 def continued(config: RunConfig) -> RunResult | None:
@@ -101,7 +114,7 @@ def continued(config: RunConfig) -> RunResult | None:
         return None
     ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(earlier)))
     changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking")]
+    changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking", "checkpoint")]
     if changed:
         key = changed[0]
         raise ValueError(
@@ -148,8 +161,8 @@ def reason(error: BaseException) -> str:
 
 def wants_gpu(config: RunConfig) -> bool:
     """GPUs if the recipe says so, or if it leaves it open and the cluster has enough."""
-    if config.scaling.use_gpu is not None:
-        return config.scaling.use_gpu
+    if config.scaling.use_gpu is not None or config.scaling.num_workers == 0:
+        return bool(config.scaling.use_gpu)
     needed = config.scaling.num_workers * config.scaling.gpus_per_worker
     return ray.cluster_resources().get("GPU", 0) >= needed > 0
 

@@ -23,6 +23,7 @@ VARIANCE_KEPT = 0.95  # by the leading components that the effective dimension c
 # Float32 features round at 6e-8 of their size, so variance below 1e-12 of the mean square is rounding, not spread.
 SPREAD_FLOOR = 1e-12
 BLOCK_ELEMENTS = 2**23  # features in float64 at a time: 64 MiB
+PANEL_ROWS = 512  # of the Gram matrix at a time, so that its upper half need not be computed
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,14 @@ def layer_quality(
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """The inner products of all rows: [n,D] -> [n,n] float64, a block of columns at a time."""
+    """The inner products of all rows: [n,D] -> [n,n] float64, a block of columns at a time, each product once."""
     gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     for block in rows.split(max(1, BLOCK_ELEMENTS // len(rows)), dim=1):
         block = block.double()
-        gram.addmm_(block, block.T)
-    return gram
+        for start in range(0, len(rows), PANEL_ROWS):
+            panel = slice(start, start + PANEL_ROWS)
+            gram[start:, panel] += block[start:] @ block[panel].T
+    return gram.tril() + gram.tril(-1).T
 
 
 def _separation(cosines: Tensor, counts: Sequence[int]) -> float:

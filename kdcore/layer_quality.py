@@ -35,8 +35,8 @@ class LayerQuality:
     source; larger tokens and vectors are refused.
 
     Memory: 4 bytes an element (`kept_bytes`; ResNet-34 at 224 pixels, 17 taps, 5,000 images: 32 GB, and 4 GB with
-    max_elements=16384), and while a tap is scored its rows once more and about 32 n^2 bytes for n images. Time: 2 n^2 D
-    flops in float64 a tap of D elements.
+    max_elements=16384), and while a tap is scored its rows once more and about 32 n^2 bytes for n images. Time: n^2 D
+    float64 flops for a tap of D elements, so that a GPU is worth naming to `result` for large maps.
     """
 
     def __init__(

@@ -86,6 +86,22 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe(show)
     show.set_defaults(function=run_show)
 
+    layers = commands.add_parser(
+        "layers",
+        help="how much each layer of the teacher has to teach, and which to distil",
+        description="Scores layers of the recipe's teacher by Q = S + sqrt(I E) on a class-balanced sample of the "
+        "training images; prints and plots the scores and writes the pairing they recommend.",
+    )
+    _recipe(layers)
+    layers.add_argument("--taps", nargs="+", metavar="TAP", help="of the teacher, in depth order (default: its blocks)")
+    layers.add_argument("--student-taps", nargs="+", metavar="TAP", help="in depth order (default: its blocks)")
+    layers.add_argument("--pairs", type=int, metavar="N", help="how many to recommend (default: up to 4)")
+    layers.add_argument("--images", type=int, default=5000, metavar="N", help="size of the sample (%(default)s)")
+    layers.add_argument("--scale", choices=("log5", "log_ed"), default="log5", help="of the information (%(default)s)")
+    layers.add_argument("--max-elements", type=int, default=262144, metavar="N", help="pool larger maps (%(default)s)")
+    layers.add_argument("--output", default="outputs/layers", metavar="DIR", help="where it is written (%(default)s)")
+    layers.set_defaults(function=run_layers)
+
     doctor = commands.add_parser(
         "doctor",
         help="what this machine has, and what is missing",
@@ -125,6 +141,12 @@ def run_show(args: argparse.Namespace) -> int:
     from ops.show import show
 
     return show(args.recipe, args.overrides)
+
+
+def run_layers(args: argparse.Namespace) -> int:
+    from ops.layers import layers
+
+    return layers(args.recipe, args.overrides, args)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -1,20 +1,36 @@
-"""Layer quality for people: a table, a picture, and the part of a recipe that the scores recommend.
+"""`layers`: how much a teacher's layers have to teach, as a table, a picture and the part of a recipe they recommend.
 
-Not here: the scores (`kdcore.layer_quality`), and the pass over the images that gathers their features.
+Not here: the scores (`kdcore.layer_quality`), and the pass that collects the features (`cluster.passes`).
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import psutil
+import torch
 import yaml
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from cluster.assembly import assemble, image_size
+from cluster.config import absolute, load_recipe
+from cluster.passes import quality_pass
+from cluster.rank import Rank
+from kdcore.batch import Needs
+from kdcore.blocks import block_taps
+from kdcore.distiller import OnlineTeacher
 from kdcore.geometry import Quality
+from kdcore.layer_quality import class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.terms.base import Pair
-from ops.console import table
+from ops.console import console, say, table
+
+MEMORY_SHARE = 0.5  # of the machine's free memory
 
 PANELS = {
     "separation": "separation S",
@@ -22,6 +38,55 @@ PANELS = {
     "efficiency": "efficiency E",
     "q": "quality Q = S + sqrt(I E)",
 }
+
+
+def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -> int:
+    """Scores the recipe's teacher on a class-balanced sample of the training images; writes what it recommends."""
+    config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
+    if config.teacher is None:
+        raise ValueError(f"{recipe} has no teacher, whose layers could be scored; add a 'teacher:' section")
+    parts = assemble(config, Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    assert parts.teacher is not None
+    train, size = parts.indexes["train"], image_size(config)
+    taps = options.taps or block_taps(parts.teacher.model, size)
+    student_taps = options.student_taps or block_taps(parts.student, size)
+    per_class = min(max(2, options.images // len(train.classes)), int(np.bincount(train.labels).min()))
+    ids = class_balanced_sample(train.labels, per_class, config.seed)
+    teacher = OnlineTeacher(parts.teacher.model, Needs(teacher_taps=frozenset(taps)), parts.teacher.renormalise)
+    check_memory(teacher, size, len(ids), options.max_elements)
+    say(f"{len(taps)} taps of {config.teacher.model} over {len(ids):,} images, {per_class} of each class")
+    collected = quality_pass(
+        teacher,
+        parts.evaluation_loader("train"),
+        ids,
+        len(train.classes),
+        information_scale=options.scale,
+        max_elements=options.max_elements,
+    )
+    scores = collected.result(len(train), device=parts.rank.device)
+    quality = {tap: scores[tap] for tap in taps}
+    pairs = recommend_pairs(student_taps, quality, options.pairs or min(4, len(student_taps), len(taps)))
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    console.print(render_table(quality, pairs))
+    plot(quality, output / "layers.png", pairs)
+    (output / "layers.json").write_text(
+        json.dumps({tap: asdict(q) | {"q": q.q} for tap, q in quality.items()}, indent=1)
+    )
+    (output / "method.yaml").write_text(recommendation_yaml(pairs))
+    say(f"written: {output}/layers.png, layers.json, and method.yaml, which a recipe takes as `base:`")
+    return 0
+
+
+def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:
+    """ValueError, with the remedy, where the features would not fit into the machine's memory."""
+    needed = kept_bytes(teacher.taps.shapes(size), num_images, max_elements)
+    free = psutil.virtual_memory().available
+    if needed > free * MEMORY_SHARE:
+        raise ValueError(
+            f"the features of {num_images:,} images take {needed / 2**30:.1f} GiB, more than half of the "
+            f"{free / 2**30:.1f} GiB free; pool maps further (--max-elements 16384), or give fewer --taps or --images"
+        )
 
 
 def render_table(quality: Mapping[str, Quality], pairs: Sequence[Pair] = ()) -> Table:

@@ -95,7 +95,7 @@ def memory_bytes() -> int:
     """The machine's memory, or the container's share of it where that is less."""
     total = psutil.virtual_memory().total
     limit = CGROUP_MEMORY.read_text().strip() if CGROUP_MEMORY.is_file() else "max"
-    return total if limit == "max" else min(total, int(limit))
+    return int(total if limit == "max" else min(total, int(limit)))
 
 
 def probe_gpu(output_dir: Path) -> Iterator[Finding]:
@@ -167,7 +167,8 @@ def probe_decoders(output_dir: Path) -> Iterator[Finding]:
 def decode_jpeg(device: str) -> torch.Tensor:
     """A 24x16 picture of one colour, made and decoded in memory: [24,16,3] uint8. device: DALI's 'cpu' or 'mixed'."""
     import numpy as np
-    from nvidia.dali import Pipeline, fn
+    from nvidia.dali import fn
+    from nvidia.dali.pipeline import Pipeline
 
     buffer = io.BytesIO()
     Image.new("RGB", (16, 24), (200, 100, 50)).save(buffer, "JPEG", quality=95)

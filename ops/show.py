@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.assembly import build_networks, image_size, open_data
+from cluster.assembly import assemble, image_size
 from cluster.config import RunConfig, absolute, load_recipe, to_yaml
-from kdcore.distiller import Distiller, OnlineTeacher
+from cluster.rank import Rank
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 from ops.console import console, say, table
@@ -21,26 +21,18 @@ def show(recipe: str, overrides: Sequence[str]) -> int:
     """Prints the resolved recipe, then both networks with their sizes, cost and taps."""
     config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
     say(to_yaml(config))
-    classes = tuple(open_data(config)["train"].classes)
-    student, teacher = build_networks(config, classes)
-    online = OnlineTeacher(teacher, config.needs) if teacher is not None else None
-    rows = [network_row("student", student, config)]
-    if teacher is not None:
-        rows.append(network_row("teacher", teacher, config))
+    parts = assemble(config, Rank(0, 1, torch.device("cpu")))
+    networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
+    rows = [network_row(name, network, config) for name, network in networks.items()]
     if not config.needs.class_means:
-        size = image_size(config)
-        distiller = Distiller(student, config.method, image_size=size, num_samples=2, teacher=online)
-        rows.append(["trained beside the student", "", f"{count_parameters(distiller.extras):,}", "", ""])
+        rows.append(["trained beside the student", "", f"{count_parameters(parts.distiller().extras):,}", "", ""])
     columns = ["network", "model", "parameters", "GMACs / image", "float32 MB"]
-    console.print(table(f"{len(classes)} classes, {config.views.size} pixels", columns, rows))
+    title = f"{len(parts.indexes['train'].classes)} classes, {config.views.height} x {config.views.width} pixels"
+    console.print(table(title, columns, rows))
     read = {"student": config.needs.student_taps, "teacher": config.needs.teacher_taps}
-    for name, network in (("student", student), ("teacher", teacher)):
-        if network is not None:
-            console.print(
-                table(
-                    f"taps of the {name} (* read by the method)", ["tap", "size"], tap_rows(network, config, read[name])
-                )
-            )
+    for name, network in networks.items():
+        title = f"taps of the {name} (* read by the method)"
+        console.print(table(title, ["tap", "size"], tap_rows(network, config, read[name])))
     return 0
 
 

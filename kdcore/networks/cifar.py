@@ -24,7 +24,7 @@ class CifarNetwork(nn.Module):
     forward_features: images [B,3,H,W] -> the map [B,num_features,H',W'] that SimKD taps (the last one, but for the
     networks that widen it by a 1x1 convolution just before pooling: there, the one before). forward_head: that map ->
     logits [B,K], or with pre_logits the vector [B,head_hidden_size] that the classifier reads. Without classes
-    (num_classes=0) the logits are that vector. No dropout, no drop path: the published recipes have none.
+    (num_classes=0) the logits are that vector. No dropout (but in the VGGs with hidden layers) and no drop path.
     """
 
     classifier_name: ClassVar[str] = "fc"
@@ -97,11 +97,11 @@ def register(name: str, network: type[CifarNetwork], first_conv: str = "conv1", 
         return build_model_with_cfg(network, name, pretrained, **{**definition, **kwargs})
 
     build.__name__ = name
-    default_cfgs.update(generate_default_cfgs({name: _default_cfg(network.classifier_name, first_conv)}))
+    default_cfgs.update(generate_default_cfgs({name: default_cfg(network.classifier_name, first_conv)}))
     register_model(build)
 
 
-def _default_cfg(classifier: str, first_conv: str) -> dict[str, Any]:
+def default_cfg(classifier: str, first_conv: str) -> dict[str, Any]:
     """Statistics of the CIFAR-100 training images, in [0,1]; the whole image is evaluated."""
     return {
         "num_classes": 100,

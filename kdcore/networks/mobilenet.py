@@ -1,4 +1,4 @@
-"""MobileNetV2 for 32-pixel images, and MobileNetV1 for ImageNet as the distillation tables define it."""
+"""Two MobileNetV2s for 32-pixel images, and MobileNetV1 for ImageNet as the distillation tables define it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
 from timm.models._efficientnet_blocks import InvertedResidual
-from timm.models.efficientnet import mobilenetv1_100
+from timm.models.efficientnet import mobilenetv1_100, mobilenetv2_100
 from torch import Tensor, nn
 
-from kdcore.networks.cifar import CifarNetwork, conv_norm_act, init_convolutions, register, stage
+from kdcore.networks.cifar import CifarNetwork, conv_norm_act, default_cfg, init_convolutions, register, stage
 
 # Stages by resolution, each of parts (channels at width 1, blocks, stride, expansion).
 STAGES = (
@@ -65,6 +65,7 @@ register("cifar_mobilenetv2_half", CifarMobileNetV2, first_conv="conv1.0", width
 
 default_cfgs = generate_default_cfgs(
     {
+        "cifar_mobilenetv2": default_cfg("classifier", "conv_stem"),
         "mobilenetv1": {
             "num_classes": 1000,
             "input_size": (3, 224, 224),
@@ -74,9 +75,21 @@ default_cfgs = generate_default_cfgs(
             "std": IMAGENET_DEFAULT_STD,
             "first_conv": "conv_stem",
             "classifier": "classifier",
-        }
+        },
     }
 )
+
+
+@register_model
+def cifar_mobilenetv2(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+    """MobileNetV2 at width 1 as published (ReLU6), but for the stem's stride of 1: a 32-pixel image ends in a 2x2 map.
+
+    It is timm's `mobilenetv2_100`, with that network's names: the 17 blocks are blocks.0.0 to blocks.6.0.
+    """
+    pretrained_cfg = pretrained_cfg or get_pretrained_cfg("cifar_mobilenetv2")
+    network: Any = mobilenetv2_100(pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+    network.conv_stem.stride = (1, 1)
+    return network
 
 
 @register_model

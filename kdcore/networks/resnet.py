@@ -97,6 +97,9 @@ class CifarWideResNet(CifarNetwork):
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"cifar_resnet{_depth}", CifarResNet, widths=(16, 16, 32, 64), depths=[_depth // 6] * 3)
+# He et al.'s networks for ImageNet but for the stem, which keeps the resolution; ResNet-9 has one block a stage.
+for _name, _depths in (("9", (1, 1, 1, 1)), ("34", (3, 4, 6, 3))):
+    register(f"cifar_resnet{_name}", CifarResNet, widths=(64, 64, 128, 256, 512), depths=_depths)
 for _depth in (8, 32):
     register(f"cifar_resnet{_depth}x4", CifarResNet, widths=(32, 64, 128, 256), depths=[_depth // 6] * 3)
 register("cifar_resnet50", CifarResNet, widths=(64, 256, 512, 1024, 2048), depths=(3, 4, 6, 3), block=Bottleneck)

@@ -37,6 +37,44 @@ class CifarVGG(CifarNetwork):
         return self.layer5(self.layer4(x))
 
 
+class CifarHiddenVGG(CifarVGG):
+    """VGG as published: max pooling after all five stages, so that a 32-pixel image ends in a 1x1 map, and two hidden
+    layers of 4096 with dropout before the classifier; they belong to the head. Larger maps are averaged first.
+
+    Source: Simonyan and Zisserman, table 1, columns A and E, with batch norm.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.5,
+    ) -> None:
+        super().__init__(depths, num_classes, in_chans, global_pool)
+        self.head_hidden_size = 4096
+        self.hidden = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(self.num_features, 4096, 1),
+            nn.ReLU(inplace=True),
+            nn.Dropout(drop_rate),
+            nn.Conv2d(4096, 4096, 1),
+            nn.ReLU(inplace=True),
+            nn.Dropout(drop_rate),
+        )
+        init_convolutions(self.hidden)
+        self.reset_classifier(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5):
+            x = self.pool(layer(x))
+        return x
+
+    def widen(self, x: Tensor) -> Tensor:
+        return self.hidden(x)
+
+
 def _convolutions(in_channels: int, channels: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -46,4 +84,6 @@ def _convolutions(in_channels: int, channels: int, depth: int) -> nn.Sequential:
 
 
 register("cifar_vgg8", CifarVGG, first_conv="layer1.0", depths=(1, 1, 1, 1, 1))
+register("cifar_vgg11_hidden", CifarHiddenVGG, first_conv="layer1.0", depths=(1, 1, 2, 2, 2))
 register("cifar_vgg13", CifarVGG, first_conv="layer1.0", depths=(2, 2, 2, 2, 2))
+register("cifar_vgg19_hidden", CifarHiddenVGG, first_conv="layer1.0", depths=(2, 2, 4, 4, 4))

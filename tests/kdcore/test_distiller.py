@@ -284,7 +284,8 @@ def test_a_detached_head_trains_on_labels_and_the_backbone_on_features():
             return inputs.student_features["layer3"].square().flatten(1).mean(dim=1)
 
     def term(**needs: Any) -> Term:
-        return OnFeatures(term="on_features", weight=1, declared=Needs(student_taps=frozenset({"layer3"}), **needs))
+        declared = Needs(student_taps=frozenset({"layer3"}), **needs)
+        return OnFeatures(term="on_features", weight=1, declared=declared, seen={})
 
     both = make(CE, term(detach_head_at="layer3"))
     found = gradients(both.student, both(batch()).loss)

@@ -100,9 +100,10 @@ def test_agrees_with_a_slow_restatement(sample, information_scale, wide):
         assert getattr(score, name) == pytest.approx(value, rel=1e-9), name
 
 
-def test_blocks_of_columns_add_up(sample, monkeypatch):
+def test_blocks_of_columns_and_panels_of_rows_add_up(sample, monkeypatch):
     whole = measured(sample, range(300)).result(1000)
     monkeypatch.setattr("kdcore.geometry.BLOCK_ELEMENTS", 300 * 7)
+    monkeypatch.setattr("kdcore.geometry.PANEL_ROWS", 37)
     for tap, score in measured(sample, range(300)).result(1000).items():
         assert score.q == pytest.approx(whole[tap].q, rel=1e-12)
 

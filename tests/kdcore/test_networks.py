@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import kdcore.networks  # noqa: F401  registers the networks
+from kdcore.taps import FeatureTaps
 
 torch.set_num_threads(1)  # for tensors this small, threads that contend for cores cost far more than they give
 
@@ -24,18 +25,28 @@ CIFAR_NETWORKS = {
     "cifar_resnet110": (1_736_564, 1.74, (64, 8, 8), False),
     "cifar_resnet8x4": (1_233_540, 1.23, (256, 8, 8), False),
     "cifar_resnet32x4": (7_433_860, 7.43, (256, 8, 8), False),
+    "cifar_resnet9": (4_949_412, 4.95, (512, 4, 4), False),
+    "cifar_resnet34": (21_328_292, 21.33, (512, 4, 4), False),
     "cifar_resnet50": (23_705_252, 23.71, (2048, 4, 4), False),
     "cifar_wrn_16_2": (703_284, 0.70, (128, 8, 8), False),
     "cifar_wrn_40_1": (569_780, 0.57, (64, 8, 8), False),
     "cifar_wrn_40_2": (2_255_156, 2.26, (128, 8, 8), False),
     "cifar_vgg8": (3_965_028, 3.97, (512, 4, 4), False),
     "cifar_vgg13": (9_462_180, 9.46, (512, 4, 4), False),
+    "cifar_vgg11_hidden": (28_518_244, 28.52, (512, 1, 1), False),
+    "cifar_vgg19_hidden": (39_327_652, 39.33, (512, 1, 1), False),
+    "cifar_mobilenetv2": (2_351_972, 2.35, (1280, 2, 2), False),
     "cifar_mobilenetv2_half": (812_836, 0.81, (160, 2, 2), True),
     "cifar_shufflenetv1": (949_258, 0.95, (960, 4, 4), False),
     "cifar_shufflenetv2": (1_355_528, 1.36, (464, 4, 4), False),
 }
 # Those whose head widens the map before pooling: the width that the classifier reads.
-WIDENED = {"cifar_mobilenetv2_half": 1280, "cifar_shufflenetv2": 1024}
+WIDENED = {
+    "cifar_mobilenetv2_half": 1280,
+    "cifar_shufflenetv2": 1024,
+    "cifar_vgg11_hidden": 4096,
+    "cifar_vgg19_hidden": 4096,
+}
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
@@ -88,8 +99,12 @@ def test_default_config_names_the_classifier_the_stem_and_the_statistics(name):
     assert (data["input_size"], data["crop_pct"]) == ((3, 32, 32), 1.0)
     assert data["mean"] == (0.5071, 0.4865, 0.4409)
     assert data["std"] == (0.2673, 0.2564, 0.2762)
-    # Taps: layer1, layer2, ... exist and end with the last stage.
-    assert [n for n, _ in network.named_children() if n.startswith("layer")][:3] == ["layer1", "layer2", "layer3"]
+    # Taps: layer1, layer2, ... exist and end with the last stage; one network keeps timm's names.
+    assert name == "cifar_mobilenetv2" or [n for n, _ in network.named_children() if n.startswith("layer")][:3] == [
+        "layer1",
+        "layer2",
+        "layer3",
+    ]
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_mobilenetv2_half", "cifar_shufflenetv2"])
@@ -142,6 +157,26 @@ def test_pre_activated_shortcut_reads_the_activation():
     expected = nn.functional.conv2d(b, block.conv2.weight, padding=1)
     expected += nn.functional.conv2d(a, block.downsample.conv.weight, stride=2)
     torch.testing.assert_close(block(x), expected)
+
+
+def test_the_hidden_layers_of_a_vgg():
+    """Dropout is on in training alone, and a 64-pixel image is averaged to what a 32-pixel image gives."""
+    network = timm.create_model("cifar_vgg11_hidden", num_classes=10, drop_rate=0.25)
+    assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    features = torch.rand(2, 512, 2, 2)
+    assert not torch.equal(network.forward_head(features), network.forward_head(features))
+    network.eval()
+    pooled = features.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(network.forward_head(features), network.forward_head(pooled))
+
+
+def test_mobilenetv2_keeps_the_resolution_in_its_stem():
+    """17 blocks; the map halves at the blocks of Sandler et al., table 2, but not in the stem."""
+    network = timm.create_model("cifar_mobilenetv2").eval()
+    blocks = [n for n, m in network.named_modules() if n.startswith("blocks.") and n.count(".") == 2]
+    sizes = FeatureTaps(network, blocks).shapes((32, 32))
+    assert [sizes[n][1] for n in blocks] == [32] + [16] * 2 + [8] * 3 + [4] * 7 + [2] * 4
+    assert [sizes[n][0] for n in blocks] == [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
 
 
 def test_mobilenetv1_is_that_of_the_tables():

@@ -47,7 +47,7 @@ def test_unknown_key(refused):
 
 
 def test_unknown_model(refused):
-    assert "unknown model 'cifar_resnet9'; did you mean cifar_resnet" in refused("student.model=cifar_resnet9")
+    assert "unknown model 'cifar_resnet7'; did you mean cifar_resnet" in refused("student.model=cifar_resnet7")
 
 
 def test_unknown_tap(refused):

@@ -1,0 +1,56 @@
+"""What every result carries: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from cluster.tracking import git_commit
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy")
+
+
+def facts() -> dict[str, Any]:
+    """Hardware, versions, commit and command, as plain values."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", "-m", "ops.benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "commit": git_commit(),
+        "machine": f"{os.cpu_count()} cores {platform.machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """n, mean, sample standard deviation and all values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation, "values": values}
+
+
+def write(name: str, content: dict[str, Any]) -> Path:
+    """results/<name>.json with the facts."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"facts": facts(), **content}, indent=1) + "\n")
+    return path

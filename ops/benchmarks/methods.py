@@ -1,0 +1,94 @@
+"""Each system on one small pair: equal steps, equal seeds, one table.
+
+The demo's digits and teacher (`make demo` first), the demo's student of a quarter of its width. The hyper-parameters
+are those that the methods' papers use for their smallest CIFAR-100 pair (ResNet-56 to ResNet-20), not tuned here. What
+comes out says how the methods behave on this pair at this length, not which is best.
+
+    python -m ops.benchmarks.methods --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ops.benchmarks.facts import spread, write
+from ops.console import console, table
+
+CE = {"term": "ce", "weight": 1.0}
+PAIRS = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "alone": [CE],
+    "kd": [{"term": "ce", "weight": 0.1}, {"term": "kd", "weight": 0.9, "temperature": 4.0}],
+    "dkd": [CE, {"term": "dkd", "weight": 1.0, "temperature": 4.0, "non_target_weight": 2.0}],
+    "dist": [CE, {"term": "dist", "weight": 1.0, "temperature": 4.0}],
+    "ttm": [CE, {"term": "ttm", "weight": 7.0, "gamma": 0.3}],
+    "wttm": [CE, {"term": "wttm", "weight": 1.5, "gamma": 0.3}],
+    "simkd": [{"term": "simkd", "weight": 1.0}],
+    "feature_only": [CE, {"term": "feature_only", "weight": 1.0, "pairs": PAIRS}],
+    "feature_only + ce": [CE, {"term": "feature_mse", "weight": 1.0, "pairs": PAIRS}],
+}
+
+
+def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, float]:
+    """One run in this process; its final metrics and the parameters of the deployed network."""
+    from cluster.config import absolute, load_recipe, parse
+    from cluster.train import launch
+
+    safe = method.replace(" + ", "-")
+    base = load_recipe(Path(__file__).parents[1] / "recipes/demo/alone.yaml")
+    data = base.model_dump(mode="json") | {"name": f"{safe}-seed{seed}", "output_dir": output, "seed": seed}
+    data |= {"method": METHODS[method], "scaling": {"num_workers": 0}}
+    data["train"] |= {"epochs": epochs, "evaluate_every_epochs": epochs}
+    data["tracking"] |= {"system_metrics": False, "every_steps": 50, "uri": f"sqlite:///{output}/{safe}-{seed}.db"}
+    if method == "simkd":
+        data["student"] |= {"classifier": "reused", "factor": 2}
+    config = absolute(parse(data), Path.cwd())
+    result = launch(config)
+    return {"top1": result.metrics["val/top1"], "agreement": result.metrics["val/agreement"], **deployed(config)}
+
+
+def deployed(config: Any) -> dict[str, float]:
+    import torch
+
+    from cluster.assembly import build_networks, open_data
+    from kdcore.reused import deployed_parameters
+
+    torch.manual_seed(0)
+    student, _ = build_networks(config, tuple(open_data(config)["train"].classes))
+    return {"parameters": deployed_parameters(student)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--output", default="outputs/methods")
+    args = parser.parse_args()
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    output = str(Path(args.output).absolute())
+    places = [(method, seed) for seed in range(args.seeds) for method in METHODS]
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {place: pool.submit(train_one, *place, args.epochs, output) for place in places}
+        found = {place: future.result() for place, future in futures.items()}
+    rows = {}
+    for method in METHODS:
+        runs = [found[method, seed] for seed in range(args.seeds)]
+        rows[method] = {name: spread([run[name] for run in runs]) for name in ("top1", "agreement")}
+        rows[method]["parameters"] = runs[0]["parameters"]
+    path = write("methods", {"epochs": args.epochs, "teacher": "cifar_resnet8", "terms": METHODS, "rows": rows})
+    shown = [
+        [m, *(f"{r[k]['mean']:.2%} ± {r[k]['stdev'] or 0:.2%}" for k in ("top1", "agreement")), f"{r['parameters']:,}"]
+        for m, r in rows.items()
+    ]
+    title = f"digits, {args.epochs} epochs, n = {args.seeds} seeds (mean ± standard deviation)"
+    console.print(table(title, ["method", "top-1", "agreement with teacher", "deployed parameters"], shown))
+    console.print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

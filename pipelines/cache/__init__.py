@@ -1,0 +1,11 @@
+"""Teacher outputs in Arrow: computed once, replayed exactly, never stale.
+
+    columns   what is stored of a view, and how many bytes it takes
+    sparse    logits in a few dozen bytes, for every temperature
+    store     shards: written whole or not at all, found again by listing
+    manifest  what the shards belong to, and the refusal of everything else
+    reader    batches of rows out of memory-mapped shards
+    local     one copy a node of a cache in object storage
+
+Not here: who computes the outputs, and where (`cluster.cache_job`).
+"""
