@@ -171,4 +171,4 @@ def image_size(config: RunConfig) -> tuple[int, int]:
 def placed(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]
     """The module on the rank's device, in the recipe's memory format."""
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format
-    return module.to(device=rank.device, memory_format=layout)
+    return module.to(rank.device).to(memory_format=layout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,7 +101,9 @@ class ScalingConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow. uri None: a SQLite store in the output folder. every_steps: how often training metrics are logged.
+    """MLflow. uri None: MLFLOW_TRACKING_URI, or else a SQLite store in the output folder.
+
+    every_steps: how often training metrics are logged.
     record_batches: write every step's sample ids and losses beside the run (large; for tests and audits)."""
 
     uri: str | None = None
@@ -296,14 +299,17 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:
-    """The configuration with its local paths made absolute: a worker's working directory is another one."""
+    """The configuration as its workers need it: local paths absolute, for their working directory is another one, and
+    the MLflow store that MLFLOW_TRACKING_URI names where the recipe names none."""
 
     def fixed(model: Any) -> Any:
         paths = {name: str(base / value) for name in ("checkpoint", "class_indices") if (value := getattr(model, name))}
         return model.model_copy(update=paths)
 
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return config.model_copy(
         update={
+            "tracking": config.tracking.model_copy(update={"uri": uri}),
             "output_dir": str((base / config.output_dir).absolute()),
             "data": config.data.model_copy(update={"root": str((base / config.data.root).absolute())}),
             "student": fixed(config.student),

@@ -97,7 +97,7 @@ def place(config: RunConfig, run_id: str, watch: Watcher | None) -> dict[str, An
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
         return fit(config, payload)
     with ray_session(config):
-        board = ProgressBoard.remote()
+        board = ProgressBoard.remote()  # type: ignore[attr-defined]
         with watching(board, watch):
             final = fit(config, payload | {"board": board})
         ray.kill(board)

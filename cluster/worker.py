@@ -141,7 +141,9 @@ class Validation:
         self.loaders = {split: run.evaluation_loader(split) for split in self.splits}
         self.teacher_logits: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
-        for split in self.splits if run.teacher else []:
+        for split in self.splits:
+            if run.teacher is None:
+                break
             metrics, self.teacher_logits[split] = teacher_pass(
                 run.teacher, self.loaders[split], len(run.indexes[split]), run.rank
             )

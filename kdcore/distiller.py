@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdcore.batch import Batch, Classifier, Needs, TeacherOutputs
 from kdcore.models import classifier_of
@@ -54,6 +56,11 @@ class Distiller(nn.Module):
         if not self.terms:
             raise ValueError("the method has no term with a weight above 0, so nothing would be learnt; add one")
         self.needs = Needs.union(term.needs() for term in self.terms.values())
+        if self.needs.student_input_gradient and self.needs.detach_head_at:
+            raise ValueError(
+                "the method has a term on the student's input gradient and one that detaches its head, which leaves no "
+                "such gradient; drop one of the two (kdiga and feature_only, say)"
+            )
         self.student = student
         self.taps = FeatureTaps(student, self.needs.student_taps, self.needs.detach_head_at)
         self._teacher = (teacher,)  # in a tuple, hidden from nn.Module's registration
@@ -66,6 +73,7 @@ class Distiller(nn.Module):
             num_samples=num_samples,
             class_means=class_means or {},
             sample_labels=sample_labels,
+            pool_teacher=getattr(student, "pool_teacher", None),
         )
         self.extras = nn.ModuleDict({name: term.build(context) for name, term in self.terms.items()})
 
@@ -92,7 +100,9 @@ class Distiller(nn.Module):
         images = batch.images
         if self.needs.student_input_gradient:
             images = images.detach().requires_grad_(True)
-        student_logits, features = self.taps(images)
+        # Fused attention has no second derivative, which a term on input gradients takes.
+        with sdpa_kernel(SDPBackend.MATH) if self.needs.student_input_gradient else nullcontext():
+            student_logits, features = self.taps(images)
         inputs = TermInputs(
             labels=batch.labels,
             student_logits=student_logits,

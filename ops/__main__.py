@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Evaluates on every validation image once. RUN is the folder of a run (its deployed student is "
         "evaluated, beside its teacher) or a recipe (only its teacher is).",
     )
-    evaluate.add_argument("run", metavar="RUN", help="a run's folder, such as outputs/my-run, or a recipe file")
+    evaluate.add_argument("run", metavar="RUN", help="a run's folder, such as outputs/my-run, or a recipe")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
     evaluate.set_defaults(function=run_evaluate)
 
@@ -102,6 +102,26 @@ def build_parser() -> argparse.ArgumentParser:
     layers.add_argument("--output", default="outputs/layers", metavar="DIR", help="where it is written (%(default)s)")
     layers.set_defaults(function=run_layers)
 
+    recipes = commands.add_parser(
+        "recipes",
+        help="the recipes that come with the project, with what to expect of each",
+        description="Lists the named recipes with the published result of each; given a whole NAME, prints that recipe "
+        "as a complete YAML file with its manual, to copy and edit.",
+    )
+    recipes.add_argument("name", metavar="NAME", nargs="?", help="a recipe's name, or a part of several")
+    recipes.set_defaults(function=run_recipes)
+
+    data = commands.add_parser(
+        "data",
+        help="turn a published data set into an image folder",
+        description="Unpacks the Parquet files of CIFAR-100 (train-*.parquet and test-*.parquet, with columns img and "
+        "fine_label) into the image folder that the CIFAR-100 recipes read.",
+    )
+    data.add_argument("name", choices=["cifar100"])
+    data.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of the Parquet files")
+    data.add_argument("--to", default="data/cifar100", metavar="DIR", help="the image folder to write (%(default)s)")
+    data.set_defaults(function=run_data)
+
     doctor = commands.add_parser(
         "doctor",
         help="what this machine has, and what is missing",
@@ -115,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as ops/recipes/kd.yaml")
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="fields to set, such as train.epochs=5")
 
 
@@ -147,6 +167,18 @@ def run_layers(args: argparse.Namespace) -> int:
     from ops.layers import layers
 
     return layers(args.recipe, args.overrides, args)
+
+
+def run_recipes(args: argparse.Namespace) -> int:
+    from ops.catalog import recipes
+
+    return recipes(args.name)
+
+
+def run_data(args: argparse.Namespace) -> int:
+    from ops.cifar import unpack
+
+    return unpack(args.source, args.to)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The rows of the CIFAR-100 tables: 13 pairs of networks and 18 methods, each written once, and combined here.
+"""The rows of the CIFAR-100 tables: 13 pairs of networks and 19 methods, each written once, and combined here.
 
 `cifar100/<teacher>-<student>/<method>` is a row; `cifar100/<network>/alone` trains a network by itself, which is how
 the teachers are made. A method that has hyper-parameters of its own for each pair (`SETTINGS`) has a row only where
@@ -9,101 +9,16 @@ Not here: the ImageNet rows and those of the feature-only paper, which are plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import merge, read_recipe
+from ops.tables import NETWORKS, PAIRS, SETTINGS, TOP1
 
 COMMON = Path(__file__).parent / "recipes" / "cifar100" / "common.yaml"
-CRD_TABLE = "the table of Tian et al., arXiv 1910.10699, as in their code's README"
-TTM_TABLE = "the CIFAR-100 tables of Zheng and Yang, arXiv 2402.11148"
-LSKD_TABLE = "the tables of Sun et al., arXiv 2403.01427, as in their code's README"
-
-THREE, FOUR = ("layer1", "layer2", "layer3"), ("layer1", "layer2", "layer3", "layer4")
-VGG = ("layer2", "layer3", "layer4", "layer5")  # its first stage stands for a stem
-
-
-@dataclass(frozen=True)
-class Network:
-    """top1: published, trained alone; stages: the taps at the ends of its stages; lr: of its training."""
-
-    top1: float
-    stages: tuple[str, ...] = THREE
-    lr: float = 0.05
-
-
-NETWORKS = {
-    "resnet20": Network(69.06),
-    "resnet32": Network(71.14),
-    "resnet56": Network(72.34),
-    "resnet110": Network(74.31),
-    "resnet8x4": Network(72.50),
-    "resnet32x4": Network(79.42),
-    "resnet50": Network(79.34, FOUR),
-    "wrn_16_2": Network(73.26),
-    "wrn_40_1": Network(71.98),
-    "wrn_40_2": Network(75.61),
-    "vgg8": Network(70.36, VGG),
-    "vgg13": Network(74.64, VGG),
-    "mobilenetv2_half": Network(64.60, FOUR, lr=0.01),
-    "shufflenetv1": Network(70.50, lr=0.01),
-    "shufflenetv2": Network(71.82, lr=0.01),
-}
-
-# <teacher>-<student>: seven of one family, six of different ones. The columns of both tables below, in this order.
-PAIRS = (
-    *("wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "resnet56-resnet20", "resnet110-resnet20", "resnet110-resnet32"),
-    *("resnet32x4-resnet8x4", "vgg13-vgg8"),
-    *("vgg13-mobilenetv2_half", "resnet50-mobilenetv2_half", "resnet50-vgg8"),
-    *("resnet32x4-shufflenetv1", "resnet32x4-shufflenetv2", "wrn_40_2-shufflenetv1"),
-)
-
-
-def table(text: str) -> dict[str, dict[str, str]]:
-    """{row: {pair: cell}} of a table of words; "-" is an empty cell and left out."""
-    rows = (line.split() for line in text.strip().splitlines())
-    return {
-        name: {pair: cell for pair, cell in zip(PAIRS, cells, strict=True) if cell != "-"} for name, *cells in rows
-    }
-
-
-# Hyper-parameters by pair. ttm, wttm, wttm-crd: gamma, weight; dkd: weight of the non-target part; lskd: temperature,
-# weight; reviewkd: weight; kd-nd: weights of kd, nd; dkd-nd: weights of dkd's two parts, of nd.
-SETTINGS = table("""
-ttm      0.1,101 0.1,76  0.3,7   0.2,8   0.1,33  0.1,100 0.1,45   0.2,16  0.2,20 0.1,70 0.2,12    0.4,40 0.3,8
-wttm     0.1,4   0.1,3   0.3,1.5 0.2,2   0.1,1.5 0.1,3   0.1,2.25 0.2,3   0.2,5  0.1,2  0.2,1.4   0.4,16 0.3,3
-wttm-crd 0.1,4   0.1,2   0.3,0.6 0.2,1.4 0.2,1   0.2,4   0.2,4    0.3,4.2 0.3,3  0.1,3  0.2,0.4   0.4,12 0.2,0.16
-dkd      6       6       2       -       2       8       6        6       8      -      8         8      8
-lskd     2,9     2,9     2,9     2,9     2,9     2,9     3,9      3,9     3,1    -      -         2,9    -
-reviewkd 5       5       0.6     -       1       5       -        -       -      -      5         8      5
-kd-nd    -       1,1.5   1,2     -       -       3.5,2   -        -       -      -      2.5,1.5   -      -
-dkd-nd   -       1,6,1   2.5,4,3.5 -     -       2,8,0.5 -        -       -      -      0.5,8,4   -      -
-""")
-
-# Published top-1 and, where it is given, its standard deviation.
-TOP1 = table("""
-kd       74.92 73.54 70.66 70.67 73.08 73.33 72.98 67.37 67.35 73.81 74.07 74.45 74.83
-fitnet   73.58 72.24 69.21 68.99 71.06 73.50 71.02 64.14 63.16 70.69 73.59 73.54 73.73
-at       74.08 72.77 70.55 70.22 72.31 73.44 71.43 59.40 58.58 71.84 71.73 72.73 73.32
-sp       73.83 72.43 69.67 70.04 72.69 72.94 72.68 66.30 68.08 73.34 73.48 74.56 74.52
-vid      74.11 73.30 70.38 70.16 72.61 73.09 71.23 65.56 67.57 70.30 73.38 73.40 73.61
-rkd      73.35 72.22 69.61 69.25 71.82 71.90 71.48 64.52 64.43 71.50 72.28 73.21 72.21
-pkt      74.54 73.45 70.34 70.25 72.61 73.64 72.88 67.13 66.52 73.01 74.10 74.69 73.89
-crd      75.48 74.14 71.16 71.46 73.48 75.51 73.94 69.73 69.11 74.30 75.11 75.65 76.05
-dist     75.51 74.73 71.75 71.65 73.69 76.31 73.89 68.50 68.66 74.11 76.34 77.35 76.40
-dkd      76.24 74.81 71.97 -     74.11 76.32 74.68 69.71 70.35 -     76.45 77.07 76.70
-lskd     76.11 74.37 71.43 71.48 74.17 76.62 74.36 68.61 69.02 -     -     75.56 -
-ttm      76.23 74.32 71.83 71.46 73.97 76.17 74.33 68.98 69.24 74.87 74.18 76.57 75.39
-ttm±     0.15  0.31  0.16  0.16  0.23  0.28  0.07  -     -     -     -     -     -
-wttm     76.37 74.58 71.92 71.67 74.13 76.06 74.44 69.16 69.59 74.82 74.37 76.55 75.42
-wttm±    0.10  0.26  0.40  0.28  0.37  0.27  0.19  -     -     -     -     -     -
-wttm-crd 76.61 74.94 72.20 72.13 74.52 76.65 74.71 70.30 70.84 75.30 75.82 77.04 76.86
-simkd    75.53 74.53 71.05 71.06 73.92 78.08 74.89 69.44 69.97 -     77.18 78.39 -
-kd-nd    -     -     72.53 -     -     75.54 -     -     -     -     -     -     -
-dkd-nd   -     -     -     -     -     76.28 -     -     -     -     -     -     -
-""")
 
 
 @dataclass(frozen=True)
@@ -138,16 +53,12 @@ def beside_labels(*parts: dict[str, Any]) -> Sections:
     return terms(term("ce", 1), *parts)
 
 
-def alone() -> Sections:
-    return beside_labels()
-
-
 def kd(pair: Pair) -> Sections:
     return terms(term("ce", 0.1), term("kd", 0.9, temperature=4))
 
 
 def fitnet(pair: Pair) -> Sections:
-    return beside_labels(term("fitnet", 100, pairs=[pair.stages[1 if len(pair.stages) == 3 else -3]]))
+    return beside_labels(term("fitnet", 100, pairs=pair.stages[1:2]))
 
 
 def at(pair: Pair) -> Sections:
@@ -226,8 +137,8 @@ def dkd_nd(pair: Pair, target_weight: float, non_target_weight: float, nd_weight
 
 @dataclass(frozen=True)
 class Method:
-    """sections: what it adds to a pair's recipe, from the pair and its cell of `SETTINGS`; paper; source: where the
-    numbers in `TOP1` and the hyper-parameters are from."""
+    """sections: what it adds to a pair's recipe, from the pair and its cell of `SETTINGS`; paper: of the method;
+    source: of the hyper-parameters and of the numbers in `TOP1`."""
 
     sections: Callable[..., Sections]
     paper: str
@@ -236,4 +147,115 @@ class Method:
 
 CRD_PAPER = 'Tian et al., "Contrastive Representation Distillation", arXiv 1910.10699'
 TTM_PAPER = 'Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148'
-ND_PAPER = 'Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv 2305.17007'
+ND_PAPER = (
+    'Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv 2305.17007'
+)
+CRD_TABLE = "Tian et al., arXiv 1910.10699, table as in the README of their code"
+TTM_TABLE = "Zheng and Yang, arXiv 2402.11148, CIFAR-100 tables and appendix A.4"
+LSKD_TABLE = "Sun et al., arXiv 2403.01427, tables as in the README of their code"
+
+METHODS = {
+    "kd": Method(kd, 'Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531', CRD_TABLE),
+    "fitnet": Method(fitnet, 'Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550', CRD_TABLE),
+    "at": Method(at, 'Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928', CRD_TABLE),
+    "sp": Method(sp, 'Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682', CRD_TABLE),
+    "vid": Method(vid, 'Ahn et al., "Variational Information Distillation", arXiv 1904.05835', CRD_TABLE),
+    "rkd": Method(rkd, 'Park et al., "Relational Knowledge Distillation", arXiv 1904.05068', CRD_TABLE),
+    "pkt": Method(pkt, 'Passalis and Tefas, "Probabilistic Knowledge Transfer", arXiv 1803.10837', CRD_TABLE),
+    "crd": Method(crd, CRD_PAPER, CRD_TABLE),
+    "reviewkd": Method(
+        reviewkd,
+        'Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044',
+        "the weight is that of the authors' scripts, which train at twice this batch and rate",
+    ),
+    "dist": Method(
+        dist,
+        'Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536',
+        f"{TTM_TABLE} (it quotes them); both weights are 1, the default of the DIST authors' code",
+    ),
+    "dkd": Method(dkd, 'Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679', f"{TTM_TABLE} (quoted)"),
+    "lskd": Method(lskd, 'Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427', LSKD_TABLE),
+    "ttm": Method(ttm, TTM_PAPER, TTM_TABLE),
+    "wttm": Method(wttm, TTM_PAPER, TTM_TABLE),
+    "wttm-crd": Method(wttm_crd, TTM_PAPER, TTM_TABLE),
+    "simkd": Method(
+        simkd,
+        'Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", arXiv 2203.14001',
+        "resnet8x4: the README of the authors' code (teachers of their own); shufflenetv1: the README of NORM's code, "
+        f"quoting them; the others: {LSKD_TABLE}",
+    ),
+    "feature_only": Method(
+        feature_only,
+        'Cooper et al., "Logit-Based Losses Limit the Effectiveness of Feature Knowledge Distillation", '
+        "arXiv 2511.14981",
+        "the paper has other pairs and another schedule (see feature_only/); stages are paired with stages here",
+    ),
+    "kd-nd": Method(kd_nd, f"{ND_PAPER} (KD++)", "the README and scripts of the authors' code"),
+    "dkd-nd": Method(dkd_nd, f"{ND_PAPER} (DKD++)", "the README and scripts of the authors' code"),
+}
+
+
+def names() -> list[str]:
+    """Every row: networks alone, then pair by pair."""
+    alone = [f"cifar100/{network}/alone" for network in NETWORKS]
+    return alone + [
+        f"cifar100/{pair}/{method}"
+        for pair in PAIRS
+        for method in METHODS
+        if method not in SETTINGS or pair in SETTINGS[method]
+    ]
+
+
+def recipe(name: str) -> Sections:
+    """The complete recipe of a row, as a mapping."""
+    _, networks, method = name.split("/")
+    made = {"name": f"{networks}-{method}", **read_recipe(COMMON)}
+    if method == "alone":
+        return merge(made, networks_alone(networks) | beside_labels())
+    pair, settings = Pair(*networks.split("-")), SETTINGS.get(method, {}).get(networks, "")
+    merge(made, networks_alone(pair.student))
+    merge(made, {"teacher": {"model": f"cifar_{pair.teacher}", "checkpoint": checkpoint(pair.teacher)}})
+    return merge(made, METHODS[method].sections(pair, *json.loads(f"[{settings}]")))
+
+
+def networks_alone(network: str) -> Sections:
+    return {"student": {"model": f"cifar_{network}"}, "optimizer": {"lr": NETWORKS[network].lr}}
+
+
+def checkpoint(network: str) -> str:
+    """What the network's own row leaves behind."""
+    return f"outputs/cifar100/{network}-alone/student.safetensors"
+
+
+def manual(name: str) -> dict[str, str]:
+    """{heading: text} of a row's header."""
+    _, networks, method = name.split("/")
+    if method == "alone":
+        title = f"{networks} on CIFAR-100, from labels alone."
+        paper, expected, source, teacher = CRD_PAPER, f"{NETWORKS[networks].top1:.2f} top-1", CRD_TABLE, {}
+    else:
+        pair, made = Pair(*networks.split("-")), METHODS[method]
+        title = f"{pair.teacher} teaches {pair.student} on CIFAR-100: {method}."
+        paper, expected, source = made.paper, expectation(pair, networks, method), made.source
+        teacher = {
+            "teacher": f"python -m ops train cifar100/{pair.teacher}/alone, or teacher.checkpoint=FILE of your own"
+        }
+    return {
+        "title": title,
+        "paper": paper,
+        "command": f"python -m ops train {name}",
+        "data": "python -m ops data cifar100 --from DIR --to data/cifar100",
+        **teacher,
+        "hardware": "one worker with one GPU",
+        "expected": expected,
+        "source": source,
+        "differs": "published numbers are the best epoch's on the test set, from teachers that the authors trained; "
+        "here the last epoch's weights are deployed",
+    }
+
+
+def expectation(pair: Pair, networks: str, method: str) -> str:
+    """What to expect of a row, beside both networks' own accuracy."""
+    top1, spread = (TOP1.get(key, {}).get(networks) for key in (method, f"{method}±"))
+    number = "no published number known" if top1 is None else f"{top1}{f' ± {spread}' if spread else ''} top-1"
+    return f"{number} (teacher {NETWORKS[pair.teacher].top1:.2f}, student alone {NETWORKS[pair.student].top1:.2f})"

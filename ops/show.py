@@ -10,16 +10,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.assembly import assemble, image_size
-from cluster.config import RunConfig, absolute, load_recipe, to_yaml
+from cluster.config import RunConfig, absolute, to_yaml
 from cluster.rank import Rank
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
+from ops import catalog
 from ops.console import console, say, table
 
 
 def show(recipe: str, overrides: Sequence[str]) -> int:
     """Prints the resolved recipe, then both networks with their sizes, cost and taps."""
-    config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
     say(to_yaml(config))
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})

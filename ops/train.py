@@ -10,16 +10,17 @@ import safetensors.torch
 import torch
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig, absolute, load_recipe
+from cluster.config import RunConfig, absolute
 from cluster.passes import evaluate, teacher_pass
 from cluster.rank import Rank
 from cluster.train import RunResult, launch
+from ops import catalog
 from ops.console import RunView, console, percent, say, table
 
 
 def train(recipe: str, overrides: Sequence[str]) -> int:
     """Trains a recipe to its end and prints its result."""
-    config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
     command = shlex.join(["python", "-m", "ops", "train", recipe, *overrides])
     result = watched(config, command)
     say(summary(result))
@@ -65,8 +66,8 @@ def evaluate_run(run: str, overrides: Sequence[str]) -> int:
     weights = folder / "student.safetensors" if folder.is_dir() else None
     if weights is not None and not weights.is_file():
         raise ValueError(f"{run}: no student.safetensors, so this run is not finished; continue it with train")
-    recipe = folder / "recipe.yaml" if weights else folder
-    config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
+    recipe = folder / "recipe.yaml" if weights else run
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
     if weights is None and config.teacher is None:
         raise ValueError(f"{run}: the recipe has no teacher to evaluate; give a run's folder instead")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

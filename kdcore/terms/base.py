@@ -13,7 +13,7 @@ value on one rank or on many.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -55,7 +55,8 @@ class TermContext:
 
     student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
     class_means: {teacher tap: [K,D]} where declared; sample_labels [num_samples] int64: the class of every training
-    sample, by sample id.
+    sample, by sample id; pool_teacher: of a student that reuses the teacher's classifier, what brings the teacher's
+    last features to the size of its own.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -64,6 +65,7 @@ class TermContext:
     num_samples: int
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
     sample_labels: Tensor | None = None
+    pool_teacher: Callable[[Tensor], Tensor] | None = None
 
 
 class Term(BaseModel):

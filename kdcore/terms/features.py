@@ -5,6 +5,8 @@ Also what every term over taps shares: maps of one size (`aligned_maps`) and the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
-from kdcore.terms.base import Pair, Term, TermContext, TermInputs
+from kdcore.terms.base import Pair, Stateless, Term, TermContext, TermInputs
 from kdcore.terms.checks import require_same_shape
 from kdcore.terms.precision import full_precision
 
@@ -188,6 +190,9 @@ class SimKD(Term):
     def needs(self) -> Needs:
         return Needs(student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}))
 
+    def build(self, context: TermContext) -> nn.Module:
+        return PooledTeacher(self, context.pool_teacher) if context.pool_teacher else Stateless(self)
+
     def loss(self, inputs: TermInputs) -> Tensor:
         student, teacher = inputs.student_features[self.student_tap], inputs.teacher.features[self.teacher_tap]
         if student.ndim == 4 and teacher.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
@@ -198,3 +203,16 @@ class SimKD(Term):
                     "it before the projector, as the graph with the reused classifier does"
                 )
         return feature_mse(student, teacher)
+
+
+class PooledTeacher(nn.Module):
+    """`SimKD` for a student that knows its teacher's layout: tokens, too, are pooled to the student's grid."""
+
+    def __init__(self, config: SimKD, pool_teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.config, self.pool_teacher = config, pool_teacher
+
+    def forward(self, inputs: TermInputs) -> Tensor:
+        tap = self.config.teacher_tap
+        features = {**inputs.teacher.features, tap: self.pool_teacher(inputs.teacher.features[tap])}
+        return self.config.loss(replace(inputs, teacher=replace(inputs.teacher, features=features)))

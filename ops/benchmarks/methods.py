@@ -75,7 +75,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {place: pool.submit(train_one, *place, args.epochs, output) for place in places}
         found = {place: future.result() for place, future in futures.items()}
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for method in METHODS:
         runs = [found[method, seed] for seed in range(args.seeds)]
         rows[method] = {name: spread([run[name] for run in runs]) for name in ("top1", "agreement")}

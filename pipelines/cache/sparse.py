@@ -13,6 +13,7 @@ softened distribution it holds, is corrected: an index and a value in one machin
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ class CodeSize:
 
 
 class LogitCode:
-    """The code of one teacher's logits, on one device. mean [K]; basis [n,K] (a component's standard deviation times its
-    direction); bits [n]; levels [bits,2^bits] (row b: the levels of b bits, in order)."""
+    """The code of one teacher's logits, on one device. mean [K]; basis [n,K] (a component's standard deviation times
+    its direction); bits [n]; levels [bits,2^bits] (row b: the levels of b bits, in order)."""
 
     def __init__(self, size: CodeSize, mean: Tensor, basis: Tensor, bits: Tensor, levels: Tensor) -> None:
         self.size = size
@@ -81,6 +82,7 @@ class LogitCode:
         starts = ends - bits.long()
         self.byte, self.shift = starts // 8, starts % 8
         self.mask = (1 << bits.long()) - 1
+        self._own_levels = [levels[b, : 2**b] for b in bits.tolist()]
 
     @classmethod
     def fit(cls, logits: Tensor, size: CodeSize) -> LogitCode:
@@ -91,6 +93,8 @@ class LogitCode:
         variances, directions = torch.linalg.eigh((logits - mean).T @ (logits - mean) / len(logits))
         variances, directions = variances.flip(0).clamp_min(0), directions.flip(1).T
         kept = variances > 1e-9 * variances[0]
+        if not kept.any():
+            raise ValueError(f"the teacher gives all {len(logits)} sampled views the same logits; check its weights")
         deviations, directions = variances[kept].sqrt(), directions[kept]
         scores = (logits - mean) @ directions.T / deviations
         levels, distortion = fit_levels(scores.flatten())
@@ -107,7 +111,7 @@ class LogitCode:
         return cls(size, *(tensors[name] for name in ("mean", "basis", "bits", "levels")))
 
     def encode(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """logits [B,K] -> (components [B,code_bytes] uint8, scale [B,1] float16, corrections [B,top] int16 or int32)."""
+        """logits [B,K] -> components [B,code_bytes] uint8, scale [B,1] float16, corrections [B,top] int16 or int32."""
         logits = logits.float()
         weights = stakes(logits)
         codes, error = self._components(logits, weights)
@@ -132,8 +136,8 @@ class LogitCode:
     def _components(self, logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(codes [B,n], the error that they leave [B,K]).
 
-        Rounded one by one, each to the level that suits the weighted error best, given all others; the classes that will
-        be corrected do not count.
+        Rounded one by one, each to the level that suits the weighted error best, given all others; the classes that
+        will be corrected do not count.
         """
         deviations = self.basis.norm(dim=1)
         codes = self._nearest((logits - self.mean) @ (self.basis / deviations.square()[:, None]).T)
@@ -141,8 +145,7 @@ class LogitCode:
         for _ in range(_PASSES):
             corrected = (weights * error.square()).topk(self.size.top, dim=1).indices
             rest = weights.scatter(1, corrected, 0.0)
-            for j, row in enumerate(self.basis):
-                levels = self.levels[int(self.bits[j])][: 2 ** int(self.bits[j])]
+            for j, (row, levels) in enumerate(zip(self.basis, self._own_levels, strict=True)):
                 old = levels[codes[:, j]]
                 wanted = old + (rest * error) @ row / (rest @ row.square()).clamp_min(1e-12)
                 codes[:, j] = (wanted[:, None] - levels).abs().argmin(dim=1)
@@ -159,7 +162,8 @@ class LogitCode:
         return codes
 
     def _value(self, codes: Tensor) -> Tensor:
-        return self.levels[self.bits.long(), codes]
+        values: Tensor = self.levels[self.bits.long(), codes]
+        return values
 
     def _packed(self, codes: Tensor) -> Tensor:
         """Codes [B,n] end to end: [B,code_bytes] uint8. A code touches at most two bytes, and no bit twice."""
@@ -190,7 +194,7 @@ def signed(words: Tensor, bits: int) -> Tensor:
 def fit_levels(scores: Tensor) -> tuple[Tensor, list[float]]:
     """Levels for 0 to 6 bits by Lloyd's iteration on standardised scores [n], as rows of 64, and the mean squared error
     that each leaves. Rows are filled up with their last level."""
-    sample = scores.sort().values[:: max(1, len(scores) // 100_000)]
+    sample = scores.sort().values[:: max(1, len(scores) // 100_000)].contiguous()
     sums = torch.nn.functional.pad(sample.cumsum(0), (1, 0))
     table = torch.zeros(_MAX_BITS + 1, 2**_MAX_BITS, dtype=scores.dtype)
     distortion = [float(sample.square().mean())]
@@ -214,7 +218,7 @@ def allocate(variances: Tensor, distortion: list[float], num_bits: int) -> Tenso
 
     Every saving is known beforehand and they shrink with each bit, so the best num_bits of all are the answer.
     """
-    savings = torch.tensor([a - b for a, b in zip(distortion, distortion[1:], strict=False)], dtype=variances.dtype)
+    savings = torch.tensor([a - b for a, b in itertools.pairwise(distortion)], dtype=variances.dtype)
     gains = variances[:, None] * torch.cummin(savings, dim=0).values
     best = gains.flatten().sort(descending=True, stable=True).indices[:num_bits]
     bits = torch.zeros(len(variances), dtype=torch.int64)

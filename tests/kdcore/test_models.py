@@ -215,7 +215,7 @@ def test_a_network_without_one_linear_classifier_is_refused():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"model": "cifar_resnet9"}, r"unknown model 'cifar_resnet9'; did you mean .*cifar_resnet\d"),
+        ({"model": "cifar_resnet81"}, r"unknown model 'cifar_resnet81'; did you mean .*cifar_resnet\d"),
         ({"model": "zqzqzqzqzqzq"}, r"unknown model 'zqzqzqzqzqzq'; timm.list_models\(\) lists the names"),
         ({"model": "cifar_resnet8", "checkpoint": "no/such.pt"}, "no/such.pt: no such file, named by the model 'cifar"),
         ({"model": "cifar_resnet8", "class_indices": "none.json"}, "none.json: no such file"),

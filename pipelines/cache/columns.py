@@ -1,0 +1,243 @@
+"""What is stored of a view: teacher outputs as Arrow fields of fixed width, there and back.
+
+A column is one output (`logits`, `features.<tap>`, `input_gradient`) in one coding. Maps are stored channels-last and
+come back so, which is how the networks here hold them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from kdcore.batch import Classifier, Needs, TeacherOutputs
+from kdcore.terms.logits import kl_divergence
+from pipelines.cache.sparse import CodeSize, LogitCode
+
+LOGITS, INPUT_GRADIENT = "logits", "input_gradient"
+FEATURES = "features."
+
+
+class Storage(BaseModel):
+    """How outputs are stored.
+
+    logits: dense, or sparse in sparse_bytes a view with sparse_top classes corrected (see `pipelines.cache.sparse`).
+    dtype: of dense logits and of input gradients. features: int8 has one scale a row.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    logits: Literal["dense", "sparse"] = "dense"
+    dtype: Literal["float16", "float32"] = "float16"
+    features: Literal["float16", "float32", "int8"] = "float16"
+    sparse_bytes: int = Field(default=64, ge=4)
+    sparse_top: int = Field(default=8, ge=1)
+
+
+class FieldSpec(NamedTuple):
+    """An Arrow field: `width` numbers a row."""
+
+    dtype: str
+    width: int
+
+
+class _Column(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shape: tuple[int, ...]  # of one row, as the network gives it
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def _stored(self, values: Tensor) -> Tensor:
+        """[B,...] -> [B,size], maps channels-last."""
+        assert values.shape[1:] == self.shape, f"{self.name} has rows of {self.shape}, not {tuple(values.shape[1:])}"
+        return (values.movedim(1, -1) if values.ndim == 4 else values).reshape(len(values), -1)
+
+    def _restored(self, rows: Tensor) -> Tensor:
+        """The inverse of `_stored`."""
+        if len(self.shape) != 3:
+            return rows.view(-1, *self.shape)
+        channels, height, width = self.shape
+        return rows.view(-1, height, width, channels).movedim(-1, 1)
+
+
+class PlainColumn(_Column):
+    """Numbers as they are, or rounded to float16."""
+
+    coding: Literal["float16", "float32"]
+
+    def fields(self) -> dict[str, FieldSpec]:
+        return {self.name: FieldSpec(self.coding, self.size)}
+
+    def encode(self, values: Tensor, code: LogitCode | None) -> dict[str, Tensor]:
+        return {self.name: self._stored(values).to(getattr(torch, self.coding))}
+
+    def decode(self, rows: Mapping[str, Tensor], code: LogitCode | None) -> Tensor:
+        return self._restored(rows[self.name].float())
+
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: LogitCode | None) -> Tensor:
+        """[B]: whether rows computed anew are those stored, but for the coding and `rounding` times their largest
+        value."""
+        return _within(fresh, stored, rounding + (2**-11 if self.coding == "float16" else 0.0))
+
+
+class Int8Column(_Column):
+    """Whole numbers from -127 to 127 times the row's scale: an error of at most half a scale, which is 1/254 of the
+    row's largest value."""
+
+    coding: Literal["int8"]
+
+    def fields(self) -> dict[str, FieldSpec]:
+        return {self.name: FieldSpec("int8", self.size), f"{self.name}.scale": FieldSpec("float32", 1)}
+
+    def encode(self, values: Tensor, code: LogitCode | None) -> dict[str, Tensor]:
+        stored = self._stored(values).float()
+        scale = stored.abs().amax(dim=1, keepdim=True) / 127
+        whole = torch.where(scale > 0, stored / scale, 0).round()
+        return {self.name: whole.to(torch.int8), f"{self.name}.scale": scale}
+
+    def decode(self, rows: Mapping[str, Tensor], code: LogitCode | None) -> Tensor:
+        return self._restored(rows[self.name].float() * rows[f"{self.name}.scale"])
+
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: LogitCode | None) -> Tensor:
+        return _within(fresh, stored, rounding + 0.501 / 127)
+
+
+class SparseColumn(_Column):
+    """Logits in a `LogitCode`."""
+
+    coding: Literal["sparse"]
+    num_bytes: int
+    top: int
+
+    @property
+    def code_size(self) -> CodeSize:
+        return CodeSize(self.shape[0], self.num_bytes, self.top)
+
+    def fields(self) -> dict[str, FieldSpec]:
+        size = self.code_size
+        return {
+            f"{self.name}.components": FieldSpec("uint8", size.code_bytes),
+            f"{self.name}.scale": FieldSpec("float16", 1),
+            f"{self.name}.corrections": FieldSpec(f"int{size.word_bits}", self.top),
+        }
+
+    def encode(self, values: Tensor, code: LogitCode | None) -> dict[str, Tensor]:
+        assert code is not None, "a sparse column comes with its code"
+        return dict(zip(self.fields(), code.encode(values), strict=True))
+
+    def decode(self, rows: Mapping[str, Tensor], code: LogitCode | None) -> Tensor:
+        assert code is not None, "a sparse column comes with its code"
+        return code.decode(*(rows[name] for name in self.fields()))
+
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: LogitCode | None) -> Tensor:
+        """Rounding may move a code to the next level, so that decoded logits are compared as distributions."""
+        again = self.decode(self.encode(fresh, code), code)
+        nats = kl_divergence(torch.log_softmax(again, dim=1), torch.log_softmax(stored, dim=1))
+        return nats <= 0.005 + 10 * rounding
+
+
+Column = Annotated[PlainColumn | Int8Column | SparseColumn, Field(discriminator="coding")]
+
+
+def _within(fresh: Tensor, stored: Tensor, tolerance: float) -> Tensor:
+    """Whether no number of a row is off by more than `tolerance` times the row's largest: [B]."""
+    fresh, stored = fresh.float().flatten(1), stored.flatten(1)
+    return (fresh - stored).abs().amax(dim=1) <= tolerance * fresh.abs().amax(dim=1) + 1e-6
+
+
+def columns_for(
+    needs: Needs, shapes: Mapping[str, tuple[int, ...]], num_classes: int, image_size: tuple[int, int], storage: Storage
+) -> tuple[Column, ...]:
+    """The columns that answer `needs`, and no others. shapes: {tap: shape of a row}."""
+    columns: list[Column] = []
+    if needs.teacher_logits and storage.logits == "sparse":
+        sparse = SparseColumn(
+            name=LOGITS,
+            shape=(num_classes,),
+            coding="sparse",
+            num_bytes=storage.sparse_bytes,
+            top=storage.sparse_top,
+        )
+        sparse.code_size.check()
+        columns.append(sparse)
+    elif needs.teacher_logits:
+        columns.append(PlainColumn(name=LOGITS, shape=(num_classes,), coding=storage.dtype))
+    for tap in sorted(needs.teacher_taps):
+        name, shape = FEATURES + tap, tuple(shapes[tap])
+        columns.append(
+            Int8Column(name=name, shape=shape, coding="int8")
+            if storage.features == "int8"
+            else PlainColumn(name=name, shape=shape, coding=storage.features)
+        )
+    if needs.teacher_input_gradient:
+        columns.append(PlainColumn(name=INPUT_GRADIENT, shape=(3, *image_size), coding=storage.dtype))
+    return tuple(columns)
+
+
+def row_bytes(columns: Iterable[Column]) -> int:
+    """Bytes of a view."""
+    widths = {"uint8": 1, "int8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
+    return sum(widths[spec.dtype] * spec.width for column in columns for spec in column.fields().values())
+
+
+def encode(columns: Iterable[Column], outputs: TeacherOutputs, code: LogitCode | None) -> dict[str, Tensor]:
+    """{field: [B,width]} on the outputs' device. ValueError for a number that the coding cannot hold."""
+    values = named(outputs)
+    rows: dict[str, Tensor] = {}
+    for column in columns:
+        encoded = column.encode(values[column.name], code)
+        for field, tensor in encoded.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                largest = float(values[column.name].float().abs().max())
+                raise ValueError(
+                    f"the teacher's {column.name} reaches {largest:g}, which {tensor.dtype} ({field}) does not hold; "
+                    "store it as float32, or look for the cause if it is no number"
+                )
+        rows |= encoded
+    return rows
+
+
+def decode(
+    columns: Iterable[Column], rows: Mapping[str, Tensor], code: LogitCode | None, classifier: Classifier | None = None
+) -> TeacherOutputs:
+    """The inverse of `encode`, but for the coding's error; numbers come back as float32."""
+    values = {column.name: column.decode(rows, code) for column in columns}
+    return TeacherOutputs(
+        logits=values.get(LOGITS),
+        features={name.removeprefix(FEATURES): value for name, value in values.items() if name.startswith(FEATURES)},
+        classifier=classifier,
+        input_gradient=values.get(INPUT_GRADIENT),
+    )
+
+
+def named(outputs: TeacherOutputs) -> dict[str, Tensor]:
+    """{column name: tensor} of what is present."""
+    values = {FEATURES + tap: tensor for tap, tensor in outputs.features.items()}
+    if outputs.logits is not None:
+        values[LOGITS] = outputs.logits
+    if outputs.input_gradient is not None:
+        values[INPUT_GRADIENT] = outputs.input_gradient
+    return values
+
+
+def wanted(columns: Iterable[Column], needs: Needs, where: str) -> tuple[Column, ...]:
+    """Those of the columns that answer `needs`. ValueError where one is lacking, with what there is."""
+    by_name = {column.name: column for column in columns}
+    names = [LOGITS] if needs.teacher_logits else []
+    names += [FEATURES + tap for tap in sorted(needs.teacher_taps)]
+    names += [INPUT_GRADIENT] if needs.teacher_input_gradient else []
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(
+            f"the cache {where} holds {', '.join(by_name) or 'nothing'}, but the recipe reads {', '.join(missing)}; "
+            "build a cache with this recipe in another folder, or choose a method that reads what is there"
+        )
+    return tuple(by_name[name] for name in names)

@@ -1,0 +1,170 @@
+"""The manifest: what a cache's numbers belong to. Written last; what does not agree with it is refused, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.cache.columns import Column
+from pipelines.cache.store import Shard, Unit, units_of, write_whole
+
+# Raise this with any change to what a stored number means.
+VERSION = 1
+MANIFEST = "manifest.json"
+CONSTANTS = "constants.safetensors"
+_LIBRARIES = ("torch", "torchvision", "nvidia-dali-cuda130", "pillow", "numpy")
+_UNFINISHED = "is not finished, or is no cache; `python -m ops cache build RECIPE` builds it, or goes on building it"
+
+
+class Part(BaseModel):
+    """A split of the data with its views: num_rows samples in num_views views, as these columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_rows: int
+    num_views: int
+    columns: tuple[Column, ...]
+
+
+class Plan(BaseModel):
+    """Everything about a cache that is known before its first row is computed.
+
+    identity: what the rows are a function of, as nested plain values: fingerprints of teacher, data and views,
+    preprocessing, library versions. head: how the teacher gets from its last features to its logits, where that is
+    stored (see `cluster.cached`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = VERSION
+    identity: dict[str, Any]
+    parts: dict[str, Part]
+    rows_per_shard: int
+    batch_size: int
+    head: dict[str, Any] | None = None
+
+    def units(self) -> list[Unit]:
+        """The work, in order."""
+        return [
+            unit
+            for name, part in self.parts.items()
+            for unit in units_of(name, part.num_rows, part.num_views, self.rows_per_shard)
+        ]
+
+    def key(self, constants_sha256: str) -> str:
+        """Equal for builds whose shards are interchangeable."""
+        return digest_of({"plan": self.model_dump(mode="json"), "constants": constants_sha256})
+
+
+class Manifest(BaseModel):
+    """constants: checksum of `constants.safetensors`; error: of sparse logits, on views kept back from the fit of their
+    code; digest: of all else, so that a manifest edited by hand is noticed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    constants: str
+    error: dict[str, float]
+    shards: tuple[Shard, ...]
+    digest: str = ""
+
+    def write(self, directory: Path) -> Manifest:
+        """Writes the manifest with its digest; the cache is there from now on."""
+        signed = self.model_copy(update={"digest": self._own_digest()})
+        write_whole(directory / MANIFEST, signed.model_dump_json(indent=1).encode())
+        return signed
+
+    def _own_digest(self) -> str:
+        return digest_of(self.model_dump(mode="json", exclude={"digest"}))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+
+def read_manifest(content: bytes, where: str) -> Manifest:
+    """A manifest's content, checked against its own digest and for gaps. ValueError for what cannot be trusted."""
+    try:
+        raw = json.loads(content)
+        if isinstance(raw, dict) and raw.get("plan", {}).get("version") != VERSION:
+            raise ValueError(
+                f"the cache {where} is of version {raw.get('plan', {}).get('version')}, this program reads {VERSION}; "
+                "build it again in another folder"
+            )
+        manifest = Manifest.model_validate(raw)
+    except (json.JSONDecodeError, ValidationError, AttributeError) as error:
+        raise ValueError(f"{where}/{MANIFEST} is no manifest; restore it, or build the cache again") from error
+    if manifest.digest != manifest._own_digest():
+        raise ValueError(
+            f"{where}/{MANIFEST} has been changed by hand: its digest differs; remove it and run "
+            "`python -m ops cache build`, which writes it anew from the shards"
+        )
+    if [shard.unit for shard in manifest.shards] != manifest.plan.units():
+        raise ValueError(f"{where}/{MANIFEST} does not list the shards of its plan; build the cache again")
+    return manifest
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """The manifest of a local cache."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"the cache {directory} {_UNFINISHED}")
+    return read_manifest(path.read_bytes(), str(directory))
+
+
+def check(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
+    """ValueError unless the cache's identity is the expected one, as far as that is known. trust: other versions of
+    libraries are accepted."""
+    theirs = flat(manifest.plan.identity)
+    differing = [key for key, value in flat(expected).items() if theirs.get(key) != value]
+    serious = [key for key in differing if not (trust and key.startswith("versions."))]
+    if not serious:
+        return
+    # A fingerprint says least: name it only where nothing else differs.
+    serious.sort(key=lambda key: key.endswith("fingerprint"))
+    key, others = serious[0], len(serious) - 1
+    ours = flat(expected)[key]
+    trusting = ", or accept other versions with cache.trust=true" if key.startswith("versions.") else ""
+    raise ValueError(
+        f"the cache {where} belongs to something else: {key} is {_short(theirs.get(key))} there and {_short(ours)} here"
+        + (f" ({others} more differ: {', '.join(serious[1:5])})" if others else "")
+        + f"; restore what has changed, or build the cache again in another folder (cache.dir=...){trusting}"
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that decide about pixels and outputs."""
+
+    def one(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "absent"
+
+    return {name: one(name) for name in _LIBRARIES}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested mappings, sequences as lists."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""Batches of teacher outputs out of memory-mapped shards: one gather a field, whatever rows are asked for.
+
+A view's shards are hashed when the view is first read, in threads, which also brings them into memory; so nothing
+damaged is ever served. Arrow's own `Table.take` is not used: on a mapped table of several shards it copies the
+whole column.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcore.batch import Classifier, Needs, TeacherOutputs
+from pipelines.cache.columns import LOGITS, Column, FieldSpec, SparseColumn, decode, wanted
+from pipelines.cache.manifest import CONSTANTS, Manifest
+from pipelines.cache.sparse import LogitCode
+from pipelines.cache.store import Shard, checksum, damage, map_shard
+
+Fields = dict[str, NDArray[np.generic]]  # {field: [rows,width]} of one shard
+
+CODE, CLASSIFIER, CLASS_MEANS = "code.", "classifier.", "class_means."
+_REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
+
+
+class CacheReader:
+    """Rows of one part of a cache, on a device: `reader.outputs(view, sample_ids)`.
+
+    needs: what is read; only those columns are touched. ValueError for a column that the cache lacks, and for a shard
+    that is missing, of another size, or (at the first read of its view) of another content.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, part: str, needs: Needs, device: torch.device) -> None:
+        self.directory, self.device = directory, device
+        self.rows_per_shard = manifest.plan.rows_per_shard
+        self.part = manifest.plan.parts[part]
+        self.columns = wanted(self.part.columns, needs, str(directory))
+        self.fields = {name: spec for column in self.columns for name, spec in column.fields().items()}
+        self.shards: list[list[Shard]] = [[] for _ in range(self.part.num_views)]
+        for shard in manifest.shards:
+            if shard.part == part:
+                self.shards[shard.view].append(shard)
+        refuse_damaged(directory, [shard for view in self.shards for shard in view], full=False)
+        constants = load_constants(directory, manifest)
+        self.code = code_of(self.columns, constants, device)
+        self.classifier = classifier_of(constants, device) if needs.teacher_classifier else None
+        self._views: dict[int, list[Fields]] = {}
+
+    def outputs(self, view: int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
+        """What the teacher answered for this view of these samples, in their order."""
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        assert np.all((ids >= 0) & (ids < self.part.num_rows)), f"sample ids lie in [0, {self.part.num_rows})"
+        shards = self._opened(view)
+        ascending = np.argsort(ids, kind="stable")
+        rows = ids[ascending]
+        ends = np.searchsorted(rows, np.arange(len(shards) + 1) * self.rows_per_shard)
+        back = torch.from_numpy(np.argsort(ascending)).to(self.device, non_blocking=True)
+        gathered = {}
+        for name, spec in self.fields.items():
+            buffer = self._buffer(len(ids), spec)
+            target = buffer.numpy()
+            for number, shard in enumerate(shards):
+                start, stop = ends[number], ends[number + 1]
+                if start < stop:
+                    local = rows[start:stop] - number * self.rows_per_shard
+                    np.take(shard[name], local, axis=0, out=target[start:stop], mode="clip")  # unbuffered
+            gathered[name] = buffer.to(self.device, non_blocking=True).index_select(0, back)
+        return decode(self.columns, gathered, self.code, self.classifier)
+
+    def _buffer(self, num: int, spec: FieldSpec) -> Tensor:
+        """Memory for a batch, pinned where the batch goes to a GPU: torch's allocator lends it again once copied."""
+        on_gpu = self.device.type == "cuda"
+        return torch.empty((num, spec.width), dtype=getattr(torch, spec.dtype), pin_memory=on_gpu)
+
+    def _opened(self, view: int) -> list[Fields]:
+        """A view's shards, mapped; checked at the first use."""
+        if view not in self._views:
+            if not 0 <= view < self.part.num_views:
+                raise ValueError(
+                    f"the cache {self.directory} has {self.part.num_views} views, there is no view {view}; set "
+                    f"views.num_views={self.part.num_views}, or build more of them"
+                )
+            refuse_damaged(self.directory, self.shards[view], full=True)
+            self._views[view] = [map_shard(self.directory / shard.unit.path) for shard in self.shards[view]]
+        return self._views[view]
+
+
+def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
+    """ValueError for the first of the shards that is not what the manifest says. full: see `store.damage`."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        problems = [p for p in threads.map(lambda shard: damage(directory, shard, full), shards) if p is not None]
+    if problems:
+        more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
+        raise ValueError(f"the cache is damaged: {problems[0]}{more}; {_REMEDY}")
+
+
+def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """What the cache holds once: the classifier, the code of sparse logits, class means; checked."""
+    path = directory / CONSTANTS
+    if not path.is_file():
+        raise ValueError(f"the cache is damaged: {path} is missing; {_REMEDY}")
+    if checksum(path) != manifest.constants:
+        raise ValueError(f"the cache is damaged: {path} has changed since it was written; {_REMEDY}")
+    return safetensors.torch.load_file(path)
+
+
+def under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    """The constants whose names begin with the prefix, without it, on the device."""
+    return {name.removeprefix(prefix): t.to(device) for name, t in constants.items() if name.startswith(prefix)}
+
+
+def code_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: torch.device) -> LogitCode | None:
+    """The code of the sparse logits among the columns, if there are any."""
+    for column in columns:
+        if column.name == LOGITS and isinstance(column, SparseColumn):
+            return LogitCode.of(column.code_size, under(constants, CODE, device))
+    return None
+
+
+def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classifier:
+    """The teacher's classifier. ValueError where the cache was built without."""
+    stored = under(constants, CLASSIFIER, device)
+    if "weight" not in stored:
+        raise ValueError(
+            "the cache does not hold the teacher's classifier, which this recipe reads; build it with this recipe, or "
+            "with cache.classifier=true"
+        )
+    return Classifier(stored["weight"], stored.get("bias"))

@@ -1,0 +1,180 @@
+"""Shards on disk: each written whole or not at all, with a note of what it is; found again by listing.
+
+    <part>/view-00000/rows-000000000000-000000016384.arrow   rows of one view, row = sample id, one record batch
+    <part>/view-00000/rows-000000000000-000000016384.json    its note: size, checksum, and the key of the build
+
+A part is a split of the data with its views: `train`, and the splits that a run is judged on. The key says what the
+numbers are a function of; a note with another key, or a file that is not what its note says, counts as absent. So a
+build that was killed anywhere goes on by doing what is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Rows = Mapping[str, NDArray[np.generic]]  # {field: [rows,width]}
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """A piece of work, and the shard it gives: the rows from start to stop of one view of a part."""
+
+    part: str
+    view: int
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> str:
+        """Of the shard, within the cache."""
+        return f"{self.part}/view-{self.view:05d}/rows-{self.start:012d}-{self.stop:012d}.arrow"
+
+    @property
+    def note(self) -> str:
+        return self.path.removesuffix(".arrow") + ".json"
+
+
+class Shard(BaseModel):
+    """A finished shard, as the manifest lists it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: str
+    view: int
+    start: int
+    stop: int
+    num_bytes: int
+    sha256: str
+
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.part, self.view, self.start, self.stop)
+
+
+class Note(BaseModel):
+    """What lies beside a shard while the cache is being built, and stays there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    shard: Shard
+
+
+def units_of(part: str, num_rows: int, num_views: int, rows_per_shard: int) -> list[Unit]:
+    """The units of a part, view by view."""
+    return [
+        Unit(part, view, start, min(start + rows_per_shard, num_rows))
+        for view in range(num_views)
+        for start in range(0, num_rows, rows_per_shard)
+    ]
+
+
+def write_shard(directory: Path, unit: Unit, rows: Rows, key: str) -> Shard:
+    """Writes the shard, then its note."""
+    content = arrow_file(rows)
+    write_whole(directory / unit.path, content)
+    shard = Shard(
+        part=unit.part,
+        view=unit.view,
+        start=unit.start,
+        stop=unit.stop,
+        num_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    write_whole(directory / unit.note, Note(key=key, shard=shard).model_dump_json(indent=1).encode())
+    return shard
+
+
+def arrow_file(rows: Rows) -> memoryview:
+    """An Arrow file of one uncompressed record batch with a fixed-size list a field."""
+    arrays = [_fixed_size_lists(values) for values in rows.values()]
+    batch = pa.record_batch(arrays, names=list(rows))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return memoryview(sink.getvalue())
+
+
+def _fixed_size_lists(values: NDArray[np.generic]) -> pa.Array:
+    flat = np.ascontiguousarray(values).reshape(-1)
+    numbers = pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), flat.size, [None, pa.py_buffer(flat)])
+    return pa.FixedSizeListArray.from_arrays(numbers, values.shape[1])
+
+
+def map_shard(path: Path) -> dict[str, NDArray[np.generic]]:
+    """{field: [rows,width]} of a shard, memory-mapped, nothing read yet."""
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    return {
+        name: array.values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
+        for name, array in zip(batch.schema.names, batch.columns, strict=True)
+    }
+
+
+def finished_shards(directory: Path, units: Iterable[Unit], key: str) -> Iterator[Shard]:
+    """The shards that are there, whole and of this key."""
+    with ThreadPoolExecutor() as threads:
+        for shard in threads.map(lambda unit: _finished(directory, unit, key), units):
+            if shard is not None:
+                yield shard
+
+
+def _finished(directory: Path, unit: Unit, key: str) -> Shard | None:
+    try:
+        note = Note.model_validate_json((directory / unit.note).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    whole = note.key == key and note.shard.unit == unit and damage(directory, note.shard) is None
+    return note.shard if whole else None
+
+
+def damage(directory: Path, shard: Shard, full: bool = True) -> str | None:
+    """What is wrong with a shard's file, None for nothing. full: read it all; else compare its size alone."""
+    path = directory / shard.unit.path
+    try:
+        num_bytes = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path} is missing"
+    if num_bytes != shard.num_bytes:
+        return f"{path} has {num_bytes} bytes, not {shard.num_bytes}"
+    if full and checksum(path) != shard.sha256:
+        return f"{path} has changed since it was written: its checksum differs"
+    return None
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file so that, whatever happens, it is under its name whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what writers that were killed have left. Only where nobody is writing."""
+    for path in directory.rglob("*.tmp"):
+        path.unlink()
