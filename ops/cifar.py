@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +26,7 @@ def unpack(source: str, target: str) -> int:
     return 0
 
 
-def write_cifar100(parquet_dir: Path, root: Path, images: dict[str, int] = IMAGES) -> Path:
+def write_cifar100(parquet_dir: Path, root: Path, images: Mapping[str, int] = IMAGES) -> Path:
     """root/{train,val}/<class number>/<row>.png, lossless; once. images: how many each split must have.
 
     Class numbers are those of the files, in two digits, so that classes in order of name are classes in order of
@@ -34,15 +34,16 @@ def write_cifar100(parquet_dir: Path, root: Path, images: dict[str, int] = IMAGE
     """
     if (root / "complete").exists():
         return root
+    files = {split: sorted(parquet_dir.glob(f"{published}-*.parquet")) for split, published in SPLITS.items()}
     for split, published in SPLITS.items():
-        files = sorted(parquet_dir.glob(f"{published}-*.parquet"))
-        found = sum(pq.read_metadata(file).num_rows for file in files)
+        found = sum(map(_num_rows, files[split]))
         if found != images[split]:
             raise ValueError(
-                f"{parquet_dir} has {found:,} rows in {len(files)} files {published}-*.parquet, but CIFAR-100 has "
-                f"{images[split]:,}; give the folder that holds all of its Parquet files"
+                f"{parquet_dir} has {found:,} rows in {len(files[split])} files {published}-*.parquet, but CIFAR-100 "
+                f"has {images[split]:,}; give the folder that holds all of its Parquet files"
             )
-        _write_split(files, root / split, images[split])
+    for split in SPLITS:
+        _write_split(files[split], root / split, images[split])
     (root / "complete").touch()
     return root
 
@@ -63,10 +64,20 @@ def _write_split(files: list[Path], folder: Path, total: int) -> None:
             pass
 
 
+def _num_rows(file: Path) -> int:
+    try:
+        content = pq.ParquetFile(file)
+    except pa.ArrowException as error:
+        raise ValueError(f"{file} is no Parquet file ({error}); fetch it again") from error
+    missing = {"img", "fine_label"} - set(content.schema_arrow.names)
+    if missing:
+        raise ValueError(
+            f"{file} has no column {min(missing)!r}, so it is not CIFAR-100's; give the folder of its files"
+        )
+    return content.metadata.num_rows
+
+
 def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     for file in files:
-        try:
-            for batch in pq.ParquetFile(file).iter_batches(1000, columns=["img", "fine_label"]):
-                yield from batch.to_pylist()
-        except (pa.ArrowException, KeyError) as error:
-            raise ValueError(f"{file} is not a file of CIFAR-100 with columns img and fine_label: {error}") from error
+        for batch in pq.ParquetFile(file).iter_batches(1000, columns=["img", "fine_label"]):
+            yield from batch.to_pylist()

@@ -122,7 +122,7 @@ def feature_only(pair: Pair) -> Sections:
 
 
 def nd_optimizer(pair: Pair) -> Sections:
-    """The authors train with Nesterov's momentum, twice as fast."""
+    """The authors train with Nesterov's momentum, at twice the rate of the tables: 0.1, and 0.02 for ShuffleNet."""
     return {"optimizer": {"opt": "sgd", "lr": 2 * NETWORKS[pair.student].lr}}
 
 
@@ -153,6 +153,8 @@ ND_PAPER = (
 CRD_TABLE = "Tian et al., arXiv 1910.10699, table as in the README of their code"
 TTM_TABLE = "Zheng and Yang, arXiv 2402.11148, CIFAR-100 tables and appendix A.4"
 LSKD_TABLE = "Sun et al., arXiv 2403.01427, tables as in the README of their code"
+ND_SOURCE = "the README and scripts of the authors' code, whose batch of 64 is that of each of two GPUs by default"
+DKD_SOURCE = f"{TTM_TABLE} (it quotes them); the non-target weights are those of the DKD authors' code"
 
 METHODS = {
     "kd": Method(kd, 'Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531', CRD_TABLE),
@@ -166,14 +168,15 @@ METHODS = {
     "reviewkd": Method(
         reviewkd,
         'Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044',
-        "the weight is that of the authors' scripts, which train at twice this batch and rate",
+        "the weight is that of the authors' scripts, which train at twice this batch and rate, "
+        "with Nesterov's momentum, and tap the teacher before the last activation of each stage",
     ),
     "dist": Method(
         dist,
         'Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536',
         f"{TTM_TABLE} (it quotes them); both weights are 1, the default of the DIST authors' code",
     ),
-    "dkd": Method(dkd, 'Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679', f"{TTM_TABLE} (quoted)"),
+    "dkd": Method(dkd, 'Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679', DKD_SOURCE),
     "lskd": Method(lskd, 'Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427', LSKD_TABLE),
     "ttm": Method(ttm, TTM_PAPER, TTM_TABLE),
     "wttm": Method(wttm, TTM_PAPER, TTM_TABLE),
@@ -190,8 +193,8 @@ METHODS = {
         "arXiv 2511.14981",
         "the paper has other pairs and another schedule (see feature_only/); stages are paired with stages here",
     ),
-    "kd-nd": Method(kd_nd, f"{ND_PAPER} (KD++)", "the README and scripts of the authors' code"),
-    "dkd-nd": Method(dkd_nd, f"{ND_PAPER} (DKD++)", "the README and scripts of the authors' code"),
+    "kd-nd": Method(kd_nd, f"{ND_PAPER} (KD++)", ND_SOURCE),
+    "dkd-nd": Method(dkd_nd, f"{ND_PAPER} (DKD++)", ND_SOURCE),
 }
 
 

@@ -54,12 +54,11 @@ def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, flo
 def deployed(config: Any) -> dict[str, float]:
     import torch
 
-    from cluster.assembly import build_networks, open_data
+    from cluster.assembly import assemble
+    from cluster.rank import Rank
     from kdcore.reused import deployed_parameters
 
-    torch.manual_seed(0)
-    student, _ = build_networks(config, tuple(open_data(config)["train"].classes))
-    return {"parameters": deployed_parameters(student)}
+    return {"parameters": deployed_parameters(assemble(config, Rank(0, 1, torch.device("cpu"))).student)}
 
 
 def main() -> None:

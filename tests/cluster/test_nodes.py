@@ -1,0 +1,241 @@
+"""A cluster of several raylets on one machine, each a node with its own address: whatever is killed, and whenever, the
+run ends with the very bits of an undisturbed one. With mixing, a moving average and gradient accumulation on."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import safetensors.torch
+import torch
+import yaml
+from ray._common.utils import reset_ray_address
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+from cluster.config import RunConfig, parse, to_yaml
+from cluster.failures import RunFailed
+from cluster.recovery import CHECKPOINTS
+from cluster.tracking import read_metrics
+from cluster.train import RunResult, launch
+from kdcore.models import ModelConfig, build_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+STEPS = 120  # 6 an epoch: long enough to be hit where it is meant to be
+ADDRESSES = ("127.0.0.2", "127.0.0.3")  # a node is its address; with one for all, they would be one node
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head without workers and two nodes with room for two workers each; a dead node is noticed within seconds."""
+    prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 1000}
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "_system_config": prompt}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    reset_ray_address()  # nobody else's ray.init() shall find this cluster
+    try:
+        for address in ADDRESSES:
+            made.add_node(num_cpus=2, node_ip_address=address)
+        ray.init(
+            address=made.address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def configuration(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]:
+    """A function that gives the configuration of a run of a name: 4 workers, 2 micro-batches a worker and step."""
+    folder = tmp_path_factory.mktemp("nodes")
+    teacher = folder / "teacher.safetensors"
+
+    torch.manual_seed(7)
+    safetensors.torch.save_file(build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c")).state_dict(), teacher)
+
+    def make(name: str, **scaling: Any) -> RunConfig:
+        return parse(
+            {
+                "name": name,
+                "output_dir": str(folder / "out"),
+                "data": {"root": str(image_folder), "num_threads": 1, "loader": "reference"},
+                "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0], "mixup_alpha": 0.4, "cutmix_alpha": 1.0},
+                "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
+                "teacher": {"model": "cifar_resnet8", "checkpoint": str(teacher)},
+                "method": [
+                    {"term": "ce", "weight": 0.5},
+                    {"term": "kd", "weight": 0.5, "temperature": 4.0},
+                    {"term": "feature_mse", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
+                ],
+                "optimizer": {"opt": "sgd", "lr": 0.05, "momentum": 0.9},
+                "train": {
+                    "epochs": STEPS // 3,
+                    "batch_size": 16,
+                    "micro_batch": 2,
+                    "clip_norm": 5.0,
+                    "ema_decay": 0.9,
+                    "evaluate_every_epochs": STEPS,
+                },
+                "scaling": {"num_workers": 4, "max_failures": 1, **scaling},
+                "tracking": {"system_metrics": False, "every_steps": 1},
+                "checkpoint": {"every_steps": 4},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes, configuration) -> RunResult:
+    return launch(configuration("undisturbed"))
+
+
+@dataclass
+class Strike:
+    """Watches a run and calls `blow` once, as soon as the run has come to the given step."""
+
+    step: int
+    blow: Callable[[], None]
+    struck_at: int = 0
+    continued_at: int = 0
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        for message in messages:
+            if found := re.match(r"continuing at step (\d+)", message):
+                self.continued_at = int(found[1])
+        if not self.struck_at and state.get("step", 0) >= self.step:
+            self.struck_at = state["step"]
+            self.blow()
+
+    def check(self) -> None:
+        """It fell in the middle of the run, and the run went on from a checkpoint before it, not from the start."""
+        assert self.step <= self.struck_at < STEPS
+        assert 0 < self.continued_at <= self.struck_at + 4
+
+
+def random_step(seed: int) -> int:
+    return int(np.random.default_rng(seed).integers(10, STEPS // 2))
+
+
+def workers(nodes: Cluster) -> list[tuple[str, int]]:
+    """(node's address, process id) of every training worker."""
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    wanted = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    return sorted((addresses[actor.node_id], actor.pid) for actor in list_actors(nodes.address, filters=wanted))
+
+
+def kill(nodes: Cluster, number: int | None = None, address: str | None = None, with_: int = signal.SIGKILL) -> None:
+    """Kills the worker of that number, or every worker of the node of that address."""
+    everyone = workers(nodes)
+    assert len(everyone) == 4
+    victims = everyone if number is None else [everyone[number]]
+    for where, pid in victims:
+        if address in (None, where):
+            os.kill(pid, with_)
+
+
+def kill_node(nodes: Cluster, address: str) -> None:
+    """The node's raylet, then what is left of its workers."""
+    (node,) = [node for node in nodes.worker_nodes if node.node_ip_address == address]
+    pids = [pid for where, pid in workers(nodes) if where == address]
+    assert len(pids) == 2
+    node.kill_raylet()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def assert_same_bits(one: RunResult, other: RunResult) -> None:
+    """The deployed weights of two runs are the same, and so is the loss of every step, each logged once."""
+    first, second = (safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors") for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    curves = [
+        [
+            (row["step"], row["train/loss"])
+            for row in read_metrics(Path(run.run_dir) / "metrics.jsonl")
+            if "train/loss" in row
+        ]
+        for run in (one, other)
+    ]
+    assert [step for step, _ in curves[0]] == list(range(1, STEPS + 1))
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize(("number", "seed"), [(0, 1), (3, 2)])
+def test_a_worker_is_killed(nodes, configuration, undisturbed, number, seed):
+    strike = Strike(random_step(seed), lambda: kill(nodes, number))
+    result = launch(configuration(f"worker-{number}"), watch=strike)
+    strike.check()
+    assert_same_bits(undisturbed, result)
+
+
+def test_every_worker_of_a_node_is_killed(nodes, configuration, undisturbed):
+    strike = Strike(random_step(3), lambda: kill(nodes, address=ADDRESSES[1]))
+    result = launch(configuration("workers-of-a-node"), watch=strike)
+    strike.check()
+    assert_same_bits(undisturbed, result)
+
+
+def test_a_node_is_killed(nodes, configuration, undisturbed):
+    """The run moves to a spare one."""
+    nodes.add_node(num_cpus=2, node_ip_address="127.0.0.4")
+    strike = Strike(random_step(4), lambda: kill_node(nodes, workers(nodes)[0][0]))
+    result = launch(configuration("node"), watch=strike)
+    strike.check()
+    assert_same_bits(undisturbed, result)
+
+
+def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path):
+    """The same command goes on; what looks like a later checkpoint, half written, and a list that was cut off while it
+    was written, do not disturb it."""
+    config = configuration("driver")
+    recipe = tmp_path / "driver.yaml"
+    recipe.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "ops", "train", str(recipe)]
+    options = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as driver:
+        while driver.poll() is None:
+            rows = read_metrics(config.run_dir / "metrics.jsonl")
+            if rows and rows[-1]["step"] >= random_step(5):
+                driver.kill()
+        shown = driver.stdout.read()
+    assert driver.returncode == -signal.SIGKILL, shown
+    half = config.run_dir / f"step-{STEPS:08d}"
+    half.mkdir()
+    (half / "state.pt").write_bytes(b"half of it")
+    listed = config.run_dir / CHECKPOINTS
+    listed.write_bytes(listed.read_bytes()[:-20])
+    done = subprocess.run(command, capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < int(re.search(r"continuing at step (\d+) of", done.stdout)[1]) < STEPS
+    assert_same_bits(undisturbed, launch(config))
+
+
+def test_a_rank_hangs(nodes, configuration):
+    """A rank that stops answering ends the run in time, with an error that names a rank and a step."""
+    strike = Strike(8, lambda: kill(nodes, 2, with_=signal.SIGSTOP))
+    with pytest.raises(RunFailed, match=rf"rank \d, step \d+ of {STEPS}: .*(time|Time|closed)") as caught:
+        launch(configuration("hangs", max_failures=0, timeout_seconds=10), watch=strike)
+    print(caught.value)

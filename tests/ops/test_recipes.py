@@ -1,0 +1,285 @@
+"""Every recipe that comes with the project is built; every method runs its tiny form, with teachers of random weights.
+
+In this process, without Ray: what a worker assembles, and two steps of it on a few small pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from cluster.assembly import assemble
+from cluster.config import RunConfig, load_recipe
+from cluster.rank import Rank
+from kdcore.models import build_model
+from kdcore.optim import Schedule, build_optimizer
+from kdcore.taps import FeatureTaps
+from kdcore.terms import REGISTRY
+from ops import catalog, rows
+from ops.tables import NETWORKS, PAIRS, SETTINGS, TOP1
+
+NAMES = catalog.names()
+loaded = cache(catalog.load)
+OWN = ["alone", "feature_only", "kd", "simkd", "teacher", "wttm"]
+# 15 networks alone; 11 methods for all 13 pairs, and three more with settings for each; the others where published:
+# 11 dkd, 10 lskd, 8 reviewkd, 4 kd-nd, 4 dkd-nd.
+FAMILIES = {"own": len(OWN), "demo": 3, "folder": 3, "imagenet": 16, "feature_only": 11, "cifar100": 15 + 14 * 13 + 37}
+CIFAR_ROWS = [name for name in NAMES if name.startswith("cifar100/")]
+PAPERS = [name for name in NAMES if not name.startswith(("demo/", "folder/"))]
+
+
+def family(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else "own"
+
+
+def test_no_recipe_is_missing_and_none_is_left_out():
+    assert Counter(map(family, NAMES)) == FAMILIES
+    assert len(set(NAMES)) == len(NAMES)
+    assert [name for name in NAMES if "/" not in name] == OWN
+    files = {path.relative_to(catalog.RECIPES).as_posix() for path in catalog.RECIPES.rglob("*.yaml")}
+    assert {f"{name}.yaml" for name in NAMES} - files == {f"{name}.yaml" for name in CIFAR_ROWS}
+    assert all(name.endswith("common.yaml") for name in files - {f"{name}.yaml" for name in NAMES})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_built(name, tmp_path):
+    """It is valid, its networks exist, and what `recipes NAME` prints is the same recipe in one file."""
+    config = loaded(name)
+    for model in (config.student, config.teacher):
+        assert model is None or timm.is_model(model.model.partition(".")[0])
+    path = tmp_path / "copied.yaml"
+    path.write_text(catalog.text(name))
+    assert load_recipe(path) == config
+
+
+def test_runs_of_a_family_do_not_share_a_folder():
+    folders = Counter(loaded(name).run_dir for name in PAPERS)
+    assert max(folders.values()) == 1
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_its_header_is_its_manual(name):
+    header = catalog.header(name)
+    for heading in ("paper", "command", "hardware", "expected"):
+        assert re.search(rf"^# {heading}: +\S", header, re.MULTILINE), heading
+    assert re.search(rf"python -m ops train {re.escape(name)}(\s|$)", header)
+    if "top-1" in catalog.expected(name):
+        assert re.search(r"^# source: ", header, re.MULTILINE)
+    assert max(map(len, catalog.text(name).splitlines())) <= 120
+
+
+def test_every_term_that_a_table_names_has_a_recipe():
+    """The losses without a row: no table of CIFAR-100 or ImageNet has them with all their hyper-parameters."""
+    used = {term.term for name in NAMES for term in loaded(name).method}
+    assert set(REGISTRY) - used == {"diffkd", "diffkd_logits", "feature_mse", "kdiga", "spectral"}
+
+
+PUBLISHED = {
+    # row: the terms' own fields, the rate, and the number, each as published
+    "cifar100/resnet32x4-resnet8x4/wttm": ("wttm", {"gamma": 0.1, "weight": 3}, 0.05, "76.06 ± 0.27 top-1"),
+    "cifar100/resnet32x4-shufflenetv2/wttm": ("wttm", {"gamma": 0.4, "weight": 16}, 0.01, "76.55 top-1"),
+    "cifar100/wrn_40_2-wrn_16_2/ttm": ("ttm", {"gamma": 0.1, "weight": 101}, 0.05, "76.23 ± 0.15 top-1"),
+    "cifar100/wrn_40_2-shufflenetv1/wttm-crd": ("wttm", {"gamma": 0.2, "weight": 0.16}, 0.01, "76.86 top-1"),
+    "cifar100/vgg13-vgg8/wttm": ("wttm", {"gamma": 0.1, "weight": 2.25}, 0.05, "74.44 ± 0.19 top-1"),
+    "cifar100/resnet50-mobilenetv2_half/ttm": ("ttm", {"gamma": 0.2, "weight": 20}, 0.01, "69.24 top-1"),
+    "cifar100/resnet56-resnet20/dkd": ("dkd", {"non_target_weight": 2, "temperature": 4}, 0.05, "71.97 top-1"),
+    "cifar100/resnet32x4-resnet8x4/simkd": ("simkd", {"weight": 1}, 0.05, "78.08 top-1"),
+    "cifar100/resnet32x4-resnet8x4/kd-nd": ("nd", {"weight": 2}, 0.1, "75.54 top-1"),
+    "cifar100/resnet110-resnet32/crd": ("crd", {"weight": 0.8, "num_negatives": 16384}, 0.05, "73.48 top-1"),
+    "imagenet/resnet34-resnet18-wttm": ("wttm", {"gamma": 0.8, "weight": 1.6}, 0.1, "72.19 top-1"),
+    "imagenet/resnet50-mobilenetv1-wttm": ("wttm", {"gamma": 0.7, "weight": 3.5}, 0.1, "73.09 top-1"),
+    "imagenet/resnet50-resnet18-simkd": ("simkd", {"weight": 1}, 0.1, "71.66 top-1"),
+    "imagenet/deit3_small-deit_tiny-wttm": ("wttm", {}, 0.001, "77.03 top-1"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rows_carry_the_published_values(name):
+    kind, fields, lr, expected = PUBLISHED[name]
+    config = loaded(name)
+    (term,) = (term for term in config.method if term.term == kind)
+    assert {field: getattr(term, field) for field in fields} == fields
+    assert config.optimizer.lr == lr
+    assert catalog.expected(name).startswith(expected)
+
+
+def test_tables_are_complete():
+    """No cell is in a wrong column: a row has a number for each pair, or a dash; settings are numbers."""
+    assert set(SETTINGS) | {key.removesuffix("±") for key in TOP1} <= set(rows.METHODS)
+    assert {network for pair in PAIRS for network in pair.split("-")} == set(NETWORKS)
+    assert all(50 < float(top1) < 80 for method in TOP1 if "±" not in method for top1 in TOP1[method].values())
+    assert [len(SETTINGS[method]) for method in ("ttm", "dkd", "lskd", "reviewkd", "kd-nd")] == [13, 11, 10, 8, 4]
+
+
+def test_the_cifar_schedule_and_optimiser_are_those_of_the_tables():
+    """The rate of epochs counted from 0: 0.05 to the 150th, then a tenth at 150, 180, 210; no Nesterov momentum."""
+    config = catalog.load("cifar100/resnet32x4-resnet8x4/kd")
+    optimizer = build_optimizer(config.optimizer, torch.nn.Linear(2, 2))
+    schedule = Schedule(config.schedule, optimizer, config.train.epochs, steps_per_epoch=781)
+    rates = []
+    for epoch in (0, 149, 150, 179, 180, 209, 210, 239):
+        schedule.set_step(epoch * 781)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
+    (group,) = optimizer.param_groups
+    assert (group["nesterov"], group["momentum"], group["weight_decay"]) == (False, 0.9, 5e-4)
+
+
+@pytest.fixture
+def tiny(image_folder, tmp_path):
+    """A function: a recipe's tiny form, on a few pictures of 3 classes and without anybody's weights."""
+
+    def make(name: str, *overrides: str) -> RunConfig:
+        recipe = catalog.read(name)
+        sections = [section for section in ("student", "teacher") if recipe.get(section)]
+        weights = [f"{section}.{key}" for section in sections for key in ("pretrained=false", "checkpoint=null")]
+        crd = [i for i, term in enumerate(recipe["method"]) if term["term"] == "crd"]
+        return catalog.load(
+            name,
+            [
+                *weights,
+                *(f"method.{i}.num_negatives=32" for i in crd),
+                f"data.root={image_folder}",
+                f"output_dir={tmp_path}",
+                *("data.loader=reference", "data.num_threads=1", "data.held_out=0.2"),
+                *("train.batch_size=4", "train.micro_batch=4", "scaling.num_workers=1"),
+                *overrides,
+            ],
+        )
+
+    return make
+
+
+def two_steps(config: RunConfig) -> None:
+    """Every term is finite, every weight that is trained receives a gradient, and the loss of one batch changes."""
+    parts = assemble(config, Rank(0, 1, torch.device("cpu")))
+    distiller = parts.distiller()
+    optimizer = build_optimizer(config.optimizer, distiller)
+    (batch,) = parts.train_loader().load([next(parts.train_requests(0))])
+    losses = []
+    for _ in range(2):
+        distiller.train()
+        output = distiller(batch)
+        assert output.terms.keys() == distiller.terms.keys()
+        assert all(bool(value.isfinite()) for value in output.terms.values())
+        optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        assert [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None] == []
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[0] != losses[1]
+
+
+def first_row_of(method: str) -> str:
+    """The method's row of its smallest networks."""
+    pairs = ("resnet56-resnet20", "resnet32x4-resnet8x4")
+    return next(name for pair in pairs if (name := f"cifar100/{pair}/{method}") in NAMES)
+
+
+@pytest.mark.parametrize("method", rows.METHODS)
+def test_every_cifar_method_runs(method, tiny):
+    two_steps(tiny(first_row_of(method)))
+
+
+def test_a_network_alone_runs(tiny):
+    two_steps(tiny("cifar100/resnet20/alone"))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_cifar_pair_is_forwarded(pair, tiny):
+    """With every tap that any of its rows reads; stages shrink towards the last, which gives the last map."""
+    mine = [name for name in CIFAR_ROWS if name.startswith(f"cifar100/{pair}/")]
+    assert len(mine) >= 14
+    config = tiny(f"cifar100/{pair}/kd")
+    assert config.teacher is not None
+    student, teacher = (build_model(model, ("a", "b", "c")) for model in (config.student, config.teacher))
+    needs = [loaded(name).needs for name in mine]
+    student_taps = frozenset().union(*(n.student_taps for n in needs))
+    teacher_taps = frozenset().union(*(n.teacher_taps for n in needs))
+    students = FeatureTaps(student, student_taps).shapes((32, 32))
+    teachers = FeatureTaps(teacher, teacher_taps).shapes((32, 32))
+    stages = catalog.load(f"cifar100/{pair}/at").method[1].pairs  # type: ignore[attr-defined]
+    for sides in ([students[p.student][1:] for p in stages], [teachers[p.teacher][1:] for p in stages]):
+        assert sides == sorted(sides, reverse=True)
+    last_stages = students[stages[-1].student], teachers[stages[-1].teacher]
+    assert last_stages == (students["forward_features"], teachers["forward_features"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("feature_only/")])
+def test_every_row_of_the_feature_only_paper_runs(name, tiny):
+    """ViT-B in all its depth, but narrower."""
+    narrow = [f"{section}.args.{key}" for section in ("student", "teacher") for key in ("embed_dim=96", "num_heads=4")]
+    big = {"feature_only/vit_b": narrow[:2], "feature_only/vit_b-vit_ett": narrow[2:]}
+    two_steps(tiny(name, *big.get(name.removesuffix("-standard"), [])))
+
+
+def tiny_imagenet(name: str) -> list[str]:
+    deit = ["student.args={img_size: 64}", "teacher.args={img_size: 64}"] if "deit" in name else []
+    return ["views.size=64", *deit]
+
+
+IMAGENET = [name for name in NAMES if name.startswith("imagenet/")]
+# One row for each of the methods, and one for each of the students.
+FAST = [name for name in IMAGENET if "resnet34-resnet18" in name or "deit" in name or "simkd" in name]
+FAST.append("imagenet/resnet50-mobilenetv1-wttm")
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_every_imagenet_method_runs(name, tiny):
+    two_steps(tiny(name, *tiny_imagenet(name)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(IMAGENET) - set(FAST)))
+def test_every_other_imagenet_row_runs(name, tiny):
+    two_steps(tiny(name, *tiny_imagenet(name)))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_recipe_for_own_images_runs(name, tiny):
+    two_steps(tiny(name, "views.size=64", "student.model=resnet10t", *small_teacher(name)))
+
+
+def small_teacher(name: str) -> list[str]:
+    return [] if catalog.read(name).get("teacher") is None else ["teacher.model=resnet14t"]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"cifar100/resnet56-resnet20/wtm: no such recipe; did you mean .*/wttm"):
+        catalog.load("cifar100/resnet56-resnet20/wtm")
+
+
+def test_a_file_is_a_recipe_too(recipe, tmp_path):
+    import yaml
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe()))
+    assert catalog.load(path, ["train.epochs=9"]).train.epochs == 9
+
+
+def test_overrides_do_not_reach_the_next_reader():
+    name = "cifar100/resnet56-resnet20/at"
+    assert catalog.load(name, ["method.1.pairs.0.student=layer3"]) != catalog.load(name)
+    assert catalog.load(name).method[1].pairs[0].student == "layer1"  # type: ignore[attr-defined]
+
+
+def listed(capsys: Any, wanted: str | None) -> list[str]:
+    assert catalog.recipes(wanted) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_command_lists_and_prints(capsys):
+    assert [line.split()[0] for line in listed(capsys, None)] == NAMES
+    (line,) = listed(capsys, "resnet34-resnet18-dk")
+    assert line.split(maxsplit=1)[1] == "71.70 top-1 (teacher 73.31, student alone 69.76)"
+    printed = listed(capsys, "imagenet/resnet34-resnet18-dkd")
+    assert printed[0] == "# ResNet-34 teaches ResNet-18 on ImageNet by DKD."
+    assert "train: {epochs: 100, batch_size: 256, micro_batch: 64, precision: float32}" in printed
+    with pytest.raises(ValueError, match="no such recipe"):
+        catalog.recipes("resnet-35")
