@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 EPILOG = (
     """exit status: 0 done; 1 a run failed; 2 something in the request is wrong, and the one line says what to do"""
@@ -122,6 +123,19 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--to", default="data/cifar100", metavar="DIR", help="the image folder to write (%(default)s)")
     data.set_defaults(function=run_data)
 
+    _add_cache(commands)
+
+    submit = commands.add_parser(
+        "submit",
+        help="run one of these commands as a job on a Ray cluster, and follow it",
+        description="Sends this tree (without data, outputs and environment) and the command to the cluster, shows the "
+        "job's log and ends with its exit status. Ctrl-C leaves the job running.",
+    )
+    submit.add_argument("--address", required=True, metavar="URL", help="the head's dashboard, http://HEAD:8265")
+    submit.add_argument("--token-file", metavar="FILE", help="the cluster's token (default: where Ray looks for it)")
+    submit.add_argument("job", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="such as: train RECIPE key=value")
+    submit.set_defaults(function=run_submit)
+
     doctor = commands.add_parser(
         "doctor",
         help="what this machine has, and what is missing",
@@ -132,6 +146,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(function=run_doctor)
     return parser
+
+
+def _add_cache(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="teacher outputs computed once: build, verify, info, plan",
+        description="A recipe's teacher outputs in Arrow shards, as its 'cache:' section says. Train from a cache with "
+        "teacher.source=cache.",
+    )
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="fill the recipe's cache, or go on filling it, on the whole cluster")
+    verify = actions.add_parser("verify", help="check every byte, and compute some rows anew")
+    info = actions.add_parser("info", help="what a cache holds, and which recipes it can serve")
+    plan = actions.add_parser("plan", help="measure this machine: is a cache worth it?")
+    for action, function in ((build, run_cache_build), (verify, run_cache_verify), (plan, run_cache_plan)):
+        _recipe(action)
+        action.set_defaults(function=function)
+    verify.add_argument("--rows", type=int, default=256, help="how many of each part (default: %(default)s)")
+    plan.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
+    info.add_argument("folder", metavar="DIR", help="the cache's folder or URI")
+    info.set_defaults(function=run_cache_info)
 
 
 def _recipe(command: argparse.ArgumentParser) -> None:
@@ -179,6 +214,36 @@ def run_data(args: argparse.Namespace) -> int:
     from ops.cifar import unpack
 
     return unpack(args.source, args.to)
+
+
+def run_cache_build(args: argparse.Namespace) -> int:
+    from ops.cache import build_cache
+
+    return build_cache(args.recipe, args.overrides)
+
+
+def run_cache_verify(args: argparse.Namespace) -> int:
+    from ops.cache import verify_cache
+
+    return verify_cache(args.recipe, args.overrides, args.rows)
+
+
+def run_cache_info(args: argparse.Namespace) -> int:
+    from ops.cache import show_cache
+
+    return show_cache(args.folder)
+
+
+def run_cache_plan(args: argparse.Namespace) -> int:
+    from ops.cache import plan_cache
+
+    return plan_cache(args.recipe, args.overrides, args.seconds)
+
+
+def run_submit(args: argparse.Namespace) -> int:
+    from ops.submit import submit
+
+    return submit(args.address, args.token_file, args.job, build_parser().parse_args(args.job))
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from cluster.assembly import assemble, image_size
-from cluster.config import absolute, load_recipe
+from cluster.config import absolute
 from cluster.passes import quality_pass
 from cluster.rank import Rank
 from kdcore.batch import Needs
@@ -28,6 +28,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.geometry import Quality
 from kdcore.layer_quality import class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.terms.base import Pair
+from ops import catalog
 from ops.console import console, say, table
 
 MEMORY_SHARE = 0.5  # of the machine's free memory
@@ -42,9 +43,9 @@ PANELS = {
 
 def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -> int:
     """Scores the recipe's teacher on a class-balanced sample of the training images; writes what it recommends."""
-    config = absolute(load_recipe(recipe, tuple(overrides)), Path.cwd())
-    if config.teacher is None:
-        raise ValueError(f"{recipe} has no teacher, whose layers could be scored; add a 'teacher:' section")
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
+    if config.teacher is None or config.teacher.cached:
+        raise ValueError(f"{recipe} has no online teacher, whose layers could be scored; set teacher.source=online")
     parts = assemble(config, Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)

@@ -11,7 +11,7 @@ import torch
 
 from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig, absolute
-from cluster.passes import evaluate, teacher_pass
+from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.train import RunResult, launch
 from ops import catalog
@@ -83,8 +83,8 @@ def evaluation_rows(parts: Assembly, weights: Path | None) -> list[list[str]]:
     """A row for the teacher, if there is one, and one for the student, if there are weights."""
     loader, images, rank = parts.evaluation_loader("val"), len(parts.indexes["val"]), parts.rank
     rows, teacher_logits = [], None
-    if parts.teacher is not None:
-        metrics, teacher_logits = teacher_pass(parts.teacher, loader, images, rank)
+    if answers := parts.teacher_on("val", loader):
+        metrics, teacher_logits = answers
         rows.append(_row("teacher", metrics))
     if weights is not None:
         parts.student.load_state_dict(safetensors.torch.load_file(weights))

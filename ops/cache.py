@@ -1,0 +1,171 @@
+"""`cache`: build a teacher cache, verify it, show what it holds, and say whether it is worth it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from cluster.cache_check import verify
+from cluster.cache_job import build
+from cluster.cache_plan import Outlook, outlook
+from cluster.cached import TRAIN
+from cluster.config import RunConfig, absolute
+from cluster.failures import RunFailed
+from ops import catalog
+from ops.console import PLAIN_LINE_SECONDS, console, percent, say, table
+from pipelines.cache.columns import row_bytes, wanted
+from pipelines.cache.local import local_folder
+from pipelines.cache.manifest import Manifest, flat, load_manifest
+
+
+def configured(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    return absolute(catalog.load(recipe, overrides), Path.cwd())
+
+
+def this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_cache(recipe: str, overrides: Sequence[str]) -> int:
+    """Fills the recipe's cache, and prints what it holds."""
+    config = configured(recipe, overrides)
+    started = time.perf_counter()
+    with BuildView() as view:
+        manifest = build(config, watch=view)
+    assert config.cache is not None, "checked by build"
+    show_contents(config.cache.dir, manifest)
+    say(f"built in {time.perf_counter() - started:.0f} s; train from it with teacher.source=cache")
+    return 0
+
+
+def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
+    """Reads every byte of the recipe's cache, and computes some rows anew. RunFailed where they differ."""
+    found = verify(configured(recipe, overrides), num_rows, this_device())
+    rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
+    console.print(table("checksums agree; rows computed anew", ["", "coding", "rows", "differ"], rows))
+    wrong = [one for one in found if one.wrong]
+    if wrong:
+        raise RunFailed(
+            f"{wrong[0].wrong} of {wrong[0].rows} rows of {wrong[0].part} {wrong[0].column} are not what the teacher "
+            "answers now, beyond rounding; build the cache again in another folder"
+        )
+    return 0
+
+
+def show_cache(folder: str) -> int:
+    """Prints what a cache holds, and which of the project's recipes it can serve."""
+    directory = local_folder(folder)
+    manifest = load_manifest(directory)
+    show_contents(folder, manifest)
+    console.print(table("it belongs to", ["", ""], [[k, str(v)] for k, v in flat(manifest.plan.identity).items()]))
+    served = list(recipes_served(manifest, folder))
+    say(f"recipes it holds the outputs for: {', '.join(served) if served else 'none of those that come along'}")
+    return 0
+
+
+def show_contents(folder: str, manifest: Manifest) -> None:
+    """The columns with their sizes, and the error of sparse logits."""
+    rows = []
+    for name, part in manifest.plan.parts.items():
+        for column in part.columns:
+            size, total = row_bytes([column]), part.num_rows * part.num_views
+            shape = " x ".join(map(str, column.shape))
+            views = f"{part.num_views} x {part.num_rows:,}"
+            rows.append([f"{name} {column.name}", shape, column.coding, views, f"{size:,}", decimal(size * total)])
+    columns = ["column", "shape", "coding", "views x samples", "bytes/view", "size"]
+    title = f"{folder}: {len(manifest.shards):,} shards, {decimal(manifest.num_bytes)}"
+    console.print(table(title, columns, rows))
+    if manifest.error:
+        measured = [[name, f"{value:g}"] for name, value in manifest.error.items()]
+        console.print(table("error of the sparse logits, on views kept back", ["", ""], measured))
+
+
+def recipes_served(manifest: Manifest, folder: str) -> list[str]:
+    """The named recipes with this teacher whose outputs are all there. (Their data and views may be others.)"""
+    served = []
+    for name in catalog.names():
+        config = catalog.load(name)
+        if config.teacher is None or config.teacher.model != manifest.plan.identity["teacher"]["model"]:
+            continue
+        try:
+            wanted(manifest.plan.parts[TRAIN].columns, config.needs, folder)
+        except ValueError:
+            continue
+        if config.student.classifier == "own" or manifest.plan.head is not None:
+            served.append(name)
+    return served
+
+
+def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
+    """Measures this machine, and prints online against cached."""
+    config = configured(recipe, overrides)
+    device = this_device()
+    say(f"measuring the loader, the teacher and the student on {device}, about {seconds:g} s each")
+    seen = outlook(config, device, seconds)
+    console.print(table("images/s, each alone on one worker", ["", ""], speed_rows(seen)))
+    console.print(table(f"{seen.num_workers} workers", ["", "online", "cached"], cost_rows(seen)))
+    say(f"recommended: {seen.recommendation}")
+    return 0
+
+
+def speed_rows(seen: Outlook) -> list[list[str]]:
+    speeds = {"loader": seen.speeds.loader, "teacher": seen.speeds.teacher, "student's step": seen.speeds.student}
+    return [[name, f"{speed:,.0f}"] for name, speed in speeds.items()]
+
+
+def cost_rows(seen: Outlook) -> list[list[str]]:
+    epochs = seen.break_even_epochs
+    return [
+        ["seconds per epoch", f"{seen.online_seconds:,.1f}", f"{seen.cached_seconds:,.1f}"],
+        ["seconds before the first epoch", "0", f"{seen.build_seconds:,.1f}"],
+        ["bytes", "0", f"{decimal(seen.num_bytes)} ({seen.num_views} views x {seen.row_bytes:,} bytes)"],
+        ["paid for after", "-", "never" if epochs is None else f"{epochs:,.1f} epochs"],
+        ["", "-", "never" if epochs is None else f"{epochs / seen.epochs:,.2f} runs of {seen.epochs} epochs"],
+    ]
+
+
+class BuildView:
+    """A bar on a terminal, a line every some seconds elsewhere; called with the state of a build."""
+
+    def __init__(self) -> None:
+        self.live, self.last_line = console.is_terminal, 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("starting", total=None, rate="")
+
+    def __enter__(self) -> BuildView:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        for message in messages:
+            say(message)
+        done, total = state["step"], state["total_steps"]
+        rate = f"{state['images_per_second']:,.0f} images/s  {decimal(int(state['bytes']))}"
+        if state["eta_seconds"] is not None:
+            rate += f"  {state['eta_seconds']:,.0f} s to go"
+        if self.live:
+            self.bar.update(self.task, description=state["phase"], completed=done, total=total, rate=rate)
+        elif done == total or time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
+            self.last_line = time.monotonic()
+            say(f"{state['phase']}: {done:,} of {total:,} rows ({percent(done / total)})  {rate}")

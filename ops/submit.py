@@ -1,0 +1,33 @@
+"""`submit`: a command of this program as a job on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.jobs import Detached, check_paths, shipped
+from cluster.jobs import submit as submit_job
+from ops import catalog
+from ops.console import console, say
+
+
+def submit(address: str, token_file: str | None, command: Sequence[str], parsed: argparse.Namespace) -> int:
+    """Submits `command` (of `python -m ops`, `parsed` already) and follows it; the job's exit status.
+
+    What can be known without the cluster is refused here, before anything is sent.
+    """
+    if not hasattr(parsed, "recipe"):
+        raise ValueError(f"{command[0]} is no job; submit a command that takes a recipe, such as train")
+    check_paths(catalog.load(parsed.recipe, parsed.overrides))
+    words = [shipped(word) if word == parsed.recipe and Path(word).is_file() else word for word in command]
+    try:
+        return submit_job(address, ["python", "-m", "ops", *words], token_file, show)
+    except Detached as left:
+        say(str(left))
+        return 130
+
+
+def show(text: str) -> None:
+    """A piece of a job's log, as it came."""
+    console.out(text, end="", highlight=False)
