@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cluster.cached import Statistics, StoredTeacher, identity, open_stored_teacher
 from cluster.config import RunConfig, check_workers
-from cluster.passes import EVALUATION_BATCH, class_means
+from cluster.passes import EVALUATION_BATCH, class_means, teacher_pass
 from cluster.rank import Rank
+from kdcore.batch import Batch
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
-from kdcore.models import build_model, input_statistics
+from kdcore.models import ModelConfig, build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.datasets import ImageIndex, build_index, check_same_classes
 from pipelines.loader import Loader, Request, build_loader
@@ -30,7 +33,7 @@ def open_data(config: RunConfig) -> dict[str, ImageIndex]:
     indexes = {"train": train, "val": build_index(data.root, data.val_split, cache_dir)}
     check_same_classes(train, indexes["val"])
     if data.held_out:
-        indexes["train"], indexes["held_out"] = train.split(data.held_out, config.seed)
+        indexes["train"], indexes["held_out"] = train.split(data.held_out, config.plan_seed)
     if len(indexes["train"]) < config.train.batch_size:
         raise ValueError(
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
@@ -47,14 +50,18 @@ def evaluation_policy(config: RunConfig) -> ViewPolicy:
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one run on one device. statistics: the (mean, std) by which its images are normalised."""
+    """The parts of one run on one device. statistics: the (mean, std) by which its images are normalised.
+
+    teacher: the one that answers online; stored: the one whose answers are read from a cache; at most one of the two.
+    """
 
     config: RunConfig
     indexes: dict[str, ImageIndex]
     plan: ViewPlan
     student: nn.Module
     teacher: OnlineTeacher | None
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    stored: StoredTeacher | None
+    statistics: Statistics
     rank: Rank
 
     @property
@@ -86,16 +93,35 @@ class Assembly:
                 ids = self.plan.order(epoch, np.arange(start, start + self.micro_batch))
                 yield Request(view=self.plan.view_of(epoch), sample_ids=ids, epoch=step / self.steps_per_epoch)
 
+    def train_batches(self, first_step: int) -> Iterator[Batch]:
+        """The batches of `train_requests`, with the teacher's answers where they are stored."""
+        requests, again = tee(self.train_requests(first_step))
+        for batch, request in zip(self.train_loader().load(requests), again, strict=True):
+            yield batch.with_targets(self.stored.outputs(request)) if self.stored else batch
+
     def train_loader(self) -> Loader:
         """The training images under the recipe's view policy."""
-        return self._loader("train", self.plan, self.micro_batch)
+        return self.loader("train", self.plan, self.micro_batch)
 
     def evaluation_loader(self, split: str) -> Loader:
         """A split's images, cut as for validation."""
-        plan = ViewPlan(evaluation_policy(self.config), self.config.seed, len(self.indexes[split]))
-        return self._loader(split, plan, EVALUATION_BATCH)
+        return self.loader(split, self.evaluation_plan(split), EVALUATION_BATCH)
 
-    def _loader(self, split: str, plan: ViewPlan, max_batch: int) -> Loader:
+    def evaluation_plan(self, split: str) -> ViewPlan:
+        """The one view of a split's images that networks are judged by."""
+        return ViewPlan(evaluation_policy(self.config), self.config.plan_seed, len(self.indexes[split]))
+
+    def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
+        """The teacher's metrics on a split, and its logits on this rank's share [n,K]; None where there is no teacher.
+
+        loader: of the split, for a teacher that answers online."""
+        index = self.indexes[split]
+        if self.stored is not None:
+            return self.stored.evaluation(split, index.labels, self.rank)
+        return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
+
+    def loader(self, split: str, plan: ViewPlan, max_batch: int) -> Loader:
+        """A split's images under a plan of their views."""
         data, index = self.config.data, self.indexes[split]
         return build_loader(
             data.loader,
@@ -113,7 +139,7 @@ class Assembly:
 
     def distiller(self) -> Distiller:
         """The distiller on this rank's device. ValueError for a tap or a shape that does not fit."""
-        train, means = self.indexes["train"], None
+        train, means = self.indexes["train"], self.stored.class_means if self.stored else None
         if self.config.needs.class_means and self.teacher is not None:
             loader = self.evaluation_loader("train")
             means = class_means(self.teacher, loader, len(train), len(train.classes), self.rank)
@@ -123,6 +149,7 @@ class Assembly:
             image_size=image_size(self.config),
             num_samples=len(train),
             teacher=self.teacher,
+            teacher_shapes=self.stored.shapes if self.stored else None,
             class_means=means,
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
         )
@@ -130,42 +157,67 @@ class Assembly:
 
 
 def assemble(config: RunConfig, rank: Rank) -> Assembly:
-    """Every part on the rank's device. ValueError for what does not fit together: a checkpoint, a class count."""
+    """Every part on the rank's device. ValueError for what does not fit together: checkpoint, classes, cache."""
     indexes = open_data(config)
     classes = tuple(indexes["train"].classes)
-    student, teacher_model = build_networks(config, classes)
+    plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]))
+    # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.
+    torch.manual_seed(config.seed)
+    student = build_model(config.student, classes)
     statistics = input_statistics(student)
     if config.data.mean and config.data.std:
         statistics = (config.data.mean, config.data.std)
-    teacher = None
-    if teacher_model is not None:
-        scale = renormalisation(statistics, input_statistics(teacher_model))
-        if scale is not None:
-            scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-        teacher = OnlineTeacher(placed(teacher_model, config, rank), config.needs, scale)
-    plan = ViewPlan(config.views, config.seed, len(indexes["train"]))
-    return Assembly(config, indexes, plan, placed(student, config, rank), teacher, statistics, rank)
+    teacher, stored, head = None, None, None
+    reuses = config.student.classifier == "reused"
+    with torch.random.fork_rng(devices=[]):
+        if config.teacher and config.teacher.cached:
+            expected = identity(config, indexes, plan, evaluation_policy(config), statistics, rank.device)
+            stored = open_stored_teacher(config, expected, classes, rank)
+            head = stored.head if reuses else None
+        elif config.teacher:
+            teacher_model = build_teacher(config.teacher, classes)
+            head = TeacherHead.of(teacher_model, image_size(config)) if reuses else None
+            teacher = online_teacher(teacher_model, statistics, config, rank)
+    if head is not None:
+        student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
+    return Assembly(config, indexes, plan, placed(student, config, rank), teacher, stored, statistics, rank)
 
 
-def build_networks(config: RunConfig, classes: tuple[str, ...]) -> tuple[nn.Module, nn.Module | None]:
-    """(student, teacher). The student's first weights are a function of the run's seed alone."""
-    teacher = build_model(config.teacher, classes) if config.teacher else None
-    if teacher is not None and teacher.num_classes != len(classes):
+def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
+    """The teacher's network. ValueError where its outputs are not the data's classes."""
+    teacher = build_model(config, classes)
+    if teacher.num_classes != len(classes):
         raise ValueError(
             f"the teacher has {teacher.num_classes} outputs for {len(classes)} classes of the data; name the file that "
             "maps class folders to its outputs as teacher.class_indices"
         )
-    torch.manual_seed(config.seed)
-    student = build_model(config.student, classes)
-    if config.student.classifier == "reused":
-        assert teacher is not None, "checked by RunConfig"
-        size = image_size(config)
-        student = ReusedClassifierStudent(student, TeacherHead.of(teacher, size), size, config.student.factor)
-    return student, teacher
+    return teacher
+
+
+def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, rank: Rank) -> OnlineTeacher:
+    """A teacher that answers what the method needs, for images normalised by `statistics`."""
+    scale = renormalisation(statistics, input_statistics(model))
+    if scale is not None:
+        scale = (scale[0].to(rank.device), scale[1].to(rank.device))
+    return OnlineTeacher(placed(model, config, rank), config.needs, scale)
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:
     return (config.views.height, config.views.width)
+
+
+def precision(config: RunConfig, device: torch.device) -> torch.dtype:
+    """What networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
+    wanted = config.train.precision == "bfloat16" or (
+        config.train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def autocast(config: RunConfig, rank: Rank) -> torch.autocast:
+    """The context in which networks run."""
+    dtype = precision(config, rank.device)
+    return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def placed(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
+from cluster.cache_config import CacheConfig, TeacherConfig, require_cache
 from kdcore.batch import Needs
 from kdcore.models import ModelConfig
 from kdcore.optim import OptimizerConfig, ScheduleConfig
@@ -121,15 +122,21 @@ class CheckpointConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything that decides what a run computes."""
+    """Everything that decides what a run computes.
+
+    view_seed: of what the data look like (views, order, held-out slice); None: the run's seed. Runs of several seeds
+    that read one cache share it.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output_dir: str = "outputs"
     seed: int = Field(default=0, ge=0, lt=2**32)
+    view_seed: int | None = Field(default=None, ge=0, lt=2**32)
     data: DataConfig
     views: ViewPolicy
     student: StudentConfig
-    teacher: ModelConfig | None = None
+    teacher: TeacherConfig | None = None
+    cache: CacheConfig | None = None
     method: tuple[Annotated[SerializeAsAny[Term], BeforeValidator(parse_term)], ...] = Field(min_length=1)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
@@ -143,6 +150,11 @@ class RunConfig(Section):
         return Needs.union(term.needs() for term in self.method if term.weight > 0)
 
     @property
+    def plan_seed(self) -> int:
+        """The seed of the view plan."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 
@@ -154,6 +166,8 @@ class RunConfig(Section):
         if self.teacher is None and (self.needs.teacher or self.student.classifier == "reused"):
             wants = [t.term for t in self.method if t.needs().teacher] or ["student.classifier: reused"]
             raise ValueError(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
+        if self.teacher and self.teacher.cached:
+            require_cache(self.cache, views)
         if train.micro_batch and train.batch_size % train.micro_batch:
             raise ValueError(
                 f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
@@ -314,5 +328,6 @@ def absolute(config: RunConfig, base: Path) -> RunConfig:
             "data": config.data.model_copy(update={"root": str((base / config.data.root).absolute())}),
             "student": fixed(config.student),
             "teacher": fixed(config.teacher) if config.teacher else None,
+            "cache": config.cache.at(base) if config.cache else None,
         }
     )

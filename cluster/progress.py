@@ -1,23 +1,38 @@
 """Live progress: rank 0 tells, whoever watches asks.
 
-A tiny Ray actor stands between them, so that it works from any node and shows in Ray's dashboard.
+A tiny Ray actor stands between them, so that it works from any node. The same numbers are Ray metrics, which its
+dashboard and Prometheus show.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ray
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+GAUGES = {
+    "step": ("stillhouse_step", "Optimiser steps done."),
+    "system/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
+    "train/loss": ("stillhouse_loss", "Training loss, the mean since the last report."),
+}
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest state of one run and the messages since the last look."""
+    """Holds the latest state of one run, the messages since the last look, and which ranks have raised an error."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
         self.messages: list[str] = []
+        self.failed: set[int] = set()
+
+    def begin(self) -> None:
+        """A new group of workers starts."""
+        self.failed.clear()
 
     def update(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -25,23 +40,57 @@ class ProgressBoard:
     def say(self, message: str) -> None:
         self.messages.append(message)
 
+    def fail(self, rank: int) -> None:
+        self.failed.add(rank)
+
     def look(self) -> tuple[dict[str, Any], list[str]]:
         """The state, and the messages that have not been handed out yet."""
         messages, self.messages = self.messages, []
         return self.state, messages
 
+    def end(self) -> tuple[int, set[int]]:
+        """After a failure: the last step reported, and the ranks that have raised an error themselves."""
+        return self.state.get("step", 0), self.failed
+
+
+def open_board() -> Any:
+    """A new board on the driver's own node: whichever other node dies, the board stays."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
 
 @dataclass
 class Reporter:
-    """Rank 0's side of the board; on every other rank it does nothing. Never waits and never fails a run."""
+    """A rank's side of the board. Never waits and never fails a run; progress is told by rank 0 alone."""
 
     board: Any
-    active: bool
+    rank: int
+    run: str
+
+    def begin(self) -> None:
+        if self._tells:
+            self.board.begin.remote()
 
     def update(self, **state: Any) -> None:
-        if self.active and self.board is not None:
+        if self._tells:
             self.board.update.remote(state)
+            for key, gauge in self._gauges.items():
+                if key in state:
+                    gauge.set(state[key], tags={"run": self.run})
 
     def say(self, message: str) -> None:
-        if self.active and self.board is not None:
+        if self._tells:
             self.board.say.remote(message)
+
+    def fail(self) -> None:
+        """This rank is about to raise an error."""
+        if self.board is not None:
+            self.board.fail.remote(self.rank)
+
+    @property
+    def _tells(self) -> bool:
+        return self.board is not None and self.rank == 0
+
+    @cached_property
+    def _gauges(self) -> dict[str, Gauge]:
+        return {key: Gauge(name, text, tag_keys=("run",)) for key, (name, text) in GAUGES.items()}

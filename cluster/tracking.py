@@ -121,7 +121,7 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Metrics after `step` optimiser steps."""
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
         self.file.flush()
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])

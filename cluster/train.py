@@ -31,8 +31,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.assembly import assemble
 from cluster.config import RunConfig, load_recipe, to_yaml
 from cluster.failures import RunFailed
-from cluster.progress import ProgressBoard
+from cluster.progress import open_board
 from cluster.rank import Rank
+from cluster.recovery import Recovery, mend, obituary
 from cluster.tracking import close_run, flat, open_run
 from cluster.worker import train_worker
 
@@ -97,7 +98,7 @@ def place(config: RunConfig, run_id: str, watch: Watcher | None) -> dict[str, An
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
         return fit(config, payload)
     with ray_session(config):
-        board = ProgressBoard.remote()  # type: ignore[attr-defined]
+        board = open_board()
         with watching(board, watch):
             final = fit(config, payload | {"board": board})
         ray.kill(board)
@@ -128,6 +129,9 @@ def continued(config: RunConfig) -> RunResult | None:
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train run; what rank 0 returned."""
     scaling, use_gpu = config.scaling, wants_gpu(config)
+    mend(config.run_dir)
+    # Ray Train's own meetings of the ranks (at every checkpoint) would otherwise wait without end.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(scaling.timeout_seconds)
     resources = {"CPU": scaling.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = scaling.gpus_per_worker
@@ -143,20 +147,13 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
             storage_path=str(Path(config.output_dir).absolute()),
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=[Recovery(config.run_dir)],
         ),
     )
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(reason(error)) from error
-
-
-def reason(error: BaseException) -> str:
-    """The last line of a worker's own error, without Ray's frames around it."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, failure = next(iter(failures.items()))
-    lines = [line for line in str(failure).splitlines() if line.strip()]
-    return f"rank {rank}: {lines[-1].strip() if lines else type(failure).__name__}"
+        raise RunFailed(obituary(error, scaling.num_workers, payload["board"])) from error
 
 
 def wants_gpu(config: RunConfig) -> bool:
@@ -170,7 +167,7 @@ def wants_gpu(config: RunConfig) -> bool:
 @contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
     """The Ray cluster that is there already, or the one RAY_ADDRESS names, or one on this machine for this run."""
-    if ray.is_initialized():
+    if ray.is_initialized() or config.scaling.num_workers == 0:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -179,7 +176,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         ray.init(**quiet)
     else:
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
-        ray.init(num_cpus=cpus, include_dashboard=True, runtime_env={"env_vars": env}, **quiet)
+        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env={"env_vars": env}, **quiet)
     try:
         yield
     finally:
@@ -197,6 +194,7 @@ def watching(board: Any, watch: Watcher | None) -> Iterator[None]:
     def look() -> None:
         while not stop.wait(0.3):
             watch(*ray.get(board.look.remote()))
+        watch(*ray.get(board.look.remote()))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -205,4 +203,3 @@ def watching(board: Any, watch: Watcher | None) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        watch(*ray.get(board.look.remote()))

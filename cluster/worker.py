@@ -23,12 +23,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster import pictures
-from cluster.assembly import Assembly, assemble
+from cluster.assembly import Assembly, assemble, autocast
 from cluster.checkpoint import TrainState
 from cluster.config import RunConfig, parse
-from cluster.passes import evaluate, teacher_pass
+from cluster.passes import evaluate
 from cluster.progress import Reporter
 from cluster.rank import Rank, seed_micro_batch, set_up_torch
+from cluster.recovery import located
 from cluster.tracking import Tracker
 from kdcore.batch import Batch
 from kdcore.distiller import StepOutput, unique_names
@@ -39,7 +40,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Trains to the last step, from the latest checkpoint if there is one; gives the run's final metrics (rank 0's)."""
     config, rank = parse(payload["config"]), Rank.of_this_worker()
     set_up_torch(config.train.deterministic)
-    reporter = Reporter(payload["board"], rank.first)
+    reporter = Reporter(payload["board"], rank.number, config.name)
+    reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank)
     distiller = run.distiller()
@@ -49,42 +51,54 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             state.restore(Path(directory), facts(run))
         reporter.say(f"continuing at step {state.step} of {run.total_steps}")
     schedule = Schedule(config.schedule, state.optimizer, config.train.epochs, run.steps_per_epoch)
-    model = ray.train.torch.prepare_model(
-        distiller, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
-    )
+    model = data_parallel(config, distiller)
     step_model = torch.compile(model) if config.train.compile else model
     recorder = Recorder(config, payload["mlflow_run_id"], run, state.step, reporter)
     validation = Validation(run, recorder)
 
-    batches = recorder.timed(run.train_loader().load(run.train_requests(state.step)))
-    for step in range(state.step, run.total_steps):
-        started = time.perf_counter()
-        schedule.set_step(step)
-        model.train()
-        for number in run.micro_batches:
-            seed_micro_batch(config.seed, step, number)
-            batch = next(batches)
-            last = number == run.micro_batches[-1]
-            with contextlib.nullcontext() if last or rank.world_size == 1 else model.no_sync():
-                with autocast(config, rank):
-                    output = step_model(batch)
-                # The ranks' gradients are averaged: weigh them so that the sum is the mean over the global batch.
-                (output.loss * (len(batch) * rank.world_size / config.train.batch_size)).backward()
-            recorder.count(step, number, batch, output)
-        if config.train.clip_norm:
-            nn.utils.clip_grad_norm_(distiller.parameters(), config.train.clip_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.ema:
-            state.ema.update(distiller.student, step + 1)
-        state.step = step + 1
-        state.train_seconds += time.perf_counter() - started
-        recorder.after_step(state)
-        if is_due(state.step, run, config.train.evaluate_every_epochs):
-            validation.run(state)
-        if checkpoint_is_due(state.step, run):
-            save_checkpoint(state, run)
+    batches = recorder.timed(run.train_batches(state.step))
+    with located(lambda: f"rank {rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
+        for step in range(state.step, run.total_steps):
+            started = time.perf_counter()
+            schedule.set_step(step)
+            model.train()
+            for number in run.micro_batches:
+                seed_micro_batch(config.seed, step, number)
+                batch = next(batches)
+                last = number == run.micro_batches[-1]
+                with contextlib.nullcontext() if last or rank.world_size == 1 else model.no_sync():
+                    with autocast(config, rank):
+                        output = step_model(batch)
+                    # The ranks' gradients are averaged: weigh them so that the sum is the mean over the global batch.
+                    (output.loss * (len(batch) * rank.world_size / config.train.batch_size)).backward()
+                recorder.count(step, number, batch, output)
+            if config.train.clip_norm:
+                nn.utils.clip_grad_norm_(distiller.parameters(), config.train.clip_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.ema:
+                state.ema.update(distiller.student, step + 1)
+            state.step = step + 1
+            state.train_seconds += time.perf_counter() - started
+            recorder.after_step(state)
+            if is_due(state.step, run, config.train.evaluate_every_epochs):
+                validation.run(state)
+            if checkpoint_is_due(state.step, run):
+                save_checkpoint(state, run)
+    if not validation.latest:  # continued after its last step
+        validation.run(state)
     return recorder.finish(state, validation)
+
+
+def data_parallel(config: RunConfig, distiller: nn.Module) -> Any:
+    """The distiller with its gradients averaged over the ranks.
+
+    Left to itself, DDP regroups its buckets after the first step that a process takes; with 4 ranks and more, the order
+    of a sum depends on where in a bucket a gradient lies, so a continued run would add up in another order than an
+    undisturbed one. Searching for unused parameters is what keeps the first grouping.
+    """
+    options = {"broadcast_buffers": False, "find_unused_parameters": config.train.deterministic}
+    return ray.train.torch.prepare_model(distiller, move_to_device=False, parallel_strategy_kwargs=options)
 
 
 def make_ema(config: RunConfig, student: nn.Module) -> ModelEmaV3 | None:
@@ -92,14 +106,6 @@ def make_ema(config: RunConfig, student: nn.Module) -> ModelEmaV3 | None:
     if config.train.ema_decay is None:
         return None
     return ModelEmaV3(student, decay=config.train.ema_decay, use_warmup=config.train.ema_warmup)
-
-
-def autocast(config: RunConfig, rank: Rank) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
-    wanted = config.train.precision == "bfloat16" or (
-        config.train.precision == "auto" and rank.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=wanted)
 
 
 def is_due(step: int, run: Assembly, every_epochs: int) -> bool:
@@ -142,12 +148,9 @@ class Validation:
         self.teacher_logits: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
         for split in self.splits:
-            if run.teacher is None:
-                break
-            metrics, self.teacher_logits[split] = teacher_pass(
-                run.teacher, self.loaders[split], len(run.indexes[split]), run.rank
-            )
-            recorder.log_teacher(split, metrics)
+            if answers := run.teacher_on(split, self.loaders[split]):
+                metrics, self.teacher_logits[split] = answers
+                recorder.log_teacher(split, metrics)
 
     def run(self, state: TrainState) -> None:
         """Metrics of the student (or its moving average) on every split; offers its weights as the best."""

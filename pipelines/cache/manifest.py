@@ -58,8 +58,15 @@ class Plan(BaseModel):
         ]
 
     def key(self, constants_sha256: str) -> str:
-        """Equal for builds whose shards are interchangeable."""
-        return digest_of({"plan": self.model_dump(mode="json"), "constants": constants_sha256})
+        """Equal for builds whose shards are interchangeable: the number of views may differ."""
+        return digest_of({"plan": self.without_views(), "constants": constants_sha256})
+
+    def without_views(self) -> dict[str, Any]:
+        """All of it as plain values, but for the numbers of views."""
+        plain = self.model_dump(mode="json")
+        for part in plain["parts"].values():
+            del part["num_views"]
+        return plain
 
 
 class Manifest(BaseModel):
@@ -91,19 +98,18 @@ class Manifest(BaseModel):
 def read_manifest(content: bytes, where: str) -> Manifest:
     """A manifest's content, checked against its own digest and for gaps. ValueError for what cannot be trusted."""
     try:
-        raw = json.loads(content)
-        if isinstance(raw, dict) and raw.get("plan", {}).get("version") != VERSION:
-            raise ValueError(
-                f"the cache {where} is of version {raw.get('plan', {}).get('version')}, this program reads {VERSION}; "
-                "build it again in another folder"
-            )
-        manifest = Manifest.model_validate(raw)
-    except (json.JSONDecodeError, ValidationError, AttributeError) as error:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
         raise ValueError(f"{where}/{MANIFEST} is no manifest; restore it, or build the cache again") from error
     if manifest.digest != manifest._own_digest():
         raise ValueError(
             f"{where}/{MANIFEST} has been changed by hand: its digest differs; remove it and run "
             "`python -m ops cache build`, which writes it anew from the shards"
+        )
+    if manifest.plan.version != VERSION:
+        raise ValueError(
+            f"the cache {where} is of version {manifest.plan.version}, this program reads {VERSION}; build it again in "
+            "another folder"
         )
     if [shard.unit for shard in manifest.shards] != manifest.plan.units():
         raise ValueError(f"{where}/{MANIFEST} does not list the shards of its plan; build the cache again")
@@ -121,24 +127,31 @@ def load_manifest(directory: Path) -> Manifest:
 def check(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
     """ValueError unless the cache's identity is the expected one, as far as that is known. trust: other versions of
     libraries are accepted."""
-    theirs = flat(manifest.plan.identity)
-    differing = [key for key, value in flat(expected).items() if theirs.get(key) != value]
-    serious = [key for key in differing if not (trust and key.startswith("versions."))]
+    known = {key: value for key, value in flat(manifest.plan.identity).items() if key in flat(expected)}
+    differing = differences(known, expected)
+    serious = [one for one in differing if not (trust and one[0].startswith("versions."))]
     if not serious:
         return
-    # A fingerprint says least: name it only where nothing else differs.
-    serious.sort(key=lambda key: key.endswith("fingerprint"))
-    key, others = serious[0], len(serious) - 1
-    ours = flat(expected)[key]
+    (key, there, here), *others = serious
+    more = f" ({len(others)} more differ: {', '.join(one[0] for one in others[:4])})" if others else ""
     trusting = ", or accept other versions with cache.trust=true" if key.startswith("versions.") else ""
     raise ValueError(
-        f"the cache {where} belongs to something else: {key} is {_short(theirs.get(key))} there and {_short(ours)} here"
-        + (f" ({others} more differ: {', '.join(serious[1:5])})" if others else "")
-        + f"; restore what has changed, or build the cache again in another folder (cache.dir=...){trusting}"
+        f"the cache {where} belongs to something else: {key} is {short(there)} there and {short(here)} here{more}; "
+        f"restore what has changed, or build the cache again in another folder (cache.dir=...){trusting}"
     )
 
 
-def _short(value: Any) -> str:
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, theirs, ours) of nested values that differ; library versions, then fingerprints, which say least,
+    last."""
+    there, here = flat(theirs), flat(ours)
+    keys = [key for key in there | here if there.get(key) != here.get(key)]
+    keys.sort(key=lambda key: (key.endswith("fingerprint"), ".versions." in f".{key}"))
+    return [(key, there.get(key), here.get(key)) for key in keys]
+
+
+def short(value: Any) -> str:
+    """A value in a sentence; of a fingerprint the beginning."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 

@@ -32,15 +32,17 @@ _REMEDY = "restore the file, or run `python -m ops cache build`, which computes 
 class CacheReader:
     """Rows of one part of a cache, on a device: `reader.outputs(view, sample_ids)`.
 
-    needs: what is read; only those columns are touched. ValueError for a column that the cache lacks, and for a shard
-    that is missing, of another size, or (at the first read of its view) of another content.
+    needs: what is read; only those columns are touched; None for all of them. ValueError for a column that the cache
+    lacks, and for a shard that is missing, of another size, or (at the first read of its view) of another content.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, part: str, needs: Needs, device: torch.device) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, part: str, needs: Needs | None, device: torch.device
+    ) -> None:
         self.directory, self.device = directory, device
         self.rows_per_shard = manifest.plan.rows_per_shard
         self.part = manifest.plan.parts[part]
-        self.columns = wanted(self.part.columns, needs, str(directory))
+        self.columns = self.part.columns if needs is None else wanted(self.part.columns, needs, str(directory))
         self.fields = {name: spec for column in self.columns for name, spec in column.fields().items()}
         self.shards: list[list[Shard]] = [[] for _ in range(self.part.num_views)]
         for shard in manifest.shards:
@@ -49,11 +51,15 @@ class CacheReader:
         refuse_damaged(directory, [shard for view in self.shards for shard in view], full=False)
         constants = load_constants(directory, manifest)
         self.code = code_of(self.columns, constants, device)
-        self.classifier = classifier_of(constants, device) if needs.teacher_classifier else None
+        self.classifier = classifier_of(constants, device) if needs and needs.teacher_classifier else None
         self._views: dict[int, list[Fields]] = {}
 
     def outputs(self, view: int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
         """What the teacher answered for this view of these samples, in their order."""
+        return decode(self.columns, self.rows(view, sample_ids), self.code, self.classifier)
+
+    def rows(self, view: int, sample_ids: NDArray[np.int64]) -> dict[str, Tensor]:
+        """{field: [B,width]} on the device, as stored."""
         ids = np.asarray(sample_ids, dtype=np.int64)
         assert np.all((ids >= 0) & (ids < self.part.num_rows)), f"sample ids lie in [0, {self.part.num_rows})"
         shards = self._opened(view)
@@ -71,7 +77,7 @@ class CacheReader:
                     local = rows[start:stop] - number * self.rows_per_shard
                     np.take(shard[name], local, axis=0, out=target[start:stop], mode="clip")  # unbuffered
             gathered[name] = buffer.to(self.device, non_blocking=True).index_select(0, back)
-        return decode(self.columns, gathered, self.code, self.classifier)
+        return gathered
 
     def _buffer(self, num: int, spec: FieldSpec) -> Tensor:
         """Memory for a batch, pinned where the batch goes to a GPU: torch's allocator lends it again once copied."""
@@ -128,7 +134,7 @@ def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classif
     stored = under(constants, CLASSIFIER, device)
     if "weight" not in stored:
         raise ValueError(
-            "the cache does not hold the teacher's classifier, which this recipe reads; build it with this recipe, or "
-            "with cache.classifier=true"
+            "the cache does not hold the teacher's classifier, which this recipe reads; build it with this recipe in "
+            "another folder, or with cache.head=true"
         )
     return Classifier(stored["weight"], stored.get("bias"))

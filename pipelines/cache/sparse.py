@@ -90,8 +90,8 @@ class LogitCode:
         size.check()
         logits = logits.double()
         mean = logits.mean(dim=0)
-        variances, directions = torch.linalg.eigh((logits - mean).T @ (logits - mean) / len(logits))
-        variances, directions = variances.flip(0).clamp_min(0), directions.flip(1).T
+        _, singular, directions = torch.linalg.svd(logits - mean, full_matrices=False)
+        variances = singular.square() / len(logits)
         kept = variances > 1e-9 * variances[0]
         if not kept.any():
             raise ValueError(f"the teacher gives all {len(logits)} sampled views the same logits; check its weights")
@@ -177,7 +177,8 @@ class LogitCode:
         """The inverse of `_packed`."""
         following = (self.byte + 1).clamp_max(self.size.code_bytes - 1)
         both = packed[:, self.byte].long() | packed[:, following].long() << 8
-        return both >> self.shift & self.mask
+        codes: Tensor = both >> self.shift & self.mask
+        return codes
 
 
 def stakes(logits: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""Handing a command to a Ray cluster as a job: the tree goes with it, its log comes back, and so does its exit status.
+
+Data, outputs and environments stay behind: the cluster's nodes have the environment, and see the folders that the
+recipe names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.failures import RunFailed
+
+TREE = Path(__file__).parents[1]
+# As in a .gitignore; what the tree's own .gitignore names stays behind too.
+EXCLUDES = (
+    ".git/",
+    ".venv/",
+    "tests/",
+    "/outputs/",
+    "/data/",
+    "/scratch/",
+    "mlruns/",
+    "mlflow.db",
+    "__pycache__/",
+    ".*_cache/",
+)
+
+
+class Detached(Exception):
+    """The person who followed a job has gone; the job runs on. The message says how to come back to it."""
+
+
+def submit(address: str, command: Sequence[str], token_file: str | None, show: Callable[[str], None]) -> int:
+    """Runs a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
+
+    token_file: the cluster's token, for one that asks for it; None: where Ray looks for it itself. show: takes the
+    job's log, in pieces. Gives the job's exit status. ValueError where the cluster cannot be reached or refuses the
+    token; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
+    """
+    use_token(token_file)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        job = client.submit_job(
+            entrypoint=shlex.join(command),
+            runtime_env={"working_dir": str(TREE), "excludes": list(EXCLUDES)},
+            metadata={"command": shlex.join(command)},
+        )
+    except AuthenticationError as error:
+        raise ValueError(
+            f"{address} refuses the token; give the cluster's own with --token-file, or as ~/.ray/auth_token"
+        ) from error
+    except (ConnectionError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{address} does not answer as a Ray cluster does ({first_line(error)}); give the address of the head's "
+            "dashboard, such as http://head:8265"
+        ) from error
+    return follow(client, job, address, show)
+
+
+def use_token(token_file: str | None) -> None:
+    """Turns Ray's token authentication on where there is a token; a client does not do so by itself."""
+    if token_file is not None:
+        if not Path(token_file).is_file():
+            raise ValueError(f"--token-file {token_file}: no such file; copy the cluster's token there")
+        os.environ["RAY_AUTH_TOKEN_PATH"] = token_file
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray would prefer it
+    default = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or default.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def follow(client: Any, job: str, address: str, show: Callable[[str], None]) -> int:
+    """Shows a job's log to its end; its exit status."""
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job):
+            show(text)
+
+    again = f"ray job logs --follow --address {address} {job}"
+    show(f"job {job} on {address}\n")
+    try:
+        asyncio.run(tail())
+        info = client.get_job_info(job)
+    except KeyboardInterrupt:
+        raise Detached(f"{job} runs on; see it: {again}; end it: ray job stop --address {address} {job}") from None
+    except (ConnectionError, RuntimeError, OSError) as error:
+        raise RunFailed(f"lost sight of {job} ({first_line(error)}); it may run on, see it: {again}") from error
+    if info.status == "SUCCEEDED":
+        return 0
+    show(f"job {job}: {info.status}; {info.message or ''}\n")
+    return info.driver_exit_code or 1
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def shipped(path: str) -> str:
+    """A recipe file's place in the tree as the job finds it; ValueError for one that lies outside."""
+    absolute = Path(path).absolute()
+    if not absolute.is_relative_to(TREE):
+        raise ValueError(f"{path} lies outside {TREE}, which is what the job gets; copy it to ops/recipes/")
+    return absolute.relative_to(TREE).as_posix()
+
+
+def check_paths(config: RunConfig) -> None:
+    """ValueError for what a job would look for in its own working folder, which begins without it and is not kept."""
+    paths = {
+        "output_dir": config.output_dir,
+        "data.root": config.data.root,
+        "student.checkpoint": config.student.checkpoint,
+        "teacher.checkpoint": config.teacher.checkpoint if config.teacher else None,
+        "cache.dir": config.cache.dir if config.cache else None,
+    }
+    for key, path in paths.items():
+        if path and "://" not in path and not Path(path).is_absolute():
+            raise ValueError(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")

@@ -1,0 +1,127 @@
+"""What happens when something dies: which failures are tried again, what they are called, and what is found afterwards.
+
+A run goes on from the latest checkpoint in Ray Train's own list, `checkpoint_manager_snapshot.json` in the run's
+folder. A checkpoint enters that list once it is there completely, so a half-written one is never picked. The list
+itself, though, is overwritten in place: here a copy is kept that is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import UserCallback
+
+from cluster.failures import RunFailed
+
+CHECKPOINTS = "checkpoint_manager_snapshot.json"
+COPY = "checkpoints.json"
+
+TIMED_OUT = re.compile(r"time.?d?.?out", re.IGNORECASE)
+
+# The same error would come again: a run is a function of its recipe and data.
+FINAL = (ValueError, AssertionError)
+
+
+class Recovery(UserCallback):
+    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run whose error would only come again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called when the list has been written, and before the next report changes it."""
+        replace(self.run_dir / COPY, (self.run_dir / CHECKPOINTS).read_bytes())
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
+            raise RunFailed(describe(worker_exceptions))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def mend(run_dir: Path) -> None:
+    """Restores the list of checkpoints from its copy where a kill has cut it off.
+
+    The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
+    without it has been written.
+    """
+    listed, copy = run_dir / CHECKPOINTS, run_dir / COPY
+    if not listed.exists() or is_json(listed):
+        return
+    if copy.exists():
+        replace(listed, copy.read_bytes())
+    else:
+        listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
+
+
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def located(place: Callable[[], str], tell: Callable[[], None]) -> Iterator[None]:
+    """Adds to whatever is raised inside where it happened, such as 'rank 3, step 120', and tells the board."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place())
+        tell()
+        raise
+
+
+def obituary(error: ray.train.TrainingFailedError, num_workers: int, board: Any) -> str:
+    """Why a run of at most `num_workers` failed, in one line: rank, step, error, and who kept the others waiting."""
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, RunFailed):
+        return str(cause)
+    failures: Mapping[int, BaseException] = getattr(cause, "worker_failures", {})
+    if not failures or board is None:
+        return reason(cause)
+    text = describe(failures)
+    step, failed = ray.get(board.end.remote())
+    if "step" not in text.partition(":")[0]:
+        text += f" (the last step reported is {step})"
+    silent = set(range(num_workers)) - failed - failures.keys()
+    if silent and TIMED_OUT.search(text):
+        text += f"; it waited for rank {', '.join(map(str, sorted(silent)))} in vain"
+    return text
+
+
+def reason(error: BaseException) -> str:
+    """An error's last line, without Ray's frames around it; of a group of workers, that of one rank."""
+    failures = getattr(error, "worker_failures", None)
+    return describe(failures) if failures else last_line(error)
+
+
+def describe(failures: Mapping[int, BaseException]) -> str:
+    """The error of one rank, with its place: one that will not go away if there is any, else the lowest rank's."""
+    rank = min(failures, key=lambda rank: (not isinstance(failures[rank], FINAL), rank))
+    error = failures[rank]
+    notes = getattr(error, "__notes__", [])
+    place = notes[0] if notes else f"rank {rank}"
+    return f"{place}: {last_line(error)}"
+
+
+def last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,242 @@
+"""What a teacher cache costs: reading, a training step, and the build. Everything is made up, and made here.
+
+reading   rows/s of shuffled batches of 256 from a cache of more than 1 GB (1,000 logits and 2,048 features, float16),
+          beside numpy.memmap on one raw file a column, and beside a plain copy of as many bytes in memory
+step      a training step with cached targets over the same step with no teacher (goal: at most 1.02)
+build     a unit of a build, decoding and writing included, over the teacher's bare forward passes on the same batches
+          already in memory (goal: at most 1.10)
+
+Each comparison in turns, A B A B. Weights are random: speed does not depend on them.
+
+    python -m ops.benchmarks.cache
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from cluster.cache_build import Builder
+from cluster.cached import TRAIN
+from cluster.config import parse
+from kdcore.models import ModelConfig, build_model
+from kdcore.terms.logits import cross_entropy, kd
+from ops.benchmarks.facts import spread, write
+from ops.console import console, say, table
+from pipelines.cache.building import Building
+from pipelines.cache.columns import PlainColumn
+from pipelines.cache.manifest import Part, Plan
+from pipelines.cache.reader import CacheReader
+from pipelines.cache.store import Unit, write_shard
+from pipelines.loader import Request
+
+NUM_ROWS, ROWS_PER_SHARD, BATCH = 196_608, 16_384, 256
+WIDTHS = {"logits": 1000, "features.pooled": 2048}
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--output", default="outputs/cache_benchmark", help="made anew, and removed at the end")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = Path(args.output)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    read, built = reading(folder, args.rounds), building(folder, args.rounds)
+    content = {"threads": args.threads, **read, **built, "results": read["results"] | built["results"]}
+    path = write("cache", content)
+    rows = [
+        [name, f"{v['mean']:,.4g}", f"{v['stdev'] or 0:,.2g}", str(v["n"])] for name, v in content["results"].items()
+    ]
+    console.print(table("teacher cache", ["", "mean", "deviation", "n"], rows))
+    say(f"written to {path}")
+    shutil.rmtree(folder)
+
+
+def in_turns(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each action returned, a round of all after the other; a first round does not count."""
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 1):
+        for name, action in actions.items():
+            value = action()
+            if number:
+                found[name].append(value)
+    return found
+
+
+def ratios(above: list[float], below: list[float]) -> dict[str, Any]:
+    """The quotients of the rounds."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def reading(folder: Path, rounds: int) -> dict[str, Any]:
+    """The `reading` and `step` parts, on one cache."""
+    cache = made_up_cache(folder / "cache")
+    reader = CacheReader(folder / "cache", cache, TRAIN, None, CPU)
+    started = time.perf_counter()
+    reader.rows(0, np.arange(1))
+    first_seconds = time.perf_counter() - started
+    memmaps = raw_files(folder, reader)
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(NUM_ROWS, size=BATCH) for _ in range(400)]
+    targets = {name: np.empty((BATCH, width), np.float16) for name, width in WIDTHS.items()}
+    source = {name: np.ones((BATCH, width), np.float16) for name, width in WIDTHS.items()}
+
+    def rows_a_second(one_batch: Callable[[Any], object]) -> Callable[[], float]:
+        def action() -> float:
+            started = time.perf_counter()
+            for ids in batches:
+                one_batch(ids)
+            return len(batches) * BATCH / (time.perf_counter() - started)
+
+        return action
+
+    found = in_turns(
+        {
+            "cache, as stored": rows_a_second(lambda ids: reader.rows(0, ids)),
+            "cache, as float32 tensors": rows_a_second(lambda ids: reader.outputs(0, ids)),
+            "numpy.memmap": rows_a_second(
+                lambda ids: [np.take(m, ids, axis=0, out=targets[n], mode="clip") for n, m in memmaps.items()]
+            ),
+            "copy in memory": rows_a_second(lambda ids: [np.copyto(targets[n], source[n]) for n in WIDTHS]),
+        },
+        rounds,
+    )
+    results = {f"rows/s: {name}": spread(values) for name, values in found.items()}
+    results["rows/s: cache over numpy.memmap"] = ratios(found["cache, as stored"], found["numpy.memmap"])
+    steps = in_turns(training_steps(reader), rounds)
+    results |= {f"step seconds: {name}": spread(values) for name, values in steps.items()}
+    results["step: cached over no teacher"] = ratios(steps["cached targets"], steps["no teacher"])
+    size = {"bytes": cache.num_bytes, "rows": NUM_ROWS, "seconds to check and open": first_seconds}
+    return {"cache": size, "results": results}
+
+
+def made_up_cache(directory: Path) -> Any:
+    """A cache of random numbers."""
+    columns = tuple(PlainColumn(name=name, shape=(width,), coding="float16") for name, width in WIDTHS.items())
+    part = Part(num_rows=NUM_ROWS, num_views=1, columns=columns)
+    plan = Plan(identity={}, parts={TRAIN: part}, rows_per_shard=ROWS_PER_SHARD, batch_size=BATCH)
+    building = Building(directory, plan)
+    building.write_constants({}, {})
+    rng = np.random.default_rng(0)
+    for unit in building.missing():
+        rows = {
+            name: rng.standard_normal((ROWS_PER_SHARD, w), np.float32).astype(np.float16) for name, w in WIDTHS.items()
+        }
+        building.shards[unit] = write_shard(directory, unit, rows, building.key)
+    return building.finish()
+
+
+def raw_files(folder: Path, reader: CacheReader) -> dict[str, np.ndarray]:
+    """The same numbers as one memory-mapped file a column."""
+    maps = {}
+    for name, width in WIDTHS.items():
+        path = folder / f"{name}.raw"
+        file = np.memmap(path, np.float16, "w+", shape=(NUM_ROWS, width))
+        for start in range(0, NUM_ROWS, ROWS_PER_SHARD):
+            ids = np.arange(start, start + ROWS_PER_SHARD)
+            file[start : start + ROWS_PER_SHARD] = reader.rows(0, ids)[name].numpy()
+        file.flush()
+        maps[name] = np.memmap(path, np.float16, "r", shape=(NUM_ROWS, width))
+    return maps
+
+
+def training_steps(reader: CacheReader, batch: int = 32, steps: int = 3) -> dict[str, Callable[[], float]]:
+    """Seconds of a step of a ResNet-18 at 112 pixels, by name: with cached targets and KD, and on labels alone."""
+    torch.manual_seed(0)
+    student = build_model(ModelConfig(model="resnet18"), [str(i) for i in range(1000)])
+    images, labels = torch.randn(batch, 3, 112, 112), torch.randint(1000, (batch,))
+    optimizer = torch.optim.SGD(student.parameters(), 1e-3)
+    rng = np.random.default_rng(0)
+
+    def step(cached: bool) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            targets = reader.outputs(0, rng.integers(NUM_ROWS, size=batch)) if cached else None
+            logits = student(images)
+            loss = cross_entropy(logits, labels)
+            if targets is not None and targets.logits is not None:
+                loss = 0.1 * loss + 0.9 * kd(logits, targets.logits, 4.0)
+            loss.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return (time.perf_counter() - started) / steps
+
+    return {"cached targets": lambda: step(cached=True), "no teacher": lambda: step(cached=False)}
+
+
+def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]:
+    """The `build` part: EfficientNet-Lite0 at 224 pixels over JPEGs."""
+    recipe = made_up_recipe(folder, num_images)
+    builder = Builder(parse(recipe), CPU)
+    plan = builder.plan()
+    constants, _ = builder.constants(plan)
+    size = builder.cache.batch_size
+    loader = builder.loader(TRAIN)
+    requests = [Request(0, np.arange(start, start + size)) for start in range(0, num_images, size)]
+    batches = list(loader.load(requests))
+
+    def forward() -> float:
+        started = time.perf_counter()
+        for batch in batches:
+            builder.teacher(batch)
+        return time.perf_counter() - started
+
+    def unit() -> float:
+        started = time.perf_counter()
+        builder.build(Unit(TRAIN, 0, 0, num_images), plan, "key", constants, lambda rows: None)
+        return time.perf_counter() - started
+
+    found = in_turns({"build": unit, "forward": forward}, rounds)
+    return {"build": {"images": num_images, "batch": size, "median seconds": statistics.median(found["build"])}} | {
+        "results": {
+            "build: images/s": spread([num_images / seconds for seconds in found["build"]]),
+            "build: over the bare forward pass": ratios(found["build"], found["forward"]),
+        }
+    }
+
+
+def made_up_recipe(folder: Path, num_images: int) -> dict[str, Any]:
+    """A recipe on smooth JPEGs of 500 x 375 pixels, and a teacher with random weights."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", num_images), ("val", 2)):
+        for number in range(count):
+            path = folder / "images" / split / str(number % 2) / f"{number:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+    torch.manual_seed(0)
+    teacher = build_model(ModelConfig(model="tf_efficientnet_lite0"), ("0", "1"))
+    safetensors.torch.save_file(teacher.state_dict(), folder / "teacher.safetensors")
+    return {
+        "name": "benchmark",
+        "output_dir": str(folder),
+        "data": {"root": str(folder / "images"), "num_threads": 1},
+        "views": {"size": 224, "num_views": 1},
+        "student": {"model": "resnet18"},
+        "teacher": {"model": "tf_efficientnet_lite0", "checkpoint": str(folder / "teacher.safetensors")},
+        "method": [
+            {"term": "kd", "weight": 1.0, "temperature": 4.0},
+            {"term": "nd", "weight": 1.0},
+        ],
+        "optimizer": {"opt": "sgd", "lr": 0.1},
+        "train": {"epochs": 1, "batch_size": 64},
+        "cache": {"dir": str(folder / "built"), "batch_size": 64},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What it costs to run on several workers, to start, and to be able to go on.
+
+* steps: seconds a step at 1, 2 and 4 workers, the share of them spent waiting for data, and the share that averaging
+  the gradients adds (the same step with and without it, in turns);
+* start: seconds from the command to the end of the first step, against a Ray Train job of the same number of workers
+  that does nothing else; in turns. The difference is this project's share;
+* checkpoints: how long one holds the training loop up, for a network of 25 million parameters.
+
+    python -m ops.benchmarks.scale
+
+Workers share this machine's cores: on a small machine the steps say what the machinery costs, not how training scales.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ops.benchmarks.facts import spread, write
+from ops.console import console, table
+
+ROOT = Path(__file__).parents[2]
+BARE = """
+import sys, time
+import ray, ray.train, torch
+from ray.train.torch import TorchTrainer, prepare_model
+
+def loop(config):
+    model = prepare_model(torch.nn.Linear(8, 8))
+    model(torch.ones(1, 8)).sum().backward()
+    if ray.train.get_context().get_world_rank() == 0:
+        open(config["stamp"], "w").write(str(time.time()))
+
+ray.init("local", num_cpus=max(2, int(sys.argv[2])), log_to_driver=False, logging_level="ERROR")
+TorchTrainer(loop, train_loop_config={"stamp": sys.argv[1]},
+             scaling_config=ray.train.ScalingConfig(num_workers=int(sys.argv[2])),
+             run_config=ray.train.RunConfig(name="bare", storage_path=sys.argv[3])).fit()
+"""
+
+
+def image_folder(root: Path, count: int = 512, size: int = 64) -> Path:
+    """Noise as JPEG: 2 classes, `count` training pictures and 16 to validate."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", count), ("val", 16)):
+        for label in ("a", "b"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for index in range(number // 2):
+                Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(folder / f"{index}.jpg")
+    return root
+
+
+def recipe(folder: Path, name: str, num_workers: int, **train: Any) -> dict[str, Any]:
+    """A ResNet-20 on pictures of 32 pixels."""
+    return {
+        "name": name,
+        "output_dir": str(folder / "out"),
+        "data": {"root": str(folder / "images"), "num_threads": 1},
+        "views": {"size": 32, "crop": "resized"},
+        "student": {"model": "cifar_resnet20"},
+        "method": [{"term": "ce", "weight": 1.0}],
+        "optimizer": {"opt": "sgd", "lr": 0.05},
+        "train": {"epochs": 10, "batch_size": 64, "micro_batch": 16, **train},
+        "scaling": {"num_workers": num_workers},
+        "tracking": {"every_steps": 1, "system_metrics": False},
+    }
+
+
+def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
+    """Of whole runs through the training loop: seconds a step and the share of waiting, without the first steps."""
+    from cluster.config import parse
+    from cluster.tracking import read_metrics
+    from cluster.train import launch
+
+    config = parse(recipe(folder, f"steps-{num_workers}", num_workers, max_steps=num_steps))
+    launch(config)
+    rows = [row for row in read_metrics(config.run_dir / "metrics.jsonl") if "train/loss" in row][num_steps // 4 :]
+    seconds = [config.train.batch_size / row["system/images_per_second"] for row in rows]
+    waits = [row["data/wait_share"] for row in rows]
+    return {
+        "step_seconds": summary(seconds),
+        "wait_share": summary(waits),
+        "reduce_share": on_workers(reduce_share, config, num_workers) if num_workers > 1 else 0.0,
+    }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """n, median and quartiles: steps have a long tail."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"n": len(values), "median": float(median), "quartile_1": float(low), "quartile_3": float(high)}
+
+
+def on_workers(function: Callable[[dict[str, Any]], Any], config: Any, num_workers: int) -> Any:
+    """What a function of the payload returns on rank 0 of a group of workers."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    with tempfile.TemporaryDirectory() as storage:
+        return (
+            TorchTrainer(
+                function,
+                train_loop_config={"config": config.model_dump(mode="json")},
+                scaling_config=ray.train.ScalingConfig(num_workers=num_workers),
+                run_config=ray.train.RunConfig(name="measure", storage_path=storage),
+            )
+            .fit()
+            .return_value
+        )
+
+
+def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
+    """1 - (seconds of forward and backward alone) / (with the gradients averaged), medians of alternating rounds."""
+    from cluster.assembly import assemble
+    from cluster.config import parse
+    from cluster.rank import Rank
+    from cluster.worker import data_parallel
+
+    config, rank = parse(payload["config"]), Rank.of_this_worker()
+    run = assemble(config, rank)
+    model = data_parallel(config, run.distiller())
+    batch = next(iter(run.train_batches(0)))
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        model(batch).loss.backward()
+        return time.perf_counter() - started
+
+    alone, together = [], []
+    for _ in range(rounds):
+        torch.distributed.barrier()
+        with model.no_sync():
+            alone.append(seconds())
+        torch.distributed.barrier()
+        together.append(seconds())
+    return 1 - float(np.median(alone[5:]) / np.median(together[5:]))
+
+
+def start_seconds(folder: Path, num_workers: int, number: int) -> float:
+    """From `python -m ops train` to the end of the first step. The MLflow store and the index are there already, as
+    from a second run on."""
+    import yaml
+
+    from cluster.config import parse
+    from cluster.tracking import read_metrics
+
+    data = recipe(folder, f"start-{num_workers}-{number}", num_workers, max_steps=2)
+    path = folder / f"start-{number}.yaml"
+    path.write_text(yaml.safe_dump(data))
+    started = time.time()
+    subprocess.run([sys.executable, "-m", "ops", "train", str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    rows = read_metrics(parse(data).run_dir / "metrics.jsonl")
+    return float(rows[0]["time"]) - started
+
+
+def bare_seconds(folder: Path, num_workers: int, number: int) -> float:
+    """The same of a Ray Train job that does one step of one linear layer."""
+    stamp = folder / f"stamp-{number}"
+    started = time.time()
+    arguments = [str(stamp), str(num_workers), str(folder / f"bare-{number}")]
+    subprocess.run([sys.executable, "-c", BARE, *arguments], check=True, capture_output=True)
+    return float(stamp.read_text()) - started
+
+
+def starts(folder: Path, num_workers: int, rounds: int) -> dict[str, Any]:
+    """Both, in turns, after one of each that is not counted."""
+    pairs = [(start_seconds(folder, num_workers, n), bare_seconds(folder, num_workers, n)) for n in range(rounds + 1)]
+    ours, bare = zip(*pairs[1:], strict=True)
+    own = [one - other for one, other in pairs[1:]]
+    return {"command": spread(list(ours)), "bare": spread(list(bare)), "own_share": spread(own)}
+
+
+def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
+    """Seconds for which a checkpoint of a ResNet-50 with momentum and a moving average holds the loop up."""
+    import timm
+    from timm.utils import ModelEmaV3
+
+    from cluster.checkpoint import TrainState
+    from kdcore.distiller import Distiller
+    from kdcore.terms import parse_term
+
+    student = timm.create_model("resnet50")
+    distiller = Distiller(student, [parse_term({"term": "ce", "weight": 1.0})], image_size=(64, 64), num_samples=1)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1, momentum=0.9)
+    for parameter in distiller.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = TrainState(distiller, optimizer, ModelEmaV3(student))
+    seconds = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            state.save(Path(folder), {})
+            seconds.append(time.perf_counter() - started)
+    return {"parameters": sum(p.numel() for p in student.parameters()), "seconds": spread(seconds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=4, help="of each start (%(default)s)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        image_folder(folder / "images")
+        found: dict[str, Any] = {"checkpoint": checkpoint_seconds(), "start": starts(folder, 2, args.rounds)}
+        found["steps"] = measured_steps(folder, args.workers, args.steps)
+    path = write("scale", found)
+    report(found)
+    console.print(f"written: {path}")
+
+
+def measured_steps(folder: Path, workers: list[int], num_steps: int) -> dict[str, Any]:
+    import ray
+
+    ray.init("local", num_cpus=max(workers), include_dashboard=True, log_to_driver=False, logging_level="ERROR")
+    try:
+        return {str(number): steps(folder, number, num_steps) for number in workers}
+    finally:
+        ray.shutdown()
+
+
+def report(found: dict[str, Any]) -> None:
+    columns = ["workers", "step, ms (median)", "quartiles", "data wait", "averaging gradients"]
+    rows = [
+        [
+            number,
+            f"{1e3 * row['step_seconds']['median']:.1f}",
+            f"{1e3 * row['step_seconds']['quartile_1']:.1f} to {1e3 * row['step_seconds']['quartile_3']:.1f}",
+            f"{row['wait_share']['median']:.1%}",
+            f"{row['reduce_share']:.1%}",
+        ]
+        for number, row in found["steps"].items()
+    ]
+    console.print(table("ResNet-20, 32 pixels, batches of 64 in micro-batches of 16", columns, rows))
+    for name, values in found["start"].items():
+        console.print(f"{name:<10} {values['mean']:.1f} s ± {values['stdev']:.1f} (n = {values['n']})")
+    checkpoint = found["checkpoint"]["seconds"]
+    console.print(f"a checkpoint holds the loop up for {checkpoint['mean']:.2f} s (n = {checkpoint['n']})")
+
+
+if __name__ == "__main__":
+    main()

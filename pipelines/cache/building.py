@@ -1,0 +1,104 @@
+"""A cache while it is being built: what is there, what is to be done, and the manifest at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from pipelines.cache.manifest import CONSTANTS, Manifest, Plan, differences, short
+from pipelines.cache.store import Shard, Unit, checksum, finished_shards, remove_unfinished, write_whole
+
+PLAN = "plan.json"
+_CONSTANTS_NOTE = "constants.json"
+
+
+class ConstantsNote(BaseModel):
+    """What lies beside the constants: of which plan they are, their checksum, and the error of sparse logits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    sha256: str
+    error: dict[str, float]
+
+
+class Building:
+    """A cache that grows in a folder, for one process at a time: the plan, the constants, the shards, the manifest.
+
+    Killed anywhere, it is started again with the same plan and goes on with what is not there. ValueError where the
+    folder holds a cache of another plan; more views of the same are added to it.
+    """
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.directory, self.plan = directory, plan
+        remove_unfinished(directory)
+        self._claim()
+        self.note = self._constants_note()
+        self.shards: dict[Unit, Shard] = {}
+        if self.note is not None:
+            self.shards = {shard.unit: shard for shard in finished_shards(directory, plan.units(), self.key)}
+
+    def _claim(self) -> None:
+        """Writes the plan into the folder, or compares it with the one that is there."""
+        path = self.directory / PLAN
+        if path.exists():
+            try:
+                earlier = Plan.model_validate_json(path.read_bytes())
+            except ValidationError as error:
+                raise ValueError(f"{path} is no plan of a cache; take another folder (cache.dir=...)") from error
+            self._refuse_other(earlier)
+        write_whole(path, self.plan.model_dump_json(indent=1).encode())
+
+    def _refuse_other(self, earlier: Plan) -> None:
+        theirs, ours = earlier.without_views(), self.plan.without_views()
+        if differing := differences(theirs, ours):
+            key, there, here = differing[0]
+            raise ValueError(
+                f"{self.directory} holds a cache of something else: {key} is {short(there)} there and {short(here)} "
+                "here; restore what has changed, or take another folder (cache.dir=...)"
+            )
+        for name, part in earlier.parts.items():
+            if part.num_views > self.plan.parts[name].num_views:
+                raise ValueError(
+                    f"{self.directory} holds {part.num_views} views already; runs that show fewer can read it as it is"
+                )
+
+    def _constants_note(self) -> ConstantsNote | None:
+        """The note of constants that are there and whole."""
+        try:
+            note = ConstantsNote.model_validate_json((self.directory / _CONSTANTS_NOTE).read_bytes())
+            whole = note.key == self.plan.key("") and checksum(self.directory / CONSTANTS) == note.sha256
+        except (FileNotFoundError, ValidationError):
+            return None
+        return note if whole else None
+
+    def write_constants(self, tensors: Mapping[str, Tensor], error: dict[str, float]) -> None:
+        """Writes what is stored once; shards come after it, since their meaning may depend on it."""
+        write_whole(self.directory / CONSTANTS, safetensors.torch.save(dict(tensors)))
+        self.note = ConstantsNote(key=self.plan.key(""), sha256=checksum(self.directory / CONSTANTS), error=error)
+        write_whole(self.directory / _CONSTANTS_NOTE, self.note.model_dump_json(indent=1).encode())
+
+    def constants(self) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self.directory / CONSTANTS)
+
+    @property
+    def key(self) -> str:
+        """What the shards' notes carry."""
+        assert self.note is not None, "the constants come before the shards"
+        return self.plan.key(self.note.sha256)
+
+    def missing(self) -> list[Unit]:
+        """The units whose shards are not there, in order."""
+        return [unit for unit in self.plan.units() if unit not in self.shards]
+
+    def finish(self) -> Manifest:
+        """Writes the manifest: from now on this is a cache."""
+        assert self.note is not None, "the constants come before the manifest"
+        assert not self.missing(), "the shards come before the manifest"
+        shards = tuple(self.shards[unit] for unit in self.plan.units())
+        manifest = Manifest(plan=self.plan, constants=self.note.sha256, error=self.note.error, shards=shards)
+        return manifest.write(self.directory)

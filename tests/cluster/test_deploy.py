@@ -1,0 +1,242 @@
+"""The deployment files: against the schema that Ray ships, against the options of the programs that they call, and,
+for KubeRay, whose schema no package carries, against its fields written down here. Anything unknown is refused."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+from mlflow.cli import server
+from pydantic import BaseModel, ConfigDict, Field
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start
+
+from ops import catalog
+from ops.__main__ import build_parser
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "cluster/deploy"
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Port(Strict):
+    name: Name
+    containerPort: int
+
+
+class Mount(Strict):
+    name: Name
+    mountPath: str
+
+
+class Resources(Strict):
+    requests: dict[str, Quantity]
+    limits: dict[str, Quantity]
+
+
+class Container(Strict):
+    name: Name
+    image: str
+    ports: list[Port] = []
+    resources: Resources
+    volumeMounts: list[Mount] = []
+
+
+class Claim(Strict):
+    claimName: Name
+
+
+class Memory(Strict):
+    medium: Literal["Memory"]
+    sizeLimit: Quantity
+
+
+class Volume(Strict):
+    name: Name
+    persistentVolumeClaim: Claim | None = None
+    emptyDir: Memory | None = None
+
+
+class Toleration(Strict):
+    key: str
+    operator: Literal["Exists", "Equal"]
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
+class PodSpec(Strict):
+    containers: list[Container] = Field(min_length=1)
+    volumes: list[Volume] = []
+    tolerations: list[Toleration] = []
+    terminationGracePeriodSeconds: int = 30
+
+
+class Template(Strict):
+    spec: PodSpec
+
+
+class HeadGroup(Strict):
+    rayStartParams: dict[str, str]
+    template: Template
+
+
+class WorkerGroup(HeadGroup):
+    groupName: Name
+    replicas: int
+    minReplicas: int
+    maxReplicas: int
+
+
+class AuthOptions(Strict):
+    mode: Literal["token", "disabled"]
+
+
+class AutoscalerOptions(Strict):
+    idleTimeoutSeconds: int
+    upscalingMode: Literal["Default", "Aggressive", "Conservative"]
+
+
+class ClusterSpec(Strict):
+    rayVersion: str
+    authOptions: AuthOptions
+    enableInTreeAutoscaling: bool = False
+    autoscalerOptions: AutoscalerOptions | None = None
+    headGroupSpec: HeadGroup
+    workerGroupSpecs: list[WorkerGroup] = Field(min_length=1)
+
+
+class JobSpec(Strict):
+    entrypoint: str
+    runtimeEnvYAML: str
+    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode"]
+    submitterConfig: dict[Literal["backoffLimit"], int]
+    backoffLimit: int
+    shutdownAfterJobFinishes: bool
+    ttlSecondsAfterFinished: int
+    rayClusterSpec: ClusterSpec
+
+
+class Metadata(Strict):
+    name: Name
+
+
+class RayCluster(Strict):
+    apiVersion: Literal["ray.io/v1"]
+    kind: Literal["RayCluster"]
+    metadata: Metadata
+    spec: ClusterSpec
+
+
+class RayJob(Strict):
+    apiVersion: Literal["ray.io/v1"]
+    kind: Literal["RayJob"]
+    metadata: Metadata
+    spec: JobSpec
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def kuberay() -> Iterator[ClusterSpec]:
+    yield RayCluster.model_validate(read("kuberay-cluster.yaml")).spec
+    yield RayJob.model_validate(read("kuberay-job.yaml")).spec.rayClusterSpec
+
+
+def pinned(package: str) -> str:
+    return re.search(
+        rf"^{package}==(\S+)", (ROOT / "requirements.txt").read_text().replace("[default,train,tune]", ""), re.M
+    )[1]
+
+
+def options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_kuberay_manifests():
+    for spec in kuberay():
+        assert spec.rayVersion == pinned("ray")
+        assert spec.authOptions.mode == "token"
+        assert spec.headGroupSpec.rayStartParams["num-cpus"] == "0"
+        for group in (spec.headGroupSpec, *spec.workerGroupSpecs):
+            assert {f"--{name}" for name in group.rayStartParams} <= options(start)
+            pod = group.template.spec
+            for container in pod.containers:
+                assert container.resources.requests == container.resources.limits
+                assert {mount.name for mount in container.volumeMounts} <= {volume.name for volume in pod.volumes}
+        for group in spec.workerGroupSpecs:
+            assert group.minReplicas <= group.replicas <= group.maxReplicas
+
+
+def test_an_unknown_field_is_refused():
+    manifest = read("kuberay-cluster.yaml")
+    manifest["spec"]["workerGroupSpecs"][0]["replica"] = 2
+    with pytest.raises(ValueError, match=r"workerGroupSpecs.0.replica"):
+        RayCluster.model_validate(manifest)
+
+
+def test_the_job_runs_a_recipe_that_fits():
+    """Its command is one of this program's, its recipe is valid, and its workers find their GPUs and cores."""
+    job = RayJob.model_validate(read("kuberay-job.yaml")).spec
+    words = shlex.split(job.entrypoint)
+    assert words[:3] == ["python", "-m", "ops"]
+    args = build_parser().parse_args(words[3:])
+    config = catalog.load(args.recipe, args.overrides)
+    (group,) = job.rayClusterSpec.workerGroupSpecs
+    limits = group.template.spec.containers[0].resources.limits
+    assert config.scaling.num_workers == group.replicas * int(limits["nvidia.com/gpu"])
+    assert config.scaling.num_workers * config.scaling.cpus_per_worker <= group.replicas * int(limits["cpu"])
+    home = re.search(r"^WORKDIR (\S+)", (DEPLOY / "Dockerfile").read_text(), re.M)[1]
+    assert yaml.safe_load(job.runtimeEnvYAML) == {"working_dir": home}
+
+
+def test_ray_cluster():
+    """Against the schema in Ray's own package, and with options that `ray start` has."""
+    config = read("ray-cluster.yaml")
+    validate_config(prepare_config(config))
+    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
+        given = {word.partition("=")[0] for word in shlex.split(command) if word.startswith("--")}
+        assert given <= options(start)
+
+
+def test_mlflow_server():
+    services = read("mlflow.yaml")["services"]
+    command = services["server"]["command"]
+    assert command[:2] == ["mlflow", "server"]
+    assert {word.partition("=")[0] for word in command[2:]} <= options(server)
+    assert services["database"]["image"] == "postgres:16"
+    assert services["server"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert services["database"]["environment"]["POSTGRES_PASSWORD"].startswith("${MLFLOW_PASSWORD:?")
+
+
+@pytest.mark.parametrize(("name", "context"), [("Dockerfile", ROOT), ("mlflow.Dockerfile", DEPLOY)])
+def test_dockerfiles(name, context):
+    """What is copied exists, and nothing is installed without its hash."""
+    text = (DEPLOY / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for words in (shlex.split(line) for line in lines if line.startswith("COPY")):
+        for source in [word for word in words[1:-1] if not word.startswith("--")]:
+            assert (context / source).exists(), source
+    installs = re.findall(r"(?:pip install|pip sync)[^&]*", text)
+    assert installs
+    assert all("--require-hashes" in command for command in installs)
+
+
+def test_images_name_no_registry():
+    images = re.findall(r"(?:image:|FROM) *(\S+)", "\n".join(path.read_text() for path in DEPLOY.iterdir()))
+    assert set(images) == {"stillhouse", "stillhouse-mlflow", "postgres:16", "python:3.12-slim"}
+
+
+def test_every_file_is_explained():
+    text = (DEPLOY / "README.md").read_text()
+    assert not [path.name for path in DEPLOY.iterdir() if path.name != "README.md" and f"`{path.name}`" not in text]
+    assert not [path for path in re.findall(r"cluster/deploy/[\w.-]+", text) if not (ROOT / path).is_file()]

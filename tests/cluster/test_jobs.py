@@ -1,0 +1,186 @@
+"""Jobs handed to a running head that asks for a token: by this program's `submit` and by Ray's own command."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+
+from ops.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+RECIPE = "ops/recipes/demo/teacher.yaml"
+NO_TOKEN = {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None}
+slow = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@dataclass
+class Head:
+    address: str
+    environment: dict[str, str]  # of one who has the token
+
+    def run(self, *command: str, **changes: str | None) -> subprocess.CompletedProcess:
+        """A command's end; changes to its environment, None for a variable it shall not have."""
+        env = {name: value for name, value in (self.environment | changes).items() if value is not None}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+    def submit(self, *command: str, **changes: str | None) -> subprocess.CompletedProcess:
+        return self.run(sys.executable, "-m", "ops", "submit", "--address", self.address, *command, **changes)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A head started as an operator would, with a token of its own; everything it needs is its own too."""
+    folder = Path(tempfile.mkdtemp(prefix="head-"))  # short: Ray puts sockets below it
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        env.pop(name, None)
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder / 'ray'}"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            said = list(until("Ray runtime started", process))
+            assert process.poll() is None, "".join(said)
+            yield Head(f"http://127.0.0.1:{ports['dashboard-port']}", env)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(40)
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def until(words: str, process: subprocess.Popen) -> Iterator[str]:
+    """The lines that a process prints, to the first with these words."""
+    for line in process.stdout:
+        yield line
+        if words in line:
+            return
+
+
+@pytest.fixture
+def tiny(image_folder, tmp_path) -> list[str]:
+    """Overrides that make a run of seconds out of the demo's teacher."""
+    return [
+        f"data.root={image_folder}",
+        f"output_dir={tmp_path / 'out'}",
+        "views.size=16",
+        "student.args={widths: [4, 4, 8, 16]}",
+        "train.batch_size=8",
+        "train.micro_batch=4",
+        "train.max_steps=4",
+        "tracking.system_metrics=false",
+    ]
+
+
+class TestWithToken:
+    pytestmark = slow
+
+    def test_submit(self, head, tiny, tmp_path):
+        """The job's log comes back, its exit status too, and its result lies where the recipe says."""
+        token_file = head.environment["RAY_AUTH_TOKEN_PATH"]
+        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, **NO_TOKEN)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "teacher: step 4/4" in done.stdout
+        assert (tmp_path / "out/teacher/result.json").is_file()
+        assert (tmp_path / "out/teacher/student.safetensors").is_file()
+
+    def test_ray_job_submit(self, head, image_folder, tmp_path):
+        """Ray's own command, with a recipe that is not there: the job's failure comes back, in this program's words."""
+        entry = ["python", "-m", "ops", "train", "nowhere.yaml"]
+        submit = ["job", "submit", "--address", head.address, "--working-dir", ".", "--", *entry]
+        done = head.run(str(BIN / "ray"), *submit)
+        assert done.returncode != 0
+        assert "stillhouse: nowhere.yaml: no such recipe" in done.stdout + done.stderr
+
+    def test_failing_job(self, head, tiny):
+        """What only the job can find out: its exit status is the job's."""
+        done = head.submit("train", RECIPE, *tiny, "data.root=/nowhere")
+        assert done.returncode == 2
+        assert "the data folder /nowhere does not exist" in done.stdout
+
+    def test_wrong_token(self, head, tiny, tmp_path):
+        wrong = tmp_path / "token"
+        wrong.write_text(secrets.token_hex(32))
+        done = head.submit("--token-file", str(wrong), "train", RECIPE, *tiny)
+        assert done.returncode == 2
+        assert f"{head.address} refuses the token; give the cluster's own with --token-file" in one_line(done.stderr)
+
+    def test_no_token(self, head, tiny, tmp_path):
+        """A client without any token, as on a machine that has never seen the cluster."""
+        done = head.submit("train", RECIPE, *tiny, **NO_TOKEN, HOME=str(tmp_path))
+        assert done.returncode == 2
+        assert "refuses the token" in one_line(done.stderr)
+
+
+def one_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.fixture
+def refused(tiny, capsys):
+    """A function that submits and gives the one line with which it is refused; no cluster is asked."""
+
+    def run(*words: str) -> str:
+        assert main(["submit", "--address", f"http://127.0.0.1:{free_ports(1)[0]}", *words]) == 2
+        return one_line(capsys.readouterr().err)
+
+    with mock.patch.dict(os.environ):
+        yield run
+
+
+def test_unreachable_address(refused, tiny):
+    assert "does not answer as a Ray cluster does" in refused("train", RECIPE, *tiny)
+
+
+def test_missing_recipe(refused):
+    assert "nowhere.yaml: no such recipe" in refused("train", "nowhere.yaml")
+
+
+def test_missing_token_file(refused, tiny):
+    line = refused("--token-file", "nowhere/token", "train", RECIPE, *tiny)
+    assert "--token-file nowhere/token: no such file" in line
+
+
+def test_relative_folder(refused, tiny):
+    """A job's working folder is thrown away: what it writes there is lost."""
+    assert "give output_dir=/shared/..." in refused("train", RECIPE, *tiny, "output_dir=outputs")
+
+
+def test_recipe_outside_the_tree(refused, tiny, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"base": str(ROOT / RECIPE)}))
+    assert f"{path} lies outside" in refused("train", str(path), *tiny)
+
+
+def test_not_a_job(refused):
+    assert "doctor is no job" in refused("doctor")

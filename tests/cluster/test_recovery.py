@@ -1,0 +1,123 @@
+"""What is tried again, what a failure is called, and a list of checkpoints that a kill has cut off."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray.train import ControllerError, WorkerGroupError
+
+from cluster.assembly import open_data
+from cluster.config import parse
+from cluster.failures import RunFailed
+from cluster.recovery import CHECKPOINTS, COPY, Recovery, describe, located, mend, obituary
+from cluster.train import launch
+from tests.conftest import write_image_folder
+
+
+def noted(error: Exception, note: str) -> Exception:
+    error.add_note(note)
+    return error
+
+
+def test_located():
+    told = []
+    with (
+        pytest.raises(RuntimeError, match="lost") as caught,
+        located(lambda: "rank 3, step 12 of 40", lambda: told.append(3)),
+    ):
+        raise RuntimeError("lost")
+    assert told == [3]
+    assert describe({3: caught.value}) == "rank 3, step 12 of 40: lost"
+
+
+def test_the_error_that_stays_is_named_first():
+    """A broken file on rank 2, behind the connections that it has cost the others."""
+    failures = {0: noted(RuntimeError("closed by peer"), "rank 0, step 5 of 9"), 2: ValueError("a.png is cut\nshort")}
+    assert describe(failures) == "rank 2: short"
+    assert describe({0: failures[0]}) == "rank 0, step 5 of 9: closed by peer"
+
+
+class Board:
+    """Stands in for the actor: what it would answer."""
+
+    def __init__(self, step: int, failed: set[int]) -> None:
+        self.answer = (step, failed)
+        self.end = self
+
+    def remote(self) -> tuple[int, set[int]]:
+        return self.answer
+
+
+@pytest.fixture
+def board(monkeypatch):
+    monkeypatch.setattr("cluster.recovery.ray.get", lambda answer: answer)
+    return Board
+
+
+def test_who_kept_the_others_waiting(board):
+    failures = {0: noted(RuntimeError("Timed out waiting 600000ms"), "rank 0, step 7 of 9")}
+    text = obituary(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}))
+    assert text == "rank 0, step 7 of 9: Timed out waiting 600000ms; it waited for rank 2 in vain"
+
+
+def test_a_worker_that_died_without_a_word(board):
+    text = obituary(WorkerGroupError("", {1: RuntimeError("The actor died\n")}), 2, board(30, set()))
+    assert text == "rank 1: The actor died (the last step reported is 30)"
+
+
+def test_workers_that_never_started(board):
+    error = ControllerError(RuntimeError("resources\nnot there in time"))
+    assert obituary(error, 2, board(0, set())) == "not there in time"
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), AssertionError("never")])
+def test_final_errors_end_the_run(tmp_path, error):
+    with pytest.raises(RunFailed, match=f"rank 1: {error}"):
+        Recovery(tmp_path).after_exception(None, {0: RuntimeError("closed"), 1: error})
+
+
+def test_other_errors_are_left_to_ray(tmp_path):
+    Recovery(tmp_path).after_exception(None, {0: RuntimeError("closed"), 1: OSError("gone")})
+
+
+def test_a_list_cut_off_at_any_byte(tmp_path):
+    """Whatever part of the list was written, what is left afterwards is the list before it."""
+    listed, recovery = tmp_path / CHECKPOINTS, Recovery(tmp_path)
+    before, after = (json.dumps({"latest": name}).encode() for name in ("step-04", "step-08"))
+    listed.write_bytes(before)
+    recovery.after_report(None, [], None)
+    for length in range(len(after)):
+        listed.write_bytes(after[:length])
+        mend(tmp_path)
+        assert listed.read_bytes() == before
+    listed.write_bytes(after)
+    mend(tmp_path)
+    assert listed.read_bytes() == after
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CHECKPOINTS, COPY])
+
+
+def test_the_first_list_cut_off(tmp_path):
+    (tmp_path / CHECKPOINTS).write_bytes(b'{"lat')
+    mend(tmp_path)
+    assert not list(tmp_path.iterdir())
+    mend(tmp_path)  # a new run
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_broken_file_is_not_tried_again(ray_cluster, recipe, tmp_path):
+    """The run may fail twice, but not for what would fail a third time; the line says where, and which file."""
+    root = write_image_folder(tmp_path / "fragile")
+    config = parse(
+        recipe(data__root=str(root), scaling__num_workers=2, scaling__max_failures=2, checkpoint__every_steps=1)
+    )
+    victim = Path(open_data(config)["train"].paths(np.array([0]))[0])
+    times = victim.stat()
+    victim.write_bytes(victim.read_bytes()[:60] + bytes(times.st_size - 60))
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # behind the index's back
+    heard: list[str] = []
+    with pytest.raises(RunFailed, match=rf"rank [01], step \d of 12: .*{victim.name}"):
+        launch(config, watch=lambda state, messages: heard.extend(messages))
+    assert not [message for message in heard if "continuing" in message]

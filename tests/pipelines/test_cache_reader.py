@@ -1,0 +1,159 @@
+"""Rows come back in the order asked for, from any shards; nothing damaged is served."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdcore.batch import Needs
+from pipelines.cache.local import local_folder
+from pipelines.cache.manifest import load_manifest
+from pipelines.cache.reader import CacheReader
+from pipelines.cache.store import Unit, write_shard
+from tests.pipelines.test_cache_store import build, plan, rows_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    """10 rows in 2 views, 4 rows a shard; row i of view v is [i, i + 100 v, -i]."""
+    build(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def reader(directory: Path, needs: Needs | None = None) -> CacheReader:
+    return CacheReader(directory, load_manifest(directory), "train", needs, CPU)
+
+
+@pytest.mark.parametrize("ids", [[3], [9, 0, 4, 8, 3, 7], [5, 5, 1, 5], list(range(10)), [7, 6, 5, 4], []])
+def test_rows_in_the_order_asked_for(cache, ids):
+    opened = reader(cache)
+    for view in (1, 0, 1):
+        logits = opened.outputs(view, np.array(ids, dtype=np.int64)).logits
+        assert logits.tolist() == [[i, i + 100 * view, -i] for i in ids]
+
+
+def test_many_random_batches(cache):
+    opened, rng = reader(cache), np.random.default_rng(0)
+    for _ in range(50):
+        ids, view = rng.integers(10, size=rng.integers(1, 30)), int(rng.integers(2))
+        assert opened.outputs(view, ids).logits[:, 1].tolist() == (ids + 100 * view).tolist()
+
+
+def test_a_batch_is_a_copy(cache):
+    """Changing a batch changes neither the file nor the next batch."""
+    opened = reader(cache)
+    opened.outputs(0, np.arange(4)).logits.zero_()
+    assert opened.outputs(0, np.arange(4)).logits[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_ids_outside_are_a_programmers_error(cache):
+    with pytest.raises(AssertionError, match=r"lie in \[0, 10\)"):
+        reader(cache).outputs(0, np.array([10]))
+
+
+def test_a_view_too_many_is_refused(cache):
+    with pytest.raises(ValueError, match=r"has 2 views, there is no view 2; set views.num_views=2"):
+        reader(cache).outputs(2, np.arange(3))
+
+
+def test_a_column_that_is_lacking_is_refused_at_once(cache):
+    with pytest.raises(ValueError, match=r"holds logits, but the recipe reads features.layer4"):
+        reader(cache, Needs(teacher_taps=frozenset({"layer4"})))
+
+
+def test_the_classifier(cache):
+    needs = Needs(teacher_logits=True, teacher_classifier=True)
+    classifier = reader(cache, needs).outputs(0, np.arange(2)).classifier
+    assert torch.equal(classifier.weight, torch.ones(2, 2))
+    assert classifier.bias is None
+    assert reader(cache).outputs(0, np.arange(2)).classifier is None
+
+
+UNIT = Unit("train", 1, 4, 8)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def half_written(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(np.float32(5.0).tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+def zeroed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[200:300] = bytes(100)
+    path.write_bytes(content)
+
+
+def foreign(path: Path) -> None:
+    """A whole, valid shard of the same size, of another view."""
+    shutil.copy(path.parents[1] / "view-00000" / path.name, path)
+
+
+@pytest.mark.parametrize("damage", [truncated, missing, half_written])
+def test_a_shard_of_another_size_is_found_at_once(cache, damage):
+    damage(cache / UNIT.path)
+    with pytest.raises(
+        ValueError, match=r"the cache is damaged: .*rows-000000000004.* (missing|bytes, not).*cache build"
+    ):
+        reader(cache)
+
+
+@pytest.mark.parametrize("damage", [flipped, zeroed, foreign])
+def test_a_shard_of_another_content_is_never_served(cache, damage):
+    """Found when its view is first read, whichever rows are asked for; the other view is not held up."""
+    damage(cache / UNIT.path)
+    opened = reader(cache)
+    assert opened.outputs(0, np.arange(10)).logits[9].tolist() == [9, 9, -9]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"the cache is damaged: .*view-00001/rows-000000000004.*checksum differs"):
+            opened.outputs(1, np.array([0]))
+
+
+def test_a_shard_of_another_build_is_foreign(cache, tmp_path):
+    """As many bytes, as whole, with its own note."""
+    write_shard(cache, UNIT, {"logits": rows_of(UNIT)["logits"] + 1}, key="0" * 64)
+    with pytest.raises(ValueError, match="checksum differs"):
+        reader(cache).outputs(1, np.array([0]))
+
+
+@pytest.mark.parametrize("damage", [missing, truncated])
+def test_damaged_constants(cache, damage):
+    damage(cache / "constants.safetensors")
+    with pytest.raises(ValueError, match=r"the cache is damaged: .*constants.safetensors"):
+        reader(cache)
+
+
+def test_a_remote_cache_is_copied_once(cache, tmp_path):
+    uri, copies = cache.as_uri(), str(tmp_path / "copies")
+    copy = local_folder(uri, copies)
+    assert copy != cache
+    assert reader(copy).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
+    written = (copy / "manifest.json").stat().st_mtime_ns
+    assert local_folder(uri + "/", copies) == copy
+    assert (copy / "manifest.json").stat().st_mtime_ns == written
+    build(cache, plan(num_views=3))
+    assert local_folder(uri, copies) not in (copy, cache)
+
+
+def test_a_remote_folder_without_a_cache(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no manifest.json"):
+        local_folder(tmp_path.as_uri(), str(tmp_path / "copies"))
+    with pytest.raises(ValueError, match=r"cache.dir=gopher://x/y: .*give a folder, or a URI"):
+        local_folder("gopher://x/y", str(tmp_path / "copies"))

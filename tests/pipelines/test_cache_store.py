@@ -1,0 +1,219 @@
+"""A cache grows shard by shard, is whole or refused, and says what it belongs to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipelines.cache.building import Building
+from pipelines.cache.columns import PlainColumn
+from pipelines.cache.local import locked
+from pipelines.cache.manifest import Part, Plan, check, load_manifest
+from pipelines.cache.store import Unit, map_shard, units_of, write_shard
+
+IDENTITY = {
+    "teacher": {"model": "big", "weights": "a" * 64},
+    "data": {"train": "b" * 64},
+    "views": {"crop": "resized", "scale": [0.1, 1.0], "seed": 0, "fingerprint": "c" * 64},
+    "preprocessing": {"mean": [0.5, 0.5, 0.5], "decoder": "dali on cpu"},
+    "versions": {"torch": "2.15.0", "numpy": "2.4.6"},
+}
+
+
+def plan(num_views: int = 2, **changes) -> Plan:
+    identity = {section: {**facts, **changes.get(section, {})} for section, facts in IDENTITY.items()}
+    column = PlainColumn(name="logits", shape=(3,), coding="float32")
+    part = Part(num_rows=10, num_views=num_views, columns=(column,))
+    return Plan(identity=identity, parts={"train": part}, rows_per_shard=4, batch_size=4)
+
+
+def rows_of(unit: Unit) -> dict[str, np.ndarray]:
+    """Numbers that say which row of which view they are."""
+    ids = np.arange(unit.start, unit.stop, dtype=np.float32)
+    return {"logits": np.stack([ids, ids + 100 * unit.view, -ids], axis=1)}
+
+
+def build(directory: Path, made: Plan | None = None, stop_after: int | None = None) -> Building:
+    """Does what is missing; with stop_after only so many shards of it, and no manifest."""
+    building = Building(directory, made or plan())
+    if building.note is None:
+        building.write_constants({"classifier.weight": torch.ones(2, 2)}, {})
+    for unit in building.missing()[:stop_after]:
+        building.shards[unit] = write_shard(directory, unit, rows_of(unit), building.key)
+    if stop_after is None:
+        building.finish()
+    return building
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_units_cover_every_row_of_every_view_once():
+    units = units_of("train", 10, 2, 4)
+    assert [(u.view, u.start, u.stop) for u in units] == [(v, s, min(s + 4, 10)) for v in (0, 1) for s in (0, 4, 8)]
+
+
+def test_a_shard_is_one_uncompressed_batch_of_fixed_size_rows(tmp_path):
+    unit = Unit("train", 1, 4, 8)
+    write_shard(tmp_path, unit, rows_of(unit), "key")
+    reader = pa.ipc.open_file(tmp_path / unit.path)
+    assert reader.num_record_batches == 1
+    assert reader.schema.field("logits").type == pa.list_(pa.float32(), 3)
+    assert np.array_equal(map_shard(tmp_path / unit.path)["logits"], rows_of(unit)["logits"])
+    assert (tmp_path / unit.path).stat().st_size < 4 * 3 * 4 + 1200
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "uint8", "int16", "int32"])
+def test_every_number_type_is_mapped_without_change(tmp_path, dtype):
+    values = np.arange(-6, 6).astype(dtype).reshape(4, 3)
+    write_shard(tmp_path, Unit("train", 0, 0, 4), {"x": values}, "key")
+    mapped = map_shard(tmp_path / Unit("train", 0, 0, 4).path)["x"]
+    assert mapped.dtype == dtype
+    assert np.array_equal(mapped, values)
+
+
+def test_a_build_cut_off_anywhere_ends_in_the_same_bytes(tmp_path):
+    """After every possible number of shards, with a half-written file left behind."""
+    build(tmp_path / "whole")
+    for done in range(7):
+        directory = tmp_path / f"cut-{done}"
+        build(directory, stop_after=done)
+        (directory / "train" / "view-00000").mkdir(parents=True, exist_ok=True)
+        (directory / "train" / "view-00000" / "rows.arrow.123.tmp").write_bytes(b"half")
+        assert len(Building(directory, plan()).missing()) == 6 - done
+        build(directory)
+        assert contents(directory) == contents(tmp_path / "whole")
+
+
+def test_a_shard_without_its_note_is_done_again(tmp_path):
+    """The process died between the two."""
+    build(tmp_path, stop_after=3)
+    (tmp_path / Unit("train", 0, 4, 8).note).unlink()
+    assert Building(tmp_path, plan()).missing()[0] == Unit("train", 0, 4, 8)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "empty note", "foreign note"])
+def test_a_damaged_shard_is_done_again(tmp_path, damage):
+    build(tmp_path)
+    whole = contents(tmp_path)
+    unit = Unit("train", 1, 4, 8)
+    hurt(tmp_path, unit, damage)
+    assert Building(tmp_path, plan()).missing() == [unit]
+    build(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def hurt(directory: Path, unit: Unit, damage: str) -> None:
+    path, note = directory / unit.path, directory / unit.note
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[:-1])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "empty note":
+        note.write_text("")
+    else:
+        facts = json.loads(note.read_text())
+        note.write_text(json.dumps({**facts, "key": "0" * 64}))
+
+
+def test_more_views_are_added_and_fewer_refused(tmp_path):
+    build(tmp_path, plan(num_views=2))
+    assert len(Building(tmp_path, plan(num_views=3)).missing()) == 3
+    build(tmp_path, plan(num_views=3))
+    build(tmp_path.with_name("three"), plan(num_views=3))
+    assert contents(tmp_path) == contents(tmp_path.with_name("three"))
+    with pytest.raises(ValueError, match="holds 3 views already"):
+        Building(tmp_path, plan(num_views=2))
+
+
+def test_a_folder_of_another_cache_is_refused(tmp_path):
+    build(tmp_path, stop_after=1)
+    with pytest.raises(ValueError, match=r"identity.views.seed is 0 there and 5 here"):
+        Building(tmp_path, plan(views={"seed": 5, "fingerprint": "d" * 64}))
+
+
+def test_other_constants_make_other_shards(tmp_path):
+    """Sparse logits mean nothing without the code they were written with."""
+    build(tmp_path)
+    (tmp_path / "constants.safetensors").unlink()
+    again = Building(tmp_path, plan())
+    again.write_constants({"classifier.weight": torch.zeros(2, 2)}, {})
+    assert len(Building(tmp_path, plan()).missing()) == 6
+
+
+def test_an_unfinished_cache_is_no_cache(tmp_path):
+    build(tmp_path, stop_after=5)
+    with pytest.raises(ValueError, match=r"is not finished, or is no cache; .*cache build"):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_edited_by_hand_is_noticed(tmp_path):
+    build(tmp_path)
+    path = tmp_path / "manifest.json"
+    edited = json.loads(path.read_text())
+    edited["plan"]["identity"]["teacher"]["weights"] = "0" * 64
+    path.write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match="changed by hand"):
+        load_manifest(tmp_path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"is no manifest; restore it, or build the cache again"):
+        load_manifest(tmp_path)
+    path.unlink()
+    build(tmp_path)
+    assert load_manifest(tmp_path).plan == plan()
+
+
+REFUSED = {
+    "teacher.weights": {"teacher": {"weights": "0" * 64}},
+    "teacher.model": {"teacher": {"model": "other"}},
+    "data.train": {"data": {"train": "0" * 64}},
+    "views.scale": {"views": {"scale": [0.2, 1.0], "fingerprint": "0" * 64}},
+    "views.seed": {"views": {"seed": 1, "fingerprint": "0" * 64}},
+    "preprocessing.mean": {"preprocessing": {"mean": [0.4, 0.5, 0.5]}},
+    "preprocessing.decoder": {"preprocessing": {"decoder": "dali on gpu"}},
+    "versions.torch": {"versions": {"torch": "3.0"}},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_each_difference_is_named(tmp_path, name):
+    """By itself before any fingerprint over it; other library versions alone can be trusted."""
+    build(tmp_path)
+    manifest, expected = load_manifest(tmp_path), plan(**REFUSED[name]).identity
+    check(manifest, IDENTITY, "here")
+    with pytest.raises(ValueError, match=f"belongs to something else: {name} is .* there and .* here.*build the cache"):
+        check(manifest, expected, "here")
+    if name == "versions.torch":
+        check(manifest, expected, "here", trust=True)
+    else:
+        with pytest.raises(ValueError, match=name):
+            check(manifest, expected, "here", trust=True)
+
+
+def test_what_is_not_known_is_not_compared(tmp_path):
+    """A run from the cache need not have the teacher's weights."""
+    build(tmp_path)
+    check(load_manifest(tmp_path), {**IDENTITY, "teacher": {"model": "big"}}, "here")
+
+
+def test_a_cache_may_be_moved(tmp_path):
+    build(tmp_path / "a")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert load_manifest(tmp_path / "b").plan == plan()
+
+
+def test_one_build_at_a_time(tmp_path):
+    first, second = (locked(tmp_path / "lock", wait=False) for _ in range(2))
+    with first, pytest.raises(BlockingIOError), second:
+        pass
+    with locked(tmp_path / "lock", wait=False):
+        pass
