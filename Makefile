@@ -30,11 +30,14 @@ format: env   ## let ruff format and mend what it can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+bench-cache: env  ## what a teacher cache costs: reading, a step, the build
+	$(PY) -m ops.benchmarks.cache
+
 doctor: env   ## what this machine has, and what is missing
 	$(PY) -m ops doctor
 
 pins: env     ## write requirements.txt anew from pyproject.toml
-	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra demo --extra dev pyproject.toml -o requirements.txt
+	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet --extra demo --extra dev pyproject.toml -o requirements.txt
 
 .venv/.ready: requirements.txt requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \"Python 3.11 or newer is needed: make PYTHON=python3.12 ...\")"
@@ -43,4 +46,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-fast test-gpu lint format doctor pins
+.PHONY: help env demo test test-fast test-gpu lint format bench-cache doctor pins

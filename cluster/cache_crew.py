@@ -5,6 +5,7 @@ One that is lost gives its unit back to the queue; a cluster that grows gets mor
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -27,13 +28,15 @@ _LOSSES = 3  # of workers, at one place
 
 
 class CacheWorker:
-    """A `Builder` in a process of its own."""
+    """A `Builder` in a process of its own; `plan` comes first."""
 
     def __init__(self, payload: dict[str, Any], tally: Any) -> None:
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self.builder, self.tally = Builder(parse(payload), device), tally
+        self.payload, self.tally = payload, tally
 
     def plan(self) -> Plan:
+        """Makes the builder: here, since Ray takes an error of a constructor for the loss of the worker."""
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self.builder = Builder(parse(self.payload), device)
         return self.builder.plan()
 
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -106,8 +109,7 @@ class Crew:
                 worker, unit = self.idle.pop(), queue.pop()
                 self.busy[worker.build.remote(unit, plan, key, constants)] = (worker, unit)
             self.grow(len(queue))
-            done, _ = ray.wait([*self.busy, *self.starting], num_returns=1, timeout=0.5)
-            for reference in done:
+            for reference in self.next_answers():
                 if reference in self.starting:
                     self.welcome(reference, building.plan)
                     continue
@@ -122,6 +124,14 @@ class Crew:
                 progress.done[unit] = unit.stop - unit.start
                 yield shard
             self.look(progress)
+
+    def next_answers(self) -> list[Any]:
+        """The references that are ready, after at most half a second; none where the cluster has no room for anyone."""
+        waiting = [*self.busy, *self.starting]
+        if not waiting:
+            time.sleep(0.5)
+            return []
+        return ray.wait(waiting, num_returns=1, timeout=0.5)[0]
 
     def grow(self, num_waiting: int) -> None:
         """Starts a worker where units wait and the cluster has room for one more."""
@@ -138,6 +148,7 @@ class Crew:
             return
         if theirs.without_views() != plan.without_views():
             raise RunFailed("the nodes of the cluster differ in their libraries, devices or data; make them equal")
+        self.losses[None] = 0
         self.idle.append(worker)
 
     def answer(self, reference: Any, unit: Unit | None) -> Any:

@@ -91,14 +91,25 @@ class ScalingConfig(Section):
     """Workers and what each of them takes. use_gpu None: GPUs where the cluster has enough of them.
 
     num_workers 0: one worker in this very process, without a cluster and without checkpoints; for small experiments.
+    min_workers: go on with fewer, down to this number, while there is no room for all; looked at again when workers are
+    lost, and every resize_seconds. max_failures: how often workers may be lost. timeout_seconds: how long ranks wait
+    for each other.
     """
 
     num_workers: int = Field(default=1, ge=0)
+    min_workers: int | None = Field(default=None, ge=1)
+    resize_seconds: float = Field(default=60, gt=0)
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=1, gt=0)
     max_failures: int = Field(default=2, ge=-1)
     timeout_seconds: float = Field(default=600, gt=0)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> ScalingConfig:
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
+        return self
 
 
 class TrackingConfig(Section):
@@ -172,6 +183,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
                 f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
+            )
+        if self.scaling.min_workers and not train.micro_batch:
+            raise ValueError(
+                "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
+                "train.micro_batch"
             )
         check_workers(train, max(1, self.scaling.num_workers), views.mixes)
         if self.needs.hard_labels and views.mixes:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import torch
 from torchvision.utils import make_grid, save_image
 
 from cluster.tracking import read_metrics
 from kdcore.batch import Batch
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 PANELS = {
     "loss": ("train/loss",),
@@ -32,6 +28,11 @@ def first_batch(batch: Batch, statistics: tuple[tuple[float, ...], tuple[float, 
 
 def curves(metrics_path: Path, path: Path) -> Path:
     """The learning curves of a metrics.jsonl, one panel a quantity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     rows = read_metrics(metrics_path)
     shown = {title: keys for title, keys in PANELS.items() if any(key in row for row in rows for key in keys)}
     figure, axes = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 3.5), layout="constrained", squeeze=False)

@@ -1,7 +1,8 @@
 """Recording a run: metrics as JSON lines beside it first, then in MLflow, with all it takes to run it again.
 
 Only rank 0 writes. The driver makes the MLflow store, the experiment and the run before any worker starts (a fresh
-SQLite store does not survive several first visitors).
+SQLite store does not survive several first visitors). MLflow takes seconds to import and milliseconds to answer:
+nothing here imports it before it is needed, and the training loop does not wait for it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import json
 import logging
 import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
-
-import mlflow
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from cluster.config import RunConfig, to_yaml
 
@@ -32,6 +31,9 @@ def tracking_uri(config: RunConfig) -> str:
 def open_run(config: RunConfig, command: str) -> str:
     """The id of this run in MLflow: the one it had before if it is being continued, else a new one with the resolved
     recipe, the git commit and the installed packages."""
+    import mlflow
+    from mlflow.entities import Param, RunTag
+
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(config)
     mlflow.set_tracking_uri(uri)
@@ -74,6 +76,8 @@ def open_run(config: RunConfig, command: str) -> str:
 
 def close_run(config: RunConfig, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Marks the run's end in MLflow."""
+    import mlflow
+
     mlflow.MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
 
 
@@ -101,30 +105,72 @@ def packages() -> str:
 
 
 class Tracker:
-    """Writes one run's metrics: `metrics.jsonl` in its folder, and MLflow.
+    """Writes one run's metrics: `metrics.jsonl` in its folder at once, and MLflow from a thread of its own.
 
     first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they
-    come again.
+    come again. An error of MLflow is raised by the next call, or by `close`.
     """
 
     def __init__(self, config: RunConfig, run_id: str, first_step: int) -> None:
-        self.run_id, self.client = run_id, mlflow.MlflowClient(tracking_uri(config))
         self.path = config.run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a")
-        self.monitor = None
-        if config.tracking.system_metrics:
-            mlflow.set_tracking_uri(tracking_uri(config))
-            self.monitor = SystemMetricsMonitor(run_id, sampling_interval=5, resume_logging=first_step > 0)
-            self.monitor.start()
+        self.thread = ThreadPoolExecutor(1, "mlflow")
+        self.under_way: list[Future[None]] = []
+        self.opening = self.thread.submit(Ledger, config, run_id, first_step > 0)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Metrics after `step` optimiser steps."""
-        self.file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+        now = time.time()
+        self.file.write(json.dumps({"step": step, "time": now, **metrics}) + "\n")
         self.file.flush()
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+        self._hand_over(lambda ledger: ledger.log(step, now, metrics))
+
+    def artifact(self, path: Path) -> None:
+        self._hand_over(lambda ledger: ledger.artifact(path))
+
+    def close(self) -> None:
+        """Waits until everything is in MLflow."""
+        self._hand_over(lambda ledger: ledger.close())
+        self.thread.shutdown()
+        self._check()
+        self.file.close()
+
+    def _hand_over(self, task: Callable[[Ledger], None]) -> None:
+        self._check()
+        self.under_way.append(self.thread.submit(lambda: task(self.opening.result())))
+
+    def _check(self) -> None:
+        """Raises the error of a task that has failed, and forgets those that are done."""
+        waiting = []
+        for future in self.under_way:
+            if future.done():
+                future.result()
+            else:
+                waiting.append(future)
+        self.under_way = waiting
+
+
+class Ledger:
+    """MLflow's side of a `Tracker`; lives in its thread."""
+
+    def __init__(self, config: RunConfig, run_id: str, continuing: bool) -> None:
+        import mlflow
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self.run_id, self.client = run_id, mlflow.MlflowClient(tracking_uri(config))
+        self.monitor = None
+        if config.tracking.system_metrics:
+            mlflow.set_tracking_uri(tracking_uri(config))
+            self.monitor = SystemMetricsMonitor(run_id, sampling_interval=5, resume_logging=continuing)
+            self.monitor.start()
+
+    def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        values = [Metric(name, float(value), int(seconds * 1000), step) for name, value in metrics.items()]
+        self.client.log_batch(self.run_id, metrics=values)
 
     def artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
@@ -132,7 +178,6 @@ class Tracker:
     def close(self) -> None:
         if self.monitor is not None:
             self.monitor.finish()
-        self.file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,12 +74,14 @@ def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -
     check(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
-    run_id = open_run(config, command)
-    try:
-        final = place(config, run_id, watch)
-    except BaseException as error:
-        close_run(config, run_id, "FAILED" if isinstance(error, RunFailed) else "KILLED")
-        raise
+    with ThreadPoolExecutor(1) as thread:  # MLflow and Ray take seconds each to wake
+        opening = thread.submit(open_run, config, command)
+        try:
+            final = place(config, opening, watch)
+        except BaseException as error:
+            close_run(config, opening.result(), "FAILED" if isinstance(error, RunFailed) else "KILLED")
+            raise
+    run_id = opening.result()
     result = RunResult(
         name=config.name,
         run_dir=str(config.run_dir),
@@ -91,16 +94,16 @@ def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -
     return result
 
 
-def place(config: RunConfig, run_id: str, watch: Watcher | None) -> dict[str, Any]:
-    """Runs the workers where the recipe wants them; what rank 0 returned."""
-    payload = {"config": config.model_dump(mode="json"), "mlflow_run_id": run_id, "board": None}
+def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
+    """Runs the workers where the recipe wants them; what rank 0 returned. opening: will have the run's id in MLflow."""
+    payload = {"config": config.model_dump(mode="json")}
     if config.scaling.num_workers == 0:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
-        return fit(config, payload)
+        return fit(config, payload | {"mlflow_run_id": opening.result(), "board": None})
     with ray_session(config):
         board = open_board()
         with watching(board, watch):
-            final = fit(config, payload | {"board": board})
+            final = fit(config, payload | {"mlflow_run_id": opening.result(), "board": board})
         ray.kill(board)
     return final
 
@@ -139,7 +142,10 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
         train_worker,
         train_loop_config=payload,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=(scaling.min_workers, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=scaling.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
         run_config=ray.train.RunConfig(
@@ -160,7 +166,7 @@ def wants_gpu(config: RunConfig) -> bool:
     """GPUs if the recipe says so, or if it leaves it open and the cluster has enough."""
     if config.scaling.use_gpu is not None or config.scaling.num_workers == 0:
         return bool(config.scaling.use_gpu)
-    needed = config.scaling.num_workers * config.scaling.gpus_per_worker
+    needed = (config.scaling.min_workers or config.scaling.num_workers) * config.scaling.gpus_per_worker
     return ray.cluster_resources().get("GPU", 0) >= needed > 0
 
 

@@ -49,7 +49,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as directory:
             state.restore(Path(directory), facts(run))
-        reporter.say(f"continuing at step {state.step} of {run.total_steps}")
+        reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
     schedule = Schedule(config.schedule, state.optimizer, config.train.epochs, run.steps_per_epoch)
     model = data_parallel(config, distiller)
     step_model = torch.compile(model) if config.train.compile else model

@@ -13,10 +13,18 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from ops.console import console
 from ops.probes import PROBES, Finding, Probe
 
 PROBE_SECONDS = 60.0  # one probe; the slowest imports DALI and builds its pipelines
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def doctor(output_dir: str) -> int:
+    """Prints the findings; 1 if something stands in the way of a run."""
+    findings = diagnose(output_dir)
+    console.print(render(findings))
+    return int(failed(findings))
 
 
 def diagnose(output_dir: str) -> list[Finding]:

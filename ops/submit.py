@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,15 @@ from cluster.jobs import Detached, check_paths, shipped
 from cluster.jobs import submit as submit_job
 from ops import catalog
 from ops.console import console, say
+from ops.parser import build_parser
 
 
-def submit(address: str, token_file: str | None, command: Sequence[str], parsed: argparse.Namespace) -> int:
-    """Submits `command` (of `python -m ops`, `parsed` already) and follows it; the job's exit status.
+def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
+    """Submits `command`, the words after `python -m ops`, and follows it; the job's exit status.
 
     What can be known without the cluster is refused here, before anything is sent.
     """
+    parsed = build_parser().parse_args(command)
     if not hasattr(parsed, "recipe"):
         raise ValueError(f"{command[0]} is no job; submit a command that takes a recipe, such as train")
     check_paths(catalog.load(parsed.recipe, parsed.overrides))

@@ -111,7 +111,7 @@ def reading(folder: Path, rounds: int) -> dict[str, Any]:
             "numpy.memmap": rows_a_second(
                 lambda ids: [np.take(m, ids, axis=0, out=targets[n], mode="clip") for n, m in memmaps.items()]
             ),
-            "copy in memory": rows_a_second(lambda ids: [np.copyto(targets[n], source[n]) for n in WIDTHS]),
+            "copy in memory": rows_a_second(lambda ids: [targets[n].__setitem__(..., source[n]) for n in WIDTHS]),
         },
         rounds,
     )
@@ -140,7 +140,7 @@ def made_up_cache(directory: Path) -> Any:
     return building.finish()
 
 
-def raw_files(folder: Path, reader: CacheReader) -> dict[str, np.ndarray]:
+def raw_files(folder: Path, reader: CacheReader) -> dict[str, Any]:
     """The same numbers as one memory-mapped file a column."""
     maps = {}
     for name, width in WIDTHS.items():
@@ -228,13 +228,10 @@ def made_up_recipe(folder: Path, num_images: int) -> dict[str, Any]:
         "views": {"size": 224, "num_views": 1},
         "student": {"model": "resnet18"},
         "teacher": {"model": "tf_efficientnet_lite0", "checkpoint": str(folder / "teacher.safetensors")},
-        "method": [
-            {"term": "kd", "weight": 1.0, "temperature": 4.0},
-            {"term": "nd", "weight": 1.0},
-        ],
+        "method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}],
         "optimizer": {"opt": "sgd", "lr": 0.1},
         "train": {"epochs": 1, "batch_size": 64},
-        "cache": {"dir": str(folder / "built"), "batch_size": 64},
+        "cache": {"dir": str(folder / "built"), "batch_size": 64, "taps": ["classifier_input"]},
     }
 
 

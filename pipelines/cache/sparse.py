@@ -131,7 +131,8 @@ class LogitCode:
         index, value = words & (2**self.size.index_bits - 1), words >> self.size.index_bits
         half = 2 ** (self.size.value_bits - 1)
         value = ((value & (2 * half - 1)) ^ half) - half  # the sign of a number of value_bits bits
-        return logits.scatter_add(1, index, value.float() * scale.float())
+        corrected = logits.gather(1, index) + value.float() * scale.float()
+        return logits.scatter(1, index, corrected)
 
     def _components(self, logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(codes [B,n], the error that they leave [B,K]).

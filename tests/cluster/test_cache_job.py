@@ -1,5 +1,6 @@
 """A build gives the same bytes wherever it runs, and whoever is killed on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from cluster.cache_job import build
 from cluster.cache_progress import Progress
 from cluster.config import RunConfig, parse, to_yaml
 from cluster.failures import RunFailed
+from cluster.train import launch
 from kdcore.models import ModelConfig, build_model
 
 ROOT = Path(__file__).parents[2]
@@ -151,3 +153,26 @@ def test_an_error_in_a_worker_ends_the_job(ray_cluster, config, tmp_path):
     wrong = config.model_copy(update={"cache": config.cache.model_copy(update={"taps": ("layer9",)})})
     with pytest.raises(RunFailed, match=r"layer9"):
         build(elsewhere(wrong, "wrong"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_ranks_read_one_cache(ray_cluster, config):
+    """The losses of a run with the teacher in one process, micro-batch by micro-batch."""
+    exact = config.cache.model_copy(update={"dtype": "float32", "features": "float32"})
+    tracking = config.tracking.model_copy(update={"record_batches": True})
+    online = config.model_copy(update={"cache": exact, "tracking": tracking, "name": "online"})
+    build(online)
+    cached = elsewhere(online, "cache").model_copy(
+        update={"teacher": online.teacher.model_copy(update={"source": "cache"}), "name": "cached"}
+    )
+    one, two = records(launch(online).run_dir), records(launch(cached).run_dir)
+    assert one.keys() == two.keys()
+    for place, loss in one.items():
+        assert two[place] == pytest.approx(loss, rel=2e-4)
+
+
+def records(run_dir: str) -> dict[tuple[int, int], float]:
+    """{(step, micro-batch): loss} over all ranks."""
+    lines = [line for path in Path(run_dir).glob("batches-*.jsonl") for line in path.read_text().splitlines()]
+    return {(row["step"], row["micro_batch"]): row["loss"] for row in map(json.loads, lines)}

@@ -109,6 +109,30 @@ def test_losses_within_the_codings_bound(recipes, method, coding, bound):
     assert cached != online
 
 
+def test_sparse_logits_from_build_to_training(recipes, tmp_path):
+    """40 classes in 32 of 80 bytes: the error is measured on views kept back, told, and is what training sees."""
+    root = write_image_folder(tmp_path / "many", train=4, val=1, classes=40)
+    torch.manual_seed(3)
+    model = build_model(ModelConfig(model="cifar_resnet8"), [f"class{label}" for label in range(40)])
+    with torch.no_grad():
+        model.get_classifier().weight.mul_(20)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "forty.safetensors")
+    changes = {"data__root": str(root), "cache__logits": "sparse", "cache__sparse_bytes": 32, "cache__sparse_top": 4}
+    changes |= {"train__epochs": 1}
+
+    def config(cached: bool) -> RunConfig:
+        made = recipes(cached=cached, **changes)
+        own = made.teacher.model_copy(update={"checkpoint": str(tmp_path / "forty.safetensors")})
+        return made.model_copy(update={"teacher": own})
+
+    error = build(config(cached=False)).error
+    assert error["rows"] == 160 // 9
+    assert 0 < error["nats at temperature 4"] < 0.01
+    online, cached = losses(config(cached=False), learn=False), losses(config(cached=True), learn=False)
+    assert cached == pytest.approx(online, rel=0.05)
+    assert [one.wrong for one in verify(config(cached=False), 1000, CPU)] == [0, 0]
+
+
 def test_the_first_weights_do_not_depend_on_the_source(recipes):
     changes = METHODS["simkd"] | EXACT
     build(recipes(**changes))

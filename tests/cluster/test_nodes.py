@@ -2,14 +2,17 @@
 run ends with the very bits of an undisturbed one. With mixing, a moving average and gradient accumulation on."""
 
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from cluster.recovery import CHECKPOINTS
 from cluster.tracking import read_metrics
 from cluster.train import RunResult, launch
 from kdcore.models import ModelConfig, build_model
+from pipelines.plan import ViewPlan
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -76,7 +80,7 @@ def configuration(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     torch.manual_seed(7)
     safetensors.torch.save_file(build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c")).state_dict(), teacher)
 
-    def make(name: str, **scaling: Any) -> RunConfig:
+    def make(name: str, steps: int = STEPS, **scaling: Any) -> RunConfig:
         return parse(
             {
                 "name": name,
@@ -90,17 +94,18 @@ def configuration(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
                     {"term": "kd", "weight": 0.5, "temperature": 4.0},
                     {"term": "feature_mse", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
                 ],
+                "schedule": {"sched": "constant"},
                 "optimizer": {"opt": "sgd", "lr": 0.05, "momentum": 0.9},
                 "train": {
-                    "epochs": STEPS // 3,
+                    "epochs": steps // 3,
                     "batch_size": 16,
                     "micro_batch": 2,
                     "clip_norm": 5.0,
                     "ema_decay": 0.9,
-                    "evaluate_every_epochs": STEPS,
+                    "evaluate_every_epochs": steps,
                 },
                 "scaling": {"num_workers": 4, "max_failures": 1, **scaling},
-                "tracking": {"system_metrics": False, "every_steps": 1},
+                "tracking": {"system_metrics": False, "every_steps": 1, "record_batches": True},
                 "checkpoint": {"every_steps": 4},
             }
         )
@@ -193,16 +198,14 @@ def assert_same_bits(one: RunResult, other: RunResult) -> None:
     first, second = (safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors") for run in (one, other))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    curves = [
-        [
-            (row["step"], row["train/loss"])
-            for row in read_metrics(Path(run.run_dir) / "metrics.jsonl")
-            if "train/loss" in row
-        ]
-        for run in (one, other)
-    ]
-    assert [step for step, _ in curves[0]] == list(range(1, STEPS + 1))
-    assert curves[0] == curves[1]
+    assert [step for step, _ in losses(one)] == list(range(1, STEPS + 1))
+    assert losses(one) == losses(other)
+
+
+def losses(run: RunResult) -> list[tuple[int, float]]:
+    """(step, training loss), as logged."""
+    rows = read_metrics(Path(run.run_dir) / "metrics.jsonl")
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
 
 
 def test_metrics_of_the_run(undisturbed, scrape):
@@ -260,6 +263,53 @@ def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < int(re.search(r"continuing at step (\d+) of", done.stdout)[1]) < STEPS
     assert_same_bits(undisturbed, launch(config))
+
+
+class Attendance:
+    """Watches a run: an event for a step that it has come to, and one for every number of workers it continues with."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.at_step = threading.Event()
+        self.with_workers = {2: threading.Event(), 4: threading.Event()}
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        if state.get("step", 0) >= self.step:
+            self.at_step.set()
+        for message in messages:
+            if found := re.match(r"continuing at step \d+ of \d+, workers: (\d)", message):
+                self.with_workers[int(found[1])].set()
+
+
+def test_nodes_go_and_come(nodes, configuration, undisturbed):
+    """The run goes on with 2 workers when a node dies, and with 4 again when one comes: the same samples in the same
+    micro-batches throughout, and losses equal to rounding."""
+    config = configuration("elastic", steps=4 * STEPS, min_workers=2, resize_seconds=1.0, max_failures=2)
+    watch = Attendance(step=20)
+    with ThreadPoolExecutor(1) as thread:  # a node can be added from the main thread only
+        run = thread.submit(launch, config, watch)
+        assert watch.at_step.wait(200)
+        kill_node(nodes, workers(nodes)[0][0])
+        assert watch.with_workers[2].wait(200)
+        nodes.add_node(num_cpus=2, node_ip_address="127.0.0.5")
+        result = run.result()
+    assert watch.with_workers[4].is_set()
+    assert_the_plan_was_kept(config, 4 * STEPS)
+    ours, theirs = (losses(run)[:60] for run in (result, undisturbed))
+    assert [step for step, _ in ours] == list(range(1, 61))
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=2e-3)
+
+
+def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:
+    """Every micro-batch of every step was run, with the samples that the seed alone decides."""
+    plan = ViewPlan(config.views, config.seed, 48)
+    lines = [line for path in config.run_dir.glob("batches-*.jsonl") for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    assert {(row["step"], row["micro_batch"]) for row in rows} == {(s, m) for s in range(steps) for m in range(8)}
+    for row in rows:
+        epoch, within = divmod(row["step"], 3)
+        start = within * 16 + row["micro_batch"] * 2
+        assert row["sample_ids"] == plan.order(epoch, np.arange(start, start + 2)).tolist()
 
 
 def test_a_rank_hangs(nodes, configuration):

@@ -7,7 +7,7 @@ import yaml
 from ops.__main__ import main
 from tests.conftest import write_image_folder
 
-COMMANDS = ("demo", "train", "evaluate", "show", "recipes", "data", "doctor")
+COMMANDS = ("demo", "train", "evaluate", "show", "layers", "recipes", "data", "cache", "submit", "doctor")
 
 
 def test_help_lists_the_commands(capsys):
