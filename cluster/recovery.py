@@ -8,7 +8,6 @@ itself, though, is overwritten in place: here a copy is kept that is always whol
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import ray.train
 from ray.train import UserCallback
 
 from cluster.failures import RunFailed
+from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
 COPY = "checkpoints.json"
@@ -38,21 +38,11 @@ class Recovery(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called when the list has been written, and before the next report changes it."""
-        replace(self.run_dir / COPY, (self.run_dir / CHECKPOINTS).read_bytes())
+        write_whole(self.run_dir / COPY, (self.run_dir / CHECKPOINTS).read_bytes())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
             raise RunFailed(describe(worker_exceptions))
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def mend(run_dir: Path) -> None:
@@ -65,7 +55,7 @@ def mend(run_dir: Path) -> None:
     if not listed.exists() or is_json(listed):
         return
     if copy.exists():
-        replace(listed, copy.read_bytes())
+        write_whole(listed, copy.read_bytes())
     else:
         listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
 

@@ -67,8 +67,8 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
         model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
     except OSError as error:  # no network, or no such weights
         raise ValueError(
-            f"model {config.model!r}: timm cannot fetch its weights ({type(error).__name__}); on a machine without that "
-            "network, give a file: pretrained=false checkpoint=weights.safetensors"
+            f"model {config.model!r}: timm cannot fetch its weights ({type(error).__name__}); on a machine without "
+            "that network, give a file: pretrained=false checkpoint=weights.safetensors"
         ) from error
     except TypeError as error:  # how a network refuses an argument
         raise ValueError(f"model {config.model!r} does not take args {config.args}: {error}") from error

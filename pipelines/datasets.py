@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from uuid import uuid4
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pipelines.draws import Stream
+from pipelines.files import write_whole
 from pipelines.folder import File, inspect_file, list_files
 from pipelines.order import permutation
 
@@ -180,17 +180,10 @@ def _fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    """The table as one record batch under its final name, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
+    """The table as one record batch."""
+
+    def write(file: BinaryIO) -> None:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+    write_whole(path, write)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from pipelines.cache.manifest import CONSTANTS, Manifest, Plan, differences, short
-from pipelines.cache.store import Shard, Unit, checksum, finished_shards, remove_unfinished, write_whole
+from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, remove_unfinished
+from pipelines.files import write_whole
 
 PLAN = "plan.json"
 _CONSTANTS_NOTE = "constants.json"
@@ -96,9 +97,12 @@ class Building:
         return [unit for unit in self.plan.units() if unit not in self.shards]
 
     def finish(self) -> Manifest:
-        """Writes the manifest: from now on this is a cache."""
+        """Writes the manifest: from now on this is a cache. ValueError where a shard is not to be seen from here."""
         assert self.note is not None, "the constants come before the manifest"
         assert not self.missing(), "the shards come before the manifest"
         shards = tuple(self.shards[unit] for unit in self.plan.units())
+        for shard in shards:
+            if problem := damage(self.directory, shard, full=False):
+                raise ValueError(f"{problem}; a cache is built in a folder that every node sees (cache.dir=...)")
         manifest = Manifest(plan=self.plan, constants=self.note.sha256, error=self.note.error, shards=shards)
         return manifest.write(self.directory)

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.cache.columns import Column
-from pipelines.cache.store import Shard, Unit, units_of, write_whole
+from pipelines.cache.store import Shard, Unit, units_of
+from pipelines.files import write_whole
 
 # Raise this with any change to what a stored number means.
 VERSION = 1

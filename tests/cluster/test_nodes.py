@@ -281,9 +281,10 @@ class Attendance:
                 self.with_workers[int(found[1])].set()
 
 
-def test_nodes_go_and_come(nodes, configuration, undisturbed):
+def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
     """The run goes on with 2 workers when a node dies, and with 4 again when one comes: the same samples in the same
     micro-batches throughout, and losses equal to rounding."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # of the dead node's place
     config = configuration("elastic", steps=4 * STEPS, min_workers=2, resize_seconds=1.0, max_failures=2)
     watch = Attendance(step=20)
     with ThreadPoolExecutor(1) as thread:  # a node can be added from the main thread only
@@ -295,9 +296,10 @@ def test_nodes_go_and_come(nodes, configuration, undisturbed):
         result = run.result()
     assert watch.with_workers[4].is_set()
     assert_the_plan_was_kept(config, 4 * STEPS)
-    ours, theirs = (losses(run)[:60] for run in (result, undisturbed))
-    assert [step for step, _ in ours] == list(range(1, 61))
-    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=2e-3)
+    # Rounding grows with every step; these are the 20 before the change and the 20 after it.
+    ours, theirs = (losses(run)[:40] for run in (result, undisturbed))
+    assert [step for step, _ in ours] == list(range(1, 41))
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-4)
 
 
 def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:

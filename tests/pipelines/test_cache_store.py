@@ -150,6 +150,16 @@ def test_other_constants_make_other_shards(tmp_path):
     assert len(Building(tmp_path, plan()).missing()) == 6
 
 
+def test_a_shard_on_another_nodes_disk_is_noticed(tmp_path):
+    """The manifest is not written for files that the driver does not see."""
+    building = build(tmp_path, stop_after=5)
+    unit = building.missing()[0]
+    building.shards[unit] = write_shard(tmp_path / "elsewhere", unit, rows_of(unit), building.key)
+    with pytest.raises(ValueError, match=r"rows-000000000008-000000000010.arrow is missing; .* every node sees"):
+        building.finish()
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_an_unfinished_cache_is_no_cache(tmp_path):
     build(tmp_path, stop_after=5)
     with pytest.raises(ValueError, match=r"is not finished, or is no cache; .*cache build"):
