@@ -33,6 +33,12 @@ format: env   ## let ruff format and mend what it can
 bench-cache: env  ## what a teacher cache costs: reading, a step, the build
 	$(PY) -m ops.benchmarks.cache
 
+bench-scale: env  ## steps on 1, 2, 4 workers, start-up against a bare Ray Train job, checkpoints
+	$(PY) -m ops.benchmarks.scale
+
+bench-growth: env  ## seconds and memory at 50 thousand to 14 million samples
+	$(PY) -m ops.benchmarks.growth
+
 doctor: env   ## what this machine has, and what is missing
 	$(PY) -m ops doctor
 
@@ -46,4 +52,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-fast test-gpu lint format bench-cache doctor pins
+.PHONY: help env demo test test-fast test-gpu lint format bench-cache bench-scale bench-growth doctor pins

@@ -20,17 +20,20 @@ from kdcore.batch import Batch
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.models import ModelConfig, build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
-from pipelines.datasets import ImageIndex, build_index, check_same_classes
+from pipelines.datasets import ImageIndex, build_index, check_same_classes, open_index
 from pipelines.loader import Loader, Request, build_loader
 from pipelines.plan import ViewPlan, ViewPolicy
 
 
-def open_data(config: RunConfig) -> dict[str, ImageIndex]:
-    """The run's image indexes {train, val, held_out}; built at the first use, then read back."""
-    data = config.data
+def open_data(config: RunConfig, listed: bool = False) -> dict[str, ImageIndex]:
+    """The run's image indexes {train, val, held_out}; built at the first use, then read back.
+
+    listed: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
+    """
+    data, find = config.data, open_index if listed else build_index
     cache_dir = Path(config.output_dir) / "index"
-    train = build_index(data.root, data.train_split, cache_dir)
-    indexes = {"train": train, "val": build_index(data.root, data.val_split, cache_dir)}
+    indexes = {"train": find(data.root, data.train_split, cache_dir), "val": find(data.root, data.val_split, cache_dir)}
+    train = indexes["train"]
     check_same_classes(train, indexes["val"])
     if data.held_out:
         indexes["train"], indexes["held_out"] = train.split(data.held_out, config.plan_seed)
@@ -156,9 +159,10 @@ class Assembly:
         return placed(distiller, self.config, self.rank)
 
 
-def assemble(config: RunConfig, rank: Rank) -> Assembly:
-    """Every part on the rank's device. ValueError for what does not fit together: checkpoint, classes, cache."""
-    indexes = open_data(config)
+def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
+    """Every part on the rank's device. listed: as for `open_data`. ValueError for what does not fit together:
+    checkpoint, classes, cache."""
+    indexes = open_data(config, listed)
     classes = tuple(indexes["train"].classes)
     plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]))
     # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.

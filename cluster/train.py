@@ -181,6 +181,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
         ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env={"env_vars": env}, **quiet)
     try:

@@ -43,7 +43,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     reporter = Reporter(payload["board"], rank.number, config.name)
     reporter.begin()
     reporter.update(phase="building networks")
-    run = assemble(config, rank)
+    run = assemble(config, rank, listed=True)
     distiller = run.distiller()
     state = TrainState(distiller, build_optimizer(config.optimizer, distiller), make_ema(config, distiller.student))
     if checkpoint := ray.train.get_checkpoint():

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +24,7 @@ from rich.progress import Progress
 
 from pipelines.draws import Stream
 from pipelines.files import write_whole
-from pipelines.folder import File, inspect_file, list_files
+from pipelines.folder import inspect_file, list_files
 from pipelines.order import permutation
 
 _VERSION = 1
@@ -122,16 +121,37 @@ def build_index(root: str | Path, split: str, cache_dir: str | Path, progress: b
     """
     root = Path(root).resolve()
     classes, files = list_files(root, split)
-    listing = hashlib.sha256(f"{_VERSION}\n{split}\n".encode())
-    for file in files:
-        listing.update(f"{file.path}\0{file.num_bytes}\0{file.mtime_ns}\n".encode())
-    cached = Path(cache_dir) / f"index-{listing.hexdigest()[:32]}.arrow"
+    name = f"index-{_digest(f'{_VERSION} {split}', files, ('num_bytes', 'mtime_ns'))[:32]}.arrow"
+    cached = Path(cache_dir) / name
     if not cached.exists():
         _write(cached, _describe(root, classes, files, progress))
+    write_whole(_pointer(root, split, cache_dir), name.encode())
+    return _open(root, classes, cached)
+
+
+def open_index(root: str | Path, split: str, cache_dir: str | Path) -> ImageIndex:
+    """The index that `build_index` has made or found last, without a look at the folder: for the workers of a run,
+    whose driver has just looked. Listing a folder of 14 million files takes minutes, on every one of them."""
+    root = Path(root).resolve()
+    pointer = _pointer(root, split, cache_dir)
+    if not pointer.exists():
+        raise ValueError(f"there is no index of {root / split} in {cache_dir}; that folder must be one all nodes see")
+    cached = Path(cache_dir) / pointer.read_text()
+    with pa.memory_map(str(cached)) as file:
+        classes = json.loads(pa.ipc.open_file(file).schema.metadata[b"classes"])
+    return _open(root, tuple(classes), cached)
+
+
+def _pointer(root: Path, split: str, cache_dir: str | Path) -> Path:
+    """The file that names the index last made or found."""
+    return Path(cache_dir) / f"latest-{hashlib.sha256(str(root / split).encode()).hexdigest()[:16]}"
+
+
+def _open(root: Path, classes: tuple[str, ...], cached: Path) -> ImageIndex:
     return ImageIndex(root, classes, pa.ipc.open_file(pa.memory_map(str(cached))).read_all())
 
 
-def _describe(root: Path, classes: tuple[str, ...], files: Sequence[File], progress: bool | None) -> pa.Table:
+def _describe(root: Path, classes: tuple[str, ...], files: pa.Table, progress: bool | None) -> pa.Table:
     """The table of an index, with its classes and fingerprint as metadata."""
     facts = np.empty((len(files), 3), dtype=np.int64)
     wrong: list[str] = []
@@ -139,10 +159,10 @@ def _describe(root: Path, classes: tuple[str, ...], files: Sequence[File], progr
     show = console.is_terminal if progress is None else progress
     with Progress(console=console, transient=True, disable=not show) as bar, ThreadPoolExecutor() as threads:
         task = bar.add_task(f"indexing {root.name}", total=len(files))
-        rows = iter(range(len(files)))
-        while chunk := list(islice(rows, _READ_AT_ONCE)):
-            futures = [threads.submit(inspect_file, root / files[row].path) for row in chunk]
-            for row, future in zip(chunk, futures, strict=True):
+        for start in range(0, len(files), _READ_AT_ONCE):
+            paths = files["path"].slice(start, _READ_AT_ONCE).to_pylist()
+            futures = [threads.submit(inspect_file, root / path) for path in paths]
+            for row, future in enumerate(futures, start):
                 try:
                     facts[row] = future.result()
                 except ValueError as error:
@@ -150,16 +170,17 @@ def _describe(root: Path, classes: tuple[str, ...], files: Sequence[File], progr
                 bar.advance(task)
     if wrong:
         raise ValueError(wrong[0] + (f"; likewise for {len(wrong) - 1} more files" if len(wrong) > 1 else ""))
-    return _table(classes, files, facts)
+    return index_table(classes, files, facts)
 
 
-def _table(classes: tuple[str, ...], files: Sequence[File], facts: NDArray[np.int64]) -> pa.Table:
+def index_table(classes: tuple[str, ...], files: pa.Table, facts: NDArray[np.int64]) -> pa.Table:
+    """The table of an `ImageIndex`. files: path, label, num_bytes; facts [N,3]: height, width, crc32."""
     columns = {
-        "path": pa.array((file.path for file in files), pa.large_string(), size=len(files)),
-        "label": np.fromiter((file.label for file in files), np.int32, len(files)),
+        "path": files["path"],
+        "label": files["label"],
         "height": facts[:, 0].astype(np.int32),
         "width": facts[:, 1].astype(np.int32),
-        "num_bytes": np.fromiter((file.num_bytes for file in files), np.int64, len(files)),
+        "num_bytes": files["num_bytes"],
         "crc32": facts[:, 2].astype(np.uint32),
     }
     table = pa.table(columns)
@@ -168,13 +189,18 @@ def _table(classes: tuple[str, ...], files: Sequence[File], facts: NDArray[np.in
 
 
 def _fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
-    digest = hashlib.sha256(json.dumps([_VERSION, classes]).encode())
+    return _digest(json.dumps([_VERSION, classes]), table, ("label", "height", "width", "num_bytes", "crc32"))
+
+
+def _digest(start: str, table: pa.Table, numbers: Sequence[str]) -> str:
+    """SHA-256 of a text, a table's paths and these columns of numbers; of the buffers, no value becomes an object."""
+    digest = hashlib.sha256(start.encode())
     paths = table["path"].chunk(0)
     _, offsets, text = paths.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[paths.offset : paths.offset + len(paths) + 1]
     digest.update(np.diff(ends).astype("<i8").tobytes())
     digest.update(memoryview(text)[ends[0] : ends[-1]])
-    for name in ("label", "height", "width", "num_bytes", "crc32"):
+    for name in numbers:
         digest.update(table[name].chunk(0).to_numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 

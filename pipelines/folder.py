@@ -6,10 +6,10 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 from PIL import Image
 
 # What both loaders decode alike. MPO is a camera's JPEG with further pictures behind the first.
@@ -17,17 +17,15 @@ _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000")
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    path: str  # relative to the data set's root, with forward slashes
-    label: int
-    num_bytes: int
-    mtime_ns: int
+_LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
 
 
-def list_files(root: Path, split: str) -> tuple[tuple[str, ...], list[File]]:
-    """The class names and the files of root/split, in order of sample id. ValueError where it is no folder of folders
-    of files."""
+def list_files(root: Path, split: str) -> tuple[tuple[str, ...], pa.Table]:
+    """The class names and the files of root/split: path (relative to root, with forward slashes), label, num_bytes,
+    mtime_ns, in order of sample id. ValueError where it is no folder of folders of files.
+
+    A class at a time is held as Python objects, never the whole.
+    """
     folder = root / split
     if not root.is_dir():
         raise ValueError(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
@@ -35,13 +33,16 @@ def list_files(root: Path, split: str) -> tuple[tuple[str, ...], list[File]]:
         there = ", ".join(sorted(entry.name for entry in _visible(root) if entry.is_dir())) or "no folders"
         raise ValueError(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
     classes = tuple(_class_names(folder))
-    files: list[File] = []
-    for label, name in enumerate(classes):
-        found = sorted(_walk(folder / name, f"{split}/{name}", label), key=lambda file: file.path)
-        if not found:
-            raise ValueError(f"the class folder {folder / name} is empty; put images into it, or remove it")
-        files += found
-    return classes, files
+    tables = [_list_class(folder / name, f"{split}/{name}", label) for label, name in enumerate(classes)]
+    return classes, pa.concat_tables(tables).combine_chunks()
+
+
+def _list_class(folder: Path, relative: str, label: int) -> pa.Table:
+    found = sorted(_walk(folder, relative))
+    if not found:
+        raise ValueError(f"the class folder {folder} is empty; put images into it, or remove it")
+    paths, sizes, times = zip(*found, strict=True)
+    return pa.table([paths, [label] * len(found), sizes, times], schema=_LISTING)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -59,15 +60,16 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _walk(folder: Path, relative: str, label: int) -> Iterator[File]:
+def _walk(folder: Path, relative: str) -> Iterator[tuple[str, int, int]]:
+    """(path, size, time of modification) of every file below."""
     for entry in _visible(folder):
         path = f"{relative}/{entry.name}"
         if entry.is_dir():
-            yield from _walk(Path(entry.path), path, label)
+            yield from _walk(Path(entry.path), path)
         else:
             with _naming(Path(entry.path)):  # a link may lead nowhere
                 status = entry.stat()
-            yield File(path, label, status.st_size, status.st_mtime_ns)
+            yield path, status.st_size, status.st_mtime_ns
 
 
 def inspect_file(path: Path) -> tuple[int, int, int]:

@@ -26,13 +26,19 @@ def facts() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", "-m", "ops.benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": command(),
         "commit": git_commit(),
         "machine": f"{os.cpu_count()} cores {platform.machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "gpus": gpus,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def command() -> str:
+    """How this was called, without the folders of this machine."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["python", "-m", "ops.benchmarks." + Path(sys.argv[0]).stem, *words])
 
 
 def version(package: str) -> str | None:

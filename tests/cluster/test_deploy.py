@@ -17,7 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
 from ops import catalog
-from ops.__main__ import build_parser
+from ops.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "cluster/deploy"

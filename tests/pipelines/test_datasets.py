@@ -10,6 +10,7 @@ import pytest
 
 from pipelines import datasets
 from pipelines.datasets import ImageIndex, build_index, check_same_classes
+from pipelines.folder import list_files
 from tests.pipelines.pictures import picture, write_plain_folder
 
 
@@ -45,7 +46,31 @@ def test_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = build(root)
     assert again.table.equals(first.table)
     assert again.fingerprint == first.fingerprint
-    assert [path.suffix for path in (root.parent / "cache").iterdir()] == [".arrow"]
+    assert len(list((root.parent / "cache").glob("*.arrow"))) == 1
+
+
+def test_opened_without_a_look_at_the_folder(root: Path) -> None:
+    """What a run's workers do after their driver: the index as it was last found, even where the folder is gone."""
+    built = build(root)
+    root.rename(root.with_name("away"))
+    opened = datasets.open_index(root, "train", root.parent / "cache")
+    assert opened.table.equals(built.table)
+    assert (opened.root, opened.classes, opened.fingerprint) == (built.root, built.classes, built.fingerprint)
+    with pytest.raises(ValueError, match=r"there is no index of .*val"):
+        datasets.open_index(root, "val", root.parent / "cache")
+
+
+def test_listing_holds_columns(root: Path) -> None:
+    """What is known of the files before they are read: columns, in order of sample id."""
+    classes, files = list_files(root.resolve(), "train")
+    assert files.column_names == ["path", "label", "num_bytes", "mtime_ns"]
+    assert files["path"].num_chunks == 1
+    paths, labels = files["path"].to_pylist(), files["label"].to_pylist()
+    assert paths == sorted(paths)
+    assert [classes[label] for label in labels] == [Path(path).parts[1] for path in paths]
+    for path, size, time in zip(paths, files["num_bytes"].to_pylist(), files["mtime_ns"].to_pylist(), strict=True):
+        status = (root / path).stat()
+        assert (size, time) == (status.st_size, status.st_mtime_ns)
 
 
 def test_a_changed_file_changes_the_index_and_a_touched_one_does_not(root: Path) -> None:
