@@ -25,16 +25,16 @@ from cluster.rank import Rank, set_up_torch
 from kdcore.batch import TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.reused import TeacherHead
-from pipelines.cache.columns import LOGITS, PlainColumn, SparseColumn, columns_for, encode, row_bytes
+from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for, encode, row_bytes
+from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.manifest import Part, Plan
-from pipelines.cache.reader import CLASS_MEANS, CLASSIFIER, CODE, code_of
-from pipelines.cache.sparse import LogitCode, measured_error
+from pipelines.cache.reader import CLASS_MEANS, CLASSIFIER, CODES, codes_of
 from pipelines.cache.store import Shard, Unit, write_shard
 from pipelines.loader import Loader, Request
 
 _SHARD_BYTES = 128 * 2**20
 _SHARD_ROWS = 16_384
-# Views that the code of sparse logits is fitted to, and as many as an eighth of them that it is measured on.
+# Views that codes are fitted to, and as many as an eighth of them that they are measured on.
 _FIT_ROWS, _HELD_BACK = 16_384, 2_048
 
 
@@ -96,7 +96,7 @@ class Builder:
         return {"teacher": teacher, **facts}
 
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """What is stored once, on the CPU; the error of sparse logits, on views held back from fitting their code."""
+        """What is stored once, on the CPU; and the error of fitted columns, on views held back from the fit."""
         tensors: dict[str, Tensor] = {}
         if self.teacher.classifier is not None:
             tensors[f"{CLASSIFIER}weight"] = self.teacher.classifier.weight
@@ -109,36 +109,35 @@ class Builder:
             loader = self.run.evaluation_loader(TRAIN)
             means = class_means(self.teacher, loader, len(index), len(index.classes), self.run.rank)
             tensors |= {CLASS_MEANS + tap: mean for tap, mean in means.items()}
-        error: dict[str, float] = {}
-        for column in plan.parts[TRAIN].columns:
-            if isinstance(column, SparseColumn):
-                code, error = self._fitted_code(column)
-                tensors |= {CODE + name: tensor for name, tensor in code.tensors().items()}
+        codes, error = self._fitted_codes(plan.parts[TRAIN].columns)
+        for name, code in codes.items():
+            tensors |= {f"{CODES}{name}.{key}": tensor for key, tensor in code.tensors().items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, error
 
-    def _fitted_code(self, column: SparseColumn) -> tuple[LogitCode, dict[str, float]]:
-        """The code of sparse logits, and its error. The sample is the first images of the first epoch's order."""
+    def _fitted_codes(self, columns: tuple[Column, ...]) -> tuple[dict[str, Code], dict[str, float]]:
+        """What columns are coded with, and its error. The sample is the first images of the first epoch's order."""
         num = min(self.run.plan.num_samples, _FIT_ROWS + _HELD_BACK)
         ids = self.run.plan.order(0, np.arange(num))
-        answers = [outputs.logits for _, outputs in self.answers(TRAIN, 0, ids)]
-        logits = torch.cat([answer.float().cpu() for answer in answers if answer is not None])
         held_back = max(1, num // (1 + _FIT_ROWS // _HELD_BACK))
-        code = LogitCode.fit(logits[held_back:], column.code_size)
-        return code, measured_error(logits[:held_back], code.decode(*code.encode(logits[:held_back])))
+
+        def outputs(share: NDArray[np.int64]) -> Iterator[TeacherOutputs]:
+            return (answer for _, answer in self.answers(TRAIN, 0, share))
+
+        return fitted_codes(columns, lambda: outputs(ids[held_back:]), lambda: outputs(ids[:held_back]))
 
     def build(
         self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor], told: Callable[[int], None]
     ) -> Shard:
         """Computes and writes a unit's shard. told: called with the rows done, after every batch."""
         columns = plan.parts[unit.part].columns
-        code = code_of(columns, constants, self.device)
+        codes = codes_of(columns, constants, self.device)
         rows: dict[str, NDArray[Any]] = {
             name: np.empty((unit.stop - unit.start, spec.width), spec.dtype)
             for column in columns
             for name, spec in column.fields().items()
         }
         for done, outputs in self.answers(unit.part, unit.view, np.arange(unit.start, unit.stop)):
-            encoded = encode(columns, outputs, code)
+            encoded = encode(columns, outputs, codes)
             for name, tensor in encoded.items():
                 rows[name][done - len(tensor) : done] = tensor.cpu().numpy()
             told(done)

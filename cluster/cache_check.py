@@ -79,7 +79,8 @@ def compare(
             batch = ids[done - len(next(iter(fresh.values()))) : done]
             stored = named(reader.outputs(view, batch))
             for column in reader.columns:
-                agrees = column.agrees(fresh[column.name], stored[column.name], rounding, reader.code)
+                code = reader.codes.get(column.name)
+                agrees = column.agrees(fresh[column.name], stored[column.name], rounding, code)
                 found[column.name].rows += len(agrees)
                 found[column.name].wrong += int((~agrees).sum())
     return list(found.values())

@@ -71,7 +71,7 @@ def show_cache(folder: str) -> int:
 
 
 def show_contents(folder: str, manifest: Manifest) -> None:
-    """The columns with their sizes, and the error of sparse logits."""
+    """The columns with their sizes, and the error of those that are fitted."""
     rows = []
     for name, part in manifest.plan.parts.items():
         for column in part.columns:
@@ -84,7 +84,7 @@ def show_contents(folder: str, manifest: Manifest) -> None:
     console.print(table(title, columns, rows))
     if manifest.error:
         measured = [[name, f"{value:g}"] for name, value in manifest.error.items()]
-        console.print(table("error of the sparse logits, on views kept back", ["", ""], measured))
+        console.print(table("error of the coding, on views kept back from its fit", ["", ""], measured))
 
 
 def recipes_served(manifest: Manifest, folder: str) -> list[str]:

@@ -16,17 +16,21 @@ from torch import Tensor
 
 from kdcore.batch import Classifier, Needs, TeacherOutputs
 from kdcore.terms.logits import kl_divergence
+from pipelines.cache.projection import Projection
 from pipelines.cache.sparse import CodeSize, LogitCode
 
 LOGITS, INPUT_GRADIENT = "logits", "input_gradient"
 FEATURES = "features."
+
+Code = LogitCode | Projection  # what some columns are read with, fitted once per cache
 
 
 class Storage(BaseModel):
     """How outputs are stored.
 
     logits: dense, or sparse in sparse_bytes a view with sparse_top classes corrected (see `pipelines.cache.sparse`).
-    dtype: of dense logits and of input gradients. features: int8 has one scale a row.
+    dtype: of dense logits and of input gradients. features: int8 has one scale a row. project: {tap: channels}: the
+    features of a tap in so many principal directions, from which their original channels are restored on reading.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +38,7 @@ class Storage(BaseModel):
     logits: Literal["dense", "sparse"] = "dense"
     dtype: Literal["float16", "float32"] = "float16"
     features: Literal["float16", "float32", "int8"] = "float16"
+    project: dict[str, Annotated[int, Field(ge=1)]] = {}
     sparse_bytes: int = Field(default=64, ge=4)
     sparse_top: int = Field(default=8, ge=1)
 
@@ -58,7 +63,7 @@ class _Column(BaseModel):
     def _stored(self, values: Tensor) -> Tensor:
         """[B,...] -> [B,size], maps channels-last."""
         assert values.shape[1:] == self.shape, f"{self.name} has rows of {self.shape}, not {tuple(values.shape[1:])}"
-        return (values.movedim(1, -1) if values.ndim == 4 else values).reshape(len(values), -1)
+        return channels_last(values).reshape(len(values), -1)
 
     def _restored(self, rows: Tensor) -> Tensor:
         """The inverse of `_stored`."""
@@ -76,13 +81,13 @@ class PlainColumn(_Column):
     def fields(self) -> dict[str, FieldSpec]:
         return {self.name: FieldSpec(self.coding, self.size)}
 
-    def encode(self, values: Tensor, code: LogitCode | None) -> dict[str, Tensor]:
+    def encode(self, values: Tensor, code: Code | None) -> dict[str, Tensor]:
         return {self.name: self._stored(values).to(getattr(torch, self.coding))}
 
-    def decode(self, rows: Mapping[str, Tensor], code: LogitCode | None) -> Tensor:
+    def decode(self, rows: Mapping[str, Tensor], code: Code | None) -> Tensor:
         return self._restored(rows[self.name].float())
 
-    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: LogitCode | None) -> Tensor:
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
         """[B]: whether rows computed anew are those stored, but for the coding and `rounding` times their largest
         value."""
         return _within(fresh, stored, rounding + (2**-11 if self.coding == "float16" else 0.0))
@@ -97,16 +102,16 @@ class Int8Column(_Column):
     def fields(self) -> dict[str, FieldSpec]:
         return {self.name: FieldSpec("int8", self.size), f"{self.name}.scale": FieldSpec("float32", 1)}
 
-    def encode(self, values: Tensor, code: LogitCode | None) -> dict[str, Tensor]:
+    def encode(self, values: Tensor, code: Code | None) -> dict[str, Tensor]:
         stored = self._stored(values).float()
         scale = stored.abs().amax(dim=1, keepdim=True) / 127
         whole = torch.where(scale > 0, stored / scale, 0).round()
         return {self.name: whole.to(torch.int8), f"{self.name}.scale": scale}
 
-    def decode(self, rows: Mapping[str, Tensor], code: LogitCode | None) -> Tensor:
+    def decode(self, rows: Mapping[str, Tensor], code: Code | None) -> Tensor:
         return self._restored(rows[self.name].float() * rows[f"{self.name}.scale"])
 
-    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: LogitCode | None) -> Tensor:
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
         return _within(fresh, stored, rounding + 0.501 / 127)
 
 
@@ -129,22 +134,56 @@ class SparseColumn(_Column):
             f"{self.name}.corrections": FieldSpec(f"int{size.word_bits}", self.top),
         }
 
-    def encode(self, values: Tensor, code: LogitCode | None) -> dict[str, Tensor]:
-        assert code is not None, "a sparse column comes with its code"
+    def encode(self, values: Tensor, code: Code | None) -> dict[str, Tensor]:
+        assert isinstance(code, LogitCode), "a sparse column comes with its code"
         return dict(zip(self.fields(), code.encode(values), strict=True))
 
-    def decode(self, rows: Mapping[str, Tensor], code: LogitCode | None) -> Tensor:
-        assert code is not None, "a sparse column comes with its code"
+    def decode(self, rows: Mapping[str, Tensor], code: Code | None) -> Tensor:
+        assert isinstance(code, LogitCode), "a sparse column comes with its code"
         return code.decode(*(rows[name] for name in self.fields()))
 
-    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: LogitCode | None) -> Tensor:
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
         """Rounding may move a code to the next level, so that decoded logits are compared as distributions."""
         again = self.decode(self.encode(fresh, code), code)
         nats = kl_divergence(torch.log_softmax(again, dim=1), torch.log_softmax(stored, dim=1))
         return nats <= 0.005 + 10 * rounding
 
 
-Column = Annotated[PlainColumn | Int8Column | SparseColumn, Field(discriminator="coding")]
+class ProjectedColumn(_Column):
+    """Coefficients of a `Projection`, stored as the inner column says."""
+
+    coding: Literal["projected"]
+    inner: PlainColumn | Int8Column
+
+    def fields(self) -> dict[str, FieldSpec]:
+        return self.inner.fields()
+
+    def encode(self, values: Tensor, code: Code | None) -> dict[str, Tensor]:
+        assert isinstance(code, Projection), "a projected column comes with its projection"
+        return self.inner.encode(channels_first(code.project(channels_last(values))), None)
+
+    def decode(self, rows: Mapping[str, Tensor], code: Code | None) -> Tensor:
+        assert isinstance(code, Projection), "a projected column comes with its projection"
+        return channels_first(code.restore(channels_last(self.inner.decode(rows, None))))
+
+    def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
+        """Coefficients are compared: what the projection loses is lost on both sides."""
+        assert isinstance(code, Projection), "a projected column comes with its projection"
+        fresh, stored = (channels_first(code.project(channels_last(values))) for values in (fresh, stored))
+        return self.inner.agrees(fresh, stored, rounding, None)
+
+
+Column = Annotated[PlainColumn | Int8Column | SparseColumn | ProjectedColumn, Field(discriminator="coding")]
+
+
+def channels_last(values: Tensor) -> Tensor:
+    """Maps [B,C,H,W] as [B,H,W,C]; tokens [B,N,D] and vectors [B,D] as they are."""
+    return values.movedim(1, -1) if values.ndim == 4 else values
+
+
+def channels_first(values: Tensor) -> Tensor:
+    """The inverse of `channels_last`."""
+    return values.movedim(-1, 1) if values.ndim == 4 else values
 
 
 def _within(fresh: Tensor, stored: Tensor, tolerance: float) -> Tensor:
@@ -170,16 +209,40 @@ def columns_for(
         columns.append(sparse)
     elif needs.teacher_logits:
         columns.append(PlainColumn(name=LOGITS, shape=(num_classes,), coding=storage.dtype))
-    for tap in sorted(needs.teacher_taps):
-        name, shape = FEATURES + tap, tuple(shapes[tap])
-        columns.append(
-            Int8Column(name=name, shape=shape, coding="int8")
-            if storage.features == "int8"
-            else PlainColumn(name=name, shape=shape, coding=storage.features)
+    if unknown := sorted(storage.project.keys() - needs.teacher_taps):
+        raise ValueError(
+            f"cache.project names the tap {unknown[0]!r}, which is not stored; stored are "
+            f"{', '.join(sorted(needs.teacher_taps)) or 'none'}; correct it, or add the tap to cache.taps"
         )
+    columns += [features_column(tap, tuple(shapes[tap]), storage) for tap in sorted(needs.teacher_taps)]
     if needs.teacher_input_gradient:
         columns.append(PlainColumn(name=INPUT_GRADIENT, shape=(3, *image_size), coding=storage.dtype))
     return tuple(columns)
+
+
+def features_column(tap: str, shape: tuple[int, ...], storage: Storage) -> Column:
+    """The column of a tap's features."""
+    name = FEATURES + tap
+    if (kept := storage.project.get(tap)) is None:
+        return plain_or_int8(name, shape, storage.features)
+    axis = 0 if len(shape) == 3 else -1
+    if kept >= shape[axis]:
+        raise ValueError(
+            f"cache.project.{tap}={kept} saves nothing: the features have {shape[axis]} channels; take fewer, or leave "
+            "the tap out of cache.project"
+        )
+    small = list(shape)
+    small[axis] = kept
+    inner = plain_or_int8(name, tuple(small), storage.features)
+    return ProjectedColumn(name=name, shape=shape, coding="projected", inner=inner)
+
+
+def plain_or_int8(
+    name: str, shape: tuple[int, ...], coding: Literal["float16", "float32", "int8"]
+) -> PlainColumn | Int8Column:
+    if coding == "int8":
+        return Int8Column(name=name, shape=shape, coding="int8")
+    return PlainColumn(name=name, shape=shape, coding=coding)
 
 
 def row_bytes(columns: Iterable[Column]) -> int:
@@ -188,12 +251,13 @@ def row_bytes(columns: Iterable[Column]) -> int:
     return sum(widths[spec.dtype] * spec.width for column in columns for spec in column.fields().values())
 
 
-def encode(columns: Iterable[Column], outputs: TeacherOutputs, code: LogitCode | None) -> dict[str, Tensor]:
-    """{field: [B,width]} on the outputs' device. ValueError for a number that the coding cannot hold."""
+def encode(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]) -> dict[str, Tensor]:
+    """{field: [B,width]} on the outputs' device. codes: {column name: what it is coded with}. ValueError for a number
+    that the coding cannot hold."""
     values = named(outputs)
     rows: dict[str, Tensor] = {}
     for column in columns:
-        encoded = column.encode(values[column.name], code)
+        encoded = column.encode(values[column.name], codes.get(column.name))
         for field, tensor in encoded.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 largest = float(values[column.name].float().abs().max())
@@ -206,10 +270,13 @@ def encode(columns: Iterable[Column], outputs: TeacherOutputs, code: LogitCode |
 
 
 def decode(
-    columns: Iterable[Column], rows: Mapping[str, Tensor], code: LogitCode | None, classifier: Classifier | None = None
+    columns: Iterable[Column],
+    rows: Mapping[str, Tensor],
+    codes: Mapping[str, Code],
+    classifier: Classifier | None = None,
 ) -> TeacherOutputs:
     """The inverse of `encode`, but for the coding's error; numbers come back as float32."""
-    values = {column.name: column.decode(rows, code) for column in columns}
+    values = {column.name: column.decode(rows, codes.get(column.name)) for column in columns}
     return TeacherOutputs(
         logits=values.get(LOGITS),
         features={name.removeprefix(FEATURES): value for name, value in values.items() if name.startswith(FEATURES)},

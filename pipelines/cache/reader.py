@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.batch import Classifier, Needs, TeacherOutputs
-from pipelines.cache.columns import LOGITS, Column, FieldSpec, SparseColumn, decode, wanted
+from pipelines.cache.columns import Code, Column, FieldSpec, ProjectedColumn, SparseColumn, decode, wanted
 from pipelines.cache.manifest import CONSTANTS, Manifest
+from pipelines.cache.projection import Projection
 from pipelines.cache.sparse import LogitCode
 from pipelines.cache.store import Shard, checksum, damage, map_shard
 
 Fields = dict[str, NDArray[np.generic]]  # {field: [rows,width]} of one shard
 
-CODE, CLASSIFIER, CLASS_MEANS = "code.", "classifier.", "class_means."
+CODES, CLASSIFIER, CLASS_MEANS = "codes.", "classifier.", "class_means."
 _REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
 
 
@@ -50,13 +51,13 @@ class CacheReader:
                 self.shards[shard.view].append(shard)
         refuse_damaged(directory, [shard for view in self.shards for shard in view], full=False)
         constants = load_constants(directory, manifest)
-        self.code = code_of(self.columns, constants, device)
+        self.codes = codes_of(self.columns, constants, device)
         self.classifier = classifier_of(constants, device) if needs and needs.teacher_classifier else None
         self._views: dict[int, list[Fields]] = {}
 
     def outputs(self, view: int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
         """What the teacher answered for this view of these samples, in their order."""
-        return decode(self.columns, self.rows(view, sample_ids), self.code, self.classifier)
+        return decode(self.columns, self.rows(view, sample_ids), self.codes, self.classifier)
 
     def rows(self, view: int, sample_ids: NDArray[np.int64]) -> dict[str, Tensor]:
         """{field: [B,width]} on the device, as stored."""
@@ -121,12 +122,16 @@ def under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> di
     return {name.removeprefix(prefix): t.to(device) for name, t in constants.items() if name.startswith(prefix)}
 
 
-def code_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: torch.device) -> LogitCode | None:
-    """The code of the sparse logits among the columns, if there are any."""
+def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: torch.device) -> dict[str, Code]:
+    """{column name: what it is read with}, for the columns that need it."""
+    codes: dict[str, Code] = {}
     for column in columns:
-        if column.name == LOGITS and isinstance(column, SparseColumn):
-            return LogitCode.of(column.code_size, under(constants, CODE, device))
-    return None
+        tensors = under(constants, f"{CODES}{column.name}.", device)
+        if isinstance(column, SparseColumn):
+            codes[column.name] = LogitCode.of(column.code_size, tensors)
+        elif isinstance(column, ProjectedColumn):
+            codes[column.name] = Projection.of(tensors)
+    return codes
 
 
 def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classifier:

@@ -30,7 +30,7 @@ def columns(needs: Needs = NEEDS, **storage):
 
 def test_float32_comes_back_to_the_bit_and_in_the_same_memory_order():
     made, original = columns(dtype="float32", features="float32"), outputs()
-    again = decode(made, encode(made, original, None), None)
+    again = decode(made, encode(made, original, {}), {})
     assert torch.equal(again.logits, original.logits)
     assert torch.equal(again.input_gradient, original.input_gradient)
     for tap, tensor in original.features.items():
@@ -40,7 +40,7 @@ def test_float32_comes_back_to_the_bit_and_in_the_same_memory_order():
 
 def test_float16_is_rounded_once():
     made, original = columns(), outputs()
-    again = decode(made, encode(made, original, None), None)
+    again = decode(made, encode(made, original, {}), {})
     assert torch.equal(again.logits, original.logits.half().float())
     assert torch.equal(again.features["layer2"], original.features["layer2"].half().float())
 
@@ -51,7 +51,7 @@ def test_int8_is_within_half_a_step():
     scales = torch.tensor([1e-6, 1.0, 0.0, 1e6, 3.0])
     original.features["pooled"].mul_(scales[:, None])
     made = columns(features="int8")
-    again = decode(made, encode(made, original, None), None).features
+    again = decode(made, encode(made, original, {}), {}).features
     for tap, tensor in original.features.items():
         largest = tensor.flatten(1).abs().amax(dim=1)
         error = (again[tap] - tensor).flatten(1).abs().amax(dim=1)
@@ -69,7 +69,7 @@ def test_bytes_of_a_view():
 
 def test_nothing_undeclared_is_stored():
     only = columns(Needs(teacher_taps=frozenset({"pooled"})))
-    assert list(encode(only, outputs(), None)) == ["features.pooled"]
+    assert list(encode(only, outputs(), {})) == ["features.pooled"]
     assert columns(Needs(teacher_classifier=True)) == ()
 
 
@@ -77,8 +77,8 @@ def test_what_float16_cannot_hold_is_refused():
     original = outputs()
     original.features["layer2"][1, 0, 0, 0] = 1e5
     with pytest.raises(ValueError, match=r"features.layer2 reaches 100000, which torch.float16 .* store it as float32"):
-        encode(columns(), original, None)
-    encode(columns(features="float32"), original, None)
+        encode(columns(), original, {})
+    encode(columns(features="float32"), original, {})
 
 
 def test_a_lacking_column_is_named_with_what_there_is():
@@ -102,7 +102,7 @@ def test_sparse_logits_that_save_nothing_are_refused():
 def test_agreement_notices_a_changed_row(storage):
     """Recomputed rows agree with stored ones despite the coding, until a number changes."""
     made, original = columns(**storage), outputs()
-    stored = decode(made, encode(made, original, None), None)
+    stored = decode(made, encode(made, original, {}), {})
     column = next(column for column in made if column.name == "features.layer2")
     fresh = original.features["layer2"] * (1 + 5e-5)
     assert column.agrees(fresh, stored.features["layer2"], 1e-4, None).all()

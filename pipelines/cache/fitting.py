@@ -1,0 +1,69 @@
+"""The codes of a cache's columns: fitted to a sample of the teacher's outputs, measured on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from kdcore.batch import TeacherOutputs
+from pipelines.cache.columns import Code, Column, ProjectedColumn, SparseColumn, channels_last, named
+from pipelines.cache.projection import ChannelMoments, LostVariance, Projection
+from pipelines.cache.sparse import LogitCode, measured_error
+
+Sample = Callable[[], Iterable[TeacherOutputs]]  # batches of outputs, the same at every call
+
+
+def fitted_codes(columns: Iterable[Column], fit: Sample, held_back: Sample) -> tuple[dict[str, Code], dict[str, float]]:
+    """({column name: code}, {measure: error}); neither sample is asked for where no column has a code.
+
+    Sparse logits: see `sparse.measured_error`. Projections: the share of variance that is lost.
+    """
+    coded = [column for column in columns if isinstance(column, SparseColumn | ProjectedColumn)]
+    if not coded:
+        return {}, {}
+    logits, moments = gathered(coded, fit)
+    codes: dict[str, Code] = {}
+    for column in coded:
+        if isinstance(column, SparseColumn):
+            codes[column.name] = LogitCode.fit(logits, column.code_size)
+        else:
+            kept = channels_last(torch.empty(1, *column.inner.shape)).shape[-1]
+            codes[column.name] = moments[column.name].projection(kept)
+    return codes, measured(codes, held_back)
+
+
+def gathered(
+    coded: list[SparseColumn | ProjectedColumn], sample: Sample
+) -> tuple[torch.Tensor, dict[str, ChannelMoments]]:
+    """What a fit takes: the logits [n,K] of the sample (empty where they are not coded), and moments of features."""
+    logits = [torch.empty(0)]
+    moments = {column.name: ChannelMoments() for column in coded if isinstance(column, ProjectedColumn)}
+    sparse = len(moments) < len(coded)
+    for outputs in sample():
+        values = named(outputs)
+        for name, sums in moments.items():
+            sums.add(channels_last(values[name]))
+        if sparse and outputs.logits is not None:
+            logits.append(outputs.logits.float().cpu())
+    return torch.cat(logits[1:] or logits), moments
+
+
+def measured(codes: dict[str, Code], sample: Sample) -> dict[str, float]:
+    """The errors on a sample."""
+    logits: list[torch.Tensor] = []
+    lost = {name: LostVariance(code) for name, code in codes.items() if isinstance(code, Projection)}
+    for outputs in sample():
+        values = named(outputs)
+        for name, sums in lost.items():
+            sums.add(channels_last(values[name]))
+        if outputs.logits is not None:
+            logits.append(outputs.logits.float().cpu())
+    errors: dict[str, float] = {}
+    for name, code in codes.items():
+        if isinstance(code, LogitCode):
+            dense = torch.cat(logits)
+            errors |= measured_error(dense, code.decode(*code.encode(dense)))
+        else:
+            errors[f"share of variance lost of {name}"] = round(lost[name].share, 6)
+    return errors
