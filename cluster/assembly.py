@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.datasets import ImageIndex, build_index, check_same_classes, open_index
 from pipelines.loader import Loader, Request, build_loader
 from pipelines.plan import ViewPlan, ViewPolicy
+
+ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 
 
 def open_data(config: RunConfig, listed: bool = False) -> dict[str, ImageIndex]:
@@ -89,12 +92,16 @@ class Assembly:
 
     def train_requests(self, first_step: int) -> Iterator[Request]:
         """This rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
-        for step in range(first_step, self.total_steps):
-            epoch, within = divmod(step, self.steps_per_epoch)
-            for number in self.micro_batches:
-                start = within * self.config.train.batch_size + number * self.micro_batch
-                ids = self.plan.order(epoch, np.arange(start, start + self.micro_batch))
-                yield Request(view=self.plan.view_of(epoch), sample_ids=ids, epoch=step / self.steps_per_epoch)
+        size, every, first = self.micro_batch, self.steps_per_epoch, first_step
+        while first < self.total_steps:
+            epoch = first // every
+            stop = min(first + ORDERED_AT_ONCE, (epoch + 1) * every, self.total_steps)
+            steps = np.repeat(np.arange(first, stop), len(self.micro_batches))
+            starts = steps % every * self.config.train.batch_size + np.tile(self.micro_batches, stop - first) * size
+            ids = self.plan.order(epoch, (starts[:, None] + np.arange(size)).ravel()).reshape(-1, size)
+            for step, mine in zip(steps.tolist(), ids, strict=True):
+                yield Request(view=self.plan.view_of(epoch), sample_ids=mine, epoch=step / every)
+            first = stop
 
     def train_batches(self, first_step: int) -> Iterator[Batch]:
         """The batches of `train_requests`, with the teacher's answers where they are stored."""
@@ -185,6 +192,11 @@ def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
     return Assembly(config, indexes, plan, placed(student, config, rank), teacher, stored, statistics, rank)
+
+
+def facts(run: Assembly) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued."""
+    return {"data": run.indexes["train"].fingerprint, "views": run.plan.fingerprint, "total_steps": run.total_steps}
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:

@@ -45,7 +45,9 @@ def checked_directory(config: RunConfig) -> Path:
     if config.teacher is None:
         raise ValueError("the recipe has no teacher whose outputs could be stored; add a 'teacher:' section")
     if is_remote(cache.dir):
-        raise ValueError(f"cache.dir={cache.dir}: a cache is built in a folder; copy it there when it is finished")
+        raise ValueError(
+            f"cache.dir={cache.dir}: a cache is built in a folder, and `python -m ops cache copy` puts it there"
+        )
     for model in (config.student, config.teacher.model_copy(update={"source": "online"})):
         model.check()
     directory = Path(cache.dir)

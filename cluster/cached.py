@@ -150,7 +150,7 @@ def identity(
     """
     mean, std = statistics
     on_gpu = config.data.decode == "gpu" or (config.data.decode == "auto" and device.type == "cuda")
-    decoder = "pillow" if config.data.loader == "reference" else f"dali on {'gpu' if on_gpu else 'cpu'}"
+    decoder = f"dali on {'gpu' if on_gpu else 'cpu'}" if config.data.loader == "dali" else "pillow"
     return {
         "data": {split: index.fingerprint for split, index in indexes.items()},
         "views": {**plan.policy.appearance(), "seed": plan.seed, "fingerprint": plan.fingerprint},

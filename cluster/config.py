@@ -12,7 +12,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -22,7 +22,10 @@ from kdcore.batch import Needs
 from kdcore.models import ModelConfig
 from kdcore.optim import OptimizerConfig, ScheduleConfig
 from kdcore.terms import Term, parse_term
+from pipelines.cache.local import is_remote
 from pipelines.plan import ViewPolicy
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -33,7 +36,8 @@ class DataConfig(Section):
     """An image folder `root` with <split>/<class>/<image>.
 
     held_out: this fraction of the training images, class by class, is kept back for choosing the best checkpoint.
-    loader: 'dali', or 'reference' (torchvision, slower, needs no DALI). decode: where DALI decodes; 'auto' is the GPU
+    loader: 'dali'; 'reference' (Pillow, slower, needs no DALI); or 'resident', for images of one size that are not
+    resized (CIFAR): all of them lie in the device's memory. decode: where DALI decodes; 'auto' is the GPU
     where the worker has one. num_threads: DALI's threads per worker. mean, std: of RGB in [0,1]; the student's own
     where not given. evaluation_size, crop_pct: how validation images are cut (the shorter side is resized to
     size / crop_pct and the centre is taken).
@@ -43,7 +47,7 @@ class DataConfig(Section):
     train_split: str = "train"
     val_split: str = "val"
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    loader: Literal["dali", "reference"] = "dali"
+    loader: Literal["dali", "reference", "resident"] = "dali"
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     num_threads: int = Field(default=2, ge=1)
     prefetch: int = Field(default=2, ge=1)
@@ -126,8 +130,10 @@ class TrackingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """every_steps None: at the end of every epoch. keep: how many checkpoints stay."""
+    """every_steps None: at the end of every epoch. keep: how many checkpoints stay. storage: where they lie: a folder,
+    or a URI that pyarrow.fs knows, such as s3://bucket/folder; None: with the run, in output_dir."""
 
+    storage: str | None = None
     every_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
 
@@ -168,6 +174,11 @@ class RunConfig(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    @property
+    def storage(self) -> str:
+        """Where the checkpoints of runs lie, each run's under its name: a folder or a URI."""
+        return self.checkpoint.storage or str(Path(self.output_dir).absolute())
 
     @model_validator(mode="after")
     def _check_across(self) -> RunConfig:
@@ -271,34 +282,55 @@ def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Sets one `dotted.key=value` in place; the value is read as YAML; list items are numbered from 0."""
+    """Sets one `dotted.key=value` in place; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override {override!r}: write key=value, such as train.epochs=5")
+    assign(data, key, yaml.safe_load(text))
+
+
+def assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Sets one field of nested values by its dotted key, in place; list items are numbered from 0."""
     *parents, last = key.split(".")
     node: Any = data
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node = item(node, part, key) if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
-            raise ValueError(f"override {override!r}: {part!r} is a value, it has no keys below it")
-    node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+            raise ValueError(f"{key}: {part!r} is a value, it has no keys below it")
+    if isinstance(node, list):
+        item(node, last, key)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def item(items: list[Any], number: str, key: str) -> Any:
+    """An item of a list by its number in a dotted key. ValueError where there is none."""
+    if not number.isdecimal() or int(number) >= len(items):
+        raise ValueError(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
+    return items[int(number)]
 
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
     """A RunConfig from a mapping; ValueError in one line, naming the field and the nearest valid ones."""
+    return validated(RunConfig, data, source)
+
+
+def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
+    """A model from a mapping, with errors as for `parse`."""
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"{source}: {'; '.join(_sentences(error))}") from None
+        raise ValueError(f"{source}: {'; '.join(_sentences(error, model))}") from None
 
 
-def _sentences(error: ValidationError) -> Iterator[str]:
+def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(problem["loc"][:-1])
+            known = _fields_at(model, problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
-            yield f"unknown key {place!r}; did you mean {', '.join(near)}?"
+            yield f"unknown key {place!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
         elif problem["type"] == "missing":
             yield f"{place} is missing"
         elif problem["type"] == "value_error":
@@ -308,8 +340,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             yield f"{place}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
+def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
@@ -337,6 +368,9 @@ def absolute(config: RunConfig, base: Path) -> RunConfig:
         return model.model_copy(update=paths)
 
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    storage = config.checkpoint.storage
+    if storage and not is_remote(storage):
+        storage = str((base / storage).absolute())
     return config.model_copy(
         update={
             "tracking": config.tracking.model_copy(update={"uri": uri}),
@@ -345,5 +379,6 @@ def absolute(config: RunConfig, base: Path) -> RunConfig:
             "student": fixed(config.student),
             "teacher": fixed(config.teacher) if config.teacher else None,
             "cache": config.cache.at(base) if config.cache else None,
+            "checkpoint": config.checkpoint.model_copy(update={"storage": storage}),
         }
     )

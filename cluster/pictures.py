@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import make_grid, save_image
 
-from cluster.tracking import read_metrics
+from cluster.journal import read_metrics
 from kdcore.batch import Batch
 
 PANELS = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,6 +21,8 @@ class Rank:
     @classmethod
     def of_this_worker(cls) -> Rank:
         """The rank that Ray Train made this process."""
+        import ray.train.torch  # here alone: what needs no cluster runs on machines without Ray
+
         context = ray.train.get_context()
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 

@@ -2,7 +2,8 @@
 
 A run goes on from the latest checkpoint in Ray Train's own list, `checkpoint_manager_snapshot.json` in the run's
 folder. A checkpoint enters that list once it is there completely, so a half-written one is never picked. The list
-itself, though, is overwritten in place: here a copy is kept that is always whole.
+itself, though, is overwritten in place where it lies in a folder: there a copy is kept that is always whole. (An object
+store replaces a file as a whole.)
 """
 
 from __future__ import annotations
@@ -31,27 +32,31 @@ FINAL = (ValueError, AssertionError)
 
 
 class Recovery(UserCallback):
-    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run whose error would only come again."""
+    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run whose error would only come again.
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    folder: of the run's checkpoints; None where they lie in an object store.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called when the list has been written, and before the next report changes it."""
-        write_whole(self.run_dir / COPY, (self.run_dir / CHECKPOINTS).read_bytes())
+        if self.folder:
+            write_whole(self.folder / COPY, (self.folder / CHECKPOINTS).read_bytes())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
             raise RunFailed(describe(worker_exceptions))
 
 
-def mend(run_dir: Path) -> None:
+def mend(folder: Path) -> None:
     """Restores the list of checkpoints from its copy where a kill has cut it off.
 
     The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
     without it has been written.
     """
-    listed, copy = run_dir / CHECKPOINTS, run_dir / COPY
+    listed, copy = folder / CHECKPOINTS, folder / COPY
     if not listed.exists() or is_json(listed):
         return
     if copy.exists():

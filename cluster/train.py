@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,6 +37,7 @@ from cluster.rank import Rank
 from cluster.recovery import Recovery, mend, obituary
 from cluster.tracking import close_run, flat, open_run
 from cluster.worker import train_worker
+from pipelines.cache.local import is_remote
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
 
@@ -65,8 +66,13 @@ def check(config: RunConfig) -> None:
         parts.distiller()
 
 
-def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -> RunResult:
-    """Runs (or continues) a training run to its end. ValueError before anything starts, RunFailed afterwards."""
+def launch(
+    config: RunConfig, watch: Watcher | None = None, command: str = "", tags: Mapping[str, str] | None = None
+) -> RunResult:
+    """Runs (or continues) a training run to its end. ValueError before anything starts, RunFailed afterwards.
+
+    tags: of the run in MLflow, beside its own.
+    """
     started = time.perf_counter()
     finished = continued(config)
     if finished is not None:
@@ -75,7 +81,7 @@ def launch(config: RunConfig, watch: Watcher | None = None, command: str = "") -
     config.run_dir.mkdir(parents=True, exist_ok=True)
     (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
     with ThreadPoolExecutor(1) as thread:  # MLflow and Ray take seconds each to wake
-        opening = thread.submit(open_run, config, command)
+        opening = thread.submit(open_run, config, command, tags)
         try:
             final = place(config, opening, watch)
         except BaseException as error:
@@ -132,7 +138,9 @@ def continued(config: RunConfig) -> RunResult | None:
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train run; what rank 0 returned."""
     scaling, use_gpu = config.scaling, wants_gpu(config)
-    mend(config.run_dir)
+    folder = None if is_remote(config.storage) else Path(config.storage) / config.name
+    if folder:
+        mend(folder)
     # Ray Train's own meetings of the ranks (at every checkpoint) would otherwise wait without end.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(scaling.timeout_seconds)
     resources = {"CPU": scaling.cpus_per_worker}
@@ -150,10 +158,10 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(Path(config.output_dir).absolute()),
+            storage_path=config.storage,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
-            callbacks=[Recovery(config.run_dir)],
+            callbacks=[Recovery(folder)],
         ),
     )
     try:

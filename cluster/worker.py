@@ -23,7 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster import pictures
-from cluster.assembly import Assembly, assemble, autocast
+from cluster.assembly import Assembly, assemble, autocast, facts, image_size
 from cluster.checkpoint import TrainState
 from cluster.config import RunConfig, parse
 from cluster.passes import evaluate
@@ -32,6 +32,7 @@ from cluster.rank import Rank, seed_micro_batch, set_up_torch
 from cluster.recovery import located
 from cluster.tracking import Tracker
 from kdcore.batch import Batch
+from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
 from kdcore.optim import Schedule, build_optimizer
 
@@ -116,11 +117,6 @@ def is_due(step: int, run: Assembly, every_epochs: int) -> bool:
 def checkpoint_is_due(step: int, run: Assembly) -> bool:
     every = run.config.checkpoint.every_steps or run.steps_per_epoch
     return step == run.total_steps or step % every == 0
-
-
-def facts(run: Assembly) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be continued."""
-    return {"data": run.indexes["train"].fingerprint, "views": run.plan.fingerprint, "total_steps": run.total_steps}
 
 
 def save_checkpoint(state: TrainState, run: Assembly) -> None:
@@ -246,6 +242,18 @@ class Recorder:
         self.reporter.say(f"step {step}: {shown}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 
+    def costs(self, state: TrainState) -> dict[str, float]:
+        """What the run took, and what its student will take."""
+        run, seconds = self.run, state.train_seconds
+        deployment = deployment_cost(state.evaluated, image_size(self.config))
+        costs = {
+            "system/train_seconds": seconds,
+            "system/device_hours": seconds * run.rank.world_size / 3600,
+            "system/mean_images_per_second": state.step * self.config.train.batch_size / max(seconds, 1e-9),
+            **{f"model/{name}": value for name, value in deployment.items()},
+        }
+        return costs | ({"data/cache_bytes": run.stored.manifest.num_bytes} if run.stored else {})
+
     def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
         """Writes the deployed weights, the curves and the result."""
         if self.record:
@@ -262,6 +270,6 @@ class Recorder:
             safetensors.torch.save_file(state.deployed(self.config.train.select != "last"), weights)
             self.tracker.artifact(weights)
             self.tracker.artifact(pictures.curves(self.tracker.path, self.config.run_dir / "curves.png"))
-            self.tracker.log(state.step, {"system/train_seconds": state.train_seconds})
+            self.tracker.log(state.step, self.costs(state))
             self.tracker.close()
         return result

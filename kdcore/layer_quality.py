@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -180,6 +181,18 @@ def class_balanced_sample(labels: np.ndarray, per_class: int, seed: int) -> np.n
     order = np.lexsort((np.random.Philox(key=seed).random_raw(len(labels)), labels))
     firsts = np.cumsum(counts) - counts
     return np.sort(order[(firsts[:, None] + np.arange(per_class)).ravel()])
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """What the teacher's layers have to teach: {tap: Quality}, and the student's taps, both in depth order."""
+
+    quality: Mapping[str, Quality]
+    student_taps: Sequence[str]
+
+    def of(self, pairs: Sequence[Mapping[str, str]]) -> float:
+        """The mean Q of a pairing's teacher taps."""
+        return sum(self.quality[pair["teacher"]].q for pair in pairs) / len(pairs)
 
 
 def recommend_pairs(student_taps: Sequence[str], quality: Mapping[str, Quality], num_pairs: int) -> tuple[Pair, ...]:

@@ -24,15 +24,20 @@ class Counts:
     def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
         """logits [B,K]; labels [B] int64; teacher_logits [B,K] or None."""
         log_q = F.log_softmax(logits.float(), dim=1)
-        top = _ranking(logits)
+        top = ranking(logits)
         hits = top == labels[:, None]
         agreement = kl = torch.zeros((), dtype=torch.float64)
         if teacher_logits is not None:
             self.has_teacher = True
-            agreement = (top[:, 0] == _ranking(teacher_logits)[:, 0]).sum()
+            agreement = (top[:, 0] == ranking(teacher_logits)[:, 0]).sum()
             kl = F.kl_div(log_q, F.log_softmax(teacher_logits.float(), dim=1), reduction="sum", log_target=True)
         sums = (len(labels), hits[:, 0].sum(), hits.sum(), F.nll_loss(log_q, labels, reduction="sum"), agreement, kl)
         self.totals += torch.stack([torch.as_tensor(s).to(self.totals) for s in sums])
+
+    def merge(self, other: Counts) -> None:
+        """Takes in the sums of another worker."""
+        self.totals += other.totals
+        self.has_teacher = self.has_teacher or other.has_teacher
 
     def result(self) -> dict[str, float]:
         """{images, top1, top5, nll} and, with a teacher, {agreement, kl}; rates in [0,1], means in nats."""
@@ -45,7 +50,7 @@ class Counts:
         return {"images": int(images), **{name: value / images for name, value in values.items()}}
 
 
-def _ranking(logits: Tensor) -> Tensor:
+def ranking(logits: Tensor) -> Tensor:
     """The five most probable classes [B,5], or all if there are fewer. Low-precision logits often tie, and `argmax`
     settles a tie otherwise than `topk`: both networks are ranked by this."""
     return logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -1,4 +1,4 @@
-"""`cache`: build a teacher cache, verify it, show what it holds, and say whether it is worth it."""
+"""`cache`: build a teacher cache, verify it, show what it holds, copy it, and say whether it is worth it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cluster.failures import RunFailed
 from ops import catalog
 from ops.console import PLAIN_LINE_SECONDS, console, percent, say, table
 from pipelines.cache.columns import row_bytes, wanted
-from pipelines.cache.local import local_folder
+from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import Manifest, flat, load_manifest
 
 
@@ -67,6 +67,15 @@ def show_cache(folder: str) -> int:
     console.print(table("it belongs to", ["", ""], [[k, str(v)] for k, v in flat(manifest.plan.identity).items()]))
     served = list(recipes_served(manifest, folder))
     say(f"recipes it holds the outputs for: {', '.join(served) if served else 'none of those that come along'}")
+    return 0
+
+
+def copy_cache(folder: str, location: str) -> int:
+    """Copies a finished cache, into object storage for example."""
+    manifest = publish(Path(folder), location)
+    say(
+        f"{location}: {len(manifest.shards):,} shards, {decimal(manifest.num_bytes)}; read it with cache.dir={location}"
+    )
     return 0
 
 

@@ -1,22 +1,26 @@
-"""CIFAR-100's published Parquet files as an image folder of PNG files, which both loaders and every recipe read."""
+"""CIFAR-100, as published, as an image folder of PNG files, which every loader and every recipe reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
+from torchvision.datasets import CIFAR100
 
 from ops.console import console, say
 
 SPLITS = {"train": "train", "val": "test"}  # of the image folder, and in the files' names
 IMAGES = {"train": 50_000, "val": 10_000}
+
+Row = tuple[bytes | NDArray[np.uint8], int]  # a file or its pixels [32,32,3], and the number of its class
 
 
 def unpack(source: str, target: str) -> int:
@@ -26,40 +30,58 @@ def unpack(source: str, target: str) -> int:
     return 0
 
 
-def write_cifar100(parquet_dir: Path, root: Path, images: Mapping[str, int] = IMAGES) -> Path:
+def write_cifar100(source: Path, root: Path, images: Mapping[str, int] = IMAGES) -> Path:
     """root/{train,val}/<class number>/<row>.png, lossless; once. images: how many each split must have.
 
-    Class numbers are those of the files, in two digits, so that classes in order of name are classes in order of
-    number, which published weights rely on. ValueError for files that are missing, or are another data set.
+    source: the folder of the Parquet files, or of `cifar-100-python`, the authors' pickles. Class numbers are those of
+    the files, in two digits, so that classes in order of name are classes in order of number, which published weights
+    rely on. ValueError for files that are missing, or are another data set.
     """
     if (root / "complete").exists():
         return root
-    files = {split: sorted(parquet_dir.glob(f"{published}-*.parquet")) for split, published in SPLITS.items()}
-    for split, published in SPLITS.items():
-        found = sum(map(_num_rows, files[split]))
-        if found != images[split]:
-            raise ValueError(
-                f"{parquet_dir} has {found:,} rows in {len(files[split])} files {published}-*.parquet, but CIFAR-100 "
-                f"has {images[split]:,}; give the folder that holds all of its Parquet files"
-            )
-    for split in SPLITS:
-        _write_split(files[split], root / split, images[split])
+    read = _official if (source / CIFAR100.base_folder).is_dir() else _parquet
+    for split, rows in read(source, images).items():
+        _write_split(rows, root / split, images[split])
     (root / "complete").touch()
     return root
 
 
-def _write_split(files: list[Path], folder: Path, total: int) -> None:
+def _official(source: Path, images: Mapping[str, int]) -> dict[str, Iterable[Row]]:
+    """The rows of the authors' pickles. torchvision opens them only if their checksums are the published ones: a pickle
+    may run any code."""
+    try:
+        found = {split: CIFAR100(source, train=split == "train") for split in SPLITS}
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source / CIFAR100.base_folder} does not hold the published files (their MD5 checksums differ), and no "
+            "other pickle is opened; fetch them again, or give the folder of the Parquet files"
+        ) from error
+    return {split: zip(data.data, data.targets, strict=True) for split, data in found.items()}
+
+
+def _parquet(source: Path, images: Mapping[str, int]) -> dict[str, Iterable[Row]]:
+    files = {split: sorted(source.glob(f"{published}-*.parquet")) for split, published in SPLITS.items()}
+    for split, published in SPLITS.items():
+        found = sum(map(_num_rows, files[split]))
+        if found != images[split]:
+            raise ValueError(
+                f"{source} has {found:,} rows in {len(files[split])} files {published}-*.parquet, but CIFAR-100 "
+                f"has {images[split]:,}; give the folder that holds all of its Parquet files"
+            )
+    return {split: _rows(some) for split, some in files.items()}
+
+
+def _write_split(rows: Iterable[Row], folder: Path, total: int) -> None:
     for label in range(100):
         (folder / f"{label:02d}").mkdir(parents=True, exist_ok=True)
 
-    def write(numbered: tuple[int, dict[str, Any]]) -> None:
-        number, row = numbered
-        path = folder / f"{row['fine_label']:02d}" / f"{number:05d}.png"
-        with Image.open(BytesIO(row["img"]["bytes"])) as image:
-            image.convert("RGB").save(path, compress_level=1)
+    def write(numbered: tuple[int, Row]) -> None:
+        number, (content, label) = numbered
+        with Image.open(BytesIO(content)) if isinstance(content, bytes) else Image.fromarray(content) as image:
+            image.convert("RGB").save(folder / f"{label:02d}" / f"{number:05d}.png", compress_level=1)
 
     with ThreadPoolExecutor() as threads:
-        written = threads.map(write, enumerate(_rows(files)))
+        written = threads.map(write, enumerate(rows))
         for _ in track(written, f"writing {folder}", total, console=console, disable=not console.is_terminal):
             pass
 
@@ -77,7 +99,7 @@ def _num_rows(file: Path) -> int:
     return content.metadata.num_rows
 
 
-def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
+def _rows(files: list[Path]) -> Iterator[Row]:
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(1000, columns=["img", "fine_label"]):
-            yield from batch.to_pylist()
+            yield from ((row["img"]["bytes"], row["fine_label"]) for row in batch.to_pylist())

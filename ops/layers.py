@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from cluster.assembly import assemble, image_size
-from cluster.config import absolute
+from cluster.config import RunConfig, absolute
 from cluster.passes import quality_pass
 from cluster.rank import Rank
 from kdcore.batch import Needs
 from kdcore.blocks import block_taps
 from kdcore.distiller import OnlineTeacher
-from kdcore.geometry import Quality
-from kdcore.layer_quality import class_balanced_sample, kept_bytes, recommend_pairs
+from kdcore.geometry import InformationScale, Quality
+from kdcore.layer_quality import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
@@ -44,28 +44,9 @@ PANELS = {
 def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -> int:
     """Scores the recipe's teacher on a class-balanced sample of the training images; writes what it recommends."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
-    if config.teacher is None or config.teacher.cached:
-        raise ValueError(f"{recipe} has no online teacher, whose layers could be scored; set teacher.source=online")
-    parts = assemble(config, Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
-    assert parts.teacher is not None
-    train, size = parts.indexes["train"], image_size(config)
-    taps = options.taps or block_taps(parts.teacher.model, size)
-    student_taps = options.student_taps or block_taps(parts.student, size)
-    per_class = min(max(2, options.images // len(train.classes)), int(np.bincount(train.labels).min()))
-    ids = class_balanced_sample(train.labels, per_class, config.seed)
-    teacher = OnlineTeacher(parts.teacher.model, Needs(teacher_taps=frozenset(taps)), parts.teacher.renormalise)
-    check_memory(teacher, size, len(ids), options.max_elements)
-    say(f"{len(taps)} taps of {config.teacher.model} over {len(ids):,} images, {per_class} of each class")
-    collected = quality_pass(
-        teacher,
-        parts.evaluation_loader("train"),
-        ids,
-        len(train.classes),
-        information_scale=options.scale,
-        max_elements=options.max_elements,
-    )
-    scores = collected.result(len(train), device=parts.rank.device)
-    quality = {tap: scores[tap] for tap in taps}
+    scores = score(config, options.taps, options.student_taps, options.images, options.scale, options.max_elements)
+    quality, student_taps = scores.quality, scores.student_taps
+    taps = list(quality)
     pairs = recommend_pairs(student_taps, quality, options.pairs or min(4, len(student_taps), len(taps)))
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -77,6 +58,43 @@ def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -
     (output / "method.yaml").write_text(recommendation_yaml(pairs))
     say(f"written: {output}/layers.png, layers.json, and method.yaml, which a recipe takes as `base:`")
     return 0
+
+
+def score(
+    config: RunConfig,
+    taps: Sequence[str] | None = None,
+    student_taps: Sequence[str] | None = None,
+    num_images: int = 5000,
+    scale: InformationScale = "log5",
+    max_elements: int = MAX_ELEMENTS,
+) -> LayerScores:
+    """The quality of the teacher's layers on a class-balanced sample of the training images.
+
+    taps, student_taps: in depth order; by default the networks' blocks. ValueError without an online teacher.
+    """
+    if config.teacher is None or config.teacher.cached:
+        raise ValueError(
+            f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online"
+        )
+    parts = assemble(config, Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    assert parts.teacher is not None
+    train, size = parts.indexes["train"], image_size(config)
+    taps = taps or block_taps(parts.teacher.model, size)
+    per_class = min(max(2, num_images // len(train.classes)), int(np.bincount(train.labels).min()))
+    ids = class_balanced_sample(train.labels, per_class, config.seed)
+    teacher = OnlineTeacher(parts.teacher.model, Needs(teacher_taps=frozenset(taps)), parts.teacher.renormalise)
+    check_memory(teacher, size, len(ids), max_elements)
+    say(f"{len(taps)} taps of {config.teacher.model} over {len(ids):,} images, {per_class} of each class")
+    collected = quality_pass(
+        teacher,
+        parts.evaluation_loader("train"),
+        ids,
+        len(train.classes),
+        information_scale=scale,
+        max_elements=max_elements,
+    )
+    found = collected.result(len(train), device=parts.rank.device)
+    return LayerScores({tap: found[tap] for tap in taps}, student_taps or block_taps(parts.student, size))
 
 
 def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:

@@ -14,14 +14,41 @@ Function = Callable[[argparse.Namespace], int]
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; `args.function(args)` of what it parses does the work and gives the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ops", description="Distils big image classifiers into small ones.", epilog=EPILOG
-    )
+    parser = Parser(prog="python -m ops", description="Distils big image classifiers into small ones.", epilog=EPILOG)
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _train, _evaluate, _show, _layers, _recipes, _data, _cache, _submit, _doctor):
+    for add in (
+        _demo,
+        _train,
+        _evaluate,
+        _export,
+        _review,
+        _ui,
+        _deliver,
+        _show,
+        _layers,
+        _sweep,
+        _recipes,
+        _data,
+        _cache,
+        _submit,
+        _doctor,
+    ):
         add(commands)
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes key=value before and after options: argparse itself has done with positional arguments at the first one."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
+        unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+        if unknown or (rest and not hasattr(parsed, "overrides")):
+            self.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+        if rest:
+            parsed.overrides = [*parsed.overrides, *rest]
+        return parsed
 
 
 def calls(function: str, *names: str) -> Function:
@@ -67,13 +94,76 @@ def _train(commands: Any) -> None:
 def _evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
-        help="accuracy of a finished run's student, or of a recipe's teacher",
-        description="Evaluates on every validation image once. RUN is the folder of a run (its deployed student is "
-        "evaluated, beside its teacher) or a recipe (only its teacher is).",
+        help="how a student answers: accuracy, closeness to its teacher, calibration, classes",
+        description="Evaluates on every image once: top-1, top-5, agreement with the teacher, KL, calibration, a table "
+        "by class, the worst confusions, and the alignment (CKA) of the tapped layers. RUN is a run's folder, a file "
+        "of weights, or a recipe (its teacher is evaluated). Results go beside it and onto the run's page in MLflow.",
     )
-    evaluate.add_argument("run", metavar="RUN", help="a run's folder, such as outputs/my-run, or a recipe")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
-    evaluate.set_defaults(function=calls("ops.train:evaluate_run", "run", "overrides"))
+    evaluate.add_argument("run", metavar="RUN", help="outputs/my-run, weights.safetensors, or a recipe")
+    evaluate.add_argument("--recipe", metavar="RECIPE", help="how a file of weights is built, where none is beside it")
+    evaluate.add_argument("--data", metavar="FOLDER", help="other images: FOLDER/<class>/ (default: the recipe's)")
+    evaluate.add_argument(
+        "--variant", choices=("v2", "real", "a", "r", "sketch"), help="FOLDER is this test set of ImageNet"
+    )
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as scaling.num_workers=0")
+    evaluate.set_defaults(function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides"))
+
+
+def _export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a run's student as files for timm, torch and ONNX, with a model card",
+        description="Writes the student as safetensors (timm), torch.export and ONNX, checks each on validation images "
+        "against the trained network, writes a model card, and registers the model in MLflow.",
+    )
+    export.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    export.add_argument("-o", "--output", required=True, metavar="DIR", help="where the files go")
+    export.add_argument("--images", type=int, default=256, metavar="N", help="for the checks (default: %(default)s)")
+    export.add_argument("--name", help="in the registry (default: the student's and the data's)")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
+    export.set_defaults(function=calls("ops.export:export", "run", "output", "images", "name", "overrides"))
+
+
+def _review(commands: Any) -> None:
+    review = commands.add_parser(
+        "review",
+        help="an experiment as one page: table, curves, sweeps, what is noise",
+        description="Writes one HTML page from what MLflow holds of an experiment. It needs no network: recipes with "
+        "mean and spread over seeds, gain, size and cost, learning curves, sweeps, and every run with its link.",
+    )
+    review.add_argument("experiment", metavar="EXPERIMENT", help="its name in MLflow")
+    _store(review)
+    review.add_argument("-o", "--output", metavar="FILE", help="the page (default: EXPERIMENT-review.html)")
+    review.add_argument("--compare", nargs=2, metavar="RUN", help="two runs, side by side")
+    review.add_argument("--metric", default="val/top1", help="the score (default: %(default)s)")
+    review.add_argument(
+        "--studied", nargs="+", metavar="FIELD", help="what recipes are meant to differ in (default: the method)"
+    )
+    names = ("experiment", "store", "output", "compare", "metric", "studied")
+    review.set_defaults(function=calls("ops.review:review", *names))
+
+
+def _ui(commands: Any) -> None:
+    ui = commands.add_parser(
+        "ui",
+        help="MLflow's page on this machine's loopback address",
+        description="Serves the MLflow store of an output folder at 127.0.0.1, after delivering what runs have kept "
+        "back while their server was away. Ctrl-C ends it.",
+    )
+    _store(ui)
+    ui.add_argument("--port", type=int, default=5000, help="(default: %(default)s)")
+    ui.set_defaults(function=calls("ops.ui:ui", "store", "port"))
+
+
+def _deliver(commands: Any) -> None:
+    deliver = commands.add_parser(
+        "deliver",
+        help="send to MLflow what runs have kept while its server was away",
+        description="Runs go on without their MLflow server; what it has missed lies in their folders. This sends it, "
+        "in order and once. `ui` and `review` do so too for the folder that they look at.",
+    )
+    deliver.add_argument("folder", metavar="DIR", nargs="?", default="outputs", help="(default: %(default)s)")
+    deliver.set_defaults(function=calls("ops.ui:deliver", "folder"))
 
 
 def _show(commands: Any) -> None:
@@ -105,6 +195,22 @@ def _layers(commands: Any) -> None:
     layers.set_defaults(function=_run_layers)
 
 
+def _sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="many runs of a recipe over one cache: temperatures, weights, layers, any field",
+        description="Searches the fields of a recipe that SPACE.yaml names, by grid, at random or with TPE; runs that "
+        "fall behind are stopped early. All runs read one cache of teacher outputs, built first. The same command "
+        "again goes on with a sweep that was interrupted.",
+    )
+    sweep.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
+    sweep.add_argument("--space", required=True, metavar="SPACE.yaml", help="what is searched, and how")
+    sweep.add_argument("--concurrent", type=int, metavar="N", help="runs at a time (default: as many as fit)")
+    sweep.add_argument("--plan", action="store_true", help="only show what would be run, and what it would cost")
+    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="fields to set, such as train.epochs=5")
+    sweep.set_defaults(function=calls("ops.sweep:sweep", "recipe", "overrides", "space", "concurrent", "plan"))
+
+
 def _recipes(commands: Any) -> None:
     recipes = commands.add_parser(
         "recipes",
@@ -120,11 +226,12 @@ def _data(commands: Any) -> None:
     data = commands.add_parser(
         "data",
         help="turn a published data set into an image folder",
-        description="Unpacks the Parquet files of CIFAR-100 (train-*.parquet and test-*.parquet, with columns img and "
-        "fine_label) into the image folder that the CIFAR-100 recipes read.",
+        description="Unpacks CIFAR-100 into the image folder that its recipes read: from Parquet files "
+        "(train-*.parquet and test-*.parquet, with columns img and fine_label), or from the authors' cifar-100-python "
+        "folder, whose pickles are opened only with the published checksums.",
     )
     data.add_argument("name", choices=["cifar100"])
-    data.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of the Parquet files")
+    data.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of either")
     data.add_argument("--to", default="data/cifar100", metavar="DIR", help="the image folder to write (%(default)s)")
     data.set_defaults(function=calls("ops.cifar:unpack", "source", "to"))
 
@@ -132,7 +239,7 @@ def _data(commands: Any) -> None:
 def _cache(commands: Any) -> None:
     cache = commands.add_parser(
         "cache",
-        help="teacher outputs computed once: build, verify, info, plan",
+        help="teacher outputs computed once: build, verify, info, plan, copy",
         description="A recipe's teacher outputs in Arrow shards, as its 'cache:' section says. Train from a cache with "
         "teacher.source=cache.",
     )
@@ -141,8 +248,11 @@ def _cache(commands: Any) -> None:
     verify = actions.add_parser("verify", help="check every byte, and compute some rows anew")
     info = actions.add_parser("info", help="what a cache holds, and which recipes it can serve")
     plan = actions.add_parser("plan", help="measure this machine: is a cache worth it?")
+    copy = actions.add_parser("copy", help="put a finished cache into object storage, or into another folder")
     for action in (build, verify, plan):
         _recipe(action)
+    copy.add_argument("folder", metavar="DIR", help="the cache's folder")
+    copy.add_argument("location", metavar="URI", help="such as s3://bucket/folder")
     verify.add_argument("--rows", type=int, default=256, help="how many of each part (default: %(default)s)")
     plan.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
     info.add_argument("folder", metavar="DIR", help="the cache's folder or URI")
@@ -150,6 +260,7 @@ def _cache(commands: Any) -> None:
     verify.set_defaults(function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows"))
     plan.set_defaults(function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds"))
     info.set_defaults(function=calls("ops.cache:show_cache", "folder"))
+    copy.set_defaults(function=calls("ops.cache:copy_cache", "folder", "location"))
 
 
 def _submit(commands: Any) -> None:
@@ -175,6 +286,12 @@ def _doctor(commands: Any) -> None:
         "--output", default="outputs", metavar="DIR", help="the folder that runs would use (%(default)s)"
     )
     doctor.set_defaults(function=calls("ops.doctor:doctor", "output"))
+
+
+def _store(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--store", metavar="DIR|URI", help="an output folder or MLflow's URI (default: MLFLOW_TRACKING_URI, or outputs)"
+    )
 
 
 def _recipe(command: argparse.ArgumentParser) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.assembly import assemble, image_size
 from cluster.config import RunConfig, absolute, to_yaml
 from cluster.rank import Rank
+from kdcore.cost import multiply_adds
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 from ops import catalog
@@ -46,14 +46,6 @@ def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
         f"{multiply_adds(network, image_size(config)) / 1e9:.4f}",
         f"{parameters * 4 / 1e6:.2f}",
     ]
-
-
-def multiply_adds(network: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of convolutions and matrix products for one image; torch counts two FLOPs for each."""
-    network.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, *size))
-    return counter.get_total_flops() // 2
 
 
 def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> list[list[str]]:

@@ -21,7 +21,8 @@ def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
     if not hasattr(parsed, "recipe"):
         raise ValueError(f"{command[0]} is no job; submit a command that takes a recipe, such as train")
     check_paths(catalog.load(parsed.recipe, parsed.overrides))
-    words = [shipped(word) if word == parsed.recipe and Path(word).is_file() else word for word in command]
+    files = {parsed.recipe, getattr(parsed, "space", None)}
+    words = [shipped(word) if word in files and Path(word).is_file() else word for word in command]
     try:
         return submit_job(address, ["python", "-m", "ops", *words], token_file, show)
     except Detached as left:

@@ -64,7 +64,7 @@ class Loader(ABC):
         A picture's pixels depend on its view and sample id alone. ValueError names a file that cannot be decoded.
         """
         this = self._latest = object()
-        for job, images in self.decode(map(self.prepare, requests)):
+        for job, images in self.decode(self.jobs(requests)):
             ids = job.views.sample_ids
             labels = torch.from_numpy(self.index.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
             pictures, labels = self.finish(images, job.views, job.partner_rows, labels)
@@ -77,20 +77,32 @@ class Loader(ABC):
             )
             assert self._latest is this, "another load() has taken this loader over"
 
+    def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
+        """The requests with their views."""
+        return map(self.prepare, requests)
+
     def prepare(self, request: Request) -> Job:
         """The views of a request, with the partners that it lacks appended."""
+        ids, partner_rows = self.rows(request)
+        return Job(request, self.views(request.view, ids), partner_rows)
+
+    def rows(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(the sample ids [N] of a request with the partners that it lacks appended, `Job.partner_rows` [B])."""
         ids = np.asarray(request.sample_ids, dtype=np.int64)
         assert 0 < len(ids) <= self.max_batch, f"a request has 1 to {self.max_batch} samples, not {len(ids)}"
+        if not self.plan.policy.mixes:
+            return ids, np.arange(len(ids))
         partners = self.plan.partner(request.view, ids)
         rows = np.concatenate((ids, np.setdiff1d(partners, ids)))
         by_id = np.argsort(rows, kind="stable")
-        partner_rows = by_id[np.searchsorted(rows, partners, sorter=by_id)]
-        views = self.plan.views(request.view, rows, self.index.heights[rows], self.index.widths[rows])
-        return Job(request, views, partner_rows)
+        return rows, by_id[np.searchsorted(rows, partners, sorter=by_id)]
+
+    def views(self, view: int, ids: NDArray[np.int64]) -> Views:
+        return self.plan.views(view, ids, self.index.heights[ids], self.index.widths[ids])
 
 
 def build_loader(
-    kind: Literal["dali", "reference"],
+    kind: Literal["dali", "reference", "resident"],
     index: ImageIndex,
     plan: ViewPlan,
     *,
@@ -115,6 +127,10 @@ def build_loader(
         from pipelines.reference import ReferenceLoader
 
         return ReferenceLoader(index, plan, finish, max_batch, num_threads=num_threads)
+    if kind == "resident":
+        from pipelines.resident import ResidentLoader
+
+        return ResidentLoader(index, plan, finish, max_batch, num_threads=num_threads)
     if kind == "dali":
         from pipelines.dali import DaliLoader
 
@@ -122,4 +138,4 @@ def build_loader(
         return DaliLoader(
             index, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
         )
-    raise ValueError(f"there is no loader {kind!r}; choose 'dali' or 'reference'")
+    raise ValueError(f"there is no loader {kind!r}; choose 'dali', 'reference' or 'resident'")

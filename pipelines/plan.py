@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,11 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    def __getitem__(self, part: slice) -> Views:
+        """Some of the samples."""
+        columns: dict[str, Any] = {k: v[part] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True)

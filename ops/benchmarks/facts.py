@@ -37,7 +37,7 @@ def facts() -> dict[str, Any]:
 
 def command() -> str:
     """How this was called, without the folders of this machine."""
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return " ".join(["python", "-m", "ops.benchmarks." + Path(sys.argv[0]).stem, *words])
 
 

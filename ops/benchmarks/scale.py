@@ -37,7 +37,9 @@ from ray.train.torch import TorchTrainer, prepare_model
 
 def loop(config):
     model = prepare_model(torch.nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
     if ray.train.get_context().get_world_rank() == 0:
         open(config["stamp"], "w").write(str(time.time()))
 
@@ -79,7 +81,7 @@ def recipe(folder: Path, name: str, num_workers: int, **train: Any) -> dict[str,
 def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
     """Of whole runs through the training loop: seconds a step and the share of waiting, without the first steps."""
     from cluster.config import parse
-    from cluster.tracking import read_metrics
+    from cluster.journal import read_metrics
     from cluster.train import launch
 
     config = parse(recipe(folder, f"steps-{num_workers}", num_workers, max_steps=num_steps))
@@ -151,7 +153,7 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
     import yaml
 
     from cluster.config import parse
-    from cluster.tracking import read_metrics
+    from cluster.journal import read_metrics
 
     data = recipe(folder, f"start-{num_workers}-{number}", num_workers, max_steps=2)
     path = folder / f"start-{number}.yaml"
@@ -163,7 +165,7 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
 
 
 def bare_seconds(folder: Path, num_workers: int, number: int) -> float:
-    """The same of a Ray Train job that does one step of one linear layer."""
+    """The same of a Ray Train job that does nothing but one step of SGD on one linear layer."""
     stamp = folder / f"stamp-{number}"
     started = time.time()
     arguments = [str(stamp), str(num_workers), str(folder / f"bare-{number}")]

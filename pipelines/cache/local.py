@@ -1,17 +1,19 @@
-"""A cache in object storage, copied once to each machine that reads it."""
+"""A cache in object storage: put there when it is finished, copied once to each machine that reads it."""
 
 from __future__ import annotations
 
 import fcntl
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from pyarrow import fs
 
-from pipelines.cache.manifest import MANIFEST, read_manifest
+from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
+from pipelines.cache.reader import refuse_damaged
 
 
 def is_remote(location: str) -> bool:
@@ -42,6 +44,37 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
             fs.copy_files(path, str(partial), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
             partial.rename(copy)
     return copy
+
+
+def publish(directory: Path, location: str) -> Manifest:
+    """Copies a finished cache to a URI or folder, the manifest last: who reads there finds all of it or no cache.
+
+    ValueError where another cache is there. Cut off, it is done again from the start.
+    """
+    manifest = load_manifest(directory)
+    refuse_damaged(directory, list(manifest.shards), full=False)
+    filesystem, path = _filesystem(location if is_remote(location) else Path(location).absolute().as_uri())
+    if filesystem.get_file_info(f"{path}/{MANIFEST}").type != fs.FileType.NotFound:
+        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
+            if read_manifest(file.read(), location).digest == manifest.digest:
+                return manifest
+        raise ValueError(f"{location} holds another cache; take another place, or remove that one")
+    names = [CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda name: _put(directory / name, filesystem, f"{path}/{name}"), names))
+    _put(directory / MANIFEST, filesystem, f"{path}/{MANIFEST}")
+    return manifest
+
+
+def _put(source: Path, filesystem: fs.FileSystem, target: str) -> None:
+    filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+    fs.copy_files(
+        str(source),
+        target,
+        source_filesystem=fs.LocalFileSystem(),
+        destination_filesystem=filesystem,
+        use_threads=False,
+    )
 
 
 def _filesystem(location: str) -> tuple[fs.FileSystem, str]:

@@ -1,12 +1,11 @@
-"""A cluster of several raylets on one machine, each a node with its own address: whatever is killed, and whenever, the
-run ends with the very bits of an undisturbed one. With mixing, a moving average and gradient accumulation on."""
+"""A cluster of several nodes on one machine, each in its own network: whatever is killed, and whenever, the run ends
+with the very bits of an undisturbed one. With mixing, a moving average and gradient accumulation on."""
 
 import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,53 +21,27 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-from ray._common.utils import reset_ray_address
-from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 
 from cluster.config import RunConfig, parse, to_yaml
 from cluster.failures import RunFailed
+from cluster.journal import read_metrics
 from cluster.recovery import CHECKPOINTS
-from cluster.tracking import read_metrics
 from cluster.train import RunResult, launch
 from kdcore.models import ModelConfig, build_model
 from pipelines.plan import ViewPlan
+from tests.cluster.machines import ROOT, Machines, cluster_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
-STEPS = 120  # 6 an epoch: long enough to be hit where it is meant to be
-ADDRESSES = ("127.0.0.2", "127.0.0.3")  # a node is its address; with one for all, they would be one node
+STEPS = 120  # 3 an epoch: long enough to be hit where it is meant to be
+LONGER = 300  # for a node to come and be noticed
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Cluster]:
-    """A head without workers and two nodes with room for two workers each; a dead node is noticed within seconds."""
-    prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 1000}
-    prompt |= {"worker_niceness": 0}  # else whatever else runs here goes first
-    prompt |= {"metrics_report_interval_ms": 500}
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "_system_config": prompt}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    reset_ray_address()  # nobody else's ray.init() shall find this cluster
-    try:
-        for address in ADDRESSES:
-            made.add_node(num_cpus=2, node_ip_address=address)
-        ray.init(
-            address=made.address,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+def nodes() -> Iterator[Machines]:
+    """Two nodes with room for two workers each; a dead node is noticed within seconds."""
+    with cluster_of(2) as machines:
+        yield machines
 
 
 @pytest.fixture(scope="module")
@@ -139,58 +112,44 @@ def undisturbed(nodes, configuration, scrape) -> RunResult:
 
 
 @dataclass
-class Strike:
-    """Watches a run and calls `blow` once, as soon as the run has come to the given step."""
+class Blow:
+    """Something to be killed as soon as the run has come to a step."""
 
     step: int
-    blow: Callable[[], None]
+    strike: Callable[[], None]
     struck_at: int = 0
     continued_at: int = 0
 
+
+class Blows:
+    """Watches a run and strikes blow after blow, each once the run has gone on from the one before."""
+
+    def __init__(self, *blows: Blow) -> None:
+        self.blows = blows
+
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        struck = [blow for blow in self.blows if blow.struck_at]
         for message in messages:
             if found := re.match(r"continuing at step (\d+)", message):
-                self.continued_at = int(found[1])
-        if not self.struck_at and state.get("step", 0) >= self.step:
-            self.struck_at = state["step"]
-            self.blow()
+                struck[-1].continued_at = int(found[1])
+        waiting = [blow for blow in self.blows if not blow.struck_at]
+        gone_on = not struck or struck[-1].continued_at
+        if waiting and gone_on and waiting[0].step <= state.get("step", 0):
+            waiting[0].struck_at = state["step"]
+            waiting[0].strike()
 
     def check(self) -> None:
-        """It fell in the middle of the run, and the run went on from a checkpoint before it, not from the start."""
-        assert self.step <= self.struck_at < STEPS
-        assert 0 < self.continued_at <= self.struck_at + 4
+        """Each fell in the middle of the run, which went on from a checkpoint before it, not from the start."""
+        for blow in self.blows:
+            assert blow.step <= blow.struck_at < STEPS
+            assert 0 < blow.continued_at <= blow.struck_at + 4
 
 
-def random_step(seed: int) -> int:
-    return int(np.random.default_rng(seed).integers(10, STEPS // 2))
-
-
-def workers(nodes: Cluster) -> list[tuple[str, int]]:
-    """(node's address, process id) of every training worker."""
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    wanted = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
-    return sorted((addresses[actor.node_id], actor.pid) for actor in list_actors(nodes.address, filters=wanted))
-
-
-def kill(nodes: Cluster, number: int | None = None, address: str | None = None, with_: int = signal.SIGKILL) -> None:
-    """Kills the worker of that number, or every worker of the node of that address."""
-    everyone = workers(nodes)
-    assert len(everyone) == 4
-    victims = everyone if number is None else [everyone[number]]
-    for where, pid in victims:
-        if address in (None, where):
-            os.kill(pid, with_)
-
-
-def kill_node(nodes: Cluster, address: str) -> None:
-    """The node's raylet, then what is left of its workers."""
-    (node,) = [node for node in nodes.worker_nodes if node.node_ip_address == address]
-    pids = [pid for where, pid in workers(nodes) if where == address]
-    assert len(pids) == 2
-    node.kill_raylet()
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def random_steps(seed: int, number: int) -> list[int]:
+    """One in each of `number` equal parts of the run, all between its 10th and its 100th step."""
+    width = 90 // number
+    offsets = np.random.default_rng(seed).integers(0, width, size=number)
+    return [10 + part * width + int(offset) for part, offset in enumerate(offsets)]
 
 
 def assert_same_bits(one: RunResult, other: RunResult) -> None:
@@ -215,27 +174,18 @@ def test_metrics_of_the_run(undisturbed, scrape):
     assert scrape.found["stillhouse_images_per_second"] > 0
 
 
-@pytest.mark.parametrize(("number", "seed"), [(0, 1), (3, 2)])
-def test_a_worker_is_killed(nodes, configuration, undisturbed, number, seed):
-    strike = Strike(random_step(seed), lambda: kill(nodes, number))
-    result = launch(configuration(f"worker-{number}"), watch=strike)
-    strike.check()
-    assert_same_bits(undisturbed, result)
-
-
-def test_every_worker_of_a_node_is_killed(nodes, configuration, undisturbed):
-    strike = Strike(random_step(3), lambda: kill(nodes, address=ADDRESSES[1]))
-    result = launch(configuration("workers-of-a-node"), watch=strike)
-    strike.check()
-    assert_same_bits(undisturbed, result)
-
-
-def test_a_node_is_killed(nodes, configuration, undisturbed):
-    """The run moves to a spare one."""
-    nodes.add_node(num_cpus=2, node_ip_address="127.0.0.4")
-    strike = Strike(random_step(4), lambda: kill_node(nodes, workers(nodes)[0][0]))
-    result = launch(configuration("node"), watch=strike)
-    strike.check()
+def test_workers_and_nodes_are_killed(nodes, configuration, undisturbed):
+    """A worker; another one; every worker of a node; a whole node, whose place a spare one takes: in one run."""
+    nodes.join()
+    strikes = (
+        lambda: nodes.kill_workers(0),
+        lambda: nodes.kill_workers(3),
+        lambda: nodes.kill_workers(address=nodes.workers()[0][0]),
+        lambda: nodes.kill_node(nodes.workers()[-1][0]),
+    )
+    watch = Blows(*map(Blow, random_steps(1, len(strikes)), strikes))
+    result = launch(configuration("killed", max_failures=len(strikes)), watch=watch)
+    watch.check()
     assert_same_bits(undisturbed, result)
 
 
@@ -250,7 +200,7 @@ def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as driver:
         while driver.poll() is None:
             rows = read_metrics(config.run_dir / "metrics.jsonl")
-            if rows and rows[-1]["step"] >= random_step(5):
+            if rows and rows[-1]["step"] >= random_steps(5, 1)[0]:
                 driver.kill()
         shown = driver.stdout.read()
     assert driver.returncode == -signal.SIGKILL, shown
@@ -284,18 +234,18 @@ class Attendance:
 def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
     """The run goes on with 2 workers when a node dies, and with 4 again when one comes: the same samples in the same
     micro-batches throughout, and losses equal to rounding."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # of the dead node's place
-    config = configuration("elastic", steps=4 * STEPS, min_workers=2, resize_seconds=1.0, max_failures=2)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # of the dead node's place
+    config = configuration("elastic", steps=LONGER, min_workers=2, resize_seconds=1.0, max_failures=2)
     watch = Attendance(step=20)
-    with ThreadPoolExecutor(1) as thread:  # a node can be added from the main thread only
+    with ThreadPoolExecutor(1) as thread:
         run = thread.submit(launch, config, watch)
         assert watch.at_step.wait(200)
-        kill_node(nodes, workers(nodes)[0][0])
+        nodes.kill_node(nodes.workers()[0][0])
         assert watch.with_workers[2].wait(200)
-        nodes.add_node(num_cpus=2, node_ip_address="127.0.0.5")
+        nodes.join()
         result = run.result()
     assert watch.with_workers[4].is_set()
-    assert_the_plan_was_kept(config, 4 * STEPS)
+    assert_the_plan_was_kept(config, LONGER)
     # Rounding grows with every step; these are the 20 before the change and the 20 after it.
     ours, theirs = (losses(run)[:40] for run in (result, undisturbed))
     assert [step for step, _ in ours] == list(range(1, 41))
@@ -316,6 +266,6 @@ def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:
 
 def test_a_rank_hangs(nodes, configuration):
     """A rank that stops answering ends the run in time, with an error that names the step, who waited and for whom."""
-    strike = Strike(8, lambda: kill(nodes, 2, with_=signal.SIGSTOP))
+    hang = Blow(8, lambda: nodes.kill_workers(2, by=signal.SIGSTOP))
     with pytest.raises(RunFailed, match=rf"rank \d, step \d+ of {STEPS}: .*Timed out.*; it waited for rank \d in vain"):
-        launch(configuration("hangs", max_failures=0, timeout_seconds=10), watch=strike)
+        launch(configuration("hangs", max_failures=0, timeout_seconds=10), watch=Blows(hang))

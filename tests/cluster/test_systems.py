@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from cluster.config import parse
-from cluster.tracking import read_metrics
+from cluster.journal import read_metrics
 from cluster.train import launch
 from kdcore.models import ModelConfig, build_model
 

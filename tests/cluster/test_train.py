@@ -11,7 +11,7 @@ import torch
 
 from cluster.config import parse
 from cluster.failures import RunFailed
-from cluster.tracking import read_metrics
+from cluster.journal import read_metrics
 from cluster.train import launch
 from tests.conftest import write_image_folder
 
@@ -82,12 +82,12 @@ def test_workers_and_repetition(ray_cluster, recipe, teacher):
 
 def test_failure_and_continuation(ray_cluster, recipe, teacher, tmp_path):
     """A file that breaks in the middle of a run ends it, named; mended, the same command goes on from the last step
-    checkpoint, in mid-epoch, to the very bits of an undisturbed run."""
+    checkpoint, in mid-epoch, to the very bits of an undisturbed run. The checkpoints lie behind a URI."""
     root = write_image_folder(tmp_path / "fragile")
     changes = {"data__root": str(root), "checkpoint__every_steps": 1, "scaling__max_failures": 0, **MIXED}
 
-    def config(name: str):
-        return parse(recipe(name=name, teacher=teacher, method=METHOD, scaling__num_workers=2, **changes))
+    def config(name: str, **more: str):
+        return parse(recipe(name=name, teacher=teacher, method=METHOD, scaling__num_workers=2, **changes, **more))
 
     undisturbed = launch(config("undisturbed"))
     plan_order = sorted(records_by_step(config("undisturbed")).items())
@@ -96,14 +96,16 @@ def test_failure_and_continuation(ray_cluster, recipe, teacher, tmp_path):
     good, times = victim.read_bytes(), victim.stat()
     victim.write_bytes(good[:60] + bytes(len(good) - 60))
     os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # behind the index's back
+    store = tmp_path / "store"
     with pytest.raises(RunFailed, match=victim.name):
-        launch(config("disturbed"))
+        launch(config("disturbed", checkpoint__storage=store.as_uri()))
     victim.write_bytes(good)
     os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
-    kept = sorted(path.name for path in (tmp_path / "out" / "disturbed").glob("step-*"))
+    kept = sorted(path.name for path in (store / "disturbed").glob("step-*"))
     assert kept, "no checkpoint was written before the failure"
     assert 0 < int(kept[-1].removeprefix("step-")) < 6
-    disturbed = launch(config("disturbed"))
+    disturbed = launch(config("disturbed", checkpoint__storage=store.as_uri()))
+    assert not list(Path(disturbed.run_dir).glob("step-*"))
     assert same_bits(weights(undisturbed.run_dir), weights(disturbed.run_dir))
     steps = [row["step"] for row in read_metrics(Path(disturbed.run_dir) / "metrics.jsonl") if "train/loss" in row]
     assert steps == sorted(set(steps)), "metrics of a step were kept twice"

@@ -1,6 +1,8 @@
-"""CIFAR-100's Parquet files become an image folder without losing a bit or a label."""
+"""CIFAR-100 as published becomes an image folder without losing a bit or a label."""
 
+import hashlib
 import io
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ops import cifar
 from ops.cifar import write_cifar100
 from pipelines.datasets import build_index
 
@@ -44,6 +47,54 @@ def test_every_pixel_and_label_arrives(parquet, tmp_path):
             with Image.open(root / split / f"{label:02d}" / f"{row:05d}.png") as image:
                 assert np.array_equal(np.asarray(image), pixels[published][row])
         assert len(list((root / split).rglob("*.png"))) == COUNTS[split]
+
+
+@pytest.fixture
+def pickles(tmp_path, parquet, monkeypatch):
+    """The same images in the authors' format, with checksums of their own; a function that gives the folder."""
+    folder = tmp_path / "official" / "cifar-100-python"
+    folder.mkdir(parents=True)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    entries = {
+        split: {"data": parquet[1][split].transpose(0, 3, 1, 2).reshape(len(labels), -1), "fine_labels": labels}
+        for split, labels in LABELS.items()
+    }
+    _, meta = write("meta", {"fine_label_names": [str(number) for number in range(100)]})
+    monkeypatch.setattr(cifar.CIFAR100, "train_list", [write("train", entries["train"])])
+    monkeypatch.setattr(cifar.CIFAR100, "test_list", [write("test", entries["test"])])
+    monkeypatch.setattr(cifar.CIFAR100, "meta", cifar.CIFAR100.meta | {"md5": meta})
+    return folder.parent
+
+
+def test_the_authors_pickles_give_the_same_folder(parquet, pickles, tmp_path):
+    ours, theirs = (write_cifar100(source, tmp_path / source.name / "out", COUNTS) for source in (pickles, parquet[0]))
+    found = sorted(path.relative_to(ours) for path in ours.rglob("*.png"))
+    assert found == sorted(path.relative_to(theirs) for path in theirs.rglob("*.png"))
+    assert len(found) == sum(COUNTS.values())
+    assert all((ours / path).read_bytes() == (theirs / path).read_bytes() for path in found)
+
+
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_no_pickle_is_opened_whose_checksum_is_not_the_published_one(name, pickles, tmp_path):
+    (pickles / "cifar-100-python" / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(ValueError, match=r"does not hold the published files .* no other pickle is opened; fetch them"):
+        write_cifar100(pickles, tmp_path / "cifar100", COUNTS)
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "cifar100").exists()
 
 
 def test_classes_are_in_order_of_number(parquet, tmp_path):

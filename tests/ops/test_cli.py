@@ -7,7 +7,22 @@ import yaml
 from ops.__main__ import main
 from tests.conftest import write_image_folder
 
-COMMANDS = ("demo", "train", "evaluate", "show", "layers", "recipes", "data", "cache", "submit", "doctor")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "export",
+    "review",
+    "ui",
+    "deliver",
+    "show",
+    "layers",
+    "recipes",
+    "data",
+    "cache",
+    "submit",
+    "doctor",
+)
 
 
 def test_help_lists_the_commands(capsys):

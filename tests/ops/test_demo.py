@@ -24,7 +24,7 @@ def test_digits(tmp_path, capsys, ray_cluster):
         assert agreement == "-" or 0 <= float(agreement.rstrip("%")) <= 100
         assert float(images_per_second.replace(",", "")) > 0
         assert float(wall_seconds) > 0
-    assert "MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///" in shown
+    assert f"MLflow: .venv/bin/python -m ops ui --store {tmp_path}" in shown
     assert len(list((tmp_path / "digits").rglob("*.png"))) == 5000
     assert len(list((tmp_path / "digits" / "val").rglob("*.png"))) == 1000
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kdcore.batch import Needs
-from pipelines.cache.local import local_folder
+from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import load_manifest
-from pipelines.cache.reader import CacheReader
+from pipelines.cache.reader import CacheReader, refuse_damaged
 from pipelines.cache.store import Unit, write_shard
 from tests.pipelines.test_cache_store import build, plan, rows_of
 
@@ -150,6 +150,26 @@ def test_a_remote_cache_is_copied_once(cache, tmp_path):
     assert (copy / "manifest.json").stat().st_mtime_ns == written
     build(cache, plan(num_views=3))
     assert local_folder(uri, copies) not in (copy, cache)
+
+
+def test_a_cache_is_put_into_object_storage(cache, tmp_path):
+    """All of it or none: the manifest comes last, and no other cache is overwritten."""
+    store = tmp_path / "store"
+    (cache / "leftover.tmp").write_bytes(b"half")
+    publish(cache, store.as_uri())
+    assert not (store / "leftover.tmp").exists()
+    copy = local_folder(store.as_uri(), str(tmp_path / "copies"))
+    assert reader(copy).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
+    (store / "manifest.json").unlink()
+    next(store.rglob("*.arrow")).write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="holds no manifest.json"):
+        local_folder(store.as_uri(), str(tmp_path / "copies"))
+    publish(cache, str(store))  # a folder will do as well
+    assert publish(cache, str(store)).digest == load_manifest(store).digest
+    refuse_damaged(store, list(load_manifest(store).shards), full=True)
+    build(cache, plan(num_views=3))
+    with pytest.raises(ValueError, match=r"holds another cache; take another place"):
+        publish(cache, str(store))
 
 
 def test_a_remote_folder_without_a_cache(tmp_path):

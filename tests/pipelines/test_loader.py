@@ -259,7 +259,7 @@ def test_padded_crop_and_flip_are_torchvisions(odd_index: ImageIndex) -> None:
 def test_wrong_choices(odd_index: ImageIndex) -> None:
     plan = ViewPlan(PLAIN, 0, 13)
     rest = {"mean": MEAN, "std": STD, "num_classes": 2, "device": torch.device("cpu")}
-    with pytest.raises(ValueError, match="no loader 'torch'; choose 'dali' or 'reference'"):
+    with pytest.raises(ValueError, match="no loader 'torch'; choose 'dali', 'reference' or 'resident'"):
         build_loader("torch", odd_index, plan, **rest)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decode='gpu' with batches on cpu; use decode='cpu'"):
         build_loader("dali", odd_index, plan, decode="gpu", **rest)  # type: ignore[arg-type]

@@ -1,0 +1,203 @@
+"""Evaluating a run's student and teacher on a folder of images, by one process or by the workers of a Ray cluster.
+
+Every worker takes a share of the images and needs no other: one that is lost is replaced, and there may be more of them
+than places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+from torch import Tensor, nn
+
+from cluster.assembly import Assembly, assemble, autocast, open_data
+from cluster.cache_crew import wants_gpu
+from cluster.config import RunConfig, parse
+from cluster.failures import RunFailed
+from cluster.passes import every_image_once
+from cluster.rank import Rank
+from cluster.recovery import reason
+from cluster.train import ray_session
+from kdcore.batch import Batch, Needs, TeacherOutputs
+from kdcore.distiller import OnlineTeacher
+from kdcore.evaluation import Evaluation, LinearCKA
+from kdcore.models import load_tensors
+from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
+from pipelines.variants import Target, open_target, own_target
+
+Network = Callable[[Batch], TeacherOutputs]
+SPLIT = "evaluated"  # the name of the images within an `Assembly`
+
+
+@dataclass
+class Findings:
+    """What is known of both networks; cka: of taps named 'student <tap>' and 'teacher <tap>'."""
+
+    student: Evaluation | None
+    teacher: Evaluation | None
+    cka: LinearCKA
+    images: int = 0
+
+    @classmethod
+    def of(cls, num_classes: int, rank: Rank, student: bool, teacher: bool) -> Findings:
+        """Nothing seen yet, of the networks that are there."""
+        ours, theirs = (Evaluation(num_classes, rank.device) if there else None for there in (student, teacher))
+        return cls(ours, theirs, LinearCKA())
+
+    def add(self, ours: TeacherOutputs, theirs: TeacherOutputs, answers: Tensor) -> None:
+        """One batch as the student and the teacher answer it; answers [B,M] as in `Evaluation.add`."""
+        self.images += len(answers)
+        if self.student is not None and ours.logits is not None:
+            self.student.add(ours.logits, answers, theirs.logits)
+        if self.teacher is not None and theirs.logits is not None:
+            self.teacher.add(theirs.logits, answers)
+        if ours.features and theirs.features:
+            sides = {"student": ours.features, "teacher": theirs.features}
+            self.cka.add({f"{side} {tap}": of[tap] for side, of in sides.items() for tap in sorted(of)})
+
+    def merge(self, other: Findings) -> None:
+        """Takes in those of another worker."""
+        for mine, its in ((self.student, other.student), (self.teacher, other.teacher)):
+            if mine is not None and its is not None:
+                mine.merge(its)
+        self.cka.merge(other.cka)
+        self.images += other.images
+
+    def to(self, device: str) -> Findings:
+        """Itself, its sums moved."""
+        for one in filter(None, (self.student, self.teacher)):
+            one.to(device)
+        self.cka.to(device)
+        return self
+
+
+def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -> Findings:
+    """Both networks on every image once. weights: of the student; None: the teacher alone is evaluated.
+
+    With scaling.num_workers above 1 on the Ray cluster, else in this process.
+    """
+    if config.scaling.num_workers <= 1:
+        on_gpu = torch.cuda.is_available() and config.scaling.use_gpu is not False
+        findings = evaluate_share(config, weights, target, Rank(0, 1, torch.device("cuda" if on_gpu else "cpu")))
+    else:
+        with ray_session(config):
+            findings = gather(config, weights, target)
+    assert findings.images == len(target.index), "every image once"
+    return findings
+
+
+def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
+    """The findings of all workers, together."""
+    scaling = config.scaling
+    gpus = scaling.gpus_per_worker if wants_gpu(config) else 0
+    share = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=gpus)(share_of_worker)
+    payload, target = ray.put(config.model_dump(mode="json")), ray.put(target)
+    shares = [share.remote(payload, weights, target, n, scaling.num_workers) for n in range(scaling.num_workers)]
+    try:
+        first, *others = ray.get(shares)
+    except RayTaskError as error:
+        raise RunFailed(reason(error)) from error
+    for other in others:
+        first.merge(other)
+    return first
+
+
+def share_of_worker(
+    payload: dict[str, Any], weights: Path | None, target: Target, number: int, world_size: int
+) -> Findings:
+    """In a Ray worker: one share of the images."""
+    rank = Rank(number, world_size, torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+    return evaluate_share(parse(payload), weights, target, rank).to("cpu")
+
+
+@torch.no_grad()
+def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank: Rank) -> Findings:
+    """Both networks on this rank's share of the images."""
+    parts = assemble(config, replace(rank, world_size=1), listed=True)
+    parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
+    student, teacher = student_of(parts, weights), teacher_of(parts, target)
+    findings = Findings.of(len(target.classes), rank, student is not None, teacher is not None)
+    for batch in parts.evaluation_loader(SPLIT).load(every_image_once(len(target.index), rank)):
+        answers = torch.from_numpy(target.answers[batch.sample_ids.cpu().numpy()]).to(rank.device)
+        with autocast(config, rank):
+            theirs = teacher(batch) if teacher else TeacherOutputs()
+            ours = student(batch) if student else TeacherOutputs()
+        findings.add(among(ours, target), among(theirs, target), answers)
+    return findings
+
+
+def among(outputs: TeacherOutputs, target: Target) -> TeacherOutputs:
+    """With the logits of the classes that may be answered."""
+    if outputs.logits is None or target.shown is None:
+        return outputs
+    return replace(outputs, logits=outputs.logits[:, torch.from_numpy(target.shown)])
+
+
+def student_of(parts: Assembly, weights: Path | None) -> Network | None:
+    """The student with the given weights and its taps; None where there are none."""
+    if weights is None:
+        return None
+    student = load_student(parts, weights)
+    taps = FeatureTaps(student, taps_of(student, parts.config.needs.student_taps))
+
+    def answer(batch: Batch) -> TeacherOutputs:
+        logits, features = taps(batch.images)
+        return TeacherOutputs(logits=logits, features=features)
+
+    return answer
+
+
+def load_student(parts: Assembly, weights: Path) -> nn.Module:
+    """The recipe's student with the given weights. ValueError where they do not fit."""
+    tensors = load_tensors(weights)
+    try:
+        parts.student.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights} does not fit the student {parts.config.student.model} of the recipe "
+            f"({' '.join(str(error).split())[:200]}); give the recipe that it was trained with"
+        ) from error
+    return parts.student.eval()
+
+
+def teacher_of(parts: Assembly, target: Target) -> Network | None:
+    """The teacher with its taps; of one in a cache, its logits for the recipe's own validation images."""
+    if parts.teacher is not None:
+        model, needs = parts.teacher.model, parts.config.needs
+        taps = taps_of(model, needs.teacher_taps)
+        return OnlineTeacher(model, Needs(teacher_logits=True, teacher_taps=taps), parts.teacher.renormalise)
+    if parts.stored is not None and target.index.fingerprint == parts.indexes["val"].fingerprint:
+        reader = parts.stored.evaluations["val"]
+        return lambda batch: reader.outputs(0, batch.sample_ids.cpu().numpy())
+    return None
+
+
+def taps_of(network: nn.Module, taps: frozenset[str]) -> frozenset[str]:
+    """The method's taps, and the classifier's input of a network that has one."""
+    classifier = network.get_classifier()  # type: ignore[operator]
+    return taps | {CLASSIFIER_INPUT} if isinstance(classifier, nn.Module) else taps
+
+
+def find_target(config: RunConfig, folder: Path | None, variant: str | None) -> Target:
+    """The images to evaluate on: the recipe's validation split, or those in a folder (or in its validation split)."""
+    indexes = open_data(config)
+    if folder is None and variant is None:
+        return own_target(indexes["val"])
+    if folder is None:
+        folder = Path(config.data.root)
+    if (folder / config.data.val_split).is_dir():
+        folder = folder / config.data.val_split
+    return open_target(folder, variant, indexes["train"].classes, Path(config.output_dir) / "index")
+
+
+def with_online_teacher(config: RunConfig) -> RunConfig:
+    """The teacher itself rather than its cache, where its weights are there: only it can see other images."""
+    if config.teacher is None or not config.teacher.has_weights:
+        return config
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "online"})})

@@ -1,0 +1,203 @@
+"""How a network answers on a set of images, as sums: added up over batches, merged over workers, divided at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcore.metrics import Counts, ranking
+
+NUM_BINS = 15
+
+
+class Evaluation:
+    """One network on the images seen so far: the metrics of `Counts`, the closeness to its teacher, the calibration, a
+    table by class and the classes it takes for others.
+
+    An image may have several right answers (ImageNet's ReaL labels): the one that the network finds most probable is
+    then its label. An image without any is not counted.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes = num_classes
+        self.counts = Counts(device)
+        self.overlap = torch.zeros((), dtype=torch.float64, device=device)
+        self.calibration = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)
+        self.classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
+        self.mistakes: list[Tensor] = []  # label * num_classes + prediction of every wrong answer
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, answers: Tensor, teacher_logits: Tensor | None = None) -> None:
+        """logits [B,K]; answers [B,M] int64, right class numbers filled up with -1; teacher_logits [B,K] or None."""
+        known = answers[:, 0] >= 0
+        logits, answers = logits[known].float(), answers[known]
+        if not len(logits):
+            return
+        labels = most_probable(logits, answers)
+        if teacher_logits is not None:
+            teacher_logits = teacher_logits[known].float()
+            self.overlap += overlap(logits, teacher_logits)
+        self.counts.add(logits, labels, teacher_logits)
+        predictions = ranking(logits)[:, 0]
+        correct = predictions == labels
+        confidence = logits.softmax(dim=1).gather(1, predictions[:, None])[:, 0]
+        self.calibration += binned(confidence, correct)
+        self.classes[0] += labels.bincount(minlength=self.num_classes)
+        self.classes[1] += labels[correct].bincount(minlength=self.num_classes)
+        self.mistakes.append((labels * self.num_classes + predictions)[~correct].cpu())
+
+    def merge(self, other: Evaluation) -> None:
+        """Takes in the sums of another worker."""
+        self.counts.merge(other.counts)
+        self.overlap += other.overlap
+        self.calibration += other.calibration
+        self.classes += other.classes
+        self.mistakes += other.mistakes
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the sums."""
+        self.counts.totals = self.counts.totals.to(device)
+        self.overlap, self.calibration = self.overlap.to(device), self.calibration.to(device)
+        self.classes = self.classes.to(device)
+
+    def metrics(self) -> dict[str, float]:
+        """{images, top1, top5, nll, ece} and, with a teacher, {agreement, agreement_top5, kl}; rates in [0,1], nats."""
+        found = self.counts.result() | {"ece": expected_calibration_error(self.calibration)}
+        if self.counts.has_teacher:
+            found["agreement_top5"] = float(self.overlap) / found["images"]
+        return found
+
+    def per_class(self) -> list[dict[str, float | None]]:
+        """{images, accuracy} of every class, by number; a class without images has the accuracy None."""
+        counts = zip(*self.classes.tolist(), strict=True)
+        return [{"images": images, "accuracy": correct / images if images else None} for images, correct in counts]
+
+    def confusions(self, limit: int) -> list[tuple[int, int, int]]:
+        """The worst pairs as (label, prediction, images), the most frequent first."""
+        if not self.mistakes:
+            return []
+        codes, images = torch.cat(self.mistakes).unique(return_counts=True)
+        order = images.argsort(descending=True, stable=True)[:limit]
+        pairs = [(code // self.num_classes, code % self.num_classes) for code in codes[order].tolist()]
+        return [(*pair, count) for pair, count in zip(pairs, images[order].tolist(), strict=True)]
+
+    def reliability(self) -> list[dict[str, float]]:
+        """Of every bin that has images: {images, confidence, accuracy}, means in [0,1]."""
+        bins = zip(*self.calibration.tolist(), strict=True)
+        return [{"images": n, "confidence": c / n, "accuracy": right / n} for n, c, right in bins if n]
+
+
+def most_probable(logits: Tensor, answers: Tensor) -> Tensor:
+    """Of each image's right answers [B,M] (filled up with -1), the one of the highest logit: [B]."""
+    scores = logits.gather(1, answers.clamp_min(0)).masked_fill(answers < 0, -torch.inf)
+    return answers.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
+
+
+def overlap(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Sum over the images of the share that the five most probable classes of both networks have in common."""
+    ours, theirs = ranking(logits), ranking(teacher_logits)
+    return (ours[:, :, None] == theirs[:, None, :]).any(dim=2).double().mean(dim=1).sum()
+
+
+def binned(confidence: Tensor, correct: Tensor) -> Tensor:
+    """[3, bins]: images, sum of confidence, and correct images by confidence; bin b is (b/bins, (b+1)/bins]."""
+    bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+    values = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence)]).double()
+    return torch.zeros(3, NUM_BINS, dtype=torch.float64, device=confidence.device).index_add_(1, bins, values)
+
+
+def expected_calibration_error(bins: Tensor) -> float:
+    """ECE = sum over bins of (n_b / n) |accuracy_b - confidence_b|, of the sums [3, bins] of `binned`; in [0,1].
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3, with 15 bins of equal width.
+    """
+    images, confidence, correct = bins
+    return float((correct - confidence).abs().sum() / images.sum())
+
+
+class LinearCKA:
+    """Linear centred kernel alignment of taps: for features X [n,p] and Y [n,q] with centred columns,
+
+        CKA(X, Y) = |Y'X|_F^2 / (|X'X|_F |Y'Y|_F)      in [0,1]; 1: equal up to a rotation and a scale.
+
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, equation 5 and its
+    form in feature space, which is what is accumulated: the products of all taps' columns, in float64. So the result is
+    exact over all images, and depends neither on batches nor on workers. Maps and tokens are averaged over their
+    positions first; memory is 8 bytes x (sum of the taps' widths)^2.
+    """
+
+    def __init__(self) -> None:
+        self.widths: dict[str, int] = {}
+        self.images = 0
+        self.sums = self.products = torch.zeros(())
+
+    @torch.no_grad()
+    def add(self, features: Mapping[str, Tensor]) -> None:
+        """{tap: features of the same images [B,D], [B,N,D] or [B,C,H,W]}, the same taps every time."""
+        columns = {tap: pooled(tensor).double() for tap, tensor in features.items()}
+        rows = torch.cat(list(columns.values()), dim=1)
+        self._take(len(rows), rows.sum(dim=0), rows.T @ rows, {tap: c.shape[1] for tap, c in columns.items()})
+
+    def merge(self, other: LinearCKA) -> None:
+        """Takes in the sums of another worker."""
+        if other.images:
+            self._take(other.images, other.sums, other.products, other.widths)
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the sums."""
+        self.sums, self.products = self.sums.to(device), self.products.to(device)
+
+    def _take(self, images: int, sums: Tensor, products: Tensor, widths: dict[str, int]) -> None:
+        assert self.widths in ({}, widths), "the same taps every time"
+        self.sums = self.sums + sums if self.images else sums
+        self.products = self.products + products if self.images else products
+        self.images, self.widths = self.images + images, widths
+
+    def result(self) -> dict[tuple[str, str], float]:
+        """{(tap, tap): CKA} of every ordered pair. A tap that is the same for all images has none: NaN."""
+        assert self.images, "no image was added"
+        centred = self.products - torch.outer(self.sums, self.sums) / self.images
+        split = list(self.widths.values())
+        blocks = [rows.split(split, dim=1) for rows in centred.split(split)]
+        norms = [[float(block.square().sum()) for block in row] for row in blocks]
+        taps = list(self.widths)
+        return {
+            (one, other): norms[i][j] / (norms[i][i] * norms[j][j]) ** 0.5
+            if norms[i][i] and norms[j][j]
+            else float("nan")
+            for i, one in enumerate(taps)
+            for j, other in enumerate(taps)
+        }
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Features as one vector an image [B,D]: maps [B,C,H,W] and tokens [B,N,D] averaged over their positions."""
+    if features.ndim == 4:
+        return features.float().mean(dim=(2, 3))
+    return features.float().mean(dim=1) if features.ndim == 3 else features.float()
+
+
+def report(
+    student: Evaluation | None, teacher: Evaluation | None, class_names: list[str], num_confusions: int = 20
+) -> dict[str, Any]:
+    """Everything, as plain values for JSON."""
+    networks = {name: one for name, one in (("student", student), ("teacher", teacher)) if one is not None}
+    tables = {name: one.per_class() for name, one in networks.items()}
+    return {
+        "metrics": {name: one.metrics() for name, one in networks.items()},
+        "reliability": {name: one.reliability() for name, one in networks.items()},
+        "classes": [
+            {"class": class_name, **{network: table[number] for network, table in tables.items()}}
+            for number, class_name in enumerate(class_names)
+        ],
+        "confusions": {
+            name: [
+                {"label": class_names[label], "prediction": class_names[prediction], "images": images}
+                for label, prediction, images in one.confusions(num_confusions)
+            ]
+            for name, one in networks.items()
+        },
+    }

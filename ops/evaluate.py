@@ -1,0 +1,157 @@
+"""`evaluate`: all there is to say about a student's answers, beside its teacher's."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig, absolute
+from cluster.delivery import RUN_ID, asking, tracking_uri
+from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
+from kdcore.evaluation import report
+from ops import catalog
+from ops.console import console, percent, say, table
+from ops.evaluation_figures import alignment, reliability
+from pipelines.variants import Target
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+COLUMNS = ["network", "images", "top-1", "top-5", "nll (nats)", "ECE", "agreement", "top-5 overlap", "KL (nats)"]
+SHOWN = 8  # rows of the tables of classes and of confusions
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated. weights: of the student; None: the recipe's teacher alone. folder: where results go; run_id:
+    of the run in MLflow that the weights are of, if any."""
+
+    config: RunConfig
+    weights: Path | None
+    folder: Path
+    run_id: str | None = None
+
+
+def evaluate(name: str, recipe: str | None, data: str | None, variant: str | None, overrides: Sequence[str]) -> int:
+    """Prints and writes the evaluation of a run, of a file of weights, or of a recipe's teacher."""
+    subject = find_subject(name, recipe, overrides)
+    config = with_online_teacher(subject.config)
+    target = find_target(config, Path(data) if data else None, variant)
+    findings = evaluate_networks(config, subject.weights, target)
+    images = variant or Path(data or config.data.val_split).name
+    content = describe(findings, target, images)
+    show(content)
+    paths = write(content, subject.folder, images)
+    say(f"written: {', '.join(map(str, paths))}")
+    if subject.run_id is not None:
+        track(config, subject.run_id, content, paths)
+    return 0
+
+
+def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
+    """What a word on the command line names. ValueError where something belonging to it is missing."""
+    path = Path(name)
+    if not path.is_dir() and path.suffix not in WEIGHTS:
+        config = absolute(catalog.load(recipe or name, overrides), Path.cwd())
+        if config.teacher is None:
+            raise ValueError(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
+        return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
+    weights = path / "student.safetensors" if path.is_dir() else path
+    if not weights.is_file():
+        raise ValueError(f"{name}: no student.safetensors, so this run is not finished; continue it with train")
+    beside = [folder / "recipe.yaml" for folder in weights.absolute().parents[:2]]
+    found = recipe or next((str(file) for file in beside if file.is_file()), None)
+    if found is None:
+        raise ValueError(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
+    loaded, run_id = catalog.load(found, overrides), path / RUN_ID
+    return Subject(
+        # A run is in the store that its recipe names, whatever the environment names today.
+        absolute(loaded, Path.cwd()).model_copy(update={"tracking": loaded.tracking}),
+        weights.absolute(),
+        path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
+        run_id.read_text() if run_id.is_file() else None,
+    )
+
+
+def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:
+    """Everything that was found, as plain values for JSON."""
+    content = report(findings.student, findings.teacher, list(target.classes))
+    cka = findings.cka.result() if findings.cka.images else {}
+    sides = {side: [tap for tap in findings.cka.widths if tap.startswith(side)] for side in ("student", "teacher")}
+    return {
+        "images": images,
+        "data": str(target.index.root),
+        "fingerprint": target.index.fingerprint,
+        **content,
+        "cka": [
+            {"student": ours.split(" ", 1)[1], "teacher": theirs.split(" ", 1)[1], "cka": cka[ours, theirs]}
+            for ours in sides["student"]
+            for theirs in sides["teacher"]
+        ],
+    }
+
+
+def show(content: dict[str, Any]) -> None:
+    """The tables on the console."""
+    rows = [network_row(name, metrics) for name, metrics in content["metrics"].items()]
+    console.print(table(f"{content['data']} ({content['images']})", COLUMNS, rows))
+    judged = next(iter(content["metrics"]))
+    worst = [row for row in content["classes"] if row[judged]["images"]]
+    worst = sorted(worst, key=lambda row: row[judged]["accuracy"])[:SHOWN]
+    console.print(table(f"the {judged}'s worst classes", ["class", *content["metrics"]], [class_row(r) for r in worst]))
+    pairs = [[f"{p['label']} taken for {p['prediction']}", f"{p['images']:,}"] for p in content["confusions"][judged]]
+    console.print(table(f"the {judged}'s worst confusions", ["classes", "images"], pairs[:SHOWN]))
+    if content["cka"]:
+        rows = [[p["student"], p["teacher"], f"{p['cka']:.3f}"] for p in content["cka"]]
+        console.print(table("linear CKA of the tapped layers", ["student", "teacher", "CKA"], rows))
+
+
+def network_row(name: str, metrics: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{metrics['images']:,}",
+        percent(metrics["top1"]),
+        percent(metrics["top5"]),
+        f"{metrics['nll']:.4f}",
+        percent(metrics["ece"]),
+        percent(metrics.get("agreement")),
+        percent(metrics.get("agreement_top5")),
+        f"{metrics['kl']:.4f}" if "kl" in metrics else "-",
+    ]
+
+
+def class_row(row: dict[str, Any]) -> list[str]:
+    return [row["class"], *(percent(value["accuracy"]) for name, value in row.items() if name != "class")]
+
+
+def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
+    """<images>.json and its pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{images}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    paths = [path, reliability(content, folder / f"{images}-reliability.png")]
+    if len(content["cka"]) > 1:
+        paths.append(alignment(content["cka"], folder / f"{images}-cka.png"))
+    return paths
+
+
+def track(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[Path]) -> None:
+    """Onto the run's own page in MLflow. ValueError where the server does not answer; the files are there."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    client, now = mlflow.MlflowClient(tracking_uri(config)), int(time.time() * 1000)
+    prefixes = {"student": "", "teacher": "teacher_"}
+    metrics = [
+        Metric(f"evaluation/{content['images']}/{prefixes[network]}{name}", float(value), now, 0)
+        for network, values in content["metrics"].items()
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
+    with asking(tracking_uri(config), f"the results are in {paths[0]}: evaluate again when it is back"):
+        client.log_batch(run_id, metrics=metrics)
+        for path in paths:
+            client.log_artifact(run_id, str(path), "evaluation")

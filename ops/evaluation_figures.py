@@ -1,0 +1,57 @@
+"""Pictures of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from kdcore.evaluation import NUM_BINS
+
+COLOURS = {"student": "#2f6f9f", "teacher": "#b8752e"}
+
+
+def reliability(content: dict[str, Any], path: Path) -> Path:
+    """Accuracy over confidence, bin by bin, above the share of the images in each bin."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(5, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
+    above.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
+    for name, bins in content["reliability"].items():
+        ece = content["metrics"][name]["ece"]
+        confidence, accuracy = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
+        above.plot(confidence, accuracy, marker="o", markersize=4, color=COLOURS[name], label=f"{name}, ECE {ece:.2%}")
+        share = [one["images"] / content["metrics"][name]["images"] for one in bins]
+        width = 0.4 / NUM_BINS
+        shift = width / 2 if name == "teacher" else -width / 2
+        below.bar([c + shift for c in confidence], share, width=width, color=COLOURS[name])
+    above.set(ylabel="accuracy", xlim=(0, 1.04), ylim=(0, 1.04))
+    below.set(xlabel="confidence (mean of the bin)", ylabel="share of images")
+    for axis in (above, below):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    above.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def alignment(pairs: list[dict[str, Any]], path: Path) -> Path:
+    """The CKA of every tap of the student with every tap of the teacher."""
+    student, teacher = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in ("student", "teacher"))
+    rows = [[pair["cka"] for pair in pairs if pair["student"] == tap] for tap in student]
+    figure, axis = plt.subplots(figsize=(1.8 + 0.9 * len(teacher), 1.4 + 0.7 * len(student)), layout="constrained")
+    image = axis.imshow(rows, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for i, values in enumerate(rows):
+        for j, value in enumerate(values):
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    axis.set_xticks(range(len(teacher)), teacher, rotation=30, ha="right")
+    axis.set_yticks(range(len(student)), student)
+    axis.set(xlabel="teacher", ylabel="student")
+    figure.colorbar(image, label="linear CKA")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

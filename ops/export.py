@@ -1,0 +1,199 @@
+"""`export`: a run's student as files that need nothing of this project, each checked on real images.
+
+model.safetensors, config.json   timm's form: weights, architecture, classes, preprocessing
+model.pt2                        torch.export's form: the whole network, SimKD's too; torch alone loads it
+model.onnx                       for ONNX Runtime and other engines
+README.md                        the model card
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from cluster.assembly import Assembly, assemble, evaluation_policy
+from cluster.delivery import RUN_ID
+from cluster.evaluation import load_student
+from cluster.rank import Rank
+from ops.console import console, say, table
+from ops.evaluate import find_subject
+from ops.model_card import args_of, write_card
+from ops.registry import register
+from pipelines.loader import Request
+from pipelines.policy import ViewPolicy
+
+TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
+
+
+@dataclass(frozen=True)
+class Export:
+    """The student in eval mode on the CPU, and where its files go. images [n,3,H,W]: for the checks."""
+
+    parts: Assembly
+    student: nn.Module
+    images: Tensor
+    folder: Path
+
+    @property
+    def policy(self) -> ViewPolicy:
+        return evaluation_policy(self.parts.config)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.parts.indexes["train"].classes
+
+    @property
+    def in_timm(self) -> bool:
+        """Whether timm alone can build the network."""
+        return type(self.student).__module__.startswith("timm.")
+
+
+def export(run: str, output: str, num_images: int, name: str | None, overrides: Sequence[str]) -> int:
+    """Writes the files, checks them, and registers the model. ValueError where a file answers differently."""
+    subject = find_subject(run, None, overrides)
+    if subject.weights is None:
+        raise ValueError(f"{run} is a recipe; give the folder of a finished run")
+    torch.set_num_threads(max(1, int(subject.config.scaling.cpus_per_worker)))
+    parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
+    student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Export(parts, student, some_images(parts, num_images), folder)
+    write_weights(job)
+    write_programs(job)
+    checks = check(job)
+    show(checks, len(job.images))
+    card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
+    say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
+    if (Path(run) / RUN_ID).is_file():
+        say(register(subject.config, (Path(run) / RUN_ID).read_text(), job.folder, job.images, name, card))
+    return 0
+
+
+def some_images(parts: Assembly, number: int) -> Tensor:
+    """Validation images, evenly from all of them, as the student sees them: [n,3,H,W]."""
+    total = len(parts.indexes["val"])
+    ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
+    chunks = np.array_split(ids, -(-len(ids) // 64))
+    batches = parts.evaluation_loader("val").load(Request(view=0, sample_ids=chunk) for chunk in chunks)
+    return torch.cat([batch.images.float().contiguous() for batch in batches])
+
+
+def write_weights(job: Export) -> None:
+    """model.safetensors, and config.json by which timm builds the network around it."""
+    tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
+    safetensors.torch.save_file(tensors, job.folder / "model.safetensors", {"format": "pt"})
+    (job.folder / "config.json").write_text(json.dumps(timm_config(job), indent=2) + "\n")
+
+
+def timm_config(job: Export) -> dict[str, Any]:
+    """The network and its preprocessing, in timm's words."""
+    own = getattr(job.student, "pretrained_cfg", {})
+    mean, std = job.parts.statistics
+    pretrained = {
+        "input_size": [3, job.policy.height, job.policy.width],
+        "mean": list(mean),
+        "std": list(std),
+        "crop_pct": job.policy.crop_pct,
+        "crop_mode": "center",
+        "interpolation": job.policy.interpolation,
+        "num_classes": len(job.classes),
+        "first_conv": own.get("first_conv"),
+        "classifier": own.get("classifier"),
+    }
+    return {
+        "architecture": job.parts.config.student.model,
+        "num_classes": len(job.classes),
+        "num_features": job.student.num_features,
+        "label_names": list(job.classes),
+        "model_args": args_of(job.parts.config.student),
+        "pretrained_cfg": pretrained,
+    }
+
+
+def write_programs(job: Export) -> None:
+    """model.pt2 and model.onnx, both for batches of any size."""
+    example = (job.images[:2].clone(),)
+    with quiet():
+        program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, job.folder / "model.pt2")
+        made = torch.onnx.export(
+            job.student,
+            example,
+            dynamo=True,
+            dynamic_shapes=({0: "batch"},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert made is not None, "a program, with dynamo"
+        made.save(job.folder / "model.onnx", external_data=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Without the exporters' remarks."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def check(job: Export) -> list[dict[str, Any]]:
+    """How far each file's logits are from the student's: {file, difference: largest, same: share of equal top-1}.
+
+    ValueError where they differ by more than rounding.
+    """
+    with torch.no_grad():
+        expected = job.student(job.images)
+        rows = []
+        for file, network in readers(job).items():
+            found = network(job.images)
+            difference = float((found - expected).abs().max())
+            same = float((found.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+            if difference > TOLERANCE * float(expected.abs().max()):
+                raise ValueError(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
+            rows.append({"file": file, "difference": difference, "same": same})
+    return rows
+
+
+def readers(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Every file as a function of images, loaded as its users load it."""
+    session = onnxruntime.InferenceSession(job.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    found: dict[str, Callable[[Tensor], Tensor]] = {
+        "model.pt2": torch.export.load(job.folder / "model.pt2").module(),
+        "model.onnx": lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
+    }
+    if job.in_timm:
+        found["model.safetensors"] = timm.create_model(
+            job.parts.config.student.model,
+            checkpoint_path=str(job.folder / "model.safetensors"),
+            num_classes=len(job.classes),
+            **args_of(job.parts.config.student),
+        ).eval()
+    return found
+
+
+def show(checks: list[dict[str, Any]], num_images: int) -> None:
+    rows = [[row["file"], f"{row['difference']:.2g}", f"{row['same']:.2%}"] for row in checks]
+    title = f"against the student, on {num_images} validation images"
+    console.print(table(title, ["file", "largest difference of a logit", "same top-1"], rows))

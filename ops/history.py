@@ -1,0 +1,129 @@
+"""The runs that MLflow holds, as plain values: which belong together, and what they reached."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run as MlflowRun
+
+# What of a recipe may differ between runs that are repetitions of one another.
+INCIDENTAL = ("name", "seed", "view_seed", "output_dir", "scaling", "tracking", "checkpoint")
+PARENT = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. recipe: its resolved fields, flattened, as text; metrics: the last of each."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    started: float
+    recipe: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, run: MlflowRun) -> Run:
+        """From MLflow's own record."""
+        return cls(
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            name=run.data.params.get("name") or run.info.run_name or run.info.run_id,
+            status=run.info.status,
+            started=(run.info.start_time or 0) / 1000,
+            recipe=dict(run.data.params),
+            tags=dict(run.data.tags),
+            metrics=dict(run.data.metrics),
+        )
+
+    @cached_property
+    def fields(self) -> dict[str, str]:
+        """What of the recipe decides the result, but for the seed."""
+        return {key: value for key, value in self.recipe.items() if key.split(".")[0] not in INCIDENTAL}
+
+    @property
+    def seed(self) -> str:
+        return self.recipe.get("seed", "")
+
+    @property
+    def method(self) -> str:
+        return self.tags.get("method", "")
+
+    @property
+    def outcome(self) -> str:
+        """How it ended; of a sweep's trial, what the sweep decided."""
+        return self.tags.get("sweep.decision", self.status.lower())
+
+    @property
+    def parent(self) -> str | None:
+        return self.tags.get(PARENT)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe that differ in their seeds."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        return self.runs[0].fields
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    def values(self, metric: str) -> list[float]:
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+    def by_seed(self, metric: str) -> dict[str, float]:
+        """{seed: value}; of two runs of a seed the later one's."""
+        runs = sorted(self.runs, key=lambda run: run.started)
+        return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
+
+
+def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
+    """The training runs of an experiment, oldest first. ValueError where there is none of that name."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
+        raise ValueError(f"{client.tracking_uri} has no experiment {experiment!r}; it has: {names}")
+    records: list[MlflowRun] = []
+    token = None
+    while True:
+        page = client.search_runs([found.experiment_id], page_token=token, order_by=["attributes.start_time"])
+        records += page
+        token = page.token
+        if not token:
+            break
+    runs = [Run.of(record) for record in records if "name" in record.data.params]
+    parents = {run.parent for run in runs}
+    return [run for run in runs if run.run_id not in parents]
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """Finished runs by recipe, in order of first appearance."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        if run.status == "FINISHED":
+            groups.setdefault(tuple(sorted(run.fields.items())), []).append(run)
+    return [Group(tuple(members)) for members in groups.values()]
+
+
+def siblings(run: Run, runs: Iterable[Run]) -> Group:
+    """The finished runs of one run's recipe, itself among them."""
+    members = [other for other in runs if other.fields == run.fields and other.status == "FINISHED"]
+    return Group(tuple(members) or (run,))
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """{n, mean, stdev}; the sample standard deviation, None for fewer than two."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation}

@@ -1,0 +1,144 @@
+"""The model card: what a student is, what it was made of, how good it is and by how many runs that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from torch import nn
+
+from cluster.assembly import Assembly, evaluation_policy, image_size
+from cluster.cached import weights_fingerprint
+from cluster.config import StudentConfig, to_yaml
+from cluster.delivery import RUN_ID, asking, tracking_uri
+from cluster.tracking import method, pair
+from kdcore.cost import deployment_cost
+from ops.history import Group, Run, runs_of, siblings, spread
+
+TEMPLATES = Path(__file__).parent / "templates"
+REPORTED = {
+    "val/top1": ("top-1", "{:.2%}"),
+    "val/top5": ("top-5", "{:.2%}"),
+    "val/agreement": ("agreement with the teacher", "{:.2%}"),
+    "val/kl": ("KL to the teacher", "{:.4f} nats"),
+    "val/teacher_top1": ("the teacher's top-1", "{:.2%}"),
+}
+
+
+def environment() -> jinja2.Environment:
+    """Templates that fail on a name that is missing."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=jinja2.select_autoescape(["html.j2", "html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def write_card(
+    folder: Path, parts: Assembly, student: nn.Module, run_dir: Path, checks: list[dict[str, Any]], num_images: int
+) -> str:
+    """README.md; its text."""
+    config = parts.config
+    text = (
+        environment()
+        .get_template("model_card.md.j2")
+        .render(
+            name=config.name,
+            method=method(config),
+            pair=pair(config),
+            reused=config.student.classifier == "reused",
+            in_timm=any(row["file"] == "model.safetensors" for row in checks),
+            model=config.student.model,
+            args="".join(f", {key}={value!r}" for key, value in args_of(config.student).items()),
+            classes=parts.indexes["train"].classes,
+            cost=deployment_cost(student, image_size(config)),
+            policy=evaluation_policy(config),
+            statistics=parts.statistics,
+            teacher=teacher_facts(parts),
+            data=data_facts(parts),
+            views=config.views.model_dump(mode="json", exclude_defaults=True),
+            select=config.train.select,
+            numbers=numbers(run_dir, parts),
+            evaluations=evaluations(run_dir),
+            checks=checks,
+            num_images=num_images,
+            recipe=to_yaml(config),
+        )
+    )
+    (folder / "README.md").write_text(text)
+    return text
+
+
+def args_of(student: StudentConfig) -> dict[str, Any]:
+    """What builds the network as it is deployed, beside its number of classes."""
+    return {key: value for key, value in student.args.items() if key != "num_classes"}
+
+
+def teacher_facts(parts: Assembly) -> dict[str, str] | None:
+    """Model, fingerprint of its weights, and licence as far as timm states one."""
+    config = parts.config.teacher
+    if config is None:
+        return None
+    if parts.teacher is not None:
+        network = parts.teacher.model
+        stated = getattr(network, "pretrained_cfg", {}).get("license") if config.pretrained else None
+        fingerprint = weights_fingerprint(network)
+    else:
+        assert parts.stored is not None, "a teacher answers online or from a cache"
+        stated, fingerprint = None, parts.stored.manifest.plan.identity["teacher"]["weights"]
+    return {
+        "model": config.model,
+        "fingerprint": fingerprint,
+        "licence": stated or "not stated: ask who made the weights",
+    }
+
+
+def data_facts(parts: Assembly) -> dict[str, Any]:
+    return {
+        "name": Path(parts.config.data.root).name,
+        "splits": {split: len(index) for split, index in parts.indexes.items()},
+        "fingerprint": parts.indexes["train"].fingerprint,
+    }
+
+
+def numbers(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
+    """Every reported metric of this run, and its mean and deviation over the runs of its recipe with other seeds."""
+    metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
+    group = siblings_in_mlflow(run_dir, parts)
+    return [
+        {"name": title, "value": shown([metrics[key]], form), "all": shown(group.values(key), form)}
+        for key, (title, form) in REPORTED.items()
+        if key in metrics
+    ]
+
+
+def siblings_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
+    """The runs of this recipe in MLflow; none where this one is not there."""
+    import mlflow
+
+    if not (run_dir / RUN_ID).is_file():
+        return Group(())
+    uri = tracking_uri(parts.config)
+    client = mlflow.MlflowClient(uri)
+    with asking(uri, "the model card tells of the other seeds' runs there: export again when it is back"):
+        run = Run.of(client.get_run((run_dir / RUN_ID).read_text()))
+        return siblings(run, runs_of(client, client.get_experiment(run.experiment_id).name))
+
+
+def shown(values: Sequence[float], form: str) -> str:
+    """'96.70%', or '96.70% ± 0.40% (n = 3)'."""
+    if not values:
+        return "-"
+    found = spread(values)
+    text = form.format(found["mean"])
+    return text if found["stdev"] is None else f"{text} ± {form.format(found['stdev'])} (n = {found['n']})"
+
+
+def evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """The results of `evaluate` that lie with the run."""
+    return [json.loads(path.read_text()) for path in sorted((run_dir / "evaluation").glob("*.json"))]

@@ -1,0 +1,101 @@
+"""MLflow's model registry: the exported student as a version of a registered model, loaded back and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from cluster.config import RunConfig
+from cluster.delivery import asking, tracking_uri
+from cluster.tracking import method, pair
+
+DIGEST = "sha256"
+REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
+
+
+def default_name(config: RunConfig) -> str:
+    """The student and the data that it answers for: all methods that train it compete for one name."""
+    return f"{config.student.model}-{Path(config.data.root).name}"
+
+
+def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:
+    """A version of the model, unless these very bytes are one already; the sentence that says which.
+
+    As ONNX, which no pickle is needed to load. ValueError where the server does not answer, or where the version
+    predicts otherwise than the file.
+    """
+    import mlflow
+
+    name = name or default_name(config)
+    uri = tracking_uri(config)
+    client = mlflow.MlflowClient(uri)
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    with asking(uri, "the model is not registered: export again when it is back"):
+        known = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(DIGEST) == digest]
+        if known:
+            return f"registered already: models:/{name}/{known[0].version}"
+        number = log_version(uri, run_id, folder, images, name)
+        tags = {DIGEST: digest, "method": method(config), "pair": pair(config), "run": config.name}
+        for key, value in tags.items():
+            client.set_model_version_tag(name, number, key, value)
+        client.update_model_version(name, number, description=card[:5000])
+    return f"registered: models:/{name}/{number}"
+
+
+@contextmanager
+def default_store(uri: str) -> Iterator[None]:
+    """The store that MLflow's module-level functions use, meanwhile."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, whatever is annotated
+
+
+def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) -> str:
+    """Logs the ONNX file with its signature and an example, and compares what MLflow loads back with it."""
+    import mlflow
+
+    logging.getLogger("mlflow.onnx").setLevel(logging.ERROR)  # that this machine may have no GPU is no news
+    client, example = mlflow.MlflowClient(uri), images[:2].numpy()
+    logits = predict_file(folder / "model.onnx", images)
+    ended = client.get_run(run_id).info.status
+    with default_store(uri):
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.onnx.log_model(
+                onnx.load(folder / "model.onnx"),
+                name="student",
+                signature=mlflow.models.infer_signature(example, {"logits": logits[:2]}),
+                input_example=example,
+                registered_model_name=name,
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+                save_as_external_data=False,
+            )
+        client.set_terminated(run_id, ended)
+        number = str(logged.registered_model_version)
+        again = mlflow.pyfunc.load_model(f"models:/{name}/{number}").predict(images.numpy())["logits"]
+    if not np.array_equal(again, logits):
+        raise ValueError(
+            f"models:/{name}/{number} predicts otherwise than {folder / 'model.onnx'}; delete that version"
+        )
+    return number
+
+
+def predict_file(path: Path, images: Tensor) -> np.ndarray:
+    """What ONNX Runtime makes of the file: [n,K]."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images.numpy()})[0]

@@ -1,0 +1,181 @@
+"""`review`: one page that holds all there is to see of an experiment; it needs neither a network nor this project."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from plotly.offline import get_plotlyjs
+
+from cluster.delivery import asking
+from ops import review_figures as figures
+from ops.console import say
+from ops.history import Run, grouped, runs_of
+from ops.model_card import environment
+from ops.review_figures import Histories
+from ops.review_rows import STUDIED, Row, recipe_differences, rows_of, sentences, varied_fields
+from ops.stores import open_store, run_link
+
+CURVES = {
+    "val/top1": ("validation top-1", True),
+    "held_out/top1": ("held-out top-1", True),
+    "val/agreement": ("agreement with the teacher", True),
+    "train/loss": ("training loss", False),
+}
+CURVES_OF_AT_MOST = 8  # groups; more cannot be told apart
+
+
+def review(
+    experiment: str,
+    store: str | None,
+    output: str | None,
+    compare: Sequence[str] | None,
+    metric: str,
+    studied: Sequence[str] | None,
+) -> int:
+    """Writes the page. ValueError where the experiment, a run or the metric is not there."""
+    uri = open_store(store)
+    client = mlflow.MlflowClient(uri)
+    with asking(uri, "start it, or name another --store"):
+        runs = runs_of(client, experiment)
+        rows = rows_of(grouped(runs), metric, studied or STUDIED)
+        if not rows:
+            raise ValueError(f"experiment {experiment!r} has no finished run with {metric}; take another --metric")
+        pair = [find_run(runs, name) for name in compare or ()]
+        text = page(client, experiment, runs, rows, pair, metric)
+    path = Path(output or f"{experiment}-review.html")
+    path.write_text(text)
+    say(f"{len(rows)} recipes, {sum(len(row.group.runs) for row in rows)} finished runs of {len(runs)}")
+    for line in sentences(rows):
+        say(f"  {line}")
+    say(f"written: {path}")
+    return 0
+
+
+def find_run(runs: Sequence[Run], name: str) -> Run:
+    """A run by name or id; of several the latest."""
+    found = [run for run in runs if name in (run.name, run.run_id)]
+    if not found:
+        raise ValueError(f"no run {name!r} in this experiment; it has {', '.join(sorted({r.name for r in runs})[:12])}")
+    return found[-1]
+
+
+def page(
+    client: mlflow.MlflowClient, experiment: str, runs: list[Run], rows: list[Row], pair: list[Run], metric: str
+) -> str:
+    """The whole page."""
+    shown = rows[:CURVES_OF_AT_MOST]
+    wanted = {run.run_id: run for row in shown for run in row.group.runs} | {run.run_id: run for run in pair}
+    histories = read_histories(client, wanted.values())
+    curves = [figures.curves(shown, histories, name, *how) for name, how in CURVES.items()]
+    sweeps = sweeps_of(client, runs, metric)
+    comparison = compare_runs(client, pair, histories) if pair else None
+    drawn = [f for f in curves if f] + [f for sweep in sweeps for f in sweep["figures"]]
+    drawn += comparison["figures"] if comparison else []
+    return (
+        environment()
+        .get_template("review.html.j2")
+        .render(
+            experiment=experiment,
+            uri=client.tracking_uri,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            metric=metric,
+            rows=rows,
+            runs=runs,
+            labels={run.run_id: row.label for row in rows for run in row.group.runs},
+            links={run.run_id: run_link(client.tracking_uri, run.experiment_id, run.run_id) for run in runs},
+            sentences=sentences(rows),
+            cached=any(row.mean("data/cache_bytes") is not None for row in rows),
+            curves=[f for f in curves if f],
+            left_out=len(rows) - len(shown),
+            sweeps=sweeps,
+            comparison=comparison,
+            drawn=drawn,
+            plotly=get_plotlyjs().replace("</script", "<\\/script"),
+        )
+    )
+
+
+def read_histories(client: mlflow.MlflowClient, runs: Iterable[Run]) -> Histories:
+    """The curves of the runs, as far as MLflow has them."""
+    return {
+        run.run_id: {
+            name: sorted((point.step, point.value) for point in client.get_metric_history(run.run_id, name))
+            for name in CURVES
+            if name in run.metrics
+        }
+        for run in runs
+    }
+
+
+def sweeps_of(client: mlflow.MlflowClient, runs: Sequence[Run], metric: str) -> list[dict[str, Any]]:
+    """Every sweep among the runs: its name, how many of its runs finished and how many did not, and its figures."""
+    parents = dict.fromkeys(run.parent for run in runs if run.parent)
+    found = []
+    for number, parent in enumerate(parents):
+        children = [run for run in runs if run.parent == parent]
+        members = [run for run in children if run.status == "FINISHED" and metric in run.metrics]
+        fields = varied_fields(members)
+        if not fields:
+            continue
+        name = client.get_run(parent).info.run_name or parent
+        key = f"sweep-{number}"
+        drawn = [
+            *figures.responses(key, members, fields, metric),
+            figures.parallel(f"{key}-all", members, fields, metric),
+        ]
+        found.append(
+            {
+                "name": name,
+                "runs": len(members),
+                "stopped": len(children) - len(members),
+                "fields": fields,
+                "figures": drawn,
+            }
+        )
+    return found
+
+
+def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Histories) -> dict[str, Any]:
+    """What differs between two runs: in the recipe, in the curves, by class."""
+    one, other = pair
+    drawn = [figures.pair_curves(pair, histories, name, *how) for name, how in CURVES.items()]
+    classes = [by_class(client, run) for run in pair]
+    shared = [(name, classes[1][name] - classes[0][name]) for name in classes[0] if name in classes[1]]
+    if shared:
+        drawn.append(figures.class_differences([run.name for run in pair], shared))
+    return {
+        "runs": pair,
+        "recipe": recipe_differences(one, other),
+        "metrics": shared_metrics(one, other),
+        "figures": [f for f in drawn if f],
+        "by_class": bool(shared),
+    }
+
+
+def shared_metrics(one: Run, other: Run) -> list[tuple[str, float, float]]:
+    """(metric, of one, of the other): their evaluations where both were evaluated, else their last validations."""
+    names = sorted(one.metrics.keys() & other.metrics.keys())
+    evaluated = [name for name in names if name.startswith("evaluation/")]
+    chosen = evaluated or [name for name in names if name.startswith(("val/", "held_out/"))]
+    return [
+        (name, one.metrics[name], other.metrics[name])
+        for name in chosen
+        if "teacher_" not in name and "images" not in name
+    ]
+
+
+def by_class(client: mlflow.MlflowClient, run: Run) -> dict[str, float]:
+    """{class: accuracy of the student}, from the run's evaluation on its validation images; empty without one."""
+    there = {artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")}
+    if "evaluation/val.json" not in there:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        content = json.loads(Path(client.download_artifacts(run.run_id, "evaluation/val.json", folder)).read_text())
+    found = {row["class"]: row["student"]["accuracy"] for row in content["classes"]}
+    return {name: accuracy for name, accuracy in found.items() if accuracy is not None}

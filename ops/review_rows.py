@@ -1,0 +1,164 @@
+"""What the review page says of an experiment, as plain values: groups of runs, their differences, and what sets them
+apart beside the studied fields."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ops.history import Group, Run, spread
+from ops.seed_noise import Difference, difference, sentence
+
+# What a comparison of methods is allowed to differ in; SimKD's student is a part of its method.
+STUDIED = ("method", "student.classifier", "student.factor")
+ALONE = "ce"
+ALONE_LABEL = "student alone"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of runs on the page. key: its name in figures; by_seed: its scores; gain: over the student alone;
+    flags: in what else it differs from most others."""
+
+    key: str
+    label: str
+    group: Group
+    by_seed: dict[str, float]
+    score: dict[str, Any]
+    gain: Difference | None
+    flags: list[str]
+
+    def mean(self, metric: str) -> float | None:
+        values = self.group.values(metric)
+        return spread(values)["mean"] if values else None
+
+
+def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDIED) -> list[Row]:
+    """A row for every group that has the metric, the best first."""
+    groups = [group for group in groups if group.values(metric)]
+    usual = usual_fields(groups, studied)
+    alone = baseline(groups, metric, usual)
+    made = []
+    for number, group in enumerate(groups):
+        compared = alone is not None and group is not alone and same_task(group, alone)
+        gain = difference(group.by_seed(metric), alone.by_seed(metric)) if alone and compared else None
+        label = ALONE_LABEL if group is alone else label_of(group, groups)
+        score, flags = spread(group.values(metric)), flags_of(group, usual)
+        made.append(Row(f"g{number}", label, group, group.by_seed(metric), score, gain, flags))
+    return sorted(made, key=lambda row: -row.score["mean"])
+
+
+def same_task(one: Group, other: Group) -> bool:
+    """Whether both train one network on one data set, so that a difference is a gain."""
+    return all(
+        one.fields.get(field) == other.fields.get(field) for field in one.fields | other.fields if is_task(field)
+    )
+
+
+def is_task(field: str) -> bool:
+    return field == "data.root" or (field.startswith("student.") and not is_studied(field, STUDIED))
+
+
+def is_studied(field: str, studied: Sequence[str]) -> bool:
+    return any(f"{field}.".startswith(f"{name}.") for name in studied)
+
+
+def usual_fields(groups: Sequence[Group], studied: Sequence[str]) -> dict[str, str]:
+    """The value that most groups have of every field that is not studied."""
+    fields = {field for group in groups for field in group.fields if not is_studied(field, studied)}
+    return {field: Counter(group.fields.get(field, "") for group in groups).most_common(1)[0][0] for field in fields}
+
+
+def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
+    """'train.batch_size 32, not 64', for every field in which a group is not as most are."""
+    return [
+        f"{field} {group.fields.get(field, 'absent')}, not {value or 'absent'}"
+        for field, value in sorted(usual.items())
+        if group.fields.get(field, "") != value
+    ]
+
+
+def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> Group | None:
+    """The student alone: labels only, with the fewest flags and then the most runs."""
+    alone = [group for group in groups if group.method == ALONE]
+    return min(alone, key=lambda g: (len(flags_of(g, usual)), -len(g.values(metric)))) if alone else None
+
+
+def label_of(group: Group, groups: Sequence[Group]) -> str:
+    """The group's method, and where several have the same, what sets it apart from them."""
+    rivals = [other.runs[0] for other in groups if other.method == group.method]
+    details = ", ".join(f"{field_name(field, group)} {group.fields.get(field)}" for field in varied_fields(rivals))
+    return f"{group.method}: {details}" if details else group.method
+
+
+def field_name(field: str, group: Group | Run) -> str:
+    """A field for people: `method.1.temperature` of a term kd is kd.temperature."""
+    first, _, rest = field.partition(".")
+    number, _, last = rest.partition(".")
+    if first != "method" or not last:
+        return field
+    return f"{group.fields.get(f'method.{number}.term', number)}.{last}"
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """What the numbers allow to be said: every gain over the student alone, and the best against the second."""
+    gains = [sentence(row.label, f"the {ALONE_LABEL}", row.gain) + caveat(row) for row in rows if row.gain is not None]
+    best = [row for row in rows if row.label != ALONE_LABEL][:2]
+    if len(best) < 2 or not same_task(best[0].group, best[1].group):
+        return gains
+    found = difference(best[0].by_seed, best[1].by_seed)
+    return [sentence(best[0].label, best[1].label, found) + caveat(*best), *gains]
+
+
+def caveat(*rows: Row) -> str:
+    """What a comparison does not hold fixed."""
+    fields = sorted({flag.split(" ", 1)[0] for row in rows for flag in row.flags})
+    return f" They differ in more than the method: {listed(fields)}." if fields else ""
+
+
+def listed(words: Sequence[str], limit: int = 3) -> str:
+    """'a, b, c and 4 more'."""
+    more = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def varied_fields(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """{field: its values, in order} of the fields in which runs differ; of those that always change together, as two
+    weights that add up to 1, the last term's, and the method's before others."""
+    columns = {field: tuple(run.fields.get(field, "-") for run in runs) for run in runs for field in run.fields}
+    varied = {field: column for field, column in columns.items() if len(set(column)) > 1}
+    kept: dict[str, tuple[str, ...]] = {}
+    for field in sorted(varied, key=lambda field: (field.startswith("method."), field), reverse=True):
+        if not any(change_together(varied[field], other) for other in kept.values()):
+            kept[field] = varied[field]
+    return {field: sorted(set(kept[field]), key=in_order) for field in sorted(kept)}
+
+
+def change_together(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether each value of one column belongs to one value of the other, and the other way round."""
+    return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
+
+
+def in_order(text: str) -> tuple[int, float, str]:
+    """Numbers by size, before words by letter."""
+    value = number_of(text)
+    return (0, value, text) if value is not None else (1, 0.0, text)
+
+
+def number_of(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def recipe_differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
+    """(field, its value in one, in the other) of all fields that differ, the seed among them."""
+    mine, theirs = ({**run.fields, "seed": run.seed} for run in (one, other))
+    return [
+        (field_name(field, one if field in mine else other), mine.get(field, "-"), theirs.get(field, "-"))
+        for field in sorted(mine.keys() | theirs.keys())
+        if mine.get(field) != theirs.get(field)
+    ]

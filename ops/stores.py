@@ -1,0 +1,37 @@
+"""Which MLflow store a command means, brought up to date first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cluster.delivery import deliver_all
+from ops.console import say
+
+LOOPBACK = "http://127.0.0.1:5000"
+
+
+def open_store(store: str | None) -> str:
+    """The URI of a store: of an output folder (whose runs deliver first what they have kept back), or as it is given.
+
+    None: MLFLOW_TRACKING_URI, or else the folder `outputs`. ValueError for a folder without a store.
+    """
+    store = store or os.environ.get("MLFLOW_TRACKING_URI") or "outputs"
+    if "://" in store:
+        return store
+    folder = Path(store)
+    try:
+        if delivered := deliver_all(folder):
+            say(f"delivered to MLflow: {', '.join(delivered)}")
+    except ValueError as error:  # of a run's own store; this one may be another
+        say(str(error))
+    database = (folder / "mlflow.db").absolute()
+    if not database.is_file():
+        raise ValueError(f"{folder} has no mlflow.db; give the folder that runs were written to, or the store's URI")
+    return f"sqlite:///{database}"
+
+
+def run_link(uri: str, experiment_id: str, run_id: str) -> str:
+    """Where MLflow shows a run: on its server, or where `python -m ops ui` opens a file's page."""
+    root = uri.rstrip("/") if uri.startswith("http") else LOOPBACK
+    return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -1,0 +1,197 @@
+"""`sweep`: the plan, then the runs, then the table, the best recipe and the pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from cluster.cache_plan import Outlook, Speeds, outlook
+from cluster.config import RunConfig, absolute, parse
+from cluster.sweep import build_caches, claimed, has_begun, journal_of, run_trials, sweep_session
+from cluster.sweep_cache import asks_the_teacher, num_bytes
+from cluster.sweep_config import Pairings, SweepConfig, load_sweep
+from cluster.sweep_plan import Costs, SweepPlan, concurrency, local_concurrency
+from cluster.sweep_space import LAYERS, LayerScores, base_of, label
+from cluster.sweep_tracking import SweepRecord
+from kdcore.geometry import Quality
+from ops import catalog, layers
+from ops.cache import BuildView, this_device
+from ops.console import console, say, table
+from ops.sweep_plots import plots
+from ops.sweep_report import ranked, result_table, write_files
+from ops.sweep_view import SweepView
+from ops.train import mlflow_hint
+
+MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
+
+
+def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | None, plan_only: bool) -> int:
+    """Plans a sweep of a recipe, and runs it unless only the plan was asked for."""
+    started = time.perf_counter()
+    config, wanted = absolute(catalog.load(recipe, overrides), Path.cwd()), load_sweep(space)
+    concurrent = concurrent or wanted.concurrent
+    plan = SweepPlan(config, wanted, layer_scores(config, wanted))
+    # A cluster has to be asked what fits on it; for a plan, this machine need not become one.
+    here = plan_only and not os.environ.get("RAY_ADDRESS")
+    with nullcontext() if here else sweep_session(plan.base, concurrent):
+        fitting = local_concurrency(plan.base, concurrent) if here else concurrency(plan.base, concurrent)
+        show_plan(plan, fitting, concurrent)
+        if plan_only:
+            return 0
+        command = shlex.join(["python", "-m", "ops", "sweep", recipe, "--space", space, *overrides])
+        with claimed(plan):
+            run(plan, fitting, command, started)
+    return 0
+
+
+def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> None:
+    """Builds what is missing, runs the trials, and shows and keeps what came out."""
+    record = SweepRecord(plan.parent, plan.sweep, command)
+    with record.open_until_the_end(), BuildView() as build_view:
+        build_caches(plan, build_view)
+    built = time.perf_counter()
+    with SweepView(plan) as view:
+        journal = run_trials(plan, record, concurrent, command, view)
+    results = ranked(plan, journal.trials.values())
+    console.print(result_table(plan, results))
+    seconds = {"seconds": time.perf_counter() - started, "before_the_first_run_seconds": built - started}
+    files = [*write_files(plan, results, seconds), *plots(plan, results)]
+    best = {"sweep/best": results[0].mean} if results[0].whole and results[0].mean is not None else {}
+    record.close(files, best)
+    for path in files:
+        say(f"written: {path}")
+    say(mlflow_hint(plan.parent))
+
+
+def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
+    """The layers' scores where the space chooses layers: as they were measured when the sweep began."""
+    axis = wanted.space.get(LAYERS)
+    if not isinstance(axis, Pairings):
+        return None
+    kept = Path(config.output_dir) / wanted.name / "layers.json"
+    if kept.exists() and has_begun(kept.parent):
+        found = json.loads(kept.read_text())
+        return LayerScores({tap: Quality(**q) for tap, q in found["quality"].items()}, found["student_taps"])
+    taps = axis.taps
+    if axis.pairs is not None:
+        named = {pair.teacher for pairs in axis.pairs for pair in pairs}
+        taps = taps or tuple(sorted(named))
+    online = base_of(config, wanted)
+    scores = layers.score(online, taps, axis.student_taps, axis.images)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    content = {"quality": {tap: asdict(q) for tap, q in scores.quality.items()}}
+    kept.write_text(json.dumps({**content, "student_taps": list(scores.student_taps)}, indent=1))
+    return scores
+
+
+def show_plan(plan: SweepPlan, concurrent: int, asked: int | None) -> None:
+    """What will be run, what it shares, and what it will cost."""
+    console.print(table(f"plan of the sweep {plan.sweep.name}", ["", ""], plan_rows(plan, concurrent, asked)))
+    for point, problem in plan.problems.items():
+        say(f"makes no run, and counts as failed: {point}: {problem.removeprefix(f'{point}: ')}")
+
+
+def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[str]]:
+    sweep, done = plan.sweep, journal_of(plan)
+    num_points = plan.num_trials // len(sweep.seeds)
+    ended = sum(trial.end is not None for trial in done.values())
+    rows = [[name, axis_text(axis)] for name, axis in plan.space.axes.items()]
+    rows += [
+        ["runs", f"{num_points} points ({sweep.search}) x {len(sweep.seeds)} seeds = {plan.num_trials}"],
+        [
+            "at a time",
+            f"{concurrent}" + (f" (the cluster has no room for {asked})" if asked and asked > concurrent else ""),
+        ],
+        ["compared by", f"{sweep.metric} on {plan.base.data.held_out:.0%} of the training images"],
+    ]
+    if done:
+        rows.insert(len(plan.space.axes) + 1, ["of these ended", f"{ended}; {len(done) - ended} to be continued"])
+    if sweep.asha:
+        rows.append(["stopped early", f"from epoch {sweep.asha.grace_epochs}, all but 1/{sweep.asha.reduction_factor}"])
+    return rows + cache_rows(plan) + cost_rows(plan, concurrent)
+
+
+def axis_text(axis: Any) -> str:
+    """An axis in a cell: of many values the first."""
+    if not hasattr(axis, "values"):
+        return f"{axis.low:g} to {axis.high:g}"
+    shown = [label(value) for value in axis.values]
+    more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+    return ", ".join(shown[:6]) + more
+
+
+def cache_rows(plan: SweepPlan) -> list[list[str]]:
+    """Each cache: where it is, what is in it, how large."""
+    missing = {config.cache.dir for config in plan.caches.missing() if config.cache}
+    rows = []
+    for build in plan.caches.builds():
+        assert build.cache is not None
+        needs = build.needs
+        content = [*(["logits"] if needs.teacher_logits else []), *sorted(needs.teacher_taps | set(build.cache.taps))]
+        state = "to be built" if build.cache.dir in missing else "there already"
+        rows.append(["cache", f"{', '.join(content)} in {build.views.num_views} views, {state}"])
+        rows.append(["", f"{decimal(num_bytes(build))} in {build.cache.dir}"])
+    return rows or [["cache", "none: the teacher answers online" if plan.base.teacher else "none: there is no teacher"]]
+
+
+def cost_rows(plan: SweepPlan, concurrent: int) -> list[list[str]]:
+    """Hours from measured speeds, and when the cache is paid for."""
+    seen = measured(plan)
+    if seen is None:
+        return []
+    costs = Costs(seen, plan.num_trials, concurrent, len(plan.caches.missing()))
+    trials = costs.break_even_trials
+    paid = "never: the loader is the bottleneck" if trials is None else f"after {trials:.1f} runs"
+    online = f"with the teacher online, at most {duration(costs.online_seconds)}"
+    if not plan.caches.groups:
+        return [["expected training", online]]
+    return [
+        [
+            "expected training",
+            f"at most {duration(costs.cached_seconds)}, {duration(costs.build_seconds)} of it for the cache",
+        ],
+        ["", online],
+        ["the cache is paid for", paid],
+    ]
+
+
+def measured(plan: SweepPlan) -> Outlook | None:
+    """The speeds of the parts on this machine; of a sweep that is continued, as they were measured before."""
+    kept = plan.parent.run_dir / "speeds.json"
+    if kept.exists() and has_begun(kept.parent):
+        found = json.loads(kept.read_text())
+        return Outlook(**{**found, "speeds": Speeds(**found["speeds"])})
+    config = next(iter(plan.caches.builds()), None) or stand_in(plan.base)
+    if config is None:
+        return None
+    seen = outlook(config, this_device(), MEASURE_SECONDS)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(asdict(seen), indent=1))
+    return seen
+
+
+def stand_in(base: RunConfig) -> RunConfig | None:
+    """A recipe for measuring where no cache will be built; None where no teacher is asked."""
+    if not asks_the_teacher(base):
+        return None
+    data = base.model_dump(mode="json")
+    data["cache"] = {"dir": f"{base.output_dir}/unused"}
+    data["views"]["num_views"] = base.train.epochs
+    return parse(data, base.name)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

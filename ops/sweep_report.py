@@ -1,0 +1,178 @@
+"""What a sweep amounts to: its points ranked, its best recipe, and everything about it as one JSON file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cluster.config import RunConfig, parse, to_yaml
+from cluster.sweep_journal import Trial
+from cluster.sweep_plan import SweepPlan
+from cluster.sweep_space import LAYERS, Point, described, label
+from ops.console import percent, table
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """A point with its trials. scores: of the runs that went to their ends; reached: the last score of the others."""
+
+    number: int
+    point: Point
+    trials: Sequence[Trial]
+    scores: Sequence[float]
+    reached: Sequence[float]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every seed went to its end, so that its mean can be compared."""
+        return len(self.scores) == len(self.trials)
+
+    @property
+    def mean(self) -> float | None:
+        scores = [*self.scores, *self.reached]
+        return statistics.fmean(scores) if scores else None
+
+    @property
+    def stdev(self) -> float | None:
+        """Over seeds, of a point whose every seed went to its end."""
+        return statistics.stdev(self.scores) if self.whole and len(self.scores) > 1 else None
+
+    @property
+    def epoch(self) -> float:
+        """That every run has come to."""
+        return min(trial.epoch for trial in self.trials)
+
+
+def ranked(plan: SweepPlan, trials: Iterable[Trial]) -> list[PointResult]:
+    """Best first: points whose every seed went to its end, by their mean; then the others by how far they came."""
+    groups: dict[int, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.number, []).append(trial)
+    results = [result_of(plan, number, group) for number, group in groups.items()]
+    sign = 1 if plan.sweep.mode == "max" else -1
+
+    def key(result: PointResult) -> tuple[Any, ...]:
+        mean = float("-inf") if result.mean is None else sign * result.mean
+        return (-result.whole, 0 if result.whole else -result.epoch, -mean, result.number)
+
+    return sorted(results, key=key)
+
+
+def result_of(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> PointResult:
+    scores = {trial.name: plan.score(trial) for trial in trials}
+    finished = [s for trial in trials if trial.end == "finished" and (s := scores[trial.name]) is not None]
+    others = [s for trial in trials if trial.end != "finished" and (s := scores[trial.name]) is not None]
+    return PointResult(number, trials[0].point, trials, finished, others)
+
+
+def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
+    """One row a point, best first."""
+    fields = list(plan.space.axes)
+    quality = plan.scores if LAYERS in fields else None
+    columns = ["", *headings(fields), *(["Q"] if quality else []), plan.sweep.metric, "val/top1", "runs"]
+    rows = []
+    for rank, result in enumerate(results, start=1):
+        row = [str(rank), *(label(result.point[name]) for name in fields)]
+        if quality:
+            row.append(f"{quality.of(result.point[LAYERS]):.4f}")
+        rows.append([*row, with_spread(result), test_score(result), fates(result)])
+    return table(f"{plan.sweep.name}: best by {plan.sweep.metric}", columns, rows)
+
+
+def headings(fields: Sequence[str]) -> list[str]:
+    """The fields by their last words, where those tell them apart."""
+    last = [name.rpartition(".")[2] for name in fields]
+    return last if len(set(last)) == len(last) else list(fields)
+
+
+def with_spread(result: PointResult) -> str:
+    if result.mean is None:
+        return "-"
+    shown = f"{result.mean:.4f}"
+    return f"{shown} ± {result.stdev:.4f}" if result.stdev is not None else shown
+
+
+def test_score(result: PointResult) -> str:
+    """On the validation set, which has chosen nothing."""
+    values = [trial.result["metrics"]["val/top1"] for trial in result.trials if trial.end == "finished"]
+    return percent(statistics.fmean(values)) if values else "-"
+
+
+def fates(result: PointResult) -> str:
+    """How its runs ended, and at which epoch those that did not come to their ends."""
+    words = [
+        "finished" if trial.end == "finished" else f"{trial.end or 'interrupted'} at {trial.epoch:g}"
+        for trial in result.trials
+    ]
+    if len(words) == 1:
+        return words[0]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunConfig, str] | None:
+    """The best point as a recipe of its own, with its manual; None where no point has all its runs at their ends."""
+    if not results or not results[0].whole:
+        return None
+    best, sweep = results[0], plan.sweep
+    data = plan.config(best.trials[0]).model_dump(mode="json")
+    data |= {"name": f"{sweep.name}-best", "output_dir": plan.recipe.output_dir}
+    config = parse(data, f"{sweep.name}-best")
+    text = (
+        f"# The best of the {len(results)} points of the sweep {sweep.name}: {described(best.point)}\n"
+        f"# {sweep.metric} {with_spread(best)}, n = {len(best.scores)} seeds; chosen by that, so expect less.\n"
+        "# The teacher's outputs are in the sweep's cache: keep that, or set teacher.source=online.\n"
+    )
+    return config, text + to_yaml(config)
+
+
+def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> list[Path]:
+    """best.yaml, where there is a best, and sweep.json."""
+    folder = plan.parent.run_dir
+    files = [folder / "sweep.json"]
+    files[0].write_text(json.dumps(summary(plan, results, facts), indent=1) + "\n")
+    if best := best_recipe(plan, results):
+        files.append(folder / "best.yaml")
+        files[1].write_text(best[1])
+    return files
+
+
+def summary(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a sweep as plain values: the points ranked, with the runs of each."""
+    return {
+        "name": plan.sweep.name,
+        "sweep": plan.sweep.model_dump(mode="json"),
+        "quality": {tap: quality.q for tap, quality in plan.scores.quality.items()} if plan.scores else {},
+        **facts,
+        "points": [
+            {
+                "rank": rank,
+                "point": result.point,
+                "mean": result.mean,
+                "stdev": result.stdev,
+                "whole": result.whole,
+                "trials": [trial_summary(plan, trial) for trial in result.trials],
+            }
+            for rank, result in enumerate(results, start=1)
+        ],
+    }
+
+
+def trial_summary(plan: SweepPlan, trial: Trial) -> dict[str, Any]:
+    return {
+        "run": f"{plan.sweep.name}-{trial.name}",
+        "seed": trial.seed,
+        "score": plan.score(trial),
+        "end": trial.end,
+        "reason": trial.reason,
+        "curve": trial.reports,
+        "result": {name: trial.result[name] for name in KEPT if name in trial.result},
+    }
+
+
+KEPT = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")

@@ -1,0 +1,72 @@
+"""What a person sees while a sweep runs: a live table on a terminal, a line for every event elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from cluster.sweep_journal import Event, SweepJournal, Trial
+from cluster.sweep_plan import SweepPlan
+from cluster.sweep_space import described
+from ops.console import console, say, table
+
+ROWS = 20  # of the live table: what runs, and what has ended last
+
+
+class SweepView:
+    """Called with (journal, event, trial) whenever something has happened; use as a context manager."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> SweepView:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, journal: SweepJournal, event: Event, trial: Trial) -> None:
+        if self.live:
+            self.live.update(self.table(list(journal.trials.values())), refresh=True)
+        else:
+            say(self.line(event, trial))
+
+    def line(self, event: Event, trial: Trial) -> str:
+        """An event in words."""
+        if event["event"] == "begin":
+            return f"{trial.name}: begins, {described(trial.point)}, seed {trial.seed}"
+        if event["event"] == "report" and not trial.end:
+            return f"{trial.name}: epoch {trial.epoch:g}, {self.plan.sweep.metric} {self.shown(trial)}"
+        if trial.end == "finished":
+            return f"{trial.name}: finished, {self.plan.sweep.metric} {self.shown(trial)}"
+        return f"{trial.name}: {trial.reason}" if trial.end == "stopped" else f"{trial.name}: failed, {trial.reason}"
+
+    def table(self, trials: list[Trial]) -> Table:
+        """The runs under way, and those that have ended last."""
+        ends = [trial.end or "under way" for trial in trials]
+        counts = ", ".join(f"{ends.count(end)} {end}" for end in ("finished", "stopped", "failed", "under way"))
+        title = f"{self.plan.sweep.name}: {counts}, {self.plan.num_trials - len(trials)} to come"
+        rows: list[list[Any]] = [
+            [
+                trial.name,
+                described(trial.point),
+                f"{trial.epoch:g}",
+                self.shown(trial),
+                trial.end or "under way",
+            ]
+            for trial in trials[-ROWS:]
+        ]
+        return table(title, ["run", "point", "epoch", self.plan.sweep.metric, ""], rows)
+
+    def shown(self, trial: Trial) -> str:
+        score = self.plan.score(trial)
+        return "-" if score is None else f"{score:.4f}"

@@ -1,0 +1,124 @@
+"""Small images without decoding: the data set lies in the device's memory, and a batch is one gather from it.
+
+For images of one size that the views do not resize: the padded crop of the CIFAR recipes, or the whole picture. Their
+pixels are those of the other loaders, bit for bit. Colours, mixing and erasing are `pipelines.render`'s, as everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.datasets import ImageIndex
+from pipelines.folder import decode_file
+from pipelines.loader import Job, Loader, Request
+from pipelines.plan import ViewPlan
+from pipelines.render import Finish
+
+_REMEDY = "take data.loader=dali (or reference)"
+_BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call
+
+# {(data, device): pictures}: the loaders of one process, such as those of several runs side by side, share them.
+_resident: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
+
+
+class ResidentLoader(Loader):
+    """Batches gathered on the device. ValueError for data of several sizes, or views that would have to be resized."""
+
+    def __init__(self, index: ImageIndex, plan: ViewPlan, finish: Finish, max_batch: int, *, num_threads: int) -> None:
+        super().__init__(index, plan, finish, max_batch)
+        height, width = _common_size(index)
+        _check_not_resized(plan, height, width)
+        self._frame = height + 2, width + 2
+        key = (index.fingerprint, self.device)
+        pictures = _resident.get(key)
+        if pictures is None:
+            pictures = _resident[key] = resident_pictures(index, self.device, num_threads)
+        self._pictures = pictures
+        self._rows = torch.arange(plan.policy.height, device=self.device)
+        self._columns = torch.arange(plan.policy.width, device=self.device)
+
+    def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
+        for view, same_view in groupby(requests, key=lambda request: request.view):
+            while block := list(islice(same_view, _BLOCK)):
+                rows = [self.rows(request) for request in block]
+                views = self.views(view, np.concatenate([ids for ids, _ in rows]))
+                ends = np.cumsum([len(ids) for ids, _ in rows])
+                for request, (ids, partner_rows), end in zip(block, rows, ends, strict=True):
+                    yield Job(request, views[end - len(ids) : end], partner_rows)
+
+    def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
+        height, width = self._frame
+        for job in jobs:
+            views = job.views
+            numbers = np.column_stack((views.sample_ids, views.offset + 1, views.flip))
+            sample, top, left, flip = torch.from_numpy(numbers).to(self.device, non_blocking=True)[..., None].unbind(1)
+            # Everything outside the picture is its black frame.
+            rows = (top + self._rows).clamp_(0, height - 1)
+            columns = torch.where(flip.bool(), self._columns.flip(0), self._columns)
+            columns = (left + columns).clamp_(0, width - 1)
+            pixels = ((sample * height + rows) * width)[:, :, None] + columns[:, None, :]
+            yield job, self._pictures[pixels]
+
+
+def resident_pictures(index: ImageIndex, device: torch.device, num_threads: int) -> Tensor:
+    """Every picture in a frame of one black pixel, on the device: uint8 [N * (H + 2) * (W + 2), 3].
+
+    ValueError where they do not fit, or where one cannot be decoded.
+    """
+    height, width = _common_size(index)
+    num_bytes = len(index) * (height + 2) * (width + 2) * 3
+    if num_bytes > _free_bytes(device):
+        raise ValueError(
+            f"the {len(index):,} images of {index.root} take {num_bytes / 2**30:.1f} GiB, but {device} has "
+            f"{_free_bytes(device) / 2**30:.1f} GiB free; {_REMEDY}"
+        )
+    framed = np.zeros((len(index), height + 2, width + 2, 3), dtype=np.uint8)
+
+    def decode(numbered: tuple[int, str]) -> None:
+        row, path = numbered
+        framed[row, 1:-1, 1:-1] = np.asarray(decode_file(Path(path), height, width))
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        for _ in threads.map(decode, enumerate(index.paths(np.arange(len(index)))), chunksize=256):
+            pass
+    return torch.from_numpy(framed.reshape(-1, 3)).to(device)
+
+
+def _common_size(index: ImageIndex) -> tuple[int, int]:
+    """(height, width) of every image; ValueError where they differ."""
+    height, width = int(index.heights[0]), int(index.widths[0])
+    other = np.flatnonzero((index.heights != height) | (index.widths != width))
+    if other.size:
+        first = f"{index.heights[other[0]]}x{index.widths[other[0]]}"
+        raise ValueError(
+            f"loader 'resident' needs images of one size, but {index.root} has {height}x{width} and {first}; {_REMEDY}"
+        )
+    return height, width
+
+
+def _check_not_resized(plan: ViewPlan, height: int, width: int) -> None:
+    """ValueError where a view of these images is not made of their own pixels."""
+    policy = plan.policy
+    size: NDArray[np.int32] = np.array([height, width], dtype=np.int32)
+    resize = plan.views(0, np.zeros(1, dtype=np.int64), size[:1], size[1:]).resize[0]
+    if policy.crop == "resized" or not np.array_equal(resize, size):
+        raise ValueError(
+            f"loader 'resident' does not resize, but views.crop={policy.crop} brings images of {height}x{width} to "
+            f"another size; {_REMEDY}, or views.crop=padded with views.size={height if height == width else size}"
+        )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

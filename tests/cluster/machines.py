@@ -1,0 +1,207 @@
+"""Several nodes on one machine: a head, and raylets started as an operator would, each with an address of its own.
+
+Where the machine permits it (root, with `ip`), every node lies in a network namespace of its own, joined to the head's
+by a bridge; elsewhere the nodes share the loopback device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+import pytest
+import ray
+from ray._common.utils import reset_ray_address
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).parent / "ray"
+NUM_CPUS = 2
+
+
+class Namespaces:
+    """10.77.<x>.1 is the head, on the bridge; 10.77.<x>.<n> is node n, in its namespace."""
+
+    # The machine's name stands for an address that no namespace has; gloo would fall back to the loopback device.
+    environment = MappingProxyType({"GLOO_SOCKET_IFNAME": "eth0"})
+
+    def __init__(self) -> None:
+        self.tag, self.subnet = f"sh{os.getpid() % 100_000}", f"10.77.{os.getpid() % 250}"
+        self.made: list[int] = []
+        ip("link", "add", self.tag, "type", "bridge")
+        ip("addr", "add", f"{self.subnet}.1/24", "dev", self.tag)
+        ip("link", "set", self.tag, "up")
+
+    @property
+    def head(self) -> dict[str, str]:
+        return {"node_ip_address": f"{self.subnet}.1"}
+
+    def address(self, number: int) -> str:
+        return f"{self.subnet}.{number}"
+
+    def inside(self, number: int) -> list[str]:
+        """What a command of node n begins with; its namespace is made."""
+        name, cable = f"{self.tag}-{number}", f"{self.tag}v{number}"
+        ip("netns", "add", name)
+        self.made.append(number)
+        ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("link", "set", cable, "master", self.tag, "up")
+        ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
+        for device in ("eth0", "lo"):
+            ip("-n", name, "link", "set", device, "up")
+        return ["ip", "netns", "exec", name]
+
+    def close(self) -> None:
+        for number in self.made:
+            ip("netns", "del", f"{self.tag}-{number}")
+        ip("link", "del", self.tag)
+
+
+class Loopback:
+    """127.0.0.<n> is node n."""
+
+    environment: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def head(self) -> dict[str, str]:
+        """The machine's own address: Ray takes 127.0.0.1 for another one."""
+        return {}
+
+    def address(self, number: int) -> str:
+        return f"127.0.0.{number}"
+
+    def inside(self, number: int) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def network() -> Namespaces | Loopback:
+    try:
+        return Namespaces()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return Loopback()
+
+
+class Machines:
+    """A running cluster: the head without CPUs for workers, nodes with NUM_CPUS each. Nodes are numbered from 2."""
+
+    def __init__(self) -> None:
+        self.network = network()
+        self.nodes: dict[str, subprocess.Popen] = {}
+        self.numbers = itertools.count(2)
+        self.folder = Path(tempfile.mkdtemp(prefix="m-"))  # short: Ray puts sockets below it
+        prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+        prompt |= {"health_check_initial_delay_ms": 1000, "metrics_report_interval_ms": 500}
+        prompt |= {"worker_niceness": 0}  # else whatever else runs here goes first
+        args = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "_system_config": prompt}
+        self.head = Cluster(initialize_head=True, head_node_args=args | self.network.head)
+        reset_ray_address()  # nobody else's ray.init() shall find this cluster
+
+    @property
+    def address(self) -> str:
+        return self.head.address
+
+    def join(self) -> str:
+        """One more node; its address, once it is there."""
+        number = next(self.numbers)
+        address = self.network.address(number)
+        command = [*self.network.inside(number), str(RAY), "start", "--block", f"--address={self.address}"]
+        command += [f"--node-ip-address={address}", f"--num-cpus={NUM_CPUS}", f"--temp-dir={self.folder / str(number)}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
+        node = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | self.network.environment,
+        )
+        self.nodes[address] = node
+        said = []
+        for line in node.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                return address
+        pytest.fail(f"no node at {address}: {''.join(said)}")
+
+    def workers(self) -> list[tuple[str, int]]:
+        """(node's address, process id) of every training worker."""
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        wanted = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+        return sorted((addresses[actor.node_id], actor.pid) for actor in list_actors(self.address, filters=wanted))
+
+    def kill_workers(self, number: int | None = None, address: str | None = None, by: int = signal.SIGKILL) -> None:
+        """The worker of that number, or every worker of the node of that address."""
+        everyone = self.workers()
+        assert len(everyone) == 2 * NUM_CPUS
+        for where, pid in everyone if number is None else [everyone[number]]:
+            if address in (None, where):
+                os.kill(pid, by)
+
+    def kill_node(self, address: str) -> None:
+        """Its raylet first, then whatever it has started."""
+        assert sum(where == address for where, _ in self.workers()) == NUM_CPUS
+        kill_family(self.nodes.pop(address), first="raylet")
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            kill_family(node)
+        self.head.shutdown()
+        self.network.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill_family(process: subprocess.Popen, first: str = "") -> None:
+    """Ends a process and all that it has started, those of the name `first` before the others."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    names = {member: name_of(member) for member in family}
+    for member in sorted(family, key=lambda member: names[member] != first):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(20)
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def cluster_of(number: int) -> Iterator[Machines]:
+    """A cluster of so many nodes beside the head, with this process as its driver."""
+    machines = Machines()
+    try:
+        for _ in range(number):
+            machines.join()
+        env = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env)
+        yield machines
+    finally:
+        ray.shutdown()
+        machines.close()

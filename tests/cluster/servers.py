@@ -1,0 +1,84 @@
+"""Servers that tests start, stop and start again, all on the loopback address."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import mlflow
+
+from cluster.config import RunConfig
+from cluster.journal import read_metrics
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class MlflowServer:
+    """`mlflow server` with its store in a folder; the same address and the same store after every start."""
+
+    def __init__(self, folder: Path, store: str | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self.store]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet, start_new_session=True)
+        wait_for(self.answers, 90)
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def stop(self) -> None:
+        """Ends it and its children."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def wait_for(condition, seconds: float) -> None:
+    """Until the condition holds; TimeoutError where it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(0.1)
+
+
+def is_complete(config: RunConfig, run_id: str) -> bool:
+    """Whether MLflow has exactly what the run's file has: every metric, its steps in order, its values."""
+    client = mlflow.MlflowClient(config.tracking.uri)
+    rows = read_metrics(config.run_dir / "metrics.jsonl")
+    assert len(rows) > 20
+    for name in {name for row in rows for name in row} - {"step", "time"}:
+        expected = [(row["step"], row[name], int(row["time"] * 1000)) for row in rows if name in row]
+        found = [(point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, name)]
+        assert found == expected, name
+    there = {file.path for file in client.list_artifacts(run_id)}
+    return there >= {"recipe.yaml", "first_batch.png", "curves.png", "student.safetensors"} and (
+        client.get_run(run_id).info.status == "FINISHED"
+    )

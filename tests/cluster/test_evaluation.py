@@ -1,0 +1,92 @@
+"""Evaluating by shares: what a validation pass says, whatever the number of workers."""
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.assembly import assemble
+from cluster.config import parse
+from cluster.evaluation import evaluate_networks, evaluate_share, find_target, load_student
+from cluster.passes import evaluate
+from cluster.rank import Rank
+from tests.conftest import write_image_folder
+
+CPU = torch.device("cpu")
+PAIRS = [{"student": "layer2", "teacher": "layer2"}]
+METHOD = [{"term": "ce", "weight": 1.0}, {"term": "feature_mse", "weight": 1.0, "pairs": PAIRS}]
+
+
+@pytest.fixture
+def run(recipe, tmp_path):
+    """A configuration, and the weights of a student that was never trained."""
+    config = parse(recipe(teacher={"model": "cifar_resnet8"}, method=METHOD, scaling__num_workers=0))
+    torch.manual_seed(3)
+    parts = assemble(config, Rank(0, 1, CPU))
+    path = tmp_path / "student.safetensors"
+    safetensors.torch.save_file({k: v.contiguous() for k, v in parts.student.state_dict().items()}, path)
+    return config, path
+
+
+def seeded(config, weights, target, rank):
+    """A share by a teacher whose random weights are the same for every worker."""
+    torch.manual_seed(0)
+    return evaluate_share(config, weights, target, rank)
+
+
+def test_the_metrics_are_those_of_a_validation_pass(run):
+    config, weights = run
+    target = find_target(config, None, None)
+    found = seeded(config, weights, target, Rank(0, 1, CPU))
+    torch.manual_seed(0)
+    parts = assemble(config, Rank(0, 1, CPU))
+    loader, images = parts.evaluation_loader("val"), len(parts.indexes["val"])
+    metrics, logits = parts.teacher_on("val", loader)
+    expected = evaluate(load_student(parts, weights), loader, images, parts.rank, logits)
+    assert {name: found.student.metrics()[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert found.teacher.metrics()["top1"] == metrics["top1"]
+    assert set(found.cka.widths) == {
+        f"{side} {tap}" for side in ("student", "teacher") for tap in ("classifier_input", "layer2")
+    }
+
+
+def test_shares_of_several_workers_are_the_whole(run):
+    config, weights = run
+    target = find_target(config, None, None)
+    whole = seeded(config, weights, target, Rank(0, 1, CPU))
+    first, *others = (seeded(config, weights, target, Rank(number, 4, CPU)) for number in range(4))
+    for other in others:
+        first.merge(other)
+    assert first.images == whole.images == 15
+    assert first.student.metrics() == pytest.approx(whole.student.metrics(), rel=1e-5)
+    assert first.cka.result() == pytest.approx(whole.cka.result(), rel=1e-4)
+
+
+def test_some_classes_are_chosen_among_alone(run, tmp_path):
+    """Images of two of three classes: predictions of the third do not occur."""
+    config, weights = run
+    folder = write_image_folder(tmp_path / "other", classes=2) / "val"
+    found = evaluate_networks(config, weights, find_target(config, folder, "a"))
+    assert found.student.num_classes == 2
+    assert found.images == 10
+    assert sum(images for _, _, images in found.student.confusions(9)) == 10 * (1 - found.student.metrics()["top1"])
+
+
+def test_weights_of_another_network(run, recipe):
+    _, weights = run
+    other = parse(recipe(student={"model": "cifar_resnet8"}, scaling__num_workers=0))
+    with pytest.raises(ValueError, match="does not fit the student cifar_resnet8 of the recipe"):
+        evaluate_networks(other, weights, find_target(other, None, None))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_of_a_cluster(ray_cluster, run, recipe):
+    """Two workers in processes of their own: the student's metrics are those of this process."""
+    config, weights = run
+    target = find_target(config, None, None)
+    alone = evaluate_networks(config, weights, target).student
+    spread = config.model_copy(update={"scaling": config.scaling.model_copy(update={"num_workers": 2})})
+    found = evaluate_networks(spread, weights, target)
+    assert found.images == 15
+    assert found.student.metrics()["top1"] == alone.metrics()["top1"]
+    assert found.student.metrics()["nll"] == pytest.approx(alone.metrics()["nll"], rel=1e-5)

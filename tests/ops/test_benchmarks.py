@@ -1,0 +1,104 @@
+"""What the benchmarks run is what they say: rows resolve to the recipes, estimates follow their formula."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from ops.benchmarks import cifar100, cifar_cpu, dry_run
+
+PAIRS = [{"student": "layer1", "teacher": "layer3.4"}, {"student": "layer2", "teacher": "layer3.3"}]
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> Namespace:
+    """A state with a teacher that is trained and scored."""
+    (tmp_path / "teacher-seed0").mkdir()
+    (tmp_path / "teacher-seed0" / "student.safetensors").touch()
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "method.yaml").write_text(json.dumps({"method": [{"pairs": PAIRS}, {"term": "ce"}]}))
+    return Namespace(state=str(tmp_path), data="data", teacher="t.safetensors", set=[])
+
+
+@pytest.mark.parametrize("row", cifar100.ROWS)
+def test_every_row_is_the_tables_setting(row, args):
+    config = cifar100.configure(row, 2, args)
+    assert (config.train.epochs, config.train.batch_size, config.train.precision) == (240, 64, "float32")
+    assert (config.optimizer.opt, config.optimizer.lr, config.optimizer.weight_decay) == ("momentum", 0.05, 5e-4)
+    assert config.schedule.milestones == (150, 180, 210)
+    assert (config.name, config.seed, config.data.loader) == (f"{row}-seed2", 2, "resident")
+    assert config.student.model == ("cifar_resnet32x4" if row == "teacher" else "cifar_resnet8x4")
+    assert (config.teacher is None) == (row in ("teacher", "alone"))
+
+
+def test_feature_rows_differ_in_layers_and_in_who_sees_the_labels(args):
+    terms = {row: cifar100.configure(row, 0, args).method[1] for row in cifar100.ROWS if row.startswith("feature_only")}
+    assert {row: term.term for row, term in terms.items()} == {
+        "feature_only": "feature_only",
+        "feature_only-ce": "feature_mse",
+        "feature_only-q": "feature_only",
+        "feature_only-q-ce": "feature_mse",
+    }
+    for row, term in terms.items():
+        pairs = [pair.model_dump() for pair in term.pairs]
+        standard = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]
+        assert pairs == (PAIRS if row in cifar100.BY_QUALITY else standard)
+
+
+def test_a_student_waits_for_its_teacher(args, tmp_path):
+    (tmp_path / "teacher-seed0" / "student.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"kd has no teacher in .* yet; run --rows teacher to its end first"):
+        cifar100.configure("kd", 0, args)
+    assert cifar100.configure("alone", 0, args).teacher is None
+
+
+def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
+    """A finished run counts by its last and by its best epoch; one that is under way is listed."""
+
+    def curve(*top1: float) -> list[dict[str, float]]:
+        return [{"epoch": float(number), "top1": value} for number, value in enumerate(top1, 1)]
+
+    for seed, rates in ((0, (0.1, 0.5, 0.4)), (1, (0.2, 0.3, 0.6))):
+        folder = tmp_path / f"kd-seed{seed}"
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps({"curve": curve(*rates), "steps": 3}))
+    (tmp_path / "kd-seed2" / "step-00000002").mkdir(parents=True)
+    (tmp_path / "kd-seed2" / "step-00000002" / "progress.json").write_text(json.dumps({"curve": curve(0.9)}))
+    found = cifar100.summary(cifar100.runs_of(tmp_path, "kd"))
+    assert found["top1"]["last"]["values"] == [0.4, 0.6]
+    assert found["top1"]["best"]["values"] == [0.5, 0.6]
+    assert [(run["name"], run["finished"]) for run in found["runs"]] == [
+        ("kd-seed0", True),
+        ("kd-seed1", True),
+        ("kd-seed2", False),
+    ]
+    assert cifar100.summary([])["top1"] == {"last": None, "best": None}
+    monkeypatch.setattr("ops.benchmarks.facts.RESULTS", tmp_path / "results")
+    cifar100.collect(tmp_path, ["alone", "kd"], "small")
+    written = json.loads((tmp_path / "results" / "small.json").read_text())
+    assert written["rows"]["kd"]["top1"]["last"]["mean"] == pytest.approx(0.5)
+    assert "alone" not in written["rows"]
+    assert "50.00% ± 14.14%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", cifar_cpu.ROWS)
+def test_the_start_of_training_has_a_constant_rate(row, args):
+    config = cifar_cpu.configure(row, 1, args, 77)
+    assert (config.schedule.sched, config.train.max_steps, config.optimizer.lr) == ("constant", 77, 0.05)
+    assert config.student.model == "cifar_resnet20"
+
+
+def test_the_estimate_of_a_full_run():
+    """ResNet-34 to ResNet-18: 100 epochs of 1,281,167 images at 3,482 and 6,530 images/s, 84 % of it on each GPU."""
+    found = dry_run.full_run("imagenet/resnet34-resnet18-wttm", 2000)
+    assert found["epochs"] == 100
+    gpus, images = 8 * 6.72 / 8, 1_281_167
+    assert found["gpus"]["8"]["online_hours"] == pytest.approx(images * 100 * (1 / 3482 + 1 / 6530) / gpus / 3600)
+    assert found["gpus"]["8"]["build_hours"] == pytest.approx(images * 50 / 6530 / gpus / 3600)
+    assert found["gpus"]["8"]["cached_hours"] == pytest.approx(images * 100 / 3482 / gpus / 3600)
+    assert found["gpus"]["8"]["cache_bytes"] == images * 50 * 2000
+    assert found["gpus"]["64"]["online_hours"] == pytest.approx(found["gpus"]["8"]["online_hours"] / 8)
+    assert dry_run.full_run(dry_run.LITE0, 2000) is None

@@ -1,0 +1,72 @@
+"""`evaluate`: of a run, of a file of weights, of a recipe; files, pictures, and the run's page in MLflow."""
+
+import json
+import shutil
+
+import mlflow
+import pytest
+
+from ops.__main__ import main
+
+
+def evaluation(folder, name: str = "val") -> dict:
+    return json.loads((folder / "evaluation" / f"{name}.json").read_text())
+
+
+def test_a_run(finished, store, capsys):
+    run = finished / "out" / "features-0"
+    assert main(["evaluate", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "linear CKA" in shown
+    found = evaluation(run)
+    result = json.loads((run / "result.json").read_text())["metrics"]
+    assert found["metrics"]["student"]["top1"] == pytest.approx(result["val/top1"])
+    assert found["metrics"]["student"]["kl"] == pytest.approx(result["val/kl"], rel=1e-4)
+    assert [row["class"] for row in found["classes"]] == ["class0", "class1", "class2"]
+    assert {(pair["student"], pair["teacher"]) for pair in found["cka"]} >= {("layer1", "layer2")}
+    for picture in ("val-reliability.png", "val-cka.png"):
+        assert (run / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
+    client, run_id = mlflow.MlflowClient(store), (run / "mlflow_run_id").read_text()
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["evaluation/val/ece"] == pytest.approx(found["metrics"]["student"]["ece"])
+    assert metrics["evaluation/val/teacher_top1"] == pytest.approx(result["val/teacher_top1"])
+    assert "evaluation/val.json" in {file.path for file in client.list_artifacts(run_id, "evaluation")}
+
+
+def test_a_file_of_weights_with_a_recipe(finished, tmp_path, capsys):
+    run = finished / "out" / "kd-0"
+    weights = tmp_path / "copy.safetensors"
+    shutil.copyfile(run / "student.safetensors", weights)
+    assert main(["evaluate", str(weights)]) == 2
+    assert "say how the network is built: --recipe RECIPE" in capsys.readouterr().err
+    assert main(["evaluate", str(weights), "--recipe", str(run / "recipe.yaml")]) == 0
+    found = json.loads((tmp_path / "copy-evaluation" / "val.json").read_text())
+    result = json.loads((run / "result.json").read_text())["metrics"]
+    assert found["metrics"]["student"]["top1"] == pytest.approx(result["val/top1"])
+
+
+def test_the_teacher_of_a_recipe(finished, tmp_path):
+    recipe = finished / "out" / "kd-0" / "recipe.yaml"
+    assert main(["evaluate", str(recipe), f"output_dir={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "evaluation" / "recipe" / "val.json").read_text())
+    assert list(found["metrics"]) == ["teacher"]
+
+
+def test_other_images_by_a_variant(finished, tmp_path):
+    """Two of the three classes, as ImageNet-A has 200 of 1,000."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "out" / "kd-1", run)
+    (run / "mlflow_run_id").unlink()
+    images = tmp_path / "some"
+    for name in ("class0", "class2"):
+        shutil.copytree(finished / "images" / "val" / name, images / name)
+    assert main(["evaluate", str(run), "--data", str(images), "--variant", "a"]) == 0
+    found = evaluation(run, "a")
+    assert [row["class"] for row in found["classes"]] == ["class0", "class2"]
+    assert found["metrics"]["student"]["images"] == 80
+
+
+def test_a_run_that_is_not_finished(finished, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "not finished; continue it with train" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""`export`: files that answer like the student, in plain timm and torch, in ONNX Runtime, from MLflow."""
+
+import json
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.assembly import assemble
+from cluster.config import load_recipe
+from cluster.evaluation import load_student
+from cluster.rank import Rank
+from cluster.train import launch
+from ops.__main__ import main
+from ops.export import some_images
+from ops.registry import default_store
+from tests.ops.conftest import small_run
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """The folder of an exported kd-0."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(finished):
+    """(validation images [120,3,32,32], the student's logits for them)."""
+    return answers(finished / "out" / "kd-0")
+
+
+@torch.no_grad()
+def answers(run):
+    parts = assemble(load_recipe(run / "recipe.yaml"), Rank(0, 1, torch.device("cpu")))
+    images = some_images(parts, 1000)
+    return images, load_student(parts, run / "student.safetensors")(images)
+
+
+def elsewhere(folder, code: str) -> None:
+    """Runs code in another process, in another folder, where this project cannot be imported."""
+    guard = "import importlib.util; assert not importlib.util.find_spec('kdcore')\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", guard + code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+COMPARE = """
+import torch, safetensors.torch
+case = safetensors.torch.load_file("case.safetensors")
+with torch.no_grad():
+    logits = model(case["images"])
+torch.testing.assert_close(logits, case["logits"], rtol=1e-4, atol=1e-5)
+assert len(logits) >= 100
+"""
+
+
+def test_plain_timm_loads_it(exported, expected):
+    """By the line that the model card gives, and as a local folder; neither knows this project."""
+    images, logits = expected
+    safetensors.torch.save_file({"images": images, "logits": logits}, exported / "case.safetensors")
+    line = next(line for line in (exported / "README.md").read_text().splitlines() if "timm.create_model(" in line)
+    elsewhere(exported, f"import timm\n{line}\n{COMPARE}")
+    elsewhere(exported, f"import timm\nmodel = timm.create_model('local-dir:.', pretrained=True).eval()\n{COMPARE}")
+
+
+def test_plain_torch_loads_the_program(exported, expected):
+    images, logits = expected
+    safetensors.torch.save_file({"images": images, "logits": logits}, exported / "case.safetensors")
+    elsewhere(exported, f"import torch\nmodel = torch.export.load('model.pt2').module()\n{COMPARE}")
+
+
+def test_onnx_parity(exported, expected):
+    """On all 120 validation images at once, and one by one: the batch is free."""
+    images, logits = expected
+    assert len(images) == 120
+    session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(["logits"], {"images": images.numpy()})[0]
+    np.testing.assert_allclose(found, logits.numpy(), rtol=1e-3, atol=1e-4)
+    assert (found.argmax(1) == logits.numpy().argmax(1)).all()
+    single = session.run(["logits"], {"images": images[:1].numpy()})[0]
+    np.testing.assert_allclose(single[0], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_preprocessing_is_stated(exported):
+    config = json.loads((exported / "config.json").read_text())
+    assert config["architecture"] == "test_resnet"
+    assert config["label_names"] == ["class0", "class1", "class2"]
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    assert config["pretrained_cfg"]["crop_pct"] == 0.875
+    assert config["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_the_model_card(exported, finished):
+    """Teacher with fingerprint and licence, data, preprocessing, numbers over the three seeds, recipe."""
+    card = (exported / "README.md").read_text()
+    top1 = [
+        json.loads((finished / "out" / f"kd-{s}" / "result.json").read_text())["metrics"]["val/top1"] for s in range(3)
+    ]
+    assert f"{np.mean(top1):.2%} ± {np.std(top1, ddof=1):.2%} (n = 3)" in card
+    for part in (
+        "`cifar_resnet8`, weights with SHA-256",
+        "Licence: not stated",
+        "fingerprint",
+        "temperature: 4.0",
+        "## Intended use",
+    ):
+        assert part in card, part
+
+
+def test_the_registered_model_predicts_the_same(exported, expected, store, finished):
+    images, logits = expected
+    with default_store(store):
+        model = mlflow.pyfunc.load_model("models:/test_resnet-images/1")
+    np.testing.assert_allclose(model.predict(images.numpy())["logits"], logits.numpy(), rtol=1e-3, atol=1e-4)
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
+    client = mlflow.MlflowClient(store)
+    version = client.get_model_version("test_resnet-images", "1")
+    assert version.tags["method"] == "ce+kd"
+    assert version.description.startswith("# kd-0")
+    assert client.get_run((finished / "out" / "kd-0" / "mlflow_run_id").read_text()).info.status == "FINISHED"
+
+
+def test_the_same_weights_are_registered_once(exported, finished, tmp_path, capsys):
+    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 0
+    assert "registered already: models:/test_resnet-images/1" in capsys.readouterr().out
+
+
+def test_simkd_is_loaded_in_one_line(finished, tmp_path):
+    """Its graph is not timm's: the program holds it whole, the teacher's classifier included."""
+    student = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}, "classifier": "reused"}
+    method = [{"term": "simkd", "weight": 1.0}]
+    config = small_run(finished, "simkd", method, 0, student=student, train={"max_steps": 2})
+    launch(config.model_copy(update={"output_dir": str(tmp_path / "out")}))
+    assert main(["export", str(tmp_path / "out" / "simkd"), "-o", str(tmp_path / "exported")]) == 0
+    images, logits = answers(tmp_path / "out" / "simkd")
+    safetensors.torch.save_file({"images": images, "logits": logits}, tmp_path / "exported" / "case.safetensors")
+    elsewhere(tmp_path / "exported", f"import torch\nmodel = torch.export.load('model.pt2').module()\n{COMPARE}")
+    assert "ends in its teacher's own classifier" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_a_recipe_cannot_be_exported(finished, tmp_path, capsys):
+    assert main(["export", str(finished / "out" / "kd-0" / "recipe.yaml"), "-o", str(tmp_path)]) == 2
+    assert "is a recipe; give the folder of a finished run" in capsys.readouterr().err

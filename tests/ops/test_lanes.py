@@ -1,0 +1,212 @@
+"""Runs side by side are the product's runs: the same losses step by step, continued at any step to the same bits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from cluster.config import parse
+from kdcore.models import ModelConfig, build_model
+from ops.benchmarks.lanes import Lane, take_turns
+
+CPU = torch.device("cpu")
+NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
+METHODS = {
+    "dkd": [
+        {"term": "ce", "weight": 1},
+        {"term": "dkd", "weight": 1, "warmup_epochs": 1, "temperature": 4, "non_target_weight": 2},
+    ],
+    "feature_only": [
+        {"term": "ce", "weight": 1},
+        {"term": "feature_only", "weight": 1, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
+    ],
+    "simkd": [{"term": "simkd", "weight": 1}],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """22 training and 6 validation pictures of 16 x 16, of 2 classes."""
+    root, rng = tmp_path_factory.mktemp("sixteen"), np.random.default_rng(0)
+    for split, count in (("train", 11), ("val", 3)):
+        for label in range(2):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 160, (16, 16, 3)) + 90 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    safetensors.torch.save_file(build_model(ModelConfig(**NETWORK), ("a", "b")).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def config(recipe, data, teacher):
+    def make(method: str, name: str, **changes):
+        student = {"classifier": "reused", "factor": 2} if method == "simkd" else {}
+        return parse(
+            recipe(
+                name=name,
+                data__root=str(data),
+                views={"size": 16, "crop": "padded", "padding": 3},
+                student=NETWORK | student,
+                teacher=NETWORK | {"checkpoint": teacher},
+                method=METHODS[method],
+                optimizer={"opt": "momentum", "lr": 0.05, "weight_decay": 5e-4, "decay_all": True},
+                schedule={"sched": "multistep", "milestones": [2]},
+                train={"epochs": 3, "batch_size": 4, "precision": "float32"},
+                scaling__num_workers=0,
+                **changes,
+            )
+        )
+
+    return make
+
+
+def steps(lane: Lane, num: int) -> list[float]:
+    return [float(lane.step()) for _ in range(num)]
+
+
+def weights(lane: Lane) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in lane.state.distiller.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_losses_of_the_products_loop(method, config):
+    """Three epochs, over a warm-up and a drop of the rate; the loop reads another loader."""
+    launch = pytest.importorskip("cluster.train", reason="needs Ray", exc_type=ImportError).launch
+    ours = Lane(config(method, "lane", data__loader="resident"), CPU)
+    losses = steps(ours, 15)
+    assert ours.done
+    theirs = config(method, "run", data__loader="reference", tracking__record_batches=True)
+    result = launch(theirs)
+    records = [json.loads(line) for line in (theirs.run_dir / "batches-0.jsonl").read_text().splitlines()]
+    assert losses == [record["loss"] for record in records]
+    assert ours.curve[-1]["top1"] == result.metrics["val/top1"]
+    deployed = safetensors.torch.load_file(theirs.run_dir / "student.safetensors")
+    assert all(torch.equal(tensor, deployed[name]) for name, tensor in ours.state.deployed(False).items())
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 7])
+def test_requests_are_the_plans_order(first_step, config, monkeypatch):
+    """Computed for several steps at once, over the end of an epoch and from any step on."""
+    monkeypatch.setattr("cluster.assembly.ORDERED_AT_ONCE", 2)
+    run = Lane(config("dkd", "order", data__loader="resident"), CPU).run
+    requests = list(run.train_requests(first_step))
+    assert [request.epoch for request in requests] == [step / 5 for step in range(first_step, 15)]
+    for step, request in zip(range(first_step, 15), requests, strict=True):
+        start = step % 5 * 4
+        assert request.view == step // 5
+        assert request.sample_ids.tolist() == run.plan.order(step // 5, np.arange(start, start + 4)).tolist()
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+def test_continued_at_any_step_to_the_same_bits(stop, config):
+    undisturbed = Lane(config("dkd", "undisturbed", data__loader="resident"), CPU)
+    losses = steps(undisturbed, 10)
+    first = Lane(config("dkd", "stopped", data__loader="resident"), CPU)
+    assert steps(first, stop) == losses[:stop]
+    first.save()
+    again = Lane(config("dkd", "stopped", data__loader="resident"), CPU)
+    assert again.state.step == stop
+    assert steps(again, 10 - stop) == losses[stop:]
+    assert again.curve == undisturbed.curve
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(tensor, weights(again)[name]), name
+
+
+def test_a_checkpoint_is_whole_or_not_there(config):
+    lane = Lane(config("simkd", "atomic", data__loader="resident"), CPU)
+    steps(lane, 1)
+    lane.save()
+    steps(lane, 1)
+    lane.save()
+    assert [path.name for path in lane.folder.iterdir()] == ["step-00000002"]
+    (lane.folder / "unfinished").mkdir()  # what a kill leaves behind
+    (lane.folder / "unfinished" / "state.pt").write_bytes(b"cut off")
+    again = Lane(config("simkd", "atomic", data__loader="resident"), CPU)
+    assert again.state.step == 2
+
+
+def test_another_recipe_is_not_continued(config):
+    lane = Lane(config("simkd", "same", data__loader="resident"), CPU)
+    steps(lane, 1)
+    lane.save()
+    with pytest.raises(ValueError, match=r"its recipe is .* restore what has changed"):
+        Lane(config("simkd", "same", data__loader="resident", optimizer__lr=0.1), CPU)
+
+
+def test_side_by_side_is_one_after_the_other(config):
+    """Lanes that take turns do not touch each other; a finished one makes place; what is left is saved."""
+    alone = {method: steps(Lane(config(method, f"{method}-a", data__loader="resident"), CPU), 15) for method in METHODS}
+    finished: dict[str, Lane] = {}
+    lanes = (Lane(config(method, f"{method}-b", data__loader="resident"), CPU) for method in METHODS)
+    take_turns(lanes, 2, 300, lambda lane: finished.setdefault(lane.config.name, lane))
+    for method, losses in alone.items():
+        curve = finished[f"{method}-b"].curve
+        means = [np.mean(losses[start : start + 5]) for start in (0, 5, 10)]
+        assert [epoch["train_loss"] for epoch in curve] == pytest.approx(means, rel=1e-12)
+        assert (finished[f"{method}-b"].folder / "step-00000015").is_dir()
+
+
+def test_time_is_over_before_the_first_step(config):
+    take_turns(iter([Lane(config("simkd", "late", data__loader="resident"), CPU)]), 1, 0.0, pytest.fail)
+
+
+def test_the_result(config):
+    lane = Lane(config("dkd", "result", data__loader="resident"), CPU)
+    steps(lane, 15)
+    lane.save()
+    lane.finish({"facts": {"commit": "abc"}})
+    assert sorted(path.name for path in lane.folder.iterdir()) == ["result.json", "student.safetensors"]
+    result = json.loads((lane.folder / "result.json").read_text())
+    assert [epoch["epoch"] for epoch in result["curve"]] == [1, 2, 3]
+    assert result["final"]["top1"] == result["curve"][-1]["top1"]
+    assert result["final"].keys() >= {"agreement", "top5", "nll"}
+    assert result["teacher"]["images"] == 6
+    saved = safetensors.torch.load_file(lane.folder / "student.safetensors")
+    assert torch.equal(saved["conv1.weight"], lane.run.student.conv1.weight)
+
+
+def test_what_the_lanes_do_not_do_is_refused(config):
+    with pytest.raises(ValueError, match=r"train\.clip_norm is not for runs side by side"):
+        Lane(config("dkd", "clipped", train__clip_norm=1.0), CPU)
+
+
+def test_no_ray_dali_or_mlflow_is_needed():
+    """The slices run on machines that have none of them."""
+    code = (
+        "import sys, ops.benchmarks.cifar100, ops.layers, pipelines.resident;"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'ray', 'mlflow', 'nvidia'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_graphs_on_a_gpu_compute_what_steps_without_them_do(method, config, monkeypatch):
+    cuda = torch.device("cuda")
+    graphed = Lane(config(method, "graphed", data__loader="resident"), cuda)
+    with_graph = steps(graphed, 15)
+    assert graphed.compute.graph is not None
+    monkeypatch.setattr("ops.benchmarks.lanes.EAGER_STEPS", 1000)
+    without = steps(Lane(config(method, "eager", data__loader="resident"), cuda), 15)
+    assert with_graph == pytest.approx(without, rel=1e-4)

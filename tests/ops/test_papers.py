@@ -1,0 +1,75 @@
+"""PAPERS.md is what the recipes and the result files say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ops import catalog
+from ops.benchmarks import cifar100, papers
+
+
+def run(seed: int, last: float, best: float, finished: bool = True) -> dict[str, Any]:
+    facts = {
+        "gpus": ["NVIDIA H200"],
+        "machine": "16 cores x86_64, 128 GiB",
+        "python": "3.12.3",
+        "packages": {"torch": "2.11.0", "timm": "1.0.31", "numpy": "2.5.2"},
+        "commit": "0123456789abcdef",
+    }
+    ends = {"last": {"epoch": 240.0, "top1": last}, "best": {"epoch": 200.0, "top1": best}}
+    return {"name": f"wttm-seed{seed}", "finished": finished, **ends} | ({"facts": facts} if finished else {})
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(papers, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_the_page_is_fresh():
+    assert papers.PAGE.read_text() == papers.generate(), "run python -m ops.benchmarks.papers"
+
+
+def test_without_results_nothing_is_claimed(results):
+    page = papers.generate()
+    assert "| wttm | 76.06 ± 0.27 | - | - | 0 |" in page
+    assert "| alone | 72.50; 73.09 ± 0.30 | - | - | 0 |" in page
+    assert "Run on:" not in page
+    assert "## CIFAR-100 without a GPU\n\nNot run." in page
+    assert "| resnet34-resnet18-wttm | 72.19 | - | - | - | - |" in page
+
+
+def test_runs_become_a_row(results):
+    """Mean and sample standard deviation by hand; an unfinished run does not count, and is named."""
+    runs = [run(0, 0.75, 0.76), run(1, 0.76, 0.77), run(2, 0.7, 0.7, finished=False)]
+    (results / "cifar100.json").write_text(json.dumps({"rows": {"wttm": cifar100.summary(runs)}}))
+    page = papers.generate()
+    assert "| wttm | 76.06 ± 0.27 | 76.50 ± 0.71 | 75.50 ± 0.71 | 2 |" in page
+    assert "* 2 runs: NVIDIA H200, 16 cores x86_64, 128 GiB, Python 3.12.3, torch 2.11.0" in page
+    assert "commit 0123456789ab" in page
+    assert "Begun: wttm-seed2 (epoch 240)." in page
+    assert "Not run to the end: teacher, alone, kd, dkd, ttm, simkd" in page
+
+
+def test_every_recipe_of_the_tables_is_on_the_page(results):
+    page = papers.generate()
+    for name in catalog.names():
+        if name.startswith(("cifar100/", "imagenet/", "feature_only/")) and "resnet32x4-resnet8x4" not in name:
+            assert name.rpartition("/")[2] in page, name
+
+
+def test_every_difference_of_a_recipe_is_on_the_page(results):
+    page = papers.generate()
+    for name in catalog.names():
+        if name.startswith("imagenet/") and "differs" in papers.manual(name):
+            assert papers.manual(name)["differs"] in page
+
+
+def test_a_manual_is_read_whole():
+    found = papers.manual("imagenet/resnet50-resnet18-simkd")
+    assert found["title"] == "ResNet-50 teaches ResNet-18 on ImageNet by SimKD."
+    assert found["expected"] == "71.66 top-1 (teacher 76.13, student alone 69.76)"
+    assert found["deploys"].endswith("student.factor=8 makes that 14.5 M")

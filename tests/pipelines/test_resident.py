@@ -1,0 +1,134 @@
+"""The resident loader shows the very pixels of the reference loader, whatever is asked for in whatever order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import resident
+from pipelines.datasets import ImageIndex, build_index
+from pipelines.loader import Loader, Request, build_loader
+from pipelines.plan import ViewPlan
+from pipelines.policy import ViewPolicy
+
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+NUM = 23
+PADDED = {"size": (12, 10), "crop": "padded"}
+POLICIES = {
+    "padded": ViewPolicy(**PADDED),
+    "far outside": ViewPolicy(**PADDED, padding=15),
+    "as it is": ViewPolicy(**PADDED, padding=0, flip_probability=0),
+    "mixup": ViewPolicy(**PADDED, mixup_alpha=0.5),
+    "cutmix, erased": ViewPolicy(**PADDED, cutmix_alpha=1, erase_probability=0.5, erase_fill="noise"),
+    "everything": ViewPolicy(**PADDED, mixup_alpha=0.2, cutmix_alpha=1, erase_probability=0.5, hue=0.1, contrast=0.4),
+    "evaluation": ViewPolicy.evaluation((12, 10), 1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    root = tmp_path_factory.mktemp("small")
+    rng = np.random.default_rng(0)
+    for number in range(NUM):
+        path = root / "train" / f"class{number % 3}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 10, 3)).astype(np.uint8)).save(path)
+    return build_index(root, "train", root / "index", progress=False)
+
+
+def loader(kind: str, index: ImageIndex, policy: ViewPolicy, device: str = "cpu") -> Loader:
+    return build_loader(
+        kind,  # type: ignore[arg-type]
+        index,
+        ViewPlan(policy, 4, len(index)),
+        mean=MEAN,
+        std=STD,
+        num_classes=3,
+        device=torch.device(device),
+        max_batch=16,
+    )
+
+
+def requests(plan: ViewPlan) -> list[Request]:
+    """Two epochs in batches of 7 and less, then some ids in no order, one of them twice."""
+    epochs = [(epoch, plan.order(epoch, np.arange(NUM))) for epoch in (0, 1)]
+    asked = [Request(epoch, ids[start : start + 7], epoch) for epoch, ids in epochs for start in range(0, NUM, 7)]
+    return [*asked, Request(5, np.array([22, 0, 3, 3]))]
+
+
+def assert_equal_batches(ours: Loader, theirs: Loader) -> None:
+    asked = requests(theirs.plan)
+    for a, b in zip(ours.load(iter(asked)), theirs.load(asked), strict=True):
+        assert (a.view, a.epoch) == (b.view, b.epoch)
+        assert a.images.is_contiguous(memory_format=torch.channels_last)
+        for name in ("images", "labels", "sample_ids"):
+            assert torch.equal(getattr(a, name).cpu(), getattr(b, name)), name
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_reference_loaders_pixels(name: str, index: ImageIndex) -> None:
+    assert_equal_batches(loader("resident", index, POLICIES[name]), loader("reference", index, POLICIES[name]))
+
+
+def test_blocks_of_requests_change_nothing(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "_BLOCK", 2)
+    policy = POLICIES["everything"]
+    assert_equal_batches(loader("resident", index, policy), loader("reference", index, policy))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["padded", "as it is", "evaluation"])
+def test_uint8_pixels_on_a_gpu(name: str, index: ImageIndex) -> None:
+    """The gather is exact on any device; of the normalisation a GPU may round the last bit otherwise."""
+    ours, theirs = loader("resident", index, POLICIES[name], "cuda"), loader("reference", index, POLICIES[name])
+    asked = requests(theirs.plan)
+    for (_, a), (_, b) in zip(ours.decode(ours.jobs(asked)), theirs.decode(theirs.jobs(asked)), strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
+def test_loaders_of_one_process_share_the_pictures(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = loader("resident", index, POLICIES["padded"])
+    monkeypatch.setattr(resident, "decode_file", lambda *_: pytest.fail("decoded again"))
+    second = loader("resident", index, POLICIES["mixup"])
+    assert next(iter(first.load([Request(0, np.arange(3))]))).images.shape == (3, 3, 12, 10)
+    assert next(iter(second.load([Request(0, np.arange(3))]))).images.shape == (3, 3, 12, 10)
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        (ViewPolicy(size=12), "views.crop=resized brings images of 12x10 to another size; take data.loader=dali"),
+        (ViewPolicy(size=16, crop="padded"), "views.crop=padded brings images of 12x10"),
+        (ViewPolicy.evaluation((12, 10)), "views.crop=center brings images of 12x10"),
+    ],
+)
+def test_views_that_are_resized_are_refused(policy: ViewPolicy, complaint: str, index: ImageIndex) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        loader("resident", index, policy)
+
+
+def test_data_of_several_sizes_are_refused(odd_index: ImageIndex) -> None:
+    with pytest.raises(ValueError, match=r"needs images of one size, but .* has .*x.* and .*x.*; take data.loader"):
+        loader("resident", odd_index, ViewPolicy(size=12, crop="padded"))
+
+
+def test_data_that_do_not_fit_are_refused(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(resident, "_resident", {})
+    with pytest.raises(ValueError, match=r"23 images of .* take 0\.0 GiB, but cpu has 0\.0 GiB free; take"):
+        loader("resident", index, POLICIES["padded"])
+
+
+def test_a_file_that_cannot_be_decoded_is_named(index: ImageIndex, tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    path = tmp_path / "train" / "a" / "0.png"
+    Image.fromarray(np.zeros((12, 10, 3), np.uint8)).save(path)
+    broken = build_index(tmp_path, "train", tmp_path / "index", progress=False)
+    path.write_bytes(b"no picture any more")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
+        loader("resident", broken, POLICIES["padded"])

@@ -1,0 +1,82 @@
+"""ImageNet's test sets in small: how each names its classes and its right answers, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.variants import open_target
+
+CLASSES = ("n01", "n02", "n10")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function that writes one picture into each of the given class folders and gives their root."""
+
+    def write(*names: str):
+        for number, name in enumerate(names, 1):
+            path = tmp_path / "images" / name / f"ILSVRC2012_val_0000000{number}.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(path)
+        return tmp_path / "images"
+
+    return write
+
+
+def test_the_same_classes(folder, tmp_path):
+    target = open_target(folder(*CLASSES), None, CLASSES, tmp_path)
+    assert target.answers.tolist() == [[0], [1], [2]]
+    assert target.shown is None
+
+
+def test_other_classes_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"differ .* in 1 names \(it lacks 'n10'\); .*--variant v2, real"):
+        open_target(folder("n01", "n02"), None, CLASSES, tmp_path)
+
+
+def test_v2_orders_folders_by_number(folder, tmp_path):
+    """By name the folders are 0, 1, 10, 2: the labels are numbers all the same."""
+    classes = tuple(f"n{number:02}" for number in range(11))
+    target = open_target(folder(*map(str, range(11))), "v2", classes, tmp_path)
+    assert target.index.classes[2] == "10"
+    assert target.answers[:, 0].tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("names", "said"), [(("0", "1", "n02"), "'n02' is none of them"), (("0", "1"), "there are 2")])
+def test_v2_refuses_other_folders(folder, tmp_path, names, said):
+    with pytest.raises(ValueError, match=rf"--variant v2 wants folders 0 to 2.*{said}"):
+        open_target(folder(*names), "v2", CLASSES, tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["a", "r"])
+def test_some_of_the_classes(folder, tmp_path, variant):
+    target = open_target(folder("n01", "n10"), variant, CLASSES, tmp_path)
+    assert target.shown.tolist() == [0, 2]
+    assert target.answers.tolist() == [[0], [1]]
+    assert target.classes == ("n01", "n10")
+
+
+def test_a_class_that_the_network_lacks(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"the class 'n11' .* is none of the network's 3 classes"):
+        open_target(folder("n01", "n11"), "a", CLASSES, tmp_path)
+
+
+def test_real_labels(folder, tmp_path):
+    """Lists are in order of the number in the file's name; some images have two answers, some none."""
+    root = folder(*CLASSES)
+    (tmp_path / "real.json").write_text(json.dumps([[0, 2], [], [1]]))
+    assert open_target(root, "real", CLASSES, tmp_path).answers.tolist() == [[0, 2], [-1, -1], [1, -1]]
+
+
+def test_real_labels_of_other_images(folder, tmp_path):
+    root = folder(*CLASSES)
+    with pytest.raises(ValueError, match="put the file of the ReaL labels beside the folder"):
+        open_target(root, "real", CLASSES, tmp_path)
+    (tmp_path / "real.json").write_text("[[0], [1]]")
+    with pytest.raises(ValueError, match=r"00000003\.png: the name ends in no number from 1 to 2"):
+        open_target(root, "real", CLASSES, tmp_path)
+    (tmp_path / "real.json").write_text("[[0], [1], [700]]")
+    with pytest.raises(ValueError, match="names class 700, but the network has 3"):
+        open_target(root, "real", CLASSES, tmp_path)
