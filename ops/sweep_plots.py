@@ -78,7 +78,7 @@ def responses(plan: SweepPlan, results: Sequence[PointResult], names: Sequence[s
             axes.plot([at] * len(result.reached), result.reached, "o", color=BLUE, alpha=0.5, fillstyle="none")
         if isinstance(plan.space.axes[name], Values):
             means = mean_by(results, name)
-            axes.plot(list(means), list(means.values()), "-", color=ORANGE, label="mean of the filled")
+            axes.plot(list(means), list(means.values()), "D-", markersize=4, color=ORANGE, label="mean of the filled")
             axes.legend(fontsize="small")
         spread_out(axes, plan, name)
         axes.set_xlabel(name)

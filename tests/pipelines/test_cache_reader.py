@@ -162,7 +162,7 @@ def test_a_cache_is_put_into_object_storage(cache, tmp_path):
     assert reader(copy).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
     (store / "manifest.json").unlink()
     next(store.rglob("*.arrow")).write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="holds no manifest.json"):
+    with pytest.raises(ValueError, match=r"holds no manifest.json"):
         local_folder(store.as_uri(), str(tmp_path / "copies"))
     publish(cache, str(store))  # a folder will do as well
     assert publish(cache, str(store)).digest == load_manifest(store).digest
