@@ -133,21 +133,15 @@ def main() -> None:
         sys.exit(2)
 
 
-def run_slice(
-    places: list[tuple[str, int]],
-    configure: Callable[[str, int], RunConfig],
-    args: Namespace,
-    with_teacher: bool = True,
-) -> None:
-    """As much of the runs (row, seed) as the minutes allow. args: state, minutes, side_by_side, device, commit;
-    with_teacher: as for `Lane.finish`."""
+def run_slice(places: list[tuple[str, int]], configure: Callable[[str, int], RunConfig], args: Namespace) -> None:
+    """As much of the runs (row, seed) as the minutes allow. args: state, minutes, side_by_side, device, commit."""
     about = {"facts": facts() | ({"commit": args.commit} if args.commit else {})}
 
     def unfinished() -> list[tuple[str, int]]:
         return [place for place in places if not (Path(args.state) / run_name(*place) / "result.json").exists()]
 
     def finished(lane: Lane) -> None:
-        lane.finish(about, with_teacher)
+        lane.finish(about)
         say(f"{lane.config.name}: finished, top-1 {lane.curve[-1]['top1']:.2%}")
 
     lanes = (Lane(configure(*place), torch.device(args.device)) for place in unfinished())

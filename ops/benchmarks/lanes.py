@@ -124,16 +124,11 @@ class Lane:
         recipe = self.config.model_dump_json(include=kept)
         return facts(self.run) | {"recipe": hashlib.sha256(recipe.encode()).hexdigest()[:16]}
 
-    def finish(self, about: dict[str, Any], with_teacher: bool = True) -> None:
-        """Writes the student's last weights, then the result; removes the checkpoint.
-
-        with_teacher: its accuracy too, and the agreement with it, for two passes over the validation images more.
-        """
+    def finish(self, about: dict[str, Any]) -> None:
+        """Writes the student's last weights, then the result; removes the checkpoint."""
         with torch.cuda.stream(self.stream):
-            asked = self.run.teacher_on("val", self.validation) if with_teacher else None
-            teacher, logits = asked or (None, None)
-            final = self.curve[-1] if logits is None else self.evaluate(logits)
-            weights = self.state.deployed(select_best=False)
+            teacher, logits = self.run.teacher_on("val", self.validation) or (None, None)
+            final, weights = self.evaluate(logits), self.state.deployed(select_best=False)
         result = {
             **about,
             "name": self.config.name,

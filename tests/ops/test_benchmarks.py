@@ -86,8 +86,8 @@ def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("row", cifar_cpu.ROWS)
 def test_the_start_of_training_has_a_constant_rate(row, args):
-    config = cifar_cpu.configure(row, 1, args, 77)
-    assert (config.schedule.sched, config.train.max_steps, config.optimizer.lr) == ("constant", 77, 0.05)
+    config = cifar_cpu.configure(row, 1, args)
+    assert (config.schedule.sched, config.train.batch_size, config.optimizer.lr) == ("constant", 64, 0.05)
     assert config.student.model == "cifar_resnet20"
 
 
