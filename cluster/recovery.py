@@ -26,6 +26,8 @@ CHECKPOINTS = "checkpoint_manager_snapshot.json"
 COPY = "checkpoints.json"
 
 TIMED_OUT = re.compile(r"time.?d?.?out", re.IGNORECASE)
+# What a rank sees of one that has given up, or died, before it.
+CUT_OFF = re.compile(r"connection (was )?(closed|reset)", re.IGNORECASE)
 
 # The same error would come again: a run is a function of its recipe and data.
 FINAL = (ValueError, AssertionError)
@@ -97,7 +99,7 @@ def obituary(error: ray.train.TrainingFailedError, num_workers: int, board: Any)
     if "step" not in text.partition(":")[0]:
         text += f" (the last step reported is {step})"
     silent = set(range(num_workers)) - failed - failures.keys()
-    if silent and TIMED_OUT.search(text):
+    if silent and (TIMED_OUT.search(text) or CUT_OFF.search(text)):
         text += f"; it waited for rank {', '.join(map(str, sorted(silent)))} in vain"
     return text
 
@@ -109,8 +111,14 @@ def reason(error: BaseException) -> str:
 
 
 def describe(failures: Mapping[int, BaseException]) -> str:
-    """The error of one rank, with its place: one that will not go away if there is any, else the lowest rank's."""
-    rank = min(failures, key=lambda rank: (not isinstance(failures[rank], FINAL), rank))
+    """The error of one rank, with its place: one that will not go away if there is any, else one that is no consequence
+    of another rank's, else the lowest rank's."""
+
+    def weight(rank: int) -> tuple[bool, bool, int]:
+        error = failures[rank]
+        return not isinstance(error, FINAL), bool(CUT_OFF.search(str(error))), rank
+
+    rank = min(failures, key=weight)
     error = failures[rank]
     notes = getattr(error, "__notes__", [])
     place = notes[0] if notes else f"rank {rank}"

@@ -39,6 +39,13 @@ def test_the_error_that_stays_is_named_first():
     assert describe({0: failures[0]}) == "rank 0, step 5 of 9: closed by peer"
 
 
+def test_a_consequence_is_named_last():
+    """Rank 1 has waited in vain; rank 0 only notices that rank 1 has given up."""
+    cut_off = noted(RuntimeError("Connection closed by peer [10.0.0.3]:9"), "rank 0, step 5 of 9")
+    timed_out = noted(RuntimeError("Timed out waiting 10000ms for recv"), "rank 1, step 5 of 9")
+    assert describe({0: cut_off, 1: timed_out}).startswith("rank 1, step 5 of 9: Timed out")
+
+
 class Board:
     """Stands in for the actor: what it would answer."""
 
