@@ -151,14 +151,14 @@ class Machines:
     def kill_workers(self, number: int | None = None, address: str | None = None, by: int = signal.SIGKILL) -> None:
         """The worker of that number, or every worker of the node of that address."""
         everyone = self.workers()
-        assert len(everyone) == 2 * NUM_CPUS
+        assert everyone, "a run is under way"
         for where, pid in everyone if number is None else [everyone[number]]:
             if address in (None, where):
                 os.kill(pid, by)
 
     def kill_node(self, address: str) -> None:
         """Its raylet first, then whatever it has started."""
-        assert sum(where == address for where, _ in self.workers()) == NUM_CPUS
+        assert address in dict(self.workers()), "a run has workers there"
         kill_family(self.nodes.pop(address), first="raylet")
 
     def close(self) -> None:

@@ -29,12 +29,12 @@ from cluster.recovery import CHECKPOINTS
 from cluster.train import RunResult, launch
 from kdcore.models import ModelConfig, build_model
 from pipelines.plan import ViewPlan
-from tests.cluster.machines import ROOT, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 120  # 3 an epoch: long enough to be hit where it is meant to be
-LONGER = 300  # for a node to come and be noticed
+LONGER = 210  # for a node to come and be noticed
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ class Attendance:
     def __init__(self, step: int) -> None:
         self.step = step
         self.at_step = threading.Event()
-        self.with_workers = {2: threading.Event(), 4: threading.Event()}
+        self.with_workers = {1: threading.Event(), 2: threading.Event()}
 
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         if state.get("step", 0) >= self.step:
@@ -232,19 +232,20 @@ class Attendance:
 
 
 def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
-    """The run goes on with 2 workers when a node dies, and with 4 again when one comes: the same samples in the same
-    micro-batches throughout, and losses equal to rounding."""
+    """With a worker on each of two nodes, the run goes on with one when a node dies, and with two again when one comes:
+    the same samples in the same micro-batches throughout, and losses equal to rounding."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # of the dead node's place
-    config = configuration("elastic", steps=LONGER, min_workers=2, resize_seconds=1.0, max_failures=2)
+    scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS, "min_workers": 1, "resize_seconds": 1.0}
+    config = configuration("elastic", steps=LONGER, max_failures=2, **scaling)
     watch = Attendance(step=20)
     with ThreadPoolExecutor(1) as thread:
         run = thread.submit(launch, config, watch)
         assert watch.at_step.wait(200)
         nodes.kill_node(nodes.workers()[0][0])
-        assert watch.with_workers[2].wait(200)
+        assert watch.with_workers[1].wait(200)
         nodes.join()
         result = run.result()
-    assert watch.with_workers[4].is_set()
+    assert watch.with_workers[2].is_set()
     assert_the_plan_was_kept(config, LONGER)
     # Rounding grows with every step; these are the 20 before the change and the 20 after it.
     ours, theirs = (losses(run)[:40] for run in (result, undisturbed))
@@ -266,7 +267,7 @@ def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:
 
 def test_a_rank_hangs(nodes, configuration):
     """A rank that stops answering ends the run in time, with an error that names the step, who waited and for whom."""
-    hang = Blow(8, lambda: nodes.kill_workers(2, by=signal.SIGSTOP))
-    said = rf"rank \d, step \d+ of {STEPS}: .*(Timed out|Connection closed).*; it waited for rank \d in vain"
+    hang = Blow(8, lambda: nodes.kill_workers(1, by=signal.SIGSTOP))
+    said = rf"rank \d, step \d+ of {STEPS}: .*(Timed out|timeout|Connection closed).*; it waited for rank \d in vain"
     with pytest.raises(RunFailed, match=said):
-        launch(configuration("hangs", max_failures=0, timeout_seconds=10), watch=Blows(hang))
+        launch(configuration("hangs", num_workers=2, max_failures=0, timeout_seconds=10), watch=Blows(hang))
