@@ -1,6 +1,7 @@
 """The three papers' systems train whole runs, for a CNN pair and a ViT pair; in this process, without a cluster."""
 
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_one_epoch(recipe, tmp_path, system, kind):
     theirs = safetensors.torch.load_file(weights)["fc.weight" if kind == "cnn" else "head.weight"]
     reused = [name for name, tensor in deployed.items() if torch.equal(tensor, theirs)]
     assert len(reused) == (system == "simkd"), "SimKD deploys the teacher's classifier, nothing else does"
+
+
+def test_a_run_in_this_process_leaves_no_checkpoints(recipe, tmp_path, monkeypatch):
+    """Neither with the run nor in the temporary folder."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    result = launch(parse(recipe(train__epochs=2, checkpoint__every_steps=2, scaling__num_workers=0)))
+    assert result.steps == 12
+    assert not list(temporary.glob("checkpoint-*"))
+    assert not list(Path(result.run_dir).glob("step-*"))
 
 
 def test_simkd_between_kinds(recipe, tmp_path):
