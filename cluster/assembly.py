@@ -18,8 +18,9 @@ from cluster.config import RunConfig, check_workers
 from cluster.passes import EVALUATION_BATCH, class_means, teacher_pass
 from cluster.rank import Rank
 from kdcore.batch import Batch
+from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
-from kdcore.models import ModelConfig, build_model, input_statistics
+from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.datasets import ImageIndex, build_index, check_same_classes, open_index
 from pipelines.loader import Loader, Request, build_loader

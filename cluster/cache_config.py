@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kdcore.models import ModelConfig
+from kdcore.configs import ModelConfig
 from pipelines.cache.columns import Storage
 from pipelines.cache.local import is_remote
 from pipelines.plan import ViewPolicy

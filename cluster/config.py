@@ -19,8 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from cluster.cache_config import CacheConfig, TeacherConfig, require_cache
 from kdcore.batch import Needs
-from kdcore.models import ModelConfig
-from kdcore.optim import OptimizerConfig, ScheduleConfig
+from kdcore.configs import ModelConfig, OptimizerConfig, ScheduleConfig
 from kdcore.terms import Term, parse_term
 from pipelines.cache.local import is_remote
 from pipelines.plan import ViewPolicy

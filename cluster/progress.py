@@ -6,6 +6,7 @@ dashboard and Prometheus show.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,12 +24,25 @@ GAUGES = {
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest state of one run, the messages since the last look, and which ranks have raised an error."""
+    """Holds the latest state of one run, the messages since the last look, which ranks have raised an error, and
+    whether the driver has opened the run."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
         self.messages: list[str] = []
         self.failed: set[int] = set()
+        self.opening = asyncio.Event()
+        self.is_open = False
+
+    def open(self, is_open: bool) -> None:
+        """The driver has opened the run in MLflow, or has failed to."""
+        self.is_open = is_open
+        self.opening.set()
+
+    async def opened(self) -> bool:
+        """Whether it has, as soon as that is known."""
+        await self.opening.wait()
+        return self.is_open
 
     def begin(self) -> None:
         """A new group of workers starts."""
@@ -61,7 +75,8 @@ def open_board() -> Any:
 
 @dataclass
 class Reporter:
-    """A rank's side of the board. Never waits and never fails a run; progress is told by rank 0 alone."""
+    """A rank's side of the board. Telling it something never waits and never fails a run; progress is told by rank 0
+    alone."""
 
     board: Any
     rank: int
@@ -81,6 +96,11 @@ class Reporter:
     def say(self, message: str) -> None:
         if self._tells:
             self.board.say.remote(message)
+
+    def wait_for_driver(self) -> None:
+        """Until the driver has opened the run. ValueError where it could not: the driver says why."""
+        if self.board is not None and not ray.get(self.board.opened.remote()):
+            raise ValueError("the driver could not open the run in MLflow")
 
     def fail(self) -> None:
         """This rank is about to raise an error."""

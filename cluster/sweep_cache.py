@@ -19,7 +19,8 @@ from cluster.config import RunConfig, parse
 from cluster.rank import Rank
 from cluster.sweep_config import SweepConfig
 from kdcore.batch import Needs
-from kdcore.models import ModelConfig, build_model, input_statistics
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
 from pipelines.cache.columns import row_bytes
 from pipelines.cache.manifest import MANIFEST, differences

@@ -1,6 +1,6 @@
 """Recording a run: metrics as JSON lines beside it first, then in MLflow, with all it takes to run it again.
 
-Only rank 0 writes. The driver makes the MLflow store, the experiment and the run before any worker starts (a fresh
+Only rank 0 writes. The driver makes the MLflow store, the experiment and the run, while the workers start (a fresh
 SQLite store does not survive several first visitors). MLflow takes seconds to import and milliseconds to answer, and
 may be away for hours: nothing here imports it before it is needed, and the training loop does not wait for it.
 

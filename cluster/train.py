@@ -29,14 +29,12 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.assembly import assemble
 from cluster.config import RunConfig, load_recipe, to_yaml
 from cluster.failures import RunFailed
 from cluster.progress import open_board
 from cluster.rank import Rank
 from cluster.recovery import Recovery, mend, obituary
 from cluster.tracking import close_run, flat, open_run
-from cluster.worker import train_worker
 from pipelines.cache.local import is_remote
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
@@ -59,6 +57,8 @@ class RunResult:
 
 def check(config: RunConfig) -> None:
     """ValueError for everything about a run that can be known before Ray starts: files, names, taps, sizes."""
+    from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
+
     for model in filter(None, (config.student, config.teacher)):
         model.check()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
@@ -77,16 +77,20 @@ def launch(
     finished = continued(config)
     if finished is not None:
         return finished
-    check(config)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
-    with ThreadPoolExecutor(1) as thread:  # MLflow and Ray take seconds each to wake
-        opening = thread.submit(open_run, config, command, tags)
-        try:
-            final = place(config, opening, watch)
-        except BaseException as error:
-            close_run(config, opening.result(), "FAILED" if isinstance(error, RunFailed) else "KILLED")
-            raise
+    with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
+        checking = thread.submit(check, config)
+        with ray_session(config):
+            checking.result()
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
+            opening = thread.submit(open_run, config, command, tags)
+            try:
+                final = place(config, opening, watch)
+            except BaseException as error:
+                if refusal := opening.exception():
+                    raise refusal from None
+                close_run(config, opening.result(), "FAILED" if isinstance(error, RunFailed) else "KILLED")
+                raise
     run_id = opening.result()
     result = RunResult(
         name=config.name,
@@ -101,16 +105,18 @@ def launch(
 
 
 def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
-    """Runs the workers where the recipe wants them; what rank 0 returned. opening: will have the run's id in MLflow."""
+    """Runs the workers where the recipe wants them; what rank 0 returned. opening: the run in MLflow, which the workers
+    wait for once they are there."""
     payload = {"config": config.model_dump(mode="json")}
     if config.scaling.num_workers == 0:
+        opening.result()
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
-        return fit(config, payload | {"mlflow_run_id": opening.result(), "board": None})
-    with ray_session(config):
-        board = open_board()
-        with watching(board, watch):
-            final = fit(config, payload | {"mlflow_run_id": opening.result(), "board": board})
-        ray.kill(board)
+        return fit(config, payload | {"board": None})
+    board = open_board()
+    opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
+    with watching(board, watch):
+        final = fit(config, payload | {"board": board})
+    ray.kill(board)
     return final
 
 
@@ -137,6 +143,8 @@ def continued(config: RunConfig) -> RunResult | None:
 
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train run; what rank 0 returned."""
+    from cluster.worker import train_worker  # as in `check`
+
     scaling, use_gpu = config.scaling, wants_gpu(config)
     folder = None if is_remote(config.storage) else Path(config.storage) / config.name
     if folder:

@@ -26,6 +26,7 @@ from cluster import pictures
 from cluster.assembly import Assembly, assemble, autocast, facts, image_size
 from cluster.checkpoint import TrainState
 from cluster.config import RunConfig, parse
+from cluster.delivery import RUN_ID
 from cluster.passes import evaluate
 from cluster.progress import Reporter
 from cluster.rank import Rank, seed_micro_batch, set_up_torch
@@ -54,7 +55,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     schedule = Schedule(config.schedule, state.optimizer, config.train.epochs, run.steps_per_epoch)
     model = data_parallel(config, distiller)
     step_model = torch.compile(model) if config.train.compile else model
-    recorder = Recorder(config, payload["mlflow_run_id"], run, state.step, reporter)
+    recorder = Recorder(config, run, state.step, reporter)
     validation = Validation(run, recorder)
 
     batches = recorder.timed(run.train_batches(state.step))
@@ -168,9 +169,12 @@ class Validation:
 class Recorder:
     """Counts while the loop runs, and tells MLflow, the progress board and the run's folder about it."""
 
-    def __init__(self, config: RunConfig, run_id: str, run: Assembly, first_step: int, reporter: Reporter) -> None:
+    def __init__(self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter) -> None:
         self.config, self.run, self.reporter, self.first_step = config, run, reporter, first_step
-        self.tracker = Tracker(config, run_id, first_step) if run.rank.first else None
+        self.tracker = None
+        if run.rank.first:
+            reporter.wait_for_driver()
+            self.tracker = Tracker(config, (config.run_dir / RUN_ID).read_text(), first_step)
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.wait_seconds = self.window_wait = 0.0

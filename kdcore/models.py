@@ -5,57 +5,18 @@ Not here: the networks themselves (`kdcore.networks`), and SimKD's student graph
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
-
-# Arguments of `timm.create_model` that other fields stand for.
-_OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
-
-
-class ModelConfig(BaseModel):
-    """A network and where its weights come from.
-
-    model: a name that `timm.create_model` knows. checkpoint: a .safetensors file, or a torch file of tensors only (no
-    pickled object is ever loaded). checkpoint_keys: 'positions' matches tensors by order and shape, for files whose
-    names differ from timm's. pretrained: timm's own weights, which timm downloads. class_indices: a JSON file
-    {class folder: index in the network's classifier}, which keeps those rows of the classifier, in the data's order.
-    args: further arguments of `timm.create_model`; with class_indices also num_classes, that of the whole classifier.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    checkpoint: str | None = None
-    checkpoint_keys: Literal["names", "positions"] = "names"
-    pretrained: bool = False
-    class_indices: str | None = None
-    args: dict[str, Any] = Field(default_factory=dict)
-
-    def check(self) -> None:
-        """ValueError where the model or one of its files is unknown; builds nothing."""
-        if not timm.is_model(self.model):
-            near = difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
-            raise ValueError(f"unknown model {self.model!r}; {hint}")
-        for path in (self.checkpoint, self.class_indices):
-            if path is not None and not Path(path).is_file():
-                raise ValueError(f"{path}: no such file, named by the model {self.model!r} of the recipe")
-        if self.pretrained and self.checkpoint:
-            raise ValueError(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
-        if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
-            raise ValueError(
-                f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
-            )
+from kdcore.configs import ModelConfig
 
 
 def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -> nn.Module:

@@ -3,68 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
-
-class OptimizerConfig(BaseModel):
-    """timm's optimiser `opt` (sgd, adamw, lamb, ...). Beware: timm's 'sgd' has Nesterov's momentum; 'momentum' is the
-    plain one. momentum: for the optimisers that have one. decay_all: weight decay on every parameter, as the CIFAR
-    recipes of the field do; timm leaves out biases, norms and what the network names. args: further arguments of the
-    optimiser."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    opt: str = "sgd"
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    decay_all: bool = False
-    args: dict[str, Any] = Field(default_factory=dict)
-
-
-# What each schedule reads; another field that is set would be skipped in silence.
-_READS = {
-    "cosine": {"warmup_epochs", "warmup_lr", "min_lr"},
-    "multistep": {"warmup_epochs", "warmup_lr", "milestones", "decay_rate"},
-    "constant": {"warmup_epochs", "warmup_lr"},
-    "onecycle": set(),
-}
-
-
-class ScheduleConfig(BaseModel):
-    """timm's schedule, or OneCycle. Durations are epochs of the whole run, of which the warm-up is a part. milestones:
-    epochs whose first step has the lower rate, counted from 0. A field that the schedule does not read is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sched: Literal["cosine", "multistep", "constant", "onecycle"] = "cosine"
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    warmup_lr: float = Field(default=1e-5, ge=0)
-    min_lr: float = Field(default=0.0, ge=0)
-    milestones: tuple[int, ...] = ()
-    decay_rate: float = Field(default=0.1, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _check_fields(self) -> ScheduleConfig:
-        reads = _READS[self.sched]
-        for name, field in type(self).model_fields.items():
-            if name not in {"sched", *reads} and getattr(self, name) != field.default:
-                raise ValueError(
-                    f"{name} has no meaning for sched {self.sched!r}, which reads "
-                    f"{', '.join(sorted(reads)) or 'nothing else'}; leave it out"
-                )
-        if self.sched == "multistep" and not self.milestones:
-            raise ValueError("sched 'multistep' needs milestones: the epochs at which the rate drops")
-        if any(later <= earlier for earlier, later in zip((0, *self.milestones), self.milestones, strict=False)):
-            raise ValueError(f"milestones {list(self.milestones)} must be above 0 and ascend")
-        return self
+from kdcore.configs import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:

@@ -30,7 +30,8 @@ from PIL import Image
 from cluster.cache_build import Builder
 from cluster.cached import TRAIN
 from cluster.config import parse
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 from kdcore.terms.logits import cross_entropy, kd
 from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from cluster.cached import weights_fingerprint
-from kdcore.models import ModelConfig, build_model, input_statistics
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model, input_statistics
 from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table
 from pipelines.cache.sparse import TEMPERATURES, CodeSize, LogitCode, measured_error

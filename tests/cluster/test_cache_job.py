@@ -18,7 +18,8 @@ from cluster.cache_progress import Progress
 from cluster.config import RunConfig, parse, to_yaml
 from cluster.failures import RunFailed
 from cluster.train import launch
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 
 ROOT = Path(__file__).parents[2]
 

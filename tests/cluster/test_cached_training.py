@@ -17,7 +17,8 @@ from cluster.cached import head_facts, head_of
 from cluster.config import RunConfig, parse
 from cluster.rank import Rank
 from cluster.train import check, launch
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 from kdcore.reused import ReusedHead, TeacherHead
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import load_manifest

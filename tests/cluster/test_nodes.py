@@ -27,7 +27,8 @@ from cluster.failures import RunFailed
 from cluster.journal import read_metrics
 from cluster.recovery import CHECKPOINTS
 from cluster.train import RunResult, launch
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 from pipelines.plan import ViewPlan
 from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
 

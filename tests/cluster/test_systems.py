@@ -11,7 +11,8 @@ import torch
 from cluster.config import parse
 from cluster.journal import read_metrics
 from cluster.train import launch
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 
 VIT = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8}}
 CNN = {"model": "cifar_resnet8", "args": {}}

@@ -39,7 +39,8 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 @pytest.fixture
 def teacher(recipe, tmp_path) -> dict[str, str]:
     """A teacher's section: a cifar_resnet8 with random weights, as a checkpoint."""
-    from kdcore.models import ModelConfig, build_model
+    from kdcore.configs import ModelConfig
+    from kdcore.models import build_model
 
     torch.manual_seed(7)
     model = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))

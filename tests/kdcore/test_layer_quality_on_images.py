@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcore.configs import ModelConfig
 from kdcore.geometry import Quality
 from kdcore.layer_quality import LayerQuality, class_balanced_sample
-from kdcore.models import ModelConfig, build_model, input_statistics
+from kdcore.models import build_model, input_statistics
 from kdcore.taps import FeatureTaps
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

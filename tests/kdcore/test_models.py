@@ -11,15 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from kdcore.models import (
-    ModelConfig,
-    build_model,
-    classifier_of,
-    count_parameters,
-    input_statistics,
-    keep_classes,
-    load_tensors,
-)
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model, classifier_of, count_parameters, input_statistics, keep_classes, load_tensors
 
 CLASSES = ("cat", "dog", "eel")
 

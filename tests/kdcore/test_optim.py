@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from kdcore.configs import OptimizerConfig, ScheduleConfig
 from kdcore.distiller import Distiller
-from kdcore.optim import OptimizerConfig, Schedule, ScheduleConfig, build_optimizer
+from kdcore.optim import Schedule, build_optimizer
 from kdcore.terms import parse_term
 
 STEPS = 5  # of an epoch

@@ -49,7 +49,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     One more, out/kd-large-batch, differs from the others in more than its method.
     """
     from cluster.train import launch  # other tests here run on machines without Ray
-    from kdcore.models import ModelConfig, build_model
+    from kdcore.configs import ModelConfig
+    from kdcore.models import build_model
 
     folder = tmp_path_factory.mktemp("finished")
     write_image_folder(folder / "images", train=16, val=40)

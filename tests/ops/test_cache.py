@@ -6,7 +6,8 @@ import torch
 import yaml
 
 from cluster.cache_plan import Outlook, Speeds
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 from ops.__main__ import main
 
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from cluster.config import parse
-from kdcore.models import ModelConfig, build_model
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 from ops.benchmarks.lanes import Lane, take_turns
 
 CPU = torch.device("cpu")
