@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on at its very next step, as tensors and plain values only.
 
-A directory with `state.pt` (loaded with weights_only) and `student.safetensors` (the student as it stands). There is no
-random state: every random number of a run is a function of the seed and the step.
+A directory with `state.pt` (loaded with weights_only) and `student.safetensors` (the student as it stands, or its
+moving average). There is no random state: every random number of a run is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pyarrow.fs import FileSystem
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdcore.distiller import Distiller
+
+STATE, STUDENT = "state.pt", "student.safetensors"
 
 
 @dataclass
@@ -51,26 +54,27 @@ class TrainState:
             return self.best_student
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
 
-    def save(self, directory: Path, facts: dict[str, Any]) -> None:
-        """Writes the checkpoint; `facts` are plain values kept beside the tensors (fingerprints, the recipe)."""
-        torch.save(
-            {
-                "distiller": self.distiller.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema else None,
-                "step": self.step,
-                "train_seconds": self.train_seconds,
-                "best_score": self.best_score,
-                "best_student": self.best_student,
-                "facts": facts,
-            },
-            directory / "state.pt",
+    def snapshot(self, facts: dict[str, Any]) -> Snapshot:
+        """A copy in the host's memory, to be written while training goes on; `facts` are plain values kept beside the
+        tensors (fingerprints, the recipe)."""
+        return Snapshot(
+            on_host(
+                {
+                    "distiller": self.distiller.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "ema": self.ema.module.state_dict() if self.ema else None,
+                    "step": self.step,
+                    "train_seconds": self.train_seconds,
+                    "best_score": self.best_score,
+                    "facts": facts,
+                }
+            )
+            | {"best_student": self.best_student}  # replaced as a whole, never changed
         )
-        safetensors.torch.save_file(self.deployed(select_best=False), directory / "student.safetensors")
 
     def restore(self, directory: Path, facts: dict[str, Any]) -> None:
         """Takes the state of a checkpoint; ValueError where its facts (data, recipe) are not this run's."""
-        saved = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+        saved = torch.load(directory / STATE, map_location="cpu", weights_only=True)
         for name, value in facts.items():
             if saved["facts"].get(name) != value:
                 raise ValueError(
@@ -83,3 +87,34 @@ class TrainState:
             self.ema.module.load_state_dict(saved["ema"])
         self.step, self.train_seconds = saved["step"], saved["train_seconds"]
         self.best_score, self.best_student = saved["best_score"], saved["best_student"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds. state: of `TrainState`, in the host's memory."""
+
+    state: dict[str, Any]
+
+    @property
+    def student(self) -> dict[str, Tensor]:
+        """The weights of the network that is evaluated."""
+        prefix = "student."
+        whole = self.state["distiller"]
+        return self.state["ema"] or {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+
+    def write(self, filesystem: FileSystem, directory: str) -> None:
+        """Writes both files into the directory of a folder or an object store."""
+        filesystem.create_dir(directory)
+        with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
+            torch.save(self.state, file)
+        with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
+            file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.student.items()}))
+
+
+def on_host(tree: Any) -> Any:
+    """A copy of nested dictionaries and lists, their tensors in the host's memory."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: on_host(value) for key, value in tree.items()}
+    return [on_host(value) for value in tree] if isinstance(tree, list) else tree

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from cluster import pictures
 from cluster.assembly import Assembly, assemble, autocast, facts, image_size
-from cluster.checkpoint import TrainState
+from cluster.checkpoint import Snapshot, TrainState
 from cluster.config import RunConfig, parse
 from cluster.delivery import RUN_ID
 from cluster.passes import evaluate
@@ -56,7 +57,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     model = data_parallel(config, distiller)
     step_model = torch.compile(model) if config.train.compile else model
     recorder = Recorder(config, run, state.step, reporter)
-    validation = Validation(run, recorder)
+    validation, checkpoints = Validation(run, recorder), Checkpoints(run)
 
     batches = recorder.timed(run.train_batches(state.step))
     with located(lambda: f"rank {rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
@@ -86,7 +87,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             if is_due(state.step, run, config.train.evaluate_every_epochs):
                 validation.run(state)
             if checkpoint_is_due(state.step, run):
-                save_checkpoint(state, run)
+                checkpoints.save(state)
     if not validation.latest:  # continued after its last step
         validation.run(state)
     return recorder.finish(state, validation)
@@ -122,19 +123,41 @@ def checkpoint_is_due(step: int, run: Assembly) -> bool:
     return step == run.total_steps or step % every == 0
 
 
-def save_checkpoint(state: TrainState, run: Assembly) -> None:
-    """Hands rank 0's state to Ray Train, which uploads it in the background; every rank takes part."""
-    checkpoint = None
-    if run.rank.first:
-        directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-        state.save(directory, facts(run))
-        checkpoint = Checkpoint.from_directory(directory)
-    ray.train.report(
-        {"step": state.step},
-        checkpoint=checkpoint,
-        checkpoint_dir_name=f"step-{state.step:08d}",
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-    )
+class Checkpoints:
+    """Has rank 0's state written in the background and hands it to Ray Train; every rank takes part.
+
+    The loop waits only for a copy in the host's memory, and for the writing of the one before if that is not done:
+    there is never more than one copy.
+    """
+
+    def __init__(self, run: Assembly) -> None:
+        self.run = run
+        self.written = threading.Event()
+        self.written.set()
+
+    def save(self, state: TrainState) -> None:
+        checkpoint, write, name = None, None, f"step-{state.step:08d}"
+        if self.run.rank.first:
+            self.written.wait()
+            self.written.clear()
+            checkpoint = Checkpoint(f"{self.run.config.storage}/{self.run.config.name}/{name}")
+            write = partial(self.write, state.snapshot(facts(self.run)))
+        ray.train.report(
+            {"step": state.step},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=write,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def write(self, snapshot: Snapshot, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        """Called by Ray Train in a thread; what it raises ends the worker."""
+        try:
+            snapshot.write(checkpoint.filesystem, checkpoint.path)
+        finally:
+            self.written.set()
+        return checkpoint
 
 
 class Validation:

@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from cluster.assembly import assemble, autocast, facts
@@ -100,7 +101,7 @@ class Lane:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             with torch.cuda.stream(self.stream):
-                self.state.save(unfinished, self.facts())
+                self.state.snapshot(self.facts()).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "losses": self.losses.tolist()}
             (unfinished / "progress.json").write_text(json.dumps(progress))
             (unfinished / "student.safetensors").unlink()  # the weights once more; state travels, and should be small

@@ -4,7 +4,8 @@
   the gradients adds (the same step with and without it, in turns);
 * start: seconds from the command to the end of the first step, against a Ray Train job of the same number of workers
   that does nothing else; in turns. The difference is this project's share;
-* checkpoints: how long one holds the training loop up, for a network of 25 million parameters.
+* checkpoints: how long one of 25 million parameters holds the training loop up and how long it is written beside it;
+  and, of a run that takes one every few steps, the share of its time that they cost.
 
     python -m ops.benchmarks.scale
 
@@ -87,12 +88,41 @@ def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
     config = parse(recipe(folder, f"steps-{num_workers}", num_workers, max_steps=num_steps))
     launch(config)
     rows = [row for row in read_metrics(config.run_dir / "metrics.jsonl") if "train/loss" in row][num_steps // 4 :]
-    seconds = [config.train.batch_size / row["system/images_per_second"] for row in rows]
+    seconds = seconds_of_steps(config, rows)
     waits = [row["data/wait_share"] for row in rows]
     return {
         "step_seconds": summary(seconds),
         "wait_share": summary(waits),
         "reduce_share": on_workers(reduce_share, config, num_workers) if num_workers > 1 else 0.0,
+    }
+
+
+def seconds_of_steps(config: Any, rows: list[dict[str, float]]) -> list[float]:
+    """Of every step, from the metrics of each."""
+    return [config.train.batch_size / row["system/images_per_second"] for row in rows]
+
+
+def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: int = 10) -> dict[str, Any]:
+    """Seconds by which a step that has a checkpoint before it is longer than the median of the others, over a whole run
+    of a ResNet-20; and the interval, in seconds, of which that is 3 %."""
+    from cluster.config import parse
+    from cluster.journal import read_metrics
+    from cluster.train import launch
+    from kdcore.models import build_model, count_parameters
+
+    data = recipe(folder, f"checkpoints-{num_workers}", num_workers, max_steps=num_steps, epochs=num_steps)
+    config = parse(data | {"checkpoint": {"every_steps": every}})
+    launch(config)
+    rows = [row for row in read_metrics(config.run_dir / "metrics.jsonl") if "train/loss" in row][every:]
+    seconds = np.array(seconds_of_steps(config, rows))
+    after = np.array([row["step"] % every == 1 for row in rows])
+    extra = seconds[after] - np.median(seconds[~after])
+    return {
+        "parameters": count_parameters(build_model(config.student, ("a", "b"))),
+        "every_steps": every,
+        "step_seconds": summary(seconds[~after].tolist()),
+        "extra_seconds": summary(extra.tolist()),
+        "interval_seconds_for_3_percent": float(np.median(extra)) / 0.03,
     }
 
 
@@ -182,8 +212,10 @@ def starts(folder: Path, num_workers: int, rounds: int) -> dict[str, Any]:
 
 
 def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
-    """Seconds for which a checkpoint of a ResNet-50 with momentum and a moving average holds the loop up."""
+    """Seconds for which a checkpoint of a ResNet-50 with momentum and a moving average holds the loop up, and for which
+    it is written afterwards, into a folder of this machine."""
     import timm
+    from pyarrow.fs import LocalFileSystem
     from timm.utils import ModelEmaV3
 
     from cluster.checkpoint import TrainState
@@ -197,16 +229,19 @@ def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     state = TrainState(distiller, optimizer, ModelEmaV3(student))
-    seconds = []
+    held, written = [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            state.save(Path(folder), {})
-            seconds.append(time.perf_counter() - started)
+            snapshot = state.snapshot({})
+            held.append(time.perf_counter() - started)
+            snapshot.write(LocalFileSystem(), folder)
+            written.append(time.perf_counter() - started - held[-1])
     return {
         "parameters": sum(p.numel() for p in student.parameters()),
-        "seconds": spread(seconds),
-        "interval_seconds_for_3_percent": float(np.mean(seconds)) / 0.03,
+        "held_seconds": spread(held),
+        "written_seconds": spread(written),
+        "interval_seconds_for_3_percent": float(np.mean(held)) / 0.03,
     }
 
 
@@ -220,7 +255,7 @@ def main() -> None:
         folder = Path(temporary)
         image_folder(folder / "images")
         found: dict[str, Any] = {"checkpoint": checkpoint_seconds(), "start": starts(folder, 2, args.rounds)}
-        found["steps"] = measured_steps(folder, args.workers, args.steps)
+        found |= measured_steps(folder, args.workers, args.steps)
     path = write("scale", found)
     report(found)
     console.print(f"written: {path}")
@@ -231,7 +266,10 @@ def measured_steps(folder: Path, workers: list[int], num_steps: int) -> dict[str
 
     ray.init("local", num_cpus=max(workers), include_dashboard=True, log_to_driver=False, logging_level="ERROR")
     try:
-        return {str(number): steps(folder, number, num_steps) for number in workers}
+        return {
+            "steps": {str(number): steps(folder, number, num_steps) for number in workers},
+            "checkpoint_in_a_run": checkpoint_in_a_run(folder, 2, 2 * num_steps),
+        }
     finally:
         ray.shutdown()
 
@@ -254,7 +292,14 @@ def report(found: dict[str, Any]) -> None:
     checkpoint = found["checkpoint"]
     console.print(
         f"a checkpoint of {checkpoint['parameters']:,} parameters holds the loop up for "
-        f"{checkpoint['seconds']['mean']:.2f} s: 3 % of {checkpoint['interval_seconds_for_3_percent']:.0f} s"
+        f"{checkpoint['held_seconds']['mean']:.2f} s: 3 % of {checkpoint['interval_seconds_for_3_percent']:.0f} s; "
+        f"written beside it in {checkpoint['written_seconds']['mean']:.2f} s"
+    )
+    small = found["checkpoint_in_a_run"]
+    console.print(
+        f"one of a ResNet-20 in a run on 2 workers: {1e3 * small['extra_seconds']['median']:.0f} ms (median of "
+        f"{small['extra_seconds']['n']}) beside steps of {1e3 * small['step_seconds']['median']:.0f} ms: 3 % of "
+        f"{small['interval_seconds_for_3_percent']:.1f} s"
     )
 
 

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from cluster.config import parse
+from cluster.delivery import METRICS
 from cluster.failures import RunFailed
 from cluster.journal import read_metrics
 from cluster.train import launch
@@ -125,6 +126,14 @@ def image_path(config, sample_id: int) -> Path:
     from cluster.assembly import open_data
 
     return Path(open_data(config)["train"].paths(np.array([sample_id]))[0])
+
+
+def test_no_run_without_its_mlflow(ray_cluster, recipe):
+    """The workers start while the driver opens the run; where it cannot, no step is taken."""
+    config = parse(recipe(scaling__num_workers=1, tracking__uri="http://127.0.0.1:9"))
+    with pytest.raises(ValueError, match=r"MLflow store http://127.0.0.1:9 does not answer .* correct tracking.uri"):
+        launch(config)
+    assert not (config.run_dir / METRICS).exists()
 
 
 def test_few_validation_images(ray_cluster, recipe, tmp_path):
