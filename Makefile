@@ -14,7 +14,7 @@ demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=
 	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)")
 
 test: env     ## every test that needs no GPU
-	$(PY) -m pytest -m "not gpu" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -m "not gpu" --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 test-fast: env  ## the tests that start no Ray cluster and take seconds
 	$(PY) -m pytest -m "not gpu and not ray and not slow"

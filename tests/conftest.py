@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes first
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a run; nobody takes this machine away
 
 import numpy as np
 import pytest
@@ -21,10 +24,15 @@ torch.set_num_threads(1)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start no Ray come first; of those that do, the longest first, so that two processes end together."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (item.path in with_ray, item.path.name != "test_nodes.py"))
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What starts no Ray comes first. With several processes, one of them has all that does, from the beginning: two
+    clusters side by side would only take each other's cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    several = hasattr(config, "workerinput")
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None) == several)
 
 
 def write_image_folder(root: Path, train: int = 16, val: int = 5, classes: int = 3, seed: int = 0) -> Path:
@@ -50,29 +58,30 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(image_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """A function that gives a small recipe as a mapping, with fields changed (train__epochs=3)."""
+    """`small_recipe` on those pictures, its output in the test's own folder."""
+    return partial(small_recipe, image_folder, tmp_path / "out")
 
-    def make(**changes: Any) -> dict[str, Any]:
-        data: dict[str, Any] = {
-            "name": "run",
-            "output_dir": str(tmp_path / "out"),
-            "data": {"root": str(image_folder), "num_threads": 1},
-            "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0]},
-            "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
-            "method": [{"term": "ce", "weight": 1.0}],
-            "optimizer": {"opt": "sgd", "lr": 0.05},
-            "train": {"epochs": 2, "batch_size": 8, "micro_batch": 4},
-            "tracking": {"system_metrics": False, "every_steps": 2},
-        }
-        for key, value in changes.items():
-            *parents, last = key.split("__")
-            section = data
-            for name in parents:
-                section = section.setdefault(name, {})
-            section[last] = value
-        return data
 
-    return make
+def small_recipe(root: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of 2 epochs of batches of 8 as a mapping, with fields changed (train__epochs=3)."""
+    data: dict[str, Any] = {
+        "name": "run",
+        "output_dir": str(output_dir),
+        "data": {"root": str(root), "num_threads": 1},
+        "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0]},
+        "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
+        "method": [{"term": "ce", "weight": 1.0}],
+        "optimizer": {"opt": "sgd", "lr": 0.05},
+        "train": {"epochs": 2, "batch_size": 8, "micro_batch": 4},
+        "tracking": {"system_metrics": False, "every_steps": 2},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        section = data
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return data
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,6 @@ class Machines:
         self.folder = Path(tempfile.mkdtemp(prefix="m-"))  # short: Ray puts sockets below it
         prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
         prompt |= {"health_check_initial_delay_ms": 1000, "metrics_report_interval_ms": 500}
-        prompt |= {"worker_niceness": 0}  # else whatever else runs here goes first
         args = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "_system_config": prompt}
         self.head = Cluster(initialize_head=True, head_node_args=args | self.network.head)
         reset_ray_address()  # nobody else's ray.init() shall find this cluster
@@ -119,14 +118,25 @@ class Machines:
     def address(self) -> str:
         return self.head.address
 
-    def join(self) -> str:
-        """One more node; its address, once it is there."""
+    def join(self, count: int = 1) -> None:
+        """So many more nodes; returns once they are there."""
+        for address in [self.start() for _ in range(count)]:
+            said = []
+            for line in self.nodes[address].stdout:
+                said.append(line)
+                if "Ray runtime started" in line:
+                    break
+            else:
+                pytest.fail(f"no node at {address}: {''.join(said)}")
+
+    def start(self) -> str:
+        """The address of a node that begins to start."""
         number = next(self.numbers)
         address = self.network.address(number)
         command = [*self.network.inside(number), str(RAY), "start", "--block", f"--address={self.address}"]
         command += [f"--node-ip-address={address}", f"--num-cpus={NUM_CPUS}", f"--temp-dir={self.folder / str(number)}"]
         command += [f"--dashboard-agent-listen-port={free_port()}"]
-        node = subprocess.Popen(
+        self.nodes[address] = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -134,13 +144,7 @@ class Machines:
             start_new_session=True,
             env=os.environ | self.network.environment,
         )
-        self.nodes[address] = node
-        said = []
-        for line in node.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                return address
-        pytest.fail(f"no node at {address}: {''.join(said)}")
+        return address
 
     def workers(self) -> list[tuple[str, int]]:
         """(node's address, process id) of every training worker."""
@@ -197,8 +201,7 @@ def cluster_of(number: int) -> Iterator[Machines]:
     """A cluster of so many nodes beside the head, with this process as its driver."""
     machines = Machines()
     try:
-        for _ in range(number):
-            machines.join()
+        machines.join(number)
         env = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env)
         yield machines
