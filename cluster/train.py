@@ -56,7 +56,7 @@ class RunResult:
 
 
 def check(config: RunConfig) -> None:
-    """ValueError for everything about a run that can be known before Ray starts: files, names, taps, sizes."""
+    """ValueError for everything about a run that can be known without its workers: files, names, taps, sizes."""
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
 
     for model in filter(None, (config.student, config.teacher)):
@@ -69,7 +69,7 @@ def check(config: RunConfig) -> None:
 def launch(
     config: RunConfig, watch: Watcher | None = None, command: str = "", tags: Mapping[str, str] | None = None
 ) -> RunResult:
-    """Runs (or continues) a training run to its end. ValueError before anything starts, RunFailed afterwards.
+    """Runs (or continues) a training run to its end. ValueError before the first step is taken, RunFailed afterwards.
 
     tags: of the run in MLflow, beside its own.
     """

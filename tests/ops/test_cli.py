@@ -1,4 +1,4 @@
-"""The command line: help that names every command, and errors in one line with exit status 2, before Ray starts."""
+"""The command line: help that names every command, and errors in one line with exit status 2, before any worker starts."""
 
 import pytest
 import ray
