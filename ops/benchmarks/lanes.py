@@ -30,6 +30,7 @@ from cluster.rank import Rank, seed_micro_batch, set_up_torch
 from kdcore.batch import Batch
 from kdcore.distiller import Distiller, StepOutput
 from kdcore.optim import Schedule, build_optimizer
+from kdcore.reused import deployed_parameters
 from pipelines.files import write_whole
 
 EAGER_STEPS = 3  # before a graph is captured: libraries choose and load their kernels in the first steps
@@ -46,7 +47,8 @@ class Lane:
         distiller = self.run.distiller()
         self.state = TrainState(distiller, build_optimizer(config.optimizer, distiller), ema=None)
         self.schedule = Schedule(config.schedule, self.state.optimizer, config.train.epochs, self.run.steps_per_epoch)
-        self.validation = self.run.evaluation_loader("val")
+        self.split = "held_out" if "held_out" in self.run.indexes else "val"
+        self.validation = self.run.evaluation_loader(self.split)
         self.curve: list[dict[str, float]] = []  # a row for every epoch
         self.losses = torch.zeros(2, dtype=torch.float64, device=device)  # of this epoch: sum, number
         self.restore()
@@ -85,10 +87,10 @@ class Lane:
         self.losses.zero_()
 
     def evaluate(self, teacher_logits: Tensor | None = None) -> dict[str, float]:
-        """The student's metrics on every validation image."""
+        """The student's metrics on every validation image, or on every one held out where the recipe holds some out."""
         with autocast(self.config, self.rank):
             metrics = evaluate(
-                self.state.evaluated, self.validation, len(self.run.indexes["val"]), self.rank, teacher_logits
+                self.state.evaluated, self.validation, len(self.run.indexes[self.split]), self.rank, teacher_logits
             )
         self.state.distiller.train()
         return metrics
@@ -128,12 +130,14 @@ class Lane:
     def finish(self, about: dict[str, Any]) -> None:
         """Writes the student's last weights, then the result; removes the checkpoint."""
         with torch.cuda.stream(self.stream):
-            teacher, logits = self.run.teacher_on("val", self.validation) or (None, None)
+            teacher, logits = self.run.teacher_on(self.split, self.validation) or (None, None)
             final, weights = self.evaluate(logits), self.state.deployed(select_best=False)
         result = {
             **about,
             "name": self.config.name,
             "seed": self.config.seed,
+            "split": self.split,
+            "deployed_parameters": deployed_parameters(self.state.evaluated),
             "steps": self.state.step,
             "train_seconds": self.state.train_seconds,
             "curve": self.curve,

@@ -20,7 +20,7 @@ def args(tmp_path: Path) -> Namespace:
     (tmp_path / "teacher-seed0" / "student.safetensors").touch()
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers" / "method.yaml").write_text(json.dumps({"method": [{"pairs": PAIRS}, {"term": "ce"}]}))
-    return Namespace(state=str(tmp_path), data="data", teacher="t.safetensors", set=[])
+    return Namespace(state=str(tmp_path), data="data", teacher="t.safetensors", held_out=0.0, set=[])
 
 
 @pytest.mark.parametrize("row", cifar100.ROWS)
@@ -32,6 +32,24 @@ def test_every_row_is_the_tables_setting(row, args):
     assert (config.name, config.seed, config.data.loader) == (f"{row}-seed2", 2, "resident")
     assert config.student.model == ("cifar_resnet32x4" if row == "teacher" else "cifar_resnet8x4")
     assert (config.teacher is None) == (row in ("teacher", "alone"))
+
+
+@pytest.mark.parametrize("row", cifar100.BEYOND)
+def test_what_goes_beyond_is_the_same_pair(row, args, tmp_path):
+    """Chosen on images held out, in a folder of its own; longer where it says so, with rates that drop at the same
+    shares of the run."""
+    final = cifar100.configure(row, 1, args)
+    args.held_out = 0.1
+    chosen = cifar100.configure(row, 1, args)
+    assert (final.data.held_out, chosen.data.held_out) == (0.0, 0.1)
+    assert (final.run_dir, chosen.run_dir) == (tmp_path / f"{row}-seed1", tmp_path / "held_out" / f"{row}-seed1")
+    assert chosen.teacher.checkpoint == str(tmp_path / "teacher-seed0" / "student.safetensors")
+    times = 2 if "longer" in row else 1
+    assert final.train.epochs == 240 * times
+    assert final.schedule.milestones == tuple(times * epoch for epoch in (150, 180, 210))
+    assert (final.views.mixup_alpha > 0) == ("mixed" in row)
+    assert (final.student.classifier == "reused") == ("simkd" in row)
+    assert ("wttm" in [term.term for term in final.method]) == ("wttm" in row)
 
 
 def test_feature_rows_differ_in_layers_and_in_who_sees_the_labels(args):

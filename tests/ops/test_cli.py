@@ -1,4 +1,4 @@
-"""The command line: help that names every command, and errors in one line with exit status 2, before any worker starts."""
+"""The command line: help that names every command; errors in one line, exit status 2, before any worker starts."""
 
 import pytest
 import ray

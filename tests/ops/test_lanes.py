@@ -102,6 +102,21 @@ def test_the_losses_of_the_products_loop(method, config):
     assert all(torch.equal(tensor, deployed[name]) for name, tensor in ours.state.deployed(False).items())
 
 
+def test_judged_by_what_is_held_out(config):
+    """With mixing; the result says which images, and how large the student is that would be deployed."""
+    lane = Lane(config("simkd", "held", data__loader="resident", data__held_out=0.25, views__mixup_alpha=0.2), CPU)
+    steps(lane, lane.run.total_steps)
+    lane.finish({})
+    result = json.loads((lane.folder / "result.json").read_text())
+    held_out = lane.run.indexes["held_out"]
+    assert 0 < len(held_out) < len(lane.run.indexes["train"]) < 22
+    assert result["split"] == "held_out"
+    assert result["final"]["images"] == result["teacher"]["images"] == len(held_out)
+    saved = safetensors.torch.load_file(lane.folder / "student.safetensors")
+    trained = [tensor for name, tensor in saved.items() if "running" not in name and "num_batches" not in name]
+    assert result["deployed_parameters"] == sum(tensor.numel() for tensor in trained)
+
+
 @pytest.mark.parametrize("first_step", [0, 3, 7])
 def test_requests_are_the_plans_order(first_step, config, monkeypatch):
     """Computed for several steps at once, over the end of an epoch and from any step on."""

@@ -20,7 +20,8 @@ def run(seed: int, last: float, best: float, finished: bool = True) -> dict[str,
         "commit": "0123456789abcdef",
     }
     ends = {"last": {"epoch": 240.0, "top1": last}, "best": {"epoch": 200.0, "top1": best}}
-    return {"name": f"wttm-seed{seed}", "finished": finished, **ends} | ({"facts": facts} if finished else {})
+    known = {"facts": facts, "deployed_parameters": 1_234_567} if finished else {}
+    return {"name": f"wttm-seed{seed}", "finished": finished, **ends, **known}
 
 
 @pytest.fixture
@@ -52,6 +53,20 @@ def test_runs_become_a_row(results):
     assert "commit 0123456789ab" in page
     assert "Begun: wttm-seed2 (epoch 240)." in page
     assert "Not run to the end: teacher, alone, kd, dkd, ttm, simkd" in page
+
+
+def test_beyond_the_papers(results):
+    """What was held out chooses, the test set judges, and both are shown; so is what has not been run."""
+    (results / "cifar100_held_out.json").write_text(
+        json.dumps({"rows": {row: cifar100.summary([run(0, 0.78, 0.79)]) for row in ("wttm", "simkd-wttm")}})
+    )
+    (results / "cifar100.json").write_text(
+        json.dumps({"rows": {"simkd-wttm": cifar100.summary([run(0, 0.75, 0.76), run(1, 0.76, 0.77)])}})
+    )
+    page = papers.generate()
+    assert "| simkd-wttm | 1,234,567 | 78.00 | 76.50 ± 0.71 | 75.50 ± 0.71 | 2 |" in page
+    assert "| wttm | 1,234,567 | 78.00 | - | - | 0 |" in page
+    assert "Not run: simkd-wttm-weak, simkd-longer," in page
 
 
 def test_every_recipe_of_the_tables_is_on_the_page(results):
