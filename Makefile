@@ -3,7 +3,6 @@ PY := .venv/bin/python
 DATA ?=
 TEACHER ?=
 OUTPUT ?= outputs/demo
-TEST_PROCESSES ?= 2
 
 help:         ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':|## ' '{printf "  make %-12s %s\n", $$1, $$NF}'
@@ -13,8 +12,14 @@ env: .venv/.ready  ## create the environment (.venv) from the hash-checked pins
 demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=timm-name for your own images
 	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)")
 
-test: env     ## every test that needs no GPU
-	$(PY) -m pytest -m "not gpu" --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+test: env     ## every test that needs no GPU: what starts Ray, beside what does not
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-rest
+
+test-ray: env
+	$(PY) -m pytest -m "ray and not gpu"
+
+test-rest: env
+	$(PY) -m pytest -m "not ray and not gpu"
 
 test-fast: env  ## the tests that start no Ray cluster and take seconds
 	$(PY) -m pytest -m "not gpu and not ray and not slow"
@@ -53,4 +58,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-fast test-gpu lint format bench-cache bench-scale bench-growth doctor pins
+.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth doctor pins

@@ -24,17 +24,9 @@ torch.set_num_threads(1)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several processes, one of them has all that starts Ray: two clusters side by side would only take each
-    other's cores."""
-    if item.get_closest_marker("ray"):
-        item.add_marker(pytest.mark.xdist_group("ray"))
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What starts no Ray comes first; with several processes, it runs beside what does."""
-    beside = hasattr(config, "workerinput")
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is None) == beside)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts no Ray comes first."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 def write_image_folder(root: Path, train: int = 16, val: int = 5, classes: int = 3, seed: int = 0) -> Path:
