@@ -235,7 +235,7 @@ class Attendance:
 def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
     """With a worker on each of two nodes, the run goes on with one when a node dies, and with two again when one comes:
     the same samples in the same micro-batches throughout, and losses equal to rounding."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "8")  # of the dead node's place
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # of the dead node's place
     scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS, "min_workers": 1, "resize_seconds": 1.0}
     config = configuration("elastic", steps=LONGER, max_failures=2, **scaling)
     watch = Attendance(step=20)
