@@ -118,7 +118,7 @@ def is_due(step: int, run: Assembly, every_epochs: int) -> bool:
 
 def checkpoint_is_due(step: int, run: Assembly) -> bool:
     if run.config.scaling.num_workers == 0:
-        return False  # nobody takes them away: they would pile up in the machine's temporary folder
+        return False  # Ray Train writes none of a run in this process, and `Checkpoints` would wait for it
     every = run.config.checkpoint.every_steps or run.steps_per_epoch
     return step == run.total_steps or step % every == 0
 

@@ -5,7 +5,7 @@
 * start: seconds from the command to the end of the first step, against a Ray Train job of the same number of workers
   that does nothing else; in turns. The difference is this project's share;
 * checkpoints: how long one of 25 million parameters holds the training loop up and how long it is written beside it;
-  and, of a run that takes one every few steps, the share of its time that they cost.
+  and, in a run that takes one every few steps, the seconds that each adds to the step after it.
 
     python -m ops.benchmarks.scale
 

@@ -1,7 +1,6 @@
 """The three papers' systems train whole runs, for a CNN pair and a ViT pair; in this process, without a cluster."""
 
 import math
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -64,14 +63,11 @@ def test_one_epoch(recipe, tmp_path, system, kind):
     assert len(reused) == (system == "simkd"), "SimKD deploys the teacher's classifier, nothing else does"
 
 
-def test_a_run_in_this_process_leaves_no_checkpoints(recipe, tmp_path, monkeypatch):
-    """Neither with the run nor in the temporary folder."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+@pytest.mark.timeout(120)
+def test_a_run_in_this_process_takes_no_checkpoints(recipe):
+    """It ends, however often the recipe wants them, and leaves none."""
     result = launch(parse(recipe(train__epochs=2, checkpoint__every_steps=2, scaling__num_workers=0)))
     assert result.steps == 12
-    assert not list(temporary.glob("checkpoint-*"))
     assert not list(Path(result.run_dir).glob("step-*"))
 
 
