@@ -29,12 +29,15 @@ TIMED_OUT = re.compile(r"time.?d?.?out", re.IGNORECASE)
 # What a rank sees of one that has given up, or died, before it.
 CUT_OFF = re.compile(r"connection (was )?(closed|reset)", re.IGNORECASE)
 
+# What Ray says of a worker whose controller is being killed, as a sweep does with the run of a trial that it stops.
+ORPHANED = "its owner has died"
+
 # The same error would come again: a run is a function of its recipe and data.
 FINAL = (ValueError, AssertionError)
 
 
 class Recovery(UserCallback):
-    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run whose error would only come again.
+    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run that it is no use to try again.
 
     folder: of the run's checkpoints; None where they lie in an object store.
     """
@@ -50,6 +53,9 @@ class Recovery(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
             raise RunFailed(describe(worker_exceptions))
+        if any(ORPHANED in str(error) for error in worker_exceptions.values()):
+            # It outlives its workers by a moment: long enough to start others, whose place nobody would free again.
+            raise RunFailed("the run was stopped from outside: its controller was killed")
 
 
 def mend(folder: Path) -> None:

@@ -40,6 +40,19 @@ from pipelines.cache.local import is_remote
 Watcher = Callable[[dict[str, Any], list[str]], None]
 
 
+def runtime_env(**env_vars: str) -> dict[str, Any]:
+    """For `ray.init`: environment variables of the cluster's processes, and RAY_ADDRESS, once each of them knows it.
+
+    Ray Train frees the place of a run whose controller was killed (as a sweep kills a run it stops) by asking the
+    cluster it finds on its machine. Where there are two, that fails, and the place stays taken until the driver ends.
+    """
+
+    def tell_address() -> None:  # in here, so that it travels as a whole: a worker may not know this module yet
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return {"env_vars": env_vars, "worker_process_setup_hook": tell_address}
+
+
 @dataclass(frozen=True)
 class RunResult:
     """metrics: the last of each; wall_seconds: from the call to the result, start-up included."""
@@ -193,13 +206,13 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    env = {"PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "false"}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(runtime_env=runtime_env(), **quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
-        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env={"env_vars": env}, **quiet)
+        env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
+        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
     try:
         yield
     finally:

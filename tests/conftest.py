@@ -83,12 +83,10 @@ def ray_cluster() -> Iterator[None]:
     """One Ray cluster on this machine for the tests of a module, with room for 2 workers."""
     import ray
 
-    import cluster.train  # noqa: F401  sets what Ray reads when it starts
+    from cluster.train import runtime_env
 
-    env = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    ray.init(
-        num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env}
-    )
+    env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]))
+    ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR", runtime_env=env)
     yield
     ray.shutdown()
 

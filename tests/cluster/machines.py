@@ -26,6 +26,8 @@ from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
+from cluster.train import runtime_env
+
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
 NUM_CPUS = 2
@@ -202,7 +204,7 @@ def cluster_of(number: int) -> Iterator[Machines]:
     machines = Machines()
     try:
         machines.join(number)
-        env = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        env = runtime_env(PYTHONPATH=str(ROOT))
         ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env)
         yield machines
     finally:

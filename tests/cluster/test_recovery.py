@@ -2,10 +2,12 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from ray.train import ControllerError, WorkerGroupError
 
 from cluster.assembly import open_data
@@ -87,6 +89,37 @@ def test_final_errors_end_the_run(tmp_path, error):
 
 def test_other_errors_are_left_to_ray(tmp_path):
     Recovery(tmp_path).after_exception(None, {0: RuntimeError("closed"), 1: OSError("gone")})
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Stands in for Ray Train's controller: its worker dies with it."""
+
+    def __init__(self) -> None:
+        self.worker = Worker.remote()
+
+    def give(self) -> list[ray.actor.ActorHandle]:
+        return [self.worker]
+
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def work(self) -> None:
+        threading.Event().wait()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_dying_controller_starts_no_workers(ray_cluster, tmp_path):
+    """It hears of its workers' death, in Ray's own words, before it is dead itself."""
+    owner = Owner.remote()
+    (worker,) = ray.get(owner.give.remote())
+    answer = worker.work.remote()
+    ray.kill(owner)
+    with pytest.raises(ray.exceptions.ActorDiedError) as caught:
+        ray.get(answer, timeout=60)
+    with pytest.raises(RunFailed, match="stopped from outside"):
+        Recovery(tmp_path).after_exception(None, {0: caught.value})
 
 
 def test_a_list_cut_off_at_any_byte(tmp_path):
