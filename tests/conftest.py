@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share few cores, and threads that wait take them
 os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes first
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a run; nobody takes this machine away
 
@@ -17,9 +18,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-# Several processes share few cores; torch's own threads would only get in each other's way.
-torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -204,7 +204,7 @@ def cluster_of(number: int) -> Iterator[Machines]:
     machines = Machines()
     try:
         machines.join(number)
-        env = runtime_env(PYTHONPATH=str(ROOT))
+        env = runtime_env(PYTHONPATH=str(ROOT), TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S="5")  # of a group that hangs
         ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env)
         yield machines
     finally:
