@@ -16,7 +16,6 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
