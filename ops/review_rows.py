@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ops.history import Group, Run, spread
@@ -72,12 +73,19 @@ def usual_fields(groups: Sequence[Group], studied: Sequence[str]) -> dict[str, s
 
 
 def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
-    """'train.batch_size 32, not 64', for every field in which a group is not as most are."""
-    return [
-        f"{field} {group.fields.get(field, 'absent')}, not {value or 'absent'}"
-        for field, value in sorted(usual.items())
-        if group.fields.get(field, "") != value
-    ]
+    """'train.batch_size 32, not 64', for every field in which a group is not as most are; for a section that only it
+    has, or only it has not, 'cache given'."""
+    flags = []
+    changed = [field for field, value in sorted(usual.items()) if group.fields.get(field, "") != value]
+    for section, fields in groupby(changed, key=lambda field: field.partition(".")[0]):
+        pairs = {field: (group.fields.get(field, ""), usual[field]) for field in fields}
+        if len(pairs) > 1 and not any(theirs for _, theirs in pairs.values()):
+            flags.append(f"{section} given")
+        elif len(pairs) > 1 and not any(ours for ours, _ in pairs.values()):
+            flags.append(f"{section} absent")
+        else:
+            flags += [f"{field} {ours or 'absent'}, not {theirs or 'absent'}" for field, (ours, theirs) in pairs.items()]
+    return flags
 
 
 def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> Group | None:

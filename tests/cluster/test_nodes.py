@@ -176,10 +176,9 @@ def test_metrics_of_the_run(undisturbed, scrape):
 
 
 def test_workers_and_nodes_are_killed(nodes, configuration, undisturbed):
-    """A worker; another one; every worker of a node; a whole node, whose place a spare one takes: in one run."""
+    """A worker; every worker of a node; a whole node, whose place a spare one takes: in one run."""
     nodes.join()
     strikes = (
-        lambda: nodes.kill_workers(0),
         lambda: nodes.kill_workers(3),
         lambda: nodes.kill_workers(address=nodes.workers()[0][0]),
         lambda: nodes.kill_node(nodes.workers()[-1][0]),

@@ -43,11 +43,12 @@ def test_each_command_explains_itself(command, capsys):
 
 @pytest.fixture
 def refused(recipe, tmp_path, capsys):
-    """A function that trains a recipe with a mistake in it, and gives the one line it is refused with."""
+    """A function that trains a recipe with a mistake in it, and gives the one line it is refused with. In this process,
+    unless it is told of workers."""
 
     def run(*overrides: str, **changes) -> str:
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe(**changes)))
+        path.write_text(yaml.safe_dump(recipe(**{"scaling__num_workers": 0} | changes)))
         assert main(["train", str(path), *overrides]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
@@ -63,6 +64,12 @@ def test_unknown_key(refused):
 
 def test_unknown_model(refused):
     assert "unknown model 'cifar_resnet7'; did you mean cifar_resnet" in refused("student.model=cifar_resnet7")
+
+
+@pytest.mark.ray
+def test_refused_before_workers_start(refused):
+    """While Ray wakes; what it has started is gone afterwards."""
+    assert "unknown model" in refused("student.model=cifar_resnet7", scaling__num_workers=2)
 
 
 def test_unknown_tap(refused):

@@ -56,6 +56,17 @@ def test_what_differs_beside_the_method_is_flagged():
     assert "They differ in more than the method: train.batch_size." in sentences(rows)[0]
 
 
+def test_a_section_that_others_have_not_is_one_flag():
+    cache = {"cache.dir": "c", "cache.logits": "sparse", "teacher.source": "cache"}
+    rows = rows_of(grouped([alone(0, 0.5), kd(0, 0.6), kd(1, 0.7), kd(0, 0.65, **cache)]), "val/top1")
+    flags = ["cache given", "teacher.source cache, not absent"]
+    assert [row.flags for row in rows if row.flags] == [flags]
+    others = [alone(0, 0.5, **cache), kd(0, 0.6, **cache), kd(0, 0.65)]
+    assert ["cache absent", "teacher.source absent, not cache"] in [
+        row.flags for row in rows_of(grouped(others), "val/top1")
+    ]
+
+
 def test_labels_say_what_sets_groups_apart():
     groups = [Group((kd(0, 0.5, temperature=t),)) for t in ("1.0", "4.0")]
     assert [label_of(group, groups) for group in groups] == ["ce+kd: kd.temperature 1.0", "ce+kd: kd.temperature 4.0"]
