@@ -84,7 +84,9 @@ def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
         elif len(pairs) > 1 and not any(ours for ours, _ in pairs.values()):
             flags.append(f"{section} absent")
         else:
-            flags += [f"{field} {ours or 'absent'}, not {theirs or 'absent'}" for field, (ours, theirs) in pairs.items()]
+            flags += [
+                f"{field} {ours or 'absent'}, not {theirs or 'absent'}" for field, (ours, theirs) in pairs.items()
+            ]
     return flags
 
 
