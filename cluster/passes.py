@@ -19,27 +19,33 @@ from pipelines.loader import Loader, Request
 EVALUATION_BATCH = 128
 
 
-def every_image_once(num_images: int, rank: Rank) -> Iterator[Request]:
+def every_image_once(num_images: int, rank: Rank, batch_size: int = EVALUATION_BATCH) -> Iterator[Request]:
     """This rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
     share = rank.slice_of(num_images)
-    for start in range(share.start, share.stop, EVALUATION_BATCH):
-        ids = np.arange(start, min(start + EVALUATION_BATCH, share.stop))
+    for start in range(share.start, share.stop, batch_size):
+        ids = np.arange(start, min(start + batch_size, share.stop))
         yield Request(view=0, sample_ids=ids)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, num_images: int, rank: Rank, teacher_logits: Tensor | None = None
+    model: nn.Module,
+    loader: Loader,
+    num_images: int,
+    rank: Rank,
+    teacher_logits: Tensor | None = None,
+    batch_size: int = EVALUATION_BATCH,
 ) -> dict[str, float]:
     """Metrics of the model over every image once, the same on every rank.
 
-    teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`.
+    teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`. batch_size: images of a forward
+    pass, at most the loader's `max_batch`.
     """
     model.eval()
     counts = Counts(rank.device)
     counts.has_teacher = teacher_logits is not None
     done = 0
-    for batch in loader.load(every_image_once(num_images, rank)):
+    for batch in loader.load(every_image_once(num_images, rank, batch_size)):
         theirs = None if teacher_logits is None else teacher_logits[done : done + len(batch)].to(rank.device)
         counts.add(model(batch.images), batch.labels, theirs)
         done += len(batch)

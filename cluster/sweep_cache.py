@@ -136,14 +136,7 @@ def digest(key: str) -> str:
 
 def stored(configs: Iterable[RunConfig]) -> Needs:
     """What of the teacher the runs read, all together."""
-    return Needs.union(of_the_teacher(config.needs) for config in configs)
-
-
-def of_the_teacher(needs: Needs) -> Needs:
-    return replace(Needs(), **{name: getattr(needs, name) for name in vars(needs) if name in OUTPUTS})
-
-
-OUTPUTS = ("teacher_logits", "teacher_taps", "teacher_classifier", "teacher_input_gradient", "class_means")
+    return Needs.union(config.needs.of_teacher for config in configs)
 
 
 def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
@@ -154,7 +147,7 @@ def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
     found: list[Term] = []
     covered = Needs()
     for term in (term for config in configs for term in config.method if term.weight > 0):
-        needs = replace(of_the_teacher(term.needs()), teacher_taps=frozenset())
+        needs = replace(term.needs().of_teacher, teacher_taps=frozenset())
         if covered | needs != covered:
             found.append(term)
             covered = covered | needs

@@ -72,14 +72,29 @@ class Needs:
         return total
 
     @property
+    def of_teacher(self) -> Needs:
+        """What of these a teacher answers."""
+        return Needs(
+            teacher_logits=self.teacher_logits,
+            teacher_taps=self.teacher_taps,
+            teacher_classifier=self.teacher_classifier,
+            teacher_input_gradient=self.teacher_input_gradient,
+            class_means=self.class_means,
+        )
+
+    @property
     def teacher(self) -> bool:
         """Whether anything of a teacher is needed at all."""
-        return bool(
-            self.teacher_logits
-            or self.teacher_taps
-            or self.teacher_classifier
-            or self.teacher_input_gradient
-            or self.class_means
+        return self.of_teacher != Needs()
+
+    def select(self, outputs: TeacherOutputs) -> TeacherOutputs:
+        """Of a teacher's outputs for several methods what these needs read; no copy. KeyError for a tap that it was not
+        asked for."""
+        return TeacherOutputs(
+            logits=outputs.logits if self.teacher_logits else None,
+            features={tap: outputs.features[tap] for tap in self.teacher_taps},
+            classifier=outputs.classifier if self.teacher_classifier else None,
+            input_gradient=outputs.input_gradient if self.teacher_input_gradient else None,
         )
 
 

@@ -12,6 +12,7 @@ did); what is chosen is then run as the rows above are:
     python -m ops.benchmarks.cifar100 --held-out 0.1 --minutes 9         # likewise; then the same with --collect
     python -m ops.benchmarks.cifar100 --rows simkd-wttm --seeds 0 1 2    # the chosen one, on all training images
 
+Runs of one seed share their batches and their teacher's answers while they are side by side (`ops.benchmarks.lanes`).
 Runs that are not finished are saved when the minutes are over; the same command goes on with them, also on another
 machine that gets the folder --state. Needs torch, timm, numpy, pyarrow, Pillow, safetensors, pydantic, PyYAML, rich,
 psutil and matplotlib, but no Ray, DALI or MLflow. To carry the state in files of a limited size, and to join them:
@@ -143,7 +144,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the students; the teacher's is 0")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop and save after so long (%(default)s)")
-    parser.add_argument("--side-by-side", type=int, default=6, help="runs that take turns (%(default)s)")
+    parser.add_argument(
+        "--side-by-side", type=int, default=10, help="runs that take turns (%(default)s, the papers' rows of one seed)"
+    )
     parser.add_argument("--state", default="outputs/cifar100-benchmark", help="folder of runs (%(default)s)")
     parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,8 @@
 """The start of training on CIFAR-100 without a GPU: resnet56 teaches resnet20, equal steps for every method.
 
 The recipes' networks, batches, losses and optimiser, a constant rate, and as many steps as the minutes allow: a small
-part of the 240 epochs. All runs take turns by the step, so that all have taken as many when the time is over; the same
-command again goes on. What comes out says how fast the methods begin to learn, not where they end.
+part of the 240 epochs. All runs take turns by the step, so that all have taken as many when the time is over, and those
+of one seed share their batches and their teacher's answers; the same command again goes on. What comes out says how fast the methods begin to learn, not where they end.
 
     python -m ops.benchmarks.cifar_cpu --teacher cifar100_resnet56.safetensors --minutes 30
 """
@@ -76,6 +76,7 @@ def report(rows: dict[str, dict[str, Any]]) -> None:
     """results/cifar_cpu.json, and the table."""
     run = rows["alone"]["runs"][0]
     about = {"steps": run["steps"], "epochs": run["last"]["epoch"], "pair": PAIR, "schedule": "constant rate of 0.05"}
+    about["minutes"] = sum(run["train_seconds"] for row in rows.values() for run in row["runs"]) / 60
     path = write("cifar_cpu", {**about, "threads": torch.get_num_threads(), "rows": rows})
     say(f"{PAIR}: {about['steps']} steps of 64 images, {about['epochs']:.2f} of 240 epochs; on all test images")
     shown = [[row, str(len(found["runs"])), text(found["top1"]["last"])] for row, found in rows.items()]

@@ -70,6 +70,20 @@ def test_what_reads_only_the_student_needs_no_teacher():
     assert not student_side.teacher
 
 
+def test_of_several_methods_answers_each_reads_its_own():
+    needs = Needs(teacher_logits=True, teacher_taps=frozenset({"b"}), student_taps=frozenset({"s"}), sample_ids=True)
+    answers = TeacherOutputs(
+        logits=torch.zeros(1, 2), features={tap: torch.ones(1, 3) for tap in "abc"}, input_gradient=torch.zeros(1)
+    )
+    assert needs.of_teacher == Needs(teacher_logits=True, teacher_taps=frozenset({"b"}))
+    mine = needs.select(answers)
+    assert mine.logits is answers.logits
+    assert mine.features == {"b": answers.features["b"]}
+    assert mine.input_gradient is None
+    with pytest.raises(KeyError):
+        Needs(teacher_taps=frozenset({"d"})).select(answers)
+
+
 def test_hard_labels_are_the_larger_share():
     hard = torch.tensor([2, 0])
     assert batch(hard).hard_labels is hard

@@ -15,8 +15,9 @@ from PIL import Image
 
 from cluster.config import parse
 from kdcore.configs import ModelConfig
+from kdcore.distiller import OnlineTeacher
 from kdcore.models import build_model
-from ops.benchmarks.lanes import Lane, take_turns
+from ops.benchmarks.lanes import Flight, Lane, flights_of, take_turns
 
 CPU = torch.device("cpu")
 NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
@@ -30,6 +31,7 @@ METHODS = {
         {"term": "feature_only", "weight": 1, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
     ],
     "simkd": [{"term": "simkd", "weight": 1}],
+    "alone": [{"term": "ce", "weight": 1}],
 }
 
 
@@ -57,21 +59,20 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def config(recipe, data, teacher):
-    def make(method: str, name: str, **changes):
-        student = {"classifier": "reused", "factor": 2} if method == "simkd" else {}
+    def make(row: str, name: str, **changes):
+        """row: its method is the one of that name, unless the changes bring another."""
+        student = {"classifier": "reused", "factor": 2} if row == "simkd" else {}
         return parse(
             recipe(
                 name=name,
                 data__root=str(data),
                 views={"size": 16, "crop": "padded", "padding": 3},
                 student=NETWORK | student,
-                teacher=NETWORK | {"checkpoint": teacher},
-                method=METHODS[method],
                 optimizer={"opt": "momentum", "lr": 0.05, "weight_decay": 5e-4, "decay_all": True},
                 schedule={"sched": "multistep", "milestones": [2]},
                 train={"epochs": 3, "batch_size": 4, "precision": "float32"},
                 scaling__num_workers=0,
-                **changes,
+                **({"teacher": NETWORK | {"checkpoint": teacher}, "method": METHODS.get(row)} | changes),
             )
         )
 
@@ -79,7 +80,8 @@ def config(recipe, data, teacher):
 
 
 def steps(lane: Lane, num: int) -> list[float]:
-    return [float(lane.step()) for _ in range(num)]
+    flight = Flight([lane])
+    return [float(flight.step()[0]) for _ in range(num)]
 
 
 def weights(lane: Lane) -> dict[str, torch.Tensor]:
@@ -179,6 +181,63 @@ def test_side_by_side_is_one_after_the_other(config):
         assert (finished[f"{method}-b"].folder / "step-00000015").is_dir()
 
 
+def test_one_teacher_answers_for_all(config, monkeypatch):
+    """Runs of the same views, one of them shorter and one that asks nothing, as if each were alone."""
+    made = {name: {} for name in METHODS} | {"short": {"method": METHODS["dkd"], "train__epochs": 2}}
+    alone = {}
+    for name, changes in made.items():
+        lane = Lane(config(name, f"{name}-alone", data__loader="resident", **changes), CPU)
+        alone[name] = steps(lane, lane.run.total_steps)
+    lanes = [Lane(config(name, name, data__loader="resident", **changes), CPU) for name, changes in made.items()]
+    (flight,) = flights_of(lanes)
+    asked, answer = [], OnlineTeacher.__call__
+    monkeypatch.setattr(OnlineTeacher, "__call__", lambda self, batch: asked.append(batch) or answer(self, batch))
+    losses: dict[str, list[float]] = {name: [] for name in made}
+    while flight.lanes:
+        for lane, loss in zip(flight.lanes, flight.step(), strict=True):
+            losses[lane.config.name].append(float(loss))
+        flight.lanes = [lane for lane in flight.lanes if not lane.done]
+    assert losses == alone
+    assert [len(values) for values in losses.values()] == [15, 15, 15, 15, 10]
+    assert len(asked) == 15
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"views__mixup_alpha": 0.2},
+        {"train__batch_size": 2},
+        {"train__precision": "bfloat16"},
+        {"train__channels_last": False},
+        {"data__mean": (0.5, 0.5, 0.5), "data__std": (0.25, 0.25, 0.25)},
+        {"data__held_out": 0.25},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_other_batches_are_another_flight(other, config):
+    lanes = [Lane(config("simkd", f"run{i}", data__loader="resident", **c), CPU) for i, c in enumerate(({}, {}, other))]
+    assert [len(flight.lanes) for flight in flights_of(lanes)] == [2, 1]
+
+
+def test_another_step_is_another_flight(config):
+    lanes = [Lane(config("simkd", f"run{i}", data__loader="resident"), CPU) for i in range(3)]
+    steps(lanes[1], 1)
+    assert [flight.lanes for flight in flights_of(lanes)] == [[lanes[0], lanes[2]], [lanes[1]]]
+
+
+def test_each_lane_has_the_answers_of_its_own_teacher(config, teacher, tmp_path):
+    torch.manual_seed(6)
+    another = str(tmp_path / "another.safetensors")
+    safetensors.torch.save_file(build_model(ModelConfig(**NETWORK), ("a", "b")).state_dict(), another)
+    made = {name: {"teacher": NETWORK | {"checkpoint": path}} for name, path in (("one", teacher), ("two", another))}
+    alone = [steps(Lane(config("dkd", f"{name}-a", data__loader="resident", **c), CPU), 7) for name, c in made.items()]
+    lanes = [Lane(config("dkd", name, data__loader="resident", **changes), CPU) for name, changes in made.items()]
+    (flight,) = flights_of(lanes)
+    assert [list(map(float, both)) for both in zip(*[flight.step() for _ in range(7)], strict=True)] == alone
+    assert alone[0] != alone[1]
+
+
 def test_time_is_over_before_the_first_step(config):
     take_turns(iter([Lane(config("simkd", "late", data__loader="resident"), CPU)]), 1, 0.0, pytest.fail)
 
@@ -226,3 +285,16 @@ def test_graphs_on_a_gpu_compute_what_steps_without_them_do(method, config, monk
     monkeypatch.setattr("ops.benchmarks.lanes.EAGER_STEPS", 1000)
     without = steps(Lane(config(method, "eager", data__loader="resident"), cuda), 15)
     assert with_graph == pytest.approx(without, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_streams_of_one_flight_do_not_overtake_each_other(config):
+    """Three runs read one batch and one graph's answers, each on its own stream."""
+    cuda = torch.device("cuda")
+    alone = [steps(Lane(config(method, f"{method}-a", data__loader="resident"), cuda), 15) for method in METHODS]
+    (flight,) = flights_of([Lane(config(method, method, data__loader="resident"), cuda) for method in METHODS])
+    together = [list(map(float, losses)) for losses in zip(*[flight.step() for _ in range(15)], strict=True)]
+    assert all(teacher.graph is not None for teacher in flight.teachers.values())
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
