@@ -2,7 +2,8 @@
 
 The recipes' networks, batches, losses and optimiser, a constant rate, and as many steps as the minutes allow: a small
 part of the 240 epochs. All runs take turns by the step, so that all have taken as many when the time is over, and those
-of one seed share their batches and their teacher's answers; the same command again goes on. What comes out says how fast the methods begin to learn, not where they end.
+of one seed share their batches and their teacher's answers; the same command again goes on. What comes out says how
+fast the methods begin to learn, not where they end.
 
     python -m ops.benchmarks.cifar_cpu --teacher cifar100_resnet56.safetensors --minutes 30
 """

@@ -165,9 +165,9 @@ def cpu_section() -> str:
     lines = [
         f"## CIFAR-100 without a GPU: resnet56 teaches resnet20, the first {found['steps']} steps",
         "",
-        f"{found['steps']} steps of 64 images, {epochs}, at a {found['schedule']}, {found['minutes']:.0f} minutes for all "
-        "runs together: how the methods begin to learn. No "
-        "published number is comparable with it; those of the whole schedule are given for orientation.",
+        f"{found['steps']} steps of 64 images, {epochs}, at a {found['schedule']}, {found['minutes']:.0f} minutes for "
+        "all runs together: how the methods begin to learn. No published number is comparable with it; those of the "
+        "whole schedule are given for orientation.",
         "",
     ]
     cells = [
