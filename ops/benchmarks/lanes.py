@@ -37,8 +37,8 @@ from kdcore.reused import deployed_parameters
 from pipelines.files import write_whole
 
 EAGER_STEPS = 3  # before a graph is captured: libraries choose and load their kernels in the first steps
-
 VALIDATION_BATCH = 1000  # small images: a pass over them is then fewer, fuller calls
+
 Output = TypeVar("Output")
 Key = TypeVar("Key", bound=Hashable)
 
@@ -182,7 +182,7 @@ class Flight:
         self.stream = new_stream(longest.rank.device)
 
     def step(self) -> list[Tensor]:
-        """One step of every lane: their losses. Those that are done leave."""
+        """One step of every lane, none of which is done: their losses. On a GPU the next step writes over them."""
         for lane in self.lanes:
             follow(self.stream, lane.stream)  # they may still read the batch, and what was answered for it
         with torch.cuda.stream(self.stream):
@@ -330,9 +330,13 @@ def take_turns(
     flights: list[Flight] = []
     while time.monotonic() - started < seconds:
         free = side_by_side - sum(len(flight.lanes) for flight in flights)
-        flights += flights_of(list(islice(waiting, free)))
-        if not flights:
+        fresh = list(islice(waiting, free))
+        if not flights and not fresh:
             return
+        for lane in fresh:
+            if lane.done:  # stopped between its last step and its result
+                finished(lane)
+        flights += flights_of([lane for lane in fresh if not lane.done])
         for flight in flights:
             before = time.monotonic()
             flight.step()

@@ -238,6 +238,19 @@ def test_each_lane_has_the_answers_of_its_own_teacher(config, teacher, tmp_path)
     assert alone[0] != alone[1]
 
 
+def test_stopped_before_its_result(config):
+    """Beside a longer run that has taken as many steps, and goes on."""
+    made = {"short": {"train__epochs": 2}, "long": {}}
+    for name, changes in made.items():
+        lane = Lane(config("simkd", name, data__loader="resident", **changes), CPU)
+        steps(lane, 10)
+        lane.save()
+    finished: dict[str, int] = {}
+    lanes = (Lane(config("simkd", name, data__loader="resident", **changes), CPU) for name, changes in made.items())
+    take_turns(lanes, 2, 300, lambda lane: finished.setdefault(lane.config.name, lane.state.step))
+    assert finished == {"short": 10, "long": 15}
+
+
 def test_time_is_over_before_the_first_step(config):
     take_turns(iter([Lane(config("simkd", "late", data__loader="resident"), CPU)]), 1, 0.0, pytest.fail)
 
@@ -294,7 +307,7 @@ def test_streams_of_one_flight_do_not_overtake_each_other(config):
     cuda = torch.device("cuda")
     alone = [steps(Lane(config(method, f"{method}-a", data__loader="resident"), cuda), 15) for method in METHODS]
     (flight,) = flights_of([Lane(config(method, method, data__loader="resident"), cuda) for method in METHODS])
-    together = [list(map(float, losses)) for losses in zip(*[flight.step() for _ in range(15)], strict=True)]
+    together = zip(*[[float(loss) for loss in flight.step()] for _ in range(15)], strict=True)
     assert all(teacher.graph is not None for teacher in flight.teachers.values())
     for one, other in zip(together, alone, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+        assert list(one) == pytest.approx(other, rel=1e-4)
