@@ -154,6 +154,11 @@ class Machines:
         wanted = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
         return sorted((addresses[actor.node_id], actor.pid) for actor in list_actors(self.address, filters=wanted))
 
+    def busiest(self) -> str:
+        """The address of the node that has the most workers."""
+        places = [address for address, _ in self.workers()]
+        return max(places, key=places.count)
+
     def kill_workers(self, number: int | None = None, address: str | None = None, by: int = signal.SIGKILL) -> None:
         """The worker of that number, or every worker of the node of that address."""
         everyone = self.workers()

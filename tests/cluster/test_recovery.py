@@ -1,21 +1,14 @@
 """What is tried again, what a failure is called, and a list of checkpoints that a kill has cut off."""
 
 import json
-import os
 import threading
-from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 from ray.train import ControllerError, WorkerGroupError
 
-from cluster.assembly import open_data
-from cluster.config import parse
 from cluster.failures import RunFailed
 from cluster.recovery import CHECKPOINTS, COPY, Recovery, describe, located, mend, obituary
-from cluster.train import launch
-from tests.conftest import write_image_folder
 
 
 def noted(error: Exception, note: str) -> Exception:
@@ -143,21 +136,3 @@ def test_the_first_list_cut_off(tmp_path):
     mend(tmp_path)
     assert not list(tmp_path.iterdir())
     mend(tmp_path)  # a new run
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_broken_file_is_not_tried_again(ray_cluster, recipe, tmp_path):
-    """The run may fail twice, but not for what would fail a third time; the line says where, and which file."""
-    root = write_image_folder(tmp_path / "fragile")
-    config = parse(
-        recipe(data__root=str(root), scaling__num_workers=2, scaling__max_failures=2, checkpoint__every_steps=1)
-    )
-    victim = Path(open_data(config)["train"].paths(np.array([0]))[0])
-    times = victim.stat()
-    victim.write_bytes(victim.read_bytes()[:60] + bytes(times.st_size - 60))
-    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # behind the index's back
-    heard: list[str] = []
-    with pytest.raises(RunFailed, match=rf"rank [01], step \d of 12: .*{victim.name}"):
-        launch(config, watch=lambda state, messages: heard.extend(messages))
-    assert not [message for message in heard if "continuing" in message]

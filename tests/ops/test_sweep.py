@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,30 +275,36 @@ def check_mlflow(out: Path, found: dict[str, Trial]) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_killed_and_restored(ray_cluster, folder, tmp_path):
-    """The driver is killed while its first run trains, then a worker of the second: the same table as undisturbed, with
-    the second run stopped in both. Its place is free soon after, also where the machine has a second cluster."""
+    """The driver is killed while its first run trains, then a worker of the second: the same table as undisturbed,
+    where runs train in their trials' processes, with the second one stopped in both. Its place is free soon after, also
+    where the machine has a second cluster."""
     space = tmp_path / "space.yaml"
     asha = {"reduction_factor": 2, "grace_epochs": 16}
     content = {"name": "s", "space": {"optimizer.lr": [0.05, 1e-6]}, "asha": asha}
     space.write_text(yaml.safe_dump(content))
     outs = tmp_path / "undisturbed", tmp_path / "disturbed"
-    options = ["--space", str(space), "--concurrent", "1", "scaling.num_workers=1", "train.epochs=24"]
-    commands = [["sweep", str(folder / "recipe.yaml"), *options, f"output_dir={out}"] for out in outs]
-    with another_cluster():
-        assert main(commands[0]) == 0
+    command = ["sweep", str(folder / "recipe.yaml"), "--space", str(space), "--concurrent", "1", "train.epochs=24"]
+    assert main([*command, f"output_dir={outs[0]}"]) == 0
+    command += ["scaling.num_workers=1", f"output_dir={outs[1]}"]
+    with driver(command) as process:
+        wait_for(lambda: process.poll() is not None or num_reports(outs[1], 0) >= 1)
+        process.kill()
+        shown = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, shown
+    assert [trial.end for trial in trials(outs[1]).values()] == [None]
+
+    def kill_a_worker() -> int:
+        """How far the second run had come."""
+        wait_for(lambda: num_reports(outs[1], 1) >= 1)
+        os.kill(training_workers()[0], signal.SIGKILL)
+        return num_reports(outs[1], 1)
+
+    with another_cluster(), ThreadPoolExecutor(1) as thread:
+        killed_at = thread.submit(kill_a_worker)
+        assert main(command) == 0
+        assert killed_at.result() < asha["grace_epochs"], "killed after its end"
         everything_is_free()
     assert not training_workers()
-    with driver(commands[1]) as process:
-        wait_for(lambda: num_reports(outs[1], 0) >= 1, process)
-        process.kill()
-    before = trials(outs[1])
-    assert [trial.end for trial in before.values()] == [None]
-    with driver(commands[1]) as process:
-        wait_for(lambda: num_reports(outs[1], 1) >= 1, process)
-        os.kill(training_workers()[0], signal.SIGKILL)
-        assert num_reports(outs[1], 1) < asha["grace_epochs"], "killed after its end"
-        shown = process.communicate()[0]
-    assert process.returncode == 0, shown
     undisturbed, disturbed = (trials(out) for out in outs)
     assert [trial.end for trial in undisturbed.values()] == ["finished", "stopped"]
     assert disturbed == undisturbed | {
@@ -334,10 +341,11 @@ def driver(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen) -> None:
-    """Looks ten times a second; a process that has ended will not come to it any more."""
+def wait_for(condition: Callable[[], Any], seconds: float = 200) -> None:
+    """Looks ten times a second."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
