@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import torch
 from PIL import Image
 
 from cluster.config import parse
+from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher
 from kdcore.models import build_model
-from ops.benchmarks.lanes import Flight, Lane, flights_of, take_turns
+from ops.benchmarks.lanes import Flight, Lane, flights_of, take_turns, tensors_of
 
 CPU = torch.device("cpu")
 NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
@@ -249,6 +251,23 @@ def test_stopped_before_its_result(config):
     lanes = (Lane(config("simkd", name, data__loader="resident", **changes), CPU) for name, changes in made.items())
     take_turns(lanes, 2, 300, lambda lane: finished.setdefault(lane.config.name, lane.state.step))
     assert finished == {"short": 10, "long": 15}
+
+
+def test_a_graph_has_inputs_of_its_own():
+    """All that differs from batch to batch, in the layout that it came in; what is copied into them is what is read."""
+    features = {"layer2": torch.rand(2, 4, 3, 3).to(memory_format=torch.channels_last)}
+    targets = TeacherOutputs(torch.rand(2, 5), features, Classifier(torch.rand(5, 4), None), torch.rand(2, 3, 6, 6))
+    images = torch.rand(2, 3, 6, 6).to(memory_format=torch.channels_last)
+    batch = Batch(images, torch.tensor([1, 0]), torch.tensor([7, 8]), view=0, targets=targets)
+    own = copy.deepcopy(batch)
+    ours, theirs = tensors_of(own), tensors_of(batch)
+    assert len(ours) == 5
+    assert not {tensor.data_ptr() for tensor in ours} & {tensor.data_ptr() for tensor in theirs}
+    assert [tensor.stride() for tensor in ours] == [tensor.stride() for tensor in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        mine.copy_(other + 1)
+    assert torch.equal(own.images, images + 1)
+    assert torch.equal(own.targets.features["layer2"], features["layer2"] + 1)
 
 
 def test_time_is_over_before_the_first_step(config):
