@@ -60,7 +60,7 @@ def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
     Nothing to restore after a crash, and no dependence on the number of workers.
     """
     state = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)
-    # Not torch.manual_seed: where CUDA is not initialised it notes the caller's stack for later, a millisecond a call.
+    # Not torch.manual_seed: where CUDA is not initialised that formats the caller's stack at every call.
     torch.default_generator.manual_seed(int(state[0]))
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(int(state[0]))

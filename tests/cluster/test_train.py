@@ -11,10 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from cluster.assembly import assemble
 from cluster.config import RunConfig, parse
 from cluster.delivery import METRICS
 from cluster.failures import RunFailed
 from cluster.journal import read_metrics
+from cluster.passes import evaluate
+from cluster.rank import Rank
 from cluster.train import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
@@ -140,9 +143,15 @@ def test_no_run_without_its_mlflow(ray_cluster, recipe):
     assert not (config.run_dir / METRICS).exists()
 
 
-def test_few_validation_images(undisturbed):
-    """Three of them and two ranks: counted once each."""
-    assert undisturbed.metrics["val/top1"] * 3 == pytest.approx(round(undisturbed.metrics["val/top1"] * 3))
+def test_few_validation_images(configure, undisturbed):
+    """Three of them and two ranks: each counts once in the run's means, as it does where one process evaluates."""
+    rank = Rank(0, 1, torch.device("cpu"))
+    run = assemble(configure("undisturbed", 2), rank)
+    run.student.load_state_dict(weights(undisturbed.run_dir))
+    expected = evaluate(run.student, run.evaluation_loader("val"), len(run.indexes["val"]), rank)
+    assert expected["images"] == 3
+    for name in ("top1", "nll"):
+        assert undisturbed.metrics[f"val/{name}"] == pytest.approx(expected[name], rel=1e-4)
 
 
 def test_a_finished_run_is_not_run_again(configure, undisturbed):
@@ -151,6 +160,18 @@ def test_a_finished_run_is_not_run_again(configure, undisturbed):
         ValueError, match=r"holds a run of another recipe \(seed: 0 there, 1 now\); choose another name"
     ):
         launch(configure("undisturbed", 2, seed=1))
+
+
+def test_mlflow_holds_what_workers_log(configure, undisturbed):
+    """Of several, the first one: metrics by step, and the files of the end."""
+    import mlflow
+
+    output_dir = Path(configure("undisturbed", 2).output_dir)
+    client = mlflow.MlflowClient(f"sqlite:///{output_dir / 'mlflow.db'}")
+    history = client.get_metric_history(undisturbed.mlflow_run_id, "train/loss")
+    assert [metric.step for metric in history] == [2, 4, 6, 8, 10, 12]
+    names = {artifact.path for artifact in client.list_artifacts(undisturbed.mlflow_run_id)}
+    assert names >= {"recipe.yaml", "packages.txt", "first_batch.png", "curves.png", "student.safetensors"}
 
 
 def test_mlflow_holds_the_run(recipe):
