@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cluster.rank import Rank
 from kdcore.distiller import OnlineTeacher
-from kdcore.layer_quality import LayerQuality
 from kdcore.metrics import Counts
+from kdcore.quality.collect import LayerQuality
 from pipelines.loader import Loader, Request
 
 EVALUATION_BATCH = 128

@@ -16,8 +16,8 @@ import numpy as np
 from cluster.config import RunConfig, assign, parse
 from cluster.delivery import tracking_uri
 from cluster.sweep_config import Axis, Pairings, SweepConfig, Values
-from kdcore.layer_quality import LayerScores as LayerScores
-from kdcore.layer_quality import recommend_pairs
+from kdcore.quality.collect import LayerScores as LayerScores
+from kdcore.quality.collect import recommend_pairs
 from kdcore.terms import parse_term
 from kdcore.terms.base import Pair
 from kdcore.terms.features import PairedTerm

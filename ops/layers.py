@@ -1,6 +1,6 @@
 """`layers`: how much a teacher's layers have to teach, as a table, a picture and the part of a recipe they recommend.
 
-Not here: the scores (`kdcore.layer_quality`), and the pass that collects the features (`cluster.passes`).
+Not here: the scores (`kdcore.quality.collect`), and the pass that collects the features (`cluster.passes`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from cluster.config import RunConfig, absolute
 from cluster.passes import quality_pass
 from cluster.rank import Rank
 from kdcore.batch import Needs
-from kdcore.blocks import block_taps
 from kdcore.distiller import OnlineTeacher
-from kdcore.geometry import InformationScale, Quality
-from kdcore.layer_quality import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
+from kdcore.quality.blocks import block_taps
+from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
+from kdcore.quality.score import InformationScale, Quality
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table

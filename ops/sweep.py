@@ -22,7 +22,7 @@ from cluster.sweep_config import Pairings, SweepConfig, load_sweep
 from cluster.sweep_plan import Costs, SweepPlan, concurrency, local_concurrency
 from cluster.sweep_space import LAYERS, LayerScores, base_of, label
 from cluster.sweep_tracking import SweepRecord
-from kdcore.geometry import Quality
+from kdcore.quality.score import Quality
 from ops import catalog, layers
 from ops.cache import BuildView, this_device
 from ops.console import console, say, table

@@ -25,8 +25,8 @@ from cluster.sweep_search import Judge, Proposals
 from cluster.sweep_space import LayerScores, base_of, configured, described, settle
 from cluster.sweep_trial import telling
 from kdcore.configs import ModelConfig
-from kdcore.geometry import Quality
 from kdcore.models import build_model
+from kdcore.quality.score import Quality
 
 KD = [{"term": "ce", "weight": 0.5}, {"term": "kd", "weight": 0.5, "temperature": 4.0}]
 TTM = [{"term": "ce", "weight": 1.0}, {"term": "ttm", "weight": 7.0, "gamma": 0.3}]

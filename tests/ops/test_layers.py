@@ -2,7 +2,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from kdcore.geometry import Quality
+from kdcore.quality.score import Quality
 from kdcore.terms import Pair, parse_term
 from ops.layers import plot, recommendation_yaml, render_table
 

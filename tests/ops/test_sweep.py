@@ -28,8 +28,8 @@ from cluster.sweep_config import SweepConfig
 from cluster.sweep_journal import SweepJournal, Trial
 from cluster.sweep_space import LayerScores, settle
 from kdcore.configs import ModelConfig
-from kdcore.geometry import Quality
 from kdcore.models import build_model
+from kdcore.quality.score import Quality
 from ops.__main__ import main
 from ops.submit import submit
 from ops.sweep_plots import plots

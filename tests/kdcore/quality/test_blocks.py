@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks
-from kdcore.blocks import block_taps
+from kdcore.quality.blocks import block_taps
 from kdcore.taps import FeatureTaps
 
 RESNET34 = ["act1", *(f"layer{s}.{i}" for s, depth in enumerate((3, 4, 6, 3), 1) for i in range(depth))]

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from kdcore.configs import ModelConfig
-from kdcore.geometry import Quality
-from kdcore.layer_quality import LayerQuality, class_balanced_sample
 from kdcore.models import build_model, input_statistics
+from kdcore.quality.collect import LayerQuality, class_balanced_sample
+from kdcore.quality.score import Quality
 from kdcore.taps import FeatureTaps
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 IMAGES = DATA / "cifar100" / "test-00000-of-00001.parquet"
 TEACHER = DATA / "teachers" / "cifar100_resnet56.safetensors"
 TAPS = ("layer1.0", "layer2.0", "layer3.8", "classifier_input")

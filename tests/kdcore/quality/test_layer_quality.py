@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcore.geometry import Quality, layer_quality
-from kdcore.layer_quality import LayerQuality, class_balanced_sample, kept_bytes, recommend_pairs
+from kdcore.quality.collect import LayerQuality, class_balanced_sample, kept_bytes, recommend_pairs
+from kdcore.quality.score import Quality, layer_quality
 
 TOY = torch.tensor([[3, 1, 0, 0], [3, 0, 1, 0], [4, 0, 0, 1], [0, 3, 1, 1], [1, 3, 0, 0], [0, 4, 0, 1]]).float()
 NUM_CLASSES = 6
@@ -102,8 +102,8 @@ def test_agrees_with_a_slow_restatement(sample, information_scale, wide):
 
 def test_blocks_of_columns_and_panels_of_rows_add_up(sample, monkeypatch):
     whole = measured(sample, range(300)).result(1000)
-    monkeypatch.setattr("kdcore.geometry.BLOCK_ELEMENTS", 300 * 7)
-    monkeypatch.setattr("kdcore.geometry.PANEL_ROWS", 37)
+    monkeypatch.setattr("kdcore.quality.score.BLOCK_ELEMENTS", 300 * 7)
+    monkeypatch.setattr("kdcore.quality.score.PANEL_ROWS", 37)
     for tap, score in measured(sample, range(300)).result(1000).items():
         assert score.q == pytest.approx(whole[tap].q, rel=1e-12)
 
