@@ -22,9 +22,10 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
-from pipelines.datasets import ImageIndex, build_index, check_same_classes, open_index
-from pipelines.loader import Loader, Request, build_loader
-from pipelines.plan import ViewPlan, ViewPolicy
+from pipelines.data.index import ImageIndex, build_index, check_same_classes, open_index
+from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.choose import build_loader
+from pipelines.views.plan import ViewPlan, ViewPolicy
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 

@@ -30,7 +30,7 @@ from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CLASS_MEANS, CLASSIFIER, CODES, codes_of
 from pipelines.cache.store import Shard, Unit, write_shard
-from pipelines.loader import Loader, Request
+from pipelines.loaders.base import Loader, Request
 
 _SHARD_BYTES = 128 * 2**20
 _SHARD_ROWS = 16_384

@@ -10,7 +10,7 @@ from pydantic import Field
 from kdcore.configs import ModelConfig
 from pipelines.cache.columns import Storage
 from pipelines.cache.local import is_remote
-from pipelines.plan import ViewPolicy
+from pipelines.views.plan import ViewPolicy
 
 
 class TeacherConfig(ModelConfig):

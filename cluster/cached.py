@@ -27,9 +27,9 @@ from pipelines.cache.columns import FEATURES
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, check, library_versions, load_manifest
 from pipelines.cache.reader import CLASS_MEANS, CacheReader, classifier_of, load_constants, under
-from pipelines.datasets import ImageIndex
-from pipelines.loader import Request
-from pipelines.plan import ViewPlan, ViewPolicy
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.base import Request
+from pipelines.views.plan import ViewPlan, ViewPolicy
 
 TRAIN = "train"
 NORM = "norm."

@@ -22,7 +22,7 @@ from kdcore.batch import Needs
 from kdcore.configs import ModelConfig, OptimizerConfig, ScheduleConfig
 from kdcore.terms import Term, parse_term
 from pipelines.cache.local import is_remote
-from pipelines.plan import ViewPolicy
+from pipelines.views.plan import ViewPolicy
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -29,7 +29,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.models import load_tensors
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
-from pipelines.variants import Target, open_target, own_target
+from pipelines.data.variants import Target, open_target, own_target
 
 Network = Callable[[Batch], TeacherOutputs]
 SPLIT = "evaluated"  # the name of the images within an `Assembly`

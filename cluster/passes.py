@@ -14,7 +14,7 @@ from cluster.rank import Rank
 from kdcore.distiller import OnlineTeacher
 from kdcore.metrics import Counts
 from kdcore.quality.collect import LayerQuality
-from pipelines.loader import Loader, Request
+from pipelines.loaders.base import Loader, Request
 
 EVALUATION_BATCH = 128
 

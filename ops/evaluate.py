@@ -17,7 +17,7 @@ from kdcore.evaluation import report
 from ops import catalog
 from ops.console import console, percent, say, table
 from ops.evaluation_figures import alignment, reliability
-from pipelines.variants import Target
+from pipelines.data.variants import Target
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 COLUMNS = ["network", "images", "top-1", "top-5", "nll (nats)", "ECE", "agreement", "top-5 overlap", "KL (nats)"]

@@ -33,8 +33,8 @@ from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.model_card import args_of, write_card
 from ops.registry import register
-from pipelines.loader import Request
-from pipelines.policy import ViewPolicy
+from pipelines.loaders.base import Request
+from pipelines.views.policy import ViewPolicy
 
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
 

@@ -1,5 +1,6 @@
 """Bytes to batches, and teacher outputs to Arrow and back.
 
-What a network sees is a pure function of (plan seed, view number, sample id): `plan` gives the numbers, `render` and
-the loaders turn them into pixels. Where a batch goes, and on which rank, is not decided here.
+What a network sees is a pure function of (plan seed, view number, sample id): `views` gives the numbers, `data` the
+images, `loaders` turn both into pixels, `cache` keeps what a teacher answered. Where a batch goes, and on which rank,
+is not decided here.
 """

@@ -27,7 +27,7 @@ PIPELINES = KDCORE | {"torchvision", "nvidia.dali", "pyarrow", "PIL"}
 CLUSTER = PIPELINES | {"ray", "mlflow"}
 THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # ops: anything declared
 EXCEPTIONS = {
-    "pipelines/datasets.py": {"rich"},  # the progress bar of an index that takes minutes to build
+    "pipelines/data/index.py": {"rich"},  # the progress bar of an index that takes minutes to build
     "cluster/config.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
     "cluster/pictures.py": {"matplotlib"},  # the learning curves kept with a run
 }

@@ -3,8 +3,8 @@
 One pass over a class-balanced sample of the training set (`class_balanced_sample`) scores any number of taps
 (`LayerQuality`); `recommend_pairs` turns the scores into the pairs of a feature-only recipe.
 
-Not here: the score itself (`kdcore.quality.score`), which taps to score (`kdcore.quality.blocks`), who runs the teacher,
-and how the scores are shown.
+Not here: the score itself (`kdcore.quality.score`), which taps to score (`kdcore.quality.blocks`), who runs the
+teacher, and how the scores are shown.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CacheReader
 from pipelines.cache.store import Unit, write_shard
-from pipelines.loader import Request
+from pipelines.loaders.base import Request
 
 NUM_ROWS, ROWS_PER_SHARD, BATCH = 196_608, 16_384, 256
 WIDTHS = {"logits": 1000, "features.pooled": 2048}

@@ -25,9 +25,10 @@ from kdcore.models import build_model, input_statistics
 from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table
 from pipelines.cache.sparse import TEMPERATURES, CodeSize, LogitCode, measured_error
-from pipelines.datasets import ImageIndex, build_index
-from pipelines.loader import Request, build_loader
-from pipelines.plan import ViewPlan, ViewPolicy
+from pipelines.data.index import ImageIndex, build_index
+from pipelines.loaders.base import Request
+from pipelines.loaders.choose import build_loader
+from pipelines.views.plan import ViewPlan, ViewPolicy
 
 CLASSES = 1000
 SIZES = (32, 48, 64, 96, 128, 160)

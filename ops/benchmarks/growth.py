@@ -30,9 +30,9 @@ from ops.console import console, table
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import MANIFEST, Manifest, Part, Plan, load_manifest
 from pipelines.cache.store import Shard
-from pipelines.datasets import ImageIndex, index_table
-from pipelines.folder import list_files
-from pipelines.plan import ViewPlan, ViewPolicy
+from pipelines.data.folder import list_files
+from pipelines.data.index import ImageIndex, index_table
+from pipelines.views.plan import ViewPlan, ViewPolicy
 
 SIZES = (50_000, 1_280_000, 14_000_000)
 NUM_CLASSES, NUM_VIEWS, ROWS_PER_SHARD, BATCH = 1000, 100, 16_384, 256

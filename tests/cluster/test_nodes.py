@@ -29,7 +29,7 @@ from cluster.recovery import CHECKPOINTS
 from cluster.train import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
-from pipelines.plan import ViewPlan
+from pipelines.views.plan import ViewPlan
 from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

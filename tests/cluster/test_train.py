@@ -123,7 +123,7 @@ def test_failure_and_continuation(configure, undisturbed, tmp_path):
 def records_by_step(config) -> dict[int, list[int]]:
     """{step of the first epoch: sample ids}, from the plan alone."""
     from cluster.assembly import open_data
-    from pipelines.plan import ViewPlan
+    from pipelines.views.plan import ViewPlan
 
     plan = ViewPlan(config.views, config.seed, len(open_data(config)["train"]))
     return {step: plan.order(0, np.arange(step * 8, step * 8 + 8)).tolist() for step in range(6)}

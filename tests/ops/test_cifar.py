@@ -12,7 +12,7 @@ from PIL import Image
 
 from ops import cifar
 from ops.cifar import write_cifar100
-from pipelines.datasets import build_index
+from pipelines.data.index import build_index
 
 LABELS = {"train": [9, 10, 9, 99, 2], "test": [10, 0]}
 COUNTS = {"train": 5, "val": 2}

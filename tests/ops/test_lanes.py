@@ -297,7 +297,7 @@ def test_what_the_lanes_do_not_do_is_refused(config):
 def test_no_ray_dali_or_mlflow_is_needed():
     """The slices run on machines that have none of them."""
     code = (
-        "import sys, ops.benchmarks.cifar100, ops.layers, pipelines.resident;"
+        "import sys, ops.benchmarks.cifar100, ops.layers, pipelines.loaders.resident;"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'ray', 'mlflow', 'nvidia'}))"
     )
     done = subprocess.run(

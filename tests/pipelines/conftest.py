@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.datasets import ImageIndex, build_index
+from pipelines.data.index import ImageIndex, build_index
 from tests.pipelines.pictures import write_odd_folder, write_plain_folder
 
 torch.set_num_threads(1)

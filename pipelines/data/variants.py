@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets import ImageIndex, build_index
+from pipelines.data.index import ImageIndex, build_index
 
 Variant = Literal["v2", "real", "a", "r", "sketch"]
 VARIANTS: tuple[str, ...] = get_args(Variant)

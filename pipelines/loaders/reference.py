@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines.datasets import ImageIndex
-from pipelines.folder import decode_file
-from pipelines.loader import Job, Loader
-from pipelines.plan import ViewPlan, Views
-from pipelines.render import Finish
+from pipelines.data.folder import decode_file
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.base import Job, Loader
+from pipelines.loaders.render import Finish
+from pipelines.views.plan import ViewPlan, Views
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -1,8 +1,8 @@
 """The loader for training: NVIDIA DALI reads, decodes, crops, resizes and flips, in its own threads, ahead of time.
 
 DALI draws nothing: crop windows, sizes, offsets and flips are inputs of its pipeline. Colours, mixing and erasing are
-`pipelines.render`'s, as for every loader. Only the crop's window is decoded: damage that came to a file after it was
-indexed is noticed where a window reaches it.
+`pipelines.loaders.render`'s, as for every loader. Only the crop's window is decoded: damage that came to a file after
+it was indexed is noticed where a window reaches it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.datasets import ImageIndex
-from pipelines.folder import decode_file
-from pipelines.loader import Job, Loader
-from pipelines.plan import ViewPlan
-from pipelines.render import Finish
+from pipelines.data.folder import decode_file
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.base import Job, Loader
+from pipelines.loaders.render import Finish
+from pipelines.views.plan import ViewPlan
 
 
 class DaliLoader(Loader):

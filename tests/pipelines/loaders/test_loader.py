@@ -14,10 +14,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kdcore.batch import Batch
-from pipelines.datasets import ImageIndex, build_index
-from pipelines.loader import Loader, Request, build_loader
-from pipelines.plan import ViewPlan
-from pipelines.policy import ViewPolicy
+from pipelines.data.index import ImageIndex, build_index
+from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.choose import build_loader
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 from tests.pipelines.pictures import picture, write_plain_folder
 
 KINDS = ["reference", "dali"]

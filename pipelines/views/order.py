@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.philox import words
+from pipelines.views.philox import words
 
 Ids = NDArray[np.int64]
 _ROUNDS = 12

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.variants import open_target
+from pipelines.data.variants import open_target
 
 CLASSES = ("n01", "n02", "n10")
 

@@ -23,7 +23,7 @@ class ViewPolicy(BaseModel):
         as timm evaluates, then its centre.
     flip_probability: of a left-right flip.
     brightness, contrast, saturation: a factor is drawn from [max(0, 1 - strength), 1 + strength]; hue: an angle from
-        [-hue, hue] turns. See `pipelines.draws.colour`.
+        [-hue, hue] turns. See `pipelines.views.draws.colour`.
     erase_probability: of filling one box of `erase_scale` of the area, aspect within `erase_ratio`, with the mean
         colour (0 after normalisation) or with noise of unit variance.
     mixup_alpha, cutmix_alpha: the share of a sample in its mixture is drawn from Beta(alpha, alpha); 0 turns it off.

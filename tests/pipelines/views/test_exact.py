@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines import exact
+from pipelines.views import exact
 
 LOGS = ["-0x1.269621134db92p-2", "0x1.193ea7aad030bp+0"]
 EXPS = ["0x1.9aa9046ec997cp-4", "0x1.5519c0d546cc0p+0"]

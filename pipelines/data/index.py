@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from pipelines.draws import Stream
+from pipelines.data.folder import inspect_file, list_files
 from pipelines.files import write_whole
-from pipelines.folder import inspect_file, list_files
-from pipelines.order import permutation
+from pipelines.views.draws import Stream
+from pipelines.views.order import permutation
 
 _VERSION = 1
 _READ_AT_ONCE = 4096  # files in flight: bounds the memory of a build, whatever the size of the folder

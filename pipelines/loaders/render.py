@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.batch import soft_labels
-from pipelines.draws import NOISE_SLACK, Stream
-from pipelines.philox import words
-from pipelines.plan import Views
-from pipelines.policy import ViewPolicy
+from pipelines.views.draws import NOISE_SLACK, Stream
+from pipelines.views.philox import words
+from pipelines.views.plan import Views
+from pipelines.views.policy import ViewPolicy
 
 _CPU_PART = 4  # pictures
 

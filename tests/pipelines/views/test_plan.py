@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.plan import ViewPlan, Views
-from pipelines.policy import ViewPolicy
+from pipelines.views.plan import ViewPlan, Views
+from pipelines.views.policy import ViewPolicy
 
 FULL = ViewPolicy(
     size=64,

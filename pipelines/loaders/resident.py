@@ -1,7 +1,8 @@
 """Small images without decoding: the data set lies in the device's memory, and a batch is one gather from it.
 
 For images of one size that the views do not resize: the padded crop of the CIFAR recipes, or the whole picture. Their
-pixels are those of the other loaders, bit for bit. Colours, mixing and erasing are `pipelines.render`'s, as everywhere.
+pixels are those of the other loaders, bit for bit. Colours, mixing and erasing are `pipelines.loaders.render`'s, as
+everywhere.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.datasets import ImageIndex
-from pipelines.folder import decode_file
-from pipelines.loader import Job, Loader, Request
-from pipelines.plan import ViewPlan
-from pipelines.render import Finish
+from pipelines.data.folder import decode_file
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.base import Job, Loader, Request
+from pipelines.loaders.render import Finish
+from pipelines.views.plan import ViewPlan
 
 _REMEDY = "take data.loader=dali (or reference)"
 _BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from pipelines import draws
-from pipelines.draws import Key, Stream
-from pipelines.philox import uniforms
-from pipelines.policy import ViewPolicy
+from pipelines.views import draws
+from pipelines.views.draws import Key, Stream
+from pipelines.views.philox import uniforms
+from pipelines.views.policy import ViewPolicy
 
 IDS = np.arange(4000)
 KEY = Key(seed=12, view=3, sample_ids=IDS)

@@ -12,7 +12,7 @@ from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import load_manifest
 from pipelines.cache.reader import CacheReader, refuse_damaged
 from pipelines.cache.store import Unit, write_shard
-from tests.pipelines.test_cache_store import build, plan, rows_of
+from tests.pipelines.cache.test_store import build, plan, rows_of
 
 CPU = torch.device("cpu")
 

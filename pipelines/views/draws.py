@@ -1,7 +1,7 @@
 """The numbers of one view, augmentation by augmentation: vectorised over samples, no state, no pixels.
 
 Boxes are (y, x, height, width), int32. Every augmentation has a stream of its own, so that a new one changes none of
-the old draws. Only operations that IEEE 754 fixes are used: see `pipelines.exact`.
+the old draws. Only operations that IEEE 754 fixes are used: see `pipelines.views.exact`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from math import pi
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import exact
-from pipelines.philox import uniforms, words
-from pipelines.policy import ViewPolicy
+from pipelines.views import exact
+from pipelines.views.philox import uniforms, words
+from pipelines.views.policy import ViewPolicy
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

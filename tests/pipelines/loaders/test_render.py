@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.plan import ViewPlan, Views
-from pipelines.policy import ViewPolicy
-from pipelines.render import Finish, change_colour, inside, noise_field
+from pipelines.loaders.render import Finish, change_colour, inside, noise_field
+from pipelines.views.plan import ViewPlan, Views
+from pipelines.views.policy import ViewPolicy
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.24)
 CPU = torch.device("cpu")

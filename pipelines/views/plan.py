@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import draws
-from pipelines.draws import Stream
-from pipelines.order import Permutation, permutation
-from pipelines.policy import ViewPolicy
+from pipelines.views import draws
+from pipelines.views.draws import Stream
+from pipelines.views.order import Permutation, permutation
+from pipelines.views.policy import ViewPolicy
 
 # Raise this with any change, here or in `render`, that gives a view other pixels.
 VERSION = 1

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import resident
-from pipelines.datasets import ImageIndex, build_index
-from pipelines.loader import Loader, Request, build_loader
-from pipelines.plan import ViewPlan
-from pipelines.policy import ViewPolicy
+from pipelines.data.index import ImageIndex, build_index
+from pipelines.loaders import resident
+from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.choose import build_loader
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 NUM = 23

@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipelines.order import Permutation
-from pipelines.plan import ViewPlan
-from pipelines.policy import ViewPolicy
+from pipelines.views.order import Permutation
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 64, 65, 1000, 1003, 4096, 4097]
 MIXED = ViewPolicy(size=8, mixup_alpha=0.2)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines.policy import ViewPolicy
+from pipelines.views.policy import ViewPolicy
 
 
 @pytest.mark.parametrize(

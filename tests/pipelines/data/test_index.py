@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import datasets
-from pipelines.datasets import ImageIndex, build_index, check_same_classes
-from pipelines.folder import list_files
+from pipelines.data import index as datasets
+from pipelines.data.folder import list_files
+from pipelines.data.index import ImageIndex, build_index, check_same_classes
 from tests.pipelines.pictures import picture, write_plain_folder
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.philox import philox, uniforms, words
+from pipelines.views.philox import philox, uniforms, words
 
 # counter, key, answer: the known-answer vectors of the Random123 distribution for philox4x32-10.
 KNOWN = [

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.datasets import ImageIndex, build_index
-from pipelines.loader import Request, build_loader
-from pipelines.plan import ViewPlan
-from pipelines.policy import ViewPolicy
+from pipelines.data.index import ImageIndex, build_index
+from pipelines.loaders.base import Request
+from pipelines.loaders.choose import build_loader
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
-PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "imagenet_fullsize" / "imagenet-fullsize-96.tar"
+PHOTOGRAPHS = Path(__file__).parents[4] / "shared" / "data" / "imagenet_fullsize" / "imagenet-fullsize-96.tar"
 POLICIES = {
     "resized": ViewPolicy(size=48),
     "resized, bicubic": ViewPolicy(size=48, interpolation="bicubic"),

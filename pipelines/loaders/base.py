@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.batch import Batch
-from pipelines.datasets import ImageIndex
-from pipelines.plan import ViewPlan, Views
-from pipelines.render import Finish
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.render import Finish
+from pipelines.views.plan import ViewPlan, Views
 
 
 @dataclass(frozen=True)
@@ -99,43 +98,3 @@ class Loader(ABC):
 
     def views(self, view: int, ids: NDArray[np.int64]) -> Views:
         return self.plan.views(view, ids, self.index.heights[ids], self.index.widths[ids])
-
-
-def build_loader(
-    kind: Literal["dali", "reference", "resident"],
-    index: ImageIndex,
-    plan: ViewPlan,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    num_classes: int,
-    device: torch.device,
-    decode: Literal["cpu", "gpu", "auto"] = "auto",
-    num_threads: int = 2,
-    max_batch: int = 256,
-    prefetch: int = 2,
-) -> Loader:
-    """The loader a run uses. mean, std: of pixels in [0, 1], per channel; decode: where JPEGs are decoded ("auto": on
-    the GPU where the batches go to one); num_threads: that read and decode; prefetch: batches prepared ahead.
-    """
-    if decode == "gpu" and device.type != "cuda":
-        raise ValueError(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
-    if num_threads < 1 or prefetch < 2:
-        raise ValueError(f"num_threads={num_threads}, prefetch={prefetch}; give at least 1 thread, and 2 batches ahead")
-    finish = Finish(plan.policy, plan.seed, mean=mean, std=std, num_classes=num_classes, device=device)
-    if kind == "reference":
-        from pipelines.reference import ReferenceLoader
-
-        return ReferenceLoader(index, plan, finish, max_batch, num_threads=num_threads)
-    if kind == "resident":
-        from pipelines.resident import ResidentLoader
-
-        return ResidentLoader(index, plan, finish, max_batch, num_threads=num_threads)
-    if kind == "dali":
-        from pipelines.dali import DaliLoader
-
-        on_gpu = decode == "gpu" or (decode == "auto" and device.type == "cuda")
-        return DaliLoader(
-            index, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
-        )
-    raise ValueError(f"there is no loader {kind!r}; choose 'dali', 'reference' or 'resident'")

@@ -1,0 +1,53 @@
+"""The loader that a recipe names, built; each kind is imported only where it is used, for DALI is large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.base import Loader
+from pipelines.loaders.render import Finish
+from pipelines.views.plan import ViewPlan
+
+
+def build_loader(
+    kind: Literal["dali", "reference", "resident"],
+    index: ImageIndex,
+    plan: ViewPlan,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_classes: int,
+    device: torch.device,
+    decode: Literal["cpu", "gpu", "auto"] = "auto",
+    num_threads: int = 2,
+    max_batch: int = 256,
+    prefetch: int = 2,
+) -> Loader:
+    """The loader a run uses. mean, std: of pixels in [0, 1], per channel; decode: where JPEGs are decoded ("auto": on
+    the GPU where the batches go to one); num_threads: that read and decode; prefetch: batches prepared ahead.
+    """
+    if decode == "gpu" and device.type != "cuda":
+        raise ValueError(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
+    if num_threads < 1 or prefetch < 2:
+        raise ValueError(f"num_threads={num_threads}, prefetch={prefetch}; give at least 1 thread, and 2 batches ahead")
+    finish = Finish(plan.policy, plan.seed, mean=mean, std=std, num_classes=num_classes, device=device)
+    if kind == "reference":
+        from pipelines.loaders.reference import ReferenceLoader
+
+        return ReferenceLoader(index, plan, finish, max_batch, num_threads=num_threads)
+    if kind == "resident":
+        from pipelines.loaders.resident import ResidentLoader
+
+        return ResidentLoader(index, plan, finish, max_batch, num_threads=num_threads)
+    if kind == "dali":
+        from pipelines.loaders.dali import DaliLoader
+
+        on_gpu = decode == "gpu" or (decode == "auto" and device.type == "cuda")
+        return DaliLoader(
+            index, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
+        )
+    raise ValueError(f"there is no loader {kind!r}; choose 'dali', 'reference' or 'resident'")
