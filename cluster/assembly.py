@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.cached import Statistics, StoredTeacher, identity, open_stored_teacher
-from cluster.config import RunConfig, check_workers
+from cluster.config import RunConfig, micro_batch_size
 from cluster.passes import EVALUATION_BATCH, class_means, teacher_pass
 from cluster.rank import Rank
+from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
@@ -85,7 +85,7 @@ class Assembly:
     @property
     def micro_batch(self) -> int:
         """Images of one forward pass."""
-        return check_workers(self.config.train, self.rank.world_size, self.config.views.mixes)
+        return micro_batch_size(self.config.train, self.rank.world_size, self.config.views.mixes)
 
     @property
     def micro_batches(self) -> range:

@@ -3,28 +3,23 @@
 A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written beside the run and into MLflow, goes
 through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size, device)
 is no part of it.
+
+Not here: how recipes are read, overridden and written (`cluster.recipe`).
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-import os
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
-from cluster.cache_config import CacheConfig, TeacherConfig, require_cache
 from kdcore.batch import Needs
 from kdcore.configs import ModelConfig, OptimizerConfig, ScheduleConfig
 from kdcore.terms import Term, parse_term
+from pipelines.cache.columns import Storage
 from pipelines.cache.local import is_remote
-from pipelines.views.plan import ViewPolicy
-
-Model = TypeVar("Model", bound=BaseModel)
+from pipelines.views.policy import ViewPolicy
 
 
 class Section(BaseModel):
@@ -62,6 +57,51 @@ class StudentConfig(ModelConfig):
 
     classifier: Literal["own", "reused"] = "own"
     factor: int = Field(default=2, ge=1)
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher. source: 'online', it answers beside the student; 'cache', its answers are read from the recipe's
+    cache, and its weights are not needed (where they are there, the cache is checked against them)."""
+
+    source: Literal["online", "cache"] = "online"
+
+    @property
+    def cached(self) -> bool:
+        return self.source == "cache"
+
+    def check(self) -> None:
+        if not self.cached:
+            super().check()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights lie on this machine."""
+        files = [path for path in (self.checkpoint, self.class_indices) if path is not None]
+        return self.checkpoint is not None and all(Path(path).is_file() for path in files)
+
+
+class CacheConfig(Storage):
+    """A cache of the teacher's outputs in `dir`: a folder, or to read from, a URI such as s3://bucket/folder.
+
+    What the recipe's method reads is stored. taps, and head (what SimKD reuses of a teacher), add to it for the sake
+    of other recipes. rows_per_shard: by default what fits in 128 MiB, at most 16,384. batch_size: images of one forward
+    pass of the build. trust: read a cache that other versions of the libraries have built. copies_dir: where a machine
+    keeps its copy of a remote cache.
+    """
+
+    dir: str
+    taps: tuple[str, ...] = ()
+    head: bool = False
+    rows_per_shard: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    trust: bool = False
+    copies_dir: str | None = None
+
+    def at(self, base: Path) -> CacheConfig:
+        """With its folders absolute."""
+        folder = self.dir if is_remote(self.dir) else str((base / self.dir).absolute())
+        copies = str((base / self.copies_dir).absolute()) if self.copies_dir else None
+        return self.model_copy(update={"dir": folder, "copies_dir": copies})
 
 
 class TrainConfig(Section):
@@ -199,7 +239,7 @@ class RunConfig(Section):
                 "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
                 "train.micro_batch"
             )
-        check_workers(train, max(1, self.scaling.num_workers), views.mixes)
+        micro_batch_size(train, max(1, self.scaling.num_workers), views.mixes)
         if self.needs.hard_labels and views.mixes:
             coupled = [t.term for t in self.method if t.needs().hard_labels]
             raise ValueError(
@@ -212,7 +252,19 @@ class RunConfig(Section):
         return self
 
 
-def check_workers(train: TrainConfig, num_workers: int, mixes: bool) -> int:
+def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
+    """The recipe's cache section. ValueError where there is none, or where the number of views is open."""
+    if cache is None:
+        raise ValueError("the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}")
+    if views.num_views is None:
+        raise ValueError(
+            "a cache holds a fixed number of views, but views.num_views is open; set it, such as views.num_views=50 "
+            "(a run then shows view `epoch mod num_views`)"
+        )
+    return cache
+
+
+def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
     """The micro-batch that this number of workers runs; ValueError with the remedy where the batch cannot be shared."""
     micro_batch = train.micro_batch
     if micro_batch is None:
@@ -233,151 +285,3 @@ def check_workers(train: TrainConfig, num_workers: int, mixes: bool) -> int:
             "or train.batch_size"
         )
     return micro_batch
-
-
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """The configuration of a YAML recipe with `dotted.key=value` overrides; ValueError in one line for what is wrong.
-
-    A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
-    merged, everything else is replaced.
-    """
-    return configure(read_recipe(Path(path)), overrides, str(path))
-
-
-def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
-    """The configuration of a recipe's mapping with overrides; source names the recipe in errors."""
-    data = copy.deepcopy(dict(recipe))
-    for override in overrides:
-        apply_override(data, override)
-    return parse(data, source)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The mapping of a recipe file with its bases merged in."""
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        raise ValueError(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
-    bases = data.pop("base", [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merge(merged, read_recipe(path.parent / base))
-    return merge(merged, data)
-
-
-def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, in place: mappings key by key, other values replaced."""
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            merge(below[key], value)
-        else:
-            below[key] = value
-    return below
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Sets one `dotted.key=value` in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ValueError(f"override {override!r}: write key=value, such as train.epochs=5")
-    assign(data, key, yaml.safe_load(text))
-
-
-def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets one field of nested values by its dotted key, in place; list items are numbered from 0."""
-    *parents, last = key.split(".")
-    node: Any = data
-    for part in parents:
-        node = item(node, part, key) if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, dict | list):
-            raise ValueError(f"{key}: {part!r} is a value, it has no keys below it")
-    if isinstance(node, list):
-        item(node, last, key)
-        node[int(last)] = value
-    else:
-        node[last] = value
-
-
-def item(items: list[Any], number: str, key: str) -> Any:
-    """An item of a list by its number in a dotted key. ValueError where there is none."""
-    if not number.isdecimal() or int(number) >= len(items):
-        raise ValueError(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
-    return items[int(number)]
-
-
-def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
-    """A RunConfig from a mapping; ValueError in one line, naming the field and the nearest valid ones."""
-    return validated(RunConfig, data, source)
-
-
-def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
-    """A model from a mapping, with errors as for `parse`."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise ValueError(f"{source}: {'; '.join(_sentences(error, model))}") from None
-
-
-def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
-            yield f"unknown key {place!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
-        elif problem["type"] == "missing":
-            yield f"{place} is missing"
-        elif problem["type"] == "value_error":
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{place}: {message}" if place else message
-        else:
-            yield f"{place}: {problem['msg']} (got {problem['input']!r})"
-
-
-def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = next((a for a in _options(field.annotation) if hasattr(a, "model_fields")), None)
-    return sorted(getattr(model, "model_fields", {}))
-
-
-def _options(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    yield from getattr(annotation, "__args__", ())
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The resolved recipe: every field with its value; `load_recipe` reads it back to an equal RunConfig."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def absolute(config: RunConfig, base: Path) -> RunConfig:
-    """The configuration as its workers need it: local paths absolute, for their working directory is another one, and
-    the MLflow store that MLFLOW_TRACKING_URI names where the recipe names none."""
-
-    def fixed(model: Any) -> Any:
-        paths = {name: str(base / value) for name in ("checkpoint", "class_indices") if (value := getattr(model, name))}
-        return model.model_copy(update=paths)
-
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    storage = config.checkpoint.storage
-    if storage and not is_remote(storage):
-        storage = str((base / storage).absolute())
-    return config.model_copy(
-        update={
-            "tracking": config.tracking.model_copy(update={"uri": uri}),
-            "output_dir": str((base / config.output_dir).absolute()),
-            "data": config.data.model_copy(update={"root": str((base / config.data.root).absolute())}),
-            "student": fixed(config.student),
-            "teacher": fixed(config.teacher) if config.teacher else None,
-            "cache": config.cache.at(base) if config.cache else None,
-            "checkpoint": config.checkpoint.model_copy(update={"storage": storage}),
-        }
-    )

@@ -17,13 +17,14 @@ from ray.exceptions import RayTaskError
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble, autocast, open_data
-from cluster.cache_crew import wants_gpu
-from cluster.config import RunConfig, parse
+from cluster.cache.crew import wants_gpu
+from cluster.config import RunConfig
 from cluster.failures import RunFailed
 from cluster.passes import every_image_once
 from cluster.rank import Rank
-from cluster.recovery import reason
-from cluster.train import ray_session
+from cluster.recipe import parse
+from cluster.training.launch import ray_session
+from cluster.training.recovery import reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.evaluation import Evaluation, LinearCKA

@@ -12,12 +12,13 @@ import torch
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from cluster.cache_check import verify
-from cluster.cache_job import build
-from cluster.cache_plan import Outlook, outlook
-from cluster.cached import TRAIN
-from cluster.config import RunConfig, absolute
+from cluster.cache.job import build
+from cluster.cache.outlook import Outlook, outlook
+from cluster.cache.verify import verify
+from cluster.config import RunConfig
 from cluster.failures import RunFailed
+from cluster.recipe import absolute
+from cluster.stored_teacher import TRAIN
 from ops import catalog
 from ops.console import PLAIN_LINE_SECONDS, console, percent, say, table
 from pipelines.cache.columns import row_bytes, wanted

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from cluster.config import RunConfig, configure, read_recipe
+from cluster.config import RunConfig
+from cluster.recipe import configure, read_recipe
 from ops import rows
 from ops.console import say
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig, absolute, load_recipe
-from cluster.train import RunResult, ray_session
+from cluster.config import RunConfig
+from cluster.recipe import absolute, load_recipe
+from cluster.training.launch import RunResult, ray_session
 from ops.console import console, percent, say, table
 from ops.digits import write_digits
 from ops.train import mlflow_hint, watched

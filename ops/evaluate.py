@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig, absolute
-from cluster.delivery import RUN_ID, asking, tracking_uri
+from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
+from cluster.recipe import absolute
+from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
 from kdcore.evaluation import report
 from ops import catalog
 from ops.console import console, percent, say, table

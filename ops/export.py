@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble, evaluation_policy
-from cluster.delivery import RUN_ID
 from cluster.evaluation import load_student
 from cluster.rank import Rank
+from cluster.tracking.delivery import RUN_ID
 from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.model_card import args_of, write_card

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from cluster.assembly import assemble, image_size
-from cluster.config import RunConfig, absolute
+from cluster.config import RunConfig
 from cluster.passes import quality_pass
 from cluster.rank import Rank
+from cluster.recipe import absolute
 from kdcore.batch import Needs
 from kdcore.distiller import OnlineTeacher
 from kdcore.quality.blocks import block_taps

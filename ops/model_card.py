@@ -11,10 +11,11 @@ import jinja2
 from torch import nn
 
 from cluster.assembly import Assembly, evaluation_policy, image_size
-from cluster.cached import weights_fingerprint
-from cluster.config import StudentConfig, to_yaml
-from cluster.delivery import RUN_ID, asking, tracking_uri
-from cluster.tracking import method, pair
+from cluster.config import StudentConfig
+from cluster.recipe import to_yaml
+from cluster.stored_teacher import weights_fingerprint
+from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
+from cluster.tracking.run import method, pair
 from kdcore.cost import deployment_cost
 from ops.history import Group, Run, runs_of, siblings, spread
 

@@ -15,8 +15,8 @@ import onnx
 from torch import Tensor
 
 from cluster.config import RunConfig
-from cluster.delivery import asking, tracking_uri
-from cluster.tracking import method, pair
+from cluster.tracking.delivery import asking, tracking_uri
+from cluster.tracking.run import method, pair
 
 DIGEST = "sha256"
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")

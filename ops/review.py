@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 from plotly.offline import get_plotlyjs
 
-from cluster.delivery import asking
+from cluster.tracking.delivery import asking
 from ops import review_figures as figures
 from ops.console import say
 from ops.history import Run, grouped, runs_of

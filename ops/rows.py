@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import merge, read_recipe
+from cluster.recipe import merge, read_recipe
 from ops.tables import NETWORKS, PAIRS, SETTINGS, TOP1
 
 COMMON = Path(__file__).parent / "recipes" / "cifar100" / "common.yaml"

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from cluster.assembly import assemble, image_size
-from cluster.config import RunConfig, absolute, to_yaml
+from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.recipe import absolute, to_yaml
 from kdcore.cost import multiply_adds
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps

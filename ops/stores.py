@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cluster.delivery import deliver_all
+from cluster.tracking.delivery import deliver_all
 from ops.console import say
 
 LOOPBACK = "http://127.0.0.1:5000"

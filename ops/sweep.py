@@ -14,14 +14,15 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from cluster.cache_plan import Outlook, Speeds, outlook
-from cluster.config import RunConfig, absolute, parse
-from cluster.sweep import build_caches, claimed, has_begun, journal_of, run_trials, sweep_session
-from cluster.sweep_cache import asks_the_teacher, num_bytes
-from cluster.sweep_config import Pairings, SweepConfig, load_sweep
-from cluster.sweep_plan import Costs, SweepPlan, concurrency, local_concurrency
-from cluster.sweep_space import LAYERS, LayerScores, base_of, label
-from cluster.sweep_tracking import SweepRecord
+from cluster.cache.outlook import Outlook, Speeds, outlook
+from cluster.config import RunConfig
+from cluster.recipe import absolute, parse
+from cluster.sweep.caches import asks_the_teacher, num_bytes
+from cluster.sweep.config import Pairings, SweepConfig, load_sweep
+from cluster.sweep.plan import Costs, SweepPlan, concurrency, local_concurrency
+from cluster.sweep.run import build_caches, claimed, has_begun, journal_of, run_trials, sweep_session
+from cluster.sweep.space import LAYERS, LayerScores, base_of, label
+from cluster.sweep.tracking import SweepRecord
 from kdcore.quality.score import Quality
 from ops import catalog, layers
 from ops.cache import BuildView, this_device

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.sweep_config import LogRange, Values
-from cluster.sweep_plan import SweepPlan
-from cluster.sweep_space import LAYERS, label
+from cluster.sweep.config import LogRange, Values
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.space import LAYERS, label
 from ops.sweep_report import PointResult
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"

@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.config import RunConfig, parse, to_yaml
-from cluster.sweep_journal import Trial
-from cluster.sweep_plan import SweepPlan
-from cluster.sweep_space import LAYERS, Point, described, label
+from cluster.config import RunConfig
+from cluster.recipe import parse, to_yaml
+from cluster.sweep.journal import Trial
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.space import LAYERS, Point, described, label
 from ops.console import percent, table
 
 

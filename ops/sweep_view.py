@@ -8,9 +8,9 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
-from cluster.sweep_journal import Event, SweepJournal, Trial
-from cluster.sweep_plan import SweepPlan
-from cluster.sweep_space import described
+from cluster.sweep.journal import Event, SweepJournal, Trial
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.space import described
 from ops.console import console, say, table
 
 ROWS = 20  # of the live table: what runs, and what has ended last

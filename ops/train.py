@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.config import RunConfig, absolute
-from cluster.train import RunResult, launch
+from cluster.config import RunConfig
+from cluster.recipe import absolute
+from cluster.training.launch import RunResult, launch
 from ops import catalog
 from ops.console import RunView, percent, say
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.delivery import deliver_all
+from cluster.tracking.delivery import deliver_all
 from ops.console import say
 from ops.stores import open_store
 

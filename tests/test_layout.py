@@ -28,8 +28,8 @@ CLUSTER = PIPELINES | {"ray", "mlflow"}
 THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # ops: anything declared
 EXCEPTIONS = {
     "pipelines/data/index.py": {"rich"},  # the progress bar of an index that takes minutes to build
-    "cluster/config.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
-    "cluster/pictures.py": {"matplotlib"},  # the learning curves kept with a run
+    "cluster/recipe.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
+    "cluster/tracking/pictures.py": {"matplotlib"},  # the learning curves kept with a run
 }
 REQUIREMENTS = ("requirements.txt", "requirements-uv.txt")
 

@@ -27,9 +27,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from cluster.cache_build import Builder
-from cluster.cached import TRAIN
-from cluster.config import parse
+from cluster.cache.builder import Builder
+from cluster.recipe import parse
+from cluster.stored_teacher import TRAIN
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from kdcore.terms.logits import cross_entropy, kd

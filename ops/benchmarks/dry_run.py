@@ -26,11 +26,12 @@ import timm
 import torch
 from rich.filesize import decimal
 
-from cluster.cache_job import build
-from cluster.cache_plan import Outlook, Speeds
-from cluster.cached import TRAIN
-from cluster.config import RunConfig, absolute
-from cluster.train import launch, ray_session
+from cluster.cache.job import build
+from cluster.cache.outlook import Outlook, Speeds
+from cluster.config import RunConfig
+from cluster.recipe import absolute
+from cluster.stored_teacher import TRAIN
+from cluster.training.launch import launch, ray_session
 from ops import catalog
 from ops.benchmarks.facts import write
 from ops.console import console, say, table

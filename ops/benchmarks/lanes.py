@@ -26,10 +26,10 @@ from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from cluster.assembly import assemble, autocast, facts
-from cluster.checkpoint import TrainState
 from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.rank import Rank, seed_micro_batch, set_up_torch
+from cluster.training.checkpoint import TrainState
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import Distiller, OnlineTeacher, StepOutput
 from kdcore.optim import Schedule, build_optimizer

@@ -35,8 +35,8 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 
 def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, float]:
     """One run in this process; its final metrics and the parameters of the deployed network."""
-    from cluster.config import absolute, load_recipe, parse
-    from cluster.train import launch
+    from cluster.recipe import absolute, load_recipe, parse
+    from cluster.training.launch import launch
 
     safe = method.replace(" + ", "-")
     base = load_recipe(Path(__file__).parents[1] / "recipes/demo/alone.yaml")

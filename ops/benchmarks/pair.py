@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.config import RunConfig, absolute, load_recipe
-from cluster.train import launch
+from cluster.config import RunConfig
+from cluster.recipe import absolute, load_recipe
+from cluster.training.launch import launch
 from ops.digits import write_digits
 
 DEMO = Path(__file__).parents[1] / "recipes/demo"

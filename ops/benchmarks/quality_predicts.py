@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.config import parse, validated
-from cluster.sweep import build_caches
-from cluster.sweep_config import SweepConfig
-from cluster.sweep_journal import Trial
-from cluster.sweep_plan import SweepPlan
-from cluster.sweep_space import LAYERS, LayerScores
-from cluster.train import launch
+from cluster.recipe import parse, validated
+from cluster.sweep.config import SweepConfig
+from cluster.sweep.journal import Trial
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.run import build_caches
+from cluster.sweep.space import LAYERS, LayerScores
+from cluster.training.launch import launch
 from ops.benchmarks.facts import spread, write
 from ops.benchmarks.pair import student_recipe
 from ops.console import console, table

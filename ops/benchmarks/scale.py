@@ -81,9 +81,9 @@ def recipe(folder: Path, name: str, num_workers: int, **train: Any) -> dict[str,
 
 def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
     """Of whole runs through the training loop: seconds a step and the share of waiting, without the first steps."""
-    from cluster.config import parse
-    from cluster.journal import read_metrics
-    from cluster.train import launch
+    from cluster.recipe import parse
+    from cluster.tracking.journal import read_metrics
+    from cluster.training.launch import launch
 
     config = parse(recipe(folder, f"steps-{num_workers}", num_workers, max_steps=num_steps))
     launch(config)
@@ -105,9 +105,9 @@ def seconds_of_steps(config: Any, rows: list[dict[str, float]]) -> list[float]:
 def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: int = 10) -> dict[str, Any]:
     """Seconds by which a step that has a checkpoint before it is longer than the median of the others, over a whole run
     of a ResNet-20; and the interval, in seconds, of which that is 3 %."""
-    from cluster.config import parse
-    from cluster.journal import read_metrics
-    from cluster.train import launch
+    from cluster.recipe import parse
+    from cluster.tracking.journal import read_metrics
+    from cluster.training.launch import launch
     from kdcore.models import build_model, count_parameters
 
     data = recipe(folder, f"checkpoints-{num_workers}", num_workers, max_steps=num_steps, epochs=num_steps)
@@ -153,9 +153,9 @@ def on_workers(function: Callable[[dict[str, Any]], Any], config: Any, num_worke
 def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
     """1 - (seconds of forward and backward alone) / (with the gradients averaged), medians of alternating rounds."""
     from cluster.assembly import assemble
-    from cluster.config import parse
     from cluster.rank import Rank
-    from cluster.worker import data_parallel
+    from cluster.recipe import parse
+    from cluster.training.worker import data_parallel
 
     config, rank = parse(payload["config"]), Rank.of_this_worker()
     run = assemble(config, rank)
@@ -182,8 +182,8 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
     from a second run on."""
     import yaml
 
-    from cluster.config import parse
-    from cluster.journal import read_metrics
+    from cluster.recipe import parse
+    from cluster.tracking.journal import read_metrics
 
     data = recipe(folder, f"start-{num_workers}-{number}", num_workers, max_steps=2)
     path = folder / f"start-{number}.yaml"
@@ -218,7 +218,7 @@ def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
     from pyarrow.fs import LocalFileSystem
     from timm.utils import ModelEmaV3
 
-    from cluster.checkpoint import TrainState
+    from cluster.training.checkpoint import TrainState
     from kdcore.distiller import Distiller
     from kdcore.terms import parse_term
 

@@ -9,5 +9,5 @@
     reader    batches of rows out of memory-mapped shards
     local     one copy a node of a cache in object storage
 
-Not here: who computes the outputs, and where (`cluster.cache_job`).
+Not here: who computes the outputs, and where (`cluster.cache.job`).
 """

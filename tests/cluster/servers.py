@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 
 from cluster.config import RunConfig
-from cluster.journal import read_metrics
+from cluster.tracking.journal import read_metrics
 
 
 def free_port() -> int:

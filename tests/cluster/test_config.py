@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.config import RunConfig, check_workers, load_recipe, parse, to_yaml
+from cluster.config import RunConfig, micro_batch_size
+from cluster.recipe import load_recipe, parse, to_yaml
 from kdcore.terms.logits import KD
 
 REFUSED = {
@@ -83,7 +84,7 @@ def test_override_without_value(recipe, tmp_path):
 
 def test_workers_share_the_batch(recipe):
     config: RunConfig = parse(recipe(train__micro_batch=None))
-    assert check_workers(config.train, 2, mixes=False) == 4
-    assert check_workers(config.train, 1, mixes=False) == 8
+    assert micro_batch_size(config.train, 2, mixes=False) == 4
+    assert micro_batch_size(config.train, 1, mixes=False) == 8
     with pytest.raises(ValueError, match="8 cannot be shared by 3 workers"):
-        check_workers(config.train, 3, mixes=False)
+        micro_batch_size(config.train, 3, mixes=False)

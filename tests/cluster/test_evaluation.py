@@ -5,10 +5,10 @@ import safetensors.torch
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import parse
 from cluster.evaluation import evaluate_networks, evaluate_share, find_target, load_student
 from cluster.passes import evaluate
 from cluster.rank import Rank
+from cluster.recipe import parse
 from tests.conftest import write_image_folder
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.config import RunConfig, parse
-from cluster.tracking import tracking_uri
+from cluster.config import RunConfig
+from cluster.recipe import parse
+from cluster.tracking.run import tracking_uri
 from tests.conftest import write_image_folder
 
 CE = {"term": "ce", "weight": 1.0}
@@ -48,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     One more, out/kd-large-batch, differs from the others in more than its method.
     """
-    from cluster.train import launch  # other tests here run on machines without Ray
+    from cluster.training.launch import launch  # other tests here run on machines without Ray
     from kdcore.configs import ModelConfig
     from kdcore.models import build_model
 

@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from cluster.cache_plan import Outlook, Speeds
+from cluster.cache.outlook import Outlook, Speeds
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from ops.__main__ import main

@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import load_recipe
 from cluster.evaluation import load_student
 from cluster.rank import Rank
-from cluster.train import launch
+from cluster.recipe import load_recipe
+from cluster.training.launch import launch
 from ops.__main__ import main
 from ops.export import some_images
 from ops.registry import default_store

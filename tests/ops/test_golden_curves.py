@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from cluster.config import RunConfig
-from cluster.journal import read_metrics
+from cluster.tracking.journal import read_metrics
 from ops import catalog
 from ops.benchmarks.lanes import Lane, flights_of
 from ops.cifar import write_cifar100
@@ -101,7 +101,7 @@ def test_size_of_the_losses(config):
     published weights 7 and 1.5 even this out. T^2 KL = T^2 [TCKD + (1 - p) NCKD], of which DKD takes at least as much.
     The mean over a map's elements leaves feature losses of the order of a squared activation, not of a map's size.
     """
-    launch = pytest.importorskip("cluster.train", reason="needs Ray", exc_type=ImportError).launch
+    launch = pytest.importorskip("cluster.training.launch", reason="needs Ray", exc_type=ImportError).launch
     terms = [
         {"term": "ce", "weight": 1},
         {"term": "kd", "weight": 0.1, "temperature": 4},

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from cluster.config import parse
+from cluster.recipe import parse
 from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher
@@ -93,7 +93,7 @@ def weights(lane: Lane) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_losses_of_the_products_loop(method, config):
     """Three epochs, over a warm-up and a drop of the rate; the loop reads another loader."""
-    launch = pytest.importorskip("cluster.train", reason="needs Ray", exc_type=ImportError).launch
+    launch = pytest.importorskip("cluster.training.launch", reason="needs Ray", exc_type=ImportError).launch
     ours = Lane(config(method, "lane", data__loader="resident"), CPU)
     losses = steps(ours, 15)
     assert ours.done

@@ -15,8 +15,9 @@ import timm
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig, load_recipe
+from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.recipe import load_recipe
 from kdcore.models import build_model
 from kdcore.optim import Schedule, build_optimizer
 from kdcore.taps import FeatureTaps

@@ -22,11 +22,11 @@ import yaml
 from ray.util.state import list_actors
 from rich.console import Console
 
-from cluster.config import load_recipe, validated
-from cluster.sweep import JOURNAL
-from cluster.sweep_config import SweepConfig
-from cluster.sweep_journal import SweepJournal, Trial
-from cluster.sweep_space import LayerScores, settle
+from cluster.recipe import load_recipe, validated
+from cluster.sweep.config import SweepConfig
+from cluster.sweep.journal import SweepJournal, Trial
+from cluster.sweep.run import JOURNAL
+from cluster.sweep.space import LayerScores, settle
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from kdcore.quality.score import Quality

@@ -1,0 +1,164 @@
+"""What one process does to fill a teacher cache: a piece at a time, through the data path of training.
+
+A batch of a build is fixed by its unit, never by who runs it or when, so that a unit gives the same bytes on every
+process of the same kind. Not here: who gets which unit (`cluster.cache.job`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cluster.assembly import assemble, autocast, image_size, precision
+from cluster.config import RunConfig, require_cache
+from cluster.passes import class_means
+from cluster.rank import Rank, set_up_torch
+from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head, weights_fingerprint
+from kdcore.batch import TeacherOutputs
+from kdcore.distiller import OnlineTeacher
+from kdcore.reused import TeacherHead
+from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for, encode, row_bytes
+from pipelines.cache.fitting import fitted_codes
+from pipelines.cache.manifest import Part, Plan
+from pipelines.cache.reader import CLASS_MEANS, CLASSIFIER, CODES, codes_of
+from pipelines.cache.store import Shard, Unit, write_shard
+from pipelines.loaders.base import Loader, Request
+
+_SHARD_BYTES = 128 * 2**20
+_SHARD_ROWS = 16_384
+# Views that codes are fitted to, and as many as an eighth of them that they are measured on.
+_FIT_ROWS, _HELD_BACK = 16_384, 2_048
+
+
+class Builder:
+    """The teacher of a recipe, with the data, on one device."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        assert config.teacher is not None, "checked by the caller"
+        self.cache = require_cache(config.cache, config.views)
+        set_up_torch(config.train.deterministic)
+        online = config.teacher.model_copy(update={"source": "online"})
+        self.run = assemble(config.model_copy(update={"teacher": online}), Rank(0, 1, device))
+        assert self.run.teacher is not None, "the recipe's teacher answers online here"
+        self.needs = cache_needs(config)
+        self.teacher = OnlineTeacher(self.run.teacher.model, self.needs, self.run.teacher.renormalise)
+        self.config, self.device = config, device
+        self._loaders: dict[str, Loader] = {}
+        self.head = None
+        if self.cache.head or reuses_head(config):
+            self.head = TeacherHead.of(self.teacher.model, image_size(config))
+
+    def plan(self) -> Plan:
+        """What the cache will hold. ValueError where the recipe reads nothing of its teacher."""
+        run, size = self.run, image_size(self.config)
+        num_classes = len(run.indexes[TRAIN].classes)
+        shapes = {tap: tuple(shape) for tap, shape in self.teacher.taps.shapes(size).items()}
+        columns = columns_for(self.needs, shapes, num_classes, size, self.cache)
+        if not columns:
+            raise ValueError("the recipe's method reads no outputs of a teacher, so there is nothing to store")
+        logits = PlainColumn(name=LOGITS, shape=(num_classes,), coding=self.cache.dtype)
+        parts = {
+            split: Part(
+                num_rows=len(index), num_views=self.num_views(split), columns=columns if split == TRAIN else (logits,)
+            )
+            for split, index in run.indexes.items()
+        }
+        rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // row_bytes(columns)))
+        return Plan(
+            identity=self.identity(),
+            parts=parts,
+            rows_per_shard=self.cache.rows_per_shard or rows,
+            batch_size=self.cache.batch_size,
+            head=head_facts(self.head)[0] if self.head else None,
+        )
+
+    def num_views(self, split: str) -> int:
+        """Of training images as many as the recipe says, of others the one that networks are judged by."""
+        assert self.config.views.num_views is not None, "checked by require_cache"
+        return self.config.views.num_views if split == TRAIN else 1
+
+    def identity(self) -> dict[str, Any]:
+        """What the rows are a function of."""
+        run, config = self.run, self.config
+        assert config.teacher is not None, "checked by the caller"
+        teacher = {**declared(config.teacher), "weights": weights_fingerprint(self.teacher.model)}
+        teacher["precision"] = str(precision(config, self.device)).removeprefix("torch.")
+        evaluation = run.evaluation_plan(TRAIN).policy
+        facts = identity(config, run.indexes, run.plan, evaluation, run.statistics, self.device)
+        return {"teacher": teacher, **facts}
+
+    def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What is stored once, on the CPU; and the error of fitted columns, on views held back from the fit."""
+        tensors: dict[str, Tensor] = {}
+        if self.teacher.classifier is not None:
+            tensors[f"{CLASSIFIER}weight"] = self.teacher.classifier.weight
+            if self.teacher.classifier.bias is not None:
+                tensors[f"{CLASSIFIER}bias"] = self.teacher.classifier.bias
+        if self.head is not None:
+            tensors |= head_facts(self.head)[1]
+        if self.needs.class_means:
+            index = self.run.indexes[TRAIN]
+            loader = self.run.evaluation_loader(TRAIN)
+            means = class_means(self.teacher, loader, len(index), len(index.classes), self.run.rank)
+            tensors |= {CLASS_MEANS + tap: mean for tap, mean in means.items()}
+        codes, error = self._fitted_codes(plan.parts[TRAIN].columns)
+        for name, code in codes.items():
+            tensors |= {f"{CODES}{name}.{key}": tensor for key, tensor in code.tensors().items()}
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, error
+
+    def _fitted_codes(self, columns: tuple[Column, ...]) -> tuple[dict[str, Code], dict[str, float]]:
+        """What columns are coded with, and its error. The sample is the first images of the first epoch's order."""
+        num = min(self.run.plan.num_samples, _FIT_ROWS + _HELD_BACK)
+        ids = self.run.plan.order(0, np.arange(num))
+        held_back = max(1, num // (1 + _FIT_ROWS // _HELD_BACK))
+
+        def outputs(share: NDArray[np.int64]) -> Iterator[TeacherOutputs]:
+            return (answer for _, answer in self.answers(TRAIN, 0, share))
+
+        return fitted_codes(columns, lambda: outputs(ids[held_back:]), lambda: outputs(ids[:held_back]))
+
+    def build(
+        self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor], told: Callable[[int], None]
+    ) -> Shard:
+        """Computes and writes a unit's shard. told: called with the rows done, after every batch."""
+        columns = plan.parts[unit.part].columns
+        codes = codes_of(columns, constants, self.device)
+        rows: dict[str, NDArray[Any]] = {
+            name: np.empty((unit.stop - unit.start, spec.width), spec.dtype)
+            for column in columns
+            for name, spec in column.fields().items()
+        }
+        for done, outputs in self.answers(unit.part, unit.view, np.arange(unit.start, unit.stop)):
+            encoded = encode(columns, outputs, codes)
+            for name, tensor in encoded.items():
+                rows[name][done - len(tensor) : done] = tensor.cpu().numpy()
+            told(done)
+        return write_shard(Path(self.cache.dir), unit, rows, key)
+
+    def answers(self, part: str, view: int, ids: NDArray[np.int64]) -> Iterator[tuple[int, TeacherOutputs]]:
+        """The teacher's outputs for a view of the samples, batch by batch, each with the number of samples done.
+
+        As training asks: its own views under autocast, those that networks are judged by without.
+        """
+        size = self.cache.batch_size
+        requests = (Request(view, ids[start : start + size]) for start in range(0, len(ids), size))
+        done = 0
+        for batch in self.loader(part).load(requests):
+            done += len(batch)
+            with autocast(self.config, self.run.rank) if part == TRAIN else nullcontext():
+                outputs = self.teacher(batch)
+            yield done, outputs
+
+    def loader(self, part: str) -> Loader:
+        """Of a part's images; kept, since a loader takes seconds to start."""
+        if part not in self._loaders:
+            plan = self.run.plan if part == TRAIN else self.run.evaluation_plan(part)
+            self._loaders[part] = self.run.loader(part, plan, self.cache.batch_size)
+        return self._loaders[part]

@@ -1,0 +1,182 @@
+"""The workers of a cache build on a Ray cluster: as many as there is room for, coming and going.
+
+One that is lost gives its unit back to the queue; a cluster that grows gets more of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+from torch import Tensor
+
+from cluster.cache.builder import Builder
+from cluster.cache.progress import Progress
+from cluster.config import RunConfig
+from cluster.failures import RunFailed
+from cluster.recipe import parse
+from cluster.training.recovery import reason
+from pipelines.cache.building import Building
+from pipelines.cache.manifest import Plan
+from pipelines.cache.store import Shard, Unit
+
+_LOSSES = 3  # of workers, at one place
+
+
+class CacheWorker:
+    """A `Builder` in a process of its own; `plan` comes first."""
+
+    def __init__(self, payload: dict[str, Any], tally: Any) -> None:
+        self.payload, self.tally = payload, tally
+
+    def plan(self) -> Plan:
+        """Makes the builder: here, since Ray takes an error of a constructor for the loss of the worker."""
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self.builder = Builder(parse(self.payload), device)
+        return self.builder.plan()
+
+    def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
+        return self.builder.constants(plan)
+
+    def build(self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor]) -> Shard:
+        return self.builder.build(unit, plan, key, constants, lambda rows: self.tally.set.remote(unit, rows))
+
+
+class Tally:
+    """How many rows of each unit are done."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Unit, int] = {}
+
+    def set(self, unit: Unit, rows: int) -> None:
+        self.rows[unit] = rows
+
+    def look(self) -> dict[Unit, int]:
+        return self.rows
+
+
+class Crew:
+    """Workers on a Ray cluster, each an actor with the resources of one training worker."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.payload = config.model_dump(mode="json")
+        self.resources = {"CPU": config.scaling.cpus_per_worker}
+        if wants_gpu(config):
+            self.resources["GPU"] = config.scaling.gpus_per_worker
+        self.tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
+        self.starting: dict[Any, Any] = {}  # {reference to its plan: worker}
+        self.busy: dict[Any, tuple[Any, Unit]] = {}  # {reference to its shard: (worker, unit)}
+        self.idle: list[Any] = []
+        self.losses: Counter[Unit | None] = Counter()
+
+    def start(self) -> None:
+        """One more worker: idle when it has told its plan."""
+        options = {"num_cpus": self.resources["CPU"], "num_gpus": self.resources.get("GPU", 0)}
+        worker = ray.remote(CacheWorker).options(**options).remote(self.payload, self.tally)
+        self.starting[worker.plan.remote()] = worker
+
+    def plan(self) -> Plan:
+        """What the cache will hold, as the first worker sees it."""
+        while True:
+            self.start()
+            ((reference, worker),) = self.starting.items()
+            plan = self.answer(reference, None)
+            self.starting.clear()
+            if plan is not None:
+                self.idle.append(worker)
+                return plan
+
+    def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """From the first worker; from another one if that is lost."""
+        while True:
+            answer = self.answer(self.idle[0].constants.remote(plan), None)
+            if answer is not None:
+                return answer
+            self.idle.clear()
+            self.plan()
+
+    def work(self, units: list[Unit], building: Building, progress: Progress) -> Iterator[Shard]:
+        """The shards of the units, as they are finished. A unit whose worker is lost goes back to the front."""
+        queue = units[::-1]
+        plan, key = ray.put(building.plan), building.key
+        constants = ray.put(building.constants())
+        while queue or self.busy:
+            while queue and self.idle:
+                worker, unit = self.idle.pop(), queue.pop()
+                self.busy[worker.build.remote(unit, plan, key, constants)] = (worker, unit)
+            self.grow(len(queue))
+            for reference in self.next_answers():
+                if reference in self.starting:
+                    self.welcome(reference, building.plan)
+                    continue
+                worker, unit = self.busy.pop(reference)
+                shard = self.answer(reference, unit)
+                if shard is None:
+                    queue.append(unit)
+                    progress.done.pop(unit, None)
+                    progress.messages.append("a worker was lost; its unit is done again")
+                    continue
+                self.idle.append(worker)
+                progress.done[unit] = unit.stop - unit.start
+                yield shard
+            self.look(progress)
+
+    def next_answers(self) -> list[Any]:
+        """The references that are ready, after at most half a second; none where the cluster has no room for anyone."""
+        waiting = [*self.busy, *self.starting]
+        if not waiting:
+            time.sleep(0.5)
+            return []
+        return ray.wait(waiting, num_returns=1, timeout=0.5)[0]
+
+    def grow(self, num_waiting: int) -> None:
+        """Starts a worker where units wait and the cluster has room for one more."""
+        room = ray.cluster_resources()
+        places = min(int(room.get(name, 0) / amount) for name, amount in self.resources.items())
+        present = len(self.idle) + len(self.busy) + len(self.starting)
+        if len(self.starting) < num_waiting and present < places:
+            self.start()
+
+    def welcome(self, reference: Any, plan: Plan) -> None:
+        """Takes in a worker that has started. RunFailed where it sees another plan: by its node's libraries, say."""
+        worker, theirs = self.starting.pop(reference), self.answer(reference, None)
+        if theirs is None:
+            return
+        if theirs.without_views() != plan.without_views():
+            raise RunFailed("the nodes of the cluster differ in their libraries, devices or data; make them equal")
+        self.losses[None] = 0
+        self.idle.append(worker)
+
+    def answer(self, reference: Any, unit: Unit | None) -> Any:
+        """What a worker answers; None where it was lost. RunFailed for an error of its own, and for the third loss."""
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise RunFailed(reason(error)) from error
+        except RayActorError as error:
+            self.losses[unit] += 1
+            if self.losses[unit] >= _LOSSES:
+                raise RunFailed(f"a worker was lost {_LOSSES} times at the same place: {reason(error)}") from error
+            return None
+
+    def look(self, progress: Progress) -> None:
+        """Brings the rows of the units at work up to date."""
+        at_work = {unit for _, unit in self.busy.values()}
+        progress.done |= {unit: rows for unit, rows in ray.get(self.tally.look.remote()).items() if unit in at_work}
+        progress.tell()
+
+    def close(self) -> None:
+        for worker in [*self.idle, *self.starting.values(), *(worker for worker, _ in self.busy.values()), self.tally]:
+            ray.kill(worker)
+
+
+def wants_gpu(config: RunConfig) -> bool:
+    """GPUs if the recipe says so, or if it leaves it open and the cluster has one."""
+    if config.scaling.use_gpu is not None:
+        return config.scaling.use_gpu
+    return ray.cluster_resources().get("GPU", 0) >= config.scaling.gpus_per_worker

@@ -1,0 +1,101 @@
+"""Filling a teacher cache: what is not there yet, by one process or by a cluster.
+
+The folder must be one that every node sees. Not here: what a worker does (`cluster.cache.builder`), and how workers are
+started and lost (`cluster.cache.crew`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cluster.cache.builder import Builder
+from cluster.cache.crew import Crew
+from cluster.cache.progress import Progress, Watcher
+from cluster.config import RunConfig, require_cache
+from cluster.training.launch import ray_session
+from pipelines.cache.building import Building
+from pipelines.cache.local import is_remote, locked
+from pipelines.cache.manifest import Manifest, Plan
+from pipelines.cache.store import Shard, Unit
+
+
+def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+    """Builds the recipe's cache, or goes on building it.
+
+    With scaling.num_workers 0 in this process, else with every place that the Ray cluster has for a worker. ValueError
+    where the recipe names no cache or its folder holds another one; RunFailed where a worker fails.
+    """
+    directory = checked_directory(config)
+    with exclusive(directory):
+        if config.scaling.num_workers == 0:
+            return fill(directory, Here(config), watch)
+        with ray_session(config), closing(Crew(config)) as crew:
+            return fill(directory, crew, watch)
+
+
+def checked_directory(config: RunConfig) -> Path:
+    """The folder of the recipe's cache, made. ValueError for a recipe that cannot build one."""
+    cache = require_cache(config.cache, config.views)
+    if config.teacher is None:
+        raise ValueError("the recipe has no teacher whose outputs could be stored; add a 'teacher:' section")
+    if is_remote(cache.dir):
+        raise ValueError(
+            f"cache.dir={cache.dir}: a cache is built in a folder, and `python -m ops cache copy` puts it there"
+        )
+    for model in (config.student, config.teacher.model_copy(update={"source": "online"})):
+        model.check()
+    directory = Path(cache.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """The folder for one build alone."""
+    try:
+        with locked(directory / ".lock", wait=False):
+            yield
+    except BlockingIOError as error:
+        raise ValueError(f"another build is at work in {directory}; wait for it, or stop it") from error
+
+
+def fill(directory: Path, crew: Here | Crew, watch: Watcher | None) -> Manifest:
+    """Does what is not there yet, by the crew."""
+    building = Building(directory, crew.plan())
+    if building.note is None:
+        building.write_constants(*crew.constants(building.plan))
+    missing = building.missing()
+    progress = Progress(building.plan, missing, watch)
+    for shard in crew.work(missing, building, progress):
+        building.shards[shard.unit] = shard
+    progress.tell(last=True)
+    return building.finish()
+
+
+class Here:
+    """A crew of one: this process."""
+
+    def __init__(self, config: RunConfig) -> None:
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
+        self.builder = Builder(config, torch.device("cuda" if config.scaling.use_gpu else "cpu"))
+
+    def plan(self) -> Plan:
+        return self.builder.plan()
+
+    def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
+        return self.builder.constants(plan)
+
+    def work(self, units: list[Unit], building: Building, progress: Progress) -> Iterator[Shard]:
+        constants = building.constants()
+        for unit in units:
+
+            def told(rows: int, unit: Unit = unit) -> None:
+                progress.done[unit] = rows
+                progress.tell()
+
+            yield self.builder.build(unit, building.plan, building.key, constants, told)

@@ -1,0 +1,151 @@
+"""Is a cache worth it? The teacher, the student and the loader measured for some seconds, and the arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+
+from cluster.assembly import autocast
+from cluster.cache.builder import Builder
+from cluster.config import RunConfig
+from cluster.stored_teacher import TRAIN
+from kdcore.batch import Batch
+from kdcore.terms.logits import cross_entropy
+from pipelines.cache.columns import row_bytes
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Images a second of each part alone on one worker. overlap: whether the loader works while the networks do (on a
+    GPU), or takes its turn on the same cores."""
+
+    loader: float
+    teacher: float
+    student: float
+    overlap: bool
+
+    def seconds(self, *networks: float) -> float:
+        """For one image, from the loader through networks of these speeds."""
+        together = sum(1 / speed for speed in networks)
+        return max(1 / self.loader, together) if self.overlap else 1 / self.loader + together
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run costs with the teacher beside the student, and with its outputs in a cache, on `num_workers` workers.
+    The losses' own cost, the same for both, is left out."""
+
+    speeds: Speeds
+    num_images: int
+    num_views: int
+    epochs: int
+    num_workers: int
+    row_bytes: int
+
+    @property
+    def online_seconds(self) -> float:
+        """Of an epoch."""
+        return self._all(self.speeds.seconds(self.speeds.teacher, self.speeds.student))
+
+    @property
+    def cached_seconds(self) -> float:
+        """Of an epoch. Reading a row takes microseconds, which is left out."""
+        return self._all(self.speeds.seconds(self.speeds.student))
+
+    @property
+    def build_seconds(self) -> float:
+        return self._all(self.speeds.seconds(self.speeds.teacher)) * self.num_views
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_images * self.num_views * self.row_bytes
+
+    @property
+    def break_even_epochs(self) -> float | None:
+        """After so many epochs the build is paid for; None for never."""
+        saved = self.online_seconds - self.cached_seconds
+        return self.build_seconds / saved if saved > 0.02 * self.online_seconds else None
+
+    @property
+    def recommendation(self) -> str:
+        if self.break_even_epochs is None:
+            return (
+                f"online: the loader gives {self.speeds.loader:,.0f} images/s and is the bottleneck either way, so a "
+                "cache would gain nothing; speed up the loader first (data.num_threads, GPU decoding)"
+            )
+        trials = self.break_even_epochs / self.epochs
+        if trials <= 1:
+            return f"cache: it is paid for within one run of {self.epochs} epochs"
+        return (
+            f"cache for {int(trials) + 1} runs or more (a sweep, several students); online for fewer. Fewer views "
+            "(views.num_views) are paid for sooner"
+        )
+
+    def _all(self, seconds: float) -> float:
+        return self.num_images * seconds / self.num_workers
+
+
+def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
+    """Measures each part for about `seconds` on this device. ValueError as for a build."""
+    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
+    builder = Builder(config, device)
+    plan = builder.plan()
+    columns = plan.parts[TRAIN].columns
+    batch, loader = measured_loader(builder, seconds)
+    student = builder.run.student.train()
+
+    def ask() -> None:
+        with autocast(config, builder.run.rank):
+            builder.teacher(batch)
+
+    def learn() -> None:
+        with autocast(config, builder.run.rank):
+            loss = cross_entropy(student(batch.images), batch.labels).mean()
+        loss.backward()
+        student.zero_grad()
+
+    speeds = Speeds(
+        loader=loader,
+        teacher=len(batch) * rate(ask, device, seconds),
+        student=len(batch) * rate(learn, device, seconds),
+        overlap=device.type == "cuda",
+    )
+    return Outlook(
+        speeds=speeds,
+        num_images=builder.run.plan.num_samples,
+        num_views=plan.parts[TRAIN].num_views,
+        epochs=config.train.epochs,
+        num_workers=max(1, config.scaling.num_workers),
+        row_bytes=row_bytes(columns),
+    )
+
+
+def measured_loader(builder: Builder, seconds: float) -> tuple[Batch, float]:
+    """A batch of training, and the images a second of its loader, without the batches prepared before the clock."""
+    run = builder.run
+    requests = (request for _ in cycle([None]) for request in run.train_requests(0))
+    batches = run.train_loader().load(requests)
+    for _ in range(builder.config.data.prefetch + 1):
+        batch = next(batches)
+    return batch, len(batch) * rate(lambda: next(batches), run.rank.device, seconds)
+
+
+def rate(action: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """How often a second, over about `seconds`, after one call that does not count."""
+    action()
+    synchronise(device)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        action()
+        count += 1
+    synchronise(device)
+    return count / (time.perf_counter() - started)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,85 @@
+"""Whether a cache is what it says: every byte against its checksum, and rows chosen at random against the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.cache.builder import Builder
+from cluster.config import RunConfig, require_cache
+from pipelines.cache.columns import named
+from pipelines.cache.local import local_folder
+from pipelines.cache.manifest import Manifest, check, load_manifest
+from pipelines.cache.reader import CacheReader, refuse_damaged
+
+# Of a row's largest number: what batches of another size or another machine change in the teacher's arithmetic.
+ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}
+
+
+@dataclass
+class Agreement:
+    """Of one column of a part: rows computed anew, and those that differ from the stored ones by more than the coding
+    and rounding explain."""
+
+    part: str
+    column: str
+    coding: str
+    rows: int = 0
+    wrong: int = 0
+
+
+def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
+    """Reads the whole cache, then computes `num_rows` random rows of every part anew, for which it needs the teacher.
+
+    ValueError for a damaged file, and for a cache that belongs to something else than the recipe.
+    """
+    cache = require_cache(config.cache, config.views)
+    directory = local_folder(cache.dir, cache.copies_dir)
+    manifest = load_manifest(directory)
+    refuse_damaged(directory, list(manifest.shards), full=True)
+    builder = Builder(config, device)
+    check(manifest, builder.identity(), str(directory), cache.trust)
+    rng = np.random.default_rng(seed)
+    found = []
+    for part in manifest.plan.parts:
+        reader = CacheReader(directory, manifest, part, None, device)
+        found += compare(builder, reader, manifest, part, chosen(manifest, part, num_rows, rng))
+    return found
+
+
+def chosen(
+    manifest: Manifest, part: str, num_rows: int, rng: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(view, sample ids) of random rows of a part, each at most once."""
+    there = manifest.plan.parts[part]
+    total = there.num_rows * there.num_views
+    views, ids = np.divmod(rng.choice(total, min(num_rows, total), replace=False), there.num_rows)
+    for view in np.unique(views):
+        yield int(view), np.sort(ids[views == view])
+
+
+def compare(
+    builder: Builder,
+    reader: CacheReader,
+    manifest: Manifest,
+    part: str,
+    rows: Iterator[tuple[int, NDArray[np.int64]]],
+) -> list[Agreement]:
+    """The stored rows beside the same computed anew."""
+    rounding = ROUNDING[manifest.plan.identity["teacher"]["precision"]]
+    found = {column.name: Agreement(part, column.name, column.coding) for column in reader.columns}
+    for view, ids in rows:
+        for done, answers in builder.answers(part, view, ids):
+            fresh = named(answers)
+            batch = ids[done - len(next(iter(fresh.values()))) : done]
+            stored = named(reader.outputs(view, batch))
+            for column in reader.columns:
+                code = reader.codes.get(column.name)
+                agrees = column.agrees(fresh[column.name], stored[column.name], rounding, code)
+                found[column.name].rows += len(agrees)
+                found[column.name].wrong += int((~agrees).sum())
+    return list(found.values())

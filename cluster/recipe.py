@@ -1,0 +1,169 @@
+"""Recipes: YAML read, merged with its bases, overridden with `dotted.key=value`, checked, and written.
+
+Every mistake in one is refused in a line that names the field and the nearest valid ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.config import RunConfig
+from pipelines.cache.local import is_remote
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration of a YAML recipe with `dotted.key=value` overrides; ValueError in one line for what is wrong.
+
+    A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
+    merged, everything else is replaced.
+    """
+    return configure(read_recipe(Path(path)), overrides, str(path))
+
+
+def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    """The configuration of a recipe's mapping with overrides; source names the recipe in errors."""
+    data = copy.deepcopy(dict(recipe))
+    for override in overrides:
+        apply_override(data, override)
+    return parse(data, source)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping of a recipe file with its bases merged in."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        raise ValueError(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    bases = data.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merge(merged, read_recipe(path.parent / base))
+    return merge(merged, data)
+
+
+def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, in place: mappings key by key, other values replaced."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            merge(below[key], value)
+        else:
+            below[key] = value
+    return below
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Sets one `dotted.key=value` in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"override {override!r}: write key=value, such as train.epochs=5")
+    assign(data, key, yaml.safe_load(text))
+
+
+def assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Sets one field of nested values by its dotted key, in place; list items are numbered from 0."""
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = item(node, part, key) if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ValueError(f"{key}: {part!r} is a value, it has no keys below it")
+    if isinstance(node, list):
+        item(node, last, key)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def item(items: list[Any], number: str, key: str) -> Any:
+    """An item of a list by its number in a dotted key. ValueError where there is none."""
+    if not number.isdecimal() or int(number) >= len(items):
+        raise ValueError(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
+    return items[int(number)]
+
+
+def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
+    """A RunConfig from a mapping; ValueError in one line, naming the field and the nearest valid ones."""
+    return validated(RunConfig, data, source)
+
+
+def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
+    """A model from a mapping, with errors as for `parse`."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {'; '.join(_sentences(error, model))}") from None
+
+
+def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
+            yield f"unknown key {place!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+        elif problem["type"] == "missing":
+            yield f"{place} is missing"
+        elif problem["type"] == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{place}: {message}" if place else message
+        else:
+            yield f"{place}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = next((a for a in _options(field.annotation) if hasattr(a, "model_fields")), None)
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    yield from getattr(annotation, "__args__", ())
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved recipe: every field with its value; `load_recipe` reads it back to an equal RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def absolute(config: RunConfig, base: Path) -> RunConfig:
+    """The configuration as its workers need it: local paths absolute, for their working directory is another one, and
+    the MLflow store that MLFLOW_TRACKING_URI names where the recipe names none."""
+
+    def fixed(model: Any) -> Any:
+        paths = {name: str(base / value) for name in ("checkpoint", "class_indices") if (value := getattr(model, name))}
+        return model.model_copy(update=paths)
+
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    storage = config.checkpoint.storage
+    if storage and not is_remote(storage):
+        storage = str((base / storage).absolute())
+    return config.model_copy(
+        update={
+            "tracking": config.tracking.model_copy(update={"uri": uri}),
+            "output_dir": str((base / config.output_dir).absolute()),
+            "data": config.data.model_copy(update={"root": str((base / config.data.root).absolute())}),
+            "student": fixed(config.student),
+            "teacher": fixed(config.teacher) if config.teacher else None,
+            "cache": config.cache.at(base) if config.cache else None,
+            "checkpoint": config.checkpoint.model_copy(update={"storage": storage}),
+        }
+    )

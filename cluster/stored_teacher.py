@@ -1,0 +1,195 @@
+"""Between a run and a teacher cache: what it must belong to, what it must hold, and the teacher that it stands for.
+
+Not here: how a cache is filled (`cluster.cache.job`) and read (`pipelines.cache`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cluster.config import RunConfig, TeacherConfig
+from cluster.rank import Rank
+from kdcore.batch import Needs, TeacherOutputs
+from kdcore.layout import Layout
+from kdcore.metrics import Counts
+from kdcore.models import build_model
+from kdcore.reused import TeacherHead
+from pipelines.cache.columns import FEATURES
+from pipelines.cache.local import local_folder
+from pipelines.cache.manifest import Manifest, check, library_versions, load_manifest
+from pipelines.cache.reader import CLASS_MEANS, CacheReader, classifier_of, load_constants, under
+from pipelines.data.index import ImageIndex
+from pipelines.loaders.base import Request
+from pipelines.views.plan import ViewPlan, ViewPolicy
+
+TRAIN = "train"
+NORM = "norm."
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class StoredTeacher:
+    """A teacher as a cache holds it: what `OnlineTeacher` answers, without the teacher."""
+
+    manifest: Manifest
+    train: CacheReader
+    evaluations: dict[str, CacheReader]
+    constants: dict[str, Tensor]
+
+    def outputs(self, request: Request) -> TeacherOutputs:
+        """The answers for a request of training views."""
+        return self.train.outputs(request.view, request.sample_ids)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """{tap: shape of its features without the batch}."""
+        columns = [column for column in self.train.columns if column.name.startswith(FEATURES)]
+        return {column.name.removeprefix(FEATURES): torch.Size(column.shape) for column in columns}
+
+    @property
+    def class_means(self) -> dict[str, Tensor]:
+        return under(self.constants, CLASS_MEANS, self.train.device)
+
+    @property
+    def head(self) -> TeacherHead:
+        """What SimKD reuses. ValueError where the cache was built for a method that does not."""
+        if self.manifest.plan.head is None:
+            raise ValueError(
+                f"the cache {self.train.directory} does not hold the teacher's head, which student.classifier: reused "
+                "reads; build it in another folder with this recipe, or with cache.head=true"
+            )
+        return head_of(self.manifest.plan.head, self.constants)
+
+    def evaluation(self, split: str, labels: np.ndarray, rank: Rank) -> tuple[dict[str, float], Tensor]:
+        """As `passes.teacher_pass`: the teacher's metrics on a split, and its logits on this rank's share [n,K]."""
+        share = rank.slice_of(len(labels))
+        counts, ids = Counts(rank.device), np.arange(share.start, share.stop)
+        logits = torch.empty(0)
+        if len(ids):
+            answer = self.evaluations[split].outputs(0, ids).logits
+            assert answer is not None, "evaluation parts hold logits"
+            counts.add(answer, torch.from_numpy(labels[ids].astype(np.int64)).to(rank.device))
+            logits = answer.cpu()
+        rank.add_up(counts.totals)
+        return counts.result(), logits
+
+
+def open_stored_teacher(
+    config: RunConfig, expected: dict[str, Any], classes: tuple[str, ...], rank: Rank
+) -> StoredTeacher:
+    """The recipe's cache. ValueError for one that belongs to something else, is damaged, or lacks a column.
+
+    expected: the run's `identity`; where the teacher's weights lie on this machine, rank 0 adds them to it.
+    """
+    assert config.cache is not None, "checked by RunConfig"
+    assert config.teacher is not None, "checked by RunConfig"
+    directory = local_folder(config.cache.dir, config.cache.copies_dir)
+    manifest = load_manifest(directory)
+    teacher = declared(config.teacher)
+    if rank.first and config.teacher.has_weights:
+        teacher["weights"] = weights_fingerprint(build_model(config.teacher, classes))
+    check(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
+    stored_views = manifest.plan.parts[TRAIN].num_views
+    if config.views.num_views is None or config.views.num_views > stored_views:
+        raise ValueError(
+            f"the recipe shows {config.views.num_views} views, the cache {directory} holds {stored_views}; set "
+            f"views.num_views={stored_views}, or `python -m ops cache build` with more, which adds to it"
+        )
+    train = CacheReader(directory, manifest, TRAIN, config.needs, rank.device)
+    logits = Needs(teacher_logits=True)
+    splits = [name for name in manifest.plan.parts if name != TRAIN]
+    evaluations = {split: CacheReader(directory, manifest, split, logits, rank.device) for split in splits}
+    stored = StoredTeacher(manifest, train, evaluations, load_constants(directory, manifest))
+    require_class_means(stored, config.needs)
+    return stored
+
+
+def require_class_means(stored: StoredTeacher, needs: Needs) -> None:
+    """ValueError where class means are read that the cache lacks."""
+    missing = sorted(needs.class_means - stored.class_means.keys())
+    if missing:
+        raise ValueError(
+            f"the cache {stored.train.directory} does not hold the class means of tap {missing[0]!r}; build it with "
+            "this recipe in another folder"
+        )
+
+
+def cache_needs(config: RunConfig) -> Needs:
+    """What a cache built for this recipe holds."""
+    assert config.cache is not None, "checked by the caller"
+    return config.needs | Needs(
+        teacher_taps=frozenset(config.cache.taps), teacher_classifier=config.cache.head or reuses_head(config)
+    )
+
+
+def reuses_head(config: RunConfig) -> bool:
+    """Whether the student is SimKD's, with the teacher's head."""
+    return config.student.classifier == "reused"
+
+
+def identity(
+    config: RunConfig,
+    indexes: Mapping[str, ImageIndex],
+    plan: ViewPlan,
+    evaluation: ViewPolicy,
+    statistics: Statistics,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What stored outputs are a function of, but for the teacher: nested plain values, so that a difference has a name.
+
+    evaluation: how validation images are cut; statistics: (mean, std) by which images are normalised.
+    """
+    mean, std = statistics
+    on_gpu = config.data.decode == "gpu" or (config.data.decode == "auto" and device.type == "cuda")
+    decoder = f"dali on {'gpu' if on_gpu else 'cpu'}" if config.data.loader == "dali" else "pillow"
+    return {
+        "data": {split: index.fingerprint for split, index in indexes.items()},
+        "views": {**plan.policy.appearance(), "seed": plan.seed, "fingerprint": plan.fingerprint},
+        "evaluation": evaluation.appearance(),
+        "preprocessing": {"mean": list(mean), "std": list(std), "decoder": decoder},
+        "versions": library_versions(),
+    }
+
+
+def declared(teacher: TeacherConfig) -> dict[str, Any]:
+    """What of a teacher is known without its weights."""
+    return {"model": teacher.model, "args": json.dumps(teacher.args, sort_keys=True)}
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bits of a network's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A head as (plain values, tensors), its classifier apart."""
+    facts: dict[str, Any] = {"layout": asdict(head.layout), "pool": head.pool, "signed": head.signed, "eps": None}
+    if head.norm is None:
+        return facts, {}
+    facts |= {"eps": head.norm.eps}
+    return facts, {NORM + name: tensor for name, tensor in head.norm.state_dict().items()}
+
+
+def head_of(facts: dict[str, Any], constants: dict[str, Tensor]) -> TeacherHead:
+    """The inverse of `head_facts`."""
+    layout = Layout(**{**facts["layout"], "grid": tuple(facts["layout"]["grid"])})
+    cpu = torch.device("cpu")
+    norm, tensors = None, under(constants, NORM, cpu)
+    if facts["eps"] is not None:
+        affine = "weight" in tensors
+        norm = nn.LayerNorm(layout.channels, facts["eps"], affine, "bias" in tensors)
+        norm.load_state_dict(tensors)
+    return TeacherHead(classifier_of(constants, cpu), layout, facts["pool"], norm, facts["signed"])

@@ -1,0 +1,12 @@
+"""Many runs of one recipe over shared caches, driven by Ray Tune and restored from a journal.
+
+config    what SPACE.yaml says
+space     points, and the runs they make
+caches    which runs share a cache
+plan      all of that before anything starts, with its cost
+search    which point comes next, and which run is stopped
+journal   what has been decided and measured
+trial     one run inside a trial's process
+tracking  the sweep and its runs in MLflow
+run       all of it together
+"""

@@ -1,0 +1,161 @@
+"""Which runs of a sweep can read one cache of teacher outputs, and what it must hold for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.assembly import assemble
+from cluster.cache.builder import Builder
+from cluster.config import RunConfig
+from cluster.rank import Rank
+from cluster.recipe import parse
+from cluster.stored_teacher import reuses_head
+from cluster.sweep.config import SweepConfig
+from kdcore.batch import Needs
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model, input_statistics
+from kdcore.terms import Term
+from pipelines.cache.columns import row_bytes
+from pipelines.cache.manifest import MANIFEST, differences
+
+CPU = torch.device("cpu")
+
+
+class Caches:
+    """The caches of a sweep: runs that show the same views to the same teacher share one.
+
+    configs: one run of every kind that there will be, with the teacher online. ValueError where they need more caches
+    than the sweep allows. A sweep whose teacher answers online, or is asked nothing, has none.
+    """
+
+    def __init__(self, sweep: SweepConfig, configs: Sequence[RunConfig]) -> None:
+        self.groups: dict[str, list[RunConfig]] = {}
+        if sweep.teacher == "cache":
+            for config in filter(asks_the_teacher, configs):
+                self.groups.setdefault(key_of(config), []).append(config)
+        if len(self.groups) > sweep.max_caches:
+            raise ValueError(self._too_many(sweep))
+
+    def reading(self, config: RunConfig) -> RunConfig:
+        """The run with its teacher's outputs read from where they will be. ValueError for one that was not planned."""
+        if not self.groups:
+            return config
+        key = key_of(config)
+        if key not in self.groups and not asks_the_teacher(config):
+            return config
+        if key not in self.groups:
+            raise ValueError("its views or its teacher are others than the caches of this sweep hold; use search: grid")
+        data = config.model_dump(mode="json")
+        data["teacher"]["source"] = "cache"
+        data["cache"]["dir"] = self.directory(key)
+        return parse(data, config.name)
+
+    def directory(self, key: str) -> str:
+        """The recipe's folder for the first cache, its neighbours for others."""
+        (first, *_), *_ = self.groups.values()
+        assert first.cache is not None, "given by base_of"
+        return first.cache.dir if key == next(iter(self.groups)) else f"{first.cache.dir}-{digest(key)}"
+
+    def builds(self) -> list[RunConfig]:
+        """A recipe for each cache that stores what all of its runs read."""
+        made = []
+        for key, configs in self.groups.items():
+            data = configs[0].model_dump(mode="json")
+            needs = stored(configs)
+            data["method"] = [term.model_dump(mode="json") for term in terms_for(configs)]
+            data["views"]["num_views"] = max(config.views.num_views or 0 for config in configs)
+            data["cache"] |= {
+                "dir": self.directory(key),
+                "taps": sorted(needs.teacher_taps | set(data["cache"]["taps"])),
+                "head": data["cache"]["head"] or any(reuses_head(config) for config in configs),
+            }
+            made.append(parse(data, "the sweep's cache"))
+        return made
+
+    def missing(self) -> list[RunConfig]:
+        """The caches that are yet to be built. ValueError for a finished one that lacks what a run reads."""
+        missing = []
+        for build, configs in zip(self.builds(), self.groups.values(), strict=True):
+            assert build.cache is not None, "given by base_of"
+            if not (Path(build.cache.dir) / MANIFEST).is_file():
+                missing.append(build)
+                continue
+            for config in {config.needs: config for config in configs}.values():
+                assemble(self.reading(config), Rank(0, 1, CPU))
+        return missing
+
+    def _too_many(self, sweep: SweepConfig) -> str:
+        first, second = (json.loads(key) for key in list(self.groups)[:2])
+        (field, *_), *_ = differences(first, second)
+        size = num_bytes(self.builds()[0])
+        return (
+            f"the runs differ in {field}, so they cannot share one cache of teacher outputs: they need "
+            f"{len(self.groups)} of about {size / 2**30:.2f} GiB and a pass of the teacher each. Take {field} out of "
+            f"the space, allow them with max_caches: {len(self.groups)}, or set teacher: online"
+        )
+
+
+def asks_the_teacher(config: RunConfig) -> bool:
+    return config.teacher is not None and (config.needs.teacher or reuses_head(config))
+
+
+def key_of(config: RunConfig) -> str:
+    """Equal for runs whose teacher sees the same pixels, as far as recipes say; JSON."""
+    assert config.teacher is not None, "checked by the caller"
+    return json.dumps(
+        {
+            "data": config.data.model_dump(mode="json", exclude={"num_threads", "prefetch"}),
+            "views": config.views.appearance() | {"seed": config.plan_seed},
+            "teacher": config.teacher.model_dump(mode="json", exclude={"source"}),
+            "statistics": None if config.data.mean else statistics(config.student.model_dump_json()),
+        },
+        sort_keys=True,
+    )
+
+
+@lru_cache(maxsize=64)
+def statistics(student: str) -> Any:
+    """The mean and std by which a student's images are normalised."""
+    bare = {"pretrained": False, "checkpoint": None, "class_indices": None}
+    config = ModelConfig.model_validate(
+        {k: v for k, v in json.loads(student).items() if k in ModelConfig.model_fields} | bare
+    )
+    return input_statistics(build_model(config, ("0", "1")))
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
+
+
+def stored(configs: Iterable[RunConfig]) -> Needs:
+    """What of the teacher the runs read, all together."""
+    return Needs.union(config.needs.of_teacher for config in configs)
+
+
+def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
+    """Terms that read all that the runs' methods read, but for taps, which a cache's section can name.
+
+    As few as possible: two terms may not stand side by side in one method though each stands in one of the runs'.
+    """
+    found: list[Term] = []
+    covered = Needs()
+    for term in (term for config in configs for term in config.method if term.weight > 0):
+        needs = replace(term.needs().of_teacher, teacher_taps=frozenset())
+        if covered | needs != covered:
+            found.append(term)
+            covered = covered | needs
+    return found or list(configs[0].method)
+
+
+def num_bytes(build: RunConfig) -> int:
+    """What a cache will take on the disk, all parts of it."""
+    parts = Builder(build, CPU).plan().parts.values()
+    return sum(part.num_rows * part.num_views * row_bytes(part.columns) for part in parts)

@@ -1,0 +1,222 @@
+"""What a sweep searches and how: a strict model of a YAML file, beside the recipe that it varies.
+
+name: digits
+search: grid                # or random, or tpe, with num_points
+seeds: [0, 1]
+asha: {grace_epochs: 2}     # left out: every run goes to its end
+space:
+  temperature: [1, 2, 4, 8]
+  weight: {log_uniform: [0.1, 10]}
+  layers: {ranked: 4}
+  optimizer.lr: [0.05, 0.1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+
+from cluster.config import Section
+from cluster.recipe import read_recipe, validated
+from kdcore.terms.base import Pair
+
+# What the search decides itself, or what would make scores incomparable.
+RESERVED = {
+    "name": "the runs are named by the sweep",
+    "output_dir": "the runs lie in the sweep's folder",
+    "seed": "give seeds: [0, 1, ...] beside the space",
+    "teacher.source": "give teacher: cache or online beside the space",
+    "cache.dir": "all runs read one cache",
+    "data.held_out": "scores on different images cannot be compared",
+}
+LOWER_IS_BETTER = ("nll", "kl")
+METRICS = ("top1", "top5", "agreement", *LOWER_IS_BETTER)
+
+
+class Values(Section):
+    """One of several values."""
+
+    values: tuple[Any, ...] = Field(min_length=1)
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        return self.values[rng.integers(len(self.values))]
+
+    def value(self, drawn: Any) -> Any:
+        """The value that a search has drawn: searches draw its number, for a value may be a list."""
+        return self.values[drawn]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that show whether the axis can be searched at all: of several, each."""
+        return self.values
+
+
+class Range(Section):
+    """A number within [low, high]."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"a range goes from low to high, not from {self.low} to {self.high}")
+        return self
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        return float(rng.uniform(self.low, self.high))
+
+    def value(self, drawn: Any) -> Any:
+        return drawn
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return (self.value(self.low), self.value(self.high))
+
+
+class LogRange(Range):
+    """A number within [low, high] whose logarithm is uniform."""
+
+    low: float = Field(gt=0)
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+
+
+class Integers(Range):
+    """A whole number within [low, high], both included."""
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        return int(rng.integers(int(self.low), int(self.high) + 1))
+
+    def value(self, drawn: Any) -> Any:
+        return int(drawn)
+
+
+class Pairings(Section):
+    """Which taps are paired: `pairs`, each choice a list of pairs; or the choices that the teacher's layers of highest
+    quality allow.
+
+    ranked: so many of the teacher's best taps by Q. sizes: a choice takes so many of them at once (1: one layer), and
+    pairs them with the student's by depth. taps, student_taps: of which networks' layers; by default their blocks.
+    images: on how many training images Q is measured.
+    """
+
+    pairs: tuple[tuple[Pair, ...], ...] | None = None
+    ranked: int | None = Field(default=None, ge=1)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    taps: tuple[str, ...] | None = None
+    student_taps: tuple[str, ...] | None = None
+    images: int = Field(default=5000, ge=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> Pairings:
+        if (self.pairs is None) == (self.ranked is None):
+            raise ValueError("give either pairs: [[{student: TAP, teacher: TAP}, ...], ...] or ranked: N")
+        if self.ranked is not None and max(self.sizes) > self.ranked:
+            raise ValueError(f"sizes {max(self.sizes)} of the {self.ranked} best layers; raise ranked")
+        return self
+
+
+RANGES: dict[str, type[Range]] = {"uniform": Range, "log_uniform": LogRange, "integers": Integers}
+Axis = Values | Range
+
+
+def parse_axis(given: Any) -> Any:
+    """A list is several values; a mapping names a range, or says which layers."""
+    if isinstance(given, list) and given:
+        return Values(values=tuple(given))
+    if isinstance(given, Mapping) and len(given) == 1 and (kind := next(iter(given))) in RANGES:
+        ends = given[kind]
+        if not isinstance(ends, list) or len(ends) != 2:
+            raise ValueError(f"{kind} takes [low, high], not {ends!r}")
+        return RANGES[kind](low=ends[0], high=ends[1])
+    if isinstance(given, Mapping) and given.keys() & {"pairs", "ranked"}:
+        return Pairings.model_validate(given)
+    if isinstance(given, Values | Range | Pairings):
+        return given
+    raise ValueError(f"write a list of values, or {{{' | '.join(RANGES)}: [low, high]}}; got {given!r}")
+
+
+class Asha(Section):
+    """Asynchronous successive halving: at grace_epochs, and at every reduction_factor times that, a run stops unless it
+    is among the best 1/reduction_factor of those that have come so far."""
+
+    grace_epochs: int = Field(default=1, ge=1)
+    reduction_factor: int = Field(default=3, ge=2)
+
+    def rung(self, epoch: float) -> int:
+        """The last rung at or before an epoch; 0 before the first."""
+        rung = 0
+        following = self.grace_epochs
+        while following <= epoch:
+            rung, following = following, following * self.reduction_factor
+        return rung
+
+
+class SweepConfig(Section):
+    """A sweep: `space` is searched by `search`, each point with every seed.
+
+    space: {field of the recipe, dotted: an axis}. Short words: `temperature` of every term on logits (gamma is its
+    inverse), `weight` of the one term that reads the teacher, `layers` of the terms with pairs. num_points: of random
+    and tpe. seeds: of the runs; all show the same views. metric: what is compared, on held-out training images. asha:
+    stops runs early. concurrent: runs at a time; by default as many as the cluster has room for. teacher: where its
+    outputs come from. max_caches: points that show other views need other caches; more than this many are refused.
+    seed: of the search.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    space: dict[str, Annotated[SerializeAsAny[Axis | Pairings], BeforeValidator(parse_axis)]] = Field(min_length=1)
+    search: Literal["grid", "random", "tpe"] = "grid"
+    num_points: int | None = Field(default=None, ge=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0,), min_length=1)
+    metric: str = "held_out/top1"
+    asha: Asha | None = None
+    concurrent: int | None = Field(default=None, ge=1)
+    teacher: Literal["cache", "online"] = "cache"
+    max_caches: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Which scores are better."""
+        return "min" if self.metric.endswith(LOWER_IS_BETTER) else "max"
+
+    @field_validator("metric")
+    @classmethod
+    def _held_out(cls, metric: str) -> str:
+        if metric.startswith("val/"):
+            raise ValueError(
+                f"{metric} would choose on the validation set, whose accuracy would then mean nothing; take "
+                "held_out/top1, and keep back training images with data.held_out=0.02"
+            )
+        if metric not in [f"held_out/{name}" for name in METRICS]:
+            raise ValueError(f"{metric!r} is no metric; take one of {', '.join(f'held_out/{n}' for n in METRICS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepConfig:
+        for field, remedy in RESERVED.items():
+            if field in self.space:
+                raise ValueError(f"{field} cannot be searched: {remedy}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: one stands there twice")
+        ranges = [field for field, axis in self.space.items() if isinstance(axis, Range)]
+        if self.search == "grid" and ranges:
+            raise ValueError(f"{ranges[0]} is a range, which a grid cannot list; give values, or search: random or tpe")
+        if (self.search == "grid") != (self.num_points is None):
+            raise ValueError(
+                "a grid has as many points as it has; leave num_points out"
+                if self.search == "grid"
+                else f"search: {self.search} goes on for ever; say how many points with num_points"
+            )
+        return self
+
+
+def load_sweep(path: str | Path) -> SweepConfig:
+    """The sweep that a YAML file describes. ValueError in one line for what is wrong."""
+    return validated(SweepConfig, read_recipe(Path(path)), str(path))

@@ -1,0 +1,106 @@
+"""The journal of a sweep: what was tried, what it scored, what was decided, in the order in which it happened.
+
+One JSON object a line, written before anything follows from it. A sweep that is started again reads it, and stands
+where it stood: the search has heard the same scores in the same order, and no decision is made twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.sweep.space import Point
+from cluster.tracking.journal import keep, read_metrics
+
+End = Literal["finished", "stopped", "failed"]
+Event = dict[str, Any]
+Listener = Callable[[Event, "Trial"], None]
+
+
+@dataclass
+class Trial:
+    """One run of a sweep: a point, by its number, with a seed.
+
+    reports: {epoch, step, metric: value, ...} of every validation so far; end: None while it runs, or waits to be
+    continued; reason: why it was stopped, or failed; result: of a finished run.
+    """
+
+    name: str
+    number: int
+    point: Point
+    seed: int
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    end: End | None = None
+    reason: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> float:
+        """Of the last report."""
+        return self.reports[-1]["epoch"] if self.reports else 0.0
+
+    def score(self, metric: str, selects_best: bool) -> float | None:
+        """Of the weights that the run deploys, or would if it ended here: the last, or those that were best on the
+        held-out images. None before the first report, and of a run that failed."""
+        if not self.reports or self.end == "failed":
+            return None
+        row = max(self.reports, key=lambda row: row["held_out/top1"]) if selects_best else self.reports[-1]
+        return float(row[metric])
+
+
+class SweepJournal:
+    """trials by name, in the order in which they began.
+
+    Whoever listens is called with (event, trial) after every event; those who listen before `open` hear the past, too,
+    event by event.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trials: dict[str, Trial] = {}
+        self.listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        self.listeners.append(listener)
+
+    def open(self) -> None:
+        """Relives the past; from now on events can be added."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            keep(self.path)
+        for event in read_metrics(self.path):
+            self._happened(event)
+        self.file = self.path.open("a")
+
+    def begin(self, name: str, number: int, point: Point, seed: int) -> Trial:
+        self._write({"event": "begin", "trial": name, "number": number, "point": point, "seed": seed})
+        return self.trials[name]
+
+    def report(self, name: str, row: dict[str, Any], stop: str) -> None:
+        """A validation of a trial. stop: why the trial ends with it; empty where it goes on."""
+        self._write({"event": "report", "trial": name, "row": row, "stop": stop})
+
+    def end(self, name: str, end: End, reason: str = "", result: dict[str, Any] | None = None) -> None:
+        self._write({"event": "end", "trial": name, "end": end, "reason": reason, "result": result or {}})
+
+    def _write(self, event: Event) -> None:
+        self.file.write(json.dumps(event) + "\n")
+        self.file.flush()
+        self._happened(event)
+
+    def _happened(self, event: Event) -> None:
+        name = event["trial"]
+        if event["event"] == "begin":
+            self.trials[name] = Trial(name, event["number"], event["point"], event["seed"])
+        trial = self.trials[name]
+        if event["event"] == "report":
+            trial.reports.append(event["row"])
+            if event["stop"]:
+                trial.end, trial.reason = "stopped", event["stop"]
+        elif event["event"] == "end":
+            trial.end, trial.reason, trial.result = event["end"], event["reason"], event["result"]
+        for listener in self.listeners:
+            listener(event, trial)

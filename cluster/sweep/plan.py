@@ -1,0 +1,154 @@
+"""A sweep before it starts: its runs, the caches they share, how many fit at a time, and what it will cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import ray
+
+from cluster.cache.outlook import Outlook
+from cluster.config import RunConfig
+from cluster.sweep.caches import Caches
+from cluster.sweep.config import SweepConfig
+from cluster.sweep.journal import Trial
+from cluster.sweep.space import LayerScores, Point, Space, base_of, configured, described, num_points, settle
+from cluster.training.launch import check, wants_gpu
+
+
+class SweepPlan:
+    """What a sweep will do. recipe: with its paths absolute; scores: of the layers, where the space has some.
+
+    ValueError where nothing of it could run, or where the runs need more caches than allowed.
+    """
+
+    def __init__(self, recipe: RunConfig, sweep: SweepConfig, scores: LayerScores | None) -> None:
+        self.recipe, self.sweep, self.scores = recipe, sweep, scores
+        self.base = base_of(recipe, sweep)
+        self.space: Space = settle(sweep, scores)
+        self.checked: dict[tuple[object, ...], str] = {}  # {what is checked: what is wrong with it}
+        self.problems: dict[str, str] = {}  # {point: what is wrong with it}
+        fit = [config for point in self.examples if (config := self._fitting(point))]
+        if not fit:
+            raise ValueError(f"none of the sweep's points makes a run: {next(iter(self.problems.values()))}")
+        self.caches = Caches(sweep, fit)
+        self.max_epochs = max(config.train.epochs for config in fit)
+
+    @cached_property
+    def examples(self) -> list[Point]:
+        """The points; of a search that makes them up as it goes, some that show every value."""
+        return self.space.points() or self.space.probes()
+
+    @property
+    def num_trials(self) -> int:
+        return num_points(self.space) * len(self.sweep.seeds)
+
+    def config(self, trial: Trial) -> RunConfig:
+        """The run of a trial, reading the cache it shares. ValueError where its point makes no run."""
+        config = configured(self.base, trial.point, f"{self.sweep.name}-{trial.name}", trial.seed)
+        if problem := self._problem(config):
+            raise ValueError(problem)
+        return self.caches.reading(config)
+
+    def score(self, trial: Trial) -> float | None:
+        return trial.score(self.sweep.metric, selects_best=self.base.train.select == "held_out")
+
+    @property
+    def parent(self) -> RunConfig:
+        """The sweep itself as MLflow and its folder know it: the recipe under the sweep's name."""
+        return self.recipe.model_copy(update={"name": self.sweep.name})
+
+    def _fitting(self, point: Point) -> RunConfig | None:
+        """The run of a point with the first seed; None, with the problem noted, where it makes none."""
+        try:
+            config = configured(self.base, point, self.sweep.name, self.sweep.seeds[0])
+            problem = self._problem(config)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            self.problems[described(point)] = problem
+        return None if problem else config
+
+    def _problem(self, config: RunConfig) -> str:
+        """What is wrong with the networks, taps or files of a run; each kind of run is looked at once."""
+        terms = tuple(term.term for term in config.method)
+        kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
+        if kind not in self.checked:
+            try:
+                check(config)
+                self.checked[kind] = ""
+            except ValueError as error:
+                self.checked[kind] = str(error)
+        return self.checked[kind]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a sweep whose runs all go to their ends. Seconds, from the speeds of each part measured alone."""
+
+    outlook: Outlook
+    num_trials: int
+    concurrent: int
+    num_caches: int  # to be built
+
+    @property
+    def build_seconds(self) -> float:
+        return self.num_caches * self.outlook.build_seconds
+
+    @property
+    def cached_seconds(self) -> float:
+        return self._all(self.outlook.cached_seconds) + self.build_seconds
+
+    @property
+    def online_seconds(self) -> float:
+        return self._all(self.outlook.online_seconds)
+
+    @property
+    def break_even_trials(self) -> float | None:
+        """After so many runs the cache is paid for; None for never."""
+        epochs = self.outlook.break_even_epochs
+        return None if epochs is None else epochs / self.outlook.epochs
+
+    def _all(self, epoch_seconds: float) -> float:
+        return epoch_seconds * self.outlook.epochs * self.num_trials / self.concurrent
+
+
+def resources(config: RunConfig) -> dict[str, float]:
+    """What a run's workers take together."""
+    scaling, workers = config.scaling, max(1, config.scaling.num_workers)
+    use_gpu = wants_gpu(config) if ray.is_initialized() else bool(scaling.use_gpu)
+    return {"CPU": workers * scaling.cpus_per_worker, "GPU": workers * scaling.gpus_per_worker * use_gpu}
+
+
+# What the process of a trial takes: next to nothing, for its workers count for themselves, and a core for each such
+# process would leave a cluster full of them without a place for a worker. (Tune does not take nothing at all.)
+DRIVER = {"CPU": 0, "memory": 1}
+
+
+def places(config: RunConfig, have: Mapping[str, float]) -> int:
+    """How many runs fit on a cluster at a time."""
+    return min(int(have.get(name, 0) / amount) for name, amount in resources(config).items() if amount)
+
+
+def local_concurrency(config: RunConfig, asked: int | None) -> int:
+    """Runs at a time on this machine alone: as many as asked for, for its cores can be shared; else one for each core
+    that it takes."""
+    return asked or max(1, places(config, {"CPU": os.cpu_count() or 1, "GPU": float("inf")}))
+
+
+def concurrency(config: RunConfig, asked: int | None) -> int:
+    """Runs at a time on the Ray cluster that is there: as many as fit, at most as many as asked for; the others wait.
+
+    ValueError where not even one fits.
+    """
+    have = ray.cluster_resources()
+    room = places(config, have)
+    if room < 1:
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources(config).items() if amount)
+        raise ValueError(
+            f"a run takes {wanted}, and the cluster has {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU; lower "
+            "scaling.num_workers or scaling.cpus_per_worker"
+        )
+    return min(room, asked or room)

@@ -1,0 +1,155 @@
+"""Running a sweep: its caches first, then its trials by Ray Tune, at the end what they amount to.
+
+A sweep's name is its identity. Started again after whatever ended it, it goes on from its journal: runs that have ended
+are not run again, runs that were under way continue from their checkpoints. With one run at a time its table is the
+very table of an undisturbed sweep. With several, which scores successive halving and TPE have seen when they decide
+depends on which run was faster, in every sweep anew; here, too, what was decided stays decided.
+
+Tune's own restore is not used. It keeps pickles of the search, and has the searcher and the scheduler as they were at
+its last save, seconds before the kill: what was decided in between would be decided again, with other runs at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from cluster.cache.job import build
+from cluster.cache.progress import Watcher
+from cluster.config import RunConfig
+from cluster.recipe import to_yaml
+from cluster.sweep.config import SweepConfig
+from cluster.sweep.journal import Event, SweepJournal, Trial
+from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency
+from cluster.sweep.search import Judge, Proposals
+from cluster.sweep.tracking import SweepRecord
+from cluster.sweep.trial import train_trial
+from cluster.training.launch import continued, ray_session
+from pipelines.cache.local import locked
+from pipelines.cache.manifest import differences, short
+from pipelines.files import write_whole
+
+JOURNAL, SPACE, RECIPE, TUNE = "journal.jsonl", "space.json", "recipe.yaml", "tune"
+LOSSES = 2  # of a trial's process, that it survives
+
+# Tune is asked for its work alone: no loggers, no tables, and no handler that would swallow Ctrl-C.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+
+@contextmanager
+def sweep_session(config: RunConfig, asked: int | None) -> Iterator[None]:
+    """A Ray cluster as for a run; one that is started on this machine has room for `asked` runs at a time."""
+    workers = max(1, config.scaling.num_workers) * local_concurrency(config, asked)
+    with ray_session(config.model_copy(update={"scaling": config.scaling.model_copy(update={"num_workers": workers})})):
+        yield
+
+
+@contextmanager
+def claimed(plan: SweepPlan) -> Iterator[None]:
+    """The sweep's folder for one process. ValueError where another is at work, or where it holds another sweep."""
+    folder = plan.parent.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / ".lock", wait=False):
+            check_identity(plan)
+            yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process runs the sweep in {folder}; wait for it, or stop it") from error
+
+
+def check_identity(plan: SweepPlan) -> None:
+    """Marks the folder as this sweep's. ValueError where it holds one of another recipe or space."""
+    continued(plan.parent)
+    folder, ours = plan.parent.run_dir, identity(plan.sweep)
+    if (folder / SPACE).exists():
+        theirs = json.loads((folder / SPACE).read_text())
+        if changed := differences(theirs, ours):
+            field, there, here = changed[0]
+            raise ValueError(
+                f"{folder} holds another sweep ({field} is {short(there)} there and {short(here)} now); choose another "
+                "name, or delete that folder"
+            )
+    write_whole(folder / RECIPE, to_yaml(plan.parent).encode())
+    write_whole(folder / SPACE, json.dumps(ours, indent=1).encode())
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a sweep has claimed the folder: what was measured for it there holds for the whole of it."""
+    return (folder / SPACE).exists()
+
+
+def identity(sweep: SweepConfig) -> dict[str, Any]:
+    """What makes a sweep another one; not how many runs go at a time."""
+    return sweep.model_dump(mode="json", exclude={"concurrent"})
+
+
+def journal_of(plan: SweepPlan) -> dict[str, Trial]:
+    """The trials of a sweep so far, by name; none of a new one."""
+    journal = SweepJournal(plan.parent.run_dir / JOURNAL)
+    if journal.path.exists():
+        journal.open()
+    return journal.trials
+
+
+def build_caches(plan: SweepPlan, watch: Watcher | None) -> None:
+    """Builds what the runs will read and is not there yet."""
+    for config in plan.caches.missing():
+        build(config, watch)
+
+
+def run_trials(
+    plan: SweepPlan,
+    record: SweepRecord,
+    concurrent: int,
+    command: str,
+    watch: Callable[[SweepJournal, Event, Trial], None] | None = None,
+) -> SweepJournal:
+    """Runs the trials that have not ended yet; the journal of all of them. watch: called with every event to come."""
+    journal = SweepJournal(plan.parent.run_dir / JOURNAL)
+
+    def payload(trial: Trial) -> dict[str, Any]:
+        config = plan.config(trial).model_dump(mode="json")
+        return {"name": trial.name, "config": config, "command": command, "tags": record.tags(trial)}
+
+    def result(trial: Trial) -> dict[str, Any]:
+        return json.loads((plan.config(trial).run_dir / "result.json").read_text())
+
+    proposals = Proposals(plan.space, journal, plan.score, payload, result)
+    judge = Judge(plan.sweep, journal, plan.max_epochs)
+    journal.open()
+    journal.listen(record.mark)
+    if watch:
+        journal.listen(lambda event, trial: watch(journal, event, trial))
+    try:
+        if proposals.has_more:
+            ask_tune(plan, proposals, judge, concurrent)
+    except BaseException:
+        record.interrupt(journal.trials.values())
+        raise
+    record.settle(journal.trials.values(), plan.config)
+    return journal
+
+
+def ask_tune(plan: SweepPlan, proposals: Proposals, judge: Judge, concurrent: int) -> None:
+    """Lets Ray Tune run trials until there are no more proposals."""
+    folder = plan.parent.run_dir
+    shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
+    tune.Tuner(
+        tune.with_resources(train_trial, DRIVER),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals, scheduler=judge, num_samples=-1, max_concurrent_trials=concurrent
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE, storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=LOSSES)
+        ),
+    ).fit()
+    shutil.rmtree(folder / TUNE, ignore_errors=True)

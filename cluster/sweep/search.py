@@ -1,0 +1,248 @@
+"""What Ray Tune asks while a sweep runs: which trial next, and whether a trial goes on.
+
+Both answers are functions of the journal, and both are in the journal before Tune hears them. Tune's own parts do the
+work, Optuna's TPE and successive halving; a sweep that is started again lets them relive the past.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from cluster.sweep.config import Axis, Integers, LogRange, SweepConfig, Values
+from cluster.sweep.journal import Event, SweepJournal, Trial
+from cluster.sweep.space import Point, Space, num_points
+
+logging.getLogger("optuna").setLevel(logging.WARNING)
+
+Score = Callable[[Trial], float | None]
+
+
+class Unsaved:
+    """Tune pickles what it is given, for a restore of its own. Here the journal is all there is to keep."""
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is restored from its journal")
+
+
+class Listed:
+    """The points of a list, in order."""
+
+    def __init__(self, points: list[Point]) -> None:
+        self.points = points
+
+    def ask(self, number: int) -> Point:
+        return self.points[number]
+
+    def tell(self, number: int, score: float | None) -> None:
+        """A list learns nothing."""
+
+
+class Parzen:
+    """Points by Optuna's tree-structured Parzen estimator: seeded, so that the same past gives the same next point."""
+
+    def __init__(self, space: Space) -> None:
+        # Numbers for names: Tune would take a dot or a slash apart.
+        self.axes, self.metric = dict(enumerate(space.axes.items())), space.sweep.metric
+        domains = OptunaSearch.convert_search_space({f"axis{i}": domain(axis) for i, (_, axis) in self.axes.items()})
+        self.search = OptunaSearch(domains, metric=self.metric, mode=space.sweep.mode, seed=space.sweep.seed)
+
+    def ask(self, number: int) -> Point:
+        drawn = self.search.suggest(str(number))
+        assert drawn is not None, "Optuna always has a next point"
+        return {name: axis.value(drawn[f"axis{i}"]) for i, (name, axis) in self.axes.items()}
+
+    def tell(self, number: int, score: float | None) -> None:
+        """The score of a point that was asked for; None for one that has none."""
+        result = None if score is None else {self.metric: score}
+        self.search.on_trial_complete(str(number), result, error=score is None)
+
+
+def domain(axis: Axis) -> Any:
+    """An axis as Ray Tune knows it; of several values their numbers."""
+    if isinstance(axis, Values):
+        return tune.choice(list(range(len(axis.values))))
+    if isinstance(axis, Integers):
+        return tune.randint(int(axis.low), int(axis.high) + 1)
+    return tune.loguniform(axis.low, axis.high) if isinstance(axis, LogRange) else tune.uniform(axis.low, axis.high)
+
+
+class Proposals(Unsaved, Searcher):
+    """Hands out trials: those that were interrupted first, then new ones, point by point with every seed.
+
+    prepare: makes what a trial's process gets; ValueError for a point that makes no run, which is a failed trial.
+    result: what a finished trial's run has come to.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        journal: SweepJournal,
+        score: Score,
+        prepare: Callable[[Trial], dict[str, Any]],
+        result: Callable[[Trial], dict[str, Any]],
+    ) -> None:
+        super().__init__()  # without a metric: what is compared is nothing that Tune sees
+        points = space.points()
+        self.source = Parzen(space) if points is None else Listed(points)
+        self.num_seeds = len(space.sweep.seeds)
+        self.new = [(number, seed) for number in range(num_points(space)) for seed in space.sweep.seeds]
+        self.journal, self.score, self.prepare, self.result = journal, score, prepare, result
+        self.asked: dict[int, Point] = {}
+        self.told: set[int] = set()
+        self.names: dict[str, str] = {}  # {Tune's id: ours}
+        self.handed_out: set[str] = set()
+        journal.listen(self._hear)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are trials to run."""
+        return bool(self.new) or any(trial.end is None for trial in self.journal.trials.values())
+
+    def suggest(self, trial_id: str) -> Any:
+        """What the next trial's process gets; Tune's word for the end when there is none."""
+        while trial := self._next():
+            self.handed_out.add(trial.name)
+            try:
+                payload = self.prepare(trial)
+            except ValueError as error:
+                self.journal.end(trial.name, "failed", str(error))
+                continue
+            self.names[trial_id] = trial.name
+            return payload
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune says that a trial has ended: by itself, because it was stopped, or lost."""
+        trial = self.journal.trials[self.names[trial_id]]
+        if trial.end is not None:
+            return
+        lost = "its process was lost, and lost again whenever it was started anew" if error else ""
+        if reason := lost or (result or {}).get("error", ""):
+            self.journal.end(trial.name, "failed", reason)
+        else:
+            self.journal.end(trial.name, "finished", result=self.result(trial))
+
+    def _next(self) -> Trial | None:
+        for trial in self.journal.trials.values():
+            if trial.end is None and trial.name not in self.handed_out:
+                return trial
+        if not self.new:
+            return None
+        number, seed = self.new[0]
+        return self.journal.begin(f"{number:03d}-seed{seed}", number, self._point(number), seed)
+
+    def _point(self, number: int) -> Point:
+        if number not in self.asked:
+            self.asked[number] = self.source.ask(number)
+        return self.asked[number]
+
+    def _hear(self, event: Event, trial: Trial) -> None:
+        """Keeps the search in step with the journal. ValueError where it would not give the points that it gave."""
+        if event["event"] == "begin":
+            self.new.remove((trial.number, trial.seed))
+            if json.dumps(self._point(trial.number)) != json.dumps(trial.point):  # as text, for nan is not nan
+                raise ValueError(
+                    f"point {trial.number} of this sweep was {trial.point}, and the search now gives "
+                    f"{self.asked[trial.number]}: are numpy and optuna others? Bring them back, or take another name"
+                )
+        elif trial.end is not None and trial.number not in self.told:
+            self._tell(trial.number)
+
+    def _tell(self, number: int) -> None:
+        """Once every seed of a point has ended, the search hears its score: the mean over seeds."""
+        trials = [trial for trial in self.journal.trials.values() if trial.number == number]
+        if len(trials) == self.num_seeds and all(trial.end for trial in trials):
+            self.told.add(number)
+            scores = [score for trial in trials if (score := self.score(trial)) is not None]
+            self.source.tell(number, statistics.fmean(scores) if scores else None)
+
+
+class Judge(Unsaved, FIFOScheduler):
+    """Decides on every report whether its trial goes on, and writes both into the journal.
+
+    A report that is there already, of a trial that is being continued, changes nothing.
+    """
+
+    def __init__(self, sweep: SweepConfig, journal: SweepJournal, max_epochs: int) -> None:
+        super().__init__()
+        self.sweep, self.journal = sweep, journal
+        self.halving = successive_halving(sweep, max_epochs)
+        self.entered: set[str] = set()
+        self.heard: set[tuple[str, int]] = set()
+        journal.listen(self._hear)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name, row = trial.config["name"], row_of(result)
+        if "step" not in row or (name, row["step"]) in self.heard:
+            return TrialScheduler.CONTINUE
+        stop = self.verdict(name, row)
+        self.journal.report(name, row, stop)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def verdict(self, name: str, row: dict[str, Any]) -> str:
+        """Why a trial ends with this report; empty where it goes on. A run's last report ends nothing: stopping there
+        would save nothing."""
+        self.heard.add((name, row["step"]))
+        if self.halving is None or row["last"]:
+            return ""
+        trial = SimpleNamespace(trial_id=name)
+        if name not in self.entered:
+            self.entered.add(name)
+            self.halving.on_trial_add(None, trial)
+        decision = self.halving.on_trial_result(None, trial, row)
+        return self._reason(name, row) if decision == TrialScheduler.STOP else ""
+
+    def _reason(self, name: str, row: dict[str, Any]) -> str:
+        assert self.sweep.asha is not None, "without it nobody is stopped"
+        metric, factor, rung = self.sweep.metric, self.sweep.asha.reduction_factor, self.sweep.asha.rung(row["epoch"])
+        others = [
+            next((other[metric] for other in trial.reports if other["epoch"] >= rung), None)
+            for trial in self.journal.trials.values()
+            if trial.name != name
+        ]
+        there = [score for score in others if score is not None]
+        better = sum(score > row[metric] if self.sweep.mode == "max" else score < row[metric] for score in there)
+        return (
+            f"stopped by ASHA at epoch {row['epoch']:g}, rung {rung}: {metric} {row[metric]:.4f}, {better} of the "
+            f"{len(there)} runs there before it are better, and the best 1/{factor} go on"
+        )
+
+    def _hear(self, event: Event, trial: Trial) -> None:
+        if event["event"] == "report" and (trial.name, event["row"]["step"]) not in self.heard:
+            self.verdict(trial.name, event["row"])
+
+
+def successive_halving(sweep: SweepConfig, max_epochs: int) -> ASHAScheduler | None:
+    """Tune's rule, which compares epochs; None for a sweep without it."""
+    if sweep.asha is None:
+        return None
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=sweep.metric,
+        mode=sweep.mode,
+        max_t=max_epochs,
+        grace_period=sweep.asha.grace_epochs,
+        reduction_factor=sweep.asha.reduction_factor,
+    )
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    """A trial's own words, without what Tune has added to them."""
+    own = ("epoch", "step", "last")
+    return {key: value for key, value in result.items() if key in own or key.startswith(("held_out/", "val/"))}

@@ -1,0 +1,120 @@
+"""A sweep in MLflow: one parent run, and for every trial a run below it that says what became of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.config import RunConfig
+from cluster.sweep.config import SweepConfig
+from cluster.sweep.journal import Event, Trial
+from cluster.sweep.space import Point, label
+from cluster.tracking.delivery import OUTBOX, RUN_ID, is_away, tracking_uri
+from cluster.tracking.run import close_run, open_run
+
+STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
+
+class SweepRecord:
+    """The parent run. parent: the recipe under the sweep's name; runs_dir: where the trials' runs lie."""
+
+    def __init__(self, parent: RunConfig, sweep: SweepConfig, command: str) -> None:
+        import mlflow
+
+        self.parent, self.sweep = parent, sweep
+        tags = {"sweep": sweep.name, "sweep.search": sweep.search, "sweep.metric": sweep.metric}
+        tags |= {f"sweep.space.{name}": str(axis)[:500] for name, axis in plain_space(sweep).items()}
+        self.run_id = open_run(parent, command, tags)
+        self.client = mlflow.MlflowClient(tracking_uri(parent))
+        self.client.log_dict(self.run_id, sweep.model_dump(mode="json"), "space.yaml")
+
+    @contextmanager
+    def open_until_the_end(self) -> Iterator[None]:
+        """Marks the sweep as interrupted if what is done here is."""
+        try:
+            yield
+        except BaseException:
+            self.interrupt([])
+            raise
+
+    def tags(self, trial: Trial) -> dict[str, str]:
+        """What a trial's run is tagged with from its beginning."""
+        return {
+            "mlflow.parentRunId": self.run_id,
+            "sweep": self.sweep.name,
+            "sweep.trial": trial.name,
+            **{f"sweep.point.{name}": label(value)[:500] for name, value in trial.point.items()},
+        }
+
+    def mark(self, event: Event, trial: Trial) -> None:
+        """Writes the end of a trial into its run; of one that came to no run, into a new one."""
+        if trial.end is None:
+            return
+        with forgiving():
+            run_id = self._run_of(trial)
+            self.client.set_tag(run_id, "sweep.decision", trial.reason if trial.end == "stopped" else trial.end)
+            if trial.end == "failed":
+                self.client.set_tag(run_id, "sweep.error", trial.reason[:5000])
+            if trial.end != "finished":  # a run that ends by itself says so itself
+                self.client.set_terminated(run_id, STATUS[trial.end])
+
+    def settle(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
+        """When nothing runs any more: what the ends of runs that were cut off have left to be said."""
+        for trial in trials:
+            path = self._id_path(trial)
+            if trial.end in ("stopped", "failed") and (path.parent / OUTBOX).exists():
+                close_run(config_of(trial), path.read_text(), STATUS[trial.end])
+            self.mark({}, trial)
+
+    def interrupt(self, trials: Iterable[Trial]) -> None:
+        """Marks the parent, and the runs of trials that have not ended: they will be continued."""
+        with forgiving():
+            for trial in trials:
+                if trial.end is None and (path := self._id_path(trial)).exists():
+                    self.client.set_terminated(path.read_text(), "KILLED")
+        close_run(self.parent, self.run_id, "KILLED")
+
+    def close(self, files: Iterable[Path], metrics: dict[str, float]) -> None:
+        """Adds what came out, and marks the end."""
+        for path in files:
+            self.client.log_artifact(self.run_id, str(path))
+        for name, value in metrics.items():
+            self.client.log_metric(self.run_id, name, value)
+        close_run(self.parent, self.run_id, "FINISHED")
+
+    def _run_of(self, trial: Trial) -> str:
+        path = self._id_path(trial)
+        if path.exists():
+            return path.read_text()
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        run = self.client.create_run(experiment, run_name=path.parent.name, tags=self.tags(trial))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(run.info.run_id)
+        return run.info.run_id
+
+    def _id_path(self, trial: Trial) -> Path:
+        return self.parent.run_dir / f"{self.sweep.name}-{trial.name}" / RUN_ID
+
+
+def plain_space(sweep: SweepConfig) -> Point:
+    """The space as plain values."""
+    dumped: dict[str, Any] = sweep.model_dump(mode="json", exclude_none=True)["space"]
+    return dumped
+
+
+@contextmanager
+def forgiving() -> Iterator[None]:
+    """A server that is away does not end a sweep: what it misses here it is told at the end."""
+    try:
+        yield
+    except Exception as error:
+        if not is_away(error):
+            raise
+        logging.getLogger("stillhouse").warning("MLflow does not answer; the sweep goes on: %s", error)

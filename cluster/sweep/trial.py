@@ -1,0 +1,103 @@
+"""One trial of a sweep, in a process of its own: a run as any other, whose validations Ray Tune hears about."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.assembly import open_data
+from cluster.config import RunConfig
+from cluster.failures import RunFailed
+from cluster.recipe import parse
+from cluster.tracking.delivery import METRICS
+from cluster.tracking.journal import read_metrics
+from cluster.training.launch import launch
+from cluster.training.recovery import last_line
+
+LOOK_SECONDS = 0.2
+
+
+def train_trial(payload: dict[str, Any]) -> None:
+    """Trains the payload's run. What it raises is its result; what ends this process Tune tries again."""
+    config = parse(payload["config"])
+    try:
+        with telling(config, tune.report):
+            if config.scaling.num_workers:
+                launch_run(payload)
+            else:
+                ray.get(alone(config).remote(payload))
+    except Exception as error:
+        tune.report({"error": in_words(getattr(error, "cause", error))})
+
+
+def launch_run(payload: dict[str, Any]) -> None:
+    launch(parse(payload["config"]), command=payload["command"], tags=payload["tags"])
+
+
+def alone(config: RunConfig) -> Any:
+    """`launch_run` in another process: one where Tune is has no place for a run of num_workers 0.
+
+    Outside of the resources that Tune gives a trial, which has none to give, as Ray Train's workers are.
+    """
+    scaling = config.scaling
+    return ray.remote(launch_run).options(
+        num_cpus=scaling.cpus_per_worker,
+        num_gpus=scaling.gpus_per_worker if scaling.use_gpu else 0,
+        max_retries=0,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+    )
+
+
+def in_words(error: BaseException) -> str:
+    """An error's last line, with its kind where that says more."""
+    kind = "" if isinstance(error, ValueError | RunFailed) else f"{type(error).__name__}: "
+    return kind + last_line(error)
+
+
+@contextmanager
+def telling(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Reports every validation of a run once and in order, from a thread, until the run has ended.
+
+    They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
+    was cut off are reported too, as if for the first time.
+    """
+    stop = threading.Event()
+    reported = 0
+
+    def look() -> None:
+        nonlocal reported
+        for row in validations(config):
+            if row["step"] > reported:
+                reported = row["step"]
+                report(row)
+
+    def keep_looking() -> None:
+        while not stop.wait(LOOK_SECONDS):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    look()
+
+
+def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """The validations in a run's journal: epoch, step, whether it is the last, and every metric."""
+    rows = [row for row in read_metrics(config.run_dir / METRICS) if "held_out/top1" in row]
+    if rows:
+        steps_per_epoch = len(open_data(config, listed=True)["train"]) // config.train.batch_size
+        last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))
+        for row in rows:
+            metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}
+            epoch = row["step"] / steps_per_epoch
+            yield {"epoch": epoch, "step": row["step"], "last": row["step"] >= last_step, **metrics}

@@ -1,0 +1,56 @@
+"""How busy the machine of rank 0 is while a run goes on: processors, memory, disks, network, GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from cluster.tracking.journal import keep, read_metrics
+
+SAMPLE_SECONDS = 5.0
+
+
+class Machine:
+    """Samples into a journal, from a thread; steps number the samples, also over continuations. news: set by each."""
+
+    def __init__(self, path: Path, news: Event) -> None:
+        keep(path)
+        self.step = max((row["step"] for row in read_metrics(path)), default=-1) + 1
+        self.path, self.news, self.ended = path, news, Event()
+        self.thread = Thread(target=self._sample, name="machine", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _sample(self) -> None:
+        sources = monitors()
+        with self.path.open("a") as file:
+            while not self.ended.wait(SAMPLE_SECONDS):
+                row: dict[str, Any] = {"step": self.step, "time": time.time()}
+                for source in sources:
+                    source.collect_metrics()
+                    row |= {f"system/{name}": value for name, value in source.aggregate_metrics().items()}
+                    source.clear_metrics()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                self.step += 1
+                self.news.set()
+
+
+def monitors() -> list[Any]:
+    """MLflow's own sources; without its monitor, which gives up when the server is away once."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    found = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with contextlib.suppress(ImportError, RuntimeError):  # no GPU, or no library to ask it
+        found.append(GPUMonitor())
+    return found

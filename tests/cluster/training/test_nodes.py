@@ -1,0 +1,280 @@
+"""A cluster of several nodes on one machine, each in its own network: whatever is killed, and whenever, the run ends
+with the very bits of an undisturbed one. With mixing, a moving average and gradient accumulation on."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import safetensors.torch
+import torch
+
+from cluster.config import RunConfig
+from cluster.failures import RunFailed
+from cluster.recipe import parse, to_yaml
+from cluster.tracking.journal import read_metrics
+from cluster.training.launch import RunResult, launch
+from cluster.training.recovery import CHECKPOINTS
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
+from pipelines.views.plan import ViewPlan
+from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = 72  # long enough to be hit where it is meant to be
+LONGER = 300  # for a node to come and be noticed
+BATCH, MICRO_BATCH = 12, 2
+EPOCH = 48 // BATCH  # steps
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Machines]:
+    """Two nodes with room for two workers each; a dead node is noticed within seconds."""
+    with cluster_of(2) as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def configuration(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]:
+    """A function that gives the configuration of a run of a name: 3 workers, 2 micro-batches a worker and step. Three
+    is the fewest whose sums depend on their order."""
+    folder = tmp_path_factory.mktemp("nodes")
+    teacher = folder / "teacher.safetensors"
+
+    torch.manual_seed(7)
+    safetensors.torch.save_file(build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c")).state_dict(), teacher)
+
+    def make(name: str, steps: int = STEPS, **scaling: Any) -> RunConfig:
+        return parse(
+            {
+                "name": name,
+                "output_dir": str(folder / "out"),
+                "data": {"root": str(image_folder), "num_threads": 1, "loader": "reference"},
+                "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0], "mixup_alpha": 0.4, "cutmix_alpha": 1.0},
+                "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
+                "teacher": {"model": "cifar_resnet8", "checkpoint": str(teacher)},
+                "method": [
+                    {"term": "ce", "weight": 0.5},
+                    {"term": "kd", "weight": 0.5, "temperature": 4.0},
+                    {"term": "feature_mse", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
+                ],
+                "schedule": {"sched": "constant"},
+                "optimizer": {"opt": "sgd", "lr": 0.05, "momentum": 0.9},
+                "train": {
+                    "epochs": steps // EPOCH,
+                    "batch_size": BATCH,
+                    "micro_batch": MICRO_BATCH,
+                    "clip_norm": 5.0,
+                    "ema_decay": 0.9,
+                    "evaluate_every_epochs": steps,
+                },
+                "scaling": {"num_workers": 3, "max_failures": 1, **scaling},
+                "tracking": {"system_metrics": False, "every_steps": 1, "record_batches": True},
+                "checkpoint": {"every_steps": 4},
+            }
+        )
+
+    return make
+
+
+class Scrape:
+    """Watches a run and reads the Ray metrics of every node, as Prometheus would: {metric: value} of the run."""
+
+    def __init__(self, run: str) -> None:
+        self.pattern = re.compile(rf'^ray_(stillhouse_\w+){{.*run="{run}".*}} (\S+)$', re.MULTILINE)
+        self.found: dict[str, float] = {}
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        for node in ray.nodes() if state else []:
+            with contextlib.suppress(OSError):
+                address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                text = urllib.request.urlopen(address, timeout=2).read().decode()
+                self.found |= {name: float(value) for name, value in self.pattern.findall(text)}
+
+
+@pytest.fixture(scope="module")
+def scrape() -> Scrape:
+    return Scrape("undisturbed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes, configuration, scrape) -> RunResult:
+    return launch(configuration("undisturbed"), watch=scrape)
+
+
+@dataclass
+class Blow:
+    """Something to be killed as soon as the run has come to a step."""
+
+    step: int
+    strike: Callable[[], None]
+    struck_at: int = 0
+    continued_at: int = 0
+
+
+class Blows:
+    """Watches a run and strikes blow after blow, each once the run has gone on from the one before."""
+
+    def __init__(self, *blows: Blow) -> None:
+        self.blows = blows
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        struck = [blow for blow in self.blows if blow.struck_at]
+        for message in messages:
+            if found := re.match(r"continuing at step (\d+)", message):
+                struck[-1].continued_at = int(found[1])
+        waiting = [blow for blow in self.blows if not blow.struck_at]
+        gone_on = not struck or struck[-1].continued_at
+        if waiting and gone_on and waiting[0].step <= state.get("step", 0):
+            waiting[0].struck_at = state["step"]
+            waiting[0].strike()
+
+    def check(self) -> None:
+        """Each fell in the middle of the run, which went on from a checkpoint before it, not from the start."""
+        for blow in self.blows:
+            assert blow.step <= blow.struck_at < STEPS
+            assert 0 < blow.continued_at <= blow.struck_at + 4
+
+
+def random_steps(seed: int, number: int) -> list[int]:
+    """One in each of `number` equal parts of the run, none near its ends."""
+    width = (STEPS - 24) // number
+    offsets = np.random.default_rng(seed).integers(0, width, size=number)
+    return [10 + part * width + int(offset) for part, offset in enumerate(offsets)]
+
+
+def assert_same_bits(one: RunResult, other: RunResult) -> None:
+    """The deployed weights of two runs are the same, and so is the loss of every step, each logged once."""
+    first, second = (safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors") for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [step for step, _ in losses(one)] == list(range(1, STEPS + 1))
+    assert losses(one) == losses(other)
+
+
+def losses(run: RunResult) -> list[tuple[int, float]]:
+    """(step, training loss), as logged."""
+    rows = read_metrics(Path(run.run_dir) / "metrics.jsonl")
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def test_metrics_of_the_run(undisturbed, scrape):
+    """Step, speed and loss of a run in Ray's metrics, under its name."""
+    assert set(scrape.found) == {"stillhouse_step", "stillhouse_images_per_second", "stillhouse_loss"}
+    assert 0 < scrape.found["stillhouse_step"] <= STEPS
+    assert scrape.found["stillhouse_images_per_second"] > 0
+
+
+def test_workers_and_nodes_are_killed(nodes, configuration, undisturbed):
+    """A worker; every worker of a node; a whole node, whose place a spare one takes: in one run."""
+    nodes.join()
+    strikes = (
+        lambda: nodes.kill_workers(1),
+        lambda: nodes.kill_workers(address=nodes.busiest()),
+        lambda: nodes.kill_node(nodes.busiest()),
+    )
+    watch = Blows(*map(Blow, random_steps(1, len(strikes)), strikes))
+    result = launch(configuration("killed", max_failures=len(strikes)), watch=watch)
+    watch.check()
+    assert_same_bits(undisturbed, result)
+
+
+class Attendance:
+    """Watches a run: an event for a step that it has come to, and one for every number of workers it continues with."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.at_step = threading.Event()
+        self.with_workers = {1: threading.Event(), 2: threading.Event()}
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        if state.get("step", 0) >= self.step:
+            self.at_step.set()
+        for message in messages:
+            if found := re.match(r"continuing at step \d+ of \d+, workers: (\d)", message):
+                self.with_workers[int(found[1])].set()
+
+
+def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
+    """With a worker on each of two nodes, the run goes on with one when a node dies, and with two again when one comes:
+    the same samples in the same micro-batches throughout, and losses equal to rounding."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # of the dead node's place
+    scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS, "min_workers": 1, "resize_seconds": 1.0}
+    config = configuration("elastic", steps=LONGER, max_failures=2, **scaling)
+    watch = Attendance(step=20)
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(launch, config, watch)
+        assert watch.at_step.wait(200)
+        nodes.kill_node(nodes.workers()[0][0])
+        assert watch.with_workers[1].wait(200)
+        nodes.join()
+        result = run.result()
+    assert watch.with_workers[2].is_set()
+    assert_the_plan_was_kept(config, LONGER)
+    # Rounding grows with every step; these are the 20 before the change and the 20 after it.
+    ours, theirs = (losses(run)[:40] for run in (result, undisturbed))
+    assert [step for step, _ in ours] == list(range(1, 41))
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-4)
+
+
+def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:
+    """Every micro-batch of every step was run, with the samples that the seed alone decides."""
+    plan = ViewPlan(config.views, config.seed, 48)
+    lines = [line for path in config.run_dir.glob("batches-*.jsonl") for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    assert {(row["step"], row["micro_batch"]) for row in rows} == {
+        (s, m) for s in range(steps) for m in range(BATCH // MICRO_BATCH)
+    }
+    for row in rows:
+        epoch, within = divmod(row["step"], EPOCH)
+        start = within * BATCH + row["micro_batch"] * MICRO_BATCH
+        assert row["sample_ids"] == plan.order(epoch, np.arange(start, start + MICRO_BATCH)).tolist()
+
+
+# After the elastic run: for three minutes, Ray keeps for a run whose driver is killed what an elastic one would get.
+def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path):
+    """The same command goes on; what looks like a later checkpoint, half written, and a list that was cut off while it
+    was written, do not disturb it."""
+    config = configuration("driver")
+    recipe = tmp_path / "driver.yaml"
+    recipe.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "ops", "train", str(recipe)]
+    options = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as driver:
+        while driver.poll() is None:
+            rows = read_metrics(config.run_dir / "metrics.jsonl")
+            if rows and rows[-1]["step"] >= random_steps(5, 1)[0]:
+                driver.kill()
+        shown = driver.stdout.read()
+    assert driver.returncode == -signal.SIGKILL, shown
+    half = config.run_dir / f"step-{STEPS:08d}"
+    half.mkdir()
+    (half / "state.pt").write_bytes(b"half of it")
+    listed = config.run_dir / CHECKPOINTS
+    listed.write_bytes(listed.read_bytes()[:-20])
+    done = subprocess.run(command, capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < int(re.search(r"continuing at step (\d+) of", done.stdout)[1]) < STEPS
+    assert_same_bits(undisturbed, launch(config))
+
+
+def test_a_rank_hangs(nodes, configuration):
+    """A rank that stops answering ends the run in time, with an error that names the step, who waited and for whom."""
+    hang = Blow(8, lambda: nodes.kill_workers(1, by=signal.SIGSTOP))
+    said = rf"rank \d, step \d+ of {STEPS}: .*(Timed out|timeout|Connection closed).*; it waited for rank \d in vain"
+    with pytest.raises(RunFailed, match=said):
+        launch(configuration("hangs", num_workers=2, max_failures=0, timeout_seconds=10), watch=Blows(hang))

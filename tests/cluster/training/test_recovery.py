@@ -1,0 +1,138 @@
+"""What is tried again, what a failure is called, and a list of checkpoints that a kill has cut off."""
+
+import json
+import threading
+
+import pytest
+import ray
+from ray.train import ControllerError, WorkerGroupError
+
+from cluster.failures import RunFailed
+from cluster.training.recovery import CHECKPOINTS, COPY, Recovery, describe, located, mend, obituary
+
+
+def noted(error: Exception, note: str) -> Exception:
+    error.add_note(note)
+    return error
+
+
+def test_located():
+    told = []
+    with (
+        pytest.raises(RuntimeError, match="lost") as caught,
+        located(lambda: "rank 3, step 12 of 40", lambda: told.append(3)),
+    ):
+        raise RuntimeError("lost")
+    assert told == [3]
+    assert describe({3: caught.value}) == "rank 3, step 12 of 40: lost"
+
+
+def test_the_error_that_stays_is_named_first():
+    """A broken file on rank 2, behind the connections that it has cost the others."""
+    failures = {0: noted(RuntimeError("closed by peer"), "rank 0, step 5 of 9"), 2: ValueError("a.png is cut\nshort")}
+    assert describe(failures) == "rank 2: short"
+    assert describe({0: failures[0]}) == "rank 0, step 5 of 9: closed by peer"
+
+
+def test_a_consequence_is_named_last():
+    """Rank 1 has waited in vain; rank 0 only notices that rank 1 has given up."""
+    cut_off = noted(RuntimeError("Connection closed by peer [10.0.0.3]:9"), "rank 0, step 5 of 9")
+    timed_out = noted(RuntimeError("Timed out waiting 10000ms for recv"), "rank 1, step 5 of 9")
+    assert describe({0: cut_off, 1: timed_out}).startswith("rank 1, step 5 of 9: Timed out")
+
+
+class Board:
+    """Stands in for the actor: what it would answer."""
+
+    def __init__(self, step: int, failed: set[int]) -> None:
+        self.answer = (step, failed)
+        self.end = self
+
+    def remote(self) -> tuple[int, set[int]]:
+        return self.answer
+
+
+@pytest.fixture
+def board(monkeypatch):
+    monkeypatch.setattr("cluster.training.recovery.ray.get", lambda answer: answer)
+    return Board
+
+
+def test_who_kept_the_others_waiting(board):
+    failures = {0: noted(RuntimeError("Timed out waiting 600000ms"), "rank 0, step 7 of 9")}
+    text = obituary(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}))
+    assert text == "rank 0, step 7 of 9: Timed out waiting 600000ms; it waited for rank 2 in vain"
+
+
+def test_a_worker_that_died_without_a_word(board):
+    text = obituary(WorkerGroupError("", {1: RuntimeError("The actor died\n")}), 2, board(30, set()))
+    assert text == "rank 1: The actor died (the last step reported is 30)"
+
+
+def test_workers_that_never_started(board):
+    error = ControllerError(RuntimeError("resources\nnot there in time"))
+    assert obituary(error, 2, board(0, set())) == "not there in time"
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), AssertionError("never")])
+def test_final_errors_end_the_run(tmp_path, error):
+    with pytest.raises(RunFailed, match=f"rank 1: {error}"):
+        Recovery(tmp_path).after_exception(None, {0: RuntimeError("closed"), 1: error})
+
+
+def test_other_errors_are_left_to_ray(tmp_path):
+    Recovery(tmp_path).after_exception(None, {0: RuntimeError("closed"), 1: OSError("gone")})
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Stands in for Ray Train's controller: its worker dies with it."""
+
+    def __init__(self) -> None:
+        self.worker = Worker.remote()
+
+    def give(self) -> list[ray.actor.ActorHandle]:
+        return [self.worker]
+
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def work(self) -> None:
+        threading.Event().wait()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_dying_controller_starts_no_workers(ray_cluster, tmp_path):
+    """It hears of its workers' death, in Ray's own words, before it is dead itself."""
+    owner = Owner.remote()
+    (worker,) = ray.get(owner.give.remote())
+    answer = worker.work.remote()
+    ray.kill(owner)
+    with pytest.raises(ray.exceptions.ActorDiedError) as caught:
+        ray.get(answer, timeout=60)
+    with pytest.raises(RunFailed, match="stopped from outside"):
+        Recovery(tmp_path).after_exception(None, {0: caught.value})
+
+
+def test_a_list_cut_off_at_any_byte(tmp_path):
+    """Whatever part of the list was written, what is left afterwards is the list before it."""
+    listed, recovery = tmp_path / CHECKPOINTS, Recovery(tmp_path)
+    before, after = (json.dumps({"latest": name}).encode() for name in ("step-04", "step-08"))
+    listed.write_bytes(before)
+    recovery.after_report(None, [], None)
+    for length in range(len(after)):
+        listed.write_bytes(after[:length])
+        mend(tmp_path)
+        assert listed.read_bytes() == before
+    listed.write_bytes(after)
+    mend(tmp_path)
+    assert listed.read_bytes() == after
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CHECKPOINTS, COPY])
+
+
+def test_the_first_list_cut_off(tmp_path):
+    (tmp_path / CHECKPOINTS).write_bytes(b'{"lat')
+    mend(tmp_path)
+    assert not list(tmp_path.iterdir())
+    mend(tmp_path)  # a new run

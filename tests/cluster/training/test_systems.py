@@ -1,0 +1,83 @@
+"""The three papers' systems train whole runs, for a CNN pair and a ViT pair; in this process, without a cluster."""
+
+import math
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.recipe import parse
+from cluster.tracking.journal import read_metrics
+from cluster.training.launch import launch
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
+
+VIT = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8}}
+CNN = {"model": "cifar_resnet8", "args": {}}
+NARROW = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
+TAPS = {"cnn": ("layer2", "layer3"), "vit": ("blocks.2", "blocks.4")}
+
+
+def method(system: str, kind: str) -> list[dict]:
+    if system == "wttm":
+        return [{"term": "ce", "weight": 1.0}, {"term": "wttm", "weight": 2.0, "gamma": 0.5}]
+    if system == "simkd":
+        return [{"term": "simkd", "weight": 1.0}]
+    pairs = [{"student": tap, "teacher": tap} for tap in TAPS[kind]]
+    return [{"term": "ce", "weight": 1.0}, {"term": "feature_only", "weight": 1.0, "pairs": pairs}]
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("system", ["wttm", "simkd", "feature_only"])
+def test_one_epoch(recipe, tmp_path, system, kind):
+    """Every batch of an epoch, finite losses that fall, and a student that has changed and is evaluated."""
+    teacher = VIT if kind == "vit" else CNN
+    torch.manual_seed(3)
+    weights = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(build_model(ModelConfig(**teacher), ("a", "b", "c")).state_dict(), weights)
+    student = (VIT if kind == "vit" else NARROW) | {"classifier": "reused" if system == "simkd" else "own"}
+    config = parse(
+        recipe(
+            views__size=32,
+            views__num_views=1,
+            student=student,
+            teacher=teacher | {"checkpoint": str(weights)},
+            method=method(system, kind),
+            optimizer={"opt": "adamw", "lr": 0.003},
+            train__epochs=3,
+            tracking__every_steps=6,
+            scaling__num_workers=0,
+        )
+    )
+    result = launch(config)
+    rows = [row for row in read_metrics(Path(result.run_dir) / "metrics.jsonl") if "train/loss" in row]
+    losses = [row["train/loss"] for row in rows]
+    assert result.steps == 18
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+    assert 0 <= result.metrics["val/agreement"] <= 1
+    deployed = safetensors.torch.load_file(Path(result.run_dir) / "student.safetensors")
+    theirs = safetensors.torch.load_file(weights)["fc.weight" if kind == "cnn" else "head.weight"]
+    reused = [name for name, tensor in deployed.items() if torch.equal(tensor, theirs)]
+    assert len(reused) == (system == "simkd"), "SimKD deploys the teacher's classifier, nothing else does"
+
+
+@pytest.mark.timeout(120)
+def test_a_run_in_this_process_takes_no_checkpoints(recipe):
+    """It ends, however often the recipe wants them, and leaves none."""
+    result = launch(parse(recipe(train__epochs=2, checkpoint__every_steps=2, scaling__num_workers=0)))
+    assert result.steps == 12
+    assert not list(Path(result.run_dir).glob("step-*"))
+
+
+def test_simkd_between_kinds(recipe, tmp_path):
+    """A CNN student whose map is smaller than a ViT teacher's grid of tokens: the tokens are pooled to it."""
+    vit = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 2}}
+    weights = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(build_model(ModelConfig(**vit), ("a", "b", "c")).state_dict(), weights)
+    changes = {"student": NARROW | {"classifier": "reused"}, "teacher": vit | {"checkpoint": str(weights)}}
+    config = parse(
+        recipe(views__size=32, method=method("simkd", "vit"), train__max_steps=2, scaling__num_workers=0, **changes)
+    )
+    assert math.isfinite(launch(config).metrics["train/simkd"])

@@ -1,0 +1,197 @@
+"""Whole runs through Ray Train: same samples and losses on 1 and 2 workers, the same bits in a run that failed once."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.assembly import assemble
+from cluster.config import RunConfig
+from cluster.failures import RunFailed
+from cluster.passes import evaluate
+from cluster.rank import Rank
+from cluster.recipe import parse
+from cluster.tracking.delivery import METRICS
+from cluster.tracking.journal import read_metrics
+from cluster.training.launch import RunResult, launch
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
+from tests.conftest import small_recipe, write_image_folder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MIXED = {"views__mixup_alpha": 0.4, "views__cutmix_alpha": 1.0, "train__ema_decay": 0.9, "train__clip_norm": 5.0}
+
+
+def records(run_dir: str) -> dict[tuple[int, int], dict]:
+    """{(step, micro-batch): what was recorded}, over all ranks."""
+    rows = [
+        json.loads(line) for path in Path(run_dir).glob("batches-*.jsonl") for line in path.read_text().splitlines()
+    ]
+    return {(row["step"], row["micro_batch"]): row for row in rows}
+
+
+def weights(run_dir: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(run_dir) / "student.safetensors")
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+METHOD = [
+    {"term": "ce", "weight": 0.5},
+    {"term": "kd", "weight": 0.5, "temperature": 4.0},
+    {"term": "feature_mse", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}]},
+]
+
+
+@pytest.fixture(scope="module")
+def configure(tmp_path_factory) -> Callable[..., RunConfig]:
+    """A function that gives the configuration of a run of a name and a number of workers, with a teacher, on 48
+    pictures of the module's own, which a test may break, and one validation image a class."""
+    folder = tmp_path_factory.mktemp("train")
+    root = write_image_folder(folder / "fragile", val=1)
+    torch.manual_seed(7)
+    model = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
+    safetensors.torch.save_file(model.state_dict(), folder / "teacher.safetensors")
+    teacher = {"model": "cifar_resnet8", "checkpoint": str(folder / "teacher.safetensors")}
+    changes = {"checkpoint__every_steps": 1, "scaling__max_failures": 2, "tracking__record_batches": True, **MIXED}
+
+    def make(name: str, num_workers: int, **more: Any) -> RunConfig:
+        scaled = {"name": name, "scaling__num_workers": num_workers, "teacher": teacher, "method": METHOD}
+        return parse(small_recipe(root, folder / "out", **scaled, **changes, **more))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, configure) -> RunResult:
+    return launch(configure("undisturbed", 2))
+
+
+def test_one_worker_and_two(configure, undisturbed):
+    """1 and 2 workers see the same samples in the same global batches, with losses equal to rounding."""
+    alone = launch(configure("alone", 1))
+    one, two = records(alone.run_dir), records(undisturbed.run_dir)
+    assert len(one) == 2 * 6 * 2  # epochs x steps x micro-batches
+    assert one.keys() == two.keys()
+    for place, row in one.items():
+        assert row["sample_ids"] == two[place]["sample_ids"]
+        assert row["loss"] == pytest.approx(two[place]["loss"], rel=2e-4)
+    for epoch in range(2):
+        seen = [i for (step, _), row in one.items() if step // 6 == epoch for i in row["sample_ids"]]
+        assert sorted(seen) == list(range(48))
+    for name, tensor in weights(alone.run_dir).items():
+        # Batch norm's running statistics are rank 0's, which on 2 workers saw half as many micro-batches.
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(tensor.float(), weights(undisturbed.run_dir)[name].float(), rtol=1e-3, atol=1e-4)
+
+
+def test_failure_and_continuation(configure, undisturbed, tmp_path):
+    """A file that breaks in the middle of a run ends it: the run may fail twice, but not for what would fail a third
+    time, and the line says where, and which file. Mended, the same command goes on from the last step checkpoint, in
+    mid-epoch, to the very bits of an undisturbed run. The checkpoints lie behind a URI."""
+    config = configure("disturbed", 2, checkpoint__storage=(tmp_path / "store").as_uri())
+    plan_order = sorted(records_by_step(config).items())
+    victim_id = plan_order[-1][1][0]  # seen in the last step of the first epoch
+    victim = image_path(config, victim_id)
+    good, times = victim.read_bytes(), victim.stat()
+    victim.write_bytes(good[:60] + bytes(len(good) - 60))
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # behind the index's back
+    heard: list[str] = []
+    with pytest.raises(RunFailed, match=rf"rank [01], step \d of 12: .*{victim.name}"):
+        launch(config, watch=lambda state, messages: heard.extend(messages))
+    assert not [message for message in heard if "continuing" in message]
+    victim.write_bytes(good)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kept = sorted(path.name for path in (tmp_path / "store" / "disturbed").glob("step-*"))
+    assert kept, "no checkpoint was written before the failure"
+    assert 0 < int(kept[-1].removeprefix("step-")) < 6
+    disturbed = launch(config)
+    assert not list(Path(disturbed.run_dir).glob("step-*"))
+    assert same_bits(weights(undisturbed.run_dir), weights(disturbed.run_dir))
+    steps = [row["step"] for row in read_metrics(Path(disturbed.run_dir) / "metrics.jsonl") if "train/loss" in row]
+    assert steps == sorted(set(steps)), "metrics of a step were kept twice"
+
+
+def records_by_step(config) -> dict[int, list[int]]:
+    """{step of the first epoch: sample ids}, from the plan alone."""
+    from cluster.assembly import open_data
+    from pipelines.views.plan import ViewPlan
+
+    plan = ViewPlan(config.views, config.seed, len(open_data(config)["train"]))
+    return {step: plan.order(0, np.arange(step * 8, step * 8 + 8)).tolist() for step in range(6)}
+
+
+def image_path(config, sample_id: int) -> Path:
+    from cluster.assembly import open_data
+
+    return Path(open_data(config)["train"].paths(np.array([sample_id]))[0])
+
+
+def test_no_run_without_its_mlflow(ray_cluster, recipe):
+    """The workers start while the driver opens the run; where it cannot, no step is taken."""
+    config = parse(recipe(scaling__num_workers=1, tracking__uri="http://127.0.0.1:9"))
+    with pytest.raises(ValueError, match=r"MLflow store http://127.0.0.1:9 does not answer .* correct tracking.uri"):
+        launch(config)
+    assert not (config.run_dir / METRICS).exists()
+
+
+def test_few_validation_images(configure, undisturbed):
+    """Three of them and two ranks: each counts once in the run's means, as it does where one process evaluates."""
+    rank = Rank(0, 1, torch.device("cpu"))
+    run = assemble(configure("undisturbed", 2), rank)
+    run.student.load_state_dict(weights(undisturbed.run_dir))
+    expected = evaluate(run.student, run.evaluation_loader("val"), len(run.indexes["val"]), rank)
+    assert expected["images"] == 3
+    for name in ("top1", "nll"):
+        assert undisturbed.metrics[f"val/{name}"] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_a_finished_run_is_not_run_again(configure, undisturbed):
+    assert launch(configure("undisturbed", 2)) == undisturbed
+    with pytest.raises(
+        ValueError, match=r"holds a run of another recipe \(seed: 0 there, 1 now\); choose another name"
+    ):
+        launch(configure("undisturbed", 2, seed=1))
+
+
+def test_mlflow_holds_what_workers_log(configure, undisturbed):
+    """Of several, the first one: metrics by step, and the files of the end."""
+    import mlflow
+
+    output_dir = Path(configure("undisturbed", 2).output_dir)
+    client = mlflow.MlflowClient(f"sqlite:///{output_dir / 'mlflow.db'}")
+    history = client.get_metric_history(undisturbed.mlflow_run_id, "train/loss")
+    assert [metric.step for metric in history] == [2, 4, 6, 8, 10, 12]
+    names = {artifact.path for artifact in client.list_artifacts(undisturbed.mlflow_run_id)}
+    assert names >= {"recipe.yaml", "packages.txt", "first_batch.png", "curves.png", "student.safetensors"}
+
+
+def test_mlflow_holds_the_run(recipe):
+    """The resolved recipe, the packages, the pictures, the metrics by step and the weights."""
+    import mlflow
+
+    held_out = {"data__held_out": 0.25, "train__select": "held_out"}
+    config = parse(recipe(scaling__num_workers=0, train__max_steps=4, **held_out))
+    result = launch(config, command="python -m ops train x.yaml")
+    client = mlflow.MlflowClient(f"sqlite:///{Path(config.output_dir) / 'mlflow.db'}")
+    run = client.get_run(result.mlflow_run_id)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names >= {"recipe.yaml", "packages.txt", "first_batch.png", "curves.png", "student.safetensors"}
+    assert run.data.tags["method"] == "ce"
+    assert "python -m ops train x.yaml" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["train.batch_size"] == "8"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [2, 4]
+    assert {"val/top1", "held_out/top1", "data/wait_share", "system/images_per_second"} <= run.data.metrics.keys()
+    assert result.best_score == pytest.approx(
+        max(m.value for m in client.get_metric_history(run.info.run_id, "held_out/top1"))
+    )
