@@ -1,4 +1,4 @@
-"""Recipes by name: the files in recipes/ without their suffix, and the rows of `ops.rows`.
+"""Recipes by name: the files in recipes/ without their suffix, and the rows of `ops.cifar_rows`.
 
 A recipe starts with its manual, a comment that says the paper, the command, the hardware it is meant for, what to
 expect, and where that number is from.
@@ -17,7 +17,7 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.recipe import configure, read_recipe
-from ops import rows
+from ops import cifar_rows as rows
 from ops.console import say
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -140,7 +140,7 @@ def _review(commands: Any) -> None:
         "--studied", nargs="+", metavar="FIELD", help="what recipes are meant to differ in (default: the method)"
     )
     names = ("experiment", "store", "output", "compare", "metric", "studied")
-    review.set_defaults(function=calls("ops.review:review", *names))
+    review.set_defaults(function=calls("ops.review.page:review", *names))
 
 
 def _ui(commands: Any) -> None:
@@ -208,7 +208,7 @@ def _sweep(commands: Any) -> None:
     sweep.add_argument("--concurrent", type=int, metavar="N", help="runs at a time (default: as many as fit)")
     sweep.add_argument("--plan", action="store_true", help="only show what would be run, and what it would cost")
     sweep.add_argument("overrides", nargs="*", metavar="key=value", help="fields to set, such as train.epochs=5")
-    sweep.set_defaults(function=calls("ops.sweep:sweep", "recipe", "overrides", "space", "concurrent", "plan"))
+    sweep.set_defaults(function=calls("ops.sweep.command:sweep", "recipe", "overrides", "space", "concurrent", "plan"))
 
 
 def _recipes(commands: Any) -> None:
@@ -233,7 +233,7 @@ def _data(commands: Any) -> None:
     data.add_argument("name", choices=["cifar100"])
     data.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of either")
     data.add_argument("--to", default="data/cifar100", metavar="DIR", help="the image folder to write (%(default)s)")
-    data.set_defaults(function=calls("ops.cifar:unpack", "source", "to"))
+    data.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))
 
 
 def _cache(commands: Any) -> None:

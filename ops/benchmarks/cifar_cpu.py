@@ -18,10 +18,10 @@ import torch
 
 from cluster.config import RunConfig
 from ops import catalog
-from ops.benchmarks.cifar100 import run_name, summary, text
 from ops.benchmarks.facts import write
-from ops.benchmarks.lanes import Lane, take_turns
 from ops.console import console, say, table
+from ops.reproduce.cifar100 import run_name, summary, text
+from ops.reproduce.lanes import Lane, take_turns
 
 PAIR = "cifar100/resnet56-resnet20"
 ROWS = {

@@ -17,10 +17,11 @@ from typing import Any
 from rich.filesize import decimal
 
 from ops import catalog
-from ops.benchmarks import cifar100, cifar_cpu
+from ops.benchmarks import cifar_cpu
 from ops.benchmarks.facts import RESULTS
+from ops.cifar_tables import ALSO, ALSO_SOURCE, HIGHEST
 from ops.console import say
-from ops.tables import ALSO, ALSO_SOURCE, HIGHEST
+from ops.reproduce import cifar100
 
 PAGE = Path(__file__).parent / "PAPERS.md"
 HEAD = """\

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.benchmarks import cifar100, cifar_cpu, dry_run
+from ops.benchmarks import cifar_cpu, dry_run
+from ops.reproduce import cifar100
 
 PAIRS = [{"student": "layer1", "teacher": "layer3.4"}, {"student": "layer2", "teacher": "layer3.3"}]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ops import catalog
-from ops.benchmarks import cifar100, papers
+from ops.benchmarks import papers
+from ops.reproduce import cifar100
 
 
 def run(seed: int, last: float, best: float, finished: bool = True) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from kdcore.models import build_model
 from kdcore.optim import Schedule, build_optimizer
 from kdcore.taps import FeatureTaps
 from kdcore.terms import REGISTRY
-from ops import catalog, rows
-from ops.tables import NETWORKS, PAIRS, SETTINGS, TOP1
+from ops import catalog
+from ops import cifar_rows as rows
+from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, TOP1
 
 NAMES = catalog.names()
 loaded = cache(catalog.load)

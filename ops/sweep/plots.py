@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from cluster.sweep.config import LogRange, Values
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, label
-from ops.sweep_report import PointResult
+from ops.sweep.report import PointResult
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 

@@ -32,11 +32,11 @@ from kdcore.models import build_model
 from kdcore.quality.score import Quality
 from ops.__main__ import main
 from ops.submit import submit
-from ops.sweep_plots import plots
-from ops.sweep_report import fates, ranked, result_table
+from ops.sweep.plots import plots
+from ops.sweep.report import fates, ranked, result_table
 from tests.conftest import write_image_folder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAIRS = [[{"student": "layer2", "teacher": "layer2"}], [{"student": "layer2", "teacher": "layer3"}]]
 
 

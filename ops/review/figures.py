@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ops.history import Run
-from ops.review_rows import Row, field_name, number_of
+from ops.review.groups import Row, field_name, number_of
 
 PALETTE = ("#3d85b8", "#c8743a", "#4d9d6b", "#a8609c", "#97913a", "#cf5566", "#6a72c4", "#7d8590")
 Points = Sequence[tuple[int, float]]

@@ -13,12 +13,12 @@ import mlflow
 from plotly.offline import get_plotlyjs
 
 from cluster.tracking.delivery import asking
-from ops import review_figures as figures
 from ops.console import say
 from ops.history import Run, grouped, runs_of
 from ops.model_card import environment
-from ops.review_figures import Histories
-from ops.review_rows import STUDIED, Row, recipe_differences, rows_of, sentences, varied_fields
+from ops.review import figures
+from ops.review.figures import Histories
+from ops.review.groups import STUDIED, Row, recipe_differences, rows_of, sentences, varied_fields
 from ops.stores import open_store, run_link
 
 CURVES = {

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from ops.history import Group, Run, spread
-from ops.seed_noise import Difference, difference, sentence
+from ops.review.seed_noise import Difference, difference, sentence
 
 # What a comparison of methods is allowed to differ in; SimKD's student is a part of its method.
 STUDIED = ("method", "student.classifier", "student.factor")

@@ -2,17 +2,17 @@
 `python -m ops recipes cifar100/resnet32x4-resnet8x4` lists, on a GPU that is free for some minutes at a time.
 
     python -m ops data cifar100 --from DIR --to data/cifar100
-    python -m ops.benchmarks.cifar100 --rows teacher --minutes 9         # until it says that this is done
-    python -m ops.benchmarks.cifar100 --seeds 0 1 2 --minutes 9          # likewise, the students
-    python -m ops.benchmarks.cifar100 --collect                          # results/cifar100.json
+    python -m ops.reproduce.cifar100 --rows teacher --minutes 9         # until it says that this is done
+    python -m ops.reproduce.cifar100 --seeds 0 1 2 --minutes 9          # likewise, the students
+    python -m ops.reproduce.cifar100 --collect                          # results/cifar100.json
 
 What goes beyond the papers is chosen on a tenth of the training images, which those runs do not train on (the teacher
 did); what is chosen is then run as the rows above are:
 
-    python -m ops.benchmarks.cifar100 --held-out 0.1 --minutes 9         # likewise; then the same with --collect
-    python -m ops.benchmarks.cifar100 --rows simkd-wttm --seeds 0 1 2    # the chosen one, on all training images
+    python -m ops.reproduce.cifar100 --held-out 0.1 --minutes 9         # likewise; then the same with --collect
+    python -m ops.reproduce.cifar100 --rows simkd-wttm --seeds 0 1 2    # the chosen one, on all training images
 
-Runs of one seed share their batches and their teacher's answers while they are side by side (`ops.benchmarks.lanes`).
+Runs of one seed share their batches and their teacher's answers while they are side by side (`ops.reproduce.lanes`).
 Runs that are not finished are saved when the minutes are over; the same command goes on with them, also on another
 machine that gets the folder --state. Needs torch, timm, numpy, pyarrow, Pillow, safetensors, pydantic, PyYAML, rich,
 psutil and matplotlib, but no Ray, DALI or MLflow. To carry the state in files of a limited size, and to join them:
@@ -37,9 +37,9 @@ import yaml
 from cluster.config import RunConfig
 from ops import catalog
 from ops.benchmarks.facts import facts, spread, write
-from ops.benchmarks.lanes import Lane, take_turns
+from ops.cifar_tables import NETWORKS
 from ops.console import complain, console, say, table
-from ops.tables import NETWORKS
+from ops.reproduce.lanes import Lane, take_turns
 
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"
 PAIR = f"cifar100/{TEACHER}-{STUDENT}"

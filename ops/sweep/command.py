@@ -27,9 +27,9 @@ from kdcore.quality.score import Quality
 from ops import catalog, layers
 from ops.cache import BuildView, this_device
 from ops.console import console, say, table
-from ops.sweep_plots import plots
-from ops.sweep_report import ranked, result_table, write_files
-from ops.sweep_view import SweepView
+from ops.sweep.plots import plots
+from ops.sweep.report import ranked, result_table, write_files
+from ops.sweep.view import SweepView
 from ops.train import mlflow_hint
 
 MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student

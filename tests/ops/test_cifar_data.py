@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ops import cifar
-from ops.cifar import write_cifar100
+from ops import cifar_data as cifar
+from ops.cifar_data import write_cifar100
 from pipelines.data.index import build_index
 
 LABELS = {"train": [9, 10, 9, 99, 2], "test": [10, 0]}

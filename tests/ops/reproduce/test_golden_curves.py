@@ -24,8 +24,8 @@ import torch
 from cluster.config import RunConfig
 from cluster.tracking.journal import read_metrics
 from ops import catalog
-from ops.benchmarks.lanes import Lane, flights_of
-from ops.cifar import write_cifar100
+from ops.cifar_data import write_cifar100
+from ops.reproduce.lanes import Lane, flights_of
 
 GOLDEN = Path(__file__).parent / "golden" / "resnet56-resnet20.json"
 TOLERANCE = 5e-3

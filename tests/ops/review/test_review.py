@@ -9,7 +9,7 @@ import pytest
 
 from ops.__main__ import main
 from ops.history import PARENT, Group, Run, grouped, runs_of
-from ops.review_rows import change_together, label_of, recipe_differences, rows_of, sentences, varied_fields
+from ops.review.groups import change_together, label_of, recipe_differences, rows_of, sentences, varied_fields
 
 CHROMIUM = Path("/usr/bin/chromium")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops.seed_noise import difference, paired, quantile, sentence, welch
+from ops.review.seed_noise import difference, paired, quantile, sentence, welch
 
 
 def test_student_t():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.recipe import merge, read_recipe
-from ops.tables import NETWORKS, PAIRS, SETTINGS, TOP1
+from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, TOP1
 
 COMMON = Path(__file__).parent / "recipes" / "cifar100" / "common.yaml"
 

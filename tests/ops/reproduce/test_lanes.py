@@ -19,7 +19,7 @@ from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher
 from kdcore.models import build_model
-from ops.benchmarks.lanes import Flight, Lane, flights_of, take_turns, tensors_of
+from ops.reproduce.lanes import Flight, Lane, flights_of, take_turns, tensors_of
 
 CPU = torch.device("cpu")
 NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
@@ -297,11 +297,11 @@ def test_what_the_lanes_do_not_do_is_refused(config):
 def test_no_ray_dali_or_mlflow_is_needed():
     """The slices run on machines that have none of them."""
     code = (
-        "import sys, ops.benchmarks.cifar100, ops.layers, pipelines.loaders.resident;"
+        "import sys, ops.reproduce.cifar100, ops.layers, pipelines.loaders.resident;"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'ray', 'mlflow', 'nvidia'}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
 
@@ -314,7 +314,7 @@ def test_graphs_on_a_gpu_compute_what_steps_without_them_do(method, config, monk
     graphed = Lane(config(method, "graphed", data__loader="resident"), cuda)
     with_graph = steps(graphed, 15)
     assert graphed.compute.graph is not None
-    monkeypatch.setattr("ops.benchmarks.lanes.EAGER_STEPS", 1000)
+    monkeypatch.setattr("ops.reproduce.lanes.EAGER_STEPS", 1000)
     without = steps(Lane(config(method, "eager", data__loader="resident"), cuda), 15)
     assert with_graph == pytest.approx(without, rel=1e-4)
 

@@ -1,0 +1,7 @@
+"""The review page: what MLflow holds of an experiment, as one HTML file that needs no network.
+
+page        the command and the page
+groups      runs that differ in nothing but their seed, and what sets recipes apart
+figures     plotly figures
+seed_noise  whether a difference exceeds it
+"""
