@@ -20,6 +20,7 @@ from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_sto
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
+from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.data.index import ImageIndex, build_index, check_same_classes, open_index
@@ -43,7 +44,7 @@ def open_data(config: RunConfig, listed: bool = False) -> dict[str, ImageIndex]:
     if data.held_out:
         indexes["train"], indexes["held_out"] = train.split(data.held_out, config.plan_seed)
     if len(indexes["train"]) < config.train.batch_size:
-        raise ValueError(
+        raise Refused(
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
             f"{data.root}; take a smaller batch"
         )
@@ -150,7 +151,7 @@ class Assembly:
         )
 
     def distiller(self) -> Distiller:
-        """The distiller on this rank's device. ValueError for a tap or a shape that does not fit."""
+        """The distiller on this rank's device. Refused for a tap or a shape that does not fit."""
         train, means = self.indexes["train"], self.stored.class_means if self.stored else None
         if self.config.needs.class_means and self.teacher is not None:
             loader = self.evaluation_loader("train")
@@ -169,7 +170,7 @@ class Assembly:
 
 
 def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
-    """Every part on the rank's device. listed: as for `open_data`. ValueError for what does not fit together:
+    """Every part on the rank's device. listed: as for `open_data`. Refused for what does not fit together:
     checkpoint, classes, cache."""
     indexes = open_data(config, listed)
     classes = tuple(indexes["train"].classes)
@@ -202,10 +203,10 @@ def facts(run: Assembly) -> dict[str, Any]:
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
-    """The teacher's network. ValueError where its outputs are not the data's classes."""
+    """The teacher's network. Refused where its outputs are not the data's classes."""
     teacher = build_model(config, classes)
     if teacher.num_classes != len(classes):
-        raise ValueError(
+        raise Refused(
             f"the teacher has {teacher.num_classes} outputs for {len(classes)} classes of the data; name the file that "
             "maps class folders to its outputs as teacher.class_indices"
         )

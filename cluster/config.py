@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from kdcore.batch import Needs
 from kdcore.configs import ModelConfig, OptimizerConfig, ScheduleConfig
+from kdcore.errors import Refused
 from kdcore.terms import Term, parse_term
 from pipelines.cache.columns import Storage
 from pipelines.cache.local import is_remote
@@ -151,7 +152,7 @@ class ScalingConfig(Section):
     @model_validator(mode="after")
     def _check_range(self) -> ScalingConfig:
         if self.min_workers and self.min_workers > self.num_workers:
-            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
+            raise Refused(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
         return self
 
 
@@ -223,41 +224,41 @@ class RunConfig(Section):
     def _check_across(self) -> RunConfig:
         train, views = self.train, self.views
         if all(term.weight == 0 for term in self.method):
-            raise ValueError("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
+            raise Refused("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
         if self.teacher is None and (self.needs.teacher or self.student.classifier == "reused"):
             wants = [t.term for t in self.method if t.needs().teacher] or ["student.classifier: reused"]
-            raise ValueError(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
+            raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
         if self.teacher and self.teacher.cached:
             require_cache(self.cache, views)
         if train.micro_batch and train.batch_size % train.micro_batch:
-            raise ValueError(
+            raise Refused(
                 f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
                 f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
             )
         if self.scaling.min_workers and not train.micro_batch:
-            raise ValueError(
+            raise Refused(
                 "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
                 "train.micro_batch"
             )
         micro_batch_size(train, max(1, self.scaling.num_workers), views.mixes)
         if self.needs.hard_labels and views.mixes:
             coupled = [t.term for t in self.method if t.needs().hard_labels]
-            raise ValueError(
+            raise Refused(
                 f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup and views.cutmix to 0"
             )
         if train.select == "held_out" and self.data.held_out == 0:
-            raise ValueError("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
+            raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
         if (self.data.mean is None) != (self.data.std is None):
-            raise ValueError("data.mean and data.std belong together; give both or neither")
+            raise Refused("data.mean and data.std belong together; give both or neither")
         return self
 
 
 def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
-    """The recipe's cache section. ValueError where there is none, or where the number of views is open."""
+    """The recipe's cache section. Refused where there is none, or where the number of views is open."""
     if cache is None:
-        raise ValueError("the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}")
+        raise Refused("the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}")
     if views.num_views is None:
-        raise ValueError(
+        raise Refused(
             "a cache holds a fixed number of views, but views.num_views is open; set it, such as views.num_views=50 "
             "(a run then shows view `epoch mod num_views`)"
         )
@@ -265,22 +266,22 @@ def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
 
 
 def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
-    """The micro-batch that this number of workers runs; ValueError with the remedy where the batch cannot be shared."""
+    """The micro-batch that this number of workers runs; Refused with the remedy where the batch cannot be shared."""
     micro_batch = train.micro_batch
     if micro_batch is None:
         if train.batch_size % num_workers:
-            raise ValueError(
+            raise Refused(
                 f"train.batch_size {train.batch_size} cannot be shared by {num_workers} workers; take a multiple, "
                 "or set train.micro_batch"
             )
         micro_batch = train.batch_size // num_workers
     if train.batch_size // micro_batch < num_workers:
-        raise ValueError(
+        raise Refused(
             f"train.batch_size {train.batch_size} is {train.batch_size // micro_batch} micro-batches of {micro_batch}, "
             f"fewer than scaling.num_workers {num_workers}; take a smaller train.micro_batch or fewer workers"
         )
     if mixes and micro_batch % 2:
-        raise ValueError(
+        raise Refused(
             f"mixed images come in pairs, so the micro-batch must be even, not {micro_batch}; change train.micro_batch "
             "or train.batch_size"
         )

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from cluster.assembly import Assembly, assemble, autocast, open_data
 from cluster.cache.crew import wants_gpu
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.passes import every_image_once
 from cluster.rank import Rank
 from cluster.recipe import parse
@@ -27,6 +26,7 @@ from cluster.training.launch import ray_session
 from cluster.training.recovery import reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import OnlineTeacher
+from kdcore.errors import Refused, RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.models import load_tensors
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
@@ -155,12 +155,12 @@ def student_of(parts: Assembly, weights: Path | None) -> Network | None:
 
 
 def load_student(parts: Assembly, weights: Path) -> nn.Module:
-    """The recipe's student with the given weights. ValueError where they do not fit."""
+    """The recipe's student with the given weights. Refused where they do not fit."""
     tensors = load_tensors(weights)
     try:
         parts.student.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(
+        raise Refused(
             f"{weights} does not fit the student {parts.config.student.model} of the recipe "
             f"({' '.join(str(error).split())[:200]}); give the recipe that it was trained with"
         ) from error

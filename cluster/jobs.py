@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
+from kdcore.errors import Refused, RunFailed
 
 TREE = Path(__file__).parents[1]
 # As in a .gitignore; what the tree's own .gitignore names stays behind too.
@@ -40,7 +40,7 @@ def submit(address: str, command: Sequence[str], token_file: str | None, show: C
     """Runs a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
 
     token_file: the cluster's token, for one that asks for it; None: where Ray looks for it itself. show: takes the
-    job's log, in pieces. Gives the job's exit status. ValueError where the cluster cannot be reached or refuses the
+    job's log, in pieces. Gives the job's exit status. Refused where the cluster cannot be reached or refuses the
     token; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
     """
     use_token(token_file)
@@ -55,11 +55,11 @@ def submit(address: str, command: Sequence[str], token_file: str | None, show: C
             metadata={"command": shlex.join(command)},
         )
     except AuthenticationError as error:
-        raise ValueError(
+        raise Refused(
             f"{address} refuses the token; give the cluster's own with --token-file, or as ~/.ray/auth_token"
         ) from error
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise ValueError(
+        raise Refused(
             f"{address} does not answer as a Ray cluster does ({first_line(error)}); give the address of the head's "
             "dashboard, such as http://head:8265"
         ) from error
@@ -70,7 +70,7 @@ def use_token(token_file: str | None) -> None:
     """Turns Ray's token authentication on where there is a token; a client does not do so by itself."""
     if token_file is not None:
         if not Path(token_file).is_file():
-            raise ValueError(f"--token-file {token_file}: no such file; copy the cluster's token there")
+            raise Refused(f"--token-file {token_file}: no such file; copy the cluster's token there")
         os.environ["RAY_AUTH_TOKEN_PATH"] = token_file
         os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray would prefer it
     default = Path.home() / ".ray" / "auth_token"
@@ -106,15 +106,15 @@ def first_line(error: BaseException) -> str:
 
 
 def shipped(path: str) -> str:
-    """A recipe file's place in the tree as the job finds it; ValueError for one that lies outside."""
+    """A recipe file's place in the tree as the job finds it; Refused for one that lies outside."""
     absolute = Path(path).absolute()
     if not absolute.is_relative_to(TREE):
-        raise ValueError(f"{path} lies outside {TREE}, which is what the job gets; copy it to ops/recipes/")
+        raise Refused(f"{path} lies outside {TREE}, which is what the job gets; copy it to ops/recipes/")
     return absolute.relative_to(TREE).as_posix()
 
 
 def check_paths(config: RunConfig) -> None:
-    """ValueError for what a job would look for in its own working folder, which begins without it and is not kept."""
+    """Refused for what a job would look for in its own working folder, which begins without it and is not kept."""
     paths = {
         "output_dir": config.output_dir,
         "data.root": config.data.root,
@@ -124,4 +124,4 @@ def check_paths(config: RunConfig) -> None:
     }
     for key, path in paths.items():
         if path and "://" not in path and not Path(path).is_absolute():
-            raise ValueError(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")
+            raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")

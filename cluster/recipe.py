@@ -16,13 +16,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
+from kdcore.errors import Refused
 from pipelines.cache.local import is_remote
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """The configuration of a YAML recipe with `dotted.key=value` overrides; ValueError in one line for what is wrong.
+    """The configuration of a YAML recipe with `dotted.key=value` overrides; Refused in one line for what is wrong.
 
     A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
     merged, everything else is replaced.
@@ -42,13 +43,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The mapping of a recipe file with its bases merged in."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        raise ValueError(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        raise Refused(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+        raise Refused(f"{path}: a recipe is a mapping of keys to values")
     bases = data.pop("base", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -70,7 +71,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Sets one `dotted.key=value` in place; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise ValueError(f"override {override!r}: write key=value, such as train.epochs=5")
+        raise Refused(f"override {override!r}: write key=value, such as train.epochs=5")
     assign(data, key, yaml.safe_load(text))
 
 
@@ -81,7 +82,7 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
     for part in parents:
         node = item(node, part, key) if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
-            raise ValueError(f"{key}: {part!r} is a value, it has no keys below it")
+            raise Refused(f"{key}: {part!r} is a value, it has no keys below it")
     if isinstance(node, list):
         item(node, last, key)
         node[int(last)] = value
@@ -90,14 +91,14 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def item(items: list[Any], number: str, key: str) -> Any:
-    """An item of a list by its number in a dotted key. ValueError where there is none."""
+    """An item of a list by its number in a dotted key. Refused where there is none."""
     if not number.isdecimal() or int(number) >= len(items):
-        raise ValueError(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
+        raise Refused(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
     return items[int(number)]
 
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
-    """A RunConfig from a mapping; ValueError in one line, naming the field and the nearest valid ones."""
+    """A RunConfig from a mapping; Refused in one line, naming the field and the nearest valid ones."""
     return validated(RunConfig, data, source)
 
 
@@ -106,7 +107,7 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"{source}: {'; '.join(_sentences(error, model))}") from None
+        raise Refused(f"{source}: {'; '.join(_sentences(error, model))}") from None
 
 
 def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cluster.config import RunConfig, TeacherConfig
 from cluster.rank import Rank
 from kdcore.batch import Needs, TeacherOutputs
+from kdcore.errors import Refused
 from kdcore.layout import Layout
 from kdcore.metrics import Counts
 from kdcore.models import build_model
@@ -60,9 +61,9 @@ class StoredTeacher:
 
     @property
     def head(self) -> TeacherHead:
-        """What SimKD reuses. ValueError where the cache was built for a method that does not."""
+        """What SimKD reuses. Refused where the cache was built for a method that does not."""
         if self.manifest.plan.head is None:
-            raise ValueError(
+            raise Refused(
                 f"the cache {self.train.directory} does not hold the teacher's head, which student.classifier: reused "
                 "reads; build it in another folder with this recipe, or with cache.head=true"
             )
@@ -85,7 +86,7 @@ class StoredTeacher:
 def open_stored_teacher(
     config: RunConfig, expected: dict[str, Any], classes: tuple[str, ...], rank: Rank
 ) -> StoredTeacher:
-    """The recipe's cache. ValueError for one that belongs to something else, is damaged, or lacks a column.
+    """The recipe's cache. Refused for one that belongs to something else, is damaged, or lacks a column.
 
     expected: the run's `identity`; where the teacher's weights lie on this machine, rank 0 adds them to it.
     """
@@ -99,7 +100,7 @@ def open_stored_teacher(
     check(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
     stored_views = manifest.plan.parts[TRAIN].num_views
     if config.views.num_views is None or config.views.num_views > stored_views:
-        raise ValueError(
+        raise Refused(
             f"the recipe shows {config.views.num_views} views, the cache {directory} holds {stored_views}; set "
             f"views.num_views={stored_views}, or `python -m ops cache build` with more, which adds to it"
         )
@@ -113,10 +114,10 @@ def open_stored_teacher(
 
 
 def require_class_means(stored: StoredTeacher, needs: Needs) -> None:
-    """ValueError where class means are read that the cache lacks."""
+    """Refused where class means are read that the cache lacks."""
     missing = sorted(needs.class_means - stored.class_means.keys())
     if missing:
-        raise ValueError(
+        raise Refused(
             f"the cache {stored.train.directory} does not hold the class means of tap {missing[0]!r}; build it with "
             "this recipe in another folder"
         )

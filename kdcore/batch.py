@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from kdcore.errors import Refused
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -51,7 +53,7 @@ class Needs:
 
     def __or__(self, other: Needs) -> Needs:
         if self.detach_head_at and other.detach_head_at and self.detach_head_at != other.detach_head_at:
-            raise ValueError(
+            raise Refused(
                 f"two terms detach the student's head at different taps, {self.detach_head_at!r} and "
                 f"{other.detach_head_at!r}; give them the same deepest tap"
             )

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kdcore.errors import Refused
+
 # Arguments of `timm.create_model` that other fields stand for.
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 
@@ -36,7 +38,7 @@ class ModelConfig(BaseModel):
     args: dict[str, Any] = Field(default_factory=dict)
 
     def check(self) -> None:
-        """ValueError where the model or one of its files is unknown; builds nothing."""
+        """Refused where the model or one of its files is unknown; builds nothing."""
         import timm
 
         import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
@@ -44,14 +46,14 @@ class ModelConfig(BaseModel):
         if not timm.is_model(self.model):
             near = difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
-            raise ValueError(f"unknown model {self.model!r}; {hint}")
+            raise Refused(f"unknown model {self.model!r}; {hint}")
         for path in (self.checkpoint, self.class_indices):
             if path is not None and not Path(path).is_file():
-                raise ValueError(f"{path}: no such file, named by the model {self.model!r} of the recipe")
+                raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
         if self.pretrained and self.checkpoint:
-            raise ValueError(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
+            raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
         if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
-            raise ValueError(
+            raise Refused(
                 f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
             )
 
@@ -99,12 +101,12 @@ class ScheduleConfig(BaseModel):
         reads = _READS[self.sched]
         for name, field in type(self).model_fields.items():
             if name not in {"sched", *reads} and getattr(self, name) != field.default:
-                raise ValueError(
+                raise Refused(
                     f"{name} has no meaning for sched {self.sched!r}, which reads "
                     f"{', '.join(sorted(reads)) or 'nothing else'}; leave it out"
                 )
         if self.sched == "multistep" and not self.milestones:
-            raise ValueError("sched 'multistep' needs milestones: the epochs at which the rate drops")
+            raise Refused("sched 'multistep' needs milestones: the epochs at which the rate drops")
         if any(later <= earlier for earlier, later in zip((0, *self.milestones), self.milestones, strict=False)):
-            raise ValueError(f"milestones {list(self.milestones)} must be above 0 and ascend")
+            raise Refused(f"milestones {list(self.milestones)} must be above 0 and ascend")
         return self

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdcore.batch import Batch, Classifier, Needs, TeacherOutputs
+from kdcore.errors import Refused
 from kdcore.models import classifier_of
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
@@ -36,7 +37,7 @@ class Distiller(nn.Module):
     wrapper pass it by. It is asked only where a batch does not already bring its targets. Terms of weight 0 are left
     out, with all that they need. The other arguments are what a term may know when it is built: see `TermContext`.
 
-    ValueError for a method without terms, and for a tap or a shape that does not fit.
+    Refused for a method without terms, and for a tap or a shape that does not fit.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Distiller(nn.Module):
         super().__init__()
         self.terms = unique_names([term for term in terms if term.weight > 0])
         if not self.terms:
-            raise ValueError("the method has no term with a weight above 0, so nothing would be learnt; add one")
+            raise Refused("the method has no term with a weight above 0, so nothing would be learnt; add one")
         self.needs = Needs.union(term.needs() for term in self.terms.values())
         if self.needs.student_input_gradient and self.needs.detach_head_at:
-            raise ValueError(
+            raise Refused(
                 "the method has a term on the student's input gradient and one that detaches its head, which leaves no "
                 "such gradient; drop one of the two (kdiga and feature_only, say)"
             )
@@ -95,7 +96,7 @@ class Distiller(nn.Module):
         """The loss of one micro-batch. The teacher is asked, without gradient, if the batch brings no targets."""
         if self.needs.hard_labels and batch.labels.ndim != 1:
             hard = [name for name, term in self.terms.items() if term.needs().hard_labels]
-            raise ValueError(f"{', '.join(hard)} has no meaning for mixed labels; turn mixing off")
+            raise Refused(f"{', '.join(hard)} has no meaning for mixed labels; turn mixing off")
         targets = self.targets(batch)
         images = batch.images
         if self.needs.student_input_gradient:
@@ -128,7 +129,7 @@ class Distiller(nn.Module):
         if batch.targets is not None or not self.needs.teacher:
             return batch.targets
         if self.teacher is None:
-            raise ValueError("the method needs a teacher's outputs, but there is neither a teacher nor a cache")
+            raise Refused("the method needs a teacher's outputs, but there is neither a teacher nor a cache")
         return self.teacher(batch)
 
 

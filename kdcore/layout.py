@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdcore.errors import Refused
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -46,25 +48,25 @@ class Layout:
 
 
 def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """`forward_features` of two fixed random images. ValueError if the network has none, or gives no one tensor."""
+    """`forward_features` of two fixed random images. Refused if the network has none, or gives no one tensor."""
     name = type(network).__name__
     if not hasattr(network, "forward_features"):
-        raise ValueError(f"{name} has no forward_features, so its last map cannot be named; use a network of timm")
+        raise Refused(f"{name} has no forward_features, so its last map cannot be named; use a network of timm")
     generator = torch.Generator().manual_seed(0)
     weight = next(network.parameters())
     images = torch.randn(2, 3, *image_size, generator=generator).to(weight)
     try:
         features = network.forward_features(images)  # type: ignore[operator]
     except AssertionError as error:  # how timm's ViTs refuse a size
-        raise ValueError(f"{name} takes no images of {list(image_size)}: {error}") from error
+        raise Refused(f"{name} takes no images of {list(image_size)}: {error}") from error
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
-        raise ValueError(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")
+        raise Refused(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")
     return features
 
 
 def layout_of(network: nn.Module, features: Tensor, image_size: tuple[int, int]) -> Layout:
-    """The layout of a network's last features. ValueError where tokens form no grid of the images' proportions."""
+    """The layout of a network's last features. Refused where tokens form no grid of the images' proportions."""
     if features.ndim == 4:
         kind: Any = "NHWC" if getattr(network, "output_fmt", "NCHW") == "NHWC" else "NCHW"
         channels, height, width = features.shape[1:] if kind == "NCHW" else features.permute(0, 3, 1, 2).shape[1:]
@@ -73,7 +75,7 @@ def layout_of(network: nn.Module, features: Tensor, image_size: tuple[int, int])
     patches = features.shape[1] - num_prefix_tokens
     height = round(math.sqrt(patches * image_size[0] / image_size[1]))
     if height < 1 or patches % height or (patches // height) * image_size[0] != height * image_size[1]:
-        raise ValueError(
+        raise Refused(
             f"{type(network).__name__}: {patches} tokens (after {num_prefix_tokens} prefix tokens) form no grid of the "
             f"proportions of images of {list(image_size)}"
         )

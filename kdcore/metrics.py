@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcore.errors import Refused
+
 FIELDS = ("images", "top1", "top5", "nll", "agreement", "kl")
 
 
@@ -44,7 +46,7 @@ class Counts:
         values = dict(zip(FIELDS, self.totals.tolist(), strict=True))
         images = values.pop("images")
         if images == 0:
-            raise ValueError("no image was counted")
+            raise Refused("no image was counted")
         if not self.has_teacher:
             del values["agreement"], values["kl"]
         return {"images": int(images), **{name: value / images for name, value in values.items()}}

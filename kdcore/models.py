@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
 
 
 def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -> nn.Module:
@@ -27,12 +28,19 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
     try:
         model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
     except OSError as error:  # no network, or no such weights
-        raise ValueError(
+        raise Refused(
             f"model {config.model!r}: timm cannot fetch its weights ({type(error).__name__}); on a machine without "
             "that network, give a file: pretrained=false checkpoint=weights.safetensors"
         ) from error
-    except TypeError as error:  # how a network refuses an argument
-        raise ValueError(f"model {config.model!r} does not take args {config.args}: {error}") from error
+    except Exception as error:
+        if not config.args:
+            raise
+        # Networks refuse an argument in their own ways: by TypeError, IndexError, AssertionError, ...
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise Refused(
+            f"model {config.model!r} does not take args {config.args} ({reason}); correct or leave out student.args or "
+            "teacher.args"
+        ) from error
     if checkpoint is not None:
         _load_weights(model, checkpoint, config)
     if config.class_indices:
@@ -45,10 +53,10 @@ def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[
     try:
         indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(Path(path).read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path}: not a JSON file {{class folder: index}} ({error.errors()[0]['msg']})") from error
+        raise Refused(f"{path}: not a JSON file {{class folder: index}} ({error.errors()[0]['msg']})") from error
     missing = [name for name in class_names if name not in indices]
     if missing:
-        raise ValueError(f"{path} has no index for the class folder {missing[0]!r} ({len(missing)} missing); add it")
+        raise Refused(f"{path} has no index for the class folder {missing[0]!r} ({len(missing)} missing); add it")
     return [indices[name] for name in class_names]
 
 
@@ -56,7 +64,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a torch file; never a pickled object.
 
     A torch file holds them at its top level, or under 'state_dict' or 'model', as training scripts write them.
-    ValueError for another file.
+    Refused for another file.
     """
     try:
         if str(path).endswith(".safetensors"):
@@ -65,14 +73,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors"
-        ) from error
+        raise Refused(f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors") from error
     found = loaded if isinstance(loaded, dict) else {}
     found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
     tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     if not tensors:
-        raise ValueError(
+        raise Refused(
             f"{path}: no tensors at its top level, nor under 'state_dict' or 'model', but {type(loaded).__name__} "
             f"{list(found)[:6]}; convert it to .safetensors"
         )
@@ -84,17 +90,17 @@ def _load_weights(model: nn.Module, checkpoint: dict[str, Tensor], config: Model
     own = model.state_dict()
     if config.checkpoint_keys == "positions":
         if len(own) != len(checkpoint):
-            raise ValueError(f"{config.checkpoint}: {len(checkpoint)} tensors, but {config.model} has {len(own)}")
+            raise Refused(f"{config.checkpoint}: {len(checkpoint)} tensors, but {config.model} has {len(own)}")
         suffixes = [(a, b) for a, b in zip(own, checkpoint, strict=True) if a.split(".")[-1] != b.split(".")[-1]]
         if suffixes:
-            raise ValueError(f"{config.checkpoint}: at one position stand {suffixes[0][1]!r} and {suffixes[0][0]!r}")
+            raise Refused(f"{config.checkpoint}: at one position stand {suffixes[0][1]!r} and {suffixes[0][0]!r}")
         checkpoint = dict(zip(own, checkpoint.values(), strict=True))
     _require_fit(own, checkpoint, f"{config.checkpoint} does not fit {config.model} with {model.num_classes} classes")
     model.load_state_dict(checkpoint)
 
 
 def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], complaint: str) -> None:
-    """ValueError unless both have the same names and shapes."""
+    """Refused unless both have the same names and shapes."""
     names = sorted(own.keys() ^ checkpoint.keys())
     wrong = names or [name for name in own if own[name].shape != checkpoint[name].shape]
     if wrong:
@@ -104,28 +110,26 @@ def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], complain
             if names
             else "class_indices keeps some classes of a file with more of them"
         )
-        raise ValueError(
+        raise Refused(
             f"{complaint}: {len(wrong)} tensors differ, the first is {wrong[0]!r} (network: {network}, file: {file}); "
             f"{remedy}"
         )
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The network's linear classifier. ValueError where it has none."""
+    """The network's linear classifier. Refused where it has none."""
     classifier = model.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
-        raise ValueError(
-            f"{type(model).__name__}: its classifier is a {type(classifier).__name__}, not one linear layer"
-        )
+        raise Refused(f"{type(model).__name__}: its classifier is a {type(classifier).__name__}, not one linear layer")
     return classifier
 
 
 def keep_classes(model: nn.Module, indices: list[int]) -> None:
-    """Reduces the network's classifier to the given rows, in their order, in place. ValueError for a row it lacks."""
+    """Reduces the network's classifier to the given rows, in their order, in place. Refused for a row it lacks."""
     old = classifier_of(model)
     outside = [index for index in indices if not 0 <= index < old.out_features]
     if outside:
-        raise ValueError(f"class index {outside[0]} is not one of the classifier's {old.out_features} rows")
+        raise Refused(f"class index {outside[0]} is not one of the classifier's {old.out_features} rows")
     bias = old.bias is not None
     new = nn.Linear(old.in_features, len(indices), bias, old.weight.device, old.weight.dtype)
     with torch.no_grad():

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from kdcore.configs import OptimizerConfig, ScheduleConfig
+from kdcore.errors import Refused
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over every trained parameter of the module. ValueError for an `opt` that timm does not know."""
-    return create_optimizer_v2(
-        [p for p in module.parameters() if p.requires_grad] if config.decay_all else module,
-        opt=config.opt,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        **config.args,
-    )
+    """The optimiser over every trained parameter of the module.
+
+    Refused for an `opt` that timm does not know, and for arguments that it does not take.
+    """
+    known = [str(name) for name in list_optimizers()]
+    if config.opt.lower().removeprefix("lookahead_") not in known:
+        near = difflib.get_close_matches(config.opt.lower(), known, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
+        raise Refused(f"optimizer.opt: unknown optimiser {config.opt!r}; {hint}")
+    try:
+        return create_optimizer_v2(
+            [p for p in module.parameters() if p.requires_grad] if config.decay_all else module,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            **config.args,
+        )
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise Refused(
+            f"optimizer.opt {config.opt!r} cannot be made with optimizer.args {config.args} ({error}); correct them"
+        ) from error
 
 
 class Schedule:

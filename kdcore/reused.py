@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcore.batch import Classifier
+from kdcore.errors import Refused
 from kdcore.layout import Layout, evaluating, last_features, layout_of
 
 
@@ -40,13 +41,13 @@ class TeacherHead:
     @staticmethod
     def of(teacher: nn.Module, image_size: tuple[int, int]) -> TeacherHead:
         """The head of a timm network, read off and then checked: on random images of [H,W] it must give the teacher's
-        own logits. ValueError, with the reason, for a head of another form (a hidden layer, attention pooling, ...).
+        own logits. Refused, with the reason, for a head of another form (a hidden layer, attention pooling, ...).
         """
         name = type(teacher).__name__
         get_classifier: Any = getattr(teacher, "get_classifier", lambda: None)
         linear = get_classifier()
         if not isinstance(linear, nn.Linear):
-            raise ValueError(f"{name}'s classifier is a {type(linear).__name__}: {_REMEDY}")
+            raise Refused(f"{name}'s classifier is a {type(linear).__name__}: {_REMEDY}")
         with torch.no_grad(), evaluating(teacher):
             features = last_features(teacher, image_size)
             head = TeacherHead(
@@ -57,7 +58,7 @@ class TeacherHead:
                 signed=bool((features < 0).any()),
             )
             if not _gives_own_logits(head, teacher, features):
-                raise ValueError(f"{name} does more than that behind its last features: {_REMEDY}")
+                raise Refused(f"{name} does more than that behind its last features: {_REMEDY}")
         return head
 
 
@@ -74,9 +75,7 @@ class ReusedHead(nn.Module):
         self.norm = nn.Identity() if head.norm is None else frozen(head.norm)
         weight, bias = head.classifier.weight, head.classifier.bias
         if weight.shape[1] != head.layout.channels:
-            raise ValueError(
-                f"a classifier of {list(weight.shape)} cannot read maps of {head.layout.channels} channels"
-            )
+            raise Refused(f"a classifier of {list(weight.shape)} cannot read maps of {head.layout.channels} channels")
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
         linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
         self.classifier = frozen(linear)
@@ -162,7 +161,7 @@ def projector(in_channels: int, layout: Layout, factor: int, signed: bool = Fals
     convolutions see columns [B,C,P+H*W,1].
     """
     if not 1 <= factor <= layout.channels:
-        raise ValueError(f"factor {factor} must be between 1 and the teacher's {layout.channels} channels")
+        raise Refused(f"factor {factor} must be between 1 and the teacher's {layout.channels} channels")
     hidden = layout.channels // factor
     spatial = (
         TokenConv2d(hidden, layout.grid, layout.num_prefix_tokens)
@@ -219,7 +218,7 @@ def remove_head(network: nn.Module, image_size: tuple[int, int]) -> None:
     Found by their gradients: what the features do not depend on would also stop data-parallel training.
     """
     if not hasattr(network, "reset_classifier"):
-        raise ValueError(f"{type(network).__name__} has no reset_classifier: the student must be a network of timm")
+        raise Refused(f"{type(network).__name__} has no reset_classifier: the student must be a network of timm")
     network.reset_classifier(0)  # type: ignore[operator]
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with torch.enable_grad(), evaluating(network):
@@ -232,7 +231,7 @@ def remove_head(network: nn.Module, image_size: tuple[int, int]) -> None:
             network.set_submodule(path, nn.Identity())
             idle -= own
     if idle:
-        raise ValueError(f"{type(network).__name__}: {min(idle)} does not contribute to the last features; freeze it")
+        raise Refused(f"{type(network).__name__}: {min(idle)} does not contribute to the last features; freeze it")
 
 
 def _gives_own_logits(head: TeacherHead, teacher: nn.Module, features: Tensor) -> bool:
@@ -269,4 +268,4 @@ def _smaller(student: tuple[int, int], teacher: tuple[int, int]) -> tuple[int, i
     for one, other in ((student, teacher), (teacher, student)):
         if one[0] <= other[0] and one[1] <= other[1]:
             return one
-    raise ValueError(f"of the student's map {list(student)} and the teacher's {list(teacher)}, neither is the larger")
+    raise Refused(f"of the student's map {list(student)} and the teacher's {list(teacher)}, neither is the larger")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcore.errors import Refused
 from kdcore.layout import evaluating
 
 FORWARD_FEATURES = "forward_features"
@@ -26,7 +27,7 @@ class FeatureTaps:
     before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights and only watches the network,
     while a call of its own lasts. Its hooks are closures, so that they do nothing in a deep copy of the network.
 
-    ValueError for a tap that the network does not have.
+    Refused for a tap that the network does not have.
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[str], detach_head_at: str | None = None) -> None:
@@ -42,7 +43,7 @@ class FeatureTaps:
                 self._handles.append(_classifier(model).register_forward_pre_hook(self._hook_before(name)))
             elif name != FORWARD_FEATURES:
                 if name not in modules or name == "":
-                    raise ValueError(unknown_tap(name, modules, type(model).__name__))
+                    raise Refused(unknown_tap(name, modules, type(model).__name__))
                 self._handles.append(modules[name].register_forward_hook(self._hook(name)))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -55,7 +56,7 @@ class FeatureTaps:
             self._captured = None
         missing = self.names - captured.keys()
         if missing:
-            raise ValueError(f"tap {min(missing)!r} of {type(self.model).__name__} does not run in a forward pass")
+            raise Refused(f"tap {min(missing)!r} of {type(self.model).__name__} does not run in a forward pass")
         return logits, captured
 
     def remove(self) -> None:
@@ -64,7 +65,7 @@ class FeatureTaps:
             handle.remove()
 
     def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-        """{tap: shape without the batch} for images of [H,W]; ValueError for a tap that cannot be used.
+        """{tap: shape without the batch} for images of [H,W]; Refused for a tap that cannot be used.
 
         Runs two blank images through the network in eval mode, which changes no state.
         """
@@ -76,7 +77,7 @@ class FeatureTaps:
             with evaluating(self.model), torch.set_grad_enabled(detaches):
                 logits, captured = self(images)
         except AssertionError as error:  # how timm's ViTs refuse a size
-            raise ValueError(
+            raise Refused(
                 f"{type(self.model).__name__} takes no images of {list(image_size)}: {error}; change the size of the "
                 "views, or give the model args: {img_size: ...}"
             ) from error
@@ -84,12 +85,12 @@ class FeatureTaps:
             self._versions = None
         for name, tensor in captured.items():
             if tensor._version != versions[name]:
-                raise ValueError(
+                raise Refused(
                     f"tap {name!r} is overwritten in place by the layer behind it (an in-place activation, say); "
                     "tap that layer, or the block that contains it, instead"
                 )
         if logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None:
-            raise ValueError(
+            raise Refused(
                 f"the head cannot be detached at tap {self.detach_head_at!r}: a skip connection leads around it; "
                 "tap the block that contains it instead"
             )
@@ -100,9 +101,9 @@ class FeatureTaps:
         if self._captured is None or name not in self.names:
             return value
         if not isinstance(value, Tensor):
-            raise ValueError(f"tap {name!r} gives a {type(value).__name__}, not one tensor; tap a module inside it")
+            raise Refused(f"tap {name!r} gives a {type(value).__name__}, not one tensor; tap a module inside it")
         if name in self._captured:
-            raise ValueError(f"tap {name!r} runs more than once in a forward pass; tap the block that contains it")
+            raise Refused(f"tap {name!r} runs more than once in a forward pass; tap the block that contains it")
         self._captured[name] = value
         if self._versions is not None:
             self._versions[name] = value._version
@@ -118,7 +119,7 @@ class FeatureTaps:
 def _classifier(model: nn.Module) -> nn.Module:
     classifier = model.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Module):
-        raise ValueError(
+        raise Refused(
             f"{type(model).__name__} has no single classifier (but a {type(classifier).__name__}), so no tap "
             f"{CLASSIFIER_INPUT!r}; tap a module instead"
         )

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from ops.parser import build_parser
 
+REFUSED, FAILED, FAULT, INTERRUPTED = 2, 1, 70, 130  # exit statuses; 70 is EX_SOFTWARE
+
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; its exit status: 0 done, 2 refused, 1 failed on the way, 70 our own fault, 130 Ctrl-C."""
     args = build_parser().parse_args(argv)
     # Imported after parsing, so that --help does not wait for torch and Ray.
-    from cluster.failures import RunFailed
+    from kdcore.errors import Refused, RunFailed
     from ops.console import complain
 
     try:
         return args.function(args)
-    except ValueError as error:
+    except (Refused, RunFailed) as error:
         if args.debug:
             raise
         complain(str(error))
-        return 2
-    except RunFailed as error:
-        if args.debug:
-            raise
-        complain(str(error))
-        return 1
+        return REFUSED if isinstance(error, Refused) else FAILED
     except KeyboardInterrupt:
         complain("interrupted; the same command continues from the last checkpoint")
-        return 130
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        complain(f"{type(error).__name__} is a fault of stillhouse, not of the request; please report the lines above")
+        return FAULT
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.recipe import absolute
 from cluster.stored_teacher import TRAIN
+from kdcore.errors import Refused, RunFailed
 from ops import catalog
 from ops.console import PLAIN_LINE_SECONDS, console, percent, say, table
 from pipelines.cache.columns import row_bytes, wanted
@@ -106,7 +106,7 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
             continue
         try:
             wanted(manifest.plan.parts[TRAIN].columns, config.needs, folder)
-        except ValueError:
+        except Refused:
             continue
         if config.student.classifier == "own" or manifest.plan.head is not None:
             served.append(name)

@@ -17,6 +17,7 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.recipe import configure, read_recipe
+from kdcore.errors import Refused
 from ops import cifar_rows as rows
 from ops.console import say
 
@@ -31,7 +32,7 @@ def names() -> list[str]:
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a YAML file or of a named recipe, with overrides; ValueError in one line."""
+    """The configuration of a YAML file or of a named recipe, with overrides; Refused in one line."""
     return configure(read(str(recipe)), overrides, str(recipe))
 
 
@@ -42,9 +43,7 @@ def read(recipe: str) -> dict[str, Any]:
     known = names()
     if recipe not in known:
         near = difflib.get_close_matches(recipe, known, n=3) or ["a .yaml file"]
-        raise ValueError(
-            f"{recipe}: no such recipe; did you mean {', '.join(near)}? `python -m ops recipes` lists them"
-        )
+        raise Refused(f"{recipe}: no such recipe; did you mean {', '.join(near)}? `python -m ops recipes` lists them")
     return rows.recipe(recipe) if recipe in rows.names() else read_recipe(RECIPES / f"{recipe}.yaml")
 
 

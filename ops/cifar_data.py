@@ -15,6 +15,7 @@ from PIL import Image
 from rich.progress import track
 from torchvision.datasets import CIFAR100
 
+from kdcore.errors import Refused
 from ops.console import console, say
 
 SPLITS = {"train": "train", "val": "test"}  # of the image folder, and in the files' names
@@ -35,7 +36,7 @@ def write_cifar100(source: Path, root: Path, images: Mapping[str, int] = IMAGES)
 
     source: the folder of the Parquet files, or of `cifar-100-python`, the authors' pickles. Class numbers are those of
     the files, in two digits, so that classes in order of name are classes in order of number, which published weights
-    rely on. ValueError for files that are missing, or are another data set.
+    rely on. Refused for files that are missing, or are another data set.
     """
     if (root / "complete").exists():
         return root
@@ -52,7 +53,7 @@ def _official(source: Path, images: Mapping[str, int]) -> dict[str, Iterable[Row
     try:
         found = {split: CIFAR100(source, train=split == "train") for split in SPLITS}
     except RuntimeError as error:
-        raise ValueError(
+        raise Refused(
             f"{source / CIFAR100.base_folder} does not hold the published files (their MD5 checksums differ), and no "
             "other pickle is opened; fetch them again, or give the folder of the Parquet files"
         ) from error
@@ -64,7 +65,7 @@ def _parquet(source: Path, images: Mapping[str, int]) -> dict[str, Iterable[Row]
     for split, published in SPLITS.items():
         found = sum(map(_num_rows, files[split]))
         if found != images[split]:
-            raise ValueError(
+            raise Refused(
                 f"{source} has {found:,} rows in {len(files[split])} files {published}-*.parquet, but CIFAR-100 "
                 f"has {images[split]:,}; give the folder that holds all of its Parquet files"
             )
@@ -90,12 +91,10 @@ def _num_rows(file: Path) -> int:
     try:
         content = pq.ParquetFile(file)
     except pa.ArrowException as error:
-        raise ValueError(f"{file} is no Parquet file ({error}); fetch it again") from error
+        raise Refused(f"{file} is no Parquet file ({error}); fetch it again") from error
     missing = {"img", "fine_label"} - set(content.schema_arrow.names)
     if missing:
-        raise ValueError(
-            f"{file} has no column {min(missing)!r}, so it is not CIFAR-100's; give the folder of its files"
-        )
+        raise Refused(f"{file} has no column {min(missing)!r}, so it is not CIFAR-100's; give the folder of its files")
     return content.metadata.num_rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.recipe import absolute, load_recipe
 from cluster.training.launch import RunResult, ray_session
+from kdcore.errors import Refused
 from ops.console import console, percent, say, table
 from ops.digits import write_digits
 from ops.train import mlflow_hint, watched
@@ -21,9 +22,9 @@ RECIPES = Path(__file__).parent / "recipes"
 def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes: Sequence[str] = ()) -> int:
     """Runs the three jobs, the two students once a seed, and prints the table. changes: overrides of every recipe."""
     if seeds < 1:
-        raise ValueError(f"--seeds {seeds}: at least one")
+        raise Refused(f"--seeds {seeds}: at least one")
     if teacher and not data:
-        raise ValueError("--teacher names a network for your own images; give --data FOLDER too")
+        raise Refused("--teacher names a network for your own images; give --data FOLDER too")
     if data:
         folder, overrides = "folder", [f"data.root={Path(data).absolute()}"]
         overrides_teacher = [f"student.model={teacher}", "student.pretrained=true"] if teacher else []

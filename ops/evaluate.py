@@ -14,11 +14,13 @@ from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
 from cluster.recipe import absolute
 from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
+from kdcore.errors import Refused
 from kdcore.evaluation import report
 from ops import catalog
 from ops.console import console, percent, say, table
 from ops.evaluation_figures import alignment, reliability
 from pipelines.data.variants import Target
+from pipelines.files import make_folder
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 COLUMNS = ["network", "images", "top-1", "top-5", "nll (nats)", "ECE", "agreement", "top-5 overlap", "KL (nats)"]
@@ -53,20 +55,20 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
 
 
 def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
-    """What a word on the command line names. ValueError where something belonging to it is missing."""
+    """What a word on the command line names. Refused where something belonging to it is missing."""
     path = Path(name)
     if not path.is_dir() and path.suffix not in WEIGHTS:
         config = absolute(catalog.load(recipe or name, overrides), Path.cwd())
         if config.teacher is None:
-            raise ValueError(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
+            raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
         return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
     weights = path / "student.safetensors" if path.is_dir() else path
     if not weights.is_file():
-        raise ValueError(f"{name}: no student.safetensors, so this run is not finished; continue it with train")
+        raise Refused(f"{name}: no student.safetensors, so this run is not finished; continue it with train")
     beside = [folder / "recipe.yaml" for folder in weights.absolute().parents[:2]]
     found = recipe or next((str(file) for file in beside if file.is_file()), None)
     if found is None:
-        raise ValueError(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
+        raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
     loaded, run_id = catalog.load(found, overrides), path / RUN_ID
     return Subject(
         # A run is in the store that its recipe names, whatever the environment names today.
@@ -130,7 +132,7 @@ def class_row(row: dict[str, Any]) -> list[str]:
 
 def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
     """<images>.json and its pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--output")
     path = folder / f"{images}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     paths = [path, reliability(content, folder / f"{images}-reliability.png")]
@@ -140,7 +142,7 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
 
 
 def track(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[Path]) -> None:
-    """Onto the run's own page in MLflow. ValueError where the server does not answer; the files are there."""
+    """Onto the run's own page in MLflow. Refused where the server does not answer; the files are there."""
     import mlflow
     from mlflow.entities import Metric
 

@@ -29,10 +29,12 @@ from cluster.assembly import Assembly, assemble, evaluation_policy
 from cluster.evaluation import load_student
 from cluster.rank import Rank
 from cluster.tracking.delivery import RUN_ID
+from kdcore.errors import Refused
 from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.model_card import args_of, write_card
 from ops.registry import register
+from pipelines.files import make_folder
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
@@ -63,15 +65,15 @@ class Export:
 
 
 def export(run: str, output: str, num_images: int, name: str | None, overrides: Sequence[str]) -> int:
-    """Writes the files, checks them, and registers the model. ValueError where a file answers differently."""
+    """Writes the files, checks them, and registers the model. Refused where a file answers differently."""
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
-        raise ValueError(f"{run} is a recipe; give the folder of a finished run")
+        raise Refused(f"{run} is a recipe; give the folder of a finished run")
     torch.set_num_threads(max(1, int(subject.config.scaling.cpus_per_worker)))
     parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
     student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--output")
     job = Export(parts, student, some_images(parts, num_images), folder)
     write_weights(job)
     write_programs(job)
@@ -161,7 +163,7 @@ def quiet() -> Any:
 def check(job: Export) -> list[dict[str, Any]]:
     """How far each file's logits are from the student's: {file, difference: largest, same: share of equal top-1}.
 
-    ValueError where they differ by more than rounding.
+    Refused where they differ by more than rounding.
     """
     with torch.no_grad():
         expected = job.student(job.images)
@@ -171,7 +173,7 @@ def check(job: Export) -> list[dict[str, Any]]:
             difference = float((found - expected).abs().max())
             same = float((found.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
             if difference > TOLERANCE * float(expected.abs().max()):
-                raise ValueError(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
+                raise Refused(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
             rows.append({"file": file, "difference": difference, "same": same})
     return rows
 

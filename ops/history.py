@@ -11,6 +11,8 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run as MlflowRun
 
+from kdcore.errors import Refused
+
 # What of a recipe may differ between runs that are repetitions of one another.
 INCIDENTAL = ("name", "seed", "view_seed", "output_dir", "scaling", "tracking", "checkpoint")
 PARENT = "mlflow.parentRunId"
@@ -90,11 +92,11 @@ class Group:
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
-    """The training runs of an experiment, oldest first. ValueError where there is none of that name."""
+    """The training runs of an experiment, oldest first. Refused where there is none of that name."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
-        raise ValueError(f"{client.tracking_uri} has no experiment {experiment!r}; it has: {names}")
+        raise Refused(f"{client.tracking_uri} has no experiment {experiment!r}; it has: {names}")
     records: list[MlflowRun] = []
     token = None
     while True:

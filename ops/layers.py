@@ -25,12 +25,14 @@ from cluster.rank import Rank
 from cluster.recipe import absolute
 from kdcore.batch import Needs
 from kdcore.distiller import OnlineTeacher
+from kdcore.errors import Refused
 from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.quality.score import InformationScale, Quality
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
+from pipelines.files import make_folder
 
 MEMORY_SHARE = 0.5  # of the machine's free memory
 
@@ -50,7 +52,7 @@ def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -
     taps = list(quality)
     pairs = recommend_pairs(student_taps, quality, options.pairs or min(4, len(student_taps), len(taps)))
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, "--output")
     console.print(render_table(quality, pairs))
     plot(quality, output / "layers.png", pairs)
     (output / "layers.json").write_text(
@@ -71,12 +73,10 @@ def score(
 ) -> LayerScores:
     """The quality of the teacher's layers on a class-balanced sample of the training images.
 
-    taps, student_taps: in depth order; by default the networks' blocks. ValueError without an online teacher.
+    taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
     """
     if config.teacher is None or config.teacher.cached:
-        raise ValueError(
-            f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online"
-        )
+        raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")
     parts = assemble(config, Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)
@@ -99,11 +99,11 @@ def score(
 
 
 def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:
-    """ValueError, with the remedy, where the features would not fit into the machine's memory."""
+    """Refused, with the remedy, where the features would not fit into the machine's memory."""
     needed = kept_bytes(teacher.taps.shapes(size), num_images, max_elements)
     free = psutil.virtual_memory().available
     if needed > free * MEMORY_SHARE:
-        raise ValueError(
+        raise Refused(
             f"the features of {num_images:,} images take {needed / 2**30:.1f} GiB, more than half of the "
             f"{free / 2**30:.1f} GiB free; pool maps further (--max-elements 16384), or give fewer --taps or --images"
         )
@@ -144,7 +144,7 @@ def recommendation_yaml(pairs: Sequence[Pair], detach_head_at: str | None = None
     """The `method` of a recipe: features alone train the backbone, labels the head behind `detach_head_at`, by default
     the student's deepest tap of the pairs."""
     if not pairs:
-        raise ValueError("there is no pair to write; recommend at least one")
+        raise Refused("there is no pair to write; recommend at least one")
     features = {
         "term": "feature_only",
         "weight": 1,

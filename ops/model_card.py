@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
 from cluster.tracking.run import method, pair
 from kdcore.cost import deployment_cost
 from ops.history import Group, Run, runs_of, siblings, spread
+from pipelines.files import read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
@@ -109,7 +109,7 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
 
 def numbers(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
     """Every reported metric of this run, and its mean and deviation over the runs of its recipe with other seeds."""
-    metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
+    metrics = read_json(run_dir / "result.json", "finish the run first: train it again")["metrics"]
     group = siblings_in_mlflow(run_dir, parts)
     return [
         {"name": title, "value": shown([metrics[key]], form), "all": shown(group.values(key), form)}
@@ -142,4 +142,4 @@ def shown(values: Sequence[float], form: str) -> str:
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """The results of `evaluate` that lie with the run."""
-    return [json.loads(path.read_text()) for path in sorted((run_dir / "evaluation").glob("*.json"))]
+    return [read_json(path, "evaluate again") for path in sorted((run_dir / "evaluation").glob("*.json"))]

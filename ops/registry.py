@@ -17,6 +17,7 @@ from torch import Tensor
 from cluster.config import RunConfig
 from cluster.tracking.delivery import asking, tracking_uri
 from cluster.tracking.run import method, pair
+from kdcore.errors import Refused
 
 DIGEST = "sha256"
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
@@ -30,7 +31,7 @@ def default_name(config: RunConfig) -> str:
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:
     """A version of the model, unless these very bytes are one already; the sentence that says which.
 
-    As ONNX, which no pickle is needed to load. ValueError where the server does not answer, or where the version
+    As ONNX, which no pickle is needed to load. Refused where the server does not answer, or where the version
     predicts otherwise than the file.
     """
     import mlflow
@@ -87,9 +88,7 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
         number = str(logged.registered_model_version)
         again = mlflow.pyfunc.load_model(f"models:/{name}/{number}").predict(images.numpy())["logits"]
     if not np.array_equal(again, logits):
-        raise ValueError(
-            f"models:/{name}/{number} predicts otherwise than {folder / 'model.onnx'}; delete that version"
-        )
+        raise Refused(f"models:/{name}/{number} predicts otherwise than {folder / 'model.onnx'}; delete that version")
     return number
 
 

@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import absolute, to_yaml
 from kdcore.cost import multiply_adds
+from kdcore.errors import Refused
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 from ops import catalog
@@ -57,7 +58,7 @@ def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> lis
         taps = FeatureTaps(network, [name])
         try:
             shape = taps.shapes(image_size(config))[name]
-        except ValueError:
+        except Refused:
             continue  # not usable as a tap: runs never, or twice, or gives no single tensor
         finally:
             taps.remove()

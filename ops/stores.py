@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from cluster.tracking.delivery import deliver_all
+from kdcore.errors import Refused
 from ops.console import say
 
 LOOPBACK = "http://127.0.0.1:5000"
@@ -14,7 +15,7 @@ LOOPBACK = "http://127.0.0.1:5000"
 def open_store(store: str | None) -> str:
     """The URI of a store: of an output folder (whose runs deliver first what they have kept back), or as it is given.
 
-    None: MLFLOW_TRACKING_URI, or else the folder `outputs`. ValueError for a folder without a store.
+    None: MLFLOW_TRACKING_URI, or else the folder `outputs`. Refused for a folder without a store.
     """
     store = store or os.environ.get("MLFLOW_TRACKING_URI") or "outputs"
     if "://" in store:
@@ -23,11 +24,11 @@ def open_store(store: str | None) -> str:
     try:
         if delivered := deliver_all(folder):
             say(f"delivered to MLflow: {', '.join(delivered)}")
-    except ValueError as error:  # of a run's own store; this one may be another
+    except Refused as error:  # of a run's own store; this one may be another
         say(str(error))
     database = (folder / "mlflow.db").absolute()
     if not database.is_file():
-        raise ValueError(f"{folder} has no mlflow.db; give the folder that runs were written to, or the store's URI")
+        raise Refused(f"{folder} has no mlflow.db; give the folder that runs were written to, or the store's URI")
     return f"sqlite:///{database}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.jobs import Detached, check_paths, shipped
 from cluster.jobs import submit as submit_job
+from kdcore.errors import Refused
 from ops import catalog
 from ops.console import console, say
 from ops.parser import build_parser
@@ -19,7 +20,7 @@ def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
     """
     parsed = build_parser().parse_args(command)
     if not hasattr(parsed, "recipe"):
-        raise ValueError(f"{command[0]} is no job; submit a command that takes a recipe, such as train")
+        raise Refused(f"{command[0]} is no job; submit a command that takes a recipe, such as train")
     check_paths(catalog.load(parsed.recipe, parsed.overrides))
     files = {parsed.recipe, getattr(parsed, "space", None)}
     words = [shipped(word) if word in files and Path(word).is_file() else word for word in command]

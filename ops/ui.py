@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cluster.tracking.delivery import deliver_all
+from kdcore.errors import Refused
 from ops.console import say
 from ops.stores import open_store
 
@@ -31,7 +32,7 @@ def ui(store: str | None, port: int) -> int:
 def deliver(folder: str) -> int:
     """Sends what the runs in an output folder could not send while their server was away."""
     if not Path(folder).is_dir():
-        raise ValueError(f"{folder}: no such folder; give the output folder of the runs")
+        raise Refused(f"{folder}: no such folder; give the output folder of the runs")
     delivered = deliver_all(Path(folder))
     say(
         f"delivered: {', '.join(delivered)}"

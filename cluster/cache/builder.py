@@ -23,6 +23,7 @@ from cluster.rank import Rank, set_up_torch
 from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head, weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.distiller import OnlineTeacher
+from kdcore.errors import Refused
 from kdcore.reused import TeacherHead
 from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for, encode, row_bytes
 from pipelines.cache.fitting import fitted_codes
@@ -56,13 +57,13 @@ class Builder:
             self.head = TeacherHead.of(self.teacher.model, image_size(config))
 
     def plan(self) -> Plan:
-        """What the cache will hold. ValueError where the recipe reads nothing of its teacher."""
+        """What the cache will hold. Refused where the recipe reads nothing of its teacher."""
         run, size = self.run, image_size(self.config)
         num_classes = len(run.indexes[TRAIN].classes)
         shapes = {tap: tuple(shape) for tap, shape in self.teacher.taps.shapes(size).items()}
         columns = columns_for(self.needs, shapes, num_classes, size, self.cache)
         if not columns:
-            raise ValueError("the recipe's method reads no outputs of a teacher, so there is nothing to store")
+            raise Refused("the recipe's method reads no outputs of a teacher, so there is nothing to store")
         logits = PlainColumn(name=LOGITS, shape=(num_classes,), coding=self.cache.dtype)
         parts = {
             split: Part(

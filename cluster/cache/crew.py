@@ -18,9 +18,9 @@ from torch import Tensor
 from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.recipe import parse
 from cluster.training.recovery import reason
+from kdcore.errors import RunFailed
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import Plan
 from pipelines.cache.store import Shard, Unit

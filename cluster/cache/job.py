@@ -18,16 +18,18 @@ from cluster.cache.crew import Crew
 from cluster.cache.progress import Progress, Watcher
 from cluster.config import RunConfig, require_cache
 from cluster.training.launch import ray_session
+from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.local import is_remote, locked
 from pipelines.cache.manifest import Manifest, Plan
 from pipelines.cache.store import Shard, Unit
+from pipelines.files import make_folder
 
 
 def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     """Builds the recipe's cache, or goes on building it.
 
-    With scaling.num_workers 0 in this process, else with every place that the Ray cluster has for a worker. ValueError
+    With scaling.num_workers 0 in this process, else with every place that the Ray cluster has for a worker. Refused
     where the recipe names no cache or its folder holds another one; RunFailed where a worker fails.
     """
     directory = checked_directory(config)
@@ -39,19 +41,17 @@ def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
 
 def checked_directory(config: RunConfig) -> Path:
-    """The folder of the recipe's cache, made. ValueError for a recipe that cannot build one."""
+    """The folder of the recipe's cache, made. Refused for a recipe that cannot build one."""
     cache = require_cache(config.cache, config.views)
     if config.teacher is None:
-        raise ValueError("the recipe has no teacher whose outputs could be stored; add a 'teacher:' section")
+        raise Refused("the recipe has no teacher whose outputs could be stored; add a 'teacher:' section")
     if is_remote(cache.dir):
-        raise ValueError(
+        raise Refused(
             f"cache.dir={cache.dir}: a cache is built in a folder, and `python -m ops cache copy` puts it there"
         )
     for model in (config.student, config.teacher.model_copy(update={"source": "online"})):
         model.check()
-    directory = Path(cache.dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+    return make_folder(Path(cache.dir), "cache.dir")
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def exclusive(directory: Path) -> Iterator[None]:
         with locked(directory / ".lock", wait=False):
             yield
     except BlockingIOError as error:
-        raise ValueError(f"another build is at work in {directory}; wait for it, or stop it") from error
+        raise Refused(f"another build is at work in {directory}; wait for it, or stop it") from error
 
 
 def fill(directory: Path, crew: Here | Crew, watch: Watcher | None) -> Manifest:

@@ -90,7 +90,7 @@ class Outlook:
 
 
 def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
-    """Measures each part for about `seconds` on this device. ValueError as for a build."""
+    """Measures each part for about `seconds` on this device. Refused as for a build."""
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
     builder = Builder(config, device)
     plan = builder.plan()

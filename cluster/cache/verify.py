@@ -35,7 +35,7 @@ class Agreement:
 def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
     """Reads the whole cache, then computes `num_rows` random rows of every part anew, for which it needs the teacher.
 
-    ValueError for a damaged file, and for a cache that belongs to something else than the recipe.
+    Refused for a damaged file, and for a cache that belongs to something else than the recipe.
     """
     cache = require_cache(config.cache, config.views)
     directory = local_folder(cache.dir, cache.copies_dir)

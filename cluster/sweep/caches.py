@@ -21,6 +21,7 @@ from cluster.stored_teacher import reuses_head
 from cluster.sweep.config import SweepConfig
 from kdcore.batch import Needs
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
 from pipelines.cache.columns import row_bytes
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 class Caches:
     """The caches of a sweep: runs that show the same views to the same teacher share one.
 
-    configs: one run of every kind that there will be, with the teacher online. ValueError where they need more caches
+    configs: one run of every kind that there will be, with the teacher online. Refused where they need more caches
     than the sweep allows. A sweep whose teacher answers online, or is asked nothing, has none.
     """
 
@@ -42,17 +43,17 @@ class Caches:
             for config in filter(asks_the_teacher, configs):
                 self.groups.setdefault(key_of(config), []).append(config)
         if len(self.groups) > sweep.max_caches:
-            raise ValueError(self._too_many(sweep))
+            raise Refused(self._too_many(sweep))
 
     def reading(self, config: RunConfig) -> RunConfig:
-        """The run with its teacher's outputs read from where they will be. ValueError for one that was not planned."""
+        """The run with its teacher's outputs read from where they will be. Refused for one that was not planned."""
         if not self.groups:
             return config
         key = key_of(config)
         if key not in self.groups and not asks_the_teacher(config):
             return config
         if key not in self.groups:
-            raise ValueError("its views or its teacher are others than the caches of this sweep hold; use search: grid")
+            raise Refused("its views or its teacher are others than the caches of this sweep hold; use search: grid")
         data = config.model_dump(mode="json")
         data["teacher"]["source"] = "cache"
         data["cache"]["dir"] = self.directory(key)
@@ -81,7 +82,7 @@ class Caches:
         return made
 
     def missing(self) -> list[RunConfig]:
-        """The caches that are yet to be built. ValueError for a finished one that lacks what a run reads."""
+        """The caches that are yet to be built. Refused for a finished one that lacks what a run reads."""
         missing = []
         for build, configs in zip(self.builds(), self.groups.values(), strict=True):
             assert build.cache is not None, "given by base_of"

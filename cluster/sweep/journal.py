@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from cluster.sweep.space import Point
 from cluster.tracking.journal import keep, read_metrics
+from pipelines.files import make_folder
 
 End = Literal["finished", "stopped", "failed"]
 Event = dict[str, Any]
@@ -68,7 +69,7 @@ class SweepJournal:
 
     def open(self) -> None:
         """Relives the past; from now on events can be added."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent, "output_dir")
         if self.path.exists():
             keep(self.path)
         for event in read_metrics(self.path):

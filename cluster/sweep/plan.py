@@ -16,12 +16,13 @@ from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, Point, Space, base_of, configured, described, num_points, settle
 from cluster.training.launch import check, wants_gpu
+from kdcore.errors import Refused
 
 
 class SweepPlan:
     """What a sweep will do. recipe: with its paths absolute; scores: of the layers, where the space has some.
 
-    ValueError where nothing of it could run, or where the runs need more caches than allowed.
+    Refused where nothing of it could run, or where the runs need more caches than allowed.
     """
 
     def __init__(self, recipe: RunConfig, sweep: SweepConfig, scores: LayerScores | None) -> None:
@@ -32,7 +33,7 @@ class SweepPlan:
         self.problems: dict[str, str] = {}  # {point: what is wrong with it}
         fit = [config for point in self.examples if (config := self._fitting(point))]
         if not fit:
-            raise ValueError(f"none of the sweep's points makes a run: {next(iter(self.problems.values()))}")
+            raise Refused(f"none of the sweep's points makes a run: {next(iter(self.problems.values()))}")
         self.caches = Caches(sweep, fit)
         self.max_epochs = max(config.train.epochs for config in fit)
 
@@ -46,10 +47,10 @@ class SweepPlan:
         return num_points(self.space) * len(self.sweep.seeds)
 
     def config(self, trial: Trial) -> RunConfig:
-        """The run of a trial, reading the cache it shares. ValueError where its point makes no run."""
+        """The run of a trial, reading the cache it shares. Refused where its point makes no run."""
         config = configured(self.base, trial.point, f"{self.sweep.name}-{trial.name}", trial.seed)
         if problem := self._problem(config):
-            raise ValueError(problem)
+            raise Refused(problem)
         return self.caches.reading(config)
 
     def score(self, trial: Trial) -> float | None:
@@ -65,7 +66,7 @@ class SweepPlan:
         try:
             config = configured(self.base, point, self.sweep.name, self.sweep.seeds[0])
             problem = self._problem(config)
-        except ValueError as error:
+        except Refused as error:
             problem = str(error)
         if problem:
             self.problems[described(point)] = problem
@@ -79,7 +80,7 @@ class SweepPlan:
             try:
                 check(config)
                 self.checked[kind] = ""
-            except ValueError as error:
+            except Refused as error:
                 self.checked[kind] = str(error)
         return self.checked[kind]
 
@@ -141,13 +142,13 @@ def local_concurrency(config: RunConfig, asked: int | None) -> int:
 def concurrency(config: RunConfig, asked: int | None) -> int:
     """Runs at a time on the Ray cluster that is there: as many as fit, at most as many as asked for; the others wait.
 
-    ValueError where not even one fits.
+    Refused where not even one fits.
     """
     have = ray.cluster_resources()
     room = places(config, have)
     if room < 1:
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources(config).items() if amount)
-        raise ValueError(
+        raise Refused(
             f"a run takes {wanted}, and the cluster has {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU; lower "
             "scaling.num_workers or scaling.cpus_per_worker"
         )

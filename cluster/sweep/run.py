@@ -11,7 +11,6 @@ its last save, seconds before the kill: what was decided in between would be dec
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,18 +23,20 @@ from ray import tune
 from cluster.cache.job import build
 from cluster.cache.progress import Watcher
 from cluster.config import RunConfig
-from cluster.recipe import to_yaml
-from cluster.sweep.config import SweepConfig
+from cluster.recipe import to_yaml, validated
+from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency
 from cluster.sweep.search import Judge, Proposals
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
 from cluster.training.launch import continued, ray_session
+from kdcore.errors import Refused
 from pipelines.cache.local import locked
 from pipelines.cache.manifest import differences, short
-from pipelines.files import write_whole
+from pipelines.files import make_folder, read_json, write_json, write_whole
 
+REMEDY = "delete it: the sweep then writes it anew"
 JOURNAL, SPACE, RECIPE, TUNE = "journal.jsonl", "space.json", "recipe.yaml", "tune"
 LOSSES = 2  # of a trial's process, that it survives
 
@@ -55,31 +56,32 @@ def sweep_session(config: RunConfig, asked: int | None) -> Iterator[None]:
 
 @contextmanager
 def claimed(plan: SweepPlan) -> Iterator[None]:
-    """The sweep's folder for one process. ValueError where another is at work, or where it holds another sweep."""
+    """The sweep's folder for one process. Refused where another is at work, or where it holds another sweep."""
     folder = plan.parent.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "output_dir")
     try:
         with locked(folder / ".lock", wait=False):
             check_identity(plan)
             yield
     except BlockingIOError as error:
-        raise ValueError(f"another process runs the sweep in {folder}; wait for it, or stop it") from error
+        raise Refused(f"another process runs the sweep in {folder}; wait for it, or stop it") from error
 
 
 def check_identity(plan: SweepPlan) -> None:
-    """Marks the folder as this sweep's. ValueError where it holds one of another recipe or space."""
+    """Marks the folder as this sweep's. Refused where it holds one of another recipe or space."""
     continued(plan.parent)
     folder, ours = plan.parent.run_dir, identity(plan.sweep)
     if (folder / SPACE).exists():
-        theirs = json.loads((folder / SPACE).read_text())
+        # Read as a sweep, so that fields that came later have their defaults.
+        theirs = identity(validated(SweepConfig, read_json(folder / SPACE, REMEDY), str(folder / SPACE)))
         if changed := differences(theirs, ours):
             field, there, here = changed[0]
-            raise ValueError(
+            raise Refused(
                 f"{folder} holds another sweep ({field} is {short(there)} there and {short(here)} now); choose another "
                 "name, or delete that folder"
             )
     write_whole(folder / RECIPE, to_yaml(plan.parent).encode())
-    write_whole(folder / SPACE, json.dumps(ours, indent=1).encode())
+    write_json(folder / SPACE, ours)
 
 
 def has_begun(folder: Path) -> bool:
@@ -88,8 +90,9 @@ def has_begun(folder: Path) -> bool:
 
 
 def identity(sweep: SweepConfig) -> dict[str, Any]:
-    """What makes a sweep another one; not how many runs go at a time."""
-    return sweep.model_dump(mode="json", exclude={"concurrent"})
+    """What makes a sweep another one, as SPACE.yaml has it; not how many runs go at a time."""
+    plain = sweep.model_dump(mode="json", exclude={"concurrent", "space"})
+    return plain | {"space": {field: written_axis(axis) for field, axis in sweep.space.items()}}
 
 
 def journal_of(plan: SweepPlan) -> dict[str, Trial]:
@@ -121,7 +124,7 @@ def run_trials(
         return {"name": trial.name, "config": config, "command": command, "tags": record.tags(trial)}
 
     def result(trial: Trial) -> dict[str, Any]:
-        return json.loads((plan.config(trial).run_dir / "result.json").read_text())
+        return read_json(plan.config(trial).run_dir / "result.json", "delete it: the run is then finished anew")
 
     proposals = Proposals(plan.space, journal, plan.score, payload, result)
     judge = Judge(plan.sweep, journal, plan.max_epochs)

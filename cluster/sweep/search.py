@@ -21,6 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cluster.sweep.config import Axis, Integers, LogRange, SweepConfig, Values
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.space import Point, Space, num_points
+from kdcore.errors import Refused
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 
@@ -85,7 +86,7 @@ def domain(axis: Axis) -> Any:
 class Proposals(Unsaved, Searcher):
     """Hands out trials: those that were interrupted first, then new ones, point by point with every seed.
 
-    prepare: makes what a trial's process gets; ValueError for a point that makes no run, which is a failed trial.
+    prepare: makes what a trial's process gets; Refused for a point that makes no run, which is a failed trial.
     result: what a finished trial's run has come to.
     """
 
@@ -120,7 +121,7 @@ class Proposals(Unsaved, Searcher):
             self.handed_out.add(trial.name)
             try:
                 payload = self.prepare(trial)
-            except ValueError as error:
+            except Refused as error:
                 self.journal.end(trial.name, "failed", str(error))
                 continue
             self.names[trial_id] = trial.name
@@ -153,11 +154,11 @@ class Proposals(Unsaved, Searcher):
         return self.asked[number]
 
     def _hear(self, event: Event, trial: Trial) -> None:
-        """Keeps the search in step with the journal. ValueError where it would not give the points that it gave."""
+        """Keeps the search in step with the journal. Refused where it would not give the points that it gave."""
         if event["event"] == "begin":
             self.new.remove((trial.number, trial.seed))
             if json.dumps(self._point(trial.number)) != json.dumps(trial.point):  # as text, for nan is not nan
-                raise ValueError(
+                raise Refused(
                     f"point {trial.number} of this sweep was {trial.point}, and the search now gives "
                     f"{self.asked[trial.number]}: are numpy and optuna others? Bring them back, or take another name"
                 )

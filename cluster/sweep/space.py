@@ -17,6 +17,7 @@ from cluster.config import RunConfig
 from cluster.recipe import assign, parse
 from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
 from cluster.tracking.delivery import tracking_uri
+from kdcore.errors import Refused
 from kdcore.quality.collect import LayerScores as LayerScores
 from kdcore.quality.collect import recommend_pairs
 from kdcore.terms import parse_term
@@ -54,7 +55,7 @@ class Space:
             return [{name: axis.draw(rng) for name, axis in self.axes.items()} for _ in range(num)]
         grid = self.grid()
         if num > len(grid):
-            raise ValueError(f"num_points is {num}, but the space has only {len(grid)} points; take search: grid")
+            raise Refused(f"num_points is {num}, but the space has only {len(grid)} points; take search: grid")
         return [grid[i] for i in rng.permutation(len(grid))[:num]]
 
     def probes(self) -> list[Point]:
@@ -78,7 +79,7 @@ def pairings(axis: Pairings, scores: LayerScores | None) -> list[list[dict[str, 
     assert axis.ranked is not None, "checked by Pairings"
     assert scores is not None, "the caller scores the layers that are to be ranked"
     if axis.ranked > len(scores.quality):
-        raise ValueError(f"layers: ranked {axis.ranked}, but the teacher has {len(scores.quality)} layers to rank")
+        raise Refused(f"layers: ranked {axis.ranked}, but the teacher has {len(scores.quality)} layers to rank")
     best = sorted(scores.quality, key=lambda tap: -scores.quality[tap].q)[: axis.ranked]
     in_depth = [tap for tap in scores.quality if tap in best]
     chosen = [
@@ -96,10 +97,10 @@ def plain(pairs: Sequence[Pair]) -> list[dict[str, str]]:
 def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     """What all runs of a sweep share: the folder, the MLflow store, the views and the place of a cache.
 
-    ValueError where no training images are held out to compare on.
+    Refused where no training images are held out to compare on.
     """
     if recipe.data.held_out == 0:
-        raise ValueError(
+        raise Refused(
             f"{sweep.metric} is measured on held-out training images, but data.held_out is 0; set data.held_out=0.02"
         )
     data = recipe.model_dump(mode="json")
@@ -113,7 +114,7 @@ def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
             data["views"]["num_views"] = recipe.views.num_views or recipe.train.epochs
             data["cache"] = data["cache"] or {"dir": f"{data['output_dir']}/cache"}
     if sweep.asha and sweep.asha.grace_epochs >= recipe.train.epochs:
-        raise ValueError(
+        raise Refused(
             f"asha.grace_epochs {sweep.asha.grace_epochs} leaves nothing to stop in runs of {recipe.train.epochs} "
             "epochs; lower it, or leave asha out"
         )
@@ -121,7 +122,7 @@ def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
 
 
 def configured(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig:
-    """The run of a point and a seed. ValueError for a point that makes no run."""
+    """The run of a point and a seed. Refused for a point that makes no run."""
     data = base.model_dump(mode="json")
     data |= {"name": name, "seed": seed}
     for field, value in point.items():
@@ -136,7 +137,7 @@ def set_temperature(method: list[dict[str, Any]], temperature: float) -> None:
     """Of every term on logits; of those that have a gamma instead, its inverse."""
     terms = [term for term in method if isinstance(parse_term(term), LogitTerm)]
     if not terms:
-        raise ValueError("temperature: the recipe has no term on logits; name the field, such as method.1.temperature")
+        raise Refused("temperature: the recipe has no term on logits; name the field, such as method.1.temperature")
     for term in terms:
         if "gamma" in type(parse_term(term)).model_fields:
             term["gamma"] = 1 / temperature
@@ -149,7 +150,7 @@ def set_weight(method: list[dict[str, Any]], weight: float) -> None:
     numbers = [i for i, term in enumerate(method) if parse_term(term).needs().teacher]
     if len(numbers) != 1:
         fields = ", ".join(f"method.{i}.weight" for i in numbers) or "none"
-        raise ValueError(f"weight: the recipe has {len(numbers)} terms that read a teacher ({fields}); name the field")
+        raise Refused(f"weight: the recipe has {len(numbers)} terms that read a teacher ({fields}); name the field")
     method[numbers[0]]["weight"] = weight
 
 
@@ -157,7 +158,7 @@ def set_layers(method: list[dict[str, Any]], pairs: list[dict[str, str]]) -> Non
     """The pairs of every term that has pairs."""
     terms = [term for term in method if isinstance(parse_term(term), PairedTerm)]
     if not terms:
-        raise ValueError("layers: the recipe has no term with pairs; add one, such as feature_mse")
+        raise Refused("layers: the recipe has no term with pairs; add one, such as feature_mse")
     for term in terms:
         term["pairs"] = pairs
 

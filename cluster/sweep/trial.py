@@ -13,12 +13,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.assembly import open_data
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.recipe import parse
 from cluster.tracking.delivery import METRICS
 from cluster.tracking.journal import read_metrics
 from cluster.training.launch import launch
 from cluster.training.recovery import last_line
+from kdcore.errors import Refused, RunFailed
 
 LOOK_SECONDS = 0.2
 
@@ -56,7 +56,7 @@ def alone(config: RunConfig) -> Any:
 
 def in_words(error: BaseException) -> str:
     """An error's last line, with its kind where that says more."""
-    kind = "" if isinstance(error, ValueError | RunFailed) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, Refused | RunFailed) else f"{type(error).__name__}: "
     return kind + last_line(error)
 
 

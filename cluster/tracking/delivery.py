@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe
+from kdcore.errors import Refused
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -61,7 +62,7 @@ def is_away(error: BaseException) -> bool:
 
 @contextmanager
 def asking(uri: str, otherwise: str) -> Iterator[None]:
-    """Turns an error of the store into a ValueError in one line. otherwise: what that means here, and the remedy."""
+    """Turns an error of the store into a Refused in one line. otherwise: what that means here, and the remedy."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -71,7 +72,7 @@ def asking(uri: str, otherwise: str) -> Iterator[None]:
             raise
         verb = "does not answer" if is_away(error) else "refuses"
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the MLflow store {uri} {verb} ({reason}); {otherwise}") from error
+        raise Refused(f"the MLflow store {uri} {verb} ({reason}); {otherwise}") from error
 
 
 class Courier:
@@ -156,7 +157,7 @@ def end(config: RunConfig, client: Any) -> None:
 def deliver_all(output_dir: Path) -> list[str]:
     """Delivers what the runs in a folder have kept back; the names of those that are complete now.
 
-    Runs that have not ended keep their outbox: whoever trains them delivers, and continuing them does. ValueError where
+    Runs that have not ended keep their outbox: whoever trains them delivers, and continuing them does. Refused where
     a store does not answer, or refuses.
     """
     delivered = []

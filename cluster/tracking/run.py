@@ -37,6 +37,7 @@ from cluster.tracking.delivery import (
 )
 from cluster.tracking.journal import keep
 from cluster.tracking.machine import Machine
+from pipelines.files import make_folder
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0  # with a server that is away, when all else is done
@@ -48,11 +49,11 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
     """The id of this run in MLflow: the one it had before if it is being continued, else a new one with the resolved
     recipe, the git commit and the installed packages. tags: further ones, such as those of a sweep.
 
-    A run that is being continued goes on without its server. A new one is refused, in a ValueError: nothing is lost
+    A run that is being continued goes on without its server. A new one is refused, in a refusal: nothing is lost
     yet, and a server that is down cannot be told from an address that is wrong.
     """
     remembered = config.run_dir / RUN_ID
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.run_dir, "output_dir")
     (config.run_dir / OUTBOX).touch()
     uri = tracking_uri(config)
     if not remembered.exists():

@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdcore.distiller import Distiller
+from kdcore.errors import Refused
 
 STATE, STUDENT = "state.pt", "student.safetensors"
 
@@ -73,11 +74,11 @@ class TrainState:
         )
 
     def restore(self, directory: Path, facts: dict[str, Any]) -> None:
-        """Takes the state of a checkpoint; ValueError where its facts (data, recipe) are not this run's."""
+        """Takes the state of a checkpoint; Refused where its facts (data, recipe) are not this run's."""
         saved = torch.load(directory / STATE, map_location="cpu", weights_only=True)
         for name, value in facts.items():
             if saved["facts"].get(name) != value:
-                raise ValueError(
+                raise Refused(
                     f"checkpoint {directory}: its {name} is {saved['facts'].get(name)!r}, this run's is {value!r}; "
                     "restore what has changed, or give the run another name to start afresh"
                 )

@@ -6,7 +6,6 @@ result.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -30,13 +29,16 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.rank import Rank
 from cluster.recipe import load_recipe, to_yaml
 from cluster.tracking.run import close_run, flat, open_run
 from cluster.training.progress import open_board
 from cluster.training.recovery import Recovery, mend, obituary
+from kdcore.errors import Refused, RunFailed
 from pipelines.cache.local import is_remote
+from pipelines.files import make_folder, read_json, write_json, write_whole
+
+REMEDY = "delete that file and run the same command again: the run then goes on from its last checkpoint"
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
 
@@ -70,7 +72,7 @@ class RunResult:
 
 
 def check(config: RunConfig) -> None:
-    """ValueError for everything about a run that can be known without its workers: files, names, taps, sizes."""
+    """Refused for everything about a run that can be known without its workers: files, names, taps, sizes."""
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
 
     for model in filter(None, (config.student, config.teacher)):
@@ -83,7 +85,7 @@ def check(config: RunConfig) -> None:
 def launch(
     config: RunConfig, watch: Watcher | None = None, command: str = "", tags: Mapping[str, str] | None = None
 ) -> RunResult:
-    """Runs (or continues) a training run to its end. ValueError before the first step is taken, RunFailed afterwards.
+    """Runs (or continues) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
 
     tags: of the run in MLflow, beside its own.
     """
@@ -95,8 +97,8 @@ def launch(
         checking = thread.submit(check, config)
         with ray_session(config):
             checking.result()
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-            (config.run_dir / "recipe.yaml").write_text(to_yaml(config))
+            make_folder(config.run_dir, "output_dir")
+            write_whole(config.run_dir / "recipe.yaml", to_yaml(config).encode())
             opening = thread.submit(open_run, config, command, tags)
             try:
                 final = place(config, opening, watch)
@@ -113,7 +115,7 @@ def launch(
         wall_seconds=time.perf_counter() - started,
         **final,
     )
-    (config.run_dir / "result.json").write_text(json.dumps(asdict(result), indent=1))
+    write_json(config.run_dir / "result.json", asdict(result))
     close_run(config, run_id, "FINISHED")
     return result
 
@@ -137,7 +139,7 @@ def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dic
 def continued(config: RunConfig) -> RunResult | None:
     """The result of a run that is finished already; None for one that is new or to be continued.
 
-    ValueError where the name belongs to a run of another recipe: it would be continued as something it is not.
+    Refused where the name belongs to a run of another recipe: it would be continued as something it is not.
     """
     earlier = config.run_dir / "recipe.yaml"
     if not earlier.exists():
@@ -147,12 +149,12 @@ def continued(config: RunConfig) -> RunResult | None:
     changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking", "checkpoint")]
     if changed:
         key = changed[0]
-        raise ValueError(
+        raise Refused(
             f"{config.run_dir} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
             "now); choose another name=..., or delete that folder"
         )
     result = config.run_dir / "result.json"
-    return RunResult(**json.loads(result.read_text())) if result.exists() else None
+    return RunResult(**read_json(result, REMEDY)) if result.exists() else None
 
 
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kdcore.errors import Refused
+
 GAUGES = {
     "step": ("stillhouse_step", "Optimiser steps done."),
     "system/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
@@ -98,9 +100,9 @@ class Reporter:
             self.board.say.remote(message)
 
     def wait_for_driver(self) -> None:
-        """Until the driver has opened the run. ValueError where it could not: the driver says why."""
+        """Until the driver has opened the run. Refused where it could not: the driver says why."""
         if self.board is not None and not ray.get(self.board.opened.remote()):
-            raise ValueError("the driver could not open the run in MLflow")
+            raise Refused("the driver could not open the run in MLflow")
 
     def fail(self) -> None:
         """This rank is about to raise an error."""

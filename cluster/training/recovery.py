@@ -19,7 +19,7 @@ import ray
 import ray.train
 from ray.train import UserCallback
 
-from cluster.failures import RunFailed
+from kdcore.errors import Refused, RunFailed
 from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
@@ -33,7 +33,7 @@ CUT_OFF = re.compile(r"connection (was )?(closed|reset)", re.IGNORECASE)
 ORPHANED = "its owner has died"
 
 # The same error would come again: a run is a function of its recipe and data.
-FINAL = (ValueError, AssertionError)
+FINAL = (Refused, AssertionError)
 
 
 class Recovery(UserCallback):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcore.errors import Refused
 from kdcore.quality.score import InformationScale, Quality, layer_quality
 from kdcore.terms.base import Pair
 
@@ -44,7 +45,7 @@ class LayerQuality:
         self, num_classes: int, *, information_scale: InformationScale = "log5", max_elements: int = MAX_ELEMENTS
     ) -> None:
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}, but separation compares classes: it takes at least 2")
+            raise Refused(f"num_classes is {num_classes}, but separation compares classes: it takes at least 2")
         self.num_classes = num_classes
         self.information_scale: InformationScale = information_scale
         self.max_elements = max_elements
@@ -56,12 +57,12 @@ class LayerQuality:
     def add(self, features: Mapping[str, Tensor], labels: Tensor, sample_ids: Tensor) -> None:
         """One batch: features {tap: [B,C,H,W], [B,N,D] or [B,D]} of any float type, labels [B], sample_ids [B] int64.
 
-        ValueError for mixed labels, a label out of range, other taps than before, or features that are not finite.
+        Refused for mixed labels, a label out of range, other taps than before, or features that are not finite.
         """
         if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(f"labels of shape {list(labels.shape)} are mixed; measure views without mixup and CutMix")
+            raise Refused(f"labels of shape {list(labels.shape)} are mixed; measure views without mixup and CutMix")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, but num_classes={self.num_classes}")
+            raise Refused(f"labels reach from {labels.min()} to {labels.max()}, but num_classes={self.num_classes}")
         self._refuse_other_taps(features)
         rows = {tap: _rows(tap, tensor, self.max_elements) for tap, tensor in features.items()}
         assert all(len(r) == len(labels) == len(sample_ids) for r in rows.values()), "a row for every label and id"
@@ -74,7 +75,7 @@ class LayerQuality:
         """Takes in the rows of another worker; its settings must be these."""
         mine, theirs = self._settings(), other._settings()
         if mine != theirs:
-            raise ValueError(f"the workers measured differently, {mine} and {theirs}; give all the same settings")
+            raise Refused(f"the workers measured differently, {mine} and {theirs}; give all the same settings")
         self._refuse_other_taps(other._features)
         self._labels += other._labels
         self._sample_ids += other._sample_ids
@@ -85,40 +86,40 @@ class LayerQuality:
         """{tap: Quality}, in the order of the taps in `add`. num_train: images of the whole training set; device:
         where to compute (it must know float64).
 
-        ValueError for an image that was added twice, a class with fewer than two images, or a tap without a score.
+        Refused for an image that was added twice, a class with fewer than two images, or a tap without a score.
         """
         order, counts = self._order()
         if num_train < len(order):
-            raise ValueError(f"num_train is {num_train}, fewer than the {len(order)} images measured")
+            raise Refused(f"num_train is {num_train}, fewer than the {len(order)} images measured")
         scores = {}
         for tap, chunks in self._features.items():
             try:
                 scores[tap] = layer_quality(_in_order(chunks, order), counts, num_train, self.information_scale, device)
-            except ValueError as error:
-                raise ValueError(f"tap {tap!r}: {error}") from error
+            except Refused as error:
+                raise Refused(f"tap {tap!r}: {error}") from error
         return scores
 
     def _settings(self) -> tuple[int, str, int]:
         return self.num_classes, self.information_scale, self.max_elements
 
     def _refuse_other_taps(self, features: Mapping[str, object]) -> None:
-        """ValueError unless these taps are those of the rows so far; a worker without a row has none."""
+        """Refused unless these taps are those of the rows so far; a worker without a row has none."""
         if self._features and features and features.keys() != self._features.keys():
-            raise ValueError(f"taps {sorted(features)} come after rows of {sorted(self._features)}; keep to one choice")
+            raise Refused(f"taps {sorted(features)} come after rows of {sorted(self._features)}; keep to one choice")
 
     def _order(self) -> tuple[Tensor, list[int]]:
         """Where each row goes when rows are sorted by (class, sample id) [n], and the rows of every class."""
         if not self._labels:
-            raise ValueError("no image was measured; add() the features of at least two images a class")
+            raise Refused("no image was measured; add() the features of at least two images a class")
         ids, labels = torch.cat(self._sample_ids), torch.cat(self._labels)
         by_id = ids.argsort(stable=True)
         twice = ids[by_id][1:][ids[by_id].diff() == 0]
         if len(twice):
-            raise ValueError(f"sample {int(twice[0])} was added twice; give every image to one worker, once")
+            raise Refused(f"sample {int(twice[0])} was added twice; give every image to one worker, once")
         counts: list[int] = labels.bincount(minlength=self.num_classes).tolist()
         if min(counts) < 2:
             few = counts.index(min(counts))
-            raise ValueError(f"class {few} has {counts[few]} of the images measured; a class needs at least 2")
+            raise Refused(f"class {few} has {counts[few]} of the images measured; a class needs at least 2")
         return by_id[labels[by_id].argsort(stable=True)].argsort(), counts
 
 
@@ -128,7 +129,7 @@ def _rows(tap: str, features: Tensor, max_elements: int) -> Tensor:
     pooled = F.max_pool2d(features, side) if side > 1 else features
     rows = pooled.flatten(1).to(device="cpu", dtype=torch.float32, copy=True)
     if not rows.isfinite().all():
-        raise ValueError(f"tap {tap!r} gives features that are not finite; check the teacher's weights and precision")
+        raise Refused(f"tap {tap!r} gives features that are not finite; check the teacher's weights and precision")
     return rows
 
 
@@ -139,7 +140,7 @@ def _pool_side(tap: str, shape: Sequence[int], max_elements: int) -> int:
         return 1
     side = math.ceil(math.sqrt(elements / max_elements))
     if len(shape) != 3 or side > min(shape[1:]):
-        raise ValueError(
+        raise Refused(
             f"tap {tap!r} of shape {list(shape)} has {elements} elements, above max_elements={max_elements}, and only "
             "maps are pooled; raise max_elements or leave this tap out"
         )
@@ -169,15 +170,15 @@ def kept_bytes(shapes: Mapping[str, Sequence[int]], num_samples: int, max_elemen
 def class_balanced_sample(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """per_class sample ids of every class, ascending: labels [n] by sample id -> [K * per_class] int64.
 
-    A function of its arguments alone: the ids of a class are ranked by the Philox numbers of (seed, id). ValueError
+    A function of its arguments alone: the ids of a class are ranked by the Philox numbers of (seed, id). Refused
     where a class has too few images.
     """
     if per_class < 1:
-        raise ValueError(f"per_class is {per_class}; take at least 1 image of each class")
+        raise Refused(f"per_class is {per_class}; take at least 1 image of each class")
     counts = np.bincount(labels)
     if counts.min() < per_class:
         few = int(counts.argmin())
-        raise ValueError(f"class {few} has {counts[few]} images, fewer than per_class={per_class}; ask for fewer")
+        raise Refused(f"class {few} has {counts[few]} images, fewer than per_class={per_class}; ask for fewer")
     order = np.lexsort((np.random.Philox(key=seed).random_raw(len(labels)), labels))
     firsts = np.cumsum(counts) - counts
     return np.sort(order[(firsts[:, None] + np.arange(per_class)).ravel()])
@@ -201,11 +202,11 @@ def recommend_pairs(student_taps: Sequence[str], quality: Mapping[str, Quality],
     student_taps and quality are in depth order. So early layers of the student meet late layers of the teacher, where
     Q is high: the source's rule. Of two equal scores the deeper tap wins. Of more student taps than pairs, those at
     equal steps of depth are taken, the last one always (of 8 for 4 pairs: 1, 3, 5, 7, as the source does for VGG-11).
-    ValueError where there are too few taps.
+    Refused where there are too few taps.
     """
     for side, taps in (("student", student_taps), ("teacher", quality)):
         if num_pairs < 1 or len(taps) < num_pairs:
-            raise ValueError(f"{num_pairs} pairs cannot be made from {len(taps)} {side} taps; ask for 1 to {len(taps)}")
+            raise Refused(f"{num_pairs} pairs cannot be made from {len(taps)} {side} taps; ask for 1 to {len(taps)}")
     depth = {tap: number for number, tap in enumerate(quality)}
     best = sorted(quality, key=lambda tap: (quality[tap].q, depth[tap]))[-num_pairs:]
     spread = [student_taps[(k + 1) * len(student_taps) // num_pairs - 1] for k in range(num_pairs)]

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcore.errors import Refused
+
 InformationScale = Literal["log5", "log_ed"]
 VARIANCE_KEPT = 0.95  # by the leading components that the effective dimension counts
 # Float32 features round at 6e-8 of their size, so variance below 1e-12 of the mean square is rounding, not spread.
@@ -75,14 +77,14 @@ def layer_quality(
     All three are unchanged where the features are scaled or rotated as a whole, but not where they are shifted: they
     depend on the features through their Gram matrix alone.
 
-    ValueError where all features are zero, or Z is not positive.
+    Refused where all features are zero, or Z is not positive.
     """
     rows = rows.to(device)
     classes = _slices(counts)
     gram = _gram(rows)
     norms = gram.diagonal().sqrt()
     if not norms.any():
-        raise ValueError("its features are zero for every image, so that it has no score; leave it out")
+        raise Refused("its features are zero for every image, so that it has no score; leave it out")
     sizes = torch.where(norms > 0, norms, 1.0)
     cosines = (gram.abs() / sizes / sizes[:, None]).clamp_(max=1.0)
     smallest = torch.stack([cosines[c, c].min() for c in classes]).mean().item()
@@ -128,7 +130,7 @@ def _information(numerator: float, effective_dims: float, information_scale: Inf
     if information_scale == "log5":
         return numerator / math.log(5)
     if effective_dims <= 1:
-        raise ValueError(
+        raise Refused(
             f"its effective dimension is {effective_dims:.3g}, whose log is no scale; measure more images a class, or "
             "take information_scale='log5'"
         )

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs, TeacherOutputs
+from kdcore.errors import Refused
 
 REGISTRY: dict[str, type[Term]] = {}
 
@@ -87,7 +88,7 @@ class Term(BaseModel):
         if not isinstance(name, str):
             return  # an intermediate base class
         if name in REGISTRY and REGISTRY[name].__module__ != cls.__module__:
-            raise ValueError(f"two terms are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
+            raise Refused(f"two terms are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
         REGISTRY[name] = cls
 
     def needs(self) -> Needs:
@@ -131,15 +132,15 @@ class Pair(BaseModel):
 
 
 def parse_term(data: Any) -> Term:
-    """A term from a recipe's mapping. ValueError names the nearest known terms."""
+    """A term from a recipe's mapping. Refused names the nearest known terms."""
     if isinstance(data, Term):
         return data
     if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):
-        raise ValueError(
+        raise Refused(
             f"a term is a mapping with a 'term' key, such as {{term: kd, weight: 1, temperature: 4}}; got {data!r}"
         )
     name = data["term"]
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=3) or sorted(REGISTRY)
-        raise ValueError(f"unknown term {name!r}; did you mean {', '.join(near)}?")
+        raise Refused(f"unknown term {name!r}; did you mean {', '.join(near)}?")
     return REGISTRY[name].model_validate(dict(data))

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdcore.errors import Refused
+
 
 def require_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """ValueError unless both are [B,K]: broadcasting would hide a teacher of other classes."""
+    """Refused unless both are [B,K]: broadcasting would hide a teacher of other classes."""
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
+        raise Refused(
             f"student_logits {list(student_logits.shape)} and teacher_logits {list(teacher_logits.shape)} must be one "
             "[B,K]; choose a teacher trained on the student's classes"
         )
 
 
 def require_hard_labels(labels: Tensor) -> None:
-    """ValueError unless labels are [B] class numbers."""
+    """Refused unless labels are [B] class numbers."""
     if labels.ndim != 1:
-        raise ValueError(
+        raise Refused(
             f"labels of shape {list(labels.shape)} are mixed; this loss needs [B] class numbers: turn mixing off"
         )
 
 
 def require_same_shape(student_features: Tensor, teacher_features: Tensor) -> None:
-    """ValueError unless they agree: broadcasting would hide it."""
+    """Refused unless they agree: broadcasting would hide it."""
     if student_features.shape != teacher_features.shape:
-        raise ValueError(
+        raise Refused(
             f"student features {list(student_features.shape)} and teacher features {list(teacher_features.shape)} must "
             "be of one shape; choose taps that are"
         )
 
 
 def require_batch(student: Tensor) -> None:
-    """ValueError for a batch of one, which has no relations."""
+    """Refused for a batch of one, which has no relations."""
     if len(student) < 2:
-        raise ValueError("a micro-batch of 1 sample has no relations; make it larger, or drop the last, partial batch")
+        raise Refused("a micro-batch of 1 sample has no relations; make it larger, or drop the last, partial batch")

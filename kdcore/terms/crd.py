@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from kdcore.terms.base import Term, TermContext, TermInputs
 from kdcore.terms.draws import Draws
 from kdcore.terms.precision import at_least_float32, full_precision
@@ -65,7 +66,7 @@ class ClassIndex(nn.Module):
         super().__init__()
         sizes = torch.bincount(labels, minlength=num_classes)
         if int(sizes.max()) == len(labels):
-            raise ValueError("the training set has one class only: CRD finds no negatives in other classes")
+            raise Refused("the training set has one class only: CRD finds no negatives in other classes")
         for name, buffer in {
             "labels": labels,
             "by_class": labels.argsort(stable=True),
@@ -177,7 +178,7 @@ class CRDModule(nn.Module):
 def _width(shapes: Mapping[str, torch.Size], tap: str) -> int:
     shape = shapes[tap]
     if len(shape) != 1:
-        raise ValueError(f"crd embeds vectors, but tap {tap!r} has shape {list(shape)}; take classifier_input")
+        raise Refused(f"crd embeds vectors, but tap {tap!r} has shape {list(shape)}; take classifier_input")
     return int(shape[0])
 
 
@@ -188,11 +189,9 @@ def _embed(layer: nn.Linear, features: Tensor) -> Tensor:
 def _class_index(context: TermContext) -> ClassIndex:
     labels = context.sample_labels
     if labels is None:
-        raise ValueError(
-            "crd draws negatives from other classes, but the samples' labels are unknown; set negatives: all"
-        )
+        raise Refused("crd draws negatives from other classes, but the samples' labels are unknown; set negatives: all")
     if len(labels) != context.num_samples:
-        raise ValueError(f"{len(labels)} sample labels for {context.num_samples} training samples; pass one for each")
+        raise Refused(f"{len(labels)} sample labels for {context.num_samples} training samples; pass one for each")
     return ClassIndex(labels.long(), context.num_classes)
 
 

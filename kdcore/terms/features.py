@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from kdcore.terms.base import Pair, Stateless, Term, TermContext, TermInputs
 from kdcore.terms.checks import require_same_shape
 from kdcore.terms.precision import full_precision
@@ -38,13 +39,13 @@ def as_map(features: Tensor) -> Tensor:
         return features.transpose(1, 2).unsqueeze(-1)
     if features.ndim == 2:
         return features[:, :, None, None]
-    raise ValueError(f"features of shape {list(features.shape)} are neither a map, nor tokens, nor a vector")
+    raise Refused(f"features of shape {list(features.shape)} are neither a map, nor tokens, nor a vector")
 
 
 def pool_larger(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
     """The larger of two maps [B,C,H,W] average-pooled to the smaller's size; never upsampled.
 
-    ValueError where one is larger in height and the other in width.
+    Refused where one is larger in height and the other in width.
     """
     s, t = student_map.shape[2:], teacher_map.shape[2:]
     if s == t:
@@ -53,16 +54,16 @@ def pool_larger(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tenso
         return F.adaptive_avg_pool2d(student_map, (t[0], t[1])), teacher_map
     if s[0] <= t[0] and s[1] <= t[1]:
         return student_map, F.adaptive_avg_pool2d(teacher_map, (s[0], s[1]))
-    raise ValueError(f"maps of {list(s)} and {list(t)}: neither is the larger; choose taps of matching shape")
+    raise Refused(f"maps of {list(s)} and {list(t)}: neither is the larger; choose taps of matching shape")
 
 
 def aligned_maps(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
     """Features of any two taps as maps of one size: `as_map`, then `pool_larger`.
 
-    ValueError for tokens of different number: a pooled column of tokens is no pooled image.
+    Refused for tokens of different number: a pooled column of tokens is no pooled image.
     """
     if student_features.ndim == teacher_features.ndim == 3 and student_features.shape[1] != teacher_features.shape[1]:
-        raise ValueError(
+        raise Refused(
             f"tokens [B,N,D] of different number, {student_features.shape[1]} and {teacher_features.shape[1]}; choose "
             "networks of one patch grid and one number of class tokens"
         )
@@ -121,9 +122,7 @@ class FeatureOnly(PairedTerm):
     def _detach_at_a_pair(self) -> FeatureOnly:
         taps = [p.student for p in self.pairs]
         if self.detach_head_at is not None and self.detach_head_at not in taps:
-            raise ValueError(
-                f"detach_head_at {self.detach_head_at!r} is no student tap of the pairs; take one of {taps}"
-            )
+            raise Refused(f"detach_head_at {self.detach_head_at!r} is no student tap of the pairs; take one of {taps}")
         return self
 
     def needs(self) -> Needs:
@@ -198,7 +197,7 @@ class SimKD(Term):
         if student.ndim == 4 and teacher.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
             pooled_student, teacher = pool_larger(student, teacher)
             if pooled_student is not student:
-                raise ValueError(
+                raise Refused(
                     f"the student's map {list(student.shape)} is larger than the teacher's {list(teacher.shape)}: pool "
                     "it before the projector, as the graph with the reused classifier does"
                 )

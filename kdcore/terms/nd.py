@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from kdcore.terms.base import Term, TermContext, TermInputs
 from kdcore.terms.checks import require_hard_labels, require_same_shape
 from kdcore.terms.precision import full_precision
@@ -67,7 +68,7 @@ class NDModule(nn.Module):
             context.teacher_shapes[config.teacher_tap],
         )
         if len(student_shape) != 1 or len(teacher_shape) != 1:
-            raise ValueError(
+            raise Refused(
                 f"nd compares vectors, but tap {config.student_tap!r} has shape {list(student_shape)} and "
                 f"{config.teacher_tap!r} {list(teacher_shape)}; take classifier_input"
             )
@@ -83,10 +84,8 @@ class NDModule(nn.Module):
 def _checked_means(context: TermContext, tap: str) -> Tensor:
     means = context.class_means[tap].float()
     if len(means) != context.num_classes:
-        raise ValueError(
-            f"{len(means)} class means of tap {tap!r} for {context.num_classes} classes; compute them anew"
-        )
+        raise Refused(f"{len(means)} class means of tap {tap!r} for {context.num_classes} classes; compute them anew")
     empty = (means.norm(dim=1) == 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"classes {empty} have a zero mean at tap {tap!r}: the training set lacks images of them")
+        raise Refused(f"classes {empty} have a zero mean at tap {tap!r}: the training set lacks images of them")
     return means

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from kdcore.terms.base import TermInputs
 from kdcore.terms.features import PairedTerm
 from kdcore.terms.precision import full_precision
@@ -56,7 +57,7 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     DCT-Driven Loss", IEEE TCSVT 2023, arXiv 2205.01997.
     """
     if student_map.ndim != 4 or teacher_map.ndim != 4 or student_map.shape[2:] != teacher_map.shape[2:]:
-        raise ValueError(
+        raise Refused(
             f"maps [B,C,H,W] of one size are needed, got {list(student_map.shape)} and {list(teacher_map.shape)}; pair "
             "stages of equal resolution"
         )

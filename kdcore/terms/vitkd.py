@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from kdcore.terms.base import Pair, TermContext, TermInputs
 from kdcore.terms.checks import require_same_shape
 from kdcore.terms.draws import Draws
@@ -83,7 +84,7 @@ class ViTKDModule(nn.Module):
         )
         self.side = _grid_side(student_shape, config.student_prefix_tokens)
         if self.side != _grid_side(teacher_shape, config.teacher_prefix_tokens):
-            raise ValueError(
+            raise Refused(
                 f"vitkd needs one grid of patches, but the student's tokens are {list(student_shape)} and the "
                 f"teacher's {list(teacher_shape)}; choose networks of equal image and patch "
                 "size, and give *_prefix_tokens"
@@ -129,7 +130,7 @@ def _alignment(student_width: int, teacher_width: int) -> nn.Module:
 
 def _grid_side(shape: torch.Size, prefix_tokens: int) -> int:
     if len(shape) != 2 or math.isqrt(max(shape[0] - prefix_tokens, 0)) ** 2 != shape[0] - prefix_tokens:
-        raise ValueError(
+        raise Refused(
             f"vitkd needs tokens [N,D] of a square grid behind {prefix_tokens} prefix tokens, got {list(shape)}; tap "
             "blocks of a plain vision transformer and give *_prefix_tokens"
         )

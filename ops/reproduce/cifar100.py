@@ -35,6 +35,7 @@ import torch
 import yaml
 
 from cluster.config import RunConfig
+from kdcore.errors import Refused
 from ops import catalog
 from ops.benchmarks.facts import facts, spread, write
 from ops.cifar_tables import NETWORKS
@@ -89,7 +90,7 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
 
 
 def configure(row: str, seed: int, args: Namespace) -> RunConfig:
-    """The recipe of a row as one run of this benchmark. ValueError where the teacher is not there yet."""
+    """The recipe of a row as one run of this benchmark. Refused where the teacher is not there yet."""
     recipe, changes = (ROWS | BEYOND)[row]
     common = [
         f"name={run_name(row, seed)}",
@@ -103,7 +104,7 @@ def configure(row: str, seed: int, args: Namespace) -> RunConfig:
     ]
     if row not in WITHOUT_TEACHER:
         if not weights_of_teacher(args.state).exists():
-            raise ValueError(f"{row} has no teacher in {args.state} yet; run --rows teacher to its end first")
+            raise Refused(f"{row} has no teacher in {args.state} yet; run --rows teacher to its end first")
         common.append(f"teacher.checkpoint={weights_of_teacher(args.state)}")
     if row in BY_QUALITY:
         changes = [f"method.1.pairs={json.dumps(pairs_by_quality(common, Path(args.state) / LAYERS))}", *changes]
@@ -167,7 +168,7 @@ def main() -> None:
     places = list(dict.fromkeys((row, 0 if row == "teacher" else seed) for seed in args.seeds for row in rows))
     try:
         run_slice(places, lambda row, seed: configure(row, seed, args), args)
-    except ValueError as error:
+    except Refused as error:
         complain(str(error))
         sys.exit(2)
 

@@ -32,9 +32,10 @@ from cluster.rank import Rank, seed_micro_batch, set_up_torch
 from cluster.training.checkpoint import TrainState
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import Distiller, OnlineTeacher, StepOutput
+from kdcore.errors import Refused
 from kdcore.optim import Schedule, build_optimizer
 from kdcore.reused import deployed_parameters
-from pipelines.files import write_whole
+from pipelines.files import make_folder, read_json, write_whole
 
 EAGER_STEPS = 3  # before a graph is captured: libraries choose and load their kernels in the first steps
 VALIDATION_BATCH = 1000  # small images: a pass over them is then fewer, fuller calls
@@ -119,7 +120,7 @@ class Lane:
         if not target.exists():
             unfinished = self.folder / "unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+            make_folder(unfinished, "the run's folder")
             with torch.cuda.stream(self.stream):
                 self.state.snapshot(self.facts()).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
@@ -131,11 +132,11 @@ class Lane:
                 shutil.rmtree(older)
 
     def restore(self) -> None:
-        """Takes up the newest checkpoint, where there is one. ValueError where it is another recipe's."""
+        """Takes up the newest checkpoint, where there is one. Refused where it is another recipe's."""
         saved = sorted(self.folder.glob("step-*"))
         if saved:
             self.state.restore(saved[-1], self.facts())
-            progress = json.loads((saved[-1] / "progress.json").read_text())
+            progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
             self.curve = progress["curve"]
             self.total_loss.fill_(progress["total_loss"])
 
@@ -304,7 +305,7 @@ def follow(stream: torch.cuda.Stream | None, other: torch.cuda.Stream | None) ->
 
 
 def check_plain(config: RunConfig) -> None:
-    """ValueError for what the product's loop does and `Lane` does not."""
+    """Refused for what the product's loop does and `Lane` does not."""
     train, cached = config.train, config.teacher is not None and config.teacher.cached
     absent = {
         "train.micro_batch": train.micro_batch is not None and train.micro_batch != train.batch_size,
@@ -314,7 +315,7 @@ def check_plain(config: RunConfig) -> None:
         "teacher.source": cached,
     }
     if unknown := [name for name, used in absent.items() if used]:
-        raise ValueError(f"{config.name}: {unknown[0]} is not for runs side by side; leave it out, or use `train`")
+        raise Refused(f"{config.name}: {unknown[0]} is not for runs side by side; leave it out, or use `train`")
 
 
 def take_turns(

@@ -13,6 +13,7 @@ import mlflow
 from plotly.offline import get_plotlyjs
 
 from cluster.tracking.delivery import asking
+from kdcore.errors import Refused
 from ops.console import say
 from ops.history import Run, grouped, runs_of
 from ops.model_card import environment
@@ -38,14 +39,14 @@ def review(
     metric: str,
     studied: Sequence[str] | None,
 ) -> int:
-    """Writes the page. ValueError where the experiment, a run or the metric is not there."""
+    """Writes the page. Refused where the experiment, a run or the metric is not there."""
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
     with asking(uri, "start it, or name another --store"):
         runs = runs_of(client, experiment)
         rows = rows_of(grouped(runs), metric, studied or STUDIED)
         if not rows:
-            raise ValueError(f"experiment {experiment!r} has no finished run with {metric}; take another --metric")
+            raise Refused(f"experiment {experiment!r} has no finished run with {metric}; take another --metric")
         pair = [find_run(runs, name) for name in compare or ()]
         text = page(client, experiment, runs, rows, pair, metric)
     path = Path(output or f"{experiment}-review.html")
@@ -61,7 +62,7 @@ def find_run(runs: Sequence[Run], name: str) -> Run:
     """A run by name or id; of several the latest."""
     found = [run for run in runs if name in (run.name, run.run_id)]
     if not found:
-        raise ValueError(f"no run {name!r} in this experiment; it has {', '.join(sorted({r.name for r in runs})[:12])}")
+        raise Refused(f"no run {name!r} in this experiment; it has {', '.join(sorted({r.name for r in runs})[:12])}")
     return found[-1]
 
 

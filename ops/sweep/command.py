@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -31,6 +30,7 @@ from ops.sweep.plots import plots
 from ops.sweep.report import ranked, result_table, write_files
 from ops.sweep.view import SweepView
 from ops.train import mlflow_hint
+from pipelines.files import read_json, write_json
 
 MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
 
@@ -80,7 +80,7 @@ def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
         return None
     kept = Path(config.output_dir) / wanted.name / "layers.json"
     if kept.exists() and has_begun(kept.parent):
-        found = json.loads(kept.read_text())
+        found = read_json(kept, "delete it: it is then measured again")
         return LayerScores({tap: Quality(**q) for tap, q in found["quality"].items()}, found["student_taps"])
     taps = axis.taps
     if axis.pairs is not None:
@@ -88,9 +88,8 @@ def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
         taps = taps or tuple(sorted(named))
     online = base_of(config, wanted)
     scores = layers.score(online, taps, axis.student_taps, axis.images)
-    kept.parent.mkdir(parents=True, exist_ok=True)
     content = {"quality": {tap: asdict(q) for tap, q in scores.quality.items()}}
-    kept.write_text(json.dumps({**content, "student_taps": list(scores.student_taps)}, indent=1))
+    write_json(kept, {**content, "student_taps": list(scores.student_taps)})
     return scores
 
 
@@ -169,14 +168,13 @@ def measured(plan: SweepPlan) -> Outlook | None:
     """The speeds of the parts on this machine; of a sweep that is continued, as they were measured before."""
     kept = plan.parent.run_dir / "speeds.json"
     if kept.exists() and has_begun(kept.parent):
-        found = json.loads(kept.read_text())
+        found = read_json(kept, "delete it: it is then measured again")
         return Outlook(**{**found, "speeds": Speeds(**found["speeds"])})
     config = next(iter(plan.caches.builds()), None) or stand_in(plan.base)
     if config is None:
         return None
     seen = outlook(config, this_device(), MEASURE_SECONDS)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(asdict(seen), indent=1))
+    write_json(kept, asdict(seen))
     return seen
 
 

@@ -9,6 +9,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from kdcore.errors import Refused
 from pipelines.cache.manifest import CONSTANTS, Manifest, Plan, differences, short
 from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, remove_unfinished
 from pipelines.files import write_whole
@@ -30,7 +31,7 @@ class ConstantsNote(BaseModel):
 class Building:
     """A cache that grows in a folder, for one process at a time: the plan, the constants, the shards, the manifest.
 
-    Killed anywhere, it is started again with the same plan and goes on with what is not there. ValueError where the
+    Killed anywhere, it is started again with the same plan and goes on with what is not there. Refused where the
     folder holds a cache of another plan; more views of the same are added to it.
     """
 
@@ -50,7 +51,7 @@ class Building:
             try:
                 earlier = Plan.model_validate_json(path.read_bytes())
             except ValidationError as error:
-                raise ValueError(f"{path} is no plan of a cache; take another folder (cache.dir=...)") from error
+                raise Refused(f"{path} is no plan of a cache; take another folder (cache.dir=...)") from error
             self._refuse_other(earlier)
         write_whole(path, self.plan.model_dump_json(indent=1).encode())
 
@@ -58,13 +59,13 @@ class Building:
         theirs, ours = earlier.without_views(), self.plan.without_views()
         if differing := differences(theirs, ours):
             key, there, here = differing[0]
-            raise ValueError(
+            raise Refused(
                 f"{self.directory} holds a cache of something else: {key} is {short(there)} there and {short(here)} "
                 "here; restore what has changed, or take another folder (cache.dir=...)"
             )
         for name, part in earlier.parts.items():
             if part.num_views > self.plan.parts[name].num_views:
-                raise ValueError(
+                raise Refused(
                     f"{self.directory} holds {part.num_views} views already; runs that show fewer can read it as it is"
                 )
 
@@ -97,12 +98,12 @@ class Building:
         return [unit for unit in self.plan.units() if unit not in self.shards]
 
     def finish(self) -> Manifest:
-        """Writes the manifest: from now on this is a cache. ValueError where a shard is not to be seen from here."""
+        """Writes the manifest: from now on this is a cache. Refused where a shard is not to be seen from here."""
         assert self.note is not None, "the constants come before the manifest"
         assert not self.missing(), "the shards come before the manifest"
         shards = tuple(self.shards[unit] for unit in self.plan.units())
         for shard in shards:
             if problem := damage(self.directory, shard, full=False):
-                raise ValueError(f"{problem}; a cache is built in a folder that every node sees (cache.dir=...)")
+                raise Refused(f"{problem}; a cache is built in a folder that every node sees (cache.dir=...)")
         manifest = Manifest(plan=self.plan, constants=self.note.sha256, error=self.note.error, shards=shards)
         return manifest.write(self.directory)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kdcore.batch import Classifier, Needs, TeacherOutputs
+from kdcore.errors import Refused
 from kdcore.terms.logits import kl_divergence
 from pipelines.cache.projection import Projection
 from pipelines.cache.sparse import CodeSize, LogitCode
@@ -210,7 +211,7 @@ def columns_for(
     elif needs.teacher_logits:
         columns.append(PlainColumn(name=LOGITS, shape=(num_classes,), coding=storage.dtype))
     if unknown := sorted(storage.project.keys() - needs.teacher_taps):
-        raise ValueError(
+        raise Refused(
             f"cache.project names the tap {unknown[0]!r}, which is not stored; stored are "
             f"{', '.join(sorted(needs.teacher_taps)) or 'none'}; correct it, or add the tap to cache.taps"
         )
@@ -227,7 +228,7 @@ def features_column(tap: str, shape: tuple[int, ...], storage: Storage) -> Colum
         return plain_or_int8(name, shape, storage.features)
     axis = 0 if len(shape) == 3 else -1
     if kept >= shape[axis]:
-        raise ValueError(
+        raise Refused(
             f"cache.project.{tap}={kept} saves nothing: the features have {shape[axis]} channels; take fewer, or leave "
             "the tap out of cache.project"
         )
@@ -252,7 +253,7 @@ def row_bytes(columns: Iterable[Column]) -> int:
 
 
 def encode(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]) -> dict[str, Tensor]:
-    """{field: [B,width]} on the outputs' device. codes: {column name: what it is coded with}. ValueError for a number
+    """{field: [B,width]} on the outputs' device. codes: {column name: what it is coded with}. Refused for a number
     that the coding cannot hold."""
     values = named(outputs)
     rows: dict[str, Tensor] = {}
@@ -261,7 +262,7 @@ def encode(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[st
         for field, tensor in encoded.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 largest = float(values[column.name].float().abs().max())
-                raise ValueError(
+                raise Refused(
                     f"the teacher's {column.name} reaches {largest:g}, which {tensor.dtype} ({field}) does not hold; "
                     "store it as float32, or look for the cause if it is no number"
                 )
@@ -296,14 +297,14 @@ def named(outputs: TeacherOutputs) -> dict[str, Tensor]:
 
 
 def wanted(columns: Iterable[Column], needs: Needs, where: str) -> tuple[Column, ...]:
-    """Those of the columns that answer `needs`. ValueError where one is lacking, with what there is."""
+    """Those of the columns that answer `needs`. Refused where one is lacking, with what there is."""
     by_name = {column.name: column for column in columns}
     names = [LOGITS] if needs.teacher_logits else []
     names += [FEATURES + tap for tap in sorted(needs.teacher_taps)]
     names += [INPUT_GRADIENT] if needs.teacher_input_gradient else []
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise ValueError(
+        raise Refused(
             f"the cache {where} holds {', '.join(by_name) or 'nothing'}, but the recipe reads {', '.join(missing)}; "
             "build a cache with this recipe in another folder, or choose a method that reads what is there"
         )

@@ -12,8 +12,10 @@ from uuid import uuid4
 
 from pyarrow import fs
 
+from kdcore.errors import Refused
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
+from pipelines.files import make_folder
 
 
 def is_remote(location: str) -> bool:
@@ -34,9 +36,9 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
         with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
             manifest = read_manifest(file.read(), location)
     except FileNotFoundError as error:
-        raise ValueError(f"{location} holds no {MANIFEST}: no cache, or one that is not finished") from error
+        raise Refused(f"{location} holds no {MANIFEST}: no cache, or one that is not finished") from error
     root = Path(copies_dir or Path(tempfile.gettempdir()) / "stillhouse-caches")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root, "cache.copies_dir")
     copy = root / manifest.digest
     with locked(root / f"{manifest.digest}.lock"):
         if not copy.exists():
@@ -49,7 +51,7 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
 def publish(directory: Path, location: str) -> Manifest:
     """Copies a finished cache to a URI or folder, the manifest last: who reads there finds all of it or no cache.
 
-    ValueError where another cache is there. Cut off, it is done again from the start.
+    Refused where another cache is there. Cut off, it is done again from the start.
     """
     manifest = load_manifest(directory)
     refuse_damaged(directory, list(manifest.shards), full=False)
@@ -58,7 +60,7 @@ def publish(directory: Path, location: str) -> Manifest:
         with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
             if read_manifest(file.read(), location).digest == manifest.digest:
                 return manifest
-        raise ValueError(f"{location} holds another cache; take another place, or remove that one")
+        raise Refused(f"{location} holds another cache; take another place, or remove that one")
     names = [CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda name: _put(directory / name, filesystem, f"{path}/{name}"), names))
@@ -81,7 +83,7 @@ def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
-        raise ValueError(f"cache.dir={location}: {error}; give a folder, or a URI that pyarrow.fs knows") from error
+        raise Refused(f"cache.dir={location}: {error}; give a folder, or a URI that pyarrow.fs knows") from error
     return filesystem, path
 
 

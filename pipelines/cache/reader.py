@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.batch import Classifier, Needs, TeacherOutputs
+from kdcore.errors import Refused
 from pipelines.cache.columns import Code, Column, FieldSpec, ProjectedColumn, SparseColumn, decode, wanted
 from pipelines.cache.manifest import CONSTANTS, Manifest
 from pipelines.cache.projection import Projection
@@ -33,7 +34,7 @@ _REMEDY = "restore the file, or run `python -m ops cache build`, which computes 
 class CacheReader:
     """Rows of one part of a cache, on a device: `reader.outputs(view, sample_ids)`.
 
-    needs: what is read; only those columns are touched; None for all of them. ValueError for a column that the cache
+    needs: what is read; only those columns are touched; None for all of them. Refused for a column that the cache
     lacks, and for a shard that is missing, of another size, or (at the first read of its view) of another content.
     """
 
@@ -89,7 +90,7 @@ class CacheReader:
         """A view's shards, mapped; checked at the first use."""
         if view not in self._views:
             if not 0 <= view < self.part.num_views:
-                raise ValueError(
+                raise Refused(
                     f"the cache {self.directory} has {self.part.num_views} views, there is no view {view}; set "
                     f"views.num_views={self.part.num_views}, or build more of them"
                 )
@@ -99,21 +100,21 @@ class CacheReader:
 
 
 def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
-    """ValueError for the first of the shards that is not what the manifest says. full: see `store.damage`."""
+    """Refused for the first of the shards that is not what the manifest says. full: see `store.damage`."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         problems = [p for p in threads.map(lambda shard: damage(directory, shard, full), shards) if p is not None]
     if problems:
         more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
-        raise ValueError(f"the cache is damaged: {problems[0]}{more}; {_REMEDY}")
+        raise Refused(f"the cache is damaged: {problems[0]}{more}; {_REMEDY}")
 
 
 def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
     """What the cache holds once: the classifier, the code of sparse logits, class means; checked."""
     path = directory / CONSTANTS
     if not path.is_file():
-        raise ValueError(f"the cache is damaged: {path} is missing; {_REMEDY}")
+        raise Refused(f"the cache is damaged: {path} is missing; {_REMEDY}")
     if checksum(path) != manifest.constants:
-        raise ValueError(f"the cache is damaged: {path} has changed since it was written; {_REMEDY}")
+        raise Refused(f"the cache is damaged: {path} has changed since it was written; {_REMEDY}")
     return safetensors.torch.load_file(path)
 
 
@@ -135,10 +136,10 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
 
 
 def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classifier:
-    """The teacher's classifier. ValueError where the cache was built without."""
+    """The teacher's classifier. Refused where the cache was built without."""
     stored = under(constants, CLASSIFIER, device)
     if "weight" not in stored:
-        raise ValueError(
+        raise Refused(
             "the cache does not hold the teacher's classifier, which this recipe reads; build it with this recipe in "
             "another folder, or with cache.head=true"
         )

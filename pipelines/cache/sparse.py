@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdcore.errors import Refused
 from kdcore.terms.logits import kl_divergence
 from kdcore.terms.ttm import power_sum
 
@@ -58,14 +59,14 @@ class CodeSize:
         return self.num_bytes - 2 - self.top * self.word_bits // 8
 
     def check(self) -> None:
-        """ValueError for a size that holds no code, or is no saving."""
+        """Refused for a size that holds no code, or is no saving."""
         if self.top < 1 or self.top > self.num_classes or self.code_bytes < 1:
-            raise ValueError(
+            raise Refused(
                 f"cache.sparse_bytes={self.num_bytes} with cache.sparse_top={self.top} leaves {self.code_bytes} bytes "
                 f"for the other classes of {self.num_classes}; take more bytes, or fewer corrections"
             )
         if self.num_bytes >= 2 * self.num_classes:
-            raise ValueError(
+            raise Refused(
                 f"cache.sparse_bytes={self.num_bytes} saves nothing: the {self.num_classes} logits themselves take "
                 f"{2 * self.num_classes} bytes in float16; set cache.logits: dense"
             )
@@ -94,7 +95,7 @@ class LogitCode:
         variances = singular.square() / len(logits)
         kept = variances > 1e-9 * variances[0]
         if not kept.any():
-            raise ValueError(f"the teacher gives all {len(logits)} sampled views the same logits; check its weights")
+            raise Refused(f"the teacher gives all {len(logits)} sampled views the same logits; check its weights")
         deviations, directions = variances[kept].sqrt(), directions[kept]
         scores = (logits - mean) @ directions.T / deviations
         levels, distortion = fit_levels(scores.flatten())

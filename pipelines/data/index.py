@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from kdcore.errors import Refused
 from pipelines.data.folder import inspect_file, list_files
 from pipelines.files import write_whole
 from pipelines.views.draws import Stream
@@ -71,7 +72,7 @@ class ImageIndex:
     def split(self, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:
         """(the rest, a held-out slice): `fraction` of every class, rounded, chosen by the seed; ids stay in order.
 
-        ValueError where a class would be missing on either side.
+        Refused where a class would be missing on either side.
         """
         order = np.lexsort((permutation(len(self), seed, 0, Stream.HELD_OUT)(np.arange(len(self))), self.labels))
         counts = np.bincount(self.labels, minlength=len(self.classes))
@@ -79,7 +80,7 @@ class ImageIndex:
         short = np.flatnonzero((num_held < 1) | (num_held >= counts))
         if short.size:
             name, count = self.classes[short[0]], counts[short[0]]
-            raise ValueError(
+            raise Refused(
                 f"holding out {fraction} of class {name!r} ({count} images in {self.root}) leaves it without images on "
                 f"one side; choose a fraction that takes at least 1 and at most {count - 1} of them"
             )
@@ -102,12 +103,12 @@ class ImageIndex:
 
 
 def check_same_classes(train: ImageIndex, validation: ImageIndex) -> None:
-    """ValueError where two splits do not have the same classes: their labels would mean different things."""
+    """Refused where two splits do not have the same classes: their labels would mean different things."""
     missing = sorted(set(train.classes) - set(validation.classes))
     surplus = sorted(set(validation.classes) - set(train.classes))
     if missing or surplus:
         first, where = (missing[0], "training") if missing else (surplus[0], "validation")
-        raise ValueError(
+        raise Refused(
             f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} class folders; "
             f"the first, {first!r}, is in the {where} split only: add it to the other, or remove it"
         )
@@ -117,7 +118,7 @@ def build_index(root: str | Path, split: str, cache_dir: str | Path, progress: b
     """The index of root/split; read from cache_dir where the folder is unchanged, else built there.
 
     A folder is unchanged where every file's path, size and time of modification are. Building reads every file once, in
-    parallel. progress: show a bar; None: on a terminal. ValueError for whatever is not a folder of folders of images.
+    parallel. progress: show a bar; None: on a terminal. Refused for whatever is not a folder of folders of images.
     """
     root = Path(root).resolve()
     classes, files = list_files(root, split)
@@ -135,7 +136,7 @@ def open_index(root: str | Path, split: str, cache_dir: str | Path) -> ImageInde
     root = Path(root).resolve()
     pointer = _pointer(root, split, cache_dir)
     if not pointer.exists():
-        raise ValueError(f"there is no index of {root / split} in {cache_dir}; that folder must be one all nodes see")
+        raise Refused(f"there is no index of {root / split} in {cache_dir}; that folder must be one all nodes see")
     cached = Path(cache_dir) / pointer.read_text()
     with pa.memory_map(str(cached)) as file:
         classes = json.loads(pa.ipc.open_file(file).schema.metadata[b"classes"])
@@ -165,11 +166,11 @@ def _describe(root: Path, classes: tuple[str, ...], files: pa.Table, progress: b
             for row, future in enumerate(futures, start):
                 try:
                     facts[row] = future.result()
-                except ValueError as error:
+                except Refused as error:
                     wrong.append(str(error))
                 bar.advance(task)
     if wrong:
-        raise ValueError(wrong[0] + (f"; likewise for {len(wrong) - 1} more files" if len(wrong) > 1 else ""))
+        raise Refused(wrong[0] + (f"; likewise for {len(wrong) - 1} more files" if len(wrong) > 1 else ""))
     return index_table(classes, files, facts)
 
 

@@ -10,7 +10,6 @@ ImageNet's test sets name and choose their classes in their own ways:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcore.errors import Refused
 from pipelines.data.index import ImageIndex, build_index
+from pipelines.files import read_json
 
 Variant = Literal["v2", "real", "a", "r", "sketch"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
@@ -49,7 +50,7 @@ def own_target(index: ImageIndex) -> Target:
 def open_target(folder: Path, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
     """The images in folder/<class>/..., as `variant` labels them, for a network with these classes.
 
-    ValueError for a class of the folder that the network lacks, and without `variant` for any difference.
+    Refused for a class of the folder that the network lacks, and without `variant` for any difference.
     """
     index = build_index(folder.resolve().parent, folder.resolve().name, cache_dir)
     openers: dict[str | None, Callable[[ImageIndex, tuple[str, ...]], Target]] = {
@@ -66,7 +67,7 @@ def same(index: ImageIndex, classes: tuple[str, ...]) -> Target:
     if index.classes != classes:
         missing, surplus = sorted(set(classes) - set(index.classes)), sorted(set(index.classes) - set(classes))
         first = f"lacks {missing[0]!r}" if missing else f"has {surplus[0]!r}"
-        raise ValueError(
+        raise Refused(
             f"the class folders of {index.root} differ from the network's {len(classes)} classes in "
             f"{len(missing) + len(surplus)} names (it {first}); if this is a test set of ImageNet, name it: --variant "
             f"{', '.join(VARIANTS)}"
@@ -78,7 +79,7 @@ def numbered(index: ImageIndex, classes: tuple[str, ...]) -> Target:
     """Folders named by the class's number."""
     wrong = [name for name in index.classes if not (name.isdecimal() and int(name) < len(classes))]
     if wrong or len(index.classes) != len(classes):
-        raise ValueError(
+        raise Refused(
             f"{index.root}: --variant v2 wants folders 0 to {len(classes) - 1}, the network's {len(classes)} classes; "
             + (f"{wrong[0]!r} is none of them" if wrong else f"there are {len(index.classes)}")
         )
@@ -91,7 +92,7 @@ def some(index: ImageIndex, classes: tuple[str, ...]) -> Target:
     place = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in index.classes if name not in place]
     if unknown:
-        raise ValueError(
+        raise Refused(
             f"{index.root}: the class {unknown[0]!r} ({len(unknown)} such) is none of the network's {len(classes)} "
             "classes; give the folder of the test set that belongs to them"
         )
@@ -104,14 +105,14 @@ def several(index: ImageIndex, classes: tuple[str, ...], path: Path) -> Target:
     image, in order of the number that ends its name (ILSVRC2012_val_00000001 is the first)."""
     same(index, classes)
     if not path.is_file():
-        raise ValueError(f"--variant real: {path} is missing; put the file of the ReaL labels beside the folder")
-    lists: Any = json.loads(path.read_text())
+        raise Refused(f"--variant real: {path} is missing; put the file of the ReaL labels beside the folder")
+    lists: Any = read_json(path, "put the file of the ReaL labels there again")
     files = index.paths(np.arange(len(index)))
     rows = [lists[place_in(lists, file, path)] for file in files]
     widest = max(1, *map(len, rows))
     answers = np.array([row + [-1] * (widest - len(row)) for row in rows], dtype=np.int64)
     if answers.max() >= len(classes):
-        raise ValueError(f"{path} names class {answers.max()}, but the network has {len(classes)} classes")
+        raise Refused(f"{path} names class {answers.max()}, but the network has {len(classes)} classes")
     return Target(index, answers, classes)
 
 
@@ -119,7 +120,7 @@ def place_in(lists: list[list[int]], file: str, path: Path) -> int:
     """Which of the lists belongs to an image."""
     number = re.search(r"(\d+)$", Path(file).stem)
     if number is None or not 1 <= int(number[1]) <= len(lists):
-        raise ValueError(
+        raise Refused(
             f"{file}: the name ends in no number from 1 to {len(lists)}, the images that {path.name} labels; give the "
             "original validation images"
         )

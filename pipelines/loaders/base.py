@@ -60,7 +60,7 @@ class Loader(ABC):
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """A batch for every request, in order. Starting another `load` ends this one.
 
-        A picture's pixels depend on its view and sample id alone. ValueError names a file that cannot be decoded.
+        A picture's pixels depend on its view and sample id alone. Refused names a file that cannot be decoded.
         """
         this = self._latest = object()
         for job, images in self.decode(self.jobs(requests)):

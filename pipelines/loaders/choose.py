@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from kdcore.errors import Refused
 from pipelines.data.index import ImageIndex
 from pipelines.loaders.base import Loader
 from pipelines.loaders.render import Finish
@@ -31,9 +32,9 @@ def build_loader(
     the GPU where the batches go to one); num_threads: that read and decode; prefetch: batches prepared ahead.
     """
     if decode == "gpu" and device.type != "cuda":
-        raise ValueError(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
+        raise Refused(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
     if num_threads < 1 or prefetch < 2:
-        raise ValueError(f"num_threads={num_threads}, prefetch={prefetch}; give at least 1 thread, and 2 batches ahead")
+        raise Refused(f"num_threads={num_threads}, prefetch={prefetch}; give at least 1 thread, and 2 batches ahead")
     finish = Finish(plan.policy, plan.seed, mean=mean, std=std, num_classes=num_classes, device=device)
     if kind == "reference":
         from pipelines.loaders.reference import ReferenceLoader
@@ -50,4 +51,4 @@ def build_loader(
         return DaliLoader(
             index, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
         )
-    raise ValueError(f"there is no loader {kind!r}; choose 'dali', 'reference' or 'resident'")
+    raise Refused(f"there is no loader {kind!r}; choose 'dali', 'reference' or 'resident'")

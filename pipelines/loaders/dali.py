@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcore.errors import Refused
 from pipelines.data.folder import decode_file
 from pipelines.data.index import ImageIndex
 from pipelines.loaders.base import Job, Loader
@@ -78,18 +79,18 @@ class DaliLoader(Loader):
         try:
             while self._pipeline is not None and self._next_pictures() is not None:
                 pass
-        except (RuntimeError, ValueError):
+        except (RuntimeError, Refused):
             pass  # of pictures nobody asks for any more; the pipeline will be built anew
         self._pending.clear()
 
-    def _wrong_file(self) -> ValueError | None:
+    def _wrong_file(self) -> Refused | None:
         """Which pending file DALI failed at, and why: DALI itself often does not say."""
         for job in self._pending:
             ids = job.views.sample_ids
             for path, sample_id in zip(self.index.paths(ids), ids, strict=True):
                 try:
                     decode_file(Path(path), self.index.heights[sample_id], self.index.widths[sample_id])
-                except ValueError as error:
+                except Refused as error:
                     return error
         return None
 
@@ -151,7 +152,7 @@ def _import_dali() -> Any:
         import nvidia.dali.fn
         import nvidia.dali.types
     except ImportError as error:
-        raise ValueError(
+        raise Refused(
             f"DALI cannot be imported ({error}); install nvidia-dali-cuda130, or set the loader to 'reference'"
         ) from error
     return nvidia.dali

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.batch import soft_labels
+from kdcore.errors import Refused
 from pipelines.views.draws import NOISE_SLACK, Stream
 from pipelines.views.philox import words
 from pipelines.views.plan import Views
@@ -40,7 +41,7 @@ class Finish:
         device: torch.device,
     ) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean={tuple(mean)} and std={tuple(std)}: give three numbers each, std above 0")
+            raise Refused(f"mean={tuple(mean)} and std={tuple(std)}: give three numbers each, std above 0")
         self.policy = policy
         self.num_classes = num_classes
         self.device = device

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcore.errors import Refused
 from pipelines.data.folder import decode_file
 from pipelines.data.index import ImageIndex
 from pipelines.loaders.base import Job, Loader, Request
@@ -33,7 +34,7 @@ _resident: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDict
 
 
 class ResidentLoader(Loader):
-    """Batches gathered on the device. ValueError for data of several sizes, or views that would have to be resized."""
+    """Batches gathered on the device. Refused for data of several sizes, or views that would have to be resized."""
 
     def __init__(self, index: ImageIndex, plan: ViewPlan, finish: Finish, max_batch: int, *, num_threads: int) -> None:
         super().__init__(index, plan, finish, max_batch)
@@ -74,12 +75,12 @@ class ResidentLoader(Loader):
 def resident_pictures(index: ImageIndex, device: torch.device, num_threads: int) -> Tensor:
     """Every picture in a frame of one black pixel, on the device: uint8 [N * (H + 2) * (W + 2), 3].
 
-    ValueError where they do not fit, or where one cannot be decoded.
+    Refused where they do not fit, or where one cannot be decoded.
     """
     height, width = _common_size(index)
     num_bytes = len(index) * (height + 2) * (width + 2) * 3
     if num_bytes > _free_bytes(device):
-        raise ValueError(
+        raise Refused(
             f"the {len(index):,} images of {index.root} take {num_bytes / 2**30:.1f} GiB, but {device} has "
             f"{_free_bytes(device) / 2**30:.1f} GiB free; {_REMEDY}"
         )
@@ -96,24 +97,24 @@ def resident_pictures(index: ImageIndex, device: torch.device, num_threads: int)
 
 
 def _common_size(index: ImageIndex) -> tuple[int, int]:
-    """(height, width) of every image; ValueError where they differ."""
+    """(height, width) of every image; Refused where they differ."""
     height, width = int(index.heights[0]), int(index.widths[0])
     other = np.flatnonzero((index.heights != height) | (index.widths != width))
     if other.size:
         first = f"{index.heights[other[0]]}x{index.widths[other[0]]}"
-        raise ValueError(
+        raise Refused(
             f"loader 'resident' needs images of one size, but {index.root} has {height}x{width} and {first}; {_REMEDY}"
         )
     return height, width
 
 
 def _check_not_resized(plan: ViewPlan, height: int, width: int) -> None:
-    """ValueError where a view of these images is not made of their own pixels."""
+    """Refused where a view of these images is not made of their own pixels."""
     policy = plan.policy
     size: NDArray[np.int32] = np.array([height, width], dtype=np.int32)
     resize = plan.views(0, np.zeros(1, dtype=np.int64), size[:1], size[1:]).resize[0]
     if policy.crop == "resized" or not np.array_equal(resize, size):
-        raise ValueError(
+        raise Refused(
             f"loader 'resident' does not resize, but views.crop={policy.crop} brings images of {height}x{width} to "
             f"another size; {_REMEDY}, or views.crop=padded with views.size={height if height == width else size}"
         )

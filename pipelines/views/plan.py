@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcore.errors import Refused
 from pipelines.views import draws
 from pipelines.views.draws import Stream
 from pipelines.views.order import Permutation, permutation
@@ -65,7 +66,7 @@ class ViewPlan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"the view plan's seed is {self.seed}; give a whole number in [0, 2^64)")
+            raise Refused(f"the view plan's seed is {self.seed}; give a whole number in [0, 2^64)")
 
     @property
     def fingerprint(self) -> str:

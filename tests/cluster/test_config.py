@@ -1,9 +1,11 @@
 """A recipe is read strictly, and refuses early with the remedy."""
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.config import RunConfig, micro_batch_size
 from cluster.recipe import load_recipe, parse, to_yaml
+from kdcore.errors import Refused
 from kdcore.terms.logits import KD
 
 REFUSED = {
@@ -33,7 +35,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(recipe, case):
     changes, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(Refused, match=message) as caught:
         parse(recipe(**changes))
     assert "\n" not in str(caught.value)
 
@@ -49,7 +51,7 @@ def test_round_trip(recipe, tmp_path):
 
 def test_frozen(recipe):
     config = parse(recipe())
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3
 
 
@@ -67,18 +69,18 @@ def test_bases_and_overrides(recipe, tmp_path):
 
 def test_file_errors(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match="is not YAML"):
+    with pytest.raises(Refused, match="is not YAML"):
         load_recipe(tmp_path / "recipe.yaml")
-    with pytest.raises(ValueError, match=r"no such recipe; did you mean recipe.yaml\?"):
+    with pytest.raises(Refused, match=r"no such recipe; did you mean recipe.yaml\?"):
         load_recipe(tmp_path / "recip.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="a recipe is a mapping"):
+    with pytest.raises(Refused, match="a recipe is a mapping"):
         load_recipe(tmp_path / "list.yaml")
 
 
 def test_override_without_value(recipe, tmp_path):
     (tmp_path / "r.yaml").write_text("name: x\n")
-    with pytest.raises(ValueError, match=r"write key=value"):
+    with pytest.raises(Refused, match=r"write key=value"):
         load_recipe(tmp_path / "r.yaml", ["train.epochs"])
 
 
@@ -86,5 +88,5 @@ def test_workers_share_the_batch(recipe):
     config: RunConfig = parse(recipe(train__micro_batch=None))
     assert micro_batch_size(config.train, 2, mixes=False) == 4
     assert micro_batch_size(config.train, 1, mixes=False) == 8
-    with pytest.raises(ValueError, match="8 cannot be shared by 3 workers"):
+    with pytest.raises(Refused, match="8 cannot be shared by 3 workers"):
         micro_batch_size(config.train, 3, mixes=False)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 from mlflow.cli import server
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
@@ -180,7 +180,7 @@ def test_kuberay_manifests():
 def test_an_unknown_field_is_refused():
     manifest = read("kuberay-cluster.yaml")
     manifest["spec"]["workerGroupSpecs"][0]["replica"] = 2
-    with pytest.raises(ValueError, match=r"workerGroupSpecs.0.replica"):
+    with pytest.raises(ValidationError, match=r"workerGroupSpecs.0.replica"):
         RayCluster.model_validate(manifest)
 
 

@@ -9,6 +9,7 @@ from cluster.evaluation import evaluate_networks, evaluate_share, find_target, l
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
+from kdcore.errors import Refused
 from tests.conftest import write_image_folder
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_some_classes_are_chosen_among_alone(run, tmp_path):
 def test_weights_of_another_network(run, recipe):
     _, weights = run
     other = parse(recipe(student={"model": "cifar_resnet8"}, scaling__num_workers=0))
-    with pytest.raises(ValueError, match="does not fit the student cifar_resnet8 of the recipe"):
+    with pytest.raises(Refused, match="does not fit the student cifar_resnet8 of the recipe"):
         evaluate_networks(other, weights, find_target(other, None, None))
 
 

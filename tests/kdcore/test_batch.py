@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdcore.batch import Batch, Needs, TeacherOutputs, soft_labels
+from kdcore.errors import Refused
 
 
 def batch(labels: torch.Tensor) -> Batch:
@@ -40,7 +41,7 @@ def test_every_need_survives_the_union():
 
 
 def test_two_places_to_detach_at_are_refused_and_one_place_twice_is_not():
-    with pytest.raises(ValueError, match=r"'layer2' and 'layer3'.*same deepest tap"):
+    with pytest.raises(Refused, match=r"'layer2' and 'layer3'.*same deepest tap"):
         Needs(detach_head_at="layer2") | Needs(detach_head_at="layer3")
     assert (Needs(detach_head_at="layer2") | Needs(detach_head_at="layer2")).detach_head_at == "layer2"
 

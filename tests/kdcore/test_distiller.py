@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import Distiller, OnlineTeacher, input_gradient, renormalisation
+from kdcore.errors import Refused
 from kdcore.taps import CLASSIFIER_INPUT
 from kdcore.terms import Term, TermContext, TermInputs, parse_term
 
@@ -101,7 +102,7 @@ def test_terms_of_weight_0_are_left_out_with_all_that_they_need():
 
 
 def test_a_method_without_a_positive_weight_is_refused():
-    with pytest.raises(ValueError, match="no term with a weight above 0"):
+    with pytest.raises(Refused, match="no term with a weight above 0"):
         make(CE | {"weight": 0})
 
 
@@ -168,7 +169,7 @@ def test_targets_of_a_batch_bypass_the_teacher_and_give_the_same_loss():
 
 
 def test_without_teacher_and_cache_the_step_is_refused():
-    with pytest.raises(ValueError, match="neither a teacher nor a cache"):
+    with pytest.raises(Refused, match="neither a teacher nor a cache"):
         make(CE, KD)(batch())
 
 
@@ -274,7 +275,7 @@ def test_mixed_labels_reach_the_cross_entropy_and_are_refused_by_terms_that_need
     distiller = make(CE)
     z = copy.deepcopy(distiller.student)(given.images)
     torch.testing.assert_close(distiller(given).loss, -(given.labels * z.log_softmax(1)).sum(dim=1).mean())
-    with pytest.raises(ValueError, match=r"^probe has no meaning for mixed labels"):
+    with pytest.raises(Refused, match=r"^probe has no meaning for mixed labels"):
         make(CE, probe(hard_labels=True))(given)
 
 

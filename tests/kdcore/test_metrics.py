@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from kdcore.metrics import FIELDS, Counts
 
 
@@ -104,5 +105,5 @@ def test_low_precision_logits_are_measured_in_float32():
 
 
 def test_no_image_is_an_error():
-    with pytest.raises(ValueError, match="no image was counted"):
+    with pytest.raises(Refused, match="no image was counted"):
         Counts().result()

@@ -13,6 +13,7 @@ from torch import nn
 
 from kdcore.configs import OptimizerConfig, ScheduleConfig
 from kdcore.distiller import Distiller
+from kdcore.errors import Refused
 from kdcore.optim import Schedule, build_optimizer
 from kdcore.terms import parse_term
 
@@ -199,5 +200,5 @@ def test_timms_names_give_the_optimisers_they_promise():
 
 
 def test_an_unknown_optimiser_is_an_error():
-    with pytest.raises(ValueError, match="sdg"):
+    with pytest.raises(Refused, match="sdg"):
         build_optimizer(OptimizerConfig(opt="sdg", lr=0.1), nn.Linear(2, 2))

@@ -8,6 +8,7 @@ from torch import nn
 
 import kdcore.networks  # noqa: F401  registers the networks
 from kdcore.batch import Classifier
+from kdcore.errors import Refused
 from kdcore.layout import Layout
 from kdcore.reused import ReusedClassifierStudent, TeacherHead, deployed_parameters, projector
 
@@ -85,7 +86,7 @@ def test_projector_of_tokens_is_that_of_maps_but_for_the_prefix():
 
 @pytest.mark.parametrize("factor", [0, 9])
 def test_impossible_factor_is_refused(factor):
-    with pytest.raises(ValueError, match=f"factor {factor} must be between 1 and the teacher's 8 channels"):
+    with pytest.raises(Refused, match=f"factor {factor} must be between 1 and the teacher's 8 channels"):
         projector(6, Layout(8, (2, 2)), factor)
 
 
@@ -159,7 +160,7 @@ def test_a_head_may_come_without_its_network():
         model = ReusedClassifierStudent(build("cifar_resnet8"), TeacherHead(classifier, Layout(12, (8, 8))), CIFAR)
         expected = features.mean(dim=(2, 3)) @ weight.T + (0 if classifier.bias is None else bias)
         torch.testing.assert_close(model.forward_head(features), expected)
-    with pytest.raises(ValueError, match=r"classifier of \[5, 12\] cannot read maps of 16 channels"):
+    with pytest.raises(Refused, match=r"classifier of \[5, 12\] cannot read maps of 16 channels"):
         ReusedClassifierStudent(build("cifar_resnet8"), TeacherHead(classifier, Layout(16, (8, 8))), CIFAR)
 
 
@@ -173,17 +174,17 @@ def test_a_head_may_come_without_its_network():
     ],
 )
 def test_teacher_with_another_head_is_refused(name, reason):
-    with pytest.raises(ValueError, match=f"{reason}.*choose a teacher with such a head"):
+    with pytest.raises(Refused, match=f"{reason}.*choose a teacher with such a head"):
         TeacherHead.of(build(name), CIFAR if name.startswith("cifar") else SMALL)
 
 
 def test_networks_without_timms_contract_are_refused():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
-    with pytest.raises(ValueError, match="Sequential's classifier is a NoneType"):
+    with pytest.raises(Refused, match="Sequential's classifier is a NoneType"):
         TeacherHead.of(plain, CIFAR)
-    with pytest.raises(ValueError, match="must be a network of timm"):
+    with pytest.raises(Refused, match="must be a network of timm"):
         ReusedClassifierStudent(plain, TeacherHead.of(teacher_of("cifar_resnet8"), CIFAR), CIFAR)
-    with pytest.raises(ValueError, match=r"takes no images of \[32, 32\]"):
+    with pytest.raises(Refused, match=r"takes no images of \[32, 32\]"):
         TeacherHead.of(teacher_of("test_vit3"), CIFAR)
 
 
@@ -191,7 +192,7 @@ def test_tokens_that_form_no_grid_are_refused():
     tokens = torch.randn(2, 1 + 99, 64)
     network = build("test_vit")
     network.forward_features = lambda images: tokens
-    with pytest.raises(ValueError, match=r"99 tokens \(after 1 prefix tokens\) form no grid"):
+    with pytest.raises(Refused, match=r"99 tokens \(after 1 prefix tokens\) form no grid"):
         TeacherHead.of(network, SMALL)
 
 
@@ -234,7 +235,7 @@ def test_the_class_token_is_never_pooled_with_patches():
 
 def test_maps_of_which_neither_is_the_larger_are_refused():
     head = TeacherHead(Classifier(torch.randn(7, 64), None), Layout(64, (4, 16)))
-    with pytest.raises(ValueError, match=r"\[8, 8\] and the teacher's \[4, 16\], neither is the larger"):
+    with pytest.raises(Refused, match=r"\[8, 8\] and the teacher's \[4, 16\], neither is the larger"):
         ReusedClassifierStudent(build("cifar_resnet8"), head, CIFAR)
 
 

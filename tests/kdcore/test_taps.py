@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import kdcore.networks  # noqa: F401  registers cifar_resnet8
+from kdcore.errors import Refused
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 
 NETWORKS = {
@@ -116,44 +117,42 @@ def test_without_detaching_the_labels_reach_the_backbone():
 
 def test_a_tap_that_a_skip_connection_leads_around_cannot_detach_the_head():
     model, _, _ = network("cifar_resnet8")
-    with pytest.raises(ValueError, match=r"'layer2.0.act1'.*skip connection.*block that contains it"):
+    with pytest.raises(Refused, match=r"'layer2.0.act1'.*skip connection.*block that contains it"):
         FeatureTaps(model, (), detach_head_at="layer2.0.act1").shapes((32, 32))
     assert FeatureTaps(model, {"layer2.0.act1"}).shapes((32, 32)) == {"layer2.0.act1": (32, 16, 16)}
 
 
 def test_an_unknown_tap_is_refused_with_the_names_that_exist():
     model, _, _ = network("cifar_resnet8")
-    with pytest.raises(ValueError, match=r"CifarResNet has no tap 'layr3'; did you mean .*layer3"):
+    with pytest.raises(Refused, match=r"CifarResNet has no tap 'layr3'; did you mean .*layer3"):
         FeatureTaps(model, {"layr3"})
-    with pytest.raises(
-        ValueError, match=r"no tap 'qqqq'; it has conv1, .*layer1, .*forward_features, classifier_input"
-    ):
+    with pytest.raises(Refused, match=r"no tap 'qqqq'; it has conv1, .*layer1, .*forward_features, classifier_input"):
         FeatureTaps(model, {"qqqq"})
-    with pytest.raises(ValueError, match="no tap ''"):
+    with pytest.raises(Refused, match="no tap ''"):
         FeatureTaps(model, {""})
-    with pytest.raises(ValueError, match=r"did you mean .*layer3"):
+    with pytest.raises(Refused, match=r"did you mean .*layer3"):
         FeatureTaps(model, (), detach_head_at="layer33")
 
 
 def test_a_tap_that_is_overwritten_in_place_is_refused():
     model, _, _ = network("cifar_resnet8")
-    with pytest.raises(ValueError, match=r"'bn1' is overwritten in place.*tap that layer, or the block"):
+    with pytest.raises(Refused, match=r"'bn1' is overwritten in place.*tap that layer, or the block"):
         FeatureTaps(model, {"bn1"}).shapes((32, 32))
-    with pytest.raises(ValueError, match="overwritten in place"):
+    with pytest.raises(Refused, match="overwritten in place"):
         FeatureTaps(model, (), detach_head_at="bn1").shapes((32, 32))
     assert FeatureTaps(model, {"act1"}).shapes((32, 32)) == {"act1": (16, 32, 32)}
 
 
 def test_a_tap_that_never_runs_is_refused():
     taps = FeatureTaps(Plain(nn.Conv2d(3, 4, 1)), {"idle"})
-    with pytest.raises(ValueError, match="'idle' of Plain does not run"):
+    with pytest.raises(Refused, match="'idle' of Plain does not run"):
         taps(torch.zeros(1, 3, 2, 2))
 
 
 def test_a_tap_that_runs_twice_is_refused():
     shared = nn.Conv2d(3, 3, 1)
     taps = FeatureTaps(Plain(nn.Sequential(shared, nn.ReLU(), shared), width=3), {"body.0"})
-    with pytest.raises(ValueError, match=r"'body.0' runs more than once.*block that contains it"):
+    with pytest.raises(Refused, match=r"'body.0' runs more than once.*block that contains it"):
         taps(torch.zeros(1, 3, 2, 2))
     assert taps._captured is None  # and the failure leaves no capture running
 
@@ -168,20 +167,20 @@ def test_a_tap_of_several_tensors_is_refused():
             return torch.cat(parts)
 
     taps = FeatureTaps(Plain(nn.Sequential(Split(), Join()), width=3), {"body.0"})
-    with pytest.raises(ValueError, match=r"'body.0' gives a tuple, not one tensor"):
+    with pytest.raises(Refused, match=r"'body.0' gives a tuple, not one tensor"):
         taps(torch.zeros(2, 3, 2, 2))
 
 
 def test_a_network_with_two_classifiers_has_no_classifier_input():
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=5)
-    with pytest.raises(ValueError, match=r"no single classifier \(but a tuple\)"):
+    with pytest.raises(Refused, match=r"no single classifier \(but a tuple\)"):
         FeatureTaps(model, {CLASSIFIER_INPUT})
 
 
 def test_images_of_a_size_that_a_vit_does_not_take_are_refused():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=5)
     taps = FeatureTaps(model.train(), {"blocks.0"})
-    with pytest.raises(ValueError, match=r"takes no images of \[48, 48\].*img_size"):
+    with pytest.raises(Refused, match=r"takes no images of \[48, 48\].*img_size"):
         taps.shapes((48, 48))
     assert model.training  # the failed probe has put the mode back
     assert taps.shapes((32, 32)) == {"blocks.0": (5, 192)}
@@ -216,7 +215,7 @@ def test_removed_taps_are_gone():
     taps = FeatureTaps(model, {tap, CLASSIFIER_INPUT})
     taps.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    with pytest.raises(ValueError, match="does not run"):
+    with pytest.raises(Refused, match="does not run"):
         taps(images)
 
 

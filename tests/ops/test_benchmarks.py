@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kdcore.errors import Refused
 from ops.benchmarks import cifar_cpu, dry_run
 from ops.reproduce import cifar100
 
@@ -69,7 +70,7 @@ def test_feature_rows_differ_in_layers_and_in_who_sees_the_labels(args):
 
 def test_a_student_waits_for_its_teacher(args, tmp_path):
     (tmp_path / "teacher-seed0" / "student.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"kd has no teacher in .* yet; run --rows teacher to its end first"):
+    with pytest.raises(Refused, match=r"kd has no teacher in .* yet; run --rows teacher to its end first"):
         cifar100.configure("kd", 0, args)
     assert cifar100.configure("alone", 0, args).teacher is None
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from kdcore.errors import Refused
 from ops import cifar_data as cifar
 from ops.cifar_data import write_cifar100
 from pipelines.data.index import build_index
@@ -91,7 +92,7 @@ class Trap:
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
 def test_no_pickle_is_opened_whose_checksum_is_not_the_published_one(name, pickles, tmp_path):
     (pickles / "cifar-100-python" / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(ValueError, match=r"does not hold the published files .* no other pickle is opened; fetch them"):
+    with pytest.raises(Refused, match=r"does not hold the published files .* no other pickle is opened; fetch them"):
         write_cifar100(pickles, tmp_path / "cifar100", COUNTS)
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "cifar100").exists()
@@ -118,9 +119,9 @@ def test_it_is_written_once(parquet, tmp_path):
 def test_missing_files_are_refused_before_anything_is_written(parquet, tmp_path):
     folder, _ = parquet
     (folder / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(ValueError, match=r"has 3 rows in 1 files train-\*\.parquet, but CIFAR-100 has 5; give the"):
+    with pytest.raises(Refused, match=r"has 3 rows in 1 files train-\*\.parquet, but CIFAR-100 has 5; give the"):
         write_cifar100(folder, tmp_path / "cifar100", COUNTS)
-    with pytest.raises(ValueError, match=r"has 0 rows in 0 files train"):
+    with pytest.raises(Refused, match=r"has 0 rows in 0 files train"):
         write_cifar100(tmp_path / "nowhere", tmp_path / "cifar100")
     assert not (tmp_path / "cifar100").exists()
 
@@ -128,9 +129,9 @@ def test_missing_files_are_refused_before_anything_is_written(parquet, tmp_path)
 def test_another_data_set_is_refused(parquet, tmp_path):
     folder, _ = parquet
     pq.write_table(pa.table({"image": [b""] * 2, "label": [0, 1]}), folder / "train-00001-of-00002.parquet")
-    with pytest.raises(ValueError, match="has no column 'fine_label', so it is not CIFAR-100's"):
+    with pytest.raises(Refused, match="has no column 'fine_label', so it is not CIFAR-100's"):
         write_cifar100(folder, tmp_path / "cifar100", COUNTS)
     (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(ValueError, match="is no Parquet file"):
+    with pytest.raises(Refused, match="is no Parquet file"):
         write_cifar100(folder, tmp_path / "cifar100", COUNTS)
     assert not (tmp_path / "cifar100").exists()

@@ -2,6 +2,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from kdcore.errors import Refused
 from kdcore.quality.score import Quality
 from kdcore.terms import Pair, parse_term
 from ops.layers import plot, recommendation_yaml, render_table
@@ -51,5 +52,5 @@ def test_the_head_may_begin_elsewhere():
 
 
 def test_no_pair_is_refused():
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(Refused, match="no pair"):
         recommendation_yaml(())

@@ -18,6 +18,7 @@ from cluster.assembly import assemble
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import load_recipe
+from kdcore.errors import Refused
 from kdcore.models import build_model
 from kdcore.optim import Schedule, build_optimizer
 from kdcore.taps import FeatureTaps
@@ -253,7 +254,7 @@ def small_teacher(name: str) -> list[str]:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"cifar100/resnet56-resnet20/wtm: no such recipe; did you mean .*/wttm"):
+    with pytest.raises(Refused, match=r"cifar100/resnet56-resnet20/wtm: no such recipe; did you mean .*/wttm"):
         catalog.load("cifar100/resnet56-resnet20/wtm")
 
 
@@ -283,5 +284,5 @@ def test_the_command_lists_and_prints(capsys):
     printed = listed(capsys, "imagenet/resnet34-resnet18-dkd")
     assert printed[0] == "# ResNet-34 teaches ResNet-18 on ImageNet by DKD."
     assert "train: {epochs: 100, batch_size: 256, micro_batch: 64, precision: float32}" in printed
-    with pytest.raises(ValueError, match="no such recipe"):
+    with pytest.raises(Refused, match="no such recipe"):
         catalog.recipes("resnet-35")

@@ -19,6 +19,7 @@ from cluster.recipe import parse
 from cluster.stored_teacher import head_facts, head_of
 from cluster.training.launch import check, launch
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
 from kdcore.models import build_model
 from kdcore.reused import ReusedHead, TeacherHead
 from pipelines.cache.building import Building
@@ -162,7 +163,7 @@ def test_a_whole_run_without_the_teachers_weights(recipes, teacher):
     assert "val/teacher_top1" in first.metrics
     second = launch(recipes(cached=True, name="second", seed=5, view_seed=0))
     assert second.metrics["train/loss"] != first.metrics["train/loss"]
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(Refused, match="no such file"):
         check(recipes())
 
 
@@ -171,7 +172,7 @@ def test_fewer_views_than_there_are(recipes):
     assert losses(recipes(cached=True, views__num_views=1)) == pytest.approx(
         losses(recipes(views__num_views=1)), rel=0.01
     )
-    with pytest.raises(ValueError, match=r"shows 3 views, the cache .* holds 2; set views.num_views=2, or"):
+    with pytest.raises(Refused, match=r"shows 3 views, the cache .* holds 2; set views.num_views=2, or"):
         check(recipes(cached=True, views__num_views=3))
 
 
@@ -196,7 +197,7 @@ DIFFERENT = {
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_a_recipe_that_differs_is_refused_by_name(recipes, name):
     build(recipes())
-    with pytest.raises(ValueError, match=rf"belongs to something else: {name} is .* there and .* here"):
+    with pytest.raises(Refused, match=rf"belongs to something else: {name} is .* there and .* here"):
         check(recipes(cached=True, **DIFFERENT[name]))
 
 
@@ -204,7 +205,7 @@ def test_other_weights_are_refused(recipes, teacher):
     build(recipes())
     check(recipes(cached=True))
     change_weights(teacher)
-    with pytest.raises(ValueError, match=r"belongs to something else: teacher.weights is"):
+    with pytest.raises(Refused, match=r"belongs to something else: teacher.weights is"):
         check(recipes(cached=True))
 
 
@@ -217,14 +218,14 @@ def test_a_changed_image_is_refused(recipes, tmp_path):
     other = (root / "train" / "class1" / "004.png").read_bytes()
     victim.write_bytes(other)
     assert bytes(content) != other
-    with pytest.raises(ValueError, match=r"belongs to something else: data.train is"):
+    with pytest.raises(Refused, match=r"belongs to something else: data.train is"):
         check(recipes(cached=True, data__root=str(root)))
 
 
 def test_other_library_versions_can_be_trusted(recipes, monkeypatch):
     build(recipes())
     monkeypatch.setattr(cluster.stored_teacher, "library_versions", lambda: {"torch": "99.0"})
-    with pytest.raises(ValueError, match=r"versions.torch is .* there and '99.0' here.*cache.trust=true"):
+    with pytest.raises(Refused, match=r"versions.torch is .* there and '99.0' here.*cache.trust=true"):
         check(recipes(cached=True))
     check(recipes(cached=True, cache__trust=True))
 
@@ -241,7 +242,7 @@ LACKING = {
 def test_what_the_cache_lacks_is_named(recipes, case):
     changes, message = LACKING[case]
     build(recipes())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refused, match=message):
         check(recipes(cached=True, **changes))
 
 
@@ -253,17 +254,17 @@ def test_one_cache_for_several_recipes(recipes):
 
 
 def test_recipes_that_can_have_no_cache(recipes):
-    with pytest.raises(ValueError, match=r"views.num_views is open; set it"):
+    with pytest.raises(Refused, match=r"views.num_views is open; set it"):
         recipes(cached=True, views__num_views=None)
-    with pytest.raises(ValueError, match=r"views.num_views is open; set it"):
+    with pytest.raises(Refused, match=r"views.num_views is open; set it"):
         build(recipes(views__num_views=None))
-    with pytest.raises(ValueError, match=r"the recipe has no cache; add a 'cache:' section"):
+    with pytest.raises(Refused, match=r"the recipe has no cache; add a 'cache:' section"):
         recipes(cached=True, cache=None)
-    with pytest.raises(ValueError, match=r"has no teacher whose outputs could be stored"):
+    with pytest.raises(Refused, match=r"has no teacher whose outputs could be stored"):
         build(recipes(teacher=None, method=[{"term": "ce", "weight": 1.0}]))
-    with pytest.raises(ValueError, match=r"reads no outputs of a teacher"):
+    with pytest.raises(Refused, match=r"reads no outputs of a teacher"):
         build(recipes(method=[{"term": "ce", "weight": 1.0}]))
-    with pytest.raises(ValueError, match=r"a cache is built in a folder"):
+    with pytest.raises(Refused, match=r"a cache is built in a folder"):
         build(recipes(cache__dir="s3://bucket/cache"))
 
 
@@ -295,7 +296,7 @@ def test_verify_recomputes_rows(recipes, teacher):
     write_wrongly(Path(config.cache.dir))
     assert [one.wrong for one in verify(config, 1000, CPU)] == [1, 0, 0]
     change_weights(teacher)
-    with pytest.raises(ValueError, match=r"teacher.weights"):
+    with pytest.raises(Refused, match=r"teacher.weights"):
         verify(config, 4, CPU)
 
 

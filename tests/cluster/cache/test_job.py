@@ -16,10 +16,10 @@ import torch
 from cluster.cache.job import build
 from cluster.cache.progress import Progress
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.recipe import parse, to_yaml
 from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused, RunFailed
 from kdcore.models import build_model
 
 ROOT = Path(__file__).parents[3]
@@ -101,7 +101,7 @@ def test_a_broken_image_ends_the_build_with_its_name(config, tmp_path):
         path.write_bytes(good[:60] + bytes(len(good) - 60))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    with pytest.raises(ValueError, match=r"010.png"):
+    with pytest.raises(Refused, match=r"010.png"):
         build(broken, watch=break_it)
     assert list(Path(config.cache.dir).rglob("*.arrow"))
 

@@ -13,6 +13,7 @@ from cluster.tracking.delivery import OUTBOX, RUN_ID, Courier, deliver_all
 from cluster.tracking.journal import read_metrics
 from cluster.tracking.machine import Machine
 from cluster.tracking.run import Tracker, close_run, flat, open_run, tracking_uri
+from kdcore.errors import Refused
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -116,7 +117,7 @@ def test_away_at_the_end_and_delivered_later(config, away, tmp_path):
     close_run(config, run_id, "FINISHED")
     assert points(config) == []
     assert (config.run_dir / OUTBOX).read_text() == "FINISHED"
-    with pytest.raises(ValueError, match=r"does not answer \(no route\); the metrics of .* stay there"):
+    with pytest.raises(Refused, match=r"does not answer \(no route\); the metrics of .* stay there"):
         deliver_all(config.run_dir.parent)
     away.on = False
     assert deliver_all(config.run_dir.parent) == ["run"]
@@ -176,7 +177,7 @@ def elsewhere(recipe, monkeypatch):
 
 
 def test_a_new_run_is_refused_without_its_server(elsewhere):
-    with pytest.raises(ValueError, match=rf"the MLflow store {NOBODY} does not answer .*; start it, or correct"):
+    with pytest.raises(Refused, match=rf"the MLflow store {NOBODY} does not answer .*; start it, or correct"):
         open_run(elsewhere, "")
     assert not (elsewhere.run_dir / RUN_ID).exists()
 

@@ -23,12 +23,12 @@ import safetensors.torch
 import torch
 
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.recipe import parse, to_yaml
 from cluster.tracking.journal import read_metrics
 from cluster.training.launch import RunResult, launch
 from cluster.training.recovery import CHECKPOINTS
 from kdcore.configs import ModelConfig
+from kdcore.errors import RunFailed
 from kdcore.models import build_model
 from pipelines.views.plan import ViewPlan
 from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of

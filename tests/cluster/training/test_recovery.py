@@ -7,8 +7,8 @@ import pytest
 import ray
 from ray.train import ControllerError, WorkerGroupError
 
-from cluster.failures import RunFailed
 from cluster.training.recovery import CHECKPOINTS, COPY, Recovery, describe, located, mend, obituary
+from kdcore.errors import Refused, RunFailed
 
 
 def noted(error: Exception, note: str) -> Exception:
@@ -29,7 +29,7 @@ def test_located():
 
 def test_the_error_that_stays_is_named_first():
     """A broken file on rank 2, behind the connections that it has cost the others."""
-    failures = {0: noted(RuntimeError("closed by peer"), "rank 0, step 5 of 9"), 2: ValueError("a.png is cut\nshort")}
+    failures = {0: noted(RuntimeError("closed by peer"), "rank 0, step 5 of 9"), 2: Refused("a.png is cut\nshort")}
     assert describe(failures) == "rank 2: short"
     assert describe({0: failures[0]}) == "rank 0, step 5 of 9: closed by peer"
 
@@ -74,7 +74,7 @@ def test_workers_that_never_started(board):
     assert obituary(error, 2, board(0, set())) == "not there in time"
 
 
-@pytest.mark.parametrize("error", [ValueError("wrong"), AssertionError("never")])
+@pytest.mark.parametrize("error", [Refused("wrong"), AssertionError("never")])
 def test_final_errors_end_the_run(tmp_path, error):
     with pytest.raises(RunFailed, match=f"rank 1: {error}"):
         Recovery(tmp_path).after_exception(None, {0: RuntimeError("closed"), 1: error})

@@ -13,7 +13,6 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.config import RunConfig
-from cluster.failures import RunFailed
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
@@ -21,6 +20,7 @@ from cluster.tracking.delivery import METRICS
 from cluster.tracking.journal import read_metrics
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused, RunFailed
 from kdcore.models import build_model
 from tests.conftest import small_recipe, write_image_folder
 
@@ -139,7 +139,7 @@ def image_path(config, sample_id: int) -> Path:
 def test_no_run_without_its_mlflow(ray_cluster, recipe):
     """The workers start while the driver opens the run; where it cannot, no step is taken."""
     config = parse(recipe(scaling__num_workers=1, tracking__uri="http://127.0.0.1:9"))
-    with pytest.raises(ValueError, match=r"MLflow store http://127.0.0.1:9 does not answer .* correct tracking.uri"):
+    with pytest.raises(Refused, match=r"MLflow store http://127.0.0.1:9 does not answer .* correct tracking.uri"):
         launch(config)
     assert not (config.run_dir / METRICS).exists()
 
@@ -157,9 +157,7 @@ def test_few_validation_images(configure, undisturbed):
 
 def test_a_finished_run_is_not_run_again(configure, undisturbed):
     assert launch(configure("undisturbed", 2)) == undisturbed
-    with pytest.raises(
-        ValueError, match=r"holds a run of another recipe \(seed: 0 there, 1 now\); choose another name"
-    ):
+    with pytest.raises(Refused, match=r"holds a run of another recipe \(seed: 0 there, 1 now\); choose another name"):
         launch(configure("undisturbed", 2, seed=1))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from kdcore.quality.collect import LayerQuality, class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.quality.score import Quality, layer_quality
 
@@ -174,7 +175,7 @@ def test_large_maps_are_max_pooled_first():
 
 @pytest.mark.parametrize("shape", [(4, 20, 5), (4, 100), (4, 25, 2, 2)])
 def test_what_cannot_be_pooled_below_the_limit_is_refused(shape):
-    with pytest.raises(ValueError, match=r"'tap' of shape .* 100 elements, above max_elements=10.*raise max_elements"):
+    with pytest.raises(Refused, match=r"'tap' of shape .* 100 elements, above max_elements=10.*raise max_elements"):
         LayerQuality(2, max_elements=10).add({"tap": torch.ones(shape)}, torch.zeros(4).long(), torch.arange(4))
 
 
@@ -210,7 +211,7 @@ def test_the_cosine_with_a_zero_vector_counts_as_zero():
 def test_one_effective_dimension_is_no_scale():
     rows = torch.tensor([[9.0, 0.1, 0], [-9, 0, 0.1], [5, 0, 0], [0, 9, 0.1], [0.1, -9, 0], [0, 5, 0]])
     assert score_of(rows, [3, 3]).information > 0
-    with pytest.raises(ValueError, match=r"effective dimension is 1,.*information_scale='log5'"):
+    with pytest.raises(Refused, match=r"effective dimension is 1,.*information_scale='log5'"):
         score_of(rows, [3, 3], information_scale="log_ed")
 
 
@@ -220,47 +221,47 @@ def add_toy(quality: LayerQuality, features=TOY, labels=(0, 0, 0, 1, 1, 1), ids=
 
 
 def test_what_has_no_score_is_refused_with_the_tap():
-    with pytest.raises(ValueError, match="tap 'tap': its features are zero for every image"):
+    with pytest.raises(Refused, match="tap 'tap': its features are zero for every image"):
         add_toy(LayerQuality(2), torch.zeros(6, 4)).result(6)
     for value in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="tap 'tap' gives features that are not finite"):
+        with pytest.raises(Refused, match="tap 'tap' gives features that are not finite"):
             add_toy(LayerQuality(2), TOY * value)
-    with pytest.raises(ValueError, match="tap 'tap' gives features that are not finite"):
+    with pytest.raises(Refused, match="tap 'tap' gives features that are not finite"):
         add_toy(LayerQuality(2), TOY.double() * 1e300)  # beyond float32
 
 
 def test_samples_that_cannot_be_scored_are_refused():
-    with pytest.raises(ValueError, match="num_classes is 1"):
+    with pytest.raises(Refused, match="num_classes is 1"):
         LayerQuality(1)
-    with pytest.raises(ValueError, match="no image was measured"):
+    with pytest.raises(Refused, match="no image was measured"):
         LayerQuality(2).result(6)
-    with pytest.raises(ValueError, match="class 1 has 1 of the images measured; a class needs at least 2"):
+    with pytest.raises(Refused, match="class 1 has 1 of the images measured; a class needs at least 2"):
         add_toy(LayerQuality(2), labels=(0, 0, 0, 0, 0, 1)).result(6)
-    with pytest.raises(ValueError, match="class 2 has 0 of the images"):
+    with pytest.raises(Refused, match="class 2 has 0 of the images"):
         add_toy(LayerQuality(3)).result(6)
-    with pytest.raises(ValueError, match="num_train is 5, fewer than the 6 images"):
+    with pytest.raises(Refused, match="num_train is 5, fewer than the 6 images"):
         add_toy(LayerQuality(2)).result(5)
-    with pytest.raises(ValueError, match="sample 3 was added twice"):
+    with pytest.raises(Refused, match="sample 3 was added twice"):
         add_toy(LayerQuality(2), ids=(0, 1, 2, 3, 4, 3)).result(6)
 
 
 def test_wrong_batches_are_refused():
-    with pytest.raises(ValueError, match="labels reach from 0 to 2, but num_classes=2"):
+    with pytest.raises(Refused, match="labels reach from 0 to 2, but num_classes=2"):
         add_toy(LayerQuality(2), labels=(0, 0, 0, 1, 1, 2)).result(6)
-    with pytest.raises(ValueError, match="mixed; measure views without mixup"):
+    with pytest.raises(Refused, match="mixed; measure views without mixup"):
         LayerQuality(2).add({"tap": TOY}, torch.full((6, 2), 0.5), torch.arange(6))
     quality = add_toy(LayerQuality(2))
-    with pytest.raises(ValueError, match=r"taps \['other'\] come after rows of \['tap'\]"):
+    with pytest.raises(Refused, match=r"taps \['other'\] come after rows of \['tap'\]"):
         quality.add({"other": TOY}, torch.zeros(6).long(), torch.arange(6, 12))
 
 
 def test_workers_with_other_settings_are_refused():
     for other in (LayerQuality(3), LayerQuality(2, max_elements=9), LayerQuality(2, information_scale="log_ed")):
-        with pytest.raises(ValueError, match="the workers measured differently"):
+        with pytest.raises(Refused, match="the workers measured differently"):
             LayerQuality(2).merge(other)
     merged = add_toy(LayerQuality(2))
     merged.merge(add_toy(LayerQuality(2)))  # the same images again
-    with pytest.raises(ValueError, match="sample 0 was added twice"):
+    with pytest.raises(Refused, match="sample 0 was added twice"):
         merged.result(12)
 
 
@@ -282,11 +283,11 @@ def test_every_image_has_the_same_chance():
 
 
 def test_too_small_classes_are_refused():
-    with pytest.raises(ValueError, match="class 1 has 2 images, fewer than per_class=3"):
+    with pytest.raises(Refused, match="class 1 has 2 images, fewer than per_class=3"):
         class_balanced_sample(np.array([0, 0, 0, 1, 1]), 3, seed=0)
-    with pytest.raises(ValueError, match="class 1 has 0 images"):
+    with pytest.raises(Refused, match="class 1 has 0 images"):
         class_balanced_sample(np.array([0, 2]), 1, seed=0)
-    with pytest.raises(ValueError, match="per_class is 0"):
+    with pytest.raises(Refused, match="per_class is 0"):
         class_balanced_sample(np.array([0, 1]), 0, seed=0)
 
 
@@ -316,9 +317,9 @@ def test_more_student_taps_than_pairs_are_spread_over_the_depth():
 
 
 def test_too_few_taps_are_refused():
-    with pytest.raises(ValueError, match="3 pairs cannot be made from 2 student taps; ask for 1 to 2"):
+    with pytest.raises(Refused, match="3 pairs cannot be made from 2 student taps; ask for 1 to 2"):
         recommend_pairs(["s1", "s2"], scores(a=1, b=2, c=3), 3)
-    with pytest.raises(ValueError, match="3 pairs cannot be made from 2 teacher taps"):
+    with pytest.raises(Refused, match="3 pairs cannot be made from 2 teacher taps"):
         recommend_pairs(["s1", "s2", "s3"], scores(a=1, b=2), 3)
-    with pytest.raises(ValueError, match="0 pairs cannot be made"):
+    with pytest.raises(Refused, match="0 pairs cannot be made"):
         recommend_pairs(["s1"], scores(a=1), 0)

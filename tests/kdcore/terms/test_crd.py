@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdcore.batch import TeacherOutputs
+from kdcore.errors import Refused
 from kdcore.terms import TermContext, TermInputs, parse_term
 from kdcore.terms.draws import Draws
 
@@ -134,14 +135,14 @@ def test_negatives_change_with_the_epoch():
 
 def test_unknown_or_single_classes_and_maps_are_refused():
     term = parse_term({"term": "crd", "weight": 1})
-    with pytest.raises(ValueError, match="negatives: all"):
+    with pytest.raises(Refused, match="negatives: all"):
         term.build(context(sample_labels=None))
-    with pytest.raises(ValueError, match="29 sample labels for 30"):
+    with pytest.raises(Refused, match="29 sample labels for 30"):
         term.build(context(sample_labels=LABELS[1:]))
-    with pytest.raises(ValueError, match="one class only"):
+    with pytest.raises(Refused, match="one class only"):
         term.build(context(sample_labels=torch.zeros(N, dtype=torch.int64)))
     maps = {"classifier_input": torch.Size([6, 4, 4])}
-    with pytest.raises(ValueError, match="take classifier_input"):
+    with pytest.raises(Refused, match="take classifier_input"):
         term.build(TermContext(maps, maps, K, N, sample_labels=LABELS))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from kdcore.terms.attention import at
 from kdcore.terms.crd import nce
 from kdcore.terms.features import aligned_maps, feature_mse, pool_larger
@@ -239,12 +240,12 @@ def test_the_larger_map_is_pooled(student, teacher, pooled):
 
 
 def test_maps_across_each_other_are_refused():
-    with pytest.raises(ValueError, match="neither is the larger"):
+    with pytest.raises(Refused, match="neither is the larger"):
         pool_larger(normal(1, 2, 3, 8, 2), normal(2, 2, 3, 4, 4))
 
 
 def test_tokens_of_different_number_are_refused_and_equal_ones_kept():
-    with pytest.raises(ValueError, match="10 and 17"):
+    with pytest.raises(Refused, match="10 and 17"):
         aligned_maps(normal(1, 2, 10, 3), normal(2, 2, 17, 3))
     maps = aligned_maps(normal(1, 2, 10, 3), normal(2, 2, 10, 4))
     assert [list(m.shape) for m in maps] == [[2, 3, 10, 1], [2, 4, 10, 1]]
@@ -275,7 +276,7 @@ def test_dead_features_give_finite_gradients(loss):
 
 @pytest.mark.parametrize("loss", [sp, pkt, lambda s, t: rkd(s, t, 25.0, 50.0)])
 def test_a_batch_of_one_has_no_relations(loss):
-    with pytest.raises(ValueError, match="1 sample"):
+    with pytest.raises(Refused, match="1 sample"):
         loss(normal(1, 1, 3), normal(2, 1, 3))
 
 
@@ -298,10 +299,10 @@ def test_hcl_skips_grids_that_are_not_smaller():
 
 @pytest.mark.parametrize("loss", [feature_mse, hcl, kdiga, lambda s, t: vid(s, t, VARIANCE)])
 def test_other_shapes_are_refused(loss):
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(Refused, match="one shape"):
         loss(normal(1, 2, 3, 4, 4), normal(2, 2, 1, 4, 4))
 
 
 def test_spectral_refuses_maps_of_two_sizes():
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(Refused, match="one size"):
         spectral(normal(1, 2, 3, 4, 4), normal(2, 2, 3, 2, 2))

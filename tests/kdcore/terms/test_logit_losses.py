@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from kdcore.terms import dist as dist_module
 from kdcore.terms.dist import dist
 from kdcore.terms.dkd import decoupled, dkd, nkd
@@ -252,17 +253,17 @@ def test_dist_ignores_a_reordering_of_samples():
     ],
 )
 def test_a_teacher_of_other_classes_is_refused(loss):
-    with pytest.raises(ValueError, match=r"\[4, 5\].*\[4, 1\].*student's classes"):
+    with pytest.raises(Refused, match=r"\[4, 5\].*\[4, 1\].*student's classes"):
         loss(logits(1), logits(2)[:, :1])
 
 
 @pytest.mark.parametrize("loss", [dkd, nkd])
 def test_mixed_labels_are_refused(loss):
     weights = (1.0, 1.0, 1.0) if loss is dkd else (1.0, 1.0)
-    with pytest.raises(ValueError, match="mixed"):
+    with pytest.raises(Refused, match="mixed"):
         loss(logits(1), logits(2), torch.zeros(4, 5), *weights)
 
 
 def test_a_batch_of_one_has_no_correlation():
-    with pytest.raises(ValueError, match="1 sample"):
+    with pytest.raises(Refused, match="1 sample"):
         dist(logits(1)[:1], logits(2)[:1], 1.0, 1.0, 1.0)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kdcore.batch import TeacherOutputs
+from kdcore.errors import Refused
 from kdcore.terms import TermContext, TermInputs, parse_term
 from kdcore.terms.diffkd import add_noise, ddim_step, signal_shares
 from kdcore.terms.reviewkd import hcl
@@ -112,14 +113,14 @@ def test_simkd_pools_the_teacher_and_refuses_a_larger_student():
     student, teacher = normal(1, 2, 6, 4, 4), normal(2, 2, 6, 8, 8)
     expected = (student - F.avg_pool2d(teacher, 2)).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(simkd(student, teacher), expected)
-    with pytest.raises(ValueError, match="pool it before the projector"):
+    with pytest.raises(Refused, match="pool it before the projector"):
         simkd(teacher, student)
 
 
 def test_simkd_compares_tokens_of_one_shape():
     student = normal(1, 2, 10, 6)
     assert simkd(student, student).tolist() == [0, 0]
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(Refused, match="one shape"):
         simkd(student, normal(2, 2, 17, 6))
 
 
@@ -183,11 +184,11 @@ def test_nd_adapts_a_student_of_another_width_only():
 def test_nd_refuses_means_that_are_missing_or_of_other_classes():
     means = normal(3, 3, 6)
     means[1] = 0
-    with pytest.raises(ValueError, match=r"classes \[1\]"):
+    with pytest.raises(Refused, match=r"classes \[1\]"):
         build({"term": "nd"}, nd_setting(6, means)[0])
-    with pytest.raises(ValueError, match="2 class means"):
+    with pytest.raises(Refused, match="2 class means"):
         build({"term": "nd"}, nd_setting(6, normal(3, 2, 6))[0])
-    with pytest.raises(ValueError, match="take classifier_input"):
+    with pytest.raises(Refused, match="take classifier_input"):
         build(
             {"term": "nd", "student_tap": "a"}, setting({"a": STUDENT["a"]}, {"classifier_input": normal(2, 4, 6)})[0]
         )
@@ -239,9 +240,9 @@ def test_vitkd_aligns_only_where_widths_differ():
 
 
 def test_vitkd_refuses_tokens_that_are_no_grid():
-    with pytest.raises(ValueError, match="square grid behind 1 prefix"):
+    with pytest.raises(Refused, match="square grid behind 1 prefix"):
         build({"term": "vitkd"}, vit_setting(tokens=8)[0])
-    with pytest.raises(ValueError, match="prefix_tokens"):
+    with pytest.raises(Refused, match="prefix_tokens"):
         build({"term": "vitkd"}, vit_setting(prefix=2)[0])
 
 

@@ -18,6 +18,7 @@ from cluster.recipe import parse
 from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher
+from kdcore.errors import Refused
 from kdcore.models import build_model
 from ops.reproduce.lanes import Flight, Lane, flights_of, take_turns, tensors_of
 
@@ -166,7 +167,7 @@ def test_another_recipe_is_not_continued(config):
     lane = Lane(config("simkd", "same", data__loader="resident"), CPU)
     steps(lane, 1)
     lane.save()
-    with pytest.raises(ValueError, match=r"its recipe is .* restore what has changed"):
+    with pytest.raises(Refused, match=r"its recipe is .* restore what has changed"):
         Lane(config("simkd", "same", data__loader="resident", optimizer__lr=0.1), CPU)
 
 
@@ -290,7 +291,7 @@ def test_the_result(config):
 
 
 def test_what_the_lanes_do_not_do_is_refused(config):
-    with pytest.raises(ValueError, match=r"train\.clip_norm is not for runs side by side"):
+    with pytest.raises(Refused, match=r"train\.clip_norm is not for runs side by side"):
         Lane(config("dkd", "clipped", train__clip_norm=1.0), CPU)
 
 

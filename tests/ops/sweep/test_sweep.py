@@ -28,6 +28,7 @@ from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.run import JOURNAL
 from cluster.sweep.space import LayerScores, settle
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
 from kdcore.models import build_model
 from kdcore.quality.score import Quality
 from ops.__main__ import main
@@ -191,7 +192,7 @@ def test_as_a_job(command, monkeypatch):
     sent = []
     monkeypatch.setattr("ops.submit.submit_job", lambda address, words, *more: sent.append(words) or 0)
     words = command(space={"temperature": [1]})
-    with pytest.raises(ValueError, match=r"lies outside"):
+    with pytest.raises(Refused, match=r"lies outside"):
         submit("http://head:8265", None, words)
     inside = "ops/recipes/demo/common.yaml"  # any file of the tree
     words = ["sweep", "kd", "--space", str(ROOT / inside), "data.root=/shared", "output_dir=/shared/out"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kdcore.batch import Needs, TeacherOutputs
+from kdcore.errors import Refused
 from pipelines.cache.columns import Storage, columns_for, decode, encode, row_bytes, wanted
 
 SHAPES = {"layer2": (6, 3, 5), "tokens": (4, 6), "pooled": (7,)}
@@ -76,7 +77,7 @@ def test_nothing_undeclared_is_stored():
 def test_what_float16_cannot_hold_is_refused():
     original = outputs()
     original.features["layer2"][1, 0, 0, 0] = 1e5
-    with pytest.raises(ValueError, match=r"features.layer2 reaches 100000, which torch.float16 .* store it as float32"):
+    with pytest.raises(Refused, match=r"features.layer2 reaches 100000, which torch.float16 .* store it as float32"):
         encode(columns(), original, {})
     encode(columns(features="float32"), original, {})
 
@@ -84,16 +85,14 @@ def test_what_float16_cannot_hold_is_refused():
 def test_a_lacking_column_is_named_with_what_there_is():
     there = columns(Needs(teacher_logits=True, teacher_taps=frozenset({"pooled"})))
     needs = Needs(teacher_taps=frozenset({"layer2"}), teacher_input_gradient=True)
-    with pytest.raises(
-        ValueError, match=r"holds logits, features.pooled, but the recipe reads features.layer2, input_g"
-    ):
+    with pytest.raises(Refused, match=r"holds logits, features.pooled, but the recipe reads features.layer2, input_g"):
         wanted(there, needs, "somewhere")
     assert [column.name for column in wanted(there, Needs(teacher_logits=True), "")] == ["logits"]
 
 
 def test_sparse_logits_that_save_nothing_are_refused():
     with pytest.raises(
-        ValueError, match=r"sparse_bytes=64 saves nothing: the 11 logits .* 22 bytes .*cache.logits: dense"
+        Refused, match=r"sparse_bytes=64 saves nothing: the 11 logits .* 22 bytes .*cache.logits: dense"
     ):
         columns(logits="sparse")
 

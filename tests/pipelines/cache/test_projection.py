@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kdcore.batch import Needs, TeacherOutputs
+from kdcore.errors import Refused
 from pipelines.cache.columns import Storage, columns_for, decode, encode, row_bytes
 from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.projection import ChannelMoments, LostVariance
@@ -94,5 +95,5 @@ def test_agreement_notices_a_changed_row():
     ],
 )
 def test_a_projection_that_cannot_be_is_refused(project, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refused, match=message):
         columns_for(NEEDS, SHAPES, 3, (8, 8), Storage(project=project))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import load_manifest
 from pipelines.cache.reader import CacheReader, refuse_damaged
@@ -56,12 +57,12 @@ def test_ids_outside_are_a_programmers_error(cache):
 
 
 def test_a_view_too_many_is_refused(cache):
-    with pytest.raises(ValueError, match=r"has 2 views, there is no view 2; set views.num_views=2"):
+    with pytest.raises(Refused, match=r"has 2 views, there is no view 2; set views.num_views=2"):
         reader(cache).outputs(2, np.arange(3))
 
 
 def test_a_column_that_is_lacking_is_refused_at_once(cache):
-    with pytest.raises(ValueError, match=r"holds logits, but the recipe reads features.layer4"):
+    with pytest.raises(Refused, match=r"holds logits, but the recipe reads features.layer4"):
         reader(cache, Needs(teacher_taps=frozenset({"layer4"})))
 
 
@@ -109,9 +110,7 @@ def foreign(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, missing, half_written])
 def test_a_shard_of_another_size_is_found_at_once(cache, damage):
     damage(cache / UNIT.path)
-    with pytest.raises(
-        ValueError, match=r"the cache is damaged: .*rows-000000000004.* (missing|bytes, not).*cache build"
-    ):
+    with pytest.raises(Refused, match=r"the cache is damaged: .*rows-000000000004.* (missing|bytes, not).*cache build"):
         reader(cache)
 
 
@@ -122,21 +121,21 @@ def test_a_shard_of_another_content_is_never_served(cache, damage):
     opened = reader(cache)
     assert opened.outputs(0, np.arange(10)).logits[9].tolist() == [9, 9, -9]
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"the cache is damaged: .*view-00001/rows-000000000004.*checksum differs"):
+        with pytest.raises(Refused, match=r"the cache is damaged: .*view-00001/rows-000000000004.*checksum differs"):
             opened.outputs(1, np.array([0]))
 
 
 def test_a_shard_of_another_build_is_foreign(cache, tmp_path):
     """As many bytes, as whole, with its own note."""
     write_shard(cache, UNIT, {"logits": rows_of(UNIT)["logits"] + 1}, key="0" * 64)
-    with pytest.raises(ValueError, match="checksum differs"):
+    with pytest.raises(Refused, match="checksum differs"):
         reader(cache).outputs(1, np.array([0]))
 
 
 @pytest.mark.parametrize("damage", [missing, truncated])
 def test_damaged_constants(cache, damage):
     damage(cache / "constants.safetensors")
-    with pytest.raises(ValueError, match=r"the cache is damaged: .*constants.safetensors"):
+    with pytest.raises(Refused, match=r"the cache is damaged: .*constants.safetensors"):
         reader(cache)
 
 
@@ -162,18 +161,18 @@ def test_a_cache_is_put_into_object_storage(cache, tmp_path):
     assert reader(copy).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
     (store / "manifest.json").unlink()
     next(store.rglob("*.arrow")).write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=r"holds no manifest.json"):
+    with pytest.raises(Refused, match=r"holds no manifest.json"):
         local_folder(store.as_uri(), str(tmp_path / "copies"))
     publish(cache, str(store))  # a folder will do as well
     assert publish(cache, str(store)).digest == load_manifest(store).digest
     refuse_damaged(store, list(load_manifest(store).shards), full=True)
     build(cache, plan(num_views=3))
-    with pytest.raises(ValueError, match=r"holds another cache; take another place"):
+    with pytest.raises(Refused, match=r"holds another cache; take another place"):
         publish(cache, str(store))
 
 
 def test_a_remote_folder_without_a_cache(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no manifest.json"):
+    with pytest.raises(Refused, match=r"holds no manifest.json"):
         local_folder(tmp_path.as_uri(), str(tmp_path / "copies"))
-    with pytest.raises(ValueError, match=r"cache.dir=gopher://x/y: .*give a folder, or a URI"):
+    with pytest.raises(Refused, match=r"cache.dir=gopher://x/y: .*give a folder, or a URI"):
         local_folder("gopher://x/y", str(tmp_path / "copies"))

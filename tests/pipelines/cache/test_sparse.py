@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from pipelines.cache.sparse import CodeSize, LogitCode, allocate, fit_levels, measured_error
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 10.0)
@@ -143,7 +144,7 @@ def test_the_error_that_is_told(code):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"sparse_bytes=8 with cache.sparse_top=8 leaves -10 bytes"):
+    with pytest.raises(Refused, match=r"sparse_bytes=8 with cache.sparse_top=8 leaves -10 bytes"):
         CodeSize(1000, 8, 8).check()
-    with pytest.raises(ValueError, match="all 20 sampled views the same logits"):
+    with pytest.raises(Refused, match="all 20 sampled views the same logits"):
         LogitCode.fit(torch.ones(20, 300), CodeSize(300, 48, 6))

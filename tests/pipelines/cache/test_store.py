@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.local import locked
@@ -131,13 +132,13 @@ def test_more_views_are_added_and_fewer_refused(tmp_path):
     build(tmp_path, plan(num_views=3))
     build(tmp_path.with_name("three"), plan(num_views=3))
     assert contents(tmp_path) == contents(tmp_path.with_name("three"))
-    with pytest.raises(ValueError, match="holds 3 views already"):
+    with pytest.raises(Refused, match="holds 3 views already"):
         Building(tmp_path, plan(num_views=2))
 
 
 def test_a_folder_of_another_cache_is_refused(tmp_path):
     build(tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match=r"identity.views.seed is 0 there and 5 here"):
+    with pytest.raises(Refused, match=r"identity.views.seed is 0 there and 5 here"):
         Building(tmp_path, plan(views={"seed": 5, "fingerprint": "d" * 64}))
 
 
@@ -155,14 +156,14 @@ def test_a_shard_on_another_nodes_disk_is_noticed(tmp_path):
     building = build(tmp_path, stop_after=5)
     unit = building.missing()[0]
     building.shards[unit] = write_shard(tmp_path / "elsewhere", unit, rows_of(unit), building.key)
-    with pytest.raises(ValueError, match=r"rows-000000000008-000000000010.arrow is missing; .* every node sees"):
+    with pytest.raises(Refused, match=r"rows-000000000008-000000000010.arrow is missing; .* every node sees"):
         building.finish()
     assert not (tmp_path / "manifest.json").exists()
 
 
 def test_an_unfinished_cache_is_no_cache(tmp_path):
     build(tmp_path, stop_after=5)
-    with pytest.raises(ValueError, match=r"is not finished, or is no cache; .*cache build"):
+    with pytest.raises(Refused, match=r"is not finished, or is no cache; .*cache build"):
         load_manifest(tmp_path)
 
 
@@ -172,10 +173,10 @@ def test_a_manifest_edited_by_hand_is_noticed(tmp_path):
     edited = json.loads(path.read_text())
     edited["plan"]["identity"]["teacher"]["weights"] = "0" * 64
     path.write_text(json.dumps(edited))
-    with pytest.raises(ValueError, match="changed by hand"):
+    with pytest.raises(Refused, match="changed by hand"):
         load_manifest(tmp_path)
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(ValueError, match=r"is no manifest; restore it, or build the cache again"):
+    with pytest.raises(Refused, match=r"is no manifest; restore it, or build the cache again"):
         load_manifest(tmp_path)
     path.unlink()
     build(tmp_path)
@@ -200,12 +201,12 @@ def test_each_difference_is_named(tmp_path, name):
     build(tmp_path)
     manifest, expected = load_manifest(tmp_path), plan(**REFUSED[name]).identity
     check(manifest, IDENTITY, "here")
-    with pytest.raises(ValueError, match=f"belongs to something else: {name} is .* there and .* here.*build the cache"):
+    with pytest.raises(Refused, match=f"belongs to something else: {name} is .* there and .* here.*build the cache"):
         check(manifest, expected, "here")
     if name == "versions.torch":
         check(manifest, expected, "here", trust=True)
     else:
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(Refused, match=name):
             check(manifest, expected, "here", trust=True)
 
 

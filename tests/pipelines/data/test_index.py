@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdcore.errors import Refused
 from pipelines.data import index as datasets
 from pipelines.data.folder import list_files
 from pipelines.data.index import ImageIndex, build_index, check_same_classes
@@ -56,7 +57,7 @@ def test_opened_without_a_look_at_the_folder(root: Path) -> None:
     opened = datasets.open_index(root, "train", root.parent / "cache")
     assert opened.table.equals(built.table)
     assert (opened.root, opened.classes, opened.fingerprint) == (built.root, built.classes, built.fingerprint)
-    with pytest.raises(ValueError, match=r"there is no index of .*val"):
+    with pytest.raises(Refused, match=r"there is no index of .*val"):
         datasets.open_index(root, "val", root.parent / "cache")
 
 
@@ -128,28 +129,28 @@ def test_split_is_balanced_complete_and_repeatable(plain_index: ImageIndex) -> N
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
 def test_split_leaves_no_class_empty(plain_index: ImageIndex, fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"class '0' \(4 images .* at least 1 and at most 3"):
+    with pytest.raises(Refused, match=r"class '0' \(4 images .* at least 1 and at most 3"):
         plain_index.split(fraction, seed=1)
 
 
 def test_missing_folders(root: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere does not exist; give the folder"):
+    with pytest.raises(Refused, match="nowhere does not exist; give the folder"):
         build(root / "nowhere")
-    with pytest.raises(ValueError, match="no split 'val'; it holds train"):
+    with pytest.raises(Refused, match="no split 'val'; it holds train"):
         build(root, "val")
     (root / "val").mkdir()
-    with pytest.raises(ValueError, match="val has no class folders"):
+    with pytest.raises(Refused, match="val has no class folders"):
         build(root, "val")
 
 
 def test_wrong_contents(root: Path) -> None:
     stray = root / "train" / "labels.csv"
     stray.write_text("x")
-    with pytest.raises(ValueError, match=r"labels\.csv lies beside the class folders"):
+    with pytest.raises(Refused, match=r"labels\.csv lies beside the class folders"):
         build(root)
     stray.unlink()
     (root / "train" / "3").mkdir()
-    with pytest.raises(ValueError, match=r"class folder .*3 is empty"):
+    with pytest.raises(Refused, match=r"class folder .*3 is empty"):
         build(root)
 
 
@@ -157,11 +158,11 @@ def test_files_that_are_no_images(root: Path) -> None:
     bad = root / "train" / "1" / "notes.txt"
     bad.write_text("not an image")
     with pytest.raises(
-        ValueError, match=r"^\S*notes.txt cannot be read as an image \(cannot identify image file\); repair or"
+        Refused, match=r"^\S*notes.txt cannot be read as an image \(cannot identify image file\); repair or"
     ):
         build(root)
     (root / "train" / "1" / "zero.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"notes.txt .*; likewise for 1 more files$"):
+    with pytest.raises(Refused, match=r"notes.txt .*; likewise for 1 more files$"):
         build(root)
 
 
@@ -170,7 +171,7 @@ def test_files_that_are_no_images(root: Path) -> None:
 )
 def test_images_that_loaders_decode_differently(root: Path, mode: str, suffix: str, kind: str) -> None:
     picture(9, 9, 1).convert("L").convert(mode).save(root / "train" / "1" / f"x{suffix}")
-    with pytest.raises(ValueError, match=f"x{suffix} is a {kind}.*convert it to JPEG or PNG"):
+    with pytest.raises(Refused, match=f"x{suffix} is a {kind}.*convert it to JPEG or PNG"):
         build(root)
 
 
@@ -181,13 +182,13 @@ def test_a_truncated_jpeg_is_found(root: Path) -> None:
     file.write_bytes(content + b"appended" * 20)
     assert len(build(root)) == 7, "what follows a whole JPEG does no harm"
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"cut.jpg cannot be read as an image \(image file is truncated"):
+    with pytest.raises(Refused, match=r"cut.jpg cannot be read as an image \(image file is truncated"):
         build(root)
 
 
 def test_a_link_that_leads_nowhere(root: Path) -> None:
     (root / "train" / "1" / "gone.jpg").symlink_to(root / "gone.jpg")
-    with pytest.raises(ValueError, match=r"1/gone.jpg cannot be read as an image \(No such file or directory\)"):
+    with pytest.raises(Refused, match=r"1/gone.jpg cannot be read as an image \(No such file or directory\)"):
         build(root)
 
 
@@ -195,7 +196,7 @@ def test_classes_of_two_splits(root: Path) -> None:
     shutil.copytree(root / "train", root / "val")
     check_same_classes(build(root), build(root, "val"))
     (root / "val" / "2").rename(root / "val" / "two")
-    with pytest.raises(ValueError, match="differ in 2 class folders; the first, '2', is in the training split only"):
+    with pytest.raises(Refused, match="differ in 2 class folders; the first, '2', is in the training split only"):
         check_same_classes(build(root), build(root, "val"))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdcore.errors import Refused
 from pipelines.data.variants import open_target
 
 CLASSES = ("n01", "n02", "n10")
@@ -32,7 +33,7 @@ def test_the_same_classes(folder, tmp_path):
 
 
 def test_other_classes_are_named(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"differ .* in 1 names \(it lacks 'n10'\); .*--variant v2, real"):
+    with pytest.raises(Refused, match=r"differ .* in 1 names \(it lacks 'n10'\); .*--variant v2, real"):
         open_target(folder("n01", "n02"), None, CLASSES, tmp_path)
 
 
@@ -46,7 +47,7 @@ def test_v2_orders_folders_by_number(folder, tmp_path):
 
 @pytest.mark.parametrize(("names", "said"), [(("0", "1", "n02"), "'n02' is none of them"), (("0", "1"), "there are 2")])
 def test_v2_refuses_other_folders(folder, tmp_path, names, said):
-    with pytest.raises(ValueError, match=rf"--variant v2 wants folders 0 to 2.*{said}"):
+    with pytest.raises(Refused, match=rf"--variant v2 wants folders 0 to 2.*{said}"):
         open_target(folder(*names), "v2", CLASSES, tmp_path)
 
 
@@ -59,7 +60,7 @@ def test_some_of_the_classes(folder, tmp_path, variant):
 
 
 def test_a_class_that_the_network_lacks(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"the class 'n11' .* is none of the network's 3 classes"):
+    with pytest.raises(Refused, match=r"the class 'n11' .* is none of the network's 3 classes"):
         open_target(folder("n01", "n11"), "a", CLASSES, tmp_path)
 
 
@@ -72,11 +73,11 @@ def test_real_labels(folder, tmp_path):
 
 def test_real_labels_of_other_images(folder, tmp_path):
     root = folder(*CLASSES)
-    with pytest.raises(ValueError, match="put the file of the ReaL labels beside the folder"):
+    with pytest.raises(Refused, match="put the file of the ReaL labels beside the folder"):
         open_target(root, "real", CLASSES, tmp_path)
     (tmp_path / "real.json").write_text("[[0], [1]]")
-    with pytest.raises(ValueError, match=r"00000003\.png: the name ends in no number from 1 to 2"):
+    with pytest.raises(Refused, match=r"00000003\.png: the name ends in no number from 1 to 2"):
         open_target(root, "real", CLASSES, tmp_path)
     (tmp_path / "real.json").write_text("[[0], [1], [700]]")
-    with pytest.raises(ValueError, match="names class 700, but the network has 3"):
+    with pytest.raises(Refused, match="names class 700, but the network has 3"):
         open_target(root, "real", CLASSES, tmp_path)

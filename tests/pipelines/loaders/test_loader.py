@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kdcore.batch import Batch
+from kdcore.errors import Refused
 from pipelines.data.index import ImageIndex, build_index
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
@@ -214,7 +215,7 @@ def test_a_bad_file_is_named(kind: str, damage: str, damaged: tuple[ImageIndex, 
         picture(50, 60, 0).save(file)
         reason = "is 50x60 pixels, but 120x120 in the index"
     pictures = loader(kind, index, ViewPolicy.evaluation(24))
-    with pytest.raises(ValueError, match=rf"^{file} {reason}.*build the index again$"):
+    with pytest.raises(Refused, match=rf"^{file} {reason}.*build the index again$"):
         list(pictures.load(requests(6, 2)))
     file.write_bytes(content)
     assert len(list(pictures.load(requests(6, 2)))) == 3, "the loader works again once the file does"
@@ -260,12 +261,12 @@ def test_padded_crop_and_flip_are_torchvisions(odd_index: ImageIndex) -> None:
 def test_wrong_choices(odd_index: ImageIndex) -> None:
     plan = ViewPlan(PLAIN, 0, 13)
     rest = {"mean": MEAN, "std": STD, "num_classes": 2, "device": torch.device("cpu")}
-    with pytest.raises(ValueError, match="no loader 'torch'; choose 'dali', 'reference' or 'resident'"):
+    with pytest.raises(Refused, match="no loader 'torch'; choose 'dali', 'reference' or 'resident'"):
         build_loader("torch", odd_index, plan, **rest)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="decode='gpu' with batches on cpu; use decode='cpu'"):
+    with pytest.raises(Refused, match="decode='gpu' with batches on cpu; use decode='cpu'"):
         build_loader("dali", odd_index, plan, decode="gpu", **rest)  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match="prefetch=1; give at least"):
+    with pytest.raises(Refused, match="prefetch=1; give at least"):
         build_loader("dali", odd_index, plan, prefetch=1, **rest)  # type: ignore[arg-type]
 
 

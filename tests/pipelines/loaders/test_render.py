@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdcore.errors import Refused
 from pipelines.loaders.render import Finish, change_colour, inside, noise_field
 from pipelines.views.plan import ViewPlan, Views
 from pipelines.views.policy import ViewPolicy
@@ -125,5 +126,5 @@ def test_noise_has_mean_zero_and_variance_one_and_is_the_same_everywhere() -> No
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5, 0.5)), (MEAN, (0.2, 0.0, 0.2))])
 def test_wrong_normalisation_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="three numbers each, std above 0"):
+    with pytest.raises(Refused, match="three numbers each, std above 0"):
         Finish(ViewPolicy(), 0, mean=mean, std=std, num_classes=2, device=CPU)

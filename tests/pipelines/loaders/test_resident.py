@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcore.errors import Refused
 from pipelines.data.index import ImageIndex, build_index
 from pipelines.loaders import resident
 from pipelines.loaders.base import Loader, Request
@@ -109,19 +110,19 @@ def test_loaders_of_one_process_share_the_pictures(index: ImageIndex, monkeypatc
     ],
 )
 def test_views_that_are_resized_are_refused(policy: ViewPolicy, complaint: str, index: ImageIndex) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(Refused, match=complaint):
         loader("resident", index, policy)
 
 
 def test_data_of_several_sizes_are_refused(odd_index: ImageIndex) -> None:
-    with pytest.raises(ValueError, match=r"needs images of one size, but .* has .*x.* and .*x.*; take data.loader"):
+    with pytest.raises(Refused, match=r"needs images of one size, but .* has .*x.* and .*x.*; take data.loader"):
         loader("resident", odd_index, ViewPolicy(size=12, crop="padded"))
 
 
 def test_data_that_do_not_fit_are_refused(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_free_bytes", lambda device: 1000)
     monkeypatch.setattr(resident, "_resident", {})
-    with pytest.raises(ValueError, match=r"23 images of .* take 0\.0 GiB, but cpu has 0\.0 GiB free; take"):
+    with pytest.raises(Refused, match=r"23 images of .* take 0\.0 GiB, but cpu has 0\.0 GiB free; take"):
         loader("resident", index, POLICIES["padded"])
 
 
@@ -131,5 +132,5 @@ def test_a_file_that_cannot_be_decoded_is_named(index: ImageIndex, tmp_path: Pat
     Image.fromarray(np.zeros((12, 10, 3), np.uint8)).save(path)
     broken = build_index(tmp_path, "train", tmp_path / "index", progress=False)
     path.write_bytes(b"no picture any more")
-    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
+    with pytest.raises(Refused, match=r"0\.png cannot be read as an image"):
         loader("resident", broken, POLICIES["padded"])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdcore.errors import Refused
 from pipelines.views.plan import ViewPlan, Views
 from pipelines.views.policy import ViewPolicy
 
@@ -82,7 +83,7 @@ def test_view_of_an_epoch() -> None:
 
 
 def test_a_seed_outside_its_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="seed is -1; give a whole number"):
+    with pytest.raises(Refused, match="seed is -1; give a whole number"):
         ViewPlan(ViewPolicy(), -1, 10)
 
 

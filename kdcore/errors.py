@@ -1,0 +1,22 @@
+"""The errors that are sentences for people: the command line prints these, and these alone, as one line.
+
+    Exception
+    ├── ValueError
+    │   └── Refused      what was asked for cannot be done as it stands; says the value, the place and the remedy
+    └── RuntimeError
+        └── RunFailed    a run, a build or a job ended by something that happened on the way
+
+Every other exception is a fault of the project and keeps its traceback; `assert` is for programmers.
+"""
+
+
+class Refused(ValueError):
+    """A request that cannot be carried out as it stands: a recipe, a file, a name or an option must change first.
+
+    The message names the value, its place and what to do. It is a ValueError, so that pydantic's validators may raise
+    it. The same request is refused again, so nothing tries it a second time.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run that was under way and ended by an error; the message is the last line of what ended it, with its place."""
