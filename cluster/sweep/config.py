@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from cluster.config import Section
 from cluster.recipe import read_recipe, validated
+from kdcore.errors import Refused
 from kdcore.terms.base import Pair
 
 # What the search decides itself, or what would make scores incomparable.
@@ -64,7 +65,7 @@ class Range(Section):
     @model_validator(mode="after")
     def _check(self) -> Range:
         if not self.low < self.high:
-            raise ValueError(f"a range goes from low to high, not from {self.low} to {self.high}")
+            raise Refused(f"a range goes from low to high, not from {self.low} to {self.high}")
         return self
 
     def draw(self, rng: np.random.Generator) -> Any:
@@ -116,9 +117,9 @@ class Pairings(Section):
     @model_validator(mode="after")
     def _check(self) -> Pairings:
         if (self.pairs is None) == (self.ranked is None):
-            raise ValueError("give either pairs: [[{student: TAP, teacher: TAP}, ...], ...] or ranked: N")
+            raise Refused("give either pairs: [[{student: TAP, teacher: TAP}, ...], ...] or ranked: N")
         if self.ranked is not None and max(self.sizes) > self.ranked:
-            raise ValueError(f"sizes {max(self.sizes)} of the {self.ranked} best layers; raise ranked")
+            raise Refused(f"sizes {max(self.sizes)} of the {self.ranked} best layers; raise ranked")
         return self
 
 
@@ -133,13 +134,23 @@ def parse_axis(given: Any) -> Any:
     if isinstance(given, Mapping) and len(given) == 1 and (kind := next(iter(given))) in RANGES:
         ends = given[kind]
         if not isinstance(ends, list) or len(ends) != 2:
-            raise ValueError(f"{kind} takes [low, high], not {ends!r}")
+            raise Refused(f"{kind} takes [low, high], not {ends!r}")
         return RANGES[kind](low=ends[0], high=ends[1])
     if isinstance(given, Mapping) and given.keys() & {"pairs", "ranked"}:
         return Pairings.model_validate(given)
     if isinstance(given, Values | Range | Pairings):
         return given
-    raise ValueError(f"write a list of values, or {{{' | '.join(RANGES)}: [low, high]}}; got {given!r}")
+    raise Refused(f"write a list of values, or {{{' | '.join(RANGES)}: [low, high]}}; got {given!r}")
+
+
+def written_axis(axis: Axis | Pairings) -> Any:
+    """An axis as SPACE.yaml has it: the inverse of `parse_axis`."""
+    if isinstance(axis, Values):
+        return list(axis.values)
+    if isinstance(axis, Range):
+        kind = next(name for name, known in RANGES.items() if type(axis) is known)
+        return {kind: [axis.low, axis.high]}
+    return axis.model_dump(mode="json", exclude_none=True)
 
 
 class Asha(Section):
@@ -190,26 +201,26 @@ class SweepConfig(Section):
     @classmethod
     def _held_out(cls, metric: str) -> str:
         if metric.startswith("val/"):
-            raise ValueError(
+            raise Refused(
                 f"{metric} would choose on the validation set, whose accuracy would then mean nothing; take "
                 "held_out/top1, and keep back training images with data.held_out=0.02"
             )
         if metric not in [f"held_out/{name}" for name in METRICS]:
-            raise ValueError(f"{metric!r} is no metric; take one of {', '.join(f'held_out/{n}' for n in METRICS)}")
+            raise Refused(f"{metric!r} is no metric; take one of {', '.join(f'held_out/{n}' for n in METRICS)}")
         return metric
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
         for field, remedy in RESERVED.items():
             if field in self.space:
-                raise ValueError(f"{field} cannot be searched: {remedy}")
+                raise Refused(f"{field} cannot be searched: {remedy}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)}: one stands there twice")
+            raise Refused(f"seeds {list(self.seeds)}: one stands there twice")
         ranges = [field for field, axis in self.space.items() if isinstance(axis, Range)]
         if self.search == "grid" and ranges:
-            raise ValueError(f"{ranges[0]} is a range, which a grid cannot list; give values, or search: random or tpe")
+            raise Refused(f"{ranges[0]} is a range, which a grid cannot list; give values, or search: random or tpe")
         if (self.search == "grid") != (self.num_points is None):
-            raise ValueError(
+            raise Refused(
                 "a grid has as many points as it has; leave num_points out"
                 if self.search == "grid"
                 else f"search: {self.search} goes on for ever; say how many points with num_points"
@@ -218,5 +229,5 @@ class SweepConfig(Section):
 
 
 def load_sweep(path: str | Path) -> SweepConfig:
-    """The sweep that a YAML file describes. ValueError in one line for what is wrong."""
+    """The sweep that a YAML file describes. Refused in one line for what is wrong."""
     return validated(SweepConfig, read_recipe(Path(path)), str(path))

@@ -7,13 +7,15 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kdcore.errors import Refused
 from pipelines.cache.columns import Column
 from pipelines.cache.store import Shard, Unit, units_of
 from pipelines.files import write_whole
+from pipelines.identity import identity_of
 
 # Raise this with any change to what a stored number means.
 VERSION = 1
@@ -43,6 +45,8 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    FIRST_FIELDS: ClassVar[frozenset[str]] = frozenset({"version", "head"})
+
     version: int = VERSION
     identity: dict[str, Any]
     parts: dict[str, Part]
@@ -64,7 +68,7 @@ class Plan(BaseModel):
 
     def without_views(self) -> dict[str, Any]:
         """All of it as plain values, but for the numbers of views."""
-        plain = self.model_dump(mode="json")
+        plain: dict[str, Any] = identity_of(self)
         for part in plain["parts"].values():
             del part["num_views"]
         return plain
@@ -75,6 +79,8 @@ class Manifest(BaseModel):
     code; digest: of all else, so that a manifest edited by hand is noticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    FIRST_FIELDS: ClassVar[frozenset[str]] = frozenset({"digest"})
 
     plan: Plan
     constants: str
@@ -89,7 +95,7 @@ class Manifest(BaseModel):
         return signed
 
     def _own_digest(self) -> str:
-        return digest_of(self.model_dump(mode="json", exclude={"digest"}))
+        return digest_of({name: value for name, value in identity_of(self).items() if name != "digest"})
 
     @property
     def num_bytes(self) -> int:
@@ -97,23 +103,23 @@ class Manifest(BaseModel):
 
 
 def read_manifest(content: bytes, where: str) -> Manifest:
-    """A manifest's content, checked against its own digest and for gaps. ValueError for what cannot be trusted."""
+    """A manifest's content, checked against its own digest and for gaps. Refused for what cannot be trusted."""
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise ValueError(f"{where}/{MANIFEST} is no manifest; restore it, or build the cache again") from error
+        raise Refused(f"{where}/{MANIFEST} is no manifest; restore it, or build the cache again") from error
     if manifest.digest != manifest._own_digest():
-        raise ValueError(
+        raise Refused(
             f"{where}/{MANIFEST} has been changed by hand: its digest differs; remove it and run "
             "`python -m ops cache build`, which writes it anew from the shards"
         )
     if manifest.plan.version != VERSION:
-        raise ValueError(
+        raise Refused(
             f"the cache {where} is of version {manifest.plan.version}, this program reads {VERSION}; build it again in "
             "another folder"
         )
     if [shard.unit for shard in manifest.shards] != manifest.plan.units():
-        raise ValueError(f"{where}/{MANIFEST} does not list the shards of its plan; build the cache again")
+        raise Refused(f"{where}/{MANIFEST} does not list the shards of its plan; build the cache again")
     return manifest
 
 
@@ -121,12 +127,12 @@ def load_manifest(directory: Path) -> Manifest:
     """The manifest of a local cache."""
     path = directory / MANIFEST
     if not path.is_file():
-        raise ValueError(f"the cache {directory} {_UNFINISHED}")
+        raise Refused(f"the cache {directory} {_UNFINISHED}")
     return read_manifest(path.read_bytes(), str(directory))
 
 
 def check(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
-    """ValueError unless the cache's identity is the expected one, as far as that is known. trust: other versions of
+    """Refused unless the cache's identity is the expected one, as far as that is known. trust: other versions of
     libraries are accepted."""
     known = {key: value for key, value in flat(manifest.plan.identity).items() if key in flat(expected)}
     differing = differences(known, expected)
@@ -136,7 +142,7 @@ def check(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bo
     (key, there, here), *others = serious
     more = f" ({len(others)} more differ: {', '.join(one[0] for one in others[:4])})" if others else ""
     trusting = ", or accept other versions with cache.trust=true" if key.startswith("versions.") else ""
-    raise ValueError(
+    raise Refused(
         f"the cache {where} belongs to something else: {key} is {short(there)} there and {short(here)} here{more}; "
         f"restore what has changed, or build the cache again in another folder (cache.dir=...){trusting}"
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kdcore.errors import Refused
+from pipelines.identity import identity_of
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
@@ -33,6 +36,15 @@ class ViewPolicy(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # Do not add to these: a field that is off must not change the fingerprints of what was made before there was one.
+    # fmt: off
+    FIRST_FIELDS: ClassVar[frozenset[str]] = frozenset({
+        "size", "crop", "scale", "ratio", "padding", "crop_pct", "interpolation", "flip_probability", "brightness",
+        "contrast", "saturation", "hue", "erase_probability", "erase_scale", "erase_ratio", "erase_fill", "mixup_alpha",
+        "cutmix_alpha", "mix_probability", "switch_probability", "num_views",
+    })
+    # fmt: on
 
     size: Side | tuple[Side, Side] = 224
     crop: Literal["resized", "padded", "center"] = "resized"
@@ -72,28 +84,28 @@ class ViewPolicy(BaseModel):
     @classmethod
     def _share_of_area(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError(f"{value} is no range of shares of the area; give (low, high) with 0 < low <= high <= 1")
+            raise Refused(f"{value} is no range of shares of the area; give (low, high) with 0 < low <= high <= 1")
         return value
 
     @field_validator("ratio", "erase_ratio")
     @classmethod
     def _range_of_aspects(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
-            raise ValueError(f"{value} is no range of aspect ratios; give (low, high) with 0 < low <= high")
+            raise Refused(f"{value} is no range of aspect ratios; give (low, high) with 0 < low <= high")
         return value
 
     @field_validator("mixup_alpha", "cutmix_alpha")
     @classmethod
     def _alpha_at_most_one(cls, value: float) -> float:
         if value > 1:
-            raise ValueError(f"{value} is above 1, and shares are drawn for alpha in [0, 1] alone; give 1 or less")
+            raise Refused(f"{value} is above 1, and shares are drawn for alpha in [0, 1] alone; give 1 or less")
         return value
 
     @model_validator(mode="after")
     def _no_idle_crop_settings(self) -> ViewPolicy:
         for name, crop in _CROP_FIELDS.items():
             if self.crop != crop and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
+                raise Refused(
                     f"{name}={getattr(self, name)} has no effect with crop='{self.crop}'; "
                     f"remove it, or set crop='{crop}'"
                 )
@@ -119,4 +131,5 @@ class ViewPolicy(BaseModel):
 
     def appearance(self) -> dict[str, Any]:
         """What decides how a view looks, ready for JSON."""
-        return {**self.model_dump(mode="json", exclude={"num_views"}), "size": [self.height, self.width]}
+        values = {name: value for name, value in identity_of(self).items() if name != "num_views"}
+        return {**values, "size": [self.height, self.width]}

@@ -26,6 +26,7 @@ from cluster.sweep.search import Judge, Proposals
 from cluster.sweep.space import LayerScores, base_of, configured, described, settle
 from cluster.sweep.trial import telling
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
 from kdcore.models import build_model
 from kdcore.quality.score import Quality
 
@@ -85,7 +86,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_wrong_space_is_refused(case):
     fields, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refused, match=message):
         sweep(**fields)
 
 
@@ -121,7 +122,7 @@ def test_random_points():
     assert 140 < sum(point["weight"] < 1 for point in points) < 260  # half of the logarithms
     drawn = settle(sweep(search="random", num_points=2), None).points()
     assert sorted(point["temperature"] for point in drawn) == [1, 4]
-    with pytest.raises(ValueError, match="num_points is 3, but the space has only 2 points"):
+    with pytest.raises(Refused, match="num_points is 3, but the space has only 2 points"):
         settle(sweep(search="random", num_points=3), None).points()
 
 
@@ -130,17 +131,17 @@ def test_the_word_temperature(recipes):
     assert configured(base, {"temperature": 2}, "r", 0).method[1].temperature == 2
     base = base_of(recipes(method=TTM), sweep())
     assert configured(base, {"temperature": 5}, "r", 0).method[1].gamma == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="gamma"):
+    with pytest.raises(Refused, match="gamma"):
         configured(base, {"temperature": 0.5}, "r", 0)  # gamma 2
     base = base_of(recipes(method=[{"term": "crd", "weight": 1.0}]), sweep())
-    with pytest.raises(ValueError, match="temperature: the recipe has no term on logits"):
+    with pytest.raises(Refused, match="temperature: the recipe has no term on logits"):
         configured(base, {"temperature": 0.5}, "r", 0)
 
 
 def test_the_word_weight(recipes):
     run = configured(base_of(recipes(), sweep()), {"weight": 0.9}, "r", 0)
     assert [term.weight for term in run.method] == [0.5, 0.9]
-    with pytest.raises(ValueError, match=r"2 terms that read a teacher \(method.1.weight, method.2.weight\)"):
+    with pytest.raises(Refused, match=r"2 terms that read a teacher \(method.1.weight, method.2.weight\)"):
         configured(base_of(recipes(method=[*KD, MSE]), sweep()), {"weight": 0.9}, "r", 0)
 
 
@@ -152,14 +153,14 @@ def test_any_field_and_the_seed(recipes):
     assert (run.name, run.seed, run.plan_seed) == ("r", 5, 11)
     assert run.run_dir.parent.name == "s"
     for field, message in {"optimizer.rl": "unknown key 'optimizer.rl'", "method.7.weight": "'7' is no item"}.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refused, match=message):
             configured(base_of(recipes(), sweep()), {field: 1}, "r", 0)
 
 
 def test_a_recipe_without_held_out_images_is_refused(recipes):
-    with pytest.raises(ValueError, match=r"data.held_out is 0; set data.held_out=0.02"):
+    with pytest.raises(Refused, match=r"data.held_out is 0; set data.held_out=0.02"):
         base_of(recipes(data__held_out=0), sweep())
-    with pytest.raises(ValueError, match=r"grace_epochs 9 leaves nothing to stop in runs of 9"):
+    with pytest.raises(Refused, match=r"grace_epochs 9 leaves nothing to stop in runs of 9"):
         base_of(recipes(), sweep(asha={"grace_epochs": 9}))
 
 
@@ -184,7 +185,7 @@ def test_ranked_layers():
         "layers early<c late<d",  # 0.6
         "layers late<c",
     ]
-    with pytest.raises(ValueError, match="ranked 5, but the teacher has 4 layers"):
+    with pytest.raises(Refused, match="ranked 5, but the teacher has 4 layers"):
         settle(sweep(space={"layers": {"ranked": 5}}), scores(**FOUR))
 
 
@@ -218,7 +219,7 @@ def test_one_cache_for_all_that_share_views(recipes):
 def test_other_views_need_another_cache(recipes):
     """Refused with the cost; or given their own where that is allowed."""
     space = {"views.flip_probability": [0.5, 0.0], "temperature": [1, 4]}
-    with pytest.raises(ValueError, match=r"differ in views.flip_probability.*need 2 of about 0.00 GiB.*max_caches: 2"):
+    with pytest.raises(Refused, match=r"differ in views.flip_probability.*need 2 of about 0.00 GiB.*max_caches: 2"):
         planned(recipes(), space=space)
     plan = planned(recipes(), space=space, max_caches=2)
     first, second = (build.cache.dir for build in plan.caches.builds())
@@ -247,21 +248,43 @@ def test_a_point_that_makes_no_run(recipes):
     ((point, problem),) = plan.problems.items()
     assert "layer9" in point
     assert "CifarResNet has no tap 'layer9'; did you mean layer3" in problem
-    with pytest.raises(ValueError, match="no tap 'layer9'"):
+    with pytest.raises(Refused, match="no tap 'layer9'"):
         plan.config(Trial("t", 1, {"layers": wrong}, 0))
-    with pytest.raises(ValueError, match=r"none of the sweep's points makes a run: .*unknown key 'optimizer.rl'"):
+    with pytest.raises(Refused, match=r"none of the sweep's points makes a run: .*unknown key 'optimizer.rl'"):
         planned(recipes(), space={"optimizer.rl": [1, 2]})
 
 
 def test_the_name_belongs_to_one_sweep(recipes):
     """And its folder to one process at a time."""
-    with claimed(planned(recipes())), pytest.raises(ValueError, match="another process runs the sweep"):
+    with claimed(planned(recipes())), pytest.raises(Refused, match="another process runs the sweep"):
         enter(planned(recipes()))
     enter(planned(recipes(), concurrent=2))
-    with pytest.raises(ValueError, match=r"holds another sweep \(space.temperature.values is .* choose another name"):
+    with pytest.raises(Refused, match=r"holds another sweep \(space.temperature is .* choose another name"):
         enter(planned(recipes(), space={"temperature": [1, 2]}))
-    with pytest.raises(ValueError, match=r"holds a run of another recipe \(seed: 0 there, 1 now\)"):
+    with pytest.raises(Refused, match=r"holds a run of another recipe \(seed: 0 there, 1 now\)"):
         enter(planned(recipes(seed=1)))
+
+
+def test_the_kind_of_a_range_is_part_of_a_sweep(recipes):
+    """A uniform range is not a log-uniform one of the same ends; what stands in the folder is what SPACE.yaml says."""
+    space = {"temperature": {"uniform": [1, 4]}, "method.1.weight": [0.1, 1.0]}
+    plan = planned(recipes(), space=space, search="random", num_points=2)
+    enter(plan)
+    assert json.loads((plan.parent.run_dir / "space.json").read_text())["space"] == space
+    with pytest.raises(Refused, match=r"space.temperature.uniform is \[1.0, 4.0\] there"):
+        enter(planned(recipes(), space=space | {"temperature": {"log_uniform": [1, 4]}}, search="random", num_points=2))
+
+
+def test_a_field_that_came_later_makes_no_other_sweep(recipes):
+    """A folder from before there was the field `asha` belongs to the same sweep while that is off."""
+    plan = planned(recipes())
+    enter(plan)
+    path = plan.parent.run_dir / "space.json"
+    earlier = {name: value for name, value in json.loads(path.read_text()).items() if name != "asha"}
+    path.write_text(json.dumps(earlier))
+    enter(planned(recipes()))
+    with pytest.raises(Refused, match=r"holds another sweep \(asha"):
+        enter(planned(recipes(), asha={"grace_epochs": 1}))
 
 
 def enter(plan: SweepPlan) -> None:
@@ -304,7 +327,7 @@ class Tune:
 
     def payload(self, trial: Trial) -> dict[str, Any]:
         if trial.point.get("optimizer.lr", 0) < 0:
-            raise ValueError("a negative learning rate")
+            raise Refused("a negative learning rate")
         return {"name": trial.name}
 
     def run(self) -> dict[str, tuple]:
@@ -429,7 +452,7 @@ def test_a_search_that_has_changed_is_noticed(tmp_path):
     """A journal whose points the search would not give now."""
     config = sweep(**SEARCHES["tpe"])
     Tune(tmp_path / "j", config).run()
-    with pytest.raises(ValueError, match=r"point 0 of this sweep was .*, and the search now gives"):
+    with pytest.raises(Refused, match=r"point 0 of this sweep was .*, and the search now gives"):
         Tune(tmp_path / "j", config.model_copy(update={"seed": 1}))
 
 
@@ -460,5 +483,5 @@ def test_caches_of_a_search_that_goes_on(recipes):
     plan = planned(recipes(), space=space, search="tpe", num_points=4)
     (build,) = plan.caches.builds()
     assert build.needs.teacher_logits
-    with pytest.raises(ValueError, match="its views or its teacher are others"):
+    with pytest.raises(Refused, match="its views or its teacher are others"):
         Caches(plan.sweep, [build]).reading(configured(plan.base, {"views.flip_probability": 0.1}, "r", 0))
