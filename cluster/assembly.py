@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.config import RunConfig, micro_batch_size
 from cluster.passes import EVALUATION_BATCH, class_means, teacher_pass
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
+from cluster.weights import starting_weights
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
@@ -112,6 +114,13 @@ class Assembly:
         for batch, request in zip(self.train_loader().load(requests), again, strict=True):
             yield batch.with_targets(self.stored.outputs(request)) if self.stored else batch
 
+    def sample_ids(self, step: int, number: int | None = None) -> NDArray[np.int64]:
+        """Return the ids of a step's global batch, or of one micro-batch by its number within that."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size = self.config.train.batch_size if number is None else self.micro_batch
+        start = place * self.config.train.batch_size + (number or 0) * size
+        return self.plan.order(epoch, np.arange(start, start + size))
+
     def train_loader(self) -> Loader:
         """The training images under the recipe's view policy."""
         return self.loader("train", self.plan, self.micro_batch)
@@ -198,8 +207,13 @@ def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
 
 
 def facts(run: Assembly) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be continued."""
-    return {"data": run.indexes["train"].fingerprint, "views": run.plan.fingerprint, "total_steps": run.total_steps}
+    """Return what must be the same for a checkpoint to be continued: nested plain values."""
+    return {
+        "data": run.indexes["train"].fingerprint,
+        "views": run.plan.fingerprint,
+        "total_steps": run.total_steps,
+        "weights": starting_weights(run.config),
+    }
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:

@@ -128,6 +128,11 @@ class TrainConfig(Section):
     ema_warmup: bool = False
     select: Literal["last", "held_out", "val"] = "last"
     evaluate_every_epochs: int = Field(default=1, ge=1)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where the loss, the gradient or the weights are not finite any more: 'stop' ends the run; 'skip'
+    leaves out the steps whose gradient is not finite, and waits for the device at every step to know."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """The share of the run's steps that 'skip' may leave out before the run ends."""
     max_steps: int | None = Field(default=None, ge=1)
 
 

@@ -17,13 +17,12 @@ from ray.exceptions import RayTaskError
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble, autocast, open_data
-from cluster.cache.crew import wants_gpu
 from cluster.config import RunConfig
 from cluster.passes import every_image_once
 from cluster.rank import Rank
 from cluster.recipe import parse
-from cluster.training.launch import ray_session
-from cluster.training.recovery import reason
+from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
+from cluster.training.recovery import failure_reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused, RunFailed
@@ -84,8 +83,7 @@ def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -
     With scaling.num_workers above 1 on the Ray cluster, else in this process.
     """
     if config.scaling.num_workers <= 1:
-        on_gpu = torch.cuda.is_available() and config.scaling.use_gpu is not False
-        findings = evaluate_share(config, weights, target, Rank(0, 1, torch.device("cuda" if on_gpu else "cpu")))
+        findings = evaluate_share(config, weights, target, rank_here(config))
     else:
         with ray_session(config):
             findings = gather(config, weights, target)
@@ -95,15 +93,14 @@ def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -
 
 def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
     """The findings of all workers, together."""
-    scaling = config.scaling
-    gpus = scaling.gpus_per_worker if wants_gpu(config) else 0
-    share = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=gpus)(share_of_worker)
+    scaling, takes = config.scaling, worker_resources(config)
+    share = ray.remote(num_cpus=takes["CPU"], num_gpus=takes["GPU"])(share_of_worker)
     payload, target = ray.put(config.model_dump(mode="json")), ray.put(target)
     shares = [share.remote(payload, weights, target, n, scaling.num_workers) for n in range(scaling.num_workers)]
     try:
         first, *others = ray.get(shares)
     except RayTaskError as error:
-        raise RunFailed(reason(error)) from error
+        raise RunFailed(failure_reason(error)) from error
     for other in others:
         first.merge(other)
     return first
@@ -113,7 +110,7 @@ def share_of_worker(
     payload: dict[str, Any], weights: Path | None, target: Target, number: int, world_size: int
 ) -> Findings:
     """In a Ray worker: one share of the images."""
-    rank = Rank(number, world_size, torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+    rank = Rank(number, world_size, device_of_worker())
     return evaluate_share(parse(payload), weights, target, rank).to("cpu")
 
 

@@ -36,6 +36,14 @@ class Rank:
             dist.all_reduce(totals)
         return totals
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values [n] of every rank, [world_size, n], on every rank."""
+        if self.world_size == 1:
+            return values[None]
+        everyone = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(everyone, values)
+        return torch.stack(everyone)
+
     def share_buffers(self, module: nn.Module) -> None:
         """Gives every rank the buffers of rank 0: batch norm's running statistics are rank 0's own."""
         if self.world_size > 1:

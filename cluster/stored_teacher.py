@@ -5,7 +5,6 @@ Not here: how a cache is filled (`cluster.cache.job`) and read (`pipelines.cache
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from cluster.config import RunConfig, TeacherConfig
 from cluster.rank import Rank
+from cluster.weights import weights_fingerprint
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout
@@ -163,16 +163,6 @@ def identity(
 def declared(teacher: TeacherConfig) -> dict[str, Any]:
     """What of a teacher is known without its weights."""
     return {"model": teacher.model, "args": json.dumps(teacher.args, sort_keys=True)}
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bits of a network's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:

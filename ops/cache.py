@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -17,6 +16,7 @@ from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
 from cluster.config import RunConfig
 from cluster.recipe import absolute
+from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
@@ -28,10 +28,6 @@ from pipelines.cache.manifest import Manifest, flat, load_manifest
 
 def configured(recipe: str, overrides: Sequence[str]) -> RunConfig:
     return absolute(catalog.load(recipe, overrides), Path.cwd())
-
-
-def this_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:
@@ -48,7 +44,8 @@ def build_cache(recipe: str, overrides: Sequence[str]) -> int:
 
 def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
     """Reads every byte of the recipe's cache, and computes some rows anew. RunFailed where they differ."""
-    found = verify(configured(recipe, overrides), num_rows, this_device())
+    config = configured(recipe, overrides)
+    found = verify(config, num_rows, device_here(config))
     rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
     console.print(table("checksums agree; rows computed anew", ["", "coding", "rows", "differ"], rows))
     wrong = [one for one in found if one.wrong]
@@ -116,7 +113,7 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
 def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
     """Measures this machine, and prints online against cached."""
     config = configured(recipe, overrides)
-    device = this_device()
+    device = device_here(config)
     say(f"measuring the loader, the teacher and the student on {device}, about {seconds:g} s each")
     seen = outlook(config, device, seconds)
     console.print(table("images/s, each alone on one worker", ["", ""], speed_rows(seen)))

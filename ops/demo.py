@@ -10,7 +10,8 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.recipe import absolute, load_recipe
-from cluster.training.launch import RunResult, ray_session
+from cluster.resources import ray_session
+from cluster.training.launch import RunResult
 from kdcore.errors import Refused
 from ops.console import console, percent, say, table
 from ops.digits import write_digits

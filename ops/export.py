@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from cluster.assembly import Assembly, assemble, evaluation_policy
 from cluster.evaluation import load_student
 from cluster.rank import Rank
+from cluster.resources import use_worker_threads
 from cluster.tracking.delivery import RUN_ID
 from kdcore.errors import Refused
 from ops.console import console, say, table
@@ -69,7 +70,7 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
-    torch.set_num_threads(max(1, int(subject.config.scaling.cpus_per_worker)))
+    use_worker_threads(subject.config)
     parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
     student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
     folder = Path(output)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 import yaml
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -21,8 +20,8 @@ from rich.table import Table
 from cluster.assembly import assemble, image_size
 from cluster.config import RunConfig
 from cluster.passes import quality_pass
-from cluster.rank import Rank
 from cluster.recipe import absolute
+from cluster.resources import rank_here
 from kdcore.batch import Needs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
@@ -77,7 +76,7 @@ def score(
     """
     if config.teacher is None or config.teacher.cached:
         raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")
-    parts = assemble(config, Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    parts = assemble(config, rank_here(config))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)
     taps = taps or block_taps(parts.teacher.model, size)

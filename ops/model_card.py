@@ -12,9 +12,9 @@ from torch import nn
 from cluster.assembly import Assembly, evaluation_policy, image_size
 from cluster.config import StudentConfig
 from cluster.recipe import to_yaml
-from cluster.stored_teacher import weights_fingerprint
 from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
 from cluster.tracking.run import method, pair
+from cluster.weights import weights_fingerprint
 from kdcore.cost import deployment_cost
 from ops.history import Group, Run, runs_of, siblings, spread
 from pipelines.files import read_json

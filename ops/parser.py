@@ -88,7 +88,14 @@ def _train(commands: Any) -> None:
         "is the run's identity: the same command again continues it.",
     )
     _recipe(train)
-    train.set_defaults(function=calls("ops.train:train", "recipe", "overrides"))
+    train.add_argument(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="train nothing: compute this step of the run (1 is the first) once more, from the last checkpoint before "
+        "it, and show which numbers are not finite",
+    )
+    train.set_defaults(function=calls("ops.train:train", "recipe", "overrides", "replay"))
 
 
 def _evaluate(commands: Any) -> None:

@@ -8,33 +8,34 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.recipe import absolute
+from cluster.tracking.folder import RunFolder
 from cluster.training.launch import RunResult, launch
 from ops import catalog
 from ops.console import RunView, percent, say
+from ops.replay import print_replay
 
 
-def train(recipe: str, overrides: Sequence[str]) -> int:
-    """Trains a recipe to its end and prints its result."""
+def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
+    """Train a recipe to its end and print its result; or look at one step of its run once more."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
+    if replay is not None:
+        return print_replay(config, replay)
     command = shlex.join(["python", "-m", "ops", "train", recipe, *overrides])
     result = watched(config, command)
     say(summary(result))
-    say(f"student: {result.run_dir}/student.safetensors")
+    say(f"student: {RunFolder(Path(result.run_dir)).weights}")
     say(mlflow_hint(config))
     return 0
 
 
 def watched(config: RunConfig, command: str) -> RunResult:
     """One run with its progress on the console."""
-    continuing = (config.run_dir / "recipe.yaml").exists()
-    if (config.run_dir / "result.json").exists():
-        say(
-            f"{config.name}: finished already, in {config.run_dir}; delete that folder, or give name=..., to run afresh"
-        )
-    elif continuing:
-        say(f"{config.name}: continuing the run in {config.run_dir}")
-    else:
-        say(f"{config.name}: a new run in {config.run_dir}")
+    lines = {
+        "finished": "finished already, in {}; delete that folder, or give name=..., to run afresh",
+        "unfinished": "continuing the run in {}",
+        "new": "a new run in {}",
+    }
+    say(f"{config.name}: {lines[RunFolder.of(config).state()].format(config.run_dir)}")
     with RunView(config.name) as view:
         return launch(config, watch=view, command=command)
 

@@ -80,7 +80,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray cluster on this machine for the tests of a module, with room for 2 workers."""
     import ray
 
-    from cluster.training.launch import runtime_env
+    from cluster.resources import runtime_env
 
     env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]))
     ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR", runtime_env=env)

@@ -20,7 +20,8 @@ from cluster.assembly import assemble, autocast, image_size, precision
 from cluster.config import RunConfig, require_cache
 from cluster.passes import class_means
 from cluster.rank import Rank, set_up_torch
-from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head, weights_fingerprint
+from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head
+from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused

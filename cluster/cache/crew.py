@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
@@ -19,13 +18,14 @@ from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.training.recovery import reason
+from cluster.resources import device_of_worker, worker_resources
+from cluster.training.recovery import failure_reason
 from kdcore.errors import RunFailed
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import Plan
 from pipelines.cache.store import Shard, Unit
 
-_LOSSES = 3  # of workers, at one place
+MAX_LOST_WORKERS = 3  # at one place
 
 
 class CacheWorker:
@@ -36,8 +36,7 @@ class CacheWorker:
 
     def plan(self) -> Plan:
         """Makes the builder: here, since Ray takes an error of a constructor for the loss of the worker."""
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self.builder = Builder(parse(self.payload), device)
+        self.builder = Builder(parse(self.payload), device_of_worker())
         return self.builder.plan()
 
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -65,9 +64,7 @@ class Crew:
 
     def __init__(self, config: RunConfig) -> None:
         self.payload = config.model_dump(mode="json")
-        self.resources = {"CPU": config.scaling.cpus_per_worker}
-        if wants_gpu(config):
-            self.resources["GPU"] = config.scaling.gpus_per_worker
+        self.resources = {name: amount for name, amount in worker_resources(config).items() if amount}
         self.tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
         self.starting: dict[Any, Any] = {}  # {reference to its plan: worker}
         self.busy: dict[Any, tuple[Any, Unit]] = {}  # {reference to its shard: (worker, unit)}
@@ -157,11 +154,13 @@ class Crew:
         try:
             return ray.get(reference)
         except RayTaskError as error:
-            raise RunFailed(reason(error)) from error
+            raise RunFailed(failure_reason(error)) from error
         except RayActorError as error:
             self.losses[unit] += 1
-            if self.losses[unit] >= _LOSSES:
-                raise RunFailed(f"a worker was lost {_LOSSES} times at the same place: {reason(error)}") from error
+            if self.losses[unit] >= MAX_LOST_WORKERS:
+                raise RunFailed(
+                    f"a worker was lost {MAX_LOST_WORKERS} times at the same place: {failure_reason(error)}"
+                ) from error
             return None
 
     def look(self, progress: Progress) -> None:
@@ -173,10 +172,3 @@ class Crew:
     def close(self) -> None:
         for worker in [*self.idle, *self.starting.values(), *(worker for worker, _ in self.busy.values()), self.tally]:
             ray.kill(worker)
-
-
-def wants_gpu(config: RunConfig) -> bool:
-    """GPUs if the recipe says so, or if it leaves it open and the cluster has one."""
-    if config.scaling.use_gpu is not None:
-        return config.scaling.use_gpu
-    return ray.cluster_resources().get("GPU", 0) >= config.scaling.gpus_per_worker

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cluster.cache.builder import Builder
 from cluster.cache.crew import Crew
 from cluster.cache.progress import Progress, Watcher
 from cluster.config import RunConfig, require_cache
-from cluster.training.launch import ray_session
+from cluster.resources import device_here, ray_session, use_worker_threads
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.local import is_remote, locked
@@ -81,8 +80,8 @@ class Here:
     """A crew of one: this process."""
 
     def __init__(self, config: RunConfig) -> None:
-        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
-        self.builder = Builder(config, torch.device("cuda" if config.scaling.use_gpu else "cpu"))
+        use_worker_threads(config)
+        self.builder = Builder(config, device_here(config))
 
     def plan(self) -> Plan:
         return self.builder.plan()

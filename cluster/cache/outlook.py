@@ -12,6 +12,7 @@ import torch
 from cluster.assembly import autocast
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
+from cluster.resources import use_worker_threads
 from cluster.stored_teacher import TRAIN
 from kdcore.batch import Batch
 from kdcore.terms.logits import cross_entropy
@@ -91,7 +92,7 @@ class Outlook:
 
 def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     """Measures each part for about `seconds` on this device. Refused as for a build."""
-    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
+    use_worker_threads(config)
     builder = Builder(config, device)
     plan = builder.plan()
     columns = plan.parts[TRAIN].columns

@@ -11,11 +11,12 @@ import ray
 
 from cluster.cache.outlook import Outlook
 from cluster.config import RunConfig
+from cluster.resources import run_resources
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, Point, Space, base_of, configured, described, num_points, settle
-from cluster.training.launch import check, wants_gpu
+from cluster.training.launch import check
 from kdcore.errors import Refused
 
 
@@ -116,13 +117,6 @@ class Costs:
         return epoch_seconds * self.outlook.epochs * self.num_trials / self.concurrent
 
 
-def resources(config: RunConfig) -> dict[str, float]:
-    """What a run's workers take together."""
-    scaling, workers = config.scaling, max(1, config.scaling.num_workers)
-    use_gpu = wants_gpu(config) if ray.is_initialized() else bool(scaling.use_gpu)
-    return {"CPU": workers * scaling.cpus_per_worker, "GPU": workers * scaling.gpus_per_worker * use_gpu}
-
-
 # What the process of a trial takes: next to nothing, for its workers count for themselves, and a core for each such
 # process would leave a cluster full of them without a place for a worker. (Tune does not take nothing at all.)
 DRIVER = {"CPU": 0, "memory": 1}
@@ -130,7 +124,7 @@ DRIVER = {"CPU": 0, "memory": 1}
 
 def places(config: RunConfig, have: Mapping[str, float]) -> int:
     """How many runs fit on a cluster at a time."""
-    return min(int(have.get(name, 0) / amount) for name, amount in resources(config).items() if amount)
+    return min(int(have.get(name, 0) / amount) for name, amount in run_resources(config).items() if amount)
 
 
 def local_concurrency(config: RunConfig, asked: int | None) -> int:
@@ -147,7 +141,7 @@ def concurrency(config: RunConfig, asked: int | None) -> int:
     have = ray.cluster_resources()
     room = places(config, have)
     if room < 1:
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources(config).items() if amount)
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in run_resources(config).items() if amount)
         raise Refused(
             f"a run takes {wanted}, and the cluster has {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU; lower "
             "scaling.num_workers or scaling.cpus_per_worker"

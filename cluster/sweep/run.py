@@ -11,7 +11,6 @@ its last save, seconds before the kill: what was decided in between would be dec
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,13 +23,14 @@ from cluster.cache.job import build
 from cluster.cache.progress import Watcher
 from cluster.config import RunConfig
 from cluster.recipe import to_yaml, validated
+from cluster.resources import ray_session
 from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency
 from cluster.sweep.search import Judge, Proposals
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
-from cluster.training.launch import continued, ray_session
+from cluster.training.launch import continued
 from kdcore.errors import Refused
 from pipelines.cache.local import locked
 from pipelines.cache.manifest import differences, short
@@ -39,11 +39,6 @@ from pipelines.files import make_folder, read_json, write_json, write_whole
 REMEDY = "delete it: the sweep then writes it anew"
 JOURNAL, SPACE, RECIPE, TUNE = "journal.jsonl", "space.json", "recipe.yaml", "tune"
 LOSSES = 2  # of a trial's process, that it survives
-
-# Tune is asked for its work alone: no loggers, no tables, and no handler that would swallow Ctrl-C.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 
 @contextmanager

@@ -9,8 +9,6 @@ step, time, value) sent twice is kept once.
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +17,6 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe
 from kdcore.errors import Refused
-
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# MLflow would try for minutes: here somebody else tries again.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 METRICS, SYSTEM = "metrics.jsonl", "system.jsonl"
 JOURNALS = (METRICS, SYSTEM)

@@ -35,6 +35,7 @@ from cluster.tracking.delivery import (
     is_away,
     tracking_uri,
 )
+from cluster.tracking.folder import flat
 from cluster.tracking.journal import keep
 from cluster.tracking.machine import Machine
 from pipelines.files import make_folder
@@ -163,16 +164,6 @@ def close_run(config: RunConfig, run_id: str, status: Literal["FINISHED", "FAILE
             config.name,
             config.output_dir,
         )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested mappings; those in a list are numbered, as in `method.1.temperature`."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            value = {str(number): item for number, item in enumerate(value)}
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def git_commit() -> str:

@@ -6,18 +6,23 @@ moving average). There is no random state: every random number of a run is a fun
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from cluster.config import RunConfig
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
+from pipelines.cache.manifest import flat, short
 
 STATE, STUDENT = "state.pt", "student.safetensors"
 
@@ -32,6 +37,7 @@ class TrainState:
     ema: ModelEmaV3 | None
     step: int = 0
     train_seconds: float = 0.0
+    skipped_steps: int = 0
     best_score: float = -1.0
     best_student: dict[str, Tensor] | None = None
 
@@ -67,6 +73,7 @@ class TrainState:
                     "step": self.step,
                     "train_seconds": self.train_seconds,
                     "best_score": self.best_score,
+                    "skipped_steps": self.skipped_steps,
                     "facts": facts,
                 }
             )
@@ -76,10 +83,11 @@ class TrainState:
     def restore(self, directory: Path, facts: dict[str, Any]) -> None:
         """Takes the state of a checkpoint; Refused where its facts (data, recipe) are not this run's."""
         saved = torch.load(directory / STATE, map_location="cpu", weights_only=True)
-        for name, value in facts.items():
-            if saved["facts"].get(name) != value:
+        theirs, ours = flat(saved["facts"]), flat(facts)
+        for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
+            if theirs[name] != ours[name]:
                 raise Refused(
-                    f"checkpoint {directory}: its {name} is {saved['facts'].get(name)!r}, this run's is {value!r}; "
+                    f"checkpoint {directory}: its {name} is {short(theirs[name])}, this run's is {short(ours[name])}; "
                     "restore what has changed, or give the run another name to start afresh"
                 )
         self.distiller.load_state_dict(saved["distiller"])
@@ -87,6 +95,7 @@ class TrainState:
         if self.ema:
             self.ema.module.load_state_dict(saved["ema"])
         self.step, self.train_seconds = saved["step"], saved["train_seconds"]
+        self.skipped_steps = saved.get("skipped_steps", 0)  # checkpoints from before steps could be left out
         self.best_score, self.best_student = saved["best_score"], saved["best_student"]
 
 
@@ -110,6 +119,39 @@ class Snapshot:
             torch.save(self.state, file)
         with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
             file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.student.items()}))
+
+
+@contextmanager
+def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[Path | None]:
+    """Give the folder of a run's newest checkpoint of at most `step` steps; None where there is none.
+
+    One in an object store is copied to a temporary folder, which is gone afterwards.
+    """
+    location = f"{config.storage}/{config.name}"
+    filesystem, path = FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
+    found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    names = sorted(info.path for info in found if (number := step_of(info.base_name)) is not None and number <= step)
+    # The student is written last: a folder without it was cut off.
+    whole = [n for n in names if filesystem.get_file_info(f"{n}/{STUDENT}").type == FileType.File]
+    if not whole:
+        yield None
+    elif isinstance(filesystem, LocalFileSystem):
+        yield Path(whole[-1])
+    else:
+        with tempfile.TemporaryDirectory() as copy:
+            copy_files(whole[-1], copy, source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
+            yield Path(copy)
+
+
+def name_of(step: int) -> str:
+    """Return the name of the checkpoint after so many steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the steps that a checkpoint's name says; None for another name."""
+    number = name.removeprefix("step-")
+    return int(number) if name.startswith("step-") and number.isdecimal() else None
 
 
 def on_host(tree: Any) -> Any:

@@ -6,22 +6,15 @@ result.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-
-# Ray reads these when it is imported: fast health checks make short runs end promptly, and a worker group that cannot
-# be placed is reported instead of being waited for without end.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.train
@@ -30,30 +23,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import load_recipe, to_yaml
-from cluster.tracking.run import close_run, flat, open_run
+from cluster.resources import ray_session, use_worker_threads, worker_resources
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import open_board
-from cluster.training.recovery import Recovery, mend, obituary
+from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed
 from pipelines.cache.local import is_remote
-from pipelines.files import make_folder, read_json, write_json, write_whole
-
-REMEDY = "delete that file and run the same command again: the run then goes on from its last checkpoint"
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
-
-
-def runtime_env(**env_vars: str) -> dict[str, Any]:
-    """For `ray.init`: environment variables of the cluster's processes, and RAY_ADDRESS, once each of them knows it.
-
-    Ray Train frees the place of a run whose controller was killed (as a sweep kills a run it stops) by asking the
-    cluster it finds on its machine. Where there are two, that fails, and the place stays taken until the driver ends.
-    """
-
-    def tell_address() -> None:  # in here, so that it travels as a whole: a worker may not know this module yet
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-
-    return {"env_vars": env_vars, "worker_process_setup_hook": tell_address}
 
 
 @dataclass(frozen=True)
@@ -70,14 +48,28 @@ class RunResult:
     wall_seconds: float
     best_score: float | None = None
 
+    @classmethod
+    def read(cls, folder: RunFolder) -> RunResult:
+        """Return the result in a finished run's folder. Refused where the file is not whole, or not of such a run."""
+        found = folder.read_result()
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        if missing := [name for name, is_needed in known.items() if is_needed and name not in found]:
+            raise Refused(
+                f"{folder.result} has no {missing[0]!r}, so it is not the result of a run of `train`; delete that file "
+                "and run the same command again: the run goes on from its last checkpoint"
+            )
+        return cls(**{name: value for name, value in found.items() if name in known})
+
 
 def check(config: RunConfig) -> None:
     """Refused for everything about a run that can be known without its workers: files, names, taps, sizes."""
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
+    from kdcore.optim import build_optimizer
 
     for model in filter(None, (config.student, config.teacher)):
         model.check()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
+    build_optimizer(config.optimizer, parts.student)
     if not config.needs.class_means:  # those take a pass over the data: left to the workers
         parts.distiller()
 
@@ -90,6 +82,7 @@ def launch(
     tags: of the run in MLflow, beside its own.
     """
     started = time.perf_counter()
+    folder = RunFolder.of(config)
     finished = continued(config)
     if finished is not None:
         return finished
@@ -97,8 +90,7 @@ def launch(
         checking = thread.submit(check, config)
         with ray_session(config):
             checking.result()
-            make_folder(config.run_dir, "output_dir")
-            write_whole(config.run_dir / "recipe.yaml", to_yaml(config).encode())
+            folder.claim(config)
             opening = thread.submit(open_run, config, command, tags)
             try:
                 final = place(config, opening, watch)
@@ -115,7 +107,7 @@ def launch(
         wall_seconds=time.perf_counter() - started,
         **final,
     )
-    write_json(config.run_dir / "result.json", asdict(result))
+    folder.write_result(asdict(result))
     close_run(config, run_id, "FINISHED")
     return result
 
@@ -126,7 +118,7 @@ def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dic
     payload = {"config": config.model_dump(mode="json")}
     if config.scaling.num_workers == 0:
         opening.result()
-        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))  # as Ray does for a worker's process
+        use_worker_threads(config)
         return fit(config, payload | {"board": None})
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
@@ -137,46 +129,33 @@ def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dic
 
 
 def continued(config: RunConfig) -> RunResult | None:
-    """The result of a run that is finished already; None for one that is new or to be continued.
+    """Return the result of a run that is finished already; None for one that is new or to be continued.
 
-    Refused where the name belongs to a run of another recipe: it would be continued as something it is not.
+    Refused where the name belongs to a run of another recipe or of other weights.
     """
-    earlier = config.run_dir / "recipe.yaml"
-    if not earlier.exists():
-        return None
-    ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(earlier)))
-    changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking", "checkpoint")]
-    if changed:
-        key = changed[0]
-        raise Refused(
-            f"{config.run_dir} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
-            "now); choose another name=..., or delete that folder"
-        )
-    result = config.run_dir / "result.json"
-    return RunResult(**read_json(result, REMEDY)) if result.exists() else None
+    folder = RunFolder.of(config)
+    folder.refuse_another(config)
+    return RunResult.read(folder) if folder.state() == "finished" else None
 
 
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train run; what rank 0 returned."""
     from cluster.training.worker import train_worker  # as in `check`
 
-    scaling, use_gpu = config.scaling, wants_gpu(config)
+    scaling, resources = config.scaling, worker_resources(config)
+    use_gpu = resources["GPU"] > 0
     folder = None if is_remote(config.storage) else Path(config.storage) / config.name
     if folder:
-        mend(folder)
+        restore_checkpoint_list(folder)
     # Ray Train's own meetings of the ranks (at every checkpoint) would otherwise wait without end.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(scaling.timeout_seconds)
-    resources = {"CPU": scaling.cpus_per_worker}
-    if use_gpu:
-        resources["GPU"] = scaling.gpus_per_worker
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=payload,
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scaling.min_workers, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount},
             elastic_resize_monitor_interval_s=scaling.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
@@ -191,35 +170,7 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(obituary(error, scaling.num_workers, payload["board"])) from error
-
-
-def wants_gpu(config: RunConfig) -> bool:
-    """GPUs if the recipe says so, or if it leaves it open and the cluster has enough."""
-    if config.scaling.use_gpu is not None or config.scaling.num_workers == 0:
-        return bool(config.scaling.use_gpu)
-    needed = (config.scaling.min_workers or config.scaling.num_workers) * config.scaling.gpus_per_worker
-    return ray.cluster_resources().get("GPU", 0) >= needed > 0
-
-
-@contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
-    """The Ray cluster that is there already, or the one RAY_ADDRESS names, or one on this machine for this run."""
-    if ray.is_initialized() or config.scaling.num_workers == 0:
-        yield
-        return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=runtime_env(), **quiet)
-    else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-        cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
-        env = runtime_env(PYTHONPATH=str(Path(__file__).parents[2]), TOKENIZERS_PARALLELISM="false")
-        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        raise RunFailed(failure_summary(error, scaling.num_workers, payload["board"])) from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import ray
 import ray.train
 from ray.train import UserCallback
 
+from cluster.training.finite import NotFinite
 from kdcore.errors import Refused, RunFailed
 from pipelines.files import write_whole
 
@@ -33,7 +34,7 @@ CUT_OFF = re.compile(r"connection (was )?(closed|reset)", re.IGNORECASE)
 ORPHANED = "its owner has died"
 
 # The same error would come again: a run is a function of its recipe and data.
-FINAL = (Refused, AssertionError)
+FINAL = (Refused, RunFailed, AssertionError)
 
 
 class Recovery(UserCallback):
@@ -58,7 +59,7 @@ class Recovery(UserCallback):
             raise RunFailed("the run was stopped from outside: its controller was killed")
 
 
-def mend(folder: Path) -> None:
+def restore_checkpoint_list(folder: Path) -> None:
     """Restores the list of checkpoints from its copy where a kill has cut it off.
 
     The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
@@ -82,24 +83,25 @@ def is_json(path: Path) -> bool:
 
 
 @contextmanager
-def located(place: Callable[[], str], tell: Callable[[], None]) -> Iterator[None]:
-    """Adds to whatever is raised inside where it happened, such as 'rank 3, step 120', and tells the board."""
+def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterator[None]:
+    """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error."""
     try:
         yield
     except Exception as error:
-        error.add_note(place())
-        tell()
+        if not isinstance(error, NotFinite):  # which names the step that it began in
+            error.add_note(place())
+        on_error()
         raise
 
 
-def obituary(error: ray.train.TrainingFailedError, num_workers: int, board: Any) -> str:
+def failure_summary(error: ray.train.TrainingFailedError, num_workers: int, board: Any) -> str:
     """Why a run of at most `num_workers` failed, in one line: rank, step, error, and who kept the others waiting."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, RunFailed):
         return str(cause)
     failures: Mapping[int, BaseException] = getattr(cause, "worker_failures", {})
     if not failures or board is None:
-        return reason(cause)
+        return failure_reason(cause)
     text = describe(failures)
     step, failed = ray.get(board.end.remote())
     if "step" not in text.partition(":")[0]:
@@ -110,7 +112,7 @@ def obituary(error: ray.train.TrainingFailedError, num_workers: int, board: Any)
     return text
 
 
-def reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """An error's last line, without Ray's frames around it; of a group of workers, that of one rank."""
     failures = getattr(error, "worker_failures", None)
     return describe(failures) if failures else last_line(error)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.stored_teacher import weights_fingerprint
+from cluster.weights import weights_fingerprint
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model, input_statistics
 from ops.benchmarks.facts import spread, write

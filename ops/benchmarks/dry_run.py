@@ -30,8 +30,9 @@ from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, Speeds
 from cluster.config import RunConfig
 from cluster.recipe import absolute
+from cluster.resources import ray_session
 from cluster.stored_teacher import TRAIN
-from cluster.training.launch import launch, ray_session
+from cluster.training.launch import launch
 from ops import catalog
 from ops.benchmarks.facts import write
 from ops.console import console, say, table

@@ -35,12 +35,13 @@ import torch
 import yaml
 
 from cluster.config import RunConfig
+from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops import catalog
 from ops.benchmarks.facts import facts, spread, write
 from ops.cifar_tables import NETWORKS
 from ops.console import complain, console, say, table
-from ops.reproduce.lanes import Lane, take_turns
+from ops.reproduce.lanes import FAILED, Lane, take_turns
 
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"
 PAIR = f"cifar100/{TEACHER}-{STUDENT}"
@@ -179,7 +180,8 @@ def run_slice(places: list[tuple[str, int]], configure: Callable[[str, int], Run
     about = {"facts": facts() | ({"commit": args.commit} if args.commit else {})}
 
     def unfinished() -> list[tuple[str, int]]:
-        return [place for place in places if not (runs_folder(args) / run_name(*place) / "result.json").exists()]
+        folders = {place: RunFolder(runs_folder(args) / run_name(*place)) for place in places}
+        return [place for place, folder in folders.items() if not (folder.state() == "finished" or has_failed(folder))]
 
     def finished(lane: Lane) -> None:
         lane.finish(about)
@@ -187,8 +189,17 @@ def run_slice(places: list[tuple[str, int]], configure: Callable[[str, int], Run
 
     lanes = (Lane(configure(*place), torch.device(args.device)) for place in unfinished())
     take_turns(lanes, args.side_by_side, args.minutes * 60, finished)
+    for place in places:
+        folder = RunFolder(runs_folder(args) / run_name(*place))
+        if has_failed(folder):
+            say(f"failed, to be tried again by deleting {folder.path / FAILED}: {run_name(*place)}")
     left = [run_name(*place) for place in unfinished()]
     say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
+
+
+def has_failed(folder: RunFolder) -> bool:
+    """Return whether a run came to numbers that are not finite."""
+    return (folder.path / FAILED).exists()
 
 
 def run_name(row: str, seed: int) -> str:

@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.config import RunConfig
 from cluster.recipe import absolute, parse
+from cluster.resources import device_here
 from cluster.sweep.caches import asks_the_teacher, num_bytes
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
 from cluster.sweep.plan import Costs, SweepPlan, concurrency, local_concurrency
@@ -24,7 +25,7 @@ from cluster.sweep.space import LAYERS, LayerScores, base_of, label
 from cluster.sweep.tracking import SweepRecord
 from kdcore.quality.score import Quality
 from ops import catalog, layers
-from ops.cache import BuildView, this_device
+from ops.cache import BuildView
 from ops.console import console, say, table
 from ops.sweep.plots import plots
 from ops.sweep.report import ranked, result_table, write_files
@@ -173,7 +174,7 @@ def measured(plan: SweepPlan) -> Outlook | None:
     config = next(iter(plan.caches.builds()), None) or stand_in(plan.base)
     if config is None:
         return None
-    seen = outlook(config, this_device(), MEASURE_SECONDS)
+    seen = outlook(config, device_here(config), MEASURE_SECONDS)
     write_json(kept, asdict(seen))
     return seen
 

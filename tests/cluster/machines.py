@@ -26,7 +26,7 @@ from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from cluster.training.launch import runtime_env
+from cluster.resources import runtime_env
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"

@@ -16,11 +16,12 @@ from ray.tune.search import Searcher
 from cluster.assembly import open_data
 from cluster.config import RunConfig
 from cluster.recipe import parse, validated
+from cluster.resources import run_resources as resources
 from cluster.stored_teacher import TRAIN
 from cluster.sweep.caches import Caches, stored
 from cluster.sweep.config import Asha, SweepConfig, load_sweep
 from cluster.sweep.journal import SweepJournal, Trial
-from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency, places, resources
+from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency, places
 from cluster.sweep.run import claimed
 from cluster.sweep.search import Judge, Proposals
 from cluster.sweep.space import LayerScores, base_of, configured, described, settle

@@ -7,7 +7,15 @@ import pytest
 import ray
 from ray.train import ControllerError, WorkerGroupError
 
-from cluster.training.recovery import CHECKPOINTS, COPY, Recovery, describe, located, mend, obituary
+from cluster.training.recovery import (
+    CHECKPOINTS,
+    COPY,
+    Recovery,
+    describe,
+    failure_summary,
+    restore_checkpoint_list,
+    with_place,
+)
 from kdcore.errors import Refused, RunFailed
 
 
@@ -20,7 +28,7 @@ def test_located():
     told = []
     with (
         pytest.raises(RuntimeError, match="lost") as caught,
-        located(lambda: "rank 3, step 12 of 40", lambda: told.append(3)),
+        with_place(lambda: "rank 3, step 12 of 40", lambda: told.append(3)),
     ):
         raise RuntimeError("lost")
     assert told == [3]
@@ -60,18 +68,18 @@ def board(monkeypatch):
 
 def test_who_kept_the_others_waiting(board):
     failures = {0: noted(RuntimeError("Timed out waiting 600000ms"), "rank 0, step 7 of 9")}
-    text = obituary(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}))
+    text = failure_summary(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}))
     assert text == "rank 0, step 7 of 9: Timed out waiting 600000ms; it waited for rank 2 in vain"
 
 
 def test_a_worker_that_died_without_a_word(board):
-    text = obituary(WorkerGroupError("", {1: RuntimeError("The actor died\n")}), 2, board(30, set()))
+    text = failure_summary(WorkerGroupError("", {1: RuntimeError("The actor died\n")}), 2, board(30, set()))
     assert text == "rank 1: The actor died (the last step reported is 30)"
 
 
 def test_workers_that_never_started(board):
     error = ControllerError(RuntimeError("resources\nnot there in time"))
-    assert obituary(error, 2, board(0, set())) == "not there in time"
+    assert failure_summary(error, 2, board(0, set())) == "not there in time"
 
 
 @pytest.mark.parametrize("error", [Refused("wrong"), AssertionError("never")])
@@ -123,16 +131,16 @@ def test_a_list_cut_off_at_any_byte(tmp_path):
     recovery.after_report(None, [], None)
     for length in range(len(after)):
         listed.write_bytes(after[:length])
-        mend(tmp_path)
+        restore_checkpoint_list(tmp_path)
         assert listed.read_bytes() == before
     listed.write_bytes(after)
-    mend(tmp_path)
+    restore_checkpoint_list(tmp_path)
     assert listed.read_bytes() == after
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CHECKPOINTS, COPY])
 
 
 def test_the_first_list_cut_off(tmp_path):
     (tmp_path / CHECKPOINTS).write_bytes(b'{"lat')
-    mend(tmp_path)
+    restore_checkpoint_list(tmp_path)
     assert not list(tmp_path.iterdir())
-    mend(tmp_path)  # a new run
+    restore_checkpoint_list(tmp_path)  # a new run

@@ -20,7 +20,8 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model
-from ops.reproduce.lanes import Flight, Lane, flights_of, take_turns, tensors_of
+from ops.reproduce.graphs import tensors_of
+from ops.reproduce.lanes import Flight, Lane, flights_of, take_turns
 
 CPU = torch.device("cpu")
 NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
@@ -112,12 +113,12 @@ def test_judged_by_what_is_held_out(config):
     lane = Lane(config("simkd", "held", data__loader="resident", data__held_out=0.25, views__mixup_alpha=0.2), CPU)
     steps(lane, lane.run.total_steps)
     lane.finish({})
-    result = json.loads((lane.folder / "result.json").read_text())
+    result = json.loads((lane.folder.path / "result.json").read_text())
     held_out = lane.run.indexes["held_out"]
     assert 0 < len(held_out) < len(lane.run.indexes["train"]) < 22
     assert result["split"] == "held_out"
     assert result["final"]["images"] == result["teacher"]["images"] == len(held_out)
-    saved = safetensors.torch.load_file(lane.folder / "student.safetensors")
+    saved = safetensors.torch.load_file(lane.folder.path / "student.safetensors")
     trained = [tensor for name, tensor in saved.items() if "running" not in name and "num_batches" not in name]
     assert result["deployed_parameters"] == sum(tensor.numel() for tensor in trained)
 
@@ -156,9 +157,9 @@ def test_a_checkpoint_is_whole_or_not_there(config):
     lane.save()
     steps(lane, 1)
     lane.save()
-    assert [path.name for path in lane.folder.iterdir()] == ["step-00000002"]
-    (lane.folder / "unfinished").mkdir()  # what a kill leaves behind
-    (lane.folder / "unfinished" / "state.pt").write_bytes(b"cut off")
+    assert sorted(path.name for path in lane.folder.path.iterdir()) == ["facts.json", "recipe.yaml", "step-00000002"]
+    (lane.folder.path / "unfinished").mkdir()  # what a kill leaves behind
+    (lane.folder.path / "unfinished" / "state.pt").write_bytes(b"cut off")
     again = Lane(config("simkd", "atomic", data__loader="resident"), CPU)
     assert again.state.step == 2
 
@@ -167,7 +168,7 @@ def test_another_recipe_is_not_continued(config):
     lane = Lane(config("simkd", "same", data__loader="resident"), CPU)
     steps(lane, 1)
     lane.save()
-    with pytest.raises(Refused, match=r"its recipe is .* restore what has changed"):
+    with pytest.raises(Refused, match=r"holds a run of another recipe \(optimizer.lr: 0.05 there, 0.1 now\)"):
         Lane(config("simkd", "same", data__loader="resident", optimizer__lr=0.1), CPU)
 
 
@@ -181,7 +182,7 @@ def test_side_by_side_is_one_after_the_other(config):
         curve = finished[f"{method}-b"].curve
         means = [np.mean(losses[start : start + 5]) for start in (0, 5, 10)]
         assert [epoch["train_loss"] for epoch in curve] == pytest.approx(means, rel=1e-12)
-        assert (finished[f"{method}-b"].folder / "step-00000015").is_dir()
+        assert (finished[f"{method}-b"].folder.path / "step-00000015").is_dir()
 
 
 def test_one_teacher_answers_for_all(config, monkeypatch):
@@ -280,19 +281,56 @@ def test_the_result(config):
     steps(lane, 15)
     lane.save()
     lane.finish({"facts": {"commit": "abc"}})
-    assert sorted(path.name for path in lane.folder.iterdir()) == ["result.json", "student.safetensors"]
-    result = json.loads((lane.folder / "result.json").read_text())
+    kept = ["facts.json", "recipe.yaml", "result.json", "student.safetensors"]
+    assert sorted(path.name for path in lane.folder.path.iterdir()) == kept
+    result = json.loads((lane.folder.path / "result.json").read_text())
     assert [epoch["epoch"] for epoch in result["curve"]] == [1, 2, 3]
     assert result["final"]["top1"] == result["curve"][-1]["top1"]
     assert result["final"].keys() >= {"agreement", "top5", "nll"}
     assert result["teacher"]["images"] == 6
-    saved = safetensors.torch.load_file(lane.folder / "student.safetensors")
+    saved = safetensors.torch.load_file(lane.folder.path / "student.safetensors")
     assert torch.equal(saved["conv1.weight"], lane.run.student.conv1.weight)
 
 
-def test_what_the_lanes_do_not_do_is_refused(config):
-    with pytest.raises(Refused, match=r"train\.clip_norm is not for runs side by side"):
-        Lane(config("dkd", "clipped", train__clip_norm=1.0), CPU)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__micro_batch": 2, "train__clip_norm": 0.5, "train__ema_decay": 0.9},
+        {"train__select": "held_out", "data__held_out": 0.25, "train__evaluate_every_epochs": 2},
+        {"train__on_nonfinite": "skip"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_all_that_the_loop_does_is_done_side_by_side(changes, config):
+    """Micro-batches, clipping, moving averages, selection and skipping: the deployed weights are the product's."""
+    launch = pytest.importorskip("cluster.training.launch", reason="needs Ray", exc_type=ImportError).launch
+    lane = Lane(config("dkd", "lane", data__loader="resident", **changes), CPU)
+    steps(lane, lane.run.total_steps)
+    theirs = config("dkd", "run", data__loader="resident", **changes)
+    launch(theirs)
+    deployed = safetensors.torch.load_file(theirs.run_dir / "student.safetensors")
+    ours = lane.state.deployed(lane.config.train.select != "last")
+    assert all(torch.equal(tensor, deployed[name]) for name, tensor in ours.items())
+
+
+def test_a_choice_by_other_images_is_refused(config):
+    changes = {"train__select": "val", "data__held_out": 0.25}
+    with pytest.raises(Refused, match=r"train.select=val, but runs side by side are judged by held_out"):
+        Lane(config("dkd", "chosen", data__loader="resident", **changes), CPU)
+
+
+def test_a_run_that_diverges_leaves_the_others_alone(config):
+    """It says in its folder where and why; what it has learnt before is not saved over."""
+    alone = steps(Lane(config("alone", "alone", data__loader="resident"), CPU), 15)
+    lanes = [Lane(config("alone", name, data__loader="resident"), CPU) for name in ("good", "bad")]
+    lanes[1].state.optimizer.param_groups[0]["lr"] = lanes[1].loop.schedule._scheduler.base_values[0] = 1e30
+    finished: dict[str, Lane] = {}
+    take_turns(iter(lanes), 2, 300, lambda lane: finished.setdefault(lane.config.name, lane))
+    assert list(finished) == ["good"]
+    assert finished["good"].curve[-1]["train_loss"] == pytest.approx(np.mean(alone[10:]), rel=1e-12)
+    failed = json.loads((lanes[1].folder.path / "failed.json").read_text())
+    assert "not finite" in failed["error"]
+    assert not list(lanes[1].folder.path.glob("step-*"))
 
 
 def test_no_ray_dali_or_mlflow_is_needed():
@@ -315,7 +353,7 @@ def test_graphs_on_a_gpu_compute_what_steps_without_them_do(method, config, monk
     graphed = Lane(config(method, "graphed", data__loader="resident"), cuda)
     with_graph = steps(graphed, 15)
     assert graphed.compute.graph is not None
-    monkeypatch.setattr("ops.reproduce.lanes.EAGER_STEPS", 1000)
+    monkeypatch.setattr("ops.reproduce.graphs.EAGER_STEPS", 1000)
     without = steps(Lane(config(method, "eager", data__loader="resident"), cuda), 15)
     assert with_graph == pytest.approx(without, rel=1e-4)
 

@@ -1,0 +1,34 @@
+"""What the libraries underneath read of the environment when they are imported; a value that is set already stays.
+
+Applied when this package is imported, so before Ray and MLflow are, whatever module comes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+SETTINGS = {
+    # Short runs end promptly, and a worker group that cannot be placed is reported instead of waited for without end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Tune is asked for its work alone: no loggers, no tables, and no handler that would swallow Ctrl-C.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # MLflow would try for minutes: here somebody else tries again.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+QUIET = ("mlflow", "alembic", "ray.train.v2.api.config")
+
+
+def apply() -> None:
+    """Set what is not set, and keep the libraries' loggers to warnings."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,129 @@
+"""Devices and places: where a worker, a cache build, an evaluation or a look at the layers runs. Nobody else decides.
+
+A recipe says `scaling.use_gpu`: true, false, or nothing, which means GPUs where there are enough for its workers. The
+device is part of what a cache was computed with, so one rule holds for everything that belongs to one recipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.config import RunConfig
+from cluster.rank import Rank
+from kdcore.errors import Refused
+
+
+def uses_gpu(config: RunConfig) -> bool:
+    """Return whether what belongs to a recipe is computed on GPUs.
+
+    That is so if the recipe says so, or if it leaves it open and the Ray cluster that is there (without one, this
+    machine) has enough for all of its workers, or for the fewest it may go on with. Refused where this machine is
+    asked for a GPU that it has not; a cluster may still grow one.
+    """
+    scaling = config.scaling
+    if scaling.use_gpu is False:
+        return False
+    is_cluster, present = gpus_present()
+    if scaling.use_gpu:
+        if not is_cluster and present == 0:
+            raise Refused(
+                "scaling.use_gpu is true, but PyTorch sees no GPU on this machine; leave it out, or set it to false, "
+                "to use the CPU (`python -m ops doctor` says what is missing)"
+            )
+        return True
+    return present >= (scaling.min_workers or max(1, scaling.num_workers)) * scaling.gpus_per_worker
+
+
+def gpus_present() -> tuple[bool, float]:
+    """Return (whether there is a Ray cluster, the GPUs that it has, or this machine where there is none)."""
+    try:
+        import ray  # here alone: what works in one process needs no Ray
+    except ImportError:
+        is_cluster = False
+    else:
+        is_cluster = ray.is_initialized()
+    if is_cluster:
+        return True, ray.cluster_resources().get("GPU", 0)
+    return False, torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_here(config: RunConfig) -> torch.device:
+    """Return where this process computes for a recipe."""
+    return torch.device("cuda" if uses_gpu(config) else "cpu")
+
+
+def device_of_worker() -> torch.device:
+    """Return where a Ray task or actor computes: on the GPU that Ray gave it, if any."""
+    import ray
+
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
+def rank_here(config: RunConfig) -> Rank:
+    """Return the one rank of what is done for a recipe in this process."""
+    return Rank(0, 1, device_here(config))
+
+
+def use_worker_threads(config: RunConfig) -> None:
+    """Let this process compute with as many threads as Ray gives a worker: one for each of its cores."""
+    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+
+
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """Return what one worker takes of the Ray cluster: {"CPU": cores, "GPU": devices}."""
+    return {
+        "CPU": config.scaling.cpus_per_worker,
+        "GPU": config.scaling.gpus_per_worker if uses_gpu(config) else 0.0,
+    }
+
+
+def run_resources(config: RunConfig) -> dict[str, float]:
+    """Return what a run's workers take together."""
+    workers = max(1, config.scaling.num_workers)
+    return {name: workers * amount for name, amount in worker_resources(config).items()}
+
+
+def runtime_env(**env_vars: str) -> dict[str, Any]:
+    """Return for `ray.init`: environment variables of the cluster's processes, and RAY_ADDRESS, once each knows it.
+
+    Ray Train frees the place of a run whose controller was killed (as a sweep kills a run it stops) by asking the
+    cluster it finds on its machine. Where there are two, that fails, and the place stays taken until the driver ends.
+    """
+
+    def set_address() -> None:  # in here, so that it travels as a whole: a worker may not know this module yet
+        import os
+
+        import ray
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return {"env_vars": env_vars, "worker_process_setup_hook": set_address}
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """Enter the Ray cluster that is there already, the one RAY_ADDRESS names, or one on this machine for this run."""
+    import ray
+
+    if ray.is_initialized() or config.scaling.num_workers == 0:
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=runtime_env(), **quiet)
+    else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
+        env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
+        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()

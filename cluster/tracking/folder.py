@@ -1,0 +1,180 @@
+"""A run's folder: every file that a run leaves or goes on from, each written whole or not at all.
+
+The folder is the run's identity on disk: its recipe, and the weights that it started from, say which run it holds. A
+sweep's folder is one too, with its trials' folders beside it.
+
+Not here: what the journals hold (`cluster.tracking.journal`), and checkpoints, which may lie in an object store
+(`cluster.training.checkpoint`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.config import RunConfig
+from cluster.recipe import load_recipe, to_yaml
+from cluster.weights import starting_weights
+from kdcore.errors import Refused
+from pipelines.files import make_folder, read_json, write_json, write_whole
+
+State = Literal["new", "unfinished", "finished"]
+
+# Sections that say how a run is carried out, not what it computes.
+INCIDENTAL = ("scaling", "tracking", "checkpoint")
+# Where a network's weights lie; what they are is compared instead.
+PATHS = tuple(f"{network}.{field}" for network in ("student", "teacher") for field in ("checkpoint", "class_indices"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by name."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """Return the folder that a recipe's run has."""
+        return cls(config.run_dir)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, as YAML."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """What else the run is a function of: the fingerprints of the weights that it started from."""
+        return self.path / "facts.json"
+
+    @property
+    def result(self) -> Path:
+        """The result; there once the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def weights(self) -> Path:
+        """The student to deploy."""
+        return self.path / "student.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """The journal of the run's metrics."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def system(self) -> Path:
+        """The journal of the machine's load."""
+        return self.path / "system.jsonl"
+
+    @property
+    def journals(self) -> tuple[Path, ...]:
+        """The files whose lines are tracked."""
+        return self.metrics, self.system
+
+    @property
+    def first_batch(self) -> Path:
+        """A picture of the first batch."""
+        return self.path / "first_batch.png"
+
+    @property
+    def curves(self) -> Path:
+        """A picture of the learning curves."""
+        return self.path / "curves.png"
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """The files that are kept with the run where it is tracked."""
+        return self.first_batch, self.curves, self.weights
+
+    @property
+    def run_id(self) -> Path:
+        """The run's id in MLflow."""
+        return self.path / "mlflow_run_id"
+
+    @property
+    def outbox(self) -> Path:
+        """There while something may not be tracked yet; holds the status in which the run ended, once it has."""
+        return self.path / "outbox"
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """The results of `evaluate`."""
+        return sorted((self.path / "evaluation").glob("*.json"))
+
+    def batches(self, rank: int) -> Path:
+        """Return the record of a rank's sample ids and losses."""
+        return self.path / f"batches-{rank}.jsonl"
+
+    def state(self) -> State:
+        """Return how far the run is."""
+        if self.result.exists():
+            return "finished"
+        return "unfinished" if self.recipe.exists() else "new"
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the result. Refused where the file is cut off, or another program's."""
+        remedy = "delete that file and run the same command again: the run goes on from its last checkpoint"
+        result = read_json(self.result, remedy)
+        if not isinstance(result, dict):
+            raise Refused(f"{self.result} holds no result but a {type(result).__name__}; {remedy}")
+        return result
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the result: the run is finished from now on."""
+        write_json(self.result, dict(result))
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder this recipe's run, or go on with it. Refused where it holds another one."""
+        self.refuse_another(config)
+        make_folder(self.path, "output_dir")
+        write_json(self.facts, {"weights": starting_weights(config)})
+        write_whole(self.recipe, to_yaml(config).encode())
+
+    def refuse_another(self, config: RunConfig) -> None:
+        """Refuse a recipe other than that of the run in the folder: it would be continued as something it is not.
+
+        How a run is carried out may change, and where its weights lie; the weights themselves may not.
+        """
+        if self.state() == "new":
+            return
+        ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
+        changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        changed = [key for key in changed if key.split(".")[0] not in INCIDENTAL and key not in PATHS]
+        if changed:
+            key = changed[0]
+            raise Refused(
+                f"{self.path} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
+                "now); choose another name=..., or delete that folder"
+            )
+        self._refuse_other_weights(config)
+
+    def _refuse_other_weights(self, config: RunConfig) -> None:
+        if not self.facts.exists():  # a run from before they were recorded
+            return
+        theirs = flat(read_json(self.facts, "delete it to go on without its check of the weights"))
+        ours = flat({"weights": starting_weights(config)})
+        for key in sorted(ours.keys() & theirs.keys()):
+            if ours[key] != theirs[key]:
+                raise Refused(
+                    f"{self.path} holds a run that started from other weights ({key} {theirs[key][:16]}... there, "
+                    f"{ours[key][:16]}... now); restore the file, choose another name=..., or delete that folder"
+                )
+
+
+def folders_with_outbox(output_dir: Path) -> list[RunFolder]:
+    """Return the runs below a folder that may have kept something back; a sweep's lie one deeper."""
+    found = sorted([*output_dir.glob("*/outbox"), *output_dir.glob("*/*/outbox")])
+    return [RunFolder(path.parent) for path in found]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of nested mappings; those in a list are numbered, as in `method.1.temperature`."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,196 @@
+"""What a run tells while it trains: metrics, validations, pictures, the deployed weights and the result.
+
+Not here: how the lines get into MLflow (`cluster.tracking`), and the loop itself (`cluster.training.loop`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cluster.assembly import Assembly, autocast, image_size
+from cluster.config import RunConfig
+from cluster.passes import evaluate
+from cluster.tracking import pictures
+from cluster.tracking.delivery import RUN_ID
+from cluster.tracking.run import Tracker
+from cluster.training.checkpoint import TrainState
+from cluster.training.loop import StepRecord
+from cluster.training.progress import Reporter
+from kdcore.batch import Batch
+from kdcore.cost import deployment_cost
+from kdcore.distiller import StepOutput, unique_names
+
+
+class Validation:
+    """Evaluates the student between epochs; the teacher once, at the start."""
+
+    def __init__(self, run: Assembly, recorder: Recorder) -> None:
+        self.run_, self.recorder = run, recorder
+        self.splits = [split for split in ("val", "held_out") if split in run.indexes]
+        self.loaders = {split: run.evaluation_loader(split) for split in self.splits}
+        self.teacher_logits: dict[str, Tensor] = {}
+        self.latest: dict[str, float] = {}
+        for split in self.splits:
+            if answers := run.teacher_on(split, self.loaders[split]):
+                metrics, self.teacher_logits[split] = answers
+                recorder.log_teacher(split, metrics)
+
+    def run(self, state: TrainState) -> None:
+        """Metrics of the student (or its moving average) on every split; offers its weights as the best."""
+        run, student = self.run_, state.evaluated
+        run.rank.share_buffers(student)
+        for split in self.splits:
+            with autocast(run.config, run.rank):
+                metrics = evaluate(
+                    student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
+                )
+            self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name != "images"}
+        if run.config.train.select != "last":
+            state.offer_best(self.latest[f"{run.config.train.select}/top1"])
+        self.recorder.log_validation(state.step, self.latest)
+
+
+class Recorder:
+    """Counts while the loop runs, and tells MLflow, the progress board and the run's folder about it."""
+
+    def __init__(self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter) -> None:
+        self.config, self.run, self.reporter, self.first_step = config, run, reporter, first_step
+        self.tracker = None
+        if run.rank.first:
+            reporter.wait_for_driver()
+            self.tracker = Tracker(config, (config.run_dir / RUN_ID).read_text(), first_step)
+        self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
+        self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
+        self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
+        self.wait_seconds = self.window_wait = 0.0
+        self.window_start, self.window_steps = time.perf_counter(), 0
+        self.latest: dict[str, float] = {}
+        self.record = None
+        if config.tracking.record_batches:
+            self.record = (config.run_dir / f"batches-{run.rank.number}.jsonl").open("a")
+
+    @contextmanager
+    def timing(self, state: TrainState) -> Iterator[None]:
+        """Add the seconds of a step to the state's."""
+        started = time.perf_counter()
+        yield
+        state.train_seconds += time.perf_counter() - started
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time the loop waits for them."""
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def count(self, step: int, number: int, batch: Batch, output: StepOutput) -> None:
+        """Adds one micro-batch to the sums; no host synchronisation."""
+        hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
+        values = [torch.ones_like(output.loss), output.loss.detach(), hits / len(batch), *output.terms.values()]
+        self.totals += self.finite_or_zero(torch.stack([value.double() for value in values]))
+        if step == self.first_step == 0 and number == 0 and self.tracker:
+            path = pictures.first_batch(batch, self.run.statistics, self.config.run_dir / "first_batch.png")
+            self.tracker.artifact(path)
+        if self.record:
+            row = {"step": step, "micro_batch": number, "view": batch.view, "sample_ids": batch.sample_ids.tolist()}
+            self.record.write(json.dumps({**row, "loss": float(output.loss.detach())}) + "\n")
+            self.record.flush()
+
+    def finite_or_zero(self, values: Tensor) -> Tensor:
+        """Return the values, or zeros where steps that are not finite are left out and one of these is not."""
+        if self.config.train.on_nonfinite == "stop":
+            return values
+        return torch.where(values.isfinite().all(), values, torch.zeros_like(values))
+
+    def interval_ends(self, step: int) -> bool:
+        """Return whether the metrics are due after `step` optimiser steps."""
+        return step % self.config.tracking.every_steps == 0 or step == self.run.total_steps
+
+    def after_step(self, state: TrainState, record: StepRecord) -> None:
+        """At the end of every interval, log the means over steps and ranks and show them on the board."""
+        self.window_steps += 1
+        self.norms += self.finite_or_zero(record.gradient_norm.double())
+        if not self.interval_ends(state.step):
+            return
+        totals = self.run.rank.add_up(self.totals).tolist()
+        now = time.perf_counter()
+        seconds, wait = now - self.window_start, self.wait_seconds - self.window_wait
+        count, loss, hits, *terms = totals
+        count = max(count, 1.0)  # every step of the interval may have been left out
+        self.latest = {
+            "train/loss": loss / count,
+            "train/top1": hits / count,
+            **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
+            "train/gradient_norm": float(self.norms) / self.window_steps,
+            **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),
+            "train/lr": state.optimizer.param_groups[0]["lr"],
+            "train/epoch": state.step / self.run.steps_per_epoch,
+            "data/wait_share": wait / seconds,
+            "system/images_per_second": self.window_steps * self.config.train.batch_size / seconds,
+        }
+        if self.tracker:
+            self.tracker.log(state.step, self.latest)
+        self.reporter.update(phase="training", step=state.step, total_steps=self.run.total_steps, **self.latest)
+        self.totals.zero_()
+        self.norms.zero_()
+        self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
+
+    def log_teacher(self, split: str, metrics: dict[str, float]) -> None:
+        """The teacher's own accuracy, said before any training."""
+        self.teacher = {f"{split}/teacher_{name}": value for name, value in metrics.items() if name != "images"}
+        if self.tracker:
+            self.tracker.log(self.first_step, self.teacher)
+        self.reporter.say(
+            f"teacher on {split}, {metrics['images']} images: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
+        )
+        self.window_start = time.perf_counter()
+
+    def log_validation(self, step: int, metrics: dict[str, float]) -> None:
+        if self.tracker:
+            self.tracker.log(step, metrics)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "top1" in name or "agree" in name)
+        self.reporter.say(f"step {step}: {shown}")
+        self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
+
+    def costs(self, state: TrainState) -> dict[str, float]:
+        """What the run took, and what its student will take."""
+        run, seconds = self.run, state.train_seconds
+        deployment = deployment_cost(state.evaluated, image_size(self.config))
+        costs = {
+            "system/train_seconds": seconds,
+            "system/device_hours": seconds * run.rank.world_size / 3600,
+            "system/mean_images_per_second": state.step * self.config.train.batch_size / max(seconds, 1e-9),
+            **{f"model/{name}": value for name, value in deployment.items()},
+        }
+        return costs | ({"data/cache_bytes": run.stored.manifest.num_bytes} if run.stored else {})
+
+    def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
+        """Writes the deployed weights, the curves and the result."""
+        if self.record:
+            self.record.close()
+        result = {
+            "metrics": {**self.latest, **validation.latest, **getattr(self, "teacher", {})},
+            "steps": state.step,
+            "train_seconds": state.train_seconds,
+            "images_per_second": state.step * self.config.train.batch_size / max(state.train_seconds, 1e-9),
+            "best_score": state.best_score if self.config.train.select != "last" else None,
+        }
+        if self.tracker:
+            weights = self.config.run_dir / "student.safetensors"
+            safetensors.torch.save_file(state.deployed(self.config.train.select != "last"), weights)
+            self.tracker.artifact(weights)
+            self.tracker.artifact(pictures.curves(self.tracker.path, self.config.run_dir / "curves.png"))
+            self.tracker.log(state.step, self.costs(state))
+            self.tracker.close()
+        return result

@@ -1,0 +1,52 @@
+"""What a network's weights are, whatever file they lie in: fingerprints of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cluster.config import RunConfig
+from kdcore.configs import ModelConfig
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over the names, types, shapes and bits of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of a network's parameters and buffers."""
+    return tensors_fingerprint(model.state_dict())
+
+
+def starting_weights(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Return {network: {what: fingerprint}} of the files that a run starts from.
+
+    A network without a file, and a teacher whose answers come from a cache (which has its own identity), are left out;
+    so is a file that is not here, as that of a run which is finished may be.
+    """
+    models: dict[str, ModelConfig | None] = {
+        "student": config.student,
+        "teacher": config.teacher if config.teacher and not config.teacher.cached else None,
+    }
+    return {name: found for name, model in models.items() if model and (found := _fingerprints(model))}
+
+
+def _fingerprints(model: ModelConfig) -> dict[str, str]:
+    found = {}
+    if model.checkpoint and Path(model.checkpoint).is_file():
+        from kdcore.models import load_tensors  # here alone: timm takes longer to import than everything else here
+
+        found["checkpoint"] = tensors_fingerprint(load_tensors(model.checkpoint))
+    if model.class_indices and Path(model.class_indices).is_file():
+        found["class_indices"] = hashlib.sha256(Path(model.class_indices).read_bytes()).hexdigest()
+    return found

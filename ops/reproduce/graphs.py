@@ -1,0 +1,120 @@
+"""CUDA graphs and streams around the product's functions; on a CPU the functions themselves.
+
+Not here: what is computed. A graph replays what was captured, so nothing the host decides may change afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from cluster.assembly import Assembly
+from cluster.training.loop import ForwardBackward
+from kdcore.batch import Batch
+from kdcore.distiller import Distiller, StepOutput
+
+EAGER_STEPS = 3  # before a graph is captured: libraries choose and load their kernels in the first steps
+
+Output = TypeVar("Output")
+
+
+class GraphedPasses:
+    """A run's forward and backward pass; on a GPU, once nothing depends on the host any more, as one CUDA graph.
+
+    That is so for methods that read no sample ids, when their terms have warmed up, in steps of one micro-batch.
+    """
+
+    def __init__(self, run: Assembly, distiller: Distiller) -> None:
+        self.distiller = distiller
+        self.warmup_epochs = max(term.warmup_epochs for term in distiller.terms.values())
+        self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids
+        model = torch.compile(distiller) if run.config.train.compile else distiller
+        self.eager = ForwardBackward(run, model)
+        self.graphed = Graphed(self._from_no_gradients)
+        self.gradients: list[Tensor | None] = []
+
+    @property
+    def graph(self) -> torch.cuda.CUDAGraph | None:
+        """The graph, once it is captured."""
+        return self.graphed.graph
+
+    def __call__(self, batch: Batch, share: float, synchronise: bool) -> StepOutput:
+        if not self.may_be_graphed:
+            return self.eager(batch, share, synchronise)
+        had_graph = self.graph is not None
+        output = self.graphed(batch, constant=batch.epoch >= self.warmup_epochs)
+        if self.graph is not None:
+            # Each replay leaves the gradients where the capture did; the optimiser has let go of them since.
+            if not had_graph:
+                self.gradients = [parameter.grad for parameter in self.distiller.parameters()]
+            for parameter, gradient in zip(self.distiller.parameters(), self.gradients, strict=True):
+                parameter.grad = gradient
+        return output
+
+    def _from_no_gradients(self, batch: Batch) -> StepOutput:
+        # Gradients that a backward pass finds are added to; where it finds none, it brings its own.
+        self.distiller.zero_grad(set_to_none=True)
+        return self.eager(batch, 1.0, True)
+
+
+class Graphed(Generic[Output]):
+    """A function of a batch; on a GPU, after a few calls, as a CUDA graph that reads the batch from tensors of its own.
+
+    The output's tensors, and the gradients that the function leaves, then keep their memory, and every call writes them
+    anew."""
+
+    def __init__(self, function: Callable[[Batch], Output]) -> None:
+        self.function = function
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+        self.output: Output
+
+    def __call__(self, batch: Batch, constant: bool) -> Output:
+        """constant: from here on the function does the same to every batch: no host's decision, no number of a sample
+        or an epoch is in it."""
+        self.calls += 1
+        if self.graph is None and constant and batch.images.is_cuda and self.calls > EAGER_STEPS:
+            self.capture(batch)
+        if self.graph is None:
+            return self.function(batch)
+        for ours, theirs in zip(self.inputs, tensors_of(batch), strict=True):
+            ours.copy_(theirs)
+        self.graph.replay()
+        return self.output
+
+    def capture(self, batch: Batch) -> None:
+        """Records the function on the current stream; nothing is computed yet."""
+        own = copy.deepcopy(batch)
+        self.inputs = tensors_of(own)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+            self.output = self.function(own)
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """What differs from batch to batch and is read by a graph."""
+    found = [batch.images, batch.labels]
+    if batch.targets is not None:
+        answered = batch.targets.logits, batch.targets.input_gradient, *batch.targets.features.values()
+        found += [tensor for tensor in answered if tensor is not None]
+    return found
+
+
+def new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream behind all that was started so far; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    follow(stream, torch.cuda.current_stream(device))
+    return stream
+
+
+def follow(stream: torch.cuda.Stream | None, other: torch.cuda.Stream | None) -> None:
+    """What is started on the stream from now on waits for what is on the other one."""
+    if stream is not None and other is not None:
+        stream.wait_stream(other)

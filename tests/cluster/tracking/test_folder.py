@@ -1,0 +1,140 @@
+"""A run's folder: what is in it, whose run it holds, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder, flat
+from cluster.training.launch import RunResult, launch
+from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
+from kdcore.models import build_model
+
+KD = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 1.0, "temperature": 4.0}]
+RESULT = {
+    "name": "run",
+    "run_dir": "x",
+    "mlflow_run_id": "a",
+    "metrics": {},
+    "steps": 1,
+    "train_seconds": 1.0,
+    "images_per_second": 1.0,
+    "wall_seconds": 1.0,
+}
+
+
+def write_teacher(path, seed: int):
+    torch.manual_seed(seed)
+    model = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(model.state_dict(), path)
+    else:
+        torch.save({"state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def make(recipe):
+    def config(teacher, **changes):
+        teacher = {"model": "cifar_resnet8", "checkpoint": str(teacher)}
+        return parse(recipe(teacher=teacher, method=KD, scaling__num_workers=0, **changes))
+
+    return config
+
+
+def test_the_state_of_a_run(make, tmp_path):
+    config = make(write_teacher(tmp_path / "t.safetensors", 1))
+    folder = RunFolder.of(config)
+    assert folder.state() == "new"
+    folder.claim(config)
+    assert folder.state() == "unfinished"
+    folder.write_result(RESULT)
+    assert folder.state() == "finished"
+    assert RunResult.read(folder) == RunResult(**RESULT)
+
+
+def test_another_teacher_is_another_run(make, tmp_path):
+    """The file's content counts, not its name or format: the same tensors elsewhere are the same teacher."""
+    config = make(write_teacher(tmp_path / "t.safetensors", 1))
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    folder.refuse_another(make(write_teacher(tmp_path / "moved.pt", 1)))
+    write_teacher(tmp_path / "t.safetensors", 2)
+    with pytest.raises(Refused, match=r"started from other weights \(weights.teacher.checkpoint \w{16}... there"):
+        folder.refuse_another(config)
+    folder.write_result(RESULT)
+    with pytest.raises(Refused, match="restore the file, choose another name"):
+        launch(config)
+
+
+def test_the_students_first_weights_count_too(make, tmp_path):
+    teacher = write_teacher(tmp_path / "t.safetensors", 1)
+    student = {"model": "cifar_resnet8", "checkpoint": str(write_teacher(tmp_path / "s.safetensors", 3))}
+    config = make(teacher, student=student)
+    RunFolder.of(config).claim(config)
+    write_teacher(tmp_path / "s.safetensors", 4)
+    with pytest.raises(Refused, match=r"other weights \(weights.student.checkpoint"):
+        RunFolder.of(config).refuse_another(config)
+
+
+def test_a_checkpoint_of_another_teacher_is_not_continued(make, tmp_path):
+    """Where the folder's own record is lost, the checkpoint's is left."""
+    from pyarrow.fs import LocalFileSystem
+
+    from cluster.assembly import assemble, facts
+    from cluster.rank import Rank
+    from cluster.training.loop import new_state
+
+    config = make(write_teacher(tmp_path / "t.safetensors", 1))
+    run = assemble(config, Rank(0, 1, torch.device("cpu")))
+    new_state(run).snapshot(facts(run)).write(LocalFileSystem(), str(tmp_path / "saved"))
+    new_state(run).restore(tmp_path / "saved", facts(run))
+    write_teacher(tmp_path / "t.safetensors", 2)
+    with pytest.raises(Refused, match=r"its weights.teacher.checkpoint is \w{16}..., this run's is"):
+        new_state(run).restore(tmp_path / "saved", facts(run))
+
+
+def test_a_run_from_before_weights_were_recorded_goes_on(make, tmp_path):
+    config = make(write_teacher(tmp_path / "t.safetensors", 1))
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    folder.facts.unlink()
+    folder.refuse_another(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (
+            json.dumps(RESULT, indent=1)[:60],
+            r"result.json is not whole JSON .*; delete that file and run",
+        ),
+        ("", r"result.json is not whole JSON"),
+        ("[1, 2]", r"holds no result but a list"),
+        (json.dumps({"name": "run"}), r"has no 'run_dir', so it is not the result of a run of `train`"),
+    ],
+)
+def test_a_result_that_is_not_whole_is_refused(make, tmp_path, content, complaint):
+    config = make(write_teacher(tmp_path / "t.safetensors", 1))
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    folder.result.write_text(content)
+    with pytest.raises(Refused, match=complaint):
+        launch(config)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(recipe):
+    config = parse(recipe() | {"output_dir": "/proc/nope", "scaling": {"num_workers": 0}})
+    with pytest.raises(Refused, match=r"the folder /proc/nope/\S+ cannot be made"):
+        launch(config)
+
+
+def test_flattened_lists():
+    """Lists of mappings are numbered; other lists are values."""
+    tree = {"a": {"b": 1}, "method": [{"term": "ce"}, {"term": "kd"}], "sizes": [1, 2], "none": []}
+    assert flat(tree) == {"a.b": 1, "method.0.term": "ce", "method.1.term": "kd", "sizes": [1, 2], "none": []}
