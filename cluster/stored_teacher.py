@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.config import RunConfig, TeacherConfig
+from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.sections import TeacherConfig
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout
