@@ -11,11 +11,12 @@ Not here: the sections themselves (`cluster.sections`), and how recipes are read
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from cluster.sections import (
+    AboutConfig,
     CacheConfig,
     CheckpointConfig,
     DataConfig,
@@ -34,10 +35,15 @@ from pipelines.views.policy import ViewPolicy
 
 
 class RunConfig(Section):
-    """Everything that decides what a run computes."""
+    """Everything that decides what a run computes, and what is to be known about it."""
+
+    # Sections that may change between two starts of a run: they decide nothing of what it computes.
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"about", "scaling", "tracking", "checkpoint"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name, which is its identity: the same name again continues it. Its files lie in `output_dir`/`name`."""
+    about: AboutConfig | None = None
+    """What the recipe follows, is meant to reach, and departs from; for people, and no part of the run."""
     output_dir: str = "outputs"
     """The folder of this run and its siblings."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -146,7 +146,7 @@ def continued(config: RunConfig) -> RunResult | None:
         return None
     ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(earlier)))
     changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    changed = [key for key in changed if key.split(".")[0] not in ("scaling", "tracking", "checkpoint")]
+    changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL]
     if changed:
         key = changed[0]
         raise Refused(
