@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.config import RunConfig
 from cluster.recipe import configure, read_recipe, validated
 from cluster.sections import AboutConfig
 from kdcore.errors import Refused
 from ops import cifar_rows as rows
 from ops.console import say
+from ops.recipe_text import recipe_text
 
 RECIPES = Path(__file__).parent / "recipes"
 SHARED = "common"  # the name of files that recipes start from and that are none by themselves
@@ -53,16 +52,15 @@ def about(name: str) -> AboutConfig:
 
 
 def text(name: str) -> str:
-    """A named recipe as one complete YAML file, to copy and edit."""
-    body = yaml.safe_dump(read(name), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
-    return f"# python -m ops train {name}\n{body}"
+    """A named recipe as one complete YAML file, each field with its meaning, to copy and edit."""
+    return f"# python -m ops train {name}\n# Every other field: python -m ops fields\n\n{recipe_text(read(name))}"
 
 
 def recipes(wanted: str | None) -> int:
     """Prints the recipe of that name; else the names that contain it (all, without one), with what to expect."""
     known = names()
     if wanted in known:
-        say(text(wanted))
+        say(text(wanted).rstrip())
         return 0
     shown = [name for name in known if wanted is None or wanted in name]
     if not shown:

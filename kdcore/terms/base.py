@@ -70,7 +70,7 @@ class TermContext:
 
 
 class Term(BaseModel):
-    """Base of every term.
+    """A weighted loss, as data: base of every term, with the fields that all of them have.
 
     The text below a field is its description, as `python -m ops fields TERM` shows it.
     """
