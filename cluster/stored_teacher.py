@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.config import RunConfig, TeacherConfig
+from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused

@@ -19,23 +19,25 @@ _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 
 
 class ModelConfig(BaseModel):
-    """A network and where its weights come from.
+    """A network and where its weights come from."""
 
-    model: a name that `timm.create_model` knows. checkpoint: a .safetensors file, or a torch file of tensors only (no
-    pickled object is ever loaded). checkpoint_keys: 'positions' matches tensors by order and shape, for files whose
-    names differ from timm's. pretrained: timm's own weights, which timm downloads. class_indices: a JSON file
-    {class folder: index in the network's classifier}, which keeps those rows of the classifier, in the data's order.
-    args: further arguments of `timm.create_model`; with class_indices also num_classes, that of the whole classifier.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
+    """A name that `timm.create_model` knows, the project's CIFAR networks among them."""
     checkpoint: str | None = None
+    """A file of weights: safetensors, or a torch file of tensors only (no pickled object is ever loaded)."""
     checkpoint_keys: Literal["names", "positions"] = "names"
+    """How the file's tensors are matched: by their names, or by order and shape (`positions`), for files whose names
+    differ from timm's."""
     pretrained: bool = False
+    """Whether to start from timm's own weights, which timm downloads."""
     class_indices: str | None = None
+    """A JSON file {class folder: index in the network's classifier}: those rows of the classifier are kept, in the
+    data's order."""
     args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`; with `class_indices` also `num_classes`, that of the whole
+    classifier."""
 
     def check(self) -> None:
         """Refused where the model or one of its files is unknown; builds nothing."""
@@ -59,19 +61,24 @@ class ModelConfig(BaseModel):
 
 
 class OptimizerConfig(BaseModel):
-    """timm's optimiser `opt` (sgd, adamw, lamb, ...). Beware: timm's 'sgd' has Nesterov's momentum; 'momentum' is the
-    plain one. momentum: for the optimisers that have one. decay_all: weight decay on every parameter, as the CIFAR
-    recipes of the field do; timm leaves out biases, norms and what the network names. args: further arguments of the
-    optimiser."""
+    """The optimiser, from timm's factory."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     opt: str = "sgd"
+    """timm's name of the optimiser: sgd, adamw, lamb, ... Beware: timm's `sgd` has Nesterov's momentum; `momentum` is
+    SGD with the plain one."""
     lr: float = Field(gt=0)
+    """The learning rate of a whole batch, before the schedule."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """The weight decay, as the optimiser defines it."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """The momentum of optimisers that have one."""
     decay_all: bool = False
+    """Whether every parameter decays, as in the CIFAR recipes of the field. False: as in timm, all but biases, norms
+    and what the network names."""
     args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the optimiser."""
 
 
 # What each schedule reads; another field that is set would be skipped in silence.
@@ -84,17 +91,27 @@ _READS = {
 
 
 class ScheduleConfig(BaseModel):
-    """timm's schedule, or OneCycle. Durations are epochs of the whole run, of which the warm-up is a part. milestones:
-    epochs whose first step has the lower rate, counted from 0. A field that the schedule does not read is refused."""
+    """The course of the learning rate: timm's schedules, or OneCycle.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Durations are epochs of the whole run, of which the warm-up is a part. A field that the schedule does not read is
+    refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     sched: Literal["cosine", "multistep", "constant", "onecycle"] = "cosine"
+    """The schedule: `cosine` falls to `min_lr`; `multistep` drops at the `milestones`; `constant` does not fall;
+    `onecycle` rises for 30 % of the steps, then falls."""
     warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs over which the rate rises linearly from `warmup_lr`."""
     warmup_lr: float = Field(default=1e-5, ge=0)
+    """The rate at the first step of the warm-up."""
     min_lr: float = Field(default=0.0, ge=0)
+    """The rate that `cosine` ends at."""
     milestones: tuple[int, ...] = ()
+    """With `multistep`: the epochs, counted from 0, whose first step has the lower rate."""
     decay_rate: float = Field(default=0.1, gt=0, le=1)
+    """With `multistep`: what the rate is multiplied by at each milestone."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> ScheduleConfig:

@@ -18,6 +18,7 @@ from typing import Any
 from cluster.recipe import merge, read_recipe
 from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, TOP1
 
+UNPACK = "python -m ops data cifar100 --from DIR --to data/cifar100"
 COMMON = Path(__file__).parent / "recipes" / "cifar100" / "common.yaml"
 
 
@@ -138,11 +139,13 @@ def dkd_nd(pair: Pair, target_weight: float, non_target_weight: float, nd_weight
 @dataclass(frozen=True)
 class Method:
     """sections: what it adds to a pair's recipe, from the pair and its cell of `SETTINGS`; paper: of the method;
-    source: of the hyper-parameters and of the numbers in `TOP1`."""
+    source: of the hyper-parameters and of the numbers in `TOP1`; differs: where it departs from the published script,
+    beyond what all rows do (`DIFFERS`)."""
 
     sections: Callable[..., Sections]
     paper: str
     source: str
+    differs: tuple[str, ...] = ()
 
 
 CRD_PAPER = 'Tian et al., "Contrastive Representation Distillation", arXiv 1910.10699'
@@ -153,8 +156,14 @@ ND_PAPER = (
 CRD_TABLE = "Tian et al., arXiv 1910.10699, table as in the README of their code"
 TTM_TABLE = "Zheng and Yang, arXiv 2402.11148, CIFAR-100 tables and appendix A.4"
 LSKD_TABLE = "Sun et al., arXiv 2403.01427, tables as in the README of their code"
-ND_SOURCE = "the README and scripts of the authors' code, whose batch of 64 is that of each of two GPUs by default"
+ND_SOURCE = "the README and scripts of the authors' code"
+ND_DIFFERS = ("a batch of 64 in all; the authors' 64 are those of each of two GPUs by default",)
 DKD_SOURCE = f"{TTM_TABLE} (it quotes them); the non-target weights are those of the DKD authors' code"
+
+DIFFERS = (
+    "published numbers are the best epoch's on the test set, from teachers that the authors trained; here the last "
+    "epoch's weights are deployed",
+)
 
 METHODS = {
     "kd": Method(kd, 'Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531', CRD_TABLE),
@@ -168,8 +177,11 @@ METHODS = {
     "reviewkd": Method(
         reviewkd,
         'Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044',
-        "the weight is that of the authors' scripts, which train at twice this batch and rate, "
-        "with Nesterov's momentum, and tap the teacher before the last activation of each stage",
+        "the authors' scripts, for the weight",
+        (
+            "half the batch and half the rate of the authors' scripts, and no Nesterov momentum, as in all rows here",
+            "stages are tapped behind their last activation, the published runs' before it",
+        ),
     ),
     "dist": Method(
         dist,
@@ -191,10 +203,14 @@ METHODS = {
         feature_only,
         'Cooper et al., "Logit-Based Losses Limit the Effectiveness of Feature Knowledge Distillation", '
         "arXiv 2511.14981",
-        "the paper has other pairs and another schedule (see feature_only/); stages are paired with stages here",
+        "none: the paper's own pairs are the recipes in feature_only/; stages are paired with stages here",
+        (
+            "SGD for 240 epochs with crops and flips, as in all rows here; the paper has AdamW for 50 epochs, and no "
+            "augmentation in its main experiments",
+        ),
     ),
-    "kd-nd": Method(kd_nd, f"{ND_PAPER} (KD++)", ND_SOURCE),
-    "dkd-nd": Method(dkd_nd, f"{ND_PAPER} (DKD++)", ND_SOURCE),
+    "kd-nd": Method(kd_nd, f"{ND_PAPER} (KD++)", ND_SOURCE, ND_DIFFERS),
+    "dkd-nd": Method(dkd_nd, f"{ND_PAPER} (DKD++)", ND_SOURCE, ND_DIFFERS),
 }
 
 
@@ -212,7 +228,7 @@ def names() -> list[str]:
 def recipe(name: str) -> Sections:
     """The complete recipe of a row, as a mapping."""
     _, networks, method = name.split("/")
-    made = {"name": f"{networks}-{method}", **read_recipe(COMMON)}
+    made = {"name": f"{networks}-{method}", "about": about(name), **read_recipe(COMMON)}
     if method == "alone":
         return merge(made, networks_alone(networks) | beside_labels())
     pair, settings = Pair(*networks.split("-")), SETTINGS.get(method, {}).get(networks, "")
@@ -230,35 +246,36 @@ def checkpoint(network: str) -> str:
     return f"outputs/cifar100/{network}-alone/student.safetensors"
 
 
-def manual(name: str) -> dict[str, str]:
-    """{heading: text} of a row's header."""
+def about(name: str) -> Sections:
+    """What a row follows and is expected to reach, as its recipe's `about` section."""
     _, networks, method = name.split("/")
-    if method == "alone":
-        title = f"{networks} on CIFAR-100, from labels alone."
-        paper, expected, source, teacher = CRD_PAPER, f"{NETWORKS[networks].top1:.2f} top-1", CRD_TABLE, {}
-    else:
-        pair, made = Pair(*networks.split("-")), METHODS[method]
-        title = f"{pair.teacher} teaches {pair.student} on CIFAR-100: {method}."
-        paper, expected, source = made.paper, expectation(pair, networks, method), made.source
-        teacher = {
-            "teacher": f"python -m ops train cifar100/{pair.teacher}/alone, or teacher.checkpoint=FILE of your own"
-        }
-    return {
-        "title": title,
-        "paper": paper,
-        "command": f"python -m ops train {name}",
+    shared = {
         "data": "python -m ops data cifar100 --from DIR --to data/cifar100",
-        **teacher,
         "hardware": "one worker with one GPU",
-        "expected": expected,
-        "source": source,
-        "differs": "published numbers are the best epoch's on the test set, from teachers that the authors trained; "
-        "here the last epoch's weights are deployed",
+    }
+    if method == "alone":
+        return {
+            "title": f"{networks} on CIFAR-100, from labels alone.",
+            "paper": CRD_PAPER,
+            **shared,
+            "expected": {"top1": NETWORKS[networks].top1},
+            "source": CRD_TABLE,
+            "differs": list(DIFFERS),
+        }
+    pair, made = Pair(*networks.split("-")), METHODS[method]
+    return {
+        "title": f"{pair.teacher} teaches {pair.student} on CIFAR-100: {method}.",
+        "paper": made.paper,
+        **shared,
+        "teacher": f"python -m ops train cifar100/{pair.teacher}/alone, or teacher.checkpoint=FILE of your own",
+        "expected": expected(pair, networks, method),
+        "source": made.source,
+        "differs": [*DIFFERS, *made.differs],
     }
 
 
-def expectation(pair: Pair, networks: str, method: str) -> str:
-    """What to expect of a row, beside both networks' own accuracy."""
-    top1, spread = (TOP1.get(key, {}).get(networks) for key in (method, f"{method}±"))
-    number = "no published number known" if top1 is None else f"{top1}{f' ± {spread}' if spread else ''} top-1"
-    return f"{number} (teacher {NETWORKS[pair.teacher].top1:.2f}, student alone {NETWORKS[pair.student].top1:.2f})"
+def expected(pair: Pair, networks: str, method: str) -> Sections:
+    """The published numbers of a row, beside both networks' own accuracy."""
+    found = {"top1": TOP1.get(method, {}).get(networks), "stdev": TOP1.get(f"{method}±", {}).get(networks)}
+    known = {key: float(number) for key, number in found.items() if number is not None}
+    return {**known, "teacher": NETWORKS[pair.teacher].top1, "alone": NETWORKS[pair.student].top1}

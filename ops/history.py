@@ -11,10 +11,11 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run as MlflowRun
 
+from cluster.config import RunConfig
 from kdcore.errors import Refused
 
 # What of a recipe may differ between runs that are repetitions of one another.
-INCIDENTAL = ("name", "seed", "view_seed", "output_dir", "scaling", "tracking", "checkpoint")
+INCIDENTAL = {"name", "seed", "view_seed", "output_dir", *RunConfig.INCIDENTAL}
 PARENT = "mlflow.parentRunId"
 
 

@@ -10,8 +10,8 @@ import jinja2
 from torch import nn
 
 from cluster.assembly import Assembly, evaluation_policy, image_size
-from cluster.config import StudentConfig
 from cluster.recipe import to_yaml
+from cluster.sections import StudentConfig
 from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
 from cluster.tracking.run import method, pair
 from cluster.weights import weights_fingerprint

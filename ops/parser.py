@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         _layers,
         _sweep,
         _recipes,
+        _fields,
         _data,
         _cache,
         _submit,
@@ -227,6 +228,21 @@ def _recipes(commands: Any) -> None:
     )
     recipes.add_argument("name", metavar="NAME", nargs="?", help="a recipe's name, or a part of several")
     recipes.set_defaults(function=calls("ops.catalog:recipes", "name"))
+
+
+def _fields(commands: Any) -> None:
+    fields = commands.add_parser(
+        "fields",
+        help="every field of a recipe: type, default, meaning",
+        description="Shows the fields of a section (views, train, cache, sweep, ...) or of a term (kd, wttm, ...), or "
+        "one field (views.size); without a NAME, the names that there are.",
+        epilog="In an editor: python -m ops fields --json-schema > recipe.schema.json, then begin a recipe with the "
+        "line `# yaml-language-server: $schema=recipe.schema.json` (VS Code's YAML extension, and every editor with "
+        "yaml-language-server): keys are completed and checked, and shown with their meaning.",
+    )
+    fields.add_argument("name", metavar="NAME", nargs="?", help="a section, a term, or a field")
+    fields.add_argument("--json-schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    fields.set_defaults(function=calls("ops.fields:fields", "name", "json_schema"))
 
 
 def _data(commands: Any) -> None:

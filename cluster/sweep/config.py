@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from cluster.config import Section
 from cluster.recipe import read_recipe, validated
+from cluster.sections import Section
 from kdcore.errors import Refused
 from kdcore.terms.base import Pair
 
@@ -42,6 +42,7 @@ class Values(Section):
     """One of several values."""
 
     values: tuple[Any, ...] = Field(min_length=1)
+    """The values; in SPACE.yaml the bare list."""
 
     def draw(self, rng: np.random.Generator) -> Any:
         return self.values[rng.integers(len(self.values))]
@@ -60,7 +61,9 @@ class Range(Section):
     """A number within [low, high]."""
 
     low: float
+    """The lower end."""
     high: float
+    """The upper end."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -83,6 +86,7 @@ class LogRange(Range):
     """A number within [low, high] whose logarithm is uniform."""
 
     low: float = Field(gt=0)
+    """The lower end, above 0."""
 
     def draw(self, rng: np.random.Generator) -> Any:
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
@@ -99,20 +103,21 @@ class Integers(Range):
 
 
 class Pairings(Section):
-    """Which taps are paired: `pairs`, each choice a list of pairs; or the choices that the teacher's layers of highest
-    quality allow.
-
-    ranked: so many of the teacher's best taps by Q. sizes: a choice takes so many of them at once (1: one layer), and
-    pairs them with the student's by depth. taps, student_taps: of which networks' layers; by default their blocks.
-    images: on how many training images Q is measured.
-    """
+    """Which taps are paired: listed choices (`pairs`), or those that the teacher's layers of highest quality allow
+    (`ranked`)."""
 
     pairs: tuple[tuple[Pair, ...], ...] | None = None
+    """The choices, each a list of pairs {student: TAP, teacher: TAP}."""
     ranked: int | None = Field(default=None, ge=1)
+    """Choose among so many of the teacher's taps, those of highest quality Q."""
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    """With `ranked`: how many taps a choice takes at once; they are paired with the student's by depth."""
     taps: tuple[str, ...] | None = None
+    """With `ranked`: the teacher's taps to rank. Not given: its blocks."""
     student_taps: tuple[str, ...] | None = None
+    """With `ranked`: the student's taps to pair them with. Not given: its blocks."""
     images: int = Field(default=5000, ge=2)
+    """With `ranked`: the number of training images that Q is measured on."""
 
     @model_validator(mode="after")
     def _check(self) -> Pairings:
@@ -154,11 +159,12 @@ def written_axis(axis: Axis | Pairings) -> Any:
 
 
 class Asha(Section):
-    """Asynchronous successive halving: at grace_epochs, and at every reduction_factor times that, a run stops unless it
-    is among the best 1/reduction_factor of those that have come so far."""
+    """Asynchronous successive halving, which stops runs early."""
 
     grace_epochs: int = Field(default=1, ge=1)
+    """Epochs that every run is given; then, and at every `reduction_factor` times that, runs are compared."""
     reduction_factor: int = Field(default=3, ge=2)
+    """A run goes on if it is in the best 1/reduction_factor of the runs that have come as far."""
 
     def rung(self, epoch: float) -> int:
         """The last rung at or before an epoch; 0 before the first."""
@@ -170,27 +176,32 @@ class Asha(Section):
 
 
 class SweepConfig(Section):
-    """A sweep: `space` is searched by `search`, each point with every seed.
-
-    space: {field of the recipe, dotted: an axis}. Short words: `temperature` of every term on logits (gamma is its
-    inverse), `weight` of the one term that reads the teacher, `layers` of the terms with pairs. num_points: of random
-    and tpe. seeds: of the runs; all show the same views. metric: what is compared, on held-out training images. asha:
-    stops runs early. concurrent: runs at a time; by default as many as the cluster has room for. teacher: where its
-    outputs come from. max_caches: points that show other views need other caches; more than this many are refused.
-    seed: of the search.
-    """
+    """What a sweep searches and how: every point of `space` that `search` proposes is run with every seed."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The sweep's name, which is its identity: the same name again goes on with it."""
     space: dict[str, Annotated[SerializeAsAny[Axis | Pairings], BeforeValidator(parse_axis)]] = Field(min_length=1)
+    """{dotted field of the recipe: its values}, a list, or {uniform | log_uniform | integers: [low, high]}. Short
+    words: `temperature` of every term on logits (gamma is its inverse), `weight` of the one term that reads the
+    teacher, `layers` of the terms with pairs, which takes the fields of `layers` below."""
     search: Literal["grid", "random", "tpe"] = "grid"
+    """How points are chosen: all of them (`grid`), at random, or by a tree-structured Parzen estimator (`tpe`)."""
     num_points: int | None = Field(default=None, ge=1)
+    """How many points `random` and `tpe` try."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0,), min_length=1)
+    """The seeds that each point is run with; all show the same views."""
     metric: str = "held_out/top1"
+    """What is compared, on held-out training images: held_out/ and one of top1, top5, agreement, nll, kl."""
     asha: Asha | None = None
+    """How runs are stopped early. Not given: every run goes to its end."""
     concurrent: int | None = Field(default=None, ge=1)
+    """Runs at a time. Not given: as many as the cluster has room for."""
     teacher: Literal["cache", "online"] = "cache"
+    """Where the teacher's outputs come from: one cache, built first, or beside each student."""
     max_caches: int = Field(default=1, ge=1)
+    """Points that show other views need other caches; more caches than this are refused."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides what `random` and `tpe` propose."""
 
     @property
     def mode(self) -> Literal["min", "max"]:

@@ -105,6 +105,7 @@ def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
         )
     data = recipe.model_dump(mode="json")
     data["output_dir"] = f"{recipe.output_dir}/{sweep.name}"
+    data["about"] = None  # no point of a space is what the recipe was published as
     data["view_seed"] = recipe.plan_seed
     data["tracking"]["uri"] = tracking_uri(recipe)
     if recipe.teacher:

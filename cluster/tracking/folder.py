@@ -22,8 +22,6 @@ from pipelines.files import make_folder, read_json, write_json, write_whole
 
 State = Literal["new", "unfinished", "finished"]
 
-# Sections that say how a run is carried out, not what it computes.
-INCIDENTAL = ("scaling", "tracking", "checkpoint")
 # Where a network's weights lie; what they are is compared instead.
 PATHS = tuple(f"{network}.{field}" for network in ("student", "teacher") for field in ("checkpoint", "class_indices"))
 
@@ -142,7 +140,7 @@ class RunFolder:
             return
         ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        changed = [key for key in changed if key.split(".")[0] not in INCIDENTAL and key not in PATHS]
+        changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in PATHS]
         if changed:
             key = changed[0]
             raise Refused(

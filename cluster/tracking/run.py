@@ -78,7 +78,8 @@ def create_run(config: RunConfig, command: str, tags: Mapping[str, str]) -> str:
     client = mlflow.MlflowClient(tracking_uri(config))
     run = client.create_run(experiment_id(client, config), run_name=title(config))
     described = {**description(config, command), **tags}
-    params = [Param(key, str(value)[:500]) for key, value in flat(config.model_dump(mode="json")).items()]
+    decisive = config.model_dump(mode="json", exclude={"about"})
+    params = [Param(key, str(value)[:500]) for key, value in flat(decisive).items()]
     for start in range(0, len(params), 100):  # as many as MLflow takes at once
         client.log_batch(run.info.run_id, params=params[start : start + 100])
     client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in described.items()])
@@ -139,8 +140,14 @@ def description(config: RunConfig, command: str) -> dict[str, str]:
         "seed": str(config.seed),
         "mlflow.source.name": "stillhouse",
         "mlflow.source.git.commit": git_commit(),
-        "mlflow.note.content": f"Run again with\n\n    {command}",
+        "mlflow.note.content": "\n\n".join([*note(config), f"Run again with\n\n    {command}"]),
     }
+
+
+def note(config: RunConfig) -> list[str]:
+    """Return what a recipe says about itself as paragraphs for the run's page; the whole is in its recipe.yaml."""
+    about = config.about
+    return [part for part in (about.title, about.paper, f"Published: {about.expected}") if part] if about else []
 
 
 def close_run(config: RunConfig, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

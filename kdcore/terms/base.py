@@ -70,13 +70,19 @@ class TermContext:
 
 
 class Term(BaseModel):
-    """Base of every term. weight multiplies the loss; over the first warmup_epochs it rises linearly from 0."""
+    """A weighted loss, as data: base of every term, with the fields that all of them have.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    The text below a field is its description, as `python -m ops fields TERM` shows it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
 
     term: str
+    """The term's name."""
     weight: float = Field(ge=0)
+    """What the loss is multiplied by before the terms are added."""
     warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs over which the weight rises linearly from 0 to `weight`."""
 
     # Whether the value of one sample depends on the others of its micro-batch.
     batch_coupled: ClassVar[bool] = False
@@ -125,10 +131,12 @@ class Stateless(nn.Module):
 class Pair(BaseModel):
     """A tap of the student and the tap of the teacher that it is compared with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     student: str
+    """A tap of the student: the name of a module in its network, as `python -m ops show RECIPE` lists them."""
     teacher: str
+    """The tap of the teacher."""
 
 
 def parse_term(data: Any) -> Term:

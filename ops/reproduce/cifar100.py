@@ -81,8 +81,6 @@ BY_QUALITY = ("feature_only-q", "feature_only-q-ce", "feature_only-q-longer")
 DIFFERENCES: dict[str, tuple[str, ...]] = {
     "one teacher of one seed, trained here; every paper has its own, or the released one of 79.42": (),
     "on a GPU, convolutions in TF32, PyTorch's default for float32 (published runs: full float32)": (),
-    "SGD for 240 epochs with crops and flips, as all rows here; its paper: AdamW for 50 epochs, and no augmentation in "
-    "its main experiments": tuple(row for row in ROWS if row.startswith("feature_only")),
     "the same loss, and the labels reach the backbone": ("feature_only-ce", "feature_only-q-ce"),
     "the teacher's layers of highest quality Q over 5,000 images, maps pooled to 16,384 values": tuple(
         row for row in BY_QUALITY if row in ROWS

@@ -27,21 +27,24 @@ Code = LogitCode | Projection  # what some columns are read with, fitted once pe
 
 
 class Storage(BaseModel):
-    """How outputs are stored.
+    """How teacher outputs are stored."""
 
-    logits: dense, or sparse in sparse_bytes a view with sparse_top classes corrected (see `pipelines.cache.sparse`).
-    dtype: of dense logits and of input gradients. features: int8 has one scale a row. project: {tap: channels}: the
-    features of a tap in so many principal directions, from which their original channels are restored on reading.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     logits: Literal["dense", "sparse"] = "dense"
+    """`dense` keeps a number for each class; `sparse` keeps `sparse_bytes` a view, which serve every temperature within
+    a stated error."""
     dtype: Literal["float16", "float32"] = "float16"
+    """The type of dense logits and of input gradients."""
     features: Literal["float16", "float32", "int8"] = "float16"
+    """The type of features; int8 has one scale a row, an error of at most 1/254 of the row's largest value."""
     project: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """{tap: channels}: store the features of a tap in so many principal directions, from which their original channels
+    are restored on reading."""
     sparse_bytes: int = Field(default=64, ge=4)
+    """Bytes of a view's sparse logits."""
     sparse_top: int = Field(default=8, ge=1)
+    """Classes of a view's sparse logits that are corrected one by one."""
 
 
 class FieldSpec(NamedTuple):

@@ -17,25 +17,9 @@ _CROP_FIELDS = {"scale": "resized", "ratio": "resized", "padding": "padded", "cr
 
 
 class ViewPolicy(BaseModel):
-    """The settings of a data set's views.
+    """How training images are augmented: the settings of a data set's views."""
 
-    size: the picture's side, or (height, width), in pixels.
-    crop: "resized": a random part of the picture, `scale` of its area at an aspect within `ratio` (width over height),
-        as torchvision's RandomResizedCrop; "padded": the whole picture brought to `size`, surrounded by `padding` black
-        pixels and cropped at a random place; "center": the picture's shorter side brought to floor(size / crop_pct),
-        as timm evaluates, then its centre.
-    flip_probability: of a left-right flip.
-    brightness, contrast, saturation: a factor is drawn from [max(0, 1 - strength), 1 + strength]; hue: an angle from
-        [-hue, hue] turns. See `pipelines.views.draws.colour`.
-    erase_probability: of filling one box of `erase_scale` of the area, aspect within `erase_ratio`, with the mean
-        colour (0 after normalisation) or with noise of unit variance.
-    mixup_alpha, cutmix_alpha: the share of a sample in its mixture is drawn from Beta(alpha, alpha); 0 turns it off.
-        mix_probability: of mixing a sample at all; switch_probability: of CutMix where both are on.
-    num_views: a run shows view `epoch mod num_views`; None: every epoch a new view. It says how many views are used,
-        not what they look like, and is no part of the fingerprint.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     # Do not add to these: a field that is off must not change the fingerprints of what was made before there was one.
     # fmt: off
@@ -47,26 +31,52 @@ class ViewPolicy(BaseModel):
     # fmt: on
 
     size: Side | tuple[Side, Side] = 224
+    """The side of what a network sees, or its (height, width), in pixels."""
     crop: Literal["resized", "padded", "center"] = "resized"
+    """What is cut out. `resized`: a random part of the picture, brought to `size`, as torchvision's RandomResizedCrop.
+    `padded`: the whole picture brought to `size`, surrounded by `padding` black pixels and cropped at a random place.
+    `center`: the picture's shorter side brought to floor(size / crop_pct), as timm evaluates, then its centre."""
     scale: tuple[float, float] = (0.08, 1.0)
+    """With `crop: resized`: the range of the part's share of the picture's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """With `crop: resized`: the range of the part's aspect, width over height, drawn log-uniformly."""
     padding: int = Field(default=4, ge=0)
+    """With `crop: padded`: black pixels added on each side."""
     crop_pct: float = Field(default=0.875, gt=0, le=1)
+    """With `crop: center`: the side of the centre over that of the resized picture."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How pictures are resized."""
     flip_probability: Probability = 0.5
+    """The probability of a left-right flip."""
     brightness: float = Field(default=0.0, ge=0)
+    """The strength of the brightness jitter: the factor is drawn from [max(0, 1 - strength), 1 + strength]."""
     contrast: float = Field(default=0.0, ge=0)
+    """The strength of the contrast jitter around mid-grey: the factor is drawn from [max(0, 1 - strength), 1 +
+    strength]."""
     saturation: float = Field(default=0.0, ge=0)
+    """The strength of the saturation jitter: the factor is drawn from [max(0, 1 - strength), 1 + strength]."""
     hue: float = Field(default=0.0, ge=0, le=0.5)
+    """The strength of the hue jitter: the angle is drawn from [-hue, hue] turns."""
     erase_probability: Probability = 0.0
+    """The probability of erasing one box (random erasing)."""
     erase_scale: tuple[float, float] = (0.02, 1 / 3)
+    """The range of the erased box's share of the area."""
     erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    """The range of the erased box's aspect, width over height, drawn log-uniformly."""
     erase_fill: Literal["mean", "noise"] = "mean"
+    """What the erased box is filled with: the mean colour, which is 0 after normalisation, or noise of unit
+    variance."""
     mixup_alpha: float = Field(default=0.0, ge=0)
+    """Mixup: a sample's share in its mixture is drawn from Beta(alpha, alpha). 0 turns it off."""
     cutmix_alpha: float = Field(default=0.0, ge=0)
+    """CutMix: a sample's share in its mixture is drawn from Beta(alpha, alpha). 0 turns it off."""
     mix_probability: Probability = 1.0
+    """The probability of mixing a sample at all, where Mixup or CutMix is on."""
     switch_probability: Probability = 0.5
+    """The probability of CutMix, rather than Mixup, where both are on."""
     num_views: int | None = Field(default=None, ge=1)
+    """The number of views: a run shows view `epoch mod num_views`. Not given: a new view every epoch. It says how many
+    views are used, not what they look like, and is no part of a cache's fingerprint."""
 
     @classmethod
     def evaluation(

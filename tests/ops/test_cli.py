@@ -18,6 +18,7 @@ COMMANDS = (
     "show",
     "layers",
     "recipes",
+    "fields",
     "data",
     "cache",
     "submit",

@@ -5,7 +5,6 @@ In this process, without Ray: what a worker assembles, and two steps of it on a 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -67,13 +66,14 @@ def test_runs_of_a_family_do_not_share_a_folder():
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_its_header_is_its_manual(name):
-    header = catalog.header(name)
-    for heading in ("paper", "command", "hardware", "expected"):
-        assert re.search(rf"^# {heading}: +\S", header, re.MULTILINE), heading
-    assert re.search(rf"python -m ops train {re.escape(name)}(\s|$)", header)
-    if "top-1" in catalog.expected(name):
-        assert re.search(r"^# source: ", header, re.MULTILINE)
+def test_it_says_what_it_is_about(name):
+    about = catalog.about(name)
+    assert about == loaded(name).about
+    assert about.title
+    assert about.paper
+    assert about.data
+    assert about.hardware
+    assert about.source or about.expected.top1 is None, "a number has a source"
     assert max(map(len, catalog.text(name).splitlines())) <= 120
 
 
@@ -109,7 +109,7 @@ def test_rows_carry_the_published_values(name):
     (term,) = (term for term in config.method if term.term == kind)
     assert {field: getattr(term, field) for field in fields} == fields
     assert config.optimizer.lr == lr
-    assert catalog.expected(name).startswith(expected)
+    assert str(catalog.about(name).expected).startswith(expected)
 
 
 def test_tables_are_complete():
@@ -282,7 +282,8 @@ def test_the_command_lists_and_prints(capsys):
     (line,) = listed(capsys, "resnet34-resnet18-dk")
     assert line.split(maxsplit=1)[1] == "71.70 top-1 (teacher 73.31, student alone 69.76)"
     printed = listed(capsys, "imagenet/resnet34-resnet18-dkd")
-    assert printed[0] == "# ResNet-34 teaches ResNet-18 on ImageNet by DKD."
-    assert "train: {epochs: 100, batch_size: 256, micro_batch: 64, precision: float32}" in printed
+    assert printed[0] == "# python -m ops train imagenet/resnet34-resnet18-dkd"
+    assert "  title: ResNet-34 teaches ResNet-18 on ImageNet by DKD." in printed
+    assert "  batch_size: 256" in printed
     with pytest.raises(Refused, match="no such recipe"):
         catalog.recipes("resnet-35")

@@ -127,6 +127,10 @@ def test_random_points():
         settle(sweep(search="random", num_points=3), None).points()
 
 
+def test_no_run_of_a_sweep_claims_what_its_recipe_is_expected_to_reach(recipes):
+    assert base_of(recipes(about={"expected": {"top1": 71.7}}), sweep()).about is None
+
+
 def test_the_word_temperature(recipes):
     base = base_of(recipes(), sweep())
     assert configured(base, {"temperature": 2}, "r", 0).method[1].temperature == 2

@@ -198,14 +198,17 @@ def test_a_continued_run_goes_on_without_its_server(elsewhere, monkeypatch, capl
 
 def test_how_a_run_is_described(recipe, store):
     method = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 0.9, "temperature": 4.0}]
-    config = parse(recipe(teacher={"model": "cifar_resnet8"}, method=method, tracking__uri=store))
+    about = {"title": "A test.", "expected": {"top1": 71.7, "stdev": 0.05}, "differs": ["it is small"]}
+    config = parse(recipe(teacher={"model": "cifar_resnet8"}, method=method, tracking__uri=store, about=about))
     run_id = open_run(config, "python -m ops train x.yaml", {"sweep": "temperatures"})
     run = mlflow.MlflowClient(tracking_uri(config)).get_run(run_id)
     assert run.info.run_name == "run: ce+kd, cifar_resnet8 > cifar_resnet8"
     expected = {"run": "run", "method": "ce+kd", "pair": "cifar_resnet8 > cifar_resnet8", "sweep": "temperatures"}
     assert run.data.tags.items() >= expected.items()
-    assert "python -m ops train x.yaml" in run.data.tags["mlflow.note.content"]
+    page = run.data.tags["mlflow.note.content"]
+    assert page == ("A test.\n\nPublished: 71.70 ± 0.05 top-1\n\nRun again with\n\n    python -m ops train x.yaml")
     assert run.data.params["method.1.temperature"] == "4.0"
+    assert [key for key in run.data.params if key.startswith("about")] == []
 
 
 def test_files_lie_in_the_output_folder(recipe, store):

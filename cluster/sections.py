@@ -1,0 +1,264 @@
+"""The sections of a run's configuration, each a frozen, strict model whose fields say what they mean.
+
+The text below a field is its description: `python -m ops fields` shows it, and so do the comments of
+`python -m ops recipes NAME` and the reference page.
+
+Not here: what must hold between sections (`cluster.config`), how recipes are read (`cluster.recipe`), and the sections
+of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy`, `pipelines.cache.columns`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
+from pipelines.cache.columns import Storage
+from pipelines.cache.local import is_remote
+
+
+class Section(BaseModel):
+    """Base of the sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ExpectedConfig(Section):
+    """A published result, with the accuracies as published: in percent."""
+
+    top1: float | None = Field(default=None, gt=1, le=100)
+    """The student's published top-1 in percent. Not given: none is known."""
+    stdev: float | None = Field(default=None, ge=0)
+    """The published standard deviation of `top1` over seeds, in percent."""
+    teacher: float | None = Field(default=None, gt=1, le=100)
+    """The teacher's published top-1 in percent."""
+    alone: float | None = Field(default=None, gt=1, le=100)
+    """The published top-1 in percent of the student trained without a teacher."""
+    note: str | None = None
+    """What else to know before comparing."""
+
+    @property
+    def number(self) -> str | None:
+        """The published top-1 in percent with its standard deviation, such as '76.06 ± 0.27'."""
+        if self.top1 is None:
+            return None
+        return f"{self.top1:.2f}" + (f" ± {self.stdev:.2f}" if self.stdev is not None else "")
+
+    def __str__(self) -> str:
+        """The result in one line."""
+        beside = {"teacher": self.teacher, "student alone": self.alone}
+        known = ", ".join(f"{name} {top1:.2f}" for name, top1 in beside.items() if top1 is not None)
+        text = f"{self.number} top-1" if self.number else "no published number"
+        return text + (f" ({known})" if known else "") + (f"; {self.note}" if self.note else "")
+
+
+class AboutConfig(Section):
+    """What a recipe follows, what it is meant to reach, and where it departs: for people, and no part of the run."""
+
+    title: str | None = None
+    """What the recipe trains, in a sentence."""
+    paper: str | None = None
+    """The publication it follows: authors, title, arXiv number."""
+    data: str | None = None
+    """The images it is for, and how to come by them."""
+    teacher: str | None = None
+    """How to come by the teacher's weights."""
+    tune: str | None = None
+    """The fields to change first, and within which bounds."""
+    hardware: str | None = None
+    """The machines it is meant for."""
+    expected: ExpectedConfig = ExpectedConfig()
+    """What it is meant to reach."""
+    source: str | None = None
+    """Where the hyper-parameters and the expected result are published."""
+    differs: tuple[str, ...] = ()
+    """Where it departs from the published script: a list, one difference with its reason each."""
+
+
+class DataConfig(Section):
+    """The images: a folder with `<split>/<class>/<image>`, and how they are read."""
+
+    root: str
+    """The image folder."""
+    train_split: str = "train"
+    """The folder below `root` that holds the training images."""
+    val_split: str = "val"
+    """The folder below `root` that holds the validation images."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
+    loader: Literal["dali", "reference", "resident"] = "dali"
+    """What decodes and augments: `dali`; `reference`, which is Pillow, slower, and needs no DALI; or `resident`, which
+    holds all images in the device's memory and takes images of one size that are not resized, such as CIFAR's."""
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where DALI decodes; `auto` is the GPU where the worker has one."""
+    num_threads: int = Field(default=2, ge=1)
+    """CPU threads of each worker that read and decode."""
+    prefetch: int = Field(default=2, ge=2)
+    """Batches that each worker prepares ahead of the one in use."""
+    mean: tuple[float, float, float] | None = None
+    """The mean of R, G and B in [0, 1] that images are normalised by. Not given: the student network's own."""
+    std: tuple[float, float, float] | None = None
+    """The standard deviation of R, G and B in [0, 1] that images are normalised by. Not given: the student network's
+    own."""
+    evaluation_size: int | None = Field(default=None, ge=1)
+    """The side of validation images in pixels. Not given: `views.size`."""
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    """How validation images are cut: the shorter side is resized to size / crop_pct, then the centre is taken. With
+    `views.crop: padded`, 1 stands in for it."""
+
+
+class StudentConfig(ModelConfig):
+    """The network to train."""
+
+    classifier: Literal["own", "reused"] = "own"
+    """`own` trains the network's classifier. `reused` is SimKD's student: a projector and the teacher's frozen
+    classifier take its place."""
+    factor: int = Field(default=2, ge=1)
+    """With `classifier: reused`, the projector's bottleneck has the teacher's channels divided by this."""
+
+
+class TeacherConfig(ModelConfig):
+    """The network to learn from."""
+
+    source: Literal["online", "cache"] = "online"
+    """`online`: the teacher answers beside the student. `cache`: its answers are read from the recipe's cache; its
+    weights are then not needed, but where they are there, the cache is checked against them."""
+
+    @property
+    def cached(self) -> bool:
+        return self.source == "cache"
+
+    def check(self) -> None:
+        if not self.cached:
+            super().check()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights lie on this machine."""
+        files = [path for path in (self.checkpoint, self.class_indices) if path is not None]
+        return self.checkpoint is not None and all(Path(path).is_file() for path in files)
+
+
+class CacheConfig(Storage):
+    """Where the teacher's outputs are stored, what is stored beside what the method reads, and how."""
+
+    dir: str
+    """The cache's folder; to read from, also a URI such as s3://bucket/folder."""
+    taps: tuple[str, ...] = ()
+    """Further taps of the teacher to store, for the sake of other recipes."""
+    head: bool = False
+    """Whether to store what SimKD reuses of a teacher also where this recipe does not need it."""
+    rows_per_shard: int | None = Field(default=None, ge=1)
+    """Rows of one file. Not given: as many as fit in 128 MiB, at most 16,384."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images of one forward pass of the teacher while the cache is built."""
+    trust: bool = False
+    """Whether to read a cache that other versions of the libraries have built."""
+    copies_dir: str | None = None
+    """The folder for this machine's copies of remote caches. Not given: the machine's temporary folder."""
+
+    def at(self, base: Path) -> CacheConfig:
+        """Return the section with its folders made absolute from `base`."""
+        folder = self.dir if is_remote(self.dir) else str((base / self.dir).absolute())
+        copies = str((base / self.copies_dir).absolute()) if self.copies_dir else None
+        return self.model_copy(update={"dir": folder, "copies_dir": copies})
+
+
+class TrainConfig(Section):
+    """How long and in which batches to train, in which precision, and which weights to keep."""
+
+    epochs: int = Field(ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(ge=1)
+    """Images of one optimiser step over all workers."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images of one forward pass; a worker runs several of them a step and adds their gradients. Batch norm and
+    batch-coupled losses see one micro-batch, so a recipe that states it means the same on any number of workers. Not
+    given: each worker's share of the batch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the networks compute in. `auto`: bfloat16 autocast on GPUs that have it, else float32. Losses are computed
+    in float32 throughout."""
+    channels_last: bool = True
+    """Whether images and convolutions lie in memory channels-last, which is faster on most devices."""
+    compile: bool = False
+    """Whether to run the step through `torch.compile`."""
+    deterministic: bool = True
+    """Whether to take kernels that give the same bits twice; false is faster on GPUs."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """The largest norm of the whole gradient; a larger one is scaled down to it. Not given: no clipping."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """The decay per step of an exponential moving average of the student, which is then what is evaluated and deployed.
+    Not given: no average."""
+    ema_warmup: bool = False
+    """Whether the average's decay rises to `ema_decay` over the first steps, as in timm."""
+    select: Literal["last", "held_out", "val"] = "last"
+    """Which weights are deployed: the last, or the best by top-1 on held-out training images (`held_out`) or on the
+    validation set (`val`, which makes its accuracy optimistic)."""
+    evaluate_every_epochs: int = Field(default=1, ge=1)
+    """Epochs from one evaluation to the next; the end of the run is evaluated in any case."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where the loss, the gradient or the weights are not finite any more: 'stop' ends the run; 'skip'
+    leaves out the steps whose gradient is not finite, and waits for the device at every step to know."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """The share of the run's steps that 'skip' may leave out before the run ends."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps after which the run ends, however many epochs are left; the schedule stays that of `epochs`."""
+
+
+class ScalingConfig(Section):
+    """How many workers train, and what each of them takes of the cluster."""
+
+    num_workers: int = Field(default=1, ge=0)
+    """Workers that train together. 0: one worker in this very process, without a cluster and without checkpoints, for
+    small experiments."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with fewer workers, down to this number, while there is no room for all. Not given: always
+    `num_workers`."""
+    resize_seconds: float = Field(default=60, gt=0)
+    """With `min_workers`, seconds between looks whether there is room for more workers."""
+    use_gpu: bool | None = None
+    """Whether each worker takes GPUs. Not given: where the cluster has enough of them."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPU cores that each worker takes."""
+    gpus_per_worker: float = Field(default=1, gt=0)
+    """GPUs that each worker takes where it takes any."""
+    max_failures: int = Field(default=2, ge=-1)
+    """How often workers may be lost before the run fails; -1: without end."""
+    timeout_seconds: float = Field(default=600, gt=0)
+    """Seconds that workers wait for one another before they are taken for lost."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> ScalingConfig:
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise Refused(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
+        return self
+
+
+class TrackingConfig(Section):
+    """What is recorded of a run, and where."""
+
+    uri: str | None = None
+    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, or else a SQLite store in `output_dir`."""
+    experiment: str = "stillhouse"
+    """The experiment in MLflow that the run belongs to."""
+    every_steps: int = Field(default=10, ge=1)
+    """Optimiser steps from one line of training metrics to the next."""
+    system_metrics: bool = True
+    """Whether to record the machine's use of CPU, memory, disk, network and GPU."""
+    record_batches: bool = False
+    """Whether to write every step's sample ids and losses beside the run; large, for tests and audits."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, where, and how many stay."""
+
+    storage: str | None = None
+    """Where checkpoints lie: a folder, or a URI that `pyarrow.fs` knows, such as s3://bucket/folder. Not given: with
+    the run, in `output_dir`."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps from one checkpoint to the next. Not given: the steps of an epoch."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay."""

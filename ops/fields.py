@@ -1,0 +1,91 @@
+"""`fields`: what may stand in a recipe, looked up by section, term or field."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+from rich.text import Text
+
+from kdcore.errors import Refused
+from ops.console import console, say
+from ops.schema import RECIPE, Entry, Model, entries, json_schema, sections, summary, terms
+
+
+def fields(wanted: str | None, as_json_schema: bool) -> int:
+    """Print the fields of a section or a term, or one field; without a name, what there is to look up."""
+    if as_json_schema:
+        if wanted is not None:
+            raise Refused(f"fields {wanted} --json-schema: the schema is that of a whole recipe; leave {wanted} out")
+        print(json.dumps(json_schema(), indent=1))
+        return 0
+    known = sections() | terms()
+    if wanted is None:
+        show_names("sections of a recipe and of a sweep", sections())
+        show_names("terms of a method", terms())
+        say("fields of one: python -m ops fields NAME; one field: python -m ops fields NAME.FIELD, or its bare name")
+    elif wanted in known:
+        show_fields(wanted, known[wanted])
+    else:
+        console.print(field_table(named(wanted, known)))
+    return 0
+
+
+def named(wanted: str, known: Mapping[str, Model]) -> list[tuple[str, Entry]]:
+    """Return (full name, entry) of the field that is named in full, or of all that have this bare name.
+
+    Refused with the nearest names where there is none.
+    """
+    owner, _, field = wanted.rpartition(".")
+    if owner and owner not in known:
+        raise Refused(f"{wanted}: no section or term is called {owner!r}{nearest(owner, known)}")
+    owners = {owner: known[owner]} if owner else known
+    all_fields = [(name, entry) for name, model in owners.items() for entry in entries(model)]
+    found = [(full_name(name, entry), entry) for name, entry in all_fields if entry.name == field]
+    if found:
+        return found
+    if owner:
+        hint = nearest(field, {entry.name for _, entry in all_fields})
+        raise Refused(f"{wanted}: {owner} has no field {field!r}{hint}")
+    hint = nearest(wanted, {*known, *(entry.name for _, entry in all_fields)})
+    raise Refused(f"{wanted}: no section, term or field is called that{hint}")
+
+
+def full_name(owner: str, entry: Entry) -> str:
+    """Return what an override calls a field; for one of a term, the term stands for its place in the list."""
+    return entry.name if owner == RECIPE else f"{owner}.{entry.name}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean ...?' with the nearest of the known names, or where all of them are listed."""
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else "; `python -m ops fields` lists them"
+
+
+def show_names(title: str, models: Mapping[str, Model]) -> None:
+    """Print every name with one line about it."""
+    made = Table(title=title, title_justify="left", show_header=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, model in models.items():
+        made.add_row(name, Text(summary(model)))
+    console.print(made)
+
+
+def show_fields(name: str, model: Model) -> None:
+    """Print what a section or a term is, then all of its fields."""
+    say(f"{name}: {inspect.cleandoc(model.__doc__ or '')}\n")
+    console.print(field_table([(entry.name, entry) for entry in entries(model)]))
+
+
+def field_table(rows: Iterable[tuple[str, Entry]]) -> Table:
+    """Return a table of fields: name, type, default, meaning."""
+    made = Table()
+    for column, width in {"field": None, "type": 26, "default": 20, "meaning": None}.items():
+        made.add_column(column, overflow="fold", no_wrap=column == "field", max_width=width)
+    for name, entry in rows:
+        made.add_row(name, Text(entry.type), Text(entry.default_text), Text(entry.meaning))
+    return made

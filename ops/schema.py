@@ -1,0 +1,193 @@
+"""What may stand in a recipe, read from its models: sections, terms, each field with its type, default and meaning.
+
+`ops.fields` shows it, `ops.recipe_text` comments recipes with it, `ops.reference` makes a page of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, TypeAdapter, create_model
+from pydantic.fields import FieldInfo
+
+from cluster.config import RunConfig
+from cluster.sweep.config import Pairings, SweepConfig
+from kdcore.terms import REGISTRY, Term
+from kdcore.terms.base import Pair
+
+RECIPE, METHOD, SWEEP, LAYERS = "recipe", "method", "sweep", "sweep.layers"
+Model = type[BaseModel]
+PLURALS = {"integer": "integers", "number": "numbers", "term": "terms"}
+BASE = {
+    "description": "Recipe files that this one starts from; mappings are merged, everything else is replaced.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field of a section or a term. default: as a recipe would write it; None for a field that must be given."""
+
+    name: str
+    type: str
+    default: str | None
+    meaning: str
+
+    @property
+    def default_text(self) -> str:
+        return "required" if self.default is None else self.default
+
+
+def sections() -> dict[str, Model]:
+    """Return {dotted name: model} of the sections of a recipe and of a sweep, in the order of their writing."""
+    recipe: dict[str, Model] = {RECIPE: RunConfig, **_sections_below(RunConfig)}
+    return recipe | {SWEEP: SweepConfig, **_sections_below(SweepConfig, SWEEP), LAYERS: Pairings}
+
+
+def terms() -> dict[str, Model]:
+    """Return {name: model} of every term, by name."""
+    return dict(sorted(REGISTRY.items()))
+
+
+def _sections_below(model: Model, prefix: str = "") -> dict[str, Model]:
+    found: dict[str, Model] = {}
+    for name, field in model.model_fields.items():
+        path = f"{prefix}.{name}" if prefix else name
+        if section := section_of(field):
+            found |= {path: section, **_sections_below(section, path)}
+        elif Term in _named_models(field.annotation):
+            found[path] = Term
+    return found
+
+
+def section_of(field: FieldInfo) -> Model | None:
+    """Return the model of a field that holds a section, if it is given; None for a field that holds anything else."""
+    options = [option for option in _options(field.annotation) if option is not type(None)]
+    models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    return models[0] if models == options and models[0] is not Pair else None
+
+
+def summary(model: Model) -> str:
+    """Return the first sentence of a model's docstring, in one line."""
+    text = " ".join(inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".") + "."
+
+
+def entries(model: Model) -> list[Entry]:
+    """Return the fields of a section or a term, in the order in which it declares them."""
+    return [
+        Entry(name, type_text(field.annotation, field.metadata), default_text(field), meaning(model, name))
+        for name, field in model.model_fields.items()
+    ]
+
+
+def meaning(model: Model, name: str) -> str:
+    """Return the docstring below a field; where a subclass declares it again without one, that of its base."""
+    for cls in model.__mro__:
+        field = getattr(cls, "model_fields", {}).get(name)
+        if field is not None and field.description:
+            return " ".join(field.description.split())
+    return ""
+
+
+def default_text(field: FieldInfo) -> str | None:
+    """Return a field's default as a recipe would write it, in words where that is nothing; None where it has none."""
+    if field.is_required():
+        return None
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None:
+        return "not given"
+    is_section = isinstance(default, BaseModel) and not isinstance(default, Pair)
+    return "its defaults" if is_section else written(default)
+
+
+def written(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple | list) and value and all(isinstance(item, float) for item in value):
+        return f"[{', '.join(written(item) for item in value)}]"
+    plain = TypeAdapter(Any).dump_python(value, mode="json")
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n...\n").strip()
+
+
+def type_text(annotation: Any, metadata: list[Any] | None = None) -> str:
+    """Return a field's type in words that a recipe's writer knows: choices, bounds, lists."""
+    options = [option for option in _options(annotation) if option is not type(None)]
+    if len(options) > 1:
+        return " or ".join(type_text(option, metadata) for option in options)
+    (only,) = options
+    if get_origin(only) is Annotated:
+        inner, *details = get_args(only)
+        return type_text(inner, [part for detail in details for part in getattr(detail, "metadata", [detail])])
+    return _one_type(only, metadata or [])
+
+
+def _one_type(annotation: Any, metadata: list[Any]) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, args))
+    if origin is tuple:
+        parts = [_bare(arg) for arg in args if arg is not Ellipsis]
+        return f"list of {PLURALS.get(parts[0], parts[0])}" if Ellipsis in args else f"[{', '.join(parts)}]"
+    if origin is dict:
+        return f"{{{_bare(args[0])}: {_bare(args[1])}}}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {Term: "term", Pair: "{student, teacher}"}.get(annotation, "section")
+    names = {str: "text", bool: "true | false", int: "integer", float: "number", Any: "value"}
+    return f"{names[annotation]}{_bounds(metadata)}"
+
+
+def _bare(annotation: Any) -> str:
+    """Return the type of a list's or mapping's item, without its bounds."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    options = _options(annotation)
+    return type_text(options[0] if len(options) == 1 else Any)
+
+
+def _bounds(metadata: list[Any]) -> str:
+    """Return bounds as ' >= 0, < 1'; nothing where there are none."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [f"{sign} {getattr(part, key)}" for key, sign in signs.items() for part in metadata if hasattr(part, key)]
+    return f" {', '.join(found)}" if found else ""
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union; the annotation itself where it is none."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _named_models(annotation: Any) -> Iterator[Model]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _named_models(part)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file, for editors.
+
+    What a file takes from its `base` may be missing in it, so only terms, which are not merged, have required fields.
+    """
+    one_of_the_terms: Any = Annotated[Union[tuple(REGISTRY.values())], Field(discriminator="term")]  # noqa: UP007
+    description = RunConfig.model_fields[METHOD].description
+    method: Any = (tuple[one_of_the_terms, ...], Field(min_length=1, description=description))
+    schema = create_model("Recipe", __base__=RunConfig, method=method).model_json_schema()
+    required = [{"required": ["base"]}, {"required": schema.pop("required")}]
+    named = {model.__name__ for model in sections().values() if model is not Term}
+    for name, definition in schema["$defs"].items():
+        if name in named:
+            definition.pop("required", None)
+    schema["properties"]["base"] = BASE
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "anyOf": required,
+    }
