@@ -1,9 +1,9 @@
 """What a sweep searches and how: a strict model of a YAML file, beside the recipe that it varies.
 
 name: digits
-search: grid                # or random, or tpe, with num_points
+search: grid                          # or random, or tpe, with num_points
 seeds: [0, 1]
-asha: {grace_epochs: 2}     # left out: every run goes to its end
+stop: {rule: asha, grace_epochs: 2}   # left out: every run goes to its end
 space:
   temperature: [1, 2, 4, 8]
   weight: {log_uniform: [0.1, 10]}
@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from cluster.config import Section
 from cluster.recipe import read_recipe, validated
+from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused
 from kdcore.terms.base import Pair
 
@@ -38,16 +39,23 @@ LOWER_IS_BETTER = ("nll", "kl")
 METRICS = ("top1", "top5", "agreement", *LOWER_IS_BETTER)
 
 
+def mode_of(metric: str) -> Mode:
+    """Return which values of a metric are better, the smallest or the largest."""
+    return "min" if metric.endswith(LOWER_IS_BETTER) else "max"
+
+
 class Values(Section):
     """One of several values."""
 
     values: tuple[Any, ...] = Field(min_length=1)
+    """The values, in the order in which a grid goes through them."""
 
     def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a value at random."""
         return self.values[rng.integers(len(self.values))]
 
     def value(self, drawn: Any) -> Any:
-        """The value that a search has drawn: searches draw its number, for a value may be a list."""
+        """Return the value that a search has drawn: it draws the value's number, for a value may be a list."""
         return self.values[drawn]
 
     @property
@@ -60,7 +68,10 @@ class Range(Section):
     """A number within [low, high]."""
 
     low: float
+    """The lowest value."""
+
     high: float
+    """The highest value."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -69,13 +80,16 @@ class Range(Section):
         return self
 
     def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a value at random."""
         return float(rng.uniform(self.low, self.high))
 
     def value(self, drawn: Any) -> Any:
+        """Return the value that a search has drawn, as the recipe takes it."""
         return drawn
 
     @property
     def ends(self) -> tuple[Any, ...]:
+        """The lowest and the highest value: where both make a run, those between them do."""
         return (self.value(self.low), self.value(self.high))
 
 
@@ -83,6 +97,7 @@ class LogRange(Range):
     """A number within [low, high] whose logarithm is uniform."""
 
     low: float = Field(gt=0)
+    """The lowest value, above 0."""
 
     def draw(self, rng: np.random.Generator) -> Any:
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
@@ -99,20 +114,25 @@ class Integers(Range):
 
 
 class Pairings(Section):
-    """Which taps are paired: `pairs`, each choice a list of pairs; or the choices that the teacher's layers of highest
-    quality allow.
-
-    ranked: so many of the teacher's best taps by Q. sizes: a choice takes so many of them at once (1: one layer), and
-    pairs them with the student's by depth. taps, student_taps: of which networks' layers; by default their blocks.
-    images: on how many training images Q is measured.
-    """
+    """Which taps are paired: choices that are given, or those that the teacher's layers of highest quality allow."""
 
     pairs: tuple[tuple[Pair, ...], ...] | None = None
+    """The choices, each a list of pairs of a student's and a teacher's tap."""
+
     ranked: int | None = Field(default=None, ge=1)
+    """Instead of pairs: choose among this many of the teacher's taps, those of the highest quality Q."""
+
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    """How many of the ranked taps a choice takes at once; they are paired with the student's by depth."""
+
     taps: tuple[str, ...] | None = None
+    """The teacher's taps that are ranked; left out, its blocks."""
+
     student_taps: tuple[str, ...] | None = None
+    """The student's taps that can be paired; left out, its blocks."""
+
     images: int = Field(default=5000, ge=2)
+    """The number of training images on which Q is measured."""
 
     @model_validator(mode="after")
     def _check(self) -> Pairings:
@@ -128,7 +148,7 @@ Axis = Values | Range
 
 
 def parse_axis(given: Any) -> Any:
-    """A list is several values; a mapping names a range, or says which layers."""
+    """Build an axis from a list of values, or from a mapping that names a range or says which layers."""
     if isinstance(given, list) and given:
         return Values(values=tuple(given))
     if isinstance(given, Mapping) and len(given) == 1 and (kind := next(iter(given))) in RANGES:
@@ -144,7 +164,7 @@ def parse_axis(given: Any) -> Any:
 
 
 def written_axis(axis: Axis | Pairings) -> Any:
-    """An axis as SPACE.yaml has it: the inverse of `parse_axis`."""
+    """Return an axis as SPACE.yaml has it: the inverse of `parse_axis`."""
     if isinstance(axis, Values):
         return list(axis.values)
     if isinstance(axis, Range):
@@ -153,53 +173,66 @@ def written_axis(axis: Axis | Pairings) -> Any:
     return axis.model_dump(mode="json", exclude_none=True)
 
 
-class Asha(Section):
-    """Asynchronous successive halving: at grace_epochs, and at every reduction_factor times that, a run stops unless it
-    is among the best 1/reduction_factor of those that have come so far."""
-
-    grace_epochs: int = Field(default=1, ge=1)
-    reduction_factor: int = Field(default=3, ge=2)
-
-    def rung(self, epoch: float) -> int:
-        """The last rung at or before an epoch; 0 before the first."""
-        rung = 0
-        following = self.grace_epochs
-        while following <= epoch:
-            rung, following = following, following * self.reduction_factor
-        return rung
-
-
 class SweepConfig(Section):
-    """A sweep: `space` is searched by `search`, each point with every seed.
+    """A sweep: every point of a space with every seed.
 
     space: {field of the recipe, dotted: an axis}. Short words: `temperature` of every term on logits (gamma is its
-    inverse), `weight` of the one term that reads the teacher, `layers` of the terms with pairs. num_points: of random
-    and tpe. seeds: of the runs; all show the same views. metric: what is compared, on held-out training images. asha:
-    stops runs early. concurrent: runs at a time; by default as many as the cluster has room for. teacher: where its
-    outputs come from. max_caches: points that show other views need other caches; more than this many are refused.
-    seed: of the search.
+    inverse), `weight` of the one term that reads the teacher, `layers` of the terms with pairs.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The sweep's name, and of its folder below the recipe's output_dir; started again it goes on."""
+
     space: dict[str, Annotated[SerializeAsAny[Axis | Pairings], BeforeValidator(parse_axis)]] = Field(min_length=1)
+    """What is searched: a field of the recipe, dotted, or temperature, weight or layers, with its values or range."""
+
     search: Literal["grid", "random", "tpe"] = "grid"
+    """How points are found: every combination of the values, at random, or by a tree-structured Parzen estimator."""
+
     num_points: int | None = Field(default=None, ge=1)
+    """How many points random and tpe look at."""
+
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0,), min_length=1)
+    """The seeds with which every point is run. All of them show the same views."""
+
     metric: str = "held_out/top1"
-    asha: Asha | None = None
+    """What is compared, measured on held-out training images."""
+
+    stop: Annotated[SerializeAsAny[Stopper] | None, BeforeValidator(parse_stopper)] = None
+    """The rule that stops runs early, such as {rule: asha}; left out, every run goes to its end."""
+
     concurrent: int | None = Field(default=None, ge=1)
+    """Runs at a time; left out, as many as the cluster has room for."""
+
     teacher: Literal["cache", "online"] = "cache"
+    """Where the teacher's outputs come from: one cache that all runs read, or the teacher beside every student."""
+
     max_caches: int = Field(default=1, ge=1)
+    """Points that show other views need other caches; more than this many are refused."""
+
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """The seed of the search itself."""
 
     @property
-    def mode(self) -> Literal["min", "max"]:
+    def mode(self) -> Mode:
         """Which scores are better."""
-        return "min" if self.metric.endswith(LOWER_IS_BETTER) else "max"
+        return mode_of(self.metric)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_former_key(cls, given: Any) -> Any:
+        """Refuse `asha`, now a rule below `stop`; leave it out where it was off, as in earlier sweeps."""
+        if not isinstance(given, Mapping) or "asha" not in given:
+            return given
+        if given["asha"] is not None:
+            rule = {"rule": "asha", **(given["asha"] if isinstance(given["asha"], Mapping) else {})}
+            written = ", ".join(f"{name}: {value}" for name, value in rule.items())
+            raise Refused(f"asha is one of several stopping rules; write stop: {{{written}}}")
+        return {name: value for name, value in given.items() if name != "asha"}
 
     @field_validator("metric")
     @classmethod
-    def _held_out(cls, metric: str) -> str:
+    def _check_metric(cls, metric: str) -> str:
         if metric.startswith("val/"):
             raise Refused(
                 f"{metric} would choose on the validation set, whose accuracy would then mean nothing; take "
@@ -229,5 +262,5 @@ class SweepConfig(Section):
 
 
 def load_sweep(path: str | Path) -> SweepConfig:
-    """The sweep that a YAML file describes. Refused in one line for what is wrong."""
+    """Read the sweep that a YAML file describes. Refused in one line for what is wrong."""
     return validated(SweepConfig, read_recipe(Path(path)), str(path))
