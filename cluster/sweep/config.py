@@ -35,8 +35,8 @@ RESERVED = {
     "cache.dir": "all runs read one cache",
     "data.held_out": "scores on different images cannot be compared",
 }
-LOWER_IS_BETTER = ("nll", "kl")
-METRICS = ("top1", "top5", "agreement", *LOWER_IS_BETTER)
+METRICS = ("top1", "top5", "agreement", "nll", "kl")
+LOWER_IS_BETTER = ("nll", "kl", "ece", "loss")
 
 
 def mode_of(metric: str) -> Mode:

@@ -2,6 +2,7 @@
 
 page        the command and the page
 groups      runs that differ in nothing but their seed, and what sets recipes apart
+sweeps      the points of a sweep, with their scores
 figures     plotly figures
 seed_noise  whether a difference exceeds it
 """
