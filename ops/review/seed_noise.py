@@ -64,11 +64,13 @@ def quantile(freedom: float) -> float:
     return T_975[min(max(int(freedom), 1), len(T_975)) - 1]
 
 
-def sentence(one: str, other: str, found: Difference) -> str:
-    """'kd is 1.80 points above alone: ...', in points of a rate."""
-    said = f"{one} is {abs(found.value) * 100:.2f} points {'above' if found.value >= 0 else 'below'} {other}"
+def sentence(one: str, other: str, found: Difference, percent: bool = True) -> str:
+    """Return what a difference says, such as 'kd is 1.80 points above alone: ...'. percent: in points of a rate."""
+    form, scale, unit = (".2f", 100, " points") if percent else (".4f", 1, "")
+    size, direction = f"{abs(found.value) * scale:{form}}{unit}", "above" if found.value >= 0 else "below"
+    said = f"{one} is {size} {direction} {other}"
     if found.interval is None:
         return f"{said}; with {found.test} runs, nothing can be said about seed noise."
-    low, high = (f"{bound * 100:+.2f}" for bound in found.interval)
+    low, high = (f"{bound * scale:+{form}}" for bound in found.interval)
     verdict = "which is within seed noise" if found.within_noise else "more than seed noise"
     return f"{said}, {verdict} (95 % interval {low} to {high}; {found.test})."

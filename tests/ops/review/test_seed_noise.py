@@ -49,3 +49,8 @@ def test_sentences():
     assert sentence("kd", "alone", one) == (
         "kd is 15.00 points below alone; with n = 1 and 2 runs, nothing can be said about seed noise."
     )
+
+
+def test_a_sentence_of_a_loss():
+    found = difference({"0": 0.5, "1": 0.7}, {"0": 0.4, "1": 0.4})
+    assert sentence("kd", "alone", found, percent=False).startswith("kd is 0.2000 above alone, which is within")
