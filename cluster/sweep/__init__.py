@@ -4,7 +4,9 @@ config    what SPACE.yaml says
 space     points, and the runs they make
 caches    which runs share a cache
 plan      all of that before anything starts, with its cost
-search    which point comes next, and which run is stopped
+search    which point comes next
+stoppers  the rules that end runs early, one a file
+scheduler which run goes on after a report
 journal   what has been decided and measured
 trial     one run inside a trial's process
 tracking  the sweep and its runs in MLflow

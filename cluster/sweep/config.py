@@ -1,9 +1,9 @@
 """What a sweep searches and how: a strict model of a YAML file, beside the recipe that it varies.
 
 name: digits
-search: grid                # or random, or tpe, with num_points
+search: grid                          # or random, or tpe, with num_points
 seeds: [0, 1]
-asha: {grace_epochs: 2}     # left out: every run goes to its end
+stop: {rule: asha, grace_epochs: 2}   # left out: every run goes to its end
 space:
   temperature: [1, 2, 4, 8]
   weight: {log_uniform: [0.1, 10]}
@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from cluster.recipe import read_recipe, validated
 from cluster.sections import Section
+from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused
 from kdcore.terms.base import Pair
 
@@ -34,21 +35,27 @@ RESERVED = {
     "cache.dir": "all runs read one cache",
     "data.held_out": "scores on different images cannot be compared",
 }
-LOWER_IS_BETTER = ("nll", "kl")
-METRICS = ("top1", "top5", "agreement", *LOWER_IS_BETTER)
+METRICS = ("top1", "top5", "agreement", "nll", "kl")
+LOWER_IS_BETTER = ("nll", "kl", "ece", "loss")
+
+
+def mode_of(metric: str) -> Mode:
+    """Return which values of a metric are better, the smallest or the largest."""
+    return "min" if metric.endswith(LOWER_IS_BETTER) else "max"
 
 
 class Values(Section):
     """One of several values."""
 
     values: tuple[Any, ...] = Field(min_length=1)
-    """The values; in SPACE.yaml the bare list."""
+    """The values, in the order in which a grid goes through them."""
 
     def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a value at random."""
         return self.values[rng.integers(len(self.values))]
 
     def value(self, drawn: Any) -> Any:
-        """The value that a search has drawn: searches draw its number, for a value may be a list."""
+        """Return the value that a search has drawn: it draws the value's number, for a value may be a list."""
         return self.values[drawn]
 
     @property
@@ -61,9 +68,10 @@ class Range(Section):
     """A number within [low, high]."""
 
     low: float
-    """The lower end."""
+    """The lowest value."""
+
     high: float
-    """The upper end."""
+    """The highest value."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -72,13 +80,16 @@ class Range(Section):
         return self
 
     def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a value at random."""
         return float(rng.uniform(self.low, self.high))
 
     def value(self, drawn: Any) -> Any:
+        """Return the value that a search has drawn, as the recipe takes it."""
         return drawn
 
     @property
     def ends(self) -> tuple[Any, ...]:
+        """The lowest and the highest value: where both make a run, those between them do."""
         return (self.value(self.low), self.value(self.high))
 
 
@@ -86,7 +97,7 @@ class LogRange(Range):
     """A number within [low, high] whose logarithm is uniform."""
 
     low: float = Field(gt=0)
-    """The lower end, above 0."""
+    """The lowest value, above 0."""
 
     def draw(self, rng: np.random.Generator) -> Any:
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
@@ -103,21 +114,25 @@ class Integers(Range):
 
 
 class Pairings(Section):
-    """Which taps are paired: listed choices (`pairs`), or those that the teacher's layers of highest quality allow
-    (`ranked`)."""
+    """Which taps are paired: choices that are given, or those that the teacher's layers of highest quality allow."""
 
     pairs: tuple[tuple[Pair, ...], ...] | None = None
-    """The choices, each a list of pairs {student: TAP, teacher: TAP}."""
+    """The choices, each a list of pairs of a student's and a teacher's tap."""
+
     ranked: int | None = Field(default=None, ge=1)
-    """Choose among so many of the teacher's taps, those of highest quality Q."""
+    """Instead of pairs: choose among this many of the teacher's taps, those of the highest quality Q."""
+
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
-    """With `ranked`: how many taps a choice takes at once; they are paired with the student's by depth."""
+    """How many of the ranked taps a choice takes at once; they are paired with the student's by depth."""
+
     taps: tuple[str, ...] | None = None
-    """With `ranked`: the teacher's taps to rank. Not given: its blocks."""
+    """The teacher's taps that are ranked; left out, its blocks."""
+
     student_taps: tuple[str, ...] | None = None
-    """With `ranked`: the student's taps to pair them with. Not given: its blocks."""
+    """The student's taps that can be paired; left out, its blocks."""
+
     images: int = Field(default=5000, ge=2)
-    """With `ranked`: the number of training images that Q is measured on."""
+    """The number of training images on which Q is measured."""
 
     @model_validator(mode="after")
     def _check(self) -> Pairings:
@@ -133,7 +148,7 @@ Axis = Values | Range
 
 
 def parse_axis(given: Any) -> Any:
-    """A list is several values; a mapping names a range, or says which layers."""
+    """Build an axis from a list of values, or from a mapping that names a range or says which layers."""
     if isinstance(given, list) and given:
         return Values(values=tuple(given))
     if isinstance(given, Mapping) and len(given) == 1 and (kind := next(iter(given))) in RANGES:
@@ -149,7 +164,7 @@ def parse_axis(given: Any) -> Any:
 
 
 def written_axis(axis: Axis | Pairings) -> Any:
-    """An axis as SPACE.yaml has it: the inverse of `parse_axis`."""
+    """Return an axis as SPACE.yaml has it: the inverse of `parse_axis`."""
     if isinstance(axis, Values):
         return list(axis.values)
     if isinstance(axis, Range):
@@ -158,59 +173,66 @@ def written_axis(axis: Axis | Pairings) -> Any:
     return axis.model_dump(mode="json", exclude_none=True)
 
 
-class Asha(Section):
-    """Asynchronous successive halving, which stops runs early."""
-
-    grace_epochs: int = Field(default=1, ge=1)
-    """Epochs that every run is given; then, and at every `reduction_factor` times that, runs are compared."""
-    reduction_factor: int = Field(default=3, ge=2)
-    """A run goes on if it is in the best 1/reduction_factor of the runs that have come as far."""
-
-    def rung(self, epoch: float) -> int:
-        """The last rung at or before an epoch; 0 before the first."""
-        rung = 0
-        following = self.grace_epochs
-        while following <= epoch:
-            rung, following = following, following * self.reduction_factor
-        return rung
-
-
 class SweepConfig(Section):
-    """What a sweep searches and how: every point of `space` that `search` proposes is run with every seed."""
+    """A sweep: every point of a space with every seed.
+
+    space: {field of the recipe, dotted: an axis}. Short words: `temperature` of every term on logits (gamma is its
+    inverse), `weight` of the one term that reads the teacher, `layers` of the terms with pairs.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The sweep's name, which is its identity: the same name again goes on with it."""
+    """The sweep's name, and of its folder below the recipe's output_dir; started again it goes on."""
+
     space: dict[str, Annotated[SerializeAsAny[Axis | Pairings], BeforeValidator(parse_axis)]] = Field(min_length=1)
-    """{dotted field of the recipe: its values}, a list, or {uniform | log_uniform | integers: [low, high]}. Short
-    words: `temperature` of every term on logits (gamma is its inverse), `weight` of the one term that reads the
-    teacher, `layers` of the terms with pairs, which takes the fields of `layers` below."""
+    """What is searched: a field of the recipe, dotted, or temperature, weight or layers, with its values or range."""
+
     search: Literal["grid", "random", "tpe"] = "grid"
-    """How points are chosen: all of them (`grid`), at random, or by a tree-structured Parzen estimator (`tpe`)."""
+    """How points are found: every combination of the values, at random, or by a tree-structured Parzen estimator."""
+
     num_points: int | None = Field(default=None, ge=1)
-    """How many points `random` and `tpe` try."""
+    """How many points random and tpe look at."""
+
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0,), min_length=1)
-    """The seeds that each point is run with; all show the same views."""
+    """The seeds with which every point is run. All of them show the same views."""
+
     metric: str = "held_out/top1"
-    """What is compared, on held-out training images: held_out/ and one of top1, top5, agreement, nll, kl."""
-    asha: Asha | None = None
-    """How runs are stopped early. Not given: every run goes to its end."""
+    """What is compared, measured on held-out training images."""
+
+    stop: Annotated[SerializeAsAny[Stopper] | None, BeforeValidator(parse_stopper)] = None
+    """The rule that stops runs early, such as {rule: asha}; left out, every run goes to its end."""
+
     concurrent: int | None = Field(default=None, ge=1)
-    """Runs at a time. Not given: as many as the cluster has room for."""
+    """Runs at a time; left out, as many as the cluster has room for."""
+
     teacher: Literal["cache", "online"] = "cache"
-    """Where the teacher's outputs come from: one cache, built first, or beside each student."""
+    """Where the teacher's outputs come from: one cache that all runs read, or the teacher beside every student."""
+
     max_caches: int = Field(default=1, ge=1)
-    """Points that show other views need other caches; more caches than this are refused."""
+    """Points that show other views need other caches; more than this many are refused."""
+
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Decides what `random` and `tpe` propose."""
+    """The seed of the search itself."""
 
     @property
-    def mode(self) -> Literal["min", "max"]:
+    def mode(self) -> Mode:
         """Which scores are better."""
-        return "min" if self.metric.endswith(LOWER_IS_BETTER) else "max"
+        return mode_of(self.metric)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_former_key(cls, given: Any) -> Any:
+        """Refuse `asha`, now a rule below `stop`; leave it out where it was off, as in earlier sweeps."""
+        if not isinstance(given, Mapping) or "asha" not in given:
+            return given
+        if given["asha"] is not None:
+            rule = {"rule": "asha", **(given["asha"] if isinstance(given["asha"], Mapping) else {})}
+            written = ", ".join(f"{name}: {value}" for name, value in rule.items())
+            raise Refused(f"asha is one of several stopping rules; write stop: {{{written}}}")
+        return {name: value for name, value in given.items() if name != "asha"}
 
     @field_validator("metric")
     @classmethod
-    def _held_out(cls, metric: str) -> str:
+    def _check_metric(cls, metric: str) -> str:
         if metric.startswith("val/"):
             raise Refused(
                 f"{metric} would choose on the validation set, whose accuracy would then mean nothing; take "
@@ -240,5 +262,5 @@ class SweepConfig(Section):
 
 
 def load_sweep(path: str | Path) -> SweepConfig:
-    """The sweep that a YAML file describes. Refused in one line for what is wrong."""
+    """Read the sweep that a YAML file describes. Refused in one line for what is wrong."""
     return validated(SweepConfig, read_recipe(Path(path)), str(path))

@@ -36,7 +36,6 @@ class SweepPlan:
         if not fit:
             raise Refused(f"none of the sweep's points makes a run: {next(iter(self.problems.values()))}")
         self.caches = Caches(sweep, fit)
-        self.max_epochs = max(config.train.epochs for config in fit)
 
     @cached_property
     def examples(self) -> list[Point]:

@@ -27,7 +27,8 @@ from cluster.resources import ray_session
 from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency
-from cluster.sweep.search import Judge, Proposals
+from cluster.sweep.scheduler import EarlyStopping
+from cluster.sweep.search import Proposals
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
 from cluster.training.launch import continued
@@ -122,14 +123,13 @@ def run_trials(
         return read_json(plan.config(trial).run_dir / "result.json", "delete it: the run is then finished anew")
 
     proposals = Proposals(plan.space, journal, plan.score, payload, result)
-    judge = Judge(plan.sweep, journal, plan.max_epochs)
     journal.open()
     journal.listen(record.mark)
     if watch:
         journal.listen(lambda event, trial: watch(journal, event, trial))
     try:
         if proposals.has_more:
-            ask_tune(plan, proposals, judge, concurrent)
+            ask_tune(plan, proposals, EarlyStopping(plan.sweep, journal), concurrent)
     except BaseException:
         record.interrupt(journal.trials.values())
         raise
@@ -137,14 +137,14 @@ def run_trials(
     return journal
 
 
-def ask_tune(plan: SweepPlan, proposals: Proposals, judge: Judge, concurrent: int) -> None:
+def ask_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, concurrent: int) -> None:
     """Lets Ray Tune run trials until there are no more proposals."""
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
     tune.Tuner(
         tune.with_resources(train_trial, DRIVER),
         tune_config=tune.TuneConfig(
-            search_alg=proposals, scheduler=judge, num_samples=-1, max_concurrent_trials=concurrent
+            search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
         ),
         run_config=tune.RunConfig(
             name=TUNE, storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=LOSSES)

@@ -1,7 +1,7 @@
-"""What Ray Tune asks while a sweep runs: which trial next, and whether a trial goes on.
+"""What Ray Tune asks while a sweep runs: which trial comes next.
 
-Both answers are functions of the journal, and both are in the journal before Tune hears them. Tune's own parts do the
-work, Optuna's TPE and successive halving; a sweep that is started again lets them relive the past.
+The answer is a function of the journal, and is in the journal before Tune hears it. Optuna's TPE, behind Tune's own
+searcher, finds the points; a sweep that is started again lets it relive the past.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import json
 import logging
 import statistics
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.sweep.config import Axis, Integers, LogRange, SweepConfig, Values
+from cluster.sweep.config import Axis, Integers, LogRange, Values
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.space import Point, Space, num_points
 from kdcore.errors import Refused
@@ -172,78 +170,3 @@ class Proposals(Unsaved, Searcher):
             self.told.add(number)
             scores = [score for trial in trials if (score := self.score(trial)) is not None]
             self.source.tell(number, statistics.fmean(scores) if scores else None)
-
-
-class Judge(Unsaved, FIFOScheduler):
-    """Decides on every report whether its trial goes on, and writes both into the journal.
-
-    A report that is there already, of a trial that is being continued, changes nothing.
-    """
-
-    def __init__(self, sweep: SweepConfig, journal: SweepJournal, max_epochs: int) -> None:
-        super().__init__()
-        self.sweep, self.journal = sweep, journal
-        self.halving = successive_halving(sweep, max_epochs)
-        self.entered: set[str] = set()
-        self.heard: set[tuple[str, int]] = set()
-        journal.listen(self._hear)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        name, row = trial.config["name"], row_of(result)
-        if "step" not in row or (name, row["step"]) in self.heard:
-            return TrialScheduler.CONTINUE
-        stop = self.verdict(name, row)
-        self.journal.report(name, row, stop)
-        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
-
-    def verdict(self, name: str, row: dict[str, Any]) -> str:
-        """Why a trial ends with this report; empty where it goes on. A run's last report ends nothing: stopping there
-        would save nothing."""
-        self.heard.add((name, row["step"]))
-        if self.halving is None or row["last"]:
-            return ""
-        trial = SimpleNamespace(trial_id=name)
-        if name not in self.entered:
-            self.entered.add(name)
-            self.halving.on_trial_add(None, trial)
-        decision = self.halving.on_trial_result(None, trial, row)
-        return self._reason(name, row) if decision == TrialScheduler.STOP else ""
-
-    def _reason(self, name: str, row: dict[str, Any]) -> str:
-        assert self.sweep.asha is not None, "without it nobody is stopped"
-        metric, factor, rung = self.sweep.metric, self.sweep.asha.reduction_factor, self.sweep.asha.rung(row["epoch"])
-        others = [
-            next((other[metric] for other in trial.reports if other["epoch"] >= rung), None)
-            for trial in self.journal.trials.values()
-            if trial.name != name
-        ]
-        there = [score for score in others if score is not None]
-        better = sum(score > row[metric] if self.sweep.mode == "max" else score < row[metric] for score in there)
-        return (
-            f"stopped by ASHA at epoch {row['epoch']:g}, rung {rung}: {metric} {row[metric]:.4f}, {better} of the "
-            f"{len(there)} runs there before it are better, and the best 1/{factor} go on"
-        )
-
-    def _hear(self, event: Event, trial: Trial) -> None:
-        if event["event"] == "report" and (trial.name, event["row"]["step"]) not in self.heard:
-            self.verdict(trial.name, event["row"])
-
-
-def successive_halving(sweep: SweepConfig, max_epochs: int) -> ASHAScheduler | None:
-    """Tune's rule, which compares epochs; None for a sweep without it."""
-    if sweep.asha is None:
-        return None
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=sweep.metric,
-        mode=sweep.mode,
-        max_t=max_epochs,
-        grace_period=sweep.asha.grace_epochs,
-        reduction_factor=sweep.asha.reduction_factor,
-    )
-
-
-def row_of(result: dict[str, Any]) -> dict[str, Any]:
-    """A trial's own words, without what Tune has added to them."""
-    own = ("epoch", "step", "last")
-    return {key: value for key, value in result.items() if key in own or key.startswith(("held_out/", "val/"))}

@@ -114,11 +114,8 @@ def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
             # As many views as epochs are what the run would see without a cache.
             data["views"]["num_views"] = recipe.views.num_views or recipe.train.epochs
             data["cache"] = data["cache"] or {"dir": f"{data['output_dir']}/cache"}
-    if sweep.asha and sweep.asha.grace_epochs >= recipe.train.epochs:
-        raise Refused(
-            f"asha.grace_epochs {sweep.asha.grace_epochs} leaves nothing to stop in runs of {recipe.train.epochs} "
-            "epochs; lower it, or leave asha out"
-        )
+    if sweep.stop:
+        sweep.stop.check(recipe.train.epochs)
     return parse(data, "the sweep's runs")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from cluster.recipe import parse, validated
 from cluster.sweep.config import SweepConfig
@@ -39,19 +40,11 @@ METHOD = [
 NUM_BOOTSTRAP = 10_000
 
 
-def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1, the mean rank for equal values."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
-
-
 def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """The correlation of the ranks; 0 where one side is all equal."""
-    a, b = ranks(one), ranks(other)
-    if a.std() == 0 or b.std() == 0:
+    """Return the correlation of the ranks; 0 where one side is all equal."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(stats.spearmanr(one, other).statistic)
 
 
 def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> list[float]:

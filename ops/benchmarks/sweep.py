@@ -31,13 +31,13 @@ METHOD = [
     {"term": "feature_mse", "weight": 0.1, "pairs": [{"student": "layer3", "teacher": "layer3"}]},
 ]
 SPACE = {"temperature": [1, 4], "method.2.weight": [0.1, 1.0], "layers": {"ranked": 3, "images": 500}}
-ASHA = {"grace_epochs": 2, "reduction_factor": 2}
+STOP = {"rule": "asha", "grace_epochs": 2, "reduction_factor": 2}
 EPOCHS = 8
 
 
 def sweep(source: str, recipe: Path, output: Path) -> dict[str, Any]:
     """One sweep by the command; its seconds and what became of its runs."""
-    content: dict[str, Any] = {"name": f"sweep-{source}", "space": SPACE, "teacher": source, "asha": ASHA}
+    content: dict[str, Any] = {"name": f"sweep-{source}", "space": SPACE, "teacher": source, "stop": STOP}
     shutil.rmtree(output / content["name"], ignore_errors=True)  # an earlier measurement
     space = output / f"{source}.yaml"
     space.write_text(yaml.safe_dump(content))

@@ -1,18 +1,22 @@
-"""The figures of the review page, as plotly's JSON; colours of axes and text are the page's, set in the browser."""
+"""The figures of the review page, as plotly's JSON; colours of axes and text are the page's, set in the browser.
+
+What the responses and the heat maps show is decided in `ops.response`; here it is drawn.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
+from cluster.sweep.config import mode_of
 from ops.history import Run
-from ops.review.groups import Row, field_name, number_of
+from ops.response import HeatMap, Response, ScoredPoint, heat_maps, is_logarithmic, is_rate, response, values_of
+from ops.review.groups import Row
 
 PALETTE = ("#3d85b8", "#c8743a", "#4d9d6b", "#a8609c", "#97913a", "#cf5566", "#6a72c4", "#7d8590")
 Points = Sequence[tuple[int, float]]
@@ -96,81 +100,90 @@ def axes(percent: bool) -> dict[str, Any]:
     return {"xaxis": {"title": {"text": "step"}}, "yaxis": upward, "hovermode": "x unified"}
 
 
-def responses(key: str, runs: Sequence[Run], fields: Mapping[str, list[str]], metric: str) -> list[Figure]:
-    """The score over every field, one figure a field; over two that are numbers together as a heat map."""
-    made = [response(f"{key}-{n}", runs, field, values, metric) for n, (field, values) in enumerate(fields.items())]
-    numeric = [field for field, values in fields.items() if are_numbers(values)]
-    if len(numeric) == 2:
-        made.append(heat_map(f"{key}-map", runs, (numeric[0], numeric[1]), metric))
-    return made
+def responses(key: str, points: Sequence[ScoredPoint], metric: str) -> list[Figure]:
+    """Draw the score over every field, one figure a field, and over two fields of numbers together as a heat map."""
+    fields, mode = list(points[0].point), mode_of(metric)
+    drawn = [response_figure(f"{key}-{n}", response(points, field, mode), metric) for n, field in enumerate(fields)]
+    numeric = [field for field in fields if are_numbers(values_of(points, field))]
+    maps = [map_figure(f"{key}-map{n}", one, metric) for n, one in enumerate(heat_maps(points, numeric, mode))]
+    return drawn + maps
 
 
-def are_numbers(values: Sequence[str]) -> bool:
-    return all(number_of(value) is not None for value in values)
+def are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, float) for value in values)
 
 
-def response(key: str, runs: Sequence[Run], field: str, values: list[str], metric: str) -> Figure:
-    """Every run as a point, and the mean of those that share a value."""
-    scores = {value: [run.metrics[metric] for run in runs if run.fields.get(field, "-") == value] for value in values}
-    places: list[Any] = [float(value) for value in values] if are_numbers(values) else values
-    points = [(place, score) for place, value in zip(places, values, strict=True) for score in scores[value]]
-    dots = {"mode": "markers", "marker": {"color": faint(PALETTE[0], 0.7), "size": 7}, "showlegend": False}
-    line = {"mode": "lines+markers", "line": {"color": PALETTE[1], "width": 2}, "showlegend": False}
-    means = [statistics.mean(scores[value]) for value in values]
-    traces = [
-        go.Scatter(x=[x for x, _ in points], y=[y for _, y in points], name="run", **dots),
-        go.Scatter(x=places, y=means, name="mean", **line),
-    ]
-    name = field_name(field, runs[0])
-    across = {"title": {"text": name}, "type": "category"}
+def response_figure(key: str, shown: Response, metric: str) -> Figure:
+    """Draw the scores over one field: a mark for every run, a line through the best."""
+    traces = []
+    for name, marks, symbol in (("run", shown.runs, "circle"), ("stopped early", shown.stopped, "circle-open")):
+        marker = {"color": faint(PALETTE[0], 0.7), "size": 7, "symbol": symbol}
+        traces.append(go.Scatter(**by_axis(marks), name=name, mode="markers", marker=marker, showlegend=False))
+    line = {"color": PALETTE[1], "width": 2}
+    traces.append(go.Scatter(**by_axis(shown.best), name="best", mode="lines+markers", line=line, showlegend=False))
+    layout = {"xaxis": value_axis(shown), "yaxis": score_axis(metric)}
+    return figure(key, f"{metric} over {shown.field}", shown.caption, traces, **layout)
+
+
+def by_axis(marks: Sequence[tuple[Any, float]]) -> dict[str, list[Any]]:
+    return {"x": [x for x, _ in marks], "y": [y for _, y in marks]}
+
+
+def value_axis(shown: Response) -> dict[str, Any]:
+    """Return the axis of a field: numbers by size, with a tick at each of a few, anything else side by side."""
+    axis: dict[str, Any] = {"title": {"text": shown.field}, "type": "category"}
+    values = sorted({value for value, _ in (*shown.runs, *shown.stopped)})
     if are_numbers(values):
-        across["type"] = "log" if places[0] > 0 and places[-1] / places[0] >= 8 else "linear"
-        across |= {"tickvals": places, "ticktext": [f"{place:g}" for place in places]} if len(places) < 12 else {}
-    layout = {"xaxis": across, "yaxis": {"tickformat": ".1%"}}
-    return figure(key, f"{metric} over {name}", "Points are runs, the line their mean.", traces, **layout)
+        axis["type"] = "log" if is_logarithmic(values) else "linear"
+        axis |= {"tickvals": values, "ticktext": [f"{value:g}" for value in values]} if len(values) < 12 else {}
+    return axis
 
 
-def heat_map(key: str, runs: Sequence[Run], fields: tuple[str, str], metric: str) -> Figure:
-    """The mean score over two fields."""
-    cells: dict[tuple[float, float], list[float]] = defaultdict(list)
-    for run in runs:
-        cells[float(run.fields[fields[0]]), float(run.fields[fields[1]])].append(run.metrics[metric])
-    across, up = (sorted({place[axis] for place in cells}) for axis in (0, 1))
-    means = [[statistics.mean(cells[x, y]) if (x, y) in cells else None for x in across] for y in up]
-    shown = [["" if mean is None else f"{mean:.1%}" for mean in line] for line in means]
-    x_name, y_name = (field_name(field, runs[0]) for field in fields)
-    labels = [[f"{value:g}" for value in values] for values in (across, up)]
-    bar = {"tickformat": ".1%", "outlinewidth": 0, "thickness": 12}
+def score_axis(metric: str) -> dict[str, Any]:
+    return {"tickformat": ".1%"} if is_rate(metric) else {"tickformat": ".4g"}
+
+
+def map_figure(key: str, shown: HeatMap, metric: str) -> Figure:
+    """Draw the scores over two fields together."""
+    form = "{:.1%}" if is_rate(metric) else "{:.4g}"
+    texts = [["" if score is None else form.format(score) for score in row] for row in shown.cells]
     trace = go.Heatmap(
-        x=labels[0], y=labels[1], z=means, text=shown, texttemplate="%{text}", colorscale="Blues", colorbar=bar
+        x=[f"{value:g}" for value in shown.columns],
+        y=[f"{value:g}" for value in shown.rows],
+        z=shown.cells,
+        text=texts,
+        texttemplate="%{text}",
+        colorscale="Blues",
+        colorbar=score_axis(metric) | {"outlinewidth": 0, "thickness": 12},
     )
-    places = {
-        "xaxis": {"title": {"text": x_name}, "type": "category"},
-        "yaxis": {"title": {"text": y_name}, "type": "category"},
-    }
-    return figure(key, f"{metric} over {x_name} and {y_name}", "Means over seeds.", [trace], **places)
+    across = {"title": {"text": shown.across}, "type": "category"}
+    up = {"title": {"text": shown.up}, "type": "category"}
+    title = f"{metric} over {shown.across} and {shown.up}"
+    return figure(key, title, shown.caption, [trace], xaxis=across, yaxis=up)
 
 
-def parallel(key: str, runs: Sequence[Run], fields: Mapping[str, list[str]], metric: str) -> Figure:
-    """Every run as a line through its values and its score. Drag along an axis to keep a part of it."""
-    scores = [run.metrics[metric] for run in runs]
-    dimensions = [dimension(field, values, runs) for field, values in fields.items()]
-    dimensions.append({"label": metric, "values": scores, "tickformat": ".1%"})
+def parallel(key: str, points: Sequence[ScoredPoint], metric: str) -> Figure:
+    """Draw every finished run as a line through its values and its score."""
+    runs = [(point.point, score) for point in points for score in point.scores]
+    scores = [score for _, score in runs]
+    dimensions = [dimension(field, [point[field] for point, _ in runs]) for field in points[0].point]
+    dimensions.append({"label": metric, "values": scores, **score_axis(metric)})
     line = {"color": scores, "colorscale": "Viridis", "showscale": False}
     layout = {"height": 340, "margin": {"l": 80, "r": 60, "t": 50, "b": 20}}
     note = "A line is a run. Drag along an axis to keep a part of it."
     return figure(key, "Parallel coordinates", note, [go.Parcoords(line=line, dimensions=dimensions)], **layout)
 
 
-def dimension(field: str, values: list[str], runs: Sequence[Run]) -> dict[str, Any]:
-    """An axis: the values by size where they are numbers far apart, else by their place."""
-    places = {value: place for place, value in enumerate(values)}
+def dimension(field: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Return an axis on which the values stand in order, at equal distances."""
+    places = {value: place for place, value in enumerate(sorted(set(values)))}
+    texts = [f"{value:g}" if isinstance(value, float) else value for value in places]
     return {
-        "label": field_name(field, runs[0]),
-        "values": [places[run.fields.get(field, "")] for run in runs],
+        "label": field,
+        "values": [places[value] for value in values],
         "tickvals": list(places.values()),
-        "ticktext": [value if len(value) < 24 else f"{value[:22]}…" for value in values],
-        "range": [0, len(values) - 1],
+        "ticktext": [text if len(text) < 24 else f"{text[:22]}…" for text in texts],
+        "range": [0, len(places) - 1],
     }
 
 

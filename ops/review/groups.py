@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from cluster.sweep.config import mode_of
 from ops.history import Group, Run, spread
+from ops.response import is_rate
 from ops.review.seed_noise import Difference, difference, sentence
 
 # What a comparison of methods is allowed to differ in; SimKD's student is a part of its method.
@@ -48,7 +50,7 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
         label = ALONE_LABEL if group is alone else label_of(group, groups)
         score, flags = spread(group.values(metric)), flags_of(group, usual)
         made.append(Row(f"g{number}", label, group, group.by_seed(metric), score, gain, flags))
-    return sorted(made, key=lambda row: -row.score["mean"])
+    return sorted(made, key=lambda row: row.score["mean"], reverse=mode_of(metric) == "max")
 
 
 def same_task(one: Group, other: Group) -> bool:
@@ -112,14 +114,19 @@ def field_name(field: str, group: Group | Run) -> str:
     return f"{group.fields.get(f'method.{number}.term', number)}.{last}"
 
 
-def sentences(rows: Sequence[Row]) -> list[str]:
-    """What the numbers allow to be said: every gain over the student alone, and the best against the second."""
-    gains = [sentence(row.label, f"the {ALONE_LABEL}", row.gain) + caveat(row) for row in rows if row.gain is not None]
+def sentences(rows: Sequence[Row], metric: str) -> list[str]:
+    """Return what the numbers allow to be said: every gain over the student alone, and the best against the second."""
+    percent = is_rate(metric)
+    gains = [
+        sentence(row.label, f"the {ALONE_LABEL}", row.gain, percent) + caveat(row)
+        for row in rows
+        if row.gain is not None
+    ]
     best = [row for row in rows if row.label != ALONE_LABEL][:2]
     if len(best) < 2 or not same_task(best[0].group, best[1].group):
         return gains
     found = difference(best[0].by_seed, best[1].by_seed)
-    return [sentence(best[0].label, best[1].label, found) + caveat(*best), *gains]
+    return [sentence(best[0].label, best[1].label, found, percent) + caveat(*best), *gains]
 
 
 def caveat(*rows: Row) -> str:

@@ -18,8 +18,10 @@ from ops.console import say
 from ops.history import Run, grouped, runs_of
 from ops.model_card import environment
 from ops.review import figures
+from ops.review.columns import recipe_columns, run_columns, table
 from ops.review.figures import Histories
-from ops.review.groups import STUDIED, Row, recipe_differences, rows_of, sentences, varied_fields
+from ops.review.groups import STUDIED, Row, recipe_differences, rows_of, sentences
+from ops.review.sweeps import sweeps_of
 from ops.stores import open_store, run_link
 
 CURVES = {
@@ -52,7 +54,7 @@ def review(
     path = Path(output or f"{experiment}-review.html")
     path.write_text(text)
     say(f"{len(rows)} recipes, {sum(len(row.group.runs) for row in rows)} finished runs of {len(runs)}")
-    for line in sentences(rows):
+    for line in sentences(rows, metric):
         say(f"  {line}")
     say(f"written: {path}")
     return 0
@@ -76,8 +78,10 @@ def page(
     curves = [figures.curves(shown, histories, name, *how) for name, how in CURVES.items()]
     sweeps = sweeps_of(client, runs, metric)
     comparison = compare_runs(client, pair, histories) if pair else None
-    drawn = [f for f in curves if f] + [f for sweep in sweeps for f in sweep["figures"]]
+    drawn = [f for f in curves if f] + [f for sweep in sweeps for f in sweep.figures]
     drawn += comparison["figures"] if comparison else []
+    labels = {run.run_id: row.label for row in rows for run in row.group.runs}
+    links = {run.run_id: run_link(client.tracking_uri, run.experiment_id, run.run_id) for run in runs}
     return (
         environment()
         .get_template("review.html.j2")
@@ -86,12 +90,10 @@ def page(
             uri=client.tracking_uri,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             metric=metric,
-            rows=rows,
-            runs=runs,
-            labels={run.run_id: row.label for row in rows for run in row.group.runs},
-            links={run.run_id: run_link(client.tracking_uri, run.experiment_id, run.run_id) for run in runs},
-            sentences=sentences(rows),
-            cached=any(row.mean("data/cache_bytes") is not None for row in rows),
+            recipes=table("recipes", recipe_columns(metric), rows),
+            all_runs=table("runs", run_columns(metric, labels, links), runs),
+            links=links,
+            sentences=sentences(rows, metric),
             curves=[f for f in curves if f],
             left_out=len(rows) - len(shown),
             sweeps=sweeps,
@@ -112,34 +114,6 @@ def read_histories(client: mlflow.MlflowClient, runs: Iterable[Run]) -> Historie
         }
         for run in runs
     }
-
-
-def sweeps_of(client: mlflow.MlflowClient, runs: Sequence[Run], metric: str) -> list[dict[str, Any]]:
-    """Every sweep among the runs: its name, how many of its runs finished and how many did not, and its figures."""
-    parents = dict.fromkeys(run.parent for run in runs if run.parent)
-    found = []
-    for number, parent in enumerate(parents):
-        children = [run for run in runs if run.parent == parent]
-        members = [run for run in children if run.status == "FINISHED" and metric in run.metrics]
-        fields = varied_fields(members)
-        if not fields:
-            continue
-        name = client.get_run(parent).info.run_name or parent
-        key = f"sweep-{number}"
-        drawn = [
-            *figures.responses(key, members, fields, metric),
-            figures.parallel(f"{key}-all", members, fields, metric),
-        ]
-        found.append(
-            {
-                "name": name,
-                "runs": len(members),
-                "stopped": len(children) - len(members),
-                "fields": fields,
-                "figures": drawn,
-            }
-        )
-    return found
 
 
 def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Histories) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
     ]
     if done:
         rows.insert(len(plan.space.axes) + 1, ["of these ended", f"{ended}; {len(done) - ended} to be continued"])
-    if sweep.asha:
-        rows.append(["stopped early", f"from epoch {sweep.asha.grace_epochs}, all but 1/{sweep.asha.reduction_factor}"])
+    if sweep.stop:
+        rows.append(["stopped early", sweep.stop.summary()])
     return rows + cache_rows(plan) + cost_rows(plan, concurrent)
 
 

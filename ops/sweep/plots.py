@@ -1,12 +1,12 @@
 """Pictures of a sweep: its learning curves, the response to each number, two numbers at a time, the choices of layers.
 
-Filled marks are runs that went to their ends, hollow ones were stopped early: those scores are of fewer epochs.
+Filled marks are runs that went to their ends, hollow ones were stopped early: those scores are of fewer epochs. What
+the responses and the heat maps show is decided in `ops.response`; here it is drawn.
 """
 
 from __future__ import annotations
 
-import itertools
-import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,32 +14,33 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.sweep.config import LogRange, Values
+from cluster.sweep.config import Axis, LogRange, Values
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, label
+from ops.response import HeatMap, heat_maps, is_logarithmic, response
 from ops.sweep.report import PointResult
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 
 
 def plots(plan: SweepPlan, results: Sequence[PointResult]) -> list[Path]:
-    """Every picture that the space allows, beside the sweep's other files."""
-    scored = [result for result in results if result.mean is not None]
-    if not scored:
+    """Draw every picture that the space allows, beside the sweep's other files."""
+    if not any(result.scores or result.reached for result in results):
         return []
     folder, numbers = plan.parent.run_dir, numeric_axes(plan)
     made = [curves(plan, results, folder / "curves.png")]
     if numbers:
-        made.append(responses(plan, scored, numbers, folder / "response.png"))
-    for first, second in itertools.combinations([n for n in numbers if isinstance(plan.space.axes[n], Values)], 2):
-        made.append(heat_map(plan, scored, first, second, folder / f"heat_{first}_{second}.png".replace(" ", "_")))
+        made.append(responses(plan, results, numbers, folder / "response.png"))
+    for one in heat_maps(results, numbers, plan.sweep.mode):
+        path = folder / f"heat_{one.across}_{one.up}.png".replace(" ", "_")
+        made.append(draw_heat_map(one, plan.sweep.metric, path))
     if LAYERS in plan.space.axes:
-        made.append(layer_choices(plan, scored, folder / "layers.png"))
+        made.append(layer_choices(plan, results, folder / "layers.png"))
     return made
 
 
 def numeric_axes(plan: SweepPlan) -> list[str]:
-    """The axes whose values are numbers, more than one."""
+    """Return the axes whose values are numbers, more than one."""
     return [
         name
         for name, axis in plan.space.axes.items()
@@ -48,7 +49,7 @@ def numeric_axes(plan: SweepPlan) -> list[str]:
 
 
 def curves(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
-    """The score of every run over its epochs, the best point's in colour; a cross where a run was stopped."""
+    """Draw the score of every run over its epochs, the best point's in colour; a cross where a run was stopped."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.subplots()
     for rank, result in reversed(list(enumerate(results))):
@@ -68,77 +69,59 @@ def curves(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
 
 
 def responses(plan: SweepPlan, results: Sequence[PointResult], names: Sequence[str], path: Path) -> Path:
-    """One panel a number: every run, and for values of a list the mean of the runs that went to their ends."""
-    figure = Figure(figsize=(4.6 * len(names), 4.2), layout="constrained")
+    """Draw a panel for each number: every run, and the best that was reached at each value."""
+    figure = Figure(figsize=(4.6 * len(names), 4.4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
-        for result in results:
-            at = result.point[name]
-            axes.plot([at] * len(result.scores), result.scores, "o", color=BLUE, alpha=0.5)
-            axes.plot([at] * len(result.reached), result.reached, "o", color=BLUE, alpha=0.5, fillstyle="none")
-        if isinstance(plan.space.axes[name], Values):
-            means = mean_by(results, name)
-            axes.plot(list(means), list(means.values()), "D-", markersize=4, color=ORANGE, label="mean of the filled")
-            axes.legend(fontsize="small")
-        spread_out(axes, plan, name)
+        shown = response(results, name, plan.sweep.mode)
+        for marks, fill in ((shown.runs, "full"), (shown.stopped, "none")):
+            axes.plot(*by_axis(marks), "o", color=BLUE, alpha=0.5, fillstyle=fill)
+        axes.plot(*by_axis(shown.best), "D-", markersize=4, color=ORANGE)
+        scale_to_values(axes, plan.space.axes[name])
         axes.set_xlabel(name)
+        axes.set_title(textwrap.fill(shown.caption, 58), loc="left", fontsize="small")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(plan.sweep.metric)
-    panels[0].set_title("a mark is a run; hollow: stopped early", loc="left", fontsize="medium")
     figure.savefig(path)
     return path
 
 
-def mean_by(results: Sequence[PointResult], name: str) -> dict[float, float]:
-    """{value of an axis: mean score of the runs there that went to their ends}, ascending."""
-    found: dict[float, list[float]] = {}
-    for result in results:
-        found.setdefault(result.point[name], []).extend(result.scores)
-    return {value: statistics.fmean(scores) for value, scores in sorted(found.items()) if scores}
+def by_axis(marks: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return the places and the heights of marks."""
+    return [x for x, _ in marks], [y for _, y in marks]
 
 
-def spread_out(axes: Axes, plan: SweepPlan, name: str) -> None:
-    """A logarithmic scale where the values span a factor of 8 and more, or were drawn so; ticks at listed values."""
-    axis = plan.space.axes[name]
-    low, high = min(axis.ends), max(axis.ends)
-    if isinstance(axis, LogRange) or (low > 0 and high / low >= 8):
+def scale_to_values(axes: Axes, axis: Axis) -> None:
+    """Take a logarithmic scale where values are far apart or were drawn so, and ticks at the values of a list."""
+    if isinstance(axis, LogRange) or is_logarithmic(axis.ends):
         axes.set_xscale("log")
     if isinstance(axis, Values):
         axes.set_xticks(sorted(axis.ends), [label(value) for value in sorted(axis.ends)])
         axes.minorticks_off()
 
 
-def heat_map(plan: SweepPlan, results: Sequence[PointResult], across: str, down: str, path: Path) -> Path:
-    """The best mean score at every pair of values, over whatever else is searched; empty where no run went to its
-    end."""
-    columns, rows = (sorted(set(plan.space.axes[name].ends)) for name in (across, down))
-    grid = np.full((len(rows), len(columns)), np.nan)
-    for result in results:
-        if result.whole and result.mean is not None:
-            place = rows.index(result.point[down]), columns.index(result.point[across])
-            better = max if plan.sweep.mode == "max" else min
-            grid[place] = result.mean if np.isnan(grid[place]) else better(grid[place], result.mean)
-    figure = Figure(figsize=(2.2 + 1.1 * len(columns), 1.8 + 0.8 * len(rows)), layout="constrained")
+def draw_heat_map(shown: HeatMap, metric: str, path: Path) -> Path:
+    """Draw the scores over two numbers together."""
+    grid = np.ma.masked_invalid(np.array(shown.cells, dtype=float))  # None becomes nan
+    figure = Figure(figsize=(2.8 + 1.1 * len(shown.columns), 2.0 + 0.8 * len(shown.rows)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, cmap="viridis", aspect="auto", origin="lower")
-    axes.set_xticks(range(len(columns)), [label(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [label(value) for value in rows])
-    axes.set_xlabel(across)
-    axes.set_ylabel(down)
-    for row, column in np.ndindex(grid.shape):
-        value = float(grid[row, column])
-        text = "stopped" if np.isnan(value) else f"{value:.4f}"
-        dark = value < np.nanmin(grid) + 0.6 * (np.nanmax(grid) - np.nanmin(grid))
-        axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize="small")
-    others = [name for name in plan.space.axes if name not in (across, down)]
-    axes.set_title(f"best over {', '.join(others)}" if others else "", loc="left", fontsize="medium")
-    figure.colorbar(image, label=plan.sweep.metric)
+    axes.set_xticks(range(len(shown.columns)), [label(value) for value in shown.columns])
+    axes.set_yticks(range(len(shown.rows)), [label(value) for value in shown.rows])
+    axes.set_xlabel(shown.across)
+    axes.set_ylabel(shown.up)
+    lighter_from = grid.min() + 0.6 * (grid.max() - grid.min())
+    for (row, column), score in np.ma.ndenumerate(grid):
+        color = "white" if score < lighter_from else "black"
+        axes.text(column, row, f"{score:.4f}", ha="center", va="center", color=color, fontsize="small")
+    axes.set_title(textwrap.fill(shown.caption, 18 + 14 * len(shown.columns)), loc="left", fontsize="small")
+    figure.colorbar(image, label=metric)
     figure.savefig(path)
     return path
 
 
 def layer_choices(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
-    """A row for every choice of layers: its mean Q, and beside it the scores of its runs."""
+    """Draw a row for every choice of layers: its mean Q, and beside it the scores of its runs."""
     choices = list(by_layers(plan, results))
     places = range(len(choices))
     figure = Figure(figsize=(9.0, 1.5 + 0.45 * len(choices)), layout="constrained")
@@ -159,7 +142,7 @@ def layer_choices(plan: SweepPlan, results: Sequence[PointResult], path: Path) -
 
 
 def by_layers(plan: SweepPlan, results: Sequence[PointResult]) -> Iterator[tuple[str, float, list[float], list[float]]]:
-    """(choice, Q, scores at the end, scores of stopped runs), the highest Q first."""
+    """Yield (choice, Q, scores at the end, scores of stopped runs), the highest Q first."""
     quality = plan.scores
     assert quality is not None, "measured where layers are searched"
     for pairs in sorted(plan.space.axes[LAYERS].ends, key=lambda pairs: -quality.of(pairs)):

@@ -15,38 +15,26 @@ from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.space import LAYERS, Point, described, label
+from cluster.sweep.space import LAYERS, described, label
 from ops.console import percent, table
+from ops.response import ScoredPoint
 
 
-@dataclass(frozen=True)
-class PointResult:
-    """A point with its trials. scores: of the runs that went to their ends; reached: the last score of the others."""
+@dataclass(frozen=True, kw_only=True)
+class PointResult(ScoredPoint):
+    """A scored point with its number and its trials."""
 
     number: int
-    point: Point
     trials: Sequence[Trial]
-    scores: Sequence[float]
-    reached: Sequence[float]
-
-    @property
-    def whole(self) -> bool:
-        """Whether every seed went to its end, so that its mean can be compared."""
-        return len(self.scores) == len(self.trials)
-
-    @property
-    def mean(self) -> float | None:
-        scores = [*self.scores, *self.reached]
-        return statistics.fmean(scores) if scores else None
 
     @property
     def stdev(self) -> float | None:
-        """Over seeds, of a point whose every seed went to its end."""
+        """The deviation over seeds, of a point whose every seed went to its end."""
         return statistics.stdev(self.scores) if self.whole and len(self.scores) > 1 else None
 
     @property
     def epoch(self) -> float:
-        """That every run has come to."""
+        """The epoch that every run has come to."""
         return min(trial.epoch for trial in self.trials)
 
 
@@ -69,7 +57,9 @@ def result_of(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> PointRes
     scores = {trial.name: plan.score(trial) for trial in trials}
     finished = [s for trial in trials if trial.end == "finished" and (s := scores[trial.name]) is not None]
     others = [s for trial in trials if trial.end != "finished" and (s := scores[trial.name]) is not None]
-    return PointResult(number, trials[0].point, trials, finished, others)
+    return PointResult(
+        point=trials[0].point, scores=finished, reached=others, num_runs=len(trials), number=number, trials=trials
+    )
 
 
 def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:

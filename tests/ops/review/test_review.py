@@ -53,7 +53,7 @@ def test_what_differs_beside_the_method_is_flagged():
     assert {row.label: row.flags for row in rows if row.flags} == {
         "ce+kd: kd.temperature 8.0": ["train.batch_size 32, not 64"]
     }
-    assert "They differ in more than the method: train.batch_size." in sentences(rows)[0]
+    assert "They differ in more than the method: train.batch_size." in sentences(rows, "val/top1")[0]
 
 
 def test_a_section_that_others_have_not_is_one_flag():

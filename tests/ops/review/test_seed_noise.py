@@ -1,21 +1,24 @@
 """Intervals against worked examples, and the sentences."""
 
 import pytest
+from scipy import stats
 
 from ops.review.seed_noise import difference, paired, quantile, sentence, welch
 
 
 def test_student_t():
-    assert quantile(2) == 4.303
-    assert quantile(2.9) == 4.303
-    assert quantile(1000) == 2.042
+    """Against a printed table."""
+    assert [quantile(df) for df in (1, 2, 10, 30, 1000)] == pytest.approx(
+        [12.706, 4.303, 2.228, 2.042, 1.962], abs=5e-4
+    )
 
 
-def test_welch_by_hand():
-    """Means 4 and 1, variances 4 and 1 of 3 each: t(2.94, down to 2) sqrt(4/3 + 1/3)."""
-    found = welch([2.0, 4.0, 6.0], [0.0, 1.0, 2.0])
+def test_welch():
+    """Against scipy's own test, whose degrees of freedom are 2.94."""
+    these, those = [2.0, 4.0, 6.0], [0.0, 1.0, 2.0]
+    found, low_high = welch(these, those), stats.ttest_ind(these, those, equal_var=False).confidence_interval(0.95)
     assert found.value == 3
-    assert found.half_width == pytest.approx(4.303 * (5 / 3) ** 0.5)
+    assert found.interval == pytest.approx(tuple(low_high))
     assert found.within_noise
 
 
@@ -27,10 +30,12 @@ def test_pairs_take_away_what_seeds_share():
     assert welch(list(these.values()), list(those.values())).within_noise is True
 
 
-def test_paired_by_hand():
+def test_paired():
+    """Against scipy's own test."""
+    these, those = [1.5, 2.5, 4.0], [0.5, 0.5, 1.0]
     found = paired([1.0, 2.0, 3.0])
     assert found.value == 2
-    assert found.half_width == pytest.approx(4.303 * 1 / 3**0.5)
+    assert found.interval == pytest.approx(tuple(stats.ttest_rel(these, those).confidence_interval(0.95)))
 
 
 def test_other_seeds_are_no_pairs():
@@ -49,3 +54,8 @@ def test_sentences():
     assert sentence("kd", "alone", one) == (
         "kd is 15.00 points below alone; with n = 1 and 2 runs, nothing can be said about seed noise."
     )
+
+
+def test_a_sentence_of_a_loss():
+    found = difference({"0": 0.5, "1": 0.7}, {"0": 0.4, "1": 0.4})
+    assert sentence("kd", "alone", found, percent=False).startswith("kd is 0.2000 above alone, which is within")

@@ -97,7 +97,7 @@ def trials(out: Path) -> dict[str, Trial]:
 def test_the_plan(command, tmp_path, capsys):
     """Runs, cache with its size, hours, break-even: all of it without Ray, and nothing else is begun."""
     space = {"temperature": [1, 4], "layers": {"ranked": 2, "images": 30}, "optimizer.lr": [0.1, -1]}
-    assert main(command("--plan", space=space, seeds=[0, 1], asha={"reduction_factor": 2})) == 0
+    assert main(command("--plan", space=space, seeds=[0, 1], stop={"rule": "asha", "reduction_factor": 2})) == 0
     shown = capsys.readouterr().out
     for part in (
         "8 points (grid) x 2 seeds = 16",
@@ -125,7 +125,7 @@ def test_options_before_and_after(command, capsys):
 
 def imagined(tmp_path: Path, ends: dict[str, tuple[str, float]], **space: Any) -> tuple[Any, list[Trial]]:
     """A plan, as far as reports read it, and trials that ended as {run: (end, last score)} says, at epoch 2 or 4."""
-    fields = {"name": "s", "space": space, "asha": {}, "seeds": [0, 1]}
+    fields = {"name": "s", "space": space, "stop": {"rule": "asha"}, "seeds": [0, 1]}
     sweep = validated(SweepConfig, fields, "space.yaml")
     quality = {tap: Quality(q, 0.0, 1.0, samples=9, dims=4, effective_dims=2.0) for tap, q in QUALITY.items()}
     scores = LayerScores(quality, ["early", "late"])
@@ -210,7 +210,7 @@ def test_a_whole_sweep(ray_cluster, command, tmp_path, capsys):
         "optimizer.args": [{}, {"momentun": 1}],
         "optimizer.lr": [0.1, -1],
     }
-    words = command("--concurrent", "2", space=space, asha={"reduction_factor": 2})
+    words = command("--concurrent", "2", space=space, stop={"rule": "asha", "reduction_factor": 2})
     assert main(words) == 0
     shown = capsys.readouterr().out
     found = trials(tmp_path / "out")
@@ -265,7 +265,7 @@ def check_mlflow(out: Path, found: dict[str, Trial]) -> None:
         trial = found[run.data.tags["sweep.trial"]]
         assert run.info.status == status[trial.end]
         decision = run.data.tags["sweep.decision"]
-        assert decision == trial.end or (trial.end == "stopped" and "stopped by ASHA at epoch" in decision)
+        assert decision == trial.end or (trial.end == "stopped" and "stopped by asha at epoch" in decision)
         assert run.data.tags.get("sweep.error", "") == (trial.reason if trial.end == "failed" else "")
         assert run.data.tags["sweep.point.optimizer.lr"] == ("0.1" if trial.point["optimizer.lr"] > 0 else "-1")
     assert client.get_run(parent).info.status == "FINISHED"
@@ -280,8 +280,8 @@ def test_killed_and_restored(ray_cluster, folder, tmp_path):
     where runs train in their trials' processes, with the second one stopped in both. Its place is free soon after, also
     where the machine has a second cluster."""
     space = tmp_path / "space.yaml"
-    asha = {"reduction_factor": 2, "grace_epochs": 16}
-    content = {"name": "s", "space": {"optimizer.lr": [0.05, 1e-6]}, "asha": asha}
+    stop = {"rule": "asha", "reduction_factor": 2, "grace_epochs": 16}
+    content = {"name": "s", "space": {"optimizer.lr": [0.05, 1e-6]}, "stop": stop}
     space.write_text(yaml.safe_dump(content))
     outs = tmp_path / "undisturbed", tmp_path / "disturbed"
     command = ["sweep", str(folder / "recipe.yaml"), "--space", str(space), "--concurrent", "1", "train.epochs=24"]
@@ -303,7 +303,7 @@ def test_killed_and_restored(ray_cluster, folder, tmp_path):
     with another_cluster(), ThreadPoolExecutor(1) as thread:
         killed_at = thread.submit(kill_a_worker)
         assert main(command) == 0
-        assert killed_at.result() < asha["grace_epochs"], "killed after its end"
+        assert killed_at.result() < stop["grace_epochs"], "killed after its end"
         everything_is_free()
     assert not training_workers()
     undisturbed, disturbed = (trials(out) for out in outs)

@@ -1,0 +1,170 @@
+"""The columns of the page's tables: one list for each, which header, body and sorting all read.
+
+To add a column, add it to a list here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ops.response import is_rate
+from ops.review.groups import Row
+
+FLAGS_SHOWN = 3
+DIFFERS = "differs from most recipes here in more than the studied fields"
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A word in a box. kind: its class in the page's style."""
+
+    text: str
+    kind: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands at one place of a table. value: what a column of numbers is sorted by; None where there is none.
+
+    beside: smaller, after the text; link: where the text leads.
+    """
+
+    text: str
+    value: float | None = None
+    beside: str = ""
+    badges: Sequence[Badge] = ()
+    link: str = ""
+
+
+def always(items: Sequence[Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. cell: what it shows of an item; note: shown when one points at the header.
+
+    shown: of all items, whether the table has the column at all.
+    """
+
+    name: str
+    header: str
+    cell: Callable[[Any], Cell]
+    note: str = ""
+    is_number: bool = True
+    is_strong: bool = False
+    shown: Callable[[Sequence[Any]], bool] = always
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sortable table of the page; the first column names its rows."""
+
+    key: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+
+def table(key: str, columns: Sequence[Column], items: Sequence[Any]) -> Table:
+    """Return a table of items with the columns that they need."""
+    shown = [column for column in columns if column.shown(items)]
+    return Table(key, shown, [[column.cell(item) for column in shown] for item in items])
+
+
+def recipe_columns(metric: str) -> list[Column]:
+    """Return the columns of the table of recipes, each a group of runs."""
+    return [
+        Column("recipe", "recipe", recipe_cell, is_number=False),
+        Column("runs", "n", lambda row: Cell(str(row.score["n"]), row.score["n"]), "finished runs, one a seed"),
+        Column(
+            "score",
+            metric,
+            lambda row: score_cell(row, metric),
+            "mean and standard deviation over seeds",
+            is_strong=True,
+        ),
+        Column(
+            "gain",
+            "gain",
+            lambda row: gain_cell(row, metric),
+            f"{'points ' if is_rate(metric) else ''}above the student alone, with its 95 % interval",
+        ),
+        mean_column(
+            "val/agreement", "agreement", "{:.2f}%", "share of images on which student and teacher answer alike", 100
+        ),
+        mean_column("model/parameters", "parameters", "{:,.0f}", "of the deployed network"),
+        mean_column("model/gmacs", "GMACs", "{:.4g}", "multiply-adds for one image"),
+        mean_column("model/megabytes", "MB", "{:.2f}", "of the deployed weights"),
+        mean_column("system/mean_images_per_second", "images/s", "{:,.0f}", "in training"),
+        mean_column("system/train_seconds", "train s", "{:,.0f}"),
+        mean_column("system/device_hours", "device-h", "{:.3g}", "training hours of all workers together"),
+        mean_column("data/cache_bytes", "cache MB", "{:,.1f}", scale=1e-6, only_where_some=True),
+    ]
+
+
+def run_columns(metric: str, labels: Mapping[str, str], links: Mapping[str, str]) -> list[Column]:
+    """Return the columns of the table of runs. labels: {run id: its recipe's name}; links: {run id: its page}."""
+    return [
+        Column("run", "run", lambda run: Cell(run.name, link=links[run.run_id]), is_number=False),
+        Column("recipe", "recipe", lambda run: Cell(labels.get(run.run_id, run.method)), is_number=False),
+        Column("seed", "seed", lambda run: Cell(run.seed, float(run.seed) if run.seed else None)),
+        Column("state", "state", lambda run: Cell(run.outcome), is_number=False),
+        run_column(metric),
+        run_column("val/top5"),
+        run_column("val/nll"),
+        Column("seconds", "train s", lambda run: number(run.metrics.get("system/train_seconds"), "{:,.0f}")),
+    ]
+
+
+def mean_column(
+    metric: str, header: str, form: str, note: str = "", scale: float = 1, only_where_some: bool = False
+) -> Column:
+    """Return a column of a recipe's mean over seeds. only_where_some: left out where no recipe has the metric."""
+    return Column(
+        metric,
+        header,
+        lambda row: number(row.mean(metric), form, scale),
+        note,
+        shown=(lambda rows: any(row.mean(metric) is not None for row in rows)) if only_where_some else always,
+    )
+
+
+def run_column(metric: str) -> Column:
+    """Return a column of a run's own value of a metric."""
+    form, scale = ("{:.2f}%", 100) if is_rate(metric) else ("{:.4f}", 1)
+    return Column(metric, metric, lambda run: number(run.metrics.get(metric), form, scale))
+
+
+def number(value: float | None, form: str, scale: float = 1) -> Cell:
+    """Return a number's cell; an empty one where there is none."""
+    return Cell("") if value is None else Cell(form.format(value * scale), value)
+
+
+def recipe_cell(row: Row) -> Cell:
+    """Return a recipe's name, with what it differs in beside the studied fields."""
+    badges = [Badge(f"also differs: {flag}", "flag", DIFFERS) for flag in row.flags[:FLAGS_SHOWN]]
+    if more := row.flags[FLAGS_SHOWN:]:
+        badges.append(Badge(f"and in {len(more)} more", "flag", "; ".join(more)))
+    return Cell(row.label, badges=badges)
+
+
+def score_cell(row: Row, metric: str) -> Cell:
+    """Return a recipe's mean, with the standard deviation over seeds beside it."""
+    mean, deviation = row.score["mean"], row.score["stdev"]
+    form, scale, unit = ("{:.2f}", 100, "%") if is_rate(metric) else ("{:.4f}", 1, "")
+    beside = f"± {form.format(scale * deviation)}" if deviation is not None else ""
+    return Cell(form.format(scale * mean) + unit, mean, beside)
+
+
+def gain_cell(row: Row, metric: str) -> Cell:
+    """Return a recipe's gain over the student alone, with its interval and whether that contains 0."""
+    gain = row.gain
+    if gain is None:
+        return Cell("")
+    form, scale = ("{:+.2f}", 100) if is_rate(metric) else ("{:+.4f}", 1)
+    beside = f"[{', '.join(form.format(scale * bound) for bound in gain.interval)}]" if gain.interval else ""
+    badges = [Badge("noise", "noise")] if gain.within_noise else []
+    return Cell(form.format(scale * gain.value), gain.value, beside, badges)

@@ -1,0 +1,58 @@
+"""Which runs share a cache, and what it holds for all of them."""
+
+import pytest
+
+from cluster.sweep.caches import Caches, stored
+from cluster.sweep.journal import Trial
+from cluster.sweep.space import configured
+from kdcore.errors import Refused
+from tests.cluster.sweep.conftest import KD, MSE, planned
+
+
+def test_one_cache_for_all_that_share_views(recipes):
+    """Logits for one point, a tap for another, all seeds: together in one cache, in as many views as epochs."""
+    methods = [KD, [KD[0], MSE], [KD[0], {**MSE, "pairs": [{"student": "layer2", "teacher": "layer3"}]}], [KD[0]]]
+    plan = planned(recipes(), space={"method": methods}, seeds=[0, 1])
+    (build,) = plan.caches.builds()
+    assert build.cache.taps == ("layer2", "layer3")
+    assert build.needs.teacher_logits
+    assert build.views.num_views == 9
+    assert build.teacher.source == "online"
+    runs = [plan.config(Trial("t", i, point, seed)) for i, point in enumerate(plan.examples) for seed in (0, 1)]
+    assert len(runs) == plan.num_trials == 8
+    assert {(run.teacher.source, run.cache.dir, run.plan_seed) for run in runs} == {("cache", build.cache.dir, 0)}
+    assert plan.caches.missing() == [build]
+
+
+def test_other_views_need_another_cache(recipes):
+    """Refused with the cost; or given their own where that is allowed."""
+    space = {"views.flip_probability": [0.5, 0.0], "temperature": [1, 4]}
+    with pytest.raises(Refused, match=r"differ in views.flip_probability.*need 2 of about 0.00 GiB.*max_caches: 2"):
+        planned(recipes(), space=space)
+    plan = planned(recipes(), space=space, max_caches=2)
+    first, second = (build.cache.dir for build in plan.caches.builds())
+    assert second.startswith(f"{first}-")
+    places_ = [plan.config(Trial("t", i, point, 0)).cache.dir for i, point in enumerate(plan.examples)]
+    assert places_ == [first, first, second, second]
+
+
+def test_sweeps_without_a_cache(recipes):
+    assert planned(recipes(), teacher="online").caches.builds() == []
+    assert planned(recipes(method=[KD[0]]), space={"optimizer.lr": [1, 2]}).caches.builds() == []
+
+
+def test_what_is_read_of_the_teacher(recipes):
+    needs = stored([recipes(method=[*KD, MSE]), recipes(method=[{"term": "simkd", "weight": 1.0}])])
+    assert needs.teacher_logits
+    assert needs.teacher_taps == {"layer2", "forward_features"}
+    assert needs.student_taps == frozenset()
+
+
+def test_caches_of_a_search_that_goes_on(recipes):
+    """TPE makes up its points: one whose views were not planned for is refused by itself."""
+    space = {"temperature": {"uniform": [1, 8]}, "views.flip_probability": [0.5]}
+    plan = planned(recipes(), space=space, search="tpe", num_points=4)
+    (build,) = plan.caches.builds()
+    assert build.needs.teacher_logits
+    with pytest.raises(Refused, match="its views or its teacher are others"):
+        Caches(plan.sweep, [build]).reading(configured(plan.base, {"views.flip_probability": 0.1}, "r", 0))

@@ -1,0 +1,57 @@
+"""What SPACE.yaml may say, and what is refused."""
+
+import pytest
+
+from cluster.sweep.config import load_sweep
+from kdcore.errors import Refused
+from tests.cluster.sweep.conftest import sweep
+
+REFUSED = {
+    "metric": ({"metric": "val/top1"}, r"val/top1 would choose on the validation set.*data.held_out=0.02"),
+    "unknown metric": ({"metric": "held_out/f1"}, r"'held_out/f1' is no metric; take one of held_out/top1"),
+    "unknown key": ({"seed_s": [1]}, r"space.yaml: unknown key 'seed_s'; did you mean seeds"),
+    "a range in a grid": ({"space": {"weight": {"uniform": [0, 1]}}}, r"weight is a range, which a grid cannot list"),
+    "an unknown range": ({"space": {"weight": {"normal": [0, 1]}}}, r"write a list of values, or \{uniform"),
+    "a range of one end": ({"space": {"weight": {"uniform": [1]}}}, r"uniform takes \[low, high\], not \[1\]"),
+    "a range backwards": (
+        {"space": {"weight": {"uniform": [2, 1]}}, "search": "tpe", "num_points": 3},
+        r"from low to high, not from 2.0 to 1.0",
+    ),
+    "a logarithm of 0": (
+        {"space": {"weight": {"log_uniform": [0, 1]}}, "search": "random", "num_points": 3},
+        r"space.weight.low: .*greater than 0",
+    ),
+    "no number of points": ({"search": "tpe"}, r"search: tpe goes on for ever; say how many points"),
+    "a number for a grid": ({"num_points": 3}, r"a grid has as many points as it has"),
+    "the seed": ({"space": {"seed": [0, 1]}}, r"seed cannot be searched: give seeds: \[0, 1, ...\]"),
+    "one seed twice": ({"seeds": [1, 1]}, r"seeds \[1, 1\]: one stands there twice"),
+    "a rule by its former key": (
+        {"asha": {"grace_epochs": 2}},
+        r"asha is one of several stopping rules; write stop: \{rule: asha, grace_epochs: 2\}",
+    ),
+    "an unknown rule": ({"stop": {"rule": "meridian"}}, r"stop: unknown stopping rule 'meridian'; did you mean median"),
+    "a field of no rule": ({"stop": {"rule": "asha", "min_runs": 2}}, r"unknown key 'stop.min_runs'"),
+    "layers of two kinds": (
+        {"space": {"layers": {"ranked": 2, "pairs": [[{"student": "a", "teacher": "b"}]]}}},
+        r"give either pairs.* or ranked",
+    ),
+    "too many layers at once": ({"space": {"layers": {"ranked": 2, "sizes": [3]}}}, r"sizes 3 of the 2 best layers"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_space_is_refused(case):
+    fields, message = REFUSED[case]
+    with pytest.raises(Refused, match=message):
+        sweep(**fields)
+
+
+def test_a_space_as_a_file(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("name: s\nspace: {weight: [1, 2]}\nstop: {rule: asha, grace_epochs: 2}\n")
+    assert load_sweep(path) == sweep(space={"weight": [1, 2]}, stop={"rule": "asha", "grace_epochs": 2})
+
+
+def test_which_scores_are_better():
+    assert sweep().mode == "max"
+    assert sweep(metric="held_out/nll").mode == "min"

@@ -1,0 +1,48 @@
+"""A sweep's folder belongs to one sweep, and to one process."""
+
+import json
+
+import pytest
+
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.run import claimed
+from kdcore.errors import Refused
+from tests.cluster.sweep.conftest import planned
+
+
+def test_the_name_belongs_to_one_sweep(recipes):
+    """And its folder to one process at a time."""
+    with claimed(planned(recipes())), pytest.raises(Refused, match="another process runs the sweep"):
+        enter(planned(recipes()))
+    enter(planned(recipes(), concurrent=2))
+    with pytest.raises(Refused, match=r"holds another sweep \(space.temperature is .* choose another name"):
+        enter(planned(recipes(), space={"temperature": [1, 2]}))
+    with pytest.raises(Refused, match=r"holds a run of another recipe \(seed: 0 there, 1 now\)"):
+        enter(planned(recipes(seed=1)))
+
+
+def test_the_kind_of_a_range_is_part_of_a_sweep(recipes):
+    """A uniform range is not a log-uniform one of the same ends; what stands in the folder is what SPACE.yaml says."""
+    space = {"temperature": {"uniform": [1, 4]}, "method.1.weight": [0.1, 1.0]}
+    plan = planned(recipes(), space=space, search="random", num_points=2)
+    enter(plan)
+    assert json.loads((plan.parent.run_dir / "space.json").read_text())["space"] == space
+    with pytest.raises(Refused, match=r"space.temperature.uniform is \[1.0, 4.0\] there"):
+        enter(planned(recipes(), space=space | {"temperature": {"log_uniform": [1, 4]}}, search="random", num_points=2))
+
+
+def test_a_field_that_came_later_makes_no_other_sweep(recipes):
+    """A folder from before there was the field `stop` belongs to the same sweep while that is off."""
+    plan = planned(recipes())
+    enter(plan)
+    path = plan.parent.run_dir / "space.json"
+    earlier = {name: value for name, value in json.loads(path.read_text()).items() if name != "stop"}
+    path.write_text(json.dumps(earlier | {"asha": None}))  # which was its only rule
+    enter(planned(recipes()))
+    with pytest.raises(Refused, match=r"holds another sweep \(stop"):
+        enter(planned(recipes(), stop={"rule": "median"}))
+
+
+def enter(plan: SweepPlan) -> None:
+    with claimed(plan):
+        pass

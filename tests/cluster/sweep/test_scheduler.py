@@ -1,0 +1,67 @@
+"""What Tune hears after a report, and what the journal says of it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from cluster.sweep.journal import SweepJournal
+from cluster.sweep.scheduler import EarlyStopping
+from tests.cluster.sweep.conftest import sweep
+
+
+def opened(path: Path, **stop: Any) -> EarlyStopping:
+    """A scheduler with the journal that lies at a path."""
+    scheduler = EarlyStopping(sweep(stop=stop), SweepJournal(path))
+    scheduler.journal.open()
+    return scheduler
+
+
+def report(scheduler: EarlyStopping, name: str, epoch: float, score: float, last: bool = False) -> str:
+    """Tune's word after a report of a trial, which begins with its first one."""
+    if name not in scheduler.journal.trials:
+        scheduler.journal.begin(name, len(scheduler.journal.trials), {"temperature": 1}, 0)
+    row = {"epoch": epoch, "step": int(4 * epoch), "last": last, "held_out/top1": score, "time_total_s": 1.0}
+    return scheduler.on_trial_result(None, SimpleNamespace(config={"name": name}), row)
+
+
+def test_why_a_run_was_stopped(tmp_path):
+    """Successive halving by hand: at epoch 1 the third run is worse than both others, and only the best half go on."""
+    scheduler = opened(tmp_path / "j", rule="asha", reduction_factor=2)
+    words = [report(scheduler, f"{number}", 1, score) for number, score in enumerate((0.5, 0.7, 0.4))]
+    assert words == ["CONTINUE", "CONTINUE", "STOP"]
+    trial = scheduler.journal.trials["2"]
+    assert (trial.end, trial.reason) == (
+        "stopped",
+        "stopped by asha at epoch 1: held_out/top1 0.4000; 2 of the 2 runs that came to rung 1 before it are better, "
+        "and the best 1/2 go on",
+    )
+    assert trial.reports == [{"epoch": 1, "step": 4, "last": False, "held_out/top1": 0.4}]
+
+
+def test_the_last_report_stops_nothing_and_is_compared_with_nothing(tmp_path):
+    """Its run is at its end, and its learning rate has come down as that of others in the midst of theirs has not."""
+    scheduler = opened(tmp_path / "j", rule="asha", reduction_factor=2)
+    report(scheduler, "0", 1, 0.5)
+    assert report(scheduler, "0", 2, 0.9, last=True) == "CONTINUE"
+    assert report(scheduler, "1", 2, 0.1, last=True) == "CONTINUE"
+    assert report(scheduler, "2", 2, 0.3) == "CONTINUE"  # nobody else has come to rung 2 on the way
+    assert report(scheduler, "3", 2, 0.2) == "STOP"
+
+
+def test_after_a_restart_reports_that_are_known_decide_nothing(tmp_path):
+    """A trial that is continued repeats what the journal has; what is new is judged by all that the journal has."""
+    before = opened(tmp_path / "j", rule="median", min_runs=2)
+    for name, score in (("0", 0.5), ("1", 0.7)):
+        report(before, name, 1, score)
+    assert report(before, "2", 1, 0.6) == "CONTINUE"
+    before.journal.file.close()
+    after = opened(tmp_path / "j", rule="median", min_runs=2)
+    assert report(after, "2", 1, 0.0) == "CONTINUE"
+    assert [row["held_out/top1"] for row in after.journal.trials["2"].reports] == [0.6]
+    assert report(after, "3", 1, 0.1) == "STOP"
+
+
+def test_without_a_rule_every_run_goes_on(tmp_path):
+    scheduler = EarlyStopping(sweep(), SweepJournal(tmp_path / "j"))
+    scheduler.journal.open()
+    assert [report(scheduler, f"{number}", 1, -float(number)) for number in range(5)] == ["CONTINUE"] * 5
