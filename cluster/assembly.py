@@ -25,15 +25,17 @@ from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
-from pipelines.data.index import ImageIndex, build_index, check_same_classes, open_index
+from pipelines.data.index import build_index, open_index
+from pipelines.data.source import Source, check_same_classes
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
-from pipelines.views.plan import ViewPlan, ViewPolicy
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 
 
-def open_data(config: RunConfig, listed: bool = False) -> dict[str, ImageIndex]:
+def open_data(config: RunConfig, listed: bool = False) -> dict[str, Source]:
     """The run's image indexes {train, val, held_out}; built at the first use, then read back.
 
     listed: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
@@ -67,7 +69,7 @@ class Assembly:
     """
 
     config: RunConfig
-    indexes: dict[str, ImageIndex]
+    indexes: dict[str, Source]
     plan: ViewPlan
     student: nn.Module
     teacher: OnlineTeacher | None

@@ -28,9 +28,10 @@ from pipelines.cache.columns import FEATURES
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, check, library_versions, load_manifest
 from pipelines.cache.reader import CLASS_MEANS, CacheReader, classifier_of, load_constants, under
-from pipelines.data.index import ImageIndex
+from pipelines.data.source import Source
 from pipelines.loaders.base import Request
-from pipelines.views.plan import ViewPlan, ViewPolicy
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
 TRAIN = "train"
 NORM = "norm."
@@ -139,7 +140,7 @@ def reuses_head(config: RunConfig) -> bool:
 
 def identity(
     config: RunConfig,
-    indexes: Mapping[str, ImageIndex],
+    indexes: Mapping[str, Source],
     plan: ViewPlan,
     evaluation: ViewPolicy,
     statistics: Statistics,

@@ -25,10 +25,12 @@ from kdcore.models import build_model, input_statistics
 from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table
 from pipelines.cache.sparse import TEMPERATURES, CodeSize, LogitCode, measured_error
-from pipelines.data.index import ImageIndex, build_index
+from pipelines.data.index import build_index
+from pipelines.data.source import Source
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import build_loader
-from pipelines.views.plan import ViewPlan, ViewPolicy
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
 CLASSES = 1000
 SIZES = (32, 48, 64, 96, 128, 160)
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def kept_logits(
-    output: str, fingerprint: str, teacher: torch.nn.Module, index: ImageIndex, policy: ViewPolicy, view: int
+    output: str, fingerprint: str, teacher: torch.nn.Module, index: Source, policy: ViewPolicy, view: int
 ) -> Tensor:
     """`logits`, computed once and kept under what they depend on."""
     plan = ViewPlan(policy, 0, len(index))
@@ -81,7 +83,7 @@ def kept_logits(
 
 
 @torch.inference_mode()
-def logits(teacher: torch.nn.Module, index: ImageIndex, plan: ViewPlan, view: int) -> Tensor:
+def logits(teacher: torch.nn.Module, index: Source, plan: ViewPlan, view: int) -> Tensor:
     """The teacher's logits for a view of every image [n,K]."""
     mean, std = input_statistics(teacher)
     loader = build_loader(

@@ -31,8 +31,9 @@ from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import MANIFEST, Manifest, Part, Plan, load_manifest
 from pipelines.cache.store import Shard
 from pipelines.data.folder import list_files
-from pipelines.data.index import ImageIndex, index_table
-from pipelines.views.plan import ViewPlan, ViewPolicy
+from pipelines.data.source import Source, source_table
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 
 SIZES = (50_000, 1_280_000, 14_000_000)
 NUM_CLASSES, NUM_VIEWS, ROWS_PER_SHARD, BATCH = 1000, 100, 16_384, 256
@@ -47,7 +48,7 @@ def made_up(num_samples: int) -> pa.Table:
     paths = pc.binary_join_element_wise("train", folder, name, "/").cast(pa.large_string())
     files = pa.table({"path": paths, "label": labels, "num_bytes": np.full(num_samples, 110_000)})
     facts = np.stack([np.full(num_samples, 375), np.full(num_samples, 500), ids & 0xFFFFFFFF], axis=1)
-    return index_table(tuple(f"{label:05d}" for label in range(NUM_CLASSES)), files, facts)
+    return source_table(tuple(f"{label:05d}" for label in range(NUM_CLASSES)), files, facts)
 
 
 def made_up_manifest(num_samples: int) -> Manifest:
@@ -88,19 +89,19 @@ def measure(folder: Path) -> dict[str, Any]:
     """Opening everything, and one batch of each, in this process."""
     path, found = folder / "index.arrow", {}
 
-    def open_index() -> ImageIndex:
+    def open_index() -> Source:
         classes = tuple(f"{label:05d}" for label in range(NUM_CLASSES))
-        return ImageIndex(folder, classes, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        return Source(str(folder), classes, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
 
     def batch_of_views() -> object:
         ids = plan.order(1, np.arange(BATCH))
-        index.paths(ids)
+        index.names(ids)
         return plan.views(1, ids, index.heights[ids], index.widths[ids])
 
     index, found["open the index"] = measured(open_index)
     policy = ViewPolicy(size=224, crop="resized", mixup_alpha=0.2)
     plan, found["make the view plan"] = measured(lambda: ViewPlan(policy, 0, len(index)))
-    _, found["first batch: ids, paths, views"] = measured(batch_of_views)
+    _, found["first batch: ids, names, views"] = measured(batch_of_views)
     _, found["another batch"] = measured(batch_of_views)
     _, found["hold out 2 %, with its fingerprint"] = measured(lambda: index.split(0.02, 0)[0].fingerprint)
     _, found["read the manifest"] = measured(lambda: load_manifest(folder))

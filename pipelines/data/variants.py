@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.index import ImageIndex, build_index
+from pipelines.data.index import build_index
+from pipelines.data.source import Source
 from pipelines.files import read_json
 
 Variant = Literal["v2", "real", "a", "r", "sketch"]
@@ -36,34 +37,34 @@ class Target:
     that may be answered; shown: their places among the network's own outputs, None where they are all of them.
     """
 
-    index: ImageIndex
+    index: Source
     answers: Answers
     classes: tuple[str, ...]
     shown: Answers | None = None
 
 
-def own_target(index: ImageIndex) -> Target:
-    """A split of the network's own data set."""
+def own_target(index: Source) -> Target:
+    """Return the target that is a split of the network's own data set."""
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes)
 
 
 def open_target(folder: Path, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
-    """The images in folder/<class>/..., as `variant` labels them, for a network with these classes.
+    """Return the images in folder/<class>/..., as `variant` labels them, for a network with these classes.
 
     Refused for a class of the folder that the network lacks, and without `variant` for any difference.
     """
     index = build_index(folder.resolve().parent, folder.resolve().name, cache_dir)
-    openers: dict[str | None, Callable[[ImageIndex, tuple[str, ...]], Target]] = {
-        "v2": numbered,
-        "real": lambda index, classes: several(index, classes, folder.resolve().parent / "real.json"),
-        "a": some,
-        "r": some,
+    openers: dict[str | None, Callable[[Source, tuple[str, ...]], Target]] = {
+        "v2": target_of_numbered_folders,
+        "real": lambda index, classes: target_of_several_answers(index, classes, folder.resolve().parent / "real.json"),
+        "a": target_of_some_classes,
+        "r": target_of_some_classes,
     }
-    return openers.get(variant, same)(index, classes)
+    return openers.get(variant, target_of_same_classes)(index, classes)
 
 
-def same(index: ImageIndex, classes: tuple[str, ...]) -> Target:
-    """Folders named like the classes, all of them."""
+def target_of_same_classes(index: Source, classes: tuple[str, ...]) -> Target:
+    """Return images in folders named like the classes; Refused unless the folders are all of them."""
     if index.classes != classes:
         missing, surplus = sorted(set(classes) - set(index.classes)), sorted(set(index.classes) - set(classes))
         first = f"lacks {missing[0]!r}" if missing else f"has {surplus[0]!r}"
@@ -75,8 +76,8 @@ def same(index: ImageIndex, classes: tuple[str, ...]) -> Target:
     return own_target(index)
 
 
-def numbered(index: ImageIndex, classes: tuple[str, ...]) -> Target:
-    """Folders named by the class's number."""
+def target_of_numbered_folders(index: Source, classes: tuple[str, ...]) -> Target:
+    """Return images in folders named by the class's number; Refused for another name or count."""
     wrong = [name for name in index.classes if not (name.isdecimal() and int(name) < len(classes))]
     if wrong or len(index.classes) != len(classes):
         raise Refused(
@@ -87,8 +88,8 @@ def numbered(index: ImageIndex, classes: tuple[str, ...]) -> Target:
     return Target(index, numbers[index.labels][:, None], classes)
 
 
-def some(index: ImageIndex, classes: tuple[str, ...]) -> Target:
-    """Folders of some of the classes, among which alone a network chooses."""
+def target_of_some_classes(index: Source, classes: tuple[str, ...]) -> Target:
+    """Return images in folders of some of the classes, among which alone a network chooses."""
     place = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in index.classes if name not in place]
     if unknown:
@@ -100,14 +101,17 @@ def some(index: ImageIndex, classes: tuple[str, ...]) -> Target:
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes, shown)
 
 
-def several(index: ImageIndex, classes: tuple[str, ...], path: Path) -> Target:
-    """The network's classes with the right answers of every image from a file: [[class number, ...], ...], one list an
-    image, in order of the number that ends its name (ILSVRC2012_val_00000001 is the first)."""
-    same(index, classes)
+def target_of_several_answers(index: Source, classes: tuple[str, ...], path: Path) -> Target:
+    """Return the images with the right answers of each from a file.
+
+    The file holds [[class number, ...], ...], one list an image, in order of the number that ends the image's name
+    (ILSVRC2012_val_00000001 is the first). Refused where the file is absent or names other classes.
+    """
+    target_of_same_classes(index, classes)
     if not path.is_file():
         raise Refused(f"--variant real: {path} is missing; put the file of the ReaL labels beside the folder")
     lists: Any = read_json(path, "put the file of the ReaL labels there again")
-    files = index.paths(np.arange(len(index)))
+    files = index.names(np.arange(len(index)))
     rows = [lists[place_in(lists, file, path)] for file in files]
     widest = max(1, *map(len, rows))
     answers = np.array([row + [-1] * (widest - len(row)) for row in rows], dtype=np.int64)
@@ -117,7 +121,7 @@ def several(index: ImageIndex, classes: tuple[str, ...], path: Path) -> Target:
 
 
 def place_in(lists: list[list[int]], file: str, path: Path) -> int:
-    """Which of the lists belongs to an image."""
+    """Return which of the lists belongs to an image; Refused where its name ends in no number of one."""
     number = re.search(r"(\d+)$", Path(file).stem)
     if number is None or not 1 <= int(number[1]) <= len(lists):
         raise Refused(

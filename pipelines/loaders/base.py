@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.batch import Batch
-from pipelines.data.index import ImageIndex
+from pipelines.data.source import Source
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan, Views
 
@@ -28,8 +28,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with all that decoding needs: N views, of which the first B are asked for and the others are partners
-    that are not among them; partner_rows [B] says where among the N each partner is."""
+    """A request with all that decoding needs.
+
+    views: N of them, of which the first B are asked for and the others are partners that are not among those;
+    partner_rows [B]: where among the N each partner is.
+    """
 
     request: Request
     views: Views
@@ -39,12 +42,12 @@ class Job:
 class Loader(ABC):
     """Pictures of a data set as batches on a device. One loader serves any number of `load` calls, one at a time.
 
-    index: the data; plan: its views; finish: from pictures to batches; max_batch: the largest request.
+    source: the data; plan: its views; finish: from pictures to batches; max_batch: the largest request.
     """
 
-    def __init__(self, index: ImageIndex, plan: ViewPlan, finish: Finish, max_batch: int) -> None:
-        assert len(index) == plan.num_samples, "the plan is made for this index"
-        self.index = index
+    def __init__(self, source: Source, plan: ViewPlan, finish: Finish, max_batch: int) -> None:
+        assert len(source) == plan.num_samples, "the plan is made for this source"
+        self.source = source
         self.plan = plan
         self.finish = finish
         self.device = finish.device
@@ -55,17 +58,17 @@ class Loader(ABC):
 
     @abstractmethod
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
-        """Each job with its pictures: cropped, resized, flipped, uint8 [N,H,W,3] on the device."""
+        """Yield each job with its pictures: cropped, resized, flipped, uint8 [N,H,W,3] on the device."""
 
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """A batch for every request, in order. Starting another `load` ends this one.
+        """Yield a batch for every request, in order; starting another `load` ends this one.
 
-        A picture's pixels depend on its view and sample id alone. Refused names a file that cannot be decoded.
+        A picture's pixels depend on its view and sample id alone. Refused names an image that cannot be decoded.
         """
         this = self._latest = object()
         for job, images in self.decode(self.jobs(requests)):
             ids = job.views.sample_ids
-            labels = torch.from_numpy(self.index.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
+            labels = torch.from_numpy(self.source.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
             pictures, labels = self.finish(images, job.views, job.partner_rows, labels)
             yield Batch(
                 images=pictures,
@@ -77,16 +80,16 @@ class Loader(ABC):
             assert self._latest is this, "another load() has taken this loader over"
 
     def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
-        """The requests with their views."""
+        """Return the requests with their views, one as each is taken."""
         return map(self.prepare, requests)
 
     def prepare(self, request: Request) -> Job:
-        """The views of a request, with the partners that it lacks appended."""
+        """Return a request with its views, those of the partners that it lacks appended."""
         ids, partner_rows = self.rows(request)
         return Job(request, self.views(request.view, ids), partner_rows)
 
     def rows(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(the sample ids [N] of a request with the partners that it lacks appended, `Job.partner_rows` [B])."""
+        """Return (the sample ids [N] of a request, the partners that it lacks appended; `Job.partner_rows` [B])."""
         ids = np.asarray(request.sample_ids, dtype=np.int64)
         assert 0 < len(ids) <= self.max_batch, f"a request has 1 to {self.max_batch} samples, not {len(ids)}"
         if not self.plan.policy.mixes:
@@ -97,4 +100,5 @@ class Loader(ABC):
         return rows, by_id[np.searchsorted(rows, partners, sorter=by_id)]
 
     def views(self, view: int, ids: NDArray[np.int64]) -> Views:
-        return self.plan.views(view, ids, self.index.heights[ids], self.index.widths[ids])
+        """Return the views of these samples."""
+        return self.plan.views(view, ids, self.source.heights[ids], self.source.widths[ids])

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from kdcore.errors import Refused
-from pipelines.data.index import ImageIndex
+from pipelines.data.source import Source
 from pipelines.loaders.base import Loader
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
@@ -16,7 +16,7 @@ from pipelines.views.plan import ViewPlan
 
 def build_loader(
     kind: Literal["dali", "reference", "resident"],
-    index: ImageIndex,
+    source: Source,
     plan: ViewPlan,
     *,
     mean: Sequence[float],
@@ -28,8 +28,10 @@ def build_loader(
     max_batch: int = 256,
     prefetch: int = 2,
 ) -> Loader:
-    """The loader a run uses. mean, std: of pixels in [0, 1], per channel; decode: where JPEGs are decoded ("auto": on
-    the GPU where the batches go to one); num_threads: that read and decode; prefetch: batches prepared ahead.
+    """Return the loader that a run uses.
+
+    mean, std: of pixels in [0, 1], per channel; decode: where JPEGs are decoded ("auto": on the GPU where the batches
+    go to one); num_threads: that decode, and as many that read; prefetch: batches prepared ahead.
     """
     if decode == "gpu" and device.type != "cuda":
         raise Refused(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
@@ -39,16 +41,16 @@ def build_loader(
     if kind == "reference":
         from pipelines.loaders.reference import ReferenceLoader
 
-        return ReferenceLoader(index, plan, finish, max_batch, num_threads=num_threads)
+        return ReferenceLoader(source, plan, finish, max_batch, num_threads=num_threads)
     if kind == "resident":
         from pipelines.loaders.resident import ResidentLoader
 
-        return ResidentLoader(index, plan, finish, max_batch, num_threads=num_threads)
+        return ResidentLoader(source, plan, finish, max_batch, num_threads=num_threads)
     if kind == "dali":
         from pipelines.loaders.dali import DaliLoader
 
         on_gpu = decode == "gpu" or (decode == "auto" and device.type == "cuda")
         return DaliLoader(
-            index, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
+            source, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
         )
     raise Refused(f"there is no loader {kind!r}; choose 'dali', 'reference' or 'resident'")

@@ -1,15 +1,15 @@
-"""The loader for training: NVIDIA DALI reads, decodes, crops, resizes and flips, in its own threads, ahead of time.
+"""The loader for training: NVIDIA DALI decodes, crops, resizes and flips, in its own threads, ahead of time.
 
-DALI draws nothing: crop windows, sizes, offsets and flips are inputs of its pipeline. Colours, mixing and erasing are
-`pipelines.loaders.render`'s, as for every loader. Only the crop's window is decoded: damage that came to a file after
-it was indexed is noticed where a window reaches it.
+DALI reads nothing and draws nothing: encoded images, crop windows, sizes, offsets and flips are inputs of its pipeline.
+The images are read further ahead, in threads of their own, so that no request waits in the training loop. Colours,
+mixing and erasing are `pipelines.loaders.render`'s, as for every loader. Only the crop's window is decoded: damage that
+came to an image after it was indexed, and left its size, is noticed where a window reaches it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,25 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.data.folder import decode_file
-from pipelines.data.index import ImageIndex
+from pipelines.data.source import Source
+from pipelines.loaders.ahead import ReadAhead
 from pipelines.loaders.base import Job, Loader
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
 
 
 class DaliLoader(Loader):
-    """Batches from DALI. decode_on_gpu: decode and resize there; else on the CPU, and hand pictures over to the device.
+    """Batches from DALI.
 
+    decode_on_gpu: decode and resize there; else on the CPU, and hand pictures over to the device. num_threads: that
+    decode, and as many that read. prefetch: batches that DALI prepares ahead, and as many that are read before those.
     Pictures reach torch without a copy, through DLPack; on a GPU in the order of torch's current stream, on which DALI
     also takes the memory back.
     """
 
     def __init__(
         self,
-        index: ImageIndex,
+        source: Source,
         plan: ViewPlan,
         finish: Finish,
         max_batch: int,
@@ -42,22 +44,25 @@ class DaliLoader(Loader):
         num_threads: int,
         prefetch: int,
     ) -> None:
-        super().__init__(index, plan, finish, max_batch)
+        super().__init__(source, plan, finish, max_batch)
         self._decode_on_gpu = decode_on_gpu
         self._num_threads = num_threads
         self._prefetch = prefetch
         self._pipeline: Any = None
-        self._jobs: Iterator[Job] = iter(())
-        self._pending: deque[Job] = deque()  # given to DALI, pictures not yet taken
+        self._read_ahead = ReadAhead(source, num_threads, prefetch)
+        self._jobs: Iterator[tuple[Job, list[bytes]]] = iter(())
+        self._pending: deque[tuple[Job, list[bytes]]] = deque()  # given to DALI, pictures not yet taken
 
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
+        """Yield each job with its pictures."""
         self._finish_pending()
-        self._jobs = jobs
+        self._jobs = self._read_ahead(jobs)
         while (images := self._next_pictures()) is not None:
-            yield self._pending.popleft(), images
+            job, _ = self._pending.popleft()
+            yield job, images
 
     def _next_pictures(self) -> Tensor | None:
-        """The pictures of the oldest pending job; None at the end."""
+        """Return the pictures of the oldest pending job; None at the end."""
         if self._pipeline is None:
             self._pipeline = self._build_pipeline()
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -66,15 +71,18 @@ class DaliLoader(Loader):
         except StopIteration:
             self._pipeline.reset()
             return None
+        except Refused:  # an image that could not be read
+            self._pipeline = None
+            raise
         except RuntimeError as error:
             self._pipeline = None  # an error is the end of a DALI pipeline
-            if wrong := self._wrong_file():
+            if wrong := self._find_broken():
                 raise wrong from error
             raise
         return torch.utils.dlpack.from_dlpack(pictures.as_tensor())
 
     def _finish_pending(self) -> None:
-        """Ends the work that an abandoned `load` has left, so that the pipeline begins anew."""
+        """End the work that an abandoned `load` has left, so that the pipeline begins anew."""
         self._jobs = iter(())
         try:
             while self._pipeline is not None and self._next_pictures() is not None:
@@ -83,25 +91,23 @@ class DaliLoader(Loader):
             pass  # of pictures nobody asks for any more; the pipeline will be built anew
         self._pending.clear()
 
-    def _wrong_file(self) -> Refused | None:
-        """Which pending file DALI failed at, and why: DALI itself often does not say."""
-        for job in self._pending:
-            ids = job.views.sample_ids
-            for path, sample_id in zip(self.index.paths(ids), ids, strict=True):
+    def _find_broken(self) -> Refused | None:
+        """Return which pending image DALI failed at, and why: DALI itself often does not say."""
+        for job, contents in self._pending:
+            for sample_id, content in zip(job.views.sample_ids.tolist(), contents, strict=True):
                 try:
-                    decode_file(Path(path), self.index.heights[sample_id], self.index.widths[sample_id])
+                    self.source.decode(sample_id, content)
                 except Refused as error:
                     return error
         return None
 
     def _inputs(self) -> tuple[Any, ...]:
-        """The next job as the pipeline's inputs. Raises StopIteration at the end, which is how DALI is told."""
-        job = next(self._jobs)
+        """Return the next job as the pipeline's inputs; StopIteration at the end is how DALI is told of it."""
+        job, contents = next(self._jobs)
         views = job.views
-        paths = [np.frombuffer(path.encode(), dtype=np.uint8) for path in self.index.paths(views.sample_ids)]
-        self._pending.append(job)
+        self._pending.append((job, contents))
         return (
-            paths,
+            [np.frombuffer(content, dtype=np.uint8) for content in contents],
             np.ascontiguousarray(views.window[:, :2]),
             np.ascontiguousarray(views.window[:, 2:]),
             views.resize.astype(np.float32),
@@ -110,6 +116,7 @@ class DaliLoader(Loader):
         )
 
     def _build_pipeline(self) -> Any:
+        """Return the pipeline from encoded images and the numbers of their views to pictures."""
         dali, policy = _import_dali(), self.plan.policy
         fn = dali.fn
         filters = {"bilinear": dali.types.INTERP_LINEAR, "bicubic": dali.types.INTERP_CUBIC}
@@ -120,9 +127,9 @@ class DaliLoader(Loader):
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
-            path, start, shape, size, offset, flip = fn.external_source(self._inputs, num_outputs=6, batch=True)
+            encoded, start, shape, size, offset, flip = fn.external_source(self._inputs, num_outputs=6, batch=True)
             pictures = fn.decoders.image_slice(
-                fn.io.file.read(path),
+                encoded,
                 device="mixed" if self._decode_on_gpu else "cpu",
                 start=start,
                 shape=shape,
@@ -147,7 +154,7 @@ class DaliLoader(Loader):
 
 
 def _import_dali() -> Any:
-    """DALI, loaded when first needed: it takes a second, and the other loader does without."""
+    """Import DALI when it is first needed: it takes a second, and the other loaders do without."""
     try:
         import nvidia.dali.fn
         import nvidia.dali.types
@@ -159,6 +166,7 @@ def _import_dali() -> Any:
 
 
 def _device_id(device: torch.device) -> int | None:
+    """Return the number of a CUDA device as DALI counts; None for the CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -20,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.data.folder import decode_file
-from pipelines.data.index import ImageIndex
+from pipelines.data.source import Source
 from pipelines.loaders.base import Job, Loader, Request
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
 
 _REMEDY = "take data.loader=dali (or reference)"
+_READ_AT_ONCE = 256  # images of one read
 _BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call
 
 # {(data, device): pictures}: the loaders of one process, such as those of several runs side by side, share them.
@@ -36,20 +35,21 @@ _resident: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDict
 class ResidentLoader(Loader):
     """Batches gathered on the device. Refused for data of several sizes, or views that would have to be resized."""
 
-    def __init__(self, index: ImageIndex, plan: ViewPlan, finish: Finish, max_batch: int, *, num_threads: int) -> None:
-        super().__init__(index, plan, finish, max_batch)
-        height, width = _common_size(index)
+    def __init__(self, source: Source, plan: ViewPlan, finish: Finish, max_batch: int, *, num_threads: int) -> None:
+        super().__init__(source, plan, finish, max_batch)
+        height, width = _common_size(source)
         _check_not_resized(plan, height, width)
         self._frame = height + 2, width + 2
-        key = (index.fingerprint, self.device)
+        key = (source.fingerprint, self.device)
         pictures = _resident.get(key)
         if pictures is None:
-            pictures = _resident[key] = resident_pictures(index, self.device, num_threads)
+            pictures = _resident[key] = resident_pictures(source, self.device, num_threads)
         self._pictures = pictures
         self._rows = torch.arange(plan.policy.height, device=self.device)
         self._columns = torch.arange(plan.policy.width, device=self.device)
 
     def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
+        """Yield the requests with their views, which are drawn for many requests at once."""
         for view, same_view in groupby(requests, key=lambda request: request.view):
             while block := list(islice(same_view, _BLOCK)):
                 rows = [self.rows(request) for request in block]
@@ -59,6 +59,7 @@ class ResidentLoader(Loader):
                     yield Job(request, views[end - len(ids) : end], partner_rows)
 
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
+        """Yield each job with its pictures."""
         height, width = self._frame
         for job in jobs:
             views = job.views
@@ -72,44 +73,45 @@ class ResidentLoader(Loader):
             yield job, self._pictures[pixels]
 
 
-def resident_pictures(index: ImageIndex, device: torch.device, num_threads: int) -> Tensor:
-    """Every picture in a frame of one black pixel, on the device: uint8 [N * (H + 2) * (W + 2), 3].
+def resident_pictures(source: Source, device: torch.device, num_threads: int) -> Tensor:
+    """Return every picture in a frame of one black pixel, on the device: uint8 [N * (H + 2) * (W + 2), 3].
 
     Refused where they do not fit, or where one cannot be decoded.
     """
-    height, width = _common_size(index)
-    num_bytes = len(index) * (height + 2) * (width + 2) * 3
+    height, width = _common_size(source)
+    num_bytes = len(source) * (height + 2) * (width + 2) * 3
     if num_bytes > _free_bytes(device):
         raise Refused(
-            f"the {len(index):,} images of {index.root} take {num_bytes / 2**30:.1f} GiB, but {device} has "
+            f"the {len(source):,} images of {source.root} take {num_bytes / 2**30:.1f} GiB, but {device} has "
             f"{_free_bytes(device) / 2**30:.1f} GiB free; {_REMEDY}"
         )
-    framed = np.zeros((len(index), height + 2, width + 2, 3), dtype=np.uint8)
+    framed = np.zeros((len(source), height + 2, width + 2, 3), dtype=np.uint8)
 
-    def decode(numbered: tuple[int, str]) -> None:
-        row, path = numbered
-        framed[row, 1:-1, 1:-1] = np.asarray(decode_file(Path(path), height, width))
+    def decode(start: int) -> None:
+        ids = np.arange(start, min(start + _READ_AT_ONCE, len(source)))
+        for sample_id, content in zip(ids.tolist(), source.read(ids), strict=True):
+            framed[sample_id, 1:-1, 1:-1] = np.asarray(source.decode(sample_id, content))
 
     with ThreadPoolExecutor(num_threads) as threads:
-        for _ in threads.map(decode, enumerate(index.paths(np.arange(len(index)))), chunksize=256):
+        for _ in threads.map(decode, range(0, len(source), _READ_AT_ONCE)):
             pass
     return torch.from_numpy(framed.reshape(-1, 3)).to(device)
 
 
-def _common_size(index: ImageIndex) -> tuple[int, int]:
-    """(height, width) of every image; Refused where they differ."""
-    height, width = int(index.heights[0]), int(index.widths[0])
-    other = np.flatnonzero((index.heights != height) | (index.widths != width))
+def _common_size(source: Source) -> tuple[int, int]:
+    """Return (height, width) of every image; Refused where they differ."""
+    height, width = int(source.heights[0]), int(source.widths[0])
+    other = np.flatnonzero((source.heights != height) | (source.widths != width))
     if other.size:
-        first = f"{index.heights[other[0]]}x{index.widths[other[0]]}"
+        first = f"{source.heights[other[0]]}x{source.widths[other[0]]}"
         raise Refused(
-            f"loader 'resident' needs images of one size, but {index.root} has {height}x{width} and {first}; {_REMEDY}"
+            f"loader 'resident' needs images of one size, but {source.root} has {height}x{width} and {first}; {_REMEDY}"
         )
     return height, width
 
 
 def _check_not_resized(plan: ViewPlan, height: int, width: int) -> None:
-    """Refused where a view of these images is not made of their own pixels."""
+    """Refuse views that are not made of the images' own pixels."""
     policy = plan.policy
     size: NDArray[np.int32] = np.array([height, width], dtype=np.int32)
     resize = plan.views(0, np.zeros(1, dtype=np.int64), size[:1], size[1:]).resize[0]
@@ -121,6 +123,7 @@ def _check_not_resized(plan: ViewPlan, height: int, width: int) -> None:
 
 
 def _free_bytes(device: torch.device) -> int:
+    """Return how many bytes of memory the device has free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

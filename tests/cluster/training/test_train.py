@@ -133,7 +133,7 @@ def records_by_step(config) -> dict[int, list[int]]:
 def image_path(config, sample_id: int) -> Path:
     from cluster.assembly import open_data
 
-    return Path(open_data(config)["train"].paths(np.array([sample_id]))[0])
+    return Path(open_data(config)["train"].names(np.array([sample_id]))[0])
 
 
 def test_no_run_without_its_mlflow(ray_cluster, recipe):

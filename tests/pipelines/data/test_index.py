@@ -11,7 +11,8 @@ import pytest
 from kdcore.errors import Refused
 from pipelines.data import index as datasets
 from pipelines.data.folder import list_files
-from pipelines.data.index import ImageIndex, build_index, check_same_classes
+from pipelines.data.index import build_index
+from pipelines.data.source import Source, check_same_classes
 from tests.pipelines.pictures import picture, write_plain_folder
 
 
@@ -21,18 +22,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def build(root: Path, split: str = "train") -> ImageIndex:
+def build(root: Path, split: str = "train") -> Source:
     return build_index(root, split, root.parent / "cache", progress=False)
 
 
-def test_what_it_holds(odd_index: ImageIndex) -> None:
+def test_what_it_holds(odd_index: Source) -> None:
     index = odd_index
     assert len(index) == 13
     assert index.classes == ("a", "b")
     assert index.labels.tolist() == [0] * 6 + [1] * 7
-    files = sorted((index.root / "train").glob("*/*"))
-    assert index.paths(np.arange(13)) == [str(file) for file in files]
-    assert index.paths(np.array([12, 0])) == [str(files[12]), str(files[0])]
+    files = sorted((Path(index.root) / "train").glob("*/*"))
+    assert index.names(np.arange(13)) == [str(file) for file in files]
+    assert index.names(np.array([12, 0])) == [str(files[12]), str(files[0])]
     sizes = {Path(file).name: (h, w) for file, h, w in zip(files, index.heights, index.widths, strict=True)}
     assert sizes["landscape.jpg"] == (60, 80)
     assert sizes["one_pixel_high.png"] == (1, 40)
@@ -43,7 +44,7 @@ def test_what_it_holds(odd_index: ImageIndex) -> None:
 
 def test_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(root)
-    monkeypatch.setattr(datasets, "inspect_file", None)  # reading any file would now fail
+    monkeypatch.setattr(datasets, "inspect_image", None)  # reading any file would now fail
     again = build(root)
     assert again.table.equals(first.table)
     assert again.fingerprint == first.fingerprint
@@ -76,7 +77,7 @@ def test_listing_holds_columns(root: Path) -> None:
 
 def test_a_changed_file_changes_the_index_and_a_touched_one_does_not(root: Path) -> None:
     before = build(root)
-    file = Path(before.paths(np.array([0]))[0])
+    file = Path(before.names(np.array([0]))[0])
     os.utime(file, ns=(1, 1))
     assert build(root).fingerprint == before.fingerprint
     picture(30, 20, 5).save(file)
@@ -94,21 +95,21 @@ def test_fingerprint_does_not_depend_on_the_place(root: Path, tmp_path: Path) ->
 
 
 def test_hidden_files_do_not_exist_and_folders_may_nest(root: Path) -> None:
-    before = build(root).paths(np.arange(6))
+    before = build(root).names(np.arange(6))
     (root / "train" / ".cache").mkdir()
     (root / "train" / "0" / ".DS_Store").write_bytes(b"x")
     (root / "train" / "2" / "more").mkdir()
     picture(9, 9, 1).save(root / "train" / "2" / "more" / "deep.png")
     index = build(root)
-    assert index.paths(np.arange(7)) == [*before, str(root / "train" / "2" / "more" / "deep.png")]
+    assert index.names(np.arange(7)) == [*before, str(root / "train" / "2" / "more" / "deep.png")]
     assert index.labels[-1] == 2
 
 
-def test_subset_renumbers(plain_index: ImageIndex) -> None:
+def test_subset_renumbers(plain_index: Source) -> None:
     ids = np.array([7, 0, 3])
     subset = plain_index.subset(ids)
     assert len(subset) == 3
-    assert subset.paths(np.arange(3)) == plain_index.paths(ids)
+    assert subset.names(np.arange(3)) == plain_index.names(ids)
     assert np.array_equal(subset.labels, plain_index.labels[ids])
     assert subset.classes == plain_index.classes
     everyone = plain_index.subset(np.arange(len(plain_index)))
@@ -116,19 +117,19 @@ def test_subset_renumbers(plain_index: ImageIndex) -> None:
     assert len({plain_index.fingerprint, subset.fingerprint, plain_index.subset(ids[::-1]).fingerprint}) == 3
 
 
-def test_split_is_balanced_complete_and_repeatable(plain_index: ImageIndex) -> None:
+def test_split_is_balanced_complete_and_repeatable(plain_index: Source) -> None:
     rest, held = plain_index.split(0.25, seed=1)
     assert np.bincount(held.labels).tolist() == [1, 1, 1]
     assert np.bincount(rest.labels).tolist() == [3, 3, 3]
-    both = rest.paths(np.arange(9)) + held.paths(np.arange(3))
-    assert sorted(both) == plain_index.paths(np.arange(12))
+    both = rest.names(np.arange(9)) + held.names(np.arange(3))
+    assert sorted(both) == plain_index.names(np.arange(12))
     assert plain_index.split(0.25, seed=1)[1].fingerprint == held.fingerprint
     assert len({plain_index.split(0.25, seed)[1].fingerprint for seed in range(8)}) > 4
     assert np.all(np.diff(rest.labels) >= 0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
-def test_split_leaves_no_class_empty(plain_index: ImageIndex, fraction: float) -> None:
+def test_split_leaves_no_class_empty(plain_index: Source, fraction: float) -> None:
     with pytest.raises(Refused, match=r"class '0' \(4 images .* at least 1 and at most 3"):
         plain_index.split(fraction, seed=1)
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.index import ImageIndex, build_index
+from pipelines.data.index import build_index
+from pipelines.data.source import Source
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
@@ -31,9 +32,7 @@ POLICIES = {
 }
 
 
-def differences(
-    index: ImageIndex, policy: ViewPolicy, views: int, device: str = "cpu", decode: str = "auto"
-) -> np.ndarray:
+def differences(index: Source, policy: ViewPolicy, views: int, device: str = "cpu", decode: str = "auto") -> np.ndarray:
     """|DALI - reference| in units of 1/255: [views * samples, values of a picture]."""
     plan = ViewPlan(policy, 8, len(index))
     found = []
@@ -55,7 +54,7 @@ def differences(
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_odd_shapes(name: str, odd_index: ImageIndex) -> None:
+def test_odd_shapes(name: str, odd_index: Source) -> None:
     policy = POLICIES[name]
     apart = differences(odd_index, policy, views=12)
     print(f"{name}: mean {apart.mean(axis=1).max():.2f}, max {apart.max():.0f} of 255")
@@ -65,7 +64,7 @@ def test_odd_shapes(name: str, odd_index: ImageIndex) -> None:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Source:
     if not PHOTOGRAPHS.exists():
         pytest.skip(f"{PHOTOGRAPHS.name} is not beside the project")
     root = tmp_path_factory.mktemp("photographs")
@@ -79,7 +78,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
 
 
 @pytest.mark.parametrize("policy", [ViewPolicy(), ViewPolicy.evaluation(224)], ids=["resized", "center"])
-def test_photographs(policy: ViewPolicy, photographs: ImageIndex) -> None:
+def test_photographs(policy: ViewPolicy, photographs: Source) -> None:
     apart = differences(photographs, policy, views=1)
     print(f"mean {apart.mean(axis=1).max():.2f}, max {apart.max():.0f} of 255")
     assert apart.mean(axis=1).max() < 0.35
@@ -90,7 +89,7 @@ def test_photographs(policy: ViewPolicy, photographs: ImageIndex) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("decode", ["gpu", "cpu"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_odd_shapes_on_a_gpu(name: str, decode: str, odd_index: ImageIndex) -> None:
+def test_odd_shapes_on_a_gpu(name: str, decode: str, odd_index: Source) -> None:
     apart = differences(odd_index, POLICIES[name], views=4, device="cuda", decode=decode)
     print(f"{name}, decoded on the {decode}: mean {apart.mean(axis=1).max():.2f}, max {apart.max():.0f} of 255")
     assert apart.mean(axis=1).max() < 1.5

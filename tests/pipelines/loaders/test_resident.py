@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from kdcore.errors import Refused
-from pipelines.data.index import ImageIndex, build_index
+from pipelines.data.index import build_index
+from pipelines.data.source import Source
 from pipelines.loaders import resident
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
@@ -32,7 +33,7 @@ POLICIES = {
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+def index(tmp_path_factory: pytest.TempPathFactory) -> Source:
     root = tmp_path_factory.mktemp("small")
     rng = np.random.default_rng(0)
     for number in range(NUM):
@@ -42,7 +43,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     return build_index(root, "train", root / "index", progress=False)
 
 
-def loader(kind: str, index: ImageIndex, policy: ViewPolicy, device: str = "cpu") -> Loader:
+def loader(kind: str, index: Source, policy: ViewPolicy, device: str = "cpu") -> Loader:
     return build_loader(
         kind,  # type: ignore[arg-type]
         index,
@@ -72,11 +73,11 @@ def assert_equal_batches(ours: Loader, theirs: Loader) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_reference_loaders_pixels(name: str, index: ImageIndex) -> None:
+def test_the_reference_loaders_pixels(name: str, index: Source) -> None:
     assert_equal_batches(loader("resident", index, POLICIES[name]), loader("reference", index, POLICIES[name]))
 
 
-def test_blocks_of_requests_change_nothing(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_requests_change_nothing(index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_BLOCK", 2)
     policy = POLICIES["everything"]
     assert_equal_batches(loader("resident", index, policy), loader("reference", index, policy))
@@ -85,7 +86,7 @@ def test_blocks_of_requests_change_nothing(index: ImageIndex, monkeypatch: pytes
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["padded", "as it is", "evaluation"])
-def test_uint8_pixels_on_a_gpu(name: str, index: ImageIndex) -> None:
+def test_uint8_pixels_on_a_gpu(name: str, index: Source) -> None:
     """The gather is exact on any device; of the normalisation a GPU may round the last bit otherwise."""
     ours, theirs = loader("resident", index, POLICIES[name], "cuda"), loader("reference", index, POLICIES[name])
     asked = requests(theirs.plan)
@@ -93,9 +94,9 @@ def test_uint8_pixels_on_a_gpu(name: str, index: ImageIndex) -> None:
         assert torch.equal(a.cpu(), b)
 
 
-def test_loaders_of_one_process_share_the_pictures(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaders_of_one_process_share_the_pictures(index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     first = loader("resident", index, POLICIES["padded"])
-    monkeypatch.setattr(resident, "decode_file", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(Source, "read", lambda *_: pytest.fail("read again"))
     second = loader("resident", index, POLICIES["mixup"])
     assert next(iter(first.load([Request(0, np.arange(3))]))).images.shape == (3, 3, 12, 10)
     assert next(iter(second.load([Request(0, np.arange(3))]))).images.shape == (3, 3, 12, 10)
@@ -109,24 +110,24 @@ def test_loaders_of_one_process_share_the_pictures(index: ImageIndex, monkeypatc
         (ViewPolicy.evaluation((12, 10)), "views.crop=center brings images of 12x10"),
     ],
 )
-def test_views_that_are_resized_are_refused(policy: ViewPolicy, complaint: str, index: ImageIndex) -> None:
+def test_views_that_are_resized_are_refused(policy: ViewPolicy, complaint: str, index: Source) -> None:
     with pytest.raises(Refused, match=complaint):
         loader("resident", index, policy)
 
 
-def test_data_of_several_sizes_are_refused(odd_index: ImageIndex) -> None:
+def test_data_of_several_sizes_are_refused(odd_index: Source) -> None:
     with pytest.raises(Refused, match=r"needs images of one size, but .* has .*x.* and .*x.*; take data.loader"):
         loader("resident", odd_index, ViewPolicy(size=12, crop="padded"))
 
 
-def test_data_that_do_not_fit_are_refused(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_do_not_fit_are_refused(index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_free_bytes", lambda device: 1000)
     monkeypatch.setattr(resident, "_resident", {})
     with pytest.raises(Refused, match=r"23 images of .* take 0\.0 GiB, but cpu has 0\.0 GiB free; take"):
         loader("resident", index, POLICIES["padded"])
 
 
-def test_a_file_that_cannot_be_decoded_is_named(index: ImageIndex, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_decoded_is_named(index: Source, tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     path = tmp_path / "train" / "a" / "0.png"
     Image.fromarray(np.zeros((12, 10, 3), np.uint8)).save(path)
