@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.tracking.description import COMMIT, git_commit
 from kdcore.errors import Refused, RunFailed
 
 TREE = Path(__file__).parents[1]
@@ -51,7 +52,11 @@ def submit(address: str, command: Sequence[str], token_file: str | None, show: C
         client = JobSubmissionClient(address)
         job = client.submit_job(
             entrypoint=shlex.join(command),
-            runtime_env={"working_dir": str(TREE), "excludes": list(EXCLUDES)},
+            runtime_env={
+                "working_dir": str(TREE),
+                "excludes": list(EXCLUDES),
+                "env_vars": {COMMIT: git_commit()},  # the repository stays behind
+            },
             metadata={"command": shlex.join(command)},
         )
     except AuthenticationError as error:

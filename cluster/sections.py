@@ -248,6 +248,9 @@ class TrackingConfig(Section):
     """Optimiser steps from one line of training metrics to the next."""
     system_metrics: bool = True
     """Whether to record the machine's use of CPU, memory, disk, network and GPU."""
+    also: tuple[str, ...] = ()
+    """Trackers beside MLflow: `tensorboard` writes event files into the run's folder; further ones can be registered
+    (`cluster.tracking.tracker`)."""
     record_batches: bool = False
     """Whether to write every step's sample ids and losses beside the run; large, for tests and audits."""
 

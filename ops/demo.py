@@ -11,6 +11,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.recipe import absolute, load_recipe
 from cluster.resources import ray_session
+from cluster.tracking.folder import RunFolder
 from cluster.training.launch import RunResult
 from kdcore.errors import Refused
 from ops.console import console, percent, say, table
@@ -39,7 +40,7 @@ def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes
         return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*overrides, *more]), Path.cwd())
 
     first = recipe("teacher", *overrides_teacher)
-    theirs = [f"teacher.model={first.student.model}", f"teacher.checkpoint={first.run_dir / 'student.safetensors'}"]
+    theirs = [f"teacher.model={first.student.model}", f"teacher.checkpoint={RunFolder.of(first).weights}"]
     results: dict[str, list[RunResult]] = {"teacher": [], "student alone": [], "student distilled": []}
     with ray_session(first):
         results["teacher"].append(run(first))
@@ -56,7 +57,7 @@ COLUMNS = ["", "top-1", "agreement with teacher", "images/s", "wall s"]
 
 
 def run(config: RunConfig) -> RunResult:
-    command = f"python -m ops train {config.run_dir / 'recipe.yaml'}"
+    command = f"python -m ops train {RunFolder.of(config).recipe}"
     return watched(config, command)
 
 

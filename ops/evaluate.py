@@ -13,7 +13,8 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
 from cluster.recipe import absolute
-from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from kdcore.errors import Refused
 from kdcore.evaluation import report
 from ops import catalog
@@ -62,20 +63,21 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
         if config.teacher is None:
             raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
         return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
-    weights = path / "student.safetensors" if path.is_dir() else path
+    run = RunFolder(path if path.is_dir() else path.parent)
+    weights = run.weights if path.is_dir() else path
     if not weights.is_file():
-        raise Refused(f"{name}: no student.safetensors, so this run is not finished; continue it with train")
-    beside = [folder / "recipe.yaml" for folder in weights.absolute().parents[:2]]
+        raise Refused(f"{name}: no {weights.name}, so this run is not finished; continue it with train")
+    beside = [RunFolder(folder).recipe for folder in weights.absolute().parents[:2]]
     found = recipe or next((str(file) for file in beside if file.is_file()), None)
     if found is None:
         raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
-    loaded, run_id = catalog.load(found, overrides), path / RUN_ID
+    loaded = catalog.load(found, overrides)
     return Subject(
         # A run is in the store that its recipe names, whatever the environment names today.
         absolute(loaded, Path.cwd()).model_copy(update={"tracking": loaded.tracking}),
         weights.absolute(),
         path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
-        run_id.read_text() if run_id.is_file() else None,
+        run.run_id.read_text() if path.is_dir() and run.run_id.is_file() else None,
     )
 
 
@@ -154,7 +156,9 @@ def track(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[P
         for name, value in values.items()
         if math.isfinite(value)
     ]
-    with asking(tracking_uri(config), f"the results are in {paths[0]}: evaluate again when it is back"):
+    with mlflow_errors_as_refusals(
+        tracking_uri(config), f"the results are in {paths[0]}: evaluate again when it is back"
+    ):
         client.log_batch(run_id, metrics=metrics)
         for path in paths:
             client.log_artifact(run_id, str(path), "evaluation")

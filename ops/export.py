@@ -29,7 +29,6 @@ from cluster.assembly import Assembly, assemble, evaluation_policy
 from cluster.evaluation import load_student
 from cluster.rank import Rank
 from cluster.resources import use_worker_threads
-from cluster.tracking.delivery import RUN_ID
 from kdcore.errors import Refused
 from ops.console import console, say, table
 from ops.evaluate import find_subject
@@ -82,8 +81,8 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     show(checks, len(job.images))
     card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
     say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
-    if (Path(run) / RUN_ID).is_file():
-        say(register(subject.config, (Path(run) / RUN_ID).read_text(), job.folder, job.images, name, card))
+    if subject.run_id is not None:
+        say(register(subject.config, subject.run_id, job.folder, job.images, name, card))
     return 0
 
 

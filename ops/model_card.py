@@ -12,8 +12,9 @@ from torch import nn
 from cluster.assembly import Assembly, evaluation_policy, image_size
 from cluster.recipe import to_yaml
 from cluster.sections import StudentConfig
-from cluster.tracking.delivery import RUN_ID, asking, tracking_uri
-from cluster.tracking.run import method, pair
+from cluster.tracking.description import method_name, network_pair
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from cluster.weights import weights_fingerprint
 from kdcore.cost import deployment_cost
 from ops.history import Group, Run, runs_of, siblings, spread
@@ -50,8 +51,8 @@ def write_card(
         .get_template("model_card.md.j2")
         .render(
             name=config.name,
-            method=method(config),
-            pair=pair(config),
+            method=method_name(config),
+            pair=network_pair(config),
             reused=config.student.classifier == "reused",
             in_timm=any(row["file"] == "model.safetensors" for row in checks),
             model=config.student.model,
@@ -109,7 +110,7 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
 
 def numbers(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
     """Every reported metric of this run, and its mean and deviation over the runs of its recipe with other seeds."""
-    metrics = read_json(run_dir / "result.json", "finish the run first: train it again")["metrics"]
+    metrics = RunFolder(run_dir).read_result()["metrics"]
     group = siblings_in_mlflow(run_dir, parts)
     return [
         {"name": title, "value": shown([metrics[key]], form), "all": shown(group.values(key), form)}
@@ -122,12 +123,15 @@ def siblings_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
     """The runs of this recipe in MLflow; none where this one is not there."""
     import mlflow
 
-    if not (run_dir / RUN_ID).is_file():
+    run_id = RunFolder(run_dir).run_id
+    if not run_id.is_file():
         return Group(())
     uri = tracking_uri(parts.config)
     client = mlflow.MlflowClient(uri)
-    with asking(uri, "the model card tells of the other seeds' runs there: export again when it is back"):
-        run = Run.of(client.get_run((run_dir / RUN_ID).read_text()))
+    with mlflow_errors_as_refusals(
+        uri, "the model card tells of the other seeds' runs there: export again when it is back"
+    ):
+        run = Run.of(client.get_run(run_id.read_text()))
         return siblings(run, runs_of(client, client.get_experiment(run.experiment_id).name))
 
 
@@ -142,4 +146,4 @@ def shown(values: Sequence[float], form: str) -> str:
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """The results of `evaluate` that lie with the run."""
-    return [read_json(path, "evaluate again") for path in sorted((run_dir / "evaluation").glob("*.json"))]
+    return [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]

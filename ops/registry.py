@@ -15,8 +15,8 @@ import onnx
 from torch import Tensor
 
 from cluster.config import RunConfig
-from cluster.tracking.delivery import asking, tracking_uri
-from cluster.tracking.run import method, pair
+from cluster.tracking.description import method_name, network_pair
+from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from kdcore.errors import Refused
 
 DIGEST = "sha256"
@@ -40,12 +40,12 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
     uri = tracking_uri(config)
     client = mlflow.MlflowClient(uri)
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    with asking(uri, "the model is not registered: export again when it is back"):
+    with mlflow_errors_as_refusals(uri, "the model is not registered: export again when it is back"):
         known = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(DIGEST) == digest]
         if known:
             return f"registered already: models:/{name}/{known[0].version}"
         number = log_version(uri, run_id, folder, images, name)
-        tags = {DIGEST: digest, "method": method(config), "pair": pair(config), "run": config.name}
+        tags = {DIGEST: digest, "method": method_name(config), "pair": network_pair(config), "run": config.name}
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
         client.update_model_version(name, number, description=card[:5000])

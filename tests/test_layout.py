@@ -30,6 +30,7 @@ EXCEPTIONS = {
     "pipelines/data/index.py": {"rich"},  # the progress bar of an index that takes minutes to build
     "cluster/recipe.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
     "cluster/tracking/pictures.py": {"matplotlib"},  # the learning curves kept with a run
+    "cluster/tracking/tensorboard_tracker.py": {"tensorboardX"},  # its event files
 }
 REQUIREMENTS = ("requirements.txt", "requirements-uv.txt")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.sweep.space import Point
-from cluster.tracking.journal import keep, read_metrics
+from cluster.tracking.journal import cut_journal, read_journal
 from pipelines.files import make_folder
 
 End = Literal["finished", "stopped", "failed"]
@@ -71,8 +71,8 @@ class SweepJournal:
         """Relives the past; from now on events can be added."""
         make_folder(self.path.parent, "output_dir")
         if self.path.exists():
-            keep(self.path)
-        for event in read_metrics(self.path):
+            cut_journal(self.path)
+        for event in read_journal(self.path):
             self._happened(event)
         self.file = self.path.open("a")
 

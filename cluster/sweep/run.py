@@ -31,6 +31,7 @@ from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
+from cluster.tracking.folder import RunFolder
 from cluster.training.launch import continued
 from kdcore.errors import Refused
 from pipelines.cache.local import locked
@@ -38,7 +39,7 @@ from pipelines.cache.manifest import differences, short
 from pipelines.files import make_folder, read_json, write_json, write_whole
 
 REMEDY = "delete it: the sweep then writes it anew"
-JOURNAL, SPACE, RECIPE, TUNE = "journal.jsonl", "space.json", "recipe.yaml", "tune"
+JOURNAL, SPACE, TUNE = "journal.jsonl", "space.json", "tune"
 LOSSES = 2  # of a trial's process, that it survives
 
 
@@ -76,7 +77,7 @@ def check_identity(plan: SweepPlan) -> None:
                 f"{folder} holds another sweep ({field} is {short(there)} there and {short(here)} now); choose another "
                 "name, or delete that folder"
             )
-    write_whole(folder / RECIPE, to_yaml(plan.parent).encode())
+    write_whole(RunFolder(folder).recipe, to_yaml(plan.parent).encode())
     write_json(folder / SPACE, ours)
 
 
@@ -120,7 +121,7 @@ def run_trials(
         return {"name": trial.name, "config": config, "command": command, "tags": record.tags(trial)}
 
     def result(trial: Trial) -> dict[str, Any]:
-        return read_json(plan.config(trial).run_dir / "result.json", "delete it: the run is then finished anew")
+        return RunFolder.of(plan.config(trial)).read_result()
 
     proposals = Proposals(plan.space, journal, plan.score, payload, result)
     journal.open()

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.recipe import assign, parse
 from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
-from cluster.tracking.delivery import tracking_uri
+from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused
 from kdcore.quality.collect import LayerScores as LayerScores
 from kdcore.quality.collect import recommend_pairs

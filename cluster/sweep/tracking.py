@@ -12,8 +12,10 @@ from cluster.config import RunConfig
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Event, Trial
 from cluster.sweep.space import Point, label
-from cluster.tracking.delivery import OUTBOX, RUN_ID, is_away, tracking_uri
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import is_away, tracking_uri
 from cluster.tracking.run import close_run, open_run
+from pipelines.files import write_whole
 
 STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "finished": "FINISHED",
@@ -68,18 +70,17 @@ class SweepRecord:
     def settle(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
         """When nothing runs any more: what the ends of runs that were cut off have left to be said."""
         for trial in trials:
-            path = self._id_path(trial)
-            if trial.end in ("stopped", "failed") and (path.parent / OUTBOX).exists():
-                close_run(config_of(trial), path.read_text(), STATUS[trial.end])
+            if trial.end in ("stopped", "failed") and self._folder(trial).outbox.exists():
+                close_run(config_of(trial), STATUS[trial.end])
             self.mark({}, trial)
 
     def interrupt(self, trials: Iterable[Trial]) -> None:
         """Marks the parent, and the runs of trials that have not ended: they will be continued."""
         with forgiving():
             for trial in trials:
-                if trial.end is None and (path := self._id_path(trial)).exists():
+                if trial.end is None and (path := self._folder(trial).run_id).exists():
                     self.client.set_terminated(path.read_text(), "KILLED")
-        close_run(self.parent, self.run_id, "KILLED")
+        close_run(self.parent, "KILLED")
 
     def close(self, files: Iterable[Path], metrics: dict[str, float]) -> None:
         """Adds what came out, and marks the end."""
@@ -87,20 +88,19 @@ class SweepRecord:
             self.client.log_artifact(self.run_id, str(path))
         for name, value in metrics.items():
             self.client.log_metric(self.run_id, name, value)
-        close_run(self.parent, self.run_id, "FINISHED")
+        close_run(self.parent, "FINISHED")
 
     def _run_of(self, trial: Trial) -> str:
-        path = self._id_path(trial)
-        if path.exists():
-            return path.read_text()
+        folder = self._folder(trial)
+        if folder.run_id.exists():
+            return folder.run_id.read_text()
         experiment = self.client.get_run(self.run_id).info.experiment_id
-        run = self.client.create_run(experiment, run_name=path.parent.name, tags=self.tags(trial))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(run.info.run_id)
+        run = self.client.create_run(experiment, run_name=folder.path.name, tags=self.tags(trial))
+        write_whole(folder.run_id, run.info.run_id.encode())
         return run.info.run_id
 
-    def _id_path(self, trial: Trial) -> Path:
-        return self.parent.run_dir / f"{self.sweep.name}-{trial.name}" / RUN_ID
+    def _folder(self, trial: Trial) -> RunFolder:
+        return RunFolder(self.parent.run_dir / f"{self.sweep.name}-{trial.name}")
 
 
 def plain_space(sweep: SweepConfig) -> Point:

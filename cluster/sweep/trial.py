@@ -14,8 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.assembly import open_data
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.tracking.delivery import METRICS
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from cluster.training.recovery import last_line
 from kdcore.errors import Refused, RunFailed
@@ -93,7 +93,7 @@ def telling(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iter
 
 def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
     """The validations in a run's journal: epoch, step, whether it is the last, and every metric."""
-    rows = [row for row in read_metrics(config.run_dir / METRICS) if "held_out/top1" in row]
+    rows = [row for row in read_journal(RunFolder.of(config).metrics) if "held_out/top1" in row]
     if rows:
         steps_per_epoch = len(open_data(config, listed=True)["train"]) // config.train.batch_size
         last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))

@@ -9,14 +9,14 @@ from typing import Any
 from pipelines.files import write_whole
 
 
-def keep(path: Path, last_step: int | None = None) -> None:
-    """Takes out of a journal what comes after a step, and a line that was cut off."""
-    rows = [row for row in read_metrics(path) if last_step is None or row["step"] <= last_step]
+def cut_journal(path: Path, last_step: int | None = None) -> None:
+    """Delete from a journal what comes after a step, and a line that was cut off."""
+    rows = [row for row in read_journal(path) if last_step is None or row["step"] <= last_step]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal; a last line that was cut off is left out."""
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a journal; a last line that was cut off is left out."""
     if not path.exists():
         return []
     rows = []

@@ -9,17 +9,17 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from cluster.tracking.journal import keep, read_metrics
+from cluster.tracking.journal import cut_journal, read_journal
 
 SAMPLE_SECONDS = 5.0
 
 
-class Machine:
+class MachineSampler:
     """Samples into a journal, from a thread; steps number the samples, also over continuations. news: set by each."""
 
     def __init__(self, path: Path, news: Event) -> None:
-        keep(path)
-        self.step = max((row["step"] for row in read_metrics(path)), default=-1) + 1
+        cut_journal(path)
+        self.step = max((row["step"] for row in read_journal(path)), default=-1) + 1
         self.path, self.news, self.ended = path, news, Event()
         self.thread = Thread(target=self._sample, name="machine", daemon=True)
         self.thread.start()

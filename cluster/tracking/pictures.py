@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import make_grid, save_image
 
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.journal import read_journal
 from kdcore.batch import Batch
 
 PANELS = {
@@ -33,7 +33,7 @@ def curves(metrics_path: Path, path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = read_metrics(metrics_path)
+    rows = read_journal(metrics_path)
     shown = {title: keys for title, keys in PANELS.items() if any(key in row for row in rows for key in keys)}
     figure, axes = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 3.5), layout="constrained", squeeze=False)
     for axis, (title, keys) in zip(axes[0], shown.items(), strict=True):

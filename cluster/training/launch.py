@@ -97,7 +97,7 @@ def launch(
             except BaseException as error:
                 if refusal := opening.exception():
                     raise refusal from None
-                close_run(config, opening.result(), "FAILED" if isinstance(error, RunFailed) else "KILLED")
+                close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
                 raise
     run_id = opening.result()
     result = RunResult(
@@ -108,7 +108,7 @@ def launch(
         **final,
     )
     folder.write_result(asdict(result))
-    close_run(config, run_id, "FINISHED")
+    close_run(config, "FINISHED")
     return result
 
 

@@ -19,14 +19,15 @@ from cluster.assembly import Assembly, autocast, image_size
 from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.tracking import pictures
-from cluster.tracking.delivery import RUN_ID
-from cluster.tracking.run import Tracker
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.run import RunLog
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
 from kdcore.batch import Batch
 from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
+from pipelines.files import write_whole
 
 
 class Validation:
@@ -63,10 +64,11 @@ class Recorder:
 
     def __init__(self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter) -> None:
         self.config, self.run, self.reporter, self.first_step = config, run, reporter, first_step
-        self.tracker = None
+        self.folder = RunFolder.of(config)
+        self.log: RunLog | None = None
         if run.rank.first:
             reporter.wait_for_driver()
-            self.tracker = Tracker(config, (config.run_dir / RUN_ID).read_text(), first_step)
+            self.log = RunLog(config, first_step)
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
@@ -75,7 +77,7 @@ class Recorder:
         self.latest: dict[str, float] = {}
         self.record = None
         if config.tracking.record_batches:
-            self.record = (config.run_dir / f"batches-{run.rank.number}.jsonl").open("a")
+            self.record = self.folder.batches(run.rank.number).open("a")
 
     @contextmanager
     def timing(self, state: TrainState) -> Iterator[None]:
@@ -99,9 +101,9 @@ class Recorder:
         hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
         values = [torch.ones_like(output.loss), output.loss.detach(), hits / len(batch), *output.terms.values()]
         self.totals += self.finite_or_zero(torch.stack([value.double() for value in values]))
-        if step == self.first_step == 0 and number == 0 and self.tracker:
-            path = pictures.first_batch(batch, self.run.statistics, self.config.run_dir / "first_batch.png")
-            self.tracker.artifact(path)
+        if step == self.first_step == 0 and number == 0 and self.log:
+            path = pictures.first_batch(batch, self.run.statistics, self.folder.first_batch)
+            self.log.add_file(path)
         if self.record:
             row = {"step": step, "micro_batch": number, "view": batch.view, "sample_ids": batch.sample_ids.tolist()}
             self.record.write(json.dumps({**row, "loss": float(output.loss.detach())}) + "\n")
@@ -139,8 +141,8 @@ class Recorder:
             "data/wait_share": wait / seconds,
             "system/images_per_second": self.window_steps * self.config.train.batch_size / seconds,
         }
-        if self.tracker:
-            self.tracker.log(state.step, self.latest)
+        if self.log:
+            self.log.log(state.step, self.latest)
         self.reporter.update(phase="training", step=state.step, total_steps=self.run.total_steps, **self.latest)
         self.totals.zero_()
         self.norms.zero_()
@@ -149,16 +151,16 @@ class Recorder:
     def log_teacher(self, split: str, metrics: dict[str, float]) -> None:
         """The teacher's own accuracy, said before any training."""
         self.teacher = {f"{split}/teacher_{name}": value for name, value in metrics.items() if name != "images"}
-        if self.tracker:
-            self.tracker.log(self.first_step, self.teacher)
+        if self.log:
+            self.log.log(self.first_step, self.teacher)
         self.reporter.say(
             f"teacher on {split}, {metrics['images']} images: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
         )
         self.window_start = time.perf_counter()
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        if self.tracker:
-            self.tracker.log(step, metrics)
+        if self.log:
+            self.log.log(step, metrics)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "top1" in name or "agree" in name)
         self.reporter.say(f"step {step}: {shown}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
@@ -186,11 +188,11 @@ class Recorder:
             "images_per_second": state.step * self.config.train.batch_size / max(state.train_seconds, 1e-9),
             "best_score": state.best_score if self.config.train.select != "last" else None,
         }
-        if self.tracker:
-            weights = self.config.run_dir / "student.safetensors"
-            safetensors.torch.save_file(state.deployed(self.config.train.select != "last"), weights)
-            self.tracker.artifact(weights)
-            self.tracker.artifact(pictures.curves(self.tracker.path, self.config.run_dir / "curves.png"))
-            self.tracker.log(state.step, self.costs(state))
-            self.tracker.close()
+        if self.log:
+            weights = self.folder.weights
+            write_whole(weights, safetensors.torch.save(state.deployed(self.config.train.select != "last")))
+            self.log.add_file(weights)
+            self.log.add_file(pictures.curves(self.folder.metrics, self.folder.curves))
+            self.log.log(state.step, self.costs(state))
+            self.log.close()
         return result

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from cluster.tracking.run import git_commit
+from cluster.tracking.description import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy")

@@ -82,12 +82,12 @@ def recipe(folder: Path, name: str, num_workers: int, **train: Any) -> dict[str,
 def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
     """Of whole runs through the training loop: seconds a step and the share of waiting, without the first steps."""
     from cluster.recipe import parse
-    from cluster.tracking.journal import read_metrics
+    from cluster.tracking.journal import read_journal
     from cluster.training.launch import launch
 
     config = parse(recipe(folder, f"steps-{num_workers}", num_workers, max_steps=num_steps))
     launch(config)
-    rows = [row for row in read_metrics(config.run_dir / "metrics.jsonl") if "train/loss" in row][num_steps // 4 :]
+    rows = [row for row in read_journal(config.run_dir / "metrics.jsonl") if "train/loss" in row][num_steps // 4 :]
     seconds = seconds_of_steps(config, rows)
     waits = [row["data/wait_share"] for row in rows]
     return {
@@ -106,14 +106,14 @@ def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: i
     """Seconds by which a step that has a checkpoint before it is longer than the median of the others, over a whole run
     of a ResNet-20; and the interval, in seconds, of which that is 3 %."""
     from cluster.recipe import parse
-    from cluster.tracking.journal import read_metrics
+    from cluster.tracking.journal import read_journal
     from cluster.training.launch import launch
     from kdcore.models import build_model, count_parameters
 
     data = recipe(folder, f"checkpoints-{num_workers}", num_workers, max_steps=num_steps, epochs=num_steps)
     config = parse(data | {"checkpoint": {"every_steps": every}})
     launch(config)
-    rows = [row for row in read_metrics(config.run_dir / "metrics.jsonl") if "train/loss" in row][every:]
+    rows = [row for row in read_journal(config.run_dir / "metrics.jsonl") if "train/loss" in row][every:]
     seconds = np.array(seconds_of_steps(config, rows))
     after = np.array([row["step"] % every == 1 for row in rows])
     extra = seconds[after] - np.median(seconds[~after])
@@ -183,14 +183,14 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
     import yaml
 
     from cluster.recipe import parse
-    from cluster.tracking.journal import read_metrics
+    from cluster.tracking.journal import read_journal
 
     data = recipe(folder, f"start-{num_workers}-{number}", num_workers, max_steps=2)
     path = folder / f"start-{number}.yaml"
     path.write_text(yaml.safe_dump(data))
     started = time.time()
     subprocess.run([sys.executable, "-m", "ops", "train", str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    rows = read_metrics(parse(data).run_dir / "metrics.jsonl")
+    rows = read_journal(parse(data).run_dir / "metrics.jsonl")
     return float(rows[0]["time"]) - started
 
 

@@ -116,7 +116,7 @@ def runs_folder(args: Namespace) -> Path:
 
 
 def weights_of_teacher(state: str) -> Path:
-    return Path(state) / run_name("teacher", 0) / "student.safetensors"
+    return RunFolder(Path(state) / run_name("teacher", 0)).weights
 
 
 def pairs_by_quality(common: list[str], folder: Path) -> list[dict[str, str]]:
@@ -219,7 +219,7 @@ def runs_of(state: Path, row: str) -> list[dict[str, Any]]:
     """A row's runs by seed, finished or not, each with its last and its best epoch instead of the whole curve."""
     runs = []
     for folder in sorted(state.glob(f"{row}-seed*")):
-        result, saved = folder / "result.json", sorted(folder.glob("step-*/progress.json"))
+        result, saved = RunFolder(folder).result, sorted(folder.glob("step-*/progress.json"))
         if not result.exists() and not saved:
             continue
         run = json.loads((result if result.exists() else saved[-1]).read_text())

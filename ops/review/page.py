@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 from plotly.offline import get_plotlyjs
 
-from cluster.tracking.delivery import asking
+from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals
 from kdcore.errors import Refused
 from ops.console import say
 from ops.history import Run, grouped, runs_of
@@ -44,7 +44,7 @@ def review(
     """Writes the page. Refused where the experiment, a run or the metric is not there."""
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
-    with asking(uri, "start it, or name another --store"):
+    with mlflow_errors_as_refusals(uri, "start it, or name another --store"):
         runs = runs_of(client, experiment)
         rows = rows_of(grouped(runs), metric, studied or STUDIED)
         if not rows:

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 
 from cluster.config import RunConfig
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.journal import read_journal
 
 
 def free_port() -> int:
@@ -72,7 +72,7 @@ def wait_for(condition, seconds: float) -> None:
 def is_complete(config: RunConfig, run_id: str) -> bool:
     """Whether MLflow has exactly what the run's file has: every metric, its steps in order, its values."""
     client = mlflow.MlflowClient(config.tracking.uri)
-    rows = read_metrics(config.run_dir / "metrics.jsonl")
+    rows = read_journal(config.run_dir / "metrics.jsonl")
     assert len(rows) > 20
     for name in {name for row in rows for name in row} - {"step", "time"}:
         expected = [(row["step"], row[name], int(row["time"] * 1000)) for row in rows if name in row]

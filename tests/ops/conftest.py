@@ -11,7 +11,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.tracking.run import tracking_uri
+from cluster.tracking.mlflow_tracker import tracking_uri
 from tests.conftest import write_image_folder
 
 CE = {"term": "ce", "weight": 1.0}

@@ -4,8 +4,9 @@ import pytest
 
 from cluster.recipe import parse
 from cluster.tracking import run as tracking
-from cluster.tracking.delivery import OUTBOX, deliver_all
-from cluster.tracking.run import Tracker
+from cluster.tracking.delivery import deliver_all
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.run import RunLog
 from cluster.training.launch import launch
 from tests.cluster.servers import MlflowServer, is_complete
 
@@ -24,14 +25,14 @@ def server(tmp_path_factory):
 def hooked(monkeypatch):
     """A function that has something done right after the metrics of a step are logged."""
     actions = {}
-    real = Tracker.log
+    real = RunLog.log
 
     def log(self, step, metrics):
         real(self, step, metrics)
         if "train/loss" in metrics and step in actions:
             actions.pop(step)()
 
-    monkeypatch.setattr(Tracker, "log", log)
+    monkeypatch.setattr(RunLog, "log", log)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 30.0)
     return actions
 
@@ -48,7 +49,7 @@ def test_stopped_and_started_in_mid_run(server, hooked, recipe):
     result = launch(config)
     assert not hooked
     assert is_complete(config, result.mlflow_run_id)
-    assert not (config.run_dir / OUTBOX).exists()
+    assert not RunFolder.of(config).outbox.exists()
 
 
 def test_still_away_at_the_end(server, hooked, recipe, monkeypatch):
@@ -58,7 +59,7 @@ def test_still_away_at_the_end(server, hooked, recipe, monkeypatch):
     hooked[10] = server.stop
     result = launch(config)
     assert result.steps == 36
-    assert (config.run_dir / OUTBOX).read_text() == "FINISHED"
+    assert RunFolder.of(config).outbox.read_text() == "FINISHED"
     server.start()
     assert deliver_all(config.run_dir.parent) == ["late"]
     assert is_complete(config, result.mlflow_run_id)

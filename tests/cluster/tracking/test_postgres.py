@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.recipe import load_recipe
-from cluster.tracking.delivery import OUTBOX, RUN_ID
+from cluster.tracking.folder import RunFolder
 from tests.cluster.servers import MlflowServer, free_port, is_complete, wait_for
 
 pytestmark = pytest.mark.slow
@@ -73,8 +73,8 @@ def test_parallel_runs_lose_nothing(server, recipe, tmp_path):
     ids = set()
     for seed in range(NUM_RUNS):
         config = load_recipe(path, [f"name=run-{seed}", f"seed={seed}"])
-        run_id = (config.run_dir / RUN_ID).read_text()
+        run_id = RunFolder.of(config).run_id.read_text()
         assert is_complete(config, run_id)
-        assert not (config.run_dir / OUTBOX).exists()
+        assert not RunFolder.of(config).outbox.exists()
         ids.add(run_id)
     assert len(ids) == NUM_RUNS

@@ -1,18 +1,24 @@
 """Metrics: in the run's file at once; in MLflow in order and once, whether it is there, away for a while, or gone."""
 
 import time
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from cluster.recipe import parse
-from cluster.tracking import delivery, machine
+from cluster.tracking import machine, tracker
 from cluster.tracking import run as tracking
-from cluster.tracking.delivery import OUTBOX, RUN_ID, Courier, deliver_all
-from cluster.tracking.journal import read_metrics
-from cluster.tracking.machine import Machine
-from cluster.tracking.run import Tracker, close_run, flat, open_run, tracking_uri
+from cluster.tracking.delivery import deliver_all
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
+from cluster.tracking.machine import MachineSampler
+from cluster.tracking.mlflow_tracker import MlflowTracker, tracking_uri
+from cluster.tracking.run import RunLog, close_run, open_run
+from cluster.tracking.tensorboard_tracker import TensorBoardTracker
+from cluster.tracking.tracker import Courier, Tracker, trackers_of
 from kdcore.errors import Refused
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -40,14 +46,14 @@ def away(monkeypatch):
         on = False
 
     switch = Switch()
-    send = Courier.send
+    send = MlflowTracker.send
 
     def maybe(self, rows):
         if switch.on:
             raise ConnectionError("no route")
         send(self, rows)
 
-    monkeypatch.setattr(Courier, "send", maybe)
+    monkeypatch.setattr(MlflowTracker, "send", maybe)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.05)
     return switch
@@ -55,25 +61,31 @@ def away(monkeypatch):
 
 def points(config, name: str = "train/loss") -> list[tuple[int, float]]:
     """(step, value) of a metric in MLflow, in the order in which they came."""
-    run_id = (config.run_dir / RUN_ID).read_text()
+    run_id = RunFolder.of(config).run_id.read_text()
     return [(p.step, p.value) for p in mlflow.MlflowClient(tracking_uri(config)).get_metric_history(run_id, name)]
 
 
-def log(tracker: Tracker, steps: range, value: float = 1.0) -> None:
+def log(run_log: RunLog, steps: range, value: float = 1.0) -> None:
     for step in steps:
-        tracker.log(step, {"train/loss": value + step})
+        run_log.log(step, {"train/loss": value + step})
+
+
+def opened_log(config, first_step: int = 0) -> RunLog:
+    """The log of a run that is open in its trackers."""
+    open_run(config, "")
+    return RunLog(config, first_step)
 
 
 def test_metrics_and_their_times(config):
     """Rows are in the file when the call returns, in MLflow after `close`, with the same steps and times."""
     run_id = open_run(config, "python -m ops train x")
     before = time.time()
-    tracker = Tracker(config, run_id, first_step=0)
+    run_log = RunLog(config, first_step=0)
     for step in (1, 2):
-        tracker.log(step, {"train/loss": 1 / step})
-        assert read_metrics(tracker.path)[-1]["train/loss"] == 1 / step
-    tracker.close()
-    rows = read_metrics(config.run_dir / "metrics.jsonl")
+        run_log.log(step, {"train/loss": 1 / step})
+        assert read_journal(run_log.folder.metrics)[-1]["train/loss"] == 1 / step
+    run_log.close()
+    rows = read_journal(config.run_dir / "metrics.jsonl")
     history = mlflow.MlflowClient(tracking_uri(config)).get_metric_history(run_id, "train/loss")
     assert [(one.step, one.value) for one in history] == [(row["step"], row["train/loss"]) for row in rows]
     assert [one.timestamp for one in history] == [int(row["time"] * 1000) for row in rows]
@@ -82,41 +94,41 @@ def test_metrics_and_their_times(config):
 
 def test_continued_at_a_step(config):
     """What an attempt logged after its last checkpoint is taken out: it comes again. So is a line cut off."""
-    run_id = open_run(config, "")
+    open_run(config, "")
     path = config.run_dir / "metrics.jsonl"
     path.write_text(
         "".join(f'{{"step": {s}, "time": {s}, "train/loss": 1.0}}\n' for s in (1, 2, 3)) + '{"step": 4, "tr'
     )
-    tracker = Tracker(config, run_id, first_step=2)
-    tracker.log(3, {"train/loss": 0.5})
-    tracker.close()
-    assert [(row["step"], row["train/loss"]) for row in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+    run_log = RunLog(config, first_step=2)
+    run_log.log(3, {"train/loss": 0.5})
+    run_log.close()
+    assert [(row["step"], row["train/loss"]) for row in read_journal(path)] == [(1, 1.0), (2, 1.0), (3, 0.5)]
 
 
 def test_away_for_a_while(config, away):
     """Nothing waits, nothing is lost, and the order is kept."""
-    tracker = Tracker(config, open_run(config, ""), first_step=0)
-    log(tracker, range(1, 4))
+    run_log = opened_log(config)
+    log(run_log, range(1, 4))
     away.on = True
-    log(tracker, range(4, 8))
+    log(run_log, range(4, 8))
     away.on = False
-    log(tracker, range(8, 10))
-    tracker.close()
+    log(run_log, range(8, 10))
+    run_log.close()
     assert points(config) == [(step, 1.0 + step) for step in range(1, 10)]
 
 
 def test_away_at_the_end_and_delivered_later(config, away, tmp_path):
     """The run ends all the same; what is missing, its end included, is delivered by whoever comes next, once."""
     run_id = open_run(config, "")
-    tracker = Tracker(config, run_id, first_step=0)
+    run_log = RunLog(config, first_step=0)
     away.on = True
-    log(tracker, range(1, 6))
-    tracker.close()
-    (config.run_dir / "recipe.yaml").write_text(tracking.to_yaml(config))
+    log(run_log, range(1, 6))
+    run_log.close()
+    RunFolder.of(config).claim(config)
     (config.run_dir / "curves.png").write_bytes(b"a picture")
-    close_run(config, run_id, "FINISHED")
+    close_run(config, "FINISHED")
     assert points(config) == []
-    assert (config.run_dir / OUTBOX).read_text() == "FINISHED"
+    assert RunFolder.of(config).outbox.read_text() == "FINISHED"
     with pytest.raises(Refused, match=r"does not answer \(no route\); the metrics of .* stay there"):
         deliver_all(config.run_dir.parent)
     away.on = False
@@ -130,11 +142,10 @@ def test_away_at_the_end_and_delivered_later(config, away, tmp_path):
 
 def test_continued_after_a_kill(config, away):
     """The server has steps that the continuation takes again, and lacks others: it ends with every step once."""
-    run_id = open_run(config, "")
-    tracker = Tracker(config, run_id, first_step=0)
-    log(tracker, range(1, 7))
-    tracker.close()  # a kill after step 6; the last checkpoint is that of step 4
-    again = Tracker(config, open_run(config, ""), first_step=4)
+    first = opened_log(config)
+    log(first, range(1, 7))
+    first.close()  # a kill after step 6; the last checkpoint is that of step 4
+    again = opened_log(config, 4)
     log(again, range(5, 9))
     again.close()
     assert points(config) == [(step, 1.0 + step) for step in range(1, 9)]
@@ -150,11 +161,11 @@ def test_an_answer_that_is_lost(config, monkeypatch):
         if kwargs.get("metrics") and failures:
             raise failures.pop()
 
-    run_id = open_run(config, "")
+    open_run(config, "")
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lossy)
-    tracker = Tracker(config, run_id, first_step=0)
-    log(tracker, range(1, 5))
-    tracker.close()
+    run_log = RunLog(config, first_step=0)
+    log(run_log, range(1, 5))
+    run_log.close()
     assert not failures
     assert points(config) == [(step, 1.0 + step) for step in range(1, 5)]
 
@@ -163,10 +174,10 @@ def test_an_error_that_waiting_does_not_help(config):
     """A run that somebody deleted: said at the end at the latest."""
     run_id = open_run(config, "")
     mlflow.MlflowClient(tracking_uri(config)).delete_run(run_id)
-    tracker = Tracker(config, run_id, first_step=0)
-    tracker.log(1, {"train/loss": 1.0})
+    run_log = RunLog(config, first_step=0)
+    run_log.log(1, {"train/loss": 1.0})
     with pytest.raises(MlflowException, match="active"):
-        tracker.close()
+        run_log.close()
 
 
 @pytest.fixture
@@ -179,21 +190,21 @@ def elsewhere(recipe, monkeypatch):
 def test_a_new_run_is_refused_without_its_server(elsewhere):
     with pytest.raises(Refused, match=rf"the MLflow store {NOBODY} does not answer .*; start it, or correct"):
         open_run(elsewhere, "")
-    assert not (elsewhere.run_dir / RUN_ID).exists()
+    assert not RunFolder.of(elsewhere).run_id.exists()
 
 
 def test_a_continued_run_goes_on_without_its_server(elsewhere, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.05)
     elsewhere.run_dir.mkdir(parents=True)
-    (elsewhere.run_dir / RUN_ID).write_text("an-earlier-run")
+    RunFolder.of(elsewhere).run_id.write_text("an-earlier-run")
     assert open_run(elsewhere, "") == "an-earlier-run"
     assert "does not answer; the metrics of run are kept" in caplog.text
-    tracker = Tracker(elsewhere, "an-earlier-run", first_step=0)
-    log(tracker, range(1, 3))
-    tracker.close()
-    close_run(elsewhere, "an-earlier-run", "FINISHED")
-    assert [row["step"] for row in read_metrics(elsewhere.run_dir / "metrics.jsonl")] == [1, 2]
+    run_log = RunLog(elsewhere, first_step=0)
+    log(run_log, range(1, 3))
+    run_log.close()
+    close_run(elsewhere, "FINISHED")
+    assert [row["step"] for row in read_journal(elsewhere.run_dir / "metrics.jsonl")] == [1, 2]
 
 
 def test_how_a_run_is_described(recipe, store):
@@ -219,22 +230,13 @@ def test_files_lie_in_the_output_folder(recipe, store):
     assert experiment.artifact_location == (config.run_dir.parent / "artifacts").as_uri()
 
 
-def test_flattened_lists():
-    assert flat({"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": [4, 5]}) == {
-        "a.b": 1,
-        "c.0.d": 2,
-        "c.1.d": 3,
-        "e": [4, 5],
-    }
-
-
 def test_long_journals_go_in_several_requests(config, monkeypatch):
-    monkeypatch.setattr(delivery, "VALUES_AT_ONCE", 10)
-    run_id = open_run(config, "")
+    monkeypatch.setattr(tracker, "VALUES_AT_ONCE", 10)
+    open_run(config, "")
     (config.run_dir / "metrics.jsonl").write_text(
         "".join(f'{{"step": {s}, "time": {s}, "train/loss": {s}}}\n' for s in range(1, 51))
     )
-    Courier(config, run_id).deliver()
+    Courier(MlflowTracker(config)).deliver()
     assert points(config) == [(s, float(s)) for s in range(1, 51)]
 
 
@@ -245,10 +247,98 @@ def test_samples_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "SAMPLE_SECONDS", 0.01)
     for _ in range(2):
         news = Event()
-        sampler = Machine(tmp_path / "system.jsonl", news)
+        sampler = MachineSampler(tmp_path / "system.jsonl", news)
         assert news.wait(10)
         sampler.close()
-    rows = read_metrics(tmp_path / "system.jsonl")
+    rows = read_journal(tmp_path / "system.jsonl")
     assert [row["step"] for row in rows] == list(range(len(rows)))
     assert len(rows) >= 2
     assert "system/cpu_utilization_percentage" in rows[0]
+
+
+def tensorboard_scalars(config) -> dict[str, list[tuple[int, float]]]:
+    """{metric: [(step, value), ...]} of a run's event files, read as TensorBoard's own records."""
+    from tensorboardX.proto.event_pb2 import Event as Record
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted((config.run_dir / "tensorboard").glob("events.*")):
+        content = path.read_bytes()
+        while content:  # length (8 bytes), its checksum (4), the record, its checksum (4)
+            length = int.from_bytes(content[:8], "little")
+            record = Record.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in record.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, []).append((record.step, value.simple_value))
+    return found
+
+
+def test_tensorboard_beside_mlflow(recipe, store, away):
+    """Both have every step once: over a continuation, and while MLflow is away."""
+    config = parse(recipe(tracking__uri=store, tracking__also=["tensorboard"]))
+    first = opened_log(config)
+    log(first, range(1, 7))
+    first.close()
+    away.on = True
+    again = opened_log(config, 4)
+    log(again, range(5, 9))
+    again.log(9, {"train/loss": float("nan")})
+    again.close()
+    assert tensorboard_scalars(config)["train/loss"] == [(step, 1.0 + step) for step in range(1, 9)]
+    away.on = False
+    RunFolder.of(config).claim(config)
+    close_run(config, "FINISHED")
+    assert points(config) == [(step, 1.0 + step) for step in range(1, 9)]
+    assert tensorboard_scalars(config)["train/loss"] == [(step, 1.0 + step) for step in range(1, 9)]
+
+
+def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
+    """A subclass with a name is one file: it is handed the run's lines, files and end, and no other place knows it."""
+    monkeypatch.setattr(Tracker, "registry", dict(Tracker.registry))
+    seen: dict[str, Any] = {"rows": [], "files": []}
+
+    class Notebook(Tracker):
+        name = "notebook"
+
+        def open(self, command, tags):
+            seen["command"] = command
+
+        def send(self, rows):
+            seen["rows"] += rows
+
+        def send_file(self, path):
+            seen["files"].append(path.name)
+
+        def missing_files(self):
+            return []
+
+        def end(self, status):
+            seen["status"] = status
+
+    config = parse(recipe(tracking__uri=store, tracking__also=["notebook"]))
+    open_run(config, "python -m ops train x")
+    run_log = RunLog(config, 0)
+    log(run_log, range(1, 4))
+    picture = config.run_dir / "curves.png"
+    picture.write_bytes(b"a picture")
+    run_log.add_file(picture)
+    run_log.close()
+    close_run(config, "FINISHED")
+    assert [row["step"] for row in seen.pop("rows")] == [1, 2, 3]
+    assert seen == {"files": ["curves.png"], "command": "python -m ops train x", "status": "FINISHED"}
+
+
+def test_an_unknown_tracker_is_refused(recipe, store):
+    with pytest.raises(Refused, match=r"tracking.also: unknown tracker 'tensorbord'; did you mean tensorboard\?"):
+        trackers_of(parse(recipe(tracking__uri=store, tracking__also=["tensorbord"])))
+
+
+def test_pictures_in_tensorboard(recipe, store):
+    config = parse(recipe(tracking__uri=store, tracking__also=["tensorboard"]))
+    run_log = opened_log(config)
+    Image.new("RGB", (8, 6)).save(RunFolder.of(config).curves)
+    assert TensorBoardTracker(config).missing_files() == [RunFolder.of(config).curves]
+    run_log.add_file(RunFolder.of(config).curves)
+    run_log.close()
+    (events,) = (config.run_dir / "tensorboard").glob("events.*")
+    assert b"PNG" in events.read_bytes()

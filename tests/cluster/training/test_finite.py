@@ -12,8 +12,8 @@ import torch
 from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe import parse
-from cluster.tracking.delivery import tracking_uri
 from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.checkpoint import checkpoint_up_to
 from cluster.training.finite import NotFinite
 from cluster.training.launch import launch

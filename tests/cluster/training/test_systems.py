@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from cluster.recipe import parse
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
@@ -51,7 +51,7 @@ def test_one_epoch(recipe, tmp_path, system, kind):
         )
     )
     result = launch(config)
-    rows = [row for row in read_metrics(Path(result.run_dir) / "metrics.jsonl") if "train/loss" in row]
+    rows = [row for row in read_journal(Path(result.run_dir) / "metrics.jsonl") if "train/loss" in row]
     losses = [row["train/loss"] for row in rows]
     assert result.steps == 18
     assert all(math.isfinite(loss) for loss in losses)

@@ -16,8 +16,8 @@ from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
-from cluster.tracking.delivery import METRICS
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused, RunFailed
@@ -117,7 +117,7 @@ def test_failure_and_continuation(configure, undisturbed, tmp_path):
     disturbed = launch(config)
     assert not list(Path(disturbed.run_dir).glob("step-*"))
     assert same_bits(weights(undisturbed.run_dir), weights(disturbed.run_dir))
-    steps = [row["step"] for row in read_metrics(Path(disturbed.run_dir) / "metrics.jsonl") if "train/loss" in row]
+    steps = [row["step"] for row in read_journal(Path(disturbed.run_dir) / "metrics.jsonl") if "train/loss" in row]
     assert steps == sorted(set(steps)), "metrics of a step were kept twice"
 
 
@@ -141,7 +141,7 @@ def test_no_run_without_its_mlflow(ray_cluster, recipe):
     config = parse(recipe(scaling__num_workers=1, tracking__uri="http://127.0.0.1:9"))
     with pytest.raises(Refused, match=r"MLflow store http://127.0.0.1:9 does not answer .* correct tracking.uri"):
         launch(config)
-    assert not (config.run_dir / METRICS).exists()
+    assert not RunFolder.of(config).metrics.exists()
 
 
 def test_few_validation_images(configure, undisturbed):

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from cluster.config import RunConfig
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.journal import read_journal
 from ops import catalog
 from ops.cifar_data import write_cifar100
 from ops.reproduce.lanes import Lane, flights_of
@@ -112,7 +112,7 @@ def test_size_of_the_losses(config):
     ]
     run = config(f"{PAIR}/kd", "name=terms", f"method={json.dumps(terms)}")
     launch(run)
-    rows = [row for row in read_metrics(run.run_dir / "metrics.jsonl") if "train/ce" in row]
+    rows = [row for row in read_journal(run.run_dir / "metrics.jsonl") if "train/ce" in row]
     assert len(rows) == STEPS
     assert rows[0]["train/ce"] == pytest.approx(np.log(100), abs=0.7)
     for row in rows:

@@ -1,0 +1,66 @@
+"""What a run is called and tagged with, for people who look for it: names, method, networks, commit, packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+from pathlib import Path
+
+from cluster.config import RunConfig
+
+COMMIT = "STILLHOUSE_COMMIT"  # of the code, where it travels without its repository, as into a submitted job
+
+
+def run_title(config: RunConfig) -> str:
+    """Return a run's name for people: 'kd-seed0: ce+kd, resnet34 > resnet18'."""
+    return f"{config.name}: {method_name(config)}, {network_pair(config)}"
+
+
+def method_name(config: RunConfig) -> str:
+    """Return the names of the terms that count: 'ce+kd'."""
+    return "+".join(term.term for term in config.method if term.weight > 0)
+
+
+def network_pair(config: RunConfig) -> str:
+    """Return the names of teacher and student: 'resnet34 > resnet18'."""
+    return f"{config.teacher.model} > {config.student.model}" if config.teacher else config.student.model
+
+
+def run_tags(config: RunConfig) -> dict[str, str]:
+    """Return what runs are looked for by."""
+    return {
+        "run": config.name,
+        "method": method_name(config),
+        "pair": network_pair(config),
+        "student": config.student.model,
+        "teacher": config.teacher.model if config.teacher else "none",
+        "data": Path(config.data.root).name,
+        "seed": str(config.seed),
+    }
+
+
+def about_paragraphs(config: RunConfig) -> list[str]:
+    """Return what a recipe says about itself as paragraphs for the run's page; the whole is in its recipe.yaml."""
+    about = config.about
+    return [part for part in (about.title, about.paper, f"Published: {about.expected}") if part] if about else []
+
+
+def git_commit() -> str:
+    """Return the commit of the code, with '-dirty' where files differ from it.
+
+    Outside a repository: what the environment says, as `submit` sets it for its jobs, or 'unknown'.
+    """
+    root = Path(__file__).parents[2]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a machine without git
+        return os.environ.get(COMMIT, "unknown")
+    return done.stdout.strip() or os.environ.get(COMMIT, "unknown")
+
+
+def packages() -> str:
+    """Return every installed distribution as name==version, one a line."""
+    found = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"

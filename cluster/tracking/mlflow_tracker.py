@@ -1,0 +1,184 @@
+"""MLflow as a tracker: the run, its recipe and its metrics there, each once, now or when the server is back.
+
+What MLflow has already is asked of MLflow itself, so that nothing has to be kept in step with it: of every metric it
+has all points up to a step, for they are sent in order. An answer that was lost on its way is no danger either: the
+same point (metric, step, time, value) sent twice is kept once.
+
+MLflow takes seconds to import and milliseconds to answer: nothing here imports it before it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cluster.config import RunConfig
+from cluster.recipe import to_yaml
+from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
+from cluster.tracking.folder import flat
+from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
+from kdcore.errors import Refused
+
+# Of these answers of MLflow, waiting does not help.
+LASTING_ERRORS = {
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "PERMISSION_DENIED",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+}
+PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
+
+logger = logging.getLogger("stillhouse")
+
+
+class MlflowTracker(Tracker):
+    """A run in MLflow, whose id lies in the run's folder."""
+
+    name: ClassVar[str] = "mlflow"
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.last_steps: dict[str, int] = {}  # {metric: its last step in MLflow}
+
+    @cached_property
+    def client(self) -> Any:
+        """MLflow's client for the recipe's store."""
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri(self.config))
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in MLflow."""
+        return self.folder.run_id.read_text()
+
+    def open(self, command: str, tags: Mapping[str, str]) -> None:
+        """Make the run in MLflow with the resolved recipe, the commit and the packages, or mark it as going on.
+
+        A run that is being continued goes on without its server. A new one is refused: nothing is lost yet, and a
+        server that is down cannot be told from an address that is wrong.
+        """
+        uri = tracking_uri(self.config)
+        if not self.folder.run_id.exists():
+            with mlflow_errors_as_refusals(
+                uri, "start it, or correct tracking.uri (none: a file in the output folder)"
+            ):
+                self.folder.run_id.write_text(self._create(command, tags))
+            return
+        try:
+            self.client.update_run(self.run_id, status="RUNNING")
+        except Exception as error:
+            if not is_away(error):
+                raise
+            logger.warning("%s does not answer; the metrics of %s are kept in its folder", uri, self.config.name)
+
+    def send(self, rows: list[Row]) -> None:
+        """Send the points of the rows that MLflow lacks, as one request."""
+        from mlflow.entities import Metric
+
+        metrics, steps = [], dict(self.last_steps)
+        for row in rows:
+            for name in row.keys() - {"step", "time"}:
+                value = number_or_none(row[name])
+                if name not in steps:
+                    history = self.client.get_metric_history(self.run_id, name)
+                    steps[name] = self.last_steps[name] = max((point.step for point in history), default=-1)
+                if value is not None and row["step"] > steps[name]:
+                    metrics.append(Metric(name, value, int(row["time"] * 1000), row["step"]))
+                    steps[name] = row["step"]
+        if metrics:
+            self.client.log_batch(self.run_id, metrics=metrics)
+        self.last_steps = steps
+
+    def send_file(self, path: Path) -> None:
+        """Store a file as an artifact of the run."""
+        self.client.log_artifact(self.run_id, str(path))
+
+    def missing_files(self) -> list[Path]:
+        """Return the files that a run leaves, as far as MLflow lacks them."""
+        there = {artifact.path for artifact in self.client.list_artifacts(self.run_id)}
+        return [path for path in self.folder.artifacts if path.name not in there and path.exists()]
+
+    def end(self, status: Status) -> None:
+        """Mark the run as ended."""
+        self.client.set_terminated(self.run_id, status)
+
+    def is_away(self, error: BaseException) -> bool:
+        """Return whether the server cannot be reached now."""
+        return is_away(error)
+
+    def _create(self, command: str, tags: Mapping[str, str]) -> str:
+        from mlflow.entities import Param, RunTag
+
+        run_id: str = self.client.create_run(self._experiment_id(), run_name=run_title(self.config)).info.run_id
+        described = {
+            **run_tags(self.config),
+            "mlflow.source.name": "stillhouse",
+            "mlflow.source.git.commit": git_commit(),
+            "mlflow.note.content": "\n\n".join([*about_paragraphs(self.config), f"Run again with\n\n    {command}"]),
+            **tags,
+        }
+        fields = flat(self.config.model_dump(mode="json", exclude={"about"}))
+        params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in fields.items()]
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in described.items()])
+        self.client.log_text(run_id, to_yaml(self.config), "recipe.yaml")
+        self.client.log_text(run_id, packages(), "packages.txt")
+        return run_id
+
+    def _experiment_id(self) -> str:
+        """Return the recipe's experiment, made by one of several runs that start together where it is not there yet."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.config.tracking.experiment
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            served = tracking_uri(self.config).startswith("http")  # a server has a place of its own for files
+            folder = None if served else (Path(self.config.output_dir).absolute() / "artifacts").as_uri()
+            tags = {"mlflow.experimentKind": "custom_model_development"}  # the page shows training runs, not chats
+            try:
+                made: str = self.client.create_experiment(name, artifact_location=folder, tags=tags)
+                return made
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = self.client.get_experiment_by_name(name)
+        found: str = experiment.experiment_id
+        return found
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Return the MLflow store: the recipe's, or SQLite in the output folder."""
+    return config.tracking.uri or f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error of MLflow's client means that the server cannot be reached now, or is not well."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in LASTING_ERRORS
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+
+
+@contextmanager
+def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the store into a Refused in one line; remedy: what it means here, and what to do."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except Exception as error:
+        if not (is_away(error) or isinstance(error, MlflowException)):
+            raise
+        verb = "does not answer" if is_away(error) else "refuses"
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"the MLflow store {uri} {verb} ({reason}); {remedy}") from error
