@@ -5,7 +5,6 @@ Not here: the scores (`kdcore.quality.collect`), and the pass that collects the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
-from kdcore.quality.score import InformationScale, Quality
+from kdcore.quality.score import INFORMATION_SCALE, InformationScale, Quality
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
@@ -43,14 +42,23 @@ PANELS = {
 }
 
 
-def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -> int:
-    """Scores the recipe's teacher on a class-balanced sample of the training images; writes what it recommends."""
+def layers(
+    recipe: str,
+    overrides: Sequence[str],
+    taps: Sequence[str] | None,
+    student_taps: Sequence[str] | None,
+    num_pairs: int | None,
+    num_images: int,
+    scale: InformationScale,
+    max_elements: int,
+    output_dir: str,
+) -> int:
+    """Score the recipe's teacher on a class-balanced sample of the training images; write what that recommends."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
-    scores = score(config, options.taps, options.student_taps, options.images, options.scale, options.max_elements)
-    quality, student_taps = scores.quality, scores.student_taps
-    taps = list(quality)
-    pairs = recommend_pairs(student_taps, quality, options.pairs or min(4, len(student_taps), len(taps)))
-    output = Path(options.output)
+    scores = score(config, taps, student_taps, num_images=num_images, scale=scale, max_elements=max_elements)
+    quality, paired = scores.quality, scores.student_taps
+    pairs = recommend_pairs(paired, quality, num_pairs or min(4, len(paired), len(quality)))
+    output = Path(output_dir)
     make_folder(output, "--output")
     console.print(render_table(quality, pairs))
     plot(quality, output / "layers.png", pairs)
@@ -66,11 +74,12 @@ def score(
     config: RunConfig,
     taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
-    num_images: int = 5000,
-    scale: InformationScale = "log5",
+    *,
+    num_images: int,
+    scale: InformationScale = INFORMATION_SCALE,
     max_elements: int = MAX_ELEMENTS,
 ) -> LayerScores:
-    """The quality of the teacher's layers on a class-balanced sample of the training images.
+    """Return the quality of the teacher's layers on a class-balanced sample of the training images.
 
     taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cluster.config import RunConfig
 from cluster.tracking.delivery import deliver_all
 from kdcore.errors import Refused
 from ops.console import say
@@ -17,7 +18,7 @@ def open_store(store: str | None) -> str:
 
     None: MLFLOW_TRACKING_URI, or else the folder `outputs`. Refused for a folder without a store.
     """
-    store = store or os.environ.get("MLFLOW_TRACKING_URI") or "outputs"
+    store = store or os.environ.get("MLFLOW_TRACKING_URI") or RunConfig.model_fields["output_dir"].default
     if "://" in store:
         return store
     folder = Path(store)

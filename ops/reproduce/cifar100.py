@@ -125,9 +125,17 @@ def pairs_by_quality(common: list[str], folder: Path) -> list[dict[str, str]]:
     if not (folder / "method.yaml").exists():
         from ops.layers import layers
 
-        taps = {"taps": None, "student_taps": list(NETWORKS[STUDENT].stages), "pairs": None}
-        how = Namespace(**taps, images=5000, scale="log5", max_elements=16384, output=folder)
-        layers(f"{PAIR}/feature_only", common, how)
+        layers(
+            f"{PAIR}/feature_only",
+            common,
+            taps=None,
+            student_taps=NETWORKS[STUDENT].stages,
+            num_pairs=None,
+            num_images=5000,
+            scale="log5",
+            max_elements=16384,
+            output_dir=str(folder),
+        )
     return yaml.safe_load((folder / "method.yaml").read_text())["method"][0]["pairs"]
 
 
