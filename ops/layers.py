@@ -107,7 +107,7 @@ def score(
 
 
 def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:
-    """Refused, with the remedy, where the features would not fit into the machine's memory."""
+    """Refuse, with the remedy, features that would not fit into the machine's memory."""
     needed = kept_bytes(teacher.taps.shapes(size), num_images, max_elements)
     free = psutil.virtual_memory().available
     if needed > free * MEMORY_SHARE:
@@ -118,7 +118,10 @@ def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int,
 
 
 def render_table(quality: Mapping[str, Quality], pairs: Sequence[Pair] = ()) -> Table:
-    """One row a tap, in the order given; the last column says which student tap a recommended one is paired with."""
+    """Return a table with one row a tap, in the order given.
+
+    The last column says which student tap a recommended one is paired with.
+    """
     student = {pair.teacher: pair.student for pair in pairs}
     samples = sorted({score.samples for score in quality.values()})
     rows = [[tap, *_figures(score), student.get(tap, "")] for tap, score in quality.items()]
@@ -132,7 +135,10 @@ def _figures(score: Quality) -> list[str]:
 
 
 def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair] = ()) -> None:
-    """Four curves over depth, one above the other, the recommended taps marked; the suffix of path names the format."""
+    """Draw four curves over depth, one above the other, the recommended taps marked.
+
+    The suffix of path names the format.
+    """
     taps, chosen = list(quality), {pair.teacher for pair in pairs}
     marked = [i for i, tap in enumerate(taps) if tap in chosen]
     figure = Figure(figsize=(max(6.0, 0.35 * len(taps)), 9.0), layout="constrained")
@@ -149,8 +155,10 @@ def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair]
 
 
 def recommendation_yaml(pairs: Sequence[Pair], detach_head_at: str | None = None) -> str:
-    """The `method` of a recipe: features alone train the backbone, labels the head behind `detach_head_at`, by default
-    the student's deepest tap of the pairs."""
+    """Return the `method` of a recipe: features alone train the backbone, labels the head behind `detach_head_at`.
+
+    By default that is the student's deepest tap of the pairs.
+    """
     if not pairs:
         raise Refused("there is no pair to write; recommend at least one")
     features = {
