@@ -12,7 +12,10 @@ REFUSED, FAILED, FAULT, INTERRUPTED = 2, 1, 70, 130  # exit statuses; 70 is EX_S
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; its exit status: 0 done, 2 refused, 1 failed on the way, 70 our own fault, 130 Ctrl-C."""
+    """Run a command; return its exit status.
+
+    0 done, 2 refused, 1 failed on the way, 70 our own fault, 130 Ctrl-C.
+    """
     args = build_parser().parse_args(argv)
     # Imported after parsing, so that --help does not wait for torch and Ray.
     from kdcore.errors import Refused, RunFailed

@@ -31,7 +31,7 @@ def configured(recipe: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:
-    """Fills the recipe's cache, and prints what it holds."""
+    """Fill the recipe's cache, and print what it holds."""
     config = configured(recipe, overrides)
     started = time.perf_counter()
     with BuildView() as view:
@@ -43,7 +43,10 @@ def build_cache(recipe: str, overrides: Sequence[str]) -> int:
 
 
 def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
-    """Reads every byte of the recipe's cache, and computes some rows anew. RunFailed where they differ."""
+    """Read every byte of the recipe's cache, and compute some rows anew.
+
+    RunFailed where they differ.
+    """
     config = configured(recipe, overrides)
     found = verify(config, num_rows, device_here(config))
     rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
@@ -58,7 +61,7 @@ def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
 
 
 def show_cache(folder: str) -> int:
-    """Prints what a cache holds, and which of the project's recipes it can serve."""
+    """Print what a cache holds, and which of the project's recipes it can serve."""
     directory = local_folder(folder)
     manifest = load_manifest(directory)
     show_contents(folder, manifest)
@@ -69,7 +72,7 @@ def show_cache(folder: str) -> int:
 
 
 def copy_cache(folder: str, location: str) -> int:
-    """Copies a finished cache, into object storage for example."""
+    """Copy a finished cache, into object storage for example."""
     manifest = publish(Path(folder), location)
     say(
         f"{location}: {len(manifest.shards):,} shards, {decimal(manifest.num_bytes)}; read it with cache.dir={location}"
@@ -78,7 +81,7 @@ def copy_cache(folder: str, location: str) -> int:
 
 
 def show_contents(folder: str, manifest: Manifest) -> None:
-    """The columns with their sizes, and the error of those that are fitted."""
+    """Print the columns with their sizes, and the error of those that are fitted."""
     rows = []
     for name, part in manifest.plan.parts.items():
         for column in part.columns:
@@ -95,7 +98,7 @@ def show_contents(folder: str, manifest: Manifest) -> None:
 
 
 def recipes_served(manifest: Manifest, folder: str) -> list[str]:
-    """The named recipes with this teacher whose outputs are all there. (Their data and views may be others.)"""
+    """Return the named recipes with this teacher whose outputs are all there; their data and views may be others."""
     served = []
     for name in catalog.names():
         config = catalog.load(name)
@@ -111,7 +114,7 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
 
 
 def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
-    """Measures this machine, and prints online against cached."""
+    """Measure this machine, and print online against cached."""
     config = configured(recipe, overrides)
     device = device_here(config)
     say(f"measuring the loader, the teacher and the student on {device}, about {seconds:g} s each")
@@ -123,11 +126,13 @@ def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
 
 
 def speed_rows(seen: Outlook) -> list[list[str]]:
+    """Return the speeds of loader, teacher and student, each alone."""
     speeds = {"loader": seen.speeds.loader, "teacher": seen.speeds.teacher, "student's step": seen.speeds.student}
     return [[name, f"{speed:,.0f}"] for name, speed in speeds.items()]
 
 
 def cost_rows(seen: Outlook) -> list[list[str]]:
+    """Return what an epoch costs online and from a cache, and after how many epochs a cache is paid for."""
     epochs = seen.break_even_epochs
     return [
         ["seconds per epoch", f"{seen.online_seconds:,.1f}", f"{seen.cached_seconds:,.1f}"],

@@ -24,18 +24,21 @@ SHARED = "common"  # the name of files that recipes start from and that are none
 
 
 def names() -> list[str]:
-    """Every named recipe: files by name, then the rows."""
+    """Return every named recipe: files by name, then the rows."""
     files = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml") if path.stem != SHARED)
     return sorted(path.as_posix() for path in files) + rows.names()
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a YAML file or of a named recipe, with overrides; Refused in one line."""
+    """Return the configuration of a YAML file or of a named recipe, with overrides.
+
+    Refused in one line, as `cluster.recipe.load_recipe`.
+    """
     return configure(read(str(recipe)), overrides, str(recipe))
 
 
 def read(recipe: str) -> dict[str, Any]:
-    """The complete mapping of a YAML file or of a named recipe."""
+    """Return the complete mapping of a YAML file or of a named recipe."""
     if Path(recipe).suffix in (".yaml", ".yml"):
         return read_recipe(Path(recipe))
     known = names()
@@ -46,18 +49,18 @@ def read(recipe: str) -> dict[str, Any]:
 
 
 def about(name: str) -> AboutConfig:
-    """What a named recipe follows, is expected to reach, and where it differs."""
+    """Return what a named recipe follows, is expected to reach, and where it differs."""
     section = rows.about(name) if name in rows.names() else read(name).get("about", {})
     return validated(AboutConfig, section, name)
 
 
 def text(name: str) -> str:
-    """A named recipe as one complete YAML file, each field with its meaning, to copy and edit."""
+    """Return a named recipe as one complete YAML file, each field with its meaning, to copy and edit."""
     return f"# python -m ops train {name}\n# Every other field: python -m ops fields\n\n{recipe_text(read(name))}"
 
 
 def recipes(wanted: str | None) -> int:
-    """Prints the recipe of that name; else the names that contain it (all, without one), with what to expect."""
+    """Print the recipe of that name; else the names that contain it (all, without one), with what to expect."""
     known = names()
     if wanted in known:
         say(text(wanted).rstrip())

@@ -25,18 +25,18 @@ Row = tuple[bytes | NDArray[np.uint8], int]  # a file or its pixels [32,32,3], a
 
 
 def unpack(source: str, target: str) -> int:
-    """The `data` command."""
+    """Write CIFAR-100 as an image folder, and print how many images that are."""
     root = write_cifar100(Path(source), Path(target))
     say(f"{root}: {IMAGES['train']:,} training and {IMAGES['val']:,} validation images of 100 classes")
     return 0
 
 
 def write_cifar100(source: Path, root: Path, images: Mapping[str, int] = IMAGES) -> Path:
-    """root/{train,val}/<class number>/<row>.png, lossless; once. images: how many each split must have.
+    """Write root/{train,val}/<class number>/<row>.png, lossless, once; return root.
 
-    source: the folder of the Parquet files, or of `cifar-100-python`, the authors' pickles. Class numbers are those of
-    the files, in two digits, so that classes in order of name are classes in order of number, which published weights
-    rely on. Refused for files that are missing, or are another data set.
+    source: the folder of the Parquet files, or of `cifar-100-python`, the authors' pickles. images: how many each split
+    must have. Class numbers are those of the files, in two digits, so that classes in order of name are classes in
+    order of number, which published weights rely on. Refused for files that are missing, or are another data set.
     """
     if (root / "complete").exists():
         return root
@@ -48,8 +48,10 @@ def write_cifar100(source: Path, root: Path, images: Mapping[str, int] = IMAGES)
 
 
 def _official(source: Path, images: Mapping[str, int]) -> dict[str, Iterable[Row]]:
-    """The rows of the authors' pickles. torchvision opens them only if their checksums are the published ones: a pickle
-    may run any code."""
+    """Return the rows of the authors' pickles.
+
+    torchvision opens them only if their checksums are the published ones: a pickle may run any code.
+    """
     try:
         found = {split: CIFAR100(source, train=split == "train") for split in SPLITS}
     except RuntimeError as error:

@@ -41,16 +41,17 @@ CLASSIFIER_INPUTS = {"student": "classifier_input", "teacher": "classifier_input
 
 
 def term(name: str, weight: float, **fields: Any) -> dict[str, Any]:
-    """A term as it stands in a recipe."""
+    """Return a term as it stands in a recipe."""
     return {"term": name, "weight": weight, **fields}
 
 
 def terms(*parts: dict[str, Any]) -> Sections:
+    """Return the `method` section of these terms."""
     return {"method": list(parts)}
 
 
 def beside_labels(*parts: dict[str, Any]) -> Sections:
-    """The terms beside a cross-entropy of weight 1."""
+    """Return the `method` section of these terms beside a cross-entropy of weight 1."""
     return terms(term("ce", 1), *parts)
 
 
@@ -123,7 +124,10 @@ def feature_only(pair: Pair) -> Sections:
 
 
 def nd_optimizer(pair: Pair) -> Sections:
-    """The authors train with Nesterov's momentum, at twice the rate of the tables: 0.1, and 0.02 for ShuffleNet."""
+    """Return the authors' optimiser: Nesterov's momentum, at twice the rate of the tables.
+
+    That is 0.1, and 0.02 for ShuffleNet.
+    """
     return {"optimizer": {"opt": "sgd", "lr": 2 * NETWORKS[pair.student].lr}}
 
 
@@ -138,14 +142,16 @@ def dkd_nd(pair: Pair, target_weight: float, non_target_weight: float, nd_weight
 
 @dataclass(frozen=True)
 class Method:
-    """sections: what it adds to a pair's recipe, from the pair and its cell of `SETTINGS`; paper: of the method;
-    source: of the hyper-parameters and of the numbers in `TOP1`; differs: where it departs from the published script,
-    beyond what all rows do (`DIFFERS`)."""
+    """A method of the tables: a row for every pair of networks."""
 
     sections: Callable[..., Sections]
+    """What it adds to a pair's recipe, from the pair and its cell of `SETTINGS`."""
     paper: str
+    """The publication of the method."""
     source: str
+    """Where the hyper-parameters and the numbers in `TOP1` are published."""
     differs: tuple[str, ...] = ()
+    """Where it departs from the published script, beyond what all rows do (`DIFFERS`)."""
 
 
 CRD_PAPER = 'Tian et al., "Contrastive Representation Distillation", arXiv 1910.10699'
@@ -215,7 +221,7 @@ METHODS = {
 
 
 def names() -> list[str]:
-    """Every row: networks alone, then pair by pair."""
+    """Return every row: networks alone, then pair by pair."""
     alone = [f"cifar100/{network}/alone" for network in NETWORKS]
     return alone + [
         f"cifar100/{pair}/{method}"
@@ -226,7 +232,7 @@ def names() -> list[str]:
 
 
 def recipe(name: str) -> Sections:
-    """The complete recipe of a row, as a mapping."""
+    """Return the complete recipe of a row, as a mapping."""
     _, networks, method = name.split("/")
     made = {"name": f"{networks}-{method}", "about": about(name), **read_recipe(COMMON)}
     if method == "alone":
@@ -238,16 +244,17 @@ def recipe(name: str) -> Sections:
 
 
 def networks_alone(network: str) -> Sections:
+    """Return the sections of a network that is trained as a student."""
     return {"student": {"model": f"cifar_{network}"}, "optimizer": {"lr": NETWORKS[network].lr}}
 
 
 def checkpoint(network: str) -> str:
-    """What the network's own row leaves behind."""
+    """Return the file of weights that the network's own row leaves behind."""
     return f"outputs/cifar100/{network}-alone/student.safetensors"
 
 
 def about(name: str) -> Sections:
-    """What a row follows and is expected to reach, as its recipe's `about` section."""
+    """Return what a row follows and is expected to reach, as its recipe's `about` section."""
     _, networks, method = name.split("/")
     shared = {
         "data": "python -m ops data cifar100 --from DIR --to data/cifar100",
@@ -275,7 +282,7 @@ def about(name: str) -> Sections:
 
 
 def expected(pair: Pair, networks: str, method: str) -> Sections:
-    """The published numbers of a row, beside both networks' own accuracy."""
+    """Return the published numbers of a row, beside both networks' own accuracy."""
     found = {"top1": TOP1.get(method, {}).get(networks), "stdev": TOP1.get(f"{method}±", {}).get(networks)}
     known = {key: float(number) for key, number in found.items() if number is not None}
     return {**known, "teacher": NETWORKS[pair.teacher].top1, "alone": NETWORKS[pair.student].top1}

@@ -45,7 +45,7 @@ PAIRS = (
 
 
 def table(text: str) -> dict[str, dict[str, str]]:
-    """{row: {pair: cell}} of a table of words; "-" is an empty cell and left out."""
+    """Return {row: {pair: cell}} of a table of words; "-" is an empty cell and left out."""
     rows = (line.split() for line in text.strip().splitlines())
     return {name: {pair: cell for pair, cell in zip(PAIRS, cells, strict=True) if cell != "-"} for name, *cells in rows}
 

@@ -17,16 +17,17 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 def say(text: str) -> None:
+    """Print a line, which the terminal may break."""
     console.print(text, soft_wrap=True, markup=False)
 
 
 def complain(text: str) -> None:
-    """An error, on standard error, in one line."""
+    """Print an error on standard error, in one line."""
     print(f"stillhouse: {' '.join(text.split())}", file=sys.stderr)
 
 
 def rate(metrics: dict[str, Any]) -> str:
-    """images/s, loss, top-1 and the share of time spent waiting for data, as a run last reported them."""
+    """Return images/s, loss, top-1 and the share of time spent waiting for data, as a run last reported them."""
     parts = []
     for key, text in (
         ("system/images_per_second", "{:,.0f} images/s"),
@@ -95,7 +96,7 @@ class RunView:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """Return a table whose first column is text and whose others are numbers."""
     made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
@@ -105,4 +106,5 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def percent(value: float | None) -> str:
+    """Return a fraction in percent; '-' for None."""
     return "-" if value is None else f"{value:.2%}"

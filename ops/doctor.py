@@ -21,26 +21,29 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(output_dir: str) -> int:
-    """Prints the findings; 1 if something stands in the way of a run."""
+    """Print the findings; return 1 if something stands in the way of a run."""
     findings = diagnose(output_dir)
     console.print(render(findings))
     return int(failed(findings))
 
 
 def diagnose(output_dir: str) -> list[Finding]:
-    """Every probe's findings, in a fixed order. output_dir: the folder that runs would write to; it need not exist."""
+    """Return every probe's findings, in a fixed order.
+
+    output_dir: the folder that runs would write to; it need not exist.
+    """
     return [
         finding for area, probe in PROBES.items() for finding in run_probe(area, probe, Path(output_dir).absolute())
     ]
 
 
 def failed(findings: Iterable[Finding]) -> bool:
-    """Whether something stands in the way of a run."""
+    """Return whether something stands in the way of a run."""
     return any(finding.level == "fail" for finding in findings)
 
 
 def render(findings: list[Finding]) -> Table:
-    """The findings as a table, remedies under what was seen."""
+    """Return the findings as a table, remedies under what was seen."""
     counts = {level: sum(finding.level == level for finding in findings) for level in STYLES}
     caption = ", ".join(f"{number} {level}" for level, number in counts.items())
     table = Table(title="This machine", title_justify="left", caption=caption, caption_justify="left")
@@ -55,7 +58,7 @@ def render(findings: list[Finding]) -> Table:
 
 
 def run_probe(area: str, probe: Probe, output_dir: Path) -> list[Finding]:
-    """The probe's findings, or one that says that it raised or took longer than PROBE_SECONDS.
+    """Return the probe's findings, or one that says that it raised or took longer than PROBE_SECONDS.
 
     It runs in a daemon thread: one that hangs for ever in a driver does not keep the process alive.
     """

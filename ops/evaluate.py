@@ -30,17 +30,19 @@ SHOWN = 8  # rows of the tables of classes and of confusions
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated. weights: of the student; None: the recipe's teacher alone. folder: where results go; run_id:
-    of the run in MLflow that the weights are of, if any."""
+    """What is evaluated, and where the results go."""
 
     config: RunConfig
     weights: Path | None
+    """The student's weights; None: the recipe's teacher alone is evaluated."""
     folder: Path
+    """Where results go."""
     run_id: str | None = None
+    """The run in MLflow that the weights are of, if any."""
 
 
 def evaluate(name: str, recipe: str | None, data: str | None, variant: str | None, overrides: Sequence[str]) -> int:
-    """Prints and writes the evaluation of a run, of a file of weights, or of a recipe's teacher."""
+    """Print and write the evaluation of a run, of a file of weights, or of a recipe's teacher."""
     subject = find_subject(name, recipe, overrides)
     config = with_online_teacher(subject.config)
     target = find_target(config, Path(data) if data else None, variant)
@@ -56,7 +58,10 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
 
 
 def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
-    """What a word on the command line names. Refused where something belonging to it is missing."""
+    """Return what a word on the command line names.
+
+    Refused where something belonging to it is missing.
+    """
     path = Path(name)
     if not path.is_dir() and path.suffix not in WEIGHTS:
         config = absolute(catalog.load(recipe or name, overrides), Path.cwd())
@@ -82,7 +87,7 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
 
 
 def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:
-    """Everything that was found, as plain values for JSON."""
+    """Return everything that was found, as plain values for JSON."""
     content = report(findings.student, findings.teacher, list(target.classes))
     cka = findings.cka.result() if findings.cka.images else {}
     sides = {side: [tap for tap in findings.cka.widths if tap.startswith(side)] for side in ("student", "teacher")}
@@ -100,7 +105,7 @@ def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:
 
 
 def show(content: dict[str, Any]) -> None:
-    """The tables on the console."""
+    """Print the tables."""
     rows = [network_row(name, metrics) for name, metrics in content["metrics"].items()]
     console.print(table(f"{content['data']} ({content['images']})", COLUMNS, rows))
     judged = next(iter(content["metrics"]))
@@ -115,6 +120,7 @@ def show(content: dict[str, Any]) -> None:
 
 
 def network_row(name: str, metrics: dict[str, Any]) -> list[str]:
+    """Return a network's row of the table of metrics."""
     return [
         name,
         f"{metrics['images']:,}",
@@ -129,11 +135,12 @@ def network_row(name: str, metrics: dict[str, Any]) -> list[str]:
 
 
 def class_row(row: dict[str, Any]) -> list[str]:
+    """Return a class's row of the table of accuracies."""
     return [row["class"], *(percent(value["accuracy"]) for name, value in row.items() if name != "class")]
 
 
 def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
-    """<images>.json and its pictures."""
+    """Write <images>.json and its pictures; return their paths."""
     make_folder(folder, "--output")
     path = folder / f"{images}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -144,7 +151,10 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
 
 
 def track(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[Path]) -> None:
-    """Onto the run's own page in MLflow. Refused where the server does not answer; the files are there."""
+    """Log the evaluation on the run's own page in MLflow.
+
+    Refused where the server does not answer; the files are there.
+    """
     import mlflow
     from mlflow.entities import Metric
 

@@ -17,7 +17,7 @@ COLOURS = {"student": "#2f6f9f", "teacher": "#b8752e"}
 
 
 def reliability(content: dict[str, Any], path: Path) -> Path:
-    """Accuracy over confidence, bin by bin, above the share of the images in each bin."""
+    """Draw accuracy over confidence, bin by bin, above the share of the images in each bin."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(5, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
     above.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
     for name, bins in content["reliability"].items():
@@ -40,7 +40,7 @@ def reliability(content: dict[str, Any], path: Path) -> Path:
 
 
 def alignment(pairs: list[dict[str, Any]], path: Path) -> Path:
-    """The CKA of every tap of the student with every tap of the teacher."""
+    """Draw the CKA of every tap of the student with every tap of the teacher."""
     student, teacher = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in ("student", "teacher"))
     rows = [[pair["cka"] for pair in pairs if pair["student"] == tap] for tap in student]
     figure, axis = plt.subplots(figsize=(1.8 + 0.9 * len(teacher), 1.4 + 0.7 * len(student)), layout="constrained")

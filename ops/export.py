@@ -65,7 +65,10 @@ class Export:
 
 
 def export(run: str, output: str, num_images: int, name: str | None, overrides: Sequence[str]) -> int:
-    """Writes the files, checks them, and registers the model. Refused where a file answers differently."""
+    """Write the files, check them, and register the model.
+
+    Refused where a file answers differently.
+    """
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
@@ -87,7 +90,7 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
 
 
 def some_images(parts: Assembly, number: int) -> Tensor:
-    """Validation images, evenly from all of them, as the student sees them: [n,3,H,W]."""
+    """Return validation images, evenly from all of them, as the student sees them: [n,3,H,W]."""
     total = len(parts.indexes["val"])
     ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
     chunks = np.array_split(ids, -(-len(ids) // 64))
@@ -96,14 +99,14 @@ def some_images(parts: Assembly, number: int) -> Tensor:
 
 
 def write_weights(job: Export) -> None:
-    """model.safetensors, and config.json by which timm builds the network around it."""
+    """Write model.safetensors, and config.json by which timm builds the network around it."""
     tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
     safetensors.torch.save_file(tensors, job.folder / "model.safetensors", {"format": "pt"})
     (job.folder / "config.json").write_text(json.dumps(timm_config(job), indent=2) + "\n")
 
 
 def timm_config(job: Export) -> dict[str, Any]:
-    """The network and its preprocessing, in timm's words."""
+    """Return the network and its preprocessing, in timm's words."""
     own = getattr(job.student, "pretrained_cfg", {})
     mean, std = job.parts.statistics
     pretrained = {
@@ -128,7 +131,7 @@ def timm_config(job: Export) -> dict[str, Any]:
 
 
 def write_programs(job: Export) -> None:
-    """model.pt2 and model.onnx, both for batches of any size."""
+    """Write model.pt2 and model.onnx, both for batches of any size."""
     example = (job.images[:2].clone(),)
     with quiet():
         program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -148,7 +151,7 @@ def write_programs(job: Export) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Without the exporters' remarks."""
+    """Run the body without the exporters' remarks."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -161,9 +164,9 @@ def quiet() -> Any:
 
 
 def check(job: Export) -> list[dict[str, Any]]:
-    """How far each file's logits are from the student's: {file, difference: largest, same: share of equal top-1}.
+    """Return how far each file's logits are from the student's.
 
-    Refused where they differ by more than rounding.
+    {file, difference: largest, same: share of equal top-1}. Refused where they differ by more than rounding.
     """
     with torch.no_grad():
         expected = job.student(job.images)
@@ -179,7 +182,7 @@ def check(job: Export) -> list[dict[str, Any]]:
 
 
 def readers(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Every file as a function of images, loaded as its users load it."""
+    """Return every file as a function of images, loaded as its users load it."""
     session = onnxruntime.InferenceSession(job.folder / "model.onnx", providers=["CPUExecutionProvider"])
     found: dict[str, Callable[[Tensor], Tensor]] = {
         "model.pt2": torch.export.load(job.folder / "model.pt2").module(),
@@ -196,6 +199,7 @@ def readers(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def show(checks: list[dict[str, Any]], num_images: int) -> None:
+    """Print how far each file's answers are from the student's."""
     rows = [[row["file"], f"{row['difference']:.2g}", f"{row['same']:.2%}"] for row in checks]
     title = f"against the student, on {num_images} validation images"
     console.print(table(title, ["file", "largest difference of a logit", "same top-1"], rows))

@@ -34,7 +34,7 @@ class Run:
 
     @classmethod
     def of(cls, run: MlflowRun) -> Run:
-        """From MLflow's own record."""
+        """Return a run from MLflow's own record."""
         return cls(
             run_id=run.info.run_id,
             experiment_id=run.info.experiment_id,
@@ -84,16 +84,20 @@ class Group:
         return self.runs[0].method
 
     def values(self, metric: str) -> list[float]:
+        """Return a metric of every run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
     def by_seed(self, metric: str) -> dict[str, float]:
-        """{seed: value}; of two runs of a seed the later one's."""
+        """Return {seed: value} of a metric; of two runs of a seed the later one's."""
         runs = sorted(self.runs, key=lambda run: run.started)
         return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
-    """The training runs of an experiment, oldest first. Refused where there is none of that name."""
+    """Return the training runs of an experiment, oldest first.
+
+    Refused where there is none of that name.
+    """
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
@@ -112,7 +116,7 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Finished runs by recipe, in order of first appearance."""
+    """Return finished runs by recipe, in order of first appearance."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         if run.status == "FINISHED":
@@ -121,12 +125,12 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
 
 
 def siblings(run: Run, runs: Iterable[Run]) -> Group:
-    """The finished runs of one run's recipe, itself among them."""
+    """Return the finished runs of one run's recipe, itself among them."""
     members = [other for other in runs if other.fields == run.fields and other.status == "FINISHED"]
     return Group(tuple(members) or (run,))
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """{n, mean, stdev}; the sample standard deviation, None for fewer than two."""
+    """Return {n, mean, stdev}; the sample standard deviation, None for fewer than two."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation}

@@ -5,7 +5,6 @@ Not here: the scores (`kdcore.quality.collect`), and the pass that collects the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
-from kdcore.quality.score import InformationScale, Quality
+from kdcore.quality.score import INFORMATION_SCALE, InformationScale, Quality
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
@@ -43,14 +42,23 @@ PANELS = {
 }
 
 
-def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -> int:
-    """Scores the recipe's teacher on a class-balanced sample of the training images; writes what it recommends."""
+def layers(
+    recipe: str,
+    overrides: Sequence[str],
+    taps: Sequence[str] | None,
+    student_taps: Sequence[str] | None,
+    num_pairs: int | None,
+    num_images: int,
+    scale: InformationScale,
+    max_elements: int,
+    output_dir: str,
+) -> int:
+    """Score the recipe's teacher on a class-balanced sample of the training images; write what that recommends."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
-    scores = score(config, options.taps, options.student_taps, options.images, options.scale, options.max_elements)
-    quality, student_taps = scores.quality, scores.student_taps
-    taps = list(quality)
-    pairs = recommend_pairs(student_taps, quality, options.pairs or min(4, len(student_taps), len(taps)))
-    output = Path(options.output)
+    scores = score(config, taps, student_taps, num_images=num_images, scale=scale, max_elements=max_elements)
+    quality, paired = scores.quality, scores.student_taps
+    pairs = recommend_pairs(paired, quality, num_pairs or min(4, len(paired), len(quality)))
+    output = Path(output_dir)
     make_folder(output, "--output")
     console.print(render_table(quality, pairs))
     plot(quality, output / "layers.png", pairs)
@@ -66,11 +74,12 @@ def score(
     config: RunConfig,
     taps: Sequence[str] | None = None,
     student_taps: Sequence[str] | None = None,
-    num_images: int = 5000,
-    scale: InformationScale = "log5",
+    *,
+    num_images: int,
+    scale: InformationScale = INFORMATION_SCALE,
     max_elements: int = MAX_ELEMENTS,
 ) -> LayerScores:
-    """The quality of the teacher's layers on a class-balanced sample of the training images.
+    """Return the quality of the teacher's layers on a class-balanced sample of the training images.
 
     taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
     """
@@ -98,7 +107,7 @@ def score(
 
 
 def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:
-    """Refused, with the remedy, where the features would not fit into the machine's memory."""
+    """Refuse, with the remedy, features that would not fit into the machine's memory."""
     needed = kept_bytes(teacher.taps.shapes(size), num_images, max_elements)
     free = psutil.virtual_memory().available
     if needed > free * MEMORY_SHARE:
@@ -109,7 +118,10 @@ def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int,
 
 
 def render_table(quality: Mapping[str, Quality], pairs: Sequence[Pair] = ()) -> Table:
-    """One row a tap, in the order given; the last column says which student tap a recommended one is paired with."""
+    """Return a table with one row a tap, in the order given.
+
+    The last column says which student tap a recommended one is paired with.
+    """
     student = {pair.teacher: pair.student for pair in pairs}
     samples = sorted({score.samples for score in quality.values()})
     rows = [[tap, *_figures(score), student.get(tap, "")] for tap, score in quality.items()]
@@ -123,7 +135,10 @@ def _figures(score: Quality) -> list[str]:
 
 
 def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair] = ()) -> None:
-    """Four curves over depth, one above the other, the recommended taps marked; the suffix of path names the format."""
+    """Draw four curves over depth, one above the other, the recommended taps marked.
+
+    The suffix of path names the format.
+    """
     taps, chosen = list(quality), {pair.teacher for pair in pairs}
     marked = [i for i, tap in enumerate(taps) if tap in chosen]
     figure = Figure(figsize=(max(6.0, 0.35 * len(taps)), 9.0), layout="constrained")
@@ -140,8 +155,10 @@ def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair]
 
 
 def recommendation_yaml(pairs: Sequence[Pair], detach_head_at: str | None = None) -> str:
-    """The `method` of a recipe: features alone train the backbone, labels the head behind `detach_head_at`, by default
-    the student's deepest tap of the pairs."""
+    """Return the `method` of a recipe: features alone train the backbone, labels the head behind `detach_head_at`.
+
+    By default that is the student's deepest tap of the pairs.
+    """
     if not pairs:
         raise Refused("there is no pair to write; recommend at least one")
     features = {

@@ -31,7 +31,7 @@ REPORTED = {
 
 
 def environment() -> jinja2.Environment:
-    """Templates that fail on a name that is missing."""
+    """Return the environment of templates that fail on a name that is missing."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -44,7 +44,7 @@ def environment() -> jinja2.Environment:
 def write_card(
     folder: Path, parts: Assembly, student: nn.Module, run_dir: Path, checks: list[dict[str, Any]], num_images: int
 ) -> str:
-    """README.md; its text."""
+    """Write README.md; return its text."""
     config = parts.config
     text = (
         environment()
@@ -77,12 +77,12 @@ def write_card(
 
 
 def args_of(student: StudentConfig) -> dict[str, Any]:
-    """What builds the network as it is deployed, beside its number of classes."""
+    """Return what builds the network as it is deployed, beside its number of classes."""
     return {key: value for key, value in student.args.items() if key != "num_classes"}
 
 
 def teacher_facts(parts: Assembly) -> dict[str, str] | None:
-    """Model, fingerprint of its weights, and licence as far as timm states one."""
+    """Return model, fingerprint of its weights, and licence as far as timm states one."""
     config = parts.config.teacher
     if config is None:
         return None
@@ -101,6 +101,7 @@ def teacher_facts(parts: Assembly) -> dict[str, str] | None:
 
 
 def data_facts(parts: Assembly) -> dict[str, Any]:
+    """Return the data's name, sizes and fingerprint."""
     return {
         "name": Path(parts.config.data.root).name,
         "splits": {split: len(index) for split, index in parts.indexes.items()},
@@ -109,7 +110,7 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
 
 
 def numbers(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
-    """Every reported metric of this run, and its mean and deviation over the runs of its recipe with other seeds."""
+    """Return every reported metric of this run, and its spread over the runs of its recipe with other seeds."""
     metrics = RunFolder(run_dir).read_result()["metrics"]
     group = siblings_in_mlflow(run_dir, parts)
     return [
@@ -120,7 +121,7 @@ def numbers(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
 
 
 def siblings_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
-    """The runs of this recipe in MLflow; none where this one is not there."""
+    """Return the runs of this recipe in MLflow; none where this one is not there."""
     import mlflow
 
     run_id = RunFolder(run_dir).run_id
@@ -136,7 +137,7 @@ def siblings_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
 
 
 def shown(values: Sequence[float], form: str) -> str:
-    """'96.70%', or '96.70% ± 0.40% (n = 3)'."""
+    """Return values in words, as '96.70%', or '96.70% ± 0.40% (n = 3)'."""
     if not values:
         return "-"
     found = spread(values)
@@ -145,5 +146,5 @@ def shown(values: Sequence[float], form: str) -> str:
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """The results of `evaluate` that lie with the run."""
+    """Return the results of `evaluate` that lie with the run."""
     return [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]

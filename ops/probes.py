@@ -36,20 +36,21 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. level: 'warn' where runs work but not as they could, 'fail' where they do not, or where
-    something that is there cannot be used. remedy: what to do, empty where all is well."""
+    """One thing that was looked at."""
 
     area: str
     level: Literal["ok", "warn", "fail"]
+    """'warn' where runs work but not as they could; 'fail' where they do not, or where something cannot be used."""
     seen: str
     remedy: str = ""
+    """What to do; empty where all is well."""
 
 
 Probe = Callable[[Path], Iterable[Finding]]
 
 
 def probe_libraries(output_dir: Path) -> Iterator[Finding]:
-    """Python, and every distribution that pyproject.toml declares, at the least version it asks for or above."""
+    """Look whether Python and all that pyproject.toml declares have at least the versions it asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     have = []
     for name, least in [
@@ -69,7 +70,7 @@ def probe_libraries(output_dir: Path) -> Iterator[Finding]:
 
 
 def _requirement(text: str) -> tuple[str, str]:
-    """(name, least version) of a declaration such as 'ray[train]>=2.60'."""
+    """Return (name, least version) of a declaration such as 'ray[train]>=2.60'."""
     match = re.fullmatch(r"([\w.-]+)(?:\[.*\])?>=([\d.]+)", text)
     assert match, f"pyproject.toml declares {text!r}; doctor reads 'name>=version' only"
     return match[1], match[2]
@@ -80,7 +81,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def probe_machine(output_dir: Path) -> Iterator[Finding]:
-    """Cores and memory that this process may use."""
+    """Count the cores and the memory that this process may use."""
     cores, memory = len(psutil.Process().cpu_affinity()), memory_bytes()
     seen = f"{cores} CPU cores, {memory / GIB:.1f} GiB memory ({platform.machine()}, {platform.system()})"
     if cores < 2:
@@ -92,14 +93,14 @@ def probe_machine(output_dir: Path) -> Iterator[Finding]:
 
 
 def memory_bytes() -> int:
-    """The machine's memory, or the container's share of it where that is less."""
+    """Return the machine's memory, or the container's share of it where that is less."""
     total = psutil.virtual_memory().total
     limit = CGROUP_MEMORY.read_text().strip() if CGROUP_MEMORY.is_file() else "max"
     return int(total if limit == "max" else min(total, int(limit)))
 
 
 def probe_gpu(output_dir: Path) -> Iterator[Finding]:
-    """Whether torch can compute on the GPUs that are there."""
+    """Look whether torch can compute on the GPUs that are there."""
     built_for = f"torch {torch.__version__} is built for CUDA {torch.version.cuda or '(none: CPU only)'}"
     try:
         torch.cuda.init()
@@ -124,7 +125,7 @@ def probe_gpu(output_dir: Path) -> Iterator[Finding]:
 
 
 def probe_distributed(output_dir: Path) -> Iterator[Finding]:
-    """The back ends by which ranks exchange gradients."""
+    """Look at the back ends by which ranks exchange gradients."""
     dist = torch.distributed
     has = {
         "gloo": dist.is_available() and dist.is_gloo_available(),
@@ -141,7 +142,7 @@ def probe_distributed(output_dir: Path) -> Iterator[Finding]:
 
 
 def probe_decoders(output_dir: Path) -> Iterator[Finding]:
-    """DALI's JPEG decoders, by decoding a picture: on the CPU, and on the GPU if there is one."""
+    """Try DALI's JPEG decoders on a picture: on the CPU, and on the GPU if there is one."""
     for device in ("cpu", "mixed") if torch.cuda.is_available() else ("cpu",):
         try:
             pixels = decode_jpeg(device)
@@ -165,7 +166,10 @@ def probe_decoders(output_dir: Path) -> Iterator[Finding]:
 
 
 def decode_jpeg(device: str) -> torch.Tensor:
-    """A 24x16 picture of one colour, made and decoded in memory: [24,16,3] uint8. device: DALI's 'cpu' or 'mixed'."""
+    """Decode a 24x16 picture of one colour, made in memory: [24,16,3] uint8.
+
+    device: DALI's 'cpu' or 'mixed'.
+    """
     import numpy as np
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
@@ -183,7 +187,7 @@ def decode_jpeg(device: str) -> torch.Tensor:
 
 
 def probe_ray(output_dir: Path) -> Iterator[Finding]:
-    """The cluster that RAY_ADDRESS names: whether its port answers, and whether a token is at hand."""
+    """Look at the cluster that RAY_ADDRESS names: whether its port answers, and whether a token is at hand."""
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         yield Finding("ray", "ok", "no RAY_ADDRESS: a run starts its own cluster on this machine")
@@ -203,13 +207,13 @@ def probe_ray(output_dir: Path) -> Iterator[Finding]:
 
 
 def ray_token() -> str:
-    """Where Ray would find its token: a description, empty if nowhere."""
+    """Return where Ray would find its token: a description, empty if nowhere."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     return "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path) if path.is_file() else ""
 
 
 def reachable(area: str, name: str, address: str, default_port: int, remedy: str) -> Finding:
-    """Whether a TCP connection to an address (URL or host:port) can be made."""
+    """Return whether a TCP connection to an address (URL or host:port) can be made."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, default_port)
@@ -220,7 +224,7 @@ def reachable(area: str, name: str, address: str, default_port: int, remedy: str
 
 
 def probe_mlflow(output_dir: Path) -> Iterator[Finding]:
-    """The SQLite store in the output folder, and the server that MLFLOW_TRACKING_URI names."""
+    """Look at the SQLite store in the output folder, and at the server that MLFLOW_TRACKING_URI names."""
     store = output_dir / "mlflow.db"
     try:
         if store.exists():
@@ -244,7 +248,7 @@ def probe_mlflow(output_dir: Path) -> Iterator[Finding]:
 
 
 def try_to_write(database: Path) -> None:
-    """Takes the write lock of an SQLite file and gives it back; sqlite3.Error where it cannot be had."""
+    """Take the write lock of an SQLite file and give it back; sqlite3.Error where it cannot be had."""
     connection = sqlite3.connect(database, timeout=CONNECT_SECONDS, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -255,7 +259,7 @@ def try_to_write(database: Path) -> None:
 
 
 def probe_disk(output_dir: Path) -> Iterator[Finding]:
-    """Free space where runs and where temporary files (checkpoints in flight, Ray's logs) go."""
+    """Look at the free space where runs and where temporary files (checkpoints in flight, Ray's logs) go."""
     for name, folder in (("output folder", existing(output_dir)), ("temporary folder", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
         level: Any = "ok" if free >= 10 * GIB else "warn" if free >= GIB else "fail"
@@ -264,12 +268,12 @@ def probe_disk(output_dir: Path) -> Iterator[Finding]:
 
 
 def existing(path: Path) -> Path:
-    """The path itself, or its nearest parent that exists."""
+    """Return the path itself, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def probe_shared_memory(output_dir: Path) -> Iterator[Finding]:
-    """Room for Ray's object store, which takes 30 % of the memory, in /dev/shm."""
+    """Look for room in /dev/shm for Ray's object store, which takes 30 % of the memory."""
     if not SHARED_MEMORY.is_dir():
         yield Finding(
             "shared memory", "warn", f"no {SHARED_MEMORY}: Ray keeps its objects on disk", "mount a tmpfs there"
@@ -285,7 +289,10 @@ def probe_shared_memory(output_dir: Path) -> Iterator[Finding]:
 
 
 def probe_bytecode(output_dir: Path) -> Iterator[Finding]:
-    """Whether the libraries are compiled: without, every Ray worker compiles them anew and starts twice as slowly."""
+    """Look whether the libraries are compiled.
+
+    Without that, every Ray worker compiles them anew and starts twice as slowly.
+    """
     plain = []
     for name in ("torch", "ray", "mlflow"):
         spec = importlib.util.find_spec(name)

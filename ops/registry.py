@@ -24,15 +24,18 @@ REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
 
 
 def default_name(config: RunConfig) -> str:
-    """The student and the data that it answers for: all methods that train it compete for one name."""
+    """Return the name of the student and the data that it answers for.
+
+    All methods that train the student compete for one name.
+    """
     return f"{config.student.model}-{Path(config.data.root).name}"
 
 
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:
-    """A version of the model, unless these very bytes are one already; the sentence that says which.
+    """Register a version of the model, unless these very bytes are one already; return the sentence that says which.
 
-    As ONNX, which no pickle is needed to load. Refused where the server does not answer, or where the version
-    predicts otherwise than the file.
+    As ONNX, which no pickle is needed to load. Refused where the server does not answer, or where the version predicts
+    otherwise than the file.
     """
     import mlflow
 
@@ -54,7 +57,7 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
 
 @contextmanager
 def default_store(uri: str) -> Iterator[None]:
-    """The store that MLflow's module-level functions use, meanwhile."""
+    """Make a store the one that MLflow's module-level functions use, meanwhile."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -66,7 +69,7 @@ def default_store(uri: str) -> Iterator[None]:
 
 
 def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) -> str:
-    """Logs the ONNX file with its signature and an example, and compares what MLflow loads back with it."""
+    """Log the ONNX file with its signature and an example, and compare what MLflow loads back with it."""
     import mlflow
 
     logging.getLogger("mlflow.onnx").setLevel(logging.ERROR)  # that this machine may have no GPU is no news
@@ -93,7 +96,7 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
 
 
 def predict_file(path: Path, images: Tensor) -> np.ndarray:
-    """What ONNX Runtime makes of the file: [n,K]."""
+    """Return what ONNX Runtime makes of the file: [n,K]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 
 from cluster.config import RunConfig
+from cluster.sweep import stoppers
 from cluster.sweep.config import Pairings, SweepConfig
 from kdcore.terms import REGISTRY, Term
 from kdcore.terms.base import Pair
@@ -60,6 +61,8 @@ def _sections_below(model: Model, prefix: str = "") -> dict[str, Model]:
         path = f"{prefix}.{name}" if prefix else name
         if section := section_of(field):
             found |= {path: section, **_sections_below(section, path)}
+            if section is stoppers.Stopper:
+                found |= {f"{path}.{rule}": model for rule, model in sorted(stoppers.REGISTRY.items())}
         elif Term in _named_models(field.annotation):
             found[path] = Term
     return found
@@ -67,7 +70,7 @@ def _sections_below(model: Model, prefix: str = "") -> dict[str, Model]:
 
 def section_of(field: FieldInfo) -> Model | None:
     """Return the model of a field that holds a section, if it is given; None for a field that holds anything else."""
-    options = [option for option in _options(field.annotation) if option is not type(None)]
+    options = [_undecorated(option) for option in _options(field.annotation) if option is not type(None)]
     models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
     return models[0] if models == options and models[0] is not Pair else None
 
@@ -146,9 +149,7 @@ def _one_type(annotation: Any, metadata: list[Any]) -> str:
 
 def _bare(annotation: Any) -> str:
     """Return the type of a list's or mapping's item, without its bounds."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    options = _options(annotation)
+    options = _options(_undecorated(annotation))
     return type_text(options[0] if len(options) == 1 else Any)
 
 
@@ -157,6 +158,11 @@ def _bounds(metadata: list[Any]) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     found = [f"{sign} {getattr(part, key)}" for key, sign in signs.items() for part in metadata if hasattr(part, key)]
     return f" {', '.join(found)}" if found else ""
+
+
+def _undecorated(annotation: Any) -> Any:
+    """Return a type without what `Annotated` says about it."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

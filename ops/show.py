@@ -21,7 +21,7 @@ from ops.console import console, say, table
 
 
 def show(recipe: str, overrides: Sequence[str]) -> int:
-    """Prints the resolved recipe, then both networks with their sizes, cost and taps."""
+    """Print the resolved recipe, then both networks with their sizes, cost and taps."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
     say(to_yaml(config))
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
@@ -40,6 +40,7 @@ def show(recipe: str, overrides: Sequence[str]) -> int:
 
 
 def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
+    """Return a network's row of the table of sizes and costs."""
     parameters = count_parameters(network)
     return [
         name,
@@ -51,7 +52,7 @@ def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
 
 
 def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> list[list[str]]:
-    """Every outer tap (two levels deep) with its size; modules whose output is no tensor are left out."""
+    """Return every outer tap (two levels deep) with its size; modules whose output is no tensor are left out."""
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
     rows = []
     for name in dict.fromkeys([*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cluster.config import RunConfig
 from cluster.tracking.delivery import deliver_all
 from kdcore.errors import Refused
 from ops.console import say
@@ -13,11 +14,12 @@ LOOPBACK = "http://127.0.0.1:5000"
 
 
 def open_store(store: str | None) -> str:
-    """The URI of a store: of an output folder (whose runs deliver first what they have kept back), or as it is given.
+    """Return the URI of a store, given as such or as an output folder.
 
-    None: MLFLOW_TRACKING_URI, or else the folder `outputs`. Refused for a folder without a store.
+    The runs of a folder deliver first what they have kept back. None: MLFLOW_TRACKING_URI, or else the folder where
+    runs lie by default. Refused for a folder without a store.
     """
-    store = store or os.environ.get("MLFLOW_TRACKING_URI") or "outputs"
+    store = store or os.environ.get("MLFLOW_TRACKING_URI") or RunConfig.model_fields["output_dir"].default
     if "://" in store:
         return store
     folder = Path(store)
@@ -33,6 +35,6 @@ def open_store(store: str | None) -> str:
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
-    """Where MLflow shows a run: on its server, or where `python -m ops ui` opens a file's page."""
+    """Return where MLflow shows a run: on its server, or where `python -m ops ui` opens a file's page."""
     root = uri.rstrip("/") if uri.startswith("http") else LOOPBACK
     return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"

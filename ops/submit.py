@@ -14,7 +14,7 @@ from ops.parser import build_parser
 
 
 def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
-    """Submits `command`, the words after `python -m ops`, and follows it; the job's exit status.
+    """Submit `command`, the words after `python -m ops`, and follow it; return the job's exit status.
 
     What can be known without the cluster is refused here, before anything is sent.
     """
@@ -32,5 +32,5 @@ def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
 
 
 def show(text: str) -> None:
-    """A piece of a job's log, as it came."""
+    """Print a piece of a job's log, as it came."""
     console.out(text, end="", highlight=False)

@@ -29,7 +29,7 @@ def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
 
 
 def watched(config: RunConfig, command: str) -> RunResult:
-    """One run with its progress on the console."""
+    """Run to the end, with the progress on the console."""
     lines = {
         "finished": "finished already, in {}; delete that folder, or give name=..., to run afresh",
         "unfinished": "continuing the run in {}",
@@ -50,7 +50,7 @@ def summary(result: RunResult) -> str:
 
 
 def mlflow_hint(config: RunConfig) -> str:
-    """The line that opens the MLflow page."""
+    """Return the line that opens the MLflow page."""
     uri = config.tracking.uri
     served = uri is not None and uri.startswith("http")
     return f"MLflow: {uri}" if served else f"MLflow: .venv/bin/python -m ops ui --store {uri or config.output_dir}"

@@ -14,7 +14,7 @@ from ops.stores import open_store
 
 
 def ui(store: str | None, port: int) -> int:
-    """Serves a store until interrupted; of a server that runs already, only says where it is."""
+    """Serve a store until interrupted; of a server that runs already, only say where it is."""
     uri = open_store(store)
     if uri.startswith("http"):
         say(f"MLflow is served already: {uri}")
@@ -30,7 +30,7 @@ def ui(store: str | None, port: int) -> int:
 
 
 def deliver(folder: str) -> int:
-    """Sends what the runs in an output folder could not send while their server was away."""
+    """Send what the runs in an output folder could not send while their server was away."""
     if not Path(folder).is_dir():
         raise Refused(f"{folder}: no such folder; give the output folder of the runs")
     delivered = deliver_all(Path(folder))

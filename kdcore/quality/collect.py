@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcore.errors import Refused
-from kdcore.quality.score import InformationScale, Quality, layer_quality
+from kdcore.quality.score import INFORMATION_SCALE, InformationScale, Quality, layer_quality
 from kdcore.terms.base import Pair
 
 MAX_ELEMENTS = 262_144  # of one image's features; the source's limit
@@ -42,7 +42,11 @@ class LayerQuality:
     """
 
     def __init__(
-        self, num_classes: int, *, information_scale: InformationScale = "log5", max_elements: int = MAX_ELEMENTS
+        self,
+        num_classes: int,
+        *,
+        information_scale: InformationScale = INFORMATION_SCALE,
+        max_elements: int = MAX_ELEMENTS,
     ) -> None:
         if num_classes < 2:
             raise Refused(f"num_classes is {num_classes}, but separation compares classes: it takes at least 2")

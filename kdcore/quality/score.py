@@ -21,6 +21,7 @@ from torch import Tensor
 from kdcore.errors import Refused
 
 InformationScale = Literal["log5", "log_ed"]
+INFORMATION_SCALE: InformationScale = "log5"  # unless another is asked for
 VARIANCE_KEPT = 0.95  # by the leading components that the effective dimension counts
 # Float32 features round at 6e-8 of their size, so variance below 1e-12 of the mean square is rounding, not spread.
 SPREAD_FLOOR = 1e-12
@@ -53,7 +54,7 @@ def layer_quality(
     rows: Tensor,
     counts: Sequence[int],
     num_train: int,
-    information_scale: InformationScale = "log5",
+    information_scale: InformationScale = INFORMATION_SCALE,
     device: torch.device | str = "cpu",
 ) -> Quality:
     """The score of one layer from its features, rows [n,D], the counts[0] images of class 0 first, and so on.

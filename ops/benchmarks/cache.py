@@ -49,6 +49,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
+    """Measure reading, steps and building, and write and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def in_turns(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each action returned, a round of all after the other; a first round does not count."""
+    """Run every action once a round, one after the other; return what each returned, without the first round."""
     found: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
@@ -89,12 +90,12 @@ def in_turns(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def ratios(above: list[float], below: list[float]) -> dict[str, Any]:
-    """The quotients of the rounds."""
+    """Return the quotients of two actions, round by round."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def reading(folder: Path, rounds: int) -> dict[str, Any]:
-    """The `reading` and `step` parts, on one cache."""
+    """Measure the `reading` and `step` parts, on one cache."""
     cache = made_up_cache(folder / "cache")
     reader = CacheReader(folder / "cache", cache, TRAIN, None, CPU)
     started = time.perf_counter()
@@ -138,14 +139,14 @@ def reading(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def copy_block(source: np.ndarray, start: int, target: np.ndarray) -> np.ndarray:
-    """A batch of rows that lie side by side, copied into target."""
+    """Copy a batch of rows that lie side by side into target."""
     start = start % (len(source) - len(target))
     target[:] = source[start : start + len(target)]
     return target
 
 
 def made_up_cache(directory: Path) -> Any:
-    """A cache of random numbers."""
+    """Write a cache of random numbers."""
     columns = tuple(PlainColumn(name=name, shape=(width,), coding="float16") for name, width in WIDTHS.items())
     part = Part(num_rows=NUM_ROWS, num_views=1, columns=columns)
     plan = Plan(identity={}, parts={TRAIN: part}, rows_per_shard=ROWS_PER_SHARD, batch_size=BATCH)
@@ -161,7 +162,7 @@ def made_up_cache(directory: Path) -> Any:
 
 
 def raw_files(folder: Path, reader: CacheReader) -> dict[str, Any]:
-    """The same numbers as one memory-mapped file a column."""
+    """Write the same numbers as one memory-mapped file a column."""
     maps = {}
     for name, width in WIDTHS.items():
         path = folder / f"{name}.raw"
@@ -175,7 +176,10 @@ def raw_files(folder: Path, reader: CacheReader) -> dict[str, Any]:
 
 
 def training_steps(reader: CacheReader, batch: int = 32) -> dict[str, Callable[[], float]]:
-    """Seconds of a step of a ResNet-18 at 112 pixels, by name: with cached targets and KD, and on labels alone."""
+    """Return what measures a step of a ResNet-18 at 112 pixels, by name, in seconds.
+
+    With cached targets and KD, and on labels alone.
+    """
     torch.manual_seed(0)
     student = build_model(ModelConfig(model="resnet18"), [str(i) for i in range(1000)])
     images, labels = torch.randn(batch, 3, 112, 112), torch.randint(1000, (batch,))
@@ -198,7 +202,7 @@ def training_steps(reader: CacheReader, batch: int = 32) -> dict[str, Callable[[
 
 
 def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]:
-    """The `build` part: EfficientNet-Lite0 at 224 pixels over JPEGs."""
+    """Measure the `build` part: EfficientNet-Lite0 at 224 pixels over JPEGs."""
     recipe = made_up_recipe(folder, num_images)
     builder = Builder(parse(recipe), CPU)
     plan = builder.plan()
@@ -229,7 +233,7 @@ def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]
 
 
 def made_up_recipe(folder: Path, num_images: int) -> dict[str, Any]:
-    """A recipe on smooth JPEGs of 500 x 375 pixels, and a teacher with random weights."""
+    """Return a recipe on smooth JPEGs of 500 x 375 pixels, and a teacher with random weights."""
     rng = np.random.default_rng(0)
     for split, count in (("train", num_images), ("val", 2)):
         for number in range(count):

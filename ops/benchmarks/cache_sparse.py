@@ -40,6 +40,7 @@ BATCH = 64
 
 
 def main() -> None:
+    """Measure every setting, and write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--checkpoint", required=True)
@@ -72,7 +73,7 @@ def main() -> None:
 def kept_logits(
     output: str, fingerprint: str, teacher: torch.nn.Module, index: Source, policy: ViewPolicy, view: int
 ) -> Tensor:
-    """`logits`, computed once and kept under what they depend on."""
+    """Return `logits`, computed once and kept under what they depend on."""
     plan = ViewPlan(policy, 0, len(index))
     path = Path(output) / f"{fingerprint[:12]}-{index.fingerprint[:12]}-{plan.fingerprint[:12]}-{view}.pt"
     if not path.exists():
@@ -84,7 +85,7 @@ def kept_logits(
 
 @torch.inference_mode()
 def logits(teacher: torch.nn.Module, index: Source, plan: ViewPlan, view: int) -> Tensor:
-    """The teacher's logits for a view of every image [n,K]."""
+    """Compute the teacher's logits for a view of every image: [n,K]."""
     mean, std = input_statistics(teacher)
     loader = build_loader(
         "dali", index, plan, mean=mean, std=std, num_classes=CLASSES, device=torch.device("cpu"), max_batch=BATCH
@@ -96,9 +97,12 @@ def logits(teacher: torch.nn.Module, index: Source, plan: ViewPlan, view: int) -
 
 
 def gaussian_bound(values: Tensor) -> dict[str, float]:
-    """{temperature: bytes} that any code needs for GOAL_NATS, were logits normally distributed with this covariance and
-    the softened distribution flat: reverse water-filling (Cover and Thomas, theorem 10.3.3) at a mean squared error of
-    2 temperature^2 GOAL_NATS a class. A bound for a model, not for the logits: it says what size is in question."""
+    """Return {temperature: bytes} that any code needs for GOAL_NATS if logits are normally distributed.
+
+    Reverse water-filling (Cover and Thomas, theorem 10.3.3) at a mean squared error of 2 temperature^2 GOAL_NATS a
+    class, for logits with this covariance and a flat softened distribution. It is a bound for a model, not for the
+    logits: it says what size is in question.
+    """
     centred = values.double() - values.double().mean(dim=0)
     variances = torch.linalg.svdvals(centred).square() / len(values)
     found = {}
@@ -113,7 +117,7 @@ def gaussian_bound(values: Tensor) -> dict[str, float]:
 
 
 def measure(crops: Tensor, labels: Tensor, centres: Tensor, num_splits: int) -> list[dict[str, Any]]:
-    """A row for every setting, size and number of corrections: the nats by temperature over the splits."""
+    """Return a row for every setting, size and number of corrections: the nats by temperature over the splits."""
     shapes = [(size, size // 8) for size in SIZES] + [(GOAL_BYTES, top) for top in TOPS if top != GOAL_BYTES // 8]
     rows: dict[tuple[str, int, int], list[dict[str, float]]] = {}
     for split in range(num_splits):
@@ -137,7 +141,10 @@ def measure(crops: Tensor, labels: Tensor, centres: Tensor, num_splits: int) -> 
 
 
 def plain_top_k(values: Tensor, top: int) -> dict[str, float]:
-    """The classes of the largest logits in float16 with 16-bit indices, the others flat with their true total mass."""
+    """Measure top-k alone: the largest logits in float16, the others flat with their true total mass.
+
+    Indices are of 16 bits.
+    """
     log_p = torch.log_softmax(values.double(), dim=1)
     index = log_p.topk(top, dim=1).indices
     rest = log_p.scatter(1, index, float("-inf")).logsumexp(dim=1, keepdim=True)
@@ -147,14 +154,14 @@ def plain_top_k(values: Tensor, top: int) -> dict[str, float]:
 
 
 def summary(setting: str, num_bytes: int, top: int, errors: list[dict[str, float]]) -> dict[str, Any]:
-    """One row: n rows a split, and for every measure its spread over the splits."""
+    """Return one row: n rows a split, and for every measure its spread over the splits."""
     measures = {name: spread([error[name] for error in errors]) for name in errors[0] if name != "rows"}
     rows = [int(error["rows"]) for error in errors]
     return {"setting": setting, "bytes": num_bytes, "top": top, "rows": rows, **measures}
 
 
 def show(content: dict[str, Any]) -> None:
-    """The table, and whether the goal is met."""
+    """Print the table, and whether the goal is met."""
     names = [f"nats at temperature {t:g}" for t in TEMPERATURES]
     lines = []
     for row in content["rows"]:

@@ -33,7 +33,7 @@ ROWS = {
 
 
 def configure(row: str, seed: int, args: Namespace) -> RunConfig:
-    """A row's recipe, at a constant rate."""
+    """Return a row's recipe, at a constant rate."""
     changes = [
         f"name={run_name(row, seed)}",
         f"seed={seed}",
@@ -49,6 +49,7 @@ def configure(row: str, seed: int, args: Namespace) -> RunConfig:
 
 
 def main() -> None:
+    """Train all rows by turns while the minutes last, and write and print how far they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="weights of resnet56, a file of tensors")
     parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
@@ -67,14 +68,14 @@ def main() -> None:
 
 
 def measured(lane: Lane) -> dict[str, Any]:
-    """The run as it stands: its steps, and its metrics on every test image."""
+    """Return a run as it stands: its steps, and its metrics on every test image."""
     now = lane.evaluate() | {"epoch": lane.state.step / lane.run.steps_per_epoch}
     about = {"name": lane.config.name, "steps": lane.state.step, "train_seconds": lane.state.train_seconds}
     return about | {"finished": True, "last": now, "best": now}
 
 
 def report(rows: dict[str, dict[str, Any]]) -> None:
-    """results/cifar_cpu.json, and the table."""
+    """Write results/cifar_cpu.json and print the table."""
     run = rows["alone"]["runs"][0]
     about = {"steps": run["steps"], "epochs": run["last"]["epoch"], "pair": PAIR, "schedule": "constant rate of 0.05"}
     about["minutes"] = sum(run["train_seconds"] for row in rows.values() for run in row["runs"]) / 60

@@ -63,6 +63,7 @@ EFFICIENCY = 6.72 / 8  # what 8 GPUs keep in NVIDIA's record of ResNet-50 with D
 
 
 def main() -> None:
+    """Rehearse every recipe, and write and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of imagenet20-224-{train,val}.tar and classes.json")
     parser.add_argument("--lite0", help="weights of EfficientNet-Lite0, for the recipe with a real teacher")
@@ -87,7 +88,7 @@ def main() -> None:
 
 
 def unpack(source: Path, target: Path, per_class: dict[str, int]) -> Path:
-    """The first images of each class, as a folder."""
+    """Write the first images of each class as a folder."""
     for split, count in per_class.items():
         taken: Counter[str] = Counter()
         with tarfile.open(source / f"imagenet20-224-{split}.tar") as tar:
@@ -100,11 +101,12 @@ def unpack(source: Path, target: Path, per_class: dict[str, int]) -> Path:
 
 
 def images_in(folder: Path) -> Counter[str]:
+    """Return the number of images of each split."""
     return Counter(path.relative_to(folder).parts[0] for path in folder.rglob("*.JPEG"))
 
 
 def common(name: str, images: Path, output: Path) -> list[str]:
-    """What a rehearsal changes in any recipe."""
+    """Return the overrides by which a rehearsal changes any recipe."""
     return [
         *BATCH,
         f"name={name.rpartition('/')[2]}",
@@ -124,7 +126,7 @@ def common(name: str, images: Path, output: Path) -> list[str]:
 
 
 def rehearsal(name: str, changes: list[str], images: Path, output: Path) -> RunConfig:
-    """A recipe of the papers with a random teacher."""
+    """Return a recipe of the papers with a teacher of random weights."""
     model = catalog.load(name).teacher
     assert model is not None, "every recipe here distils"
     weights = random_weights(model.model, output / "teachers", len(list((images / "train").iterdir())))
@@ -133,7 +135,10 @@ def rehearsal(name: str, changes: list[str], images: Path, output: Path) -> RunC
 
 
 def with_lite0(args: argparse.Namespace, images: Path, output: Path) -> RunConfig:
-    """The recipe with EfficientNet-Lite0 as its teacher, whose classifier is cut down to the classes there are."""
+    """Return the recipe with EfficientNet-Lite0 as its teacher.
+
+    Its classifier is cut down to the classes that there are.
+    """
     indices = output / "class_indices.json"
     described = json.loads((Path(args.data) / "classes.json").read_text())
     indices.write_text(json.dumps({one["wnid"]: one["imagenet1k_index"] for one in described}))
@@ -149,7 +154,7 @@ def with_lite0(args: argparse.Namespace, images: Path, output: Path) -> RunConfi
 
 
 def random_weights(model: str, folder: Path, num_classes: int) -> Path:
-    """A file of the network's first weights."""
+    """Write a file of the network's first weights."""
     path = folder / f"{model}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +165,10 @@ def random_weights(model: str, folder: Path, num_classes: int) -> Path:
 
 
 def rehearse(config: RunConfig) -> dict[str, Any]:
-    """Builds the cache, trains from it; what was seen, remembered beside the run. Raises where a loss is not finite."""
+    """Build the cache and train from it; return what was seen, which is remembered beside the run.
+
+    Raises where a loss is not finite.
+    """
     remembered = config.run_dir / "rehearsed.json"
     if remembered.exists():
         return json.loads(remembered.read_text())
@@ -184,14 +192,16 @@ def rehearse(config: RunConfig) -> dict[str, Any]:
 
 
 def full_row_bytes(manifest: Manifest) -> int:
-    """Bytes of one view in a cache of all classes; features have the same shape."""
+    """Return the bytes of one view in a cache of all classes; features have the same shape."""
     columns = manifest.plan.parts[TRAIN].columns
     return row_bytes([c.model_copy(update={"shape": (CLASSES,)}) if c.name == LOGITS else c for c in columns])
 
 
 def full_run(name: str, bytes_per_row: int) -> dict[str, Any] | None:
-    """{GPUs: what the recipe would take on ImageNet with the teacher beside the student, and from a cache}: an estimate
-    in which nothing waits for the loader and the losses cost nothing. None where no speeds are published."""
+    """Estimate {GPUs: what the recipe would take on ImageNet with the teacher beside the student, and from a cache}.
+
+    In this estimate nothing waits for the loader and the losses cost nothing. None where no speeds are published.
+    """
     if name not in FIGURES:
         return None
     student, teacher = (speed * EFFICIENCY for speed in FIGURES[name])
@@ -210,6 +220,7 @@ def full_run(name: str, bytes_per_row: int) -> dict[str, Any] | None:
 
 
 def report(rows: dict[str, dict[str, Any]]) -> None:
+    """Print the table of the rehearsals."""
     columns = ["recipe", "build s", "whole s", "steps", "loss", "teacher top-1"]
     shown = [
         [

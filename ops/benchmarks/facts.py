@@ -22,7 +22,7 @@ PACKAGES = ("torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "pyarr
 
 
 def facts() -> dict[str, Any]:
-    """Hardware, versions, commit and command, as plain values."""
+    """Return hardware, versions, commit and command as plain values."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -36,12 +36,13 @@ def facts() -> dict[str, Any]:
 
 
 def command() -> str:
-    """How this was called, without the folders of this machine."""
+    """Return how this was called, without the folders of this machine."""
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return " ".join(["python", "-m", "ops.benchmarks." + Path(sys.argv[0]).stem, *words])
 
 
 def version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -49,13 +50,13 @@ def version(package: str) -> str | None:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """n, mean, sample standard deviation and all values."""
+    """Return n, mean, sample standard deviation and all values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation, "values": values}
 
 
 def write(name: str, content: dict[str, Any]) -> Path:
-    """results/<name>.json with the facts."""
+    """Write results/<name>.json with the facts; return its path."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"facts": facts(), **content}, indent=1) + "\n")

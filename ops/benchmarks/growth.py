@@ -1,5 +1,7 @@
-"""What grows with the number of samples: seconds and memory to open the index, a held-out split, the view plan and a
-cache's manifest, at 50 thousand, 1.28 million and 14 million samples.
+"""What grows with the number of samples: seconds and memory to open what a run opens.
+
+That is the index, a held-out split, the view plan and a cache's manifest, at 50 thousand, 1.28 million and 14 million
+samples.
 
 The indexes are made up (no images), each size is measured in a process of its own, and memory is what the process has
 grown by. Listing a folder is measured on 50 thousand empty files, since it is the file system that sets its pace.
@@ -40,7 +42,7 @@ NUM_CLASSES, NUM_VIEWS, ROWS_PER_SHARD, BATCH = 1000, 100, 16_384, 256
 
 
 def made_up(num_samples: int) -> pa.Table:
-    """An index's table: classes of equal size, pictures of 500 x 375 pixels."""
+    """Return the table of an index: classes of equal size, pictures of 500 x 375 pixels."""
     ids = np.arange(num_samples)
     labels = (ids * NUM_CLASSES // num_samples).astype(np.int32)
     folder = pc.utf8_lpad(pc.cast(pa.array(labels), pa.string()), 5, "0")
@@ -52,7 +54,7 @@ def made_up(num_samples: int) -> pa.Table:
 
 
 def made_up_manifest(num_samples: int) -> Manifest:
-    """Of dense logits in NUM_VIEWS views, without the shards."""
+    """Return the manifest of dense logits in NUM_VIEWS views, without the shards."""
     part = Part(
         num_rows=num_samples,
         num_views=NUM_VIEWS,
@@ -69,7 +71,7 @@ def made_up_manifest(num_samples: int) -> Manifest:
 
 
 def measured(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What an action gives, its seconds, and by how many MiB the process has grown."""
+    """Return what an action gives, its seconds, and by how many MiB the process has grown."""
     process = psutil.Process()
     before, started = process.memory_info().rss, time.perf_counter()
     result = action()
@@ -78,7 +80,7 @@ def measured(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def write_files(num_samples: int, folder: Path) -> None:
-    """The made-up index and manifest, for a process that has not made them."""
+    """Write the made-up index and manifest, for a process that has not made them."""
     content = made_up(num_samples)
     with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, content.schema) as writer:
         writer.write_table(content)
@@ -86,7 +88,7 @@ def write_files(num_samples: int, folder: Path) -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Opening everything, and one batch of each, in this process."""
+    """Measure opening everything, and one batch of each, in this process."""
     path, found = folder / "index.arrow", {}
 
     def open_index() -> Source:
@@ -110,7 +112,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def listing(num_files: int = SIZES[0]) -> dict[str, float]:
-    """Listing a folder of empty files."""
+    """Measure listing a folder of empty files."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         for label in range(100):
@@ -123,7 +125,7 @@ def listing(num_files: int = SIZES[0]) -> dict[str, float]:
 
 
 def in_a_process(num_samples: int) -> dict[str, Any]:
-    """The measurements of one size: files written by one process, opened by another."""
+    """Return the measurements of one size: files written by one process, opened by another."""
     with tempfile.TemporaryDirectory() as folder:
         for action in ("write", "measure"):
             command = [sys.executable, "-m", "ops.benchmarks.growth", f"--{action}", str(num_samples), folder]
@@ -132,13 +134,14 @@ def in_a_process(num_samples: int) -> dict[str, Any]:
 
 
 def growth(sizes: list[int], values: list[float]) -> float:
-    """The exponent p of size^p between the two largest sizes; nan where nothing was measurable."""
+    """Return the exponent p of size^p between the two largest sizes; nan where nothing was measurable."""
     if min(values[-2:]) <= 0:
         return math.nan
     return math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def main() -> None:
+    """Measure the sizes that are asked for, and write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--write", nargs=2, metavar=("N", "DIR"), help=argparse.SUPPRESS)
@@ -153,7 +156,7 @@ def main() -> None:
 
 
 def report(sizes: list[int], runs: list[dict[str, Any]]) -> None:
-    """Writes the results and prints them: a row a step, a column a size."""
+    """Write the results and print them: a row a step, a column a size."""
     rows, exponents = [], {}
     for name in runs[0]["steps"]:
         seconds = [run["steps"][name]["seconds"] for run in runs]

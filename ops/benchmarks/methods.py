@@ -34,7 +34,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 
 
 def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, float]:
-    """One run in this process; its final metrics and the parameters of the deployed network."""
+    """Train one run in this process; return its final metrics and the parameters of the deployed network."""
     from cluster.recipe import absolute, load_recipe, parse
     from cluster.training.launch import launch
 
@@ -52,6 +52,7 @@ def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, flo
 
 
 def deployed(config: Any) -> dict[str, float]:
+    """Return the number of parameters of the network that is deployed."""
     import torch
 
     from cluster.assembly import assemble
@@ -62,6 +63,7 @@ def deployed(config: Any) -> dict[str, float]:
 
 
 def main() -> None:
+    """Train every method with every seed, and write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)

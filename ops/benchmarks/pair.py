@@ -14,7 +14,10 @@ EPOCHS = 4  # of the teacher
 
 
 def student_recipe(output: Path, *changes: str) -> RunConfig:
-    """The demo's student, with a tenth of the training images held out, and the teacher, trained here if need be."""
+    """Return the recipe of the demo's student with a tenth of the training images held out.
+
+    Its teacher is trained here if need be.
+    """
     root = write_digits(output / "digits")
     shared = [f"data.root={root.absolute()}", f"output_dir={output.absolute()}", "scaling.num_workers=0"]
     shared += ["data.loader=resident", "tracking.system_metrics=false", "tracking.every_steps=50"]

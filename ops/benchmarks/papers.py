@@ -33,28 +33,30 @@ the best epoch's on the test set; ours are given for the last epoch, whose weigh
 
 
 def main() -> None:
+    """Write the page."""
     PAGE.write_text(generate())
     say(f"written: {PAGE}")
 
 
 def generate() -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections = [HEAD, cifar_section(), beyond_section(), cpu_section(), imagenet_section(), other_section()]
     return "\n".join(sections)
 
 
 def result(name: str) -> dict[str, Any]:
-    """results/<name>.json; empty where nothing has been run."""
+    """Return the content of results/<name>.json; empty where nothing has been run."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def published(recipe: str) -> str:
-    """The number that a recipe is expected to reach, with its spread where one is published."""
+    """Return the number that a recipe is expected to reach, with its spread where one is published."""
     return catalog.about(recipe).expected.number or "-"
 
 
 def cifar_section() -> str:
+    """Return the rows of the CIFAR-100 pair that is run, published numbers beside ours."""
     rows = result("cifar100").get("rows", {})
     highest = HIGHEST[f"{cifar100.TEACHER}-{cifar100.STUDENT}"]
     lines = ["## CIFAR-100: resnet32x4 teaches resnet8x4", ""]
@@ -76,7 +78,7 @@ def cifar_section() -> str:
 
 
 def beyond_section() -> str:
-    """What is in no paper: chosen on images held out, judged on the test set."""
+    """Return the rows that are in no paper: chosen on images held out, judged on the test set."""
     held_out, test = (result(name).get("rows", {}) for name in ("cifar100_held_out", "cifar100"))
     cells = []
     for row in ("simkd", "wttm", *cifar100.BEYOND):
@@ -97,12 +99,13 @@ def beyond_section() -> str:
 
 
 def ours(row: dict[str, Any] | None) -> list[str]:
-    """The best and the last epoch's cells."""
+    """Return the cells of the best and of the last epoch."""
     found = row["top1"] if row else {"best": None, "last": None}
     return [percent(found[which]) for which in ("best", "last")]
 
 
 def percent(values: dict[str, Any] | None) -> str:
+    """Return mean and standard deviation in percent; '-' where nothing has been run."""
     if values is None:
         return "-"
     deviation = values["stdev"]
@@ -110,8 +113,10 @@ def percent(values: dict[str, Any] | None) -> str:
 
 
 def differences(recipes: dict[str, str], further: dict[str, tuple[str, ...]] | None = None) -> list[str]:
-    """Every known difference from the published protocols, with the rows that it is one of. recipes: {row: recipe};
-    further: {difference: rows}, rows () for all."""
+    """Return every known difference from the published protocols, with the rows that it is one of.
+
+    recipes: {row: recipe}; further: {difference: rows}, rows () for all.
+    """
     found: dict[str, list[str]] = {}
     for row, recipe in recipes.items():
         for text in catalog.about(recipe).differs:
@@ -124,7 +129,7 @@ def differences(recipes: dict[str, str], further: dict[str, tuple[str, ...]] | N
 
 
 def provenance(runs: list[dict[str, Any]]) -> list[str]:
-    """The hardware, versions and commits of finished runs."""
+    """Return the hardware, versions and commits of finished runs."""
     seen = Counter(where(run["facts"]) for run in runs if run["finished"])
     if not seen:
         return []
@@ -132,12 +137,14 @@ def provenance(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def where(facts: dict[str, Any]) -> str:
+    """Return the hardware, versions and commit of one run, in a line."""
     versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("torch", "timm", "numpy"))
     device = " and ".join(facts["gpus"]) or "no GPU"
     return f"{device}, {facts['machine']}, Python {facts['python']}, {versions}, commit {facts['commit'][:12]}"
 
 
 def not_run(cells: list[list[str]], runs: list[dict[str, Any]]) -> list[str]:
+    """Return which rows have not been run to the end, and how far those are that have begun."""
     begun = [f"{run['name']} (epoch {run['last']['epoch']:.0f})" for run in runs if not run["finished"] and run["last"]]
     missing = [row for row, *_, n in cells if n == "0"]
     lines = [f"Not run to the end: {', '.join(missing)}."] if missing else []
@@ -145,6 +152,7 @@ def not_run(cells: list[list[str]], runs: list[dict[str, Any]]) -> list[str]:
 
 
 def cpu_section() -> str:
+    """Return the rows that were begun without a GPU."""
     found = result("cifar_cpu")
     if not found:
         return "## CIFAR-100 without a GPU\n\nNot run.\n"
@@ -166,6 +174,7 @@ def cpu_section() -> str:
 
 
 def imagenet_section() -> str:
+    """Return the ImageNet rows, with what their rehearsal lets estimate."""
     recipes = [name for name in catalog.names() if name.startswith("imagenet/")]
     rehearsed = result("dry_run").get("rows", {})
     lines = [
@@ -185,6 +194,7 @@ def imagenet_section() -> str:
 
 
 def assumptions() -> str:
+    """Return what the estimates rest on."""
     found = result("dry_run")
     if not found:
         return "not made yet"
@@ -195,7 +205,7 @@ def assumptions() -> str:
 
 
 def estimate(row: dict[str, Any] | None) -> tuple[str, str, str]:
-    """Hours online and cached on 8 / 64 GPUs, and the cache's size."""
+    """Return hours online and cached on 8 / 64 GPUs, and the cache's size."""
     if row is None or row["full_run"] is None:
         return "-", "-", "-"
     gpus = row["full_run"]["gpus"].values()
@@ -205,7 +215,7 @@ def estimate(row: dict[str, Any] | None) -> tuple[str, str, str]:
 
 
 def other_section() -> str:
-    """What else has a recipe and has not been run."""
+    """Return everything else that has a recipe and has not been run."""
     done = {recipe for recipe, _ in cifar100.ROWS.values()}
     rest = [name for name in catalog.names() if name.startswith(("cifar100/", "feature_only/")) and name not in done]
     groups: dict[str, list[str]] = {}
@@ -218,12 +228,13 @@ def other_section() -> str:
 
 
 def cell(group: str, row: str) -> str:
+    """Return a row's name, with its published number where one is known."""
     number = published(f"{group}/{row}")
     return row if number == "-" else f"{row} {number}"
 
 
 def markdown(columns: list[str], rows: list[list[str]], numbers: bool = True) -> list[str]:
-    """A table; all columns but the first hold numbers."""
+    """Return the lines of a table, all of whose columns but the first hold numbers."""
     rule = ["---", *(["--:" if numbers else "---"] * (len(columns) - 1))]
     return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
 

@@ -48,7 +48,7 @@ def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> list[float]:
-    """95 % bootstrap interval of `spearman`: layers drawn with replacement, and seeds for each of them.
+    """Return the 95 % bootstrap interval of `spearman`: layers drawn with replacement, and seeds for each of them.
 
     predictor [L]; accuracy [L, seeds].
     """
@@ -63,7 +63,7 @@ def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> l
 
 
 def single_layers(output: Path, seeds: int, epochs: int) -> SweepPlan:
-    """A sweep over every layer of the teacher alone, with one cache, built if need be."""
+    """Return a sweep over every layer of the teacher alone, with one cache, built if need be."""
     cache = {"dir": str(output / "quality-cache"), "features": "int8"}
     changes = [f"method={json.dumps(METHOD)}", f"train.epochs={epochs}", f"train.evaluate_every_epochs={epochs}"]
     recipe = student_recipe(output, *changes, "views.num_views=2", f"cache={json.dumps(cache)}")
@@ -75,7 +75,7 @@ def single_layers(output: Path, seeds: int, epochs: int) -> SweepPlan:
 
 
 def accuracies(plan: SweepPlan, jobs: int) -> dict[str, list[float]]:
-    """{teacher's layer: validation top-1 of its students}, one a seed; `jobs` at a time, without Ray."""
+    """Return {teacher's layer: validation top-1 of its students}, one a seed; `jobs` at a time, without Ray."""
     places = [(number, point, seed) for number, point in enumerate(plan.examples) for seed in plan.sweep.seeds]
     configs = [plan.config(Trial(f"{number:03d}-seed{seed}", number, point, seed)) for number, point, seed in places]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -87,12 +87,13 @@ def accuracies(plan: SweepPlan, jobs: int) -> dict[str, list[float]]:
 
 
 def train_one(config: dict[str, Any]) -> float:
-    """One student in this process; its top-1 on the validation images."""
+    """Train one student in this process; return its top-1 on the validation images."""
     data = config | {"tracking": config["tracking"] | {"uri": f"sqlite:///{config['output_dir']}/{config['name']}.db"}}
     return launch(parse(data)).metrics["val/top1"]
 
 
 def main() -> None:
+    """Train a student from every layer, and write and print how well quality predicts its accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
@@ -105,7 +106,7 @@ def main() -> None:
 
 
 def report(scores: LayerScores, accuracy: dict[str, list[float]], args: argparse.Namespace) -> None:
-    """The table, the correlations, and the file."""
+    """Print the table and the correlations, and write the file."""
     taps = list(scores.quality)
     values = np.array([accuracy[tap] for tap in taps])
     predictors = {

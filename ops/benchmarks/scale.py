@@ -52,7 +52,7 @@ TorchTrainer(loop, train_loop_config={"stamp": sys.argv[1]},
 
 
 def image_folder(root: Path, count: int = 512, size: int = 64) -> Path:
-    """Noise as JPEG: 2 classes, `count` training pictures and 16 to validate."""
+    """Write noise as JPEG: 2 classes, `count` training pictures and 16 to validate."""
     rng = np.random.default_rng(0)
     for split, number in (("train", count), ("val", 16)):
         for label in ("a", "b"):
@@ -64,7 +64,7 @@ def image_folder(root: Path, count: int = 512, size: int = 64) -> Path:
 
 
 def recipe(folder: Path, name: str, num_workers: int, **train: Any) -> dict[str, Any]:
-    """A ResNet-20 on pictures of 32 pixels."""
+    """Return the recipe of a ResNet-20 on pictures of 32 pixels."""
     return {
         "name": name,
         "output_dir": str(folder / "out"),
@@ -80,7 +80,10 @@ def recipe(folder: Path, name: str, num_workers: int, **train: Any) -> dict[str,
 
 
 def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
-    """Of whole runs through the training loop: seconds a step and the share of waiting, without the first steps."""
+    """Return the seconds a step and the share of waiting of whole runs through the training loop.
+
+    The first steps are left out.
+    """
     from cluster.recipe import parse
     from cluster.tracking.journal import read_journal
     from cluster.training.launch import launch
@@ -98,13 +101,15 @@ def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
 
 
 def seconds_of_steps(config: Any, rows: list[dict[str, float]]) -> list[float]:
-    """Of every step, from the metrics of each."""
+    """Return the seconds of every step, from the metrics of each."""
     return [config.train.batch_size / row["system/images_per_second"] for row in rows]
 
 
 def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: int = 10) -> dict[str, Any]:
-    """Seconds by which a step that has a checkpoint before it is longer than the median of the others, over a whole run
-    of a ResNet-20; and the interval, in seconds, of which that is 3 %."""
+    """Return by how many seconds a checkpoint makes the step behind it longer, over a whole run of a ResNet-20.
+
+    Compared with the median of the other steps; beside it the interval, in seconds, of which that is 3 %.
+    """
     from cluster.recipe import parse
     from cluster.tracking.journal import read_journal
     from cluster.training.launch import launch
@@ -127,13 +132,13 @@ def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: i
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """n, median and quartiles: steps have a long tail."""
+    """Return n, median and quartiles, for steps have a long tail."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {"n": len(values), "median": float(median), "quartile_1": float(low), "quartile_3": float(high)}
 
 
 def on_workers(function: Callable[[dict[str, Any]], Any], config: Any, num_workers: int) -> Any:
-    """What a function of the payload returns on rank 0 of a group of workers."""
+    """Return what a function of the payload returns on rank 0 of a group of workers."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -151,7 +156,10 @@ def on_workers(function: Callable[[dict[str, Any]], Any], config: Any, num_worke
 
 
 def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
-    """1 - (seconds of forward and backward alone) / (with the gradients averaged), medians of alternating rounds."""
+    """Return the share of a step that averaging the gradients takes.
+
+    1 - (seconds of forward and backward alone) / (with the gradients averaged), medians of alternating rounds.
+    """
     from cluster.assembly import assemble
     from cluster.rank import Rank
     from cluster.recipe import parse
@@ -178,8 +186,10 @@ def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
 
 
 def start_seconds(folder: Path, num_workers: int, number: int) -> float:
-    """From `python -m ops train` to the end of the first step. The MLflow store and the index are there already, as
-    from a second run on."""
+    """Return the seconds from `python -m ops train` to the end of the first step.
+
+    The MLflow store and the index are there already, as from a second run on.
+    """
     import yaml
 
     from cluster.recipe import parse
@@ -195,7 +205,7 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
 
 
 def bare_seconds(folder: Path, num_workers: int, number: int) -> float:
-    """The same of a Ray Train job that does nothing but one step of SGD on one linear layer."""
+    """Return the same seconds of a Ray Train job that does nothing but one step of SGD on one linear layer."""
     stamp = folder / f"stamp-{number}"
     started = time.time()
     arguments = [str(stamp), str(num_workers), str(folder / f"bare-{number}")]
@@ -204,7 +214,7 @@ def bare_seconds(folder: Path, num_workers: int, number: int) -> float:
 
 
 def starts(folder: Path, num_workers: int, rounds: int) -> dict[str, Any]:
-    """Both, in turns, after one of each that is not counted."""
+    """Return the seconds of both, in turns, after one of each that is not counted."""
     pairs = [(start_seconds(folder, num_workers, n), bare_seconds(folder, num_workers, n)) for n in range(rounds + 1)]
     ours, bare = zip(*pairs[1:], strict=True)
     own = [one - other for one, other in pairs[1:]]
@@ -212,8 +222,10 @@ def starts(folder: Path, num_workers: int, rounds: int) -> dict[str, Any]:
 
 
 def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
-    """Seconds for which a checkpoint of a ResNet-50 with momentum and a moving average holds the loop up, and for which
-    it is written afterwards, into a folder of this machine."""
+    """Return for how many seconds a checkpoint of a ResNet-50 holds the loop up, and is written afterwards.
+
+    With momentum and a moving average, into a folder of this machine.
+    """
     import timm
     from pyarrow.fs import LocalFileSystem
     from timm.utils import ModelEmaV3
@@ -246,6 +258,7 @@ def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure checkpoints, starts and steps, and write and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=60)
@@ -262,6 +275,7 @@ def main() -> None:
 
 
 def measured_steps(folder: Path, workers: list[int], num_steps: int) -> dict[str, Any]:
+    """Return the steps on each number of workers, the share of averaging gradients, and a checkpoint's cost."""
     import ray
 
     ray.init("local", num_cpus=max(workers), include_dashboard=True, log_to_driver=False, logging_level="ERROR")
@@ -275,6 +289,7 @@ def measured_steps(folder: Path, workers: list[int], num_steps: int) -> dict[str
 
 
 def report(found: dict[str, Any]) -> None:
+    """Print what was measured."""
     columns = ["workers", "step, ms (median)", "quartiles", "data wait", "averaging gradients"]
     rows = [
         [

@@ -36,7 +36,7 @@ EPOCHS = 8
 
 
 def sweep(source: str, recipe: Path, output: Path) -> dict[str, Any]:
-    """One sweep by the command; its seconds and what became of its runs."""
+    """Run one sweep by the command; return its seconds and what became of its runs."""
     content: dict[str, Any] = {"name": f"sweep-{source}", "space": SPACE, "teacher": source, "stop": STOP}
     shutil.rmtree(output / content["name"], ignore_errors=True)  # an earlier measurement
     space = output / f"{source}.yaml"
@@ -59,6 +59,7 @@ def sweep(source: str, recipe: Path, output: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the sweeps one after the other, and write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="outputs/sweep-benchmarks")
     output = Path(parser.parse_args().output).absolute()

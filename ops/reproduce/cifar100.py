@@ -1,5 +1,6 @@
-"""The papers' CIFAR-100 rows for resnet32x4 -> resnet8x4: 240 epochs, batches of 64, from the recipes that
-`python -m ops recipes cifar100/resnet32x4-resnet8x4` lists, on a GPU that is free for some minutes at a time.
+"""The papers' CIFAR-100 rows for resnet32x4 -> resnet8x4, on a GPU that is free for some minutes at a time.
+
+240 epochs in batches of 64, from the recipes that `python -m ops recipes cifar100/resnet32x4-resnet8x4` lists.
 
     python -m ops data cifar100 --from DIR --to data/cifar100
     python -m ops.reproduce.cifar100 --rows teacher --minutes 9         # until it says that this is done
@@ -89,7 +90,10 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
 
 
 def configure(row: str, seed: int, args: Namespace) -> RunConfig:
-    """The recipe of a row as one run of this benchmark. Refused where the teacher is not there yet."""
+    """Return the recipe of a row as one run of this benchmark.
+
+    Refused where the teacher is not there yet.
+    """
     recipe, changes = (ROWS | BEYOND)[row]
     common = [
         f"name={run_name(row, seed)}",
@@ -111,27 +115,39 @@ def configure(row: str, seed: int, args: Namespace) -> RunConfig:
 
 
 def runs_folder(args: Namespace) -> Path:
-    """Where the runs lie; those that hold images out are others."""
+    """Return where the runs lie; those that hold images out are others."""
     return Path(args.state) / "held_out" if args.held_out else Path(args.state)
 
 
 def weights_of_teacher(state: str) -> Path:
+    """Return the file of weights that the teacher's run leaves behind."""
     return RunFolder(Path(state) / run_name("teacher", 0)).weights
 
 
 def pairs_by_quality(common: list[str], folder: Path) -> list[dict[str, str]]:
-    """The student taps of the standard row, each with a layer of this teacher that `layers` recommends; the teacher is
-    scored once. Maps are pooled to 16,384 values."""
+    """Return the student taps of the standard row, each with a layer of this teacher that `layers` recommends.
+
+    The teacher is scored once. Maps are pooled to 16,384 values.
+    """
     if not (folder / "method.yaml").exists():
         from ops.layers import layers
 
-        taps = {"taps": None, "student_taps": list(NETWORKS[STUDENT].stages), "pairs": None}
-        how = Namespace(**taps, images=5000, scale="log5", max_elements=16384, output=folder)
-        layers(f"{PAIR}/feature_only", common, how)
+        layers(
+            f"{PAIR}/feature_only",
+            common,
+            taps=None,
+            student_taps=NETWORKS[STUDENT].stages,
+            num_pairs=None,
+            num_images=5000,
+            scale="log5",
+            max_elements=16384,
+            output_dir=str(folder),
+        )
     return yaml.safe_load((folder / "method.yaml").read_text())["method"][0]["pairs"]
 
 
 def main() -> None:
+    """Run or collect what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS | BEYOND, help="default: the papers' but the teacher; with --held-out, beyond"
@@ -173,8 +189,10 @@ def main() -> None:
 
 
 def run_slice(places: list[tuple[str, int]], configure: Callable[[str, int], RunConfig], args: Namespace) -> None:
-    """As much of the runs (row, seed) as the minutes allow. args: state, held_out, minutes, side_by_side, device,
-    commit."""
+    """Run as much of the runs (row, seed) as the minutes allow.
+
+    args: state, held_out, minutes, side_by_side, device, commit.
+    """
     about = {"facts": facts() | ({"commit": args.commit} if args.commit else {})}
 
     def unfinished() -> list[tuple[str, int]]:
@@ -201,11 +219,12 @@ def has_failed(folder: RunFolder) -> bool:
 
 
 def run_name(row: str, seed: int) -> str:
+    """Return the name of a row's run."""
     return f"{row}-seed{seed}"
 
 
 def collect(state: Path, rows: list[str], name: str) -> None:
-    """results/<name>.json: every run in the folder, finished or not, and of the finished ones n, mean and spread."""
+    """Write results/<name>.json: every run in the folder, and the spread of the finished ones."""
     found = {row: runs_of(state, row) for row in rows}
     path = write(name, {"rows": {row: summary(runs) for row, runs in found.items() if runs}})
     shown = [
@@ -216,7 +235,10 @@ def collect(state: Path, rows: list[str], name: str) -> None:
 
 
 def runs_of(state: Path, row: str) -> list[dict[str, Any]]:
-    """A row's runs by seed, finished or not, each with its last and its best epoch instead of the whole curve."""
+    """Return a row's runs by seed, finished or not.
+
+    Each with its last and its best epoch instead of the whole curve.
+    """
     runs = []
     for folder in sorted(state.glob(f"{row}-seed*")):
         result, saved = RunFolder(folder).result, sorted(folder.glob("step-*/progress.json"))
@@ -231,8 +253,10 @@ def runs_of(state: Path, row: str) -> list[dict[str, Any]]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the finished runs n, mean and spread of the top-1 on the test set: the last epoch's, which is what is
-    deployed, and the best epoch's, which is what published numbers are."""
+    """Return n, mean and spread of the top-1 on the test set over the finished runs.
+
+    Of the last epoch, whose weights are deployed, and of the best epoch, which is what published numbers are.
+    """
     finished = [run for run in runs if run["finished"]]
     top1 = {which: [run[which]["top1"] for run in finished] for which in ("last", "best")}
     return {"top1": {which: spread(values) if values else None for which, values in top1.items()}, "runs": runs}

@@ -75,8 +75,11 @@ class Graphed(Generic[Output]):
         self.output: Output
 
     def __call__(self, batch: Batch, constant: bool) -> Output:
-        """constant: from here on the function does the same to every batch: no host's decision, no number of a sample
-        or an epoch is in it."""
+        """Call the function, or replay its graph once there is one.
+
+        constant: from here on the function does the same to every batch: no host's decision, no number of a sample or
+        an epoch is in it.
+        """
         self.calls += 1
         if self.graph is None and constant and batch.images.is_cuda and self.calls > EAGER_STEPS:
             self.capture(batch)
@@ -88,7 +91,7 @@ class Graphed(Generic[Output]):
         return self.output
 
     def capture(self, batch: Batch) -> None:
-        """Records the function on the current stream; nothing is computed yet."""
+        """Record the function on the current stream; nothing is computed yet."""
         own = copy.deepcopy(batch)
         self.inputs = tensors_of(own)
         self.graph = torch.cuda.CUDAGraph()
@@ -97,7 +100,7 @@ class Graphed(Generic[Output]):
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
-    """What differs from batch to batch and is read by a graph."""
+    """Return what differs from batch to batch and is read by a graph."""
     found = [batch.images, batch.labels]
     if batch.targets is not None:
         answered = batch.targets.logits, batch.targets.input_gradient, *batch.targets.features.values()
@@ -106,7 +109,7 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream behind all that was started so far; None on a CPU."""
+    """Return a stream behind all that was started so far; None on a CPU."""
     if device.type != "cuda":
         return None
     stream = torch.cuda.Stream(device)
@@ -115,6 +118,6 @@ def new_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def follow(stream: torch.cuda.Stream | None, other: torch.cuda.Stream | None) -> None:
-    """What is started on the stream from now on waits for what is on the other one."""
+    """Make what is started on the stream from now on wait for what is on the other one."""
     if stream is not None and other is not None:
         stream.wait_stream(other)

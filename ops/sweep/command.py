@@ -88,7 +88,7 @@ def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
         named = {pair.teacher for pairs in axis.pairs for pair in pairs}
         taps = taps or tuple(sorted(named))
     online = base_of(config, wanted)
-    scores = layers.score(online, taps, axis.student_taps, axis.images)
+    scores = layers.score(online, taps, axis.student_taps, num_images=axis.images)
     content = {"quality": {tap: asdict(q) for tap, q in scores.quality.items()}}
     write_json(kept, {**content, "student_taps": list(scores.student_taps)})
     return scores

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
+from cluster.sweep import stoppers
 from cluster.sweep.config import RANGES, SweepConfig
 from kdcore.errors import Refused
 from kdcore.terms import Term
@@ -25,7 +26,8 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(part)
 
 
-SECTIONS = sorted({*models_in(RunConfig), *models_in(SweepConfig), *RANGES.values()}, key=lambda model: model.__name__)
+FAMILIES = {*RANGES.values(), *stoppers.REGISTRY.values()}
+SECTIONS = sorted({*models_in(RunConfig), *models_in(SweepConfig), *FAMILIES}, key=lambda model: model.__name__)
 
 
 def test_the_sections_are_found():

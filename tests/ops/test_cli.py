@@ -1,13 +1,28 @@
 """The command line: help that names every command; errors in one line, exit status 2, before any worker starts."""
 
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
 import pytest
 import ray
 import yaml
 
+import kdcore
+from cluster.config import RunConfig
+from cluster.sweep.config import Pairings
+from ops import layers
 from ops.__main__ import main
+from ops.parser import COMMANDS, EXAMPLES, GROUPS, build_parser
+from pipelines.data.variants import VARIANTS
 from tests.conftest import write_image_folder
 
-COMMANDS = (
+ROOT = Path(__file__).parents[2]
+COMMAND_NAMES = (
     "demo",
     "train",
     "evaluate",
@@ -31,10 +46,10 @@ def test_help_lists_the_commands(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(f"  {command} " in shown for command in COMMANDS)
+    assert all(f"  {command} " in shown for command in COMMAND_NAMES)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMAND_NAMES)
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -132,3 +147,56 @@ def test_show(recipe, tmp_path, capsys):
     ):  # 8 x 64 weights in the projection
         assert part in shown, part
     assert not ray.is_initialized()
+
+
+def test_the_help_groups_the_commands_and_ends_with_examples_that_parse(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    groups = [line for line in shown.splitlines() if line.endswith("):")]
+    assert [group.split()[0] for group in groups] == ["run", "look", "keep", "prepare"]
+    assert shown.index("  train ") < shown.index("look (") < shown.index("  fields ") < shown.index("keep (")
+    for example in EXAMPLES:
+        assert f"\n  {example}\n" in shown
+        assert build_parser().parse_args(shlex.split(example)[3:]).function
+    assert len(EXAMPLES) == 3
+
+
+def test_every_command_is_in_a_group_of_the_help():
+    build_parser()
+    assert {command.group for command in COMMANDS.values()} == set(GROUPS)
+    assert set(COMMANDS) >= set(COMMAND_NAMES)
+
+
+def test_help_is_not_slow():
+    """Neither torch nor Ray is waited for, nor pydantic."""
+    code = (
+        "import sys, ops.parser; ops.parser.build_parser().format_help(); "
+        "print([m for m in ('torch', 'ray', 'numpy', 'pydantic', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_said_once(capsys):
+    """By `--version`, in place and without the package being installed, and by the distribution."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"stillhouse {kdcore.__version__}\n"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in pyproject["project"]
+    assert pyproject["project"]["dynamic"] == ["version"]
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "kdcore.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", kdcore.__version__)
+
+
+def test_defaults_come_from_their_owners():
+    """What the command line says is what recipes and functions have where nothing is said."""
+    args = build_parser().parse_args(["layers", "kd"])
+    score = inspect.signature(layers.score).parameters
+    assert args.max_elements == score["max_elements"].default
+    assert args.scale == score["scale"].default
+    assert args.images == Pairings.model_fields["images"].default
+    assert build_parser().parse_args(["deliver"]).folder == RunConfig.model_fields["output_dir"].default
+    assert build_parser().parse_args(["evaluate", "run", "--variant", VARIANTS[-1]]).variant == VARIANTS[-1]

@@ -1,0 +1,290 @@
+"""What may be typed: every command with its arguments.
+
+A command is a function here, which adds its arguments and names the function of the project that does the work. It runs
+only for the command that was typed, so that it may import the module that owns a default or a list of choices.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, get_args
+
+from ops.parser import Parser, calls, command
+
+
+@command(
+    "run",
+    help="teacher, student alone, student distilled: the whole path in a few minutes",
+    description="Trains a small teacher, a student alone and the same student distilled, each with 2 workers, on 5,000 "
+    "real handwritten digits, or on your own image folder; ends with a table.",
+)
+def demo(parser: Parser) -> None:
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="your image folder, FOLDER/train/<class>/ and FOLDER/val/<class>/"
+    )
+    parser.add_argument("--teacher", metavar="NAME", help="a timm model with pretrained weights, for your own data")
+    parser.add_argument("--seeds", type=int, default=1, help="how often the two students are trained (%(default)s)")
+    parser.add_argument("--output", default=f"{output_dir()}/demo", metavar="DIR", help="where all goes (%(default)s)")
+    _overrides(parser, "fields of all three recipes, such as train.epochs=5")
+    parser.set_defaults(function=calls("ops.demo:demo", "data", "teacher", "seeds", "output", "overrides"))
+
+
+@command(
+    "run",
+    help="train one recipe to its end, or continue it",
+    description="Trains a recipe on this machine, or on the Ray cluster that RAY_ADDRESS names. The recipe's name is "
+    "the run's identity: the same command again continues it.",
+)
+def train(parser: Parser) -> None:
+    _recipe(parser)
+    parser.add_argument(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="train nothing: compute this step of the run (1 is the first) once more, from the last checkpoint before "
+        "it, and show which numbers are not finite",
+    )
+    parser.set_defaults(function=calls("ops.train:train", "recipe", "overrides", "replay"))
+
+
+@command(
+    "run",
+    help="many runs of a recipe over one cache: temperatures, weights, layers, any field",
+    description="Searches the fields of a recipe that SPACE.yaml names, by grid, at random or with TPE; runs that fall "
+    "behind are stopped early. All runs read one cache of teacher outputs, built first. The same command again goes on "
+    "with a sweep that was interrupted. `python -m ops fields sweep` shows what SPACE.yaml may hold.",
+)
+def sweep(parser: Parser) -> None:
+    _recipe(parser)
+    parser.add_argument("--space", required=True, metavar="SPACE.yaml", help="what is searched, and how")
+    parser.add_argument("--concurrent", type=int, metavar="N", help="runs at a time (default: as many as fit)")
+    parser.add_argument("--plan", action="store_true", help="only show what would be run, and what it would cost")
+    parser.set_defaults(function=calls("ops.sweep.command:sweep", "recipe", "overrides", "space", "concurrent", "plan"))
+
+
+@command(
+    "run",
+    help="run one of these commands as a job on a Ray cluster, and follow it",
+    description="Sends this tree (without data, outputs and environment) and the command to the cluster, shows the "
+    "job's log and ends with its exit status. Ctrl-C leaves the job running.",
+)
+def submit(parser: Parser) -> None:
+    parser.add_argument("--address", required=True, metavar="URL", help="the head's dashboard, http://HEAD:8265")
+    parser.add_argument("--token-file", metavar="FILE", help="the cluster's token (default: where Ray looks for it)")
+    parser.add_argument("job", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="such as: train RECIPE key=value")
+    parser.set_defaults(function=calls("ops.submit:submit", "address", "token_file", "job"))
+
+
+@command(
+    "look",
+    help="a recipe resolved, with the networks' shapes and cost; trains nothing",
+    description="Prints the resolved recipe, what the method needs, and of both networks the parameters, the cost per "
+    "image and the taps with their sizes.",
+)
+def show(parser: Parser) -> None:
+    _recipe(parser)
+    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides"))
+
+
+@command(
+    "look",
+    help="every field of a recipe: type, default, meaning",
+    description="Shows the fields of a section (views, train, cache, sweep, ...) or of a term (kd, wttm, ...), or one "
+    "field (views.size); without a NAME, the names that there are.",
+    epilog="In an editor: python -m ops fields --json-schema > recipe.schema.json, then begin a recipe with the line "
+    "`# yaml-language-server: $schema=recipe.schema.json` (VS Code's YAML extension, and every editor with "
+    "yaml-language-server): keys are completed and checked, and shown with their meaning.",
+)
+def fields(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a section, a term, or a field")
+    parser.add_argument("--json-schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    parser.set_defaults(function=calls("ops.fields:fields", "name", "json_schema"))
+
+
+@command(
+    "look",
+    help="how much each layer of the teacher has to teach, and which to distil",
+    description="Scores layers of the recipe's teacher by Q = S + sqrt(I E) on a class-balanced sample of the training "
+    "images; prints and plots the scores and writes the pairing they recommend.",
+)
+def layers(parser: Parser) -> None:
+    from cluster.sweep.config import Pairings
+    from kdcore.quality.collect import MAX_ELEMENTS
+    from kdcore.quality.score import INFORMATION_SCALE, InformationScale
+
+    images: int = Pairings.model_fields["images"].default
+    _recipe(parser)
+    parser.add_argument("--taps", nargs="+", metavar="TAP", help="of the teacher, in depth order (default: its blocks)")
+    parser.add_argument("--student-taps", nargs="+", metavar="TAP", help="in depth order (default: its blocks)")
+    parser.add_argument("--pairs", type=int, metavar="N", help="how many to recommend (default: up to 4)")
+    parser.add_argument("--images", type=int, default=images, metavar="N", help="size of the sample (%(default)s)")
+    parser.add_argument(
+        "--scale", choices=get_args(InformationScale), default=INFORMATION_SCALE, help="of information (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-elements", type=int, default=MAX_ELEMENTS, metavar="N", help="pool larger maps (%(default)s)"
+    )
+    parser.add_argument("--output", default=f"{output_dir()}/layers", metavar="DIR", help="where it goes (%(default)s)")
+    names = ("recipe", "overrides", "taps", "student_taps", "pairs", "images", "scale", "max_elements", "output")
+    parser.set_defaults(function=calls("ops.layers:layers", *names))
+
+
+@command(
+    "look",
+    help="how a student answers: accuracy, closeness to its teacher, calibration, classes",
+    description="Evaluates on every image once: top-1, top-5, agreement with the teacher, KL, calibration, a table by "
+    "class, the worst confusions, and the alignment (CKA) of the tapped layers. RUN is a run's folder, a file of "
+    "weights, or a recipe (its teacher is evaluated). Results go beside it and onto the run's page in MLflow.",
+)
+def evaluate(parser: Parser) -> None:
+    from pipelines.data.variants import VARIANTS
+
+    parser.add_argument("run", metavar="RUN", help=f"{output_dir()}/my-run, weights.safetensors, or a recipe")
+    parser.add_argument("--recipe", metavar="RECIPE", help="how a file of weights is built, where none is beside it")
+    parser.add_argument("--data", metavar="FOLDER", help="other images: FOLDER/<class>/ (default: the recipe's)")
+    parser.add_argument("--variant", choices=VARIANTS, help="FOLDER is this test set of ImageNet")
+    _overrides(parser, "such as scaling.num_workers=0")
+    parser.set_defaults(function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides"))
+
+
+@command(
+    "look",
+    help="an experiment as one page: table, curves, sweeps, what is noise",
+    description="Writes one HTML page from what MLflow holds of an experiment. It needs no network: recipes with mean "
+    "and spread over seeds, gain, size and cost, learning curves, sweeps, and every run with its link.",
+)
+def review(parser: Parser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="its name in MLflow")
+    _store(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the page (default: EXPERIMENT-review.html)")
+    parser.add_argument("--compare", nargs=2, metavar="RUN", help="two runs, side by side")
+    parser.add_argument("--metric", default="val/top1", help="the score (default: %(default)s)")
+    parser.add_argument(
+        "--studied", nargs="+", metavar="FIELD", help="what recipes are meant to differ in (default: the method)"
+    )
+    names = ("experiment", "store", "output", "compare", "metric", "studied")
+    parser.set_defaults(function=calls("ops.review.page:review", *names))
+
+
+@command(
+    "look",
+    help="MLflow's page on this machine's loopback address",
+    description="Serves the MLflow store of an output folder at 127.0.0.1, after delivering what runs have kept back "
+    "while their server was away. Ctrl-C ends it.",
+)
+def ui(parser: Parser) -> None:
+    _store(parser)
+    parser.add_argument("--port", type=int, default=5000, help="(default: %(default)s)")
+    parser.set_defaults(function=calls("ops.ui:ui", "store", "port"))
+
+
+@command(
+    "keep",
+    help="teacher outputs computed once: build, verify, info, plan, copy",
+    description="A recipe's teacher outputs in Arrow shards, as its 'cache:' section says. Train from a cache with "
+    "teacher.source=cache.",
+)
+def cache(parser: Parser) -> None:
+    actions: Any = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="fill the recipe's cache, or go on filling it, on the whole cluster")
+    verify = actions.add_parser("verify", help="check every byte, and compute some rows anew")
+    info = actions.add_parser("info", help="what a cache holds, and which recipes it can serve")
+    plan = actions.add_parser("plan", help="measure this machine: is a cache worth it?")
+    copy = actions.add_parser("copy", help="put a finished cache into object storage, or into another folder")
+    for action in (build, verify, plan):
+        _recipe(action)
+    copy.add_argument("folder", metavar="DIR", help="the cache's folder")
+    copy.add_argument("location", metavar="URI", help="such as s3://bucket/folder")
+    verify.add_argument("--rows", type=int, default=256, help="how many of each part (default: %(default)s)")
+    plan.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
+    info.add_argument("folder", metavar="DIR", help="the cache's folder or URI")
+    build.set_defaults(function=calls("ops.cache:build_cache", "recipe", "overrides"))
+    verify.set_defaults(function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows"))
+    plan.set_defaults(function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds"))
+    info.set_defaults(function=calls("ops.cache:show_cache", "folder"))
+    copy.set_defaults(function=calls("ops.cache:copy_cache", "folder", "location"))
+
+
+@command(
+    "keep",
+    help="a run's student as files for timm, torch and ONNX, with a model card",
+    description="Writes the student as safetensors (timm), torch.export and ONNX, checks each on validation images "
+    "against the trained network, writes a model card, and registers the model in MLflow.",
+)
+def export(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the files go")
+    parser.add_argument("--images", type=int, default=256, metavar="N", help="for the checks (default: %(default)s)")
+    parser.add_argument("--name", help="in the registry (default: the student's and the data's)")
+    _overrides(parser, "such as data.root=FOLDER")
+    parser.set_defaults(function=calls("ops.export:export", "run", "output", "images", "name", "overrides"))
+
+
+@command(
+    "keep",
+    help="send to MLflow what runs have kept while its server was away",
+    description="Runs go on without their MLflow server; what it has missed lies in their folders. This sends it, in "
+    "order and once. `ui` and `review` do so too for the folder that they look at.",
+)
+def deliver(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="DIR", nargs="?", default=output_dir(), help="(default: %(default)s)")
+    parser.set_defaults(function=calls("ops.ui:deliver", "folder"))
+
+
+@command(
+    "prepare",
+    help="the recipes that come with the project, with what to expect of each",
+    description="Lists the named recipes with the published result of each; given a whole NAME, prints that recipe as "
+    "a complete YAML file, each field with its meaning, to copy and edit.",
+)
+def recipes(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a recipe's name, or a part of several")
+    parser.set_defaults(function=calls("ops.catalog:recipes", "name"))
+
+
+@command(
+    "prepare",
+    help="turn a published data set into an image folder",
+    description="Unpacks CIFAR-100 into the image folder that its recipes read: from Parquet files (train-*.parquet "
+    "and test-*.parquet, with columns img and fine_label), or from the authors' cifar-100-python folder, whose pickles "
+    "are opened only with the published checksums.",
+)
+def data(parser: Parser) -> None:
+    parser.add_argument("name", choices=["cifar100"])
+    parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of either")
+    parser.add_argument("--to", default="data/cifar100", metavar="DIR", help="the image folder to write (%(default)s)")
+    parser.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))
+
+
+@command(
+    "prepare",
+    help="what this machine has, and what is missing",
+    description="Looks at GPUs, decoders, Ray, the MLflow store, disks and cores, and names the remedies.",
+)
+def doctor(parser: Parser) -> None:
+    parser.add_argument(
+        "--output", default=output_dir(), metavar="DIR", help="the folder that runs would use (%(default)s)"
+    )
+    parser.set_defaults(function=calls("ops.doctor:doctor", "output"))
+
+
+def output_dir() -> str:
+    """Return where runs lie if their recipe does not say it."""
+    from cluster.config import RunConfig
+
+    default: str = RunConfig.model_fields["output_dir"].default
+    return default
+
+
+def _store(parser: Parser) -> None:
+    default = f"MLFLOW_TRACKING_URI, or {output_dir()}"
+    parser.add_argument("--store", metavar="DIR|URI", help=f"an output folder or MLflow's URI (default: {default})")
+
+
+def _recipe(parser: Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
+    _overrides(parser, "fields to set, such as train.epochs=5")
+
+
+def _overrides(parser: Parser, help: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
