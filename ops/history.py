@@ -13,6 +13,7 @@ from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
 from kdcore.errors import Refused
+from ops.defaults import with_defaults
 
 # What of a recipe may differ between runs that are repetitions of one another.
 INCIDENTAL = {"name", "seed", "view_seed", "output_dir", *RunConfig.INCIDENTAL}
@@ -21,7 +22,7 @@ PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. recipe: its resolved fields, flattened, as text; metrics: the last of each."""
+    """One training run. recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each."""
 
     run_id: str
     experiment_id: str
@@ -34,7 +35,7 @@ class Run:
 
     @classmethod
     def of(cls, run: MlflowRun) -> Run:
-        """From MLflow's own record."""
+        """Read MLflow's own record."""
         return cls(
             run_id=run.info.run_id,
             experiment_id=run.info.experiment_id,
@@ -48,8 +49,15 @@ class Run:
 
     @cached_property
     def fields(self) -> dict[str, str]:
-        """What of the recipe decides the result, but for the seed."""
-        return {key: value for key, value in self.recipe.items() if key.split(".")[0] not in INCIDENTAL}
+        """What of the recipe decides the result, but for the seed; a field that is None is not there.
+
+        Fields that recipes have got since the run have their defaults, so that it stays one with those that came later.
+        """
+        return {
+            key: value
+            for key, value in with_defaults(self.recipe).items()
+            if value != "None" and key.split(".")[0] not in INCIDENTAL
+        }
 
     @property
     def seed(self) -> str:
@@ -61,7 +69,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How it ended; of a sweep's trial, what the sweep decided."""
+        """How the run ended; of a sweep's trial, what the sweep decided."""
         return self.tags.get("sweep.decision", self.status.lower())
 
     @property
@@ -84,16 +92,17 @@ class Group:
         return self.runs[0].method
 
     def values(self, metric: str) -> list[float]:
+        """Return a metric's value in every run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
     def by_seed(self, metric: str) -> dict[str, float]:
-        """{seed: value}; of two runs of a seed the later one's."""
+        """Return {seed: value}; of two runs of a seed the later one's."""
         runs = sorted(self.runs, key=lambda run: run.started)
         return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
-    """The training runs of an experiment, oldest first. Refused where there is none of that name."""
+    """Return the training runs of an experiment, oldest first. Refused where there is none of that name."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
@@ -112,7 +121,7 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Finished runs by recipe, in order of first appearance."""
+    """Group finished runs by recipe, in order of first appearance."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         if run.status == "FINISHED":
@@ -121,12 +130,12 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
 
 
 def siblings(run: Run, runs: Iterable[Run]) -> Group:
-    """The finished runs of one run's recipe, itself among them."""
+    """Return the finished runs of one run's recipe, itself among them."""
     members = [other for other in runs if other.fields == run.fields and other.status == "FINISHED"]
     return Group(tuple(members) or (run,))
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """{n, mean, stdev}; the sample standard deviation, None for fewer than two."""
+    """Return {n, mean, stdev}; the sample standard deviation, None for fewer than two values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation}
