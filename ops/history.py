@@ -61,10 +61,12 @@ class Run:
 
     @property
     def seed(self) -> str:
+        """The seed, as text."""
         return self.recipe.get("seed", "")
 
     @property
     def method(self) -> str:
+        """The names of the method's terms, such as ce+kd."""
         return self.tags.get("method", "")
 
     @property
@@ -74,6 +76,7 @@ class Run:
 
     @property
     def parent(self) -> str | None:
+        """The id of the sweep that the run belongs to, if any."""
         return self.tags.get(PARENT)
 
 
@@ -85,10 +88,12 @@ class Group:
 
     @property
     def fields(self) -> dict[str, str]:
+        """What of the recipe decides the result, but for the seed."""
         return self.runs[0].fields
 
     @property
     def method(self) -> str:
+        """The names of the method's terms, such as ce+kd."""
         return self.runs[0].method
 
     def values(self, metric: str) -> list[float]:
