@@ -13,6 +13,7 @@ from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
 from kdcore.errors import Refused
+from ops.defaults import with_defaults
 
 # What of a recipe may differ between runs that are repetitions of one another.
 INCIDENTAL = {"name", "seed", "view_seed", "output_dir", *RunConfig.INCIDENTAL}
@@ -21,7 +22,7 @@ PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. recipe: its resolved fields, flattened, as text; metrics: the last of each."""
+    """One training run. recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each."""
 
     run_id: str
     experiment_id: str
@@ -34,7 +35,7 @@ class Run:
 
     @classmethod
     def of(cls, run: MlflowRun) -> Run:
-        """Return a run from MLflow's own record."""
+        """Read MLflow's own record."""
         return cls(
             run_id=run.info.run_id,
             experiment_id=run.info.experiment_id,
@@ -48,24 +49,34 @@ class Run:
 
     @cached_property
     def fields(self) -> dict[str, str]:
-        """What of the recipe decides the result, but for the seed."""
-        return {key: value for key, value in self.recipe.items() if key.split(".")[0] not in INCIDENTAL}
+        """What of the recipe decides the result, but for the seed; a field that is None is not there.
+
+        Fields that recipes have got since the run have their defaults, so that it stays one with those that came later.
+        """
+        return {
+            key: value
+            for key, value in with_defaults(self.recipe).items()
+            if value != "None" and key.split(".")[0] not in INCIDENTAL
+        }
 
     @property
     def seed(self) -> str:
+        """The seed, as text."""
         return self.recipe.get("seed", "")
 
     @property
     def method(self) -> str:
+        """The names of the method's terms, such as ce+kd."""
         return self.tags.get("method", "")
 
     @property
     def outcome(self) -> str:
-        """How it ended; of a sweep's trial, what the sweep decided."""
+        """How the run ended; of a sweep's trial, what the sweep decided."""
         return self.tags.get("sweep.decision", self.status.lower())
 
     @property
     def parent(self) -> str | None:
+        """The id of the sweep that the run belongs to, if any."""
         return self.tags.get(PARENT)
 
 
@@ -77,27 +88,26 @@ class Group:
 
     @property
     def fields(self) -> dict[str, str]:
+        """What of the recipe decides the result, but for the seed."""
         return self.runs[0].fields
 
     @property
     def method(self) -> str:
+        """The names of the method's terms, such as ce+kd."""
         return self.runs[0].method
 
     def values(self, metric: str) -> list[float]:
-        """Return a metric of every run that has it."""
+        """Return a metric's value in every run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
     def by_seed(self, metric: str) -> dict[str, float]:
-        """Return {seed: value} of a metric; of two runs of a seed the later one's."""
+        """Return {seed: value}; of two runs of a seed the later one's."""
         runs = sorted(self.runs, key=lambda run: run.started)
         return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
-    """Return the training runs of an experiment, oldest first.
-
-    Refused where there is none of that name.
-    """
+    """Return the training runs of an experiment, oldest first. Refused where there is none of that name."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
@@ -116,7 +126,7 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Return finished runs by recipe, in order of first appearance."""
+    """Group finished runs by recipe, in order of first appearance."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         if run.status == "FINISHED":
@@ -131,6 +141,6 @@ def siblings(run: Run, runs: Iterable[Run]) -> Group:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return {n, mean, stdev}; the sample standard deviation, None for fewer than two."""
+    """Return {n, mean, stdev}; the sample standard deviation, None for fewer than two values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation}

@@ -41,15 +41,15 @@ class Caches:
         self.groups: dict[str, list[RunConfig]] = {}
         if sweep.teacher == "cache":
             for config in filter(asks_the_teacher, configs):
-                self.groups.setdefault(key_of(config), []).append(config)
+                self.groups.setdefault(cache_key(config), []).append(config)
         if len(self.groups) > sweep.max_caches:
             raise Refused(self._too_many(sweep))
 
     def reading(self, config: RunConfig) -> RunConfig:
-        """The run with its teacher's outputs read from where they will be. Refused for one that was not planned."""
+        """Return the run with its teacher's outputs read from their cache. Refused for one that was not planned."""
         if not self.groups:
             return config
-        key = key_of(config)
+        key = cache_key(config)
         if key not in self.groups and not asks_the_teacher(config):
             return config
         if key not in self.groups:
@@ -60,17 +60,17 @@ class Caches:
         return parse(data, config.name)
 
     def directory(self, key: str) -> str:
-        """The recipe's folder for the first cache, its neighbours for others."""
+        """Return where a cache lies: the first in the recipe's folder, others beside it."""
         (first, *_), *_ = self.groups.values()
-        assert first.cache is not None, "given by base_of"
-        return first.cache.dir if key == next(iter(self.groups)) else f"{first.cache.dir}-{digest(key)}"
+        assert first.cache is not None, "given by shared_recipe"
+        return first.cache.dir if key == next(iter(self.groups)) else f"{first.cache.dir}-{short_hash(key)}"
 
     def builds(self) -> list[RunConfig]:
-        """A recipe for each cache that stores what all of its runs read."""
+        """Return a recipe for each cache that stores what all of its runs read."""
         made = []
         for key, configs in self.groups.items():
             data = configs[0].model_dump(mode="json")
-            needs = stored(configs)
+            needs = teacher_needs(configs)
             data["method"] = [term.model_dump(mode="json") for term in terms_for(configs)]
             data["views"]["num_views"] = max(config.views.num_views or 0 for config in configs)
             data["cache"] |= {
@@ -82,10 +82,10 @@ class Caches:
         return made
 
     def missing(self) -> list[RunConfig]:
-        """The caches that are yet to be built. Refused for a finished one that lacks what a run reads."""
+        """Return the caches that are yet to be built. Refused for a finished one that lacks what a run reads."""
         missing = []
         for build, configs in zip(self.builds(), self.groups.values(), strict=True):
-            assert build.cache is not None, "given by base_of"
+            assert build.cache is not None, "given by shared_recipe"
             if not (Path(build.cache.dir) / MANIFEST).is_file():
                 missing.append(build)
                 continue
@@ -105,11 +105,12 @@ class Caches:
 
 
 def asks_the_teacher(config: RunConfig) -> bool:
+    """Return whether a run reads anything of a teacher."""
     return config.teacher is not None and (config.needs.teacher or reuses_head(config))
 
 
-def key_of(config: RunConfig) -> str:
-    """Equal for runs whose teacher sees the same pixels, as far as recipes say; JSON."""
+def cache_key(config: RunConfig) -> str:
+    """Return a text, JSON, that is equal for runs whose teacher sees the same pixels, as far as recipes say."""
     assert config.teacher is not None, "checked by the caller"
     return json.dumps(
         {
@@ -124,7 +125,7 @@ def key_of(config: RunConfig) -> str:
 
 @lru_cache(maxsize=64)
 def statistics(student: str) -> Any:
-    """The mean and std by which a student's images are normalised."""
+    """Return the mean and std by which a student's images are normalised."""
     bare = {"pretrained": False, "checkpoint": None, "class_indices": None}
     config = ModelConfig.model_validate(
         {k: v for k, v in json.loads(student).items() if k in ModelConfig.model_fields} | bare
@@ -132,17 +133,18 @@ def statistics(student: str) -> Any:
     return input_statistics(build_model(config, ("0", "1")))
 
 
-def digest(key: str) -> str:
+def short_hash(key: str) -> str:
+    """Return eight characters that stand for a key in a folder's name."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
-def stored(configs: Iterable[RunConfig]) -> Needs:
-    """What of the teacher the runs read, all together."""
+def teacher_needs(configs: Iterable[RunConfig]) -> Needs:
+    """Return what of the teacher the runs read, all together."""
     return Needs.union(config.needs.of_teacher for config in configs)
 
 
 def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
-    """Terms that read all that the runs' methods read, but for taps, which a cache's section can name.
+    """Return terms that read all that the runs' methods read, but for taps, which a cache's section can name.
 
     As few as possible: two terms may not stand side by side in one method though each stands in one of the runs'.
     """
@@ -157,6 +159,6 @@ def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
 
 
 def num_bytes(build: RunConfig) -> int:
-    """What a cache will take on the disk, all parts of it."""
+    """Return the bytes that a cache will take on the disk, all parts of it."""
     parts = Builder(build, CPU).plan().parts.values()
     return sum(part.num_rows * part.num_views * row_bytes(part.columns) for part in parts)

@@ -100,6 +100,7 @@ class LogRange(Range):
     """The lowest value, above 0."""
 
     def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a value at random, its logarithm uniformly."""
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
 
 
@@ -107,9 +108,11 @@ class Integers(Range):
     """A whole number within [low, high], both included."""
 
     def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a whole number at random."""
         return int(rng.integers(int(self.low), int(self.high) + 1))
 
     def value(self, drawn: Any) -> Any:
+        """Return the value that a search has drawn, as a whole number."""
         return int(drawn)
 
 

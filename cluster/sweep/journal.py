@@ -40,12 +40,15 @@ class Trial:
 
     @property
     def epoch(self) -> float:
-        """Of the last report."""
+        """The epoch of the last report."""
         return self.reports[-1]["epoch"] if self.reports else 0.0
 
     def score(self, metric: str, selects_best: bool) -> float | None:
-        """Of the weights that the run deploys, or would if it ended here: the last, or those that were best on the
-        held-out images. None before the first report, and of a run that failed."""
+        """Return the score of the weights that the run deploys, or would if it ended here.
+
+        Those are the last, or those that were best on the held-out images. None before the first report, and of a run
+        that failed.
+        """
         if not self.reports or self.end == "failed":
             return None
         row = max(self.reports, key=lambda row: row["held_out/top1"]) if selects_best else self.reports[-1]
@@ -53,7 +56,7 @@ class Trial:
 
 
 class SweepJournal:
-    """trials by name, in the order in which they began.
+    """A sweep's journal, and the trials that it tells of, by name and in the order in which they began.
 
     Whoever listens is called with (event, trial) after every event; those who listen before `open` hear the past, too,
     event by event.
@@ -65,10 +68,11 @@ class SweepJournal:
         self.listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
+        """Call a listener with every event from now on."""
         self.listeners.append(listener)
 
     def open(self) -> None:
-        """Relives the past; from now on events can be added."""
+        """Read the past, event by event; from now on events can be added."""
         make_folder(self.path.parent, "output_dir")
         if self.path.exists():
             cut_journal(self.path)
@@ -77,14 +81,16 @@ class SweepJournal:
         self.file = self.path.open("a")
 
     def begin(self, name: str, number: int, point: Point, seed: int) -> Trial:
+        """Write that a trial begins, and return it."""
         self._write({"event": "begin", "trial": name, "number": number, "point": point, "seed": seed})
         return self.trials[name]
 
     def report(self, name: str, row: dict[str, Any], stop: str) -> None:
-        """A validation of a trial. stop: why the trial ends with it; empty where it goes on."""
+        """Write down a validation of a trial. stop: why the trial ends with it; empty where it goes on."""
         self._write({"event": "report", "trial": name, "row": row, "stop": stop})
 
     def end(self, name: str, end: End, reason: str = "", result: dict[str, Any] | None = None) -> None:
+        """Write that a trial has ended, and how. reason: why it failed; result: of a run that finished."""
         self._write({"event": "end", "trial": name, "end": end, "reason": reason, "result": result or {}})
 
     def _write(self, event: Event) -> None:

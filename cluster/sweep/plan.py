@@ -15,7 +15,7 @@ from cluster.resources import run_resources
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
-from cluster.sweep.space import LayerScores, Point, Space, base_of, configured, described, num_points, settle
+from cluster.sweep.space import LayerScores, Point, Space, build_space, describe, num_points, run_config, shared_recipe
 from cluster.training.launch import check
 from kdcore.errors import Refused
 
@@ -28,8 +28,8 @@ class SweepPlan:
 
     def __init__(self, recipe: RunConfig, sweep: SweepConfig, scores: LayerScores | None) -> None:
         self.recipe, self.sweep, self.scores = recipe, sweep, scores
-        self.base = base_of(recipe, sweep)
-        self.space: Space = settle(sweep, scores)
+        self.base = shared_recipe(recipe, sweep)
+        self.space: Space = build_space(sweep, scores)
         self.checked: dict[tuple[object, ...], str] = {}  # {what is checked: what is wrong with it}
         self.problems: dict[str, str] = {}  # {point: what is wrong with it}
         fit = [config for point in self.examples if (config := self._fitting(point))]
@@ -44,16 +44,18 @@ class SweepPlan:
 
     @property
     def num_trials(self) -> int:
+        """How many runs there will be."""
         return num_points(self.space) * len(self.sweep.seeds)
 
     def config(self, trial: Trial) -> RunConfig:
-        """The run of a trial, reading the cache it shares. Refused where its point makes no run."""
-        config = configured(self.base, trial.point, f"{self.sweep.name}-{trial.name}", trial.seed)
+        """Return the run of a trial, reading the cache it shares. Refused where its point makes no run."""
+        config = run_config(self.base, trial.point, f"{self.sweep.name}-{trial.name}", trial.seed)
         if problem := self._problem(config):
             raise Refused(problem)
         return self.caches.reading(config)
 
     def score(self, trial: Trial) -> float | None:
+        """Return what a trial is compared by; None where it has no score yet, or failed."""
         return trial.score(self.sweep.metric, selects_best=self.base.train.select == "held_out")
 
     @property
@@ -62,18 +64,18 @@ class SweepPlan:
         return self.recipe.model_copy(update={"name": self.sweep.name})
 
     def _fitting(self, point: Point) -> RunConfig | None:
-        """The run of a point with the first seed; None, with the problem noted, where it makes none."""
+        """Return the run of a point with the first seed; None, with the problem noted, where it makes none."""
         try:
-            config = configured(self.base, point, self.sweep.name, self.sweep.seeds[0])
+            config = run_config(self.base, point, self.sweep.name, self.sweep.seeds[0])
             problem = self._problem(config)
         except Refused as error:
             problem = str(error)
         if problem:
-            self.problems[described(point)] = problem
+            self.problems[describe(point)] = problem
         return None if problem else config
 
     def _problem(self, config: RunConfig) -> str:
-        """What is wrong with the networks, taps or files of a run; each kind of run is looked at once."""
+        """Return what is wrong with the networks, taps or files of a run; each kind of run is looked at once."""
         terms = tuple(term.term for term in config.method)
         kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
         if kind not in self.checked:
@@ -87,7 +89,7 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a sweep whose runs all go to their ends. Seconds, from the speeds of each part measured alone."""
+    """The seconds of a sweep whose runs all go to their ends, from the speeds of each part measured alone."""
 
     outlook: Outlook
     num_trials: int
@@ -96,19 +98,22 @@ class Costs:
 
     @property
     def build_seconds(self) -> float:
+        """The seconds of building all caches."""
         return self.num_caches * self.outlook.build_seconds
 
     @property
     def cached_seconds(self) -> float:
+        """The seconds of all runs from the caches, whose building is counted."""
         return self._all(self.outlook.cached_seconds) + self.build_seconds
 
     @property
     def online_seconds(self) -> float:
+        """The seconds of all runs with the teacher beside every student."""
         return self._all(self.outlook.online_seconds)
 
     @property
     def break_even_trials(self) -> float | None:
-        """After so many runs the cache is paid for; None for never."""
+        """The number of runs after which the cache is paid for; None for never."""
         epochs = self.outlook.break_even_epochs
         return None if epochs is None else epochs / self.outlook.epochs
 
@@ -118,27 +123,29 @@ class Costs:
 
 # What the process of a trial takes: next to nothing, for its workers count for themselves, and a core for each such
 # process would leave a cluster full of them without a place for a worker. (Tune does not take nothing at all.)
-DRIVER = {"CPU": 0, "memory": 1}
+TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
 
-def places(config: RunConfig, have: Mapping[str, float]) -> int:
-    """How many runs fit on a cluster at a time."""
+def runs_that_fit(config: RunConfig, have: Mapping[str, float]) -> int:
+    """Return how many runs fit on a cluster at a time. have: {resource: amount} of the cluster."""
     return min(int(have.get(name, 0) / amount) for name, amount in run_resources(config).items() if amount)
 
 
 def local_concurrency(config: RunConfig, asked: int | None) -> int:
-    """Runs at a time on this machine alone: as many as asked for, for its cores can be shared; else one for each core
-    that it takes."""
-    return asked or max(1, places(config, {"CPU": os.cpu_count() or 1, "GPU": float("inf")}))
+    """Return how many runs go at a time on this machine alone.
+
+    As many as asked for, for its cores can be shared; else one for each core that a run takes.
+    """
+    return asked or max(1, runs_that_fit(config, {"CPU": os.cpu_count() or 1, "GPU": float("inf")}))
 
 
 def concurrency(config: RunConfig, asked: int | None) -> int:
-    """Runs at a time on the Ray cluster that is there: as many as fit, at most as many as asked for; the others wait.
+    """Return how many runs go at a time on the Ray cluster that is there.
 
-    Refused where not even one fits.
+    As many as fit, at most as many as asked for; the others wait. Refused where not even one fits.
     """
     have = ray.cluster_resources()
-    room = places(config, have)
+    room = runs_that_fit(config, have)
     if room < 1:
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in run_resources(config).items() if amount)
         raise Refused(

@@ -26,7 +26,7 @@ from cluster.recipe import to_yaml, validated
 from cluster.resources import ray_session
 from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
-from cluster.sweep.plan import DRIVER, SweepPlan, local_concurrency
+from cluster.sweep.plan import TRIAL_RESOURCES, SweepPlan, local_concurrency
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.tracking import SweepRecord
@@ -40,32 +40,32 @@ from pipelines.files import make_folder, read_json, write_json, write_whole
 
 REMEDY = "delete it: the sweep then writes it anew"
 JOURNAL, SPACE, TUNE = "journal.jsonl", "space.json", "tune"
-LOSSES = 2  # of a trial's process, that it survives
+MAX_LOST_PROCESSES = 2  # of a trial: it is started anew after each of them
 
 
 @contextmanager
 def sweep_session(config: RunConfig, asked: int | None) -> Iterator[None]:
-    """A Ray cluster as for a run; one that is started on this machine has room for `asked` runs at a time."""
+    """Enter a Ray cluster as for a run; one that is started here has room for `asked` runs at a time."""
     workers = max(1, config.scaling.num_workers) * local_concurrency(config, asked)
     with ray_session(config.model_copy(update={"scaling": config.scaling.model_copy(update={"num_workers": workers})})):
         yield
 
 
 @contextmanager
-def claimed(plan: SweepPlan) -> Iterator[None]:
-    """The sweep's folder for one process. Refused where another is at work, or where it holds another sweep."""
+def exclusive_folder(plan: SweepPlan) -> Iterator[None]:
+    """Keep the sweep's folder for this process. Refused where another is at work, or where it holds another sweep."""
     folder = plan.parent.run_dir
     make_folder(folder, "output_dir")
     try:
         with locked(folder / ".lock", wait=False):
-            check_identity(plan)
+            mark_folder(plan)
             yield
     except BlockingIOError as error:
         raise Refused(f"another process runs the sweep in {folder}; wait for it, or stop it") from error
 
 
-def check_identity(plan: SweepPlan) -> None:
-    """Marks the folder as this sweep's. Refused where it holds one of another recipe or space."""
+def mark_folder(plan: SweepPlan) -> None:
+    """Mark the folder as this sweep's. Refused where it holds one of another recipe or space."""
     continued(plan.parent)
     folder, ours = plan.parent.run_dir, identity(plan.sweep)
     if (folder / SPACE).exists():
@@ -82,18 +82,18 @@ def check_identity(plan: SweepPlan) -> None:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a sweep has claimed the folder: what was measured for it there holds for the whole of it."""
+    """Return whether a sweep has begun in a folder: what was measured for it there holds for the whole of it."""
     return (folder / SPACE).exists()
 
 
 def identity(sweep: SweepConfig) -> dict[str, Any]:
-    """What makes a sweep another one, as SPACE.yaml has it; not how many runs go at a time."""
+    """Return what makes a sweep another one, as SPACE.yaml has it; not how many runs go at a time."""
     plain = sweep.model_dump(mode="json", exclude={"concurrent", "space"})
     return plain | {"space": {field: written_axis(axis) for field, axis in sweep.space.items()}}
 
 
-def journal_of(plan: SweepPlan) -> dict[str, Trial]:
-    """The trials of a sweep so far, by name; none of a new one."""
+def trials_so_far(plan: SweepPlan) -> dict[str, Trial]:
+    """Read the trials of a sweep so far, by name; none of a new one."""
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
     if journal.path.exists():
         journal.open()
@@ -101,7 +101,7 @@ def journal_of(plan: SweepPlan) -> dict[str, Trial]:
 
 
 def build_caches(plan: SweepPlan, watch: Watcher | None) -> None:
-    """Builds what the runs will read and is not there yet."""
+    """Build what the runs will read and is not there yet."""
     for config in plan.caches.missing():
         build(config, watch)
 
@@ -113,7 +113,7 @@ def run_trials(
     command: str,
     watch: Callable[[SweepJournal, Event, Trial], None] | None = None,
 ) -> SweepJournal:
-    """Runs the trials that have not ended yet; the journal of all of them. watch: called with every event to come."""
+    """Run the trials that have not ended yet, and return the journal of all. watch: called with every event to come."""
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
 
     def payload(trial: Trial) -> dict[str, Any]:
@@ -125,30 +125,33 @@ def run_trials(
 
     proposals = Proposals(plan.space, journal, plan.score, payload, result)
     journal.open()
-    journal.listen(record.mark)
+    journal.listen(record.record_end)
     if watch:
         journal.listen(lambda event, trial: watch(journal, event, trial))
     try:
         if proposals.has_more:
-            ask_tune(plan, proposals, EarlyStopping(plan.sweep, journal), concurrent)
+            run_tune(plan, proposals, EarlyStopping(plan.sweep, journal), concurrent)
     except BaseException:
-        record.interrupt(journal.trials.values())
+        record.mark_interrupted(journal.trials.values())
         raise
-    record.settle(journal.trials.values(), plan.config)
+    record.finish_runs(journal.trials.values(), plan.config)
     return journal
 
 
-def ask_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, concurrent: int) -> None:
-    """Lets Ray Tune run trials until there are no more proposals."""
+def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, concurrent: int) -> None:
+    """Let Ray Tune run trials until there are no more proposals."""
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
     tune.Tuner(
-        tune.with_resources(train_trial, DRIVER),
+        tune.with_resources(train_trial, TRIAL_RESOURCES),
         tune_config=tune.TuneConfig(
             search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
         ),
         run_config=tune.RunConfig(
-            name=TUNE, storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=LOSSES)
+            name=TUNE,
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_LOST_PROCESSES),
         ),
     ).fit()
     shutil.rmtree(folder / TUNE, ignore_errors=True)

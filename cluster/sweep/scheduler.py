@@ -26,6 +26,7 @@ class EarlyStopping(Unsaved, FIFOScheduler):
         self.sweep, self.journal = sweep, journal
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return Tune's word for whether the trial goes on."""
         name, row = trial.config["name"], row_of(result)
         if "step" not in row or any(row["step"] == known["step"] for known in self.journal.trials[name].reports):
             return TrialScheduler.CONTINUE
@@ -52,6 +53,7 @@ class EarlyStopping(Unsaved, FIFOScheduler):
         return [self.report(row) for row in trial.reports if not row["last"]]
 
     def report(self, row: dict[str, Any]) -> Report:
+        """Return what a rule reads of a validation."""
         return Report(row["epoch"], row[self.sweep.metric])
 
 

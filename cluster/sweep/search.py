@@ -33,26 +33,28 @@ class Unsaved:
         return object, ()
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def restore(self, checkpoint_path: str) -> None:
+        """Raise NotImplementedError: nothing is restored this way."""
         raise NotImplementedError("a sweep is restored from its journal")
 
 
-class Listed:
+class ListSearch:
     """The points of a list, in order."""
 
     def __init__(self, points: list[Point]) -> None:
         self.points = points
 
     def ask(self, number: int) -> Point:
+        """Return the point of a number."""
         return self.points[number]
 
     def tell(self, number: int, score: float | None) -> None:
-        """A list learns nothing."""
+        """Do nothing: a list learns nothing from scores."""
 
 
-class Parzen:
+class TpeSearch:
     """Points by Optuna's tree-structured Parzen estimator: seeded, so that the same past gives the same next point."""
 
     def __init__(self, space: Space) -> None:
@@ -62,18 +64,19 @@ class Parzen:
         self.search = OptunaSearch(domains, metric=self.metric, mode=space.sweep.mode, seed=space.sweep.seed)
 
     def ask(self, number: int) -> Point:
+        """Return the point of a number, the next one that Optuna wants to see."""
         drawn = self.search.suggest(str(number))
         assert drawn is not None, "Optuna always has a next point"
         return {name: axis.value(drawn[f"axis{i}"]) for i, (name, axis) in self.axes.items()}
 
     def tell(self, number: int, score: float | None) -> None:
-        """The score of a point that was asked for; None for one that has none."""
+        """Take in the score of a point that was asked for; None for one that has none."""
         result = None if score is None else {self.metric: score}
         self.search.on_trial_complete(str(number), result, error=score is None)
 
 
 def domain(axis: Axis) -> Any:
-    """An axis as Ray Tune knows it; of several values their numbers."""
+    """Return an axis as Ray Tune knows it; of several values their numbers."""
     if isinstance(axis, Values):
         return tune.choice(list(range(len(axis.values))))
     if isinstance(axis, Integers):
@@ -98,7 +101,7 @@ class Proposals(Unsaved, Searcher):
     ) -> None:
         super().__init__()  # without a metric: what is compared is nothing that Tune sees
         points = space.points()
-        self.source = Parzen(space) if points is None else Listed(points)
+        self.source = TpeSearch(space) if points is None else ListSearch(points)
         self.num_seeds = len(space.sweep.seeds)
         self.new = [(number, seed) for number in range(num_points(space)) for seed in space.sweep.seeds]
         self.journal, self.score, self.prepare, self.result = journal, score, prepare, result
@@ -114,7 +117,7 @@ class Proposals(Unsaved, Searcher):
         return bool(self.new) or any(trial.end is None for trial in self.journal.trials.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """What the next trial's process gets; Tune's word for the end when there is none."""
+        """Return what the next trial's process gets; Tune's word for the end when there is none."""
         while trial := self._next():
             self.handed_out.add(trial.name)
             try:
@@ -127,7 +130,7 @@ class Proposals(Unsaved, Searcher):
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune says that a trial has ended: by itself, because it was stopped, or lost."""
+        """Write down that a trial has ended: by itself, because it was stopped, or lost."""
         trial = self.journal.trials[self.names[trial_id]]
         if trial.end is not None:
             return
@@ -152,7 +155,7 @@ class Proposals(Unsaved, Searcher):
         return self.asked[number]
 
     def _hear(self, event: Event, trial: Trial) -> None:
-        """Keeps the search in step with the journal. Refused where it would not give the points that it gave."""
+        """Keep the search in step with the journal. Refused where it would not give the points that it gave."""
         if event["event"] == "begin":
             self.new.remove((trial.number, trial.seed))
             if json.dumps(self._point(trial.number)) != json.dumps(trial.point):  # as text, for nan is not nan
@@ -164,7 +167,7 @@ class Proposals(Unsaved, Searcher):
             self._tell(trial.number)
 
     def _tell(self, number: int) -> None:
-        """Once every seed of a point has ended, the search hears its score: the mean over seeds."""
+        """Give the search the score of a point, the mean over seeds, once every seed has ended."""
         trials = [trial for trial in self.journal.trials.values() if trial.number == number]
         if len(trials) == self.num_seeds and all(trial.end for trial in trials):
             self.told.add(number)

@@ -37,45 +37,45 @@ class Space:
     axes: Mapping[str, Axis]
 
     def points(self) -> list[Point] | None:
-        """The points in order; None where the search makes them up as it goes."""
+        """Return the points in order; None where the search makes them up as it goes."""
         if self.sweep.search == "tpe":
             return None
-        return self.grid() if self.sweep.search == "grid" else self.drawn()
+        return self.grid_points() if self.sweep.search == "grid" else self.random_points()
 
-    def grid(self) -> list[Point]:
-        """Every combination; the last axis changes fastest."""
+    def grid_points(self) -> list[Point]:
+        """Return every combination of the values; the last axis changes fastest."""
         values = (axis.ends for axis in self.axes.values())
         return [dict(zip(self.axes, combination, strict=True)) for combination in itertools.product(*values)]
 
-    def drawn(self) -> list[Point]:
-        """num_points points at random: no point of a finite space twice."""
+    def random_points(self) -> list[Point]:
+        """Draw num_points points at random: no point of a finite space twice."""
         assert self.sweep.num_points is not None, "checked by SweepConfig"
         rng, num = np.random.default_rng(self.sweep.seed), self.sweep.num_points
         if not all(isinstance(axis, Values) for axis in self.axes.values()):
             return [{name: axis.draw(rng) for name, axis in self.axes.items()} for _ in range(num)]
-        grid = self.grid()
+        grid = self.grid_points()
         if num > len(grid):
             raise Refused(f"num_points is {num}, but the space has only {len(grid)} points; take search: grid")
         return [grid[i] for i in rng.permutation(len(grid))[:num]]
 
     def probes(self) -> list[Point]:
-        """Points of one field each, which together try every value, or both ends of a range."""
+        """Return points of one field each, which together try every value, or both ends of a range."""
         return [{name: value} for name, axis in self.axes.items() for value in axis.ends]
 
 
-def settle(sweep: SweepConfig, scores: LayerScores | None) -> Space:
-    """The sweep's space with its layers settled by their scores."""
+def build_space(sweep: SweepConfig, scores: LayerScores | None) -> Space:
+    """Return the sweep's space, its choices of layers made from the layers' scores."""
     axes: dict[str, Axis] = {
-        name: Values(values=tuple(pairings(axis, scores))) if isinstance(axis, Pairings) else axis
+        name: Values(values=tuple(layer_choices_of(axis, scores))) if isinstance(axis, Pairings) else axis
         for name, axis in sweep.space.items()
     }
     return Space(sweep, axes)
 
 
-def pairings(axis: Pairings, scores: LayerScores | None) -> list[list[dict[str, str]]]:
-    """The choices of layers, those of the highest mean Q first where they are ranked."""
+def layer_choices_of(axis: Pairings, scores: LayerScores | None) -> list[list[dict[str, str]]]:
+    """Return the choices of layers, those of the highest mean Q first where they are ranked."""
     if axis.pairs is not None:
-        return [plain(pairs) for pairs in axis.pairs]
+        return [as_mappings(pairs) for pairs in axis.pairs]
     assert axis.ranked is not None, "checked by Pairings"
     assert scores is not None, "the caller scores the layers that are to be ranked"
     if axis.ranked > len(scores.quality):
@@ -83,19 +83,20 @@ def pairings(axis: Pairings, scores: LayerScores | None) -> list[list[dict[str, 
     best = sorted(scores.quality, key=lambda tap: -scores.quality[tap].q)[: axis.ranked]
     in_depth = [tap for tap in scores.quality if tap in best]
     chosen = [
-        plain(recommend_pairs(scores.student_taps, {tap: scores.quality[tap] for tap in taps}, size))
+        as_mappings(recommend_pairs(scores.student_taps, {tap: scores.quality[tap] for tap in taps}, size))
         for size in axis.sizes
         for taps in itertools.combinations(in_depth, size)
     ]
     return sorted(chosen, key=lambda pairs: -scores.of(pairs))
 
 
-def plain(pairs: Sequence[Pair]) -> list[dict[str, str]]:
+def as_mappings(pairs: Sequence[Pair]) -> list[dict[str, str]]:
+    """Return pairs as a recipe has them."""
     return [pair.model_dump() for pair in pairs]
 
 
-def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
-    """What all runs of a sweep share: the folder, the MLflow store, the views and the place of a cache.
+def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
+    """Return what all runs of a sweep share: the folder, the MLflow store, the views and the place of a cache.
 
     Refused where no training images are held out to compare on.
     """
@@ -119,20 +120,20 @@ def base_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     return parse(data, "the sweep's runs")
 
 
-def configured(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig:
-    """The run of a point and a seed. Refused for a point that makes no run."""
+def run_config(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig:
+    """Return the run of a point and a seed. Refused for a point that makes no run."""
     data = base.model_dump(mode="json")
     data |= {"name": name, "seed": seed}
     for field, value in point.items():
-        if field not in WORDS:
+        if field not in SHORT_WORDS:
             assign(data, field, value)
-    for word in point.keys() & WORDS.keys():
-        WORDS[word](data["method"], point[word])
-    return parse(data, described(point))
+    for word in point.keys() & SHORT_WORDS.keys():
+        SHORT_WORDS[word](data["method"], point[word])
+    return parse(data, describe(point))
 
 
 def set_temperature(method: list[dict[str, Any]], temperature: float) -> None:
-    """Of every term on logits; of those that have a gamma instead, its inverse."""
+    """Set the temperature of every term on logits; of those that have a gamma instead, its inverse."""
     terms = [term for term in method if isinstance(parse_term(term), LogitTerm)]
     if not terms:
         raise Refused("temperature: the recipe has no term on logits; name the field, such as method.1.temperature")
@@ -144,7 +145,7 @@ def set_temperature(method: list[dict[str, Any]], temperature: float) -> None:
 
 
 def set_weight(method: list[dict[str, Any]], weight: float) -> None:
-    """Of the one term that reads the teacher."""
+    """Set the weight of the one term that reads the teacher."""
     numbers = [i for i, term in enumerate(method) if parse_term(term).needs().teacher]
     if len(numbers) != 1:
         fields = ", ".join(f"method.{i}.weight" for i in numbers) or "none"
@@ -153,7 +154,7 @@ def set_weight(method: list[dict[str, Any]], weight: float) -> None:
 
 
 def set_layers(method: list[dict[str, Any]], pairs: list[dict[str, str]]) -> None:
-    """The pairs of every term that has pairs."""
+    """Set the pairs of every term that has pairs."""
     terms = [term for term in method if isinstance(parse_term(term), PairedTerm)]
     if not terms:
         raise Refused("layers: the recipe has no term with pairs; add one, such as feature_mse")
@@ -162,11 +163,11 @@ def set_layers(method: list[dict[str, Any]], pairs: list[dict[str, str]]) -> Non
 
 
 Setter = Callable[[list[dict[str, Any]], Any], None]
-WORDS: dict[str, Setter] = {"temperature": set_temperature, "weight": set_weight, LAYERS: set_layers}
+SHORT_WORDS: dict[str, Setter] = {"temperature": set_temperature, "weight": set_weight, LAYERS: set_layers}
 
 
 def label(value: Any) -> str:
-    """A value as people read it: numbers short, pairs of taps as student<teacher."""
+    """Return a value as people read it: numbers short, pairs of taps as student<teacher."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list) and value and all(isinstance(v, Mapping) and "teacher" in v for v in value):
@@ -174,12 +175,13 @@ def label(value: Any) -> str:
     return str(value)
 
 
-def described(point: Point) -> str:
+def describe(point: Point) -> str:
+    """Return a point as people read it: 'temperature 4, weight 0.1'."""
     return ", ".join(f"{field} {label(value)}" for field, value in point.items())
 
 
 def num_points(space: Space) -> int:
-    """How many points the search will look at."""
+    """Return how many points the search will look at."""
     if space.sweep.num_points is not None:
         return space.sweep.num_points
     return math.prod([len(axis.ends) for axis in space.axes.values()])

@@ -32,22 +32,22 @@ class SweepRecord:
 
         self.parent, self.sweep = parent, sweep
         tags = {"sweep": sweep.name, "sweep.search": sweep.search, "sweep.metric": sweep.metric}
-        tags |= {f"sweep.space.{name}": str(axis)[:500] for name, axis in plain_space(sweep).items()}
+        tags |= {f"sweep.space.{name}": str(axis)[:500] for name, axis in space_as_text(sweep).items()}
         self.run_id = open_run(parent, command, tags)
         self.client = mlflow.MlflowClient(tracking_uri(parent))
         self.client.log_dict(self.run_id, sweep.model_dump(mode="json"), "space.yaml")
 
     @contextmanager
-    def open_until_the_end(self) -> Iterator[None]:
-        """Marks the sweep as interrupted if what is done here is."""
+    def marking_interruption(self) -> Iterator[None]:
+        """Mark the sweep as interrupted if what is done meanwhile is."""
         try:
             yield
         except BaseException:
-            self.interrupt([])
+            self.mark_interrupted([])
             raise
 
     def tags(self, trial: Trial) -> dict[str, str]:
-        """What a trial's run is tagged with from its beginning."""
+        """Return what a trial's run is tagged with from its beginning."""
         return {
             "mlflow.parentRunId": self.run_id,
             "sweep": self.sweep.name,
@@ -55,11 +55,11 @@ class SweepRecord:
             **{f"sweep.point.{name}": label(value)[:500] for name, value in trial.point.items()},
         }
 
-    def mark(self, event: Event, trial: Trial) -> None:
-        """Writes the end of a trial into its run; of one that came to no run, into a new one."""
+    def record_end(self, event: Event, trial: Trial) -> None:
+        """Write the end of a trial into its run; of one that came to no run, into a new one."""
         if trial.end is None:
             return
-        with forgiving():
+        with tolerating_mlflow_outage():
             run_id = self._run_of(trial)
             self.client.set_tag(run_id, "sweep.decision", trial.reason if trial.end == "stopped" else trial.end)
             if trial.end == "failed":
@@ -67,23 +67,23 @@ class SweepRecord:
             if trial.end != "finished":  # a run that ends by itself says so itself
                 self.client.set_terminated(run_id, STATUS[trial.end])
 
-    def settle(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
-        """When nothing runs any more: what the ends of runs that were cut off have left to be said."""
+    def finish_runs(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
+        """Write, when nothing runs any more, what the ends of runs that were cut off have left to be said."""
         for trial in trials:
             if trial.end in ("stopped", "failed") and self._folder(trial).outbox.exists():
                 close_run(config_of(trial), STATUS[trial.end])
-            self.mark({}, trial)
+            self.record_end({}, trial)
 
-    def interrupt(self, trials: Iterable[Trial]) -> None:
-        """Marks the parent, and the runs of trials that have not ended: they will be continued."""
-        with forgiving():
+    def mark_interrupted(self, trials: Iterable[Trial]) -> None:
+        """Mark the parent, and the runs of trials that have not ended, as interrupted: they will be continued."""
+        with tolerating_mlflow_outage():
             for trial in trials:
                 if trial.end is None and (path := self._folder(trial).run_id).exists():
                     self.client.set_terminated(path.read_text(), "KILLED")
         close_run(self.parent, "KILLED")
 
     def close(self, files: Iterable[Path], metrics: dict[str, float]) -> None:
-        """Adds what came out, and marks the end."""
+        """Add what came out, and mark the end."""
         for path in files:
             self.client.log_artifact(self.run_id, str(path))
         for name, value in metrics.items():
@@ -103,15 +103,15 @@ class SweepRecord:
         return RunFolder(self.parent.run_dir / f"{self.sweep.name}-{trial.name}")
 
 
-def plain_space(sweep: SweepConfig) -> Point:
-    """The space as plain values."""
+def space_as_text(sweep: SweepConfig) -> Point:
+    """Return the space as plain values."""
     dumped: dict[str, Any] = sweep.model_dump(mode="json", exclude_none=True)["space"]
     return dumped
 
 
 @contextmanager
-def forgiving() -> Iterator[None]:
-    """A server that is away does not end a sweep: what it misses here it is told at the end."""
+def tolerating_mlflow_outage() -> Iterator[None]:
+    """Go on where MLflow does not answer: what it misses here is written at the end."""
     try:
         yield
     except Exception as error:

@@ -20,28 +20,29 @@ from cluster.training.launch import launch
 from cluster.training.recovery import last_line
 from kdcore.errors import Refused, RunFailed
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
 def train_trial(payload: dict[str, Any]) -> None:
-    """Trains the payload's run. What it raises is its result; what ends this process Tune tries again."""
+    """Train the payload's run. What it raises is its result; what ends this process Tune tries again."""
     config = parse(payload["config"])
     try:
-        with telling(config, tune.report):
+        with reporting_validations(config, tune.report):
             if config.scaling.num_workers:
                 launch_run(payload)
             else:
-                ray.get(alone(config).remote(payload))
+                ray.get(task_for(config).remote(payload))
     except Exception as error:
-        tune.report({"error": in_words(getattr(error, "cause", error))})
+        tune.report({"error": error_text(getattr(error, "cause", error))})
 
 
 def launch_run(payload: dict[str, Any]) -> None:
+    """Train the payload's run, here or on its workers."""
     launch(parse(payload["config"]), command=payload["command"], tags=payload["tags"])
 
 
-def alone(config: RunConfig) -> Any:
-    """`launch_run` in another process: one where Tune is has no place for a run of num_workers 0.
+def task_for(config: RunConfig) -> Any:
+    """Return `launch_run` as a Ray task, in another process: beside Tune there is no place for a run of num_workers 0.
 
     Outside of the resources that Tune gives a trial, which has none to give, as Ray Train's workers are.
     """
@@ -54,15 +55,15 @@ def alone(config: RunConfig) -> Any:
     )
 
 
-def in_words(error: BaseException) -> str:
-    """An error's last line, with its kind where that says more."""
+def error_text(error: BaseException) -> str:
+    """Return an error's last line, with its kind where that says more."""
     kind = "" if isinstance(error, Refused | RunFailed) else f"{type(error).__name__}: "
     return kind + last_line(error)
 
 
 @contextmanager
-def telling(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Reports every validation of a run once and in order, from a thread, until the run has ended.
+def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Report every validation of a run once and in order, from a thread, until the run has ended.
 
     They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
     was cut off are reported too, as if for the first time.
@@ -78,7 +79,7 @@ def telling(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iter
                 report(row)
 
     def keep_looking() -> None:
-        while not stop.wait(LOOK_SECONDS):
+        while not stop.wait(POLL_SECONDS):
             look()
 
     thread = threading.Thread(target=keep_looking, daemon=True)
@@ -92,7 +93,7 @@ def telling(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iter
 
 
 def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """The validations in a run's journal: epoch, step, whether it is the last, and every metric."""
+    """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
     rows = [row for row in read_journal(RunFolder.of(config).metrics) if "held_out/top1" in row]
     if rows:
         steps_per_epoch = len(open_data(config, listed=True)["train"]) // config.train.batch_size

@@ -40,6 +40,7 @@ class Cell:
 
 
 def always(items: Sequence[Any]) -> bool:
+    """Return that a table has a column whatever its items are."""
     return True
 
 

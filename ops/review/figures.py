@@ -34,7 +34,7 @@ class Figure:
 
 
 def figure(key: str, title: str, note: str, traces: Sequence[Any], **layout: Any) -> Figure:
-    """A figure with a plot of one height, and a line of legend below it for every named trace."""
+    """Make a figure with a plot of one height, and a line of legend below it for every named trace."""
     named = sum(1 for trace in traces if trace.name and trace.showlegend is not False)
     below = 56 + 22 * named
     size = {"height": 290 + below, "margin": {"l": 60, "r": 20, "t": 12, "b": below}}
@@ -45,16 +45,18 @@ def figure(key: str, title: str, note: str, traces: Sequence[Any], **layout: Any
 
 
 def colour(number: int) -> str:
+    """Return the colour of the first, second, ... of several curves."""
     return PALETTE[number % len(PALETTE)]
 
 
-def faint(hexadecimal: str, opacity: float) -> str:
+def with_opacity(hexadecimal: str, opacity: float) -> str:
+    """Return a colour, given as #rrggbb, that lets through what is below it."""
     red, green, blue = (int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
 def curves(rows: Sequence[Row], histories: Histories, metric: str, title: str, percent: bool) -> Figure | None:
-    """The mean of every group over its seeds, above the range of the seeds."""
+    """Draw the mean of every group over its seeds, above the range of the seeds."""
     traces: list[Any] = []
     for number, row in enumerate(rows):
         seeds = [dict(histories[run.run_id].get(metric, ())) for run in row.group.runs]
@@ -67,18 +69,20 @@ def curves(rows: Sequence[Row], histories: Histories, metric: str, title: str, p
         if len(seeds) > 1:
             band = {**common, "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
             traces.append(go.Scatter(x=steps, y=high, **band))
-            traces.append(go.Scatter(x=steps, y=low, fill="tonexty", fillcolor=faint(colour(number), 0.16), **band))
+            traces.append(
+                go.Scatter(x=steps, y=low, fill="tonexty", fillcolor=with_opacity(colour(number), 0.16), **band)
+            )
         name = f"{row.label} (n = {len(seeds)})"
         traces.append(go.Scatter(x=steps, y=means, name=name, line={"color": colour(number), "width": 2}, **common))
     if not traces:
         return None
     key = f"curve-{metric.replace('/', '-')}"
     note = "Mean over seeds; the band is their range. Click a name to hide it."
-    return figure(key, title, note, traces, **axes(percent))
+    return figure(key, title, note, traces, **curve_axes(percent))
 
 
 def pair_curves(runs: Sequence[Run], histories: Histories, metric: str, title: str, percent: bool) -> Figure | None:
-    """One curve for each of two runs."""
+    """Draw one curve for each of two runs."""
     traces = [
         go.Scatter(
             x=[step for step, _ in points],
@@ -91,11 +95,11 @@ def pair_curves(runs: Sequence[Run], histories: Histories, metric: str, title: s
         if (points := histories[run.run_id].get(metric, ()))
     ]
     key = f"pair-{metric.replace('/', '-')}"
-    return figure(key, title, "", traces, **axes(percent)) if traces else None
+    return figure(key, title, "", traces, **curve_axes(percent)) if traces else None
 
 
-def axes(percent: bool) -> dict[str, Any]:
-    """Of a curve over steps: rates in percent, losses by powers of ten."""
+def curve_axes(percent: bool) -> dict[str, Any]:
+    """Return the axes of a curve over steps: rates in percent, losses by powers of ten."""
     upward = {"tickformat": ".0%"} if percent else {"type": "log", "dtick": 1}
     return {"xaxis": {"title": {"text": "step"}}, "yaxis": upward, "hovermode": "x unified"}
 
@@ -110,6 +114,7 @@ def responses(key: str, points: Sequence[ScoredPoint], metric: str) -> list[Figu
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
+    """Return whether all values of a field are numbers."""
     return all(isinstance(value, float) for value in values)
 
 
@@ -117,7 +122,7 @@ def response_figure(key: str, shown: Response, metric: str) -> Figure:
     """Draw the scores over one field: a mark for every run, a line through the best."""
     traces = []
     for name, marks, symbol in (("run", shown.runs, "circle"), ("stopped early", shown.stopped, "circle-open")):
-        marker = {"color": faint(PALETTE[0], 0.7), "size": 7, "symbol": symbol}
+        marker = {"color": with_opacity(PALETTE[0], 0.7), "size": 7, "symbol": symbol}
         traces.append(go.Scatter(**by_axis(marks), name=name, mode="markers", marker=marker, showlegend=False))
     line = {"color": PALETTE[1], "width": 2}
     traces.append(go.Scatter(**by_axis(shown.best), name="best", mode="lines+markers", line=line, showlegend=False))
@@ -126,6 +131,7 @@ def response_figure(key: str, shown: Response, metric: str) -> Figure:
 
 
 def by_axis(marks: Sequence[tuple[Any, float]]) -> dict[str, list[Any]]:
+    """Return the values and the scores of marks, as plotly takes them."""
     return {"x": [x for x, _ in marks], "y": [y for _, y in marks]}
 
 
@@ -140,6 +146,7 @@ def value_axis(shown: Response) -> dict[str, Any]:
 
 
 def score_axis(metric: str) -> dict[str, Any]:
+    """Return how an axis shows a metric: a rate as a percentage."""
     return {"tickformat": ".1%"} if is_rate(metric) else {"tickformat": ".4g"}
 
 
@@ -188,7 +195,7 @@ def dimension(field: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def class_differences(names: Sequence[str], classes: Sequence[tuple[str, float]]) -> Figure:
-    """By how many points of accuracy the second run is better, class by class, sorted."""
+    """Draw by how many points of accuracy the second run is better, class by class, sorted."""
     ordered = sorted(classes, key=lambda item: item[1])
     colours = [PALETTE[2] if value >= 0 else PALETTE[5] for _, value in ordered]
     points = [100 * value for _, value in ordered]

@@ -1,5 +1,7 @@
-"""What the review page says of an experiment, as plain values: groups of runs, their differences, and what sets them
-apart beside the studied fields."""
+"""What the review page says of an experiment, as plain values.
+
+Groups of runs, their differences, and what sets them apart beside the studied fields.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,11 @@ ALONE_LABEL = "student alone"
 
 @dataclass(frozen=True)
 class Row:
-    """A group of runs on the page. key: its name in figures; by_seed: its scores; gain: over the student alone;
-    flags: in what else it differs from most others."""
+    """A group of runs on the page.
+
+    key: its name in figures; by_seed: its scores; gain: over the student alone; flags: in what else it differs from
+    most others.
+    """
 
     key: str
     label: str
@@ -34,12 +39,13 @@ class Row:
     flags: list[str]
 
     def mean(self, metric: str) -> float | None:
+        """Return the mean of a metric over the runs that have it."""
         values = self.group.values(metric)
         return spread(values)["mean"] if values else None
 
 
 def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDIED) -> list[Row]:
-    """A row for every group that has the metric, the best first."""
+    """Return a row for every group that has the metric, the best first."""
     groups = [group for group in groups if group.values(metric)]
     usual = usual_fields(groups, studied)
     alone = baseline(groups, metric, usual)
@@ -54,29 +60,33 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
 
 
 def same_task(one: Group, other: Group) -> bool:
-    """Whether both train one network on one data set, so that a difference is a gain."""
+    """Return whether both train one network on one data set, so that a difference is a gain."""
     return all(
         one.fields.get(field) == other.fields.get(field) for field in one.fields | other.fields if is_task(field)
     )
 
 
 def is_task(field: str) -> bool:
+    """Return whether a field says what is trained on what."""
     return field == "data.root" or (field.startswith("student.") and not is_studied(field, STUDIED))
 
 
 def is_studied(field: str, studied: Sequence[str]) -> bool:
+    """Return whether recipes are meant to differ in a field."""
     return any(f"{field}.".startswith(f"{name}.") for name in studied)
 
 
 def usual_fields(groups: Sequence[Group], studied: Sequence[str]) -> dict[str, str]:
-    """The value that most groups have of every field that is not studied."""
+    """Return the value that most groups have of every field that is not studied."""
     fields = {field for group in groups for field in group.fields if not is_studied(field, studied)}
     return {field: Counter(group.fields.get(field, "") for group in groups).most_common(1)[0][0] for field in fields}
 
 
 def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
-    """'train.batch_size 32, not 64', for every field in which a group is not as most are; for a section that only it
-    has, or only it has not, 'cache given'."""
+    """Return 'train.batch_size 32, not 64' for every field in which a group is not as most are.
+
+    For a section that only the group has, or only it has not, 'cache given' or 'cache absent'.
+    """
     flags = []
     changed = [field for field, value in sorted(usual.items()) if group.fields.get(field, "") != value]
     for section, fields in groupby(changed, key=lambda field: field.partition(".")[0]):
@@ -93,20 +103,20 @@ def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
 
 
 def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> Group | None:
-    """The student alone: labels only, with the fewest flags and then the most runs."""
+    """Return the student alone: labels only, with the fewest flags and then the most runs."""
     alone = [group for group in groups if group.method == ALONE]
     return min(alone, key=lambda g: (len(flags_of(g, usual)), -len(g.values(metric)))) if alone else None
 
 
 def label_of(group: Group, groups: Sequence[Group]) -> str:
-    """The group's method, and where several have the same, what sets it apart from them."""
+    """Return the group's method, and where several have the same, what sets it apart from them."""
     rivals = [other.runs[0] for other in groups if other.method == group.method]
     details = ", ".join(f"{field_name(field, group)} {group.fields.get(field)}" for field in varied_fields(rivals))
     return f"{group.method}: {details}" if details else group.method
 
 
 def field_name(field: str, group: Group | Run) -> str:
-    """A field for people: `method.1.temperature` of a term kd is kd.temperature."""
+    """Return a field as people read it: `method.1.temperature` of a term kd is kd.temperature."""
     first, _, rest = field.partition(".")
     number, _, last = rest.partition(".")
     if first != "method" or not last:
@@ -130,41 +140,45 @@ def sentences(rows: Sequence[Row], metric: str) -> list[str]:
 
 
 def caveat(*rows: Row) -> str:
-    """What a comparison does not hold fixed."""
+    """Return a sentence on what a comparison does not hold fixed."""
     fields = sorted({flag.split(" ", 1)[0] for row in rows for flag in row.flags})
-    return f" They differ in more than the method: {listed(fields)}." if fields else ""
+    return f" They differ in more than the method: {enumerated(fields)}." if fields else ""
 
 
-def listed(words: Sequence[str], limit: int = 3) -> str:
-    """'a, b, c and 4 more'."""
+def enumerated(words: Sequence[str], limit: int = 3) -> str:
+    """Return words as 'a, b, c and 4 more'."""
     more = len(words) - limit
     return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def varied_fields(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """{field: its values, in order} of the fields in which runs differ; of those that always change together, as two
-    weights that add up to 1, the last term's, and the method's before others."""
+    """Return {field: its values, in order} of the fields in which runs differ.
+
+    Of those that always change together, as two weights that add up to 1, only the last term's, and the method's before
+    others.
+    """
     columns = {field: tuple(run.fields.get(field, "-") for run in runs) for run in runs for field in run.fields}
     varied = {field: column for field, column in columns.items() if len(set(column)) > 1}
     kept: dict[str, tuple[str, ...]] = {}
     for field in sorted(varied, key=lambda field: (field.startswith("method."), field), reverse=True):
         if not any(change_together(varied[field], other) for other in kept.values()):
             kept[field] = varied[field]
-    return {field: sorted(set(kept[field]), key=in_order) for field in sorted(kept)}
+    return {field: sorted(set(kept[field]), key=sort_key) for field in sorted(kept)}
 
 
 def change_together(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether each value of one column belongs to one value of the other, and the other way round."""
+    """Return whether each value of one column belongs to one value of the other, and the other way round."""
     return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
 
 
-def in_order(text: str) -> tuple[int, float, str]:
-    """Numbers by size, before words by letter."""
-    value = number_of(text)
+def sort_key(text: str) -> tuple[int, float, str]:
+    """Return a key that sorts numbers by size, before words by letter."""
+    value = parse_number(text)
     return (0, value, text) if value is not None else (1, 0.0, text)
 
 
-def number_of(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
+    """Return the number that a text is; None for any other text."""
     try:
         return float(text)
     except ValueError:
@@ -172,7 +186,7 @@ def number_of(text: str) -> float | None:
 
 
 def recipe_differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
-    """(field, its value in one, in the other) of all fields that differ, the seed among them."""
+    """Return (field, its value in one, in the other) of all fields that differ, the seed among them."""
     mine, theirs = ({**run.fields, "seed": run.seed} for run in (one, other))
     return [
         (field_name(field, one if field in mine else other), mine.get(field, "-"), theirs.get(field, "-"))

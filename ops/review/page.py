@@ -41,7 +41,7 @@ def review(
     metric: str,
     studied: Sequence[str] | None,
 ) -> int:
-    """Writes the page. Refused where the experiment, a run or the metric is not there."""
+    """Write the page. Refused where the experiment, a run or the metric is not there."""
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(uri, "start it, or name another --store"):
@@ -61,7 +61,7 @@ def review(
 
 
 def find_run(runs: Sequence[Run], name: str) -> Run:
-    """A run by name or id; of several the latest."""
+    """Find a run by name or id; of several the latest."""
     found = [run for run in runs if name in (run.name, run.run_id)]
     if not found:
         raise Refused(f"no run {name!r} in this experiment; it has {', '.join(sorted({r.name for r in runs})[:12])}")
@@ -71,7 +71,7 @@ def find_run(runs: Sequence[Run], name: str) -> Run:
 def page(
     client: mlflow.MlflowClient, experiment: str, runs: list[Run], rows: list[Row], pair: list[Run], metric: str
 ) -> str:
-    """The whole page."""
+    """Return the whole page, as HTML."""
     shown = rows[:CURVES_OF_AT_MOST]
     wanted = {run.run_id: run for row in shown for run in row.group.runs} | {run.run_id: run for run in pair}
     histories = read_histories(client, wanted.values())
@@ -105,7 +105,7 @@ def page(
 
 
 def read_histories(client: mlflow.MlflowClient, runs: Iterable[Run]) -> Histories:
-    """The curves of the runs, as far as MLflow has them."""
+    """Read the curves of the runs, as far as MLflow has them."""
     return {
         run.run_id: {
             name: sorted((point.step, point.value) for point in client.get_metric_history(run.run_id, name))
@@ -117,7 +117,7 @@ def read_histories(client: mlflow.MlflowClient, runs: Iterable[Run]) -> Historie
 
 
 def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Histories) -> dict[str, Any]:
-    """What differs between two runs: in the recipe, in the curves, by class."""
+    """Return what differs between two runs: in the recipe, in the curves, by class."""
     one, other = pair
     drawn = [figures.pair_curves(pair, histories, name, *how) for name, how in CURVES.items()]
     classes = [by_class(client, run) for run in pair]
@@ -134,7 +134,7 @@ def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Hi
 
 
 def shared_metrics(one: Run, other: Run) -> list[tuple[str, float, float]]:
-    """(metric, of one, of the other): their evaluations where both were evaluated, else their last validations."""
+    """Return (metric, of one, of the other): from evaluations where both have them, else from the last validations."""
     names = sorted(one.metrics.keys() & other.metrics.keys())
     evaluated = [name for name in names if name.startswith("evaluation/")]
     chosen = evaluated or [name for name in names if name.startswith(("val/", "held_out/"))]
@@ -146,7 +146,7 @@ def shared_metrics(one: Run, other: Run) -> list[tuple[str, float, float]]:
 
 
 def by_class(client: mlflow.MlflowClient, run: Run) -> dict[str, float]:
-    """{class: accuracy of the student}, from the run's evaluation on its validation images; empty without one."""
+    """Return {class: the student's accuracy} of the evaluation on validation images; empty without one."""
     there = {artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")}
     if "evaluation/val.json" not in there:
         return {}

@@ -28,6 +28,7 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval; None where a side has a single run."""
         return None if self.half_width is None else (self.value - self.half_width, self.value + self.half_width)
 
 

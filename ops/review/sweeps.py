@@ -12,7 +12,7 @@ from ops.history import Run
 from ops.response import ScoredPoint
 from ops.review import figures
 from ops.review.figures import Figure
-from ops.review.groups import field_name, number_of, varied_fields
+from ops.review.groups import field_name, parse_number, varied_fields
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class ReviewedSweep:
 
     @property
     def finished(self) -> int:
+        """How many of its runs came to their ends."""
         return sum(len(point.scores) for point in self.points)
 
     @property
@@ -72,6 +73,7 @@ def scored_points(runs: Sequence[Run], metric: str) -> list[ScoredPoint]:
 
 
 def has_finished(run: Run, metric: str) -> bool:
+    """Return whether a run came to its end, with the metric."""
     return run.status == "FINISHED" and metric in run.metrics
 
 
@@ -86,6 +88,6 @@ def values_by_field(runs: Sequence[Run]) -> dict[str, list[Any]]:
     columns = {}
     for field in fields:
         texts = [run.fields.get(field, "-") for run in runs]
-        numbers = [number_of(text) for text in texts]
+        numbers = [parse_number(text) for text in texts]
         columns[names[field]] = texts if None in numbers else numbers
     return columns

@@ -20,8 +20,8 @@ from cluster.resources import device_here
 from cluster.sweep.caches import asks_the_teacher, num_bytes
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
 from cluster.sweep.plan import Costs, SweepPlan, concurrency, local_concurrency
-from cluster.sweep.run import build_caches, claimed, has_begun, journal_of, run_trials, sweep_session
-from cluster.sweep.space import LAYERS, LayerScores, base_of, label
+from cluster.sweep.run import build_caches, exclusive_folder, has_begun, run_trials, sweep_session, trials_so_far
+from cluster.sweep.space import LAYERS, LayerScores, label, shared_recipe
 from cluster.sweep.tracking import SweepRecord
 from kdcore.quality.score import Quality
 from ops import catalog, layers
@@ -37,7 +37,7 @@ MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
 
 
 def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | None, plan_only: bool) -> int:
-    """Plans a sweep of a recipe, and runs it unless only the plan was asked for."""
+    """Plan a sweep of a recipe, and run it unless only the plan was asked for."""
     started = time.perf_counter()
     config, wanted = absolute(catalog.load(recipe, overrides), Path.cwd()), load_sweep(space)
     concurrent = concurrent or wanted.concurrent
@@ -50,15 +50,15 @@ def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | N
         if plan_only:
             return 0
         command = shlex.join(["python", "-m", "ops", "sweep", recipe, "--space", space, *overrides])
-        with claimed(plan):
+        with exclusive_folder(plan):
             run(plan, fitting, command, started)
     return 0
 
 
 def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> None:
-    """Builds what is missing, runs the trials, and shows and keeps what came out."""
+    """Build what is missing, run the trials, and show and keep what came out."""
     record = SweepRecord(plan.parent, plan.sweep, command)
-    with record.open_until_the_end(), BuildView() as build_view:
+    with record.marking_interruption(), BuildView() as build_view:
         build_caches(plan, build_view)
     built = time.perf_counter()
     with SweepView(plan) as view:
@@ -75,7 +75,7 @@ def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> None:
 
 
 def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
-    """The layers' scores where the space chooses layers: as they were measured when the sweep began."""
+    """Measure the layers where the space chooses some, once: a sweep that has begun keeps the scores it began with."""
     axis = wanted.space.get(LAYERS)
     if not isinstance(axis, Pairings):
         return None
@@ -87,7 +87,7 @@ def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
     if axis.pairs is not None:
         named = {pair.teacher for pairs in axis.pairs for pair in pairs}
         taps = taps or tuple(sorted(named))
-    online = base_of(config, wanted)
+    online = shared_recipe(config, wanted)
     scores = layers.score(online, taps, axis.student_taps, num_images=axis.images)
     content = {"quality": {tap: asdict(q) for tap, q in scores.quality.items()}}
     write_json(kept, {**content, "student_taps": list(scores.student_taps)})
@@ -95,14 +95,15 @@ def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
 
 
 def show_plan(plan: SweepPlan, concurrent: int, asked: int | None) -> None:
-    """What will be run, what it shares, and what it will cost."""
+    """Show what will be run, what it shares, and what it will cost."""
     console.print(table(f"plan of the sweep {plan.sweep.name}", ["", ""], plan_rows(plan, concurrent, asked)))
     for point, problem in plan.problems.items():
         say(f"makes no run, and counts as failed: {point}: {problem.removeprefix(f'{point}: ')}")
 
 
 def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[str]]:
-    sweep, done = plan.sweep, journal_of(plan)
+    """Return the rows of the plan. concurrent: runs at a time; asked: as many as were wanted."""
+    sweep, done = plan.sweep, trials_so_far(plan)
     num_points = plan.num_trials // len(sweep.seeds)
     ended = sum(trial.end is not None for trial in done.values())
     rows = [[name, axis_text(axis)] for name, axis in plan.space.axes.items()]
@@ -122,7 +123,7 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
 
 
 def axis_text(axis: Any) -> str:
-    """An axis in a cell: of many values the first."""
+    """Return an axis as a cell shows it: of many values the first."""
     if not hasattr(axis, "values"):
         return f"{axis.low:g} to {axis.high:g}"
     shown = [label(value) for value in axis.values]
@@ -131,7 +132,7 @@ def axis_text(axis: Any) -> str:
 
 
 def cache_rows(plan: SweepPlan) -> list[list[str]]:
-    """Each cache: where it is, what is in it, how large."""
+    """Return a row or two for each cache: where it is, what is in it, how large."""
     missing = {config.cache.dir for config in plan.caches.missing() if config.cache}
     rows = []
     for build in plan.caches.builds():
@@ -145,8 +146,8 @@ def cache_rows(plan: SweepPlan) -> list[list[str]]:
 
 
 def cost_rows(plan: SweepPlan, concurrent: int) -> list[list[str]]:
-    """Hours from measured speeds, and when the cache is paid for."""
-    seen = measured(plan)
+    """Return the hours, from measured speeds, and when the cache is paid for."""
+    seen = measured_speeds(plan)
     if seen is None:
         return []
     costs = Costs(seen, plan.num_trials, concurrent, len(plan.caches.missing()))
@@ -165,13 +166,13 @@ def cost_rows(plan: SweepPlan, concurrent: int) -> list[list[str]]:
     ]
 
 
-def measured(plan: SweepPlan) -> Outlook | None:
-    """The speeds of the parts on this machine; of a sweep that is continued, as they were measured before."""
+def measured_speeds(plan: SweepPlan) -> Outlook | None:
+    """Measure the parts on this machine, once: a sweep that has begun keeps the speeds it began with."""
     kept = plan.parent.run_dir / "speeds.json"
     if kept.exists() and has_begun(kept.parent):
         found = read_json(kept, "delete it: it is then measured again")
         return Outlook(**{**found, "speeds": Speeds(**found["speeds"])})
-    config = next(iter(plan.caches.builds()), None) or stand_in(plan.base)
+    config = next(iter(plan.caches.builds()), None) or recipe_to_measure(plan.base)
     if config is None:
         return None
     seen = outlook(config, device_here(config), MEASURE_SECONDS)
@@ -179,8 +180,8 @@ def measured(plan: SweepPlan) -> Outlook | None:
     return seen
 
 
-def stand_in(base: RunConfig) -> RunConfig | None:
-    """A recipe for measuring where no cache will be built; None where no teacher is asked."""
+def recipe_to_measure(base: RunConfig) -> RunConfig | None:
+    """Return a recipe for measuring where no cache will be built; None where no teacher is asked."""
     if not asks_the_teacher(base):
         return None
     data = base.model_dump(mode="json")
@@ -190,7 +191,7 @@ def stand_in(base: RunConfig) -> RunConfig | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
+    """Return seconds in the unit that reads best."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

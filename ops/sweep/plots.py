@@ -87,7 +87,7 @@ def responses(plan: SweepPlan, results: Sequence[PointResult], names: Sequence[s
 
 
 def by_axis(marks: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return the places and the heights of marks."""
+    """Return the values and the scores of marks."""
     return [x for x, _ in marks], [y for _, y in marks]
 
 

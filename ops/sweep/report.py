@@ -15,9 +15,17 @@ from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.space import LAYERS, described, label
+from cluster.sweep.space import LAYERS, describe, label
 from ops.console import percent, table
 from ops.response import ScoredPoint
+
+RESULT_FIELDS = (
+    "metrics",
+    "steps",
+    "train_seconds",
+    "wall_seconds",
+    "images_per_second",
+)  # of a trial's result, in sweep.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +47,7 @@ class PointResult(ScoredPoint):
 
 
 def ranked(plan: SweepPlan, trials: Iterable[Trial]) -> list[PointResult]:
-    """Best first: points whose every seed went to its end, by their mean; then the others by how far they came."""
+    """Rank points: first those whose every seed went to its end, by their mean; the others by how far they came."""
     groups: dict[int, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.number, []).append(trial)
@@ -54,6 +62,7 @@ def ranked(plan: SweepPlan, trials: Iterable[Trial]) -> list[PointResult]:
 
 
 def result_of(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> PointResult:
+    """Return what the trials of a point amount to."""
     scores = {trial.name: plan.score(trial) for trial in trials}
     finished = [s for trial in trials if trial.end == "finished" and (s := scores[trial.name]) is not None]
     others = [s for trial in trials if trial.end != "finished" and (s := scores[trial.name]) is not None]
@@ -63,7 +72,7 @@ def result_of(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> PointRes
 
 
 def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
-    """One row a point, best first."""
+    """Return a table with one row a point, best first."""
     fields = list(plan.space.axes)
     quality = plan.scores if LAYERS in fields else None
     columns = ["", *headings(fields), *(["Q"] if quality else []), plan.sweep.metric, "val/top1", "runs"]
@@ -72,31 +81,32 @@ def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
         row = [str(rank), *(label(result.point[name]) for name in fields)]
         if quality:
             row.append(f"{quality.of(result.point[LAYERS]):.4f}")
-        rows.append([*row, with_spread(result), test_score(result), fates(result)])
+        rows.append([*row, mean_text(result), validation_text(result), ends_of_runs(result)])
     return table(f"{plan.sweep.name}: best by {plan.sweep.metric}", columns, rows)
 
 
 def headings(fields: Sequence[str]) -> list[str]:
-    """The fields by their last words, where those tell them apart."""
+    """Return the fields by their last words, where those tell them apart."""
     last = [name.rpartition(".")[2] for name in fields]
     return last if len(set(last)) == len(last) else list(fields)
 
 
-def with_spread(result: PointResult) -> str:
+def mean_text(result: PointResult) -> str:
+    """Return a point's mean, with the deviation over seeds where it has one."""
     if result.mean is None:
         return "-"
     shown = f"{result.mean:.4f}"
     return f"{shown} ± {result.stdev:.4f}" if result.stdev is not None else shown
 
 
-def test_score(result: PointResult) -> str:
-    """On the validation set, which has chosen nothing."""
+def validation_text(result: PointResult) -> str:
+    """Return the mean top-1 on the validation set, which has chosen nothing."""
     values = [trial.result["metrics"]["val/top1"] for trial in result.trials if trial.end == "finished"]
     return percent(statistics.fmean(values)) if values else "-"
 
 
-def fates(result: PointResult) -> str:
-    """How its runs ended, and at which epoch those that did not come to their ends."""
+def ends_of_runs(result: PointResult) -> str:
+    """Return how a point's runs ended, and at which epoch those that did not come to their ends."""
     words = [
         "finished" if trial.end == "finished" else f"{trial.end or 'interrupted'} at {trial.epoch:g}"
         for trial in result.trials
@@ -107,7 +117,7 @@ def fates(result: PointResult) -> str:
 
 
 def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunConfig, str] | None:
-    """The best point as a recipe of its own, with its manual; None where no point has all its runs at their ends."""
+    """Return the best point as a recipe, with its manual; None where no point has all its runs at their ends."""
     if not results or not results[0].whole:
         return None
     best, sweep = results[0], plan.sweep
@@ -115,15 +125,15 @@ def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunCon
     data |= {"name": f"{sweep.name}-best", "output_dir": plan.recipe.output_dir}
     config = parse(data, f"{sweep.name}-best")
     text = (
-        f"# The best of the {len(results)} points of the sweep {sweep.name}: {described(best.point)}\n"
-        f"# {sweep.metric} {with_spread(best)}, n = {len(best.scores)} seeds; chosen by that, so expect less.\n"
+        f"# The best of the {len(results)} points of the sweep {sweep.name}: {describe(best.point)}\n"
+        f"# {sweep.metric} {mean_text(best)}, n = {len(best.scores)} seeds; chosen by that, so expect less.\n"
         "# The teacher's outputs are in the sweep's cache: keep that, or set teacher.source=online.\n"
     )
     return config, text + to_yaml(config)
 
 
 def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> list[Path]:
-    """best.yaml, where there is a best, and sweep.json."""
+    """Write sweep.json, and best.yaml where there is a best; return their paths."""
     folder = plan.parent.run_dir
     files = [folder / "sweep.json"]
     files[0].write_text(json.dumps(summary(plan, results, facts), indent=1) + "\n")
@@ -134,7 +144,7 @@ def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str
 
 
 def summary(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a sweep as plain values: the points ranked, with the runs of each."""
+    """Return everything about a sweep as plain values: the points ranked, with the runs of each."""
     return {
         "name": plan.sweep.name,
         "sweep": plan.sweep.model_dump(mode="json"),
@@ -155,6 +165,7 @@ def summary(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, An
 
 
 def trial_summary(plan: SweepPlan, trial: Trial) -> dict[str, Any]:
+    """Return everything about a trial as plain values."""
     return {
         "run": f"{plan.sweep.name}-{trial.name}",
         "seed": trial.seed,
@@ -162,8 +173,5 @@ def trial_summary(plan: SweepPlan, trial: Trial) -> dict[str, Any]:
         "end": trial.end,
         "reason": trial.reason,
         "curve": trial.reports,
-        "result": {name: trial.result[name] for name in KEPT if name in trial.result},
+        "result": {name: trial.result[name] for name in RESULT_FIELDS if name in trial.result},
     }
-
-
-KEPT = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.space import described
+from cluster.sweep.space import describe
 from ops.console import console, say, table
 
 ROWS = 20  # of the live table: what runs, and what has ended last
@@ -41,9 +41,9 @@ class SweepView:
             say(self.line(event, trial))
 
     def line(self, event: Event, trial: Trial) -> str:
-        """An event in words."""
+        """Return an event in words."""
         if event["event"] == "begin":
-            return f"{trial.name}: begins, {described(trial.point)}, seed {trial.seed}"
+            return f"{trial.name}: begins, {describe(trial.point)}, seed {trial.seed}"
         if event["event"] == "report" and not trial.end:
             return f"{trial.name}: epoch {trial.epoch:g}, {self.plan.sweep.metric} {self.shown(trial)}"
         if trial.end == "finished":
@@ -51,14 +51,14 @@ class SweepView:
         return f"{trial.name}: {trial.reason}" if trial.end == "stopped" else f"{trial.name}: failed, {trial.reason}"
 
     def table(self, trials: list[Trial]) -> Table:
-        """The runs under way, and those that have ended last."""
+        """Return a table of the runs under way, and of those that have ended last."""
         ends = [trial.end or "under way" for trial in trials]
         counts = ", ".join(f"{ends.count(end)} {end}" for end in ("finished", "stopped", "failed", "under way"))
         title = f"{self.plan.sweep.name}: {counts}, {self.plan.num_trials - len(trials)} to come"
         rows: list[list[Any]] = [
             [
                 trial.name,
-                described(trial.point),
+                describe(trial.point),
                 f"{trial.epoch:g}",
                 self.shown(trial),
                 trial.end or "under way",
@@ -68,5 +68,6 @@ class SweepView:
         return table(title, ["run", "point", "epoch", self.plan.sweep.metric, ""], rows)
 
     def shown(self, trial: Trial) -> str:
+        """Return a trial's score as people read it."""
         score = self.plan.score(trial)
         return "-" if score is None else f"{score:.4f}"

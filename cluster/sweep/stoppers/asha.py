@@ -38,6 +38,7 @@ class Asha(Stopper):
         return next((score for epoch, score in run if self.rung(epoch) == rung), None)
 
     def reason(self, run: Curve, others: Sequence[Curve], mode: Mode) -> str:
+        """Return why a run ends with its last report; empty where it goes on."""
         epoch, score = run[-1]
         rung = self.rung(epoch)
         if rung == 0 or self.score_at(rung, run[:-1]) is not None:
@@ -55,4 +56,5 @@ class Asha(Stopper):
         )
 
     def summary(self) -> str:
+        """Return what the rule does, in a few words."""
         return f"by ASHA from epoch {self.grace_epochs}, all but 1/{self.reduction_factor}"

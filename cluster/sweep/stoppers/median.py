@@ -16,8 +16,7 @@ class Median(Stopper):
     """The median stopping rule (Golovin et al., Google Vizier, KDD 2017), with a grace period as in Ray Tune.
 
     A run stops at epoch t if its best score so far is worse than the median of the other runs' running averages: of
-    every run that has come to epoch t, the mean of its scores from grace_epochs to t. Beside successive halving it
-    stops fewer runs, and none for a slow start that the others had as well.
+    every run that has come to epoch t, the mean of its scores from grace_epochs to t.
     """
 
     rule: Literal["median"] = "median"
@@ -35,6 +34,7 @@ class Median(Stopper):
         return mean if math.isfinite(mean) else None
 
     def reason(self, run: Curve, others: Sequence[Curve], mode: Mode) -> str:
+        """Return why a run ends with its last report; empty where it goes on."""
         epoch, score = run[-1]
         if epoch < self.grace_epochs:
             return ""
@@ -52,4 +52,5 @@ class Median(Stopper):
         )
 
     def summary(self) -> str:
+        """Return what the rule does, in a few words."""
         return f"by the median rule from epoch {self.grace_epochs}, once {self.min_runs} other runs have come as far"

@@ -21,13 +21,13 @@ MSE = {"term": "feature_mse", "weight": 1.0, "pairs": PAIRS}
 
 
 def sweep(**fields: Any) -> SweepConfig:
-    """A sweep over two temperatures, with fields changed."""
+    """Return a sweep over two temperatures, with fields changed."""
     return validated(SweepConfig, {"name": "s", "space": {"temperature": [1, 4]}} | fields, "space.yaml")
 
 
 @pytest.fixture
 def recipes(recipe, tmp_path):
-    """A function that gives a recipe with a teacher and held-out images, with fields changed."""
+    """Return a function that gives a recipe with a teacher and held-out images, with fields changed."""
     torch.manual_seed(7)
     model = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
     safetensors.torch.save_file(model.state_dict(), tmp_path / "teacher.safetensors")
@@ -41,10 +41,11 @@ def recipes(recipe, tmp_path):
 
 
 def scores(**q: float) -> LayerScores:
-    """Layers whose Q is as given: S alone."""
+    """Return layers whose Q is as given: S alone."""
     quality = {tap: Quality(value, 0.0, 1.0, samples=9, dims=4, effective_dims=2.0) for tap, value in q.items()}
     return LayerScores(quality, ["early", "late"])
 
 
 def planned(recipe: RunConfig, layer_scores: LayerScores | None = None, **fields: Any) -> SweepPlan:
+    """Return the plan of `sweep` with fields changed."""
     return SweepPlan(recipe, sweep(**fields), layer_scores)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cluster.sweep.caches import Caches, stored
+from cluster.sweep.caches import Caches, teacher_needs
 from cluster.sweep.journal import Trial
-from cluster.sweep.space import configured
+from cluster.sweep.space import run_config
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, planned
 
@@ -42,7 +42,7 @@ def test_sweeps_without_a_cache(recipes):
 
 
 def test_what_is_read_of_the_teacher(recipes):
-    needs = stored([recipes(method=[*KD, MSE]), recipes(method=[{"term": "simkd", "weight": 1.0}])])
+    needs = teacher_needs([recipes(method=[*KD, MSE]), recipes(method=[{"term": "simkd", "weight": 1.0}])])
     assert needs.teacher_logits
     assert needs.teacher_taps == {"layer2", "forward_features"}
     assert needs.student_taps == frozenset()
@@ -55,4 +55,4 @@ def test_caches_of_a_search_that_goes_on(recipes):
     (build,) = plan.caches.builds()
     assert build.needs.teacher_logits
     with pytest.raises(Refused, match="its views or its teacher are others"):
-        Caches(plan.sweep, [build]).reading(configured(plan.base, {"views.flip_probability": 0.1}, "r", 0))
+        Caches(plan.sweep, [build]).reading(run_config(plan.base, {"views.flip_probability": 0.1}, "r", 0))

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.resources import run_resources as resources
 from cluster.sweep.journal import Trial
-from cluster.sweep.plan import DRIVER, local_concurrency, places
+from cluster.sweep.plan import TRIAL_RESOURCES, local_concurrency, runs_that_fit
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, planned, scores
 
@@ -27,7 +27,7 @@ def test_no_cluster_is_filled_with_drivers(recipes):
     """The process of a trial takes no core of those that its workers wait for."""
     config = recipes(scaling__num_workers=2, scaling__cpus_per_worker=1.5)
     assert resources(config)["CPU"] == 3
-    assert DRIVER["CPU"] == 0
-    assert [places(config, {"CPU": cpus}) for cpus in (2.9, 3, 8, 9)] == [0, 1, 2, 3]
+    assert TRIAL_RESOURCES["CPU"] == 0
+    assert [runs_that_fit(config, {"CPU": cpus}) for cpus in (2.9, 3, 8, 9)] == [0, 1, 2, 3]
     assert resources(recipes())["CPU"] == 1  # num_workers 0: a worker all the same
     assert local_concurrency(config, 5) == 5

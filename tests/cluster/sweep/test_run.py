@@ -5,14 +5,14 @@ import json
 import pytest
 
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.run import claimed
+from cluster.sweep.run import exclusive_folder
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import planned
 
 
 def test_the_name_belongs_to_one_sweep(recipes):
     """And its folder to one process at a time."""
-    with claimed(planned(recipes())), pytest.raises(Refused, match="another process runs the sweep"):
+    with exclusive_folder(planned(recipes())), pytest.raises(Refused, match="another process runs the sweep"):
         enter(planned(recipes()))
     enter(planned(recipes(), concurrent=2))
     with pytest.raises(Refused, match=r"holds another sweep \(space.temperature is .* choose another name"):
@@ -44,5 +44,5 @@ def test_a_field_that_came_later_makes_no_other_sweep(recipes):
 
 
 def enter(plan: SweepPlan) -> None:
-    with claimed(plan):
+    with exclusive_folder(plan):
         pass

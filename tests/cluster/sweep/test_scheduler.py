@@ -10,14 +10,14 @@ from tests.cluster.sweep.conftest import sweep
 
 
 def opened(path: Path, **stop: Any) -> EarlyStopping:
-    """A scheduler with the journal that lies at a path."""
+    """Return a scheduler with the journal that lies at a path."""
     scheduler = EarlyStopping(sweep(stop=stop), SweepJournal(path))
     scheduler.journal.open()
     return scheduler
 
 
 def report(scheduler: EarlyStopping, name: str, epoch: float, score: float, last: bool = False) -> str:
-    """Tune's word after a report of a trial, which begins with its first one."""
+    """Return Tune's word after a report of a trial, which begins with its first one."""
     if name not in scheduler.journal.trials:
         scheduler.journal.begin(name, len(scheduler.journal.trials), {"temperature": 1}, 0)
     row = {"epoch": epoch, "step": int(4 * epoch), "last": last, "held_out/top1": score, "time_total_s": 1.0}

@@ -14,7 +14,7 @@ from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
-from cluster.sweep.space import settle
+from cluster.sweep.space import build_space
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import sweep
 
@@ -46,7 +46,7 @@ class Tune:
         self.config, self.concurrent, self.stop_after = config, concurrent, stop_after
         self.journal = SweepJournal(path)
         self.events = 0
-        self.proposals = Proposals(settle(config, None), self.journal, self.score, self.payload, lambda trial: {})
+        self.proposals = Proposals(build_space(config, None), self.journal, self.score, self.payload, lambda trial: {})
         self.stopping = EarlyStopping(config, self.journal)
         self.journal.open()
         self.journal.listen(self.count)
@@ -94,7 +94,7 @@ class Tune:
 
 
 def rows(trial: Trial) -> Iterator[dict[str, Any]]:
-    """The reports of a run, from its beginning, also where it is continued."""
+    """Yield the reports of a run, from its beginning, also where it is continued."""
     for epoch in range(1, 10):
         goodness = sum(zlib.crc32(f"{name} {value:.6f}".encode()) % 97 for name, value in trial.point.items()) / 97
         yield {"epoch": epoch, "step": 4 * epoch, "last": epoch == 9, "held_out/top1": epoch * (goodness + trial.seed)}

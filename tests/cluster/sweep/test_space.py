@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.sweep.space import base_of, configured, described, settle
+from cluster.sweep.space import build_space, describe, run_config, shared_recipe
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, scores, sweep
 
@@ -13,7 +13,7 @@ FOUR = {"a": 0.1, "b": 0.9, "c": 0.5, "d": 0.7}
 
 
 def test_a_grid_is_every_combination():
-    points = settle(sweep(space={"temperature": [1, 4], "optimizer.lr": [0.1, 0.2, 0.3]}), None).points()
+    points = build_space(sweep(space={"temperature": [1, 4], "optimizer.lr": [0.1, 0.2, 0.3]}), None).points()
     assert points == [{"temperature": t, "optimizer.lr": lr} for t in (1, 4) for lr in (0.1, 0.2, 0.3)]
 
 
@@ -21,59 +21,59 @@ def test_random_points():
     """The same ones for a seed, within their ranges; of a finite space none twice."""
     space = {"weight": {"log_uniform": [0.01, 100]}, "train.epochs": {"integers": [2, 3]}}
     fields = {"space": space, "search": "random", "num_points": 400}
-    points = settle(sweep(**fields), None).points()
-    assert points == settle(sweep(**fields), None).points() != settle(sweep(**fields, seed=1), None).points()
+    points = build_space(sweep(**fields), None).points()
+    assert points == build_space(sweep(**fields), None).points() != build_space(sweep(**fields, seed=1), None).points()
     assert all(0.01 <= point["weight"] <= 100 for point in points)
     assert {point["train.epochs"] for point in points} == {2, 3}
     assert 140 < sum(point["weight"] < 1 for point in points) < 260  # half of the logarithms
-    drawn = settle(sweep(search="random", num_points=2), None).points()
+    drawn = build_space(sweep(search="random", num_points=2), None).points()
     assert sorted(point["temperature"] for point in drawn) == [1, 4]
     with pytest.raises(Refused, match="num_points is 3, but the space has only 2 points"):
-        settle(sweep(search="random", num_points=3), None).points()
+        build_space(sweep(search="random", num_points=3), None).points()
 
 
 def test_the_word_temperature(recipes):
-    base = base_of(recipes(), sweep())
-    assert configured(base, {"temperature": 2}, "r", 0).method[1].temperature == 2
-    base = base_of(recipes(method=TTM), sweep())
-    assert configured(base, {"temperature": 5}, "r", 0).method[1].gamma == pytest.approx(0.2)
+    base = shared_recipe(recipes(), sweep())
+    assert run_config(base, {"temperature": 2}, "r", 0).method[1].temperature == 2
+    base = shared_recipe(recipes(method=TTM), sweep())
+    assert run_config(base, {"temperature": 5}, "r", 0).method[1].gamma == pytest.approx(0.2)
     with pytest.raises(Refused, match="gamma"):
-        configured(base, {"temperature": 0.5}, "r", 0)  # gamma 2
-    base = base_of(recipes(method=[{"term": "crd", "weight": 1.0}]), sweep())
+        run_config(base, {"temperature": 0.5}, "r", 0)  # gamma 2
+    base = shared_recipe(recipes(method=[{"term": "crd", "weight": 1.0}]), sweep())
     with pytest.raises(Refused, match="temperature: the recipe has no term on logits"):
-        configured(base, {"temperature": 0.5}, "r", 0)
+        run_config(base, {"temperature": 0.5}, "r", 0)
 
 
 def test_the_word_weight(recipes):
-    run = configured(base_of(recipes(), sweep()), {"weight": 0.9}, "r", 0)
+    run = run_config(shared_recipe(recipes(), sweep()), {"weight": 0.9}, "r", 0)
     assert [term.weight for term in run.method] == [0.5, 0.9]
     with pytest.raises(Refused, match=r"2 terms that read a teacher \(method.1.weight, method.2.weight\)"):
-        configured(base_of(recipes(method=[*KD, MSE]), sweep()), {"weight": 0.9}, "r", 0)
+        run_config(shared_recipe(recipes(method=[*KD, MSE]), sweep()), {"weight": 0.9}, "r", 0)
 
 
 def test_any_field_and_the_seed(recipes):
     """The views stay those of the recipe's own seed, so that all seeds can read one cache."""
     point = {"optimizer.lr": 1e-5, "method.1.temperature": 3, "train.clip_norm": None}
-    run = configured(base_of(recipes(seed=11), sweep()), point, "r", 5)
+    run = run_config(shared_recipe(recipes(seed=11), sweep()), point, "r", 5)
     assert (run.optimizer.lr, run.method[1].temperature, run.train.clip_norm) == (1e-5, 3, None)
     assert (run.name, run.seed, run.plan_seed) == ("r", 5, 11)
     assert run.run_dir.parent.name == "s"
     for field, message in {"optimizer.rl": "unknown key 'optimizer.rl'", "method.7.weight": "'7' is no item"}.items():
         with pytest.raises(Refused, match=message):
-            configured(base_of(recipes(), sweep()), {field: 1}, "r", 0)
+            run_config(shared_recipe(recipes(), sweep()), {field: 1}, "r", 0)
 
 
 def test_a_recipe_without_held_out_images_is_refused(recipes):
     with pytest.raises(Refused, match=r"data.held_out is 0; set data.held_out=0.02"):
-        base_of(recipes(data__held_out=0), sweep())
+        shared_recipe(recipes(data__held_out=0), sweep())
     with pytest.raises(Refused, match=r"grace_epochs 9 leaves nothing to stop in runs of 9"):
-        base_of(recipes(), sweep(stop={"rule": "asha", "grace_epochs": 9}))
+        shared_recipe(recipes(), sweep(stop={"rule": "asha", "grace_epochs": 9}))
 
 
 def test_ranked_layers():
     """Single layers by Q with the student's last tap; pairs of layers by depth."""
-    space = settle(sweep(space={"layers": {"ranked": 3, "sizes": [1, 2]}}), scores(**FOUR))
-    shown = [described({"layers": value}) for value in space.axes["layers"].values]
+    space = build_space(sweep(space={"layers": {"ranked": 3, "sizes": [1, 2]}}), scores(**FOUR))
+    shown = [describe({"layers": value}) for value in space.axes["layers"].values]
     assert shown == [
         "layers late<b",
         "layers early<b late<d",  # mean Q 0.8
@@ -83,12 +83,12 @@ def test_ranked_layers():
         "layers late<c",
     ]
     with pytest.raises(Refused, match="ranked 5, but the teacher has 4 layers"):
-        settle(sweep(space={"layers": {"ranked": 5}}), scores(**FOUR))
+        build_space(sweep(space={"layers": {"ranked": 5}}), scores(**FOUR))
 
 
 def test_given_layers(recipes):
     pairs = [[{"student": "layer3", "teacher": "layer1"}], PAIRS]
-    space = settle(sweep(space={"layers": {"pairs": pairs}}), scores(layer1=1.0, layer2=2.0))
+    space = build_space(sweep(space={"layers": {"pairs": pairs}}), scores(layer1=1.0, layer2=2.0))
     assert space.points() == [{"layers": pairs[0]}, {"layers": pairs[1]}]
-    run = configured(base_of(recipes(method=[*KD, MSE]), sweep()), space.points()[0], "r", 0)
+    run = run_config(shared_recipe(recipes(method=[*KD, MSE]), sweep()), space.points()[0], "r", 0)
     assert [(pair.student, pair.teacher) for pair in run.method[2].pairs] == [("layer3", "layer1")]

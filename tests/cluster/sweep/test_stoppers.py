@@ -15,12 +15,12 @@ from tests.cluster.sweep.conftest import sweep
 
 
 def curve(*scores: float, first: float = 1) -> list[Report]:
-    """A run that reports after every epoch."""
+    """Return a run that reports after every epoch."""
     return [Report(first + number, score) for number, score in enumerate(scores)]
 
 
 def decisions(rule, reference, mode: str, seed: int, num_runs: int = 24, epochs: int = 9) -> list[tuple[bool, bool]]:
-    """(what the rule decides, what Ray's scheduler does) at every report of runs that are trained at the same time."""
+    """Return (what the rule decides, what Ray's scheduler does) at every report of runs trained at the same time."""
     rng = np.random.default_rng(seed)
     goodness = rng.normal(size=num_runs)
     trials = [TuneTrial(number) for number in range(num_runs)]
@@ -88,8 +88,10 @@ def test_rungs():
 
 
 def test_asha_compares_once_a_rung():
-    """At the first report there: what comes between two rungs decides nothing, and a run that has left a rung out, as
-    it validates more rarely, is not compared with those that were on it."""
+    """The first report there decides, and nothing that comes between two rungs.
+
+    A run that has left a rung out, as it validates more rarely, is not compared with those that were on it.
+    """
     asha = Asha(grace_epochs=1, reduction_factor=2)
     others = [curve(0.5, 0.6, 0.7, 0.8)] * 3
     assert asha.reason(curve(0.4), others, "max") == (

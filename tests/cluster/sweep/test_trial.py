@@ -4,7 +4,7 @@ import json
 
 from cluster.assembly import open_data
 from cluster.stored_teacher import TRAIN
-from cluster.sweep.trial import telling
+from cluster.sweep.trial import reporting_validations
 
 
 def test_every_validation_is_told_once(recipes):
@@ -19,7 +19,7 @@ def test_every_validation_is_told_once(recipes):
 
     write(6, 9)
     assert len(open_data(config)[TRAIN]) == 36
-    with telling(config, told.append):
+    with reporting_validations(config, told.append):
         write(6)
         write(6, 9, 12)
     assert told == [

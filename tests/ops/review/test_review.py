@@ -15,7 +15,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 
 def run(name: str, seed: int, score: float, **fields: str) -> Run:
-    recipe = {"name": name, "seed": str(seed), "train.batch_size": "64"} | fields
+    usual = {"train.batch_size": "64", "student.model": "small", "teacher.model": "large"}
+    recipe = {"name": name, "seed": str(seed), **usual} | fields
     terms = [value for key, value in recipe.items() if key.endswith(".term")]
     return Run(name, "0", name, "FINISHED", seed, recipe, {"method": "+".join(terms)}, {"val/top1": score})
 
@@ -59,10 +60,10 @@ def test_what_differs_beside_the_method_is_flagged():
 def test_a_section_that_others_have_not_is_one_flag():
     cache = {"cache.dir": "c", "cache.logits": "sparse", "teacher.source": "cache"}
     rows = rows_of(grouped([alone(0, 0.5), kd(0, 0.6), kd(1, 0.7), kd(0, 0.65, **cache)]), "val/top1")
-    flags = ["cache given", "teacher.source cache, not absent"]
+    flags = ["cache given", "teacher.source cache, not online"]
     assert [row.flags for row in rows if row.flags] == [flags]
     others = [alone(0, 0.5, **cache), kd(0, 0.6, **cache), kd(0, 0.65)]
-    assert ["cache absent", "teacher.source absent, not cache"] in [
+    assert ["cache absent", "teacher.source online, not cache"] in [
         row.flags for row in rows_of(grouped(others), "val/top1")
     ]
 

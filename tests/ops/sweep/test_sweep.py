@@ -26,7 +26,7 @@ from cluster.recipe import load_recipe, validated
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.run import JOURNAL
-from cluster.sweep.space import LayerScores, settle
+from cluster.sweep.space import LayerScores, build_space
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
@@ -34,7 +34,7 @@ from kdcore.quality.score import Quality
 from ops.__main__ import main
 from ops.submit import submit
 from ops.sweep.plots import plots
-from ops.sweep.report import fates, ranked, result_table
+from ops.sweep.report import ends_of_runs, ranked, result_table
 from tests.conftest import write_image_folder
 
 ROOT = Path(__file__).parents[3]
@@ -131,7 +131,7 @@ def imagined(tmp_path: Path, ends: dict[str, tuple[str, float]], **space: Any) -
     scores = LayerScores(quality, ["early", "late"])
     plan = SimpleNamespace(
         sweep=sweep,
-        space=settle(sweep, scores),
+        space=build_space(sweep, scores),
         scores=scores,
         parent=SimpleNamespace(run_dir=tmp_path),
         score=lambda trial: trial.score("held_out/top1", selects_best=False),
@@ -166,7 +166,7 @@ def test_ranking(tmp_path):
     assert [result.number for result in results] == [2, 0, 1, 3]
     assert [result.mean for result in results] == [pytest.approx(0.75), pytest.approx(0.6), pytest.approx(0.85), None]
     assert results[0].stdev == pytest.approx(0.3 / 2**0.5)
-    assert [fates(result) for result in results] == [
+    assert [ends_of_runs(result) for result in results] == [
         "2 finished",
         "2 finished",
         "1 finished, 1 stopped at 2",

@@ -1,0 +1,67 @@
+"""Recipes as MLflow holds them, flat and as text, with the fields that they did not have when they were logged.
+
+A field that a recipe has got since is off, or as things were before, by default. A run that was logged without it is
+therefore a run with its default, and is compared as that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from cluster.config import RunConfig
+from cluster.tracking.folder import flat
+from kdcore.terms import REGISTRY, Term
+
+
+def with_defaults(recipe: Mapping[str, str]) -> dict[str, str]:
+    """Return a logged recipe, {dotted field: text}, with every other field of its sections at its default."""
+    sections = {field.rsplit(".", depth)[0] for field in recipe for depth in range(1, field.count(".") + 1)}
+    return dict(missing_fields(RunConfig, "", recipe, sections)) | dict(recipe)
+
+
+def missing_fields(
+    model: type[BaseModel], prefix: str, recipe: Mapping[str, str], sections: set[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (field, default) of what a section lacks, and the sections below it. prefix: its own name and a dot."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        if key in sections:
+            for below, start in models_below(field.annotation, f"{key}.", recipe, sections):
+                yield from missing_fields(below, start, recipe, sections)
+        elif key not in recipe and name in defaults_of(model):
+            leaves = flat({name: defaults_of(model)[name]}, prefix)
+            yield from ((leaf, str(value)) for leaf, value in leaves.items())
+
+
+@cache
+def defaults_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return {field: default} of the fields of a model that have one, as they are logged."""
+    return model.model_construct().model_dump(mode="json")
+
+
+def models_below(
+    annotation: Any, prefix: str, recipe: Mapping[str, str], sections: set[str]
+) -> Iterator[tuple[type[BaseModel], str]]:
+    """Yield (model, prefix) of the section that a field holds, or of each item where it holds several.
+
+    A term's model is the one of its name; nothing for a term that is not known here.
+    """
+    model = model_in(annotation)
+    items = (f"{prefix}{number}" for number in itertools.count())
+    numbered = [f"{item}." for item in itertools.takewhile(sections.__contains__, items)]
+    for start in numbered or [prefix]:
+        found = REGISTRY.get(recipe.get(f"{start}term", "")) if model is Term else model
+        if found is not None:
+            yield found, start
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model that a field's annotation names; None for a field of plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := model_in(part)) is not None), None)
