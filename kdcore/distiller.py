@@ -35,7 +35,8 @@ class Distiller(nn.Module):
     The modules of terms with weights are kept in `extras`, outside the student, so that they are trained and
     checkpointed but never exported. The teacher is no submodule: `train()`, `to()`, `state_dict()` and a data-parallel
     wrapper pass it by. It is asked only where a batch does not already bring its targets. Terms of weight 0 are left
-    out, with all that they need. The other arguments are what a term may know when it is built: see `TermContext`.
+    out, with all that they need. num_epochs: of the whole run, for weights that decay to its end. The other arguments
+    are what a term may know when it is built: see `TermContext`.
 
     Refused for a method without terms, and for a tap or a shape that does not fit.
     """
@@ -50,12 +51,17 @@ class Distiller(nn.Module):
         teacher: OnlineTeacher | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
         class_means: dict[str, Tensor] | None = None,
+        class_similarity: Tensor | None = None,
         sample_labels: Tensor | None = None,
+        num_epochs: float | None = None,
     ) -> None:
         super().__init__()
         self.terms = unique_names([term for term in terms if term.weight > 0])
         if not self.terms:
             raise Refused("the method has no term with a weight above 0, so nothing would be learnt; add one")
+        self.num_epochs = num_epochs
+        for term in self.terms.values():
+            term.check_epochs(num_epochs)
         self.needs = Needs.union(term.needs() for term in self.terms.values())
         if self.needs.student_input_gradient and self.needs.detach_head_at:
             raise Refused(
@@ -73,6 +79,7 @@ class Distiller(nn.Module):
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
             class_means=class_means or {},
+            class_similarity=class_similarity,
             sample_labels=sample_labels,
             pool_teacher=getattr(student, "pool_teacher", None),
         )
@@ -116,7 +123,8 @@ class Distiller(nn.Module):
             else None,
         )
         values = {name: module(inputs) for name, module in self.extras.items()}
-        total = torch.stack([self.terms[name].weight_at(batch.epoch) * value for name, value in values.items()]).sum(0)
+        weights = {name: term.weight_at(batch.epoch, self.num_epochs) for name, term in self.terms.items()}
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
         return StepOutput(
             loss=total.mean(),
             terms={name: value.detach().mean() for name, value in values.items()},
