@@ -27,7 +27,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
-from kdcore.quality.score import InformationScale, Quality
+from kdcore.quality.score import InformationScale, Quality, Separation
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
@@ -46,7 +46,8 @@ PANELS = {
 def layers(recipe: str, overrides: Sequence[str], options: argparse.Namespace) -> int:
     """Scores the recipe's teacher on a class-balanced sample of the training images; writes what it recommends."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
-    scores = score(config, options.taps, options.student_taps, options.images, options.scale, options.max_elements)
+    sizes = options.images, options.scale, options.max_elements
+    scores = score(config, options.taps, options.student_taps, *sizes, options.separation)
     quality, student_taps = scores.quality, scores.student_taps
     taps = list(quality)
     pairs = recommend_pairs(student_taps, quality, options.pairs or min(4, len(student_taps), len(taps)))
@@ -69,6 +70,7 @@ def score(
     num_images: int = 5000,
     scale: InformationScale = "log5",
     max_elements: int = MAX_ELEMENTS,
+    separation: Separation = "pairs",
 ) -> LayerScores:
     """The quality of the teacher's layers on a class-balanced sample of the training images.
 
@@ -91,6 +93,7 @@ def score(
         ids,
         len(train.classes),
         information_scale=scale,
+        separation=separation,
         max_elements=max_elements,
     )
     found = collected.result(len(train), device=parts.rank.device)

@@ -198,6 +198,12 @@ def _layers(commands: Any) -> None:
     layers.add_argument("--pairs", type=int, metavar="N", help="how many to recommend (default: up to 4)")
     layers.add_argument("--images", type=int, default=5000, metavar="N", help="size of the sample (%(default)s)")
     layers.add_argument("--scale", choices=("log5", "log_ed"), default="log5", help="of the information (%(default)s)")
+    layers.add_argument(
+        "--separation",
+        choices=("pairs", "official"),
+        default="pairs",
+        help="of a class with others: over its pairs of images, or each image with itself too (%(default)s)",
+    )
     layers.add_argument("--max-elements", type=int, default=262144, metavar="N", help="pool larger maps (%(default)s)")
     layers.add_argument("--output", default="outputs/layers", metavar="DIR", help="where it is written (%(default)s)")
     layers.set_defaults(function=_run_layers)
