@@ -58,7 +58,8 @@ def open_data(config: RunConfig, listed: bool = False) -> dict[str, Source]:
 def evaluation_policy(config: RunConfig) -> ViewPolicy:
     """How validation images are cut: the centre, nothing random."""
     crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
-    return ViewPolicy.evaluation(config.data.evaluation_size or config.views.size, crop_pct)
+    size = config.data.evaluation_size or config.views.size
+    return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
 
 
 @dataclass(frozen=True)
