@@ -97,8 +97,10 @@ class Needs:
         return self.of_teacher != Needs()
 
     def select(self, outputs: TeacherOutputs) -> TeacherOutputs:
-        """Of a teacher's outputs for several methods what these needs read; no copy. KeyError for a tap that it was not
-        asked for."""
+        """Select of a teacher's outputs for several methods what these needs read, without a copy.
+
+        KeyError for a tap that it was not asked for.
+        """
         return TeacherOutputs(
             logits=outputs.logits if self.teacher_logits else None,
             features={tap: outputs.features[tap] for tap in self.teacher_taps},

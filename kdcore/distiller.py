@@ -20,8 +20,11 @@ from kdcore.terms.logits import cross_entropy
 
 @dataclass(frozen=True)
 class StepOutput:
-    """loss: the mean over the micro-batch of the weighted terms, with its graph; terms: {name: un-weighted mean},
-    detached; student_logits, teacher_logits [B,K], detached."""
+    """What one forward pass gives.
+
+    loss: the mean over the micro-batch of the weighted terms, with its graph; terms: {name: un-weighted mean},
+    detached; student_logits, teacher_logits [B,K], detached.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -90,8 +93,10 @@ class Distiller(nn.Module):
         return self._teacher[0]
 
     def no_weight_decay(self) -> set[str]:
-        """The student's own parameters that no weight decay shall reach (a ViT's position embedding, say): what timm's
-        optimiser factory asks of a network."""
+        """Name the student's own parameters that no weight decay shall reach, a ViT's position embedding, say.
+
+        It is what timm's optimiser factory asks of a network.
+        """
         return {
             f"{path}.{name}"
             for path, module in self.student.named_modules(prefix="student")
@@ -100,7 +105,7 @@ class Distiller(nn.Module):
         }
 
     def forward(self, batch: Batch) -> StepOutput:
-        """The loss of one micro-batch. The teacher is asked, without gradient, if the batch brings no targets."""
+        """Compute the loss of one micro-batch; ask the teacher, without gradient, if the batch brings no targets."""
         if self.needs.hard_labels and batch.labels.ndim != 1:
             hard = [name for name, term in self.terms.items() if term.needs().hard_labels]
             raise Refused(f"{', '.join(hard)} has no meaning for mixed labels; turn mixing off")
@@ -133,7 +138,7 @@ class Distiller(nn.Module):
         )
 
     def targets(self, batch: Batch) -> TeacherOutputs | None:
-        """What the batch brings, else the teacher's answer; None where the method needs no teacher."""
+        """Return what the batch brings, else the teacher's answer; None where the method needs no teacher."""
         if batch.targets is not None or not self.needs.teacher:
             return batch.targets
         if self.teacher is None:
@@ -180,7 +185,7 @@ class OnlineTeacher:
         )
 
     def normalised(self, images: Tensor) -> Tensor:
-        """The batch's images as the teacher was trained to see them."""
+        """Return the batch's images as the teacher was trained to see them."""
         if self.renormalise is None:
             return images
         scale, shift = self.renormalise
@@ -188,7 +193,7 @@ class OnlineTeacher:
 
 
 def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph: bool = False) -> Tensor:
-    """The gradient of each sample's cross-entropy with respect to its image: [B,3,H,W].
+    """Compute the gradient of each sample's cross-entropy with respect to its image: [B,3,H,W].
 
     Batch norm in training mode couples the samples: the gradient is then that of the micro-batch's sum.
     """
@@ -199,7 +204,7 @@ def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph:
 def renormalisation(
     student: tuple[tuple[float, ...], tuple[float, ...]], teacher: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[Tensor, Tensor] | None:
-    """(scale, shift) [3,1,1] that turn images normalised for the student into the teacher's; None if they agree."""
+    """Return the (scale, shift) [3,1,1] that turn images normalised for the student into the teacher's, or None."""
     if student == teacher:
         return None
     (mean, std), (teacher_mean, teacher_std) = (tuple(map(torch.tensor, pair)) for pair in (student, teacher))
