@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.config import RunConfig, micro_batch_size
-from cluster.passes import EVALUATION_BATCH, class_means, teacher_pass
+from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
 from cluster.weights import starting_weights
@@ -58,7 +58,8 @@ def open_data(config: RunConfig, listed: bool = False) -> dict[str, Source]:
 def evaluation_policy(config: RunConfig) -> ViewPolicy:
     """How validation images are cut: the centre, nothing random."""
     crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
-    return ViewPolicy.evaluation(config.data.evaluation_size or config.views.size, crop_pct)
+    size = config.data.evaluation_size or config.views.size
+    return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,8 @@ class Assembly:
 
     def distiller(self) -> Distiller:
         """The distiller on this rank's device. Refused for a tap or a shape that does not fit."""
-        train, means = self.indexes["train"], self.stored.class_means if self.stored else None
-        if self.config.needs.class_means and self.teacher is not None:
-            loader = self.evaluation_loader("train")
-            means = class_means(self.teacher, loader, len(train), len(train.classes), self.rank)
+        train = self.indexes["train"]
+        statistics = self.stored.class_statistics if self.stored else self.class_statistics(self.teacher)
         distiller = Distiller(
             self.student,
             self.config.method,
@@ -174,10 +173,29 @@ class Assembly:
             num_samples=len(train),
             teacher=self.teacher,
             teacher_shapes=self.stored.shapes if self.stored else None,
-            class_means=means,
+            class_means=statistics.means,
+            class_similarity=statistics.similarity,
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
+            num_epochs=self.config.train.epochs,
         )
         return placed(distiller, self.config, self.rank)
+
+    def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
+        """What the teacher's needs name of the training set, in one or two passes over it.
+
+        Means are taken of the images as they are trained on (their view 0), similarity of images cut as for
+        validation, both as the authors of the terms do.
+        """
+        if teacher is None or not teacher.needs.class_statistics:
+            return ClassStatistics()
+        train, means, similarity = self.indexes["train"], {}, None
+        if teacher.needs.class_means:
+            loader = self.loader("train", self.plan, EVALUATION_BATCH)
+            means = class_means(teacher, loader, len(train), len(train.classes), self.rank)
+        if teacher.needs.class_similarity:
+            labels, loader = train.labels.astype(np.int64), self.evaluation_loader("train")
+            similarity = similarity_of_classes(teacher, loader, labels, len(train.classes), self.rank)
+        return ClassStatistics(means, similarity)
 
 
 def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:

@@ -1,8 +1,9 @@
-"""Passes over a data set without training: evaluation, and the teacher's class means."""
+"""Passes over a data set without training: evaluation, and what a teacher makes of the classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from cluster.rank import Rank
 from kdcore.distiller import OnlineTeacher
+from kdcore.errors import Refused
 from kdcore.metrics import Counts
 from kdcore.quality.collect import LayerQuality
+from kdcore.terms.wkd import class_similarity
 from pipelines.loaders.base import Loader, Request
 
 EVALUATION_BATCH = 128
@@ -79,6 +82,17 @@ def teacher_pass(
     return counts.result(), torch.cat(logits) if logits else torch.empty(0)
 
 
+@dataclass(frozen=True)
+class ClassStatistics:
+    """What terms read of a teacher over the training set; what none of them declares is not there.
+
+    means: {tap: [K,D]}; similarity [K,K]: of the logits of any two classes.
+    """
+
+    means: dict[str, Tensor] = field(default_factory=dict)
+    similarity: Tensor | None = None
+
+
 @torch.no_grad()
 def class_means(
     teacher: OnlineTeacher, loader: Loader, num_images: int, num_classes: int, rank: Rank
@@ -97,3 +111,32 @@ def class_means(
     for tap in sorted(sums):
         rank.add_up(sums[tap])
     return {tap: total / images[:, None] for tap, total in sums.items()}
+
+
+@torch.no_grad()
+def similarity_of_classes(
+    teacher: OnlineTeacher, loader: Loader, labels: NDArray[np.int64], num_classes: int, rank: Rank
+) -> Tensor:
+    """`class_similarity` of the teacher's logits on the training images: [K,K], the same on every rank.
+
+    Of each class the first images by sample id, as many as the smallest class has. Memory: num_classes^2 floats for
+    each of them, and as many again for their inner products (ImageNet: 3 GB and 2 GB). Refused where a class has one.
+    """
+    fewest = int(np.bincount(labels, minlength=num_classes).min())
+    if fewest < 2:
+        raise Refused(
+            f"a class has {fewest} training images, which no similarity between classes (wkd_l) can be measured on; "
+            "it takes 2"
+        )
+    ids = np.concatenate([np.flatnonzero(labels == number)[:fewest] for number in range(num_classes)])
+    share = rank.slice_of(len(ids))
+    logits = torch.zeros(len(ids), num_classes, device=rank.device)
+    starts = range(share.start, share.stop, EVALUATION_BATCH)
+    requests = (Request(view=0, sample_ids=ids[i : min(i + EVALUATION_BATCH, share.stop)]) for i in starts)
+    done = share.start
+    for batch in loader.load(requests):
+        answer = teacher(batch).logits
+        assert answer is not None
+        logits[done : done + len(batch)] = answer.float()
+        done += len(batch)
+    return class_similarity(rank.add_up(logits).view(num_classes, fewest, num_classes))

@@ -108,6 +108,8 @@ class DataConfig(Section):
     crop_pct: float = Field(default=0.875, gt=0, le=1)
     """How validation images are cut: the shorter side is resized to size / crop_pct, then the centre is taken. With
     `views.crop: padded`, 1 stands in for it."""
+    evaluation_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How validation images are resized, for the teacher as for the student."""
 
 
 class StudentConfig(ModelConfig):

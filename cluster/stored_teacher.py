@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
+from cluster.passes import ClassStatistics
 from cluster.rank import Rank
 from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
@@ -27,7 +28,14 @@ from kdcore.reused import TeacherHead
 from pipelines.cache.columns import FEATURES
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, check, library_versions, load_manifest
-from pipelines.cache.reader import CLASS_MEANS, CacheReader, classifier_of, load_constants, under
+from pipelines.cache.reader import (
+    CLASS_MEANS,
+    CLASS_SIMILARITY,
+    CacheReader,
+    classifier_of,
+    load_constants,
+    under,
+)
 from pipelines.data.source import Source
 from pipelines.loaders.base import Request
 from pipelines.views.plan import ViewPlan
@@ -58,8 +66,12 @@ class StoredTeacher:
         return {column.name.removeprefix(FEATURES): torch.Size(column.shape) for column in columns}
 
     @property
-    def class_means(self) -> dict[str, Tensor]:
-        return under(self.constants, CLASS_MEANS, self.train.device)
+    def class_statistics(self) -> ClassStatistics:
+        similarity = self.constants.get(CLASS_SIMILARITY)
+        return ClassStatistics(
+            under(self.constants, CLASS_MEANS, self.train.device),
+            None if similarity is None else similarity.to(self.train.device),
+        )
 
     @property
     def head(self) -> TeacherHead:
@@ -111,17 +123,20 @@ def open_stored_teacher(
     splits = [name for name in manifest.plan.parts if name != TRAIN]
     evaluations = {split: CacheReader(directory, manifest, split, logits, rank.device) for split in splits}
     stored = StoredTeacher(manifest, train, evaluations, load_constants(directory, manifest))
-    require_class_means(stored, config.needs)
+    require_class_statistics(stored, config.needs)
     return stored
 
 
-def require_class_means(stored: StoredTeacher, needs: Needs) -> None:
-    """Refused where class means are read that the cache lacks."""
-    missing = sorted(needs.class_means - stored.class_means.keys())
+def require_class_statistics(stored: StoredTeacher, needs: Needs) -> None:
+    """Refused where class means, or the similarity of classes, are read that the cache lacks."""
+    there = stored.class_statistics
+    missing = [f"the class means of tap {tap!r}" for tap in sorted(needs.class_means - there.means.keys())]
+    if needs.class_similarity and there.similarity is None:
+        missing.append("the similarity of classes")
     if missing:
         raise Refused(
-            f"the cache {stored.train.directory} does not hold the class means of tap {missing[0]!r}; build it with "
-            "this recipe in another folder"
+            f"the cache {stored.train.directory} does not hold {missing[0]}; build it with this recipe in another "
+            "folder"
         )
 
 

@@ -45,6 +45,7 @@ class Needs:
     teacher_classifier: bool = False
     teacher_input_gradient: bool = False
     class_means: frozenset[str] = frozenset()  # teacher taps whose per-class mean over the training set is read
+    class_similarity: bool = False  # how alike the teacher's logits of two classes are, over the training set
     student_taps: frozenset[str] = frozenset()
     student_input_gradient: bool = False
     sample_ids: bool = False
@@ -82,7 +83,13 @@ class Needs:
             teacher_classifier=self.teacher_classifier,
             teacher_input_gradient=self.teacher_input_gradient,
             class_means=self.class_means,
+            class_similarity=self.class_similarity,
         )
+
+    @property
+    def class_statistics(self) -> bool:
+        """Whether anything is needed that takes a pass of the teacher over the training set."""
+        return bool(self.class_means) or self.class_similarity
 
     @property
     def teacher(self) -> bool:
@@ -90,8 +97,10 @@ class Needs:
         return self.of_teacher != Needs()
 
     def select(self, outputs: TeacherOutputs) -> TeacherOutputs:
-        """Of a teacher's outputs for several methods what these needs read; no copy. KeyError for a tap that it was not
-        asked for."""
+        """Select of a teacher's outputs for several methods what these needs read, without a copy.
+
+        KeyError for a tap that it was not asked for.
+        """
         return TeacherOutputs(
             logits=outputs.logits if self.teacher_logits else None,
             features={tap: outputs.features[tap] for tap in self.teacher_taps},

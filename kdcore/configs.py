@@ -83,7 +83,7 @@ class OptimizerConfig(BaseModel):
 
 # What each schedule reads; another field that is set would be skipped in silence.
 _READS = {
-    "cosine": {"warmup_epochs", "warmup_lr", "min_lr"},
+    "cosine": {"warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr"},
     "multistep": {"warmup_epochs", "warmup_lr", "milestones", "decay_rate"},
     "constant": {"warmup_epochs", "warmup_lr"},
     "onecycle": set(),
@@ -106,6 +106,9 @@ class ScheduleConfig(BaseModel):
     """Epochs over which the rate rises linearly from `warmup_lr`."""
     warmup_lr: float = Field(default=1e-5, ge=0)
     """The rate at the first step of the warm-up."""
+    warmup_prefix: bool = False
+    """With `cosine`: whether it begins behind the warm-up and takes the epochs that are left. False: it begins at epoch
+    0, and the warm-up takes the place of its first epochs."""
     min_lr: float = Field(default=0.0, ge=0)
     """The rate that `cosine` ends at."""
     milestones: tuple[int, ...] = ()

@@ -20,8 +20,11 @@ from kdcore.terms.logits import cross_entropy
 
 @dataclass(frozen=True)
 class StepOutput:
-    """loss: the mean over the micro-batch of the weighted terms, with its graph; terms: {name: un-weighted mean},
-    detached; student_logits, teacher_logits [B,K], detached."""
+    """What one forward pass gives.
+
+    loss: the mean over the micro-batch of the weighted terms, with its graph; terms: {name: un-weighted mean},
+    detached; student_logits, teacher_logits [B,K], detached.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -35,7 +38,8 @@ class Distiller(nn.Module):
     The modules of terms with weights are kept in `extras`, outside the student, so that they are trained and
     checkpointed but never exported. The teacher is no submodule: `train()`, `to()`, `state_dict()` and a data-parallel
     wrapper pass it by. It is asked only where a batch does not already bring its targets. Terms of weight 0 are left
-    out, with all that they need. The other arguments are what a term may know when it is built: see `TermContext`.
+    out, with all that they need. num_epochs: of the whole run, for weights that decay to its end. The other arguments
+    are what a term may know when it is built: see `TermContext`.
 
     Refused for a method without terms, and for a tap or a shape that does not fit.
     """
@@ -50,12 +54,17 @@ class Distiller(nn.Module):
         teacher: OnlineTeacher | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
         class_means: dict[str, Tensor] | None = None,
+        class_similarity: Tensor | None = None,
         sample_labels: Tensor | None = None,
+        num_epochs: float | None = None,
     ) -> None:
         super().__init__()
         self.terms = unique_names([term for term in terms if term.weight > 0])
         if not self.terms:
             raise Refused("the method has no term with a weight above 0, so nothing would be learnt; add one")
+        self.num_epochs = num_epochs
+        for term in self.terms.values():
+            term.check_epochs(num_epochs)
         self.needs = Needs.union(term.needs() for term in self.terms.values())
         if self.needs.student_input_gradient and self.needs.detach_head_at:
             raise Refused(
@@ -73,6 +82,7 @@ class Distiller(nn.Module):
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
             class_means=class_means or {},
+            class_similarity=class_similarity,
             sample_labels=sample_labels,
             pool_teacher=getattr(student, "pool_teacher", None),
         )
@@ -83,8 +93,10 @@ class Distiller(nn.Module):
         return self._teacher[0]
 
     def no_weight_decay(self) -> set[str]:
-        """The student's own parameters that no weight decay shall reach (a ViT's position embedding, say): what timm's
-        optimiser factory asks of a network."""
+        """Name the student's own parameters that no weight decay shall reach, a ViT's position embedding, say.
+
+        It is what timm's optimiser factory asks of a network.
+        """
         return {
             f"{path}.{name}"
             for path, module in self.student.named_modules(prefix="student")
@@ -93,7 +105,7 @@ class Distiller(nn.Module):
         }
 
     def forward(self, batch: Batch) -> StepOutput:
-        """The loss of one micro-batch. The teacher is asked, without gradient, if the batch brings no targets."""
+        """Compute the loss of one micro-batch; ask the teacher, without gradient, if the batch brings no targets."""
         if self.needs.hard_labels and batch.labels.ndim != 1:
             hard = [name for name, term in self.terms.items() if term.needs().hard_labels]
             raise Refused(f"{', '.join(hard)} has no meaning for mixed labels; turn mixing off")
@@ -116,7 +128,8 @@ class Distiller(nn.Module):
             else None,
         )
         values = {name: module(inputs) for name, module in self.extras.items()}
-        total = torch.stack([self.terms[name].weight_at(batch.epoch) * value for name, value in values.items()]).sum(0)
+        weights = {name: term.weight_at(batch.epoch, self.num_epochs) for name, term in self.terms.items()}
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
         return StepOutput(
             loss=total.mean(),
             terms={name: value.detach().mean() for name, value in values.items()},
@@ -125,7 +138,7 @@ class Distiller(nn.Module):
         )
 
     def targets(self, batch: Batch) -> TeacherOutputs | None:
-        """What the batch brings, else the teacher's answer; None where the method needs no teacher."""
+        """Return what the batch brings, else the teacher's answer; None where the method needs no teacher."""
         if batch.targets is not None or not self.needs.teacher:
             return batch.targets
         if self.teacher is None:
@@ -172,7 +185,7 @@ class OnlineTeacher:
         )
 
     def normalised(self, images: Tensor) -> Tensor:
-        """The batch's images as the teacher was trained to see them."""
+        """Return the batch's images as the teacher was trained to see them."""
         if self.renormalise is None:
             return images
         scale, shift = self.renormalise
@@ -180,7 +193,7 @@ class OnlineTeacher:
 
 
 def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph: bool = False) -> Tensor:
-    """The gradient of each sample's cross-entropy with respect to its image: [B,3,H,W].
+    """Compute the gradient of each sample's cross-entropy with respect to its image: [B,3,H,W].
 
     Batch norm in training mode couples the samples: the gradient is then that of the micro-batch's sum.
     """
@@ -191,7 +204,7 @@ def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph:
 def renormalisation(
     student: tuple[tuple[float, ...], tuple[float, ...]], teacher: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[Tensor, Tensor] | None:
-    """(scale, shift) [3,1,1] that turn images normalised for the student into the teacher's; None if they agree."""
+    """Return the (scale, shift) [3,1,1] that turn images normalised for the student into the teacher's, or None."""
     if student == teacher:
         return None
     (mean, std), (teacher_mean, teacher_std) = (tuple(map(torch.tensor, pair)) for pair in (student, teacher))

@@ -14,11 +14,11 @@ NUM_BINS = 15
 
 
 class Evaluation:
-    """One network on the images seen so far: the metrics of `Counts`, the closeness to its teacher, the calibration, a
-    table by class and the classes it takes for others.
+    """One network on the images seen so far.
 
-    An image may have several right answers (ImageNet's ReaL labels): the one that the network finds most probable is
-    then its label. An image without any is not counted.
+    The metrics of `Counts`, the closeness to its teacher, the calibration, a table by class and the classes it takes
+    for others. An image may have several right answers (ImageNet's ReaL labels): the one that the network finds most
+    probable is then its label. An image without any is not counted.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -50,7 +50,7 @@ class Evaluation:
         self.mistakes.append((labels * self.num_classes + predictions)[~correct].cpu())
 
     def merge(self, other: Evaluation) -> None:
-        """Takes in the sums of another worker."""
+        """Take in the sums of another worker."""
         self.counts.merge(other.counts)
         self.overlap += other.overlap
         self.calibration += other.calibration
@@ -58,7 +58,7 @@ class Evaluation:
         self.mistakes += other.mistakes
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the sums."""
+        """Move the sums."""
         self.counts.totals = self.counts.totals.to(device)
         self.overlap, self.calibration = self.overlap.to(device), self.calibration.to(device)
         self.classes = self.classes.to(device)
@@ -76,7 +76,7 @@ class Evaluation:
         return [{"images": images, "accuracy": correct / images if images else None} for images, correct in counts]
 
     def confusions(self, limit: int) -> list[tuple[int, int, int]]:
-        """The worst pairs as (label, prediction, images), the most frequent first."""
+        """Return the worst pairs as (label, prediction, images), the most frequent first."""
         if not self.mistakes:
             return []
         codes, images = torch.cat(self.mistakes).unique(return_counts=True)
@@ -142,12 +142,12 @@ class LinearCKA:
         self._take(len(rows), rows.sum(dim=0), rows.T @ rows, {tap: c.shape[1] for tap, c in columns.items()})
 
     def merge(self, other: LinearCKA) -> None:
-        """Takes in the sums of another worker."""
+        """Take in the sums of another worker."""
         if other.images:
             self._take(other.images, other.sums, other.products, other.widths)
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the sums."""
+        """Move the sums."""
         self.sums, self.products = self.sums.to(device), self.products.to(device)
 
     def _take(self, images: int, sums: Tensor, products: Tensor, widths: dict[str, int]) -> None:

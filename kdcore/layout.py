@@ -37,11 +37,11 @@ class Layout:
         return grid, grid.new_empty(grid.shape[0], grid.shape[1], 0)
 
     def as_map(self, grid: Tensor, prefix: Tensor) -> Tensor:
-        """What convolutions read: the grid [B,C,H,W], or for tokens the column [B,C,P+H*W,1]."""
+        """Return what convolutions read: the grid [B,C,H,W], or for tokens the column [B,C,P+H*W,1]."""
         return torch.cat([prefix, grid.flatten(2)], dim=2).unsqueeze(-1) if self.kind == "tokens" else grid
 
     def from_map(self, x: Tensor) -> Tensor:
-        """The inverse of `as_map`: what convolutions gave -> features in this layout."""
+        """Undo `as_map`: turn what convolutions gave into features in this layout."""
         if self.kind == "tokens":
             return x.squeeze(-1).transpose(1, 2)
         return x if self.kind == "NCHW" else x.permute(0, 2, 3, 1)
@@ -66,7 +66,7 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
 
 
 def layout_of(network: nn.Module, features: Tensor, image_size: tuple[int, int]) -> Layout:
-    """The layout of a network's last features. Refused where tokens form no grid of the images' proportions."""
+    """Find the layout of a network's last features. Refused where tokens form no grid of the images' proportions."""
     if features.ndim == 4:
         kind: Any = "NHWC" if getattr(network, "output_fmt", "NCHW") == "NHWC" else "NCHW"
         channels, height, width = features.shape[1:] if kind == "NCHW" else features.permute(0, 3, 1, 2).shape[1:]

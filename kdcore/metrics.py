@@ -37,7 +37,7 @@ class Counts:
         self.totals += torch.stack([torch.as_tensor(s).to(self.totals) for s in sums])
 
     def merge(self, other: Counts) -> None:
-        """Takes in the sums of another worker."""
+        """Take in the sums of another worker."""
         self.totals += other.totals
         self.has_teacher = self.has_teacher or other.has_teacher
 
@@ -53,6 +53,8 @@ class Counts:
 
 
 def ranking(logits: Tensor) -> Tensor:
-    """The five most probable classes [B,5], or all if there are fewer. Low-precision logits often tie, and `argmax`
-    settles a tie otherwise than `topk`: both networks are ranked by this."""
+    """Rank the five most probable classes [B,5], or all if there are fewer.
+
+    Low-precision logits often tie, and `argmax` settles a tie otherwise than `topk`: both networks are ranked by this.
+    """
     return logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -21,7 +21,7 @@ from kdcore.errors import Refused
 
 
 def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -> nn.Module:
-    """The network with one output per class name, its weights loaded."""
+    """Build the network with one output per class name, its weights loaded."""
     config.check()
     checkpoint = load_tensors(config.checkpoint) if config.checkpoint else None
     own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": len(class_names)}
@@ -49,7 +49,7 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
 
 
 def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[int]:
-    """The index of each class, from a JSON file {class folder: index}."""
+    """Read the index of each class from a JSON file {class folder: index}."""
     try:
         indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(Path(path).read_bytes())
     except ValidationError as error:
@@ -61,7 +61,7 @@ def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch file; never a pickled object.
+    """Load the tensors of a .safetensors file or of a torch file; never a pickled object.
 
     A torch file holds them at its top level, or under 'state_dict' or 'model', as training scripts write them.
     Refused for another file.
@@ -117,7 +117,7 @@ def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], complain
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The network's linear classifier. Refused where it has none."""
+    """Return the network's linear classifier. Refused where it has none."""
     classifier = model.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise Refused(f"{type(model).__name__}: its classifier is a {type(classifier).__name__}, not one linear layer")
@@ -142,7 +142,7 @@ def keep_classes(model: nn.Module, indices: list[int]) -> None:
 
 
 def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std (of RGB in [0,1]) that the network's weights were trained with, which timm keeps with it."""
+    """Return the mean and std (of RGB in [0,1]) that the network's weights were trained with; timm keeps them."""
     assert getattr(model, "pretrained_cfg", None), "timm would answer with ImageNet's statistics"
     config = resolve_model_data_config(model)
     return tuple(config["mean"]), tuple(config["std"])

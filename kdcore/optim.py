@@ -16,7 +16,7 @@ from kdcore.errors import Refused
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over every trained parameter of the module.
+    """Build the optimiser over every trained parameter of the module.
 
     Refused for an `opt` that timm does not know, and for arguments that it does not take.
     """
@@ -41,8 +41,10 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
 
 
 class Schedule:
-    """Sets the learning rate that the update of a step uses: a function of the step alone, so resuming restores
-    nothing but the step."""
+    """Sets the learning rate that the update of a step uses.
+
+    A function of the step alone, so resuming restores nothing but the step.
+    """
 
     def __init__(
         self, config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_epochs: int, steps_per_epoch: int
@@ -52,11 +54,18 @@ class Schedule:
             self._scheduler = OneCycle(optimizer, num_epochs * steps_per_epoch)
         elif config.sched != "constant" or config.warmup_epochs:
             sched = "multistep" if config.sched == "constant" else config.sched
+            prefix = config.warmup_epochs if config.warmup_prefix else 0
+            if prefix >= num_epochs:
+                raise Refused(
+                    f"schedule.warmup_epochs {prefix:g} leaves none of the run's {num_epochs} epochs to the cosine "
+                    "behind it; lower it, or set warmup_prefix=false"
+                )
             self._scheduler, _ = create_scheduler_v2(
                 optimizer,
                 sched=sched,
-                num_epochs=num_epochs,
+                num_epochs=num_epochs - prefix,  # type: ignore[arg-type]
                 warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
+                warmup_prefix=config.warmup_prefix,
                 warmup_lr=config.warmup_lr,
                 min_lr=config.min_lr,
                 # timm's multistep drops the rate one step early; half a step more is late by none.
@@ -67,16 +76,16 @@ class Schedule:
             )
 
     def set_step(self, step: int) -> None:
-        """Before the update of `step` (0 for the first)."""
+        """Set the rate for the update of `step` (0 for the first)."""
         if self._scheduler is not None:
             self._scheduler.step_update(step)
 
 
 class OneCycle(Scheduler):
-    """Smith's one-cycle policy as PyTorch's OneCycleLR has it (cosine, 30 % rise, from 1/25 of the peak to 1/250,000),
-    with the momentum (or Adam's first beta) going 0.95 - 0.85 - 0.95 against it; stateless, unlike PyTorch's.
+    """Smith's one-cycle policy as PyTorch's OneCycleLR has it; stateless, unlike PyTorch's.
 
-    Source: Smith and Topin, "Super-Convergence", arXiv 1708.07120.
+    Cosine, 30 % rise, from 1/25 of the peak to 1/250,000, with the momentum (or Adam's first beta) going 0.95 - 0.85 -
+    0.95 against it. Source: Smith and Topin, "Super-Convergence", arXiv 1708.07120.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, rise: float = 0.3) -> None:
@@ -86,7 +95,7 @@ class OneCycle(Scheduler):
         self.step_update(0)
 
     def _fraction(self, step: int) -> tuple[float, bool]:
-        """How far along the cosine of the current phase, and whether it is the rise."""
+        """Return how far along the cosine of the current phase a step is, and whether that is the rise."""
         if step <= self.peak:
             return step / self.peak, True
         return min(1.0, (step - self.peak) / (self.last - self.peak)), False
@@ -106,6 +115,7 @@ class OneCycle(Scheduler):
                 group["momentum"] = momentum
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Set the rate and the momentum for a step."""
         super().step_update(num_updates)
         self._set_momentum(num_updates)
 

@@ -40,8 +40,9 @@ class TeacherHead:
 
     @staticmethod
     def of(teacher: nn.Module, image_size: tuple[int, int]) -> TeacherHead:
-        """The head of a timm network, read off and then checked: on random images of [H,W] it must give the teacher's
-        own logits. Refused, with the reason, for a head of another form (a hidden layer, attention pooling, ...).
+        """Read the head off a timm network, and check it: on random images of [H,W] it must give the teacher's logits.
+
+        Refused, with the reason, for a head of another form (a hidden layer, attention pooling, ...).
         """
         name = type(teacher).__name__
         get_classifier: Any = getattr(teacher, "get_classifier", lambda: None)
@@ -66,8 +67,10 @@ _REMEDY = "SimKD reuses heads of pooling, at most a layer norm, and one linear l
 
 
 class ReusedHead(nn.Module):
-    """A `TeacherHead` at work: features in the teacher's layout -> logits [B,K]. It has buffers and no parameters, so
-    that no optimiser, weight decay or `requires_grad_` can reach it."""
+    """A `TeacherHead` at work: features in the teacher's layout -> logits [B,K].
+
+    It has buffers and no parameters, so that no optimiser, weight decay or `requires_grad_` can reach it.
+    """
 
     def __init__(self, head: TeacherHead) -> None:
         super().__init__()
@@ -140,16 +143,16 @@ class ReusedClassifierStudent(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def pool_teacher(self, features: Tensor) -> Tensor:
-        """The teacher's features at the size of `forward_features`: the target of the loss. Never upsampled."""
+        """Bring the teacher's features to the size of `forward_features`: the target of the loss. Never upsampled."""
         grid, prefix = self.teacher_layout.split(features)
         return self.layout.from_map(self.layout.as_map(_pool(grid, self.teacher_layout, self.layout), prefix))
 
     def get_classifier(self) -> nn.Module:
-        """The teacher's linear layer, frozen."""
+        """Return the teacher's linear layer, frozen."""
         return self.head.classifier
 
     def no_weight_decay(self) -> set[str]:
-        """The student's own exceptions from weight decay (position embeddings and the like), for timm's optimisers."""
+        """Name the student's own exceptions from weight decay (position embeddings, say), for timm's optimisers."""
         return {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
 
 
@@ -182,8 +185,10 @@ def projector(in_channels: int, layout: Layout, factor: int, signed: bool = Fals
 
 
 class TokenConv2d(nn.Conv2d):
-    """A 3x3 convolution of tokens [B,C,P+H*W,1]: the patches on their grid; each prefix token as a map of one pixel,
-    which meets only the kernel's centre."""
+    """A 3x3 convolution of tokens [B,C,P+H*W,1].
+
+    The patches lie on their grid; each prefix token is a map of one pixel, which meets only the kernel's centre.
+    """
 
     def __init__(self, channels: int, grid: tuple[int, int], num_prefix_tokens: int) -> None:
         super().__init__(channels, channels, 3, padding=1, bias=False)
@@ -197,7 +202,7 @@ class TokenConv2d(nn.Conv2d):
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """A copy whose parameters have become buffers: saved and moved with the model, never trained."""
+    """Copy a module; the copy's parameters have become buffers: saved and moved with the model, never trained."""
     module = copy.deepcopy(module)
     for name, parameter in list(module.named_parameters(recurse=False)):
         delattr(module, name)
@@ -213,7 +218,7 @@ def deployed_parameters(model: nn.Module) -> int:
 
 
 def remove_head(network: nn.Module, image_size: tuple[int, int]) -> None:
-    """Removes, in place, the classifier and every module that `forward_features` does not use.
+    """Remove, in place, the classifier and every module that `forward_features` does not use.
 
     Found by their gradients: what the features do not depend on would also stop data-parallel training.
     """
@@ -248,7 +253,7 @@ def _gives_own_logits(head: TeacherHead, teacher: nn.Module, features: Tensor) -
 
 
 def _norm_before_classifier(teacher: nn.Module) -> nn.LayerNorm | None:
-    """The layer norm between pooling and classifier, as timm's ViTs (fc_norm) and ConvNeXts (head.norm) have it."""
+    """Find the layer norm between pooling and classifier, which timm's ViTs call fc_norm and ConvNeXts head.norm."""
     for owner, name in ((teacher, "fc_norm"), (getattr(teacher, "head", None), "norm")):
         norm = getattr(owner, name, None)
         if isinstance(norm, nn.LayerNorm):
@@ -259,12 +264,12 @@ def _norm_before_classifier(teacher: nn.Module) -> nn.LayerNorm | None:
 
 
 def _pool(grid: Tensor, before: Layout, after: Layout) -> Tensor:
-    """A map of one layout at the size of another. Equal sizes leave it as it is, also for images of another size."""
+    """Bring a map of one layout to the size of another; equal sizes leave it as it is, for images of any size."""
     return grid if before.grid == after.grid else F.adaptive_avg_pool2d(grid, after.grid)
 
 
 def _smaller(student: tuple[int, int], teacher: tuple[int, int]) -> tuple[int, int]:
-    """The grid that both can be pooled to: the smaller one, in height as in width."""
+    """Return the grid that both can be pooled to: the smaller one, in height as in width."""
     for one, other in ((student, teacher), (teacher, student)):
         if one[0] <= other[0] and one[1] <= other[1]:
             return one

@@ -60,7 +60,7 @@ class FeatureTaps:
         return logits, captured
 
     def remove(self) -> None:
-        """Takes the hooks off the network."""
+        """Take the hooks off the network."""
         for handle in self._handles:
             handle.remove()
 
@@ -97,7 +97,7 @@ class FeatureTaps:
         return {name: tensor.shape[1:] for name, tensor in captured.items()}
 
     def _visit(self, name: str, value: Any) -> Any:
-        """Keeps the value of a tap, and gives what the rest of the network shall see."""
+        """Keep the value of a tap, and return what the rest of the network shall see."""
         if self._captured is None or name not in self.names:
             return value
         if not isinstance(value, Tensor):
@@ -127,7 +127,7 @@ def _classifier(model: nn.Module) -> nn.Module:
 
 
 def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:
-    """The sentence that refuses a tap: the nearest names, or the network's outermost ones."""
+    """Write the sentence that refuses a tap: the nearest names, or the network's outermost ones."""
     known = [*(m for m in modules if m), FORWARD_FEATURES, CLASSIFIER_INPUT]
     near = difflib.get_close_matches(name, known, n=6, cutoff=0.6)
     if near:

@@ -110,7 +110,7 @@ def fields(parser: Parser) -> None:
 def layers(parser: Parser) -> None:
     from cluster.sweep.config import Pairings
     from kdcore.quality.collect import MAX_ELEMENTS
-    from kdcore.quality.score import INFORMATION_SCALE, InformationScale
+    from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale, Separation
 
     images: int = Pairings.model_fields["images"].default
     _recipe(parser)
@@ -122,11 +122,17 @@ def layers(parser: Parser) -> None:
         "--scale", choices=get_args(InformationScale), default=INFORMATION_SCALE, help="of information (%(default)s)"
     )
     parser.add_argument(
+        "--separation",
+        choices=get_args(Separation),
+        default=SEPARATION,
+        help="of a class from the others: over its pairs of images, or with each image beside itself (%(default)s)",
+    )
+    parser.add_argument(
         "--max-elements", type=int, default=MAX_ELEMENTS, metavar="N", help="pool larger maps (%(default)s)"
     )
     parser.add_argument("--output", default=f"{output_dir()}/layers", metavar="DIR", help="where it goes (%(default)s)")
-    names = ("recipe", "overrides", "taps", "student_taps", "pairs", "images", "scale", "max_elements", "output")
-    parser.set_defaults(function=calls("ops.layers:layers", *names))
+    names = ("recipe", "overrides", "taps", "student_taps", "pairs", "images", "scale", "separation", "max_elements")
+    parser.set_defaults(function=calls("ops.layers:layers", *names, "output"))
 
 
 @command(

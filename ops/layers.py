@@ -26,7 +26,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
-from kdcore.quality.score import INFORMATION_SCALE, InformationScale, Quality
+from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale, Quality, Separation
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
@@ -50,12 +50,21 @@ def layers(
     num_pairs: int | None,
     num_images: int,
     scale: InformationScale,
+    separation: Separation,
     max_elements: int,
     output_dir: str,
 ) -> int:
     """Score the recipe's teacher on a class-balanced sample of the training images; write what that recommends."""
     config = absolute(catalog.load(recipe, overrides), Path.cwd())
-    scores = score(config, taps, student_taps, num_images=num_images, scale=scale, max_elements=max_elements)
+    scores = score(
+        config,
+        taps,
+        student_taps,
+        num_images=num_images,
+        scale=scale,
+        max_elements=max_elements,
+        separation=separation,
+    )
     quality, paired = scores.quality, scores.student_taps
     pairs = recommend_pairs(paired, quality, num_pairs or min(4, len(paired), len(quality)))
     output = Path(output_dir)
@@ -78,6 +87,7 @@ def score(
     num_images: int,
     scale: InformationScale = INFORMATION_SCALE,
     max_elements: int = MAX_ELEMENTS,
+    separation: Separation = SEPARATION,
 ) -> LayerScores:
     """Return the quality of the teacher's layers on a class-balanced sample of the training images.
 
@@ -100,6 +110,7 @@ def score(
         ids,
         len(train.classes),
         information_scale=scale,
+        separation=separation,
         max_elements=max_elements,
     )
     found = collected.result(len(train), device=parts.rank.device)

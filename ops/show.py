@@ -27,7 +27,7 @@ def show(recipe: str, overrides: Sequence[str]) -> int:
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
     rows = [network_row(name, network, config) for name, network in networks.items()]
-    if not config.needs.class_means:
+    if not config.needs.class_statistics:
         rows.append(["trained beside the student", "", f"{count_parameters(parts.distiller().extras):,}", "", ""])
     columns = ["network", "model", "parameters", "GMACs / image", "float32 MB"]
     title = f"{len(parts.indexes['train'].classes)} classes, {config.views.height} x {config.views.width} pixels"

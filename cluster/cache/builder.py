@@ -18,7 +18,6 @@ from torch import Tensor
 
 from cluster.assembly import assemble, autocast, image_size, precision
 from cluster.config import RunConfig, require_cache
-from cluster.passes import class_means
 from cluster.rank import Rank, set_up_torch
 from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
@@ -29,7 +28,7 @@ from kdcore.reused import TeacherHead
 from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for, encode, row_bytes
 from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.manifest import Part, Plan
-from pipelines.cache.reader import CLASS_MEANS, CLASSIFIER, CODES, codes_of
+from pipelines.cache.reader import CLASS_MEANS, CLASS_SIMILARITY, CLASSIFIER, CODES, codes_of
 from pipelines.cache.store import Shard, Unit, write_shard
 from pipelines.loaders.base import Loader, Request
 
@@ -105,11 +104,10 @@ class Builder:
                 tensors[f"{CLASSIFIER}bias"] = self.teacher.classifier.bias
         if self.head is not None:
             tensors |= head_facts(self.head)[1]
-        if self.needs.class_means:
-            index = self.run.indexes[TRAIN]
-            loader = self.run.evaluation_loader(TRAIN)
-            means = class_means(self.teacher, loader, len(index), len(index.classes), self.run.rank)
-            tensors |= {CLASS_MEANS + tap: mean for tap, mean in means.items()}
+        statistics = self.run.class_statistics(self.teacher)
+        tensors |= {CLASS_MEANS + tap: mean for tap, mean in statistics.means.items()}
+        if statistics.similarity is not None:
+            tensors[CLASS_SIMILARITY] = statistics.similarity
         codes, error = self._fitted_codes(plan.parts[TRAIN].columns)
         for name, code in codes.items():
             tensors |= {f"{CODES}{name}.{key}": tensor for key, tensor in code.tensors().items()}

@@ -70,7 +70,7 @@ def check(config: RunConfig) -> None:
         model.check()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
-    if not config.needs.class_means:  # those take a pass over the data: left to the workers
+    if not config.needs.class_statistics:  # those take a pass over the data: left to the workers
         parts.distiller()
 
 

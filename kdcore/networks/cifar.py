@@ -2,13 +2,14 @@
 
 The definitions are those of the CRD code base (Tian et al., "Contrastive Representation Distillation", arXiv
 1910.10699), which the tables of the field use. In all of them `layer1`, `layer2`, ... end at successive stages, so that
-taps have the same names in every network.
+taps have the same names in every network. Fresh weights are drawn as there, or for the networks of the feature-only
+paper (Cooper et al., arXiv 2511.14981) as in that paper's code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from timm.layers.classifier import create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -28,6 +29,8 @@ class CifarNetwork(nn.Module):
     """
 
     classifier_name: ClassVar[str] = "fc"
+    # How a fresh classifier begins: as PyTorch has it, with a bias of zeros, or with N(0, 0.01) beside a zero bias.
+    classifier_init: ClassVar[Literal["default", "zero_bias", "small_normal"]] = "default"
     num_classes: int
     global_pool: Any
 
@@ -37,35 +40,46 @@ class CifarNetwork(nn.Module):
         self.head_hidden_size = head_hidden_size or num_features
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier of num_classes (0: none); global_pool None keeps the pooling."""
+        """Make a fresh classifier of num_classes (0: none); global_pool None keeps the pooling."""
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, classifier = create_classifier(self.head_hidden_size, num_classes, pool_type=pool_type)
         self.num_classes = num_classes
+        if isinstance(classifier, nn.Linear):
+            init_classifier(classifier, self.classifier_init)
         setattr(self, self.classifier_name, classifier.to(next(self.parameters())))  # device and dtype
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer, or an identity without classes."""
+        """Return the linear layer, or an identity without classes."""
         return self.get_submodule(self.classifier_name)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B,3,H,W] -> the last map [B,num_features,H',W']."""
+        """Compute the last map [B,num_features,H',W'] of images [B,3,H,W]."""
         raise NotImplementedError
 
     def widen(self, x: Tensor) -> Tensor:
-        """The map [B,num_features,H,W] -> the map [B,head_hidden_size,H,W] that is pooled."""
+        """Turn the map [B,num_features,H,W] into the map [B,head_hidden_size,H,W] that is pooled."""
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The map of `forward_features` -> logits [B,K], or what the classifier reads."""
+        """Turn the map of `forward_features` into logits [B,K], or into what the classifier reads."""
         x = self.global_pool(self.widen(x))
         return x if pre_logits else self.get_classifier()(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits [B,K] of images [B,3,H,W]."""
         return self.forward_head(self.forward_features(x))
 
 
+def init_classifier(classifier: nn.Linear, scheme: str) -> None:
+    """Initialise a classifier in place: see `CifarNetwork.classifier_init`."""
+    if scheme == "small_normal":
+        nn.init.normal_(classifier.weight, std=0.01)
+    if scheme != "default":
+        nn.init.zeros_(classifier.bias)
+
+
 def init_convolutions(network: nn.Module) -> None:
-    """Kaiming normal, fan-out, for every convolution (biases zero); the classifier keeps PyTorch's default."""
+    """Initialise every convolution by Kaiming's normal distribution with fan-out, and its bias by zeros."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -74,7 +88,7 @@ def init_convolutions(network: nn.Module) -> None:
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; padded so that stride 1 keeps the size."""
+    """Chain a convolution without bias, batch norm and ReLU, padded so that stride 1 keeps the size."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -85,13 +99,13 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int = 1, str
 def stage(
     block: Callable[[int, int, int], nn.Module], in_channels: int, channels: int, stride: int, depth: int
 ) -> nn.Sequential:
-    """`depth` blocks of block(in_channels, out_channels, stride), the first of them with the stride."""
+    """Chain `depth` blocks of block(in_channels, out_channels, stride), the first of them with the stride."""
     shapes = [(in_channels, channels, stride)] + [(channels, channels, 1)] * (depth - 1)
     return nn.Sequential(*(block(*shape) for shape in shapes))
 
 
 def register(name: str, network: type[CifarNetwork], first_conv: str = "conv1", **definition: Any) -> None:
-    """Makes `timm.create_model(name, num_classes=..., in_chans=..., global_pool=...)` build network(**definition)."""
+    """Make `timm.create_model(name, num_classes=..., in_chans=..., global_pool=...)` build network(**definition)."""
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build_model_with_cfg(network, name, pretrained, **{**definition, **kwargs})
@@ -102,7 +116,7 @@ def register(name: str, network: type[CifarNetwork], first_conv: str = "conv1", 
 
 
 def default_cfg(classifier: str, first_conv: str) -> dict[str, Any]:
-    """Statistics of the CIFAR-100 training images, in [0,1]; the whole image is evaluated."""
+    """Return timm's facts of a network: statistics of the CIFAR-100 training images; the whole image is evaluated."""
     return {
         "num_classes": 100,
         "input_size": (3, 32, 32),

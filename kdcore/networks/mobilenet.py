@@ -11,7 +11,15 @@ from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models.efficientnet import mobilenetv1_100, mobilenetv2_100
 from torch import Tensor, nn
 
-from kdcore.networks.cifar import CifarNetwork, conv_norm_act, default_cfg, init_convolutions, register, stage
+from kdcore.networks.cifar import (
+    CifarNetwork,
+    conv_norm_act,
+    default_cfg,
+    init_classifier,
+    init_convolutions,
+    register,
+    stage,
+)
 
 # Stages by resolution, each of parts (channels at width 1, blocks, stride, expansion).
 STAGES = (
@@ -27,10 +35,12 @@ class CifarMobileNetV2(CifarNetwork):
 
     forward_features ends with the last (linear, so signed) bottleneck; its widening to 1280 channels belongs to the
     head. Channels are width times those of the paper, rounded down. The expansion convolution is there even where the
-    expansion is 1. Source: Sandler et al., arXiv 1801.04381, table 2, as in the CRD code base.
+    expansion is 1. The classifier begins as N(0, 0.01), its bias at 0. Source: Sandler et al., arXiv 1801.04381, table
+    2, as in the CRD code base.
     """
 
     classifier_name = "classifier"
+    classifier_init = "small_normal"
 
     def __init__(self, width: float, num_classes: int = 100, in_chans: int = 3, global_pool: str = "avg") -> None:
         super().__init__(int(320 * width), 1280)
@@ -50,9 +60,11 @@ class CifarMobileNetV2(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the last, signed map [B,C,H/16,W/16] of images [B,3,H,W]."""
         return self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
 
     def widen(self, x: Tensor) -> Tensor:
+        """Widen the map to 1280 channels."""
         return self.conv_head(x)
 
 
@@ -82,22 +94,33 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def cifar_mobilenetv2(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-    """MobileNetV2 at width 1 as published (ReLU6), but for the stem's stride of 1: a 32-pixel image ends in a 2x2 map.
+    """Build MobileNetV2 as published (width 1, ReLU6), but for the stem's stride of 1: 32 pixels end in a 2x2 map.
 
-    It is timm's `mobilenetv2_100`, with that network's names: the 17 blocks are blocks.0.0 to blocks.6.0.
+    It is timm's `mobilenetv2_100`, with that network's names: the 17 blocks are blocks.0.0 to blocks.6.0. It belongs to
+    the feature-only paper and begins as there: convolutions by Kaiming's normal distribution with a fan-out of
+    kernel * channels, depthwise ones too (timm divides theirs by the groups), the classifier as N(0, 0.01).
     """
     pretrained_cfg = pretrained_cfg or get_pretrained_cfg("cifar_mobilenetv2")
     network: Any = mobilenetv2_100(pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
     network.conv_stem.stride = (1, 1)
+    if not pretrained:
+        init_convolutions(network)
+        if isinstance(network.classifier, nn.Linear):
+            init_classifier(network.classifier, "small_normal")
     return network
 
 
 @register_model
 def mobilenetv1(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-    """MobileNetV1 at width 1 (4.23 M parameters), the student whose ImageNet baseline in the tables is 68.87.
+    """Build MobileNetV1 at width 1 (4.23 M parameters), the student whose ImageNet baseline in the tables is 68.87.
 
-    It is timm's `mobilenetv1_100` but for the activation: ReLU here, as in the tables, and ReLU6 there. Source: Howard
-    et al., arXiv 1704.04861, table 1.
+    It is timm's `mobilenetv1_100` but for the activation, ReLU as in the tables (ReLU6 there), and for fresh weights,
+    PyTorch's defaults as in the tables' code. Source: Howard et al., arXiv 1704.04861, table 1.
     """
     pretrained_cfg = pretrained_cfg or get_pretrained_cfg("mobilenetv1")
-    return mobilenetv1_100(pretrained, pretrained_cfg=pretrained_cfg, **{"act_layer": "relu", **kwargs})
+    network: Any = mobilenetv1_100(pretrained, pretrained_cfg=pretrained_cfg, **{"act_layer": "relu", **kwargs})
+    if not pretrained:
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.reset_parameters()
+    return network

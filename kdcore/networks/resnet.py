@@ -15,7 +15,7 @@ from kdcore.networks.cifar import CifarNetwork, init_convolutions, register, sta
 
 
 def residual(block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, stride: int) -> nn.Module:
-    """One of timm's blocks; where the shape changes, a 1x1 convolution and batch norm on the shortcut."""
+    """Make one of timm's blocks; where the shape changes, a 1x1 convolution and batch norm on the shortcut."""
     downsample = None
     if stride != 1 or in_channels != channels:
         downsample = downsample_conv(in_channels, channels, kernel_size=1, stride=stride)
@@ -23,7 +23,7 @@ def residual(block: type[BasicBlock | Bottleneck], in_channels: int, channels: i
 
 
 def pre_activated(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """timm's pre-activated block; where the shape changes, the shortcut is a 1x1 convolution of the activation."""
+    """Make timm's pre-activated block; where the shape changes, the shortcut is a 1x1 convolution of the activation."""
     return PreActBasic(
         in_channels,
         channels,
@@ -37,8 +37,9 @@ def pre_activated(in_channels: int, channels: int, stride: int) -> nn.Module:
 class CifarResNet(CifarNetwork):
     """A 3x3 stem at full resolution, then stages that halve it, but for the first.
 
-    widths: channels of the stem and of each stage's output; depths: blocks a stage. The state dictionary has the names
-    of torchvision's ResNet (conv1, bn1, layer1.0.conv1, ..., fc), as the published CIFAR checkpoints do.
+    widths: channels of the stem and of each stage's output; depths: blocks a stage; zero_init_last: each block's last
+    batch norm begins at 0, so that a fresh block is its shortcut. The state dictionary has the names of torchvision's
+    ResNet (conv1, bn1, layer1.0.conv1, ..., fc), as the published CIFAR checkpoints do.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, section 4.2, with projection
     shortcuts (option B), as in the CRD code base.
@@ -52,6 +53,7 @@ class CifarResNet(CifarNetwork):
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
+        zero_init_last: bool = False,
     ) -> None:
         super().__init__(widths[-1])
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
@@ -62,9 +64,14 @@ class CifarResNet(CifarNetwork):
             stride = 1 if i == 0 else 2
             self.add_module(name, stage(partial(residual, block), widths[i], widths[i + 1], stride, depths[i]))
         init_convolutions(self)
+        if zero_init_last:
+            for name in self.stages:
+                for made in self.get_submodule(name).children():
+                    made.zero_init_last()  # type: ignore[operator]  # timm's blocks have it
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the last stage's map [B,C,H/4,W/4] (H/8 of four stages) of images [B,3,H,W]."""
         x = self.act1(self.bn1(self.conv1(x)))
         for name in self.stages:
             x = self.get_submodule(name)(x)
@@ -72,11 +79,13 @@ class CifarResNet(CifarNetwork):
 
 
 class CifarWideResNet(CifarNetwork):
-    """WRN-depth-width: pre-activated basic blocks, 16-16w-32w-64w channels.
+    """WRN-depth-width: pre-activated basic blocks, 16-16w-32w-64w channels; the classifier's bias begins at 0.
 
     forward_features ends after the last batch norm and ReLU, so that pooling and the classifier are all that follows;
     `layer3` itself is the sum before them. Source: Zagoruyko and Komodakis, arXiv 1605.07146, table 1.
     """
+
+    classifier_init = "zero_bias"
 
     def __init__(
         self, depth: int, width: int, num_classes: int = 100, in_chans: int = 3, global_pool: str = "avg"
@@ -92,14 +101,17 @@ class CifarWideResNet(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the normalised map [B,64 width,H/4,W/4] of images [B,3,H,W]."""
         return self.norm(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
 
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"cifar_resnet{_depth}", CifarResNet, widths=(16, 16, 32, 64), depths=[_depth // 6] * 3)
-# He et al.'s networks for ImageNet but for the stem, which keeps the resolution; ResNet-9 has one block a stage.
+# He et al.'s networks for ImageNet but for the stem, which keeps the resolution; ResNet-9 has one block a stage. They
+# are those of the feature-only paper, whose blocks begin as their shortcuts.
 for _name, _depths in (("9", (1, 1, 1, 1)), ("34", (3, 4, 6, 3))):
-    register(f"cifar_resnet{_name}", CifarResNet, widths=(64, 64, 128, 256, 512), depths=_depths)
+    _widths = (64, 64, 128, 256, 512)
+    register(f"cifar_resnet{_name}", CifarResNet, widths=_widths, depths=_depths, zero_init_last=True)
 for _depth in (8, 32):
     register(f"cifar_resnet{_depth}x4", CifarResNet, widths=(32, 64, 128, 256), depths=[_depth // 6] * 3)
 register("cifar_resnet50", CifarResNet, widths=(64, 256, 512, 1024, 2048), depths=(3, 4, 6, 3), block=Bottleneck)

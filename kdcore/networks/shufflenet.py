@@ -16,10 +16,11 @@ DEPTHS = (4, 8, 4)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1, added to the input; with stride 2 the input is average
-    pooled and concatenated instead. [B,in_channels,H,W] -> [B,out_channels,H/stride,W/stride].
+    """Grouped 1x1, channel shuffle, depthwise 3x3 and grouped 1x1 convolution, added to the input.
 
-    The hidden width is a quarter of what the unit computes. Source: Zhang et al., arXiv 1707.01083, figure 2.
+    With stride 2 the input is average pooled and concatenated instead. [B,in_channels,H,W] ->
+    [B,out_channels,H/stride,W/stride]. The hidden width is a quarter of what the unit computes. Source: Zhang et al.,
+    arXiv 1707.01083, figure 2.
     """
 
     groups = 3
@@ -41,6 +42,7 @@ class ShuffleUnit(nn.Module):
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the unit's map."""
         y = self.shuffle(self.act(self.bn1(self.conv1(x))))
         # ReLU after the depthwise convolution too: the CRD code base has it, the paper has not.
         y = self.bn3(self.conv3(self.act(self.bn2(self.conv2(y)))))
@@ -59,6 +61,7 @@ class CifarShuffleNetV1(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the last map [B,C,H/8,W/8] of images [B,3,H,W]."""
         return self.layer3(self.layer2(self.layer1(self.stem(x))))
 
 
@@ -78,9 +81,11 @@ class CifarShuffleNetV2(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the last map [B,C,H/8,W/8] of images [B,3,H,W]."""
         return self.layer3(self.layer2(self.layer1(self.stem(x))))
 
     def widen(self, x: Tensor) -> Tensor:
+        """Widen the map to 1024 channels."""
         return self.conv_head(x)
 
 

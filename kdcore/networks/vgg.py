@@ -10,13 +10,15 @@ from kdcore.networks.cifar import CifarNetwork, init_convolutions, register
 
 
 class CifarVGG(CifarNetwork):
-    """Five stages of 3x3 convolutions (with bias), batch norm and ReLU; 2x2 max pooling after the first three only, so
-    that a 32-pixel image ends in a 4x4 map; one linear classifier.
+    """Five stages of 3x3 convolutions (with bias), batch norm and ReLU, and one linear classifier.
 
-    depths: convolutions a stage. Source: Simonyan and Zisserman, arXiv 1409.1556, cut down as in the CRD code base.
+    2x2 max pooling after the first three stages only, so that a 32-pixel image ends in a 4x4 map. depths: convolutions
+    a stage. The classifier begins as N(0, 0.01), its bias at 0. Source: Simonyan and Zisserman, arXiv 1409.1556, cut
+    down as in the CRD code base.
     """
 
     classifier_name = "classifier"
+    classifier_init = "small_normal"
     widths = (64, 128, 256, 512, 512)
 
     def __init__(
@@ -32,16 +34,18 @@ class CifarVGG(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the last map [B,512,H/8,W/8] of images [B,3,H,W]."""
         for layer in (self.layer1, self.layer2, self.layer3):
             x = self.pool(layer(x))
         return self.layer5(self.layer4(x))
 
 
 class CifarHiddenVGG(CifarVGG):
-    """VGG as published: max pooling after all five stages, so that a 32-pixel image ends in a 1x1 map, and two hidden
-    layers of 4096 with dropout before the classifier; they belong to the head. Larger maps are averaged first.
+    """VGG as published, with two hidden layers of 4096 and dropout before the classifier.
 
-    Source: Simonyan and Zisserman, table 1, columns A and E, with batch norm.
+    Max pooling follows all five stages, so that a 32-pixel image ends in a 1x1 map; larger maps are averaged first. The
+    hidden layers belong to the head, and begin like the classifier. Source: Simonyan and Zisserman, table 1, columns A
+    and E, with batch norm.
     """
 
     def __init__(
@@ -63,15 +67,20 @@ class CifarHiddenVGG(CifarVGG):
             nn.ReLU(inplace=True),
             nn.Dropout(drop_rate),
         )
-        init_convolutions(self.hidden)
+        for layer in self.hidden:  # linear layers in the paper, 1x1 convolutions here
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the last map [B,512,H/32,W/32] of images [B,3,H,W]."""
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5):
             x = self.pool(layer(x))
         return x
 
     def widen(self, x: Tensor) -> Tensor:
+        """Pass the map through the hidden layers: [B,4096,1,1]."""
         return self.hidden(x)
 
 

@@ -12,7 +12,7 @@ _LISTS = (nn.Sequential, nn.ModuleList)
 
 
 def block_taps(model: nn.Module, image_size: tuple[int, int] | None = None) -> list[str]:
-    """The layers worth scoring, in the order in which they run: the ends of blocks, and activations outside blocks.
+    """Return the layers worth scoring, in the order they run: the ends of blocks, and activations outside blocks.
 
     A block is a member of an nn.Sequential or nn.ModuleList that has convolutions or linear layers inside, unless it
     holds such a list of blocks itself (then it is a stage): the residual and transformer blocks of timm's networks
@@ -31,7 +31,7 @@ def block_taps(model: nn.Module, image_size: tuple[int, int] | None = None) -> l
 
 
 def _members(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules in a list of modules, with their paths."""
+    """Return the modules in a list of modules, with their paths."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, _LISTS)]
     return [(f"{name}.{key}".lstrip("."), child) for name, module in lists for key, child in module.named_children()]
 
@@ -52,7 +52,7 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _execution_order(model: nn.Module, names: set[str], image_size: tuple[int, int] | None) -> list[str]:
-    """The names of those modules that gave one tensor, as they ended in a forward pass of two blank images."""
+    """Return the names of the modules that gave one tensor, as they ended in a forward pass of two blank images."""
     size = image_size or resolve_model_data_config(model)["input_size"][1:]
     finished: list[str] = []
 

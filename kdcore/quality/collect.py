@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcore.errors import Refused
-from kdcore.quality.score import INFORMATION_SCALE, InformationScale, Quality, layer_quality
+from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale, Quality, Separation, layer_quality
 from kdcore.terms.base import Pair
 
 MAX_ELEMENTS = 262_144  # of one image's features; the source's limit
@@ -46,12 +46,14 @@ class LayerQuality:
         num_classes: int,
         *,
         information_scale: InformationScale = INFORMATION_SCALE,
+        separation: Separation = SEPARATION,
         max_elements: int = MAX_ELEMENTS,
     ) -> None:
         if num_classes < 2:
             raise Refused(f"num_classes is {num_classes}, but separation compares classes: it takes at least 2")
         self.num_classes = num_classes
         self.information_scale: InformationScale = information_scale
+        self.separation: Separation = separation
         self.max_elements = max_elements
         self._labels: list[Tensor] = []
         self._sample_ids: list[Tensor] = []
@@ -59,9 +61,10 @@ class LayerQuality:
 
     @torch.no_grad()
     def add(self, features: Mapping[str, Tensor], labels: Tensor, sample_ids: Tensor) -> None:
-        """One batch: features {tap: [B,C,H,W], [B,N,D] or [B,D]} of any float type, labels [B], sample_ids [B] int64.
+        """Take in one batch.
 
-        Refused for mixed labels, a label out of range, other taps than before, or features that are not finite.
+        features {tap: [B,C,H,W], [B,N,D] or [B,D]} of any float type, labels [B], sample_ids [B] int64. Refused for
+        mixed labels, a label out of range, other taps than before, or features that are not finite.
         """
         if labels.ndim != 1 or labels.is_floating_point():
             raise Refused(f"labels of shape {list(labels.shape)} are mixed; measure views without mixup and CutMix")
@@ -76,7 +79,7 @@ class LayerQuality:
         self._sample_ids.append(sample_ids.to(device="cpu", dtype=torch.int64, copy=True))
 
     def merge(self, other: LayerQuality) -> None:
-        """Takes in the rows of another worker; its settings must be these."""
+        """Take in the rows of another worker; its settings must be these."""
         mine, theirs = self._settings(), other._settings()
         if mine != theirs:
             raise Refused(f"the workers measured differently, {mine} and {theirs}; give all the same settings")
@@ -87,10 +90,10 @@ class LayerQuality:
             self._features.setdefault(tap, []).extend(rows)
 
     def result(self, num_train: int, device: torch.device | str = "cpu") -> dict[str, Quality]:
-        """{tap: Quality}, in the order of the taps in `add`. num_train: images of the whole training set; device:
-        where to compute (it must know float64).
+        """Return {tap: Quality}, in the order of the taps in `add`.
 
-        Refused for an image that was added twice, a class with fewer than two images, or a tap without a score.
+        num_train: images of the whole training set; device: where to compute (it must know float64). Refused for an
+        image that was added twice, a class with fewer than two images, or a tap without a score.
         """
         order, counts = self._order()
         if num_train < len(order):
@@ -98,13 +101,15 @@ class LayerQuality:
         scores = {}
         for tap, chunks in self._features.items():
             try:
-                scores[tap] = layer_quality(_in_order(chunks, order), counts, num_train, self.information_scale, device)
+                rows = _in_order(chunks, order)
+                options = self.information_scale, device, self.separation
+                scores[tap] = layer_quality(rows, counts, num_train, *options)
             except Refused as error:
                 raise Refused(f"tap {tap!r}: {error}") from error
         return scores
 
-    def _settings(self) -> tuple[int, str, int]:
-        return self.num_classes, self.information_scale, self.max_elements
+    def _settings(self) -> tuple[int, str, str, int]:
+        return self.num_classes, self.information_scale, self.separation, self.max_elements
 
     def _refuse_other_taps(self, features: Mapping[str, object]) -> None:
         """Refused unless these taps are those of the rows so far; a worker without a row has none."""
@@ -138,7 +143,7 @@ def _rows(tap: str, features: Tensor, max_elements: int) -> Tensor:
 
 
 def _pool_side(tap: str, shape: Sequence[int], max_elements: int) -> int:
-    """The side p of the p x p max pooling that brings a map [C,H,W] below max_elements; 1 where it is below already."""
+    """Return the side p of the p x p max pooling that brings a map [C,H,W] below max_elements; 1 where it is below."""
     elements = math.prod(shape)
     if elements <= max_elements:
         return 1
@@ -196,12 +201,12 @@ class LayerScores:
     student_taps: Sequence[str]
 
     def of(self, pairs: Sequence[Mapping[str, str]]) -> float:
-        """The mean Q of a pairing's teacher taps."""
+        """Return the mean Q of a pairing's teacher taps."""
         return sum(self.quality[pair["teacher"]].q for pair in pairs) / len(pairs)
 
 
 def recommend_pairs(student_taps: Sequence[str], quality: Mapping[str, Quality], num_pairs: int) -> tuple[Pair, ...]:
-    """The pairs of a feature-only recipe: the num_pairs teacher taps of the highest Q, paired by depth, one to one.
+    """Return the pairs of a feature-only recipe: the num_pairs teacher taps of highest Q, paired by depth, one to one.
 
     student_taps and quality are in depth order. So early layers of the student meet late layers of the teacher, where
     Q is high: the source's rule. Of two equal scores the deeper tap wins. Of more student taps than pairs, those at

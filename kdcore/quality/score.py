@@ -2,8 +2,8 @@
 
 Source: Cooper, Chen, Dwivedy, Gurari, "Logit-Based Losses Limit the Effectiveness of Feature Knowledge Distillation",
 arXiv 2511.14981, whose official code gives the formulas. What differs here: the average within a class leaves out each
-vector's cosine with itself; both the pairwise figures and the spectra use every image of the sample; the effective
-dimension cuts each class's spectrum by itself, so that the 95 % do truncate.
+vector's cosine with itself, unless `separation="official"` asks for it; both the pairwise figures and the spectra use
+every image of the sample; the effective dimension cuts each class's spectrum by itself, so that the 95 % do truncate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from torch import Tensor
 from kdcore.errors import Refused
 
 InformationScale = Literal["log5", "log_ed"]
-INFORMATION_SCALE: InformationScale = "log5"  # unless another is asked for
+Separation = Literal["pairs", "official"]
+# Unless another is asked for:
+INFORMATION_SCALE: InformationScale = "log5"
+SEPARATION: Separation = "pairs"
 VARIANCE_KEPT = 0.95  # by the leading components that the effective dimension counts
 # Float32 features round at 6e-8 of their size, so variance below 1e-12 of the mean square is rounding, not spread.
 SPREAD_FLOOR = 1e-12
@@ -46,7 +49,7 @@ class Quality:
 
     @property
     def q(self) -> float:
-        """Q = S + sqrt(I * E)."""
+        """Return Q = S + sqrt(I * E)."""
         return self.separation + math.sqrt(self.information * self.efficiency)
 
 
@@ -56,8 +59,9 @@ def layer_quality(
     num_train: int,
     information_scale: InformationScale = INFORMATION_SCALE,
     device: torch.device | str = "cpu",
+    separation: Separation = SEPARATION,
 ) -> Quality:
-    """The score of one layer from its features, rows [n,D], the counts[0] images of class 0 first, and so on.
+    """Score one layer by its features, rows [n,D], the counts[0] images of class 0 first, and so on.
 
     With cos the absolute cosine of two features (0 where one of them is zero), c a class and N = num_train:
 
@@ -74,6 +78,12 @@ def layer_quality(
     unit, whereas log_ed divides the entropy by nearly its own maximum, so that a layer gains little from spreading
     over more directions, and it has no value where one component holds the variance. The 5 itself has no derivation:
     it sets how much sqrt(I * E) counts beside S, and nothing else.
+
+    separation: whether S averages, within a class, over pairs of different images ("pairs", the default) or over the
+    whole block of the class ("official", as the source's code does), each image's cosine of 1 with itself included.
+    That is (1 - average) / n more for n images: it says nothing about the class and shrinks as more images are
+    measured, so that scores over different numbers of images would not compare. Take it to compare with published
+    figures.
 
     All three are unchanged where the features are scaled or rotated as a whole, but not where they are shifted: they
     depend on the features through their Gram matrix alone.
@@ -93,7 +103,7 @@ def layer_quality(
     distance = np.mean([_distance_to_others(rows, gram, c) for c in classes]).item()
     norm = torch.stack([norms[c].mean() for c in classes]).mean().item()
     return Quality(
-        separation=_separation(cosines, counts),
+        separation=_separation(cosines, counts, separation),
         information=_information((1 - smallest) * entropy, effective_dims, information_scale),
         efficiency=2 * distance / norm * (num_train / math.pi) ** (1 / min(rows.shape)),
         samples=len(rows),
@@ -103,7 +113,7 @@ def layer_quality(
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """The inner products of all rows: [n,D] -> [n,n] float64, a block of columns at a time, each product once."""
+    """Take the inner products of all rows: [n,D] -> [n,n] float64, a block of columns at a time, each product once."""
     gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     for block in rows.split(max(1, BLOCK_ELEMENTS // len(rows)), dim=1):
         block = block.double()
@@ -113,13 +123,16 @@ def _gram(rows: Tensor) -> Tensor:
     return gram.tril() + gram.tril(-1).T
 
 
-def _separation(cosines: Tensor, counts: Sequence[int]) -> float:
+def _separation(cosines: Tensor, counts: Sequence[int], separation: Separation) -> float:
     sizes = torch.tensor(counts, dtype=torch.float64, device=cosines.device)
     numbers = torch.arange(len(counts), device=cosines.device).repeat_interleave(sizes.long())
     members = F.one_hot(numbers, len(counts)).double()
     sums = members.T @ cosines @ members  # [K,K]
-    with_themselves = members.T @ cosines.diagonal()
-    within = (sums.diagonal() - with_themselves) / (sizes * (sizes - 1))
+    if separation == "official":
+        within = sums.diagonal() / sizes.square()
+    else:
+        with_themselves = members.T @ cosines.diagonal()
+        within = (sums.diagonal() - with_themselves) / (sizes * (sizes - 1))
     between = sums / sizes / sizes[:, None]
     pairs = len(counts) * (len(counts) - 1)
     return float(within.mean() - (between.sum() - between.trace()) / pairs)
@@ -139,7 +152,7 @@ def _information(numerator: float, effective_dims: float, information_scale: Inf
 
 
 def _spectrum(gram: Tensor) -> tuple[float, float]:
-    """(entropy in nats, effective dimension) of one class, from its inner products [m,m]; zeros without spread.
+    """Return (entropy in nats, effective dimension) of a class from its inner products [m,m]; zeros without spread.
 
     The eigenvalues of the centred Gram matrix are the squared singular values of the centred features.
     """
@@ -154,7 +167,7 @@ def _spectrum(gram: Tensor) -> tuple[float, float]:
 
 
 def _distance_to_others(rows: Tensor, gram: Tensor, members: slice) -> float:
-    """The smallest distance from a row of the class to one outside it.
+    """Return the smallest distance from a row of the class to one outside it.
 
     The Gram matrix finds the nearest pair; its distance comes from the two rows, since there the difference of inner
     products would lose half of the digits.

@@ -14,13 +14,13 @@ from kdcore.terms.precision import full_precision
 
 
 def attention(feature_map: Tensor) -> Tensor:
-    """mean_c F_c^2 over the positions, as a vector of length 1: [B,C,H,W] -> [B,H*W]."""
+    """Return mean_c F_c^2 over the positions, as a vector of length 1: [B,C,H,W] -> [B,H*W]."""
     return F.normalize(feature_map.square().mean(dim=1).flatten(1), dim=1)
 
 
 @full_precision
 def at(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """mean over positions of (attention(student) - attention(teacher))^2: [B], no unit.
+    """Return the mean over positions of (attention(student) - attention(teacher))^2: [B], no unit.
 
     Maps [B,C,H,W] of any channels (or tokens, vectors); the larger is pooled to the smaller. 0 when student equals
     teacher.
@@ -37,4 +37,5 @@ class AT(PairedTerm):
     term: Literal["at"] = "at"
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss, summed over pairs: [B]."""
         return torch.stack([at(*features) for features in self.tapped(inputs)]).sum(dim=0)

@@ -13,6 +13,7 @@ value on one rank or on many.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -29,7 +30,9 @@ REGISTRY: dict[str, type[Term]] = {}
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What a term may read of one micro-batch. All tensors are as the networks gave them (any float type).
+    """What a term may read of one micro-batch.
+
+    All tensors are as the networks gave them (any float type).
 
     labels [B] int64 or soft [B,K]; student_logits [B,K]; student_features {tap: tensor}; teacher: its outputs;
     sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph; epoch: epochs done
@@ -46,6 +49,7 @@ class TermInputs:
 
     @property
     def teacher_logits(self) -> Tensor:
+        """The teacher's logits [B,K], which the term has declared."""
         assert self.teacher.logits is not None, "the term did not declare teacher_logits"
         return self.teacher.logits
 
@@ -55,9 +59,10 @@ class TermContext:
     """What a term may know when its weights are made.
 
     student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
-    class_means: {teacher tap: [K,D]} where declared; sample_labels [num_samples] int64: the class of every training
-    sample, by sample id; pool_teacher: of a student that reuses the teacher's classifier, what brings the teacher's
-    last features to the size of its own.
+    class_means: {teacher tap: [K,D]} where declared; class_similarity [K,K]: how alike the teacher takes two classes to
+    be, where declared; sample_labels [num_samples] int64: the class of every training sample, by sample id;
+    pool_teacher: of a student that reuses the teacher's classifier, what brings the teacher's last features to the size
+    of its own.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -65,6 +70,7 @@ class TermContext:
     num_classes: int
     num_samples: int
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    class_similarity: Tensor | None = None
     sample_labels: Tensor | None = None
     pool_teacher: Callable[[Tensor], Tensor] | None = None
 
@@ -80,9 +86,12 @@ class Term(BaseModel):
     term: str
     """The term's name."""
     weight: float = Field(ge=0)
-    """What the loss is multiplied by before the terms are added."""
+    """Factor of the loss in the sum of the method's terms. 0 leaves the term out, with all that it reads."""
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Epochs over which the weight rises linearly from 0 to `weight`."""
+    """Epochs over which the weight rises linearly from 0, step by step; 0 for none."""
+    decay_from_epoch: float | None = Field(default=None, ge=0)
+    """Epochs done when the weight begins to fall to 0, which it reaches at the end of the run, along a half cosine.
+    Not given: the weight stays."""
 
     # Whether the value of one sample depends on the others of its micro-batch.
     batch_coupled: ClassVar[bool] = False
@@ -98,23 +107,43 @@ class Term(BaseModel):
         REGISTRY[name] = cls
 
     def needs(self) -> Needs:
-        """What this term reads."""
+        """Return what this term reads."""
         return Needs()
 
     def loss(self, inputs: TermInputs) -> Tensor:
-        """The un-reduced loss [B], in float32."""
+        """Return the un-reduced loss [B], in float32."""
         raise NotImplementedError(f"{type(self).__name__} gives neither loss() nor build()")
 
     def build(self, context: TermContext) -> nn.Module:
-        """The module that computes the loss: forward(TermInputs) -> [B]. Its weights are trained with the student
-        and are never exported."""
+        """Build the module that computes the loss: forward(TermInputs) -> [B].
+
+        Its weights are trained with the student and are never exported.
+        """
         return Stateless(self)
 
-    def weight_at(self, epoch: float) -> float:
-        """The weight after `epoch` epochs."""
-        if self.warmup_epochs == 0:
-            return self.weight
-        return self.weight * min(1.0, epoch / self.warmup_epochs)
+    def weight_at(self, epoch: float, num_epochs: float | None = None) -> float:
+        """Return the weight after `epoch` epochs of a run of num_epochs, which only a decay asks for."""
+        weight = self.weight
+        if self.warmup_epochs:
+            weight *= min(1.0, epoch / self.warmup_epochs)
+        if self.decay_from_epoch is not None and epoch > self.decay_from_epoch:
+            assert num_epochs is not None, "a weight that decays reaches 0 at the run's end, which is not known"
+            done = (epoch - self.decay_from_epoch) / (num_epochs - self.decay_from_epoch)
+            weight *= (1 + math.cos(math.pi * min(1.0, done))) / 2
+        return weight
+
+    def is_constant_at(self, epoch: float) -> bool:
+        """Return whether the weight is past its warm-up and not yet decaying."""
+        return epoch >= self.warmup_epochs and (self.decay_from_epoch is None or epoch < self.decay_from_epoch)
+
+    def check_epochs(self, num_epochs: float | None) -> None:
+        """Refuse a decay that would begin when the run is over, or whose end is not known."""
+        if self.decay_from_epoch is not None and (num_epochs is None or self.decay_from_epoch >= num_epochs):
+            length = "no known number of" if num_epochs is None else f"{num_epochs:g}"
+            raise Refused(
+                f"term {self.term!r}: its weight decays from epoch {self.decay_from_epoch:g} on, but the run has "
+                f"{length} epochs; lower decay_from_epoch"
+            )
 
 
 class Stateless(nn.Module):
@@ -125,6 +154,7 @@ class Stateless(nn.Module):
         self.config = config
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the term's loss [B]."""
         return self.config.loss(inputs)
 
 
@@ -140,7 +170,7 @@ class Pair(BaseModel):
 
 
 def parse_term(data: Any) -> Term:
-    """A term from a recipe's mapping. Refused names the nearest known terms."""
+    """Make the term that a recipe's mapping describes. Refused names the nearest known terms."""
     if isinstance(data, Term):
         return data
     if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):

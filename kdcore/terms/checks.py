@@ -8,7 +8,7 @@ from kdcore.errors import Refused
 
 
 def require_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Refused unless both are [B,K]: broadcasting would hide a teacher of other classes."""
+    """Refuse logits unless both are [B,K]: broadcasting would hide a teacher of other classes."""
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         raise Refused(
             f"student_logits {list(student_logits.shape)} and teacher_logits {list(teacher_logits.shape)} must be one "
@@ -17,7 +17,7 @@ def require_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None
 
 
 def require_hard_labels(labels: Tensor) -> None:
-    """Refused unless labels are [B] class numbers."""
+    """Refuse labels unless they are [B] class numbers."""
     if labels.ndim != 1:
         raise Refused(
             f"labels of shape {list(labels.shape)} are mixed; this loss needs [B] class numbers: turn mixing off"
@@ -25,7 +25,7 @@ def require_hard_labels(labels: Tensor) -> None:
 
 
 def require_same_shape(student_features: Tensor, teacher_features: Tensor) -> None:
-    """Refused unless they agree: broadcasting would hide it."""
+    """Refuse features unless their shapes agree: broadcasting would hide it."""
     if student_features.shape != teacher_features.shape:
         raise Refused(
             f"student features {list(student_features.shape)} and teacher features {list(teacher_features.shape)} must "
@@ -34,6 +34,6 @@ def require_same_shape(student_features: Tensor, teacher_features: Tensor) -> No
 
 
 def require_batch(student: Tensor) -> None:
-    """Refused for a batch of one, which has no relations."""
+    """Refuse a batch of one, which has no relations."""
     if len(student) < 2:
         raise Refused("a micro-batch of 1 sample has no relations; make it larger, or drop the last, partial batch")

@@ -30,7 +30,7 @@ _EPSILON = 1e-7
 
 @full_precision
 def nce(positive: Tensor, negatives: Tensor, noise: float) -> Tensor:
-    """-log(p / (p + m noise)) - sum_j log(m noise / (n_j + m noise)): [B] nats.
+    """Return -log(p / (p + m noise)) - sum_j log(m noise / (n_j + m noise)): [B] nats.
 
     positive p [B], negatives n_j [B,m]: unnormalised likelihoods, already divided by their constant; noise: the
     probability of a sample under the noise distribution, 1 / num_samples.
@@ -44,9 +44,10 @@ def nce(positive: Tensor, negatives: Tensor, noise: float) -> Tensor:
 
 @full_precision
 def likelihoods(embeddings: Tensor, bank: Tensor, samples: Tensor, temperature: float) -> Tensor:
-    """exp(<embeddings_b, bank[samples_bj]> / temperature): [B,J]. embeddings [B,D]; bank [N,D]; samples [B,J].
+    """Return exp(<embeddings_b, bank[samples_bj]> / temperature): [B,J].
 
-    The bank's rows are copied, not multiplied in place: the bank is written to before the backward pass reads them.
+    embeddings [B,D]; bank [N,D]; samples [B,J]. The bank's rows are copied, not multiplied in place: the bank is
+    written to before the backward pass reads them.
     """
     return (torch.einsum("bd,bjd->bj", embeddings, bank[samples]) / temperature).exp()
 
@@ -55,6 +56,7 @@ class ClassIndex(nn.Module):
     """Draws training samples of other classes than a given sample's, uniformly and without rejection.
 
     Sample ids are kept sorted by class; a draw among the num_samples - (size of the class) others steps over the class.
+    fewest_others: samples outside the largest class.
     """
 
     labels: Tensor
@@ -74,11 +76,13 @@ class ClassIndex(nn.Module):
             "sizes": sizes,
         }.items():
             self.register_buffer(name, buffer, persistent=False)
+        self.fewest_others = len(labels) - int(sizes.max())
 
     def others(self, sample_ids: Tensor, draws: Draws, count: int) -> Tensor:
-        """[B,count] sample ids."""
+        """Draw [B,count] sample ids, different in each row unless count is more than `fewest_others`."""
         classes = self.labels[sample_ids]
-        places = draws.below(len(self.labels) - self.sizes[classes], count)
+        numbers = len(self.labels) - self.sizes[classes]
+        places = draws.distinct(numbers, count) if count <= self.fewest_others else draws.below(numbers, count)
         step = self.sizes[classes][:, None] * (places >= self.starts[classes][:, None])
         return self.by_class[places + step]
 
@@ -87,28 +91,38 @@ class CRD(Term):
     """Contrastive distillation between the two classifier inputs, usually at weight 0.8.
 
     Each vector is embedded by a linear layer (the teacher's is trained too) and set to length 1. `nce` is summed over
-    both directions: the student's embedding against the teacher's bank, and the reverse. Negatives come from other
-    classes, as in the published tables, or from all samples; `seed` and the epoch decide which. Reads
+    both directions: the student's embedding against the teacher's bank, and the reverse. The negatives of a sample are
+    different ones, as in the authors' code, unless more are asked for than there are. Reads
     TermContext.sample_labels and TermInputs.epoch. Memory: 2 * num_samples * dim floats for the bank (1.3 GB for
     ImageNet) and 2 * B * num_negatives * dim until the backward pass (1.1 GB for a micro-batch of 64).
     """
 
     term: Literal["crd"] = "crd"
     student_tap: str = "classifier_input"
+    """Tap of the student that gives one vector a sample."""
     teacher_tap: str = "classifier_input"
+    """Tap of the teacher that gives one vector a sample."""
     dim: int = Field(default=128, ge=1)
+    """Width of the embeddings, and so of the bank."""
     num_negatives: int = Field(default=16384, ge=1)
+    """Number of other samples that each sample is compared with."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the old entry that stays when a sample's entry in the bank is renewed."""
     temperature: float = Field(default=0.07, gt=0)
+    """Divisor of the cosines before they are exponentiated."""
     negatives: Literal["other_classes", "all"] = "other_classes"
+    """Where negatives come from: samples of other classes, as in the published tables, or all samples."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the bank's first values and, with the epoch, of the negatives."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: one vector of each network, and which samples they are of."""
         return Needs(
             student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}), sample_ids=True
         )
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its embeddings and bank."""
         return CRDModule(self, context)
 
 
@@ -133,6 +147,7 @@ class CRDModule(nn.Module):
         self.class_index = _class_index(context) if config.negatives == "other_classes" else None
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the loss of both directions: [B] nats. In training, the bank takes the new embeddings in."""
         assert inputs.sample_ids is not None, "the term did not declare sample_ids"
         student = _embed(self.student_embedding, inputs.student_features[self.config.student_tap])
         teacher = _embed(self.teacher_embedding, inputs.teacher.features[self.config.teacher_tap])
@@ -151,16 +166,19 @@ class CRDModule(nn.Module):
         return nce(of_student[:, 0], of_student[:, 1:], noise) + nce(of_teacher[:, 0], of_teacher[:, 1:], noise)
 
     def draw_negatives(self, inputs: TermInputs) -> Tensor:
-        """[B,num_negatives] sample ids, a function of the seed, the epoch and each row's own id."""
+        """Draw [B,num_negatives] sample ids, a function of the seed, the epoch and each row's own id."""
         assert inputs.sample_ids is not None
         draws = Draws(inputs, self.config.seed)
         if self.class_index is not None:
             return self.class_index.others(inputs.sample_ids, draws, self.config.num_negatives)
-        return draws.below(torch.full_like(inputs.sample_ids, self.num_samples), self.config.num_negatives)
+        numbers = torch.full_like(inputs.sample_ids, self.num_samples)
+        if self.config.num_negatives <= self.num_samples:
+            return draws.distinct(numbers, self.config.num_negatives)
+        return draws.below(numbers, self.config.num_negatives)
 
     @torch.no_grad()
     def fix_constants(self, directions: Tensor) -> None:
-        """Sets the constants to num_samples * mean likelihood, the first time. directions [2,B,J]."""
+        """Set the constants to num_samples * mean likelihood, the first time. directions [2,B,J]."""
         if bool((self.constants == 0).all()):
             self.constants.copy_(directions.mean(dim=(1, 2)) * self.num_samples)
             if data_parallel():
@@ -168,7 +186,7 @@ class CRDModule(nn.Module):
 
     @torch.no_grad()
     def remember(self, sample_ids: Tensor, embeddings: Tensor) -> None:
-        """Moves the bank's entries of all ranks' samples towards embeddings [B,2,D], and back to length 1."""
+        """Move the bank's entries of all ranks' samples towards embeddings [B,2,D], and back to length 1."""
         sample_ids, embeddings = gather_rows(sample_ids), gather_rows(embeddings)
         old = self.banks[:, sample_ids].transpose(0, 1)
         new = F.normalize(torch.lerp(embeddings, old, self.config.momentum), dim=2)
@@ -196,18 +214,18 @@ def _class_index(context: TermContext) -> ClassIndex:
 
 
 def initial_banks(num_samples: int, dim: int, seed: int) -> Tensor:
-    """[2,num_samples,dim] uniform in +-sqrt(3 / dim): of length about 1, and equal on every rank."""
+    """Draw [2,num_samples,dim] uniform in +-sqrt(3 / dim): of length about 1, and equal on every rank."""
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.rand(2, num_samples, dim, generator=generator) - 1) * math.sqrt(3 / dim)
 
 
 def data_parallel() -> bool:
-    """Whether other ranks train beside this one."""
+    """Return whether other ranks train beside this one."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order; ranks may hold different numbers of them."""
+    """Gather the rows of all ranks, in rank order; ranks may hold different numbers of them."""
     if not data_parallel():
         return rows
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]

@@ -24,18 +24,18 @@ NUM_TIMES = 1000  # of the diffusion, with a linear schedule from 1e-4 to 0.02
 
 
 def signal_shares() -> Tensor:
-    """[NUM_TIMES] the share of signal in the variance at each time (DDPM's cumulative product of 1 - beta)."""
+    """Return the share of signal in the variance at each time, DDPM's cumulative product of 1 - beta: [NUM_TIMES]."""
     return torch.cumprod(1 - torch.linspace(1e-4, 0.02, NUM_TIMES), dim=0)
 
 
 def add_noise(clean: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
-    """sqrt(share) * clean + sqrt(1 - share) * noise: [B,C,H,W], shares [B]."""
+    """Return sqrt(share) * clean + sqrt(1 - share) * noise: [B,C,H,W], shares [B]."""
     shares = shares.view(-1, 1, 1, 1)
     return shares.sqrt() * clean + (1 - shares).sqrt() * noise
 
 
 def ddim_step(noisy: Tensor, noise: Tensor, share: Tensor, next_share: Tensor) -> Tensor:
-    """One deterministic step to less noise: the clean map that `noise` implies, noised again to next_share.
+    """Take one deterministic step to less noise: the clean map that `noise` implies, noised again to next_share.
 
     Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", arXiv 2010.02502, equation 12 with sigma = 0.
     """
@@ -58,6 +58,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the input's shape."""
         return x + self.block(x)
 
 
@@ -105,10 +106,11 @@ class Denoiser(nn.Module):
         self.register_buffer("shares", signal_shares(), persistent=False)
 
     def predict_noise(self, noisy: Tensor, times: Tensor) -> Tensor:
+        """Predict the noise in a noised map [B,C,H,W] at times [B]."""
         return self.noise_of(noisy + self.times(times)[:, :, None, None])
 
     def refine(self, student_map: Tensor, noise: Tensor) -> Tensor:
-        """The student's map brought to a learned level of noise, then denoised in num_steps from mid-schedule down."""
+        """Bring the student's map to a learned level of noise, and denoise it in num_steps from mid-schedule down."""
         level = self.match(student_map)[:, :1, None, None]
         noisy = level * student_map + (1 - level) * noise
         stride = NUM_TIMES // (2 * self.num_steps)
@@ -119,12 +121,12 @@ class Denoiser(nn.Module):
         return self.finish(noisy)
 
     def noise_loss(self, teacher_map: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Mean squared error of the noise predicted in a noised teacher's map: [B]."""
+        """Return the mean squared error of the noise predicted in a noised teacher's map: [B]."""
         noisy = add_noise(teacher_map, noise, self.shares[times])
         return feature_mse(self.predict_noise(noisy, times), noise)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor, inputs: TermInputs, seed: int) -> tuple[Tensor, Tensor]:
-        """The refined student's map, and `noise_loss` [B] at a random time a sample."""
+        """Return the refined student's map, and `noise_loss` [B] at a random time a sample."""
         count = student_map[0].numel()
         student_noise, teacher_noise = (
             Draws(inputs, seed, stream).normals(count).view_as(student_map) for stream in (0, 1)
@@ -134,27 +136,34 @@ class Denoiser(nn.Module):
 
 
 class DiffKD(Term):
-    """MSE(refined student, teacher) + noise prediction on the teacher + its autoencoder's MSE, each of weight 1: [B].
+    """MSE(refined student, teacher) + noise prediction on the teacher + its autoencoder's MSE, each of weight 1.
 
-    On the last maps, the larger pooled to the smaller. `latent_channels` compresses the teacher's map by an autoencoder
-    (1x1 convolution and batch norm; 1x1 convolution), whose latent is the target and is not trained by the comparison;
-    the published ImageNet runs have 1024. Not 0 when student equals teacher: the refinement passes through noise, a
-    function of `seed`, the epoch and the sample. Batch norms see the micro-batch alone.
+    On the last maps, the larger pooled to the smaller. The latent of the autoencoder (1x1 convolution and batch norm;
+    1x1 convolution) is the target and is not trained by the comparison; the published ImageNet runs have 1024 channels.
+    Not 0 when student equals teacher: the refinement passes through noise, a function of `seed`, the epoch and the
+    sample. Batch norms see the micro-batch alone.
     """
 
     term: Literal["diffkd"] = "diffkd"
     student_tap: str = "forward_features"
+    """Tap of the student that gives a map."""
     teacher_tap: str = "forward_features"
+    """Tap of the teacher that gives a map."""
     latent_channels: int | None = Field(default=None, ge=1)
+    """Channels to which an autoencoder compresses the teacher's map. Not given: no autoencoder."""
     num_steps: int = Field(default=5, ge=1, le=NUM_TIMES // 2)
+    """Steps in which the student's map is denoised."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the noise."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: one map of each network, and which samples they are of."""
         return Needs(
             student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}), sample_ids=True
         )
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its networks."""
         return DiffKDModule(self, context)
 
 
@@ -172,6 +181,7 @@ class DiffKDModule(nn.Module):
         self.denoiser = Denoiser(channels, spatial=True, num_steps=config.num_steps)
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the sum of the three parts: [B]."""
         student_map, teacher_map = aligned_maps(
             inputs.student_features[self.config.student_tap], inputs.teacher.features[self.config.teacher_tap]
         )
@@ -181,7 +191,7 @@ class DiffKDModule(nn.Module):
         return feature_mse(refined, target) + noise_loss + reconstruction
 
     def compress(self, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-        """The target, and the autoencoder's error [B] (0 without one)."""
+        """Return the target, and the autoencoder's error [B] (0 without one)."""
         if self.encode is None or self.decode is None:
             return teacher_map, teacher_map.new_zeros(len(teacher_map))
         latent = self.encode(teacher_map)
@@ -189,19 +199,23 @@ class DiffKDModule(nn.Module):
 
 
 class DiffKDLogits(Term):
-    """D(teacher || refined student) at temperature 1 + noise prediction on the teacher's logits, each of weight 1: [B].
+    """D(teacher || refined student) at temperature 1 + noise prediction on the teacher's logits, each of weight 1.
 
     The logits are 1x1 maps of K channels; otherwise as `DiffKD`, without an autoencoder.
     """
 
     term: Literal["diffkd_logits"] = "diffkd_logits"
     num_steps: int = Field(default=5, ge=1, le=NUM_TIMES // 2)
+    """Steps in which the student's logits are denoised."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the noise."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: the teacher's logits, and which samples they are of."""
         return Needs(teacher_logits=True, sample_ids=True)
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its networks."""
         return DiffKDLogitsModule(self, context)
 
 
@@ -215,6 +229,7 @@ class DiffKDLogitsModule(nn.Module):
         self.denoiser = Denoiser(context.num_classes, spatial=False, num_steps=config.num_steps)
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the sum of both parts: [B]."""
         projected = at_least_float32(self.project(as_map(inputs.student_logits)))
         target = as_map(at_least_float32(inputs.teacher_logits))
         refined, noise_loss = self.denoiser(projected, target, inputs, self.config.seed)

@@ -13,17 +13,18 @@ from kdcore.batch import Needs
 from kdcore.terms.base import TermInputs
 from kdcore.terms.checks import require_hard_labels, require_same_classes
 from kdcore.terms.logits import LogitTerm, kl_divergence
+from kdcore.terms.lskd import standardise
 from kdcore.terms.precision import full_precision
 
 
 def without_target(values: Tensor, labels: Tensor) -> Tensor:
-    """[B,K] without the labelled class of each row: [B,K-1]. labels [B]."""
+    """Leave the labelled class of each row [B,K] out: [B,K-1]. labels [B]."""
     others = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
     return values.gather(1, others + (others >= labels[:, None]))
 
 
 def target_and_rest(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logarithms of (p_target, 1 - p_target) with p = softmax(logits): [B,2].
+    """Return the logarithms of (p_target, 1 - p_target) with p = softmax(logits): [B,2].
 
     The second is a log-sum over the other classes: 1 - p_target itself loses every digit of a confident teacher.
     """
@@ -35,7 +36,7 @@ def target_and_rest(logits: Tensor, labels: Tensor) -> Tensor:
 def decoupled(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """DKD's two parts, each times temperature^2: [B] and [B] nats.
+    """Return DKD's two parts, each times temperature^2: [B] and [B] nats.
 
     The first is the divergence of (target, rest), the second that of the distributions over the other classes alone.
     Hinton's `kd` is first + (1 - teacher's target probability) * second.
@@ -57,7 +58,7 @@ def dkd(
     target_weight: float,
     non_target_weight: float,
 ) -> Tensor:
-    """target_weight * TCKD + non_target_weight * NCKD, the parts of `decoupled`: [B] nats.
+    """Return target_weight * TCKD + non_target_weight * NCKD, the parts of `decoupled`: [B] nats.
 
     student_logits, teacher_logits [B,K]; labels [B]. 0 when student equals teacher.
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, equation 7.
@@ -70,7 +71,7 @@ def dkd(
 def nkd(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, non_target_weight: float
 ) -> Tensor:
-    """-p_t log q_t - non_target_weight * temperature^2 * sum_k p^_k log q^_k: [B] nats.
+    """Return -p_t log q_t - non_target_weight * temperature^2 * sum_k p^_k log q^_k: [B] nats.
 
     p, q = softmax of teacher and student; t the label; p^, q^ = softmax of the other classes' logits / temperature.
     student_logits, teacher_logits [B,K]; labels [B]. When student equals teacher:
@@ -91,37 +92,50 @@ class HardLabelTerm(LogitTerm):
     """Base of the terms that read logits and [B] class numbers."""
 
     def needs(self) -> Needs:
+        """Return what such a term reads: the teacher's logits and class numbers."""
         return Needs(teacher_logits=True, hard_labels=True)
 
 
 class DKD(HardLabelTerm):
-    """`dkd`. CIFAR-100: temperature 4, non_target_weight 8 (6 or 2 for some pairs), warmup_epochs 20; ImageNet:
-    temperature 1, non_target_weight 0.5 (ResNet-34 to 18) or 2 (ResNet-50 to MobileNetV1), warmup_epochs 1."""
+    """`dkd`, of the logits or of standardised ones.
+
+    Published: CIFAR-100 temperature 4, non_target_weight 8 (6 or 2 for some pairs), warmup_epochs 20; ImageNet
+    temperature 1, non_target_weight 0.5 (ResNet-34 to 18) or 2 (ResNet-50 to MobileNetV1), no warm-up: the authors'
+    WARMUP of 1 counts epochs from 1, so it is none.
+    """
 
     term: Literal["dkd"] = "dkd"
     temperature: float = Field(gt=0)
+    """Temperature of both networks."""
     target_weight: float = Field(default=1.0, ge=0)
+    """Factor of the part on the label's probability (the paper's alpha)."""
     non_target_weight: float = Field(ge=0)
+    """Factor of the part on the other classes' distribution (the paper's beta)."""
+    standardise: bool = False
+    """Whether both networks' logits are standardised first, row by row (DKD + LSKD)."""
 
     def loss(self, inputs: TermInputs) -> Tensor:
-        return dkd(
-            inputs.student_logits,
-            inputs.teacher_logits,
-            inputs.labels,
-            self.temperature,
-            self.target_weight,
-            self.non_target_weight,
-        )
+        """Return the weighted sum of both parts: [B] nats."""
+        logits = inputs.student_logits, inputs.teacher_logits
+        if self.standardise:
+            logits = standardise(logits[0]), standardise(logits[1])
+        return dkd(*logits, inputs.labels, self.temperature, self.target_weight, self.non_target_weight)
 
 
 class NKD(HardLabelTerm):
-    """`nkd`. ImageNet: temperature 1, non_target_weight 1 for DeiT, 1.5 for CNNs."""
+    """`nkd`: the label's probability, and the normalised distribution over the other classes.
+
+    Published for ImageNet: temperature 1, non_target_weight 1 for DeiT, 1.5 for CNNs.
+    """
 
     term: Literal["nkd"] = "nkd"
     temperature: float = Field(default=1.0, gt=0)
+    """Temperature of both networks in the part on the other classes."""
     non_target_weight: float = Field(ge=0)
+    """Factor of the part on the other classes (the paper's gamma)."""
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the sum of both parts: [B] nats."""
         return nkd(
             inputs.student_logits, inputs.teacher_logits, inputs.labels, self.temperature, self.non_target_weight
         )

@@ -23,7 +23,7 @@ from kdcore.terms.precision import full_precision
 
 @full_precision
 def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """mean over all elements of a sample of (student - teacher)^2: [B], squared feature units.
+    """Return the mean over all elements of a sample of (student - teacher)^2: [B], squared feature units.
 
     Both [B,...] of one shape. 0 when student equals teacher.
     """
@@ -32,7 +32,7 @@ def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def as_map(features: Tensor) -> Tensor:
-    """Features as a map [B,C,H,W]: vectors [B,D] become 1x1 maps, tokens [B,N,D] a [B,D,N,1] column."""
+    """Return features as a map [B,C,H,W]: vectors [B,D] become 1x1 maps, tokens [B,N,D] a [B,D,N,1] column."""
     if features.ndim == 4:
         return features
     if features.ndim == 3:
@@ -43,7 +43,7 @@ def as_map(features: Tensor) -> Tensor:
 
 
 def pool_larger(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """The larger of two maps [B,C,H,W] average-pooled to the smaller's size; never upsampled.
+    """Average-pool the larger of two maps [B,C,H,W] to the smaller's size; never upsample.
 
     Refused where one is larger in height and the other in width.
     """
@@ -58,7 +58,7 @@ def pool_larger(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tenso
 
 
 def aligned_maps(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of any two taps as maps of one size: `as_map`, then `pool_larger`.
+    """Bring features of any two taps to maps of one size: `as_map`, then `pool_larger`.
 
     Refused for tokens of different number: a pooled column of tokens is no pooled image.
     """
@@ -71,7 +71,7 @@ def aligned_maps(student_features: Tensor, teacher_features: Tensor) -> tuple[Te
 
 
 def num_channels(shape: torch.Size) -> int:
-    """Channels of a feature's shape without the batch: [C,H,W], tokens [N,D] or a vector [D]."""
+    """Return the channels of a feature's shape without the batch: [C,H,W], tokens [N,D] or a vector [D]."""
     return int(shape[0] if len(shape) in (1, 3) else shape[1])
 
 
@@ -79,18 +79,20 @@ class PairedTerm(Term):
     """Base of the terms that compare taps of the student with taps of the teacher; pairs go from shallow to deep."""
 
     pairs: tuple[Pair, ...] = Field(min_length=1)
+    """Taps that are compared, from shallow to deep."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: the taps of its pairs."""
         return Needs(
             student_taps=frozenset(p.student for p in self.pairs), teacher_taps=frozenset(p.teacher for p in self.pairs)
         )
 
     def tapped(self, inputs: TermInputs) -> list[tuple[Tensor, Tensor]]:
-        """The (student, teacher) features of every pair."""
+        """Return the (student, teacher) features of every pair."""
         return [(inputs.student_features[p.student], inputs.teacher.features[p.teacher]) for p in self.pairs]
 
     def channels(self, context: TermContext) -> list[tuple[int, int]]:
-        """The (student, teacher) channels of every pair."""
+        """Return the (student, teacher) channels of every pair."""
         return [
             (num_channels(context.student_shapes[p.student]), num_channels(context.teacher_shapes[p.teacher]))
             for p in self.pairs
@@ -103,20 +105,22 @@ class FeatureMSE(PairedTerm):
     term: Literal["feature_mse"] = "feature_mse"
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its projections."""
         return projected_mse(self, context)
 
 
 class FeatureOnly(PairedTerm):
     """Distillation without logit losses: `FeatureMSE`, and no label reaches the backbone.
 
-    What stands behind the student tap `detach_head_at` (by default the last pair's) sees a detached copy of it, so the
-    `ce` term beside this one trains the head alone, in the same backward pass.
+    What stands behind one of the student's taps sees a detached copy of it, so the `ce` term beside this one trains the
+    head alone, in the same backward pass.
     Source: Cooper, Chen, Dwivedy, Gurari, "Logit-Based Losses Limit the Effectiveness of Feature Knowledge
     Distillation", arXiv 2511.14981.
     """
 
     term: Literal["feature_only"] = "feature_only"
     detach_head_at: str | None = None
+    """Student tap of a pair behind which the head begins. Not given: that of the last pair."""
 
     @model_validator(mode="after")
     def _detach_at_a_pair(self) -> FeatureOnly:
@@ -126,14 +130,16 @@ class FeatureOnly(PairedTerm):
         return self
 
     def needs(self) -> Needs:
+        """Return what this term reads: the taps of its pairs, and where the head is to be detached."""
         return super().needs() | Needs(detach_head_at=self.detach_head_at or self.pairs[-1].student)
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its projections."""
         return projected_mse(self, context)
 
 
 def projected_mse(config: PairedTerm, context: TermContext) -> RegressedMSE:
-    """`RegressedMSE` with one bias-free 1x1 convolution a pair."""
+    """Build a `RegressedMSE` with one bias-free 1x1 convolution a pair."""
     return RegressedMSE(config, [nn.Conv2d(s, t, 1, bias=False) for s, t in config.channels(context)])
 
 
@@ -141,15 +147,18 @@ class FitNet(PairedTerm):
     """The hint: `feature_mse` of one middle layer, usually at weight 100, through a regressor.
 
     The regressor is a 1x1 convolution, batch norm and ReLU, as in the code behind the published tables; the larger map
-    is pooled first where theirs has a strided or transposed convolution. `relu: false` for a tap of either sign.
+    is pooled first where theirs has a strided or transposed convolution.
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, equation 3.
     """
 
     term: Literal["fitnet"] = "fitnet"
     pairs: tuple[Pair, ...] = Field(min_length=1, max_length=1)
+    """The one pair of middle layers that is compared."""
     relu: bool = True
+    """Whether the regressor ends in a ReLU; false for a teacher's tap of either sign."""
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its regressor."""
         ((s, t),) = self.channels(context)
         layers: list[nn.Module] = [nn.Conv2d(s, t, 1), nn.BatchNorm2d(t)]
         return RegressedMSE(self, [nn.Sequential(*layers, *([nn.ReLU()] if self.relu else []))])
@@ -167,6 +176,7 @@ class RegressedMSE(nn.Module):
         self.regressors = nn.ModuleList(regressors)
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the mean over pairs: [B]."""
         losses = []
         for features, regressor in zip(self.config.tapped(inputs), self.regressors, strict=True):
             student_map, teacher_map = aligned_maps(*features)
@@ -175,7 +185,7 @@ class RegressedMSE(nn.Module):
 
 
 class SimKD(Term):
-    """SimKD: `feature_mse` between the student's projected map and the teacher's last map, and nothing else.
+    """`feature_mse` between the student's projected map and the teacher's last map, and nothing else (SimKD).
 
     The student is the graph that reuses the teacher's classifier; it has pooled and projected already, so only the
     teacher's map may still be the larger one, and is pooled. The labels are not read; weight is 1 in the paper.
@@ -184,15 +194,20 @@ class SimKD(Term):
 
     term: Literal["simkd"] = "simkd"
     student_tap: str = "forward_features"
+    """Tap of the student that gives the projected map."""
     teacher_tap: str = "forward_features"
+    """Tap of the teacher that gives its last map."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: one map of each network."""
         return Needs(student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}))
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term, with what pools the teacher's features where the student knows it."""
         return PooledTeacher(self, context.pool_teacher) if context.pool_teacher else Stateless(self)
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss: [B]. Refused for a student's map that is the larger one."""
         student, teacher = inputs.student_features[self.student_tap], inputs.teacher.features[self.teacher_tap]
         if student.ndim == 4 and teacher.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
             pooled_student, teacher = pool_larger(student, teacher)
@@ -212,6 +227,7 @@ class PooledTeacher(nn.Module):
         self.config, self.pool_teacher = config, pool_teacher
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the loss: [B]."""
         tap = self.config.teacher_tap
         features = {**inputs.teacher.features, tap: self.pool_teacher(inputs.teacher.features[tap])}
         return self.config.loss(replace(inputs, teacher=replace(inputs.teacher, features=features)))

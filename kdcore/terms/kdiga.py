@@ -14,7 +14,7 @@ from kdcore.terms.precision import full_precision
 
 @full_precision
 def kdiga(student_input_gradient: Tensor, teacher_input_gradient: Tensor) -> Tensor:
-    """|student's gradient - teacher's gradient|_2 over all pixels: [B], nats per unit of image.
+    """Return |student's gradient - teacher's gradient|_2 over all pixels: [B], nats per unit of image.
 
     Both [B,3,H,W]: of each sample's own cross-entropy with respect to its image. The norm is not squared. 0 when
     student equals teacher (where its gradient is taken as 0).
@@ -26,15 +26,20 @@ def kdiga(student_input_gradient: Tensor, teacher_input_gradient: Tensor) -> Ten
 
 
 class KDIGA(Term):
-    """`kdiga`, beside `ce` and `kd`. Costs a second backward pass through the student, whose layers must have second
-    derivatives: fused attention has none, so a vision transformer runs with torch's plain (math) attention."""
+    """`kdiga`, beside `ce` and `kd`.
+
+    Costs a second backward pass through the student, whose layers must have second derivatives: fused attention has
+    none, so a vision transformer runs with torch's plain (math) attention.
+    """
 
     term: Literal["kdiga"] = "kdiga"
 
     def needs(self) -> Needs:
+        """Return what this term reads: both networks' gradients with respect to the images."""
         return Needs(student_input_gradient=True, teacher_input_gradient=True)
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the distance of the gradients: [B]."""
         assert inputs.student_input_gradient is not None
         assert inputs.teacher.input_gradient is not None
         return kdiga(inputs.student_input_gradient, inputs.teacher.input_gradient)

@@ -17,7 +17,7 @@ from kdcore.terms.precision import full_precision
 
 @full_precision
 def nd(student_features: Tensor, teacher_features: Tensor, class_means: Tensor, labels: Tensor) -> Tensor:
-    """1 - <student, e_label> / max(|student|, |teacher|): [B], no unit.
+    """Return 1 - <student, e_label> / max(|student|, |teacher|): [B], no unit.
 
     student_features, teacher_features [B,D]; class_means [K,D] of the teacher over the training set, e_c their
     directions; labels [B]. When student equals teacher: 1 - the cosine between the teacher and its class mean. 0 for a
@@ -36,14 +36,17 @@ class ND(Term):
     """`nd` on the classifiers' inputs, beside `ce` and `kd` (KD++) or `dkd` (DKD++).
 
     Published weights of ce / kd / nd: ResNet-56 to 20 1 / 1 / 2, ResNet-32x4 to 8x4 1 / 3.5 / 2, both at temperature 4.
-    A student of another width passes through batch norm, dropout and a linear layer.
+    A student of another width passes through batch norm, dropout and a linear layer, whose bias begins at 0.
     """
 
     term: Literal["nd"] = "nd"
     student_tap: str = "classifier_input"
+    """Tap of the student that gives one vector a sample."""
     teacher_tap: str = "classifier_input"
+    """Tap of the teacher that gives one vector a sample, and whose class means are taken over the training set."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: one vector of each network, class numbers, and the teacher's class means."""
         return Needs(
             student_taps=frozenset({self.student_tap}),
             teacher_taps=frozenset({self.teacher_tap}),
@@ -52,6 +55,7 @@ class ND(Term):
         )
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its adapter and class means."""
         return NDModule(self, context)
 
 
@@ -74,11 +78,19 @@ class NDModule(nn.Module):
             )
         self.register_buffer("class_means", _checked_means(context, config.teacher_tap))
         (s,), (t,) = student_shape, teacher_shape
-        self.adapter = nn.Identity() if s == t else nn.Sequential(nn.BatchNorm1d(s), nn.Dropout(0.5), nn.Linear(s, t))
+        self.adapter = nn.Identity() if s == t else adapter(s, t)
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the loss: [B]."""
         student = self.adapter(inputs.student_features[self.config.student_tap])
         return nd(student, inputs.teacher.features[self.config.teacher_tap], self.class_means, inputs.labels)
+
+
+def adapter(student_width: int, teacher_width: int) -> nn.Module:
+    """Build what brings a student's vector to the teacher's width; the authors begin its bias at 0."""
+    linear = nn.Linear(student_width, teacher_width)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(student_width), nn.Dropout(0.5), linear)
 
 
 def _checked_means(context: TermContext, tap: str) -> Tensor:

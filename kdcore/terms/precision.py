@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; float64 (tests) and integers stay."""
+    """Promote float16 and bfloat16 to float32; float64 (tests) and integers stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

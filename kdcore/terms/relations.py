@@ -25,7 +25,7 @@ CLASSIFIER_INPUT = (Pair(student="classifier_input", teacher="classifier_input")
 
 @full_precision
 def sp(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Row b of (G_student - G_teacher)^2, summed and divided by B: [B], no unit.
+    """Return row b of (G_student - G_teacher)^2, summed and divided by B: [B], no unit.
 
     G [B,B] is the Gram matrix of the flattened features with rows of length 1; the mean of the values is
     |G_student - G_teacher|_F^2 / B^2. 0 when student equals teacher.
@@ -38,7 +38,7 @@ def sp(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 @full_precision
 def rkd(student_features: Tensor, teacher_features: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
-    """distance_weight * h(distances of b) + angle_weight * h(angles at b): [B], no unit.
+    """Return distance_weight * h(distances of b) + angle_weight * h(angles at b): [B], no unit.
 
     h is the mean Huber loss (threshold 1) between student and teacher; distances are Euclidean, in units of their mean
     over the batch; angles are the cosines at b between every two samples. Memory: B^2 times the width. 0 when student
@@ -54,7 +54,7 @@ def rkd(student_features: Tensor, teacher_features: Tensor, distance_weight: flo
 
 
 def _distances_and_angles(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """[B,B] distances over their mean (of those that are not 0), and [B,B,B] cosines at the first index."""
+    """Return [B,B] distances over their mean (of those that are not 0), and [B,B,B] cosines at the first index."""
     differences = vectors[None, :] - vectors[:, None]
     distances = differences.norm(dim=2)
     mean = distances.sum() / (distances > 0).sum().clamp_min(1)
@@ -64,7 +64,7 @@ def _distances_and_angles(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 @full_precision
 def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """mean_j p_bj log(p_bj / q_bj): [B] nats per entry.
+    """Return mean_j p_bj log(p_bj / q_bj): [B] nats per entry.
 
     Row b of p (teacher) and q (student) is the cosine similarity of b with every sample, moved to [0,1] and divided by
     its sum; 1e-7 keeps quotients finite. 0 when student equals teacher, or any multiple of it.
@@ -87,9 +87,11 @@ class SP(PairedTerm):
 
     term: Literal["sp"] = "sp"
     pairs: tuple[Pair, ...] = Field(default=LAST_MAP, min_length=1)
+    """Taps whose relations are compared; their losses are summed."""
     batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss, summed over pairs: [B]."""
         return torch.stack([sp(*features) for features in self.tapped(inputs)]).sum(dim=0)
 
 
@@ -98,11 +100,15 @@ class RKD(PairedTerm):
 
     term: Literal["rkd"] = "rkd"
     pairs: tuple[Pair, ...] = Field(default=CLASSIFIER_INPUT, min_length=1)
+    """Taps whose relations are compared; their losses are summed."""
     distance_weight: float = Field(default=25.0, ge=0)
+    """Factor of the part on distances between samples."""
     angle_weight: float = Field(default=50.0, ge=0)
+    """Factor of the part on angles between samples."""
     batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss, summed over pairs: [B]."""
         losses = [rkd(*features, self.distance_weight, self.angle_weight) for features in self.tapped(inputs)]
         return torch.stack(losses).sum(dim=0)
 
@@ -112,7 +118,9 @@ class PKT(PairedTerm):
 
     term: Literal["pkt"] = "pkt"
     pairs: tuple[Pair, ...] = Field(default=CLASSIFIER_INPUT, min_length=1)
+    """Taps whose relations are compared; their losses are summed."""
     batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss, summed over pairs: [B]."""
         return torch.stack([pkt(*features) for features in self.tapped(inputs)]).sum(dim=0)

@@ -15,7 +15,7 @@ from kdcore.terms.precision import full_precision
 
 @full_precision
 def hcl(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Hierarchical context loss: [B], squared feature units.
+    """Return the hierarchical context loss: [B], squared feature units.
 
     The mean squared error of the maps and of their averages over 4x4, 2x2 and 1x1 grids (those smaller than the map),
     with weights 1, 1/2, 1/4, 1/8 divided by their sum. Both [B,C,H,W] of one shape. 0 when student equals teacher.
@@ -50,6 +50,7 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(conv.weight, a=1)  # type: ignore[arg-type]
 
     def forward(self, stage: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return the predicted teacher's map and the fused one, both of the given size."""
         fused = self.reduce(stage)
         if self.attend is not None:
             assert deeper is not None
@@ -65,12 +66,14 @@ class ReviewKD(PairedTerm):
     """`hcl` between the teacher's maps and the student's fused ones, summed over pairs from shallow to deep.
 
     The published tables end the pairs with the two classifier inputs, and tap the teacher before the activation where
-    the network has such a place. CIFAR: warmup_epochs 20, the weight is the pair's; ImageNet: 1 and weight 1.
+    the network has such a place. Published: on CIFAR-100 warmup_epochs 20 and a weight of each pair's own; on ImageNet
+    no warm-up, weight 1 (ResNet-34 to 18) or 8 (ResNet-50 to MobileNetV1).
     """
 
     term: Literal["reviewkd"] = "reviewkd"
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its fusions."""
         return ReviewModule(self, context)
 
 
@@ -87,6 +90,7 @@ class ReviewModule(nn.Module):
         )
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the loss, summed over pairs: [B]."""
         losses, fused = [], None
         for (student, teacher), fusion in reversed(list(zip(self.config.tapped(inputs), self.fusions, strict=True))):
             teacher_map = as_map(teacher)

@@ -18,7 +18,7 @@ _EPSILON = 1e-12  # a constant map has no range to be scaled to
 
 
 def dct(maps: Tensor) -> Tensor:
-    """The orthonormal two-dimensional cosine transform (type II) of [B,H,W]."""
+    """Take the orthonormal two-dimensional cosine transform (type II) of [B,H,W]."""
     height, width = (_cosines(n, maps) for n in maps.shape[1:])
     return height @ maps @ width.T
 
@@ -32,7 +32,7 @@ def _cosines(n: int, like: Tensor) -> Tensor:
 
 
 def spectrum(feature_map: Tensor) -> Tensor:
-    """Frequencies of the activation mean_c F_c^2, scaled to [0,1] before and after the transform: [B,H*W].
+    """Return the frequencies of mean_c F_c^2, scaled to [0,1] before and after the transform: [B,H*W].
 
     The scaled activation is freed of its mean, so that the first coefficient does not dwarf the rest.
     """
@@ -47,7 +47,7 @@ def _to_unit_range(maps: Tensor) -> Tensor:
 
 @full_precision
 def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """|spectrum(student) - spectrum(teacher)|_2: [B], no unit. 0 when student equals teacher.
+    """Return |spectrum(student) - spectrum(teacher)|_2: [B], no unit. 0 when student equals teacher.
 
     Both [B,C,H,W], of any channels and one size: the transform of a resized map would be another one.
     The transform is the cosine transform that the paper names. The authors' code takes the real part of a Fourier
@@ -67,17 +67,19 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 class Spectral(PairedTerm):
     """`spectral`, summed over pairs: every stage's end.
 
-    With `only_correct_teacher`, as published, a sample counts 0 where the teacher's prediction is wrong. Weights of ce
-    / spectral / kd (temperature 4): 1 / 1 / 0, or 0.1 / 1 / 1.
+    Published weights of ce / spectral / kd (temperature 4): 1 / 1 / 0, or 0.1 / 1 / 1.
     """
 
     term: Literal["spectral"] = "spectral"
     only_correct_teacher: bool = True
+    """Whether a sample that the teacher gets wrong counts 0, as published."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: the taps, and what tells whether the teacher is right."""
         return super().needs() | Needs(teacher_logits=self.only_correct_teacher, hard_labels=self.only_correct_teacher)
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the distance, summed over pairs: [B]."""
         values = torch.stack([spectral(*features) for features in self.tapped(inputs)]).sum(dim=0)
         if not self.only_correct_teacher:
             return values

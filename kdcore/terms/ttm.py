@@ -22,7 +22,7 @@ from kdcore.terms.precision import full_precision
 
 @full_precision
 def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
-    """D(p^gamma / sum_j p_j^gamma || q), p = softmax(teacher), q = softmax(student): [B] nats.
+    """Return D(p^gamma / sum_j p_j^gamma || q), p = softmax(teacher), q = softmax(student): [B] nats.
 
     student_logits, teacher_logits [B,K]. The power transform of p is softmax(gamma * teacher), which is how it is
     taken. 0 when student equals gamma * teacher; when student equals teacher, 0 for gamma = 1 alone.
@@ -36,40 +36,51 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
 @full_precision
 @torch.no_grad()
 def power_sum(teacher_logits: Tensor, gamma: float) -> Tensor:
-    """U_gamma(p) = sum_j p_j^gamma with p = softmax(teacher), at temperature 1: [B], in [1, K^(1 - gamma)].
+    """Return U_gamma(p) = sum_j p_j^gamma with p = softmax(teacher), at temperature 1: [B], in [1, K^(1 - gamma)].
 
-    1 for a one-hot p, largest for a uniform one. Taken in log-space: the power of a softmax underflows in half
-    precision. Never differentiated: the derivative of p^gamma is infinite at p = 0.
+    1 for a one-hot p, largest for a uniform one. Taken in log-space, since the power of a softmax underflows in half
+    precision, and of logits less their maximum: both log-sums are then of the order of log K, however large the logits,
+    and their difference keeps its digits. Never differentiated: the derivative of p^gamma is infinite at p = 0.
     """
-    return (torch.logsumexp(gamma * teacher_logits, 1) - gamma * torch.logsumexp(teacher_logits, 1)).exp()
+    below = teacher_logits - teacher_logits.amax(dim=1, keepdim=True)
+    return (torch.logsumexp(gamma * below, 1) - gamma * torch.logsumexp(below, 1)).exp()
 
 
 def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
-    """`power_sum` * `ttm`, sample by sample: [B] nats. Value when student equals teacher: as for `ttm`, times U.
+    """Return `power_sum` * `ttm`, sample by sample: [B] nats.
 
-    Source: the paper's L_WTTM. The batch's loss is the mean of the products, not the product of the means.
+    Value when student equals teacher: as for `ttm`, times U. The batch's loss is the mean of the products, not the
+    product of the means. Source: the paper's L_WTTM.
     """
     return power_sum(teacher_logits, gamma) * ttm(student_logits, teacher_logits, gamma)
 
 
 class TTM(LogitTerm):
-    """`ttm`. gamma and weight belong together and to the pair of networks: CIFAR-100 has 0.1 to 0.4, and 7 to 101."""
+    """`ttm`, beside a cross-entropy of weight 1.
+
+    gamma and weight belong together and to the pair of networks: CIFAR-100 has 0.1 to 0.4, and 7 to 101.
+    """
 
     term: Literal["ttm"] = "ttm"
     gamma: float = Field(gt=0, le=1)
+    """Exponent of the teacher's probabilities: 1/temperature, of the teacher alone."""
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss: [B] nats."""
         return ttm(inputs.student_logits, inputs.teacher_logits, self.gamma)
 
 
 class WTTM(LogitTerm):
-    """`wttm`. ImageNet: gamma 0.8, weight 1.6 for ResNet-18; 0.7 and 3.5 for ResNet-50 to MobileNetV1.
+    """`wttm`, beside a cross-entropy of weight 1.
 
-    A weight is not to be carried over from TTM: power sums at gamma 0.1 are of the order of 25.
+    ImageNet: gamma 0.8, weight 1.6 for ResNet-18; 0.7 and 3.5 for ResNet-50 to MobileNetV1. A weight is not to be
+    carried over from TTM: power sums at gamma 0.1 are of the order of 25.
     """
 
     term: Literal["wttm"] = "wttm"
     gamma: float = Field(gt=0, le=1)
+    """Exponent of the teacher's probabilities: 1/temperature, of the teacher alone."""
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        """Return the loss: [B] nats."""
         return wttm(inputs.student_logits, inputs.teacher_logits, self.gamma)

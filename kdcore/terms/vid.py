@@ -19,7 +19,7 @@ _LEAST_VARIANCE = 1e-5
 
 @full_precision
 def vid(predicted_mean: Tensor, teacher_map: Tensor, variance: Tensor) -> Tensor:
-    """mean over elements of ((predicted - teacher)^2 / variance + log variance) / 2: [B] nats.
+    """Return the mean over elements of ((predicted - teacher)^2 / variance + log variance) / 2: [B] nats.
 
     predicted_mean, teacher_map [B,C,H,W]; variance [C]. The negative log-likelihood less its constant. When the
     prediction equals the teacher: mean_c log variance_c / 2, which may be negative.
@@ -39,8 +39,10 @@ class VID(PairedTerm):
 
     term: Literal["vid"] = "vid"
     initial_variance: float = Field(default=5.0, gt=_LEAST_VARIANCE)
+    """Variance of every channel before training, in squared feature units."""
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its regressors and variances."""
         return VIDModule(self, context)
 
 
@@ -57,6 +59,7 @@ class VIDModule(nn.Module):
         self.scales = nn.ParameterList(nn.Parameter(scale.repeat(t)) for _, t in channels)
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the loss, summed over pairs: [B] nats."""
         losses = []
         for features, regressor, scale in zip(self.config.tapped(inputs), self.regressors, self.scales, strict=True):
             student_map, teacher_map = aligned_maps(*features)

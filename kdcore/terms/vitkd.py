@@ -23,7 +23,7 @@ DEEP = Pair(student="forward_features", teacher="forward_features")
 
 @full_precision
 def mimicking(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:
-    """sum over tokens and width of (student - teacher)^2: [B], squared feature units.
+    """Return the sum over tokens and width of (student - teacher)^2: [B], squared feature units.
 
     Both [B,N,D], the student's already of the teacher's width. 0 when student equals teacher.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT Feature Knowledge Distillation", arXiv 2209.02432; the
@@ -35,9 +35,10 @@ def mimicking(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:
 
 @full_precision
 def generation(generated_tokens: Tensor, teacher_tokens: Tensor, masked: Tensor, mask_ratio: float) -> Tensor:
-    """sum over the masked tokens of (generated - teacher)^2, divided by mask_ratio: [B], squared feature units.
+    """Return the sum over the masked tokens of (generated - teacher)^2, divided by mask_ratio: [B].
 
-    Both [B,N,D]; masked [B,N] bool. 0 when the generated tokens equal the teacher's. Source: as for `mimicking`.
+    Both [B,N,D]; masked [B,N] bool; in squared feature units. 0 when the generated tokens equal the teacher's.
+    Source: as for `mimicking`.
     """
     require_same_shape(generated_tokens, teacher_tokens)
     errors = (generated_tokens - teacher_tokens).square().sum(dim=2)
@@ -48,26 +49,35 @@ class ViTKD(PairedTerm):
     """mimic_weight * `mimicking`, summed over the shallow pairs, + generation_weight * `generation` of the deep one.
 
     Between plain vision transformers with one grid of patches. Prefix tokens (class, distillation, register tokens) are
-    dropped on both sides; linear layers bring the student to the teacher's width where they differ. The random mask is
-    a function of `seed`, the epoch and the sample. The published tables have the weights given as defaults, and 1 for
-    the term; the deep tap is behind the final norm.
+    dropped on both sides; linear layers bring the student to the teacher's width where they differ. The published
+    tables have the weights given as defaults, and 1 for the term; the deep tap is behind the final norm.
     """
 
     term: Literal["vitkd"] = "vitkd"
     pairs: tuple[Pair, ...] = Field(default=SHALLOW, min_length=1)
+    """Shallow blocks whose tokens the student mimics."""
     deep: Pair = DEEP
+    """The deep taps: the student's tokens, from a part of which the teacher's are generated."""
     mimic_weight: float = Field(default=3e-5, ge=0)
+    """Factor of the part on shallow blocks."""
     generation_weight: float = Field(default=3e-6, ge=0)
+    """Factor of the part on the deep tap."""
     mask_ratio: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the deep tokens that are masked."""
     student_prefix_tokens: int = Field(default=1, ge=0)
+    """Tokens of the student in front of the patches: class, distillation and register tokens."""
     teacher_prefix_tokens: int = Field(default=1, ge=0)
+    """Tokens of the teacher in front of the patches, likewise."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the mask, which is a function of the epoch and the sample too."""
 
     def needs(self) -> Needs:
+        """Return what this term reads: the taps of its pairs, and which samples they are of."""
         deep = Needs(student_taps=frozenset({self.deep.student}), teacher_taps=frozenset({self.deep.teacher}))
         return super().needs() | deep | Needs(sample_ids=True)
 
     def build(self, context: TermContext) -> nn.Module:
+        """Build the term with its alignments, mask token and convolutions."""
         return ViTKDModule(self, context)
 
 
@@ -98,6 +108,7 @@ class ViTKDModule(nn.Module):
         )
 
     def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the weighted sum of both parts: [B]."""
         config = self.config
         mimicked = [
             mimicking(align(student[:, config.student_prefix_tokens :]), teacher[:, config.teacher_prefix_tokens :])
@@ -112,13 +123,13 @@ class ViTKDModule(nn.Module):
         )
 
     def draw_mask(self, inputs: TermInputs) -> Tensor:
-        """[B,N] bool: which tokens are masked, the same number in each row."""
+        """Draw which tokens are masked, the same number in each row: [B,N] bool."""
         num_tokens = self.side**2
         num_kept = int(num_tokens * (1 - self.config.mask_ratio))
         return Draws(inputs, self.config.seed).order(num_tokens) >= num_kept
 
     def generated(self, tokens: Tensor, masked: Tensor) -> Tensor:
-        """Tokens [B,N,D] with the masked ones replaced, through the convolutions over the grid: [B,N,D]."""
+        """Replace the masked tokens of [B,N,D] and pass them through the convolutions over the grid: [B,N,D]."""
         tokens = torch.where(masked[:, :, None], self.mask_token, at_least_float32(tokens))
         grid = tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
         return self.generate(grid).flatten(2).transpose(1, 2)

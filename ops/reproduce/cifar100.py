@@ -140,6 +140,7 @@ def pairs_by_quality(common: list[str], folder: Path) -> list[dict[str, str]]:
             num_pairs=None,
             num_images=5000,
             scale="log5",
+            separation="pairs",
             max_elements=16384,
             output_dir=str(folder),
         )

@@ -25,12 +25,12 @@ Output = TypeVar("Output")
 class GraphedPasses:
     """A run's forward and backward pass; on a GPU, once nothing depends on the host any more, as one CUDA graph.
 
-    That is so for methods that read no sample ids, when their terms have warmed up, in steps of one micro-batch.
+    That is so for methods that read no sample ids, while no weight of a term warms up or decays, in steps of one
+    micro-batch.
     """
 
     def __init__(self, run: Assembly, distiller: Distiller) -> None:
         self.distiller = distiller
-        self.warmup_epochs = max(term.warmup_epochs for term in distiller.terms.values())
         self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids
         model = torch.compile(distiller) if run.config.train.compile else distiller
         self.eager = ForwardBackward(run, model)
@@ -46,7 +46,8 @@ class GraphedPasses:
         if not self.may_be_graphed:
             return self.eager(batch, share, synchronise)
         had_graph = self.graph is not None
-        output = self.graphed(batch, constant=batch.epoch >= self.warmup_epochs)
+        constant = all(term.is_constant_at(batch.epoch) for term in self.distiller.terms.values())
+        output = self.graphed(batch, constant)
         if self.graph is not None:
             # Each replay leaves the gradients where the capture did; the optimiser has let go of them since.
             if not had_graph:
@@ -81,6 +82,8 @@ class Graphed(Generic[Output]):
         an epoch is in it.
         """
         self.calls += 1
+        if not constant:
+            self.graph = None  # a weight has begun to decay
         if self.graph is None and constant and batch.images.is_cuda and self.calls > EAGER_STEPS:
             self.capture(batch)
         if self.graph is None:

@@ -27,7 +27,9 @@ from pipelines.cache.store import Shard, checksum, damage, map_shard
 
 Fields = dict[str, NDArray[np.generic]]  # {field: [rows,width]} of one shard
 
-CODES, CLASSIFIER, CLASS_MEANS = "codes.", "classifier.", "class_means."
+CODES, CLASSIFIER = "codes.", "classifier."
+CLASS_MEANS = "class_means_of_views."  # "class_means." were those of images cut as for validation
+CLASS_SIMILARITY = "class_similarity"
 _REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
 
 

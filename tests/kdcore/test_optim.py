@@ -68,6 +68,22 @@ def test_cosine_after_a_warm_up_of_half_an_epoch():
     assert found[2:] == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 16)) for step in range(2, 16)])
 
 
+def test_a_prefix_puts_the_cosine_behind_the_warm_up():
+    """DeiT's schedule of mmengine: 20 epochs up to 1e-3, then a cosine of 280 epochs down to 1e-5."""
+    config = ScheduleConfig(sched="cosine", warmup_epochs=20, warmup_lr=1e-6, min_lr=1e-5, warmup_prefix=True)
+    optimizer = one_parameter("adamw", lr=1e-3)
+    schedule = Schedule(config, optimizer, 300, STEPS)
+    found = rates(schedule, optimizer, [STEPS * epoch for epoch in (0, 10, 20, 100, 160, 240, 300)])
+    assert found == pytest.approx([1e-6, 5.005e-4, 1e-3, 8.14e-4, 5.05e-4, 1.18e-4, 1e-5], rel=2e-3)
+    cosine = [1e-5 + 9.9e-4 * (1 + math.cos(math.pi * (epoch - 20) / 280)) / 2 for epoch in (20, 100, 160, 240, 300)]
+    assert found[2:] == pytest.approx(cosine, rel=1e-9)
+
+
+def test_a_prefix_as_long_as_the_run_is_refused():
+    with pytest.raises(Refused, match="leaves none of the run's 6 epochs"):
+        rates_of(sched="cosine", warmup_epochs=6, warmup_prefix=True)
+
+
 def test_constant_is_constant_with_and_without_a_warm_up():
     assert rates_of(sched="constant") == [0.1] * 30
     found = rates_of(sched="constant", warmup_epochs=1, warmup_lr=0.05)

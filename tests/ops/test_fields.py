@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -40,8 +41,8 @@ def test_a_section(capsys):
 def test_a_term(capsys):
     text = shown(capsys, "kd")
     assert "Hinton" in text
-    assert "│ temperature   │ number > 0  │ required │" in text
-    assert "│ weight        │ number >= 0 │ required │" in text
+    assert re.search(r"│ temperature +│ number > 0 +│ required +│", text)
+    assert re.search(r"│ weight +│ number >= 0 +│ required +│", text)
 
 
 def test_one_field(capsys):
@@ -105,7 +106,7 @@ def test_a_printed_recipe_says_what_its_fields_mean():
     text = catalog.text("kd")
     (line,) = (number for number, line in enumerate(text.splitlines()) if line.strip() == "batch_size: 256")
     assert text.splitlines()[line - 1] == "  # Images of one optimiser step over all workers."
-    assert text.count("# What the loss is multiplied by") == 1, "each description once"
+    assert text.count("# Factor of the loss in the sum") == 1, "each description once"
 
 
 def test_text_in_a_recipe_comes_back_as_it_was():

@@ -40,6 +40,13 @@ METHODS = {
         "method": [{"term": "ce", "weight": 1.0}, {"term": "feature_only", "weight": 1.0, "pairs": PAIRS}]
     },
     "nd": {"method": [*KD, {"term": "nd", "weight": 1.0}]},
+    "wkd": {
+        "method": [
+            {"term": "ce", "weight": 1.0},
+            {"term": "wkd_l", "weight": 10.0, "temperature": 2.0, "decay_from_epoch": 1},
+            {"term": "wkd_f", "weight": 0.1},
+        ]
+    },
     "kdiga": {"method": [{"term": "ce", "weight": 1.0}, {"term": "kdiga", "weight": 1.0}]},
 }
 
@@ -92,7 +99,7 @@ def losses(config: RunConfig, learn: bool = True) -> list[float]:
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_losses_step_by_step(recipes, method, mixed):
     """float32 columns: the run with the teacher, over both views, to the last digits."""
-    if mixed and method in ("nd", "kdiga"):
+    if mixed and method in ("nd", "wkd", "kdiga"):
         pytest.skip("has no meaning for mixed images, or is slow")
     changes = METHODS[method] | EXACT | (MIXED if mixed else {})
     build(recipes(**changes))

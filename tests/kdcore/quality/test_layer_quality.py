@@ -80,6 +80,16 @@ def test_the_published_definition_on_a_toy():
     assert (score.samples, score.dims, score.effective_dims) == (6, 4, 2.0)
 
 
+def test_the_official_separation_on_a_toy():
+    """The class's whole block, every image's cosine of 1 with itself included."""
+    official, ours = (score_of(TOY, [3, 3], separation=which) for which in ("official", "pairs"))
+    assert official.separation == pytest.approx(0.71588185, abs=5e-9)
+    assert official.q == pytest.approx(1.02285649, abs=5e-9)
+    within = (0.91357199 + 0.90970949) / 2
+    assert official.separation - ours.separation == pytest.approx((1 - within) / 3, abs=1e-8)
+    assert (official.information, official.efficiency) == (ours.information, ours.efficiency)
+
+
 def test_the_other_information_scale_on_a_toy():
     score = score_of(TOY, [3, 3], information_scale="log_ed")
     assert score.information == pytest.approx(0.11543100, abs=5e-9)

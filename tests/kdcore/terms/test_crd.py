@@ -90,15 +90,29 @@ def test_the_backward_pass_follows_the_bank_before_its_update():
     )
 
 
-def test_negatives_are_of_other_classes_and_uniform_among_them():
-    crd = module(num_negatives=4000)
-    drawn = crd.draw_negatives(inputs([4, 17, 29]))
+def others_of(sample):
+    return torch.ne(LABELS, LABELS[sample]).nonzero().flatten()
+
+
+@pytest.mark.parametrize("count", [8, 4000])
+def test_negatives_are_of_other_classes_and_uniform_among_them(count):
+    """4000 are more than there are: those are drawn with replacement, as by the authors' code."""
+    crd = module(num_negatives=count)
+    drawn = torch.cat([crd.draw_negatives(inputs([4, 17, 29], epoch=epoch)) for epoch in range(4000 // count)], dim=1)
     for row, sample in enumerate([4, 17, 29]):
-        others = torch.ne(LABELS, LABELS[sample]).nonzero().flatten()
-        counts = torch.bincount(drawn[row], minlength=N)
+        others, counts = others_of(sample), torch.bincount(drawn[row], minlength=N)
         assert counts.nonzero().flatten().tolist() == others.tolist()
-        expected = 4000 / len(others)
+        expected = drawn.shape[1] / len(others)
         assert ((counts[others] - expected) ** 2 / expected).sum() < 50  # chi-square, at most 21 degrees of freedom
+
+
+def test_negatives_are_different_ones():
+    """All that there are outside the largest class: of that class's samples, all the others, each once."""
+    drawn = module(num_negatives=18).draw_negatives(inputs([4, 17, 29]))
+    assert all(len(row.unique()) == 18 for row in drawn)
+    assert drawn[1].sort().values.tolist() == others_of(17).tolist()
+    everyone = module(num_negatives=N, negatives="all").draw_negatives(inputs([4]))
+    assert everyone.sort().values.tolist() == [list(range(N))]
 
 
 def test_negatives_may_come_from_all_samples():

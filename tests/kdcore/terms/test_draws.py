@@ -78,6 +78,31 @@ def test_below_and_integers_keep_their_bounds():
     assert Draws(inputs(range(300)), seed=0).integers(4).unique().tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("bound", [2, 3, 22, 100, 49_500])
+def test_distinct_values_are_a_permutation_of_each_rows_own(bound):
+    rows = Draws(inputs(range(6)), seed=0).distinct(torch.full((6,), bound), bound)
+    assert torch.equal(rows.sort(dim=1).values, torch.arange(bound).expand(6, -1))
+    assert bound == 2 or not torch.equal(rows[0], rows[1])
+
+
+def test_distinct_values_are_uniform_singly_and_in_pairs():
+    """Of the first three values, every two take every pair of different values equally often."""
+    for bound in (18, 30):
+        rows = Draws(inputs(range(42_000)), seed=2).distinct(torch.full((42_000,), bound), 3)
+        for a, b in ((0, 1), (1, 2), (0, 2)):
+            counts = torch.bincount(rows[:, a] * bound + rows[:, b], minlength=bound**2).view(bound, bound)
+            assert (counts.diagonal() == 0).all()
+            expected = 42_000 / (bound * (bound - 1))
+            deviations = (counts - expected) ** 2 / expected
+            degrees = bound * (bound - 1) - 1
+            assert deviations.sum() - deviations.diagonal().sum() < degrees + 4 * (2 * degrees) ** 0.5
+
+
+def test_distinct_values_need_as_many_as_are_drawn():
+    with pytest.raises(AssertionError, match="more different values"):
+        Draws(inputs([1, 2]), seed=0).distinct(torch.tensor([9, 4]), 5)
+
+
 def test_order_is_a_permutation():
     rows = Draws(inputs(range(20)), seed=0).order(9)
     assert torch.equal(rows.sort(dim=1).values, torch.arange(9).expand(20, -1))

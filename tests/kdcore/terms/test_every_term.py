@@ -46,6 +46,11 @@ TERMS: dict[str, dict] = {
     "diffkd_logits": {},
     "kdiga": {},
     "spectral": {"pairs": STAGES},
+    "itrd": {"alpha": 1.5},
+    "rld": {"temperature": 4.0, "correlation_weight": 8.0},
+    "mlkd": {},
+    "wkd_l": {"temperature": 2.0},
+    "wkd_f": {},
 }
 
 B, K, N = 6, 5, 20
@@ -84,6 +89,7 @@ def make(name: str):
         num_classes=K,
         num_samples=N,
         class_means={"classifier_input": normal(3, K, 24)},
+        class_similarity=normal(4, K, K).sigmoid(),
         sample_labels=torch.arange(N) % K,
     )
     return term, term.build(context)
@@ -184,8 +190,8 @@ def test_survives_a_round_trip_through_plain_data(name):
 def test_a_weight_must_be_given_and_unknown_fields_are_refused(name):
     with pytest.raises(ValidationError, match="weight"):
         parse_term({"term": name, **TERMS[name]})
-    with pytest.raises(ValidationError, match="alpha"):
-        parse_term({"term": name, "weight": 1, "alpha": 1, **TERMS[name]})
+    with pytest.raises(ValidationError, match="lambda"):
+        parse_term({"term": name, "weight": 1, "lambda": 1, **TERMS[name]})
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if isinstance(make(name)[1], Stateless)])
@@ -217,6 +223,14 @@ REFUSED = [
     ("diffkd", {"num_steps": 0}),
     ("diffkd", {"latent_channels": 0}),
     ("kd", {"weight": -1}),
+    ("kd", {"decay_from_epoch": -1}),
+    ("itrd", {"alpha": 0.5}),
+    ("rld", {"confidence_temperature": 0}),
+    ("mlkd", {"temperatures": []}),
+    ("wkd_l", {"regularisation": 0}),
+    ("wkd_l", {"iterations": 0}),
+    ("wkd_f", {"grid": 0}),
+    ("wkd_f", {"projector": "linear"}),
 ]
 
 
@@ -227,7 +241,11 @@ def test_hyper_parameters_without_meaning_are_refused(name, fields):
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("ttm", "gamma"), ("wttm", "gamma"), ("dkd", "non_target_weight"), ("kd", "temperature")]
+    ("name", "missing"),
+    [
+        *[("ttm", "gamma"), ("wttm", "gamma"), ("dkd", "non_target_weight"), ("kd", "temperature")],
+        *[("itrd", "alpha"), ("rld", "correlation_weight"), ("wkd_l", "temperature")],
+    ],
 )
 def test_what_has_no_common_default_must_be_given(name, missing):
     fields = {key: value for key, value in TERMS[name].items() if key != missing}
@@ -241,6 +259,13 @@ def test_terms_over_pairs_sum_them(name):
     inputs = declared(both.needs())
     alone = [parse_term({"term": name, "weight": 1, "pairs": [pair]}).loss(inputs) for pair in STAGES]
     torch.testing.assert_close(both.loss(inputs), alone[0] + alone[1])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_field_says_what_it_is(name):
+    """The docstring below a field is its description: what `python -m ops` prints, and what a schema holds."""
+    fields = REGISTRY[name].model_fields
+    assert [field for field, info in fields.items() if field != "term" and not info.description] == []
 
 
 def test_spectral_counts_only_where_the_teacher_is_right():

@@ -179,6 +179,8 @@ def test_nd_adapts_a_student_of_another_width_only():
     assert not list(same.parameters())
     assert [type(layer).__name__ for layer in other.adapter] == ["BatchNorm1d", "Dropout", "Linear"]
     assert "class_means" in same.state_dict()
+    assert (other.adapter[2].bias == 0).all()  # as the authors begin
+    assert other.adapter[2].weight.std() > 0.1
 
 
 def test_nd_refuses_means_that_are_missing_or_of_other_classes():

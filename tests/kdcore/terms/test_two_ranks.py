@@ -14,8 +14,20 @@ from kdcore.batch import TeacherOutputs
 from kdcore.terms import TermContext, TermInputs, parse_term
 
 B, K, D, N = 5, 4, 6, 20
-COUPLED = {"dist": {"temperature": 2.0}, "sp": {}, "rkd": {}, "pkt": {}}
-INDEPENDENT = {"wttm": {"gamma": 0.3}, "simkd": {}}
+COUPLED = {
+    "dist": {"temperature": 2.0},
+    "sp": {},
+    "rkd": {},
+    "pkt": {},
+    "itrd": {"alpha": 1.01},
+    "mlkd": {"temperatures": (2.0,), "standardise": True},
+}
+INDEPENDENT = {
+    "wttm": {"gamma": 0.3},
+    "simkd": {},
+    "rld": {"temperature": 2.0, "correlation_weight": 2.0},
+    "wkd_l": {"temperature": 2.0},
+}
 TERMS = {**COUPLED, **INDEPENDENT}
 MICRO_BATCHES = ([3, 17, 8, 0, 11], [4, 9, 1, 19, 6])
 CRD_STEPS = (([3, 17, 8], [4, 9]), ([0, 11], [1, 19, 6, 3]))  # sample ids of either rank, unequal in number
@@ -50,7 +62,10 @@ class Student(nn.Module):
 
 def module(name: str, fields: dict) -> nn.Module:
     shapes = {"classifier_input": torch.Size([D]), "forward_features": torch.Size([D, 1, 1])}
-    context = TermContext(shapes, shapes, num_classes=K, num_samples=N, sample_labels=torch.arange(N) % K)
+    similarity = torch.eye(K) / 2 + 0.5
+    context = TermContext(
+        *(shapes, shapes), num_classes=K, num_samples=N, class_similarity=similarity, sample_labels=torch.arange(N) % K
+    )
     torch.manual_seed(0)
     return parse_term({"term": name, "weight": 1.0, **fields}).build(context)
 
