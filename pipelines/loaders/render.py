@@ -62,16 +62,19 @@ class Finish:
 
         The first B of the N are asked for; the others are there as partners. partner_rows [B]: where among the N each
         partner is; labels [N] int64. In this order: the view's operations; its colour change, clipped to [0, 1];
-        normalisation; mixing with the partner's picture of the same stage; erasing of the mixture. Labels: [B] int64,
-        or, where the policy mixes, [B,K] float32 with the shares of the two pictures (erasing changes no label).
+        normalisation; mixing with the partner's picture of the same stage; erasing of the mixture (or, by erase_first,
+        of the two pictures before). Labels: [B] int64, or, where the policy mixes, [B,K] float32 with the shares of the
+        two pictures (erasing changes no label).
         """
         num, policy = len(partner_rows), self.policy
         pictures = self._develop(images, views)
+        if policy.erase_first:
+            self._erase(pictures, views)
         if policy.mixes:
             partners, share = self._put(partner_rows), self._put(views.mix_lambda[:num])
             pictures = self._mix(pictures, partners, share, self._put(views.mix_box[:num]))
             labels = mix_labels(soft_labels(labels, self.num_classes), partners, share)
-        if views.erase is not None:
+        if views.erase is not None and not policy.erase_first:
             self._erase(pictures, views)
         return pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2), labels
 

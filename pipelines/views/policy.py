@@ -68,6 +68,9 @@ class ViewPolicy(BaseModel):
     erase_fill: Literal["mean", "noise"] = "mean"
     """What the erased box is filled with: the mean colour, which is 0 after normalisation, or noise of unit
     variance."""
+    erase_first: bool = False
+    """Whether pictures are erased before they are mixed, as timm does it, so that a mixture holds what is left of an
+    erased partner. By default the mixture is erased."""
     mixup_alpha: float = Field(default=0.0, ge=0)
     """Mixup: a sample's share in its mixture is drawn from Beta(alpha, alpha). 0 turns it off."""
     cutmix_alpha: float = Field(default=0.0, ge=0)
@@ -134,6 +137,12 @@ class ViewPolicy(BaseModel):
                 f"auto_augment_fill={self.auto_augment_fill} has no effect without auto_augment; remove it, or name a "
                 "policy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_idle_order(self) -> ViewPolicy:
+        if self.erase_first and not (self.mixes and self.erase_probability > 0):
+            raise Refused("erase_first=true has no effect unless views are both mixed and erased; remove it")
         return self
 
     @model_validator(mode="after")
