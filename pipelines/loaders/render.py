@@ -1,7 +1,7 @@
-"""From decoded pictures to the batch a network sees: colours, normalisation, mixing, erasing.
+"""From decoded pictures to the batch a network sees: operations, colours, normalisation, mixing, erasing.
 
-One implementation in torch, on whatever device, behind every loader. Each step works pixel by pixel, so that a sample's
-pixels do not depend on what else is in its batch.
+One implementation in torch, on whatever device, behind every loader. Each step works on one picture, or one pixel of
+two, at a time, so that a sample's pixels do not depend on what else is in its batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from torch import Tensor
 
 from kdcore.batch import soft_labels
 from kdcore.errors import Refused
+from pipelines.loaders.operations import Operator
 from pipelines.views.draws import NOISE_SLACK, Stream
 from pipelines.views.philox import words
 from pipelines.views.plan import Views
 from pipelines.views.policy import ViewPolicy
 
+# On a CPU work is done in small parts, so that what passes between steps stays in its cache.
 _CPU_PART = 4  # pictures
+_CPU_VALUES = 50_000  # about as many values of a picture where operations are computed in float64
 
 
 class Finish:
@@ -49,6 +52,7 @@ class Finish:
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).repeat(policy.width)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).repeat(policy.width)
         noisy = policy.erase_probability > 0 and policy.erase_fill == "noise"
+        self.operator = _operator(policy, device)
         self.noise = self._put(noise_field(seed, policy.height, policy.width)) if noisy else None
 
     def __call__(
@@ -57,22 +61,29 @@ class Finish:
         """uint8 pictures [N,H,W,3] of N views -> (float32 [B,3,H,W], channels-last, normalised; labels).
 
         The first B of the N are asked for; the others are there as partners. partner_rows [B]: where among the N each
-        partner is; labels [N] int64. In this order: the view's colour change, clipped to [0, 1]; normalisation; mixing
-        with the partner's picture of the same stage; erasing of the mixture. Labels: [B] int64, or, where the policy
-        mixes, [B,K] float32 with the shares of the two pictures (erasing changes no label).
+        partner is; labels [N] int64. In this order: the view's operations; its colour change, clipped to [0, 1];
+        normalisation; mixing with the partner's picture of the same stage; erasing of the mixture (or, by erase_first,
+        of the two pictures before). Labels: [B] int64, or, where the policy mixes, [B,K] float32 with the shares of the
+        two pictures (erasing changes no label).
         """
         num, policy = len(partner_rows), self.policy
         pictures = self._develop(images, views)
+        if policy.erase_first:
+            self._erase(pictures, views)
         if policy.mixes:
             partners, share = self._put(partner_rows), self._put(views.mix_lambda[:num])
             pictures = self._mix(pictures, partners, share, self._put(views.mix_box[:num]))
             labels = mix_labels(soft_labels(labels, self.num_classes), partners, share)
-        if views.erase is not None:
+        if views.erase is not None and not policy.erase_first:
             self._erase(pictures, views)
         return pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2), labels
 
     def _develop(self, images: Tensor, views: Views) -> Tensor:
-        """Colours and normalisation: uint8 [N,H,W,3] -> float32 [N,H,3W]."""
+        """Operations, colours and normalisation: uint8 [N,H,W,3] -> float32 [N,H,3W]."""
+        if self.operator is not None:
+            assert views.operations is not None, "drawn where the policy has a policy of operations"
+            assert views.arguments is not None, "drawn with the operations"
+            images = self.operator(images, views.operations, views.arguments)
         colour = None if views.colour is None else self._put(views.colour)
         out = torch.empty(images.flatten(2).shape, dtype=torch.float32, device=self.device)
         for part in self._parts(len(images)):
@@ -114,6 +125,19 @@ class Finish:
 
     def _put(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _operator(policy: ViewPolicy, device: torch.device) -> Operator | None:
+    """Return what applies the operations of the policy, None where it has none."""
+    if policy.augment is None:
+        return None
+    on_cpu = device.type == "cpu"
+    return Operator(
+        policy.auto_augment_fill or policy.augment.fill,
+        bicubic=policy.interpolation == "bicubic",
+        part=1 if on_cpu else None,
+        strip=max(1, _CPU_VALUES // (4 * policy.width)) if on_cpu else None,
+    )
 
 
 def change_colour(pixels: Tensor, colour: Tensor) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.views import exact
+from pipelines.views.auto_augment import WORDS
 from pipelines.views.philox import uniforms, words
 from pipelines.views.policy import ViewPolicy
 
@@ -37,6 +38,7 @@ class Stream(IntEnum):
     MIX_SHARE = 7
     NOISE_FIELD = 8
     HELD_OUT = 9
+    AUTO_AUGMENT = 10
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,15 @@ def _tiled(a: int, b: int, num: int) -> Ints:
 def flip(policy: ViewPolicy, key: Key) -> NDArray[np.bool_]:
     """Whether a picture is turned left to right: [B]."""
     return key.uniforms(Stream.FLIP, 1)[:, 0] < policy.flip_probability
+
+
+def auto_augment(policy: ViewPolicy, key: Key) -> tuple[NDArray[np.int64], Floats] | None:
+    """Return the kinds and arguments of each picture's operations, [B,T] each; or None where the policy has none."""
+    augment = policy.augment
+    if augment is None:
+        return None
+    uniform = key.uniforms(Stream.AUTO_AUGMENT, WORDS * augment.num_operations)
+    return augment.draw(uniform, policy.height, policy.width)
 
 
 # Luma weights of R, G, B (Rec. 601), and the rotation of the chroma plane by a right angle in its YUV form, whose axes

@@ -29,7 +29,8 @@ class Views:
     """One view of B samples, as numbers. Boxes are (y, x, height, width) in pixels.
 
     window [B,4] of the source is brought to resize [B,2] (height, width); the picture is the part that begins at offset
-    [B,2] (y, x; may be negative: black outside), then flip [B]. colour [B,3,4]: RGB in [0, 1] through a matrix and an
+    [B,2] (y, x; may be negative: black outside), then flip [B]. operations [B,T] of the kinds of
+    `pipelines.views.operations`, with an argument each, in turn. colour [B,3,4]: RGB in [0, 1] through a matrix and an
     offset; erase [B,4] boxes (area 0: none) and noise_offset [B,2]. The sample's mixture: partner [B] sample ids,
     mix_lambda [B] the sample's own share (1: not mixed), mix_box [B,4] (area above 0: CutMix).
     """
@@ -40,6 +41,8 @@ class Views:
     resize: NDArray[np.int32]
     offset: NDArray[np.int32]
     flip: NDArray[np.bool_]
+    operations: NDArray[np.int64] | None
+    arguments: NDArray[np.float64] | None
     colour: NDArray[np.float32] | None
     erase: NDArray[np.int32] | None
     noise_offset: NDArray[np.int32] | None
@@ -109,6 +112,7 @@ class ViewPlan:
         assert np.all((ids >= 0) & (ids < self.num_samples)), f"sample ids lie in [0, {self.num_samples})"
         key = draws.Key(self.seed, view, ids)
         where = draws.geometry(self.policy, key, heights.astype(np.int64), widths.astype(np.int64))
+        operations, arguments = draws.auto_augment(self.policy, key) or (None, None)
         boxes, noise_offset = draws.erase(self.policy, key) or (None, None)
         partner = self.partner(view, ids)
         mix_lambda, mix_box = draws.mix(self.policy, key, partner)
@@ -119,6 +123,8 @@ class ViewPlan:
             resize=where.resize.astype(np.int32),
             offset=where.offset.astype(np.int32),
             flip=draws.flip(self.policy, key),
+            operations=operations,
+            arguments=arguments,
             colour=draws.colour(self.policy, key),
             erase=None if boxes is None else boxes.astype(np.int32),
             noise_offset=None if noise_offset is None else noise_offset.astype(np.int32),

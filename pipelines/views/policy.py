@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kdcore.errors import Refused
 from pipelines.identity import identity_of
+from pipelines.views.auto_augment import AutoAugment, auto_augment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
+Value = Annotated[int, Field(ge=0, le=255)]
 
 # Settings that mean something with one kind of crop only: another kind refuses them rather than ignores them.
 _CROP_FIELDS = {"scale": "resized", "ratio": "resized", "padding": "padded", "crop_pct": "center"}
@@ -66,6 +68,9 @@ class ViewPolicy(BaseModel):
     erase_fill: Literal["mean", "noise"] = "mean"
     """What the erased box is filled with: the mean colour, which is 0 after normalisation, or noise of unit
     variance."""
+    erase_first: bool = False
+    """Whether pictures are erased before they are mixed, as timm does it, so that a mixture holds what is left of an
+    erased partner. By default the mixture is erased."""
     mixup_alpha: float = Field(default=0.0, ge=0)
     """Mixup: a sample's share in its mixture is drawn from Beta(alpha, alpha). 0 turns it off."""
     cutmix_alpha: float = Field(default=0.0, ge=0)
@@ -77,6 +82,13 @@ class ViewPolicy(BaseModel):
     num_views: int | None = Field(default=None, ge=1)
     """The number of views: a run shows view `epoch mod num_views`. Not given: a new view every epoch. It says how many
     views are used, not what they look like, and is no part of a cache's fingerprint."""
+    auto_augment: str | None = None
+    """The augmentation policy that is applied after crop and flip: `rand-m9-mstd0.5-inc1` (RandAugment as timm writes
+    it), `ra-2-9` (torchvision's, operations and magnitude), `aa-imagenet`, `aa-cifar`, `aa-svhn` (AutoAugment),
+    `trivial` (TrivialAugmentWide) or `three` (3-Augment). Not given: none."""
+    auto_augment_fill: tuple[Value, Value, Value] | None = None
+    """The colour, R, G and B of 0 to 255, of what shears, shifts and rotations bring in from outside. Not
+    given, the original's: ImageNet's mean colour for `rand-...`, black for the others."""
 
     @classmethod
     def evaluation(
@@ -111,6 +123,28 @@ class ViewPolicy(BaseModel):
             raise Refused(f"{value} is above 1, and shares are drawn for alpha in [0, 1] alone; give 1 or less")
         return value
 
+    @field_validator("auto_augment")
+    @classmethod
+    def _known_policy(cls, value: str | None) -> str | None:
+        if value is not None:
+            auto_augment(value)  # refuses what is none
+        return value
+
+    @model_validator(mode="after")
+    def _no_idle_fill(self) -> ViewPolicy:
+        if self.auto_augment is None and self.auto_augment_fill is not None:
+            raise Refused(
+                f"auto_augment_fill={self.auto_augment_fill} has no effect without auto_augment; remove it, or name a "
+                "policy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_idle_order(self) -> ViewPolicy:
+        if self.erase_first and not (self.mixes and self.erase_probability > 0):
+            raise Refused("erase_first=true has no effect unless views are both mixed and erased; remove it")
+        return self
+
     @model_validator(mode="after")
     def _no_idle_crop_settings(self) -> ViewPolicy:
         for name, crop in _CROP_FIELDS.items():
@@ -138,6 +172,11 @@ class ViewPolicy(BaseModel):
     def jitters(self) -> bool:
         """Whether colours are changed."""
         return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    @property
+    def augment(self) -> AutoAugment | None:
+        """The augmentation policy that `auto_augment` names."""
+        return None if self.auto_augment is None else auto_augment(self.auto_augment)
 
     def appearance(self) -> dict[str, Any]:
         """What decides how a view looks, ready for JSON."""

@@ -29,7 +29,12 @@ from tests.conftest import write_image_folder
 
 CPU = torch.device("cpu")
 PAIRS = [{"student": "layer2", "teacher": "layer2"}]
-MIXED = {"views__mixup_alpha": 0.4, "views__cutmix_alpha": 1.0}
+MIXED = {
+    "views__mixup_alpha": 0.4,
+    "views__cutmix_alpha": 1.0,
+    "views__erase_probability": 0.25,
+    "views__auto_augment": "rand-m9-mstd0.5-inc1",
+}
 EXACT = {"cache__dtype": "float32", "cache__features": "float32"}
 KD = [{"term": "ce", "weight": 0.5}, {"term": "kd", "weight": 0.5, "temperature": 4.0}]
 METHODS = {

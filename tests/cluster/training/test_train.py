@@ -26,7 +26,14 @@ from tests.conftest import small_recipe, write_image_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-MIXED = {"views__mixup_alpha": 0.4, "views__cutmix_alpha": 1.0, "train__ema_decay": 0.9, "train__clip_norm": 5.0}
+MIXED = {
+    "views__mixup_alpha": 0.4,
+    "views__cutmix_alpha": 1.0,
+    "views__erase_probability": 0.25,
+    "views__auto_augment": "rand-m9-mstd0.5-inc1",
+    "train__ema_decay": 0.9,
+    "train__clip_norm": 5.0,
+}
 
 
 def records(run_dir: str) -> dict[tuple[int, int], dict]:

@@ -34,6 +34,7 @@ FULL = ViewPolicy(
     erase_fill="noise",
     mixup_alpha=0.5,
     cutmix_alpha=1.0,
+    auto_augment="rand-m9-mstd0.5-inc1",
 )
 PLAIN = ViewPolicy(size=24)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

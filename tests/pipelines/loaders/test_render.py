@@ -19,8 +19,19 @@ def finish(policy: ViewPolicy, seed: int = 3) -> Finish:
     return Finish(policy, seed, mean=MEAN, std=STD, num_classes=NUM_CLASSES, device=CPU)
 
 
-def slow_finish(images: np.ndarray, views: Views, partner_rows: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+def slow_finish(
+    images: np.ndarray, views: Views, partner_rows: np.ndarray, noise: np.ndarray | None, erase_first: bool
+) -> np.ndarray:
     """[B,3,H,W], by loops over samples, pixels and channels, in float64."""
+
+    def erased(n: int, y: int, x: int, value: np.ndarray) -> np.ndarray:
+        assert views.erase is not None
+        top, left, h, w = views.erase[n]
+        if not (top <= y < top + h and left <= x < left + w):
+            return value
+        dy, dx = views.noise_offset[n] if views.noise_offset is not None else (0, 0)
+        return np.zeros(3) if noise is None else noise[y + dy, x + dx]
+
     num_all, height, width, _ = images.shape
     early = np.empty(images.shape)
     for n, y, x in np.ndindex(num_all, height, width):
@@ -28,6 +39,8 @@ def slow_finish(images: np.ndarray, views: Views, partner_rows: np.ndarray, nois
         if views.colour is not None:
             pixel = np.clip(views.colour[n, :, :3].astype(float) @ pixel + views.colour[n, :, 3], 0, 1)
         early[n, y, x] = (pixel - MEAN) / np.array(STD)
+        if erase_first:
+            early[n, y, x] = erased(n, y, x, early[n, y, x])
     out = np.empty((len(partner_rows), 3, height, width))
     for b, y, x in np.ndindex(len(partner_rows), height, width):
         own, other = early[b, y, x], early[partner_rows[b], y, x]
@@ -36,17 +49,13 @@ def slow_finish(images: np.ndarray, views: Views, partner_rows: np.ndarray, nois
             value = other if top <= y < top + h and left <= x < left + w else own
         else:
             value = float(views.mix_lambda[b]) * own + (1 - float(views.mix_lambda[b])) * other
-        if views.erase is not None:
-            top, left, h, w = views.erase[b]
-            if top <= y < top + h and left <= x < left + w:
-                dy, dx = views.noise_offset[b] if views.noise_offset is not None else (0, 0)
-                value = np.zeros(3) if noise is None else noise[y + dy, x + dx]
-        out[b, :, y, x] = value
+        out[b, :, y, x] = value if erase_first else erased(b, y, x, value)
     return out
 
 
+@pytest.mark.parametrize("erase_first", [False, True])
 @pytest.mark.parametrize("fill", ["mean", "noise"])
-def test_against_one_pixel_at_a_time(fill: str) -> None:
+def test_against_one_pixel_at_a_time(fill: str, erase_first: bool) -> None:
     policy = ViewPolicy(
         size=(9, 7),
         brightness=0.5,
@@ -55,6 +64,7 @@ def test_against_one_pixel_at_a_time(fill: str) -> None:
         hue=0.2,
         erase_probability=0.6,
         erase_fill=fill,  # type: ignore[arg-type]
+        erase_first=erase_first,
         mixup_alpha=1,
         cutmix_alpha=1,
         mix_probability=0.9,
@@ -68,7 +78,7 @@ def test_against_one_pixel_at_a_time(fill: str) -> None:
     pictures, soft = run(images, views, partner_rows, labels)
 
     noise = noise_field(3, 9, 7) if fill == "noise" else None
-    expected = slow_finish(images.numpy(), views, partner_rows, noise)
+    expected = slow_finish(images.numpy(), views, partner_rows, noise, erase_first)
     np.testing.assert_allclose(pictures.numpy(), expected, atol=2e-5)
     kinds = {tuple(x) for x in np.stack((views.mix_lambda < 1, views.mix_box[:, 2] > 0), axis=1).tolist()}
     assert kinds == {(False, False), (True, False), (True, True)}, "the test sees every kind of mixture"

@@ -28,6 +28,16 @@ POLICIES = {
     "mixup": ViewPolicy(**PADDED, mixup_alpha=0.5),
     "cutmix, erased": ViewPolicy(**PADDED, cutmix_alpha=1, erase_probability=0.5, erase_fill="noise"),
     "everything": ViewPolicy(**PADDED, mixup_alpha=0.2, cutmix_alpha=1, erase_probability=0.5, hue=0.1, contrast=0.4),
+    "operations": ViewPolicy(**PADDED, auto_augment="rand-m9-mstd0.5-inc1"),
+    "operations, everything": ViewPolicy(
+        **PADDED,
+        mixup_alpha=0.2,
+        cutmix_alpha=1,
+        erase_probability=0.5,
+        erase_first=True,
+        hue=0.1,
+        auto_augment="three",
+    ),
     "evaluation": ViewPolicy.evaluation((12, 10), 1.0),
 }
 
@@ -75,6 +85,12 @@ def assert_equal_batches(ours: Loader, theirs: Loader) -> None:
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_reference_loaders_pixels(name: str, index: Source) -> None:
     assert_equal_batches(loader("resident", index, POLICIES[name]), loader("reference", index, POLICIES[name]))
+
+
+@pytest.mark.parametrize("name", ["padded", "operations", "operations, everything"])
+def test_dalis_pixels(name: str, index: Source) -> None:
+    """Where nothing is resized, DALI gives the other loaders' bits, and operations cannot tell them apart."""
+    assert_equal_batches(loader("dali", index, POLICIES[name]), loader("reference", index, POLICIES[name]))
 
 
 def test_blocks_of_requests_change_nothing(index: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,101 @@
+"""Shears, translations and rotations of pictures as Pillow computes them, on any device.
+
+torch's and torchvision's own are not used, for they show other pictures: their cubic kernel has another sharpness (a of
+-0.75, where Pillow's is -1), they blend the border with the fill colour, and round to nearest where Pillow truncates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import pi
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.views import exact
+from pipelines.views.operations import Kind
+
+SIDEWAYS = (Kind.SHEAR_X, Kind.TRANSLATE_X)  # pixels keep their row
+UPRIGHT = (Kind.SHEAR_Y, Kind.TRANSLATE_Y)  # pixels keep their column
+
+
+def matrices(kinds: NDArray[np.int64], arguments: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """Return the matrices (a, b, c, d, e, f) [B,6] by which a place of the result finds its source, (x, y) ->
+    (a x + b y + c, d x + e y + f), for the centres of pixels at halves."""
+    found = np.tile(np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]), (len(kinds), 1))
+    for kind, column in ((Kind.SHEAR_X, 1), (Kind.TRANSLATE_X, 2), (Kind.SHEAR_Y, 3), (Kind.TRANSLATE_Y, 5)):
+        found[kinds == kind, column] = arguments[kinds == kind]
+    turned = kinds == Kind.ROTATE
+    sin, cos = (np.round(values, 15) for values in exact.sin_cos(-arguments[turned] * (pi / 180)))
+    x, y = width / 2, height / 2
+    columns = (cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y)
+    found[turned] = np.stack(columns, axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Takes each place of a picture from elsewhere in it. fill: the colour [3] of places that come from outside;
+    bicubic: else bilinear; strip: how many rows of the result are computed at once, None for all."""
+
+    fill: tuple[int, int, int]
+    bicubic: bool
+    strip: int | None = None
+
+    def __call__(self, images: Tensor, matrix: Tensor, *, sideways: bool, upright: bool) -> Tensor:
+        """Return the pictures uint8 [B,H,W,3] with each place taken from where its matrix, float64 [B,6], says.
+
+        Interpolated in float64 among the pixels of the picture, whose border is continued, and truncated. sideways,
+        upright: whether the matrices move places along rows, along columns; an axis along which nothing moves needs no
+        interpolation.
+        """
+        num, height, width, _ = images.shape
+        # A pixel is read as one number of 32 bits.
+        packed = torch.nn.functional.pad(images, (0, 1)).view(torch.int32).view(num, height * width)
+        fill = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)
+        out, step = torch.empty_like(images), self.strip or height
+        for top in range(0, height, step):
+            down = torch.arange(top, min(top + step, height), dtype=torch.float64, device=images.device) + 0.5
+            across = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
+            a, b, c, d, e, f = matrix[:, :, None, None].unbind(dim=1)  # each [B,1,1]
+            x, y = a * across + b * down[:, None] + c, d * across + e * down[:, None] + f
+            outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+            columns, right = self._neighbours(x, width, sideways)
+            rows, below = self._neighbours(y, height, upright)
+            starts = [row * width for row in rows]
+            lines = [_blend([_read(packed, start + column) for column in columns], right) for start in starts]
+            pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8)[..., :3]
+            out[:, top : top + step] = torch.where(outside.unsqueeze(3), fill, pixels)
+        return out
+
+    def _neighbours(self, place: Tensor, side: int, moves: bool) -> tuple[list[Tensor], Tensor]:
+        """Return the pixels along one axis that a place [B,h,W] lies among, and how far it lies behind the one in the
+        middle, float64 [B,h,W,4]."""
+        place = place - 0.5
+        whole = place.floor()
+        offsets = ((-1, 0, 1, 2) if self.bicubic else (0, 1)) if moves else (0,)
+        behind = (place - whole).unsqueeze(3).expand(-1, -1, -1, 4).contiguous()  # as long as rows, to be vectorised
+        return [(whole + offset).clamp_(0, side - 1).long() for offset in offsets], behind
+
+
+def _read(packed: Tensor, place: Tensor) -> Tensor:
+    """Return the pixels at the places [B,h,W] of pictures [B,HW]: float64 [B,h,W,4]."""
+    pixels = packed.gather(1, place.flatten(1)).view(place.shape)
+    return pixels.unsqueeze(3).view(torch.uint8).double()
+
+
+def _blend(values: list[Tensor], behind: Tensor) -> Tensor:
+    """Return the line through two values, or the cubic through four (Keys' kernel with a = -1), `behind` the middle.
+
+    In the order of Pillow's own sums, each product and each sum rounded by itself, for the same bits.
+    """
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2:
+        return (values[1] - values[0]).mul_(behind).add_(values[0])
+    v0, v1, v2, v3 = values
+    quadratic = (v0 - v1).mul_(2).add_(v2).sub_(v3)
+    cubic = (v1 - v0).sub_(v2).add_(v3)
+    return cubic.mul_(behind).add_(quadratic).mul_(behind).add_(v2 - v0).mul_(behind).add_(v1)
