@@ -83,7 +83,7 @@ class DataConfig(Section):
     """The images: where they lie, in whatever container, and how they are read."""
 
     root: str
-    """A folder, or a URI such as `s3://bucket/folder`. It holds each split as class folders (`<split>/<class>/<image>`),
+    """A folder, or a URI such as `s3://bucket/folder`. It holds each split as class folders `<split>/<class>/<image>`,
     WebDataset tars, Parquet with an image column, a CSV of path and label, or a pack (`python -m ops data pack`)."""
     train_split: str = "train"
     """The split of the training images: a folder below `root`, or a word in its files' names."""

@@ -53,8 +53,8 @@ def write_webdataset(root: Path, split: str, out: Path) -> None:
     for shard, some in enumerate((images[::2], images[1::2])):
         with tarfile.open(out / split / f"{shard:04d}.tar", "w") as tar:
             for file, label in some:
-                add(tar, file.name, file.read_bytes())
-                add(tar, f"{file.stem}.cls", str(label).encode())
+                add(tar, f"{label}/{file.name}", file.read_bytes())
+                add(tar, f"{label}/{file.stem}.cls", str(label).encode())
     (out / "classes.txt").write_text("\n".join(classes_of(root, split)))
 
 
@@ -80,12 +80,13 @@ def write_parquet(root: Path, split: str, out: Path) -> None:
 
 
 def write_csv(root: Path, split: str, out: Path) -> None:
-    """<split>.csv with paths of files in a folder without any order."""
-    (out / "files").mkdir(exist_ok=True)
+    """<split>.csv with paths of files in folders of other names."""
     lines = ["label,path"]
-    for file, _ in images_of(root, split):
-        shutil.copy(file, out / "files" / f"{file.name}")
-        lines.append(f"{file.parent.name},files/{file.name}")
+    for file, label in images_of(root, split):
+        path = f"files/{split}-{label}/{file.name}"
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, out / path)
+        lines.append(f"{file.parent.name},{path}")
     (out / f"{split}.csv").write_text("\n".join(lines))
 
 
