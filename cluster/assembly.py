@@ -40,9 +40,14 @@ def open_data(config: RunConfig, listed: bool = False) -> dict[str, Source]:
 
     listed: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
     """
-    data, find = config.data, open_index if listed else build_index
-    cache_dir = Path(config.output_dir) / "index"
-    indexes = {"train": find(data.root, data.train_split, cache_dir), "val": find(data.root, data.val_split, cache_dir)}
+    data, cache_dir = config.data, Path(config.output_dir) / "index"
+
+    def find(split: str) -> Source:
+        if listed:
+            return open_index(data.root, split, cache_dir)
+        return build_index(data.root, split, cache_dir, on_broken=data.on_broken)
+
+    indexes = {"train": find(data.train_split), "val": find(data.val_split)}
     train = indexes["train"]
     check_same_classes(train, indexes["val"])
     if data.held_out:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
 from kdcore.errors import Refused
-from pipelines.cache.local import is_remote
+from pipelines.places import is_remote
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -157,11 +157,12 @@ def absolute(config: RunConfig, base: Path) -> RunConfig:
     storage = config.checkpoint.storage
     if storage and not is_remote(storage):
         storage = str((base / storage).absolute())
+    root = config.data.root if is_remote(config.data.root) else str((base / config.data.root).absolute())
     return config.model_copy(
         update={
             "tracking": config.tracking.model_copy(update={"uri": uri}),
             "output_dir": str((base / config.output_dir).absolute()),
-            "data": config.data.model_copy(update={"root": str((base / config.data.root).absolute())}),
+            "data": config.data.model_copy(update={"root": root}),
             "student": fixed(config.student),
             "teacher": fixed(config.teacher) if config.teacher else None,
             "cache": config.cache.at(base) if config.cache else None,

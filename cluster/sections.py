@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from pipelines.cache.columns import Storage
-from pipelines.cache.local import is_remote
+from pipelines.data.broken import OnBroken
+from pipelines.places import is_remote
 
 
 class Section(BaseModel):
@@ -79,14 +80,15 @@ class AboutConfig(Section):
 
 
 class DataConfig(Section):
-    """The images: a folder with `<split>/<class>/<image>`, and how they are read."""
+    """The images: where they lie, in whatever container, and how they are read."""
 
     root: str
-    """The image folder."""
+    """A folder, or a URI such as `s3://bucket/folder`. It holds each split as class folders `<split>/<class>/<image>`,
+    WebDataset tars, Parquet with an image column, a CSV of path and label, or a pack (`python -m ops data pack`)."""
     train_split: str = "train"
-    """The folder below `root` that holds the training images."""
+    """The split of the training images: a folder below `root`, or a word in its files' names."""
     val_split: str = "val"
-    """The folder below `root` that holds the validation images."""
+    """The split of the validation images: a folder below `root`, or a word in its files' names."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
     """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
     loader: Literal["dali", "reference", "resident"] = "dali"
@@ -110,6 +112,9 @@ class DataConfig(Section):
     `views.crop: padded`, 1 stands in for it."""
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How validation images are resized, for the teacher as for the student."""
+    on_broken: OnBroken = "refuse"
+    """What is done about images that cannot be read when a split is indexed: `refuse` them by name, or `skip` up to 1 %
+    of the split: leave them out, and list them."""
 
 
 class StudentConfig(ModelConfig):

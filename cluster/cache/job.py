@@ -19,10 +19,11 @@ from cluster.config import RunConfig, require_cache
 from cluster.resources import device_here, ray_session, use_worker_threads
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
-from pipelines.cache.local import is_remote, locked
+from pipelines.cache.local import locked
 from pipelines.cache.manifest import Manifest, Plan
 from pipelines.cache.store import Shard, Unit
 from pipelines.files import make_folder
+from pipelines.places import is_remote
 
 
 def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:

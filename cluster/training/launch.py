@@ -29,7 +29,7 @@ from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import open_board
 from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed
-from pipelines.cache.local import is_remote
+from pipelines.places import is_remote
 
 Watcher = Callable[[dict[str, Any], list[str]], None]
 

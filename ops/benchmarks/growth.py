@@ -32,8 +32,9 @@ from ops.console import console, table
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import MANIFEST, Manifest, Part, Plan, load_manifest
 from pipelines.cache.store import Shard
-from pipelines.data.folder import list_files
+from pipelines.data.folder import list_folder
 from pipelines.data.source import Source, source_table
+from pipelines.places import Place
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
@@ -48,9 +49,15 @@ def made_up(num_samples: int) -> pa.Table:
     folder = pc.utf8_lpad(pc.cast(pa.array(labels), pa.string()), 5, "0")
     name = pc.utf8_lpad(pc.cast(pa.array(ids), pa.string()), 12, "0")
     paths = pc.binary_join_element_wise("train", folder, name, "/").cast(pa.large_string())
-    files = pa.table({"path": paths, "label": labels, "num_bytes": np.full(num_samples, 110_000)})
-    facts = np.stack([np.full(num_samples, 375), np.full(num_samples, 500), ids & 0xFFFFFFFF], axis=1)
-    return source_table(tuple(f"{label:05d}" for label in range(NUM_CLASSES)), files, facts)
+    columns = {
+        "path": paths,
+        "label": labels,
+        "num_bytes": np.full(num_samples, 110_000),
+        "height": np.full(num_samples, 375, dtype=np.int32),
+        "width": np.full(num_samples, 500, dtype=np.int32),
+        "crc32": (ids & 0xFFFFFFFF).astype(np.uint32),
+    }
+    return source_table(tuple(f"{label:05d}" for label in range(NUM_CLASSES)), pa.table(columns))
 
 
 def made_up_manifest(num_samples: int) -> Manifest:
@@ -120,7 +127,7 @@ def listing(num_files: int = SIZES[0]) -> dict[str, float]:
             folder.mkdir(parents=True)
             for number in range(num_files // 100):
                 (folder / f"{number:06d}.jpg").touch()
-        _, found = measured(lambda: list_files(root, "train"))
+        _, found = measured(lambda: list_folder(Place.of(root, "root"), "train"))
     return {"num_files": num_files, **found}
 
 

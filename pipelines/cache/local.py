@@ -16,11 +16,7 @@ from kdcore.errors import Refused
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
 from pipelines.files import make_folder
-
-
-def is_remote(location: str) -> bool:
-    """Whether it is a URI (s3://bucket/path, gs://..., hdfs://..., file:///path), not a folder."""
-    return "://" in location
+from pipelines.places import filesystem_of, is_remote
 
 
 def local_folder(location: str, copies_dir: str | None = None) -> Path:
@@ -31,7 +27,7 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
     """
     if not is_remote(location):
         return Path(location)
-    filesystem, path = _filesystem(location)
+    filesystem, path = filesystem_of(location, "cache.dir")
     try:
         with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
             manifest = read_manifest(file.read(), location)
@@ -55,7 +51,9 @@ def publish(directory: Path, location: str) -> Manifest:
     """
     manifest = load_manifest(directory)
     refuse_damaged(directory, list(manifest.shards), full=False)
-    filesystem, path = _filesystem(location if is_remote(location) else Path(location).absolute().as_uri())
+    filesystem, path = filesystem_of(
+        location if is_remote(location) else Path(location).absolute().as_uri(), "cache.dir"
+    )
     if filesystem.get_file_info(f"{path}/{MANIFEST}").type != fs.FileType.NotFound:
         with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
             if read_manifest(file.read(), location).digest == manifest.digest:
@@ -77,14 +75,6 @@ def _put(source: Path, filesystem: fs.FileSystem, target: str) -> None:
         destination_filesystem=filesystem,
         use_threads=False,
     )
-
-
-def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    try:
-        filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
-    except (ValueError, OSError) as error:  # pyarrow's own errors are among these
-        raise Refused(f"cache.dir={location}: {error}; give a folder, or a URI that pyarrow.fs knows") from error
-    return filesystem, path
 
 
 @contextmanager

@@ -14,29 +14,34 @@ import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
+from pipelines.data.listing import Listing
+from pipelines.places import Found, Place
 
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
 
 
-def list_files(root: Path, split: str) -> tuple[tuple[str, ...], pa.Table]:
-    """Return the class names and the files of root/split, in order of sample id.
+def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
+    """Return the files of root/split, in order of sample id.
 
     Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns. A class at a time is held
     as Python objects, never the whole. Refused where it is no folder of folders of files.
     """
+    root = Path(place.root)
     folder = root / split
     if not root.is_dir():
         raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
     if not folder.is_dir():
         there = ", ".join(sorted(entry.name for entry in _visible(root) if entry.is_dir())) or "no folders"
         raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
+    folders = {split: folder.stat().st_mtime_ns}
     classes = tuple(_class_names(folder))
-    tables = [_list_class(folder / name, f"{split}/{name}", label) for label, name in enumerate(classes)]
-    return classes, pa.concat_tables(tables).combine_chunks()
+    tables = [_list_class(folder / name, f"{split}/{name}", label, folders) for label, name in enumerate(classes)]
+    return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
 
 
-def _list_class(folder: Path, relative: str, label: int) -> pa.Table:
-    found = sorted(_walk(folder, relative))
+def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]) -> pa.Table:
+    """Return the files of a class, in order; each folder on the way is added to `folders`, with its time."""
+    found = sorted(_walk(folder, relative, folders))
     if not found:
         raise Refused(f"the class folder {folder} is empty; put images into it, or remove it")
     paths, sizes, times = zip(*found, strict=True)
@@ -58,12 +63,13 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _walk(folder: Path, relative: str) -> Iterator[tuple[str, int, int]]:
+def _walk(folder: Path, relative: str, folders: dict[str, int]) -> Iterator[tuple[str, int, int]]:
     """Yield (path, size, time of modification) of every file below."""
+    folders[relative] = folder.stat().st_mtime_ns  # before its files are listed
     for entry in _visible(folder):
         path = f"{relative}/{entry.name}"
         if entry.is_dir():
-            yield from _walk(Path(entry.path), path)
+            yield from _walk(Path(entry.path), path, folders)
         else:
             with refusing_broken(entry.path):  # a link may lead nowhere
                 status = entry.stat()

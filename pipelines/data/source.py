@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from PIL import Image
 
 from kdcore.errors import Refused
 from pipelines.data.images import decode_image
-from pipelines.data.storage import Files, Storage
+from pipelines.data.storage import Extents, Files, Storage
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
 
@@ -30,13 +32,17 @@ _VERSION = 1  # of what a fingerprint covers
 class Source:
     """The images of one split.
 
-    root: where they lie, in words for an error; classes: their names in order of label; table: one row a sample with
-    path (<split>/<class>/<name>), label, height, width (pixels, as stored, before any EXIF rotation), num_bytes, crc32.
+    root: the folder or URI that they lie in; classes: their names in order of label; table: one row a sample with path
+    (<split>/<class>/<name>), label, height, width (pixels, as stored, before any EXIF rotation), num_bytes, crc32, and
+    where its bytes lie: `location` (a file; absent: the path is it), or `file` and `offset`; files: (name, bytes) of
+    those that the column `file` numbers; stored_in: the folder that the bytes are read from, where it is not the root.
     """
 
     root: str
     classes: tuple[str, ...]
     table: pa.Table
+    files: tuple[tuple[str, int], ...] = ()
+    stored_in: str | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -66,8 +72,13 @@ class Source:
         return stored.decode() if stored else fingerprint(self.classes, self.table)
 
     @cached_property
+    def broken(self) -> tuple[str, ...]:
+        """What is wrong with each image that was left out when the source was indexed."""
+        return tuple(json.loads((self.table.schema.metadata or {}).get(b"broken", b"[]")))
+
+    @cached_property
     def _storage(self) -> Storage:
-        return Files(self.root, self.table["path"].chunk(0), self.table["num_bytes"].chunk(0).to_numpy())
+        return storage_of(self.stored_in or self.root, self.table, self.files)
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the encoded images of these samples, in this order; callable from any thread.
@@ -85,10 +96,16 @@ class Source:
         (name,) = self.names(np.array([sample_id]))
         return decode_image(content, name, int(self.heights[sample_id]), int(self.widths[sample_id]))
 
+    def check(self, sample_id: int, content: bytes) -> None:
+        """Refuse an encoded image that is not the one that was indexed: its checksum differs."""
+        if zlib.crc32(content) != self.table["crc32"].chunk(0)[sample_id].as_py():
+            (name,) = self.names(np.array([sample_id]))
+            raise Refused(f"{name} has changed since it was indexed; restore it, or build the index again")
+
     def subset(self, ids: NDArray[np.int64]) -> Source:
         """Return the given samples as a source of their own, renumbered from 0 in the given order."""
         table = self.table.take(pa.array(ids)).combine_chunks()
-        return Source(self.root, self.classes, table.replace_schema_metadata(None))
+        return replace(self, table=table.replace_schema_metadata(None))
 
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
         """Return (the rest, a held-out slice): `fraction` of every class, rounded, chosen by the seed.
@@ -116,32 +133,43 @@ class Source:
 
 def check_same_classes(train: Source, validation: Source) -> None:
     """Refuse two splits that do not have the same classes: their labels would mean different things."""
+    if train.classes == validation.classes:
+        return
     missing = sorted(set(train.classes) - set(validation.classes))
     surplus = sorted(set(validation.classes) - set(train.classes))
     if missing or surplus:
         first, where = (missing[0], "training") if missing else (surplus[0], "validation")
         raise Refused(
-            f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} class folders; "
+            f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} classes; "
             f"the first, {first!r}, is in the {where} split only: add it to the other, or remove it"
         )
+    raise Refused(
+        f"the splits in {train.root} and {validation.root} number the same {len(train.classes)} classes in two orders; "
+        "give both the same list of classes"
+    )
 
 
-def source_table(classes: tuple[str, ...], files: pa.Table, facts: NDArray[np.int64]) -> pa.Table:
-    """Return the table of a `Source`, with its classes and fingerprint as metadata.
+def open_table(root: str, table: pa.Table, stored_in: str | None = None) -> Source:
+    """Return the source whose table, with its metadata, `source_table` has made."""
+    metadata = table.schema.metadata
+    files = tuple((name, num_bytes) for name, num_bytes in json.loads(metadata.get(b"files", b"[]")))
+    return Source(root, tuple(json.loads(metadata[b"classes"])), table, files, stored_in)
 
-    files: path, label, num_bytes; facts [N,3]: height, width, crc32.
-    """
-    columns = {
-        "path": files["path"],
-        "label": files["label"],
-        "height": facts[:, 0].astype(np.int32),
-        "width": facts[:, 1].astype(np.int32),
-        "num_bytes": files["num_bytes"],
-        "crc32": facts[:, 2].astype(np.uint32),
-    }
-    table = pa.table(columns)
-    metadata = {"classes": json.dumps(classes), "fingerprint": fingerprint(classes, table)}
+
+def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[str, int]] = ()) -> pa.Table:
+    """Return a table with the columns of `Source.table` with classes, fingerprint and files as metadata."""
+    metadata: dict[str, Any] = {"classes": json.dumps(classes), "fingerprint": fingerprint(tuple(classes), table)}
+    if files:
+        metadata["files"] = json.dumps(files)
     return table.replace_schema_metadata(metadata)
+
+
+def storage_of(root: str, table: pa.Table, files: Sequence[tuple[str, int]]) -> Storage:
+    """Return how the bytes of a table's samples are fetched."""
+    if "file" in table.column_names:
+        return Extents(root, files, table)
+    location = "location" if "location" in table.column_names else "path"
+    return Files(root, table[location].chunk(0), table["num_bytes"].chunk(0).to_numpy())
 
 
 def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:

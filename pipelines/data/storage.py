@@ -1,9 +1,14 @@
-"""Where the encoded bytes of samples lie, and how they are fetched: any ids, in any order, from any thread."""
+"""Where the encoded bytes of samples lie, and how they are fetched: any ids, in any order, from any thread.
+
+Every container reduces to one of two: a file an image, or extents (file, offset, length) of larger files.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +45,66 @@ class Files:
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the paths of the files."""
         return [str(self._root / path) for path in self._paths.take(pa.array(ids)).to_pylist()]
+
+
+class Extents:
+    """Images that are parts of larger files on a local disk: tars, or shards of a pack.
+
+    root: the folder; files: (name, bytes) of each when it was indexed; table: file, offset, num_bytes and path of every
+    sample. A file is opened when it is first needed, and stays open.
+    """
+
+    def __init__(self, root: str, files: Sequence[tuple[str, int]], table: pa.Table) -> None:
+        self._root = Path(root)
+        self._files = files
+        self._paths = table["path"].chunk(0)
+        self._file = table["file"].chunk(0).to_numpy()
+        self._offset = table["offset"].chunk(0).to_numpy()
+        self._num_bytes = table["num_bytes"].chunk(0).to_numpy()
+        self._open: dict[int, int] = {}  # {number of a file: its descriptor}
+        self._opening = Lock()
+
+    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+        """Return the extents. Refused where a file is not as long as it was."""
+        rows = (self._file[ids].tolist(), self._offset[ids].tolist(), self._num_bytes[ids].tolist())
+        contents = []
+        for file, offset, num_bytes in zip(*rows, strict=True):
+            descriptor = self._open.get(file)
+            content = os.pread(self._descriptor(file) if descriptor is None else descriptor, num_bytes, offset)
+            if len(content) != num_bytes:
+                raise _changed(str(self._root / self._files[file][0]))
+            contents.append(content)
+        return contents
+
+    def names(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return <file>: <path of the image>."""
+        paths = self._paths.take(pa.array(ids)).to_pylist()
+        files = self._file[ids].tolist()
+        return [f"{self._root / self._files[file][0]}: {path}" for file, path in zip(files, paths, strict=True)]
+
+    def _descriptor(self, file: int) -> int:
+        """Return the open file; Refused where it is gone, or is not the one that was indexed."""
+        with self._opening:
+            if file not in self._open:
+                name, num_bytes = self._files[file]
+                path = str(self._root / name)
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise Refused(f"{path} cannot be read ({error.strerror}); put it back, or index again") from error
+                if os.fstat(descriptor).st_size != num_bytes:
+                    os.close(descriptor)
+                    raise _changed(path)
+                self._open[file] = descriptor
+            return self._open[file]
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+def _changed(path: str) -> Refused:
+    return Refused(f"{path} was changed or cut off after it was indexed; restore it, or build the index again")
 
 
 def _read_file(path: str, num_bytes: int) -> bytes:

@@ -10,9 +10,10 @@ import pytest
 
 from kdcore.errors import Refused
 from pipelines.data import index as datasets
-from pipelines.data.folder import list_files
+from pipelines.data.folder import list_folder
 from pipelines.data.index import build_index
 from pipelines.data.source import Source, check_same_classes
+from pipelines.places import Place
 from tests.pipelines.pictures import picture, write_plain_folder
 
 
@@ -44,7 +45,7 @@ def test_what_it_holds(odd_index: Source) -> None:
 
 def test_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(root)
-    monkeypatch.setattr(datasets, "inspect_image", None)  # reading any file would now fail
+    monkeypatch.setattr(datasets, "inspect_stored", None)  # reading any file would now fail
     again = build(root)
     assert again.table.equals(first.table)
     assert again.fingerprint == first.fingerprint
@@ -64,7 +65,8 @@ def test_opened_without_a_look_at_the_folder(root: Path) -> None:
 
 def test_listing_holds_columns(root: Path) -> None:
     """What is known of the files before they are read: columns, in order of sample id."""
-    classes, files = list_files(root.resolve(), "train")
+    listing = list_folder(Place.of(root, "data.root"), "train")
+    classes, files = listing.classes, listing.table
     assert files.column_names == ["path", "label", "num_bytes", "mtime_ns"]
     assert files["path"].num_chunks == 1
     paths, labels = files["path"].to_pylist(), files["label"].to_pylist()
@@ -197,7 +199,7 @@ def test_classes_of_two_splits(root: Path) -> None:
     shutil.copytree(root / "train", root / "val")
     check_same_classes(build(root), build(root, "val"))
     (root / "val" / "2").rename(root / "val" / "two")
-    with pytest.raises(Refused, match="differ in 2 class folders; the first, '2', is in the training split only"):
+    with pytest.raises(Refused, match="differ in 2 classes; the first, '2', is in the training split only"):
         check_same_classes(build(root), build(root, "val"))
 
 

@@ -1,0 +1,72 @@
+"""Images that cannot be read, found while they are indexed: refused by name, or left out and listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.errors import Refused
+from pipelines.data.images import inspect_image
+from pipelines.data.storage import Storage
+
+OnBroken = Literal["refuse", "skip"]
+MAX_SHARE = 0.01  # of the images of a split may be left out
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was found of some images. facts [N,3]: height, width, crc32; broken: {row: why} of those that are none."""
+
+    facts: NDArray[np.int64]
+    broken: dict[int, str]
+
+    @property
+    def whole(self) -> NDArray[np.int64]:
+        """The rows that are images."""
+        return np.setdiff1d(np.arange(len(self.facts)), list(self.broken))
+
+
+def inspect_images(contents: list[bytes], names: list[str]) -> Inspected:
+    """Return what is found of each of these encoded images."""
+    facts = np.zeros((len(contents), 3), dtype=np.int64)
+    broken = {}
+    for row, (content, name) in enumerate(zip(contents, names, strict=True)):
+        try:
+            facts[row] = inspect_image(content, name)
+        except Refused as error:
+            broken[row] = str(error)
+    return Inspected(facts, broken)
+
+
+def inspect_stored(storage: Storage, rows: NDArray[np.int64]) -> Inspected:
+    """Return what is found of stored images, one of which may be impossible to read."""
+    try:
+        return inspect_images(storage.read(rows), storage.names(rows))
+    except Refused:
+        pass  # of one of them: which?
+    facts, broken = np.zeros((len(rows), 3), dtype=np.int64), {}
+    for row in range(len(rows)):
+        one = rows[row : row + 1]
+        try:
+            found = inspect_images(storage.read(one), storage.names(one))
+        except Refused as error:
+            found = Inspected(facts[:1], {0: str(error)})
+        facts[row] = found.facts[0]
+        if found.broken:
+            broken[row] = found.broken[0]
+    return Inspected(facts, broken)
+
+
+def check_broken(messages: list[str], num_images: int, on_broken: OnBroken, root: str) -> None:
+    """Refuse the broken images of a split: any of them, or, where they are skipped, more than a hundredth."""
+    if messages and on_broken == "refuse":
+        more = f"; likewise for {len(messages) - 1} more files" if len(messages) > 1 else ""
+        raise Refused(messages[0] + more)
+    if len(messages) > MAX_SHARE * num_images:
+        raise Refused(
+            f"{len(messages)} of the {num_images} images in {root} are broken, more than the {MAX_SHARE:.0%} that "
+            f"data.on_broken=skip leaves out; mend them: {messages[0]}"
+        )

@@ -1,0 +1,71 @@
+"""Which kind of container holds a split: recognised by what is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore.errors import Refused
+from pipelines.data.folder import list_folder
+from pipelines.data.listing import Listing
+from pipelines.data.pack import find_pack
+from pipelines.data.parquet import find_parquet
+from pipelines.data.tables import find_csv, find_flat_imagenet, list_csv, list_flat_imagenet
+from pipelines.data.tars import find_tars, list_tars
+from pipelines.places import Found, Place
+
+Containers = tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of container.
+
+    find: the files that hold a split, none where it is of another kind; list: the samples of such files, None for
+    kinds whose index is had in another way (a pack has one, Parquet is packed).
+    """
+
+    name: str
+    find: Callable[[Place, str], Containers]
+    list: Callable[[Place, str, Containers], Listing] | None
+
+
+FOLDER = Kind("image folder", lambda place, split: (), list_folder)
+PACK = Kind("pack", find_pack, None)
+PARQUET = Kind("Parquet", find_parquet, None)
+# In order: what is asked first wins. Plug-ins append their own.
+KINDS: list[Kind] = [
+    PACK,
+    Kind("tars", find_tars, list_tars),
+    PARQUET,
+    Kind("CSV", find_csv, list_csv),
+    Kind("flat ImageNet validation folder", find_flat_imagenet, list_flat_imagenet),
+]
+
+
+def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
+    """Return the kind of container that holds a split, and its files.
+
+    A folder of class folders is an image folder, whatever lies beside it; what is nothing else is taken for one, whose
+    errors say what it lacks. Refused for a place in an object store that holds no container.
+    """
+    if place.is_local and _has_class_folders(Path(place.root) / split):
+        return FOLDER, ()
+    for kind in KINDS:
+        if files := kind.find(place, split):
+            return kind, files
+    if place.is_local:
+        return FOLDER, ()
+    raise Refused(
+        f"{place.root} holds no pack, tars or Parquet files of split {split!r}; put one there "
+        f"(python -m ops data pack FOLDER -o {place.root}), or name the split that is there"
+    )
+
+
+def _has_class_folders(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)

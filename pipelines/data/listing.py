@@ -1,0 +1,93 @@
+"""What a container is found to hold before its images are looked at: the common language of all kinds of sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from kdcore.errors import Refused
+from pipelines.places import Found, Place
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".img")
+)
+_ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}  # of a split, in names of files
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The samples of a split in order of id, as far as they are known without reading an image.
+
+    classes: names in order of label; table: path (<split>/<class>/<name>), label, num_bytes, and where the bytes lie:
+    `location` (a file relative to the root; absent: the path is it), or `file` and `offset`; files: those that the
+    column `file` numbers; folders: {folder relative to the root: when it changed last} of single files; such files also
+    have a column mtime_ns.
+    """
+
+    classes: tuple[str, ...]
+    table: pa.Table
+    files: tuple[Found, ...] = ()
+    folders: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_containers(place: Place, split: str, suffix: str) -> tuple[Found, ...]:
+    """Return the files with a suffix that hold a split.
+
+    These are all such files in a folder of the split's name; else those beside it, or in `data`, with the split as a
+    word of their name: train.tar, imagenet-train-0001.tar, data/train-00000-of-00014.parquet.
+    """
+    names = _ALIASES.get(split, (split,))
+    for folder in names:
+        if found := tuple(file for file in place.list_files(folder) if file.name.endswith(suffix)):
+            return found
+    for folder in ("", "data"):
+        files = [file for file in place.list_files(folder) if file.name.endswith(suffix)]
+        words = {file.name: re.split(r"[^a-z0-9]+", PurePosixPath(file.name).stem.lower()) for file in files}
+        if found := tuple(file for file in files if not set(names).isdisjoint(words[file.name])):
+            return found
+    return ()
+
+
+def canonical_paths(split: str, classes: Sequence[str], labels: NDArray[np.int32], names: pa.Array) -> pa.Array:
+    """Return <split>/<class>/<name> of every sample: what an image folder of the same images calls them."""
+    prefixes = pa.array([f"{split}/{name}/" for name in classes], type=pa.large_string())
+    nothing = pa.scalar("", type=pa.large_string())
+    return pc.binary_join_element_wise(prefixes.take(pa.array(labels)), names.cast(pa.large_string()), nothing)
+
+
+def in_order_of_id(table: pa.Table) -> pa.Table:
+    """Return the rows by label, then by path; samples of one path stay as they lie.
+
+    So that the same images have the same ids, in whatever order a container holds them.
+    """
+    order = pc.sort_indices(table, sort_keys=[("label", "ascending"), ("path", "ascending")])
+    return table.take(order).combine_chunks()
+
+
+def number_classes(names: pa.Array, root: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return (class names in order, the label of every sample) for the class name of every sample."""
+    classes = sorted(pc.unique(names).to_pylist())
+    if "" in classes:
+        raise Refused(f"{root} has images of a class without a name; give each image its class")
+    labels = pc.index_in(names, pa.array(classes, type=names.type)).to_numpy(zero_copy_only=False)
+    return tuple(classes), labels.astype(np.int32)
+
+
+def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: str) -> tuple[str, ...]:
+    """Return the names of classes that are given as numbers; without names, the numbers in digits of one width.
+
+    Refused for a number that has no name.
+    """
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or (names is not None and highest >= len(names)):
+        wrong = lowest if lowest < 0 else highest
+        known = "labels count from 0" if names is None else f"there are names of {len(names)} classes"
+        raise Refused(f"{root} has an image of class {wrong}, but {known}; mend the label, or the list of classes")
+    return tuple(names) if names is not None else tuple(f"{i:0{len(str(highest))}d}" for i in range(highest + 1))

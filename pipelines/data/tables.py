@@ -1,0 +1,132 @@
+"""Lists of images: a CSV of path and label, and ImageNet's flat validation folder with its published labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from kdcore.errors import Refused
+from pipelines.data.images import refusing_broken
+from pipelines.data.listing import Listing, canonical_paths, in_order_of_id, number_classes
+from pipelines.places import Found, Place
+
+_VAL_NAME = "ILSVRC2012_val_"
+_TRUTHS = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
+_TRUTH_FOLDERS = ("", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
+_DEVKIT_CLASSES = 1000
+
+
+def find_csv(place: Place, split: str) -> tuple[Found, ...]:
+    """Return <root>/<split>.csv."""
+    return tuple(file for file in place.list_files() if file.name == f"{split}.csv")
+
+
+def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
+    """Return the images that a CSV with columns `path` (relative to the root) and `label` (a class's name) lists."""
+    name = place.name_of(files[0].name)
+    types = {"path": pa.large_string(), "label": pa.large_string()}
+    try:
+        with place.open(files[0].name) as file:
+            table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
+    except pa.ArrowInvalid as error:
+        raise Refused(f"{name} cannot be read as a CSV ({error}); give one with columns path and label") from error
+    missing = sorted(set(types) - set(table.column_names))
+    if missing or not len(table):
+        raise Refused(
+            f"{name} has {f'no column {missing[0]!r}' if missing else 'no rows'}; it needs the columns path and label"
+        )
+    table = table.combine_chunks()
+    classes, labels = number_classes(table["label"].chunk(0), name)
+    locations = table["path"].chunk(0)
+    names = pc.replace_substring_regex(locations, ".*/", "")
+    return _listing(place, split, classes, labels, names, locations)
+
+
+def find_flat_imagenet(place: Place, split: str) -> tuple[Found, ...]:
+    """Return the published labels of ImageNet's validation images, where those lie in one flat folder."""
+    if not place.is_local or next((Path(place.root) / split).glob(f"{_VAL_NAME}*.JPEG"), None) is None:
+        return ()
+    for parent in (Path(place.root), *Path(place.root).parents[:3]):
+        for folder in _TRUTH_FOLDERS:
+            for truth in _TRUTHS:
+                path = parent / folder / truth
+                if path.is_file():
+                    status = path.stat()
+                    return (Found(str(path), status.st_size, status.st_mtime_ns),)
+    raise Refused(
+        f"{Path(place.root) / split} holds ImageNet's validation images without class folders, and no labels; "
+        f"put {' or '.join(_TRUTHS)} (with the devkit's meta.mat) into {place.root}"
+    )
+
+
+def list_flat_imagenet(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
+    """Return ImageNet's validation images with the class of each; Refused where the labels are not of these images."""
+    truth = Path(files[0].name)
+    images = [file.name for file in place.list_files(split)]
+    wnids = _kaggle_classes(truth) if truth.suffix == ".csv" else _devkit_classes(truth)
+    names = [PurePosixPath(image).name for image in images]
+    unknown = next((name for name in names if PurePosixPath(name).stem not in wnids), None)
+    if unknown is not None:
+        raise Refused(f"{truth} has no label for {unknown}; give the labels of these images, or remove it")
+    given = pa.array([wnids[PurePosixPath(name).stem] for name in names], type=pa.large_string())
+    classes, labels = number_classes(given, place.root)
+    listing = _listing(place, split, classes, labels, pa.array(names), pa.array(images, type=pa.large_string()))
+    return replace(listing, folders={split: (Path(place.root) / split).stat().st_mtime_ns})
+
+
+def _kaggle_classes(path: Path) -> dict[str, str]:
+    """Return {name of an image: its class} of Kaggle's LOC_val_solution.csv."""
+    lines = (line.split(",") for line in path.read_text().splitlines()[1:])
+    return {line[0]: line[1].split()[0] for line in lines if len(line) == 2 and line[1].strip()}
+
+
+def _devkit_classes(path: Path) -> dict[str, str]:
+    """Return {name of an image: its class} of the development kit: a line an image, with the class's number there.
+
+    Which class a number means is in meta.mat beside it.
+    """
+    from scipy.io import loadmat
+
+    meta = path.parent / "meta.mat"
+    if not meta.is_file():
+        raise Refused(f"{path} numbers the classes as the development kit's meta.mat says; put that file beside it")
+    synsets = loadmat(meta, squeeze_me=True)["synsets"]
+    wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    numbers = [int(line) for line in path.read_text().split()]
+    wrong = next((number for number in numbers if not 1 <= number <= _DEVKIT_CLASSES or number not in wnids), None)
+    if wrong is not None:
+        raise Refused(f"{path} has class {wrong}, which {meta} does not name; fetch the development kit again")
+    return {f"{_VAL_NAME}{row:08d}": wnids[number] for row, number in enumerate(numbers, 1)}
+
+
+def _listing(
+    place: Place, split: str, classes: Sequence[str], labels: NDArray[np.int32], names: pa.Array, locations: pa.Array
+) -> Listing:
+    """Return the listing of files anywhere below the root. Refused for one that is not there."""
+    if not place.is_local:
+        raise Refused(f"{place.root}: single images in an object store are not read; pack them: ops data pack")
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda path: _size_and_time(Path(place.root) / path), locations.to_pylist()))
+    sizes, times = zip(*found, strict=True)
+    columns = {
+        "path": canonical_paths(split, classes, labels, names),
+        "label": labels,
+        "num_bytes": pa.array(sizes, type=pa.int64()),
+        "mtime_ns": pa.array(times, type=pa.int64()),
+        "location": locations,
+    }
+    return Listing(tuple(classes), in_order_of_id(pa.table(columns)))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    with refusing_broken(str(path)):
+        status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,177 @@
+"""WebDataset tars, and tars of class folders: listed by their headers, the images read where they lie.
+
+A sample is the files of one name before its first dot: one image, and its label as `.cls` (a number or a name), in
+`.json` (key `label`, with the original `filename` where it is kept), or, where there is neither, as the class folder
+that the image lies in. Names of classes that are numbers come from classes.txt beside the tars, a line a class.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from kdcore.errors import Refused
+from pipelines.data.listing import (
+    IMAGE_SUFFIXES,
+    Listing,
+    canonical_paths,
+    find_containers,
+    in_order_of_id,
+    name_numbers,
+    number_classes,
+)
+from pipelines.places import Found, Place
+
+CLASS_FILES = ("classes.txt", "classnames.txt")
+_JSON_LABELS = ("label", "cls", "class")
+_COLUMNS = pa.schema(
+    {
+        "class": pa.large_string(),
+        "in_folder": pa.bool_(),
+        "name": pa.large_string(),
+        "num_bytes": pa.int64(),
+        "file": pa.int32(),
+        "offset": pa.int64(),
+    }
+)
+
+
+def find_tars(place: Place, split: str) -> tuple[Found, ...]:
+    """Return the tars of a split; Refused for compressed ones, whose images cannot be read where they lie."""
+    for suffix in (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"):
+        if compressed := find_containers(place, split, suffix):
+            raise Refused(
+                f"{place.name_of(compressed[0].name)} is compressed, so that no image of it can be read by itself; "
+                "decompress it to a .tar (images do not get smaller by it)"
+            )
+    return find_containers(place, split, ".tar")
+
+
+def list_tars(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
+    """Return the samples of these tars; Refused, with its name, for a sample without a label."""
+    with ThreadPoolExecutor() as threads:
+        tables = list(threads.map(lambda number: _list_tar(place, split, files, number), range(len(files))))
+    table = pa.concat_tables(tables).combine_chunks()
+    if not len(table):
+        raise Refused(f"{place.name_of(files[0].name)} holds no images; give tars of images (.jpg, .png, .webp, ...)")
+    numbered = not pc.any(table["in_folder"]).as_py()
+    classes, labels = _classes(place, files, table["class"].chunk(0), numbered)
+    paths = canonical_paths(split, classes, labels, table["name"].chunk(0))
+    listed = table.select(["num_bytes", "file", "offset"]).append_column("label", pa.array(labels))
+    return Listing(classes, in_order_of_id(listed.append_column("path", paths)), files)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file within a tar: its name, and where its content lies."""
+
+    path: PurePosixPath
+    offset: int
+    num_bytes: int
+
+    @property
+    def key(self) -> str:
+        """The name before its first dot, with its folder."""
+        return str(self.path.with_name(self.path.name.partition(".")[0]))
+
+    @property
+    def extension(self) -> str:
+        return self.path.suffix.lower()
+
+
+def _list_tar(place: Place, split: str, files: tuple[Found, ...], number: int) -> pa.Table:
+    """Return class, name, num_bytes, file and offset of the samples of one tar, in its order."""
+    name = place.name_of(files[number].name)
+    rows: list[tuple[str, bool, str, int, int, int]] = []
+    with place.open(files[number].name) as file:
+        try:
+            for _, members in groupby(_members(file), key=lambda member: member.key):
+                sample = list(members)
+                image = _only_image(sample, name)
+                if image is None:
+                    continue
+                label, original = _label(sample, file, name)
+                folder, own = _inside(image.path, split)
+                if label is None and not folder:
+                    raise Refused(
+                        f"{name}: {image.path} has no label; put a .cls file beside it, or it into a class folder"
+                    )
+                own = PurePosixPath(original).name if original else own if label is None else image.path.name
+                rows.append((label or folder, label is None, own, image.num_bytes, number, image.offset))
+        except (tarfile.TarError, EOFError) as error:
+            raise Refused(f"{name} is not a whole tar ({error}); copy it again") from error
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
+    return pa.table(
+        [pa.array(values, type=kind) for values, kind in zip(columns, _COLUMNS.types, strict=True)], _COLUMNS
+    )
+
+
+def _members(file: pa.NativeFile) -> Iterator[_Member]:
+    """Yield the visible files of a tar. TarError where it is cut off."""
+    size = file.size()
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps one object a file
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError(f"it ends within {member.name}")
+            path = PurePosixPath(member.name)
+            if member.isreg() and not path.name.startswith("."):
+                yield _Member(path, member.offset_data, member.size)
+
+
+def _only_image(sample: list[_Member], name: str) -> _Member | None:
+    images = [member for member in sample if member.extension in IMAGE_SUFFIXES]
+    if len(images) > 1:
+        raise Refused(f"{name}: {images[0].path} and {images[1].path} are two images of one sample; keep one of them")
+    return images[0] if images else None
+
+
+def _label(sample: list[_Member], file: pa.NativeFile, name: str) -> tuple[str | None, str | None]:
+    """Return (the label as text, the image's original name) as the files beside it say; None where they do not."""
+    label = original = None
+    for member in sample:
+        if member.extension == ".cls":
+            label = file.read_at(member.num_bytes, member.offset).decode().strip()
+        elif member.extension == ".json":
+            try:
+                facts = json.loads(file.read_at(member.num_bytes, member.offset))
+            except ValueError as error:
+                raise Refused(f"{name}: {member.path} is not JSON ({error}); mend or remove it") from error
+            if isinstance(facts, dict):
+                original = facts.get("filename", original)
+                found = next((facts[key] for key in _JSON_LABELS if facts.get(key) is not None), None)
+                label = str(found) if label is None and found is not None else label
+    return label, original
+
+
+def _inside(path: PurePosixPath, split: str) -> tuple[str, str]:
+    """Return (class folder, name within it) of an image of a tar that was made from an image folder."""
+    parts = list(path.parts)
+    while parts[0] in (".", "/") or (parts[0] == split and len(parts) > 2):
+        del parts[0]
+    return (parts[0], "/".join(parts[1:])) if len(parts) > 1 else ("", parts[0])
+
+
+def _classes(
+    place: Place, files: tuple[Found, ...], names: pa.Array, numbered: bool
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return (class names, labels) of labels given as text; numbered: those that are all digits are numbers."""
+    if not (numbered and all(text.isdecimal() for text in names.unique().to_pylist())):
+        return number_classes(names, place.root)
+    folder = str(PurePosixPath(files[0].name).parent)
+    numbers = names.cast(pa.int64()).to_numpy()
+    found = [file for where in dict.fromkeys(("" if folder == "." else folder, "")) for file in place.list_files(where)]
+    class_file = next((file.name for file in found if PurePosixPath(file.name).name in CLASS_FILES), None)
+    given = place.read(class_file).decode().splitlines() if class_file else None
+    return name_numbers(numbers, given, place.root), numbers.astype(np.int32)

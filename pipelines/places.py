@@ -1,0 +1,117 @@
+"""A folder on a disk or in an object store, by one set of calls: whatever `pyarrow.fs` knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from kdcore.errors import Refused
+from pipelines.files import write_whole
+
+
+def is_remote(location: str) -> bool:
+    """Return whether a location is a URI (s3://bucket/path, gs://..., file:///path) rather than a folder."""
+    return "://" in location
+
+
+def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a URI and the path on it; Refused, naming the setting, for one that is unknown."""
+    try:
+        filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
+    except (ValueError, OSError) as error:  # pyarrow's own errors are among these
+        raise Refused(f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows") from error
+    return filesystem, path
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file as a listing shows it. name: relative to the place; mtime_ns: when it was written."""
+
+    name: str
+    num_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder. root: its absolute path or URI, as people name it; path: the same on the file system."""
+
+    root: str
+    filesystem: fs.FileSystem
+    path: str
+
+    @staticmethod
+    def of(location: str | Path, setting: str) -> Place:
+        """Return the place of a path or URI. setting: what names it, for an error."""
+        if is_remote(str(location)):
+            return Place(str(location).rstrip("/"), *filesystem_of(str(location), setting))
+        root = str(Path(location).resolve())
+        return Place(root, fs.LocalFileSystem(), root)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files can be opened by the system itself."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def name_of(self, name: str) -> str:
+        """Return how people call a file of this place."""
+        return f"{self.root}/{name}"
+
+    def list_files(self, folder: str = "") -> list[Found]:
+        """Return the visible files that lie directly in a folder of this place, by name; none where it is absent."""
+        selected = fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
+        with self._refusing(folder):
+            infos = self.filesystem.get_file_info(selected)
+        prefix = f"{folder}/" if folder else ""
+        found = [
+            Found(prefix + info.base_name, info.size, info.mtime_ns or 0)
+            for info in infos
+            if info.type == fs.FileType.File and not info.base_name.startswith(".")
+        ]
+        return sorted(found, key=lambda file: file.name)
+
+    def has(self, name: str) -> bool:
+        """Return whether a file of this name is there."""
+        with self._refusing(name):
+            return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Return a file opened for reading anywhere in it."""
+        with self._refusing(name):
+            return self.filesystem.open_input_file(f"{self.path}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a small file."""
+        with self._refusing(name), self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
+            return bytes(file.read())
+
+    def write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file, whole or not at all."""
+        if self.is_local:
+            write_whole(Path(self.path) / name, memoryview(content))
+            return
+        with self._refusing(name), self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
+            file.write(content)
+
+    def _refusing(self, name: str) -> _Refusing:
+        return _Refusing(self.name_of(name).rstrip("/"))
+
+
+@dataclass(frozen=True)
+class _Refusing:
+    """A context that turns what the file system raises into a Refused that names the file."""
+
+    name: str
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, OSError):
+            reason = error.strerror or " ".join(str(error).split())
+            raise Refused(
+                f"{self.name} cannot be read ({reason}); check that it is there, and that this machine may read it"
+            ) from error
