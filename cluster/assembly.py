@@ -1,5 +1,7 @@
-"""From a configuration to its parts: data, networks, distiller, loaders. Used by the workers, and by everything that
-looks at a run without training it."""
+"""From a configuration to its parts: data, networks, distiller, loaders.
+
+Used by the workers, and by everything that looks at a run without training it.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,15 @@ from pipelines.views.policy import ViewPolicy
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 
 
-def open_data(config: RunConfig, listed: bool = False) -> dict[str, Source]:
-    """The run's image indexes {train, val, held_out}; built at the first use, then read back.
+def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
+    """Return the run's image indexes {train, val, held_out}; built at the first use, then read back.
 
-    listed: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
+    reuse_index: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
     """
     data, cache_dir = config.data, Path(config.output_dir) / "index"
 
     def find(split: str) -> Source:
-        if listed:
+        if reuse_index:
             return open_index(data.root, split, cache_dir)
         return build_index(data.root, split, cache_dir, on_broken=data.on_broken)
 
@@ -104,7 +106,7 @@ class Assembly:
         return self.rank.slice_of(self.config.train.batch_size // self.micro_batch)
 
     def train_requests(self, first_step: int) -> Iterator[Request]:
-        """This rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
+        """Yield this rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
         size, every, first = self.micro_batch, self.steps_per_epoch, first_step
         while first < self.total_steps:
             epoch = first // every
@@ -117,7 +119,7 @@ class Assembly:
             first = stop
 
     def train_batches(self, first_step: int) -> Iterator[Batch]:
-        """The batches of `train_requests`, with the teacher's answers where they are stored."""
+        """Yield the batches of `train_requests`, with the teacher's answers where they are stored."""
         requests, again = tee(self.train_requests(first_step))
         for batch, request in zip(self.train_loader().load(requests), again, strict=True):
             yield batch.with_targets(self.stored.outputs(request)) if self.stored else batch
@@ -130,19 +132,19 @@ class Assembly:
         return self.plan.order(epoch, np.arange(start, start + size))
 
     def train_loader(self) -> Loader:
-        """The training images under the recipe's view policy."""
+        """Build the loader of training images under the recipe's view policy."""
         return self.loader("train", self.plan, self.micro_batch)
 
     def evaluation_loader(self, split: str) -> Loader:
-        """A split's images, cut as for validation."""
+        """Build the loader of a split's images, cut as for validation."""
         return self.loader(split, self.evaluation_plan(split), EVALUATION_BATCH)
 
     def evaluation_plan(self, split: str) -> ViewPlan:
-        """The one view of a split's images that networks are judged by."""
+        """Return the plan of the one view of a split's images that networks are judged by."""
         return ViewPlan(evaluation_policy(self.config), self.config.plan_seed, len(self.indexes[split]))
 
     def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
-        """The teacher's metrics on a split, and its logits on this rank's share [n,K]; None where there is no teacher.
+        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without a teacher.
 
         loader: of the split, for a teacher that answers online."""
         index = self.indexes[split]
@@ -151,7 +153,7 @@ class Assembly:
         return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
 
     def loader(self, split: str, plan: ViewPlan, max_batch: int) -> Loader:
-        """A split's images under a plan of their views."""
+        """Build the loader of a split's images under a plan of their views."""
         data, index = self.config.data, self.indexes[split]
         return build_loader(
             data.loader,
@@ -168,7 +170,7 @@ class Assembly:
         )
 
     def distiller(self) -> Distiller:
-        """The distiller on this rank's device. Refused for a tap or a shape that does not fit."""
+        """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit."""
         train = self.indexes["train"]
         statistics = self.stored.class_statistics if self.stored else self.class_statistics(self.teacher)
         distiller = Distiller(
@@ -183,10 +185,10 @@ class Assembly:
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
             num_epochs=self.config.train.epochs,
         )
-        return placed(distiller, self.config, self.rank)
+        return to_device(distiller, self.config, self.rank)
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
-        """What the teacher's needs name of the training set, in one or two passes over it.
+        """Compute what the teacher's needs name of the training set, in one or two passes over it.
 
         Means are taken of the images as they are trained on (their view 0), similarity of images cut as for
         validation, both as the authors of the terms do.
@@ -203,10 +205,12 @@ class Assembly:
         return ClassStatistics(means, similarity)
 
 
-def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
-    """Every part on the rank's device. listed: as for `open_data`. Refused for what does not fit together:
-    checkpoint, classes, cache."""
-    indexes = open_data(config, listed)
+def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assembly:
+    """Build every part on the rank's device. Refused for what does not fit together: checkpoint, classes, cache.
+
+    reuse_index: as for `open_data`.
+    """
+    indexes = open_data(config, reuse_index)
     classes = tuple(indexes["train"].classes)
     plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]))
     # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.
@@ -228,7 +232,7 @@ def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
             teacher = online_teacher(teacher_model, statistics, config, rank)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
-    return Assembly(config, indexes, plan, placed(student, config, rank), teacher, stored, statistics, rank)
+    return Assembly(config, indexes, plan, to_device(student, config, rank), teacher, stored, statistics, rank)
 
 
 def facts(run: Assembly) -> dict[str, Any]:
@@ -242,7 +246,7 @@ def facts(run: Assembly) -> dict[str, Any]:
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
-    """The teacher's network. Refused where its outputs are not the data's classes."""
+    """Build the teacher's network. Refused where its outputs are not the data's classes."""
     teacher = build_model(config, classes)
     if teacher.num_classes != len(classes):
         raise Refused(
@@ -253,11 +257,11 @@ def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
 
 
 def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, rank: Rank) -> OnlineTeacher:
-    """A teacher that answers what the method needs, for images normalised by `statistics`."""
+    """Build a teacher that answers what the method needs, for images normalised by `statistics`."""
     scale = renormalisation(statistics, input_statistics(model))
     if scale is not None:
         scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-    return OnlineTeacher(placed(model, config, rank), config.needs, scale)
+    return OnlineTeacher(to_device(model, config, rank), config.needs, scale)
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:
@@ -265,7 +269,7 @@ def image_size(config: RunConfig) -> tuple[int, int]:
 
 
 def precision(config: RunConfig, device: torch.device) -> torch.dtype:
-    """What networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
+    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
     wanted = config.train.precision == "bfloat16" or (
         config.train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
@@ -273,12 +277,12 @@ def precision(config: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def autocast(config: RunConfig, rank: Rank) -> torch.autocast:
-    """The context in which networks run."""
+    """Return the context in which networks run."""
     dtype = precision(config, rank.device)
     return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def placed(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]
-    """The module on the rank's device, in the recipe's memory format."""
+def to_device(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]
+    """Move a module to the rank's device, in the recipe's memory format."""
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format
     return module.to(rank.device).to(memory_format=layout)

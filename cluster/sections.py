@@ -49,7 +49,7 @@ class ExpectedConfig(Section):
         return f"{self.top1:.2f}" + (f" ± {self.stdev:.2f}" if self.stdev is not None else "")
 
     def __str__(self) -> str:
-        """The result in one line."""
+        """Return the result in one line."""
         beside = {"teacher": self.teacher, "student alone": self.alone}
         known = ", ".join(f"{name} {top1:.2f}" for name, top1 in beside.items() if top1 is not None)
         text = f"{self.number} top-1" if self.number else "no published number"

@@ -22,8 +22,10 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}
 
 @dataclass
 class Agreement:
-    """Of one column of a part: rows computed anew, and those that differ from the stored ones by more than the coding
-    and rounding explain."""
+    """How one column of a part compares with rows computed anew.
+
+    wrong: the rows that differ from the stored ones by more than the coding and rounding explain.
+    """
 
     part: str
     column: str
@@ -33,7 +35,7 @@ class Agreement:
 
 
 def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
-    """Reads the whole cache, then computes `num_rows` random rows of every part anew, for which it needs the teacher.
+    """Read the whole cache, then compute random rows of every part anew, for which the teacher is needed.
 
     Refused for a damaged file, and for a cache that belongs to something else than the recipe.
     """
@@ -69,7 +71,7 @@ def compare(
     part: str,
     rows: Iterator[tuple[int, NDArray[np.int64]]],
 ) -> list[Agreement]:
-    """The stored rows beside the same computed anew."""
+    """Compare the stored rows with the same computed anew."""
     rounding = ROUNDING[manifest.plan.identity["teacher"]["precision"]]
     found = {column.name: Agreement(part, column.name, column.coding) for column in reader.columns}
     for view, ids in rows:

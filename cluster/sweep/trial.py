@@ -96,7 +96,7 @@ def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
     rows = [row for row in read_journal(RunFolder.of(config).metrics) if "held_out/top1" in row]
     if rows:
-        steps_per_epoch = len(open_data(config, listed=True)["train"]) // config.train.batch_size
+        steps_per_epoch = len(open_data(config, reuse_index=True)["train"]) // config.train.batch_size
         last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))
         for row in rows:
             metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}

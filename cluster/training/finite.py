@@ -25,8 +25,10 @@ class NotFinite(RunFailed):
 
 
 class Place(NamedTuple):
-    """Where a number was not finite: the step (0 for the first), its position in the watch's `names`, the number of the
-    micro-batch within the global batch. The smallest of several is the one to name."""
+    """Where a number was not finite; the smallest of several is the one to name.
+
+    step: 0 for the first; position: in the watch's `names`; number: of the micro-batch within the global batch.
+    """
 
     step: int
     position: int

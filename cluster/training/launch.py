@@ -62,7 +62,7 @@ class RunResult:
 
 
 def check(config: RunConfig) -> None:
-    """Refused for everything about a run that can be known without its workers: files, names, taps, sizes."""
+    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes."""
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
 
@@ -77,7 +77,7 @@ def check(config: RunConfig) -> None:
 def launch(
     config: RunConfig, watch: Watcher | None = None, command: str = "", tags: Mapping[str, str] | None = None
 ) -> RunResult:
-    """Runs (or continues) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
+    """Run (or continue) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
 
     tags: of the run in MLflow, beside its own.
     """
@@ -93,7 +93,7 @@ def launch(
             folder.claim(config)
             opening = thread.submit(open_run, config, command, tags)
             try:
-                final = place(config, opening, watch)
+                final = run_workers(config, opening, watch)
             except BaseException as error:
                 if refusal := opening.exception():
                     raise refusal from None
@@ -112,9 +112,11 @@ def launch(
     return result
 
 
-def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
-    """Runs the workers where the recipe wants them; what rank 0 returned. opening: the run in MLflow, which the workers
-    wait for once they are there."""
+def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
+    """Run the workers where the recipe wants them; return what rank 0 returned.
+
+    opening: the run in its trackers, which the workers wait for once they are there.
+    """
     payload = {"config": config.model_dump(mode="json")}
     if config.scaling.num_workers == 0:
         opening.result()
@@ -122,7 +124,7 @@ def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dic
         return fit(config, payload | {"board": None})
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
-    with watching(board, watch):
+    with polling_progress(board, watch):
         final = fit(config, payload | {"board": board})
     ray.kill(board)
     return final
@@ -174,8 +176,8 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def watching(board: Any, watch: Watcher | None) -> Iterator[None]:
-    """Calls `watch(state, messages)` several times a second, from a thread, until the run ends."""
+def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
+    """Call `watch(state, messages)` several times a second, from a thread, until the run ends."""
     if watch is None:
         yield
         return
