@@ -45,6 +45,13 @@ def test_a_term(capsys):
     assert re.search(r"│ weight +│ number >= 0 +│ required +│", text)
 
 
+def test_a_term_is_shown_with_the_formula_of_its_loss(capsys):
+    text = shown(capsys, "wttm")
+    assert "`wttm`: " in text
+    assert "power_sum" in text
+    assert "Source: " in text
+
+
 def test_one_field(capsys):
     text = shown(capsys, "views.size")
     assert text.count("│ views.size ") == 1
