@@ -105,6 +105,14 @@ def test_types_defaults_and_meanings_are_read_from_the_model():
     assert entries(Narrower)[0].type == "integer >= 4"
 
 
+@pytest.mark.parametrize("name", terms())
+def test_every_term_and_its_fields_are_explained(name):
+    """The term by a sentence of more than its name, each field by one below it or below its base's."""
+    term = terms()[name]
+    assert len(re.sub(r"`\w+`", "", schema.summary(term)).split()) > 2
+    assert [entry.name for entry in entries(term) if not entry.meaning.endswith(".") or len(entry.meaning) < 10] == []
+
+
 def test_every_type_has_words():
     assert all(entry.type for model in [*sections().values(), *terms().values()] for entry in entries(model))
 
