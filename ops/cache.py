@@ -14,8 +14,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
-from cluster.config import RunConfig
-from cluster.recipe import absolute
 from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed
@@ -26,13 +24,9 @@ from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import Manifest, flat, load_manifest
 
 
-def configured(recipe: str, overrides: Sequence[str]) -> RunConfig:
-    return absolute(catalog.load(recipe, overrides), Path.cwd())
-
-
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:
     """Fill the recipe's cache, and print what it holds."""
-    config = configured(recipe, overrides)
+    config = catalog.load_here(recipe, overrides)
     started = time.perf_counter()
     with BuildView() as view:
         manifest = build(config, watch=view)
@@ -47,7 +41,7 @@ def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
 
     RunFailed where they differ.
     """
-    config = configured(recipe, overrides)
+    config = catalog.load_here(recipe, overrides)
     found = verify(config, num_rows, device_here(config))
     rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
     console.print(table("checksums agree; rows computed anew", ["", "coding", "rows", "differ"], rows))
@@ -115,7 +109,7 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
 
 def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
     """Measure this machine, and print online against cached."""
-    config = configured(recipe, overrides)
+    config = catalog.load_here(recipe, overrides)
     device = device_here(config)
     say(f"measuring the loader, the teacher and the student on {device}, about {seconds:g} s each")
     seen = outlook(config, device, seconds)

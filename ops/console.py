@@ -26,7 +26,7 @@ def complain(text: str) -> None:
     print(f"stillhouse: {' '.join(text.split())}", file=sys.stderr)
 
 
-def rate(metrics: dict[str, Any]) -> str:
+def progress_text(metrics: dict[str, Any]) -> str:
     """Return images/s, loss, top-1 and the share of time spent waiting for data, as a run last reported them."""
     parts = []
     for key, text in (
@@ -82,10 +82,10 @@ class RunView:
                 description=f"{self.name}: {state['phase']}",
                 completed=state.get("step", 0),
                 total=state.get("total_steps"),
-                rate=rate(state),
+                rate=progress_text(state),
             )
         elif "step" in state and (state["step"] == state["total_steps"] or self._line_is_due()):
-            say(f"{self.name}: step {state['step']}/{state['total_steps']}  {rate(state)}")
+            say(f"{self.name}: step {state['step']}/{state['total_steps']}  {progress_text(state)}")
 
     def _line_is_due(self) -> bool:
         now = time.monotonic()

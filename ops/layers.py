@@ -19,7 +19,6 @@ from rich.table import Table
 from cluster.assembly import assemble, image_size
 from cluster.config import RunConfig
 from cluster.passes import quality_pass
-from cluster.recipe import absolute
 from cluster.resources import rank_here
 from kdcore.batch import Needs
 from kdcore.distiller import OnlineTeacher
@@ -55,7 +54,7 @@ def layers(
     output_dir: str,
 ) -> int:
     """Score the recipe's teacher on a class-balanced sample of the training images; write what that recommends."""
-    config = absolute(catalog.load(recipe, overrides), Path.cwd())
+    config = catalog.load_here(recipe, overrides)
     scores = score(
         config,
         taps,

@@ -32,7 +32,10 @@ def at(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 class AT(PairedTerm):
-    """`at`, summed over pairs: the ends of the stages without the stem, usually at weight 1000."""
+    """Attention transfer (AT): `at`, summed over pairs.
+
+    The published pairs are the ends of the stages without the stem, at weight 1000.
+    """
 
     term: Literal["at"] = "at"
 
