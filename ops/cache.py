@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
@@ -18,7 +17,7 @@ from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
-from ops.console import PLAIN_LINE_SECONDS, console, percent, say, table
+from ops.console import BarView, console, percent, say, table
 from pipelines.cache.columns import row_bytes, wanted
 from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import Manifest, flat, load_manifest
@@ -137,31 +136,11 @@ def cost_rows(seen: Outlook) -> list[list[str]]:
     ]
 
 
-class BuildView:
-    """A bar on a terminal, a line every some seconds elsewhere; called with the state of a build."""
+class BuildView(BarView):
+    """Watches a build of a cache: call it with (state, messages) as often as they come."""
 
     def __init__(self) -> None:
-        self.live, self.last_line = console.is_terminal, 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[rate]}"),
-            console=console,
-        )
-        self.task = self.bar.add_task("starting", total=None, rate="")
-
-    def __enter__(self) -> BuildView:
-        if self.live:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.bar.stop()
+        super().__init__("starting", TaskProgressColumn(), TimeElapsedColumn())
 
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         for message in messages:
@@ -170,8 +149,7 @@ class BuildView:
         rate = f"{state['images_per_second']:,.0f} images/s  {decimal(int(state['bytes']))}"
         if state["eta_seconds"] is not None:
             rate += f"  {state['eta_seconds']:,.0f} s to go"
-        if self.live:
+        if self.is_live:
             self.bar.update(self.task, description=state["phase"], completed=done, total=total, rate=rate)
-        elif done == total or time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
-            self.last_line = time.monotonic()
+        elif done == total or self.line_is_due():
             say(f"{state['phase']}: {done:,} of {total:,} rows ({percent(done / total)})  {rate}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.assembly import open_data
 from cluster.config import RunConfig
+from cluster.polling import polling
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
@@ -68,7 +68,6 @@ def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], 
     They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
     was cut off are reported too, as if for the first time.
     """
-    stop = threading.Event()
     reported = 0
 
     def look() -> None:
@@ -78,18 +77,8 @@ def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], 
                 reported = row["step"]
                 report(row)
 
-    def keep_looking() -> None:
-        while not stop.wait(POLL_SECONDS):
-            look()
-
-    thread = threading.Thread(target=keep_looking, daemon=True)
-    thread.start()
-    try:
+    with polling(look, POLL_SECONDS):
         yield
-    finally:
-        stop.set()
-        thread.join()
-    look()
 
 
 def validations(config: RunConfig) -> Iterator[dict[str, Any]]:

@@ -7,11 +7,10 @@ result.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
+from cluster.polling import polling
 from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
@@ -181,17 +181,10 @@ def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
     if watch is None:
         yield
         return
-    stop = threading.Event()
 
     def look() -> None:
-        while not stop.wait(0.3):
+        with suppress(ray.exceptions.RayActorError):  # the board is gone: nothing to see, and no reason to end a run
             watch(*ray.get(board.look.remote()))
-        watch(*ray.get(board.look.remote()))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with polling(look, 0.3):
         yield
-    finally:
-        stop.set()
-        thread.join()

@@ -19,13 +19,8 @@ from cluster.sweep.space import LAYERS, describe, label
 from ops.console import percent, table
 from ops.response import ScoredPoint
 
-RESULT_FIELDS = (
-    "metrics",
-    "steps",
-    "train_seconds",
-    "wall_seconds",
-    "images_per_second",
-)  # of a trial's result, in sweep.json
+# What sweep.json keeps of a run's result.
+RESULT_FIELDS = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")
 
 
 @dataclass(frozen=True, kw_only=True)

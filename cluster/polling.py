@@ -1,0 +1,30 @@
+"""Looking at something every so often, from a thread, while something else goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+
+@contextmanager
+def polling(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call `look` every so many seconds while the block runs, and once more when it has ended.
+
+    What `look` raises ends the looking, and is raised at the end of a block that has raised nothing itself.
+    """
+    ended = threading.Event()
+
+    def keep_looking() -> None:
+        while not ended.wait(seconds):
+            look()
+        look()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="polling") as thread:
+        looking = thread.submit(keep_looking)
+        try:
+            yield
+        finally:
+            ended.set()
+    looking.result()

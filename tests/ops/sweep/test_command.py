@@ -1,0 +1,51 @@
+"""The command: its plan, its options, as a job."""
+
+import pytest
+import ray
+
+from kdcore.errors import Refused
+from ops.__main__ import main
+from ops.submit import submit
+from tests.ops.sweep.conftest import ROOT
+
+
+def test_the_plan(command, tmp_path, capsys):
+    """Runs, cache with its size, hours, break-even: all of it without Ray, and nothing else is begun."""
+    space = {"temperature": [1, 4], "layers": {"ranked": 2, "images": 30}, "optimizer.lr": [0.1, -1]}
+    assert main(command("--plan", space=space, seeds=[0, 1], stop={"rule": "asha", "reduction_factor": 2})) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "8 points (grid) x 2 seeds = 16",
+        "held_out/top1 on 25% of the training images",
+        "to be built",
+        "4 views",
+        "with the teacher online",
+        "paid for",
+        "optimizer.lr: Input should be greater than 0 (got -1)",
+    ):
+        assert part in shown, part
+    assert not ray.is_initialized()
+    assert sorted(path.name for path in (tmp_path / "out" / "s").iterdir() if path.is_file()) == [
+        "layers.json",
+        "speeds.json",
+    ]
+
+
+def test_options_before_and_after(command, capsys):
+    """key=value may stand behind options; what is no key=value is refused."""
+    with pytest.raises(SystemExit):
+        main(command("--concurrent", "2", "nonsense", space={"weight": [1]}))
+    assert "unrecognized arguments: nonsense" in capsys.readouterr().err
+
+
+def test_as_a_job(command, monkeypatch):
+    """The space's file is looked for where the job finds the tree."""
+    sent = []
+    monkeypatch.setattr("ops.submit.submit_job", lambda address, words, *more: sent.append(words) or 0)
+    words = command(space={"temperature": [1]})
+    with pytest.raises(Refused, match=r"lies outside"):
+        submit("http://head:8265", None, words)
+    inside = "ops/recipes/demo/common.yaml"  # any file of the tree
+    words = ["sweep", "kd", "--space", str(ROOT / inside), "data.root=/shared", "output_dir=/shared/out"]
+    assert submit("http://head:8265", None, [*words, "teacher.checkpoint=/shared/t.safetensors"]) == 0
+    assert sent[0][:7] == ["python", "-m", "ops", "sweep", "kd", "--space", inside]
