@@ -86,7 +86,7 @@ class Term(BaseModel):
     term: str
     """The term's name."""
     weight: float = Field(ge=0)
-    """Factor of the loss in the sum of the method's terms. 0 leaves the term out, with all that it reads."""
+    """What the loss is multiplied by before the terms are added. 0 leaves the term out, with all that it reads."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs over which the weight rises linearly from 0, step by step; 0 for none."""
     decay_from_epoch: float | None = Field(default=None, ge=0)

@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from ops import catalog
 from ops.benchmarks import cifar_cpu
 from ops.benchmarks.facts import RESULTS
-from ops.cifar_tables import ALSO, ALSO_SOURCE, HIGHEST
+from ops.cifar_tables import ALSO, ALSO_SOURCE, HIGHEST, MISSING
 from ops.console import say
 from ops.reproduce import cifar100
 
@@ -40,7 +40,15 @@ def main() -> None:
 
 def generate() -> str:
     """Return the whole page."""
-    sections = [HEAD, cifar_section(), beyond_section(), cpu_section(), imagenet_section(), other_section()]
+    sections = [
+        HEAD,
+        cifar_section(),
+        beyond_section(),
+        cpu_section(),
+        imagenet_section(),
+        other_section(),
+        missing_section(),
+    ]
     return "\n".join(sections)
 
 
@@ -226,6 +234,12 @@ def other_section() -> str:
     cells = [[group, ", ".join(row_with_number(group, row) for row in rows)] for group, rows in groups.items()]
     lines = ["## Not run", "", "Every other row that has a recipe, with its published number where one is known:", ""]
     return "\n".join([*lines, *markdown(["recipes", "rows"], cells, numbers=False), ""])
+
+
+def missing_section() -> str:
+    """Return what the field has and this project has not, with the reason."""
+    lines = ["## Not here", "", "Methods of the field without a term here, and why:", ""]
+    return "\n".join([*lines, *(f"* {method}: {reason}." for method, reason in MISSING.items()), ""])
 
 
 def row_with_number(group: str, row: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -75,6 +76,14 @@ def test_every_recipe_of_the_tables_is_on_the_page(results):
     for name in catalog.names():
         if name.startswith(("cifar100/", "imagenet/", "feature_only/")) and "resnet32x4-resnet8x4" not in name:
             assert name.rpartition("/")[2] in page, name
+
+
+def test_methods_that_are_missing_are_named_with_the_reason(results):
+    page = papers.generate()
+    for method in ("AEKT", "DSKD", "DPK", "RSM-DKD"):
+        assert re.search(rf"^\* {method}[^:]*: \S.*\.$", page, re.MULTILINE), method
+    highest = next(line for line in page.splitlines() if "Highest published" in line)
+    assert all(source in highest for source in ("2403.01427", "2203.14001", "2402.11148", "neither a formula nor code"))
 
 
 def test_every_difference_of_a_recipe_is_on_the_page(results):

@@ -24,14 +24,16 @@ from kdcore.taps import FeatureTaps
 from kdcore.terms import REGISTRY
 from ops import catalog
 from ops import cifar_rows as rows
-from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, TOP1
+from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, TOP1, UNEQUAL_STAGES
 
 NAMES = catalog.names()
 loaded = cache(catalog.load)
 OWN = ["alone", "feature_only", "kd", "simkd", "teacher", "wttm"]
-# 15 networks alone; 11 methods for all 13 pairs, and three more with settings for each; the others where published:
-# 11 dkd, 10 lskd, 8 reviewkd, 4 kd-nd, 4 dkd-nd.
-FAMILIES = {"own": len(OWN), "demo": 3, "folder": 3, "imagenet": 16, "feature_only": 11, "cifar100": 15 + 14 * 13 + 37}
+# 15 networks alone; 11 methods for all 13 pairs, and five more with settings for each; the others where published:
+# 11 dkd, 4 times 10 rld, lskd, dkd-lskd and mlkd-lskd, 8 reviewkd, 4 kd-nd, 4 dkd-nd, 2 wkd-l, 1 wkd-f, 1 wkd.
+WHERE_PUBLISHED = 11 + 4 * 10 + 8 + 4 + 4 + 2 + 1 + 1
+CIFAR100 = 15 + 16 * 13 + WHERE_PUBLISHED
+FAMILIES = {"own": len(OWN), "demo": 3, "folder": 3, "imagenet": 24, "feature_only": 11, "cifar100": CIFAR100}
 CIFAR_ROWS = [name for name in NAMES if name.startswith("cifar100/")]
 PAPERS = [name for name in NAMES if not name.startswith(("demo/", "folder/"))]
 
@@ -95,9 +97,16 @@ PUBLISHED = {
     "cifar100/resnet56-resnet20/dkd": ("dkd", {"non_target_weight": 2, "temperature": 4}, 0.05, "71.97 top-1"),
     "cifar100/resnet32x4-resnet8x4/simkd": ("simkd", {"weight": 1}, 0.05, "78.08 ± 0.15 top-1"),
     "cifar100/resnet32x4-resnet8x4/kd-nd": ("nd", {"weight": 2}, 0.1, "75.54 top-1"),
+    "cifar100/resnet110-resnet20/lskd": ("lskd", {"temperature": 4, "weight": 12}, 0.05, "71.48 top-1"),
+    "cifar100/resnet32x4-resnet8x4/wttm-itrd": ("itrd", {"alpha": 1.01, "mutual_weight": 1}, 0.05, "77.36 top-1"),
+    "cifar100/resnet50-vgg8/wttm-itrd": ("itrd", {"alpha": 1.5, "mutual_weight": 0}, 0.05, "76.00 top-1"),
+    "cifar100/resnet32x4-resnet8x4/wkd": ("wkd_l", {"weight": 200, "temperature": 8}, 0.05, "77.28 top-1"),
+    "cifar100/resnet32x4-resnet8x4/mlkd-lskd": ("mlkd", {"weight": 9}, 0.05, "no published number"),
     "cifar100/resnet110-resnet32/crd": ("crd", {"weight": 0.8, "num_negatives": 16384}, 0.05, "73.48 top-1"),
     "imagenet/resnet34-resnet18-wttm": ("wttm", {"gamma": 0.8, "weight": 1.6}, 0.1, "72.19 top-1"),
     "imagenet/resnet50-mobilenetv1-wttm": ("wttm", {"gamma": 0.7, "weight": 3.5}, 0.1, "73.09 top-1"),
+    "imagenet/resnet34-resnet18-wkd-l": ("wkd_l", {"weight": 30, "sharpness": 1}, 0.1, "72.49 top-1"),
+    "imagenet/resnet50-mobilenetv1-wkd": ("wkd_f", {"weight": 0.005, "grid": 4}, 0.1, "73.69 top-1"),
     "imagenet/resnet50-resnet18-simkd": ("simkd", {"weight": 1}, 0.1, "71.66 top-1"),
     "imagenet/deit3_small-deit_tiny-wttm": ("wttm", {}, 0.001, "77.03 top-1"),
 }
@@ -119,6 +128,17 @@ def test_tables_are_complete():
     assert {network for pair in PAIRS for network in pair.split("-")} == set(NETWORKS)
     assert all(50 < float(top1) < 80 for method in TOP1 if "±" not in method for top1 in TOP1[method].values())
     assert [len(SETTINGS[method]) for method in ("ttm", "dkd", "lskd", "reviewkd", "kd-nd")] == [13, 11, 10, 8, 4]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_second_stages_of_unequal_size_are_named(pair):
+    config = loaded(f"cifar100/{pair}/fitnet")
+    ((student_tap, teacher_tap),) = [(p.student, p.teacher) for p in config.method[1].pairs]  # type: ignore[attr-defined]
+    sizes = [
+        FeatureTaps(timm.create_model(model.model), frozenset({tap})).shapes((32, 32))[tap][1:]
+        for model, tap in ((config.student, student_tap), (config.teacher, teacher_tap))
+    ]
+    assert (sizes[0] != sizes[1]) == (pair in UNEQUAL_STAGES)
 
 
 def test_the_cifar_schedule_and_optimiser_are_those_of_the_tables():
@@ -143,12 +163,15 @@ def tiny(image_folder, tmp_path):
         recipe = catalog.read(name)
         sections = [section for section in ("student", "teacher") if recipe.get(section)]
         weights = [f"{section}.{key}" for section in sections for key in ("pretrained=false", "checkpoint=null")]
-        crd = [i for i, term in enumerate(recipe["method"]) if term["term"] == "crd"]
+        crd, wkd_f = (
+            [i for i, term in enumerate(recipe["method"]) if term["term"] == kind] for kind in ("crd", "wkd_f")
+        )
         return catalog.load(
             name,
             [
                 *weights,
                 *(f"method.{i}.num_negatives=32" for i in crd),
+                *(f"method.{i}.grid=1" for i in wkd_f),
                 f"data.root={image_folder}",
                 f"output_dir={tmp_path}",
                 *("data.loader=reference", "data.num_threads=1", "data.held_out=0.2"),
