@@ -27,6 +27,7 @@ from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
+from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source, check_same_classes
 from pipelines.loaders.base import Loader, Request
@@ -43,11 +44,12 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
     reuse_index: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
     """
     data, cache_dir = config.data, Path(config.output_dir) / "index"
+    copies = CopyPolicy(data.copies_dir, data.copies_bytes)
 
     def find(split: str) -> Source:
         if reuse_index:
-            return open_index(data.root, split, cache_dir)
-        return build_index(data.root, split, cache_dir, on_broken=data.on_broken)
+            return open_index(data.root, split, cache_dir, copies)
+        return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
     train = indexes["train"]

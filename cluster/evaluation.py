@@ -29,6 +29,7 @@ from kdcore.errors import Refused, RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.models import load_tensors
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
+from pipelines.data.kinds import locate_split
 from pipelines.data.variants import Target, open_target, own_target
 
 Network = Callable[[Batch], TeacherOutputs]
@@ -182,16 +183,13 @@ def taps_of(network: nn.Module, taps: frozenset[str]) -> frozenset[str]:
     return taps | {CLASSIFIER_INPUT} if isinstance(classifier, nn.Module) else taps
 
 
-def find_target(config: RunConfig, folder: Path | None, variant: str | None) -> Target:
-    """Open the images to evaluate on: the recipe's validation split, or a folder's (or that folder's own split)."""
+def find_target(config: RunConfig, location: str | None, variant: str | None) -> Target:
+    """Return the images to evaluate on: the recipe's validation split, or another place's (or that place itself)."""
     indexes = open_data(config)
-    if folder is None and variant is None:
+    if location is None and variant is None:
         return own_target(indexes["val"])
-    if folder is None:
-        folder = Path(config.data.root)
-    if (folder / config.data.val_split).is_dir():
-        folder = folder / config.data.val_split
-    return open_target(folder, variant, indexes["train"].classes, Path(config.output_dir) / "index")
+    root, split = locate_split(location or config.data.root, config.data.val_split)
+    return open_target(root, split, variant, indexes["train"].classes, Path(config.output_dir) / "index")
 
 
 def with_online_teacher(config: RunConfig) -> RunConfig:

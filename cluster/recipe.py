@@ -161,12 +161,14 @@ def absolute(config: RunConfig, base: Path) -> RunConfig:
     storage = config.checkpoint.storage
     if storage and not is_remote(storage):
         storage = str((base / storage).absolute())
-    root = config.data.root if is_remote(config.data.root) else str((base / config.data.root).absolute())
+    data = {"root": config.data.root if is_remote(config.data.root) else str((base / config.data.root).absolute())}
+    if config.data.copies_dir:
+        data["copies_dir"] = str((base / config.data.copies_dir).absolute())
     return config.model_copy(
         update={
             "tracking": config.tracking.model_copy(update={"uri": uri}),
             "output_dir": str((base / config.output_dir).absolute()),
-            "data": config.data.model_copy(update={"root": root}),
+            "data": config.data.model_copy(update=data),
             "student": fixed(config.student),
             "teacher": fixed(config.teacher) if config.teacher else None,
             "cache": config.cache.at(base) if config.cache else None,

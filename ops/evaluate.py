@@ -45,7 +45,7 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
     """Print and write the evaluation of a run, of a file of weights, or of a recipe's teacher."""
     subject = find_subject(name, recipe, overrides)
     config = with_online_teacher(subject.config)
-    target = find_target(config, Path(data) if data else None, variant)
+    target = find_target(config, data, variant)
     findings = evaluate_networks(config, subject.weights, target)
     images = variant or Path(data or config.data.val_split).name
     content = describe(findings, target, images)
