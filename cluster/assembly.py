@@ -1,7 +1,5 @@
-"""From a configuration to its parts: data, networks, distiller, loaders.
-
-Used by the workers, and by everything that looks at a run without training it.
-"""
+"""From a configuration to its parts: data, networks, distiller, loaders. Used by the workers, and by everything that
+looks at a run without training it."""
 
 from __future__ import annotations
 
@@ -27,6 +25,7 @@ from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
+from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source, check_same_classes
 from pipelines.loaders.base import Loader, Request
@@ -37,17 +36,18 @@ from pipelines.views.policy import ViewPolicy
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 
 
-def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
-    """Return the run's image indexes {train, val, held_out}; built at the first use, then read back.
+def open_data(config: RunConfig, listed: bool = False) -> dict[str, Source]:
+    """The run's image indexes {train, val, held_out}; built at the first use, then read back.
 
-    reuse_index: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
+    listed: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
     """
     data, cache_dir = config.data, Path(config.output_dir) / "index"
+    copies = CopyPolicy(data.copies_dir, data.copies_bytes)
 
     def find(split: str) -> Source:
-        if reuse_index:
-            return open_index(data.root, split, cache_dir)
-        return build_index(data.root, split, cache_dir, on_broken=data.on_broken)
+        if listed:
+            return open_index(data.root, split, cache_dir, copies)
+        return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
     train = indexes["train"]
@@ -106,7 +106,7 @@ class Assembly:
         return self.rank.slice_of(self.config.train.batch_size // self.micro_batch)
 
     def train_requests(self, first_step: int) -> Iterator[Request]:
-        """Yield this rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
+        """This rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
         size, every, first = self.micro_batch, self.steps_per_epoch, first_step
         while first < self.total_steps:
             epoch = first // every
@@ -119,7 +119,7 @@ class Assembly:
             first = stop
 
     def train_batches(self, first_step: int) -> Iterator[Batch]:
-        """Yield the batches of `train_requests`, with the teacher's answers where they are stored."""
+        """The batches of `train_requests`, with the teacher's answers where they are stored."""
         requests, again = tee(self.train_requests(first_step))
         for batch, request in zip(self.train_loader().load(requests), again, strict=True):
             yield batch.with_targets(self.stored.outputs(request)) if self.stored else batch
@@ -132,19 +132,19 @@ class Assembly:
         return self.plan.order(epoch, np.arange(start, start + size))
 
     def train_loader(self) -> Loader:
-        """Build the loader of training images under the recipe's view policy."""
+        """The training images under the recipe's view policy."""
         return self.loader("train", self.plan, self.micro_batch)
 
     def evaluation_loader(self, split: str) -> Loader:
-        """Build the loader of a split's images, cut as for validation."""
+        """A split's images, cut as for validation."""
         return self.loader(split, self.evaluation_plan(split), EVALUATION_BATCH)
 
     def evaluation_plan(self, split: str) -> ViewPlan:
-        """Return the plan of the one view of a split's images that networks are judged by."""
+        """The one view of a split's images that networks are judged by."""
         return ViewPlan(evaluation_policy(self.config), self.config.plan_seed, len(self.indexes[split]))
 
     def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
-        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without a teacher.
+        """The teacher's metrics on a split, and its logits on this rank's share [n,K]; None where there is no teacher.
 
         loader: of the split, for a teacher that answers online."""
         index = self.indexes[split]
@@ -153,7 +153,7 @@ class Assembly:
         return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
 
     def loader(self, split: str, plan: ViewPlan, max_batch: int) -> Loader:
-        """Build the loader of a split's images under a plan of their views."""
+        """A split's images under a plan of their views."""
         data, index = self.config.data, self.indexes[split]
         return build_loader(
             data.loader,
@@ -170,7 +170,7 @@ class Assembly:
         )
 
     def distiller(self) -> Distiller:
-        """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit."""
+        """The distiller on this rank's device. Refused for a tap or a shape that does not fit."""
         train = self.indexes["train"]
         statistics = self.stored.class_statistics if self.stored else self.class_statistics(self.teacher)
         distiller = Distiller(
@@ -185,10 +185,10 @@ class Assembly:
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
             num_epochs=self.config.train.epochs,
         )
-        return to_device(distiller, self.config, self.rank)
+        return placed(distiller, self.config, self.rank)
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
-        """Compute what the teacher's needs name of the training set, in one or two passes over it.
+        """What the teacher's needs name of the training set, in one or two passes over it.
 
         Means are taken of the images as they are trained on (their view 0), similarity of images cut as for
         validation, both as the authors of the terms do.
@@ -205,12 +205,10 @@ class Assembly:
         return ClassStatistics(means, similarity)
 
 
-def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assembly:
-    """Build every part on the rank's device. Refused for what does not fit together: checkpoint, classes, cache.
-
-    reuse_index: as for `open_data`.
-    """
-    indexes = open_data(config, reuse_index)
+def assemble(config: RunConfig, rank: Rank, listed: bool = False) -> Assembly:
+    """Every part on the rank's device. listed: as for `open_data`. Refused for what does not fit together:
+    checkpoint, classes, cache."""
+    indexes = open_data(config, listed)
     classes = tuple(indexes["train"].classes)
     plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]))
     # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.
@@ -232,7 +230,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
             teacher = online_teacher(teacher_model, statistics, config, rank)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
-    return Assembly(config, indexes, plan, to_device(student, config, rank), teacher, stored, statistics, rank)
+    return Assembly(config, indexes, plan, placed(student, config, rank), teacher, stored, statistics, rank)
 
 
 def facts(run: Assembly) -> dict[str, Any]:
@@ -246,7 +244,7 @@ def facts(run: Assembly) -> dict[str, Any]:
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
-    """Build the teacher's network. Refused where its outputs are not the data's classes."""
+    """The teacher's network. Refused where its outputs are not the data's classes."""
     teacher = build_model(config, classes)
     if teacher.num_classes != len(classes):
         raise Refused(
@@ -257,11 +255,11 @@ def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
 
 
 def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, rank: Rank) -> OnlineTeacher:
-    """Build a teacher that answers what the method needs, for images normalised by `statistics`."""
+    """A teacher that answers what the method needs, for images normalised by `statistics`."""
     scale = renormalisation(statistics, input_statistics(model))
     if scale is not None:
         scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-    return OnlineTeacher(to_device(model, config, rank), config.needs, scale)
+    return OnlineTeacher(placed(model, config, rank), config.needs, scale)
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:
@@ -269,7 +267,7 @@ def image_size(config: RunConfig) -> tuple[int, int]:
 
 
 def precision(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
+    """What networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
     wanted = config.train.precision == "bfloat16" or (
         config.train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
@@ -277,12 +275,12 @@ def precision(config: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def autocast(config: RunConfig, rank: Rank) -> torch.autocast:
-    """Return the context in which networks run."""
+    """The context in which networks run."""
     dtype = precision(config, rank.device)
     return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def to_device(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]
-    """Move a module to the rank's device, in the recipe's memory format."""
+def placed(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]
+    """The module on the rank's device, in the recipe's memory format."""
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format
     return module.to(rank.device).to(memory_format=layout)

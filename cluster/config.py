@@ -128,7 +128,7 @@ class RunConfig(Section):
 
 
 def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
-    """Return the recipe's cache section. Refused where there is none, or where the number of views is open."""
+    """The recipe's cache section. Refused where there is none, or where the number of views is open."""
     if cache is None:
         raise Refused("the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}")
     if views.num_views is None:
@@ -140,7 +140,7 @@ def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
 
 
 def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
-    """Return the images of one forward pass of so many workers; Refused where the batch cannot be shared."""
+    """The micro-batch that this number of workers runs; Refused with the remedy where the batch cannot be shared."""
     micro_batch = train.micro_batch
     if micro_batch is None:
         if train.batch_size % num_workers:

@@ -29,6 +29,7 @@ from kdcore.errors import Refused, RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.models import load_tensors
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
+from pipelines.data.kinds import locate_split
 from pipelines.data.variants import Target, open_target, own_target
 
 Network = Callable[[Batch], TeacherOutputs]
@@ -62,7 +63,7 @@ class Findings:
             self.cka.add({f"{side} {tap}": of[tap] for side, of in sides.items() for tap in sorted(of)})
 
     def merge(self, other: Findings) -> None:
-        """Take in those of another worker."""
+        """Takes in those of another worker."""
         for mine, its in ((self.student, other.student), (self.teacher, other.teacher)):
             if mine is not None and its is not None:
                 mine.merge(its)
@@ -92,7 +93,7 @@ def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -
 
 
 def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
-    """Return the findings of all workers, together."""
+    """The findings of all workers, together."""
     scaling, takes = config.scaling, worker_resources(config)
     share = ray.remote(num_cpus=takes["CPU"], num_gpus=takes["GPU"])(share_of_worker)
     payload, target = ray.put(config.model_dump(mode="json")), ray.put(target)
@@ -117,7 +118,7 @@ def share_of_worker(
 @torch.no_grad()
 def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank: Rank) -> Findings:
     """Both networks on this rank's share of the images."""
-    parts = assemble(config, replace(rank, world_size=1), reuse_index=True)
+    parts = assemble(config, replace(rank, world_size=1), listed=True)
     parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
     student, teacher = student_of(parts, weights), teacher_of(parts, target)
     findings = Findings.of(len(target.classes), rank, student is not None, teacher is not None)
@@ -126,11 +127,11 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
         with autocast(config, rank):
             theirs = teacher(batch) if teacher else TeacherOutputs()
             ours = student(batch) if student else TeacherOutputs()
-        findings.add(restrict_classes(ours, target), restrict_classes(theirs, target), answers)
+        findings.add(among(ours, target), among(theirs, target), answers)
     return findings
 
 
-def restrict_classes(outputs: TeacherOutputs, target: Target) -> TeacherOutputs:
+def among(outputs: TeacherOutputs, target: Target) -> TeacherOutputs:
     """With the logits of the classes that may be answered."""
     if outputs.logits is None or target.shown is None:
         return outputs
@@ -138,7 +139,7 @@ def restrict_classes(outputs: TeacherOutputs, target: Target) -> TeacherOutputs:
 
 
 def student_of(parts: Assembly, weights: Path | None) -> Network | None:
-    """Return the student with the given weights and its taps; None where there are none."""
+    """The student with the given weights and its taps; None where there are none."""
     if weights is None:
         return None
     student = load_student(parts, weights)
@@ -152,7 +153,7 @@ def student_of(parts: Assembly, weights: Path | None) -> Network | None:
 
 
 def load_student(parts: Assembly, weights: Path) -> nn.Module:
-    """Load the given weights into the recipe's student. Refused where they do not fit."""
+    """The recipe's student with the given weights. Refused where they do not fit."""
     tensors = load_tensors(weights)
     try:
         parts.student.load_state_dict(tensors)
@@ -165,7 +166,7 @@ def load_student(parts: Assembly, weights: Path) -> nn.Module:
 
 
 def teacher_of(parts: Assembly, target: Target) -> Network | None:
-    """Return the teacher with its taps; of one in a cache, its logits for the recipe's own validation images."""
+    """The teacher with its taps; of one in a cache, its logits for the recipe's own validation images."""
     if parts.teacher is not None:
         model, needs = parts.teacher.model, parts.config.needs
         taps = taps_of(model, needs.teacher_taps)
@@ -177,25 +178,22 @@ def teacher_of(parts: Assembly, target: Target) -> Network | None:
 
 
 def taps_of(network: nn.Module, taps: frozenset[str]) -> frozenset[str]:
-    """Return the method's taps, and the classifier's input of a network that has one."""
+    """The method's taps, and the classifier's input of a network that has one."""
     classifier = network.get_classifier()  # type: ignore[operator]
     return taps | {CLASSIFIER_INPUT} if isinstance(classifier, nn.Module) else taps
 
 
-def find_target(config: RunConfig, folder: Path | None, variant: str | None) -> Target:
-    """Open the images to evaluate on: the recipe's validation split, or a folder's (or that folder's own split)."""
+def find_target(config: RunConfig, location: str | None, variant: str | None) -> Target:
+    """Return the images to evaluate on: the recipe's validation split, or another place's (or that place itself)."""
     indexes = open_data(config)
-    if folder is None and variant is None:
+    if location is None and variant is None:
         return own_target(indexes["val"])
-    if folder is None:
-        folder = Path(config.data.root)
-    if (folder / config.data.val_split).is_dir():
-        folder = folder / config.data.val_split
-    return open_target(folder, variant, indexes["train"].classes, Path(config.output_dir) / "index")
+    root, split = locate_split(location or config.data.root, config.data.val_split)
+    return open_target(root, split, variant, indexes["train"].classes, Path(config.output_dir) / "index")
 
 
 def with_online_teacher(config: RunConfig) -> RunConfig:
-    """Return the recipe with its teacher online, where its weights are there: only it can see other images."""
+    """The teacher itself rather than its cache, where its weights are there: only it can see other images."""
     if config.teacher is None or not config.teacher.has_weights:
         return config
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "online"})})

@@ -38,7 +38,7 @@ class Detached(Exception):
 
 
 def submit(address: str, command: Sequence[str], token_file: str | None, show: Callable[[str], None]) -> int:
-    """Run a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
+    """Runs a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
 
     token_file: the cluster's token, for one that asks for it; None: where Ray looks for it itself. show: takes the
     job's log, in pieces. Gives the job's exit status. Refused where the cluster cannot be reached or refuses the
@@ -72,7 +72,7 @@ def submit(address: str, command: Sequence[str], token_file: str | None, show: C
 
 
 def use_token(token_file: str | None) -> None:
-    """Turn Ray's token authentication on where there is a token; a client does not do so by itself."""
+    """Turns Ray's token authentication on where there is a token; a client does not do so by itself."""
     if token_file is not None:
         if not Path(token_file).is_file():
             raise Refused(f"--token-file {token_file}: no such file; copy the cluster's token there")
@@ -84,7 +84,7 @@ def use_token(token_file: str | None) -> None:
 
 
 def follow(client: Any, job: str, address: str, show: Callable[[str], None]) -> int:
-    """Show a job's log to its end; return its exit status."""
+    """Shows a job's log to its end; its exit status."""
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job):
@@ -111,7 +111,7 @@ def first_line(error: BaseException) -> str:
 
 
 def shipped(path: str) -> str:
-    """Return a recipe file's place in the tree as the job finds it; Refused for one that lies outside."""
+    """A recipe file's place in the tree as the job finds it; Refused for one that lies outside."""
     absolute = Path(path).absolute()
     if not absolute.is_relative_to(TREE):
         raise Refused(f"{path} lies outside {TREE}, which is what the job gets; copy it to ops/recipes/")

@@ -23,7 +23,7 @@ EVALUATION_BATCH = 128
 
 
 def every_image_once(num_images: int, rank: Rank, batch_size: int = EVALUATION_BATCH) -> Iterator[Request]:
-    """Yield this rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
+    """This rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
     share = rank.slice_of(num_images)
     for start in range(share.start, share.stop, batch_size):
         ids = np.arange(start, min(start + batch_size, share.stop))
@@ -59,7 +59,7 @@ def evaluate(
 def quality_pass(
     teacher: OnlineTeacher, loader: Loader, ids: NDArray[np.int64], num_classes: int, **options: Any
 ) -> LayerQuality:
-    """Collect the features of the given images at the teacher's taps for their scores; see `LayerQuality`."""
+    """The features of the given images at the teacher's taps, collected for their scores; see `LayerQuality`."""
     collected = LayerQuality(num_classes, **options)
     starts = range(0, len(ids), EVALUATION_BATCH)
     for batch in loader.load(Request(view=0, sample_ids=ids[start : start + EVALUATION_BATCH]) for start in starts):
@@ -70,7 +70,7 @@ def quality_pass(
 def teacher_pass(
     teacher: OnlineTeacher, loader: Loader, num_images: int, rank: Rank
 ) -> tuple[dict[str, float], Tensor]:
-    """Return the teacher's own metrics, and its logits [n,K] on this rank's share of the images, in host memory."""
+    """The teacher's own metrics, and its logits [n,K] on this rank's share of the images, in host memory."""
     counts = Counts(rank.device)
     logits = []
     for batch in loader.load(every_image_once(num_images, rank)):

@@ -20,7 +20,7 @@ class Rank:
 
     @classmethod
     def of_this_worker(cls) -> Rank:
-        """Return the rank that Ray Train made this process."""
+        """The rank that Ray Train made this process."""
         import ray.train.torch  # here alone: what needs no cluster runs on machines without Ray
 
         context = ray.train.get_context()
@@ -31,7 +31,7 @@ class Rank:
         return self.number == 0
 
     def add_up(self, totals: Tensor) -> Tensor:
-        """Sum the totals over ranks, in place and on every rank; return them."""
+        """The sum over ranks, in place; on every rank."""
         if self.world_size > 1:
             dist.all_reduce(totals)
         return totals
@@ -45,13 +45,13 @@ class Rank:
         return torch.stack(everyone)
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank the buffers of rank 0: batch norm's running statistics are rank 0's own."""
+        """Gives every rank the buffers of rank 0: batch norm's running statistics are rank 0's own."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
     def slice_of(self, total: int) -> range:
-        """Return this rank's contiguous share of `total` things, no two shares differing by more than one."""
+        """This rank's contiguous share of `total` things, no two shares differing by more than one."""
         return range(self.number * total // self.world_size, (self.number + 1) * total // self.world_size)
 
 

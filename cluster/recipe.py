@@ -23,9 +23,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Return the configuration of a YAML recipe with `dotted.key=value` overrides.
-
-    Refused in one line for what is wrong.
+    """The configuration of a YAML recipe with `dotted.key=value` overrides; Refused in one line for what is wrong.
 
     A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
     merged, everything else is replaced.
@@ -34,7 +32,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
-    """Return the configuration of a recipe's mapping with overrides; source names the recipe in errors."""
+    """The configuration of a recipe's mapping with overrides; source names the recipe in errors."""
     data = copy.deepcopy(dict(recipe))
     for override in overrides:
         apply_override(data, override)
@@ -42,7 +40,7 @@ def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) 
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the mapping of a recipe file with its bases merged in."""
+    """The mapping of a recipe file with its bases merged in."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         raise Refused(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
@@ -70,7 +68,7 @@ def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in place; the value is read as YAML."""
+    """Sets one `dotted.key=value` in place; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise Refused(f"override {override!r}: write key=value, such as train.epochs=5")
@@ -78,7 +76,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set one field of nested values by its dotted key, in place; list items are numbered from 0."""
+    """Sets one field of nested values by its dotted key, in place; list items are numbered from 0."""
     *parents, last = key.split(".")
     node: Any = data
     for part in parents:
@@ -93,19 +91,19 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def item(items: list[Any], number: str, key: str) -> Any:
-    """Return an item of a list by its number in a dotted key. Refused where there is none."""
+    """An item of a list by its number in a dotted key. Refused where there is none."""
     if not number.isdecimal() or int(number) >= len(items):
         raise Refused(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
     return items[int(number)]
 
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
-    """Return a RunConfig from a mapping; Refused in one line, naming the field and the nearest valid ones."""
+    """A RunConfig from a mapping; Refused in one line, naming the field and the nearest valid ones."""
     return validated(RunConfig, data, source)
 
 
 def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
-    """Return a model from a mapping, with errors as for `parse`."""
+    """A model from a mapping, with errors as for `parse`."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -143,15 +141,13 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the resolved recipe, every field with its value; `load_recipe` reads it back to an equal RunConfig."""
+    """The resolved recipe: every field with its value; `load_recipe` reads it back to an equal RunConfig."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:
-    """Return the configuration as its workers need it, whose working directory is another one.
-
-    Local paths are absolute; where the recipe names no MLflow store, MLFLOW_TRACKING_URI does.
-    """
+    """The configuration as its workers need it: local paths absolute, for their working directory is another one, and
+    the MLflow store that MLFLOW_TRACKING_URI names where the recipe names none."""
 
     def fixed(model: Any) -> Any:
         paths = {name: str(base / value) for name in ("checkpoint", "class_indices") if (value := getattr(model, name))}
@@ -161,12 +157,14 @@ def absolute(config: RunConfig, base: Path) -> RunConfig:
     storage = config.checkpoint.storage
     if storage and not is_remote(storage):
         storage = str((base / storage).absolute())
-    root = config.data.root if is_remote(config.data.root) else str((base / config.data.root).absolute())
+    data = {"root": config.data.root if is_remote(config.data.root) else str((base / config.data.root).absolute())}
+    if config.data.copies_dir:
+        data["copies_dir"] = str((base / config.data.copies_dir).absolute())
     return config.model_copy(
         update={
             "tracking": config.tracking.model_copy(update={"uri": uri}),
             "output_dir": str((base / config.output_dir).absolute()),
-            "data": config.data.model_copy(update={"root": root}),
+            "data": config.data.model_copy(update=data),
             "student": fixed(config.student),
             "teacher": fixed(config.teacher) if config.teacher else None,
             "cache": config.cache.at(base) if config.cache else None,

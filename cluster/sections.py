@@ -49,7 +49,7 @@ class ExpectedConfig(Section):
         return f"{self.top1:.2f}" + (f" ± {self.stdev:.2f}" if self.stdev is not None else "")
 
     def __str__(self) -> str:
-        """Return the result in one line."""
+        """The result in one line."""
         beside = {"teacher": self.teacher, "student alone": self.alone}
         known = ", ".join(f"{name} {top1:.2f}" for name, top1 in beside.items() if top1 is not None)
         text = f"{self.number} top-1" if self.number else "no published number"
@@ -112,6 +112,11 @@ class DataConfig(Section):
     `views.crop: padded`, 1 stands in for it."""
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How validation images are resized, for the teacher as for the student."""
+    copies_dir: str | None = None
+    """The folder in which a node keeps what it has read of images in an object store. Not given: `stillhouse-images` in
+    the machine's temporary folder."""
+    copies_bytes: int | None = Field(default=None, ge=0)
+    """How many bytes a node keeps there at most. Not given: half of what is free when the first copy is begun."""
     on_broken: OnBroken = "refuse"
     """What is done about images that cannot be read when a split is indexed: `refuse` them by name, or `skip` up to 1 %
     of the split: leave them out, and list them."""

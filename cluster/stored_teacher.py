@@ -34,7 +34,7 @@ from pipelines.cache.reader import (
     CacheReader,
     classifier_of,
     load_constants,
-    tensors_under,
+    under,
 )
 from pipelines.data.source import Source
 from pipelines.loaders.base import Request
@@ -56,7 +56,7 @@ class StoredTeacher:
     constants: dict[str, Tensor]
 
     def outputs(self, request: Request) -> TeacherOutputs:
-        """Return the answers for a request of training views."""
+        """The answers for a request of training views."""
         return self.train.outputs(request.view, request.sample_ids)
 
     @property
@@ -69,7 +69,7 @@ class StoredTeacher:
     def class_statistics(self) -> ClassStatistics:
         similarity = self.constants.get(CLASS_SIMILARITY)
         return ClassStatistics(
-            tensors_under(self.constants, CLASS_MEANS, self.train.device),
+            under(self.constants, CLASS_MEANS, self.train.device),
             None if similarity is None else similarity.to(self.train.device),
         )
 
@@ -100,7 +100,7 @@ class StoredTeacher:
 def open_stored_teacher(
     config: RunConfig, expected: dict[str, Any], classes: tuple[str, ...], rank: Rank
 ) -> StoredTeacher:
-    """Open the recipe's cache. Refused for one that belongs to something else, is damaged, or lacks a column.
+    """The recipe's cache. Refused for one that belongs to something else, is damaged, or lacks a column.
 
     expected: the run's `identity`; where the teacher's weights lie on this machine, rank 0 adds them to it.
     """
@@ -141,7 +141,7 @@ def require_class_statistics(stored: StoredTeacher, needs: Needs) -> None:
 
 
 def cache_needs(config: RunConfig) -> Needs:
-    """Return what a cache built for this recipe holds."""
+    """What a cache built for this recipe holds."""
     assert config.cache is not None, "checked by the caller"
     return config.needs | Needs(
         teacher_taps=frozenset(config.cache.taps), teacher_classifier=config.cache.head or reuses_head(config)
@@ -161,9 +161,7 @@ def identity(
     statistics: Statistics,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return what stored outputs are a function of, but for the teacher, as nested plain values.
-
-    So a difference has a name.
+    """What stored outputs are a function of, but for the teacher: nested plain values, so that a difference has a name.
 
     evaluation: how validation images are cut; statistics: (mean, std) by which images are normalised.
     """
@@ -180,12 +178,12 @@ def identity(
 
 
 def declared(teacher: TeacherConfig) -> dict[str, Any]:
-    """Return what of a teacher is known without its weights."""
+    """What of a teacher is known without its weights."""
     return {"model": teacher.model, "args": json.dumps(teacher.args, sort_keys=True)}
 
 
 def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a head as (plain values, tensors), its classifier apart."""
+    """A head as (plain values, tensors), its classifier apart."""
     facts: dict[str, Any] = {"layout": asdict(head.layout), "pool": head.pool, "signed": head.signed, "eps": None}
     if head.norm is None:
         return facts, {}
@@ -194,10 +192,10 @@ def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def head_of(facts: dict[str, Any], constants: dict[str, Tensor]) -> TeacherHead:
-    """Build the head that `head_facts` describes."""
+    """The inverse of `head_facts`."""
     layout = Layout(**{**facts["layout"], "grid": tuple(facts["layout"]["grid"])})
     cpu = torch.device("cpu")
-    norm, tensors = None, tensors_under(constants, NORM, cpu)
+    norm, tensors = None, under(constants, NORM, cpu)
     if facts["eps"] is not None:
         affine = "weight" in tensors
         norm = nn.LayerNorm(layout.channels, facts["eps"], affine, "bias" in tensors)

@@ -5,27 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.filesize import decimal
-from rich.progress import TaskProgressColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
+from cluster.config import RunConfig
+from cluster.recipe import absolute
 from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
-from ops.console import BarView, console, percent, say, table
+from ops.console import PLAIN_LINE_SECONDS, console, percent, say, table
 from pipelines.cache.columns import row_bytes, wanted
 from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import Manifest, flat, load_manifest
 
 
+def configured(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    return absolute(catalog.load(recipe, overrides), Path.cwd())
+
+
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:
     """Fill the recipe's cache, and print what it holds."""
-    config = catalog.load_here(recipe, overrides)
+    config = configured(recipe, overrides)
     started = time.perf_counter()
     with BuildView() as view:
         manifest = build(config, watch=view)
@@ -40,7 +47,7 @@ def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
 
     RunFailed where they differ.
     """
-    config = catalog.load_here(recipe, overrides)
+    config = configured(recipe, overrides)
     found = verify(config, num_rows, device_here(config))
     rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
     console.print(table("checksums agree; rows computed anew", ["", "coding", "rows", "differ"], rows))
@@ -108,7 +115,7 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
 
 def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
     """Measure this machine, and print online against cached."""
-    config = catalog.load_here(recipe, overrides)
+    config = configured(recipe, overrides)
     device = device_here(config)
     say(f"measuring the loader, the teacher and the student on {device}, about {seconds:g} s each")
     seen = outlook(config, device, seconds)
@@ -136,11 +143,31 @@ def cost_rows(seen: Outlook) -> list[list[str]]:
     ]
 
 
-class BuildView(BarView):
-    """Watches a build of a cache: call it with (state, messages) as often as they come."""
+class BuildView:
+    """A bar on a terminal, a line every some seconds elsewhere; called with the state of a build."""
 
     def __init__(self) -> None:
-        super().__init__("starting", TaskProgressColumn(), TimeElapsedColumn())
+        self.live, self.last_line = console.is_terminal, 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("starting", total=None, rate="")
+
+    def __enter__(self) -> BuildView:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.bar.stop()
 
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         for message in messages:
@@ -149,7 +176,8 @@ class BuildView(BarView):
         rate = f"{state['images_per_second']:,.0f} images/s  {decimal(int(state['bytes']))}"
         if state["eta_seconds"] is not None:
             rate += f"  {state['eta_seconds']:,.0f} s to go"
-        if self.is_live:
+        if self.live:
             self.bar.update(self.task, description=state["phase"], completed=done, total=total, rate=rate)
-        elif done == total or self.line_is_due():
+        elif done == total or time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
+            self.last_line = time.monotonic()
             say(f"{state['phase']}: {done:,} of {total:,} rows ({percent(done / total)})  {rate}")

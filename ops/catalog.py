@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.recipe import absolute, configure, read_recipe, validated
+from cluster.recipe import configure, read_recipe, validated
 from cluster.sections import AboutConfig
 from kdcore.errors import Refused
 from ops import cifar_rows as rows
@@ -35,11 +35,6 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Refused in one line, as `cluster.recipe.load_recipe`.
     """
     return configure(read(str(recipe)), overrides, str(recipe))
-
-
-def load_here(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the configuration as its workers need it: with the paths of this working directory absolute."""
-    return absolute(load(recipe, overrides), Path.cwd())
 
 
 def read(recipe: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ COMMON = Path(__file__).parent / "recipes" / "cifar100" / "common.yaml"
 
 
 @dataclass(frozen=True)
-class NetworkPair:
+class Pair:
     """A teacher and a student, by their names in `NETWORKS`."""
 
     teacher: str
@@ -55,75 +55,75 @@ def beside_labels(*parts: dict[str, Any]) -> Sections:
     return terms(term("ce", 1), *parts)
 
 
-def kd(pair: NetworkPair) -> Sections:
+def kd(pair: Pair) -> Sections:
     return terms(term("ce", 0.1), term("kd", 0.9, temperature=4))
 
 
-def fitnet(pair: NetworkPair) -> Sections:
+def fitnet(pair: Pair) -> Sections:
     return beside_labels(term("fitnet", 100, pairs=pair.stages[1:2]))
 
 
-def at(pair: NetworkPair) -> Sections:
+def at(pair: Pair) -> Sections:
     return beside_labels(term("at", 1000, pairs=pair.stages))
 
 
-def sp(pair: NetworkPair) -> Sections:
+def sp(pair: Pair) -> Sections:
     return beside_labels(term("sp", 3000, pairs=pair.stages[-1:]))
 
 
-def vid(pair: NetworkPair) -> Sections:
+def vid(pair: Pair) -> Sections:
     return beside_labels(term("vid", 1, pairs=pair.stages))
 
 
-def rkd(pair: NetworkPair) -> Sections:
+def rkd(pair: Pair) -> Sections:
     return beside_labels(term("rkd", 1, distance_weight=25, angle_weight=50))
 
 
-def pkt(pair: NetworkPair) -> Sections:
+def pkt(pair: Pair) -> Sections:
     return beside_labels(term("pkt", 30000))
 
 
-def crd(pair: NetworkPair) -> Sections:
+def crd(pair: Pair) -> Sections:
     return beside_labels(term("crd", 0.8))
 
 
-def reviewkd(pair: NetworkPair, weight: float) -> Sections:
+def reviewkd(pair: Pair, weight: float) -> Sections:
     return beside_labels(term("reviewkd", weight, warmup_epochs=20, pairs=[*pair.stages, CLASSIFIER_INPUTS]))
 
 
-def dist(pair: NetworkPair) -> Sections:
+def dist(pair: Pair) -> Sections:
     return beside_labels(term("dist", 1, temperature=4))
 
 
-def dkd(pair: NetworkPair, non_target_weight: float) -> Sections:
+def dkd(pair: Pair, non_target_weight: float) -> Sections:
     return beside_labels(term("dkd", 1, warmup_epochs=20, temperature=4, non_target_weight=non_target_weight))
 
 
-def lskd(pair: NetworkPair, temperature: float, weight: float) -> Sections:
+def lskd(pair: Pair, temperature: float, weight: float) -> Sections:
     return beside_labels(term("lskd", weight, temperature=temperature))
 
 
-def ttm(pair: NetworkPair, gamma: float, weight: float) -> Sections:
+def ttm(pair: Pair, gamma: float, weight: float) -> Sections:
     return beside_labels(term("ttm", weight, gamma=gamma))
 
 
-def wttm(pair: NetworkPair, gamma: float, weight: float) -> Sections:
+def wttm(pair: Pair, gamma: float, weight: float) -> Sections:
     return beside_labels(term("wttm", weight, gamma=gamma))
 
 
-def wttm_crd(pair: NetworkPair, gamma: float, weight: float) -> Sections:
+def wttm_crd(pair: Pair, gamma: float, weight: float) -> Sections:
     return beside_labels(term("wttm", weight, gamma=gamma), term("crd", 0.8))
 
 
-def simkd(pair: NetworkPair) -> Sections:
+def simkd(pair: Pair) -> Sections:
     return {"student": {"classifier": "reused", "factor": 2}, **terms(term("simkd", 1))}
 
 
-def feature_only(pair: NetworkPair) -> Sections:
+def feature_only(pair: Pair) -> Sections:
     return beside_labels(term("feature_only", 1, pairs=pair.stages))
 
 
-def nd_optimizer(pair: NetworkPair) -> Sections:
+def nd_optimizer(pair: Pair) -> Sections:
     """Return the authors' optimiser: Nesterov's momentum, at twice the rate of the tables.
 
     That is 0.1, and 0.02 for ShuffleNet.
@@ -131,11 +131,11 @@ def nd_optimizer(pair: NetworkPair) -> Sections:
     return {"optimizer": {"opt": "sgd", "lr": 2 * NETWORKS[pair.student].lr}}
 
 
-def kd_nd(pair: NetworkPair, kd_weight: float, nd_weight: float) -> Sections:
+def kd_nd(pair: Pair, kd_weight: float, nd_weight: float) -> Sections:
     return nd_optimizer(pair) | beside_labels(term("kd", kd_weight, temperature=4), term("nd", nd_weight))
 
 
-def dkd_nd(pair: NetworkPair, target_weight: float, non_target_weight: float, nd_weight: float) -> Sections:
+def dkd_nd(pair: Pair, target_weight: float, non_target_weight: float, nd_weight: float) -> Sections:
     decoupled = {"temperature": 4, "target_weight": target_weight, "non_target_weight": non_target_weight}
     return nd_optimizer(pair) | beside_labels(term("dkd", 1, warmup_epochs=20, **decoupled), term("nd", nd_weight))
 
@@ -236,19 +236,19 @@ def recipe(name: str) -> Sections:
     _, networks, method = name.split("/")
     made = {"name": f"{networks}-{method}", "about": about(name), **read_recipe(COMMON)}
     if method == "alone":
-        return merge(made, student_sections(networks) | beside_labels())
-    pair, settings = NetworkPair(*networks.split("-")), SETTINGS.get(method, {}).get(networks, "")
-    merge(made, student_sections(pair.student))
-    merge(made, {"teacher": {"model": f"cifar_{pair.teacher}", "checkpoint": weights_of(pair.teacher)}})
+        return merge(made, networks_alone(networks) | beside_labels())
+    pair, settings = Pair(*networks.split("-")), SETTINGS.get(method, {}).get(networks, "")
+    merge(made, networks_alone(pair.student))
+    merge(made, {"teacher": {"model": f"cifar_{pair.teacher}", "checkpoint": checkpoint(pair.teacher)}})
     return merge(made, METHODS[method].sections(pair, *json.loads(f"[{settings}]")))
 
 
-def student_sections(network: str) -> Sections:
+def networks_alone(network: str) -> Sections:
     """Return the sections of a network that is trained as a student."""
     return {"student": {"model": f"cifar_{network}"}, "optimizer": {"lr": NETWORKS[network].lr}}
 
 
-def weights_of(network: str) -> str:
+def checkpoint(network: str) -> str:
     """Return the file of weights that the network's own row leaves behind."""
     return f"outputs/cifar100/{network}-alone/student.safetensors"
 
@@ -269,7 +269,7 @@ def about(name: str) -> Sections:
             "source": CRD_TABLE,
             "differs": list(DIFFERS),
         }
-    pair, made = NetworkPair(*networks.split("-")), METHODS[method]
+    pair, made = Pair(*networks.split("-")), METHODS[method]
     return {
         "title": f"{pair.teacher} teaches {pair.student} on CIFAR-100: {method}.",
         "paper": made.paper,
@@ -281,7 +281,7 @@ def about(name: str) -> Sections:
     }
 
 
-def expected(pair: NetworkPair, networks: str, method: str) -> Sections:
+def expected(pair: Pair, networks: str, method: str) -> Sections:
     """Return the published numbers of a row, beside both networks' own accuracy."""
     found = {"top1": TOP1.get(method, {}).get(networks), "stdev": TOP1.get(f"{method}±", {}).get(networks)}
     known = {key: float(number) for key, number in found.items() if number is not None}

@@ -250,16 +250,14 @@ def recipes(parser: Parser) -> None:
 
 @command(
     "prepare",
-    help="turn a published data set into an image folder",
-    description="Unpacks CIFAR-100 into the image folder that its recipes read: from Parquet files (train-*.parquet "
-    "and test-*.parquet, with columns img and fine_label), or from the authors' cifar-100-python folder, whose pickles "
-    "are opened only with the published checksums.",
+    help="images from anywhere: show what a source holds, pack it, verify a pack",
+    description="A source of images is a folder or URI that holds each split as class folders, WebDataset tars, "
+    "Parquet with an image column, a CSV of path and label, or a pack: Arrow shards, which `data pack` makes of them.",
 )
 def data(parser: Parser) -> None:
-    parser.add_argument("name", choices=["cifar100"])
-    parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of either")
-    parser.add_argument("--to", default="data/cifar100", metavar="DIR", help="the image folder to write (%(default)s)")
-    parser.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))
+    from ops.data_arguments import add_data_actions
+
+    add_data_actions(parser, f"{output_dir()}/index")
 
 
 @command(

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Self
+from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 # Tables in a job's log are as wide as they need to be; a terminal knows its own width.
@@ -34,7 +26,7 @@ def complain(text: str) -> None:
     print(f"stillhouse: {' '.join(text.split())}", file=sys.stderr)
 
 
-def progress_text(metrics: dict[str, Any]) -> str:
+def rate(metrics: dict[str, Any]) -> str:
     """Return images/s, loss, top-1 and the share of time spent waiting for data, as a run last reported them."""
     parts = []
     for key, text in (
@@ -48,49 +40,35 @@ def progress_text(metrics: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-class View:
-    """Base of what shows how something goes on: a display on a terminal, lines elsewhere; used as a context manager."""
-
-    def __init__(self, display: Progress | Live) -> None:
-        self.display, self.is_live, self.last_line = display, console.is_terminal, 0.0
-
-    def __enter__(self) -> Self:
-        if self.is_live:
-            self.display.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.is_live:
-            self.display.stop()
-
-    def line_is_due(self) -> bool:
-        """Return whether the last line that was due is some seconds old; this one is then the last."""
-        now = time.monotonic()
-        if now - self.last_line < PLAIN_LINE_SECONDS:
-            return False
-        self.last_line = now
-        return True
-
-
-class BarView(View):
-    """Base of views with one bar. description: before the bar, at first; columns: between the bar and the rate."""
-
-    def __init__(self, description: str, *columns: ProgressColumn) -> None:
-        text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-        self.bar = Progress(text, BarColumn(bar_width=24), *columns, rate, console=console)
-        self.task = self.bar.add_task(description, total=None, rate="")
-        super().__init__(self.bar)
-
-
-class RunView(BarView):
-    """Watches one run: call it with (state, messages) as often as they come."""
+class RunView:
+    """Watches one run: call it with (state, messages) as often as they come; use as a context manager."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{name}: starting", MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()
-        )
-        self.name = name
+        self.name, self.live = name, console.is_terminal
+        self.last_line = 0.0
         self.last_state: dict[str, Any] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task(f"{name}: starting", total=None, rate="")
+
+    def __enter__(self) -> RunView:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.bar.stop()
 
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         for message in messages:
@@ -98,16 +76,23 @@ class RunView(BarView):
         if not state or state == self.last_state:
             return
         self.last_state = state
-        if self.is_live:
+        if self.live:
             self.bar.update(
                 self.task,
                 description=f"{self.name}: {state['phase']}",
                 completed=state.get("step", 0),
                 total=state.get("total_steps"),
-                rate=progress_text(state),
+                rate=rate(state),
             )
-        elif "step" in state and (state["step"] == state["total_steps"] or self.line_is_due()):
-            say(f"{self.name}: step {state['step']}/{state['total_steps']}  {progress_text(state)}")
+        elif "step" in state and (state["step"] == state["total_steps"] or self._line_is_due()):
+            say(f"{self.name}: step {state['step']}/{state['total_steps']}  {rate(state)}")
+
+    def _line_is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self.last_line < PLAIN_LINE_SECONDS:
+            return False
+        self.last_line = now
+        return True
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

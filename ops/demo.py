@@ -73,17 +73,16 @@ def title_of(config: RunConfig, seeds: int) -> str:
 
 def row(title: str, runs: list[RunResult]) -> list[str]:
     """Return the table's row of one recipe's runs."""
-    compared = "val/agreement" in runs[0].metrics
     return [
         title,
-        mean_and_half_range([r.metrics["val/top1"] for r in runs], percent),
-        mean_and_half_range([r.metrics["val/agreement"] for r in runs], percent) if compared else "-",
-        mean_and_half_range([r.images_per_second for r in runs], "{:,.0f}".format),
-        mean_and_half_range([r.wall_seconds for r in runs], "{:.0f}".format),
+        spread([r.metrics["val/top1"] for r in runs], percent),
+        spread([r.metrics["val/agreement"] for r in runs], percent) if "val/agreement" in runs[0].metrics else "-",
+        spread([r.images_per_second for r in runs], "{:,.0f}".format),
+        spread([r.wall_seconds for r in runs], "{:.0f}".format),
     ]
 
 
-def mean_and_half_range(values: list[float], show: Any) -> str:
+def spread(values: list[float], show: Any) -> str:
     """Return the mean, with half the range where there are several values."""
     mean = show(statistics.mean(values))
     return mean if len(values) == 1 else f"{mean} ± {show((max(values) - min(values)) / 2)}"

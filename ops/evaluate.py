@@ -45,7 +45,7 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
     """Print and write the evaluation of a run, of a file of weights, or of a recipe's teacher."""
     subject = find_subject(name, recipe, overrides)
     config = with_online_teacher(subject.config)
-    target = find_target(config, Path(data) if data else None, variant)
+    target = find_target(config, data, variant)
     findings = evaluate_networks(config, subject.weights, target)
     images = variant or Path(data or config.data.val_split).name
     content = describe(findings, target, images)
@@ -53,7 +53,7 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
     paths = write(content, subject.folder, images)
     say(f"written: {', '.join(map(str, paths))}")
     if subject.run_id is not None:
-        log_to_mlflow(config, subject.run_id, content, paths)
+        track(config, subject.run_id, content, paths)
     return 0
 
 
@@ -64,7 +64,7 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     """
     path = Path(name)
     if not path.is_dir() and path.suffix not in WEIGHTS:
-        config = catalog.load_here(recipe or name, overrides)
+        config = absolute(catalog.load(recipe or name, overrides), Path.cwd())
         if config.teacher is None:
             raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
         return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
@@ -150,7 +150,7 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
     return paths
 
 
-def log_to_mlflow(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[Path]) -> None:
+def track(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[Path]) -> None:
     """Log the evaluation on the run's own page in MLflow.
 
     Refused where the server does not answer; the files are there.

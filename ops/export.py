@@ -77,10 +77,10 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
     folder = Path(output)
     make_folder(folder, "--output")
-    job = Export(parts, student, sample_images(parts, num_images), folder)
+    job = Export(parts, student, some_images(parts, num_images), folder)
     write_weights(job)
     write_programs(job)
-    checks = compare_files(job)
+    checks = check(job)
     show(checks, len(job.images))
     card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
     say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
@@ -89,7 +89,7 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     return 0
 
 
-def sample_images(parts: Assembly, number: int) -> Tensor:
+def some_images(parts: Assembly, number: int) -> Tensor:
     """Return validation images, evenly from all of them, as the student sees them: [n,3,H,W]."""
     total = len(parts.indexes["val"])
     ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
@@ -133,7 +133,7 @@ def timm_config(job: Export) -> dict[str, Any]:
 def write_programs(job: Export) -> None:
     """Write model.pt2 and model.onnx, both for batches of any size."""
     example = (job.images[:2].clone(),)
-    with without_remarks():
+    with quiet():
         program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, job.folder / "model.pt2")
         made = torch.onnx.export(
@@ -150,7 +150,7 @@ def write_programs(job: Export) -> None:
 
 
 @contextlib.contextmanager
-def without_remarks() -> Any:
+def quiet() -> Any:
     """Run the body without the exporters' remarks."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -163,26 +163,25 @@ def without_remarks() -> Any:
         logger.setLevel(level)
 
 
-def compare_files(job: Export) -> list[dict[str, Any]]:
+def check(job: Export) -> list[dict[str, Any]]:
     """Return how far each file's logits are from the student's.
 
-    {file, difference: largest, equal_top1: share of images with the same top-1}. Refused where they differ by more than
-    rounding.
+    {file, difference: largest, same: share of equal top-1}. Refused where they differ by more than rounding.
     """
     with torch.no_grad():
         expected = job.student(job.images)
         rows = []
-        for file, network in exported_networks(job).items():
+        for file, network in readers(job).items():
             found = network(job.images)
             difference = float((found - expected).abs().max())
-            equal_top1 = float((found.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+            same = float((found.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
             if difference > TOLERANCE * float(expected.abs().max()):
                 raise Refused(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
-            rows.append({"file": file, "difference": difference, "equal_top1": equal_top1})
+            rows.append({"file": file, "difference": difference, "same": same})
     return rows
 
 
-def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
+def readers(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return every file as a function of images, loaded as its users load it."""
     session = onnxruntime.InferenceSession(job.folder / "model.onnx", providers=["CPUExecutionProvider"])
     found: dict[str, Callable[[Tensor], Tensor]] = {
@@ -201,6 +200,6 @@ def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
 
 def show(checks: list[dict[str, Any]], num_images: int) -> None:
     """Print how far each file's answers are from the student's."""
-    rows = [[row["file"], f"{row['difference']:.2g}", f"{row['equal_top1']:.2%}"] for row in checks]
+    rows = [[row["file"], f"{row['difference']:.2g}", f"{row['same']:.2%}"] for row in checks]
     title = f"against the student, on {num_images} validation images"
-    console.print(table(title, ["file", "largest difference of a logit", "equal top-1"], rows))
+    console.print(table(title, ["file", "largest difference of a logit", "same top-1"], rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from kdcore.errors import Refused
 from ops.console import console, say
-from ops.schema import RECIPE, Entry, Model, entries, explanation, json_schema, sections, summary, terms
+from ops.schema import RECIPE, Entry, Model, entries, json_schema, sections, summary, terms
 
 
 def fields(wanted: str | None, as_json_schema: bool) -> int:
@@ -76,7 +77,7 @@ def show_names(title: str, models: Mapping[str, Model]) -> None:
 
 def show_fields(name: str, model: Model) -> None:
     """Print what a section or a term is, then all of its fields."""
-    say(f"{name}: {explanation(model)}\n")
+    say(f"{name}: {inspect.cleandoc(model.__doc__ or '')}\n")
     console.print(field_table([(entry.name, entry) for entry in entries(model)]))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run as MlflowRun
@@ -136,3 +138,9 @@ def siblings(run: Run, runs: Iterable[Run]) -> Group:
     """Return the finished runs of one run's recipe, itself among them."""
     members = [other for other in runs if other.fields == run.fields and other.status == "FINISHED"]
     return Group(tuple(members) or (run,))
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return {n, mean, stdev}; the sample standard deviation, None for fewer than two values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation}

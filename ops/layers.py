@@ -19,6 +19,7 @@ from rich.table import Table
 from cluster.assembly import assemble, image_size
 from cluster.config import RunConfig
 from cluster.passes import quality_pass
+from cluster.recipe import absolute
 from cluster.resources import rank_here
 from kdcore.batch import Needs
 from kdcore.distiller import OnlineTeacher
@@ -54,7 +55,7 @@ def layers(
     output_dir: str,
 ) -> int:
     """Score the recipe's teacher on a class-balanced sample of the training images; write what that recommends."""
-    config = catalog.load_here(recipe, overrides)
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
     scores = score(
         config,
         taps,

@@ -17,8 +17,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from cluster.weights import weights_fingerprint
 from kdcore.cost import deployment_cost
-from ops.history import Group, Run, runs_of, siblings
-from ops.spread import spread
+from ops.history import Group, Run, runs_of, siblings, spread
 from pipelines.files import read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -66,7 +65,7 @@ def write_card(
             data=data_facts(parts),
             views=config.views.model_dump(mode="json", exclude_defaults=True),
             select=config.train.select,
-            numbers=reported_metrics(run_dir, parts),
+            numbers=numbers(run_dir, parts),
             evaluations=evaluations(run_dir),
             checks=checks,
             num_images=num_images,
@@ -110,18 +109,18 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
     }
 
 
-def reported_metrics(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
+def numbers(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
     """Return every reported metric of this run, and its spread over the runs of its recipe with other seeds."""
     metrics = RunFolder(run_dir).read_result()["metrics"]
-    group = repetitions_in_mlflow(run_dir, parts)
+    group = siblings_in_mlflow(run_dir, parts)
     return [
-        {"name": title, "value": value_text([metrics[key]], form), "all": value_text(group.values(key), form)}
+        {"name": title, "value": shown([metrics[key]], form), "all": shown(group.values(key), form)}
         for key, (title, form) in REPORTED.items()
         if key in metrics
     ]
 
 
-def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
+def siblings_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
     """Return the runs of this recipe in MLflow; none where this one is not there."""
     import mlflow
 
@@ -137,7 +136,7 @@ def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
         return siblings(run, runs_of(client, client.get_experiment(run.experiment_id).name))
 
 
-def value_text(values: Sequence[float], form: str) -> str:
+def shown(values: Sequence[float], form: str) -> str:
     """Return values in words, as '96.70%', or '96.70% ± 0.40% (n = 3)'."""
     if not values:
         return "-"

@@ -6,9 +6,7 @@ The commands themselves are in `ops.commands`.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,14 +93,6 @@ def command(
 
 class TopParser(Parser):
     """The parser of the whole program, whose help lists the commands by group."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; a command that there is not is refused with the nearest."""
-        words = [word for word in (sys.argv[1:] if args is None else args) if not word.startswith("-")]
-        if words and words[0] not in COMMANDS:
-            near = difflib.get_close_matches(words[0], COMMANDS, n=2) or ["--help"]
-            self.error(f"there is no command {words[0]!r}; did you mean {' or '.join(near)}?")
-        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         """Return the help text: usage, commands by group, options, examples, exit status."""

@@ -228,11 +228,11 @@ def probe_mlflow(output_dir: Path) -> Iterator[Finding]:
     store = output_dir / "mlflow.db"
     try:
         if store.exists():
-            take_write_lock(store)
+            try_to_write(store)
             yield Finding("mlflow", "ok", f"{store} can be written")
         else:
-            with tempfile.TemporaryDirectory(prefix=".doctor-", dir=nearest_existing(output_dir)) as directory:
-                take_write_lock(Path(directory) / "mlflow.db")
+            with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing(output_dir)) as directory:
+                try_to_write(Path(directory) / "mlflow.db")
             yield Finding("mlflow", "ok", f"{store} can be made by the first run")
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):
@@ -247,7 +247,7 @@ def probe_mlflow(output_dir: Path) -> Iterator[Finding]:
         yield reachable("mlflow", "MLFLOW_TRACKING_URI", uri, 5000, remedy)
 
 
-def take_write_lock(database: Path) -> None:
+def try_to_write(database: Path) -> None:
     """Take the write lock of an SQLite file and give it back; sqlite3.Error where it cannot be had."""
     connection = sqlite3.connect(database, timeout=CONNECT_SECONDS, isolation_level=None)
     try:
@@ -260,17 +260,14 @@ def take_write_lock(database: Path) -> None:
 
 def probe_disk(output_dir: Path) -> Iterator[Finding]:
     """Look at the free space where runs and where temporary files (checkpoints in flight, Ray's logs) go."""
-    for name, folder in (
-        ("output folder", nearest_existing(output_dir)),
-        ("temporary folder", Path(tempfile.gettempdir())),
-    ):
+    for name, folder in (("output folder", existing(output_dir)), ("temporary folder", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
         level: Any = "ok" if free >= 10 * GIB else "warn" if free >= GIB else "fail"
         remedy = "make room, or take another folder (the temporary one by TMPDIR)" if level != "ok" else ""
         yield Finding("disk", level, f"{free / GIB:.1f} GiB free in the {name} {folder}", remedy)
 
 
-def nearest_existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """Return the path itself, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 

@@ -5,6 +5,7 @@ python -m ops.reference
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kdcore.terms import Term
 from ops import catalog, cifar_rows
 from ops.cifar_tables import NETWORKS, PAIRS
 from ops.console import say
-from ops.schema import METHOD, SWEEP, Entry, Model, entries, explanation, sections, terms
+from ops.schema import METHOD, SWEEP, Entry, Model, entries, sections, terms
 
 PAGE = Path(__file__).parent / "REFERENCE.md"
 HEAD = """\
@@ -53,7 +54,7 @@ def own_entries(term: Model) -> list[Entry]:
 
 def part(name: str, model: Model, shown: list[Entry]) -> str:
     """Return a section or a term: heading, docstring, table of fields."""
-    lines = [f"### {name}", "", explanation(model), ""]
+    lines = [f"### {name}", "", inspect.cleandoc(model.__doc__ or ""), ""]
     if shown:
         cells = [[f"`{entry.name}`", entry.type, entry.default_text, entry.meaning] for entry in shown]
         lines += [*markdown(["field", "type", "default", "meaning"], cells), ""]

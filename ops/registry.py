@@ -56,7 +56,7 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
 
 
 @contextmanager
-def using_store(uri: str) -> Iterator[None]:
+def default_store(uri: str) -> Iterator[None]:
     """Make a store the one that MLflow's module-level functions use, meanwhile."""
     import mlflow
 
@@ -76,7 +76,7 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
     client, example = mlflow.MlflowClient(uri), images[:2].numpy()
     logits = predict_file(folder / "model.onnx", images)
     ended = client.get_run(run_id).info.status
-    with using_store(uri):
+    with default_store(uri):
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.onnx.log_model(
                 onnx.load(folder / "model.onnx"),

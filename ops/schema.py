@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import re
-import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,19 +79,6 @@ def summary(model: Model) -> str:
     """Return the first sentence of a model's docstring, in one line."""
     text = " ".join(inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0].split())
     return text.partition(". ")[0].rstrip(".") + "."
-
-
-def explanation(model: Model) -> str:
-    """Return a model's docstring, and below it those of the losses that it names.
-
-    A term is explained where its loss is: the class says `name`, and the function of that name in its module has the
-    formula, the unit and the source.
-    """
-    text = inspect.cleandoc(model.__doc__ or "")
-    module = sys.modules[model.__module__]
-    named = [getattr(module, name, None) for name in dict.fromkeys(re.findall(r"`(\w+)`", text))]
-    losses = [loss for loss in named if inspect.isfunction(loss) and loss.__module__ == module.__name__]
-    return "\n\n".join([text, *(f"`{loss.__name__}`: {inspect.getdoc(loss)}" for loss in losses if loss.__doc__)])
 
 
 def entries(model: Model) -> list[Entry]:

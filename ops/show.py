@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from cluster.assembly import assemble, image_size
 from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import to_yaml
+from cluster.recipe import absolute, to_yaml
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters
@@ -21,7 +22,7 @@ from ops.console import console, say, table
 
 def show(recipe: str, overrides: Sequence[str]) -> int:
     """Print the resolved recipe, then both networks with their sizes, cost and taps."""
-    config = catalog.load_here(recipe, overrides)
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
     say(to_yaml(config))
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})

@@ -25,12 +25,12 @@ def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
     files = {parsed.recipe, getattr(parsed, "space", None)}
     words = [shipped(word) if word in files and Path(word).is_file() else word for word in command]
     try:
-        return submit_job(address, ["python", "-m", "ops", *words], token_file, print_log)
+        return submit_job(address, ["python", "-m", "ops", *words], token_file, show)
     except Detached as left:
         say(str(left))
         return 130
 
 
-def print_log(text: str) -> None:
+def show(text: str) -> None:
     """Print a piece of a job's log, as it came."""
     console.out(text, end="", highlight=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.recipe import absolute
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import RunResult, launch
 from ops import catalog
@@ -16,7 +17,7 @@ from ops.replay import print_replay
 
 def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
     """Train a recipe to its end and print its result; or look at one step of its run once more."""
-    config = catalog.load_here(recipe, overrides)
+    config = absolute(catalog.load(recipe, overrides), Path.cwd())
     if replay is not None:
         return print_replay(config, replay)
     command = shlex.join(["python", "-m", "ops", "train", recipe, *overrides])

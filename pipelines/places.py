@@ -37,8 +37,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder. root: its absolute path or URI, as people name it; path: the same on the file system."""
+    """A folder.
 
+    location: its absolute path, or its URI with all options; root: the same as people name it; path: its name on the
+    file system.
+    """
+
+    location: str
     root: str
     filesystem: fs.FileSystem
     path: str
@@ -47,9 +52,12 @@ class Place:
     def of(location: str | Path, setting: str) -> Place:
         """Return the place of a path or URI. setting: what names it, for an error."""
         if is_remote(str(location)):
-            return Place(str(location).rstrip("/"), *filesystem_of(str(location), setting))
+            filesystem, path = filesystem_of(str(location), setting)
+            if not isinstance(filesystem, fs.LocalFileSystem):
+                return Place(str(location), str(location).partition("?")[0].rstrip("/"), filesystem, path)
+            location = path
         root = str(Path(location).resolve())
-        return Place(root, fs.LocalFileSystem(), root)
+        return Place(root, root, fs.LocalFileSystem(), root)
 
     @property
     def is_local(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import graphlib
 import importlib
 import re
 import sys
@@ -33,24 +32,6 @@ EXCEPTIONS = {
     "cluster/recipe.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
     "cluster/tracking/pictures.py": {"matplotlib"},  # the learning curves kept with a run
     "cluster/tracking/tensorboard_tracker.py": {"tensorboardX"},  # its event files
-}
-# Wings, the folders within a package: each imports of its siblings only these.
-WINGS = {
-    "kdcore.networks": set(),
-    "kdcore.terms": set(),
-    "kdcore.quality": {"kdcore.terms"},
-    "pipelines.views": set(),
-    "pipelines.data": {"pipelines.views"},
-    "pipelines.loaders": {"pipelines.data", "pipelines.views"},
-    "pipelines.cache": set(),
-    "cluster.tracking": set(),
-    "cluster.training": {"cluster.tracking"},
-    "cluster.cache": {"cluster.training"},
-    "cluster.sweep": {"cluster.cache", "cluster.training", "cluster.tracking"},
-    "ops.review": set(),
-    "ops.sweep": set(),
-    "ops.benchmarks": {"ops.reproduce"},
-    "ops.reproduce": {"ops.benchmarks"},
 }
 REQUIREMENTS = ("requirements.txt", "requirements-uv.txt")
 
@@ -142,40 +123,6 @@ def test_every_library_in_use_is_declared(package):
         and not declared() & {normalised(one) for one in providers.get(top(module), [])}
     }
     assert not undeclared
-
-
-def unit(module: str) -> str:
-    """The wing, or the module directly within a package, that a module belongs to."""
-    parts = module.split(".")
-    return ".".join(parts[:2])
-
-
-def arrows(package: str) -> dict[str, set[str]]:
-    """{unit of a package: the units of it that it imports}."""
-    found: dict[str, set[str]] = {}
-    for path in sources(package):
-        here = unit(place(path).removesuffix(".py").replace("/", "."))
-        there = {unit(module) for module in imports(path) if top(module) == package and "." in module}
-        found.setdefault(here, set()).update(there - {here})
-    return found
-
-
-@pytest.mark.parametrize("package", OWN)
-def test_wings_import_in_one_direction(package):
-    wings = {wing for wing in WINGS if top(wing) == package}
-    folders = {f"{package}.{path.name}" for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()}
-    assert wings == folders
-    found = arrows(package)
-    assert {
-        wing: sorted((found[wing] & wings) - WINGS[wing]) for wing in wings if (found[wing] & wings) - WINGS[wing]
-    } == {}
-
-
-@pytest.mark.parametrize("package", ["kdcore", "pipelines", "cluster"])
-def test_no_circle_of_imports_within_a_package(package):
-    """Wings and single modules alike."""
-    order = graphlib.TopologicalSorter(arrows(package))
-    order.prepare()  # raises CycleError, naming the circle
 
 
 def test_no_module_is_named_like_a_top_level_library():

@@ -57,7 +57,7 @@ class Builder:
             self.head = TeacherHead.of(self.teacher.model, image_size(config))
 
     def plan(self) -> Plan:
-        """Return what the cache will hold. Refused where the recipe reads nothing of its teacher."""
+        """What the cache will hold. Refused where the recipe reads nothing of its teacher."""
         run, size = self.run, image_size(self.config)
         num_classes = len(run.indexes[TRAIN].classes)
         shapes = {tap: tuple(shape) for tap, shape in self.teacher.taps.shapes(size).items()}
@@ -86,7 +86,7 @@ class Builder:
         return self.config.views.num_views if split == TRAIN else 1
 
     def identity(self) -> dict[str, Any]:
-        """Return what the rows are a function of."""
+        """What the rows are a function of."""
         run, config = self.run, self.config
         assert config.teacher is not None, "checked by the caller"
         teacher = {**declared(config.teacher), "weights": weights_fingerprint(self.teacher.model)}
@@ -96,7 +96,7 @@ class Builder:
         return {"teacher": teacher, **facts}
 
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Compute what is stored once, on the CPU; and the error of fitted columns, on views held back from the fit."""
+        """What is stored once, on the CPU; and the error of fitted columns, on views held back from the fit."""
         tensors: dict[str, Tensor] = {}
         if self.teacher.classifier is not None:
             tensors[f"{CLASSIFIER}weight"] = self.teacher.classifier.weight
@@ -114,7 +114,7 @@ class Builder:
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, error
 
     def _fitted_codes(self, columns: tuple[Column, ...]) -> tuple[dict[str, Code], dict[str, float]]:
-        """Fit what columns are coded with, to the first images of the first epoch's order; return it with its error."""
+        """What columns are coded with, and its error. The sample is the first images of the first epoch's order."""
         num = min(self.run.plan.num_samples, _FIT_ROWS + _HELD_BACK)
         ids = self.run.plan.order(0, np.arange(num))
         held_back = max(1, num // (1 + _FIT_ROWS // _HELD_BACK))
@@ -125,9 +125,9 @@ class Builder:
         return fitted_codes(columns, lambda: outputs(ids[held_back:]), lambda: outputs(ids[:held_back]))
 
     def build(
-        self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor], on_rows_done: Callable[[int], None]
+        self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor], told: Callable[[int], None]
     ) -> Shard:
-        """Compute and write a unit's shard. on_rows_done: called with their number, after every batch."""
+        """Computes and writes a unit's shard. told: called with the rows done, after every batch."""
         columns = plan.parts[unit.part].columns
         codes = codes_of(columns, constants, self.device)
         rows: dict[str, NDArray[Any]] = {
@@ -139,11 +139,11 @@ class Builder:
             encoded = encode(columns, outputs, codes)
             for name, tensor in encoded.items():
                 rows[name][done - len(tensor) : done] = tensor.cpu().numpy()
-            on_rows_done(done)
+            told(done)
         return write_shard(Path(self.cache.dir), unit, rows, key)
 
     def answers(self, part: str, view: int, ids: NDArray[np.int64]) -> Iterator[tuple[int, TeacherOutputs]]:
-        """Yield the teacher's outputs for a view of the samples, batch by batch, each with the number of samples done.
+        """The teacher's outputs for a view of the samples, batch by batch, each with the number of samples done.
 
         As training asks: its own views under autocast, those that networks are judged by without.
         """

@@ -35,7 +35,7 @@ class CacheWorker:
         self.payload, self.tally = payload, tally
 
     def plan(self) -> Plan:
-        """Make the builder: here, since Ray takes an error of a constructor for the loss of the worker."""
+        """Makes the builder: here, since Ray takes an error of a constructor for the loss of the worker."""
         self.builder = Builder(parse(self.payload), device_of_worker())
         return self.builder.plan()
 
@@ -72,13 +72,13 @@ class Crew:
         self.losses: Counter[Unit | None] = Counter()
 
     def start(self) -> None:
-        """Start one more worker, which is idle when it has returned its plan."""
+        """One more worker: idle when it has told its plan."""
         options = {"num_cpus": self.resources["CPU"], "num_gpus": self.resources.get("GPU", 0)}
         worker = ray.remote(CacheWorker).options(**options).remote(self.payload, self.tally)
         self.starting[worker.plan.remote()] = worker
 
     def plan(self) -> Plan:
-        """Return what the cache will hold, as the first worker sees it."""
+        """What the cache will hold, as the first worker sees it."""
         while True:
             self.start()
             ((reference, worker),) = self.starting.items()
@@ -98,7 +98,7 @@ class Crew:
             self.plan()
 
     def work(self, units: list[Unit], building: Building, progress: Progress) -> Iterator[Shard]:
-        """Yield the shards of the units, as they are finished. A unit whose worker is lost goes back to the front."""
+        """The shards of the units, as they are finished. A unit whose worker is lost goes back to the front."""
         queue = units[::-1]
         plan, key = ray.put(building.plan), building.key
         constants = ray.put(building.constants())
@@ -109,7 +109,7 @@ class Crew:
             self.grow(len(queue))
             for reference in self.next_answers():
                 if reference in self.starting:
-                    self.admit(reference, building.plan)
+                    self.welcome(reference, building.plan)
                     continue
                 worker, unit = self.busy.pop(reference)
                 shard = self.answer(reference, unit)
@@ -124,7 +124,7 @@ class Crew:
             self.look(progress)
 
     def next_answers(self) -> list[Any]:
-        """Return the references that are ready after at most half a second; none where no worker has room."""
+        """The references that are ready, after at most half a second; none where the cluster has no room for anyone."""
         waiting = [*self.busy, *self.starting]
         if not waiting:
             time.sleep(0.5)
@@ -132,15 +132,15 @@ class Crew:
         return ray.wait(waiting, num_returns=1, timeout=0.5)[0]
 
     def grow(self, num_waiting: int) -> None:
-        """Start a worker where units wait and the cluster has room for one more."""
+        """Starts a worker where units wait and the cluster has room for one more."""
         room = ray.cluster_resources()
         places = min(int(room.get(name, 0) / amount) for name, amount in self.resources.items())
         present = len(self.idle) + len(self.busy) + len(self.starting)
         if len(self.starting) < num_waiting and present < places:
             self.start()
 
-    def admit(self, reference: Any, plan: Plan) -> None:
-        """Take in a worker that has started. RunFailed where it sees another plan: by its node's libraries, say."""
+    def welcome(self, reference: Any, plan: Plan) -> None:
+        """Takes in a worker that has started. RunFailed where it sees another plan: by its node's libraries, say."""
         worker, theirs = self.starting.pop(reference), self.answer(reference, None)
         if theirs is None:
             return
@@ -150,7 +150,7 @@ class Crew:
         self.idle.append(worker)
 
     def answer(self, reference: Any, unit: Unit | None) -> Any:
-        """Return what a worker answers, None where it was lost. RunFailed for its own error, and for the third loss."""
+        """What a worker answers; None where it was lost. RunFailed for an error of its own, and for the third loss."""
         try:
             return ray.get(reference)
         except RayTaskError as error:
@@ -164,7 +164,7 @@ class Crew:
             return None
 
     def look(self, progress: Progress) -> None:
-        """Bring the rows of the units at work up to date."""
+        """Brings the rows of the units at work up to date."""
         at_work = {unit for _, unit in self.busy.values()}
         progress.done |= {unit: rows for unit, rows in ray.get(self.tally.look.remote()).items() if unit in at_work}
         progress.tell()

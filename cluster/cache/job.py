@@ -27,7 +27,7 @@ from pipelines.places import is_remote
 
 
 def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
-    """Build the recipe's cache, or goes on building it.
+    """Builds the recipe's cache, or goes on building it.
 
     With scaling.num_workers 0 in this process, else with every place that the Ray cluster has for a worker. Refused
     where the recipe names no cache or its folder holds another one; RunFailed where a worker fails.
@@ -35,13 +35,13 @@ def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     directory = checked_directory(config)
     with exclusive(directory):
         if config.scaling.num_workers == 0:
-            return fill(directory, LocalCrew(config), watch)
+            return fill(directory, Here(config), watch)
         with ray_session(config), closing(Crew(config)) as crew:
             return fill(directory, crew, watch)
 
 
 def checked_directory(config: RunConfig) -> Path:
-    """Make the folder of the recipe's cache. Refused for a recipe that cannot build one."""
+    """The folder of the recipe's cache, made. Refused for a recipe that cannot build one."""
     cache = require_cache(config.cache, config.views)
     if config.teacher is None:
         raise Refused("the recipe has no teacher whose outputs could be stored; add a 'teacher:' section")
@@ -56,7 +56,7 @@ def checked_directory(config: RunConfig) -> Path:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Keep the folder for one build alone."""
+    """The folder for one build alone."""
     try:
         with locked(directory / ".lock", wait=False):
             yield
@@ -64,8 +64,8 @@ def exclusive(directory: Path) -> Iterator[None]:
         raise Refused(f"another build is at work in {directory}; wait for it, or stop it") from error
 
 
-def fill(directory: Path, crew: LocalCrew | Crew, watch: Watcher | None) -> Manifest:
-    """Let the crew do what is not there yet; return the manifest."""
+def fill(directory: Path, crew: Here | Crew, watch: Watcher | None) -> Manifest:
+    """Does what is not there yet, by the crew."""
     building = Building(directory, crew.plan())
     if building.note is None:
         building.write_constants(*crew.constants(building.plan))
@@ -77,7 +77,7 @@ def fill(directory: Path, crew: LocalCrew | Crew, watch: Watcher | None) -> Mani
     return building.finish()
 
 
-class LocalCrew:
+class Here:
     """A crew of one: this process."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -94,8 +94,8 @@ class LocalCrew:
         constants = building.constants()
         for unit in units:
 
-            def on_rows_done(rows: int, unit: Unit = unit) -> None:
+            def told(rows: int, unit: Unit = unit) -> None:
                 progress.done[unit] = rows
                 progress.tell()
 
-            yield self.builder.build(unit, building.plan, building.key, constants, on_rows_done)
+            yield self.builder.build(unit, building.plan, building.key, constants, told)

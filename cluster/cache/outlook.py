@@ -21,10 +21,8 @@ from pipelines.cache.columns import row_bytes
 
 @dataclass(frozen=True)
 class Speeds:
-    """Images a second of each part alone on one worker.
-
-    overlap: whether the loader works while the networks do (on a GPU), or takes its turn on the same cores.
-    """
+    """Images a second of each part alone on one worker. overlap: whether the loader works while the networks do (on a
+    GPU), or takes its turn on the same cores."""
 
     loader: float
     teacher: float
@@ -32,17 +30,15 @@ class Speeds:
     overlap: bool
 
     def seconds(self, *networks: float) -> float:
-        """Return the seconds of one image, from the loader through networks of these speeds."""
+        """For one image, from the loader through networks of these speeds."""
         together = sum(1 / speed for speed in networks)
         return max(1 / self.loader, together) if self.overlap else 1 / self.loader + together
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run costs on its workers with the teacher beside the student, and with the outputs in a cache.
-
-    The losses' own cost, the same for both, is left out.
-    """
+    """What a run costs with the teacher beside the student, and with its outputs in a cache, on `num_workers` workers.
+    The losses' own cost, the same for both, is left out."""
 
     speeds: Speeds
     num_images: int
@@ -53,12 +49,12 @@ class Outlook:
 
     @property
     def online_seconds(self) -> float:
-        """Seconds of an epoch with the teacher beside the student."""
+        """Of an epoch."""
         return self._all(self.speeds.seconds(self.speeds.teacher, self.speeds.student))
 
     @property
     def cached_seconds(self) -> float:
-        """Seconds of an epoch from the cache; reading a row takes microseconds, which is left out."""
+        """Of an epoch. Reading a row takes microseconds, which is left out."""
         return self._all(self.speeds.seconds(self.speeds.student))
 
     @property
@@ -130,7 +126,7 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
 
 
 def measured_loader(builder: Builder, seconds: float) -> tuple[Batch, float]:
-    """Return a batch of training, and its loader's images a second without those prepared before the clock."""
+    """A batch of training, and the images a second of its loader, without the batches prepared before the clock."""
     run = builder.run
     requests = (request for _ in cycle([None]) for request in run.train_requests(0))
     batches = run.train_loader().load(requests)

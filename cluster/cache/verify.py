@@ -22,10 +22,8 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}
 
 @dataclass
 class Agreement:
-    """How one column of a part compares with rows computed anew.
-
-    wrong: the rows that differ from the stored ones by more than the coding and rounding explain.
-    """
+    """Of one column of a part: rows computed anew, and those that differ from the stored ones by more than the coding
+    and rounding explain."""
 
     part: str
     column: str
@@ -35,7 +33,7 @@ class Agreement:
 
 
 def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
-    """Read the whole cache, then compute random rows of every part anew, for which the teacher is needed.
+    """Reads the whole cache, then computes `num_rows` random rows of every part anew, for which it needs the teacher.
 
     Refused for a damaged file, and for a cache that belongs to something else than the recipe.
     """
@@ -71,7 +69,7 @@ def compare(
     part: str,
     rows: Iterator[tuple[int, NDArray[np.int64]]],
 ) -> list[Agreement]:
-    """Compare the stored rows with the same computed anew."""
+    """The stored rows beside the same computed anew."""
     rounding = ROUNDING[manifest.plan.identity["teacher"]["precision"]]
     found = {column.name: Agreement(part, column.name, column.coding) for column in reader.columns}
     for view, ids in rows:

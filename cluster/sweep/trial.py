@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.assembly import open_data
 from cluster.config import RunConfig
-from cluster.polling import polling
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
@@ -68,6 +68,7 @@ def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], 
     They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
     was cut off are reported too, as if for the first time.
     """
+    stop = threading.Event()
     reported = 0
 
     def look() -> None:
@@ -77,15 +78,25 @@ def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], 
                 reported = row["step"]
                 report(row)
 
-    with polling(look, POLL_SECONDS):
+    def keep_looking() -> None:
+        while not stop.wait(POLL_SECONDS):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        stop.set()
+        thread.join()
+    look()
 
 
 def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
     rows = [row for row in read_journal(RunFolder.of(config).metrics) if "held_out/top1" in row]
     if rows:
-        steps_per_epoch = len(open_data(config, reuse_index=True)["train"]) // config.train.batch_size
+        steps_per_epoch = len(open_data(config, listed=True)["train"]) // config.train.batch_size
         last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))
         for row in rows:
             metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}

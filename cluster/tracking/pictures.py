@@ -19,7 +19,7 @@ PANELS = {
 
 
 def first_batch(batch: Batch, statistics: tuple[tuple[float, ...], tuple[float, ...]], path: Path) -> Path:
-    """Draw the views of a batch (at most 64) as the student sees them, normalisation undone."""
+    """The views of a batch (at most 64) as the student sees them, normalisation undone."""
     mean, std = (torch.tensor(values, device=batch.images.device).view(3, 1, 1) for values in statistics)
     images = (batch.images[:64].float() * std + mean).clamp(0, 1)
     save_image(make_grid(images.contiguous(), nrow=8, padding=2, pad_value=1.0), path)
@@ -27,7 +27,7 @@ def first_batch(batch: Batch, statistics: tuple[tuple[float, ...], tuple[float, 
 
 
 def curves(metrics_path: Path, path: Path) -> Path:
-    """Draw the learning curves of a journal, one panel a quantity."""
+    """The learning curves of a metrics.jsonl, one panel a quantity."""
     import matplotlib
 
     matplotlib.use("Agg")

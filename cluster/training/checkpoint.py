@@ -29,11 +29,8 @@ STATE, STUDENT = "state.pt", "student.safetensors"
 
 @dataclass
 class TrainState:
-    """What changes while a run trains.
-
-    step: the number of optimiser steps done. best: the student's best weights so far with their score, where the recipe
-    chooses by one.
-    """
+    """What changes while a run trains. step: the number of optimiser steps done. best: the student's best weights so
+    far with their score, where the recipe chooses by one."""
 
     distiller: Distiller
     optimizer: torch.optim.Optimizer
@@ -50,7 +47,7 @@ class TrainState:
         return self.ema.module if self.ema else self.distiller.student
 
     def offer_best(self, score: float) -> None:
-        """Keep a copy of the evaluated weights if the score is above every earlier one."""
+        """Keeps a copy of the evaluated weights if the score is above every earlier one."""
         if score > self.best_score:
             self.best_score = score
             self.best_student = {
@@ -59,16 +56,14 @@ class TrainState:
             }
 
     def deployed(self, select_best: bool) -> dict[str, Tensor]:
-        """Return the weights to deploy: the best where the recipe chooses, else the last."""
+        """The weights to deploy: the best where the recipe chooses, else the last."""
         if select_best and self.best_student is not None:
             return self.best_student
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
 
     def snapshot(self, facts: dict[str, Any]) -> Snapshot:
-        """Copy the state into the host's memory, to be written while training goes on.
-
-        facts: plain values kept beside the tensors (fingerprints).
-        """
+        """A copy in the host's memory, to be written while training goes on; `facts` are plain values kept beside the
+        tensors (fingerprints, the recipe)."""
         return Snapshot(
             on_host(
                 {
@@ -86,7 +81,7 @@ class TrainState:
         )
 
     def restore(self, directory: Path, facts: dict[str, Any]) -> None:
-        """Take the state of a checkpoint; Refused where its facts (data, views, weights) are not this run's."""
+        """Takes the state of a checkpoint; Refused where its facts (data, recipe) are not this run's."""
         saved = torch.load(directory / STATE, map_location="cpu", weights_only=True)
         theirs, ours = flat(saved["facts"]), flat(facts)
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
@@ -118,7 +113,7 @@ class Snapshot:
         return self.state["ema"] or {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
 
     def write(self, filesystem: FileSystem, directory: str) -> None:
-        """Write both files into the directory of a folder or an object store."""
+        """Writes both files into the directory of a folder or an object store."""
         filesystem.create_dir(directory)
         with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
             torch.save(self.state, file)
@@ -160,7 +155,7 @@ def step_of(name: str) -> int | None:
 
 
 def on_host(tree: Any) -> Any:
-    """Copy nested dictionaries and lists, with their tensors in the host's memory."""
+    """A copy of nested dictionaries and lists, their tensors in the host's memory."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):

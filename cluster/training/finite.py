@@ -25,10 +25,8 @@ class NotFinite(RunFailed):
 
 
 class Place(NamedTuple):
-    """Where a number was not finite; the smallest of several is the one to name.
-
-    step: 0 for the first; position: in the watch's `names`; number: of the micro-batch within the global batch.
-    """
+    """Where a number was not finite: the step (0 for the first), its position in the watch's `names`, the number of the
+    micro-batch within the global batch. The smallest of several is the one to name."""
 
     step: int
     position: int

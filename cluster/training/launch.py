@@ -7,10 +7,11 @@ result.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
-from cluster.polling import polling
 from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
@@ -62,7 +62,7 @@ class RunResult:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes."""
+    """Refused for everything about a run that can be known without its workers: files, names, taps, sizes."""
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
 
@@ -77,7 +77,7 @@ def check(config: RunConfig) -> None:
 def launch(
     config: RunConfig, watch: Watcher | None = None, command: str = "", tags: Mapping[str, str] | None = None
 ) -> RunResult:
-    """Run (or continue) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
+    """Runs (or continues) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
 
     tags: of the run in MLflow, beside its own.
     """
@@ -93,7 +93,7 @@ def launch(
             folder.claim(config)
             opening = thread.submit(open_run, config, command, tags)
             try:
-                final = run_workers(config, opening, watch)
+                final = place(config, opening, watch)
             except BaseException as error:
                 if refusal := opening.exception():
                     raise refusal from None
@@ -112,11 +112,9 @@ def launch(
     return result
 
 
-def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
-    """Run the workers where the recipe wants them; return what rank 0 returned.
-
-    opening: the run in its trackers, which the workers wait for once they are there.
-    """
+def place(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
+    """Runs the workers where the recipe wants them; what rank 0 returned. opening: the run in MLflow, which the workers
+    wait for once they are there."""
     payload = {"config": config.model_dump(mode="json")}
     if config.scaling.num_workers == 0:
         opening.result()
@@ -124,7 +122,7 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
         return fit(config, payload | {"board": None})
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
-    with polling_progress(board, watch):
+    with watching(board, watch):
         final = fit(config, payload | {"board": board})
     ray.kill(board)
     return final
@@ -176,15 +174,22 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
-    """Call `watch(state, messages)` several times a second, from a thread, until the run ends."""
+def watching(board: Any, watch: Watcher | None) -> Iterator[None]:
+    """Calls `watch(state, messages)` several times a second, from a thread, until the run ends."""
     if watch is None:
         yield
         return
+    stop = threading.Event()
 
     def look() -> None:
-        with suppress(ray.exceptions.RayActorError):  # the board is gone: nothing to see, and no reason to end a run
+        while not stop.wait(0.3):
             watch(*ray.get(board.look.remote()))
+        watch(*ray.get(board.look.remote()))
 
-    with polling(look, 0.3):
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        stop.set()
+        thread.join()

@@ -26,10 +26,8 @@ GAUGES = {
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest state of one run, and what was said since the last look.
-
-    Also which ranks have raised an error, and whether the driver has opened the run in its trackers.
-    """
+    """Holds the latest state of one run, the messages since the last look, which ranks have raised an error, and
+    whether the driver has opened the run."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -39,17 +37,17 @@ class ProgressBoard:
         self.is_open = False
 
     def open(self, is_open: bool) -> None:
-        """Note that the driver has opened the run in its trackers, or has failed to."""
+        """The driver has opened the run in MLflow, or has failed to."""
         self.is_open = is_open
         self.opening.set()
 
     async def opened(self) -> bool:
-        """Return whether it has, as soon as that is known."""
+        """Whether it has, as soon as that is known."""
         await self.opening.wait()
         return self.is_open
 
     def begin(self) -> None:
-        """Forget errors: a new group of workers starts."""
+        """A new group of workers starts."""
         self.failed.clear()
 
     def update(self, state: dict[str, Any]) -> None:
@@ -62,24 +60,25 @@ class ProgressBoard:
         self.failed.add(rank)
 
     def look(self) -> tuple[dict[str, Any], list[str]]:
-        """Return the state, and the messages that have not been handed out yet."""
+        """The state, and the messages that have not been handed out yet."""
         messages, self.messages = self.messages, []
         return self.state, messages
 
     def end(self) -> tuple[int, set[int]]:
-        """Return, after a failure, the last step reported and the ranks that have raised an error themselves."""
+        """After a failure: the last step reported, and the ranks that have raised an error themselves."""
         return self.state.get("step", 0), self.failed
 
 
 def open_board() -> Any:
-    """Start a board on the driver's own node: whichever other node dies, the board stays."""
+    """A new board on the driver's own node: whichever other node dies, the board stays."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @dataclass
 class Reporter:
-    """A rank's side of the board, which never waits and never fails a run; progress is reported by rank 0 alone."""
+    """A rank's side of the board. Telling it something never waits and never fails a run; progress is told by rank 0
+    alone."""
 
     board: Any
     rank: int
@@ -101,12 +100,12 @@ class Reporter:
             self.board.say.remote(message)
 
     def wait_for_driver(self) -> None:
-        """Wait until the driver has opened the run. Refused where it could not: the driver says why."""
+        """Until the driver has opened the run. Refused where it could not: the driver says why."""
         if self.board is not None and not ray.get(self.board.opened.remote()):
             raise Refused("the driver could not open the run in MLflow")
 
     def fail(self) -> None:
-        """Note that this rank is about to raise an error."""
+        """This rank is about to raise an error."""
         if self.board is not None:
             self.board.fail.remote(self.rank)
 

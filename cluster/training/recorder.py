@@ -87,7 +87,7 @@ class Recorder:
         state.train_seconds += time.perf_counter() - started
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and count the time that the loop waits for them."""
+        """The batches, with the time the loop waits for them."""
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -97,7 +97,7 @@ class Recorder:
             yield batch
 
     def count(self, step: int, number: int, batch: Batch, output: StepOutput) -> None:
-        """Add one micro-batch to the sums, without waiting for the device."""
+        """Adds one micro-batch to the sums; no host synchronisation."""
         hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
         values = [torch.ones_like(output.loss), output.loss.detach(), hits / len(batch), *output.terms.values()]
         self.totals += self.finite_or_zero(torch.stack([value.double() for value in values]))
@@ -149,7 +149,7 @@ class Recorder:
         self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
 
     def log_teacher(self, split: str, metrics: dict[str, float]) -> None:
-        """Log the teacher's own accuracy, before any training."""
+        """The teacher's own accuracy, said before any training."""
         self.teacher = {f"{split}/teacher_{name}": value for name, value in metrics.items() if name != "images"}
         if self.log:
             self.log.log(self.first_step, self.teacher)
@@ -166,7 +166,7 @@ class Recorder:
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 
     def costs(self, state: TrainState) -> dict[str, float]:
-        """Return what the run took, and what its student will take."""
+        """What the run took, and what its student will take."""
         run, seconds = self.run, state.train_seconds
         deployment = deployment_cost(state.evaluated, image_size(self.config))
         costs = {
@@ -178,7 +178,7 @@ class Recorder:
         return costs | ({"data/cache_bytes": run.stored.manifest.num_bytes} if run.stored else {})
 
     def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
-        """Write the deployed weights and the curves; return the result."""
+        """Writes the deployed weights, the curves and the result."""
         if self.record:
             self.record.close()
         result = {

@@ -47,7 +47,7 @@ class Recovery(UserCallback):
         self.folder = folder
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Copy the list when it has been written, before the next report changes it."""
+        """Called when the list has been written, and before the next report changes it."""
         if self.folder:
             write_whole(self.folder / COPY, (self.folder / CHECKPOINTS).read_bytes())
 
@@ -60,7 +60,7 @@ class Recovery(UserCallback):
 
 
 def restore_checkpoint_list(folder: Path) -> None:
-    """Restore the list of checkpoints from its copy where a kill has cut it off.
+    """Restores the list of checkpoints from its copy where a kill has cut it off.
 
     The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
     without it has been written.
@@ -95,7 +95,7 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
 
 
 def failure_summary(error: ray.train.TrainingFailedError, num_workers: int, board: Any) -> str:
-    """Return why a run of at most `num_workers` failed, in one line: rank, step, error, who kept others waiting."""
+    """Why a run of at most `num_workers` failed, in one line: rank, step, error, and who kept the others waiting."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, RunFailed):
         return str(cause)
@@ -113,16 +113,14 @@ def failure_summary(error: ray.train.TrainingFailedError, num_workers: int, boar
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return an error's last line, without Ray's frames around it; of a group of workers, that of one rank."""
+    """An error's last line, without Ray's frames around it; of a group of workers, that of one rank."""
     failures = getattr(error, "worker_failures", None)
     return describe(failures) if failures else last_line(error)
 
 
 def describe(failures: Mapping[int, BaseException]) -> str:
-    """Return the error of one rank, with its place.
-
-    One that will not go away if there is any, else one that is not another rank's consequence, else the lowest rank's.
-    """
+    """The error of one rank, with its place: one that will not go away if there is any, else one that is no consequence
+    of another rank's, else the lowest rank's."""
 
     def weight(rank: int) -> tuple[bool, bool, int]:
         error = failures[rank]

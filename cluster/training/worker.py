@@ -36,7 +36,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     reporter = Reporter(payload["board"], rank.number, config.name)
     reporter.begin()
     reporter.update(phase="building networks")
-    run = assemble(config, rank, reuse_index=True)
+    run = assemble(config, rank, listed=True)
     state = new_state(run)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as directory:
@@ -71,7 +71,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_parallel(config: RunConfig, distiller: nn.Module) -> Any:
-    """Wrap the distiller so that its gradients are averaged over the ranks.
+    """The distiller with its gradients averaged over the ranks.
 
     Left to itself, DDP regroups its buckets after the first step that a process takes; with 4 ranks and more, the order
     of a sum depends on where in a bucket a gradient lies, so a continued run would add up in another order than an
@@ -117,7 +117,7 @@ class Checkpoints:
         )
 
     def write(self, snapshot: Snapshot, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """Write a checkpoint: called by Ray Train in a thread, whose error ends the worker."""
+        """Called by Ray Train in a thread; what it raises ends the worker."""
         try:
             snapshot.write(checkpoint.filesystem, checkpoint.path)
         finally:

@@ -32,10 +32,7 @@ def at(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 class AT(PairedTerm):
-    """Attention transfer (AT): `at`, summed over pairs.
-
-    The published pairs are the ends of the stages without the stem, at weight 1000.
-    """
+    """`at`, summed over pairs: the ends of the stages without the stem, usually at weight 1000."""
 
     term: Literal["at"] = "at"
 

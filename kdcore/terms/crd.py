@@ -88,7 +88,7 @@ class ClassIndex(nn.Module):
 
 
 class CRD(Term):
-    """Contrastive representation distillation (CRD) between the two classifier inputs, usually at weight 0.8.
+    """Contrastive distillation between the two classifier inputs, usually at weight 0.8.
 
     Each vector is embedded by a linear layer (the teacher's is trained too) and set to length 1. `nce` is summed over
     both directions: the student's embedding against the teacher's bank, and the reverse. The negatives of a sample are

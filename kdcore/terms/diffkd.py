@@ -136,9 +136,7 @@ class Denoiser(nn.Module):
 
 
 class DiffKD(Term):
-    """DiffKD on maps: the student's is denoised before it is compared with the teacher's.
-
-    MSE(refined student, teacher) + noise prediction on the teacher + its autoencoder's MSE, each of weight 1.
+    """MSE(refined student, teacher) + noise prediction on the teacher + its autoencoder's MSE, each of weight 1.
 
     On the last maps, the larger pooled to the smaller. The latent of the autoencoder (1x1 convolution and batch norm;
     1x1 convolution) is the target and is not trained by the comparison; the published ImageNet runs have 1024 channels.
@@ -201,9 +199,7 @@ class DiffKDModule(nn.Module):
 
 
 class DiffKDLogits(Term):
-    """DiffKD on logits: the student's are denoised before they are compared with the teacher's.
-
-    D(teacher || refined student) at temperature 1 + noise prediction on the teacher's logits, each of weight 1.
+    """D(teacher || refined student) at temperature 1 + noise prediction on the teacher's logits, each of weight 1.
 
     The logits are 1x1 maps of K channels; otherwise as `DiffKD`, without an autoencoder.
     """

@@ -41,7 +41,7 @@ def dist(
 
 
 class DIST(LogitTerm):
-    """DIST, correlation with the teacher's predictions: `dist`, beside a cross-entropy of weight 1.
+    """`dist`, beside a cross-entropy of weight 1.
 
     Published: weight 2, temperature 4 on CIFAR-100, temperature 1 on ImageNet. The column part is taken over the
     micro-batch, which is the reference batch: of one size on however many ranks.

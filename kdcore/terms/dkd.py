@@ -97,7 +97,7 @@ class HardLabelTerm(LogitTerm):
 
 
 class DKD(HardLabelTerm):
-    """Decoupled knowledge distillation (DKD): `dkd`, of the logits or of standardised ones.
+    """`dkd`, of the logits or of standardised ones.
 
     Published: CIFAR-100 temperature 4, non_target_weight 8 (6 or 2 for some pairs), warmup_epochs 20; ImageNet
     temperature 1, non_target_weight 0.5 (ResNet-34 to 18) or 2 (ResNet-50 to MobileNetV1), no warm-up: the authors'
@@ -123,7 +123,7 @@ class DKD(HardLabelTerm):
 
 
 class NKD(HardLabelTerm):
-    """Normalised knowledge distillation (NKD): `nkd`, the label and the distribution over the other classes.
+    """`nkd`: the label's probability, and the normalised distribution over the other classes.
 
     Published for ImageNet: temperature 1, non_target_weight 1 for DeiT, 1.5 for CNNs.
     """

@@ -100,10 +100,7 @@ class PairedTerm(Term):
 
 
 class FeatureMSE(PairedTerm):
-    """Features compared directly: `feature_mse` between pairs of taps, the mean over pairs.
-
-    Each pair has a bias-free 1x1 convolution of its own between student and teacher.
-    """
+    """`feature_mse` between pairs of taps, through one bias-free 1x1 convolution a pair; the mean over pairs."""
 
     term: Literal["feature_mse"] = "feature_mse"
 
@@ -147,7 +144,7 @@ def projected_mse(config: PairedTerm, context: TermContext) -> RegressedMSE:
 
 
 class FitNet(PairedTerm):
-    """FitNet's hint: `feature_mse` of one middle layer, usually at weight 100, through a regressor.
+    """The hint: `feature_mse` of one middle layer, usually at weight 100, through a regressor.
 
     The regressor is a 1x1 convolution, batch norm and ReLU, as in the code behind the published tables; the larger map
     is pooled first where theirs has a strided or transposed convolution.
@@ -188,7 +185,7 @@ class RegressedMSE(nn.Module):
 
 
 class SimKD(Term):
-    """SimKD: `feature_mse` between the student's projected map and the teacher's last map, and nothing else.
+    """`feature_mse` between the student's projected map and the teacher's last map, and nothing else (SimKD).
 
     The student is the graph that reuses the teacher's classifier; it has pooled and projected already, so only the
     teacher's map may still be the larger one, and is pooled. The labels are not read; weight is 1 in the paper.

@@ -62,9 +62,7 @@ def mutual_information(student_features: Tensor, teacher_features: Tensor) -> Te
 
 
 class ITRD(Term):
-    """Information-theoretic representation distillation (ITRD) of the classifiers' inputs.
-
-    correlation_weight * `correlation` + mutual_weight * `mutual_information`.
+    """correlation_weight * `correlation` + mutual_weight * `mutual_information`, of the classifiers' inputs.
 
     The student's features pass through one linear layer of the teacher's width: in the first part always, in the second
     where the widths differ, as in the authors' code. The published weight of the term is 1, beside a cross-entropy of

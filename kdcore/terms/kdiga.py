@@ -26,7 +26,7 @@ def kdiga(student_input_gradient: Tensor, teacher_input_gradient: Tensor) -> Ten
 
 
 class KDIGA(Term):
-    """Alignment of input gradients (KDIGA): `kdiga`, beside `ce` and `kd`.
+    """`kdiga`, beside `ce` and `kd`.
 
     Costs a second backward pass through the student, whose layers must have second derivatives: fused attention has
     none, so a vision transformer runs with torch's plain (math) attention.

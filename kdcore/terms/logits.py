@@ -47,7 +47,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
 
 class CrossEntropy(Term):
-    """The labels: `cross_entropy` of the student with them."""
+    """`cross_entropy` of the student with the labels."""
 
     term: Literal["ce"] = "ce"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -67,7 +67,7 @@ class LogitTerm(Term):
 
 
 class KD(LogitTerm):
-    """Hinton's knowledge distillation: `kd`. The common CIFAR setting is ce 0.1 + kd 0.9 at temperature 4."""
+    """`kd`, Hinton's distillation. The common CIFAR setting is ce 0.1 + kd 0.9 at temperature 4."""
 
     term: Literal["kd"] = "kd"
     temperature: float = Field(gt=0)

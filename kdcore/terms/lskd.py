@@ -34,7 +34,7 @@ def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> 
 
 
 class LSKD(LogitTerm):
-    """Distillation of standardised logits (LSKD): `lskd`, a temperature on each row's own scale.
+    """`lskd`: a temperature on each row's own scale.
 
     Published for CIFAR-100: temperature 2 and weight 9 for most pairs, beside a cross-entropy of weight 0.1.
     """

@@ -70,7 +70,7 @@ def mlkd(
 
 
 class MLKD(LogitTerm):
-    """Multi-level logit distillation (MLKD): `mlkd`, samples, classes and batches at several temperatures.
+    """`mlkd`: samples, classes and batches compared at several temperatures.
 
     Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, as their code has it: it multiplies the batch's
     mean by the share of samples (or classes) below the median confidence, where the paper leaves the others out. The

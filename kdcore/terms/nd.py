@@ -33,7 +33,7 @@ def nd(student_features: Tensor, teacher_features: Tensor, class_means: Tensor, 
 
 
 class ND(Term):
-    """Norm and direction (ND): `nd` on the classifiers' inputs, beside `ce` and `kd` (KD++) or `dkd` (DKD++).
+    """`nd` on the classifiers' inputs, beside `ce` and `kd` (KD++) or `dkd` (DKD++).
 
     Published weights of ce / kd / nd: ResNet-56 to 20 1 / 1 / 2, ResNet-32x4 to 8x4 1 / 3.5 / 2, both at temperature 4.
     A student of another width passes through batch norm, dropout and a linear layer, whose bias begins at 0.

@@ -83,7 +83,7 @@ def _affinities(vectors: Tensor) -> Tensor:
 
 
 class SP(PairedTerm):
-    """Similarity preservation (SP): `sp`, summed over pairs; by default the last maps. Usual weight: 3000."""
+    """`sp`, summed over pairs; by default the last maps. Usual weight: 3000."""
 
     term: Literal["sp"] = "sp"
     pairs: tuple[Pair, ...] = Field(default=LAST_MAP, min_length=1)
@@ -96,10 +96,7 @@ class SP(PairedTerm):
 
 
 class RKD(PairedTerm):
-    """Relational knowledge distillation (RKD): `rkd`, summed over pairs.
-
-    By default of the classifiers' inputs. Usual weight: 1.
-    """
+    """`rkd`, summed over pairs; by default the classifiers' inputs. Usual weight: 1."""
 
     term: Literal["rkd"] = "rkd"
     pairs: tuple[Pair, ...] = Field(default=CLASSIFIER_INPUT, min_length=1)
@@ -117,10 +114,7 @@ class RKD(PairedTerm):
 
 
 class PKT(PairedTerm):
-    """Probabilistic knowledge transfer (PKT): `pkt`, summed over pairs.
-
-    By default of the classifiers' inputs. Usual weight: 30000.
-    """
+    """`pkt`, summed over pairs; by default the classifiers' inputs. Usual weight: 30000."""
 
     term: Literal["pkt"] = "pkt"
     pairs: tuple[Pair, ...] = Field(default=CLASSIFIER_INPUT, min_length=1)

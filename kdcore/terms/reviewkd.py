@@ -63,7 +63,7 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(PairedTerm):
-    """ReviewKD: `hcl` between the teacher's maps and the student's fused ones, summed from shallow to deep.
+    """`hcl` between the teacher's maps and the student's fused ones, summed over pairs from shallow to deep.
 
     The published tables end the pairs with the two classifier inputs, and tap the teacher before the activation where
     the network has such a place. Published: on CIFAR-100 warmup_epochs 20 and a weight of each pair's own; on ImageNet

@@ -48,9 +48,7 @@ def masked_correlation(student_logits: Tensor, teacher_logits: Tensor, labels: T
 
 
 class RLD(HardLabelTerm):
-    """Refined logit distillation (RLD): the teacher's confidence and class order, corrected by the labels.
-
-    confidence_weight * `sample_confidence` + correlation_weight * `masked_correlation`.
+    """confidence_weight * `sample_confidence` + correlation_weight * `masked_correlation`.
 
     Source: Sun et al., "Knowledge Distillation with Refined Logits", arXiv 2408.07703, and the authors' code.
     Published: weights 1 and 8, temperature 4 and warmup_epochs 20 on CIFAR-100; correlation_weight 0.5 (ResNet-34 to

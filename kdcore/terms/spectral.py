@@ -65,7 +65,7 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 class Spectral(PairedTerm):
-    """Attention maps compared by their frequencies: `spectral`, summed over pairs, the stages' ends.
+    """`spectral`, summed over pairs: every stage's end.
 
     Published weights of ce / spectral / kd (temperature 4): 1 / 1 / 0, or 0.1 / 1 / 1.
     """

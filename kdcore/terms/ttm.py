@@ -56,7 +56,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor
 
 
 class TTM(LogitTerm):
-    """Transformed teacher matching (TTM): `ttm`, beside a cross-entropy of weight 1.
+    """`ttm`, beside a cross-entropy of weight 1.
 
     gamma and weight belong together and to the pair of networks: CIFAR-100 has 0.1 to 0.4, and 7 to 101.
     """
@@ -71,7 +71,7 @@ class TTM(LogitTerm):
 
 
 class WTTM(LogitTerm):
-    """Weighted transformed teacher matching (WTTM): `wttm`, beside a cross-entropy of weight 1.
+    """`wttm`, beside a cross-entropy of weight 1.
 
     ImageNet: gamma 0.8, weight 1.6 for ResNet-18; 0.7 and 3.5 for ResNet-50 to MobileNetV1. A weight is not to be
     carried over from TTM: power sums at gamma 0.1 are of the order of 25.

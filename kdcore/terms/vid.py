@@ -31,7 +31,7 @@ def vid(predicted_mean: Tensor, teacher_map: Tensor, variance: Tensor) -> Tensor
 
 
 class VID(PairedTerm):
-    """Variational information distillation (VID): `vid`, summed over pairs; usual weight: 1.
+    """`vid`, summed over pairs; the weight of the published tables is 1.
 
     The mean is predicted by three bias-free 1x1 convolutions of the teacher's width with ReLU between; the variance is
     one trained number per channel, kept positive by a softplus.

@@ -46,9 +46,7 @@ def generation(generated_tokens: Tensor, teacher_tokens: Tensor, masked: Tensor,
 
 
 class ViTKD(PairedTerm):
-    """ViTKD: shallow blocks mimic the teacher's, the deepest must generate its tokens.
-
-    mimic_weight * `mimicking`, summed over the shallow pairs, + generation_weight * `generation` of the deep one.
+    """mimic_weight * `mimicking`, summed over the shallow pairs, + generation_weight * `generation` of the deep one.
 
     Between plain vision transformers with one grid of patches. Prefix tokens (class, distillation, register tokens) are
     dropped on both sides; linear layers bring the student to the teacher's width where they differ. The published

@@ -79,11 +79,11 @@ def wkd_l(
 
 
 class WKDL(HardLabelTerm):
-    """Wasserstein distance of predictions (WKD-L): `wkd_l`, beside `ce` and `nkd` with non_target_weight 0.
+    """`wkd_l`: the paper's WKD-L beside a cross-entropy and `nkd` with non_target_weight 0, each of weight 1.
 
-    Those two, of weight 1, are the paper's parts on the label; their weights do not decay where this one's does.
-    Published for ImageNet: weight 30, sharpness 1 (ResNet-34 to 18), weight 25, sharpness 2 (ResNet-50 to MobileNetV1),
-    both at temperature 2. How alike two classes are is measured once, on the teacher's logits for the training images.
+    Those two are the paper's parts on the label; their weights do not decay where this one's does. Published for
+    ImageNet: weight 30, sharpness 1 (ResNet-34 to 18), weight 25, sharpness 2 (ResNet-50 to MobileNetV1), both at
+    temperature 2. How alike two classes are is measured once, on the teacher's logits for the training images.
     """
 
     term: Literal["wkd_l"] = "wkd_l"
@@ -164,12 +164,11 @@ def cell_statistics(feature_map: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 class WKDF(Term):
-    """Wasserstein distance of feature maps (WKD-F): `wkd_f` of the last maps, the student's projected.
+    """`wkd_f` of the last maps, the student's through a projector with batch norm and ReLU.
 
-    The projector has batch norm and ReLU. Published: projector conv1x1, grid 1, weight 0.08 on CIFAR-100; bottleneck,
-    grid 4, mean_weight 2 and weight 0.02 (ResNet-34 to 18) or 0.005 (ResNet-50 to MobileNetV1) on ImageNet, all with
-    decay_from_epoch. Maps of unequal size: the larger is pooled, where the authors' code has a strided or transposed
-    convolution.
+    Published: projector conv1x1, grid 1, weight 0.08 on CIFAR-100; bottleneck, grid 4, mean_weight 2 and weight 0.02
+    (ResNet-34 to 18) or 0.005 (ResNet-50 to MobileNetV1) on ImageNet, all with decay_from_epoch. Maps of unequal size:
+    the larger is pooled, where the authors' code has a strided or transposed convolution.
     """
 
     term: Literal["wkd_f"] = "wkd_f"

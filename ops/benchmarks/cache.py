@@ -78,7 +78,7 @@ def main() -> None:
     shutil.rmtree(folder)
 
 
-def run_rounds(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turns(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Run every action once a round, one after the other; return what each returned, without the first round."""
     found: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
@@ -96,7 +96,7 @@ def ratios(above: list[float], below: list[float]) -> dict[str, Any]:
 
 def reading(folder: Path, rounds: int) -> dict[str, Any]:
     """Measure the `reading` and `step` parts, on one cache."""
-    cache = synthetic_cache(folder / "cache")
+    cache = made_up_cache(folder / "cache")
     reader = CacheReader(folder / "cache", cache, TRAIN, None, CPU)
     started = time.perf_counter()
     reader.rows(0, np.arange(1))
@@ -117,7 +117,7 @@ def reading(folder: Path, rounds: int) -> dict[str, Any]:
 
         return action
 
-    found = run_rounds(
+    found = in_turns(
         {
             "cache, as stored": rows_a_second(lambda ids: reader.rows(0, ids)),
             "cache, as float32 tensors": rows_a_second(lambda ids: reader.outputs(0, ids)),
@@ -130,7 +130,7 @@ def reading(folder: Path, rounds: int) -> dict[str, Any]:
     )
     results = {f"rows/s: {name}": spread(values) for name, values in found.items()}
     results["rows/s: cache over numpy.memmap"] = ratios(found["cache, as stored"], found["numpy.memmap"])
-    steps = run_rounds(training_steps(reader), STEPS_PER_ROUND * rounds)
+    steps = in_turns(training_steps(reader), STEPS_PER_ROUND * rounds)
     results |= {f"step seconds: {name}": spread(values) for name, values in steps.items()}
     pairs = ratios(steps["cached targets"], steps["no teacher"])
     results["step: cached over no teacher"] = pairs | {"median": statistics.median(pairs["values"])}
@@ -145,7 +145,7 @@ def copy_block(source: np.ndarray, start: int, target: np.ndarray) -> np.ndarray
     return target
 
 
-def synthetic_cache(directory: Path) -> Any:
+def made_up_cache(directory: Path) -> Any:
     """Write a cache of random numbers."""
     columns = tuple(PlainColumn(name=name, shape=(width,), coding="float16") for name, width in WIDTHS.items())
     part = Part(num_rows=NUM_ROWS, num_views=1, columns=columns)
@@ -203,7 +203,7 @@ def training_steps(reader: CacheReader, batch: int = 32) -> dict[str, Callable[[
 
 def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]:
     """Measure the `build` part: EfficientNet-Lite0 at 224 pixels over JPEGs."""
-    recipe = synthetic_recipe(folder, num_images)
+    recipe = made_up_recipe(folder, num_images)
     builder = Builder(parse(recipe), CPU)
     plan = builder.plan()
     constants, _ = builder.constants(plan)
@@ -223,7 +223,7 @@ def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]
         builder.build(Unit(TRAIN, 0, 0, num_images), plan, "key", constants, lambda rows: None)
         return time.perf_counter() - started
 
-    found = run_rounds({"build": unit, "forward": forward}, rounds)
+    found = in_turns({"build": unit, "forward": forward}, rounds)
     return {"build": {"images": num_images, "batch": size, "median seconds": statistics.median(found["build"])}} | {
         "results": {
             "build: images/s": spread([num_images / seconds for seconds in found["build"]]),
@@ -232,7 +232,7 @@ def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]
     }
 
 
-def synthetic_recipe(folder: Path, num_images: int) -> dict[str, Any]:
+def made_up_recipe(folder: Path, num_images: int) -> dict[str, Any]:
     """Return a recipe on smooth JPEGs of 500 x 375 pixels, and a teacher with random weights."""
     rng = np.random.default_rng(0)
     for split, count in (("train", num_images), ("val", 2)):

@@ -136,11 +136,11 @@ def measure(crops: Tensor, labels: Tensor, centres: Tensor, num_splits: int) -> 
                     error = measured_error(values, code.decode(*code.encode(values)))
                     rows.setdefault((name, num_bytes, top), []).append(error | {"components": len(code.bits)})
             say(f"split {split}: {num_bytes} bytes, {top} corrections")
-    plain = [summary("plain top-k", size, size // 4, [top_k_error(crops[0], size // 4)]) for size in SIZES]
+    plain = [summary("plain top-k", size, size // 4, [plain_top_k(crops[0], size // 4)]) for size in SIZES]
     return [summary(*key, errors) for key, errors in rows.items()] + plain
 
 
-def top_k_error(values: Tensor, top: int) -> dict[str, float]:
+def plain_top_k(values: Tensor, top: int) -> dict[str, float]:
     """Measure top-k alone: the largest logits in float16, the others flat with their true total mass.
 
     Indices are of 16 bits.

@@ -105,7 +105,7 @@ def images_in(folder: Path) -> Counter[str]:
     return Counter(path.relative_to(folder).parts[0] for path in folder.rglob("*.JPEG"))
 
 
-def rehearsal_overrides(name: str, images: Path, output: Path) -> list[str]:
+def common(name: str, images: Path, output: Path) -> list[str]:
     """Return the overrides by which a rehearsal changes any recipe."""
     return [
         *BATCH,
@@ -130,7 +130,7 @@ def rehearsal(name: str, changes: list[str], images: Path, output: Path) -> RunC
     model = catalog.load(name).teacher
     assert model is not None, "every recipe here distils"
     weights = random_weights(model.model, output / "teachers", len(list((images / "train").iterdir())))
-    made = catalog.load(name, [*rehearsal_overrides(name, images, output), f"teacher.checkpoint={weights}", *changes])
+    made = catalog.load(name, [*common(name, images, output), f"teacher.checkpoint={weights}", *changes])
     return absolute(made, Path.cwd())
 
 
@@ -150,7 +150,7 @@ def with_lite0(args: argparse.Namespace, images: Path, output: Path) -> RunConfi
     }
     recipe = next(iter(RECIPES))
     own = [f"teacher={json.dumps(teacher)}", "data.mean=[0.5, 0.5, 0.5]", "data.std=[0.5, 0.5, 0.5]"]
-    return catalog.load_here(recipe, [*own, *rehearsal_overrides(LITE0, images, output)])
+    return absolute(catalog.load(recipe, [*own, *common(LITE0, images, output)]), Path.cwd())
 
 
 def random_weights(model: str, folder: Path, num_classes: int) -> Path:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,6 @@ import psutil
 import torch
 
 from cluster.tracking.description import git_commit
-from ops.spread import spread as summarise
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy")
@@ -51,7 +51,8 @@ def version(package: str) -> str | None:
 
 def spread(values: list[float]) -> dict[str, Any]:
     """Return n, mean, sample standard deviation and all values."""
-    return {**summarise(values), "values": values}
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "stdev": deviation, "values": values}
 
 
 def write(name: str, content: dict[str, Any]) -> Path:

@@ -42,7 +42,7 @@ SIZES = (50_000, 1_280_000, 14_000_000)
 NUM_CLASSES, NUM_VIEWS, ROWS_PER_SHARD, BATCH = 1000, 100, 16_384, 256
 
 
-def synthetic_index(num_samples: int) -> pa.Table:
+def made_up(num_samples: int) -> pa.Table:
     """Return the table of an index: classes of equal size, pictures of 500 x 375 pixels."""
     ids = np.arange(num_samples)
     labels = (ids * NUM_CLASSES // num_samples).astype(np.int32)
@@ -60,7 +60,7 @@ def synthetic_index(num_samples: int) -> pa.Table:
     return source_table(tuple(f"{label:05d}" for label in range(NUM_CLASSES)), pa.table(columns))
 
 
-def synthetic_manifest(num_samples: int) -> Manifest:
+def made_up_manifest(num_samples: int) -> Manifest:
     """Return the manifest of dense logits in NUM_VIEWS views, without the shards."""
     part = Part(
         num_rows=num_samples,
@@ -88,10 +88,10 @@ def measured(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 def write_files(num_samples: int, folder: Path) -> None:
     """Write the made-up index and manifest, for a process that has not made them."""
-    content = synthetic_index(num_samples)
+    content = made_up(num_samples)
     with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, content.schema) as writer:
         writer.write_table(content)
-    synthetic_manifest(num_samples).write(folder)
+    made_up_manifest(num_samples).write(folder)
 
 
 def measure(folder: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def cifar_section() -> str:
         number = "-" if changes or row in cifar100.BY_QUALITY else published(recipe)
         number += f"; {ALSO[recipe]}" if recipe in ALSO else ""
         runs = rows.get(row, {}).get("runs", [])
-        cells.append([row, number, *measured_cells(rows.get(row)), str(sum(run["finished"] for run in runs))])
+        cells.append([row, number, *ours(rows.get(row)), str(sum(run["finished"] for run in runs))])
     lines += markdown(["row", "published", "best epoch", "last epoch", "n"], cells)
     lines += [
         "",
@@ -84,9 +84,8 @@ def beyond_section() -> str:
     for row in ("simkd", "wttm", *cifar100.BEYOND):
         runs = [run for found in (held_out, test) for run in found.get(row, {}).get("runs", []) if run["finished"]]
         parameters = f"{runs[0]['deployed_parameters']:,}" if runs else "-"
-        chosen = measured_cells(held_out.get(row))[1]
-        n = sum(run["finished"] for run in test.get(row, {}).get("runs", []))
-        cells.append([row, parameters, chosen, *measured_cells(test.get(row)), str(n)])
+        chosen, n = ours(held_out.get(row))[1], sum(run["finished"] for run in test.get(row, {}).get("runs", []))
+        cells.append([row, parameters, chosen, *ours(test.get(row)), str(n)])
     lines = [
         "## Beyond the papers: the same pair",
         "",
@@ -99,7 +98,7 @@ def beyond_section() -> str:
     return "\n".join([*lines, "", *provenance(runs), *([f"Not run: {', '.join(missing)}."] if missing else []), ""])
 
 
-def measured_cells(row: dict[str, Any] | None) -> list[str]:
+def ours(row: dict[str, Any] | None) -> list[str]:
     """Return the cells of the best and of the last epoch."""
     found = row["top1"] if row else {"best": None, "last": None}
     return [percent(found[which]) for which in ("best", "last")]
@@ -131,13 +130,13 @@ def differences(recipes: dict[str, str], further: dict[str, tuple[str, ...]] | N
 
 def provenance(runs: list[dict[str, Any]]) -> list[str]:
     """Return the hardware, versions and commits of finished runs."""
-    seen = Counter(run_on(run["facts"]) for run in runs if run["finished"])
+    seen = Counter(where(run["facts"]) for run in runs if run["finished"])
     if not seen:
         return []
     return ["Run on:", "", *(f"* {count} runs: {place}" for place, count in seen.items()), ""]
 
 
-def run_on(facts: dict[str, Any]) -> str:
+def where(facts: dict[str, Any]) -> str:
     """Return the hardware, versions and commit of one run, in a line."""
     versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("torch", "timm", "numpy"))
     device = " and ".join(facts["gpus"]) or "no GPU"
@@ -167,11 +166,11 @@ def cpu_section() -> str:
         "",
     ]
     cells = [
-        [row, published(cifar_cpu.ROWS[row]), measured_cells(about)[1], str(len(about["runs"]))]
+        [row, published(cifar_cpu.ROWS[row]), ours(about)[1], str(len(about["runs"]))]
         for row, about in found["rows"].items()
     ]
     lines += markdown(["row", "published, 240 epochs", "ours, these steps", "n"], cells)
-    return "\n".join([*lines, "", f"Run on {run_on(found['facts'])}.", ""])
+    return "\n".join([*lines, "", f"Run on {where(found['facts'])}.", ""])
 
 
 def imagenet_section() -> str:
@@ -223,12 +222,12 @@ def other_section() -> str:
     for name in rest:
         *group, row = name.split("/")
         groups.setdefault("/".join(group), []).append(row)
-    cells = [[group, ", ".join(row_with_number(group, row) for row in rows)] for group, rows in groups.items()]
+    cells = [[group, ", ".join(cell(group, row) for row in rows)] for group, rows in groups.items()]
     lines = ["## Not run", "", "Every other row that has a recipe, with its published number where one is known:", ""]
     return "\n".join([*lines, *markdown(["recipes", "rows"], cells, numbers=False), ""])
 
 
-def row_with_number(group: str, row: str) -> str:
+def cell(group: str, row: str) -> str:
     """Return a row's name, with its published number where one is known."""
     number = published(f"{group}/{row}")
     return row if number == "-" else f"{row} {number}"

@@ -76,12 +76,12 @@ def single_layers(output: Path, seeds: int, epochs: int) -> SweepPlan:
 
 def accuracies(plan: SweepPlan, jobs: int) -> dict[str, list[float]]:
     """Return {teacher's layer: validation top-1 of its students}, one a seed; `jobs` at a time, without Ray."""
-    runs = [(number, point, seed) for number, point in enumerate(plan.examples) for seed in plan.sweep.seeds]
-    configs = [plan.config(Trial(f"{number:03d}-seed{seed}", number, point, seed)) for number, point, seed in runs]
+    places = [(number, point, seed) for number, point in enumerate(plan.examples) for seed in plan.sweep.seeds]
+    configs = [plan.config(Trial(f"{number:03d}-seed{seed}", number, point, seed)) for number, point, seed in places]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(train_one, [config.model_dump(mode="json") for config in configs]))
     accuracy: dict[str, list[float]] = {}
-    for (_, point, _), top1 in zip(runs, found, strict=True):
+    for (_, point, _), top1 in zip(places, found, strict=True):
         accuracy.setdefault(point[LAYERS][0]["teacher"], []).append(top1)
     return accuracy
 

@@ -12,10 +12,9 @@ from itertools import groupby
 from typing import Any
 
 from cluster.sweep.config import mode_of
-from ops.history import Group, Run
+from ops.history import Group, Run, spread
 from ops.response import is_rate
 from ops.review.seed_noise import Difference, difference, sentence
-from ops.spread import spread
 
 # What a comparison of methods is allowed to differ in; SimKD's student is a part of its method.
 STUDIED = ("method", "student.classifier", "student.factor")

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.config import RunConfig
-from cluster.recipe import parse
+from cluster.recipe import absolute, parse
 from cluster.resources import device_here
 from cluster.sweep.caches import asks_the_teacher, num_bytes
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
@@ -39,7 +39,7 @@ MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
 def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | None, plan_only: bool) -> int:
     """Plan a sweep of a recipe, and run it unless only the plan was asked for."""
     started = time.perf_counter()
-    config, wanted = catalog.load_here(recipe, overrides), load_sweep(space)
+    config, wanted = absolute(catalog.load(recipe, overrides), Path.cwd()), load_sweep(space)
     concurrent = concurrent or wanted.concurrent
     plan = SweepPlan(config, wanted, layer_scores(config, wanted))
     # A cluster has to be asked what fits on it; for a plan, this machine need not become one.

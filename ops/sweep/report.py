@@ -19,8 +19,13 @@ from cluster.sweep.space import LAYERS, describe, label
 from ops.console import percent, table
 from ops.response import ScoredPoint
 
-# What sweep.json keeps of a run's result.
-RESULT_FIELDS = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")
+RESULT_FIELDS = (
+    "metrics",
+    "steps",
+    "train_seconds",
+    "wall_seconds",
+    "images_per_second",
+)  # of a trial's result, in sweep.json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any
 
 from rich.live import Live
@@ -10,20 +11,31 @@ from rich.table import Table
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import describe
-from ops.console import View, console, say, table
+from ops.console import console, say, table
 
 ROWS = 20  # of the live table: what runs, and what has ended last
 
 
-class SweepView(View):
-    """Watches a sweep: call it with (journal, event, trial) whenever something has happened."""
+class SweepView:
+    """Called with (journal, event, trial) whenever something has happened; use as a context manager."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        self.plan, self.live = plan, Live(console=console, auto_refresh=False)
-        super().__init__(self.live)
+        self.plan = plan
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> SweepView:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
 
     def __call__(self, journal: SweepJournal, event: Event, trial: Trial) -> None:
-        if self.is_live:
+        if self.live:
             self.live.update(self.table(list(journal.trials.values())), refresh=True)
         else:
             say(self.line(event, trial))

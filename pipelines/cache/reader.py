@@ -120,7 +120,7 @@ def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
     return safetensors.torch.load_file(path)
 
 
-def tensors_under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+def under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
     """The constants whose names begin with the prefix, without it, on the device."""
     return {name.removeprefix(prefix): t.to(device) for name, t in constants.items() if name.startswith(prefix)}
 
@@ -129,7 +129,7 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
     """{column name: what it is read with}, for the columns that need it."""
     codes: dict[str, Code] = {}
     for column in columns:
-        tensors = tensors_under(constants, f"{CODES}{column.name}.", device)
+        tensors = under(constants, f"{CODES}{column.name}.", device)
         if isinstance(column, SparseColumn):
             codes[column.name] = LogitCode.of(column.code_size, tensors)
         elif isinstance(column, ProjectedColumn):
@@ -139,7 +139,7 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
 
 def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classifier:
     """The teacher's classifier. Refused where the cache was built without."""
-    stored = tensors_under(constants, CLASSIFIER, device)
+    stored = under(constants, CLASSIFIER, device)
     if "weight" not in stored:
         raise Refused(
             "the cache does not hold the teacher's classifier, which this recipe reads; build it with this recipe in "

@@ -25,6 +25,7 @@ from rich.progress import Progress
 
 from kdcore.errors import Refused
 from pipelines.data.broken import Inspected, OnBroken, check_broken, inspect_stored
+from pipelines.data.copies import CopyPolicy
 from pipelines.data.kinds import PARQUET, Containers, Kind, recognise
 from pipelines.data.listing import Listing
 from pipelines.data.pack import INDEX, read_pack
@@ -68,26 +69,28 @@ def build_index(
     progress: bool | None = None,
     relist: bool = False,
     on_broken: OnBroken = "refuse",
+    copies: CopyPolicy | None = None,
 ) -> Source:
     """Return the images of a split, their index read from cache_dir where nothing changed, else built there.
 
     root: a folder, or a URI that pyarrow.fs knows, which holds the split in any container that
     `pipelines.data.kinds` recognises. Building reads every image once, in parallel; Parquet is put into a pack in
     cache_dir on the way. progress: show a bar; None: on a terminal. relist: look at every file, whatever the traces
-    say. Refused for whatever is no such container, and for broken images as on_broken says.
+    say. copies: what a node keeps of an object store; None: nothing. Refused for whatever is no such container, and
+    for broken images as on_broken says.
     """
     place = Place.of(root, "data.root")
     kind, containers = recognise(place, split)
     pointer = _pointer(place, split, cache_dir)
     latest = None if relist else _read_latest(pointer)
     if latest is not None and _is_good(latest, place, kind, containers, on_broken, Path(cache_dir)):
-        return _open(place, latest, Path(cache_dir))
+        return _open(place, latest, Path(cache_dir), copies)
     latest = _make(place, split, kind, containers, Path(cache_dir), _Progress(progress, place.root), on_broken)
     write_json(pointer, latest.model_dump(mode="json"))
-    return _open(place, latest, Path(cache_dir))
+    return _open(place, latest, Path(cache_dir), copies)
 
 
-def open_index(root: str | Path, split: str, cache_dir: str | Path) -> Source:
+def open_index(root: str | Path, split: str, cache_dir: str | Path, copies: CopyPolicy | None = None) -> Source:
     """Return the images whose index `build_index` has made or found last, without a look at where they lie.
 
     For the workers of a run, whose driver has just looked. Refused where there is no such index.
@@ -98,7 +101,7 @@ def open_index(root: str | Path, split: str, cache_dir: str | Path) -> Source:
         raise Refused(
             f"there is no index of {place.name_of(split)} in {cache_dir}; that folder must be one all nodes see"
         )
-    return _open(place, latest, Path(cache_dir))
+    return _open(place, latest, Path(cache_dir), copies)
 
 
 def _pointer(place: Place, split: str, cache_dir: str | Path) -> Path:
@@ -125,10 +128,11 @@ def _is_good(
     )
 
 
-def _open(place: Place, latest: _Latest, cache_dir: Path) -> Source:
+def _open(place: Place, latest: _Latest, cache_dir: Path, copies: CopyPolicy | None) -> Source:
     table = pa.ipc.open_file(pa.memory_map(str(cache_dir / latest.index))).read_all()
-    stored_in = None if latest.stored_in is None else str((cache_dir / latest.stored_in).resolve())
-    return open_table(place.root, table, stored_in)
+    if latest.stored_in is not None:
+        return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()))
+    return open_table(place.root, table, None if place.is_local else place.location, copies)
 
 
 def _make(
@@ -175,7 +179,7 @@ def _listing_digest(
 def _describe(place: Place, listing: Listing, progress: _Progress, on_broken: OnBroken) -> pa.Table:
     """Return the table of an index: every image looked at, in the order in which they lie."""
     files = [(file.name, file.num_bytes) for file in listing.files]
-    storage = storage_of(place.root, listing.table, files)
+    storage = storage_of(place.location, _with_extents_of_store(place, listing.table), files)
     facts = np.zeros((len(listing.table), 3), dtype=np.int64)
     broken: dict[int, str] = {}
 
@@ -200,6 +204,14 @@ def _describe(place: Place, listing: Listing, progress: _Progress, on_broken: On
     table = source_table(listing.classes, table, files)
     more = {"broken": json.dumps([broken[row] for row in sorted(broken)])} if broken else {}
     return table.replace_schema_metadata({**table.schema.metadata, **more})
+
+
+def _with_extents_of_store(place: Place, table: pa.Table) -> pa.Table:
+    """Return a listing's table with the columns that a store's extents have, not known yet."""
+    if place.is_local:
+        return table
+    nothing = pa.array(np.zeros(len(table), dtype=np.int64))
+    return table.append_column("row", nothing).append_column("crc32", nothing)
 
 
 def _stored_order(table: pa.Table) -> NDArray[np.int64]:

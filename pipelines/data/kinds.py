@@ -64,6 +64,14 @@ def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
     )
 
 
+def locate_split(location: str, split: str) -> tuple[str, str]:
+    """Return the (root, split) that a location means: its split of this name, else the location as a split itself."""
+    place = Place.of(location, "--data")
+    if not place.is_local or (Path(place.root) / split).is_dir() or any(kind.find(place, split) for kind in KINDS):
+        return location, split
+    return str(Path(place.root).parent), Path(place.root).name
+
+
 def _has_class_folders(folder: Path) -> bool:
     if not folder.is_dir():
         return False

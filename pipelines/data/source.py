@@ -10,7 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcore.errors import Refused
+from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import decode_image
+from pipelines.data.remote import RemoteExtents
 from pipelines.data.storage import Extents, Files, Storage
+from pipelines.places import Place, is_remote
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
 
@@ -35,7 +38,8 @@ class Source:
     root: the folder or URI that they lie in; classes: their names in order of label; table: one row a sample with path
     (<split>/<class>/<name>), label, height, width (pixels, as stored, before any EXIF rotation), num_bytes, crc32, and
     where its bytes lie: `location` (a file; absent: the path is it), or `file` and `offset`; files: (name, bytes) of
-    those that the column `file` numbers; stored_in: the folder that the bytes are read from, where it is not the root.
+    those that the column `file` numbers; stored_in: the folder or URI that the bytes are read from, where it is not the
+    root; copies: what a node keeps of an object store; None: nothing.
     """
 
     root: str
@@ -43,6 +47,11 @@ class Source:
     table: pa.Table
     files: tuple[tuple[str, int], ...] = ()
     stored_in: str | None = None
+    copies: CopyPolicy | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields alone: another process opens its own files."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -78,7 +87,7 @@ class Source:
 
     @cached_property
     def _storage(self) -> Storage:
-        return storage_of(self.stored_in or self.root, self.table, self.files)
+        return storage_of(self.stored_in or self.root, self.table, self.files, self.copies)
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the encoded images of these samples, in this order; callable from any thread.
@@ -86,6 +95,11 @@ class Source:
         Refused, with the name of the image, where one is no longer what was indexed.
         """
         return self._storage.read(ids)
+
+    @property
+    def ahead(self) -> int:
+        """How many images to read ahead of those in use, at least."""
+        return self._storage.ahead
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return where each of these samples lies, in words for an error: the file's path."""
@@ -149,11 +163,13 @@ def check_same_classes(train: Source, validation: Source) -> None:
     )
 
 
-def open_table(root: str, table: pa.Table, stored_in: str | None = None) -> Source:
+def open_table(root: str, table: pa.Table, stored_in: str | None = None, copies: CopyPolicy | None = None) -> Source:
     """Return the source whose table, with its metadata, `source_table` has made."""
     metadata = table.schema.metadata
+    if is_remote(stored_in or root):
+        table = table.append_column("row", pa.array(np.arange(len(table))))  # which the node's copy goes by
     files = tuple((name, num_bytes) for name, num_bytes in json.loads(metadata.get(b"files", b"[]")))
-    return Source(root, tuple(json.loads(metadata[b"classes"])), table, files, stored_in)
+    return Source(root, tuple(json.loads(metadata[b"classes"])), table, files, stored_in, copies)
 
 
 def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[str, int]] = ()) -> pa.Table:
@@ -164,8 +180,12 @@ def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[
     return table.replace_schema_metadata(metadata)
 
 
-def storage_of(root: str, table: pa.Table, files: Sequence[tuple[str, int]]) -> Storage:
-    """Return how the bytes of a table's samples are fetched."""
+def storage_of(
+    root: str, table: pa.Table, files: Sequence[tuple[str, int]], copies: CopyPolicy | None = None
+) -> Storage:
+    """Return how the bytes of a table's samples are fetched. copies: None to keep nothing of an object store."""
+    if is_remote(root):
+        return RemoteExtents(Place.of(root, "data.root"), files, table, copies)
     if "file" in table.column_names:
         return Extents(root, files, table)
     location = "location" if "location" in table.column_names else "path"

@@ -28,8 +28,19 @@ class Storage(Protocol):
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return where each sample lies, in words for an error."""
 
+    @property
+    def ahead(self) -> int:
+        """How many images to read ahead of those in use, at least."""
 
-class Files:
+
+class _OnDisk:
+    @property
+    def ahead(self) -> int:
+        """How many images to read ahead: what the loader asks for is enough."""
+        return 0
+
+
+class Files(_OnDisk):
     """One file an image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes."""
 
     def __init__(self, root: str, paths: pa.Array, num_bytes: NDArray[np.int64]) -> None:
@@ -47,7 +58,7 @@ class Files:
         return [str(self._root / path) for path in self._paths.take(pa.array(ids)).to_pylist()]
 
 
-class Extents:
+class Extents(_OnDisk):
     """Images that are parts of larger files on a local disk: tars, or shards of a pack.
 
     root: the folder; files: (name, bytes) of each when it was indexed; table: file, offset, num_bytes and path of every

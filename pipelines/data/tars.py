@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -34,6 +35,7 @@ from pipelines.data.listing import (
 from pipelines.places import Found, Place
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
+_READ_BYTES = 8 * 2**20
 _JSON_LABELS = ("label", "cls", "class")
 _COLUMNS = pa.schema(
     {
@@ -96,12 +98,14 @@ def _list_tar(place: Place, split: str, files: tuple[Found, ...], number: int) -
     rows: list[tuple[str, bool, str, int, int, int]] = []
     with place.open(files[number].name) as file:
         try:
-            for _, members in groupby(_members(file), key=lambda member: member.key):
+            # Of a store, much at a time is read, images and all: a request a header would take longer.
+            whole = file if place.is_local else BufferedReader(file, _READ_BYTES)
+            for _, members in groupby(_members(whole, file.size()), key=lambda member: member.key):
                 sample = list(members)
                 image = _only_image(sample, name)
                 if image is None:
                     continue
-                label, original = _label(sample, file, name)
+                label, original = _label(sample, whole, name)
                 folder, own = _inside(image.path, split)
                 if label is None and not folder:
                     raise Refused(
@@ -117,9 +121,8 @@ def _list_tar(place: Place, split: str, files: tuple[Found, ...], number: int) -
     )
 
 
-def _members(file: pa.NativeFile) -> Iterator[_Member]:
-    """Yield the visible files of a tar. TarError where it is cut off."""
-    size = file.size()
+def _members(file: Any, size: int) -> Iterator[_Member]:
+    """Yield the visible files of a tar of so many bytes. TarError where it is cut off."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps one object a file
@@ -137,15 +140,15 @@ def _only_image(sample: list[_Member], name: str) -> _Member | None:
     return images[0] if images else None
 
 
-def _label(sample: list[_Member], file: pa.NativeFile, name: str) -> tuple[str | None, str | None]:
+def _label(sample: list[_Member], file: Any, name: str) -> tuple[str | None, str | None]:
     """Return (the label as text, the image's original name) as the files beside it say; None where they do not."""
     label = original = None
     for member in sample:
         if member.extension == ".cls":
-            label = file.read_at(member.num_bytes, member.offset).decode().strip()
+            label = _content(member, file).decode().strip()
         elif member.extension == ".json":
             try:
-                facts = json.loads(file.read_at(member.num_bytes, member.offset))
+                facts = json.loads(_content(member, file))
             except ValueError as error:
                 raise Refused(f"{name}: {member.path} is not JSON ({error}); mend or remove it") from error
             if isinstance(facts, dict):
@@ -153,6 +156,11 @@ def _label(sample: list[_Member], file: pa.NativeFile, name: str) -> tuple[str |
                 found = next((facts[key] for key in _JSON_LABELS if facts.get(key) is not None), None)
                 label = str(found) if label is None and found is not None else label
     return label, original
+
+
+def _content(member: _Member, file: Any) -> bytes:
+    file.seek(member.offset)
+    return bytes(file.read(member.num_bytes))
 
 
 def _inside(path: PurePosixPath, split: str) -> tuple[str, str]:

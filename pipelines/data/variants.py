@@ -48,15 +48,15 @@ def own_target(index: Source) -> Target:
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes)
 
 
-def open_target(folder: Path, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
-    """Return the images in folder/<class>/..., as `variant` labels them, for a network with these classes.
+def open_target(root: str, split: str, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
+    """Return the images of a split, as `variant` labels them, for a network with these classes.
 
-    Refused for a class of the folder that the network lacks, and without `variant` for any difference.
+    Refused for a class of the images that the network lacks, and without `variant` for any difference.
     """
-    index = build_index(folder.resolve().parent, folder.resolve().name, cache_dir)
+    index = build_index(root, split, cache_dir)
     openers: dict[str | None, Callable[[Source, tuple[str, ...]], Target]] = {
         "v2": target_of_numbered_folders,
-        "real": lambda index, classes: target_of_several_answers(index, classes, folder.resolve().parent / "real.json"),
+        "real": lambda index, classes: target_of_several_answers(index, classes, Path(root) / "real.json"),
         "a": target_of_some_classes,
         "r": target_of_some_classes,
     }

@@ -168,14 +168,6 @@ def test_every_command_is_in_a_group_of_the_help():
     assert set(COMMANDS) >= set(COMMAND_NAMES)
 
 
-@pytest.mark.parametrize(("typed", "hint"), [("trian", "did you mean train?"), ("qqq", "did you mean --help?")])
-def test_an_unknown_command_is_refused_with_the_nearest(typed, hint, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([typed, "kd"])
-    assert ended.value.code == 2
-    assert f"there is no command {typed!r}; {hint}" in capsys.readouterr().err
-
-
 def test_help_is_not_slow():
     """Neither torch nor Ray is waited for, nor pydantic."""
     code = (

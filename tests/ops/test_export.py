@@ -17,8 +17,8 @@ from cluster.rank import Rank
 from cluster.recipe import load_recipe
 from cluster.training.launch import launch
 from ops.__main__ import main
-from ops.export import sample_images
-from ops.registry import using_store
+from ops.export import some_images
+from ops.registry import default_store
 from tests.ops.conftest import small_run
 
 
@@ -39,7 +39,7 @@ def expected(finished):
 @torch.no_grad()
 def answers(run):
     parts = assemble(load_recipe(run / "recipe.yaml"), Rank(0, 1, torch.device("cpu")))
-    images = sample_images(parts, 1000)
+    images = some_images(parts, 1000)
     return images, load_student(parts, run / "student.safetensors")(images)
 
 
@@ -117,7 +117,7 @@ def test_the_model_card(exported, finished):
 
 def test_the_registered_model_predicts_the_same(exported, expected, store, finished):
     images, logits = expected
-    with using_store(store):
+    with default_store(store):
         model = mlflow.pyfunc.load_model("models:/test_resnet-images/1")
     np.testing.assert_allclose(model.predict(images.numpy())["logits"], logits.numpy(), rtol=1e-3, atol=1e-4)
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.tracking.folder import flat
+from cluster.tracking.run import flat
 from ops.defaults import with_defaults
 from ops.history import Run, grouped, siblings
 

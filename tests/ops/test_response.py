@@ -12,7 +12,7 @@ from ops.review import figures
 from ops.review.sweeps import scored_points
 from ops.sweep.plots import plots
 from ops.sweep.report import ranked
-from tests.ops.sweep.conftest import imagined
+from tests.ops.sweep.test_sweep import imagined
 
 CAPTION = "Mean over seeds, then the best over layers."
 

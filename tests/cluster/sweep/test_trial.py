@@ -11,7 +11,7 @@ def test_every_validation_is_told_once(recipes):
     """Also those that a killed attempt has written, and those that a new one takes back and writes again."""
     config = recipes(train__epochs=2, train__batch_size=6, train__micro_batch=6)  # 36 images: 6 steps an epoch
     config.run_dir.mkdir(parents=True)
-    path, reported = config.run_dir / "metrics.jsonl", []
+    path, told = config.run_dir / "metrics.jsonl", []
 
     def write(*steps: int) -> None:
         lines = [json.dumps({"step": step, "held_out/top1": step / 100, "val/top1": 0.5}) for step in steps]
@@ -19,10 +19,10 @@ def test_every_validation_is_told_once(recipes):
 
     write(6, 9)
     assert len(open_data(config)[TRAIN]) == 36
-    with reporting_validations(config, reported.append):
+    with reporting_validations(config, told.append):
         write(6)
         write(6, 9, 12)
-    assert reported == [
+    assert told == [
         {"epoch": step / 6, "step": step, "last": step == 12, "held_out/top1": step / 100, "val/top1": 0.5}
         for step in (6, 9, 12)
     ]

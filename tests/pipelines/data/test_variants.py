@@ -1,15 +1,21 @@
 """ImageNet's test sets in small: how each names its classes and its right answers, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kdcore.errors import Refused
-from pipelines.data.variants import open_target
+from pipelines.data import variants
+from pipelines.data.variants import Target
 
 CLASSES = ("n01", "n02", "n10")
+
+
+def open_target(folder: Path, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
+    return variants.open_target(str(folder.parent), folder.name, variant, classes, cache_dir)
 
 
 @pytest.fixture

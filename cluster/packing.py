@@ -1,0 +1,38 @@
+"""Packing images on a Ray cluster: a task a shard, as many at a time as there are cores, the lost ones done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from cluster.training.recovery import failure_reason
+from kdcore.errors import RunFailed
+from pipelines.data.convert import PackJob
+from pipelines.data.pack import write_shard
+from pipelines.data.packing import Shards
+
+_RETRIES = 3  # of a shard whose worker or node was lost
+
+
+def shards_on_cluster(job: PackJob) -> Shards:
+    """Return what writes shards of a prepared job on the cluster that this process is connected to."""
+
+    def write(numbers: list[int]) -> Iterator[tuple[int, pa.Table]]:
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)
+        waiting = {task.remote(job, number): number for number in numbers}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            try:
+                yield waiting.pop(done), ray.get(done)
+            except (RayTaskError, WorkerCrashedError) as error:
+                raise RunFailed(f"packing {job.root}: {failure_reason(error)}") from error
+
+    return write
+
+
+def _write(job: PackJob, number: int) -> pa.Table:
+    """Write one shard, in a worker."""
+    return write_shard(job.place, job.split, job.packing(), number)

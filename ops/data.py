@@ -1,0 +1,147 @@
+"""`data`: what a source of images holds, and any source into a pack of Arrow shards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kdcore.errors import Refused
+from ops.console import console, say, table
+from pipelines.data.convert import PackJob, run_pack_job, verify_pack
+from pipelines.data.index import build_index
+from pipelines.data.kinds import recognise
+from pipelines.data.packing import Shards
+from pipelines.data.source import Source
+from pipelines.places import Place
+
+SPLITS = ("train", "val")
+_COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
+
+
+def show_source(root: str, splits: Sequence[str], index_dir: str, relist: bool, skip_broken: bool) -> int:
+    """Index the splits of a source, or look whether their indexes are still good, and print what they hold."""
+    rows, started = [], time.perf_counter()
+    for split in splits or SPLITS:
+        source = build_index(root, split, index_dir, relist=relist, on_broken="skip" if skip_broken else "refuse")
+        kind, _ = recognise(Place.of(root, "ROOT"), split)
+        rows.append(_row(split, kind.name, source))
+        for message in source.broken:
+            say(f"left out: {message}")
+    console.print(table(root, _COLUMNS, rows))
+    say(f"indexes in {index_dir}, {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def pack(
+    root: str,
+    target: str,
+    splits: Sequence[str],
+    max_side: int | None,
+    quality: int | None,
+    shard_mib: int,
+    index_dir: str,
+    skip_broken: bool,
+    teacher: str | None,
+) -> int:
+    """Put the splits of a source into a pack, or go on with one that was cut off, and verify it."""
+    if shard_mib < 1:
+        raise Refused(f"--shard-mib {shard_mib}: give at least 1; 256 to 1024 suit object stores and disks")
+    rows = []
+    for split in splits or SPLITS:
+        job = PackJob(
+            root,
+            split,
+            target,
+            index_dir,
+            shard_mib * 2**20,
+            max_side,
+            quality,
+            "skip" if skip_broken else "refuse",
+        )
+        packing = job.prepare()
+        started = time.perf_counter()
+        with _PackView(split) as view:
+            packed = run_pack_job(job, packing, view.advance, _on_cluster(job))
+        seconds = time.perf_counter() - started
+        rows.append(_row(split, "pack", packed))
+        say(f"{split}: {view.images:,} images in {packing.num_shards:,} shards, {view.images / seconds:,.0f} images/s")
+    console.print(table(target, _COLUMNS, rows))
+    say(f"verified; train from it with data.root={target}")
+    if teacher is not None:
+        _show_loss(teacher, root, target)
+    return 0
+
+
+def verify(location: str, splits: Sequence[str]) -> int:
+    """Read every byte of a pack."""
+    rows = [_row(split, "pack", verify_pack(location, split)) for split in splits or SPLITS]
+    console.print(table(location, _COLUMNS, rows))
+    say("every byte is what was packed")
+    return 0
+
+
+def _show_loss(recipe: str, root: str, target: str) -> None:
+    """Print what a recipe's teacher gets right on the validation images as they were, and as they are packed."""
+    from cluster.evaluation import evaluate_networks, find_target, with_online_teacher
+    from cluster.recipe import absolute
+    from ops import catalog
+
+    found = {}
+    for name, place in (("source", root), ("pack", target)):
+        config = absolute(catalog.load(recipe, [f"data.root={place}"]), Path.cwd())
+        images = find_target(config, None, None)
+        findings = evaluate_networks(with_online_teacher(config), None, images)
+        if findings.teacher is None:
+            raise Refused(f"--teacher {recipe}: the recipe's teacher cannot answer; give one with its weights")
+        found[name] = findings.teacher.metrics()["top1"]
+    say(
+        f"the teacher's top-1 on {len(images.index):,} validation images: {found['source']:.2%} as they were, "
+        f"{found['pack']:.2%} as they are packed ({found['pack'] - found['source']:+.2%})"
+    )
+
+
+def _row(split: str, kind: str, source: Source) -> list[str]:
+    size = decimal(int(source.table["num_bytes"].to_numpy().sum()))
+    counts = [f"{len(source):,}", f"{len(source.classes):,}", size, f"{len(source.broken):,}"]
+    return [split, kind, *counts, source.fingerprint[:16]]
+
+
+def _on_cluster(job: PackJob) -> Shards | None:
+    """Return what packs on the Ray cluster that RAY_ADDRESS names; None where there is none: in this process."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return None
+    import ray
+
+    from cluster.packing import shards_on_cluster
+    from cluster.resources import runtime_env
+
+    if not ray.is_initialized():
+        ray.init(runtime_env=runtime_env(), log_to_driver=False)
+    return shards_on_cluster(job)
+
+
+class _PackView:
+    """A bar on a terminal; counts the images that are packed."""
+
+    def __init__(self, split: str) -> None:
+        self.images = 0
+        columns = (TextColumn(f"packing {split}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(split, total=None)
+
+    def __enter__(self) -> _PackView:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, images: int) -> None:
+        """Count images of a shard that is done."""
+        self.images += images
+        self._bar.update(self._task, completed=self.images)

@@ -1,0 +1,55 @@
+"""What may be typed after `data`: its actions with their arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ops.parser import Parser, calls
+
+
+def add_data_actions(parser: Parser, index_dir: str) -> None:
+    """Add the actions of `data`. index_dir: where indexes lie if nothing else is said."""
+    from pipelines.data.pack import SHARD_BYTES
+
+    actions: Any = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="index a source's splits, and print what they hold")
+    pack = actions.add_parser(
+        "pack",
+        help="put a source into a pack of Arrow shards, or go on with one",
+        description="Every image is read, checked and put into Arrow shards, which are then read back: on the Ray "
+        "cluster that RAY_ADDRESS names, else in this process. The same command again goes on with a pack that was cut "
+        "off.",
+    )
+    verify = actions.add_parser("verify", help="read every byte of a pack")
+    for action in (show, pack):
+        action.add_argument("root", metavar="SOURCE", help="the folder or URI of the images")
+        action.add_argument("--index", default=index_dir, metavar="DIR", help="where indexes lie (%(default)s)")
+        action.add_argument("--skip-broken", action="store_true", help="leave out broken images, up to 1%% of a split")
+    verify.add_argument("root", metavar="PLACE", help="the folder or URI of the pack")
+    for action in (show, pack, verify):
+        action.add_argument("--split", action="append", default=[], metavar="NAME", help="(default: train and val)")
+    show.add_argument("--relist", action="store_true", help="look at every file, however unchanged a folder looks")
+    pack.add_argument("-o", "--output", required=True, metavar="PLACE", help="a folder, or a URI: s3://bucket/folder")
+    pack.add_argument("--max-side", type=int, metavar="N", help="make images smaller whose longer side has more pixels")
+    pack.add_argument("--quality", type=int, metavar="Q", help="store all images as JPEG of this quality")
+    shard_mib = SHARD_BYTES // 2**20
+    pack.add_argument("--shard-mib", type=int, default=shard_mib, metavar="N", help="size of a shard (%(default)s)")
+    pack.add_argument("--teacher", metavar="RECIPE", help="measure what its teacher loses by the packing")
+    show.set_defaults(function=calls("ops.data:show_source", "root", "split", "index", "relist", "skip_broken"))
+    names = ("root", "output", "split", "max_side", "quality", "shard_mib", "index", "skip_broken", "teacher")
+    pack.set_defaults(function=calls("ops.data:pack", *names))
+    verify.set_defaults(function=calls("ops.data:verify", "root", "split"))
+    _add_cifar100(actions)
+
+
+def _add_cifar100(actions: Any) -> None:
+    cifar100 = actions.add_parser(
+        "cifar100",
+        help="CIFAR-100 as published into an image folder",
+        description="Unpacks CIFAR-100 into an image folder: from Parquet files (train-*.parquet and test-*.parquet, "
+        "with columns img and fine_label), or from the authors' cifar-100-python folder, whose pickles are opened only "
+        "with the published checksums.",
+    )
+    cifar100.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of either")
+    cifar100.add_argument("--to", default="data/cifar100", metavar="DIR", help="the folder to write (%(default)s)")
+    cifar100.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))

@@ -1,0 +1,153 @@
+"""Images that are extents of files in an object store: ranged reads of what is asked for, and a node's copy of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from kdcore.errors import Refused, RunFailed
+from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
+from pipelines.places import Place
+
+AHEAD = 1024  # images to read ahead of those in use: a request takes tens of milliseconds
+_REQUESTS = 32  # at a time, of one process
+_MAX_GAP = 64 * 1024  # bytes between two extents that one request fetches along
+_MAX_SPAN = 8 * 2**20  # bytes of one request
+_TRIES = 6
+_FIRST_WAIT_SECONDS = 0.2  # before the second try; doubled each time
+
+
+class RemoteExtents:
+    """Images that are parts of files in an object store.
+
+    place: the store's folder; files: (name, bytes) of each when it was indexed; table: row (of the whole index), file,
+    offset, num_bytes, crc32 and path of every sample; policy: of the node's copy, None for no copy.
+    """
+
+    def __init__(
+        self, place: Place, files: Sequence[tuple[str, int]], table: pa.Table, policy: CopyPolicy | None
+    ) -> None:
+        self._place = place
+        self._files = files
+        self._paths = table["path"].chunk(0)
+        names = ("row", "file", "offset", "num_bytes", "crc32")
+        self._columns = [table[name].chunk(0).to_numpy() for name in names]
+        self._copy = None if policy is None else _copy_of(place, files, self._columns[0], policy)
+        self._opened: dict[int, pa.NativeFile] = {}
+        self._opening = Lock()
+
+    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+        """Return the extents, from the node's copy where they are kept there.
+
+        Refused where a file is not the one that was indexed; RunFailed where the store does not answer.
+        """
+        extents = [Extent(*values) for values in zip(*(column[ids].tolist() for column in self._columns), strict=True)]
+        contents = [self._copy.read(extent) if self._copy else None for extent in extents]
+        missing = [number for number, content in enumerate(contents) if content is None]
+        for span, found in _requests().map(self._fetch, _spans([extents[number] for number in missing])):
+            for number in span.numbers:
+                extent = extents[missing[number]]
+                content = found[extent.offset - span.start : extent.offset - span.start + extent.num_bytes]
+                contents[missing[number]] = content
+                if self._copy:
+                    self._copy.keep(extent, content)
+        return [content for content in contents if content is not None]
+
+    def names(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return <file>: <path of the image>."""
+        paths = self._paths.take(pa.array(ids)).to_pylist()
+        files = self._columns[1][ids].tolist()
+        return [f"{self._place.name_of(self._files[file][0])}: {path}" for file, path in zip(files, paths, strict=True)]
+
+    @property
+    def ahead(self) -> int:
+        """How many images to read ahead."""
+        return AHEAD
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes the node's copy holds."""
+        return self._copy.kept_bytes if self._copy else 0
+
+    def _fetch(self, span: _Span) -> tuple[_Span, bytes]:
+        """Return a span with its bytes; tried again while the store fails."""
+        name, num_bytes = self._files[span.file]
+        for attempt in range(1, _TRIES + 1):
+            try:
+                file = self._open(span.file)
+                found = bytes(file.read_at(span.stop - span.start, span.start)) if file.size() == num_bytes else b""
+                if len(found) == span.stop - span.start:
+                    return span, found
+                break
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                self._opened.pop(span.file, None)
+                if attempt == _TRIES:
+                    reason = " ".join(str(error).split())
+                    raise RunFailed(
+                        f"{self._place.name_of(name)} could not be read in {_TRIES} tries ({reason})"
+                    ) from error
+                time.sleep(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        raise Refused(
+            f"{self._place.name_of(name)} was changed, cut off or removed after it was indexed; restore it, or build "
+            "the index again"
+        )
+
+    def _open(self, file: int) -> pa.NativeFile:
+        with self._opening:
+            if file not in self._opened:
+                path = f"{self._place.path}/{self._files[file][0]}"
+                self._opened[file] = self._place.filesystem.open_input_file(path)
+            return self._opened[file]
+
+
+def _copy_of(place: Place, files: Sequence[tuple[str, int]], rows: NDArray[np.int64], policy: CopyPolicy) -> LocalCopy:
+    """Return this node's copy of these files."""
+    key = json.dumps([place.location, files])
+    return LocalCopy(policy, key, sum(num_bytes for _, num_bytes in files), int(rows.max(initial=-1)) + 1)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Bytes of one file that one request fetches. numbers: of the extents in it, among those that were asked for."""
+
+    file: int
+    start: int
+    stop: int
+    numbers: tuple[int, ...]
+
+
+def _spans(extents: Sequence[Extent]) -> list[_Span]:
+    """Return requests that cover these extents, neighbours in one."""
+    spans: list[_Span] = []
+    for number in sorted(range(len(extents)), key=lambda number: (extents[number].file, extents[number].offset)):
+        extent = extents[number]
+        stop = extent.offset + extent.num_bytes
+        last = spans[-1] if spans else None
+        if (
+            last is not None
+            and last.file == extent.file
+            and extent.offset - last.stop <= _MAX_GAP
+            and stop - last.start <= _MAX_SPAN
+        ):
+            spans[-1] = _Span(last.file, last.start, max(last.stop, stop), (*last.numbers, number))
+        else:
+            spans.append(_Span(extent.file, extent.offset, stop, (number,)))
+    return spans
+
+
+@lru_cache(maxsize=1)
+def _requests() -> ThreadPoolExecutor:
+    """Return the threads in which this process waits for its requests."""
+    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="object-store")

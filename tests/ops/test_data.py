@@ -1,0 +1,61 @@
+"""`data show`, `pack` and `verify` as they are typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops.__main__ import main
+from tests.conftest import write_image_folder
+
+
+def test_show_pack_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, index = write_image_folder(tmp_path / "images"), ["--index", str(tmp_path / "index")]
+    pack = str(tmp_path / "pack")
+    assert main(["data", "show", str(images), *index]) == 0
+    shown = capsys.readouterr().out
+    assert "image folder" in shown
+    assert main(["data", "pack", str(images), "-o", pack, *index]) == 0
+    assert f"data.root={pack}" in capsys.readouterr().out
+    assert main(["data", "verify", pack]) == 0
+    assert "every byte is what was packed" in capsys.readouterr().out
+    assert main(["data", "show", pack, "--split", "val", "--relist", *index]) == 0
+    again = capsys.readouterr().out
+    fingerprint = next(line for line in shown.splitlines() if "val" in line).split("│")[-2].strip()
+    assert fingerprint in again
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, complaint in (
+        (["show", str(tmp_path / "nowhere")], "does not exist"),
+        (["pack", str(tmp_path), "-o", str(tmp_path / "x"), "--shard-mib", "0"], "--shard-mib 0: give at least 1"),
+        (["verify", str(tmp_path)], "train/index.arrow cannot be read"),
+    ):
+        assert main(["data", *words]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_what_a_teacher_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured on the images themselves: nothing by moving them, something by storing them at the lowest quality."""
+    import safetensors.torch
+    import torch
+    import yaml
+
+    from kdcore.configs import ModelConfig
+    from kdcore.models import build_model
+    from tests.conftest import small_recipe  # and a teacher that has seen nothing: it answers, which is enough here
+
+    images = write_image_folder(tmp_path / "images")
+    torch.manual_seed(7)
+    teacher = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
+    safetensors.torch.save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    recipe = small_recipe(images, tmp_path / "out", scaling__num_workers=0)
+    recipe["teacher"] = {"model": "cifar_resnet8", "checkpoint": str(tmp_path / "teacher.safetensors")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["data", "pack", str(images), "-o", str(tmp_path / "pack"), "--index", str(tmp_path / "index")]
+    assert main([*command, "--quality", "1", "--teacher", str(tmp_path / "recipe.yaml")]) == 0
+    assert "the teacher's top-1 on 15 validation images: " in capsys.readouterr().out

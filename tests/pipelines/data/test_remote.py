@@ -1,0 +1,235 @@
+"""Images in an object store: the same identity, ranged reads alone, a node's copy, and a store that fails."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from kdcore.errors import Refused, RunFailed
+from pipelines.data import remote
+from pipelines.data.convert import PackJob, run_pack_job
+from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
+from pipelines.data.index import build_index, open_index
+from pipelines.data.source import Source
+from tests.pipelines.containers import CONTAINERS
+from tests.pipelines.pictures import write_plain_folder
+from tests.pipelines.stores import FailingProxy, s3_server
+
+NUM = 40
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, and an environment in which s3:// means this server."""
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.01)
+    filesystem = store(port)
+    if filesystem.get_file_info("bucket").type != fs.FileType.NotFound:
+        filesystem.delete_dir("bucket")
+    filesystem.create_dir("bucket")
+    return "bucket"
+
+
+def store(port: int) -> fs.S3FileSystem:
+    return fs.S3FileSystem(
+        endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True,
+        allow_bucket_deletion=True,
+    )  # fmt: skip
+
+
+def uri(bucket: str, port: int) -> str:
+    return f"s3://{bucket}/images?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("original")
+    write_plain_folder(root, num=NUM, side=64)
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Source:
+    return build_index(folder, "train", folder / "index", progress=False)
+
+
+def upload(place: Path, port: int, bucket: str) -> None:
+    fs.copy_files(str(place), f"{bucket}/images", fs.LocalFileSystem(), store(port))
+
+
+@pytest.mark.parametrize("container", ["tar of folders", "webdataset", "webdataset with json", "parquet", "pack"])
+def test_one_identity(container: str, folder: Path, expected: Source, bucket: str, port: int, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    CONTAINERS[container](folder, "train", tmp_path / "made")
+    upload(tmp_path / "made", port, bucket)
+    root, ids = uri(bucket, port), np.random.default_rng(0).permutation(NUM)
+    policy = CopyPolicy(str(tmp_path / "copies"))
+    source = build_index(root, "train", tmp_path / "index", progress=False, copies=policy)
+    assert (source.fingerprint, source.classes) == (expected.fingerprint, expected.classes)
+    assert source.read(ids) == expected.read(ids)
+    again = pickle.loads(pickle.dumps(open_index(root, "train", tmp_path / "index", policy)))
+    assert again.read(ids) == expected.read(ids)
+    assert again.subset(ids[:9]).read(np.arange(9)) == expected.read(ids[:9])
+
+
+@pytest.fixture
+def packed(folder: Path, expected: Source, bucket: str, port: int, tmp_path: Path) -> str:
+    """The URI of a pack of several shards, written to the store by this project."""
+    shard_bytes = int(expected.table["num_bytes"].to_numpy().sum()) // 4
+    job = PackJob(str(folder), "train", uri(bucket, port), str(tmp_path / "pack-index"), shard_bytes)
+    assert run_pack_job(job, job.prepare()).fingerprint == expected.fingerprint
+    return uri(bucket, port)
+
+
+def opened(root: str, tmp_path: Path, copies: CopyPolicy | None = None) -> Source:
+    return build_index(root, "train", tmp_path / "index", progress=False, copies=copies)
+
+
+def test_only_what_is_asked_for_is_read(packed: str, port: int, expected: Source, tmp_path: Path) -> None:
+    """A range a sample, and nothing more; nothing at all for what the node's copy holds."""
+    proxy = FailingProxy(port)
+    root = packed.replace(str(port), str(proxy.port))
+    source = opened(root, tmp_path, CopyPolicy(str(tmp_path / "copies")))
+    proxy.requests.clear()
+    ids = np.array([3, 17, 30])
+    assert source.read(ids) == expected.read(ids)
+    gets = [line for line in proxy.requests if line.startswith("GET")]
+    assert 1 <= len(gets) <= 3, "neighbours come together"
+    proxy.close()
+    assert source.read(ids[::-1]) == expected.read(ids[::-1])
+    other = open_index(root, "train", tmp_path / "index", CopyPolicy(str(tmp_path / "copies")))
+    assert other._storage.read(ids) == expected.read(ids)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("failure", ["cut", "500"])
+def test_failures_in_between(failure: str, packed: str, port: int, expected: Source, tmp_path: Path) -> None:
+    """Every third connection fails, in one way or the other; what is read is what was packed."""
+    proxy = FailingProxy(port, lambda number: failure if number % 3 == 1 else None)
+    source = opened(packed.replace(str(port), str(proxy.port)), tmp_path)
+    ids = np.random.default_rng(1).permutation(NUM)
+    for part in np.array_split(ids, 8):
+        assert source.read(part) == expected.read(part)
+    assert len(proxy.failed) >= 3
+    proxy.close()
+
+
+def test_a_store_that_is_gone_ends_the_run(
+    packed: str, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_TRIES", 2)
+    proxy = FailingProxy(port)
+    source = opened(packed.replace(str(port), str(proxy.port)), tmp_path)
+    proxy.fail = lambda number: "403"  # which Arrow does not itself try again for a minute
+    with pytest.raises(RunFailed, match=r"^s3://bucket/images/train/shard-\d+.arrow could not be read in \d tries \("):
+        source.read(np.arange(3))
+    proxy.close()
+
+
+def test_no_rights_and_no_bucket(bucket: str, port: int, tmp_path: Path) -> None:
+    proxy = FailingProxy(port, lambda number: "403")
+    with pytest.raises(Refused, match=r"^s3://bucket/images/train cannot be read \(.*ACCESS_DENIED.*\); check that"):
+        opened(uri(bucket, proxy.port), tmp_path)
+    proxy.close()
+    with pytest.raises(Refused, match=r"s3://bucket/images holds no pack, tars or Parquet files of split 'train'"):
+        opened(uri(bucket, port), tmp_path)
+    with pytest.raises(Refused, match=r"data.root=gopher://x: .*; give a folder, or a URI that pyarrow.fs knows"):
+        opened("gopher://x", tmp_path)
+
+
+def test_a_shard_that_was_changed(packed: str, port: int, tmp_path: Path) -> None:
+    source = opened(packed, tmp_path)
+    with store(port).open_output_stream("bucket/images/train/shard-00000.arrow") as file:
+        file.write(b"cut off")
+    with pytest.raises(Refused, match=r"shard-00000.arrow was changed, cut off or removed after it was indexed"):
+        source.read(np.arange(NUM))
+
+
+def test_a_copy_keeps_no_more_than_it_may(packed: str, expected: Source, tmp_path: Path) -> None:
+    total = int(expected.table["num_bytes"].to_numpy().sum())
+    policy = CopyPolicy(str(tmp_path / "copies"), total // 2)
+    source = opened(packed, tmp_path, policy)
+    for _ in range(2):
+        assert source.read(np.arange(NUM)) == expected.read(np.arange(NUM))
+    kept = source._storage.kept_bytes  # type: ignore[attr-defined]
+    assert total // 3 < kept <= total // 2
+    assert _disk_bytes(tmp_path / "copies") < total // 2 + 64 * 1024
+
+
+def _disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def test_copies_that_nobody_uses_make_room(tmp_path: Path) -> None:
+    policy = CopyPolicy(str(tmp_path), 100)
+    extent = Extent(row=0, file=0, offset=0, num_bytes=60, crc32=0)
+    first = LocalCopy(policy, "first", total_bytes=80, num_rows=1)
+    first.keep(extent, b"x" * 60)
+    second = LocalCopy(policy, "second", total_bytes=80, num_rows=1)
+    second.keep(extent, b"y" * 60)
+    assert (first.kept_bytes, second.kept_bytes) == (60, 0), "the first is in use, so that 20 bytes are left"
+    del first
+    third = LocalCopy(policy, "third", total_bytes=80, num_rows=1)
+    third.keep(extent, b"z" * 60)
+    assert third.kept_bytes == 60
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
+def test_a_damaged_copy_is_not_believed(packed: str, expected: Source, tmp_path: Path) -> None:
+    """As after a loss of power: the sample counts as kept, but its bytes are not there."""
+    source = opened(packed, tmp_path, CopyPolicy(str(tmp_path / "copies")))
+    source.read(np.arange(NUM))
+    for path in (tmp_path / "copies").rglob("0*"):
+        if path.is_file():
+            path.write_bytes(bytes(path.stat().st_size))
+    assert source.read(np.arange(NUM)) == expected.read(np.arange(NUM))
+
+
+PACKING = """
+import os, signal, sys
+from pipelines.data import packing
+from pipelines.data.convert import PackJob, run_pack_job
+
+write, written = packing.write_shard, []
+
+def write_and_die(place, folder, shards, number):
+    if len(written) == int(sys.argv[5]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(number)
+    return write(place, folder, shards, number)
+
+packing.write_shard, packing.MAX_THREADS = write_and_die, 1
+job = PackJob(sys.argv[1], "train", sys.argv[2], sys.argv[3], shard_bytes=int(sys.argv[4]))
+print(run_pack_job(job, job.prepare()).fingerprint, *written)
+"""
+
+
+@pytest.mark.slow
+def test_packing_is_killed_and_goes_on(folder: Path, expected: Source, bucket: str, port: int, tmp_path: Path) -> None:
+    """SIGKILL after two shards: no index is there, and the same command again writes the other shards alone."""
+    shard_bytes = int(expected.table["num_bytes"].to_numpy().sum()) // 5
+    words = [str(folder), uri(bucket, port), str(tmp_path / "index"), str(shard_bytes)]
+    killed = subprocess.run([sys.executable, "-c", PACKING, *words, "2"], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-500:]
+    there = [info.base_name for info in store(port).get_file_info(fs.FileSelector("bucket/images/train"))]
+    assert sorted(there) == [f"shard-0000{n}{kind}.arrow" for n in (0, 1) for kind in ("", ".facts")]
+    done = subprocess.run([sys.executable, "-c", PACKING, *words, "99"], check=True, capture_output=True)
+    fingerprint, *written = done.stdout.decode().split()
+    assert fingerprint == expected.fingerprint
+    assert [int(number) for number in written] == list(range(2, 2 + len(written)))
+    assert len(written) >= 3
