@@ -115,9 +115,11 @@ class Assembly:
             stop = min(first + ORDERED_AT_ONCE, (epoch + 1) * every, self.total_steps)
             steps = np.repeat(np.arange(first, stop), len(self.micro_batches))
             starts = steps % every * self.config.train.batch_size + np.tile(self.micro_batches, stop - first) * size
-            ids = self.plan.order(epoch, (starts[:, None] + np.arange(size)).ravel()).reshape(-1, size)
-            for step, mine in zip(steps.tolist(), ids, strict=True):
-                yield Request(view=self.plan.view_of(epoch), sample_ids=mine, epoch=step / every)
+            positions = (starts[:, None] + np.arange(size)).ravel()
+            ids = self.plan.order(epoch, positions).reshape(-1, size)
+            views = self.plan.views_at(epoch, positions).reshape(-1, size)
+            for step, view, mine in zip(steps.tolist(), views, ids, strict=True):
+                yield Request(view, mine, epoch=step / every)
             first = stop
 
     def train_batches(self, first_step: int) -> Iterator[Batch]:

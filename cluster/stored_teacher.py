@@ -57,7 +57,7 @@ class StoredTeacher:
 
     def outputs(self, request: Request) -> TeacherOutputs:
         """Return the answers for a request of training views."""
-        return self.train.outputs(request.view, request.sample_ids)
+        return self.train.outputs(request.views, request.sample_ids)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:

@@ -114,14 +114,15 @@ class Batch:
     """One micro-batch of views, on the device of the network.
 
     images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or soft [B,K] where views are
-    mixed; sample_ids [B] int64; view: the view number; epoch: epochs done before this step, fractional (what a term's
-    warm-up counts); targets: what the teacher answered, None where it is to be asked online.
+    mixed; sample_ids [B] int64; views [B] int64: in which view each row shows its sample; epoch: epochs done before
+    this step, fractional (what a term's warm-up counts); targets: what the teacher answered, None where it is to be
+    asked online.
     """
 
     images: Tensor
     labels: Tensor
     sample_ids: Tensor
-    view: int
+    views: Tensor
     epoch: float = 0.0
     targets: TeacherOutputs | None = None
 

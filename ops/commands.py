@@ -82,8 +82,11 @@ def submit(parser: Parser) -> None:
     "image and the taps with their sizes.",
 )
 def show(parser: Parser) -> None:
+    parser.add_argument(
+        "--picture", metavar="FILE", help="instead, save sample views of some training images as a PNG or JPEG"
+    )
     _recipe(parser)
-    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides"))
+    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture"))
 
 
 @command(

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from cluster.assembly import assemble, image_size
+from cluster.assembly import assemble, evaluation_policy, image_size
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import to_yaml
+from cluster.tracking.pictures import sheet
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 from ops import catalog
 from ops.console import console, say, table
+from pipelines.loaders.base import Request
+from pipelines.views.plan import ViewPlan
+
+_SAMPLES, _VIEWS = 6, 7  # of a picture of sample views
 
 
-def show(recipe: str, overrides: Sequence[str]) -> int:
-    """Print the resolved recipe, then both networks with their sizes, cost and taps."""
+def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> int:
+    """Print the resolved recipe, then both networks with their sizes, cost and taps; or save sample views."""
     config = catalog.load_here(recipe, overrides)
+    if picture is not None:
+        return save_views(config, Path(picture))
     say(to_yaml(config))
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
@@ -35,6 +44,27 @@ def show(recipe: str, overrides: Sequence[str]) -> int:
     for name, network in networks.items():
         title = f"taps of the {name} (* read by the method)"
         console.print(table(title, ["tap", "size"], tap_rows(network, config, read[name])))
+    return 0
+
+
+def save_views(config: RunConfig, path: Path) -> int:
+    """Save a sheet of training images, one a row: the centre that evaluation would show, then its first views."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise Refused(f"--picture {path}: give a name that ends in .png or .jpg")
+    if not path.absolute().parent.is_dir():
+        raise Refused(f"--picture {path}: there is no folder {path.absolute().parent}; make it first")
+    run = assemble(config.model_copy(update={"teacher": None}), Rank(0, 1, torch.device("cpu")))
+    num = len(run.indexes["train"])
+    ids = np.unique(np.linspace(0, num - 1, _SAMPLES).astype(np.int64))
+    centre = ViewPlan(evaluation_policy(config).model_copy(update={"size": config.views.size}), run.plan.seed, num)
+    views = range(min(_VIEWS, config.views.num_views or _VIEWS))
+    batches = [
+        *run.loader("train", centre, len(ids)).load([Request(0, ids)]),
+        *run.loader("train", run.plan, len(ids)).load(Request(view, ids) for view in views),
+    ]
+    images = torch.stack([batch.images for batch in batches], dim=1).flatten(0, 1)
+    sheet(images, run.statistics, path, columns=len(batches))
+    say(f"written: {path}: {len(ids)} training images, one a row; the centre, then views 0 to {views[-1]}")
     return 0
 
 

@@ -117,6 +117,8 @@ class Builder:
         """Fit what columns are coded with, to the first images of the first epoch's order; return it with its error."""
         num = min(self.run.plan.num_samples, _FIT_ROWS + _HELD_BACK)
         ids = self.run.plan.order(0, np.arange(num))
+        ids = ids[np.sort(np.unique(ids, return_index=True)[1])]  # in that order, each once
+        num = len(ids)
         held_back = max(1, num // (1 + _FIT_ROWS // _HELD_BACK))
 
         def outputs(share: NDArray[np.int64]) -> Iterator[TeacherOutputs]:

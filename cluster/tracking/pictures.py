@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from cluster.tracking.journal import read_journal
@@ -18,11 +19,19 @@ PANELS = {
 }
 
 
-def first_batch(batch: Batch, statistics: tuple[tuple[float, ...], tuple[float, ...]], path: Path) -> Path:
-    """Draw the views of a batch (at most 64) as the student sees them, normalisation undone."""
-    mean, std = (torch.tensor(values, device=batch.images.device).view(3, 1, 1) for values in statistics)
-    images = (batch.images[:64].float() * std + mean).clamp(0, 1)
-    save_image(make_grid(images.contiguous(), nrow=8, padding=2, pad_value=1.0), path)
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def first_batch(batch: Batch, statistics: Statistics, path: Path) -> Path:
+    """Save the views of a batch (at most 64) as the student sees them, normalisation undone."""
+    return sheet(batch.images[:64], statistics, path)
+
+
+def sheet(images: Tensor, statistics: Statistics, path: Path, columns: int = 8) -> Path:
+    """Save images [N,3,H,W] beside and below each other, normalisation undone."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in statistics)
+    pixels = (images.float() * std + mean).clamp(0, 1)
+    save_image(make_grid(pixels.contiguous(), nrow=columns, padding=2, pad_value=1.0), path)
     return path
 
 

@@ -105,7 +105,12 @@ class Recorder:
             path = pictures.first_batch(batch, self.run.statistics, self.folder.first_batch)
             self.log.add_file(path)
         if self.record:
-            row = {"step": step, "micro_batch": number, "view": batch.view, "sample_ids": batch.sample_ids.tolist()}
+            row = {
+                "step": step,
+                "micro_batch": number,
+                "views": batch.views.tolist(),
+                "sample_ids": batch.sample_ids.tolist(),
+            }
             self.record.write(json.dumps({**row, "loss": float(output.loss.detach())}) + "\n")
             self.record.flush()
 

@@ -8,6 +8,7 @@ whole column.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +35,7 @@ _REMEDY = "restore the file, or run `python -m ops cache build`, which computes 
 
 
 class CacheReader:
-    """Rows of one part of a cache, on a device: `reader.outputs(view, sample_ids)`.
+    """Rows of one part of a cache, on a device: `reader.outputs(views, sample_ids)`.
 
     needs: what is read; only those columns are touched; None for all of them. Refused for a column that the cache
     lacks, and for a shard that is missing, of another size, or (at the first read of its view) of another content.
@@ -58,30 +59,43 @@ class CacheReader:
         self.classifier = classifier_of(constants, device) if needs and needs.teacher_classifier else None
         self._views: dict[int, list[Fields]] = {}
 
-    def outputs(self, view: int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
-        """What the teacher answered for this view of these samples, in their order."""
-        return decode(self.columns, self.rows(view, sample_ids), self.codes, self.classifier)
+    def outputs(self, views: NDArray[np.int64] | int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
+        """Return what the teacher answered for these samples in their views, in their order.
 
-    def rows(self, view: int, sample_ids: NDArray[np.int64]) -> dict[str, Tensor]:
-        """{field: [B,width]} on the device, as stored."""
+        views: one number for all, or of each [B]; sample_ids [B].
+        """
+        return decode(self.columns, self.rows(views, sample_ids), self.codes, self.classifier)
+
+    def rows(self, views: NDArray[np.int64] | int, sample_ids: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return {field: [B,width]} on the device, as stored."""
         ids = np.asarray(sample_ids, dtype=np.int64)
+        views = np.broadcast_to(np.asarray(views, dtype=np.int64), ids.shape)
         assert np.all((ids >= 0) & (ids < self.part.num_rows)), f"sample ids lie in [0, {self.part.num_rows})"
-        shards = self._opened(view)
-        ascending = np.argsort(ids, kind="stable")
-        rows = ids[ascending]
-        ends = np.searchsorted(rows, np.arange(len(shards) + 1) * self.rows_per_shard)
+        ascending = np.lexsort((ids, views))
+        runs = list(self._runs(views[ascending], ids[ascending]))
         back = torch.from_numpy(np.argsort(ascending)).to(self.device, non_blocking=True)
         gathered = {}
         for name, spec in self.fields.items():
             buffer = self._buffer(len(ids), spec)
             target = buffer.numpy()
-            for number, shard in enumerate(shards):
-                start, stop = ends[number], ends[number + 1]
-                if start < stop:
-                    local = rows[start:stop] - number * self.rows_per_shard
-                    np.take(shard[name], local, axis=0, out=target[start:stop], mode="clip")  # unbuffered
+            for shard, rows, start in runs:
+                np.take(shard[name], rows, axis=0, out=target[start : start + len(rows)], mode="clip")  # unbuffered
             gathered[name] = buffer.to(self.device, non_blocking=True).index_select(0, back)
         return gathered
+
+    def _runs(
+        self, views: NDArray[np.int64], ids: NDArray[np.int64]
+    ) -> Iterator[tuple[Fields, NDArray[np.int64], int]]:
+        """Yield (a shard, the rows in it, where they begin) for rows that ascend by view and by id."""
+        for view in np.unique(views).tolist():
+            shards = self._opened(view)
+            first, stop = np.searchsorted(views, (view, view + 1))
+            bounds = np.arange(len(shards) + 1) * self.rows_per_shard
+            ends = first + np.searchsorted(ids[first:stop], bounds)
+            for number, shard in enumerate(shards):
+                if ends[number] < ends[number + 1]:
+                    rows = ids[ends[number] : ends[number + 1]] - bounds[number]
+                    yield shard, rows, int(ends[number])
 
     def _buffer(self, num: int, spec: FieldSpec) -> Tensor:
         """Memory for a batch, pinned where the batch goes to a GPU: torch's allocator lends it again once copied."""

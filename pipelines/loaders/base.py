@@ -19,11 +19,19 @@ from pipelines.views.plan import ViewPlan, Views
 
 @dataclass(frozen=True)
 class Request:
-    """The samples of one batch: any ids, in any order, of one view. epoch: epochs done before, handed through."""
+    """The rows of one batch: any sample ids [B], in any order, each in a view.
 
-    view: int
+    view: one number for all rows, or of each [B]; epoch: epochs done before, handed through.
+    """
+
+    view: int | NDArray[np.int64]
     sample_ids: NDArray[np.int64]
     epoch: float = 0.0
+
+    @property
+    def views(self) -> NDArray[np.int64]:
+        """The view number of each row: [B]."""
+        return np.broadcast_to(np.asarray(self.view, dtype=np.int64), np.shape(self.sample_ids))
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,13 @@ class Loader(ABC):
             ids = job.views.sample_ids
             labels = torch.from_numpy(self.source.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
             pictures, labels = self.finish(images, job.views, job.partner_rows, labels)
+            shown = np.stack((ids, job.views.views))[:, : len(pictures)]
+            sample_ids, views = torch.from_numpy(shown).to(self.device, non_blocking=True)
             yield Batch(
                 images=pictures,
                 labels=labels,
-                sample_ids=torch.from_numpy(ids[: len(pictures)]).to(self.device, non_blocking=True),
-                view=job.request.view,
+                sample_ids=sample_ids,
+                views=views,
                 epoch=job.request.epoch,
             )
             assert self._latest is this, "another load() has taken this loader over"
@@ -85,20 +95,25 @@ class Loader(ABC):
 
     def prepare(self, request: Request) -> Job:
         """Return a request with its views, those of the partners that it lacks appended."""
-        ids, partner_rows = self.rows(request)
-        return Job(request, self.views(request.view, ids), partner_rows)
+        views, ids, partner_rows = self.rows(request)
+        return Job(request, self.views(views, ids), partner_rows)
 
-    def rows(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (the sample ids [N] of a request, the partners that it lacks appended; `Job.partner_rows` [B])."""
-        ids = np.asarray(request.sample_ids, dtype=np.int64)
+    def rows(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return (the view numbers [N] and sample ids [N] of a request, the partners that it lacks appended;
+        `Job.partner_rows` [B])."""
+        ids, views = np.asarray(request.sample_ids, dtype=np.int64), request.views
         assert 0 < len(ids) <= self.max_batch, f"a request has 1 to {self.max_batch} samples, not {len(ids)}"
         if not self.plan.policy.mixes:
-            return ids, np.arange(len(ids))
-        partners = self.plan.partner(request.view, ids)
-        rows = np.concatenate((ids, np.setdiff1d(partners, ids)))
-        by_id = np.argsort(rows, kind="stable")
-        return rows, by_id[np.searchsorted(rows, partners, sorter=by_id)]
+            return views, ids, np.arange(len(ids))
+        # A row is a sample in a view; as one number, so that rows can be looked for.
+        numbers, of_row = np.unique(views, return_inverse=True)
+        asked = of_row * len(self.source) + ids
+        wanted = of_row * len(self.source) + self.plan.partner(views, ids)
+        rows = np.concatenate((asked, np.setdiff1d(wanted, asked)))
+        in_order = np.argsort(rows, kind="stable")
+        partner_rows = in_order[np.searchsorted(rows, wanted, sorter=in_order)]
+        return numbers[rows // len(self.source)], rows % len(self.source), partner_rows
 
-    def views(self, view: int, ids: NDArray[np.int64]) -> Views:
-        """Return the views of these samples."""
-        return self.plan.views(view, ids, self.source.heights[ids], self.source.widths[ids])
+    def views(self, views: NDArray[np.int64], ids: NDArray[np.int64]) -> Views:
+        """Return the samples in their views."""
+        return self.plan.views(views, ids, self.source.heights[ids], self.source.widths[ids])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import islice
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -50,13 +50,13 @@ class ResidentLoader(Loader):
 
     def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
         """Yield the requests with their views, which are drawn for many requests at once."""
-        for view, same_view in groupby(requests, key=lambda request: request.view):
-            while block := list(islice(same_view, _BLOCK)):
-                rows = [self.rows(request) for request in block]
-                views = self.views(view, np.concatenate([ids for ids, _ in rows]))
-                ends = np.cumsum([len(ids) for ids, _ in rows])
-                for request, (ids, partner_rows), end in zip(block, rows, ends, strict=True):
-                    yield Job(request, views[end - len(ids) : end], partner_rows)
+        requests = iter(requests)
+        while block := list(islice(requests, _BLOCK)):
+            rows = [self.rows(request) for request in block]
+            views = self.views(*(np.concatenate([row[column] for row in rows]) for column in (0, 1)))
+            ends = np.cumsum([len(ids) for _, ids, _ in rows])
+            for request, (_, ids, partner_rows), end in zip(block, rows, ends, strict=True):
+                yield Job(request, views[end - len(ids) : end], partner_rows)
 
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
         """Yield each job with its pictures."""

@@ -43,14 +43,14 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Key:
-    """Which samples of which view the numbers are for. sample_ids [B]."""
+    """Which samples, each of which view, the numbers are for. views [B], sample_ids [B]."""
 
     seed: int
-    view: int
+    views: Ints
     sample_ids: Ints
 
     def uniforms(self, stream: Stream, n: int) -> Floats:
-        return uniforms(self.seed, self.view, self.sample_ids, stream, n)
+        return uniforms(self.seed, self.views, self.sample_ids, stream, n)
 
 
 def _integers(uniform: Floats, count: Ints | int) -> Ints:
@@ -200,7 +200,7 @@ def mix(policy: ViewPolicy, key: Key, partner: Ints) -> tuple[NDArray[np.float32
     cut = (uniform[:, 1] < policy.switch_probability) if both else np.full(len(mixed), policy.cutmix_alpha > 0)
     share = np.ones(len(mixed))
     alphas = np.where(cut, policy.cutmix_alpha, policy.mixup_alpha)
-    share[mixed] = symmetric_beta(Key(key.seed, key.view, key.sample_ids[mixed]), alphas[mixed])
+    share[mixed] = symmetric_beta(Key(key.seed, key.views[mixed], key.sample_ids[mixed]), alphas[mixed])
     boxes = np.where((mixed & cut)[:, None], _cut_boxes(policy, share, uniform[:, 2:4]), 0)
     area = boxes[:, 2] * boxes[:, 3]
     share = np.where(mixed & cut, 1 - area / (policy.height * policy.width), share)
@@ -224,7 +224,7 @@ def symmetric_beta(key: Key, alphas: Floats) -> Floats:
     """
     shares, todo, block = np.empty(len(alphas)), np.arange(len(alphas)), 0
     while todo.size:
-        drawn = words(key.seed, key.view, key.sample_ids[todo], Stream.MIX_SHARE, 2, first_block=block)
+        drawn = words(key.seed, key.views[todo], key.sample_ids[todo], Stream.MIX_SHARE, 2, first_block=block)
         log_u, log_v = (exact.log((drawn + 0.5) * 2.0**-32) / alphas[todo, None]).T
         accepted = exact.exp(log_u) + exact.exp(log_v) <= 1
         shares[todo[accepted]] = (1 / (1 + exact.exp(log_v - log_u)))[accepted]

@@ -28,28 +28,36 @@ def philox(counter: ArrayLike, key: tuple[int, int]) -> NDArray[np.uint32]:
 
 
 def words(
-    seed: int, number: int, ids: NDArray[np.int64], stream: int, count: int, first_block: int = 0
+    seed: int,
+    number: int | NDArray[np.int64],
+    ids: NDArray[np.int64],
+    stream: int,
+    count: int,
+    first_block: int = 0,
 ) -> NDArray[np.uint32]:
     """`count` random words for each id: uint32 [B,count].
 
     The counter is (id: 64 bits, number: 32, stream: 16, block: 16), the key is the seed, so no two draws of one seed
-    share a block. number: a view's or an epoch's; stream: what the words are for; first_block: where to begin, for
-    callers that draw until they are satisfied.
+    share a block. number: a view's or an epoch's, one for all ids or of each [B]; stream: what the words are for;
+    first_block: where to begin, for callers that draw until they are satisfied.
     """
     num_blocks = -(-count // 4)
     assert 0 <= seed < 2**64, seed
-    assert 0 <= number < 2**32, number
+    number = np.asarray(number, dtype=np.int64)
+    assert np.all((number >= 0) & (number < 2**32)), number
     assert 0 <= stream < 2**16, stream
     assert first_block + num_blocks <= 2**16, "a stream has 2^16 blocks of four words"
     ids = np.asarray(ids, dtype=np.int64).astype(np.uint64)
     counter = np.empty((len(ids), num_blocks, 4), dtype=np.uint64)
     counter[..., 0] = (ids & _LOW)[:, None]
     counter[..., 1] = (ids >> _SHIFT)[:, None]
-    counter[..., 2] = number
+    counter[..., 2] = number.astype(np.uint64)[..., None]
     counter[..., 3] = (stream << 16) + np.arange(first_block, first_block + num_blocks, dtype=np.uint64)
     return philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(len(ids), 4 * num_blocks)[:, :count]
 
 
-def uniforms(seed: int, view: int, sample_ids: NDArray[np.int64], stream: int, n: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, views: int | NDArray[np.int64], sample_ids: NDArray[np.int64], stream: int, n: int
+) -> NDArray[np.float64]:
     """n numbers in [0, 1) for each sample: float64 [B,n], exact multiples of 2^-32."""
-    return words(seed, view, sample_ids, stream, n).astype(np.float64) * 2.0**-32
+    return words(seed, views, sample_ids, stream, n).astype(np.float64) * 2.0**-32

@@ -2,6 +2,9 @@
 
 Both are pure functions of integers, `view = f(seed, view number, sample id)` and `order = g(seed, epoch)`. Nothing is
 kept between calls: any rank computes any part of any epoch, and a stored teacher output belongs to one view for good.
+
+An epoch has a row for each of its positions, and a row is a sample in a view. Where `repeats` is R, R rows in a row are
+of one sample (or, where views are mixed, of one pair of partners), in R views that follow one another.
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Views:
-    """One view of B samples, as numbers. Boxes are (y, x, height, width) in pixels.
+    """B samples, each in one view, as numbers. Boxes are (y, x, height, width) in pixels.
 
-    window [B,4] of the source is brought to resize [B,2] (height, width); the picture is the part that begins at offset
-    [B,2] (y, x; may be negative: black outside), then flip [B]. operations [B,T] of the kinds of
-    `pipelines.views.operations`, with an argument each, in turn. colour [B,3,4]: RGB in [0, 1] through a matrix and an
-    offset; erase [B,4] boxes (area 0: none) and noise_offset [B,2]. The sample's mixture: partner [B] sample ids,
-    mix_lambda [B] the sample's own share (1: not mixed), mix_box [B,4] (area above 0: CutMix).
+    views [B] and sample_ids [B] say which. window [B,4] of the source is brought to resize [B,2] (height, width); the
+    picture is the part that begins at offset [B,2] (y, x; may be negative: black outside), then flip [B]. operations
+    [B,T] of the kinds of `pipelines.views.operations`, with an argument each, in turn. colour [B,3,4]: RGB in [0, 1]
+    through a matrix and an offset; erase [B,4] boxes (area 0: none) and noise_offset [B,2]. The sample's mixture:
+    partner [B] sample ids, mix_lambda [B] the sample's own share (1: not mixed), mix_box [B,4] (area above 0: CutMix).
     """
 
-    view: int
+    views: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
     window: NDArray[np.int32]
     resize: NDArray[np.int32]
@@ -77,47 +80,66 @@ class ViewPlan:
         content = {"policy": self.policy.appearance(), "seed": self.seed, "version": VERSION}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def view_of(self, epoch: int) -> int:
-        """The number of the view that an epoch shows."""
-        return epoch if self.policy.num_views is None else epoch % self.policy.num_views
+    def views_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the view numbers of the rows at the given positions of an epoch: [P] -> [P]."""
+        repeats, num_views = self.policy.repeats, self.policy.num_views
+        views: NDArray[np.int64] = epoch * repeats + self._places(positions)[1]
+        return views if num_views is None else views % num_views
 
     def order(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The sample ids at the given positions of an epoch: [P] -> [P].
+        """Return the sample ids of the rows at the given positions of an epoch: [P] -> [P].
 
         Where views are mixed, partners stand at positions 2k and 2k + 1 (the last of an odd number stands alone).
         """
-        positions = np.asarray(positions, dtype=np.int64)
+        places, _ = self._places(positions)
         if not self.policy.mixes:
-            return permutation(self.num_samples, self.seed, epoch, Stream.EPOCH_ORDER)(positions)
+            return permutation(self.num_samples, self.seed, epoch, Stream.EPOCH_ORDER)(places)
         pairs = permutation(self.num_samples // 2, self.seed, epoch, Stream.EPOCH_ORDER)
-        slots = positions.copy()
-        paired = positions < self.num_samples - self.num_samples % 2
-        slots[paired] = 2 * pairs(positions[paired] // 2) + positions[paired] % 2
-        return self._slots(self.view_of(epoch)).inverse(slots)
+        slots = places.copy()
+        paired = places < self.num_samples - self.num_samples % 2
+        slots[paired] = 2 * pairs(places[paired] // 2) + places[paired] % 2
+        (pairing,) = self._pairings(self.views_at(epoch, np.zeros(1, dtype=np.int64)))
+        return self._slots(pairing).inverse(slots)
 
-    def partner(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Whom each sample is mixed with in a view: [B] -> [B], its own inverse; itself where nothing is mixed."""
+    def partner(self, views: NDArray[np.int64] | int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return whom each sample is mixed with in its view: [B], [B] -> [B], itself where nothing is mixed.
+
+        In one view, or in all views of an epoch, a partner's partner is the sample. views: one number, or of each.
+        """
         ids = np.asarray(ids, dtype=np.int64)
         if not self.policy.mixes:
             return ids
-        slots = self._slots(view)(ids)
-        other = slots ^ 1
-        return self._slots(view).inverse(np.where(other < self.num_samples, other, slots))
+        pairings = np.broadcast_to(self._pairings(np.asarray(views, dtype=np.int64)), ids.shape)
+        partners = np.empty_like(ids)
+        for pairing in np.unique(pairings).tolist():
+            mine = pairings == pairing
+            slots = self._slots(pairing)(ids[mine])
+            other = slots ^ 1
+            partners[mine] = self._slots(pairing).inverse(np.where(other < self.num_samples, other, slots))
+        return partners
 
     def views(
-        self, view: int, sample_ids: NDArray[np.int64], heights: NDArray[np.int32], widths: NDArray[np.int32]
+        self,
+        views: NDArray[np.int64] | int,
+        sample_ids: NDArray[np.int64],
+        heights: NDArray[np.int32],
+        widths: NDArray[np.int32],
     ) -> Views:
-        """One view of the given samples, whose stored pictures have these heights and widths; all [B]."""
+        """Return the given samples, whose stored pictures have these heights and widths, in their views; all [B].
+
+        views: one number for all, or of each.
+        """
         ids = np.asarray(sample_ids, dtype=np.int64)
+        views = np.broadcast_to(np.asarray(views, dtype=np.int64), ids.shape)
         assert np.all((ids >= 0) & (ids < self.num_samples)), f"sample ids lie in [0, {self.num_samples})"
-        key = draws.Key(self.seed, view, ids)
+        key = draws.Key(self.seed, views, ids)
         where = draws.geometry(self.policy, key, heights.astype(np.int64), widths.astype(np.int64))
         operations, arguments = draws.auto_augment(self.policy, key) or (None, None)
         boxes, noise_offset = draws.erase(self.policy, key) or (None, None)
-        partner = self.partner(view, ids)
+        partner = self.partner(views, ids)
         mix_lambda, mix_box = draws.mix(self.policy, key, partner)
         return Views(
-            view=view,
+            views=views,
             sample_ids=ids,
             window=where.window.astype(np.int32),
             resize=where.resize.astype(np.int32),
@@ -133,6 +155,24 @@ class ViewPlan:
             mix_box=mix_box.astype(np.int32),
         )
 
-    def _slots(self, view: int) -> Permutation:
-        """Sample id -> slot; slots 2k and 2k + 1 are partners in this view."""
-        return permutation(self.num_samples, self.seed, view, Stream.PARTNER)
+    def _places(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return what place in the order of the samples each position shows, and its how manieth row it is: [P], [P].
+
+        A place stands for one sample; of a pair that is mixed, both rows come before the pair's next two.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        if self.policy.repeats == 1:
+            return positions, np.zeros_like(positions)
+        together = 2 if self.policy.mixes else 1
+        group, member = positions // together, positions % together
+        alone = positions >= self.num_samples - self.num_samples % together
+        places = np.where(alone, positions, group // self.policy.repeats * together + member)
+        return places, np.where(alone, 0, group % self.policy.repeats)
+
+    def _pairings(self, views: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the pairings that the views are mixed by: all views of an epoch share one."""
+        return views // self.policy.repeats
+
+    def _slots(self, pairing: int) -> Permutation:
+        """Sample id -> slot; slots 2k and 2k + 1 are partners in this pairing."""
+        return permutation(self.num_samples, self.seed, int(pairing), Stream.PARTNER)

@@ -68,6 +68,9 @@ class ViewPolicy(BaseModel):
     erase_fill: Literal["mean", "noise"] = "mean"
     """What the erased box is filled with: the mean colour, which is 0 after normalisation, or noise of unit
     variance."""
+    repeats: int = Field(default=1, ge=1)
+    """How many rows of an epoch show one sample, each in a view of its own (repeated augmentation; DeiT takes 3). An
+    epoch has as many rows as it has samples, and so shows one in `repeats` of them. `num_views` is a multiple of it."""
     erase_first: bool = False
     """Whether pictures are erased before they are mixed, as timm does it, so that a mixture holds what is left of an
     erased partner. By default the mixture is erased."""
@@ -136,6 +139,15 @@ class ViewPolicy(BaseModel):
             raise Refused(
                 f"auto_augment_fill={self.auto_augment_fill} has no effect without auto_augment; remove it, or name a "
                 "policy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_epochs_of_views(self) -> ViewPolicy:
+        if self.num_views is not None and self.num_views % self.repeats:
+            raise Refused(
+                f"num_views={self.num_views} is no multiple of repeats={self.repeats}, the views that an epoch shows; "
+                f"give num_views={-(-self.num_views // self.repeats) * self.repeats}"
             )
         return self
 

@@ -12,7 +12,7 @@ from kdcore.errors import Refused
 
 
 def batch(labels: torch.Tensor) -> Batch:
-    return Batch(torch.zeros(len(labels), 3, 4, 4), labels, torch.arange(len(labels)), view=0)
+    return Batch(torch.zeros(len(labels), 3, 4, 4), labels, torch.arange(len(labels)), torch.zeros(len(labels)))
 
 
 def test_needs_add_up_field_by_field():
@@ -105,4 +105,4 @@ def test_targets_come_with_a_copy_of_the_batch():
     assert plain.with_targets(targets).targets is targets
     assert plain.targets is None
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plain.view = 1
+        plain.views = torch.ones(2)

@@ -68,7 +68,7 @@ def batch(soft: bool = False, **kwargs: Any) -> Batch:
     torch.manual_seed(1)
     labels = torch.rand(4, K).softmax(dim=1) if soft else torch.tensor([0, 3, 1, 4])
     images = torch.randn(4, 3, *SIZE).to(memory_format=torch.channels_last)
-    return Batch(images, labels, torch.tensor([7, 2, 9, 4]), view=0, **kwargs)
+    return Batch(images, labels, torch.tensor([7, 2, 9, 4]), torch.zeros(4), **kwargs)
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -231,7 +231,9 @@ def test_renormalised_images_are_those_normalised_for_the_teacher():
     teacher = OnlineTeacher(
         model, Needs(teacher_logits=True), renormalisation(STUDENTS_STATISTICS, TEACHERS_STATISTICS)
     )
-    shown = Batch(normalised(pixels, STUDENTS_STATISTICS), torch.zeros(4, dtype=torch.long), torch.arange(4), 0)
+    shown = Batch(
+        normalised(pixels, STUDENTS_STATISTICS), torch.zeros(4, dtype=torch.long), torch.arange(4), torch.zeros(4)
+    )
     expected = model(normalised(pixels, TEACHERS_STATISTICS))
     torch.testing.assert_close(teacher(shown).logits, expected, rtol=1e-4, atol=1e-4)
     assert renormalisation(TEACHERS_STATISTICS, TEACHERS_STATISTICS) is None

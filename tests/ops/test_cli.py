@@ -8,9 +8,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import yaml
+from PIL import Image
 
 import kdcore
 from cluster.config import RunConfig
@@ -147,6 +149,21 @@ def test_show(recipe, tmp_path, capsys):
     ):  # 8 x 64 weights in the projection
         assert part in shown, part
     assert not ray.is_initialized()
+
+
+def test_show_a_picture_of_sample_views(recipe, tmp_path, capsys):
+    """6 images by their centre and 3 views, with borders of 2 pixels; the teacher is not looked for."""
+    path, picture = tmp_path / "recipe.yaml", tmp_path / "views.png"
+    views = {"views__auto_augment": "trivial", "views__mixup_alpha": 0.5, "views__num_views": 3}
+    teacher = {"model": "cifar_resnet8", "checkpoint": str(tmp_path / "absent.safetensors")}
+    path.write_text(yaml.safe_dump(recipe(teacher=teacher, **views)))
+    assert main(["show", str(path), "--picture", str(picture)]) == 0
+    assert "6 training images, one a row; the centre, then views 0 to 2" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(picture))
+    assert sheet.shape == (6 * (16 + 2) + 2, 4 * (16 + 2) + 2, 3)
+    assert len({sheet[2:18, 2 + 18 * column : 18 + 18 * column].tobytes() for column in range(4)}) == 4
+    assert main(["show", str(path), "--picture", str(tmp_path / "views.txt")]) == 2
+    assert "give a name that ends in .png or .jpg" in capsys.readouterr().err
 
 
 def test_the_help_groups_the_commands_and_ends_with_examples_that_parse(capsys):

@@ -34,6 +34,7 @@ MIXED = {
     "views__cutmix_alpha": 1.0,
     "views__erase_probability": 0.25,
     "views__auto_augment": "rand-m9-mstd0.5-inc1",
+    "views__repeats": 2,
 }
 EXACT = {"cache__dtype": "float32", "cache__features": "float32"}
 KD = [{"term": "ce", "weight": 0.5}, {"term": "kd", "weight": 0.5, "temperature": 4.0}]

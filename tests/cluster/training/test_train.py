@@ -31,6 +31,7 @@ MIXED = {
     "views__cutmix_alpha": 1.0,
     "views__erase_probability": 0.25,
     "views__auto_augment": "rand-m9-mstd0.5-inc1",
+    "views__repeats": 2,
     "train__ema_decay": 0.9,
     "train__clip_norm": 5.0,
 }
@@ -90,11 +91,14 @@ def test_one_worker_and_two(configure, undisturbed):
     assert len(one) == 2 * 6 * 2  # epochs x steps x micro-batches
     assert one.keys() == two.keys()
     for place, row in one.items():
-        assert row["sample_ids"] == two[place]["sample_ids"]
+        assert (row["views"], row["sample_ids"]) == (two[place]["views"], two[place]["sample_ids"])
         assert row["loss"] == pytest.approx(two[place]["loss"], rel=2e-4)
     for epoch in range(2):
-        seen = [i for (step, _), row in one.items() if step // 6 == epoch for i in row["sample_ids"]]
-        assert sorted(seen) == list(range(48))
+        rows = [row for (step, _), row in one.items() if step // 6 == epoch]
+        seen = [pair for row in rows for pair in zip(row["sample_ids"], row["views"], strict=True)]
+        assert len(set(seen)) == 48
+        assert {one for one, _ in seen} == {one for one, view in seen if view == 2 * epoch}, "each in both views"
+        assert {view for _, view in seen} == {2 * epoch, 2 * epoch + 1}
     for name, tensor in weights(alone.run_dir).items():
         # Batch norm's running statistics are rank 0's, which on 2 workers saw half as many micro-batches.
         if "running" not in name and "num_batches" not in name:

@@ -132,7 +132,7 @@ def test_requests_are_the_plans_order(first_step, config, monkeypatch):
     assert [request.epoch for request in requests] == [step / 5 for step in range(first_step, 15)]
     for step, request in zip(range(first_step, 15), requests, strict=True):
         start = step % 5 * 4
-        assert request.view == step // 5
+        assert request.views.tolist() == [step // 5] * 4
         assert request.sample_ids.tolist() == run.plan.order(step // 5, np.arange(start, start + 4)).tolist()
 
 
@@ -260,7 +260,7 @@ def test_a_graph_has_inputs_of_its_own():
     features = {"layer2": torch.rand(2, 4, 3, 3).to(memory_format=torch.channels_last)}
     targets = TeacherOutputs(torch.rand(2, 5), features, Classifier(torch.rand(5, 4), None), torch.rand(2, 3, 6, 6))
     images = torch.rand(2, 3, 6, 6).to(memory_format=torch.channels_last)
-    batch = Batch(images, torch.tensor([1, 0]), torch.tensor([7, 8]), view=0, targets=targets)
+    batch = Batch(images, torch.tensor([1, 0]), torch.tensor([7, 8]), torch.zeros(2), targets=targets)
     own = copy.deepcopy(batch)
     ours, theirs = tensors_of(own), tensors_of(batch)
     assert len(ours) == 5

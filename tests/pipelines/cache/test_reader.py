@@ -44,6 +44,15 @@ def test_many_random_batches(cache):
         assert opened.outputs(view, ids).logits[:, 1].tolist() == (ids + 100 * view).tolist()
 
 
+def test_rows_of_several_views_in_one_gather(cache):
+    opened, rng = reader(cache), np.random.default_rng(0)
+    for _ in range(50):
+        ids = rng.integers(10, size=rng.integers(1, 30))
+        views = rng.integers(2, size=len(ids))
+        logits = opened.outputs(views, ids).logits
+        assert logits.tolist() == [[i, i + 100 * v, -i] for i, v in zip(ids.tolist(), views.tolist(), strict=True)]
+
+
 def test_a_batch_is_a_copy(cache):
     """Changing a batch changes neither the file nor the next batch."""
     opened = reader(cache)

@@ -74,17 +74,17 @@ def test_every_sample_once_with_a_partial_last_batch(kind: str, odd_index: Sourc
         assert batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.labels.dtype == batch.sample_ids.dtype == torch.int64
-        assert (batch.view, batch.epoch, batch.targets) == (2, 0.0, None)
+        assert (batch.views.tolist(), batch.epoch, batch.targets) == ([2] * len(batch), 0.0, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_epoch_is_handed_through_and_requests_are_answered_in_order(kind: str, odd_index: Source) -> None:
     asked = [Request(view, np.array([view, 3]), epoch=view / 4) for view in (5, 1, 2)]
     got = list(loader(kind, odd_index, PLAIN).load(asked))
-    assert [(batch.view, batch.epoch, batch.sample_ids.tolist()) for batch in got] == [
-        (5, 1.25, [5, 3]),
-        (1, 0.25, [1, 3]),
-        (2, 0.5, [2, 3]),
+    assert [(batch.views.tolist(), batch.epoch, batch.sample_ids.tolist()) for batch in got] == [
+        ([5, 5], 1.25, [5, 3]),
+        ([1, 1], 0.25, [1, 3]),
+        ([2, 2], 0.5, [2, 3]),
     ]
 
 
@@ -100,6 +100,30 @@ def test_a_picture_does_not_depend_on_its_batch(kind: str, policy: ViewPolicy, o
     for i, alone in enumerate(load(requests(13, 1, view=3))):
         assert torch.equal(alone.images[0], together.images[i])
         assert torch.equal(alone.labels[0], together.labels[i])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_rows_of_several_views_are_those_of_each(kind: str, repeats: int, odd_index: Source) -> None:
+    load = loader(kind, odd_index, FULL.model_copy(update={"repeats": repeats})).load
+    views, ids = np.array([4, 3, 3, 4, 9]), np.array([12, 12, 0, 1, 5])
+    together = only(load([Request(views, ids)]))
+    assert together.views.tolist() == views.tolist()
+    assert together.sample_ids.tolist() == ids.tolist()
+    for row, (view, one) in enumerate(zip(views.tolist(), ids.tolist(), strict=True)):
+        alone = only(load([Request(view, np.array([one]))]))
+        assert torch.equal(alone.images[0], together.images[row])
+        assert torch.equal(alone.labels[0], together.labels[row])
+
+
+def test_partners_in_the_same_view_are_decoded_once(odd_index: Source) -> None:
+    pictures = loader("reference", odd_index, FULL.model_copy(update={"repeats": 2}))
+    positions = np.arange(8)
+    views, ids = pictures.plan.views_at(1, positions), pictures.plan.order(1, positions)
+    assert views.tolist() == [2, 2, 3, 3] * 2
+    job = pictures.prepare(Request(views, ids))
+    assert len(job.views) == 8
+    assert job.partner_rows.tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -76,9 +76,9 @@ def requests(plan: ViewPlan) -> list[Request]:
 def assert_equal_batches(ours: Loader, theirs: Loader) -> None:
     asked = requests(theirs.plan)
     for a, b in zip(ours.load(iter(asked)), theirs.load(asked), strict=True):
-        assert (a.view, a.epoch) == (b.view, b.epoch)
+        assert a.epoch == b.epoch
         assert a.images.is_contiguous(memory_format=torch.channels_last)
-        for name in ("images", "labels", "sample_ids"):
+        for name in ("images", "labels", "sample_ids", "views"):
             assert torch.equal(getattr(a, name).cpu(), getattr(b, name)), name
 
 

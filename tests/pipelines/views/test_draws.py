@@ -13,7 +13,7 @@ from pipelines.views.philox import uniforms
 from pipelines.views.policy import ViewPolicy
 
 IDS = np.arange(4000)
-KEY = Key(seed=12, view=3, sample_ids=IDS)
+KEY = Key(seed=12, views=np.full(len(IDS), 3), sample_ids=IDS)
 SIDES = np.full(len(IDS), 240)
 
 
@@ -40,7 +40,7 @@ def test_resized_crop_is_torchvisions(policy: ViewPolicy) -> None:
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(1, 60, 600), rng.integers(1, 400, 600)
     heights[:200] = 1
-    key = Key(9, 1, np.arange(600))
+    key = Key(9, np.full(600, 1), np.arange(600))
     found = draws.geometry(policy, key, heights, widths)
     uniform = uniforms(9, 1, key.sample_ids, Stream.CROP, 40).tolist()
     expected = [slow_crop(uniform[i], int(heights[i]), int(widths[i]), policy) for i in range(600)]
@@ -72,7 +72,7 @@ def test_center_crop(
     size: int | tuple[int, int], crop_pct: float, source: tuple[int, int], resize: list[int], offset: list[int]
 ) -> None:
     policy = ViewPolicy.evaluation(size, crop_pct)
-    key = Key(0, 0, np.array([0]))
+    key = Key(0, np.array([0]), np.array([0]))
     found = draws.geometry(policy, key, np.array(source[:1]), np.array(source[1:]))
     assert found.window.tolist() == [[0, 0, *source]]
     assert found.resize.tolist() == [resize]
@@ -182,7 +182,7 @@ def test_mixtures() -> None:
 
 
 def test_cut_boxes_have_the_partners_area_until_they_are_clipped() -> None:
-    key = Key(12, 3, np.arange(4000))
+    key = Key(12, np.full(4000, 3), np.arange(4000))
     share, boxes = draws.mix(ViewPolicy(size=200, cutmix_alpha=1.0), key, key.sample_ids ^ 1)
     drawn = draws.symmetric_beta(key, np.ones(4000))
     free = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] < 200).all(axis=1)

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipelines.views.order import Permutation
 from pipelines.views.plan import ViewPlan
@@ -86,7 +87,7 @@ def test_partners_are_mutual_and_adjacent(num: int) -> None:
     plan = ViewPlan(MIXED.model_copy(update={"num_views": 2}), seed=5, num_samples=num)
     everyone = np.arange(num)
     for epoch in range(4):
-        partner = plan.partner(plan.view_of(epoch), everyone)
+        partner = plan.partner(plan.views_at(epoch, everyone), everyone)
         assert np.array_equal(partner[partner], everyone)
         assert np.count_nonzero(partner == everyone) == num % 2
         order = plan.order(epoch, everyone)
@@ -100,6 +101,66 @@ def test_partners_change_with_the_view() -> None:
     ids = np.arange(1000)
     assert np.mean(plan.partner(0, ids) == plan.partner(1, ids)) < 0.02
     assert np.array_equal(ViewPlan(PLAIN, 5, 1000).partner(0, ids), ids)
+
+
+REPEATED = {
+    "plain": ViewPolicy(repeats=3),
+    "mixed": ViewPolicy(repeats=3, mixup_alpha=0.2),
+    "stored": ViewPolicy(repeats=3, mixup_alpha=0.2, num_views=6),
+}
+
+
+@pytest.mark.parametrize("num", [6, 7, 12, 600, 1001])
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeats_show_a_sample_in_views_of_its_own(name: str, num: int) -> None:
+    """As DeiT's sampler: 3 rows of one sample in a row, as many rows as before, a third of the samples."""
+    policy, everyone = REPEATED[name], np.arange(num)
+    plan = ViewPlan(policy, seed=5, num_samples=num)
+    for epoch in range(4):
+        ids, views = plan.order(epoch, everyone), plan.views_at(epoch, everyone)
+        assert len({*zip(ids.tolist(), views.tolist(), strict=True)}) == num, "no row twice"
+        own = {3 * epoch + repeat for repeat in range(3)}
+        assert set(views.tolist()) == {view % (policy.num_views or 1000) for view in own}
+        whole = num - num % (6 if policy.mixes else 3)
+        rows = ids[:whole].reshape(-1, 3, 2) if policy.mixes else ids[:whole].reshape(-1, 3)
+        assert np.all(rows == rows[:, :1]), "rows of a sample, or of a pair, follow one another"
+        assert np.unique(rows[:, 0]).size == rows[:, 0].size, "and come once"
+        some = np.array([num - 1, 0, num // 2])
+        assert np.array_equal(plan.order(epoch, some), ids[some])
+        assert np.array_equal(plan.views_at(epoch, some), views[some])
+
+
+@pytest.mark.parametrize("num", [6, 7, 600, 1001])
+def test_partners_are_mutual_and_adjacent_in_every_repeat(num: int) -> None:
+    plan = ViewPlan(REPEATED["mixed"], seed=5, num_samples=num)
+    everyone = np.arange(num)
+    for epoch in range(3):
+        ids, views = plan.order(epoch, everyone), plan.views_at(epoch, everyone)
+        partner = plan.partner(views, ids)
+        even = num - num % 2
+        assert np.array_equal(partner[:even:2], ids[1:even:2])
+        assert np.array_equal(views[:even:2], views[1:even:2])
+        assert np.array_equal(plan.partner(views, partner), ids)
+        assert np.count_nonzero(partner == ids) == num % 2
+
+
+def test_partners_differ_between_epochs_with_repeats() -> None:
+    plan, ids = ViewPlan(REPEATED["mixed"], 5, 1000), np.arange(1000)
+    assert np.array_equal(plan.partner(3, ids), plan.partner(5, ids))
+    assert np.mean(plan.partner(2, ids) == plan.partner(3, ids)) < 0.02
+
+
+def test_every_sample_has_its_turn_with_repeats() -> None:
+    plan = ViewPlan(REPEATED["mixed"], 5, 1000)
+    shown = np.concatenate([plan.order(epoch, np.arange(1000)) for epoch in range(60)])
+    times = np.bincount(shown, minlength=1000) / 3
+    assert times.min() > 5
+    assert abs(times.mean() - 20) < 0.1
+
+
+def test_views_that_are_no_whole_number_of_epochs_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"num_views=8 is no multiple of repeats=3, .*; give num_views=9"):
+        ViewPolicy(num_views=8, repeats=3)
 
 
 def test_fourteen_million_ids_cost_no_memory() -> None:

@@ -34,6 +34,7 @@ def arrays(of: Views) -> dict[str, np.ndarray]:
 def test_types_and_shapes() -> None:
     found = arrays(views(ViewPlan(FULL, 1, 50), 0, np.arange(7)))
     expected = {
+        "views": (np.int64, (7,)),
         "sample_ids": (np.int64, (7,)),
         "window": (np.int32, (7, 4)),
         "resize": (np.int32, (7, 2)),
@@ -57,6 +58,18 @@ def test_a_view_does_not_depend_on_its_company() -> None:
         np.testing.assert_array_equal(array, together[name][ids], err_msg=name)
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_samples_of_several_views_are_those_of_each(repeats: int) -> None:
+    policy = FULL.model_copy(update={"repeats": repeats, "auto_augment": "rand-m9-mstd0.5-inc1"})
+    plan = ViewPlan(policy, 1, 5000)
+    numbers, ids = np.array([7, 2, 7, 0, 2]), np.array([3, 3, 4, 3, 4999])
+    mixed = arrays(plan.views(numbers, ids, 300 + ids % 91, 280 + ids % 77))
+    for row, (number, one) in enumerate(zip(numbers.tolist(), ids, strict=True)):
+        for name, array in arrays(views(plan, number, ids[[row]])).items():
+            np.testing.assert_array_equal(array[0], mixed[name][row], err_msg=name)
+        assert mixed["sample_ids"][row] == one
+
+
 @pytest.mark.parametrize(("seed", "view"), [(2, 0), (1, 1)])
 def test_seeds_and_views_differ(seed: int, view: int) -> None:
     ids = np.arange(1000)
@@ -78,8 +91,10 @@ def test_one_augmentation_leaves_the_others_numbers_alone(update: dict[str, Any]
 
 
 def test_view_of_an_epoch() -> None:
-    assert [ViewPlan(ViewPolicy(num_views=3), 0, 1).view_of(epoch) for epoch in range(5)] == [0, 1, 2, 0, 1]
-    assert ViewPlan(ViewPolicy(), 0, 1).view_of(7) == 7
+    some = np.array([3, 0])
+    three = ViewPlan(ViewPolicy(num_views=3), 0, 9)
+    assert [three.views_at(epoch, some).tolist() for epoch in range(5)] == [[v, v] for v in (0, 1, 2, 0, 1)]
+    assert ViewPlan(ViewPolicy(), 0, 9).views_at(7, some).tolist() == [7, 7]
 
 
 def test_a_seed_outside_its_range_is_refused() -> None:
