@@ -96,35 +96,74 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across(self) -> RunConfig:
-        train, views = self.train, self.views
-        if all(term.weight == 0 for term in self.method):
-            raise Refused("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
-        if self.teacher is None and (self.needs.teacher or self.student.classifier == "reused"):
-            wants = [t.term for t in self.method if t.needs().teacher] or ["student.classifier: reused"]
-            raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
-        if self.teacher and self.teacher.cached:
-            require_cache(self.cache, views)
-        if train.micro_batch and train.batch_size % train.micro_batch:
-            raise Refused(
-                f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
-                f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
-            )
-        if self.scaling.min_workers and not train.micro_batch:
-            raise Refused(
-                "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
-                "train.micro_batch"
-            )
-        micro_batch_size(train, max(1, self.scaling.num_workers), views.mixes)
-        if self.needs.hard_labels and views.mixes:
-            coupled = [t.term for t in self.method if t.needs().hard_labels]
-            raise Refused(
-                f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup and views.cutmix to 0"
-            )
-        if train.select == "held_out" and self.data.held_out == 0:
-            raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
-        if (self.data.mean is None) != (self.data.std is None):
-            raise Refused("data.mean and data.std belong together; give both or neither")
+        for rule in _RULES:
+            rule(self)
         return self
+
+
+def _something_is_learnt(config: RunConfig) -> None:
+    if all(term.weight == 0 for term in config.method):
+        raise Refused("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
+
+
+def _a_teacher_is_there(config: RunConfig) -> None:
+    if config.teacher is None and (config.needs.teacher or config.student.classifier == "reused"):
+        wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
+        raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
+
+
+def _a_cache_is_there(config: RunConfig) -> None:
+    if config.teacher and config.teacher.cached:
+        require_cache(config.cache, config.views)
+
+
+def _micro_batches_fill_the_batch(config: RunConfig) -> None:
+    train = config.train
+    if train.micro_batch and train.batch_size % train.micro_batch:
+        raise Refused(
+            f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
+            f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
+        )
+
+
+def _workers_share_the_batch(config: RunConfig) -> None:
+    if config.scaling.min_workers and not config.train.micro_batch:
+        raise Refused(
+            "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
+            "train.micro_batch"
+        )
+    micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
+
+
+def _labels_are_what_the_method_reads(config: RunConfig) -> None:
+    if config.needs.hard_labels and config.views.mixes:
+        coupled = [t.term for t in config.method if t.needs().hard_labels]
+        raise Refused(
+            f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup_alpha and views.cutmix_alpha to 0"
+        )
+
+
+def _images_to_choose_by_are_held_out(config: RunConfig) -> None:
+    if config.train.select == "held_out" and config.data.held_out == 0:
+        raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
+
+
+def _statistics_are_whole(config: RunConfig) -> None:
+    if (config.data.mean is None) != (config.data.std is None):
+        raise Refused("data.mean and data.std belong together; give both or neither")
+
+
+# What sections must say together; each refuses what does not fit.
+_RULES = (
+    _something_is_learnt,
+    _a_teacher_is_there,
+    _a_cache_is_there,
+    _micro_batches_fill_the_batch,
+    _workers_share_the_batch,
+    _labels_are_what_the_method_reads,
+    _images_to_choose_by_are_held_out,
+    _statistics_are_whole,
+)
 
 
 def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:

@@ -56,14 +56,16 @@ class Rank:
 
 
 def set_up_torch(deterministic: bool) -> None:
-    """Kernels that give the same bits twice, where asked for."""
+    """Let kernels give the same bits twice, where asked for."""
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # A debugging aid that goes with it fills every new tensor; nothing here reads such memory, and the bits are the same.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
-    """Seeds dropout and the like as a pure function of (seed, step, number of the micro-batch in the global batch).
+    """Seed dropout and the like as a pure function of (seed, step, number of the micro-batch in the global batch).
 
     Nothing to restore after a crash, and no dependence on the number of workers.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -59,12 +59,17 @@ class Needs:
                 f"{other.detach_head_at!r}; give them the same deepest tap"
             )
         return Needs(
-            *(
-                getattr(self, f.name) or getattr(other, f.name)
-                if not isinstance(getattr(self, f.name), frozenset)
-                else getattr(self, f.name) | getattr(other, f.name)
-                for f in fields(Needs)
-            )
+            teacher_logits=self.teacher_logits or other.teacher_logits,
+            teacher_taps=self.teacher_taps | other.teacher_taps,
+            teacher_classifier=self.teacher_classifier or other.teacher_classifier,
+            teacher_input_gradient=self.teacher_input_gradient or other.teacher_input_gradient,
+            class_means=self.class_means | other.class_means,
+            class_similarity=self.class_similarity or other.class_similarity,
+            student_taps=self.student_taps | other.student_taps,
+            student_input_gradient=self.student_input_gradient or other.student_input_gradient,
+            sample_ids=self.sample_ids or other.sample_ids,
+            hard_labels=self.hard_labels or other.hard_labels,
+            detach_head_at=self.detach_head_at or other.detach_head_at,
         )
 
     @staticmethod

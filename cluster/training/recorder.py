@@ -75,6 +75,7 @@ class Recorder:
         self.wait_seconds = self.window_wait = 0.0
         self.window_start, self.window_steps = time.perf_counter(), 0
         self.latest: dict[str, float] = {}
+        self.teacher: dict[str, float] = {}
         self.record = None
         if config.tracking.record_batches:
             self.record = self.folder.batches(run.rank.number).open("a")
@@ -187,7 +188,7 @@ class Recorder:
         if self.record:
             self.record.close()
         result = {
-            "metrics": {**self.latest, **validation.latest, **getattr(self, "teacher", {})},
+            "metrics": {**self.latest, **validation.latest, **self.teacher},
             "steps": state.step,
             "train_seconds": state.train_seconds,
             "images_per_second": state.step * self.config.train.batch_size / max(state.train_seconds, 1e-9),

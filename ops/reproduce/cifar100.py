@@ -175,7 +175,6 @@ def main() -> None:
         collect(runs_folder(args), [*ROWS, *BEYOND], "cifar100_held_out" if args.held_out else "cifar100")
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for the same bits twice
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid
     rows = args.rows or (["simkd", "wttm", *BEYOND] if args.held_out else [row for row in ROWS if row != "teacher"])
     if "teacher" in rows and not weights_of_teacher(args.state).exists():
         if later := [row for row in rows if row not in WITHOUT_TEACHER]:

@@ -24,7 +24,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
-from cluster.tracking.journal import read_metrics
+from cluster.tracking.journal import read_journal
 from cluster.training.launch import RunResult, launch
 from cluster.training.recovery import CHECKPOINTS
 from kdcore.configs import ModelConfig
@@ -168,7 +168,7 @@ def assert_same_bits(one: RunResult, other: RunResult) -> None:
 
 def losses(run: RunResult) -> list[tuple[int, float]]:
     """(step, training loss), as logged."""
-    rows = read_metrics(Path(run.run_dir) / "metrics.jsonl")
+    rows = read_journal(Path(run.run_dir) / "metrics.jsonl")
     return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
 
 
@@ -256,7 +256,7 @@ def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path):
     options = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as driver:
         while driver.poll() is None:
-            rows = read_metrics(config.run_dir / "metrics.jsonl")
+            rows = read_journal(config.run_dir / "metrics.jsonl")
             if rows and rows[-1]["step"] >= random_steps(5, 1)[0]:
                 driver.kill()
         shown = driver.stdout.read()
