@@ -58,7 +58,7 @@ class Rank:
 def set_up_torch(deterministic: bool) -> None:
     """Let kernels give the same bits twice, where asked for."""
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # A debugging aid that goes with it fills every new tensor; nothing here reads such memory, and the bits are the same.
+    # A debugging aid that goes with it fills every new tensor; nothing here reads such memory: the bits are the same.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
