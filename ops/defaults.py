@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
 from cluster.config import RunConfig
 from cluster.tracking.folder import flat
 from kdcore.terms import REGISTRY, Term
+from ops.schema import named_models
 
 
 def with_defaults(recipe: Mapping[str, str]) -> dict[str, str]:
@@ -51,17 +52,10 @@ def models_below(
 
     A term's model is the one of its name; nothing for a term that is not known here.
     """
-    model = model_in(annotation)
+    model = next(named_models(annotation), None)
     items = (f"{prefix}{number}" for number in itertools.count())
     numbered = [f"{item}." for item in itertools.takewhile(sections.__contains__, items)]
     for start in numbered or [prefix]:
         found = REGISTRY.get(recipe.get(f"{start}term", "")) if model is Term else model
         if found is not None:
             yield found, start
-
-
-def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the first model that a field's annotation names; None for a field of plain values."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := model_in(part)) is not None), None)

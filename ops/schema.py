@@ -65,7 +65,7 @@ def _sections_below(model: Model, prefix: str = "") -> dict[str, Model]:
             found |= {path: section, **_sections_below(section, path)}
             if section is stoppers.Stopper:
                 found |= {f"{path}.{rule}": model for rule, model in sorted(stoppers.REGISTRY.items())}
-        elif Term in _named_models(field.annotation):
+        elif Term in named_models(field.annotation):
             found[path] = Term
     return found
 
@@ -185,11 +185,12 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _named_models(annotation: Any) -> Iterator[Model]:
+def named_models(annotation: Any) -> Iterator[Model]:
+    """Yield the models that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _named_models(part)
+        yield from named_models(part)
 
 
 def json_schema() -> dict[str, Any]:

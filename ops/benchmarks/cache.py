@@ -60,7 +60,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     load = [os.getloadavg()[0]]
-    read, built = reading(folder, args.rounds), building(folder, args.rounds)
+    read, built = measure_reading(folder, args.rounds), measure_building(folder, args.rounds)
     load.append(os.getloadavg()[0])
     content = {
         "threads": args.threads,
@@ -94,7 +94,7 @@ def ratios(above: list[float], below: list[float]) -> dict[str, Any]:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
-def reading(folder: Path, rounds: int) -> dict[str, Any]:
+def measure_reading(folder: Path, rounds: int) -> dict[str, Any]:
     """Measure the `reading` and `step` parts, on one cache."""
     cache = synthetic_cache(folder / "cache")
     reader = CacheReader(folder / "cache", cache, TRAIN, None, CPU)
@@ -201,7 +201,7 @@ def training_steps(reader: CacheReader, batch: int = 32) -> dict[str, Callable[[
     return {"cached targets": lambda: step(cached=True), "no teacher": lambda: step(cached=False)}
 
 
-def building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]:
+def measure_building(folder: Path, rounds: int, num_images: int = 256) -> dict[str, Any]:
     """Measure the `build` part: EfficientNet-Lite0 at 224 pixels over JPEGs."""
     recipe = synthetic_recipe(folder, num_images)
     builder = Builder(parse(recipe), CPU)

@@ -64,10 +64,10 @@ def main() -> None:
     every = [lane for row in lanes.values() for lane in row]
     say(f"{len(every)} runs take turns for {args.minutes:g} minutes")
     take_turns(iter(every), len(every), 60 * args.minutes, lambda lane: None)
-    report({row: summary([measured(lane) for lane in some]) for row, some in lanes.items()})
+    report({row: summary([results_so_far(lane) for lane in some]) for row, some in lanes.items()})
 
 
-def measured(lane: Lane) -> dict[str, Any]:
+def results_so_far(lane: Lane) -> dict[str, Any]:
     """Return a run as it stands: its steps, and its metrics on every test image."""
     now = lane.evaluate() | {"epoch": lane.state.step / lane.run.steps_per_epoch}
     about = {"name": lane.config.name, "steps": lane.state.step, "train_seconds": lane.state.train_seconds}

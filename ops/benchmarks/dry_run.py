@@ -81,7 +81,7 @@ def main() -> None:
             row = rehearse(config)
             rows[name] = row | {"full_run": full_run(name, row["row_bytes"])}
             say(f"{name}: {rows[name]['wall_seconds']:.0f} s")
-    about = {"images": dict(images_in(images)), "figures": SOURCE, "efficiency": EFFICIENCY, "views": VIEWS}
+    about = {"images": dict(image_counts(images)), "figures": SOURCE, "efficiency": EFFICIENCY, "views": VIEWS}
     path = write("dry_run", {**about, "rows": rows})
     report(rows)
     say(f"written: {path}")
@@ -100,7 +100,7 @@ def unpack(source: Path, target: Path, per_class: dict[str, int]) -> Path:
     return target
 
 
-def images_in(folder: Path) -> Counter[str]:
+def image_counts(folder: Path) -> Counter[str]:
     """Return the number of images of each split."""
     return Counter(path.relative_to(folder).parts[0] for path in folder.rglob("*.JPEG"))
 

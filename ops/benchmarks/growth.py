@@ -77,7 +77,7 @@ def synthetic_manifest(num_samples: int) -> Manifest:
     return Manifest(plan=plan, constants="0" * 64, error={}, shards=shards)
 
 
-def measured(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def with_time_and_memory(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """Return what an action gives, its seconds, and by how many MiB the process has grown."""
     process = psutil.Process()
     before, started = process.memory_info().rss, time.perf_counter()
@@ -107,18 +107,18 @@ def measure(folder: Path) -> dict[str, Any]:
         index.names(ids)
         return plan.views(1, ids, index.heights[ids], index.widths[ids])
 
-    index, found["open the index"] = measured(open_index)
+    index, found["open the index"] = with_time_and_memory(open_index)
     policy = ViewPolicy(size=224, crop="resized", mixup_alpha=0.2)
-    plan, found["make the view plan"] = measured(lambda: ViewPlan(policy, 0, len(index)))
-    _, found["first batch: ids, names, views"] = measured(batch_of_views)
-    _, found["another batch"] = measured(batch_of_views)
-    _, found["hold out 2 %, with its fingerprint"] = measured(lambda: index.split(0.02, 0)[0].fingerprint)
-    _, found["read the manifest"] = measured(lambda: load_manifest(folder))
+    plan, found["make the view plan"] = with_time_and_memory(lambda: ViewPlan(policy, 0, len(index)))
+    _, found["first batch: ids, names, views"] = with_time_and_memory(batch_of_views)
+    _, found["another batch"] = with_time_and_memory(batch_of_views)
+    _, found["hold out 2 %, with its fingerprint"] = with_time_and_memory(lambda: index.split(0.02, 0)[0].fingerprint)
+    _, found["read the manifest"] = with_time_and_memory(lambda: load_manifest(folder))
     sizes = {"index": path.stat().st_size, "manifest": (folder / MANIFEST).stat().st_size}
     return {"num_samples": len(index), "steps": found, "file_bytes": sizes}
 
 
-def listing(num_files: int = SIZES[0]) -> dict[str, float]:
+def measure_listing(num_files: int = SIZES[0]) -> dict[str, float]:
     """Measure listing a folder of empty files."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -127,11 +127,11 @@ def listing(num_files: int = SIZES[0]) -> dict[str, float]:
             folder.mkdir(parents=True)
             for number in range(num_files // 100):
                 (folder / f"{number:06d}.jpg").touch()
-        _, found = measured(lambda: list_folder(Place.of(root, "root"), "train"))
+        _, found = with_time_and_memory(lambda: list_folder(Place.of(root, "root"), "train"))
     return {"num_files": num_files, **found}
 
 
-def in_a_process(num_samples: int) -> dict[str, Any]:
+def measure_in_processes(num_samples: int) -> dict[str, Any]:
     """Return the measurements of one size: files written by one process, opened by another."""
     with tempfile.TemporaryDirectory() as folder:
         for action in ("write", "measure"):
@@ -159,7 +159,7 @@ def main() -> None:
     elif args.measure:
         print(json.dumps(measure(Path(args.measure[1]))))
     else:
-        report(args.sizes, [in_a_process(size) for size in args.sizes])
+        report(args.sizes, [measure_in_processes(size) for size in args.sizes])
 
 
 def report(sizes: list[int], runs: list[dict[str, Any]]) -> None:
@@ -172,7 +172,7 @@ def report(sizes: list[int], runs: list[dict[str, Any]]) -> None:
         rows.append([name, *cells, f"{exponents[name]:.2f}"])
     columns = ["", *(f"{size:,} samples" for size in sizes), "seconds ~ N^p"]
     console.print(table("Opened in a process of its own", columns, rows))
-    listed = listing()
+    listed = measure_listing()
     console.print(f"listing {SIZES[0]:,} files: {listed['seconds']:.2f} s")
     console.print(f"written: {write('growth', {'runs': runs, 'exponents': exponents, 'listing': listed})}")
 

@@ -48,10 +48,10 @@ def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, flo
         data["student"] |= {"classifier": "reused", "factor": 2}
     config = absolute(parse(data), Path.cwd())
     result = launch(config)
-    return {"top1": result.metrics["val/top1"], "agreement": result.metrics["val/agreement"], **deployed(config)}
+    return {"top1": result.metrics["val/top1"], "agreement": result.metrics["val/agreement"], **deployed_size(config)}
 
 
-def deployed(config: Any) -> dict[str, float]:
+def deployed_size(config: Any) -> dict[str, float]:
     """Return the number of parameters of the network that is deployed."""
     import torch
 

@@ -36,7 +36,7 @@ Curve = Sequence[Report]  # of one run, in the order of its epochs
 
 
 class Stopper(Section):
-    """Base of every rule."""
+    """A rule that stops runs early: base of every rule, with the fields that all of them have."""
 
     rule: str
     """The name of the rule."""
