@@ -121,7 +121,7 @@ def test_a_printed_recipe_says_what_its_fields_mean():
     text = catalog.text("kd")
     (line,) = (number for number, line in enumerate(text.splitlines()) if line.strip() == "batch_size: 256")
     assert text.splitlines()[line - 1] == "  # Images of one optimiser step over all workers."
-    assert text.count("# Factor of the loss in the sum") == 1, "each description once"
+    assert text.count("# What the loss is multiplied by") == 1, "each description once"
 
 
 def test_text_in_a_recipe_comes_back_as_it_was():
