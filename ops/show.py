@@ -15,6 +15,7 @@ from cluster.recipe import absolute, to_yaml
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters
+from kdcore.reporting import optional
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 from ops import catalog
 from ops.console import console, say, table
@@ -41,12 +42,14 @@ def show(recipe: str, overrides: Sequence[str]) -> int:
 
 def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
     """Return a network's row of the table of sizes and costs."""
-    parameters = count_parameters(network)
+    parameters, gmacs = count_parameters(network), "-"
+    with optional(f"the cost of the {name} is", say):
+        gmacs = f"{multiply_adds(network, image_size(config)) / 1e9:.4f}"
     return [
         name,
         type(network).__name__,
         f"{parameters:,}",
-        f"{multiply_adds(network, image_size(config)) / 1e9:.4f}",
+        gmacs,
         f"{parameters * 4 / 1e6:.2f}",
     ]
 
