@@ -28,7 +28,7 @@ from cluster.sections import (
     TrainConfig,
 )
 from kdcore.batch import Needs
-from kdcore.configs import OptimizerConfig, ScheduleConfig
+from kdcore.configs import PATH, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 from kdcore.terms import Term, parse_term
 from pipelines.views.policy import ViewPolicy
@@ -44,7 +44,7 @@ class RunConfig(Section):
     """The run's name, which is its identity: the same name again continues it. Its files lie in `output_dir`/`name`."""
     about: AboutConfig | None = None
     """What the recipe follows, is meant to reach, and departs from; for people, and no part of the run."""
-    output_dir: str = "outputs"
+    output_dir: Annotated[str, PATH] = "outputs"
     """The folder of this run and its siblings."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides the student's first weights and everything drawn in training."""

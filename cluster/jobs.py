@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.recipe import paths_of
 from cluster.tracking.description import COMMIT, git_commit
 from kdcore.errors import Refused, RunFailed
+from pipelines.places import is_remote
 
 TREE = Path(__file__).parents[1]
 # As in a .gitignore; what the tree's own .gitignore names stays behind too.
@@ -119,14 +121,7 @@ def shipped(path: str) -> str:
 
 
 def check_paths(config: RunConfig) -> None:
-    """Refused for what a job would look for in its own working folder, which begins without it and is not kept."""
-    paths = {
-        "output_dir": config.output_dir,
-        "data.root": config.data.root,
-        "student.checkpoint": config.student.checkpoint,
-        "teacher.checkpoint": config.teacher.checkpoint if config.teacher else None,
-        "cache.dir": config.cache.dir if config.cache else None,
-    }
-    for key, path in paths.items():
-        if path and "://" not in path and not Path(path).is_absolute():
+    """Refuse a path that a job would look for in its own working folder, which begins without it and is not kept."""
+    for key, path in paths_of(config):
+        if not is_remote(path) and not Path(path).is_absolute():
             raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")

@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
+from kdcore.configs import PATH
 from kdcore.errors import Refused
-from pipelines.places import is_remote
+from pipelines.places import absolute_location
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -148,30 +149,60 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:
-    """Return the configuration as its workers need it, whose working directory is another one.
+    """Return the configuration as its workers need it, whose working directory and home are others.
 
-    Local paths are absolute; where the recipe names no MLflow store, MLFLOW_TRACKING_URI does.
+    Every local path is absolute, `~` expanded, and the MLflow store is the one that MLFLOW_TRACKING_URI names where the
+    recipe names none.
     """
-
-    def fixed(model: Any) -> Any:
-        paths = {name: str(base / value) for name in ("checkpoint", "class_indices") if (value := getattr(model, name))}
-        return model.model_copy(update=paths)
-
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    storage = config.checkpoint.storage
-    if storage and not is_remote(storage):
-        storage = str((base / storage).absolute())
-    data = {"root": config.data.root if is_remote(config.data.root) else str((base / config.data.root).absolute())}
-    if config.data.copies_dir:
-        data["copies_dir"] = str((base / config.data.copies_dir).absolute())
-    return config.model_copy(
-        update={
-            "tracking": config.tracking.model_copy(update={"uri": uri}),
-            "output_dir": str((base / config.output_dir).absolute()),
-            "data": config.data.model_copy(update=data),
-            "student": fixed(config.student),
-            "teacher": fixed(config.teacher) if config.teacher else None,
-            "cache": config.cache.at(base) if config.cache else None,
-            "checkpoint": config.checkpoint.model_copy(update={"storage": storage}),
-        }
-    )
+    tracking = config.tracking.model_copy(update={"uri": None if uri is None else absolute_store(uri, base)})
+    resolved: RunConfig = _with_absolute_paths(config, base)
+    return resolved.model_copy(update={"tracking": tracking})
+
+
+def paths_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, path) of every path that a configuration gives, remote ones too."""
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            key, inner = f"{place}.{name}".lstrip("."), getattr(value, name)
+            if PATH in field.metadata and inner is not None:
+                yield key, inner
+            else:
+                yield from paths_of(inner, key)
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value):
+            yield from paths_of(item, f"{place}.{number}")
+
+
+def _with_absolute_paths(value: Any, base: Path) -> Any:
+    """Return a configuration, or a value in one, with its local paths made absolute from `base`."""
+    if isinstance(value, tuple):
+        return tuple(_with_absolute_paths(item, base) for item in value)
+    if not isinstance(value, BaseModel):
+        return value
+    changed = {}
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if PATH in field.metadata and inner is not None:
+            changed[name] = absolute_location(inner, base)
+        elif isinstance(inner, BaseModel | tuple):
+            changed[name] = _with_absolute_paths(inner, base)
+    return value.model_copy(update=changed)
+
+
+def absolute_store(uri: str, base: Path) -> str:
+    """Return the address of an MLflow store whose local path, if it has one, is absolute from `base`.
+
+    MLflow takes sqlite:///FILE (absolute with a fourth slash), file:FOLDER and FOLDER for paths on this machine, and
+    resolves them in every process anew (mlflow#7206).
+    """
+    scheme, colon, rest = uri.partition(":")
+    if scheme.partition("+")[0] == "sqlite" and rest.startswith("///"):
+        path, question, options = rest[3:].partition("?")
+        if not path or path == ":memory:":
+            raise Refused(f"tracking.uri {uri!r} is in the memory of one process; give a file: sqlite:///FILE.db")
+        return f"{scheme}:///{absolute_location(path, base)}{question}{options}"
+    if scheme == "file" and not rest.startswith("//"):
+        return f"file://{absolute_location(rest, base)}"
+    is_name = uri in ("databricks", "databricks-uc", "uc") or bool(colon)
+    return uri if is_name else absolute_location(uri, base)

@@ -10,15 +10,14 @@ of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kdcore.configs import ModelConfig
+from kdcore.configs import PATH, ModelConfig
 from kdcore.errors import Refused
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import OnBroken
-from pipelines.places import is_remote
 
 
 class Section(BaseModel):
@@ -82,7 +81,7 @@ class AboutConfig(Section):
 class DataConfig(Section):
     """The images: where they lie, in whatever container, and how they are read."""
 
-    root: str
+    root: Annotated[str, PATH]
     """A folder, or a URI such as `s3://bucket/folder`. It holds each split as class folders `<split>/<class>/<image>`,
     WebDataset tars, Parquet with an image column, a CSV of path and label, or a pack (`python -m ops data pack`)."""
     train_split: str = "train"
@@ -112,7 +111,7 @@ class DataConfig(Section):
     `views.crop: padded`, 1 stands in for it."""
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How validation images are resized, for the teacher as for the student."""
-    copies_dir: str | None = None
+    copies_dir: Annotated[str | None, PATH] = None
     """The folder in which a node keeps what it has read of images in an object store. Not given: `stillhouse-images` in
     the machine's temporary folder."""
     copies_bytes: int | None = Field(default=None, ge=0)
@@ -157,7 +156,7 @@ class TeacherConfig(ModelConfig):
 class CacheConfig(Storage):
     """Where the teacher's outputs are stored, what is stored beside what the method reads, and how."""
 
-    dir: str
+    dir: Annotated[str, PATH]
     """The cache's folder; to read from, also a URI such as s3://bucket/folder."""
     taps: tuple[str, ...] = ()
     """Further taps of the teacher to store, for the sake of other recipes."""
@@ -169,14 +168,8 @@ class CacheConfig(Storage):
     """Images of one forward pass of the teacher while the cache is built."""
     trust: bool = False
     """Whether to read a cache that other versions of the libraries have built."""
-    copies_dir: str | None = None
+    copies_dir: Annotated[str | None, PATH] = None
     """The folder for this machine's copies of remote caches. Not given: the machine's temporary folder."""
-
-    def at(self, base: Path) -> CacheConfig:
-        """Return the section with its folders made absolute from `base`."""
-        folder = self.dir if is_remote(self.dir) else str((base / self.dir).absolute())
-        copies = str((base / self.copies_dir).absolute()) if self.copies_dir else None
-        return self.model_copy(update={"dir": folder, "copies_dir": copies})
 
 
 class TrainConfig(Section):
@@ -270,7 +263,7 @@ class TrackingConfig(Section):
 class CheckpointConfig(Section):
     """When checkpoints are written, where, and how many stay."""
 
-    storage: str | None = None
+    storage: Annotated[str | None, PATH] = None
     """Where checkpoints lie: a folder, or a URI that `pyarrow.fs` knows, such as s3://bucket/folder. Not given: with
     the run, in `output_dir`."""
     every_steps: int | None = Field(default=None, ge=1)

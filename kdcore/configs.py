@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcore.errors import Refused
+
+
+class PathField:
+    """Marks a field that names a file or a folder, in an annotation; who moves a recipe resolves those."""
+
+
+PATH = PathField()
 
 # Arguments of `timm.create_model` that other fields stand for.
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
@@ -25,14 +32,14 @@ class ModelConfig(BaseModel):
 
     model: str
     """A name that `timm.create_model` knows, the project's CIFAR networks among them."""
-    checkpoint: str | None = None
+    checkpoint: Annotated[str | None, PATH] = None
     """A file of weights: safetensors, or a torch file of tensors only (no pickled object is ever loaded)."""
     checkpoint_keys: Literal["names", "positions"] = "names"
     """How the file's tensors are matched: by their names, or by order and shape (`positions`), for files whose names
     differ from timm's."""
     pretrained: bool = False
     """Whether to start from timm's own weights, which timm downloads."""
-    class_indices: str | None = None
+    class_indices: Annotated[str | None, PATH] = None
     """A JSON file {class folder: index in the network's classifier}: those rows of the classifier are kept, in the
     data's order."""
     args: dict[str, Any] = Field(default_factory=dict)

@@ -17,6 +17,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from cluster.weights import weights_fingerprint
 from kdcore.cost import deployment_cost
+from ops.console import say
 from ops.history import Group, Run, runs_of, siblings
 from ops.spread import spread
 from pipelines.files import read_json
@@ -59,7 +60,7 @@ def write_card(
             model=config.student.model,
             args="".join(f", {key}={value!r}" for key, value in args_of(config.student).items()),
             classes=parts.indexes["train"].classes,
-            cost=deployment_cost(student, image_size(config)),
+            cost=deployment_cost(student, image_size(config), say),
             policy=evaluation_policy(config),
             statistics=parts.statistics,
             teacher=teacher_facts(parts),

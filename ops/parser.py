@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdcore import __version__
@@ -55,13 +56,16 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with every key=value among the overrides."""
+        """Parse, with every key=value among the overrides, and `~` expanded where no shell does: `--output=~/runs`."""
         parsed, rest = self.parse_known_args(args, namespace)
         unknown = [word for word in rest if word.startswith("-") or "=" not in word]
         if unknown or (rest and not hasattr(parsed, "overrides")):
             self.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
         if rest:
             parsed.overrides = [*parsed.overrides, *rest]
+        for name, value in vars(parsed).items():
+            if isinstance(value, str) and value.startswith("~/"):
+                setattr(parsed, name, str(Path(value).expanduser()))
         return parsed
 
 

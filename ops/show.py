@@ -17,6 +17,7 @@ from cluster.tracking.pictures import sheet
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters
+from kdcore.reporting import optional
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 from ops import catalog
 from ops.console import console, say, table
@@ -70,12 +71,14 @@ def save_views(config: RunConfig, path: Path) -> int:
 
 def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
     """Return a network's row of the table of sizes and costs."""
-    parameters = count_parameters(network)
+    parameters, gmacs = count_parameters(network), "-"
+    with optional(f"the cost of the {name} is", say):
+        gmacs = f"{multiply_adds(network, image_size(config)) / 1e9:.4f}"
     return [
         name,
         type(network).__name__,
         f"{parameters:,}",
-        f"{multiply_adds(network, image_size(config)) / 1e9:.4f}",
+        gmacs,
         f"{parameters * 4 / 1e6:.2f}",
     ]
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.recipe import absolute_store
 from cluster.tracking.delivery import deliver_all
 from kdcore.errors import Refused
 from ops.console import say
@@ -21,7 +22,7 @@ def open_store(store: str | None) -> str:
     """
     store = store or os.environ.get("MLFLOW_TRACKING_URI") or RunConfig.model_fields["output_dir"].default
     if "://" in store:
-        return store
+        return absolute_store(store, Path.cwd())
     folder = Path(store)
     try:
         if delivered := deliver_all(folder):

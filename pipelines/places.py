@@ -17,6 +17,11 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
+def absolute_location(location: str, base: Path) -> str:
+    """Return a location as every process finds it: a URI as it is; a path absolute from `base`, `~` expanded."""
+    return location if is_remote(location) else str((base / Path(location).expanduser()).absolute())
+
+
 def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a URI and the path on it; Refused, naming the setting, for one that is unknown."""
     try:

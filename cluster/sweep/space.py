@@ -9,12 +9,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.config import RunConfig
-from cluster.recipe import assign, parse
+from cluster.recipe import absolute, assign, parse
 from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused
@@ -129,7 +130,7 @@ def run_config(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig
             assign(data, field, value)
     for word in point.keys() & SHORT_WORDS.keys():
         SHORT_WORDS[word](data["method"], point[word])
-    return parse(data, describe(point))
+    return absolute(parse(data, describe(point)), Path.cwd())
 
 
 def set_temperature(method: list[dict[str, Any]], temperature: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -26,12 +26,10 @@ from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
-from cluster.training.progress import open_board
+from cluster.training.progress import Watcher, open_board
 from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
-
-Watcher = Callable[[dict[str, Any], list[str]], None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
     if config.scaling.num_workers == 0:
         opening.result()
         use_worker_threads(config)
-        return fit(config, payload | {"board": None})
+        return fit(config, payload | {"board": None, "watch": watch})
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
     with polling_progress(board, watch):

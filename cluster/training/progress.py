@@ -7,6 +7,7 @@ dashboard and Prometheus show.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,8 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcore.errors import Refused
+
+Watcher = Callable[[dict[str, Any], list[str]], None]  # (state, messages since the last call)
 
 GAUGES = {
     "step": ("stillhouse_step", "Optimiser steps done."),
@@ -79,17 +82,23 @@ def open_board() -> Any:
 
 @dataclass
 class Reporter:
-    """A rank's side of the board, which never waits and never fails a run; progress is reported by rank 0 alone."""
+    """A rank's side of the board, which never waits and never fails a run; progress is reported by rank 0 alone.
+
+    watch: called instead where there is no board, because the one worker runs in the driver's process.
+    """
 
     board: Any
     rank: int
     run: str
+    watch: Watcher | None = None
 
     def begin(self) -> None:
         if self._tells:
             self.board.begin.remote()
 
     def update(self, **state: Any) -> None:
+        if self.watch is not None:
+            self.watch(state, [])
         if self._tells:
             self.board.update.remote(state)
             for key, gauge in self._gauges.items():
@@ -97,6 +106,8 @@ class Reporter:
                     gauge.set(state[key], tags={"run": self.run})
 
     def say(self, message: str) -> None:
+        if self.watch is not None:
+            self.watch({}, [message])
         if self._tells:
             self.board.say.remote(message)
 

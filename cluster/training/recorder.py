@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -27,6 +28,7 @@ from cluster.training.progress import Reporter
 from kdcore.batch import Batch
 from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
+from kdcore.reporting import optional
 from pipelines.files import write_whole
 
 
@@ -103,8 +105,9 @@ class Recorder:
         values = [torch.ones_like(output.loss), output.loss.detach(), hits / len(batch), *output.terms.values()]
         self.totals += self.finite_or_zero(torch.stack([value.double() for value in values]))
         if step == self.first_step == 0 and number == 0 and self.log:
-            path = pictures.first_batch(batch, self.run.statistics, self.folder.first_batch)
-            self.log.add_file(path)
+            with optional("the picture of the first batch is", self.reporter.say):
+                pictures.first_batch(batch, self.run.statistics, self.folder.first_batch)
+            self.add_picture(self.folder.first_batch)
         if self.record:
             row = {
                 "step": step,
@@ -114,6 +117,11 @@ class Recorder:
             }
             self.record.write(json.dumps({**row, "loss": float(output.loss.detach())}) + "\n")
             self.record.flush()
+
+    def add_picture(self, path: Path) -> None:
+        """Have a picture of the run's folder tracked, if it could be made."""
+        if self.log and path.exists():
+            self.log.add_file(path)
 
     def finite_or_zero(self, values: Tensor) -> Tensor:
         """Return the values, or zeros where steps that are not finite are left out and one of these is not."""
@@ -174,7 +182,7 @@ class Recorder:
     def costs(self, state: TrainState) -> dict[str, float]:
         """Return what the run took, and what its student will take."""
         run, seconds = self.run, state.train_seconds
-        deployment = deployment_cost(state.evaluated, image_size(self.config))
+        deployment = deployment_cost(state.evaluated, image_size(self.config), self.reporter.say)
         costs = {
             "system/train_seconds": seconds,
             "system/device_hours": seconds * run.rank.world_size / 3600,
@@ -198,7 +206,9 @@ class Recorder:
             weights = self.folder.weights
             write_whole(weights, safetensors.torch.save(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)
-            self.log.add_file(pictures.curves(self.folder.metrics, self.folder.curves))
+            with optional("the picture of the learning curves is", self.reporter.say):
+                pictures.curves(self.folder.metrics, self.folder.curves)
+            self.add_picture(self.folder.curves)
             self.log.log(state.step, self.costs(state))
             self.log.close()
         return result

@@ -33,7 +33,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
     config, rank = parse(payload["config"]), Rank.of_this_worker()
     set_up_torch(config.train.deterministic)
-    reporter = Reporter(payload["board"], rank.number, config.name)
+    reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"))
     reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)
