@@ -117,8 +117,8 @@ class DataConfig(Section):
     copies_bytes: int | None = Field(default=None, ge=0)
     """How many bytes a node keeps there at most. Not given: half of what is free when the first copy is begun."""
     on_broken: OnBroken = "refuse"
-    """What is done about images that cannot be read when a split is indexed: `refuse` them by name, or `skip` up to 1 %
-    of the split: leave them out, and list them."""
+    """What is done about broken images: `refuse` them by name, or `skip` them. Up to 1 % of a split is then left out
+    when it is indexed, and one that breaks later is shown as a black picture; all are listed with the run."""
 
 
 class StudentConfig(ModelConfig):

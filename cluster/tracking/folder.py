@@ -83,9 +83,14 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def broken_images(self) -> Path:
+        """The images that were left out, or replaced, because they are broken; a line each."""
+        return self.path / "broken_images.txt"
+
+    @property
     def artifacts(self) -> tuple[Path, ...]:
         """The files that are kept with the run where it is tracked."""
-        return self.first_batch, self.curves, self.weights
+        return self.first_batch, self.curves, self.weights, self.broken_images
 
     @property
     def run_id(self) -> Path:

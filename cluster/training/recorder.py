@@ -71,6 +71,7 @@ class Recorder:
         if run.rank.first:
             reporter.wait_for_driver()
             self.log = RunLog(config, first_step)
+            self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
@@ -81,6 +82,19 @@ class Recorder:
         self.record = None
         if config.tracking.record_batches:
             self.record = self.folder.batches(run.rank.number).open("a")
+
+    def list_broken_images(self) -> None:
+        """Keep with the run which images were left out because they are broken, and which are replaced since."""
+        sources = self.run.indexes.values()
+        lines = dict.fromkeys(line for one in sources for line in (*one.broken, *one.replaced.values()))
+        if lines and self.log:
+            write_whole(self.folder.broken_images, "".join(f"{line}\n" for line in lines).encode())
+            self.log.add_file(self.folder.broken_images)
+
+    def num_replaced(self) -> int:
+        """Return how many images all ranks show as black pictures, because they broke after they were indexed."""
+        own = sum(len(one.replaced) for one in self.run.indexes.values())
+        return int(self.run.rank.add_up(torch.tensor([own], device=self.run.rank.device)).item())
 
     @contextmanager
     def timing(self, state: TrainState) -> Iterator[None]:
@@ -150,6 +164,7 @@ class Recorder:
             **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
             "train/gradient_norm": float(self.norms) / self.window_steps,
             **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),
+            **({"data/replaced_images": self.num_replaced()} if self.config.data.on_broken == "skip" else {}),
             "train/lr": state.optimizer.param_groups[0]["lr"],
             "train/epoch": state.step / self.run.steps_per_epoch,
             "data/wait_share": wait / seconds,
@@ -206,6 +221,7 @@ class Recorder:
             weights = self.folder.weights
             write_whole(weights, safetensors.torch.save(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)
+            self.list_broken_images()
             with optional("the picture of the learning curves is", self.reporter.say):
                 pictures.curves(self.folder.metrics, self.folder.curves)
             self.add_picture(self.folder.curves)

@@ -44,6 +44,13 @@ def decode_image(content: bytes, name: str, height: int, width: int) -> Image.Im
     raise Refused(f"{name} is {found} pixels, but {height}x{width} in the index; build the index again")
 
 
+def black_image(height: int, width: int) -> bytes:
+    """Return a black picture of this size, encoded."""
+    file = BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
 @contextmanager
 def refusing_broken(name: str) -> Iterator[None]:
     """Turn what the system or Pillow raises about an image into a Refused that names it."""

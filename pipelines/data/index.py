@@ -131,8 +131,8 @@ def _is_good(
 def _open(place: Place, latest: _Latest, cache_dir: Path, copies: CopyPolicy | None) -> Source:
     table = pa.ipc.open_file(pa.memory_map(str(cache_dir / latest.index))).read_all()
     if latest.stored_in is not None:
-        return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()))
-    return open_table(place.root, table, None if place.is_local else place.location, copies)
+        return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()), None, latest.on_broken)
+    return open_table(place.root, table, None if place.is_local else place.location, copies, latest.on_broken)
 
 
 def _make(

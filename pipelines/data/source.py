@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcore.errors import Refused
+from pipelines.data.broken import OnBroken
 from pipelines.data.copies import CopyPolicy
-from pipelines.data.images import decode_image
+from pipelines.data.images import black_image, decode_image
 from pipelines.data.remote import RemoteExtents
 from pipelines.data.storage import Extents, Files, Storage
 from pipelines.places import Place, is_remote
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
+
+logger = logging.getLogger("stillhouse")
 
 _VERSION = 1  # of what a fingerprint covers
 
@@ -40,6 +44,7 @@ class Source:
     where its bytes lie: `location` (a file; absent: the path is it), or `file` and `offset`; files: (name, bytes) of
     those that the column `file` numbers; stored_in: the folder or URI that the bytes are read from, where it is not the
     root; copies: what a node keeps of an object store; None: nothing.
+    on_broken: what is done about an image that is no longer the one that was indexed.
     """
 
     root: str
@@ -48,6 +53,7 @@ class Source:
     files: tuple[tuple[str, int], ...] = ()
     stored_in: str | None = None
     copies: CopyPolicy | None = None
+    on_broken: OnBroken = "refuse"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields alone: another process opens its own files."""
@@ -92,9 +98,36 @@ class Source:
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the encoded images of these samples, in this order; callable from any thread.
 
-        Refused, with the name of the image, where one is no longer what was indexed.
+        Refused, with the name of the image, where one is no longer what was indexed; or, where broken images are
+        skipped, a black picture of its size takes its place: a function of the sample alone, on every rank.
         """
-        return self._storage.read(ids)
+        if self.on_broken == "refuse":
+            return self._storage.read(ids)
+        try:
+            contents = self._storage.read(ids)
+        except Refused:  # of one of them: which?
+            return [self._read_or_replace(sample_id) for sample_id in ids]
+        expected = self.table["crc32"].chunk(0).to_numpy()[ids].tolist()
+        wrong = [row for row, content in enumerate(contents) if zlib.crc32(content) != expected[row]]
+        for row in wrong:
+            contents[row] = self._read_or_replace(ids[row])
+        return contents
+
+    @cached_property
+    def replaced(self) -> dict[int, str]:
+        """{sample id: what is wrong with it} of the images that this process has replaced by black pictures."""
+        return {}
+
+    def _read_or_replace(self, sample_id: np.int64) -> bytes:
+        try:
+            (content,) = self._storage.read(np.array([sample_id]))
+            self.check(int(sample_id), content)
+        except Refused as error:
+            if int(sample_id) not in self.replaced:
+                self.replaced[int(sample_id)] = str(error)
+                logger.warning("shown as a black picture: %s", error)
+            return black_image(int(self.heights[sample_id]), int(self.widths[sample_id]))
+        return content
 
     @property
     def ahead(self) -> int:
@@ -119,7 +152,7 @@ class Source:
     def subset(self, ids: NDArray[np.int64]) -> Source:
         """Return the given samples as a source of their own, renumbered from 0 in the given order."""
         table = self.table.take(pa.array(ids)).combine_chunks()
-        return replace(self, table=table.replace_schema_metadata(None))
+        return replace(self, table=table.replace_schema_metadata({"broken": json.dumps(self.broken)}))
 
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
         """Return (the rest, a held-out slice): `fraction` of every class, rounded, chosen by the seed.
@@ -163,13 +196,19 @@ def check_same_classes(train: Source, validation: Source) -> None:
     )
 
 
-def open_table(root: str, table: pa.Table, stored_in: str | None = None, copies: CopyPolicy | None = None) -> Source:
+def open_table(
+    root: str,
+    table: pa.Table,
+    stored_in: str | None = None,
+    copies: CopyPolicy | None = None,
+    on_broken: OnBroken = "refuse",
+) -> Source:
     """Return the source whose table, with its metadata, `source_table` has made."""
     metadata = table.schema.metadata
     if is_remote(stored_in or root):
         table = table.append_column("row", pa.array(np.arange(len(table))))  # which the node's copy goes by
     files = tuple((name, num_bytes) for name, num_bytes in json.loads(metadata.get(b"files", b"[]")))
-    return Source(root, tuple(json.loads(metadata[b"classes"])), table, files, stored_in, copies)
+    return Source(root, tuple(json.loads(metadata[b"classes"])), table, files, stored_in, copies, on_broken)
 
 
 def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[str, int]] = ()) -> pa.Table:

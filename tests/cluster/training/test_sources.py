@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import Assembly, assemble, facts
+from cluster.assembly import Assembly, assemble, facts, open_data
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
+from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop, new_state
 from pipelines.loaders.base import Batch
 from tests.conftest import small_recipe, write_image_folder
@@ -90,3 +97,25 @@ def test_two_ranks_see_what_one_sees(container: str, begin: Begin) -> None:
 def batches_of(run: Assembly, num: int) -> list[Batch]:
     batches = run.train_batches(3)
     return [next(batches) for _ in range(num)]
+
+
+def test_broken_images_are_listed_with_the_run(tmp_path: Path) -> None:
+    """One is left out when the folder is indexed, one breaks later: both are in a file of the run, and in MLflow."""
+    images = write_image_folder(tmp_path / "images", train=50)
+    (images / "train" / "class1" / "bad.png").write_bytes(b"no image")
+    changes = {"scaling__num_workers": 0, "train__epochs": 1, "data__on_broken": "skip", "data__loader": "reference"}
+    config = parse(small_recipe(images, tmp_path / "out", **changes))
+    source = open_data(config)["train"]
+    file = Path(source.names(np.array([0]))[0])
+    times = file.stat()
+    file.write_bytes(b"?" * times.st_size)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    launch(config)
+    folder = RunFolder.of(config)
+    left_out, replaced = folder.broken_images.read_text().splitlines()
+    assert "bad.png cannot be read as an image" in left_out
+    assert replaced == f"{file} has changed since it was indexed; restore it, or build the index again"
+    artifacts = mlflow.MlflowClient(tracking_uri(config)).list_artifacts(folder.run_id.read_text())
+    assert "broken_images.txt" in {artifact.path for artifact in artifacts}
+    counts = [row["data/replaced_images"] for row in read_journal(folder.metrics) if "data/replaced_images" in row]
+    assert counts[-1] == 1

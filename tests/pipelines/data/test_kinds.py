@@ -302,6 +302,41 @@ def test_broken_images_are_left_out_on_request(tmp_path: Path) -> None:
         build(tmp_path / "images", on_broken="skip")
 
 
+@pytest.mark.parametrize("container", ["folder", "tar of folders", "pack"])
+@pytest.mark.parametrize("loader", ["reference", "dali"])
+def test_images_that_break_later_are_black_on_request(container: str, loader: str, tmp_path: Path) -> None:
+    """The bytes of one change behind the index's back, its size does not: every loader shows a black picture."""
+    for name in ("images", "out"):
+        (tmp_path / name).mkdir()
+    write_plain_folder(tmp_path / "images", num=12)
+    CONTAINERS[container](tmp_path / "images", "train", tmp_path / "out")
+    whole = build(tmp_path / "out", on_broken="skip")
+    before, victim = whole.read(np.arange(12)), 7
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file() and "index" not in path.parent.name and before[victim] in path.read_bytes():
+            times = path.stat()
+            path.write_bytes(path.read_bytes().replace(before[victim], b"?" * len(before[victim])))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    source = build(tmp_path / "out", on_broken="skip")
+    assert source.fingerprint == whole.fingerprint
+    plan = ViewPlan(ViewPolicy.evaluation(24), 0, 12)
+    made = build_loader(
+        loader,  # type: ignore[arg-type]
+        source,
+        plan,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        num_classes=3,
+        device=torch.device("cpu"),
+        max_batch=12,
+    )
+    (batch,) = made.load([Request(0, np.arange(12))])
+    assert [int(row) for row in (batch.images.amax(dim=(1, 2, 3)) == 0).nonzero()] == [victim]
+    assert list(source.replaced) == [victim]
+    after = source.read(np.arange(12))
+    assert [row for row in range(12) if after[row] != before[row]] == [victim]
+
+
 def test_a_file_written_over_in_place_is_found_by_its_size_and_by_relisting(tmp_path: Path) -> None:
     """More files than are looked at: what is cheap does not show it, and reading does."""
     write_plain_folder(tmp_path / "images", num=6)
