@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -75,7 +75,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise Refused(f"override {override!r}: write key=value, such as train.epochs=5")
-    assign(data, key, yaml.safe_load(text))
+    try:
+        assign(data, key, yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise Refused(f"override {override!r}: {text!r} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -83,7 +86,9 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     node: Any = data
     for part in parents:
-        node = item(node, part, key) if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}  # also in place of a section that is written as null
+        node = item(node, part, key) if isinstance(node, list) else node[part]
         if not isinstance(node, dict | list):
             raise Refused(f"{key}: {part!r} is a value, it has no keys below it")
     if isinstance(node, list):
@@ -110,14 +115,14 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise Refused(f"{source}: {'; '.join(_sentences(error, model))}") from None
+        raise Refused(f"{source}: {'; '.join(_sentences(error, model, data))}") from None
 
 
-def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
+            known = _fields_at(model, data, problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
             yield f"unknown key {place!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
         elif problem["type"] == "missing":
@@ -129,18 +134,38 @@ def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
             yield f"{place}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(model: type[BaseModel], data: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Return the fields that a mapping within a recipe may have; none where that is not known."""
+    annotation: Any = model
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = next((a for a in _options(field.annotation) if hasattr(a, "model_fields")), None)
-    return sorted(getattr(model, "model_fields", {}))
+        if isinstance(part, str):
+            found = _model_in(annotation, data)
+            if found is None or part not in found.model_fields or not isinstance(data, Mapping):
+                return []
+            annotation = found.model_fields[part].annotation
+        data = data[part]
+    found = _model_in(annotation, data)
+    return sorted(found.model_fields) if found else []
 
 
-def _options(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    yield from getattr(annotation, "__args__", ())
+def _model_in(annotation: Any, data: Any) -> type[BaseModel] | None:
+    """Return the model that a field or the items of its list are read as; of a family, the one that data names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        members = [member for member in _subclasses(annotation) if _is_named(annotation, member, data)]
+        return members[0] if members else annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part, data))), None)
+
+
+def _subclasses(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for subclass in model.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _is_named(family: type[BaseModel], member: type[BaseModel], data: Any) -> bool:
+    """Return whether data names a member of a family, such as {term: kd}, by a field that each member fixes."""
+    names = [name for name, field in family.model_fields.items() if field.is_required() and field.annotation is str]
+    return isinstance(data, Mapping) and any(member.model_fields[n].default == data.get(n, ()) for n in names)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -93,7 +93,12 @@ def explanation(model: Model) -> str:
     module = sys.modules[model.__module__]
     named = [getattr(module, name, None) for name in dict.fromkeys(re.findall(r"`(\w+)`", text))]
     losses = [loss for loss in named if inspect.isfunction(loss) and loss.__module__ == module.__name__]
-    return "\n\n".join([text, *(f"`{loss.__name__}`: {inspect.getdoc(loss)}" for loss in losses if loss.__doc__)])
+    return "\n\n".join([text, *(f"`{loss.__name__}`: {_value(loss)}" for loss in losses if loss.__doc__)])
+
+
+def _value(loss: Callable[..., Any]) -> str:
+    """Return a loss's docstring, which begins with its formula: what it returns."""
+    return (inspect.getdoc(loss) or "").removeprefix("Return ")
 
 
 def entries(model: Model) -> list[Entry]:

@@ -15,7 +15,15 @@ REFUSED = {
     "workers": ({"scaling__num_workers": 4}, r"2 micro-batches of 4, fewer than scaling.num_workers 4"),
     "teacher": ({"method": [{"term": "kd", "weight": 1.0, "temperature": 4}]}, r"kd needs a teacher; add a 'teacher:'"),
     "term": ({"method": [{"term": "kdd", "weight": 1.0}]}, r"unknown term 'kdd'; did you mean kd"),
-    "term's field": ({"method": [{"term": "ce", "weight": 1.0, "smoothing": 0.1}]}, r"smoothing"),
+    "term's field": (
+        {"method": [{"term": "ce", "weight": 1.0, "smoothing": 0.1}]},
+        r"unknown key 'method.0.smoothing'; did you mean label_smoothing\?",
+    ),
+    "field of a term's pair": (
+        {"method": [{"term": "feature_mse", "weight": 1, "pairs": [{"studnt": "a", "teacher": "b"}]}]},
+        r"unknown key 'method.0.pairs.0.studnt'; did you mean student\?",
+    ),
+    "field within a section": ({"about": {"expected": {"top": 71}}}, r"'about.expected.top'; did you mean top1\?"),
     "no temperature": (
         {"method": [{"term": "kd", "weight": 1.0}], "teacher": {"model": "resnet18"}},
         r"method.*temperature",
@@ -65,6 +73,24 @@ def test_bases_and_overrides(recipe, tmp_path):
     config = load_recipe(tmp_path / "top.yaml", ["train.batch_size=16", "method.0.weight=0.5"])
     assert (config.name, config.train.epochs, config.train.batch_size, config.train.micro_batch) == ("top", 5, 16, 4)
     assert [term.weight for term in config.method] == [0.5]
+
+
+def test_an_override_that_is_not_yaml(recipe, tmp_path):
+    import yaml
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
+    with pytest.raises(Refused, match=r"override 'student.args=\{widths: \[1': .* is not YAML") as caught:
+        load_recipe(tmp_path / "recipe.yaml", ["student.args={widths: [1"])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_below_a_section_that_is_null(recipe, tmp_path):
+    import yaml
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(teacher=None)))
+    config = load_recipe(tmp_path / "recipe.yaml", ["teacher.model=resnet18"])
+    assert config.teacher is not None
+    assert config.teacher.model == "resnet18"
 
 
 def test_file_errors(tmp_path):
