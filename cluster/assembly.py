@@ -239,7 +239,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     return Assembly(config, indexes, plan, to_device(student, config, rank), teacher, stored, statistics, rank)
 
 
-def facts(run: Assembly) -> dict[str, Any]:
+def checkpoint_facts(run: Assembly) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued: nested plain values."""
     return {
         "data": run.indexes["train"].fingerprint,

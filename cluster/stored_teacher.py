@@ -27,7 +27,7 @@ from kdcore.models import build_model
 from kdcore.reused import TeacherHead
 from pipelines.cache.columns import FEATURES
 from pipelines.cache.local import local_folder
-from pipelines.cache.manifest import Manifest, check, library_versions, load_manifest
+from pipelines.cache.manifest import Manifest, library_versions, load_manifest, refuse_other_identity
 from pipelines.cache.reader import (
     CLASS_MEANS,
     CLASS_SIMILARITY,
@@ -111,7 +111,7 @@ def open_stored_teacher(
     teacher = declared(config.teacher)
     if rank.first and config.teacher.has_weights:
         teacher["weights"] = weights_fingerprint(build_model(config.teacher, classes))
-    check(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
+    refuse_other_identity(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
     stored_views = manifest.plan.parts[TRAIN].num_views
     if config.views.num_views is None or config.views.num_views > stored_views:
         raise Refused(

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.config import RunConfig
-from cluster.tracking.folder import flat
+from cluster.tracking.folder import flat_fields
 from kdcore.terms import REGISTRY, Term
 from ops.schema import named_models
 
@@ -35,7 +35,7 @@ def missing_fields(
             for below, start in models_below(field.annotation, f"{key}.", recipe, sections):
                 yield from missing_fields(below, start, recipe, sections)
         elif key not in recipe and name in defaults_of(model):
-            leaves = flat({name: defaults_of(model)[name]}, prefix)
+            leaves = flat_fields({name: defaults_of(model)[name]}, prefix)
             yield from ((leaf, str(value)) for leaf, value in leaves.items())
 
 

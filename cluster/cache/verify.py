@@ -13,7 +13,7 @@ from cluster.cache.builder import Builder
 from cluster.config import RunConfig, require_cache
 from pipelines.cache.columns import named
 from pipelines.cache.local import local_folder
-from pipelines.cache.manifest import Manifest, check, load_manifest
+from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_identity
 from pipelines.cache.reader import CacheReader, refuse_damaged
 
 # Of a row's largest number: what batches of another size or another machine change in the teacher's arithmetic.
@@ -44,7 +44,7 @@ def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0
     manifest = load_manifest(directory)
     refuse_damaged(directory, list(manifest.shards), full=True)
     builder = Builder(config, device)
-    check(manifest, builder.identity(), str(directory), cache.trust)
+    refuse_other_identity(manifest, builder.identity(), str(directory), cache.trust)
     rng = np.random.default_rng(seed)
     found = []
     for part in manifest.plan.parts:

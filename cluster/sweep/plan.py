@@ -16,7 +16,7 @@ from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, Point, Space, build_space, describe, num_points, run_config, shared_recipe
-from cluster.training.launch import check
+from cluster.training.launch import check_run
 from kdcore.errors import Refused
 
 
@@ -80,7 +80,7 @@ class SweepPlan:
         kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
         if kind not in self.checked:
             try:
-                check(config)
+                check_run(config)
                 self.checked[kind] = ""
             except Refused as error:
                 self.checked[kind] = str(error)

@@ -35,7 +35,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.training.launch import continued
 from kdcore.errors import Refused
 from pipelines.cache.local import locked
-from pipelines.cache.manifest import differences, short
+from pipelines.cache.manifest import differences, in_short
 from pipelines.files import make_folder, read_json, write_json, write_whole
 
 REMEDY = "delete it: the sweep then writes it anew"
@@ -67,14 +67,14 @@ def exclusive_folder(plan: SweepPlan) -> Iterator[None]:
 def mark_folder(plan: SweepPlan) -> None:
     """Mark the folder as this sweep's. Refused where it holds one of another recipe or space."""
     continued(plan.parent)
-    folder, ours = plan.parent.run_dir, identity(plan.sweep)
+    folder, ours = plan.parent.run_dir, sweep_identity(plan.sweep)
     if (folder / SPACE).exists():
         # Read as a sweep, so that fields that came later have their defaults.
-        theirs = identity(validated(SweepConfig, read_json(folder / SPACE, REMEDY), str(folder / SPACE)))
+        theirs = sweep_identity(validated(SweepConfig, read_json(folder / SPACE, REMEDY), str(folder / SPACE)))
         if changed := differences(theirs, ours):
             field, there, here = changed[0]
             raise Refused(
-                f"{folder} holds another sweep ({field} is {short(there)} there and {short(here)} now); choose another "
+                f"{folder} holds another sweep ({field} is {in_short(there)} there and {in_short(here)} now); choose another "
                 "name, or delete that folder"
             )
     write_whole(RunFolder(folder).recipe, to_yaml(plan.parent).encode())
@@ -86,7 +86,7 @@ def has_begun(folder: Path) -> bool:
     return (folder / SPACE).exists()
 
 
-def identity(sweep: SweepConfig) -> dict[str, Any]:
+def sweep_identity(sweep: SweepConfig) -> dict[str, Any]:
     """Return what makes a sweep another one, as SPACE.yaml has it; not how many runs go at a time."""
     plain = sweep.model_dump(mode="json", exclude={"concurrent", "space"})
     return plain | {"space": {field: written_axis(axis) for field, axis in sweep.space.items()}}

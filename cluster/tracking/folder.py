@@ -143,7 +143,7 @@ class RunFolder:
         """
         if self.state() == "new":
             return
-        ours, theirs = (flat(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
+        ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in PATHS]
         if changed:
@@ -157,8 +157,8 @@ class RunFolder:
     def _refuse_other_weights(self, config: RunConfig) -> None:
         if not self.facts.exists():  # a run from before they were recorded
             return
-        theirs = flat(read_json(self.facts, "delete it to go on without its check of the weights"))
-        ours = flat({"weights": starting_weights(config)})
+        theirs = flat_fields(read_json(self.facts, "delete it to go on without its check of the weights"))
+        ours = flat_fields({"weights": starting_weights(config)})
         for key in sorted(ours.keys() & theirs.keys()):
             if ours[key] != theirs[key]:
                 raise Refused(
@@ -173,11 +173,11 @@ def folders_with_outbox(output_dir: Path) -> list[RunFolder]:
     return [RunFolder(path.parent) for path in found]
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {dotted key: value} of nested mappings; those in a list are numbered, as in `method.1.temperature`."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value)}
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        leaves |= flat_fields(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from cluster.config import RunConfig
 from cluster.recipe import to_yaml
 from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
-from cluster.tracking.folder import flat
+from cluster.tracking.folder import flat_fields
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.errors import Refused
 
@@ -125,7 +125,7 @@ class MlflowTracker(Tracker):
             "mlflow.note.content": "\n\n".join([*about_paragraphs(self.config), f"Run again with\n\n    {command}"]),
             **tags,
         }
-        fields = flat(self.config.model_dump(mode="json", exclude={"about"}))
+        fields = flat_fields(self.config.model_dump(mode="json", exclude={"about"}))
         params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in fields.items()]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cluster.config import RunConfig
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
-from pipelines.cache.manifest import flat, short
+from pipelines.cache.manifest import flat, in_short
 
 STATE, STUDENT = "state.pt", "student.safetensors"
 
@@ -92,7 +92,7 @@ class TrainState:
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
             if theirs[name] != ours[name]:
                 raise Refused(
-                    f"checkpoint {directory}: its {name} is {short(theirs[name])}, this run's is {short(ours[name])}; "
+                    f"checkpoint {directory}: its {name} is {in_short(theirs[name])}, this run's is {in_short(ours[name])}; "
                     "restore what has changed, or give the run another name to start afresh"
                 )
         self.distiller.load_state_dict(saved["distiller"])

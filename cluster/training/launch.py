@@ -59,7 +59,7 @@ class RunResult:
         return cls(**{name: value for name, value in found.items() if name in known})
 
 
-def check(config: RunConfig) -> None:
+def check_run(config: RunConfig) -> None:
     """Refuse everything about a run that can be known without its workers: files, names, taps, sizes."""
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
@@ -85,7 +85,7 @@ def launch(
     if finished is not None:
         return finished
     with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
-        checking = thread.submit(check, config)
+        checking = thread.submit(check_run, config)
         with ray_session(config):
             checking.result()
             folder.claim(config)

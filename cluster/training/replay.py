@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, assemble, facts
+from cluster.assembly import Assembly, assemble, checkpoint_facts
 from cluster.config import RunConfig, micro_batch_size
 from cluster.rank import Rank, set_up_torch
 from cluster.training.checkpoint import checkpoint_up_to
@@ -84,7 +84,7 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     state = new_state(run)
     with checkpoint_up_to(config, step) as directory:
         if directory is not None:
-            state.restore(directory, facts(run))
+            state.restore(directory, checkpoint_facts(run))
     found = Replay(step, state.step)
     passes = InspectedPasses(run, state.distiller, found)
     loop = TrainingLoop(run, state, passes)

@@ -18,7 +18,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import nn
 
-from cluster.assembly import Assembly, assemble, facts
+from cluster.assembly import Assembly, assemble, checkpoint_facts
 from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
@@ -40,7 +40,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     state = new_state(run)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as directory:
-            state.restore(Path(directory), facts(run))
+            state.restore(Path(directory), checkpoint_facts(run))
         reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
     model = data_parallel(config, state.distiller)
     no_sync = model.no_sync if rank.world_size > 1 else contextlib.nullcontext
@@ -106,7 +106,7 @@ class Checkpoints:
             self.written.wait()
             self.written.clear()
             checkpoint = Checkpoint(f"{self.run.config.storage}/{self.run.config.name}/{name}")
-            write = partial(self.write, state.snapshot(facts(self.run)))
+            write = partial(self.write, state.snapshot(checkpoint_facts(self.run)))
         ray.train.report(
             {"step": state.step},
             checkpoint=checkpoint,

@@ -21,7 +21,7 @@ import torch
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
-from cluster.assembly import assemble, autocast, facts
+from cluster.assembly import assemble, autocast, checkpoint_facts
 from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.rank import Rank, set_up_torch
@@ -129,7 +129,7 @@ class Lane:
             shutil.rmtree(unfinished, ignore_errors=True)
             make_folder(unfinished, "output_dir")
             with torch.cuda.stream(self.stream):
-                self.state.snapshot(facts(self.run)).write(LocalFileSystem(), str(unfinished))
+                self.state.snapshot(checkpoint_facts(self.run)).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
             (unfinished / "progress.json").write_text(json.dumps(progress))
             (unfinished / "student.safetensors").unlink()  # the weights once more; state travels, and should be small
@@ -145,7 +145,7 @@ class Lane:
     def restore(self) -> None:
         """Take up the newest checkpoint, where there is one."""
         if saved := self.checkpoints():
-            self.state.restore(saved[-1], facts(self.run))
+            self.state.restore(saved[-1], checkpoint_facts(self.run))
             progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
             self.curve = progress["curve"]
             self.total_loss.fill_(progress["total_loss"])

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.cache.manifest import CONSTANTS, Manifest, Plan, differences, short
+from pipelines.cache.manifest import CONSTANTS, Manifest, Plan, differences, in_short
 from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, remove_unfinished
 from pipelines.files import write_whole
 
@@ -60,7 +60,7 @@ class Building:
         if differing := differences(theirs, ours):
             key, there, here = differing[0]
             raise Refused(
-                f"{self.directory} holds a cache of something else: {key} is {short(there)} there and {short(here)} "
+                f"{self.directory} holds a cache of something else: {key} is {in_short(there)} there and {in_short(here)} "
                 "here; restore what has changed, or take another folder (cache.dir=...)"
             )
         for name, part in earlier.parts.items():

@@ -131,7 +131,7 @@ def load_manifest(directory: Path) -> Manifest:
     return read_manifest(path.read_bytes(), str(directory))
 
 
-def check(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
+def refuse_other_identity(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
     """Refused unless the cache's identity is the expected one, as far as that is known. trust: other versions of
     libraries are accepted."""
     known = {key: value for key, value in flat(manifest.plan.identity).items() if key in flat(expected)}
@@ -143,7 +143,7 @@ def check(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bo
     more = f" ({len(others)} more differ: {', '.join(one[0] for one in others[:4])})" if others else ""
     trusting = ", or accept other versions with cache.trust=true" if key.startswith("versions.") else ""
     raise Refused(
-        f"the cache {where} belongs to something else: {key} is {short(there)} there and {short(here)} here{more}; "
+        f"the cache {where} belongs to something else: {key} is {in_short(there)} there and {in_short(here)} here{more}; "
         f"restore what has changed, or build the cache again in another folder (cache.dir=...){trusting}"
     )
 
@@ -157,7 +157,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tupl
     return [(key, there.get(key), here.get(key)) for key in keys]
 
 
-def short(value: Any) -> str:
+def in_short(value: Any) -> str:
     """A value in a sentence; of a fingerprint the beginning."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 

@@ -114,7 +114,7 @@ class LogitCode:
     def encode(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """logits [B,K] -> components [B,code_bytes] uint8, scale [B,1] float16, corrections [B,top] int16 or int32."""
         logits = logits.float()
-        weights = stakes(logits)
+        weights = class_importance(logits)
         codes, error = self._components(logits, weights)
         index = (weights * error.square()).topk(self.size.top, dim=1).indices
         value = error.gather(1, index)
@@ -183,7 +183,7 @@ class LogitCode:
         return codes
 
 
-def stakes(logits: Tensor) -> Tensor:
+def class_importance(logits: Tensor) -> Tensor:
     """How much an error of each logit costs, on average over TEMPERATURES: p / temperature^2, [B,K]."""
     return torch.stack([torch.softmax(logits / t, dim=1) / t**2 for t in TEMPERATURES]).mean(dim=0)
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.tracking.folder import flat
+from cluster.tracking.folder import flat_fields
 from ops.defaults import with_defaults
 from ops.history import Run, grouped, siblings
 
@@ -25,7 +25,7 @@ def config(recipe) -> RunConfig:
 
 def logged(config: RunConfig, without: tuple[str, ...] = (), **changes: Any) -> dict[str, str]:
     """What MLflow holds of a recipe, as it was before some fields were invented."""
-    fields = {key: str(value) for key, value in flat(config.model_dump(mode="json")).items()} | changes
+    fields = {key: str(value) for key, value in flat_fields(config.model_dump(mode="json")).items()} | changes
     return {key: value for key, value in fields.items() if not f"{key}.".startswith(tuple(f"{w}." for w in without))}
 
 
@@ -57,7 +57,7 @@ def test_a_field_that_came_later_splits_no_group(config, fields):
 
 def test_what_was_written_with_defaults_is_the_resolved_recipe(config):
     """The schema's defaults are put in as they are logged, in every kind of section."""
-    written = flat(config.model_dump(mode="json", exclude_unset=True))
+    written = flat_fields(config.model_dump(mode="json", exclude_unset=True))
     assert len(written) < 30
     assert with_defaults({key: str(value) for key, value in written.items()}) == logged(config)
 

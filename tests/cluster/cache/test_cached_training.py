@@ -17,7 +17,7 @@ from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.stored_teacher import head_facts, head_of
-from cluster.training.launch import check, launch
+from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
@@ -177,7 +177,7 @@ def test_a_whole_run_without_the_teachers_weights(recipes, teacher):
     second = launch(recipes(cached=True, name="second", seed=5, view_seed=0))
     assert second.metrics["train/loss"] != first.metrics["train/loss"]
     with pytest.raises(Refused, match="no such file"):
-        check(recipes())
+        check_run(recipes())
 
 
 def test_fewer_views_than_there_are(recipes):
@@ -186,7 +186,7 @@ def test_fewer_views_than_there_are(recipes):
         losses(recipes(views__num_views=1)), rel=0.01
     )
     with pytest.raises(Refused, match=r"shows 3 views, the cache .* holds 2; set views.num_views=2, or"):
-        check(recipes(cached=True, views__num_views=3))
+        check_run(recipes(cached=True, views__num_views=3))
 
 
 def change_weights(teacher: dict[str, Any]) -> None:
@@ -211,15 +211,15 @@ DIFFERENT = {
 def test_a_recipe_that_differs_is_refused_by_name(recipes, name):
     build(recipes())
     with pytest.raises(Refused, match=rf"belongs to something else: {name} is .* there and .* here"):
-        check(recipes(cached=True, **DIFFERENT[name]))
+        check_run(recipes(cached=True, **DIFFERENT[name]))
 
 
 def test_other_weights_are_refused(recipes, teacher):
     build(recipes())
-    check(recipes(cached=True))
+    check_run(recipes(cached=True))
     change_weights(teacher)
     with pytest.raises(Refused, match=r"belongs to something else: teacher.weights is"):
-        check(recipes(cached=True))
+        check_run(recipes(cached=True))
 
 
 def test_a_changed_image_is_refused(recipes, tmp_path):
@@ -232,15 +232,15 @@ def test_a_changed_image_is_refused(recipes, tmp_path):
     victim.write_bytes(other)
     assert bytes(content) != other
     with pytest.raises(Refused, match=r"belongs to something else: data.train is"):
-        check(recipes(cached=True, data__root=str(root)))
+        check_run(recipes(cached=True, data__root=str(root)))
 
 
 def test_other_library_versions_can_be_trusted(recipes, monkeypatch):
     build(recipes())
     monkeypatch.setattr(cluster.stored_teacher, "library_versions", lambda: {"torch": "99.0"})
     with pytest.raises(Refused, match=r"versions.torch is .* there and '99.0' here.*cache.trust=true"):
-        check(recipes(cached=True))
-    check(recipes(cached=True, cache__trust=True))
+        check_run(recipes(cached=True))
+    check_run(recipes(cached=True, cache__trust=True))
 
 
 LACKING = {
@@ -256,14 +256,14 @@ def test_what_the_cache_lacks_is_named(recipes, case):
     changes, message = LACKING[case]
     build(recipes())
     with pytest.raises(Refused, match=message):
-        check(recipes(cached=True, **changes))
+        check_run(recipes(cached=True, **changes))
 
 
 def test_one_cache_for_several_recipes(recipes):
     """With the taps and the head of all of them in it."""
     build(recipes(cache__taps=["layer2", "forward_features"], cache__head=True))
     for method in ("kd", "wttm", "simkd", "feature_only"):
-        check(recipes(cached=True, **METHODS[method]))
+        check_run(recipes(cached=True, **METHODS[method]))
 
 
 def test_recipes_that_can_have_no_cache(recipes):

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from cluster.recipe import parse
-from cluster.tracking.folder import RunFolder, flat
+from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
@@ -86,17 +86,17 @@ def test_a_checkpoint_of_another_teacher_is_not_continued(make, tmp_path):
     """Where the folder's own record is lost, the checkpoint's is left."""
     from pyarrow.fs import LocalFileSystem
 
-    from cluster.assembly import assemble, facts
+    from cluster.assembly import assemble, checkpoint_facts
     from cluster.rank import Rank
     from cluster.training.loop import new_state
 
     config = make(write_teacher(tmp_path / "t.safetensors", 1))
     run = assemble(config, Rank(0, 1, torch.device("cpu")))
-    new_state(run).snapshot(facts(run)).write(LocalFileSystem(), str(tmp_path / "saved"))
-    new_state(run).restore(tmp_path / "saved", facts(run))
+    new_state(run).snapshot(checkpoint_facts(run)).write(LocalFileSystem(), str(tmp_path / "saved"))
+    new_state(run).restore(tmp_path / "saved", checkpoint_facts(run))
     write_teacher(tmp_path / "t.safetensors", 2)
     with pytest.raises(Refused, match=r"its weights.teacher.checkpoint is \w{16}..., this run's is"):
-        new_state(run).restore(tmp_path / "saved", facts(run))
+        new_state(run).restore(tmp_path / "saved", checkpoint_facts(run))
 
 
 def test_a_run_from_before_weights_were_recorded_goes_on(make, tmp_path):
@@ -137,4 +137,4 @@ def test_a_folder_that_cannot_be_made_is_refused(recipe):
 def test_flattened_lists():
     """Lists of mappings are numbered; other lists are values."""
     tree = {"a": {"b": 1}, "method": [{"term": "ce"}, {"term": "kd"}], "sizes": [1, 2], "none": []}
-    assert flat(tree) == {"a.b": 1, "method.0.term": "ce", "method.1.term": "kd", "sizes": [1, 2], "none": []}
+    assert flat_fields(tree) == {"a.b": 1, "method.0.term": "ce", "method.1.term": "kd", "sizes": [1, 2], "none": []}

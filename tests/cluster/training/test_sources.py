@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import Assembly, assemble, facts, open_data
+from cluster.assembly import Assembly, assemble, checkpoint_facts, open_data
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
@@ -63,7 +63,7 @@ def undisturbed(begin: Begin, tmp_path_factory: pytest.TempPathFactory) -> tuple
     run, folder = begin("folder"), tmp_path_factory.mktemp("checkpoint")
     loop = TrainingLoop(run, new_state(run))
     before = losses_of(loop, KILLED_AT)
-    loop.state.snapshot(facts(run)).write(LocalFileSystem(), str(folder))
+    loop.state.snapshot(checkpoint_facts(run)).write(LocalFileSystem(), str(folder))
     return run, before + losses_of(loop, STEPS), folder
 
 
@@ -76,7 +76,7 @@ def test_the_same_run(container: str, begin: Begin, undisturbed: tuple[Assembly,
         assert source.fingerprint == expected.indexes[split].fingerprint
     assert losses_of(TrainingLoop(run, new_state(run)), STEPS) == losses
     resumed = new_state(run)
-    resumed.restore(checkpoint, facts(run))
+    resumed.restore(checkpoint, checkpoint_facts(run))
     again = losses_of(TrainingLoop(run, resumed), STEPS)
     assert again == losses[-len(again) :]
     assert len(again) == (STEPS - KILLED_AT) * 2

@@ -13,7 +13,7 @@ from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.local import locked
-from pipelines.cache.manifest import Part, Plan, check, load_manifest
+from pipelines.cache.manifest import Part, Plan, load_manifest, refuse_other_identity
 from pipelines.cache.store import Unit, map_shard, units_of, write_shard
 
 IDENTITY = {
@@ -200,20 +200,20 @@ def test_each_difference_is_named(tmp_path, name):
     """By itself before any fingerprint over it; other library versions alone can be trusted."""
     build(tmp_path)
     manifest, expected = load_manifest(tmp_path), plan(**REFUSED[name]).identity
-    check(manifest, IDENTITY, "here")
+    refuse_other_identity(manifest, IDENTITY, "here")
     with pytest.raises(Refused, match=f"belongs to something else: {name} is .* there and .* here.*build the cache"):
-        check(manifest, expected, "here")
+        refuse_other_identity(manifest, expected, "here")
     if name == "versions.torch":
-        check(manifest, expected, "here", trust=True)
+        refuse_other_identity(manifest, expected, "here", trust=True)
     else:
         with pytest.raises(Refused, match=name):
-            check(manifest, expected, "here", trust=True)
+            refuse_other_identity(manifest, expected, "here", trust=True)
 
 
 def test_what_is_not_known_is_not_compared(tmp_path):
     """A run from the cache need not have the teacher's weights."""
     build(tmp_path)
-    check(load_manifest(tmp_path), {**IDENTITY, "teacher": {"model": "big"}}, "here")
+    refuse_other_identity(load_manifest(tmp_path), {**IDENTITY, "teacher": {"model": "big"}}, "here")
 
 
 def test_a_cache_may_be_moved(tmp_path):
