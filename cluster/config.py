@@ -106,6 +106,11 @@ def _something_is_learnt(config: RunConfig) -> None:
         raise Refused("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
 
 
+def _weights_decay_within_the_run(config: RunConfig) -> None:
+    for term in config.method:
+        term.check_epochs(config.train.epochs)
+
+
 def _a_teacher_is_there(config: RunConfig) -> None:
     if config.teacher is None and (config.needs.teacher or config.student.classifier == "reused"):
         wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
@@ -156,6 +161,7 @@ def _statistics_are_whole(config: RunConfig) -> None:
 # What sections must say together; each refuses what does not fit.
 _RULES = (
     _something_is_learnt,
+    _weights_decay_within_the_run,
     _a_teacher_is_there,
     _a_cache_is_there,
     _micro_batches_fill_the_batch,

@@ -18,15 +18,38 @@ from typing import Any
 from ops.benchmarks.facts import spread, write
 from ops.console import console, table
 
-CE = {"term": "ce", "weight": 1.0}
+CE, LITTLE_CE = {"term": "ce", "weight": 1.0}, {"term": "ce", "weight": 0.1}
 PAIRS = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]
+# WKD has no such small pair: its ResNet-32x4 to 8x4, whose weights begin to decay after 150 of 240 epochs.
+TARGET = {"term": "nkd", "weight": 1.0, "non_target_weight": 0.0}
+WKD_L = {"term": "wkd_l", "weight": 200.0, "temperature": 8.0, "decay_from_epoch": 5.0}
+WKD_F = {"term": "wkd_f", "weight": 0.08, "mean_weight": 8.0, "decay_from_epoch": 5.0}
 METHODS: dict[str, list[dict[str, Any]]] = {
     "alone": [CE],
-    "kd": [{"term": "ce", "weight": 0.1}, {"term": "kd", "weight": 0.9, "temperature": 4.0}],
+    "kd": [LITTLE_CE, {"term": "kd", "weight": 0.9, "temperature": 4.0}],
     "dkd": [CE, {"term": "dkd", "weight": 1.0, "temperature": 4.0, "non_target_weight": 2.0}],
-    "dist": [CE, {"term": "dist", "weight": 1.0, "temperature": 4.0}],
+    "dist": [CE, {"term": "dist", "weight": 2.0, "temperature": 4.0}],
+    "rld": [CE, {"term": "rld", "weight": 1.0, "temperature": 4.0, "correlation_weight": 8.0}],
+    "lskd": [LITTLE_CE, {"term": "lskd", "weight": 9.0, "temperature": 2.0}],
+    "dkd + lskd": [
+        CE,
+        {"term": "dkd", "weight": 12.0, "temperature": 3.0, "non_target_weight": 2.0, "standardise": True},
+    ],
+    "mlkd + lskd": [
+        LITTLE_CE,
+        {"term": "mlkd", "weight": 9.0, "temperatures": [2.0, 2.0, 3.0, 5.0, 6.0], "standardise": True},
+    ],
     "ttm": [CE, {"term": "ttm", "weight": 7.0, "gamma": 0.3}],
     "wttm": [CE, {"term": "wttm", "weight": 1.5, "gamma": 0.3}],
+    "wttm + itrd": [
+        CE,
+        {"term": "wttm", "weight": 5.0, "gamma": 0.5},
+        {"term": "itrd", "weight": 1.0, "alpha": 1.01},
+    ],
+    "itrd": [CE, {"term": "itrd", "weight": 1.0, "alpha": 1.01}],
+    "wkd_l": [CE, TARGET, WKD_L],
+    "wkd_f": [CE, WKD_F],
+    "wkd_l + wkd_f": [CE, TARGET, WKD_L, WKD_F],
     "simkd": [{"term": "simkd", "weight": 1.0}],
     "feature_only": [CE, {"term": "feature_only", "weight": 1.0, "pairs": PAIRS}],
     "feature_only + ce": [CE, {"term": "feature_mse", "weight": 1.0, "pairs": PAIRS}],

@@ -29,6 +29,10 @@ REFUSED = {
         r"method.*temperature",
     ),
     "all weights 0": ({"method": [{"term": "ce", "weight": 0.0}]}, r"every term has weight 0"),
+    "decay": (
+        {"method": [{"term": "ce", "weight": 1.0, "decay_from_epoch": 2}]},
+        r"term 'ce': its weight decays from epoch 2 on, but the run has 2 epochs; lower decay_from_epoch",
+    ),
     "held out": ({"train__select": "held_out"}, r"data.held_out is 0; keep back"),
     "mean without std": ({"data__mean": [0.5, 0.5, 0.5]}, r"data.mean and data.std belong together"),
     "odd pairs": (
