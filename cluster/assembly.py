@@ -98,6 +98,11 @@ class Assembly:
         return min(steps, self.config.train.max_steps or steps)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The class folders, in the order of the outputs."""
+        return self.indexes["train"].classes
+
+    @property
     def micro_batch(self) -> int:
         """Images of one forward pass."""
         return micro_batch_size(self.config.train, self.rank.world_size, self.config.views.mixes)

@@ -137,14 +137,24 @@ class TeacherConfig(ModelConfig):
     source: Literal["online", "cache"] = "online"
     """`online`: the teacher answers beside the student. `cache`: its answers are read from the recipe's cache; its
     weights are then not needed, but where they are there, the cache is checked against them."""
+    random: bool = False
+    """Whether the teacher may have fresh, random weights, for a test of speed or of a method; a teacher that has
+    neither `checkpoint` nor `pretrained` is refused otherwise."""
 
     @property
     def cached(self) -> bool:
         return self.source == "cache"
 
     def check(self) -> None:
-        if not self.cached:
-            super().check()
+        """Refuse what `ModelConfig.check` refuses, and a teacher without weights."""
+        if self.cached:
+            return
+        super().check()
+        if not (self.checkpoint or self.pretrained or self.random):
+            raise Refused(
+                f"teacher {self.model!r} has no weights, so there is nothing to learn from it; give "
+                "teacher.checkpoint=FILE or teacher.pretrained=true (teacher.random=true takes fresh weights)"
+            )
 
     @property
     def has_weights(self) -> bool:

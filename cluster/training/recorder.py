@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster.assembly import Assembly, autocast, image_size
 from cluster.config import RunConfig
 from cluster.passes import evaluate
+from cluster.teacher_check import Answers, examine, warning, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import RunLog
@@ -45,6 +46,7 @@ class Validation:
             if answers := run.teacher_on(split, self.loaders[split]):
                 metrics, self.teacher_logits[split] = answers
                 recorder.log_teacher(split, metrics)
+                recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
 
     def run(self, state: TrainState) -> None:
         """Metrics of the student (or its moving average) on every split; offers its weights as the best."""
@@ -186,6 +188,14 @@ class Recorder:
             f"teacher on {split}, {metrics['images']} images: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
         )
         self.window_start = time.perf_counter()
+
+    def warn_of_teacher(self, answers: Answers) -> None:
+        """Say what is wrong with the teacher's answers, if anything is."""
+        if (found := warning(answers, self.config, self.run.classes)) is None:
+            return
+        if self.log:
+            write_natural_indices(self.config, self.run.classes)
+        self.reporter.say(f"WARNING: {found}")
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         if self.log:

@@ -20,7 +20,7 @@ METHOD = [{"term": "ce", "weight": 1.0}, {"term": "feature_mse", "weight": 1.0, 
 @pytest.fixture
 def run(recipe, tmp_path):
     """A configuration, and the weights of a student that was never trained."""
-    config = parse(recipe(teacher={"model": "cifar_resnet8"}, method=METHOD, scaling__num_workers=0))
+    config = parse(recipe(teacher={"model": "cifar_resnet8", "random": True}, method=METHOD, scaling__num_workers=0))
     torch.manual_seed(3)
     parts = assemble(config, Rank(0, 1, CPU))
     path = tmp_path / "student.safetensors"

@@ -162,6 +162,7 @@ def tiny(image_folder, tmp_path):
         recipe = catalog.read(name)
         sections = [section for section in ("student", "teacher") if recipe.get(section)]
         weights = [f"{section}.{key}" for section in sections for key in ("pretrained=false", "checkpoint=null")]
+        weights += ["teacher.random=true"] if "teacher" in sections else []
         crd, wkd_f = (
             [i for i, term in enumerate(recipe["method"]) if term["term"] == kind] for kind in ("crd", "wkd_f")
         )

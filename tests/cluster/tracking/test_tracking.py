@@ -210,7 +210,9 @@ def test_a_continued_run_goes_on_without_its_server(elsewhere, monkeypatch, capl
 def test_how_a_run_is_described(recipe, store):
     method = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 0.9, "temperature": 4.0}]
     about = {"title": "A test.", "expected": {"top1": 71.7, "stdev": 0.05}, "differs": ["it is small"]}
-    config = parse(recipe(teacher={"model": "cifar_resnet8"}, method=method, tracking__uri=store, about=about))
+    config = parse(
+        recipe(teacher={"model": "cifar_resnet8", "random": True}, method=method, tracking__uri=store, about=about)
+    )
     run_id = open_run(config, "python -m ops train x.yaml", {"sweep": "temperatures"})
     run = mlflow.MlflowClient(tracking_uri(config)).get_run(run_id)
     assert run.info.run_name == "run: ce+kd, cifar_resnet8 > cifar_resnet8"

@@ -1,0 +1,121 @@
+"""A teacher that cannot be what it is taken for: found by its answers on the validation images, before any training.
+
+The weights of a classifier do not say which class each output stands for. A teacher whose outputs stand in another
+order than the data's classes is at chance, and a student copies it faithfully.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.utils.misc import natural_key
+from torch import Tensor
+
+from cluster.config import RunConfig
+from cluster.rank import Rank
+from cluster.tracking.folder import RunFolder
+from pipelines.files import write_json
+
+DEVIATIONS = 3.0  # standard deviations that are no accident
+FAR_BELOW = 0.05  # of top-1, and more than an accident: the data or the preprocessing are not the card's
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a teacher answers on a split, over all ranks.
+
+    top1: in [0, 1]; chance: the top-1 of answers that are as frequent and know nothing of the images; reordered: the
+    top-1 where output i stands for the class that is i-th in natural order, None where that is the data's own order.
+    """
+
+    images: int
+    top1: float
+    chance: float
+    reordered: float | None
+
+    def noise(self, top1: float) -> float:
+        """Return how far above a true top-1 the measured one may be by accident."""
+        return DEVIATIONS * math.sqrt(max(top1 * (1 - top1), 1 / self.images) / self.images)
+
+
+def examine(logits: Tensor, labels: NDArray[np.int32], classes: Sequence[str], rank: Rank) -> Answers:
+    """Return how the teacher answers, from its logits [n,K] on this rank's share; the same on every rank.
+
+    labels: of all images of the split [N]; classes: the class folders in the data's order.
+    """
+    share = rank.slice_of(len(labels))
+    mine = torch.from_numpy(labels[share.start : share.stop].astype(np.int64))
+    predictions = logits.argmax(dim=1) if len(mine) else mine
+    order = torch.tensor(natural_order(classes))
+    sums = torch.cat(
+        [
+            torch.stack([(predictions == mine).sum(), (order[predictions] == mine).sum()]),
+            predictions.bincount(minlength=len(classes)),
+        ]
+    )
+    hits, reordered, *predicted = rank.add_up(sums.double().to(rank.device)).tolist()
+    total, there = len(labels), np.bincount(labels, minlength=len(classes))
+    is_other = order.tolist() != list(range(len(classes)))
+    return Answers(
+        images=total,
+        top1=hits / total,
+        chance=float(np.dot(predicted, there)) / total**2,
+        reordered=reordered / total if is_other else None,
+    )
+
+
+def natural_order(classes: Sequence[str]) -> list[int]:
+    """Return the numbers of the classes in the order in which timm sorts class folders: 1, 2, ..., 10."""
+    return sorted(range(len(classes)), key=lambda number: natural_key(classes[number]))
+
+
+def warning(answers: Answers, config: RunConfig, classes: Sequence[str]) -> str | None:
+    """Return what is wrong with a teacher that answers so, with its likely causes, in one line; None for nothing."""
+    expected = expected_top1(config)
+    top1 = f"the teacher {config.teacher.model if config.teacher else ''} is right on {answers.top1:.2%}"
+    if answers.reordered is not None and answers.reordered > answers.top1 + answers.noise(answers.top1):
+        first = ", ".join(classes[number] for number in natural_order(classes)[:3])
+        return (
+            f"{top1} of the validation images, but on {answers.reordered:.2%} if its outputs stand for the classes in "
+            f"natural order ({first}, ...), as timm sorts them; give it teacher.args.num_classes={len(classes)} and "
+            f"teacher.class_indices={natural_indices(config)}"
+        )
+    size = f"{config.data.evaluation_size or config.views.height} pixels"
+    causes = (
+        "other weights, its outputs in another order of the classes (teacher.class_indices), another normalisation "
+        f"than it was trained with (data.mean, data.std), or another size of images than {size}"
+    )
+    if answers.top1 <= answers.chance + answers.noise(answers.chance):
+        return f"{top1} of the validation images, no better than chance ({answers.chance:.2%}); likely causes: {causes}"
+    if expected is not None and answers.top1 < expected - max(FAR_BELOW, answers.noise(expected)):
+        return f"{top1} of the validation images, far below the {expected:.2%} of its own card; likely causes: {causes}"
+    return None
+
+
+def expected_top1(config: RunConfig) -> float | None:
+    """Return the top-1 that the teacher's own card states: of the run that made it, else the recipe's published one."""
+    teacher = config.teacher
+    if teacher is not None and teacher.checkpoint:
+        result = Path(teacher.checkpoint).parent / "result.json"
+        if result.is_file():
+            found = RunFolder(result.parent).read_result().get("metrics", {}).get("val/top1")
+            return float(found) if isinstance(found, int | float) else None
+    published = config.about.expected.teacher if config.about else None
+    return None if published is None else published / 100
+
+
+def natural_indices(config: RunConfig) -> Path:
+    """Return the file that maps class folders to the outputs of a teacher in natural order."""
+    return config.run_dir / "natural_order.json"
+
+
+def write_natural_indices(config: RunConfig, classes: Sequence[str]) -> None:
+    """Write that file."""
+    order = natural_order(classes)
+    write_json(natural_indices(config), {classes[number]: output for output, number in enumerate(order)})
