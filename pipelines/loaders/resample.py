@@ -52,12 +52,11 @@ class Resampler:
         interpolation.
         """
         num, height, width, _ = images.shape
-        # A pixel is handled as one number of 32 bits: red, green, blue, and a byte of nothing.
-        packed = torch.nn.functional.pad(images, (0, 1)).view(torch.int32).view(num, height * width)
-        fill = torch.tensor([*self.fill, 0], dtype=torch.uint8, device=images.device).view(torch.int32)
-        a, b, c, d, e, f = matrix[:, :, None, None].unbind(dim=1)  # each [B,1,1]
+        planes = images.permute(0, 3, 1, 2).flatten(2)  # [B,3,HW]: what is the same for three colours is computed once
+        fill = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)[:, None, None]
+        a, b, c, d, e, f = matrix[:, :, None, None, None].unbind(dim=1)  # each [B,1,1,1]
         across = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
-        out, step = packed.new_empty(num, height, width), self.strip or height
+        out, step = images.new_empty(num, 3, height, width), self.strip or height
         for top in range(0, height, step):
             down = torch.arange(top, min(top + step, height), dtype=torch.float64, device=images.device)[:, None] + 0.5
             x, y = a * across + b * down + c, d * across + e * down + f
@@ -65,25 +64,24 @@ class Resampler:
             columns, right = self._neighbours(x, width, sideways)
             rows, below = self._neighbours(y, height, upright)
             starts = [row * width for row in rows]
-            lines = [_blend([_read(packed, start + column) for column in columns], right) for start in starts]
-            pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8).view(torch.int32).squeeze(3)
-            torch.where(outside, fill, pixels, out=out[:, top : top + step])
-        return out.unsqueeze(3).view(torch.uint8)[..., :3]
+            lines = [_blend([_read(planes, start + column) for column in columns], right) for start in starts]
+            pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8)
+            out[:, :, top : top + step] = torch.where(outside, fill, pixels)
+        return out.permute(0, 2, 3, 1)
 
     def _neighbours(self, place: Tensor, side: int, moves: bool) -> tuple[list[Tensor], Tensor]:
-        """Return the pixels along one axis that a place [B,h,W] lies among, and how far it lies behind the one in the
-        middle, float64 [B,h,W,4]."""
+        """Return the pixels along one axis that a place [B,1,h,W] lies among, and how far it lies behind the one in the
+        middle."""
         place = place - 0.5
         whole = place.floor()
         offsets = ((-1, 0, 1, 2) if self.bicubic else (0, 1)) if moves else (0,)
-        behind = (place - whole).unsqueeze(3).expand(-1, -1, -1, 4).contiguous()  # as long as rows, to be vectorised
-        return [(whole + offset).clamp_(0, side - 1).long() for offset in offsets], behind
+        return [(whole + offset).clamp_(0, side - 1).long() for offset in offsets], place - whole
 
 
-def _read(packed: Tensor, place: Tensor) -> Tensor:
-    """Return the pixels at the places [B,h,W] of pictures [B,HW]: int16 [B,h,W,4]."""
-    pixels = packed.gather(1, place.flatten(1)).view(place.shape)
-    return pixels.unsqueeze(3).view(torch.uint8).to(torch.int16)
+def _read(planes: Tensor, place: Tensor) -> Tensor:
+    """Return the colours at the places [B,1,h,W] of pictures uint8 [B,3,HW]: int16 [B,3,h,W]."""
+    found = planes.gather(2, place.flatten(2).expand(-1, 3, -1))
+    return found.view(-1, 3, *place.shape[2:]).to(torch.int16)
 
 
 def _blend(values: list[Tensor], behind: Tensor) -> Tensor:
