@@ -24,7 +24,7 @@ from pipelines.views.policy import ViewPolicy
 
 # On a CPU work is done in small parts, so that what passes between steps stays in its cache.
 _CPU_PART = 4  # pictures
-_CPU_VALUES = 50_000  # about as many values of a picture where operations are computed in float64
+_CPU_VALUES = 40_000  # about as many values of a picture where places are computed in float64
 
 
 class Finish:
@@ -136,7 +136,7 @@ def _operator(policy: ViewPolicy, device: torch.device) -> Operator | None:
         policy.auto_augment_fill or policy.augment.fill,
         bicubic=policy.interpolation == "bicubic",
         part=1 if on_cpu else None,
-        strip=max(1, _CPU_VALUES // (4 * policy.width)) if on_cpu else None,
+        strip=max(1, _CPU_VALUES // (3 * policy.width)) if on_cpu else None,
     )
 
 

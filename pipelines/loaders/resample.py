@@ -52,50 +52,51 @@ class Resampler:
         interpolation.
         """
         num, height, width, _ = images.shape
-        # A pixel is read as one number of 32 bits.
-        packed = torch.nn.functional.pad(images, (0, 1)).view(torch.int32).view(num, height * width)
-        fill = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)
-        out, step = torch.empty_like(images), self.strip or height
+        planes = images.permute(0, 3, 1, 2).flatten(2)  # [B,3,HW]: what is the same for three colours is computed once
+        fill = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)[:, None, None]
+        a, b, c, d, e, f = matrix[:, :, None, None, None].unbind(dim=1)  # each [B,1,1,1]
+        across = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
+        out, step = images.new_empty(num, 3, height, width), self.strip or height
         for top in range(0, height, step):
-            down = torch.arange(top, min(top + step, height), dtype=torch.float64, device=images.device) + 0.5
-            across = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
-            a, b, c, d, e, f = matrix[:, :, None, None].unbind(dim=1)  # each [B,1,1]
-            x, y = a * across + b * down[:, None] + c, d * across + e * down[:, None] + f
+            down = torch.arange(top, min(top + step, height), dtype=torch.float64, device=images.device)[:, None] + 0.5
+            x, y = a * across + b * down + c, d * across + e * down + f
             outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
             columns, right = self._neighbours(x, width, sideways)
             rows, below = self._neighbours(y, height, upright)
             starts = [row * width for row in rows]
-            lines = [_blend([_read(packed, start + column) for column in columns], right) for start in starts]
-            pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8)[..., :3]
-            out[:, top : top + step] = torch.where(outside.unsqueeze(3), fill, pixels)
-        return out
+            lines = [_blend([_read(planes, start + column) for column in columns], right) for start in starts]
+            pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8)
+            out[:, :, top : top + step] = torch.where(outside, fill, pixels)
+        return out.permute(0, 2, 3, 1)
 
     def _neighbours(self, place: Tensor, side: int, moves: bool) -> tuple[list[Tensor], Tensor]:
-        """Return the pixels along one axis that a place [B,h,W] lies among, and how far it lies behind the one in the
-        middle, float64 [B,h,W,4]."""
+        """Return the pixels along one axis that a place [B,1,h,W] lies among, and how far it lies behind the one in the
+        middle."""
         place = place - 0.5
         whole = place.floor()
         offsets = ((-1, 0, 1, 2) if self.bicubic else (0, 1)) if moves else (0,)
-        behind = (place - whole).unsqueeze(3).expand(-1, -1, -1, 4).contiguous()  # as long as rows, to be vectorised
-        return [(whole + offset).clamp_(0, side - 1).long() for offset in offsets], behind
+        return [(whole + offset).clamp_(0, side - 1).long() for offset in offsets], place - whole
 
 
-def _read(packed: Tensor, place: Tensor) -> Tensor:
-    """Return the pixels at the places [B,h,W] of pictures [B,HW]: float64 [B,h,W,4]."""
-    pixels = packed.gather(1, place.flatten(1)).view(place.shape)
-    return pixels.unsqueeze(3).view(torch.uint8).double()
+def _read(planes: Tensor, place: Tensor) -> Tensor:
+    """Return the colours at the places [B,1,h,W] of pictures uint8 [B,3,HW]: int16 [B,3,h,W]."""
+    found = planes.gather(2, place.flatten(2).expand(-1, 3, -1))
+    return found.view(-1, 3, *place.shape[2:]).to(torch.int16)
 
 
 def _blend(values: list[Tensor], behind: Tensor) -> Tensor:
     """Return the line through two values, or the cubic through four (Keys' kernel with a = -1), `behind` the middle.
 
-    In the order of Pillow's own sums, each product and each sum rounded by itself, for the same bits.
+    In the order of Pillow's own sums, each product and each sum rounded by itself, for the same bits; those of whole
+    values are exact, and cheaper as int16.
     """
     if len(values) == 1:
         return values[0]
     if len(values) == 2:
-        return (values[1] - values[0]).mul_(behind).add_(values[0])
+        return (values[1] - values[0]).double().mul_(behind).add_(values[0])
     v0, v1, v2, v3 = values
-    quadratic = (v0 - v1).mul_(2).add_(v2).sub_(v3)
-    cubic = (v1 - v0).sub_(v2).add_(v3)
-    return cubic.mul_(behind).add_(quadratic).mul_(behind).add_(v2 - v0).mul_(behind).add_(v1)
+    linear, quadratic, cubic = v2 - v0, (v0 - v1).mul_(2).add_(v2).sub_(v3), (v1 - v0).sub_(v2).add_(v3)
+    total = cubic.double().mul_(behind)
+    for coefficient in (quadratic, linear):
+        total.add_(coefficient.double()).mul_(behind)
+    return total.add_(v1.double())

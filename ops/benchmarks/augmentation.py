@@ -1,0 +1,161 @@
+"""What augmentation policies cost: images/s here, by timm and by torchvision, on one thread, and kernels of a batch.
+
+Real crops of 224 x 224 pixels, uint8, are changed by each policy: here as a batch (draws included), by the originals
+picture by picture through Pillow, and by torchvision's own transforms on tensors. The contestants take turns, so that
+what else the machine does meets them alike; a number is the median over rounds. Processor time, not wall time, on a
+CPU. With --device cuda the pictures are on the GPU here, time is wall time, and the originals stay on the CPU.
+
+    python -m ops.benchmarks.augmentation --data IMAGES
+
+--data: an image folder with train/ and val/ (any photographs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torch.profiler import ProfilerActivity, profile
+from torchvision.transforms import InterpolationMode, v2
+
+from ops.benchmarks.facts import spread, write
+from ops.console import console, say, table
+from pipelines.data.index import build_index
+from pipelines.loaders.base import Request
+from pipelines.loaders.choose import build_loader
+from pipelines.loaders.render import Finish
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
+
+SIZE, BATCH = 224, 64
+MEAN = (124, 116, 104)
+POLICIES = ("rand-m9-mstd0.5-inc1", "ra-2-9", "aa-imagenet", "aa-cifar", "trivial", "three")
+BILINEAR = InterpolationMode.BILINEAR
+Contestant = Callable[[], object]
+
+
+def main() -> None:
+    """Measure every policy, and write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    random.seed(0)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    crops = real_crops(args.data)
+    policies: dict[str, dict[str, Any]] = {}
+    for name in POLICIES:
+        contestants = {"here": here(name, crops, device)} | dict(originals(name, crops))
+        speeds = take_turns(contestants, args.rounds, device)
+        policies[name] = {
+            "images_per_second": {one: spread(values) for one, values in speeds.items()},
+            "kernels_per_batch": kernels(contestants["here"], device),
+        }
+        say(f"{name}: {', '.join(f'{one} {statistics.median(v):.0f}' for one, v in speeds.items())}")
+    path = write("augmentation", {"batch": BATCH, "size": SIZE, "device": args.device, "policies": policies})
+    columns = ["here", "timm", "torchvision, Pillow", "torchvision, tensors"]
+    rows = []
+    for name, found in policies.items():
+        medians = {one: statistics.median(each["values"]) for one, each in found["images_per_second"].items()}
+        shown = [f"{medians[column]:.0f}" if column in medians else "" for column in columns]
+        rows.append([name, *shown, str(found["kernels_per_batch"] or "")])
+    console.print(table("images/s, one thread", ["policy", *columns, "kernels a batch here"], rows))
+    say(f"written: {path}")
+
+
+def real_crops(root: str) -> torch.Tensor:
+    """Return the crops of one batch before they are finished: uint8 [B,H,W,3]."""
+    index = build_index(root, "train", "outputs/augmentation")
+    plan = ViewPlan(ViewPolicy(size=SIZE), 0, len(index))
+    loader = build_loader(
+        "reference", index, plan, mean=(0, 0, 0), std=(1 / 255,) * 3, num_classes=1, device=torch.device("cpu")
+    )
+    ids = plan.order(0, np.arange(BATCH) % len(index))
+    (batch,) = loader.load([Request(0, ids)])
+    return batch.images.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
+
+
+def here(name: str, crops: torch.Tensor, device: torch.device) -> Contestant:
+    """Return a function that draws and applies the policy to the batch, each time in another view."""
+    policy = ViewPolicy(size=SIZE, auto_augment=name, interpolation="bicubic" if "rand" in name else "bilinear")
+    plan = ViewPlan(policy, 0, BATCH)
+    operator = Finish(policy, 0, mean=(0, 0, 0), std=(1, 1, 1), num_classes=1, device=device).operator
+    assert operator is not None, "the policy has operations"
+    images, sides, views = crops.to(device), np.full(BATCH, 300), iter(range(10**9))
+
+    def run() -> torch.Tensor:
+        drawn = plan.views(next(views), np.arange(BATCH), sides, sides)
+        assert drawn.operations is not None, "drawn with the policy"
+        assert drawn.arguments is not None, "drawn with the policy"
+        return operator(images, drawn.operations, drawn.arguments)
+
+    return run
+
+
+def originals(name: str, crops: torch.Tensor) -> Iterator[tuple[str, Contestant]]:
+    """Yield (name, function that applies the policy to each picture) of those who have the policy."""
+    pictures = [Image.fromarray(crop.numpy()) for crop in crops]
+    tensors = list(crops.permute(0, 3, 1, 2).contiguous())
+    if name.startswith("rand"):
+        timms = rand_augment_transform(name, {"img_mean": MEAN, "interpolation": Image.Resampling.BICUBIC})
+        for operation in timms.ops:  # Pillow from version 12 on refuses to keep no bits; 1 bit costs the same
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = lambda level, _: (max(1, 4 - int(level / 10 * 4)),)
+        yield "timm", lambda: [timms(picture) for picture in pictures]
+        return
+    transform = torchvisions(name)
+    yield "torchvision, Pillow", lambda: [transform(picture) for picture in pictures]
+    yield "torchvision, tensors", lambda: [transform(tensor) for tensor in tensors]
+
+
+def torchvisions(name: str) -> Callable[..., object]:
+    """Return torchvision's transform of a policy; of 3-Augment, which it lacks, DeiT III's three by its classes."""
+    if name == "three":
+        blur = v2.GaussianBlur(9, (0.1, 2.0))
+        return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), blur])  # type: ignore[no-any-return]
+    made = {
+        "ra-2-9": lambda: v2.RandAugment(2, 9, interpolation=BILINEAR),
+        "aa-imagenet": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, interpolation=BILINEAR),
+        "aa-cifar": lambda: v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, interpolation=BILINEAR),
+        "trivial": lambda: v2.TrivialAugmentWide(interpolation=BILINEAR),
+    }
+    return made[name]()  # type: ignore[no-any-return]
+
+
+def take_turns(contestants: dict[str, Contestant], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Return {contestant: images/s of each round}, after one round that does not count."""
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            clock = time.perf_counter if device.type == "cuda" else time.process_time
+            started = clock()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:
+                speeds[name].append(BATCH / (clock() - started))
+    return speeds
+
+
+def kernels(run: Contestant, device: torch.device) -> int | None:
+    """Return the kernels that a GPU was asked for by one batch; None on a CPU, which works in small parts."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        run()
+    return sum(event.name == "cudaLaunchKernel" for event in found.events())
+
+
+if __name__ == "__main__":
+    main()
