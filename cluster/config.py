@@ -86,6 +86,19 @@ class RunConfig(Section):
         return self.seed if self.view_seed is None else self.view_seed
 
     @property
+    def for_teacher(self) -> RunConfig:
+        """This recipe with the images as its teacher sees them: the same views, of `teacher.image_size`."""
+        if self.teacher is None or self.teacher.image_size is None:
+            return self
+        return self.model_copy(
+            update={
+                "teacher": self.teacher.model_copy(update={"image_size": None}),
+                "views": self.views.model_copy(update={"size": self.teacher.image_size}),
+                "data": self.data.model_copy(update={"evaluation_size": None}),
+            }
+        )
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 
@@ -104,6 +117,11 @@ class RunConfig(Section):
             raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
         if self.teacher and self.teacher.cached:
             require_cache(self.cache, views)
+        if self.teacher and self.teacher.image_size is not None and (fixed := views.in_pixels):
+            raise Refused(
+                f"teacher.image_size={self.teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
+                f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
+            )
         if train.micro_batch and train.batch_size % train.micro_batch:
             raise Refused(
                 f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "

@@ -89,6 +89,9 @@ class DataConfig(Section):
     """The split of the training images: a folder below `root`, or a word in its files' names."""
     val_split: str = "val"
     """The split of the validation images: a folder below `root`, or a word in its files' names."""
+    images_per_class: int | None = Field(default=None, ge=1)
+    """How many training images of each class are used, chosen by the view seed; fewer are part of more. Not given:
+    all."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
     """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
     loader: Literal["dali", "reference", "resident"] = "dali"
@@ -138,6 +141,9 @@ class TeacherConfig(ModelConfig):
     source: Literal["online", "cache"] = "online"
     """`online`: the teacher answers beside the student. `cache`: its answers are read from the recipe's cache; its
     weights are then not needed, but where they are there, the cache is checked against them."""
+    image_size: int | None = Field(default=None, ge=1)
+    """The side in pixels of the images that the teacher sees while its cache is built: the same views as the student's,
+    in another resolution. Not given: `views.size`. It needs `source: cache`."""
 
     @property
     def cached(self) -> bool:

@@ -94,6 +94,7 @@ def score(
     """
     if config.teacher is None or config.teacher.cached:
         raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")
+    config = config.for_teacher
     parts = assemble(config, rank_here(config))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)
