@@ -96,7 +96,8 @@ class DataConfig(Section):
     """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
     loader: Literal["dali", "reference", "resident"] = "dali"
     """What decodes and augments: `dali`; `reference`, which is Pillow, slower, and needs no DALI; or `resident`, which
-    holds all images in the device's memory and takes images of one size that are not resized, such as CIFAR's."""
+    holds all images in the device's memory, decoded and resized once, and takes images of one size that every view
+    shows whole or by a padded crop, such as CIFAR's."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where DALI decodes; `auto` is the GPU where the worker has one."""
     num_threads: int = Field(default=2, ge=1)

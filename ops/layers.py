@@ -92,9 +92,9 @@ def score(
 
     taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
     """
+    config = config.for_teacher
     if config.teacher is None or config.teacher.cached:
         raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")
-    config = config.for_teacher
     parts = assemble(config, rank_here(config))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)
