@@ -54,6 +54,8 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
     train = indexes["train"]
     check_same_classes(train, indexes["val"])
+    if data.images_per_class is not None:
+        indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
     if data.held_out:
         indexes["train"], indexes["held_out"] = train.split(data.held_out, config.plan_seed)
     if len(indexes["train"]) < config.train.batch_size:
@@ -232,10 +234,17 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     reuses = config.student.classifier == "reused"
     with torch.random.fork_rng(devices=[]):
         if config.teacher and config.teacher.cached:
-            expected = identity(config, indexes, plan, evaluation_policy(config), statistics, rank.device)
+            seen = config.for_teacher
+            seen_plan = ViewPlan(seen.views, plan.seed, plan.num_samples)
+            expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
             stored = open_stored_teacher(config, expected, classes, rank)
             head = stored.head if reuses else None
         elif config.teacher:
+            if config.teacher.image_size not in (None, config.views.size):
+                raise Refused(
+                    f"teacher.image_size={config.teacher.image_size}, but a teacher beside the student sees the "
+                    "student's images; set teacher.source=cache, or leave teacher.image_size out"
+                )
             teacher_model = build_teacher(config.teacher, classes)
             head = TeacherHead.of(teacher_model, image_size(config)) if reuses else None
             teacher = online_teacher(teacher_model, statistics, config, rank)

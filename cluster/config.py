@@ -86,6 +86,19 @@ class RunConfig(Section):
         return self.seed if self.view_seed is None else self.view_seed
 
     @property
+    def for_teacher(self) -> RunConfig:
+        """This recipe with the images as its teacher sees them: the same views, of `teacher.image_size`."""
+        if self.teacher is None or self.teacher.image_size is None:
+            return self
+        return self.model_copy(
+            update={
+                "teacher": self.teacher.model_copy(update={"image_size": None}),
+                "views": self.views.model_copy(update={"size": self.teacher.image_size}),
+                "data": self.data.model_copy(update={"evaluation_size": None}),
+            }
+        )
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 
@@ -120,6 +133,14 @@ def _a_teacher_is_there(config: RunConfig) -> None:
 def _a_cache_is_there(config: RunConfig) -> None:
     if config.teacher and config.teacher.cached:
         require_cache(config.cache, config.views)
+
+
+def _teacher_sees_the_students_views(config: RunConfig) -> None:
+    if config.teacher and config.teacher.image_size is not None and (fixed := config.views.in_pixels):
+        raise Refused(
+            f"teacher.image_size={config.teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
+            f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
+        )
 
 
 def _micro_batches_fill_the_batch(config: RunConfig) -> None:
@@ -164,6 +185,7 @@ _RULES = (
     _weights_decay_within_the_run,
     _a_teacher_is_there,
     _a_cache_is_there,
+    _teacher_sees_the_students_views,
     _micro_batches_fill_the_batch,
     _workers_share_the_batch,
     _labels_are_what_the_method_reads,

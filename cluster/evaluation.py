@@ -193,7 +193,10 @@ def find_target(config: RunConfig, location: str | None, variant: str | None) ->
 
 
 def with_online_teacher(config: RunConfig) -> RunConfig:
-    """Return the recipe with its teacher online, where its weights are there: only it can see other images."""
-    if config.teacher is None or not config.teacher.has_weights:
+    """Return the recipe with its teacher online, where its weights are there: only it can see other images.
+
+    A teacher that sees images of a size of its own stays in its cache.
+    """
+    if config.teacher is None or not config.teacher.has_weights or config.teacher.image_size is not None:
         return config
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "online"})})

@@ -88,11 +88,15 @@ class DataConfig(Section):
     """The split of the training images: a folder below `root`, or a word in its files' names."""
     val_split: str = "val"
     """The split of the validation images: a folder below `root`, or a word in its files' names."""
+    images_per_class: int | None = Field(default=None, ge=1)
+    """How many training images of each class are used, chosen by the view seed; fewer are part of more. Not given:
+    all."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
     """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
     loader: Literal["dali", "reference", "resident"] = "dali"
     """What decodes and augments: `dali`; `reference`, which is Pillow, slower, and needs no DALI; or `resident`, which
-    holds all images in the device's memory and takes images of one size that are not resized, such as CIFAR's."""
+    holds all images in the device's memory, decoded and resized once, and takes images of one size that every view
+    shows whole or by a padded crop, such as CIFAR's."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where DALI decodes; `auto` is the GPU where the worker has one."""
     num_threads: int = Field(default=2, ge=1)
@@ -140,6 +144,9 @@ class TeacherConfig(ModelConfig):
     random: bool = False
     """Whether the teacher may have fresh, random weights, for a test of speed or of a method; a teacher that has
     neither `checkpoint` nor `pretrained` is refused otherwise."""
+    image_size: int | None = Field(default=None, ge=1)
+    """The side in pixels of the images that the teacher sees while its cache is built: the same views as the student's,
+    in another resolution. Not given: `views.size`. It needs `source: cache`."""
 
     @property
     def cached(self) -> bool:

@@ -92,6 +92,7 @@ def score(
 
     taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
     """
+    config = config.for_teacher
     if config.teacher is None or config.teacher.cached:
         raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")
     parts = assemble(config, rank_here(config))

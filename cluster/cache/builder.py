@@ -42,6 +42,7 @@ class Builder:
     """The teacher of a recipe, with the data, on one device."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
+        config = config.for_teacher
         assert config.teacher is not None, "checked by the caller"
         self.cache = require_cache(config.cache, config.views)
         set_up_torch(config.train.deterministic)

@@ -38,8 +38,9 @@ class CifarResNet(CifarNetwork):
     """A 3x3 stem at full resolution, then stages that halve it, but for the first.
 
     widths: channels of the stem and of each stage's output; depths: blocks a stage; zero_init_last: each block's last
-    batch norm begins at 0, so that a fresh block is its shortcut. The state dictionary has the names of torchvision's
-    ResNet (conv1, bn1, layer1.0.conv1, ..., fc), as the published CIFAR checkpoints do.
+    batch norm begins at 0, so that a fresh block is its shortcut; max_pool: halve the stem's map, for images of more
+    pixels. The state dictionary has the names of torchvision's ResNet (conv1, bn1, layer1.0.conv1, ..., fc), as the
+    published CIFAR checkpoints do.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, section 4.2, with projection
     shortcuts (option B), as in the CRD code base.
@@ -54,11 +55,13 @@ class CifarResNet(CifarNetwork):
         in_chans: int = 3,
         global_pool: str = "avg",
         zero_init_last: bool = False,
+        max_pool: bool = False,
     ) -> None:
         super().__init__(widths[-1])
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if max_pool else nn.Identity()
         self.stages = [f"layer{i}" for i in range(1, len(depths) + 1)]
         for i, name in enumerate(self.stages):
             stride = 1 if i == 0 else 2
@@ -71,8 +74,8 @@ class CifarResNet(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Compute the last stage's map [B,C,H/4,W/4] (H/8 of four stages) of images [B,3,H,W]."""
-        x = self.act1(self.bn1(self.conv1(x)))
+        """Compute the last stage's map [B,C,H/4,W/4] (H/8 of four stages; half of that with max_pool)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = self.get_submodule(name)(x)
         return x

@@ -38,7 +38,8 @@ def facts() -> dict[str, Any]:
 def command() -> str:
     """Return how this was called, without the folders of this machine."""
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    return " ".join(["python", "-m", "ops.benchmarks." + Path(sys.argv[0]).stem, *words])
+    module = Path(sys.argv[0]).stem
+    return " ".join(["python", "-m", "ops" if module == "__main__" else f"ops.benchmarks.{module}", *words])
 
 
 def version(package: str) -> str | None:

@@ -26,6 +26,7 @@ from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.rank import Rank, set_up_torch
 from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import cut_journal
 from cluster.training.checkpoint import name_of
 from cluster.training.finite import NotFinite
 from cluster.training.loop import TrainingLoop, ends_epoch, new_state
@@ -34,7 +35,7 @@ from kdcore.distiller import OnlineTeacher, StepOutput
 from kdcore.errors import Refused
 from kdcore.reused import deployed_parameters
 from ops.reproduce.graphs import Graphed, GraphedPasses, follow, new_stream
-from pipelines.files import make_folder, read_json, write_json, write_whole
+from pipelines.files import finite_or_null, make_folder, read_json, write_json, write_whole
 from pipelines.loaders.base import Request
 
 FAILED = "failed.json"
@@ -104,9 +105,18 @@ class Lane:
         step, interval = self.state.step, self.run.steps_per_epoch * self.config.train.evaluate_every_epochs
         loss, epoch = float(self.total_loss) / (step % interval or interval), step / self.run.steps_per_epoch
         self.curve.append({"epoch": epoch, "train_loss": loss, "top1": metrics["top1"], "nll": metrics["nll"]})
+        self.log(
+            {"train/loss": loss, "train/epoch": epoch} | {f"{self.split}/{name}": metrics[name] for name in metrics}
+        )
         self.total_loss.zero_()
         if self.config.train.select != "last":
             self.state.offer_best(metrics["top1"])
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Write metrics of the last step into the run's journal, from which they can be delivered to its trackers."""
+        row = finite_or_null({"step": self.state.step, "time": time.time(), **metrics})
+        with self.folder.metrics.open("a") as journal:
+            journal.write(json.dumps(row, allow_nan=False) + "\n")
 
     def evaluate(self, teacher_logits: Tensor | None = None) -> dict[str, float]:
         """Return the student's metrics on every validation image, or on every one that is held out."""
@@ -143,12 +153,14 @@ class Lane:
         return sorted(self.folder.path.glob("step-*"))
 
     def restore(self) -> None:
-        """Take up the newest checkpoint, where there is one."""
+        """Take up the newest checkpoint, where there is one; what was logged after it comes again."""
         if saved := self.checkpoints():
             self.state.restore(saved[-1], checkpoint_facts(self.run))
             progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
             self.curve = progress["curve"]
             self.total_loss.fill_(progress["total_loss"])
+        if self.folder.metrics.exists():
+            cut_journal(self.folder.metrics, self.state.step)
 
     def fail(self, error: NotFinite) -> None:
         """Say in the folder why the run will not be continued."""
@@ -159,6 +171,8 @@ class Lane:
         with torch.cuda.stream(self.stream):
             teacher, logits = self.run.teacher_on(self.split, self.validation) or (None, None)
             final = self.evaluate(logits)
+            if teacher is not None:
+                self.log({f"{self.split}/teacher_{name}": value for name, value in teacher.items()})
             weights = self.state.deployed(select_best=self.config.train.select != "last")
         result = {
             **about,

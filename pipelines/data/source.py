@@ -159,8 +159,7 @@ class Source:
 
         Ids stay in order. Refused where a class would be missing on either side.
         """
-        order = np.lexsort((permutation(len(self), seed, 0, Stream.HELD_OUT)(np.arange(len(self))), self.labels))
-        counts = np.bincount(self.labels, minlength=len(self.classes))
+        order, rank, counts = self._drawn(seed, Stream.HELD_OUT)
         num_held = np.rint(fraction * counts).astype(np.int64)
         short = np.flatnonzero((num_held < 1) | (num_held >= counts))
         if short.size:
@@ -169,9 +168,28 @@ class Source:
                 f"holding out {fraction} of class {name!r} ({count} images in {self.root}) leaves it without images on "
                 f"one side; choose a fraction that takes at least 1 and at most {count - 1} of them"
             )
-        rank = np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts)
         held = rank < np.repeat(num_held, counts)
         return self.subset(np.sort(order[~held])), self.subset(np.sort(order[held]))
+
+    def sample(self, per_class: int, seed: int) -> Source:
+        """Return so many samples of every class, chosen by the seed; fewer are part of more. Ids stay in order.
+
+        Refused where a class has fewer. All of them are the source itself.
+        """
+        order, rank, counts = self._drawn(seed, Stream.SAMPLE)
+        if np.any(short := counts < per_class):
+            label = int(short.argmax())
+            raise Refused(
+                f"class {self.classes[label]!r} has {counts[label]} images in {self.root}, not {per_class}; choose at "
+                f"most {int(counts.min())} a class"
+            )
+        return self if np.all(counts == per_class) else self.subset(np.sort(order[rank < per_class]))
+
+    def _drawn(self, seed: int, stream: Stream) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return (ids by class, within it in an order drawn from the seed; their place in their class; class sizes)."""
+        order = np.lexsort((permutation(len(self), seed, 0, stream)(np.arange(len(self))), self.labels))
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return order, np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts), counts
 
     def _column(self, name: str) -> NDArray[np.int32]:
         column: NDArray[np.int32] = self.table[name].chunk(0).to_numpy(zero_copy_only=True)

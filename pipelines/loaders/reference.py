@@ -17,7 +17,7 @@ from pipelines.loaders.base import Job, Loader
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan, Views
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class ReferenceLoader(Loader):
@@ -40,7 +40,7 @@ class ReferenceLoader(Loader):
         (y, x, h, w), (height, width), (top, left) = views.window[row], views.resize[row], views.offset[row]
         (content,) = self.source.read(views.sample_ids[row : row + 1])
         picture = self.source.decode(sample_id, content)
-        picture = picture.crop((x, y, x + w, y + h)).resize((width, height), _FILTERS[policy.interpolation])
+        picture = picture.crop((x, y, x + w, y + h)).resize((width, height), FILTERS[policy.interpolation])
         picture = picture.crop((left, top, left + policy.width, top + policy.height))  # black outside
         pixels = np.asarray(picture)
         return pixels[:, ::-1] if views.flip[row] else pixels

@@ -1,8 +1,8 @@
 """Small images without decoding: the data set lies in the device's memory, and a batch is one gather from it.
 
-For images of one size that the views do not resize: the padded crop of the CIFAR recipes, or the whole picture. Their
-pixels are those of the other loaders, bit for bit. Colours, mixing and erasing are `pipelines.loaders.render`'s, as
-everywhere.
+For images of one size that every view brings to one and the same size: the padded crop of the CIFAR recipes, or the
+whole picture. They lie there in that size, so that a picture is decoded and resized once. Their pixels are those of the
+reference loader, bit for bit. Colours, mixing and erasing are `pipelines.loaders.render`'s, as everywhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from kdcore.errors import Refused
 from pipelines.data.source import Source
 from pipelines.loaders.base import Job, Loader, Request
+from pipelines.loaders.reference import FILTERS
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
 
@@ -28,22 +29,24 @@ _REMEDY = "take data.loader=dali (or reference)"
 _READ_AT_ONCE = 256  # images of one read
 _BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call
 
-# {(data, device): pictures}: the loaders of one process, such as those of several runs side by side, share them.
-_resident: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
+# {(data, device, height, width, interpolation): pictures}, shared by the loaders of one process, such as those of several
+# runs side by side.
+_resident: WeakValueDictionary[tuple[str, torch.device, int, int, str], Tensor] = WeakValueDictionary()
 
 
 class ResidentLoader(Loader):
-    """Batches gathered on the device. Refused for data of several sizes, or views that would have to be resized."""
+    """Batches gathered on the device. Refused for data of several sizes, or views that are resized each differently."""
 
     def __init__(self, source: Source, plan: ViewPlan, finish: Finish, max_batch: int, *, num_threads: int) -> None:
         super().__init__(source, plan, finish, max_batch)
-        height, width = _common_size(source)
-        _check_not_resized(plan, height, width)
+        height, width = _shown_size(plan, *_common_size(source))
         self._frame = height + 2, width + 2
-        key = (source.fingerprint, self.device)
+        interpolation = plan.policy.interpolation
+        key = (source.fingerprint, self.device, height, width, interpolation)
         pictures = _resident.get(key)
         if pictures is None:
-            pictures = _resident[key] = resident_pictures(source, self.device, num_threads)
+            pictures = resident_pictures(source, self.device, num_threads, height, width, interpolation)
+            _resident[key] = pictures
         self._pictures = pictures
         self._rows = torch.arange(plan.policy.height, device=self.device)
         self._columns = torch.arange(plan.policy.width, device=self.device)
@@ -73,12 +76,13 @@ class ResidentLoader(Loader):
             yield job, self._pictures[pixels]
 
 
-def resident_pictures(source: Source, device: torch.device, num_threads: int) -> Tensor:
-    """Return every picture in a frame of one black pixel, on the device: uint8 [N * (H + 2) * (W + 2), 3].
+def resident_pictures(
+    source: Source, device: torch.device, num_threads: int, height: int, width: int, interpolation: str
+) -> Tensor:
+    """Return every picture of H x W in a frame of one black pixel, on the device: uint8 [N * (H + 2) * (W + 2), 3].
 
     Refused where they do not fit, or where one cannot be decoded.
     """
-    height, width = _common_size(source)
     num_bytes = len(source) * (height + 2) * (width + 2) * 3
     if num_bytes > _free_bytes(device):
         raise Refused(
@@ -90,7 +94,10 @@ def resident_pictures(source: Source, device: torch.device, num_threads: int) ->
     def decode(start: int) -> None:
         ids = np.arange(start, min(start + _READ_AT_ONCE, len(source)))
         for sample_id, content in zip(ids.tolist(), source.read(ids), strict=True):
-            framed[sample_id, 1:-1, 1:-1] = np.asarray(source.decode(sample_id, content))
+            picture = source.decode(sample_id, content)
+            if picture.size != (width, height):
+                picture = picture.resize((width, height), FILTERS[interpolation])
+            framed[sample_id, 1:-1, 1:-1] = np.asarray(picture)
 
     with ThreadPoolExecutor(num_threads) as threads:
         for _ in threads.map(decode, range(0, len(source), _READ_AT_ONCE)):
@@ -110,16 +117,17 @@ def _common_size(source: Source) -> tuple[int, int]:
     return height, width
 
 
-def _check_not_resized(plan: ViewPlan, height: int, width: int) -> None:
-    """Refuse views that are not made of the images' own pixels."""
-    policy = plan.policy
-    size: NDArray[np.int32] = np.array([height, width], dtype=np.int32)
-    resize = plan.views(0, np.zeros(1, dtype=np.int64), size[:1], size[1:]).resize[0]
-    if policy.crop == "resized" or not np.array_equal(resize, size):
+def _shown_size(plan: ViewPlan, height: int, width: int) -> tuple[int, int]:
+    """Return (height, width) that every view brings a picture to. Refused where views differ in that."""
+    if plan.policy.crop == "resized":
         raise Refused(
-            f"loader 'resident' does not resize, but views.crop={policy.crop} brings images of {height}x{width} to "
-            f"another size; {_REMEDY}, or views.crop=padded with views.size={height if height == width else size}"
+            "loader 'resident' does not resize views one by one, but views.crop=resized takes another part of an "
+            f"image for each; {_REMEDY}, or views.crop=padded"
         )
+    size: NDArray[np.int32] = np.array([height, width], dtype=np.int32)
+    zero: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+    resize = plan.views(0, zero, size[:1], size[1:]).resize[0]
+    return int(resize[0]), int(resize[1])
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -39,6 +39,7 @@ class Stream(IntEnum):
     NOISE_FIELD = 8
     HELD_OUT = 9
     AUTO_AUGMENT = 10
+    SAMPLE = 11
 
 
 @dataclass(frozen=True)

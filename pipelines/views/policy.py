@@ -181,6 +181,17 @@ class ViewPolicy(BaseModel):
         return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     @property
+    def in_pixels(self) -> str | None:
+        """The first setting that is on and counts pixels of `size`, so that another size shows another view."""
+        on = {
+            "padding": self.crop == "padded" and self.padding > 0,
+            "erase_probability": self.erase_probability > 0,
+            "cutmix_alpha": self.mix_probability > 0 and self.cutmix_alpha > 0,
+            "auto_augment": self.auto_augment is not None,
+        }
+        return next((f"views.{name}" for name, is_on in on.items() if is_on), None)
+
+    @property
     def jitters(self) -> bool:
         """Whether colours are changed."""
         return any((self.brightness, self.contrast, self.saturation, self.hue))

@@ -140,6 +140,20 @@ def test_residual_networks_follow_their_definition():
         assert CIFAR_NETWORKS[f"cifar_resnet{depth}"][0] == parameters(depth)
 
 
+def test_a_pooled_stem_halves_every_map():
+    """As the feature-only paper's ResNet-9 for images of 64 pixels; it has no weights of its own."""
+    plain, pooled = (timm.create_model("cifar_resnet9", max_pool=on).eval() for on in (False, True))
+    pooled.load_state_dict(plain.state_dict())
+    assert plain.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 8, 8)
+    images = torch.randn(2, 3, 64, 64)
+    stem = plain.act1(plain.bn1(plain.conv1(images)))
+    expected = torch.nn.functional.max_pool2d(stem, 3, stride=2, padding=1)
+    for name in plain.stages:
+        expected = plain.get_submodule(name)(expected)
+    assert expected.shape == (2, 512, 4, 4)
+    assert torch.equal(pooled.forward_features(images), expected)
+
+
 def test_convolutions_are_initialised_kaiming_normal_fan_out():
     torch.manual_seed(0)
     weight = timm.create_model("cifar_resnet8x4").layer3[0].conv2.weight

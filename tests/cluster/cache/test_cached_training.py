@@ -101,6 +101,43 @@ def losses(config: RunConfig, learn: bool = True) -> list[float]:
     return found
 
 
+def test_a_teacher_sees_the_same_views_in_its_own_size(recipes, teacher):
+    """Its answers are those to the larger images, and one cache serves students of every size."""
+    size = {"views": {"size": 16, "crop": "resized", "num_views": 2}, "teacher": teacher | {"source": "cache"}}
+    large = recipes(views=size["views"] | {"size": 32}, teacher=teacher)
+    seen = assemble(large, Rank(0, 1, CPU))
+    small = {"views": size["views"], "teacher": size["teacher"] | {"image_size": 32}}
+    build(recipes(**small, **EXACT))
+    run = assemble(recipes(**small, **EXACT), Rank(0, 1, CPU))
+    batches, theirs = list(run.train_batches(0)), list(seen.train_batches(0))
+    assert batches[0].images.shape[-2:] == (16, 16)
+    for batch, larger in zip(batches, theirs, strict=True):
+        assert torch.equal(batch.sample_ids, larger.sample_ids)
+        expected = seen.teacher(larger).logits
+        assert torch.allclose(batch.targets.logits, expected, atol=1e-4 * float(expected.abs().max()))
+    metrics, _ = run.teacher_on("val", run.evaluation_loader("val"))
+    larger, _ = seen.teacher_on("val", seen.evaluation_loader("val"))
+    assert metrics == pytest.approx(larger, rel=1e-4)
+    assert all(agreement.wrong == 0 for agreement in verify(recipes(**small, **EXACT), 8, CPU))
+    another = small | {"views": size["views"] | {"size": 24}}
+    assert assemble(recipes(**another, **EXACT), Rank(0, 1, CPU)).stored is not None
+    with pytest.raises(Refused, match=r"views\.size"):
+        assemble(recipes(views=size["views"], teacher=size["teacher"], **EXACT), Rank(0, 1, CPU))
+
+
+def test_no_other_view_in_another_size(recipes, teacher):
+    """What counts pixels, and a teacher beside the student, are refused."""
+    own = {"teacher": teacher | {"source": "cache", "image_size": 32}}
+    for field, value in (("erase_probability", 0.5), ("cutmix_alpha", 1.0), ("auto_augment", "ra-2-9")):
+        with pytest.raises(Refused, match=rf"teacher.image_size=32, but views.{field} counts pixels of views.size"):
+            recipes(views={"size": 16, "num_views": 2, field: value}, **own)
+    with pytest.raises(Refused, match=r"views.padding counts pixels"):
+        recipes(views={"size": 16, "num_views": 2, "crop": "padded"}, **own)
+    online = recipes(views={"size": 16, "num_views": 2}, teacher=teacher | {"image_size": 32})
+    with pytest.raises(Refused, match=r"set teacher.source=cache, or leave teacher.image_size out"):
+        assemble(online, Rank(0, 1, CPU))
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_losses_step_by_step(recipes, method, mixed):

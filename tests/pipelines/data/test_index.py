@@ -3,6 +3,7 @@
 import os
 import shutil
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,19 @@ def test_split_is_balanced_complete_and_repeatable(plain_index: Source) -> None:
     assert plain_index.split(0.25, seed=1)[1].fingerprint == held.fingerprint
     assert len({plain_index.split(0.25, seed)[1].fingerprint for seed in range(8)}) > 4
     assert np.all(np.diff(rest.labels) >= 0)
+
+
+def test_a_sample_is_part_of_every_larger_one(plain_index: Source) -> None:
+    """So many of each class, chosen by the seed; all of them are the source itself."""
+    samples = [plain_index.sample(number, seed=1) for number in (1, 2, 3, 4)]
+    for number, sample in enumerate(samples, 1):
+        assert np.bincount(sample.labels).tolist() == [number] * 3
+    names = [set(sample.table["path"].to_pylist()) for sample in samples]
+    assert all(smaller < larger for smaller, larger in pairwise(names))
+    assert len({plain_index.sample(2, seed).fingerprint for seed in range(8)}) > 4
+    assert samples[-1].fingerprint == plain_index.fingerprint
+    with pytest.raises(Refused, match=r"class '0' has 4 images in .*, not 5; choose at most 4 a class"):
+        plain_index.sample(5, seed=1)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
