@@ -29,7 +29,7 @@ _REMEDY = "take data.loader=dali (or reference)"
 _READ_AT_ONCE = 256  # images of one read
 _BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call
 
-# {(data, device, height, width, interpolation): pictures}, shared by the loaders of one process, such as those of several
+# {(data, device, height, width, interpolation): pictures}, shared by the loaders of one process, as those of several
 # runs side by side.
 _resident: WeakValueDictionary[tuple[str, torch.device, int, int, str], Tensor] = WeakValueDictionary()
 
