@@ -14,7 +14,7 @@ from kdcore.errors import Refused
 
 
 def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
-    """Writes content (or what content writes) beside its place, syncs it to the disk and renames it.
+    """Write content (or what content writes) beside its place, sync it to the disk and rename it.
 
     A writer that is killed leaves a file named *.tmp, which nobody reads.
     """
@@ -36,12 +36,12 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a value as strict JSON, whole or not at all; NaN and infinities, which JSON has not, become null."""
+    """Write a value as strict JSON, whole or not at all; NaN and infinities, which JSON has not, become null."""
     write_whole(path, json.dumps(finite_or_null(content), indent=1, allow_nan=False).encode())
 
 
 def finite_or_null(content: Any) -> Any:
-    """The value with None in the place of every number in it that is not finite."""
+    """Return the value with None in the place of every number in it that is not finite."""
     if isinstance(content, dict):
         return {key: finite_or_null(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -50,7 +50,10 @@ def finite_or_null(content: Any) -> Any:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """The content of a JSON file. Refused, with the remedy, where it is absent, cut off, or something else."""
+    """Return the content of a JSON file.
+
+    Refused, with the remedy, where it is absent, cut off, or something else.
+    """
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -60,7 +63,10 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def make_folder(path: Path, setting: str) -> Path:
-    """The folder, made with its parents where it is not there. Refused, naming the setting, where that cannot be."""
+    """Return the folder, made with its parents where it is not there.
+
+    Refused, naming the setting, where that cannot be.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

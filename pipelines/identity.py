@@ -19,7 +19,7 @@ class HasFirstFields(Protocol):
 
 
 def identity_of(value: Any) -> Any:
-    """A pydantic model, or a container of them, as plain values for JSON.
+    """Return a pydantic model, or a container of them, as plain values for JSON.
 
     A field is left out where it equals its default and is not among the model's FIRST_FIELDS. A model without that list
     keeps all of its fields.

@@ -45,7 +45,7 @@ class Building:
             self.shards = {shard.unit: shard for shard in finished_shards(directory, plan.units(), self.key)}
 
     def _claim(self) -> None:
-        """Writes the plan into the folder, or compares it with the one that is there."""
+        """Write the plan into the folder, or compare it with the one that is there."""
         path = self.directory / PLAN
         if path.exists():
             try:
@@ -70,7 +70,7 @@ class Building:
                 )
 
     def _constants_note(self) -> ConstantsNote | None:
-        """The note of constants that are there and whole."""
+        """Return the note of constants that are there and whole; None where they are not."""
         try:
             note = ConstantsNote.model_validate_json((self.directory / _CONSTANTS_NOTE).read_bytes())
             whole = note.key == self.plan.key("") and checksum(self.directory / CONSTANTS) == note.sha256
@@ -79,7 +79,7 @@ class Building:
         return note if whole else None
 
     def write_constants(self, tensors: Mapping[str, Tensor], error: dict[str, float]) -> None:
-        """Writes what is stored once; shards come after it, since their meaning may depend on it."""
+        """Write what is stored once; shards come after it, since their meaning may depend on it."""
         write_whole(self.directory / CONSTANTS, safetensors.torch.save(dict(tensors)))
         self.note = ConstantsNote(key=self.plan.key(""), sha256=checksum(self.directory / CONSTANTS), error=error)
         write_whole(self.directory / _CONSTANTS_NOTE, self.note.model_dump_json(indent=1).encode())
@@ -94,11 +94,14 @@ class Building:
         return self.plan.key(self.note.sha256)
 
     def missing(self) -> list[Unit]:
-        """The units whose shards are not there, in order."""
+        """Return the units whose shards are not there, in order."""
         return [unit for unit in self.plan.units() if unit not in self.shards]
 
     def finish(self) -> Manifest:
-        """Writes the manifest: from now on this is a cache. Refused where a shard is not to be seen from here."""
+        """Write the manifest: from now on this is a cache.
+
+        Refused where a shard is not to be seen from here.
+        """
         assert self.note is not None, "the constants come before the manifest"
         assert not self.missing(), "the shards come before the manifest"
         shards = tuple(self.shards[unit] for unit in self.plan.units())

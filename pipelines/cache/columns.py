@@ -70,7 +70,7 @@ class _Column(BaseModel):
         return channels_last(values).reshape(len(values), -1)
 
     def _restored(self, rows: Tensor) -> Tensor:
-        """The inverse of `_stored`."""
+        """Return the numbers that `_stored` was given, but for the coding."""
         if len(self.shape) != 3:
             return rows.view(-1, *self.shape)
         channels, height, width = self.shape
@@ -92,14 +92,18 @@ class PlainColumn(_Column):
         return self._restored(rows[self.name].float())
 
     def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
-        """[B]: whether rows computed anew are those stored, but for the coding and `rounding` times their largest
-        value."""
+        """Return whether rows computed anew are those stored: [B].
+
+        They may differ by the coding, and by `rounding` times their largest value.
+        """
         return _within(fresh, stored, rounding + (2**-11 if self.coding == "float16" else 0.0))
 
 
 class Int8Column(_Column):
-    """Whole numbers from -127 to 127 times the row's scale: an error of at most half a scale, which is 1/254 of the
-    row's largest value."""
+    """Whole numbers from -127 to 127 times the row's scale.
+
+    The error is at most half a scale, which is 1/254 of the row's largest value.
+    """
 
     coding: Literal["int8"]
 
@@ -147,7 +151,10 @@ class SparseColumn(_Column):
         return code.decode(*(rows[name] for name in self.fields()))
 
     def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
-        """Rounding may move a code to the next level, so that decoded logits are compared as distributions."""
+        """Return whether rows computed anew are those stored: [B].
+
+        Rounding may move a code to the next level, so that decoded logits are compared as distributions.
+        """
         again = self.decode(self.encode(fresh, code), code)
         nats = kl_divergence(torch.log_softmax(again, dim=1), torch.log_softmax(stored, dim=1))
         return nats <= 0.005 + 10 * rounding
@@ -181,12 +188,12 @@ Column = Annotated[PlainColumn | Int8Column | SparseColumn | ProjectedColumn, Fi
 
 
 def channels_last(values: Tensor) -> Tensor:
-    """Maps [B,C,H,W] as [B,H,W,C]; tokens [B,N,D] and vectors [B,D] as they are."""
+    """Return maps [B,C,H,W] as [B,H,W,C]; tokens [B,N,D] and vectors [B,D] as they are."""
     return values.movedim(1, -1) if values.ndim == 4 else values
 
 
 def channels_first(values: Tensor) -> Tensor:
-    """The inverse of `channels_last`."""
+    """Return what `channels_last` was given."""
     return values.movedim(-1, 1) if values.ndim == 4 else values
 
 
@@ -199,7 +206,7 @@ def _within(fresh: Tensor, stored: Tensor, tolerance: float) -> Tensor:
 def columns_for(
     needs: Needs, shapes: Mapping[str, tuple[int, ...]], num_classes: int, image_size: tuple[int, int], storage: Storage
 ) -> tuple[Column, ...]:
-    """The columns that answer `needs`, and no others. shapes: {tap: shape of a row}."""
+    """Return the columns that answer `needs`, and no others. shapes: {tap: shape of a row}."""
     columns: list[Column] = []
     if needs.teacher_logits and storage.logits == "sparse":
         sparse = SparseColumn(
@@ -225,7 +232,7 @@ def columns_for(
 
 
 def features_column(tap: str, shape: tuple[int, ...], storage: Storage) -> Column:
-    """The column of a tap's features."""
+    """Return the column of a tap's features."""
     name = FEATURES + tap
     if (kept := storage.project.get(tap)) is None:
         return plain_or_int8(name, shape, storage.features)
@@ -256,8 +263,10 @@ def row_bytes(columns: Iterable[Column]) -> int:
 
 
 def encode(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]) -> dict[str, Tensor]:
-    """{field: [B,width]} on the outputs' device. codes: {column name: what it is coded with}. Refused for a number
-    that the coding cannot hold."""
+    """Return {field: [B,width]} on the outputs' device.
+
+    codes: {column name: what it is coded with}. Refused for a number that the coding cannot hold.
+    """
     values = named(outputs)
     rows: dict[str, Tensor] = {}
     for column in columns:
@@ -279,7 +288,7 @@ def decode(
     codes: Mapping[str, Code],
     classifier: Classifier | None = None,
 ) -> TeacherOutputs:
-    """The inverse of `encode`, but for the coding's error; numbers come back as float32."""
+    """Return what `encode` was given, but for the coding's error, as float32."""
     values = {column.name: column.decode(rows, codes.get(column.name)) for column in columns}
     return TeacherOutputs(
         logits=values.get(LOGITS),

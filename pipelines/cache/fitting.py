@@ -36,7 +36,7 @@ def fitted_codes(columns: Iterable[Column], fit: Sample, held_back: Sample) -> t
 def gathered(
     coded: list[SparseColumn | ProjectedColumn], sample: Sample
 ) -> tuple[torch.Tensor, dict[str, ChannelMoments]]:
-    """What a fit takes: the logits [n,K] of the sample (empty where they are not coded), and moments of features."""
+    """Return what a fit takes: logits [n,K] of the sample (empty where none are coded), and moments of features."""
     logits = [torch.empty(0)]
     moments = {column.name: ChannelMoments() for column in coded if isinstance(column, ProjectedColumn)}
     sparse = len(moments) < len(coded)
@@ -50,7 +50,7 @@ def gathered(
 
 
 def measured(codes: dict[str, Code], sample: Sample) -> dict[str, float]:
-    """The errors on a sample."""
+    """Return the errors on a sample."""
     logits: list[torch.Tensor] = []
     lost = {name: LostVariance(code) for name, code in codes.items() if isinstance(code, Projection)}
     for outputs in sample():

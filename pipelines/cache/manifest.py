@@ -55,7 +55,7 @@ class Plan(BaseModel):
     head: dict[str, Any] | None = None
 
     def units(self) -> list[Unit]:
-        """The work, in order."""
+        """Return the work, in order."""
         return [
             unit
             for name, part in self.parts.items()
@@ -75,8 +75,11 @@ class Plan(BaseModel):
 
 
 class Manifest(BaseModel):
-    """constants: checksum of `constants.safetensors`; error: of sparse logits, on views kept back from the fit of their
-    code; digest: of all else, so that a manifest edited by hand is noticed."""
+    """What a finished cache says of itself.
+
+    constants: checksum of `constants.safetensors`; error: of sparse logits, on views kept back from the fit of their
+    code; digest: of all else, so that a manifest edited by hand is noticed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -89,7 +92,7 @@ class Manifest(BaseModel):
     digest: str = ""
 
     def write(self, directory: Path) -> Manifest:
-        """Writes the manifest with its digest; the cache is there from now on."""
+        """Write the manifest with its digest; the cache is there from now on."""
         signed = self.model_copy(update={"digest": self._own_digest()})
         write_whole(directory / MANIFEST, signed.model_dump_json(indent=1).encode())
         return signed
@@ -103,7 +106,10 @@ class Manifest(BaseModel):
 
 
 def read_manifest(content: bytes, where: str) -> Manifest:
-    """A manifest's content, checked against its own digest and for gaps. Refused for what cannot be trusted."""
+    """Return a manifest's content, checked against its own digest and for gaps.
+
+    Refused for what cannot be trusted.
+    """
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -124,7 +130,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """The manifest of a local cache."""
+    """Return the manifest of a local cache."""
     path = directory / MANIFEST
     if not path.is_file():
         raise Refused(f"the cache {directory} {_UNFINISHED}")
@@ -132,8 +138,10 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def refuse_other_identity(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
-    """Refused unless the cache's identity is the expected one, as far as that is known. trust: other versions of
-    libraries are accepted."""
+    """Check that the cache's identity is the expected one, as far as that is known; Refused where it is not.
+
+    trust: other versions of libraries are accepted.
+    """
     known = {key: value for key, value in flat(manifest.plan.identity).items() if key in flat(expected)}
     differing = differences(known, expected)
     serious = [one for one in differing if not (trust and one[0].startswith("versions."))]
@@ -149,8 +157,10 @@ def refuse_other_identity(manifest: Manifest, expected: Mapping[str, Any], where
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, theirs, ours) of nested values that differ; library versions, then fingerprints, which say least,
-    last."""
+    """Return (dotted key, theirs, ours) of nested values that differ.
+
+    Library versions come last but for fingerprints, which say least.
+    """
     there, here = flat(theirs), flat(ours)
     keys = [key for key in there | here if there.get(key) != here.get(key)]
     keys.sort(key=lambda key: (key.endswith("fingerprint"), ".versions." in f".{key}"))
@@ -158,12 +168,12 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tupl
 
 
 def in_short(value: Any) -> str:
-    """A value in a sentence; of a fingerprint the beginning."""
+    """Return a value as it stands in a sentence; of a fingerprint the beginning."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that decide about pixels and outputs."""
+    """Return the versions of the libraries that decide about pixels and outputs."""
 
     def one(name: str) -> str:
         try:

@@ -47,7 +47,7 @@ class ChannelMoments:
         self.products: Tensor | None = None
 
     def add(self, features: Tensor) -> None:
-        """features [...,D]."""
+        """Add the features [...,D]."""
         flat = features.double().flatten(0, -2)
         total, products = flat.sum(dim=0), flat.T @ flat
         self.count += len(flat)
@@ -74,7 +74,7 @@ class LostVariance:
         self.lost = self.present = 0.0
 
     def add(self, features: Tensor) -> None:
-        """features [...,D]."""
+        """Add the error on features [...,D]."""
         features = features.float()
         restored = self.projection.restore(self.projection.project(features))
         self.lost += float((features - restored).double().square().sum())

@@ -103,7 +103,7 @@ class CacheReader:
         return torch.empty((num, spec.width), dtype=getattr(torch, spec.dtype), pin_memory=on_gpu)
 
     def _opened(self, view: int) -> list[Fields]:
-        """A view's shards, mapped; checked at the first use."""
+        """Return a view's shards, mapped; checked at the first use."""
         if view not in self._views:
             if not 0 <= view < self.part.num_views:
                 raise Refused(
@@ -116,7 +116,7 @@ class CacheReader:
 
 
 def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
-    """Refused for the first of the shards that is not what the manifest says. full: see `store.damage`."""
+    """Check that each shard is what the manifest says; Refused for the first that is not. full: see `store.damage`."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         problems = [p for p in threads.map(lambda shard: damage(directory, shard, full), shards) if p is not None]
     if problems:
@@ -125,7 +125,7 @@ def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
 
 
 def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """What the cache holds once: the classifier, the code of sparse logits, class means; checked."""
+    """Return what the cache holds once: the classifier, the code of sparse logits, class means; checked."""
     path = directory / CONSTANTS
     if not path.is_file():
         raise Refused(f"the cache is damaged: {path} is missing; {_REMEDY}")
@@ -135,12 +135,12 @@ def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def tensors_under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    """The constants whose names begin with the prefix, without it, on the device."""
+    """Return the constants whose names begin with the prefix, without it, on the device."""
     return {name.removeprefix(prefix): t.to(device) for name, t in constants.items() if name.startswith(prefix)}
 
 
 def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: torch.device) -> dict[str, Code]:
-    """{column name: what it is read with}, for the columns that need it."""
+    """Return {column name: what it is read with}, for the columns that need it."""
     codes: dict[str, Code] = {}
     for column in columns:
         tensors = tensors_under(constants, f"{CODES}{column.name}.", device)
@@ -152,7 +152,7 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
 
 
 def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classifier:
-    """The teacher's classifier. Refused where the cache was built without."""
+    """Return the teacher's classifier; Refused where the cache was built without."""
     stored = tensors_under(constants, CLASSIFIER, device)
     if "weight" not in stored:
         raise Refused(

@@ -34,8 +34,10 @@ _PASSES = 2
 
 @dataclass(frozen=True)
 class CodeSize:
-    """How many bytes a view takes, and for what: num_bytes in all, of which a word for each of `top` corrections, 2 for
-    their scale, and the rest for the components."""
+    """How many bytes a view takes, and for what.
+
+    num_bytes in all, of which a word for each of `top` corrections, 2 for their scale, and the rest for the components.
+    """
 
     num_classes: int
     num_bytes: int
@@ -73,8 +75,11 @@ class CodeSize:
 
 
 class LogitCode:
-    """The code of one teacher's logits, on one device. mean [K]; basis [n,K] (a component's standard deviation times
-    its direction); bits [n]; levels [bits,2^bits] (row b: the levels of b bits, in order)."""
+    """The code of one teacher's logits, on one device.
+
+    mean [K]; basis [n,K] (a component's standard deviation times its direction); bits [n]; levels [bits,2^bits] (row b:
+    the levels of b bits, in order).
+    """
 
     def __init__(self, size: CodeSize, mean: Tensor, basis: Tensor, bits: Tensor, levels: Tensor) -> None:
         self.size = size
@@ -87,7 +92,7 @@ class LogitCode:
 
     @classmethod
     def fit(cls, logits: Tensor, size: CodeSize) -> LogitCode:
-        """The code for logits like these [n,K]."""
+        """Return the code for logits like these [n,K]."""
         size.check()
         logits = logits.double()
         mean = logits.mean(dim=0)
@@ -112,7 +117,7 @@ class LogitCode:
         return cls(size, *(tensors[name] for name in ("mean", "basis", "bits", "levels")))
 
     def encode(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """logits [B,K] -> components [B,code_bytes] uint8, scale [B,1] float16, corrections [B,top] int16 or int32."""
+        """Return logits as components [B,code_bytes] uint8, scale [B,1] float16, corrections [B,top] int16 or int32."""
         logits = logits.float()
         weights = class_importance(logits)
         codes, error = self._components(logits, weights)
@@ -126,7 +131,7 @@ class LogitCode:
         return self._packed(codes), scale, signed(words, self.size.word_bits)
 
     def decode(self, packed: Tensor, scale: Tensor, words: Tensor) -> Tensor:
-        """The inverse of `encode`, but for its error: [B,K] float32."""
+        """Return what `encode` was given, but for its error: [B,K] float32."""
         logits = self._value(self._unpacked(packed)) @ self.basis + self.mean
         words = words.long() & (2**self.size.word_bits - 1)
         index, value = words & (2**self.size.index_bits - 1), words >> self.size.index_bits
@@ -155,7 +160,7 @@ class LogitCode:
         return codes, error
 
     def _nearest(self, scores: Tensor) -> Tensor:
-        """The code of the level nearest to each score: [B,n] -> [B,n] int64."""
+        """Return the code of the level nearest to each score: [B,n] -> [B,n] int64."""
         codes = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
         for bits in range(1, _MAX_BITS + 1):
             columns = self.bits == bits
@@ -176,7 +181,7 @@ class LogitCode:
         return words[:, :-1].to(torch.uint8)
 
     def _unpacked(self, packed: Tensor) -> Tensor:
-        """The inverse of `_packed`."""
+        """Return what `_packed` was given."""
         following = (self.byte + 1).clamp_max(self.size.code_bytes - 1)
         both = packed[:, self.byte].long() | packed[:, following].long() << 8
         codes: Tensor = both >> self.shift & self.mask
@@ -195,8 +200,10 @@ def signed(words: Tensor, bits: int) -> Tensor:
 
 
 def fit_levels(scores: Tensor) -> tuple[Tensor, list[float]]:
-    """Levels for 0 to 6 bits by Lloyd's iteration on standardised scores [n], as rows of 64, and the mean squared error
-    that each leaves. Rows are filled up with their last level."""
+    """Return levels for 0 to 6 bits, as rows of 64, and the mean squared error that each leaves.
+
+    By Lloyd's iteration on standardised scores [n]. Rows are filled up with their last level.
+    """
     sample = scores.sort().values[:: max(1, len(scores) // 100_000)].contiguous()
     sums = torch.nn.functional.pad(sample.cumsum(0), (1, 0))
     table = torch.zeros(_MAX_BITS + 1, 2**_MAX_BITS, dtype=scores.dtype)
@@ -229,8 +236,11 @@ def allocate(variances: Tensor, distortion: list[float], num_bits: int) -> Tenso
 
 
 def measured_error(logits: Tensor, decoded: Tensor) -> dict[str, float]:
-    """What a code costs, on logits it was not fitted to [n,K]: mean and 99th percentile of D(softmax(logits / T) ||
-    softmax(decoded / T)) in nats, and the mean relative error of WTTM's `power_sum` at gamma 0.5."""
+    """Return what a code costs, on logits it was not fitted to [n,K].
+
+    Mean and 99th percentile of D(softmax(logits / T) || softmax(decoded / T)) in nats, and the mean relative error of
+    WTTM's `power_sum` at gamma 0.5.
+    """
     errors: dict[str, float] = {"rows": len(logits)}
     for temperature in TEMPERATURES:
         log_p, log_q = (torch.log_softmax(x.double() / temperature, dim=1) for x in (logits, decoded))

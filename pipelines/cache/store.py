@@ -72,7 +72,7 @@ class Note(BaseModel):
 
 
 def units_of(part: str, num_rows: int, num_views: int, rows_per_shard: int) -> list[Unit]:
-    """The units of a part, view by view."""
+    """Return the units of a part, view by view."""
     return [
         Unit(part, view, start, min(start + rows_per_shard, num_rows))
         for view in range(num_views)
@@ -81,7 +81,7 @@ def units_of(part: str, num_rows: int, num_views: int, rows_per_shard: int) -> l
 
 
 def write_shard(directory: Path, unit: Unit, rows: Rows, key: str) -> Shard:
-    """Writes the shard, then its note."""
+    """Write the shard, then its note."""
     content = arrow_file(rows)
     write_whole(directory / unit.path, content)
     shard = Shard(
@@ -97,7 +97,7 @@ def write_shard(directory: Path, unit: Unit, rows: Rows, key: str) -> Shard:
 
 
 def arrow_file(rows: Rows) -> memoryview:
-    """An Arrow file of one uncompressed record batch with a fixed-size list a field."""
+    """Return an Arrow file of one uncompressed record batch with a fixed-size list a field."""
     arrays = [_fixed_size_lists(values) for values in rows.values()]
     batch = pa.record_batch(arrays, names=list(rows))
     sink = pa.BufferOutputStream()
@@ -113,7 +113,7 @@ def _fixed_size_lists(values: NDArray[np.generic]) -> pa.Array:
 
 
 def map_shard(path: Path) -> dict[str, NDArray[np.generic]]:
-    """{field: [rows,width]} of a shard, memory-mapped, nothing read yet."""
+    """Return {field: [rows,width]} of a shard, memory-mapped, nothing read yet."""
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     return {
         name: array.values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
@@ -122,7 +122,7 @@ def map_shard(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def finished_shards(directory: Path, units: Iterable[Unit], key: str) -> Iterator[Shard]:
-    """The shards that are there, whole and of this key."""
+    """Yield the shards that are there, whole and of this key."""
     with ThreadPoolExecutor() as threads:
         for shard in threads.map(lambda unit: _finished(directory, unit, key), units):
             if shard is not None:
@@ -139,7 +139,7 @@ def _finished(directory: Path, unit: Unit, key: str) -> Shard | None:
 
 
 def damage(directory: Path, shard: Shard, full: bool = True) -> str | None:
-    """What is wrong with a shard's file, None for nothing. full: read it all; else compare its size alone."""
+    """Return what is wrong with a shard's file, None for nothing. full: read it all; else compare its size alone."""
     path = directory / shard.unit.path
     try:
         num_bytes = path.stat().st_size
@@ -153,12 +153,12 @@ def damage(directory: Path, shard: Shard, full: bool = True) -> str | None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Removes what writers that were killed have left. Only where nobody is writing."""
+    """Remove what writers that were killed have left. Only where nobody is writing."""
     for path in directory.rglob("*.tmp"):
         path.unlink()

@@ -23,9 +23,10 @@ _LUMA = (19595, 38470, 7471)  # of R, G, B, in 65536ths
 
 
 class Operator:
-    """Applies operations to pictures. fill: the colour of what comes from outside; bicubic: else bilinear.
+    """Applies operations to pictures.
 
-    part, strip: how many pictures, and rows of one, are worked on at once; None for all.
+    fill: the colour of what comes from outside; bicubic: how places are interpolated, else bilinearly; part, strip: how
+    many pictures, and rows of one, are worked on at once; None for all.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Operator:
         return images
 
     def _groups(self) -> tuple[tuple[tuple[Kind, ...], Callable[[Tensor, NDArray[np.int64], Arguments], Tensor]], ...]:
+        """Return the kinds that are worked on together, with what does it."""
+        """Return the kinds that are worked on together, with what does it."""
         return (
             (SIDEWAYS, self._geometric),
             (UPRIGHT, self._geometric),
@@ -62,6 +65,8 @@ class Operator:
         )
 
     def _geometric(self, images: Tensor, kinds: NDArray[np.int64], arguments: Arguments) -> Tensor:
+        """Return the pictures sheared, shifted or rotated; all kinds move places along the same axes."""
+        """Return the pictures sheared, shifted or rotated; all kinds move places along the same axes."""
         matrix = torch.from_numpy(matrices(kinds, arguments, *images.shape[1:3])).to(images.device, non_blocking=True)
         sideways, upright = kinds[0] not in UPRIGHT, kinds[0] not in SIDEWAYS
         return self._resample(images, matrix, sideways=sideways, upright=upright)
@@ -145,8 +150,10 @@ def grey(images: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, kinds: NDArray[np.int64], arguments: Arguments) -> Tensor:
-    """Return the pictures moved away from, or towards, their 3x3 means, in which the centre counts five times; the
-    border is left as it is."""
+    """Return the pictures moved away from, or towards, their 3x3 means, in which the centre counts five times.
+
+    The border is left as it is.
+    """
     pixels = images.to(torch.int32)
     rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
@@ -176,8 +183,10 @@ def blur(images: Tensor, kinds: NDArray[np.int64], arguments: Arguments) -> Tens
 
 
 def box_weights(deviations: Arguments) -> NDArray[np.float64]:
-    """Return the weights of the box for each standard deviation of at most 2, as whole numbers of 2^-24: [3,B], for the
-    centre, its two neighbours, and theirs."""
+    """Return the weights of the box for each standard deviation of at most 2, as whole numbers of 2^-24: [3,B].
+
+    They are for the centre, its two neighbours, and theirs.
+    """
     assert np.all(deviations <= 2), "a wider box has more than five places"
     variance = np.float32(deviations) * np.float32(deviations) / np.float32(3)
     length = np.float32(np.sqrt(12.0 * variance.astype(np.float64) + 1))

@@ -58,7 +58,9 @@ class Finish:
     def __call__(
         self, images: Tensor, views: Views, partner_rows: NDArray[np.int64], labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """uint8 pictures [N,H,W,3] of N views -> (float32 [B,3,H,W], channels-last, normalised; labels).
+        """Return (what a network sees of uint8 pictures [N,H,W,3] of N views, its labels).
+
+        Pictures are float32 [B,3,H,W], channels-last, normalised.
 
         The first B of the N are asked for; the others are there as partners. partner_rows [B]: where among the N each
         partner is; labels [N] int64. In this order: the view's operations; its colour change, clipped to [0, 1];
@@ -79,7 +81,7 @@ class Finish:
         return pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2), labels
 
     def _develop(self, images: Tensor, views: Views) -> Tensor:
-        """Operations, colours and normalisation: uint8 [N,H,W,3] -> float32 [N,H,3W]."""
+        """Apply operations, colours and normalisation: uint8 [N,H,W,3] -> float32 [N,H,3W]."""
         if self.operator is not None:
             assert views.operations is not None, "drawn where the policy has a policy of operations"
             assert views.arguments is not None, "drawn with the operations"
@@ -94,14 +96,14 @@ class Finish:
         return out
 
     def _mix(self, pictures: Tensor, partners: Tensor, share: Tensor, boxes: Tensor) -> Tensor:
-        """`mix` with the partners' rows of pictures: [N,H,3W] -> [B,H,3W]."""
+        """Return `mix` with the partners' rows of pictures: [N,H,3W] -> [B,H,3W]."""
         out = torch.empty_like(pictures[: len(partners)])
         for part in self._parts(len(partners)):
             out[part] = mix(pictures[part], pictures[partners[part]], share[part], boxes[part])
         return out
 
     def _erase(self, pictures: Tensor, views: Views) -> None:
-        """Fills the boxes of those pictures [B,H,3W] that have one, in place: with 0, or with a window of the noise."""
+        """Fill the boxes of those pictures [B,H,3W] that have one, in place: with 0, or with a window of the noise."""
         assert views.erase is not None, "asked for where boxes were drawn"
         rows = np.flatnonzero(views.erase[: len(pictures), 2])
         chosen = self._put(rows)
@@ -110,7 +112,7 @@ class Finish:
         pictures[chosen] = torch.where(inside(boxes, *pictures.shape[1:]), fill, pictures[chosen])
 
     def _noise(self, views: Views, rows: NDArray[np.int64]) -> Tensor:
-        """The windows of the noise field that the views in the given rows take: [.,H,3W]."""
+        """Return the windows of the noise field that the views in the given rows take: [.,H,3W]."""
         assert self.noise is not None, "there is a field where the policy fills with noise"
         assert views.noise_offset is not None, "a view with boxes says where their noise is"
         offset = self._put(views.noise_offset[rows].astype(np.int64))
@@ -119,7 +121,7 @@ class Finish:
         return self.noise[y[:, :, None], x[:, None, :]].flatten(2)
 
     def _parts(self, num: int) -> list[slice]:
-        """The batch at once on a GPU; in small parts on a CPU, where what passes between steps then stays in cache."""
+        """Return the slices of a batch that are worked on at once: all of it on a GPU, small parts on a CPU."""
         step = _CPU_PART if self.device.type == "cpu" else num
         return [slice(start, min(start + step, num)) for start in range(0, num, step)]
 
@@ -141,7 +143,7 @@ def _operator(policy: ViewPolicy, device: torch.device) -> Operator | None:
 
 
 def change_colour(pixels: Tensor, colour: Tensor) -> None:
-    """clip(matrix x + offset, 0, 1) of every pixel, in place: pixels [N,H,W,3] in [0, 1], colour [N,3,4].
+    """Set every pixel to clip(matrix x + offset, 0, 1), in place: pixels [N,H,W,3] in [0, 1], colour [N,3,4].
 
     Written out by channel: a matrix product's rounding may depend on the size of the batch.
     """
@@ -154,7 +156,7 @@ def change_colour(pixels: Tensor, colour: Tensor) -> None:
 
 
 def inside(boxes: Tensor, height: int, row_values: int) -> Tensor:
-    """Which values lie in the box (y, x, h, w) of their picture: [B,4] -> bool [B,height,row_values], 3 a pixel."""
+    """Return which values, 3 a pixel, lie in their picture's box (y, x, h, w): [B,4] -> bool [B,height,row_values]."""
     y, x, h, w = boxes[:, :, None].unbind(dim=1)  # each [B,1]
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(row_values, device=boxes.device) // 3
@@ -164,7 +166,7 @@ def inside(boxes: Tensor, height: int, row_values: int) -> Tensor:
 
 
 def mix(pictures: Tensor, partners: Tensor, share: Tensor, boxes: Tensor) -> Tensor:
-    """share * picture + (1 - share) * partner; where there is a box, the partner inside and the picture outside.
+    """Return share * picture + (1 - share) * partner; where there is a box, the partner inside and the picture outside.
 
     pictures, partners [B,H,3W]; share [B]; boxes [B,4], area 0 for none.
     """
@@ -175,13 +177,13 @@ def mix(pictures: Tensor, partners: Tensor, share: Tensor, boxes: Tensor) -> Ten
 
 
 def mix_labels(labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
-    """share * own + (1 - share) * partner's: labels [N,K], partners [B] rows of it, share [B] -> [B,K]."""
+    """Return share * own + (1 - share) * partner's: labels [N,K], partners [B] rows of it, share [B] -> [B,K]."""
     share = share[:, None]
     return share * labels[: len(partners)] + (1 - share) * labels[partners]
 
 
 def noise_field(seed: int, height: int, width: int) -> NDArray[np.float32]:
-    """Noise of mean 0 and variance 1 for pictures of height x width, with room to move: [height+, width+, 3].
+    """Return noise of mean 0 and variance 1 for pictures of height x width, with room to move: [height+, width+, 3].
 
     Each value is the sum of 12 uniforms less 6 (Irwin-Hall), so that it is the same on every platform.
     """

@@ -22,8 +22,10 @@ UPRIGHT = (Kind.SHEAR_Y, Kind.TRANSLATE_Y)  # pixels keep their column
 
 
 def matrices(kinds: NDArray[np.int64], arguments: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Return the matrices (a, b, c, d, e, f) [B,6] by which a place of the result finds its source, (x, y) ->
-    (a x + b y + c, d x + e y + f), for the centres of pixels at halves."""
+    """Return the matrices (a, b, c, d, e, f) [B,6] by which a place of the result finds its source.
+
+    (x, y) -> (a x + b y + c, d x + e y + f), where pixels have their centres at halves.
+    """
     found = np.tile(np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]), (len(kinds), 1))
     for kind, column in ((Kind.SHEAR_X, 1), (Kind.TRANSLATE_X, 2), (Kind.SHEAR_Y, 3), (Kind.TRANSLATE_Y, 5)):
         found[kinds == kind, column] = arguments[kinds == kind]
@@ -37,8 +39,11 @@ def matrices(kinds: NDArray[np.int64], arguments: NDArray[np.float64], height: i
 
 @dataclass(frozen=True)
 class Resampler:
-    """Takes each place of a picture from elsewhere in it. fill: the colour [3] of places that come from outside;
-    bicubic: else bilinear; strip: how many rows of the result are computed at once, None for all."""
+    """Takes each place of a picture from elsewhere in it.
+
+    fill: the colour of places that come from outside; bicubic: how places are interpolated, else bilinearly; strip: how
+    many rows of the result are computed at once, None for all.
+    """
 
     fill: tuple[int, int, int]
     bicubic: bool
@@ -70,8 +75,7 @@ class Resampler:
         return out.permute(0, 2, 3, 1)
 
     def _neighbours(self, place: Tensor, side: int, moves: bool) -> tuple[list[Tensor], Tensor]:
-        """Return the pixels along one axis that a place [B,1,h,W] lies among, and how far it lies behind the one in the
-        middle."""
+        """Return the pixels along one axis that a place [B,1,h,W] lies among, and its distance behind the middle."""
         place = place - 0.5
         whole = place.floor()
         offsets = ((-1, 0, 1, 2) if self.bicubic else (0, 1)) if moves else (0,)

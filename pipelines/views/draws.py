@@ -55,7 +55,7 @@ class Key:
 
 
 def _integers(uniform: Floats, count: Ints | int) -> Ints:
-    """Whole numbers in [0, count)."""
+    """Return whole numbers in [0, count)."""
     return np.floor(uniform * count).astype(np.int64)
 
 
@@ -66,7 +66,7 @@ def _interpolate(uniform: Floats, low: float, high: float) -> Floats:
 def random_boxes(
     uniform: Floats, heights: Ints, widths: Ints, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Ints, NDArray[np.bool_]]:
-    """Boxes of a random share of the area and a log-uniform aspect (width over height), at a random place.
+    """Return boxes of a random share of the area and a log-uniform aspect (width over height), at a random place.
 
     uniform [B,4 * tries]; heights, widths [B]. Returns boxes [B,4], the first try that fits, and whether one did [B].
     """
@@ -82,7 +82,7 @@ def random_boxes(
 
 
 def central_boxes(heights: Ints, widths: Ints, ratio: tuple[float, float]) -> Ints:
-    """The largest centred boxes whose aspect lies within ratio: [B,4]."""
+    """Return the largest centred boxes whose aspect lies within ratio: [B,4]."""
     w = np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1]))).astype(np.int64)
     h = np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0]))).astype(np.int64)
     return np.stack(((heights - h) // 2, (widths - w) // 2, h, w), axis=1)
@@ -90,8 +90,11 @@ def central_boxes(heights: Ints, widths: Ints, ratio: tuple[float, float]) -> In
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a picture's pixels come from: the window of the source, brought to `resize`, of which the part that begins
-    at `offset` is shown (black outside). window [B,4], resize [B,2], offset [B,2]."""
+    """Where a picture's pixels come from.
+
+    The window [B,4] of the source is brought to `resize` [B,2]; of that the part that begins at `offset` [B,2] is
+    shown, black outside.
+    """
 
     window: Ints
     resize: Ints
@@ -99,7 +102,7 @@ class Geometry:
 
 
 def geometry(policy: ViewPolicy, key: Key, heights: Ints, widths: Ints) -> Geometry:
-    """The crop that the policy asks for, of sources of heights [B] and widths [B]."""
+    """Return the crop that the policy asks for, of sources of heights [B] and widths [B]."""
     crops = {"resized": _resized_crop, "padded": _padded_crop, "center": _center_crop}
     return crops[policy.crop](policy, key, heights, widths)
 
@@ -135,7 +138,7 @@ def _tiled(a: int, b: int, num: int) -> Ints:
 
 
 def flip(policy: ViewPolicy, key: Key) -> NDArray[np.bool_]:
-    """Whether a picture is turned left to right: [B]."""
+    """Return whether each picture is turned left to right: [B]."""
     return key.uniforms(Stream.FLIP, 1)[:, 0] < policy.flip_probability
 
 
@@ -158,7 +161,7 @@ _GREY = np.stack((_LUMA, _LUMA, _LUMA))
 
 
 def colour(policy: ViewPolicy, key: Key) -> NDArray[np.float32] | None:
-    """The colour change of each picture as a linear map of RGB in [0, 1]: float32 [B,3,4], or None where there is none.
+    """Return the colour change of each picture as a linear map of RGB in [0, 1]: float32 [B,3,4]; None for no change.
 
     Brightness b multiplies; contrast c stretches around mid-grey 0.5 (not around the picture's mean: a view does not
     depend on pixels); saturation s stretches the chroma and hue turns it by an angle h. Both leave greys alone, so all
@@ -178,7 +181,7 @@ def colour(policy: ViewPolicy, key: Key) -> NDArray[np.float32] | None:
 
 
 def erase(policy: ViewPolicy, key: Key) -> tuple[Ints, Ints] | None:
-    """Erased boxes [B,4] of the shown picture (area 0: none) and where their noise is taken from [B,2]; or None."""
+    """Return erased boxes [B,4] of the shown picture (area 0: none) and where their noise begins [B,2]; or None."""
     if policy.erase_probability == 0:
         return None
     uniform = key.uniforms(Stream.ERASE, 3 + 4 * _TRIES)
@@ -189,8 +192,10 @@ def erase(policy: ViewPolicy, key: Key) -> tuple[Ints, Ints] | None:
 
 
 def mix(policy: ViewPolicy, key: Key, partner: Ints) -> tuple[NDArray[np.float32], Ints]:
-    """The sample's own share in its mixture, float32 [B] (1: not mixed), and the box [B,4] that CutMix fills with the
-    partner (area 0: Mixup). partner [B]; a sample that is its own partner is not mixed.
+    """Return the sample's own share in its mixture, float32 [B] (1: not mixed), and CutMix's box [B,4].
+
+    The box is filled with the partner; one of area 0 is none (Mixup). partner [B]: a sample that is its own is not
+    mixed.
 
     CutMix draws a share, centres a box of the rest of the area anywhere, clips it to the picture, and then states the
     share that is truly left (Yun et al., "CutMix", arXiv 1905.04899, section 3.1).
@@ -209,7 +214,7 @@ def mix(policy: ViewPolicy, key: Key, partner: Ints) -> tuple[NDArray[np.float32
 
 
 def _cut_boxes(policy: ViewPolicy, share: Floats, uniform: Floats) -> Ints:
-    """Boxes [B,4] of (1 - share) of the area around a uniform centre, clipped to the picture."""
+    """Return boxes [B,4] of (1 - share) of the area around a uniform centre, clipped to the picture."""
     sides = np.array([policy.height, policy.width])
     half = np.floor(sides * np.sqrt(1 - share)[:, None]).astype(np.int64) // 2
     centre = _integers(uniform, sides)
@@ -218,7 +223,7 @@ def _cut_boxes(policy: ViewPolicy, share: Floats, uniform: Floats) -> Ints:
 
 
 def symmetric_beta(key: Key, alphas: Floats) -> Floats:
-    """Draws from Beta(alpha, alpha), 0 < alpha <= 1: float64 [B].
+    """Return draws from Beta(alpha, alpha), 0 < alpha <= 1: float64 [B].
 
     Johnk's method: of u, v uniform, u^(1/alpha) / (u^(1/alpha) + v^(1/alpha)) where that sum is at most 1; else again
     (Johnk, Metrika 8, 1964). In logarithms, so that small alphas do not underflow.

@@ -20,7 +20,7 @@ _LN2_LOW = 1.90821492927058770002e-10
 
 
 def _polynomial(x: Array, coefficients: list[float]) -> Array:
-    """sum_k coefficients[k] x^k, by Horner's rule."""
+    """Return sum_k coefficients[k] x^k, by Horner's rule."""
     total: Array = np.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         total = total * x + coefficient
@@ -28,7 +28,7 @@ def _polynomial(x: Array, coefficients: list[float]) -> Array:
 
 
 def log(x: ArrayLike) -> Array:
-    """The natural logarithm of x > 0: with x = m 2^e and s = (m-1)/(m+1), 2 artanh(s) + e ln 2."""
+    """Return the natural logarithm of x > 0: with x = m 2^e and s = (m-1)/(m+1), 2 artanh(s) + e ln 2."""
     m, e = np.frexp(np.asarray(x, dtype=np.float64))
     small = m < 0.7071067811865476
     m, e = np.where(small, m * 2, m), e - small
@@ -39,7 +39,7 @@ def log(x: ArrayLike) -> Array:
 
 
 def exp(x: ArrayLike) -> Array:
-    """e^x, for x held to [-700, 700]: a Taylor series in x - k ln 2, times 2^k."""
+    """Return e^x, for x held to [-700, 700]: a Taylor series in x - k ln 2, times 2^k."""
     x = np.clip(np.asarray(x, dtype=np.float64), -700.0, 700.0)
     k = np.rint(x / 0.6931471805599453)
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW
@@ -48,7 +48,7 @@ def exp(x: ArrayLike) -> Array:
 
 
 def sin_cos(x: ArrayLike) -> tuple[Array, Array]:
-    """(sin x, cos x) for |x| <= pi: Taylor series at x/4, doubled twice."""
+    """Return (sin x, cos x) for |x| <= pi: Taylor series at x/4, doubled twice."""
     x = np.asarray(x, dtype=np.float64)
     assert np.all(np.abs(x) <= pi), "angles are taken in [-pi, pi]"
     quarter = x / 4

@@ -57,7 +57,10 @@ class Permutation:
 
 
 def _hash(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every input bit reaches every output bit."""
+    """Return the words through the finaliser of SplitMix64: every input bit reaches every output bit.
+
+    Source: Steele, Lea, Flood, OOPSLA 2014.
+    """
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -65,5 +68,5 @@ def _hash(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=64)
 def permutation(num: int, seed: int, number: int, stream: int) -> Permutation:
-    """A `Permutation`, kept: its keys cost more than a batch's ids."""
+    """Return a `Permutation`, kept: its keys cost more than a batch's ids."""
     return Permutation(num, seed, number, stream)

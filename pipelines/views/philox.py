@@ -16,7 +16,7 @@ _SHIFT = np.uint64(32)
 
 
 def philox(counter: ArrayLike, key: tuple[int, int]) -> NDArray[np.uint32]:
-    """The block of four random words of each counter: uint32 [...,4] -> uint32 [...,4]. key: two 32-bit words."""
+    """Return the block of four random words of each counter: uint32 [...,4] -> [...,4]. key: two 32-bit words."""
     c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -35,7 +35,7 @@ def words(
     count: int,
     first_block: int = 0,
 ) -> NDArray[np.uint32]:
-    """`count` random words for each id: uint32 [B,count].
+    """Return `count` random words for each id: uint32 [B,count].
 
     The counter is (id: 64 bits, number: 32, stream: 16, block: 16), the key is the seed, so no two draws of one seed
     share a block. number: a view's or an epoch's, one for all ids or of each [B]; stream: what the words are for;
@@ -59,5 +59,5 @@ def words(
 def uniforms(
     seed: int, views: int | NDArray[np.int64], sample_ids: NDArray[np.int64], stream: int, n: int
 ) -> NDArray[np.float64]:
-    """n numbers in [0, 1) for each sample: float64 [B,n], exact multiples of 2^-32."""
+    """Return n numbers in [0, 1) for each sample: float64 [B,n], exact multiples of 2^-32."""
     return words(seed, views, sample_ids, stream, n).astype(np.float64) * 2.0**-32

@@ -57,7 +57,7 @@ class Views:
         return len(self.sample_ids)
 
     def __getitem__(self, part: slice) -> Views:
-        """Some of the samples."""
+        """Return some of the samples."""
         columns: dict[str, Any] = {k: v[part] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns)
 

@@ -100,7 +100,7 @@ class ViewPolicy(BaseModel):
         crop_pct: float = 0.875,
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ) -> ViewPolicy:
-        """The one view a network is judged by: the centre, nothing random."""
+        """Return the one view a network is judged by: the centre, nothing random."""
         return cls(
             size=size, crop="center", crop_pct=crop_pct, interpolation=interpolation, flip_probability=0, num_views=1
         )
@@ -202,6 +202,6 @@ class ViewPolicy(BaseModel):
         return None if self.auto_augment is None else auto_augment(self.auto_augment)
 
     def appearance(self) -> dict[str, Any]:
-        """What decides how a view looks, ready for JSON."""
+        """Return what decides how a view looks, ready for JSON."""
         values = {name: value for name, value in identity_of(self).items() if name != "num_views"}
         return {**values, "size": [self.height, self.width]}
