@@ -20,7 +20,7 @@ from pipelines.places import filesystem_of, is_remote
 
 
 def local_folder(location: str, copies_dir: str | None = None) -> Path:
-    """The folder to read a cache from: itself, or for a URI this machine's copy of it.
+    """Return the folder to read a cache from: itself, or for a URI this machine's copy of it.
 
     The copy is made by the first process that asks, while the others wait, and is named by the manifest's digest: a
     cache that was built anew is copied anew. copies_dir: where copies lie; by default the machine's temporary folder.
@@ -45,7 +45,7 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
 
 
 def publish(directory: Path, location: str) -> Manifest:
-    """Copies a finished cache to a URI or folder, the manifest last: who reads there finds all of it or no cache.
+    """Copy a finished cache to a URI or folder, the manifest last: who reads there finds all of it or no cache.
 
     Refused where another cache is there. Cut off, it is done again from the start.
     """
@@ -79,8 +79,10 @@ def _put(source: Path, filesystem: fs.FileSystem, target: str) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Holds a lock file; the system gives it back when the process ends, however it ends. BlockingIOError where another
-    process holds it and wait is false."""
+    """Hold a lock file; the system gives it back when the process ends, however it ends.
+
+    BlockingIOError where another process holds it and wait is false.
+    """
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

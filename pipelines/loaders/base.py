@@ -99,8 +99,10 @@ class Loader(ABC):
         return Job(request, self.views(views, ids), partner_rows)
 
     def rows(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return (the view numbers [N] and sample ids [N] of a request, the partners that it lacks appended;
-        `Job.partner_rows` [B])."""
+        """Return (view numbers [N], sample ids [N], `Job.partner_rows` [B]) of a request.
+
+        The partners that it lacks are appended to its own rows.
+        """
         ids, views = np.asarray(request.sample_ids, dtype=np.int64), request.views
         assert 0 < len(ids) <= self.max_batch, f"a request has 1 to {self.max_batch} samples, not {len(ids)}"
         if not self.plan.policy.mixes:
