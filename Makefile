@@ -45,6 +45,9 @@ bench-scale: env  ## steps on 1, 2, 4 workers, start-up against a bare Ray Train
 bench-growth: env  ## seconds and memory at 50 thousand to 14 million samples
 	$(PY) -m ops.benchmarks.growth
 
+bench-images: env  ## images/s from files, tars and packs, beside other libraries; IMAGES=FOLDER|TAR of JPEGs
+	$(PY) -m ops.benchmarks.images --images "$(IMAGES)"
+
 doctor: env   ## what this machine has, and what is missing
 	$(PY) -m ops doctor
 
@@ -58,4 +61,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth doctor pins
+.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images doctor pins

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from pyarrow import fs
 
 
 @contextmanager
@@ -23,6 +24,29 @@ def s3_server() -> Iterator[int]:
         yield int(server.get_host_and_port()[1])
     finally:
         server.stop()
+
+
+def use_test_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process and its children sign requests as the server likes it."""
+    values = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "EC2_METADATA_DISABLED": "true"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+
+
+def store(port: int) -> fs.S3FileSystem:
+    """The server's file system, which may make buckets."""
+    return fs.S3FileSystem(
+        endpoint_override=f"127.0.0.1:{port}",
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+        allow_bucket_deletion=True,
+    )
+
+
+def uri(bucket: str, port: int) -> str:
+    """Where images lie in a bucket, as data.root has it."""
+    return f"s3://{bucket}/images?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
 
 
 class FailingProxy:

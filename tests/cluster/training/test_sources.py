@@ -20,9 +20,12 @@ from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop, new_state
-from pipelines.loaders.base import Batch
+from kdcore.batch import Batch
+from pipelines.data import remote
+from pipelines.data.convert import PackJob, run_pack_job
 from tests.conftest import small_recipe, write_image_folder
 from tests.pipelines.containers import CONTAINERS
+from tests.pipelines.stores import FailingProxy, s3_server, store, uri, use_test_credentials
 
 CPU = torch.device("cpu")
 STEPS, KILLED_AT = 20, 9  # of 6 an epoch: killed in mid-epoch
@@ -97,6 +100,36 @@ def test_two_ranks_see_what_one_sees(container: str, begin: Begin) -> None:
 def batches_of(run: Assembly, num: int) -> list[Batch]:
     batches = run.train_batches(3)
     return [next(batches) for _ in range(num)]
+
+
+def test_an_object_store_that_fails(
+    begin: Begin,
+    undisturbed: tuple[Assembly, list[float], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every fourth connection is cut or answered with an error; the run is killed and goes on: the folder's losses."""
+    expected, losses, checkpoint = undisturbed
+    use_test_credentials(monkeypatch)
+    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.01)
+    with s3_server() as port:
+        store(port).create_dir("bucket")
+        for split in ("train", "val"):
+            job = PackJob(expected.config.data.root, split, uri("bucket", port), str(tmp_path / "index"), 8000)
+            run_pack_job(job, job.prepare())
+        proxy = FailingProxy(port, lambda number: {1: "cut", 3: "500"}.get(number % 8))
+        root = uri("bucket", proxy.port)
+        data = expected.config.data.model_copy(update={"root": root, "copies_dir": str(tmp_path / "copies")})
+        config = expected.config.model_copy(update={"data": data, "output_dir": str(tmp_path / "out")})
+        run = assemble(config, Rank(0, 1, CPU))
+        assert losses_of(TrainingLoop(run, new_state(run)), STEPS) == losses
+        resumed = assemble(config, Rank(0, 1, CPU), reuse_index=True)
+        state = new_state(resumed)
+        state.restore(checkpoint, facts(resumed))
+        again = losses_of(TrainingLoop(resumed, state), STEPS)
+        assert again == losses[-len(again) :]
+        assert {"cut", "500"} <= set(proxy.failed)
+        proxy.close()
 
 
 def test_broken_images_are_listed_with_the_run(tmp_path: Path) -> None:

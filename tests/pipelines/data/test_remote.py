@@ -21,7 +21,7 @@ from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.pictures import write_plain_folder
-from tests.pipelines.stores import FailingProxy, s3_server
+from tests.pipelines.stores import FailingProxy, s3_server, store, uri, use_test_credentials
 
 NUM = 40
 
@@ -35,26 +35,13 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, and an environment in which s3:// means this server."""
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    use_test_credentials(monkeypatch)
     monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.01)
     filesystem = store(port)
     if filesystem.get_file_info("bucket").type != fs.FileType.NotFound:
         filesystem.delete_dir("bucket")
     filesystem.create_dir("bucket")
     return "bucket"
-
-
-def store(port: int) -> fs.S3FileSystem:
-    return fs.S3FileSystem(
-        endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True,
-        allow_bucket_deletion=True,
-    )  # fmt: skip
-
-
-def uri(bucket: str, port: int) -> str:
-    return f"s3://{bucket}/images?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
 
 
 @pytest.fixture(scope="module")
