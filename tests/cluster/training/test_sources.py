@@ -125,7 +125,7 @@ def test_an_object_store_that_fails(
         assert losses_of(TrainingLoop(run, new_state(run)), STEPS) == losses
         resumed = assemble(config, Rank(0, 1, CPU), reuse_index=True)
         state = new_state(resumed)
-        state.restore(checkpoint, facts(resumed))
+        state.restore(checkpoint, checkpoint_facts(resumed))
         again = losses_of(TrainingLoop(resumed, state), STEPS)
         assert again == losses[-len(again) :]
         assert {"cut", "500"} <= set(proxy.failed)
