@@ -24,10 +24,11 @@ from cluster.recipe import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
 from cluster.training.recovery import failure_reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
+from kdcore.checkpoints import load_tensors
 from kdcore.distiller import OnlineTeacher
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
-from kdcore.models import load_tensors
+from kdcore.models import load_fitting
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.data.kinds import locate_split
 from pipelines.data.variants import Target, open_target, own_target
@@ -154,14 +155,8 @@ def student_of(parts: Assembly, weights: Path | None) -> Network | None:
 
 def load_student(parts: Assembly, weights: Path) -> nn.Module:
     """Load the given weights into the recipe's student. Refused where they do not fit."""
-    tensors = load_tensors(weights)
-    try:
-        parts.student.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise Refused(
-            f"{weights} does not fit the student {parts.config.student.model} of the recipe "
-            f"({' '.join(str(error).split())[:200]}); give the recipe that it was trained with"
-        ) from error
+    name = f"the student {parts.config.student.model} of the recipe"
+    load_fitting(parts.student, load_tensors(weights), weights, name)
     return parts.student.eval()
 
 

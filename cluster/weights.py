@@ -44,7 +44,7 @@ def starting_weights(config: RunConfig) -> dict[str, dict[str, str]]:
 def _fingerprints(model: ModelConfig) -> dict[str, str]:
     found = {}
     if model.checkpoint and Path(model.checkpoint).is_file():
-        from kdcore.models import load_tensors  # here alone: timm takes longer to import than everything else here
+        from kdcore.checkpoints import load_tensors  # here alone: timm takes longer to import than everything else here
 
         found["checkpoint"] = tensors_fingerprint(load_tensors(model.checkpoint))
     if model.class_indices and Path(model.class_indices).is_file():

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -16,6 +15,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
+from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 
@@ -60,31 +60,6 @@ def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[
     return [indices[name] for name in class_names]
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Load the tensors of a .safetensors file or of a torch file; never a pickled object.
-
-    A torch file holds them at its top level, or under 'state_dict' or 'model', as training scripts write them.
-    Refused for another file.
-    """
-    try:
-        if str(path).endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise Refused(f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors") from error
-    found = loaded if isinstance(loaded, dict) else {}
-    found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
-    if not tensors:
-        raise Refused(
-            f"{path}: no tensors at its top level, nor under 'state_dict' or 'model', but {type(loaded).__name__} "
-            f"{list(found)[:6]}; convert it to .safetensors"
-        )
-    return tensors
-
-
 def _load_weights(model: nn.Module, checkpoint: dict[str, Tensor], config: ModelConfig) -> None:
     """Strictly: every tensor of the network is in the file, with its shape, and the file has no other."""
     own = model.state_dict()
@@ -95,25 +70,42 @@ def _load_weights(model: nn.Module, checkpoint: dict[str, Tensor], config: Model
         if suffixes:
             raise Refused(f"{config.checkpoint}: at one position stand {suffixes[0][1]!r} and {suffixes[0][0]!r}")
         checkpoint = dict(zip(own, checkpoint.values(), strict=True))
-    _require_fit(own, checkpoint, f"{config.checkpoint} does not fit {config.model} with {model.num_classes} classes")
+    load_fitting(model, checkpoint, str(config.checkpoint), f"{config.model} with {model.num_classes} classes")
+
+
+def load_fitting(model: nn.Module, checkpoint: dict[str, Tensor], path: str | Path, name: str) -> None:
+    """Load a file's tensors, under the network's names or some that `fit_names` understands. Refused for others.
+
+    name: what the network is called in an error.
+    """
+    own = model.state_dict()
+    checkpoint = fit_names(own, checkpoint, path)
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
+    _require_fit(own, checkpoint, classifier if isinstance(classifier, str) else None, f"{path} does not fit {name}")
     model.load_state_dict(checkpoint)
 
 
-def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], complaint: str) -> None:
-    """Refused unless both have the same names and shapes."""
+def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], classifier: str | None, complaint: str) -> None:
+    """Refused unless both have the same names and shapes. classifier: the path of the network's last layer."""
     names = sorted(own.keys() ^ checkpoint.keys())
     wrong = names or [name for name in own if own[name].shape != checkpoint[name].shape]
-    if wrong:
-        network, file = (list(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (own, checkpoint))
+    if not wrong:
+        return
+    network, file = (list(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (own, checkpoint))
+    if names:
+        remedy = "name the network that the file is of, or take checkpoint_keys: positions, which matches by order"
+    elif classifier and all(name.rpartition(".")[0] == classifier for name in wrong):
+        rows = checkpoint[wrong[0]].shape[0]
         remedy = (
-            "checkpoint_keys: positions matches tensors by their order"
-            if names
-            else "class_indices keeps some classes of a file with more of them"
+            f"its classifier has {rows} outputs: give args: {{num_classes: {rows}}}, and class_indices, a file that "
+            "maps class folders to them"
         )
-        raise Refused(
-            f"{complaint}: {len(wrong)} tensors differ, the first is {wrong[0]!r} (network: {network}, file: {file}); "
-            f"{remedy}"
-        )
+    else:
+        remedy = "name the network, and the args, that the file is of"
+    raise Refused(
+        f"{complaint}: {len(wrong)} tensors differ, the first is {wrong[0]!r} (network: {network}, file: {file}); "
+        f"{remedy}"
+    )
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:

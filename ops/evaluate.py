@@ -23,7 +23,7 @@ from ops.evaluation_figures import alignment, reliability
 from pipelines.data.variants import Target
 from pipelines.files import make_folder
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
 COLUMNS = ["network", "images", "top-1", "top-5", "nll (nats)", "ECE", "agreement", "top-5 overlap", "KL (nats)"]
 SHOWN = 8  # rows of the tables of classes and of confusions
 

@@ -12,9 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from kdcore.checkpoints import load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
-from kdcore.models import build_model, classifier_of, count_parameters, input_statistics, keep_classes, load_tensors
+from kdcore.models import build_model, classifier_of, count_parameters, input_statistics, keep_classes
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -74,9 +75,10 @@ def test_no_pickled_object_is_loaded(tmp_path):
     with (tmp_path / "evil.pt").open("wb") as file:
         pickle.dump(Payload(), file)
     torch.save({"state_dict": Payload()}, tmp_path / "evil2.pt")
-    for name in ("evil.pt", "evil2.pt"):
-        with refuse(rf"{name}: not a file of tensors .*convert it to .safetensors"):
-            load_tensors(tmp_path / name)
+    with refuse(r"evil.pt: not a file of tensors .*convert it to .safetensors"):
+        load_tensors(tmp_path / "evil.pt")
+    with refuse(r"evil2.pt: no tensors at its top level"):
+        load_tensors(tmp_path / "evil2.pt")
 
 
 @pytest.mark.parametrize("name", ["noise.pt", "noise.safetensors", "empty.pt", "empty.safetensors"])
@@ -87,7 +89,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, name):
 
 
 def test_a_file_without_tensors_says_what_it_holds(tmp_path):
-    torch.save({"net": {"fc.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "odd.pt")
+    torch.save({"net": {"weights": {"fc": torch.zeros(1)}}, "epoch": 3}, tmp_path / "odd.pt")
     with refuse(r"odd.pt: no tensors at its top level.*dict \['net', 'epoch'\]"):
         load_tensors(tmp_path / "odd.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
@@ -96,12 +98,12 @@ def test_a_file_without_tensors_says_what_it_holds(tmp_path):
 
 
 def test_weights_are_loaded_by_position_where_names_differ(trained, tmp_path):
-    foreign = {f"module.{i}.{name.split('.')[-1]}": t for i, (name, t) in enumerate(trained.state_dict().items())}
+    foreign = {f"features.{i}.{name.split('.')[-1]}": t for i, (name, t) in enumerate(trained.state_dict().items())}
     torch.save(foreign, tmp_path / "foreign.pt")
     config = ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "foreign.pt"), checkpoint_keys="positions")
     model = build_model(config, "abcd")
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
-    with refuse("checkpoint_keys: positions matches tensors by their order"):
+    with refuse("checkpoint_keys: positions, which matches by order"):
         build_model(config.model_copy(update={"checkpoint_keys": "names"}), "abcd")
 
 
@@ -128,7 +130,7 @@ def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
     config = ModelConfig(model="cifar_resnet8", checkpoint=path)
     with refuse(
         r"cifar_resnet8 with 3 classes: 2 tensors differ, the first is 'fc.weight' "
-        r"\(network: \[3, 64\], file: \[4, 64\]\); class_indices keeps some classes"
+        r"\(network: \[3, 64\], file: \[4, 64\]\); its classifier has 4 outputs: give args: {num_classes: 4}"
     ):
         build_model(config, CLASSES)
     safetensors.torch.save_file(trained.state_dict() | {"head.bias": torch.zeros(1)}, path)

@@ -1,0 +1,135 @@
+"""Files of weights as people have them: tensors read without running anything, and fitted to a network's own names.
+
+What is safe and leaves no choice is done, and said in a line; everything else is refused with a remedy. No object of a
+file is ever made: in the place of each stands an inert one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kdcore.errors import Refused
+
+LFS_POINTER = b"version https://git-lfs"
+# Names under which programs keep a moving average beside the weights that are trained; timm's is `state_dict_ema`.
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+PROFILED = ("total_ops", "total_params")  # what thop's profile() leaves in a network
+COUNTER = "num_batches_tracked"  # of batch norm; files from before torch 0.4.1 have none
+
+logger = logging.getLogger("stillhouse")
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Load the tensors of a .safetensors file or of a torch file; never a pickled object.
+
+    A torch file holds them at its top level, or under one key, such as 'state_dict', 'model' or 'net'; beside a moving
+    average of the same network, that is what is taken. Refused for another file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise Refused(
+                    f"{path} is a Git LFS pointer, not the file of weights that it stands for; fetch that with `git "
+                    "lfs pull` in its repository"
+                )
+        loaded = safetensors.torch.load_file(path) if str(path).endswith(".safetensors") else _load_torch(path)
+    except (OSError, Refused):
+        raise
+    except Exception as error:
+        raise Refused(f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors") from error
+    return _tensors_in(loaded, path)
+
+
+class _Inert:
+    """What stands for any object of a file that is not a tensor: it takes whatever it is made of, and keeps nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _load_torch(path: str | Path) -> Any:
+    """Load a torch file with `weights_only`, objects of classes that it does not know replaced by inert ones."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads the names, runs nothing
+    except ValueError:  # the format of before torch 1.6
+        names = []
+    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _tensors_in(loaded: Any, path: str | Path) -> dict[str, Tensor]:
+    """Return the one mapping of names to tensors in what a file holds. Refused where there is none, or a choice."""
+    found: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
+    inside = {
+        key: {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+        for key, value in found.items()
+        if isinstance(value, dict) and any(isinstance(tensor, Tensor) for tensor in value.values())
+    }
+    averages = [key for key in AVERAGES if key in inside]
+    trained = [key for key in inside if key not in AVERAGES]
+    if len(averages) == 1 and len(trained) <= 1:
+        if trained:
+            say_once(f"{path}: took {averages[0]!r}, the moving average, which stands beside {trained[0]!r}")
+        return inside[averages[0]]
+    if len(inside) > 1:
+        raise Refused(
+            f"{path}: holds the tensors of several networks, under {', '.join(map(repr, inside))}; write the one that "
+            "is meant to a file of its own: safetensors.torch.save_file"
+        )
+    tensors = inside[trained[0]] if trained else {k: v for k, v in found.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise Refused(
+            f"{path}: no tensors at its top level, nor under a key such as 'state_dict', but {type(loaded).__name__} "
+            f"{list(found)[:6]}; save the network's state_dict()"
+        )
+    return tensors
+
+
+def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Return a file's tensors under the network's own names, as far as that leaves no choice.
+
+    A prefix that all of the network's names have in the file is taken off (module., _orig_mod., model., ...), and what
+    has another one is left out; a profiler's counts are left out; batch norm's count of batches is added where there is
+    none. Refused where two networks of the file fit.
+    """
+    plain = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in PROFILED}
+    counters = {name: tensor for name, tensor in own.items() if name.rpartition(".")[2] == COUNTER}
+    wanted = own.keys() - counters.keys()
+    first = min(wanted, default="")
+    prefixes = [name.removesuffix(first) for name in plain if name == first or name.endswith(f".{first}")]
+    fitting = [prefix for prefix in prefixes if all(prefix + name in plain for name in wanted)]
+    if len(fitting) > 1:
+        raise Refused(
+            f"{path}: {len(fitting)} networks in it fit, under {', '.join(repr(prefix) for prefix in fitting)}; write "
+            "the one that is meant to a file of its own: safetensors.torch.save_file"
+        )
+    prefix = fitting[0] if fitting else ""
+    fitted = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
+    added = {name: tensor for name, tensor in counters.items() if fitting and name not in fitted}
+    if added.keys() != counters.keys() and added:
+        added = {}  # some are there: those that are missing are missed
+    done = {
+        f"took the tensors under {prefix!r} (of {len(plain)}, {len(fitted)})": prefix,
+        f"left out a profiler's {len(tensors) - len(plain)} counts": len(tensors) - len(plain),
+        f"began batch norm's counts of batches at 0, which decide nothing ({len(added)} are missing)": added,
+    }
+    if any(done.values()):
+        say_once(f"{path}: {'; '.join(text for text, is_done in done.items() if is_done)}")
+    return fitted | added
+
+
+@cache
+def say_once(text: str) -> None:
+    """Log a line once a process: driver and worker may be the same one."""
+    logger.warning("%s", text)

@@ -1,0 +1,150 @@
+"""Weights as people have them: OpenTAD#44, pytorch-classification#27, mlperf-automations#465, torchdistill."""
+
+import argparse
+import collections
+import datetime
+
+import pytest
+import timm
+import torch
+from timm.utils import CheckpointSaver, ModelEmaV3
+
+from kdcore.checkpoints import fit_names, load_tensors, say_once
+from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
+from kdcore.models import build_model
+
+CLASSES = ("cat", "dog", "eel")
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(3)
+    return timm.create_model("cifar_resnet8", num_classes=3)
+
+
+def build(path):
+    say_once.cache_clear()
+    return build_model(ModelConfig(model="cifar_resnet8", checkpoint=str(path)), CLASSES)
+
+
+def without_counters(state):
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+FORMS = {
+    "ddp": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "compile": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "ddp of compile": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+    "lightning": lambda s: {
+        "state_dict": {f"model.{k}": v for k, v in s.items()} | {"criterion.weight": torch.ones(3)},
+        "hparams_name": "kwargs",
+        "hyper_parameters": argparse.Namespace(lr=0.1),
+    },
+    "tutorial": lambda s: {
+        "model_state_dict": s,
+        "optimizer_state_dict": {"state": {}, "param_groups": []},
+        "epoch": 3,
+    },
+    "pytorch-cifar": lambda s: {"net": s, "acc": 93.1, "epoch": 199},
+    "torchdistill": lambda s: {"model": s, "args": argparse.Namespace(a=1)},
+    "torchvision": lambda s: {"model": s, "epoch": torch.tensor(3), "args": argparse.Namespace(a=1)},
+    "old torchvision": without_counters,
+    "thop": lambda s: s | {"total_ops": torch.zeros(1), "layer1.0.total_params": torch.zeros(1)},
+    "objects": lambda s: {"state_dict": s, "when": datetime.datetime(2026, 1, 1), "seen": collections.Counter("ab")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_as_programs_write_them(trained, tmp_path, form):
+    torch.save(FORMS[form](trained.state_dict()), tmp_path / "weights.pth.tar")
+    made, own = build(tmp_path / "weights.pth.tar").state_dict(), trained.state_dict()
+    assert all(torch.equal(made[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("ddp", "took the tensors under 'module.'"),
+        ("lightning", "took the tensors under 'model.' (of 57, 56)"),
+        ("old torchvision", "began batch norm's counts of batches at 0"),
+        ("thop", "left out a profiler's 2 counts"),
+    ],
+)
+def test_what_was_done_is_said_in_one_line(trained, tmp_path, form, line, caplog):
+    torch.save(FORMS[form](trained.state_dict()), tmp_path / "w.pth")
+    build(tmp_path / "w.pth")
+    build_again = ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "w.pth"))
+    build_model(build_again, CLASSES)
+    assert [record.message for record in caplog.records if line in record.message] == [caplog.records[0].message]
+
+
+def test_timms_best_is_its_moving_average(trained, tmp_path, caplog):
+    average = ModelEmaV3(trained)
+    with torch.no_grad():
+        average.module.fc.bias.fill_(7)
+    saver = CheckpointSaver(
+        trained,
+        torch.optim.SGD(trained.parameters(), 0.1),
+        args=argparse.Namespace(model="cifar_resnet8"),
+        model_ema=average,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(3, metric=71.2)
+    assert build(tmp_path / "model_best.pth.tar").fc.bias.tolist() == [7, 7, 7]
+    assert "took 'state_dict_ema', the moving average, which stands beside 'state_dict'" in caplog.text
+
+
+def test_no_object_of_a_file_is_made(tmp_path):
+    class Loud:
+        made = 0
+
+        def __setstate__(self, state):
+            Loud.made += 1
+
+    globals()["Loud"] = Loud
+    Loud.__qualname__ = "Loud"
+    thing = Loud()
+    thing.note = "state"
+    torch.save({"model": {"a": torch.ones(1)}, "thing": thing}, tmp_path / "w.pt")
+    assert load_tensors(tmp_path / "w.pt").keys() == {"a"}
+    assert Loud.made == 0
+
+
+def test_a_choice_is_refused(trained, tmp_path):
+    state = trained.state_dict()
+    torch.save({"student": state, "teacher": state}, tmp_path / "two.pt")
+    with pytest.raises(Refused, match="several networks, under 'student', 'teacher'"):
+        build(tmp_path / "two.pt")
+    torch.save({f"{who}.{k}": v for who in ("student", "teacher") for k, v in state.items()}, tmp_path / "both.pt")
+    with pytest.raises(Refused, match=r"2 networks in it fit, under 'student.', 'teacher.'"):
+        build(tmp_path / "both.pt")
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
+    (tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+    with pytest.raises(Refused, match=r"a Git LFS pointer.*git lfs pull"):
+        build(tmp_path / "w.safetensors")
+
+
+def test_a_head_of_more_classes_has_a_remedy_that_works(tmp_path):
+    big = timm.create_model("cifar_resnet8", num_classes=21)
+    torch.save(big.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(Refused, match=r"has 21 outputs: give args: {num_classes: 21}, and class_indices"):
+        build(tmp_path / "w.pt")
+    (tmp_path / "indices.json").write_text('{"cat": 20, "dog": 3, "eel": 7}')
+    config = ModelConfig(
+        model="cifar_resnet8",
+        checkpoint=str(tmp_path / "w.pt"),
+        args={"num_classes": 21},
+        class_indices=str(tmp_path / "indices.json"),
+    )
+    assert torch.equal(build_model(config, CLASSES).fc.weight, big.fc.weight[[20, 3, 7]])
+
+
+def test_a_tensor_that_is_missing_stays_missing(trained):
+    """Some counts of batches and not others: that is no old file."""
+    state = trained.state_dict()
+    gone = next(name for name in state if name.endswith("num_batches_tracked"))
+    assert gone not in fit_names(state, {name: tensor for name, tensor in state.items() if name != gone}, "w.pt")
