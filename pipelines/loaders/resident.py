@@ -29,8 +29,8 @@ _REMEDY = "take data.loader=dali (or reference)"
 _READ_AT_ONCE = 256  # images of one read
 _BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call
 
-# {(data, device, height, width, interpolation): pictures}: the loaders of one process, such as those of several runs side
-# by side, share them.
+# {(data, device, height, width, interpolation): pictures}: the loaders of one process, such as those of several runs
+# side by side, share them.
 _resident: WeakValueDictionary[tuple[str, torch.device, int, int, str], Tensor] = WeakValueDictionary()
 
 
@@ -121,7 +121,7 @@ def _shown_size(plan: ViewPlan, height: int, width: int) -> tuple[int, int]:
     """Return (height, width) that every view brings a picture to. Refused where views differ in that."""
     if plan.policy.crop == "resized":
         raise Refused(
-            f"loader 'resident' does not resize views one by one, but views.crop=resized takes another part of an image "
+            "loader 'resident' does not resize views one by one, but views.crop=resized takes another part of an image "
             f"for each; {_REMEDY}, or views.crop=padded"
         )
     size: NDArray[np.int32] = np.array([height, width], dtype=np.int32)
