@@ -26,8 +26,8 @@ from timm.data.auto_augment import rand_augment_transform
 from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms import InterpolationMode, v2
 
-from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table
+from ops.facts import spread, write
 from pipelines.data.index import build_index
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import build_loader

@@ -33,8 +33,8 @@ from cluster.stored_teacher import TRAIN
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from kdcore.terms.logits import cross_entropy, kd
-from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table
+from ops.facts import spread, write
 from pipelines.cache.building import Building
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import Part, Plan

@@ -22,8 +22,8 @@ from torch import Tensor
 from cluster.weights import weights_fingerprint
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model, input_statistics
-from ops.benchmarks.facts import spread, write
 from ops.console import console, say, table
+from ops.facts import spread, write
 from pipelines.cache.sparse import TEMPERATURES, CodeSize, LogitCode, measured_error
 from pipelines.data.index import build_index
 from pipelines.data.source import Source

@@ -34,8 +34,8 @@ from cluster.resources import ray_session
 from cluster.stored_teacher import TRAIN
 from cluster.training.launch import launch
 from ops import catalog
-from ops.benchmarks.facts import write
 from ops.console import console, say, table
+from ops.facts import write
 from pipelines.cache.columns import LOGITS, row_bytes
 from pipelines.cache.manifest import Manifest
 

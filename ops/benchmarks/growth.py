@@ -27,8 +27,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.benchmarks.facts import write
 from ops.console import console, table
+from ops.facts import write
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import MANIFEST, Manifest, Part, Plan, load_manifest
 from pipelines.cache.store import Shard

@@ -25,7 +25,6 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from kdcore.errors import Refused
-from ops.benchmarks.facts import write
 from ops.benchmarks.image_subjects import (
     MapStyle,
     Ours,
@@ -36,6 +35,7 @@ from ops.benchmarks.image_subjects import (
     write_pack,
 )
 from ops.console import console, say, table
+from ops.facts import write
 
 _AHEAD = 8  # batches: more than anyone prepares before the first is taken
 Rounds = list[dict[str, float]]  # of one subject: what `measure` returns

@@ -15,8 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ops.benchmarks.facts import spread, write
 from ops.console import console, table
+from ops.facts import spread, write
 
 CE, LITTLE_CE = {"term": "ce", "weight": 1.0}, {"term": "ce", "weight": 0.1}
 PAIRS = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]

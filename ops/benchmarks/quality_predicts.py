@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from cluster.recipe import parse, validated
 from cluster.sweep.config import SweepConfig
@@ -28,38 +26,16 @@ from cluster.sweep.plan import SweepPlan
 from cluster.sweep.run import build_caches
 from cluster.sweep.space import LAYERS, LayerScores
 from cluster.training.launch import launch
-from ops.benchmarks.facts import spread, write
 from ops.benchmarks.pair import student_recipe
 from ops.console import console, table
+from ops.facts import spread, write
 from ops.layers import score
+from ops.rank_correlation import interval, spearman
 
 METHOD = [
     {"term": "feature_only", "weight": 1.0, "pairs": [{"student": "layer3.0", "teacher": "layer3.0"}]},
     {"term": "ce", "weight": 1.0},
 ]
-NUM_BOOTSTRAP = 10_000
-
-
-def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Return the correlation of the ranks; 0 where one side is all equal."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0
-    return float(stats.spearmanr(one, other).statistic)
-
-
-def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> list[float]:
-    """Return the 95 % bootstrap interval of `spearman`: layers drawn with replacement, and seeds for each of them.
-
-    predictor [L]; accuracy [L, seeds].
-    """
-    rng = np.random.default_rng(0)
-    layers, seeds = accuracy.shape
-    found = []
-    for _ in range(NUM_BOOTSTRAP):
-        chosen = rng.integers(layers, size=layers)
-        drawn = rng.integers(seeds, size=(layers, seeds))
-        found.append(spearman(predictor[chosen], np.take_along_axis(accuracy[chosen], drawn, axis=1).mean(axis=1)))
-    return [float(value) for value in np.percentile(found, [2.5, 97.5])]
 
 
 def single_layers(output: Path, seeds: int, epochs: int) -> SweepPlan:

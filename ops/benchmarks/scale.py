@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ops.benchmarks.facts import spread, write
 from ops.console import console, table
+from ops.facts import spread, write
 
 ROOT = Path(__file__).parents[2]
 BARE = """

@@ -21,9 +21,9 @@ import yaml
 
 from cluster.recipe import to_yaml
 from ops.__main__ import main as ops_main
-from ops.benchmarks.facts import write
 from ops.benchmarks.pair import student_recipe
 from ops.console import console, table
+from ops.facts import write
 
 METHOD = [
     {"term": "ce", "weight": 0.1},

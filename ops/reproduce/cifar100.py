@@ -3,15 +3,15 @@
 240 epochs in batches of 64, from the recipes that `python -m ops recipes cifar100/resnet32x4-resnet8x4` lists.
 
     python -m ops data cifar100 --from DIR --to data/cifar100
-    python -m ops.reproduce.cifar100 --rows teacher --minutes 9         # until it says that this is done
-    python -m ops.reproduce.cifar100 --seeds 0 1 2 --minutes 9          # likewise, the students
-    python -m ops.reproduce.cifar100 --collect                          # results/cifar100.json
+    python -m ops reproduce cifar100 --rows teacher --minutes 9         # until it says that this is done
+    python -m ops reproduce cifar100 --seeds 0 1 2 --minutes 9          # likewise, the students
+    python -m ops reproduce cifar100 --collect                          # results/cifar100.json
 
 What goes beyond the papers is chosen on a tenth of the training images, which those runs do not train on (the teacher
 did); what is chosen is then run as the rows above are:
 
-    python -m ops.reproduce.cifar100 --held-out 0.1 --minutes 9         # likewise; then the same with --collect
-    python -m ops.reproduce.cifar100 --rows simkd-wttm --seeds 0 1 2    # the chosen one, on all training images
+    python -m ops reproduce cifar100 --held-out 0.1 --minutes 9         # likewise; then the same with --collect
+    python -m ops reproduce cifar100 --rows simkd-wttm --seeds 0 1 2    # the chosen one, on all training images
 
 Runs of one seed share their batches and their teacher's answers while they are side by side (`ops.reproduce.lanes`).
 Runs that are not finished are saved when the minutes are over; the same command goes on with them, also on another
@@ -23,14 +23,11 @@ psutil and matplotlib, but no Ray, DALI or MLflow. To carry the state in files o
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -39,10 +36,10 @@ from cluster.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops import catalog
-from ops.benchmarks.facts import facts, spread, write
 from ops.cifar_tables import NETWORKS
-from ops.console import complain, console, say, table
-from ops.reproduce.lanes import FAILED, Lane, take_turns
+from ops.console import console, say, table
+from ops.facts import write
+from ops.reproduce.slices import Run, run_name, run_slice, runs_of, summary, text, unfinished
 
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"
 PAIR = f"cifar100/{TEACHER}-{STUDENT}"
@@ -89,39 +86,52 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
 }
 
 
-def configure(row: str, seed: int, args: Namespace) -> RunConfig:
-    """Return the recipe of a row as one run of this benchmark.
+@dataclass(frozen=True)
+class Place:
+    """Where the runs lie and what they read. held_out: the fraction of the training images that judges."""
 
-    Refused where the teacher is not there yet.
-    """
-    recipe, changes = (ROWS | BEYOND)[row]
-    common = [
-        f"name={run_name(row, seed)}",
-        f"seed={seed}",
-        f"output_dir={runs_folder(args)}",
-        f"data.held_out={args.held_out}",
-        f"data.root={args.data}",
-        "data.loader=resident",
-        "scaling.num_workers=0",
-        *args.set,
-    ]
-    if row not in WITHOUT_TEACHER:
-        if not weights_of_teacher(args.state).exists():
-            raise Refused(f"{row} has no teacher in {args.state} yet; run --rows teacher to its end first")
-        common.append(f"teacher.checkpoint={weights_of_teacher(args.state)}")
-    if row in BY_QUALITY:
-        changes = [f"method.1.pairs={json.dumps(pairs_by_quality(common, Path(args.state) / LAYERS))}", *changes]
-    return catalog.load(recipe, [*changes, *common])
+    state: Path
+    data: str
+    held_out: float = 0.0
+    overrides: Sequence[str] = ()
 
+    @property
+    def runs(self) -> Path:
+        """The folder of runs; those that hold images out are others."""
+        return self.state / "held_out" if self.held_out else self.state
 
-def runs_folder(args: Namespace) -> Path:
-    """Return where the runs lie; those that hold images out are others."""
-    return Path(args.state) / "held_out" if args.held_out else Path(args.state)
+    @property
+    def teacher(self) -> Path:
+        """The file of weights that the teacher's run leaves behind."""
+        return RunFolder(self.state / run_name("teacher", 0)).weights
 
+    def folder(self, row: str, seed: int) -> RunFolder:
+        """Return a run's folder."""
+        return RunFolder(self.runs / run_name(row, seed))
 
-def weights_of_teacher(state: str) -> Path:
-    """Return the file of weights that the teacher's run leaves behind."""
-    return RunFolder(Path(state) / run_name("teacher", 0)).weights
+    def configure(self, row: str, seed: int) -> RunConfig:
+        """Return the recipe of a row as one run of this benchmark.
+
+        Refused where the teacher is not there yet.
+        """
+        recipe, changes = (ROWS | BEYOND)[row]
+        common = [
+            f"name={run_name(row, seed)}",
+            f"seed={seed}",
+            f"output_dir={self.runs}",
+            f"data.held_out={self.held_out}",
+            f"data.root={self.data}",
+            "data.loader=resident",
+            "scaling.num_workers=0",
+            *self.overrides,
+        ]
+        if row not in WITHOUT_TEACHER:
+            if not self.teacher.exists():
+                raise Refused(f"{row} has no teacher in {self.state} yet; run --rows teacher to its end first")
+            common.append(f"teacher.checkpoint={self.teacher}")
+        if row in BY_QUALITY:
+            changes = [f"method.1.pairs={json.dumps(pairs_by_quality(common, self.state / LAYERS))}", *changes]
+        return catalog.load(recipe, [*changes, *common])
 
 
 def pairs_by_quality(common: list[str], folder: Path) -> list[dict[str, str]]:
@@ -147,83 +157,55 @@ def pairs_by_quality(common: list[str], folder: Path) -> list[dict[str, str]]:
     return yaml.safe_load((folder / "method.yaml").read_text())["method"][0]["pairs"]
 
 
-def main() -> None:
-    """Run or collect what the arguments say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rows", nargs="+", choices=ROWS | BEYOND, help="default: the papers' but the teacher; with --held-out, beyond"
-    )
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.0,
-        help="this fraction of the training images judges instead of the test set",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the students; the teacher's is 0")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop and save after so long (%(default)s)")
-    parser.add_argument(
-        "--side-by-side", type=int, default=10, help="runs that take turns (%(default)s, the papers' rows of one seed)"
-    )
-    parser.add_argument("--state", default="outputs/cifar100-benchmark", help="folder of runs (%(default)s)")
-    parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--commit", help="of this code, for a machine that has no git")
-    parser.add_argument("--collect", action="store_true", help="write what there is into results/cifar100.json")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="for tests: recipe fields to change")
-    args = parser.parse_args()
-    if args.collect:
-        collect(runs_folder(args), [*ROWS, *BEYOND], "cifar100_held_out" if args.held_out else "cifar100")
-        return
+def reproduce(
+    rows: Sequence[str] | None,
+    held_out: float,
+    seeds: Sequence[int],
+    minutes: float,
+    side_by_side: int,
+    state: str,
+    data: str,
+    device: str | None,
+    commit: str | None,
+    collect: bool,
+    overrides: Sequence[str],
+) -> int:
+    """Run as much of the rows as the minutes allow; or write what there is into a result file."""
+    place = Place(Path(state), data, held_out, overrides)
+    if collect:
+        write_results(place.runs, [*ROWS, *BEYOND], "cifar100_held_out" if held_out else "cifar100")
+        return 0
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for the same bits twice
-    rows = args.rows or (["simkd", "wttm", *BEYOND] if args.held_out else [row for row in ROWS if row != "teacher"])
-    if "teacher" in rows and not weights_of_teacher(args.state).exists():
+    runs = chosen_runs(rows or default_rows(held_out), seeds, place)
+    run_slice(
+        runs,
+        place.configure,
+        place.folder,
+        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        seconds=60 * minutes,
+        side_by_side=side_by_side,
+        commit=commit,
+    )
+    left = [run_name(*run) for run in unfinished(runs, place.folder)]
+    say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
+    return 0
+
+
+def default_rows(held_out: float) -> list[str]:
+    """Return the rows that are run where none are named."""
+    return ["simkd", "wttm", *BEYOND] if held_out else [row for row in ROWS if row != "teacher"]
+
+
+def chosen_runs(rows: Sequence[str], seeds: Sequence[int], place: Place) -> list[Run]:
+    """Return the runs of the rows, all rows of a seed before the next seed; the teacher's first and alone."""
+    if "teacher" in rows and not place.teacher.exists():
         if later := [row for row in rows if row not in WITHOUT_TEACHER]:
             say(f"{', '.join(later)}: by the same command again, when the teacher is trained")
         rows = [row for row in rows if row in WITHOUT_TEACHER]
-    places = list(dict.fromkeys((row, 0 if row == "teacher" else seed) for seed in args.seeds for row in rows))
-    try:
-        run_slice(places, lambda row, seed: configure(row, seed, args), args)
-    except Refused as error:
-        complain(str(error))
-        sys.exit(2)
+    return list(dict.fromkeys((row, 0 if row == "teacher" else seed) for seed in seeds for row in rows))
 
 
-def run_slice(places: list[tuple[str, int]], configure: Callable[[str, int], RunConfig], args: Namespace) -> None:
-    """Run as much of the runs (row, seed) as the minutes allow.
-
-    args: state, held_out, minutes, side_by_side, device, commit.
-    """
-    about = {"facts": facts() | ({"commit": args.commit} if args.commit else {})}
-
-    def unfinished() -> list[tuple[str, int]]:
-        folders = {place: RunFolder(runs_folder(args) / run_name(*place)) for place in places}
-        return [place for place, folder in folders.items() if not (folder.state() == "finished" or has_failed(folder))]
-
-    def finished(lane: Lane) -> None:
-        lane.finish(about)
-        say(f"{lane.config.name}: finished, top-1 {lane.curve[-1]['top1']:.2%}")
-
-    lanes = (Lane(configure(*place), torch.device(args.device)) for place in unfinished())
-    take_turns(lanes, args.side_by_side, args.minutes * 60, finished)
-    for place in places:
-        folder = RunFolder(runs_folder(args) / run_name(*place))
-        if has_failed(folder):
-            say(f"failed, to be tried again by deleting {folder.path / FAILED}: {run_name(*place)}")
-    left = [run_name(*place) for place in unfinished()]
-    say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
-
-
-def has_failed(folder: RunFolder) -> bool:
-    """Return whether a run came to numbers that are not finite."""
-    return (folder.path / FAILED).exists()
-
-
-def run_name(row: str, seed: int) -> str:
-    """Return the name of a row's run."""
-    return f"{row}-seed{seed}"
-
-
-def collect(state: Path, rows: list[str], name: str) -> None:
+def write_results(state: Path, rows: list[str], name: str) -> None:
     """Write results/<name>.json: every run in the folder, and the spread of the finished ones."""
     found = {row: runs_of(state, row) for row in rows}
     path = write(name, {"rows": {row: summary(runs) for row, runs in found.items() if runs}})
@@ -232,41 +214,3 @@ def collect(state: Path, rows: list[str], name: str) -> None:
     ]
     console.print(table(f"top-1 of finished runs, {name}", ["row", "runs", "last epoch", "best epoch"], shown))
     say(f"written: {path}")
-
-
-def runs_of(state: Path, row: str) -> list[dict[str, Any]]:
-    """Return a row's runs by seed, finished or not.
-
-    Each with its last and its best epoch instead of the whole curve.
-    """
-    runs = []
-    for folder in sorted(state.glob(f"{row}-seed*")):
-        result, saved = RunFolder(folder).result, sorted(folder.glob("step-*/progress.json"))
-        if not result.exists() and not saved:
-            continue
-        run = json.loads((result if result.exists() else saved[-1]).read_text())
-        curve = run.pop("curve")
-        best = max(curve, key=lambda epoch: epoch["top1"], default=None)
-        run |= {"name": folder.name, "finished": result.exists(), "last": curve[-1] if curve else None, "best": best}
-        runs.append(run)
-    return runs
-
-
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return n, mean and spread of the top-1 on the test set over the finished runs.
-
-    Of the last epoch, whose weights are deployed, and of the best epoch, which is what published numbers are.
-    """
-    finished = [run for run in runs if run["finished"]]
-    top1 = {which: [run[which]["top1"] for run in finished] for which in ("last", "best")}
-    return {"top1": {which: spread(values) if values else None for which, values in top1.items()}, "runs": runs}
-
-
-def text(values: dict[str, Any] | None) -> str:
-    if values is None:
-        return "-"
-    return f"{values['mean']:.2%}" + (f" ± {values['stdev']:.2%}" if values["stdev"] is not None else "")
-
-
-if __name__ == "__main__":
-    main()

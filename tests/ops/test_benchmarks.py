@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from kdcore.errors import Refused
-from ops.benchmarks import cifar_cpu, dry_run
-from ops.reproduce import cifar100
+from ops.benchmarks import dry_run
+from ops.reproduce import cifar100, slices
+from ops.reproduce.cifar100 import Place
 
 PAIRS = [{"student": "layer1", "teacher": "layer3.4"}, {"student": "layer2", "teacher": "layer3.3"}]
 
 
 @pytest.fixture
-def args(tmp_path: Path) -> Namespace:
+def place(tmp_path: Path) -> Place:
     """A state with a teacher that is trained and scored."""
     (tmp_path / "teacher-seed0").mkdir()
     (tmp_path / "teacher-seed0" / "student.safetensors").touch()
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers" / "method.yaml").write_text(json.dumps({"method": [{"pairs": PAIRS}, {"term": "ce"}]}))
-    return Namespace(state=str(tmp_path), data="data", teacher="t.safetensors", held_out=0.0, set=[])
+    return Place(tmp_path, "data")
 
 
 @pytest.mark.parametrize("row", cifar100.ROWS)
-def test_every_row_is_the_tables_setting(row, args):
-    config = cifar100.configure(row, 2, args)
+def test_every_row_is_the_tables_setting(row, place):
+    config = place.configure(row, 2)
     assert (config.train.epochs, config.train.batch_size, config.train.precision) == (240, 64, "float32")
     assert (config.optimizer.opt, config.optimizer.lr, config.optimizer.weight_decay) == ("momentum", 0.05, 5e-4)
     assert config.schedule.milestones == (150, 180, 210)
@@ -37,12 +37,11 @@ def test_every_row_is_the_tables_setting(row, args):
 
 
 @pytest.mark.parametrize("row", cifar100.BEYOND)
-def test_what_goes_beyond_is_the_same_pair(row, args, tmp_path):
+def test_what_goes_beyond_is_the_same_pair(row, place, tmp_path):
     """Chosen on images held out, in a folder of its own; longer where it says so, with rates that drop at the same
     shares of the run."""
-    final = cifar100.configure(row, 1, args)
-    args.held_out = 0.1
-    chosen = cifar100.configure(row, 1, args)
+    final = place.configure(row, 1)
+    chosen = Place(tmp_path, "data", held_out=0.1).configure(row, 1)
     assert (final.data.held_out, chosen.data.held_out) == (0.0, 0.1)
     assert (final.run_dir, chosen.run_dir) == (tmp_path / f"{row}-seed1", tmp_path / "held_out" / f"{row}-seed1")
     assert chosen.teacher.checkpoint == str(tmp_path / "teacher-seed0" / "student.safetensors")
@@ -54,8 +53,8 @@ def test_what_goes_beyond_is_the_same_pair(row, args, tmp_path):
     assert ("wttm" in [term.term for term in final.method]) == ("wttm" in row)
 
 
-def test_feature_rows_differ_in_layers_and_in_who_sees_the_labels(args):
-    terms = {row: cifar100.configure(row, 0, args).method[1] for row in cifar100.ROWS if row.startswith("feature_only")}
+def test_feature_rows_differ_in_layers_and_in_who_sees_the_labels(place):
+    terms = {row: place.configure(row, 0).method[1] for row in cifar100.ROWS if row.startswith("feature_only")}
     assert {row: term.term for row, term in terms.items()} == {
         "feature_only": "feature_only",
         "feature_only-ce": "feature_mse",
@@ -68,11 +67,11 @@ def test_feature_rows_differ_in_layers_and_in_who_sees_the_labels(args):
         assert pairs == (PAIRS if row in cifar100.BY_QUALITY else standard)
 
 
-def test_a_student_waits_for_its_teacher(args, tmp_path):
+def test_a_student_waits_for_its_teacher(place, tmp_path):
     (tmp_path / "teacher-seed0" / "student.safetensors").unlink()
     with pytest.raises(Refused, match=r"kd has no teacher in .* yet; run --rows teacher to its end first"):
-        cifar100.configure("kd", 0, args)
-    assert cifar100.configure("alone", 0, args).teacher is None
+        place.configure("kd", 0)
+    assert place.configure("alone", 0).teacher is None
 
 
 def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
@@ -87,7 +86,7 @@ def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
         (folder / "result.json").write_text(json.dumps({"curve": curve(*rates), "steps": 3}))
     (tmp_path / "kd-seed2" / "step-00000002").mkdir(parents=True)
     (tmp_path / "kd-seed2" / "step-00000002" / "progress.json").write_text(json.dumps({"curve": curve(0.9)}))
-    found = cifar100.summary(cifar100.runs_of(tmp_path, "kd"))
+    found = slices.summary(slices.runs_of(tmp_path, "kd"))
     assert found["top1"]["last"]["values"] == [0.4, 0.6]
     assert found["top1"]["best"]["values"] == [0.5, 0.6]
     assert [(run["name"], run["finished"]) for run in found["runs"]] == [
@@ -95,20 +94,13 @@ def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
         ("kd-seed1", True),
         ("kd-seed2", False),
     ]
-    assert cifar100.summary([])["top1"] == {"last": None, "best": None}
-    monkeypatch.setattr("ops.benchmarks.facts.RESULTS", tmp_path / "results")
-    cifar100.collect(tmp_path, ["alone", "kd"], "small")
+    assert slices.summary([])["top1"] == {"last": None, "best": None}
+    monkeypatch.setattr("ops.facts.RESULTS", tmp_path / "results")
+    cifar100.write_results(tmp_path, ["alone", "kd"], "small")
     written = json.loads((tmp_path / "results" / "small.json").read_text())
     assert written["rows"]["kd"]["top1"]["last"]["mean"] == pytest.approx(0.5)
     assert "alone" not in written["rows"]
     assert "50.00% ± 14.14%" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("row", cifar_cpu.ROWS)
-def test_the_start_of_training_has_a_constant_rate(row, args):
-    config = cifar_cpu.configure(row, 1, args)
-    assert (config.schedule.sched, config.train.batch_size, config.optimizer.lr) == ("constant", 64, 0.05)
-    assert config.student.model == "cifar_resnet20"
 
 
 def test_the_estimate_of_a_full_run():

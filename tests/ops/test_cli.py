@@ -92,7 +92,10 @@ def test_refused_before_workers_start(refused):
 
 def test_unknown_tap(refused):
     pairs = [{"student": "layer9", "teacher": "layer2"}]
-    line = refused(teacher__model="cifar_resnet8", method=[{"term": "feature_mse", "weight": 1.0, "pairs": pairs}])
+    line = refused(
+        teacher={"model": "cifar_resnet8", "random": True},
+        method=[{"term": "feature_mse", "weight": 1.0, "pairs": pairs}],
+    )
     assert "CifarResNet has no tap 'layer9'; did you mean layer" in line
 
 
@@ -136,7 +139,7 @@ def test_show(recipe, tmp_path, capsys):
     pairs = [{"student": "layer2", "teacher": "layer3"}]
     path = tmp_path / "recipe.yaml"
     method = [{"term": "feature_mse", "weight": 1.0, "pairs": pairs}]
-    path.write_text(yaml.safe_dump(recipe(teacher__model="cifar_resnet8", method=method)))
+    path.write_text(yaml.safe_dump(recipe(teacher={"model": "cifar_resnet8", "random": True}, method=method)))
     assert main(["show", str(path)]) == 0
     shown = capsys.readouterr().out
     for part in (

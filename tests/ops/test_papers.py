@@ -10,7 +10,7 @@ import pytest
 
 from ops import catalog
 from ops.benchmarks import papers
-from ops.reproduce import cifar100
+from ops.reproduce.slices import summary
 
 
 def run(seed: int, last: float, best: float, finished: bool = True) -> dict[str, Any]:
@@ -41,34 +41,44 @@ def test_without_results_nothing_is_claimed(results):
     assert "| wttm | 76.06 ± 0.27 | - | - | 0 |" in page
     assert "| alone | 72.50; 73.09 ± 0.30 | - | - | 0 |" in page
     assert "Run on:" not in page
-    assert "## CIFAR-100 without a GPU\n\nNot run." in page
+    assert "a whole schedule of 12 epochs\n\nNot run." in page
+    assert "**0 of " in page
     assert "| resnet34-resnet18-wttm | 72.19 | - | - | - | - |" in page
 
 
 def test_runs_become_a_row(results):
     """Mean and sample standard deviation by hand; an unfinished run does not count, and is named."""
     runs = [run(0, 0.75, 0.76), run(1, 0.76, 0.77), run(2, 0.7, 0.7, finished=False)]
-    (results / "cifar100.json").write_text(json.dumps({"rows": {"wttm": cifar100.summary(runs)}}))
+    (results / "cifar100.json").write_text(json.dumps({"rows": {"wttm": summary(runs)}}))
     page = papers.generate()
     assert "| wttm | 76.06 ± 0.27 | 76.50 ± 0.71 | 75.50 ± 0.71 | 2 |" in page
     assert "* 2 runs: NVIDIA H200, 16 cores x86_64, 128 GiB, Python 3.12.3, torch 2.11.0" in page
     assert "commit 0123456789ab" in page
     assert "Begun: wttm-seed2 (epoch 240)." in page
+    assert "**1 of " in page, "76.50 is at most half a point below 76.06"
     assert "Not run to the end: teacher, alone, kd, dkd, ttm, simkd" in page
 
 
 def test_beyond_the_papers(results):
     """What was held out chooses, the test set judges, and both are shown; so is what has not been run."""
     (results / "cifar100_held_out.json").write_text(
-        json.dumps({"rows": {row: cifar100.summary([run(0, 0.78, 0.79)]) for row in ("wttm", "simkd-wttm")}})
+        json.dumps({"rows": {row: summary([run(0, 0.78, 0.79)]) for row in ("wttm", "simkd-wttm")}})
     )
     (results / "cifar100.json").write_text(
-        json.dumps({"rows": {"simkd-wttm": cifar100.summary([run(0, 0.75, 0.76), run(1, 0.76, 0.77)])}})
+        json.dumps({"rows": {"simkd-wttm": summary([run(0, 0.75, 0.76), run(1, 0.76, 0.77)])}})
     )
     page = papers.generate()
     assert "| simkd-wttm | 1,234,567 | 78.00 | 76.50 ± 0.71 | 75.50 ± 0.71 | 2 |" in page
     assert "| wttm | 1,234,567 | 78.00 | - | - | 0 |" in page
     assert "Not run: simkd-wttm-weak, simkd-longer," in page
+
+
+def test_the_short_schedule(results):
+    """Beside the numbers of the whole one."""
+    row = {"recipe": "cifar100/resnet56-resnet20/kd", "top1": {"n": 2, "mean": 0.615, "stdev": 0.0071}}
+    none = {"recipe": "cifar100/resnet56-resnet20/dkd", "top1": None}
+    (results / "paper3_short_schedule.json").write_text(json.dumps({"rows": {"kd": row, "dkd": none}}))
+    assert "| kd | 70.66 | 61.50 ± 0.71 | 2 |" in papers.generate()
 
 
 def test_every_recipe_of_the_tables_is_on_the_page(results):

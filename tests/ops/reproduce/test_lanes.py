@@ -151,6 +151,22 @@ def test_continued_at_any_step_to_the_same_bits(stop, config):
         assert torch.equal(tensor, weights(again)[name]), name
 
 
+def test_the_journal_has_every_evaluation_once(config):
+    """For the trackers; also where what came after a checkpoint is computed again."""
+    lane = Lane(config("dkd", "journal", data__loader="resident"), CPU)
+    steps(lane, 6)
+    lane.save()
+    steps(lane, 5)  # past the second epoch, and lost
+    again = Lane(config("dkd", "journal", data__loader="resident"), CPU)
+    steps(again, 9)
+    again.finish({})
+    rows = [json.loads(line) for line in again.folder.metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 15]
+    assert [row["val/top1"] for row in rows[:3]] == [epoch["top1"] for epoch in again.curve]
+    assert [row["train/loss"] for row in rows[:3]] == [epoch["train_loss"] for epoch in again.curve]
+    assert rows[3]["val/teacher_top1"] == json.loads(again.folder.result.read_text())["teacher"]["top1"]
+
+
 def test_a_checkpoint_is_whole_or_not_there(config):
     lane = Lane(config("simkd", "atomic", data__loader="resident"), CPU)
     steps(lane, 1)

@@ -17,7 +17,7 @@ import torch
 from cluster.tracking.description import git_commit
 from ops.spread import spread as summarise
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "benchmarks" / "results"
 PACKAGES = ("torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy")
 
 
@@ -55,9 +55,9 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {**summarise(values), "values": values}
 
 
-def write(name: str, content: dict[str, Any]) -> Path:
-    """Write results/<name>.json with the facts; return its path."""
-    path = RESULTS / f"{name}.json"
+def write(name: str, content: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write <name>.json with the facts; return its path. folder: for results that are not to be published."""
+    path = (folder or RESULTS) / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"facts": facts(), **content}, indent=1) + "\n")
     return path

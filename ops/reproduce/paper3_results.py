@@ -1,0 +1,138 @@
+"""What has come of the experiments of `reproduce paper3`: a result file each, with every number that the page shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.recipe import load_recipe
+from cluster.tracking.folder import RunFolder
+from ops.facts import spread, write
+from ops.rank_correlation import interval, spearman
+from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
+from ops.reproduce.slices import runs_of
+from ops.review.seed_noise import paired
+
+SCORES = "layers/layers.json"  # in the state: what `layers` has measured of the teacher
+
+
+def collect(name: str, state: Path, folder: Path) -> Path:
+    """Write paper3_<name>.json into the folder: every run of an experiment, and what they say together."""
+    experiment = EXPERIMENTS[name]
+    runs = {row: runs_of(state, f"{name}-{row}") for row in experiment.rows}
+    top1 = {row: by_seed(found) for row, found in runs.items()}
+    rows = {
+        row: {
+            "recipe": experiment.rows[row].recipe,
+            "top1": spread(list(top1[row].values())) if top1[row] else None,
+            "differences": differences(experiment, row, top1),
+            "claim": judged(experiment.rows[row].claim, row, top1),
+            "runs": [short(run) for run in runs[row]],
+        }
+        for row in experiment.rows
+    }
+    content: dict[str, Any] = {"setting": setting(name, state, runs), "rows": rows}
+    if name == "layers" and (state / SCORES).exists():
+        scores = json.loads((state / SCORES).read_text())
+        content["scores"] = scores
+        content["correlation"] = correlations(scores, top1)
+    return write(f"paper3_{name}", content, folder)
+
+
+def by_seed(runs: list[dict[str, Any]]) -> dict[int, float]:
+    """Return {seed: top-1 on every validation image after the last epoch} of the finished runs."""
+    return {run["seed"]: run["final"]["top1"] for run in runs if run["finished"]}
+
+
+def differences(experiment: Experiment, row: str, top1: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """Return {other row: the paired difference to it}: to the baseline, and to the row that the claim names."""
+    claim = experiment.rows[row].claim
+    others = [experiment.baseline(row), *([claim.against] if claim else [])]
+    found = {other: difference(top1[row], top1[other]) for other in others if other != row and other in top1}
+    return {other: one for other, one in found.items() if one is not None}
+
+
+def difference(these: dict[int, float], those: dict[int, float]) -> dict[str, Any] | None:
+    """Return n, mean and 95 % interval (paired t) over the seeds that both have; None without a common seed.
+
+    With one seed there is no interval.
+    """
+    values = [these[seed] - those[seed] for seed in sorted(these.keys() & those.keys())]
+    if not values:
+        return None
+    if len(values) == 1:
+        return {"n": 1, "mean": values[0], "low": None, "high": None}
+    found = paired(values)
+    assert found.interval is not None, "several pairs have one"
+    return {"n": len(values), "mean": found.value, "low": found.interval[0], "high": found.interval[1]}
+
+
+def judged(claim: Claim | None, row: str, top1: dict[str, dict[int, float]]) -> dict[str, str] | None:
+    """Return what a row tests, and what the runs say of it."""
+    if claim is None:
+        return None
+    verdict = verdict_of(difference(top1[row], top1[claim.against]), claim.sign)
+    return {"text": claim.text, "against": claim.against, "sign": claim.sign, "verdict": verdict}
+
+
+def verdict_of(found: dict[str, Any] | None, sign: str) -> str:
+    """Return what an interval says of a claim: holds, contradicted, within seed noise, or not decided yet."""
+    if found is None:
+        return "not run"
+    if found["low"] is None:
+        return "one seed decides nothing"
+    low, high = (found["low"], found["high"]) if sign == "above" else (-found["high"], -found["low"])
+    return "holds" if low > 0 else "contradicted" if high < 0 else "within seed noise"
+
+
+def short(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a run."""
+    if not run["finished"]:
+        return {"name": run["name"], "finished": False, "epoch": run["last"]["epoch"] if run["last"] else 0.0}
+    kept = ("name", "seed", "finished", "steps", "train_seconds", "deployed_parameters", "facts")
+    return {**{key: run[key] for key in kept}, "top1": run["final"]["top1"], "best_epoch": run["best"]["top1"]}
+
+
+def setting(name: str, state: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """Return what all runs share, as the first finished one has it; None where there is none."""
+    first = next((run for found in runs.values() for run in found if run["finished"]), None)
+    if first is None:
+        return None
+    recipe = load_recipe(RunFolder(state / first["name"]).recipe)
+    judged_by = next((run for found in runs.values() for run in found if run["finished"] and run["teacher"]), None)
+    return {
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "image_size": recipe.views.height,
+        "teacher_image_size": recipe.teacher.image_size if recipe.teacher else None,
+        "lr": recipe.optimizer.lr,
+        "optimizer": recipe.optimizer.opt,
+        "validation_images": first["final"]["images"],
+        "teacher_top1": judged_by["teacher"]["top1"] if judged_by else None,
+    }
+
+
+def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """Return Spearman's correlation with the students' accuracy, and its 95 % interval, by predictor.
+
+    Over the layers that have been run with all of the seeds that any of them has. Empty with fewer than three layers.
+    """
+    seeds = sorted({seed for found in top1.values() for seed in found})
+    taps = [tap for tap, found in top1.items() if tap in scores and sorted(found) == seeds]
+    if len(taps) < 3:
+        return {}
+    accuracy = np.array([[top1[tap][seed] for seed in seeds] for tap in taps])
+    predictors = {
+        "Q": [scores[tap]["q"] for tap in taps],
+        "separation": [scores[tap]["separation"] for tap in taps],
+        "depth": [list(scores).index(tap) for tap in taps],
+    }
+    found: dict[str, Any] = {"layers": len(taps), "seeds": len(seeds)}
+    for name, values in predictors.items():
+        predictor = np.array(values, dtype=float)
+        low, high = interval(predictor, accuracy)
+        found[name] = {"spearman": spearman(predictor, accuracy.mean(axis=1)), "low": low, "high": high}
+    return found
