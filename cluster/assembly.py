@@ -202,7 +202,8 @@ class Assembly:
     def rehearse(self) -> None:
         """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
         policy = evaluation_policy(self.config)
-        for network in filter(None, (self.student, self.teacher and self.teacher.model)):
+        networks = [self.student, *([self.teacher.model] if self.teacher else [])]
+        for network in networks:
             check_network(network, (policy.height, policy.width))
         if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
             return

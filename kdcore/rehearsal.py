@@ -37,7 +37,7 @@ def rehearse(
     labels = torch.arange(len(images)) % num_classes
     if mixes:
         labels = nn.functional.one_hot(labels, num_classes).float()
-    batch = Batch(images, labels, torch.arange(len(images)), view=0)
+    batch = Batch(images, labels, torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64))
     if targets is not None:
         batch = batch.with_targets(targets(len(images)))
     begun: list[str] = []

@@ -11,7 +11,7 @@ import torch
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.teacher_check import Answers, examine, natural_order, warning
-from cluster.training.launch import launch
+from cluster.training.launch import check_run, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
