@@ -9,7 +9,7 @@ of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -123,6 +123,11 @@ class DataConfig(Section):
     on_broken: OnBroken = "refuse"
     """What is done about broken images: `refuse` them by name, or `skip` them. Up to 1 % of a split is then left out
     when it is indexed, and one that breaks later is shown as a black picture; all are listed with the run."""
+
+    @property
+    def name(self) -> str:
+        """What the images are called: the last part of where they lie."""
+        return PurePath(self.root.partition("?")[0]).name
 
 
 class StudentConfig(ModelConfig):

@@ -67,7 +67,7 @@ def run(config: RunConfig) -> RunResult:
 
 def title_of(config: RunConfig, seeds: int) -> str:
     """Return the title of the table: data, workers, cores, seeds."""
-    images = f"{Path(config.data.root).name}, {config.scaling.num_workers} workers, {os.cpu_count()} cores"
+    images = f"{config.data.name}, {config.scaling.num_workers} workers, {os.cpu_count()} cores"
     return f"{images}, {seeds} seed{'s' if seeds > 1 else ''} (mean, and half the range)" if seeds > 1 else images
 
 

@@ -105,7 +105,7 @@ def teacher_facts(parts: Assembly) -> dict[str, str] | None:
 def data_facts(parts: Assembly) -> dict[str, Any]:
     """Return the data's name, sizes and fingerprint."""
     return {
-        "name": Path(parts.config.data.root).name,
+        "name": parts.config.data.name,
         "splits": {split: len(index) for split, index in parts.indexes.items()},
         "fingerprint": parts.indexes["train"].fingerprint,
     }

@@ -28,7 +28,7 @@ def default_name(config: RunConfig) -> str:
 
     All methods that train the student compete for one name.
     """
-    return f"{config.student.model}-{Path(config.data.root).name}"
+    return f"{config.student.model}-{config.data.name}"
 
 
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:

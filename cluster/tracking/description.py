@@ -35,7 +35,7 @@ def run_tags(config: RunConfig) -> dict[str, str]:
         "pair": network_pair(config),
         "student": config.student.model,
         "teacher": config.teacher.model if config.teacher else "none",
-        "data": Path(config.data.root).name,
+        "data": config.data.name,
         "seed": str(config.seed),
     }
 

@@ -8,9 +8,12 @@ cannot be had is left out by name.
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,14 +34,22 @@ from pipelines.views.policy import ViewPolicy
 FETCHED, BATCH, SIDE = 256, 64, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Counts = Callable[[], Iterator[int]]
+
+class Subject(Protocol):
+    """What is measured: two iterators over numbers of images."""
+
+    def fetch(self) -> Iterator[int]:
+        """Yield batches of encoded images."""
+
+    def batches(self) -> Iterator[int]:
+        """Yield batches of pictures."""
 
 
 class Ours:
     """This project's source, and its DALI loader."""
 
-    def __init__(self, root: Path, index_dir: Path, threads: int) -> None:
-        self.source = build_index(root, "train", index_dir, progress=False)
+    def __init__(self, root: Path, threads: int) -> None:
+        self.source = build_index(root, "train", root.parent / "index", progress=False)
         self.threads = threads
 
     def fetch(self) -> Iterator[int]:
@@ -120,7 +131,14 @@ class MapStyle:
     def batches(self) -> Iterator[int]:
         """Yield batches of torch's loader."""
         pictures = Pictures(self.encoded, self.num)
-        loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=self.workers, multiprocessing_context="fork")
+        loader = DataLoader(
+            pictures,
+            BATCH,
+            shuffle=True,
+            num_workers=self.workers,
+            multiprocessing_context="fork",
+            persistent_workers=True,
+        )
         while True:
             yield from (len(images) for images, _ in loader)
 
@@ -128,8 +146,8 @@ class MapStyle:
 class WebDataset:
     """The webdataset library on a tar, shuffled in its buffer."""
 
-    def __init__(self, tar: Path, workers: int) -> None:
-        self.tar, self.workers = tar, workers
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.tar, self.workers = folder / "train.tar", workers
 
     def samples(self) -> Any:
         """Return (encoded image, label as text), for ever."""
@@ -152,54 +170,83 @@ class WebDataset:
         yield from (len(images) for images, _ in loader)
 
 
-def encoded_file(folder: ImageFolder, number: int) -> tuple[bytes, int]:
-    """Return a file of an image folder, and its label."""
-    path, label = folder.samples[number]
-    return Path(path).read_bytes(), label
+def write_tar(source: Source, folder: Path) -> None:
+    """Write a WebDataset tar, in random order, with labels by number."""
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        for number in np.random.default_rng(0).permutation(len(source)):
+            content, label = encoded_of(source, int(number))
+            for name, part in ((f"{number:06d}.jpg", content), (f"{number:06d}.cls", str(label).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(part)
+                tar.addfile(member, BytesIO(part))
 
 
-def write_pack(source: Source, place: Path) -> None:
+def write_pack(source: Source, folder: Path) -> None:
     """Write this project's pack."""
-    build_pack(SourcePacking(source), Place.of(place, "pack"), "train")
+    build_pack(SourcePacking(source), Place.of(folder, "pack"), "train")
 
 
-def open_mds(source: Source, folder: Path) -> Callable[[int], tuple[bytes, int]]:
-    """Write mosaicml-streaming's shards, and return how a sample of them is had."""
-    from streaming import MDSWriter, StreamingDataset
+def write_mds(source: Source, folder: Path) -> None:
+    """Write mosaicml-streaming's shards."""
+    from streaming import MDSWriter
 
     with MDSWriter(out=str(folder), columns={"image": "bytes", "label": "int"}) as writer:
-        for number, label in enumerate(source.labels.tolist()):
-            writer.write({"image": source.read(np.array([number]))[0], "label": label})
-    opened = StreamingDataset(local=str(folder), batch_size=BATCH)
-
-    def encoded(number: int) -> tuple[bytes, int]:
-        sample = opened[number]
-        return sample["image"], sample["label"]
-
-    return encoded
+        for number in range(len(source)):
+            content, label = encoded_of(source, number)
+            writer.write({"image": content, "label": label})
 
 
-class _Encoded:
-    """A sample by its number, for litdata's own processes."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        return {"image": self.source.read(np.array([number]))[0], "label": int(self.source.labels[number])}
-
-
-def open_litdata(source: Source, folder: Path) -> Callable[[int], tuple[bytes, int]]:
-    """Write litdata's chunks, and return how a sample of them is had."""
+def write_litdata(source: Source, folder: Path) -> None:
+    """Write litdata's chunks."""
     import litdata
 
-    litdata.optimize(
-        fn=_Encoded(source), inputs=list(range(len(source))), output_dir=str(folder), chunk_bytes="64MB", num_workers=1
-    )
+    numbers = list(range(len(source)))
+    fn = partial(_litdata_sample, source)
+    litdata.optimize(fn=fn, inputs=numbers, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
+
+
+def _litdata_sample(source: Source, number: int) -> dict[str, Any]:
+    """Return a sample, in litdata's own process."""
+    content, label = encoded_of(source, number)
+    return {"image": content, "label": label}
+
+
+def encoded_of(source: Source, number: int) -> tuple[bytes, int]:
+    """Return an encoded image of this project's source, and its label."""
+    (content,) = source.read(np.array([number]))
+    return content, int(source.labels[number])
+
+
+def open_files(folder: Path, workers: int) -> MapStyle:
+    """Return torchvision's image folder."""
+    samples = ImageFolder(str(folder / "train")).samples
+    return MapStyle(lambda number: (Path(samples[number][0]).read_bytes(), samples[number][1]), len(samples), workers)
+
+
+def open_mds(folder: Path, workers: int) -> MapStyle:
+    """Return mosaicml-streaming's data set."""
+    from streaming import StreamingDataset
+
+    opened = StreamingDataset(local=str(folder), batch_size=BATCH)
+    return MapStyle(lambda number: (opened[number]["image"], opened[number]["label"]), len(opened), workers)
+
+
+def open_litdata(folder: Path, workers: int) -> MapStyle:
+    """Return litdata's data set."""
+    import litdata
+
     opened = litdata.StreamingDataset(str(folder))
+    return MapStyle(lambda number: tuple(opened[number].values()), len(opened), workers)
 
-    def encoded(number: int) -> tuple[bytes, int]:
-        sample = opened[number]
-        return sample["image"], sample["label"]
 
-    return encoded
+WRITERS = {"tar": write_tar, "pack": write_pack, "mds": write_mds, "litdata": write_litdata}
+# {name: (container, what opens it)}; "files" is there from the start.
+SUBJECTS: dict[str, tuple[str, Callable[[Path, int], Subject]]] = {
+    "stillhouse, files": ("files", Ours),
+    "stillhouse, tar": ("tar", Ours),
+    "stillhouse, pack": ("pack", Ours),
+    "torchvision, files": ("files", open_files),
+    "webdataset, tar": ("tar", WebDataset),
+    "mosaicml-streaming, MDS": ("mds", open_mds),
+    "litdata, chunks": ("litdata", open_litdata),
+}

@@ -1,8 +1,9 @@
 """Images a second from every container, of fetching alone and of a whole loader, beside what others offer.
 
 The images are taken from a folder or a tar of JPEGs, each --copies times under names of its own, and lie in the page
-cache. All subjects take turns in every round, each for --seconds; the table has the median of the rounds with lowest
-and highest. Loaders have as many threads or processes as --workers says.
+cache. All subjects take turns in every round, each in a process of its own; the table has the median of the rounds
+with lowest and highest. Loaders have as many threads or processes as --workers says. Other libraries are measured where
+they are installed: webdataset, mosaicml-streaming, litdata.
 
     python -m ops.benchmarks.images --images imagenet-fullsize-96.tar
 """
@@ -10,36 +11,28 @@ and highest. Loaders have as many threads or processes as --workers says.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from io import BytesIO
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets import ImageFolder
 
 from kdcore.errors import Refused
-from ops.benchmarks.image_subjects import (
-    MapStyle,
-    Ours,
-    WebDataset,
-    encoded_file,
-    open_litdata,
-    open_mds,
-    write_pack,
-)
+from ops.benchmarks.image_subjects import SUBJECTS, WRITERS
 from ops.console import console, say, table
 from ops.facts import write
+from pipelines.data.index import build_index
 
-_AHEAD = 8  # batches: more than anyone prepares before the first is taken
 Rounds = list[dict[str, float]]  # of one subject: what `measure` returns
-Subject = Any  # with fetch() and batches(), iterators over numbers of images
+TITLES = {"fetch": "encoded images, fetched by one thread", "batches": "whole loader"}
+_AHEAD = 8  # batches: more than anyone prepares before the first is taken
 
 
 def write_folder(images: Path, folder: Path, copies: int) -> int:
@@ -73,54 +66,24 @@ def _jpegs(images: Path) -> Iterator[tuple[str, bytes]]:
                 yield Path(member.name).name, content.read()
 
 
-def write_tar(folder: Path, tar: Path) -> None:
-    """Write the files of an image folder into one WebDataset tar, in random order, with their labels."""
-    files = sorted((folder / "train").rglob("*.jpg"))
-    classes = sorted({file.parent.name for file in files})
-    tar.parent.mkdir()
-    with tarfile.open(tar, "w") as out:
-        for number in np.random.default_rng(0).permutation(len(files)):
-            file = files[number]
-            for name, content in (
-                (file.name, file.read_bytes()),
-                (f"{file.stem}.cls", str(classes.index(file.parent.name)).encode()),
-            ):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                out.addfile(member, BytesIO(content))
-
-
-def open_subjects(work: Path, workers: int) -> dict[str, Subject]:
-    """Return {name: subject}, each with its own container; one that cannot be had is left out, and named."""
-    files, index = work / "files", work / "index"
-    ours = Ours(files, index, workers)
-    num = len(ours.source)
-    write_tar(files, work / "tar" / "train.tar")
-    write_pack(ours.source, work / "pack")
-    folder = ImageFolder(str(files / "train"))
-    made: dict[str, Callable[[], Subject]] = {
-        "stillhouse, tar": lambda: Ours(work / "tar", index, workers),
-        "stillhouse, pack": lambda: Ours(work / "pack", index, workers),
-        "torchvision, files": lambda: MapStyle(partial(encoded_file, folder), num, workers),
-        "webdataset, tar": lambda: WebDataset(work / "tar" / "train.tar", workers),
-        "mosaicml-streaming, MDS": lambda: MapStyle(open_mds(ours.source, work / "mds"), num, workers),
-        "litdata, chunks": lambda: MapStyle(open_litdata(ours.source, work / "litdata"), num, workers),
-    }
-    subjects: dict[str, Subject] = {"stillhouse, files": ours}
-    for name, make in made.items():
+def write_containers(work: Path) -> list[str]:
+    """Write what the subjects read, and return the names of those that can be measured."""
+    source = build_index(work / "files", "train", work / "index", progress=False)
+    written = {"files"}
+    for name, write_container in WRITERS.items():
+        (work / name).mkdir()
         try:
-            subjects[name] = make()
-            next(subjects[name].fetch())
-        except Exception as error:  # others' libraries fail in ways of their own, and the rest is still worth measuring
-            subjects.pop(name, None)
-            say(f"left out: {name} ({type(error).__name__}: {error})")
-    return subjects
+            write_container(source, work / name)
+            written.add(name)
+        except ImportError as error:
+            say(f"left out: {name} ({error})")
+    return [name for name, (container, _) in SUBJECTS.items() if container in written]
 
 
 def measure(counts: Iterator[int], seconds: float) -> dict[str, float]:
-    """Return images a second, and milliseconds of this process's CPU an image; what is prepared ahead is not counted.
+    """Return images a second, and milliseconds of this process's CPU an image.
 
-    The iterator begins anew for every turn and ends with it, so that nobody prepares anything in another's turn.
+    What is prepared before the first is taken is not counted.
     """
     for _ in range(_AHEAD):
         next(counts)
@@ -131,19 +94,23 @@ def measure(counts: Iterator[int], seconds: float) -> dict[str, float]:
     return {"images_per_second": images / wall, "cpu_ms": 1e3 * (time.process_time() - cpu) / images}
 
 
-def take_turns(subjects: dict[str, Subject], what: str, rounds: int, seconds: float) -> dict[str, Rounds]:
-    """Return {name: a measurement a round}; all of a round take turns."""
-    found: dict[str, Rounds] = {name: [] for name in subjects}
-    for _ in range(rounds):
-        for name in list(found):
-            counts = getattr(subjects[name], what)()
-            try:
-                found[name].append(measure(counts, seconds))
-            except Exception as error:  # as above
-                say(f"left out of {what}: {name} ({type(error).__name__}: {error})")
-                del found[name]
-            finally:
-                counts.close()
+def take_turn(name: str, work: Path, workers: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Measure one subject in this process."""
+    torch.set_num_threads(1)
+    container, open_subject = SUBJECTS[name]
+    subject = open_subject(work / container, workers)
+    return {"batches": measure(subject.batches(), seconds), "fetch": measure(subject.fetch(), seconds)}
+
+
+def in_a_process(name: str, work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Measure one subject in a process of its own: nobody's threads and processes are there in another's turn."""
+    command = [sys.executable, "-m", "ops.benchmarks.images", "--turn", name, "--images", str(work)]
+    command += ["--workers", str(args.workers), "--seconds", str(args.seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        say(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        return {}
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -161,17 +128,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads or processes (%(default)s)")
+    parser.add_argument("--turn", choices=SUBJECTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    if args.turn:
+        print(json.dumps(take_turn(args.turn, args.images, args.workers, args.seconds)))
+        return
+    results: dict[str, dict[str, Rounds]] = {what: {} for what in TITLES}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         num = write_folder(args.images, work / "files", args.copies)
-        subjects = open_subjects(work, args.workers)
-        results = {what: take_turns(subjects, what, args.rounds, args.seconds) for what in ("fetch", "batches")}
+        names = write_containers(work)
+        for _ in range(args.rounds):
+            for name in names:
+                for what, result in in_a_process(name, work, args).items():
+                    results[what].setdefault(name, []).append(result)
     columns = ["", "images/s, median", "lowest - highest", "CPU ms/image, this process"]
-    titles = {"fetch": "encoded images, fetched by one thread", "batches": f"whole loader, {args.workers} workers"}
     for what, found in results.items():
-        title = f"{titles[what]}; {num:,} images, n = {args.rounds}"
+        title = f"{TITLES[what]}; {num:,} images, {args.workers} workers, n = {args.rounds}"
         console.print(table(title, columns, [row(name, some) for name, some in found.items()]))
     console.print(f"written: {write('images', {'num_images': num, **results})}")
 
