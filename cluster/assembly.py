@@ -25,6 +25,7 @@ from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
+from kdcore.layout import evaluating
 from kdcore.models import build_model, input_statistics
 from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
@@ -248,6 +249,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     statistics = input_statistics(student)
     if config.data.mean and config.data.std:
         statistics = (config.data.mean, config.data.std)
+    check_sizes("student", student, config)
     teacher, stored, head = None, None, None
     reuses = config.student.classifier == "reused"
     with torch.random.fork_rng(devices=[]):
@@ -264,6 +266,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
                     "student's images; set teacher.source=cache, or leave teacher.image_size out"
                 )
             teacher_model = build_teacher(config.teacher, classes)
+            check_sizes("teacher", teacher_model, config)
             head = TeacherHead.of(teacher_model, image_size(config)) if reuses else None
             teacher = online_teacher(teacher_model, statistics, config, rank)
     if head is not None:
@@ -279,6 +282,19 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         "total_steps": run.total_steps,
         "weights": starting_weights(run.config),
     }
+
+
+def check_sizes(name: str, network: nn.Module, config: RunConfig) -> None:
+    """Refuse a network that does not take every size that views.sizes names."""
+    for height, width in config.views.all_sizes if config.views.sizes else []:
+        try:
+            with torch.no_grad(), evaluating(network):
+                network(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError) as error:
+            raise Refused(
+                f"views.sizes: the {name} takes no images of {height} x {width} pixels ({error}); leave that size out, "
+                "or take a network for any size"
+            ) from error
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:

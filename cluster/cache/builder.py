@@ -59,10 +59,9 @@ class Builder:
 
     def plan(self) -> Plan:
         """Return what the cache will hold. Refused where the recipe reads nothing of its teacher."""
-        run, size = self.run, image_size(self.config)
+        run = self.run
         num_classes = len(run.indexes[TRAIN].classes)
-        shapes = {tap: tuple(shape) for tap, shape in self.teacher.taps.shapes(size).items()}
-        columns = columns_for(self.needs, shapes, num_classes, size, self.cache)
+        columns = self._columns(num_classes)
         if not columns:
             raise Refused("the recipe's method reads no outputs of a teacher, so there is nothing to store")
         logits = PlainColumn(name=LOGITS, shape=(num_classes,), coding=self.cache.dtype)
@@ -80,6 +79,20 @@ class Builder:
             batch_size=self.cache.batch_size,
             head=head_facts(self.head)[0] if self.head else None,
         )
+
+    def _columns(self, num_classes: int) -> tuple[Column, ...]:
+        """Return the columns of training views. Refused where views of several sizes would give rows of several."""
+        found: list[tuple[Column, ...]] = []
+        for size in self.config.views.all_sizes:
+            shapes = {tap: tuple(shape) for tap, shape in self.teacher.taps.shapes(size).items()}
+            found.append(columns_for(self.needs, shapes, num_classes, size, self.cache))
+            differing = [a.name for a, b in zip(found[0], found[-1], strict=True) if a != b]
+            if differing:
+                raise Refused(
+                    f"at {size[0]} x {size[1]} pixels {differing[0]} has another shape than at views.size, and a cache "
+                    "holds rows of one shape; leave views.sizes out, or let the teacher answer online"
+                )
+        return found[0]
 
     def num_views(self, split: str) -> int:
         """Of training images as many as the recipe says, of others the one that networks are judged by."""

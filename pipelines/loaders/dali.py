@@ -104,7 +104,7 @@ class DaliLoader(Loader):
     def _inputs(self) -> tuple[Any, ...]:
         """Return the next job as the pipeline's inputs; StopIteration at the end is how DALI is told of it."""
         job, contents = next(self._jobs)
-        views = job.views
+        views, policy = job.views, self.plan.policy.at(job.views.views)
         self._pending.append((job, contents))
         return (
             [np.frombuffer(content, dtype=np.uint8) for content in contents],
@@ -112,6 +112,7 @@ class DaliLoader(Loader):
             np.ascontiguousarray(views.window[:, 2:]),
             views.resize.astype(np.float32),
             views.offset,
+            np.tile(np.array([[policy.height, policy.width]], dtype=np.int32), (len(views), 1)),
             views.flip.astype(np.int32),
         )
 
@@ -127,7 +128,8 @@ class DaliLoader(Loader):
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
-            encoded, start, shape, size, offset, flip = fn.external_source(self._inputs, num_outputs=6, batch=True)
+            inputs = fn.external_source(self._inputs, num_outputs=7, batch=True)
+            encoded, start, shape, size, offset, shown, flip = inputs
             pictures = fn.decoders.image_slice(
                 encoded,
                 device="mixed" if self._decode_on_gpu else "cpu",
@@ -142,7 +144,7 @@ class DaliLoader(Loader):
             pictures = fn.slice(
                 pictures,
                 start=offset,
-                shape=(policy.height, policy.width),
+                shape=shown,
                 axes=[0, 1],
                 out_of_bounds_policy="pad",
                 fill_values=0,

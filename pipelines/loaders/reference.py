@@ -36,7 +36,7 @@ class ReferenceLoader(Loader):
 
     def _picture(self, views: Views, row: int) -> NDArray[np.uint8]:
         """Return the picture [H,W,3] of one view."""
-        policy, sample_id = self.plan.policy, int(views.sample_ids[row])
+        policy, sample_id = self.plan.policy.at(views.views), int(views.sample_ids[row])
         (y, x, h, w), (height, width), (top, left) = views.window[row], views.resize[row], views.offset[row]
         (content,) = self.source.read(views.sample_ids[row : row + 1])
         picture = self.source.decode(sample_id, content)

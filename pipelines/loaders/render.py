@@ -7,6 +7,7 @@ two, at a time, so that a sample's pixels do not depend on what else is in its b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ _CPU_VALUES = 40_000  # about as many values of a picture where places are compu
 
 
 class Finish:
-    """What is the same for every batch of a run: the policy, the normalisation, the noise. Holds no state.
+    """What is the same for every batch of a run: the policy, the normalisation, the noise.
 
-    mean, std: per channel, of pixels in [0, 1]; seed: the plan's.
+    mean, std: per channel, of pixels in [0, 1]; seed: the plan's. Where sizes change, there is one of each size; see
+    `at`.
     """
 
     def __init__(
@@ -46,6 +48,9 @@ class Finish:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise Refused(f"mean={tuple(mean)} and std={tuple(std)}: give three numbers each, std above 0")
         self.policy = policy
+        self._of_size = cache(
+            lambda policy: Finish(policy, seed, mean=mean, std=std, num_classes=num_classes, device=device)
+        )
         self.num_classes = num_classes
         self.device = device
         # A picture's rows are handled as 3 W values: a last dimension of 3 would keep a CPU from vectorising.
@@ -60,13 +65,11 @@ class Finish:
     ) -> tuple[Tensor, Tensor]:
         """Return (what a network sees of uint8 pictures [N,H,W,3] of N views, its labels).
 
-        Pictures are float32 [B,3,H,W], channels-last, normalised.
-
-        The first B of the N are asked for; the others are there as partners. partner_rows [B]: where among the N each
-        partner is; labels [N] int64. In this order: the view's operations; its colour change, clipped to [0, 1];
-        normalisation; mixing with the partner's picture of the same stage; erasing of the mixture (or, by erase_first,
-        of the two pictures before). Labels: [B] int64, or, where the policy mixes, [B,K] float32 with the shares of the
-        two pictures (erasing changes no label).
+        What it sees is float32 [B,3,H,W], channels-last, normalised. The first B of the N are asked for; the others are
+        there as partners. partner_rows [B]: where among the N each partner is; labels [N] int64. In this order: the
+        view's operations; its colour change, clipped to [0, 1]; normalisation; mixing with the partner's picture of the
+        same stage; erasing of the mixture (or, by erase_first, of the two pictures before). Labels: [B] int64, or,
+        where the policy mixes, [B,K] float32 with the shares of the two pictures (erasing changes no label).
         """
         num, policy = len(partner_rows), self.policy
         pictures = self._develop(images, views)
@@ -79,6 +82,11 @@ class Finish:
         if views.erase is not None and not policy.erase_first:
             self._erase(pictures, views)
         return pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2), labels
+
+    def at(self, views: Views) -> Finish:
+        """Return what finishes pictures of the size that these views have."""
+        policy = self.policy.at(views.views)
+        return self if policy is self.policy else self._of_size(policy)
 
     def _develop(self, images: Tensor, views: Views) -> Tensor:
         """Apply operations, colours and normalisation: uint8 [N,H,W,3] -> float32 [N,H,3W]."""

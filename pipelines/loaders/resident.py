@@ -119,6 +119,8 @@ def _common_size(source: Source) -> tuple[int, int]:
 
 def _shown_size(plan: ViewPlan, height: int, width: int) -> tuple[int, int]:
     """Return (height, width) that every view brings a picture to. Refused where views differ in that."""
+    if plan.policy.sizes:
+        raise Refused(f"loader 'resident' shows images of one size, but views.sizes names others; {_REMEDY}")
     if plan.policy.crop == "resized":
         raise Refused(
             "loader 'resident' does not resize views one by one, but views.crop=resized takes another part of an "

@@ -132,22 +132,22 @@ class ViewPlan:
         ids = np.asarray(sample_ids, dtype=np.int64)
         views = np.broadcast_to(np.asarray(views, dtype=np.int64), ids.shape)
         assert np.all((ids >= 0) & (ids < self.num_samples)), f"sample ids lie in [0, {self.num_samples})"
-        key = draws.Key(self.seed, views, ids)
-        where = draws.geometry(self.policy, key, heights.astype(np.int64), widths.astype(np.int64))
-        operations, arguments = draws.auto_augment(self.policy, key) or (None, None)
-        boxes, noise_offset = draws.erase(self.policy, key) or (None, None)
+        key, policy = draws.Key(self.seed, views, ids), self.policy.at(views)
+        where = draws.geometry(policy, key, heights.astype(np.int64), widths.astype(np.int64))
+        operations, arguments = draws.auto_augment(policy, key) or (None, None)
+        boxes, noise_offset = draws.erase(policy, key) or (None, None)
         partner = self.partner(views, ids)
-        mix_lambda, mix_box = draws.mix(self.policy, key, partner)
+        mix_lambda, mix_box = draws.mix(policy, key, partner)
         return Views(
             views=views,
             sample_ids=ids,
             window=where.window.astype(np.int32),
             resize=where.resize.astype(np.int32),
             offset=where.offset.astype(np.int32),
-            flip=draws.flip(self.policy, key),
+            flip=draws.flip(policy, key),
             operations=operations,
             arguments=arguments,
-            colour=draws.colour(self.policy, key),
+            colour=draws.colour(policy, key),
             erase=None if boxes is None else boxes.astype(np.int32),
             noise_offset=None if noise_offset is None else noise_offset.astype(np.int32),
             partner=partner,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdcore.errors import Refused
@@ -12,6 +14,7 @@ from pipelines.views.auto_augment import AutoAugment, auto_augment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
+Epoch = Annotated[int, Field(ge=0)]
 Value = Annotated[int, Field(ge=0, le=255)]
 
 # Settings that mean something with one kind of crop only: another kind refuses them rather than ignores them.
@@ -68,6 +71,10 @@ class ViewPolicy(BaseModel):
     erase_fill: Literal["mean", "noise"] = "mean"
     """What the erased box is filled with: the mean colour, which is 0 after normalisation, or noise of unit
     variance."""
+    sizes: tuple[tuple[Epoch, Side | tuple[Side, Side]], ...] = ()
+    """Other sizes by epoch (progressive resizing), as pairs of [epoch, size]: from that epoch on, views have that size
+    instead of `size`, which networks are built for and judged at. With `num_views` a view keeps the size of the epoch
+    that first shows it."""
     repeats: int = Field(default=1, ge=1)
     """How many rows of an epoch show one sample, each in a view of its own (repeated augmentation; DeiT takes 3). An
     epoch has as many rows as it has samples, and so shows one in `repeats` of them. `num_views` is a multiple of it."""
@@ -142,6 +149,14 @@ class ViewPolicy(BaseModel):
             )
         return self
 
+    @field_validator("sizes")
+    @classmethod
+    def _ascending_epochs(cls, value: tuple[tuple[int, Any], ...]) -> tuple[tuple[int, Any], ...]:
+        epochs = [epoch for epoch, _ in value]
+        if epochs != sorted(set(epochs)):
+            raise Refused(f"the epochs {epochs} do not ascend; give each [epoch, size] behind the ones before it")
+        return value
+
     @model_validator(mode="after")
     def _whole_epochs_of_views(self) -> ViewPolicy:
         if self.num_views is not None and self.num_views % self.repeats:
@@ -200,6 +215,21 @@ class ViewPolicy(BaseModel):
     def augment(self) -> AutoAugment | None:
         """The augmentation policy that `auto_augment` names."""
         return None if self.auto_augment is None else auto_augment(self.auto_augment)
+
+    def at(self, views: ArrayLike) -> ViewPolicy:
+        """Return the policy with the one size that these views have; it has no others."""
+        if not self.sizes:
+            return self
+        epochs = np.unique(np.asarray(views) // self.repeats).tolist()
+        found = {next((size for start, size in reversed(self.sizes) if start <= epoch), self.size) for epoch in epochs}
+        assert len(found) == 1, "the rows of a batch have one size"
+        return self.model_copy(update={"size": found.pop(), "sizes": ()})
+
+    @property
+    def all_sizes(self) -> list[tuple[int, int]]:
+        """Every (height, width) that views may have."""
+        sizes = dict.fromkeys([self.size, *(size for _, size in self.sizes)])
+        return [(size, size) if isinstance(size, int) else size for size in sizes]
 
     def appearance(self) -> dict[str, Any]:
         """Return what decides how a view looks, ready for JSON."""

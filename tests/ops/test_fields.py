@@ -71,7 +71,7 @@ def test_a_bare_name_finds_all_fields_of_that_name(capsys):
     [
         ("veiws", "did you mean views"),
         ("temprature", "no section, term or field is called that; did you mean temperature"),
-        ("views.sise", "views has no field 'sise'; did you mean size?"),
+        ("views.sise", "views has no field 'sise'; did you mean size, sizes?"),
         ("wtm.gamma", "no section or term is called 'wtm'; did you mean wttm"),
         ("qqq", "`python -m ops fields` lists them"),
     ],

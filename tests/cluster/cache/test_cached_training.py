@@ -152,6 +152,31 @@ def test_equal_losses_step_by_step(recipes, method, mixed):
     assert online[0] != online[-1]
 
 
+SIZES = {"views__sizes": [[1, 24]], "views__num_views": 2}
+
+
+@pytest.mark.parametrize("method", ["kd", "feature_only"])
+def test_sizes_that_change_by_epoch(recipes, method):
+    """The second epoch has 24 pixels a side; maps would be of two shapes, and are not stored."""
+    changes = METHODS[method] | EXACT | SIZES
+    shown = {batch.images.shape[2] for batch in assemble(recipes(**changes), Rank(0, 1, CPU)).train_batches(0)}
+    assert shown == {16, 24}
+    online = losses(recipes(**changes))
+    assert len(online) == 24
+    if method == "feature_only":
+        with pytest.raises(Refused, match=r"at 24 x 24 pixels features.layer2 has another shape than at views.size"):
+            build(recipes(**changes))
+        return
+    build(recipes(**changes))
+    assert losses(recipes(cached=True, **changes)) == pytest.approx(online, rel=1e-6)
+
+
+def test_a_student_of_one_size_is_refused(recipes):
+    student = {"model": "vit_tiny_patch16_224", "args": {"img_size": 16, "patch_size": 4, "depth": 1}}
+    with pytest.raises(Refused, match=r"views.sizes: the student takes no images of 24 x 24 pixels"):
+        assemble(recipes(student=student, **SIZES), Rank(0, 1, CPU))
+
+
 @pytest.mark.parametrize(("coding", "bound"), [("float16", 2e-3), ("int8", 2e-2)])
 @pytest.mark.parametrize("method", ["kd", "wttm", "simkd", "feature_only"])
 def test_losses_within_the_codings_bound(recipes, method, coding, bound):

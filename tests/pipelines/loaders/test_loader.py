@@ -127,6 +127,19 @@ def test_partners_in_the_same_view_are_decoded_once(odd_index: Source) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_sizes_change_with_the_epoch(kind: str, odd_index: Source) -> None:
+    """A view has the pixels that it has where its size is the only one."""
+    changing = FULL.model_copy(update={"sizes": ((0, 16), (2, (20, 28))), "repeats": 2})
+    load = loader(kind, odd_index, changing).load
+    asked = [Request(np.array([view, view + 1, view]), np.array([1, 1, 7])) for view in (0, 2, 4, 100)]
+    sizes = [16, 16, (20, 28), (20, 28)]
+    for batch, request, size in zip(load(asked), asked, sizes, strict=True):
+        alone = loader(kind, odd_index, FULL.model_copy(update={"size": size, "repeats": 2}))
+        assert torch.equal(batch.images, only(alone.load([request])).images)
+        assert batch.images.shape[2:] == ((size, size) if isinstance(size, int) else size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_runs_are_bit_identical(kind: str, odd_index: Source) -> None:
     one, other = (list(loader(kind, odd_index, FULL).load(requests(13, 4))) for _ in range(2))
     for a, b in zip(one, other, strict=True):

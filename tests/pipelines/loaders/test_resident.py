@@ -96,6 +96,11 @@ def test_dalis_pixels(name: str, index: Source) -> None:
     assert_equal_batches(loader("dali", index, POLICIES[name]), loader("reference", index, POLICIES[name]))
 
 
+def test_changing_sizes_are_refused(index: Source) -> None:
+    with pytest.raises(Refused, match=r"views.sizes names others; take data.loader=dali"):
+        loader("resident", index, ViewPolicy(**PADDED, sizes=((1, 8),)))
+
+
 def test_blocks_of_requests_change_nothing(index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_BLOCK", 2)
     policy = POLICIES["everything"]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -54,3 +55,17 @@ def test_mixes() -> None:
     assert not ViewPolicy().mixes
     assert ViewPolicy(cutmix_alpha=1).mixes
     assert not ViewPolicy(cutmix_alpha=1, mix_probability=0).mixes
+
+
+def test_sizes_by_epoch() -> None:
+    policy = ViewPolicy(size=224, sizes=((2, 128), (5, (160, 192))), repeats=3)
+    assert [policy.at(3 * epoch + 2).size for epoch in range(7)] == [224, 224, 128, 128, 128, (160, 192), (160, 192)]
+    assert policy.at(np.array([6, 8])) == ViewPolicy(size=128, repeats=3)
+    assert policy.all_sizes == [(224, 224), (128, 128), (160, 192)]
+    assert policy.appearance()["sizes"] == [[2, 128], [5, [160, 192]]]
+    plain = ViewPolicy()
+    assert plain.at(7) is plain
+    with pytest.raises(AssertionError, match="one size"):
+        policy.at(np.array([3, 6]))
+    with pytest.raises(ValidationError, match=r"the epochs \[4, 2\] do not ascend"):
+        ViewPolicy(sizes=((4, 128), (2, 160)))
