@@ -26,6 +26,7 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
+from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
@@ -197,6 +198,22 @@ class Assembly:
             num_epochs=self.config.train.epochs,
         )
         return to_device(distiller, self.config, self.rank)
+
+    def rehearse(self) -> None:
+        """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
+        policy = evaluation_policy(self.config)
+        for network in filter(None, (self.student, self.teacher and self.teacher.model)):
+            check_network(network, (policy.height, policy.width))
+        if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
+            return
+        stored = self.stored
+        rehearse(
+            self.distiller(),
+            image_size(self.config),
+            self.micro_batch,
+            self.config.views.mixes,
+            None if stored is None else lambda number: stored.outputs(Request(view=0, sample_ids=np.arange(number))),
+        )
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
         """Compute what the teacher's needs name of the training set, in one or two passes over it.

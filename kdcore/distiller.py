@@ -76,9 +76,10 @@ class Distiller(nn.Module):
         self._teacher = (teacher,)  # in a tuple, hidden from nn.Module's registration
         if teacher is not None and teacher_shapes is None:
             teacher_shapes = teacher.taps.shapes(image_size)
+        self.shapes = {"student": self.taps.shapes(image_size), "teacher": teacher_shapes or {}}
         context = TermContext(
-            student_shapes=self.taps.shapes(image_size),
-            teacher_shapes=teacher_shapes or {},
+            student_shapes=self.shapes["student"],
+            teacher_shapes=self.shapes["teacher"],
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
             class_means=class_means or {},
@@ -86,7 +87,26 @@ class Distiller(nn.Module):
             sample_labels=sample_labels,
             pool_teacher=getattr(student, "pool_teacher", None),
         )
-        self.extras = nn.ModuleDict({name: term.build(context) for name, term in self.terms.items()})
+        self.extras = nn.ModuleDict({name: self._build(name, context) for name in self.terms})
+
+    def _build(self, name: str, context: TermContext) -> nn.Module:
+        """Build a term's module. Refused, with the taps and their shapes, where they are not what it can read."""
+        try:
+            return self.terms[name].build(context)
+        except (Refused, ValueError, TypeError, IndexError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term") from error
+
+    def describe_term(self, name: str) -> str:
+        """Name a term with the taps it reads: 'feature_mse (student layer4: map [64,8,8]; teacher norm: ...)'."""
+        needs = self.terms[name].needs()
+        read = {"student": needs.student_taps, "teacher": needs.teacher_taps}
+        taps = [
+            f"{side} {tap}: {describe_shape(self.shapes[side][tap])}"
+            for side, names in read.items()
+            for tap in sorted(names & self.shapes[side].keys())
+        ]
+        return f"term {name}" + (f" ({'; '.join(taps)})" if taps else "")
 
     @property
     def teacher(self) -> OnlineTeacher | None:
@@ -210,6 +230,12 @@ def renormalisation(
     (mean, std), (teacher_mean, teacher_std) = (tuple(map(torch.tensor, pair)) for pair in (student, teacher))
     scale, shift = std / teacher_std, (mean - teacher_mean) / teacher_std
     return scale.view(3, 1, 1), shift.view(3, 1, 1)
+
+
+def describe_shape(shape: Sequence[int]) -> str:
+    """Name the kind of a tap's features by their shape without the batch: 'map [C,H,W]', 'tokens [N,D]', ..."""
+    kind = {1: "vector", 2: "tokens", 3: "map"}.get(len(shape), "tensor")
+    return f"{kind} [{','.join(map(str, shape))}]"
 
 
 def unique_names(terms: Sequence[Term]) -> dict[str, Term]:

@@ -6,7 +6,7 @@ import difflib
 import math
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
@@ -25,6 +25,10 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         near = difflib.get_close_matches(config.opt.lower(), known, n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
         raise Refused(f"optimizer.opt: unknown optimiser {config.opt!r}; {hint}")
+    if get_optimizer_info(config.opt.lower().removeprefix("lookahead_")).second_order:
+        raise Refused(
+            f"optimizer.opt {config.opt!r} takes second derivatives, which no step keeps; take another, such as adamw"
+        )
     try:
         return create_optimizer_v2(
             [p for p in module.parameters() if p.requires_grad] if config.decay_all else module,
@@ -36,7 +40,8 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         )
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise Refused(
-            f"optimizer.opt {config.opt!r} cannot be made with optimizer.args {config.args} ({error}); correct them"
+            f"optimizer.opt {config.opt!r} cannot be made with optimizer.args {config.args} ({error}); correct "
+            "them, or take none: optimizer.args={}"
         ) from error
 
 

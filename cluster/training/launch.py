@@ -59,8 +59,13 @@ class RunResult:
         return cls(**{name: value for name, value in found.items() if name in known})
 
 
+<<<<<<< HEAD
 def check_run(config: RunConfig) -> None:
     """Refuse everything about a run that can be known without its workers: files, names, taps, sizes."""
+=======
+def check(config: RunConfig) -> None:
+    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes, shapes."""
+>>>>>>> cases
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
 
@@ -68,8 +73,7 @@ def check_run(config: RunConfig) -> None:
         model.check()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
-    if not config.needs.class_statistics:  # those take a pass over the data: left to the workers
-        parts.distiller()
+    parts.rehearse()
 
 
 def launch(

@@ -11,7 +11,7 @@ import torch
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.teacher_check import Answers, examine, natural_order, warning
-from cluster.training.launch import check, launch
+from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
@@ -88,8 +88,8 @@ def test_ranks_add_up():
 def test_a_teacher_without_weights_is_refused(recipe):
     teacher, method = {"model": "cifar_resnet8"}, [{"term": "kd", "weight": 1.0, "temperature": 4}]
     with pytest.raises(Refused, match=r"cifar_resnet8' has no weights.*teacher.checkpoint=FILE"):
-        check(parse(recipe(teacher=teacher, method=method)))
-    check(parse(recipe(teacher=teacher | {"random": True}, method=method)))
+        check_run(parse(recipe(teacher=teacher, method=method)))
+    check_run(parse(recipe(teacher=teacher | {"random": True}, method=method)))
 
 
 def test_a_run_says_so(recipe, tmp_path):

@@ -218,3 +218,8 @@ def test_timms_names_give_the_optimisers_they_promise():
 def test_an_unknown_optimiser_is_an_error():
     with pytest.raises(Refused, match="sdg"):
         build_optimizer(OptimizerConfig(opt="sdg", lr=0.1), nn.Linear(2, 2))
+
+
+def test_an_optimiser_of_second_order_is_refused():
+    with pytest.raises(Refused, match="adahessian' takes second derivatives"):
+        build_optimizer(OptimizerConfig(opt="adahessian", lr=0.1), nn.Linear(2, 2))

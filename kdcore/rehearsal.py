@@ -1,0 +1,97 @@
+"""A step tried out on two random images, before anything costs time: what does not fit is refused by its name.
+
+Every network is called in every shape in which the run will call it, and every loss is computed. Nothing is updated;
+the running statistics of batch norm move, so a rehearsed distiller is not to be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.batch import Batch, TeacherOutputs
+from kdcore.distiller import Distiller
+from kdcore.errors import Refused
+from kdcore.layout import evaluating
+
+# How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
+COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+
+
+def rehearse(
+    distiller: Distiller,
+    image_size: tuple[int, int],
+    batch_size: int,
+    mixes: bool,
+    targets: Callable[[int], TeacherOutputs] | None = None,
+) -> None:
+    """Compute the loss of one random micro-batch of images [H,W] in training mode. Refused where that cannot be done.
+
+    batch_size: of the micro-batches, of which two images are enough. mixes: whether labels are soft. targets: gives
+    stored outputs of a number of samples, where no teacher answers.
+    """
+    images = random_images(distiller.student, min(batch_size, 2), image_size)
+    num_classes = int(distiller.student.num_classes)  # type: ignore[arg-type]
+    labels = torch.arange(len(images)) % num_classes
+    if mixes:
+        labels = nn.functional.one_hot(labels, num_classes).float()
+    batch = Batch(images, labels, torch.arange(len(images)), view=0)
+    if targets is not None:
+        batch = batch.with_targets(targets(len(images)))
+    begun: list[str] = []
+    hooks = [module.register_forward_pre_hook(_noting(name, begun)) for name, module in distiller.extras.items()]
+    distiller.train()
+    try:
+        distiller(batch)
+    except (*COMPLAINTS, Refused) as error:
+        if begun:
+            raise Refused(
+                f"{distiller.describe_term(begun[-1])}: {_reason(error)}; choose taps that fit, or another term"
+            ) from error
+        if isinstance(error, Refused):
+            raise
+        raise Refused(_not_taken(distiller.student, images, error)) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
+    """Refuse a network that cannot answer images of [H,W] in evaluation, or answers with something else than logits."""
+    images = random_images(network, 2, image_size)
+    try:
+        with torch.no_grad(), evaluating(network):
+            logits = network(images)
+    except COMPLAINTS as error:
+        raise Refused(_not_taken(network, images, error)) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise Refused(
+            f"{type(network).__name__} answers images with {found}, not with logits [B,K]; leave out the args that "
+            "make it do so, or take another model"
+        )
+
+
+def random_images(network: nn.Module, number: int, image_size: tuple[int, int]) -> Tensor:
+    """Return the same images every time, on the network's device."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(number, 3, *image_size, generator=generator).to(next(network.parameters()))
+
+
+def _noting(name: str, begun: list[str]) -> Callable[[nn.Module, object], None]:
+    return lambda module, inputs: begun.append(name)
+
+
+def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:
+    number, _, height, width = images.shape
+    return (
+        f"{type(network).__name__} cannot take {number} images of {height}x{width} at a time ({_reason(error)}); "
+        "change views.size (and data.evaluation_size), the micro-batch, or the args of the model, such as img_size"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message in one line, or its kind where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
