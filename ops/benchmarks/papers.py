@@ -62,8 +62,8 @@ def opening() -> str:
     reached = [name for name, found in measured.items() if found and name in numbers and reaches(found, numbers[name])]
     return (
         f"**{len(reached)} of {len(numbers)} published rows are reproduced**: run here over their whole schedule, with "
-        f"a mean at most {MARGIN:g} points below the published number. The claim of the feature-only paper is tested in "
-        "a smaller setting of its own: [PAPER3.md](PAPER3.md).\n"
+        f"a mean at most {MARGIN:g} points below the published number. The claim of the feature-only paper is tested "
+        "in a smaller setting of its own: [PAPER3.md](PAPER3.md).\n"
     )
 
 
