@@ -48,11 +48,14 @@ bench-growth: env  ## seconds and memory at 50 thousand to 14 million samples
 bench-images: env  ## images/s from files, tars and packs, beside other libraries; IMAGES=FOLDER|TAR of JPEGs
 	$(PY) -m ops.benchmarks.images --images "$(IMAGES)"
 
+paper3: env   ## the feature-only paper's claim on 20 classes of ImageNet, an hour of it; DATA=FOLDER the first time
+	$(PY) -m ops reproduce paper3 $(if $(DATA),--data "$(DATA)")
+
 doctor: env   ## what this machine has, and what is missing
 	$(PY) -m ops doctor
 
 pins: env     ## write requirements.txt anew from pyproject.toml
-	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet --extra demo --extra dev pyproject.toml -o requirements.txt
+	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet --extra demo --extra paper3 --extra dev pyproject.toml -o requirements.txt
 
 .venv/.ready: requirements.txt requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \"Python 3.11 or newer is needed: make PYTHON=python3.12 ...\")"
@@ -61,4 +64,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images doctor pins
+.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images paper3 doctor pins

@@ -99,7 +99,15 @@ class PairedTerm(Term):
         ]
 
 
-class FeatureMSE(PairedTerm):
+class ProjectedTerm(PairedTerm):
+    """Base of the terms that compare taps through one bias-free 1x1 convolution a pair."""
+
+    standardise: bool = False
+    """Whether each channel of the teacher's map is brought to mean 0 and variance 1 over the micro-batch and its
+    places, so that channels and pairs of large values do not outweigh the others. The published methods do not."""
+
+
+class FeatureMSE(ProjectedTerm):
     """Features compared directly: `feature_mse` between pairs of taps, the mean over pairs.
 
     Each pair has a bias-free 1x1 convolution of its own between student and teacher.
@@ -112,7 +120,7 @@ class FeatureMSE(PairedTerm):
         return projected_mse(self, context)
 
 
-class FeatureOnly(PairedTerm):
+class FeatureOnly(ProjectedTerm):
     """Distillation without logit losses: `FeatureMSE`, and no label reaches the backbone.
 
     What stands behind one of the student's taps sees a detached copy of it, so the `ce` term beside this one trains the
@@ -141,9 +149,16 @@ class FeatureOnly(PairedTerm):
         return projected_mse(self, context)
 
 
-def projected_mse(config: PairedTerm, context: TermContext) -> RegressedMSE:
+def projected_mse(config: ProjectedTerm, context: TermContext) -> RegressedMSE:
     """Build a `RegressedMSE` with one bias-free 1x1 convolution a pair."""
-    return RegressedMSE(config, [nn.Conv2d(s, t, 1, bias=False) for s, t in config.channels(context)])
+    projections: list[nn.Module] = [nn.Conv2d(s, t, 1, bias=False) for s, t in config.channels(context)]
+    return RegressedMSE(config, projections, config.standardise)
+
+
+@full_precision
+def standardised(features: Tensor) -> Tensor:
+    """Return maps [B,C,H,W] with each channel at mean 0 and variance 1 over B, H and W; at 0 where it is constant."""
+    return F.batch_norm(features, None, None, training=True)
 
 
 class FitNet(PairedTerm):
@@ -171,11 +186,12 @@ class RegressedMSE(nn.Module):
     """The mean over pairs of `feature_mse` through one regressor a pair: student [B,C,H,W] -> teacher [B,C',H',W'].
 
     Maps are pooled before they are regressed: cheaper, and equal where the regressor is linear and has no bias.
+    standardise: whether the teacher's are `standardised`, after pooling.
     """
 
-    def __init__(self, config: PairedTerm, regressors: list[nn.Module]) -> None:
+    def __init__(self, config: PairedTerm, regressors: list[nn.Module], standardise: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.standardise = config, standardise
         self.regressors = nn.ModuleList(regressors)
 
     def forward(self, inputs: TermInputs) -> Tensor:
@@ -183,7 +199,8 @@ class RegressedMSE(nn.Module):
         losses = []
         for features, regressor in zip(self.config.tapped(inputs), self.regressors, strict=True):
             student_map, teacher_map = aligned_maps(*features)
-            losses.append(feature_mse(regressor(student_map), teacher_map))
+            target = standardised(teacher_map) if self.standardise else teacher_map
+            losses.append(feature_mse(regressor(student_map), target))
         return torch.stack(losses).mean(dim=0)
 
 

@@ -18,14 +18,15 @@ FULL = 229  # training images a class
 AMOUNTS = (10, 30, 100)
 VIEWS = (1, 2, 8, 50)
 # The layers of highest quality Q of the teacher, which the recipes with layers chosen by Q read.
-CHOSEN = ("blocks.4.0", "blocks.4.1", "blocks.4.2", "blocks.6.0")
+CHOSEN = ("blocks.3.0", "blocks.3.1", "blocks.5.0", "blocks.6.0")
+CIFAR_CACHE = {"dir": "", "head": True, "taps": ("forward_features",)}
 CROPS_CACHE = {"dir": "", "logits": "sparse", "features": "int8", "rows_per_shard": 512, "taps": CHOSEN}
 # Every block of EfficientNet-Lite0, with its stem and its last convolution.
 LAYERS = (
-    "bn1",
+    "bn1.act",
     *("blocks.0.0", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1", "blocks.3.0", "blocks.3.1", "blocks.3.2"),
     *("blocks.4.0", "blocks.4.1", "blocks.4.2", "blocks.5.0", "blocks.5.1", "blocks.5.2", "blocks.5.3", "blocks.6.0"),
-    "bn2",
+    "bn2.act",
 )
 
 
@@ -88,6 +89,7 @@ REGIME = {
     "feature_only-standard": paper3(
         "feature_only-standard", Claim("layers chosen by Q teach more than the ends of stages", "feature_only", "below")
     ),
+    "feature_only-standardised": paper3("feature_only-standardised"),
     "simkd": paper3("simkd", Claim("SimKD is above KD (the SimKD paper)", "kd", "above")),
     "wttm": paper3("wttm", Claim("WTTM is above KD (the WTTM paper)", "kd", "above")),
 }
@@ -168,14 +170,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         short_schedule(),
         3,
         {"cifar100": "kd"},
-        ("train.epochs=12", "views.num_views=12", "schedule={sched: onecycle}", "train.evaluate_every_epochs=4"),
+        (
+            "train.epochs=12",
+            "train.evaluate_every_epochs=4",
+            "views.num_views=12",
+            "schedule={sched: onecycle}",
+            f"cache={json.dumps(CIFAR_CACHE)}",
+        ),
     ),
     "layers": Experiment(
         "E4, does Q predict?",
         "Do layers of higher quality Q teach better, one at a time?",
-        {tap: layer_row(tap) for tap in LAYERS},
+        {"alone": Row("paper3/alone", cache="layers"), **{tap: layer_row(tap) for tap in LAYERS}},
         3,
-        {"layers": "bn2"},
+        {"layers": "bn2.act"},
         ("cache.features=int8", f"cache.taps={json.dumps(LAYERS)}"),
     ),
     "augmentation": Experiment(

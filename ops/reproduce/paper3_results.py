@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def collect(name: str, state: Path, folder: Path) -> Path:
         }
         for row in experiment.rows
     }
-    content: dict[str, Any] = {"setting": setting(name, state, runs), "rows": rows}
+    content: dict[str, Any] = {"setting": setting(name, state, runs), "run_on": places(runs), "rows": rows}
     if name == "layers" and (state / SCORES).exists():
         scores = json.loads((state / SCORES).read_text())
         content["scores"] = scores
@@ -94,6 +95,12 @@ def short(run: dict[str, Any]) -> dict[str, Any]:
         return {"name": run["name"], "finished": False, "epoch": run["last"]["epoch"] if run["last"] else 0.0}
     kept = ("name", "seed", "finished", "steps", "train_seconds", "deployed_parameters", "facts")
     return {**{key: run[key] for key in kept}, "top1": run["final"]["top1"], "best_epoch": run["best"]["top1"]}
+
+
+def places(runs: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Return {hardware and commit: how many runs were finished there}."""
+    finished = [run["facts"] for found in runs.values() for run in found if run["finished"]]
+    return dict(Counter(f"{facts['machine']}, commit {(facts['commit'] or '-')[:12]}" for facts in finished))
 
 
 def setting(name: str, state: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:

@@ -64,6 +64,21 @@ def test_projected_mse_is_the_mean_of_its_pairs(term):
     torch.testing.assert_close(module(inputs), (one + two) / 2)
 
 
+@pytest.mark.parametrize("term", ["feature_mse", "feature_only"])
+def test_standardised_targets_have_no_scale_of_their_own(term):
+    """By hand for one pair; scaled and shifted channels change nothing, and the student's map is left as it is."""
+    context, inputs = setting(STUDENT, TEACHER)
+    module = build({"term": term, "pairs": pairs("a"), "standardise": True}, context)
+    projected = torch.einsum("oc,bchw->bohw", module.regressors[0].weight[:, :, 0, 0], STUDENT["a"])
+    target = TEACHER["a"]
+    mean, variance = target.mean(dim=(0, 2, 3), keepdim=True), target.var(dim=(0, 2, 3), correction=0, keepdim=True)
+    expected = F.avg_pool2d(projected, 2) - (target - mean) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(module(inputs), expected.square().mean(dim=(1, 2, 3)))
+    scale = torch.tensor([1.0, 100, 3, 0.5, 20, 7]).to(target)[:, None, None]
+    _, other = setting(STUDENT, TEACHER | {"a": scale * target + scale})
+    torch.testing.assert_close(module(other), module(inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_projected_mse_of_tokens_projects_each_token():
     student, teacher = {"t": normal(1, 4, 9, 3)}, {"t": normal(2, 4, 9, 5)}
     context, inputs = setting(student, teacher)

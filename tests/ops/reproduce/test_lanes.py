@@ -297,7 +297,7 @@ def test_the_result(config):
     steps(lane, 15)
     lane.save()
     lane.finish({"facts": {"commit": "abc"}})
-    kept = ["facts.json", "recipe.yaml", "result.json", "student.safetensors"]
+    kept = ["facts.json", "metrics.jsonl", "recipe.yaml", "result.json", "student.safetensors"]
     assert sorted(path.name for path in lane.folder.path.iterdir()) == kept
     result = json.loads((lane.folder.path / "result.json").read_text())
     assert [epoch["epoch"] for epoch in result["curve"]] == [1, 2, 3]
