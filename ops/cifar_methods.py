@@ -108,7 +108,6 @@ METHODS = {
         (
             "one view of each sample a step, cropped and flipped; the authors add a second one by AutoAugment, and "
             "compare both",
-            "240 epochs at a rate of 0.05 (0.01), as in all rows here; the authors train 480 epochs at half the rate",
         ),
     ),
     "itrd": Method(

@@ -96,5 +96,5 @@ def expected(pair: NetworkPair, networks: str, method: str) -> Sections:
     known = {key: float(number) for key, number in found.items() if number is not None}
     known |= {"teacher": NETWORKS[pair.teacher].top1, "alone": NETWORKS[pair.student].top1}
     if method == "mlkd-lskd":
-        return known | {"note": f"{STRONG_VIEWS[networks]} is published for strongly augmented views and 480 epochs"}
+        return known | {"note": f"{STRONG_VIEWS[networks]} is published for a second, strongly augmented view"}
     return known

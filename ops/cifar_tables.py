@@ -108,7 +108,7 @@ wkd-f    -     -     -     -     -     76.77 -     -     -     -     -     -    
 wkd      -     -     -     -     -     77.28 -     -     -     -     -     -     -
 """)
 
-# Published with a second, strongly augmented view of every sample and 480 epochs at half the rate.
+# Published with a second, strongly augmented view of every sample.
 STRONG_VIEWS = table("""
 mlkd-lskd 76.95 75.56 72.33 72.27 74.32 78.28 75.22 70.94 71.19 -   -     78.76 -
 """)["mlkd-lskd"]

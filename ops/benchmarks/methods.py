@@ -18,6 +18,7 @@ from typing import Any
 from ops.console import console, table
 from ops.facts import spread, write
 
+WARM = {"warmup_epochs": 2 / 3}  # as 20 of 240 epochs
 CE, LITTLE_CE = {"term": "ce", "weight": 1.0}, {"term": "ce", "weight": 0.1}
 PAIRS = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]
 # WKD has no such small pair: its ResNet-32x4 to 8x4, whose weights begin to decay after 150 of 240 epochs.
@@ -29,11 +30,11 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "kd": [LITTLE_CE, {"term": "kd", "weight": 0.9, "temperature": 4.0}],
     "dkd": [CE, {"term": "dkd", "weight": 1.0, "temperature": 4.0, "non_target_weight": 2.0}],
     "dist": [CE, {"term": "dist", "weight": 2.0, "temperature": 4.0}],
-    "rld": [CE, {"term": "rld", "weight": 1.0, "temperature": 4.0, "correlation_weight": 8.0}],
+    "rld": [CE, {"term": "rld", "weight": 1.0, "temperature": 4.0, "correlation_weight": 8.0, **WARM}],
     "lskd": [LITTLE_CE, {"term": "lskd", "weight": 9.0, "temperature": 2.0}],
     "dkd + lskd": [
         CE,
-        {"term": "dkd", "weight": 12.0, "temperature": 3.0, "non_target_weight": 2.0, "standardise": True},
+        {"term": "dkd", "weight": 12.0, "temperature": 3.0, "non_target_weight": 2.0, "standardise": True, **WARM},
     ],
     "mlkd + lskd": [
         LITTLE_CE,

@@ -100,7 +100,7 @@ PUBLISHED = {
     "cifar100/resnet32x4-resnet8x4/wttm-itrd": ("itrd", {"alpha": 1.01, "mutual_weight": 1}, 0.05, "77.36 top-1"),
     "cifar100/resnet50-vgg8/wttm-itrd": ("itrd", {"alpha": 1.5, "mutual_weight": 0}, 0.05, "76.00 top-1"),
     "cifar100/resnet32x4-resnet8x4/wkd": ("wkd_l", {"weight": 200, "temperature": 8}, 0.05, "77.28 top-1"),
-    "cifar100/resnet32x4-resnet8x4/mlkd-lskd": ("mlkd", {"weight": 9}, 0.05, "no published number"),
+    "cifar100/resnet32x4-resnet8x4/mlkd-lskd": ("mlkd", {"weight": 9}, 0.025, "no published number"),
     "cifar100/resnet110-resnet32/crd": ("crd", {"weight": 0.8, "num_negatives": 16384}, 0.05, "73.48 top-1"),
     "imagenet/resnet34-resnet18-wttm": ("wttm", {"gamma": 0.8, "weight": 1.6}, 0.1, "72.19 top-1"),
     "imagenet/resnet50-mobilenetv1-wttm": ("wttm", {"gamma": 0.7, "weight": 3.5}, 0.1, "73.09 top-1"),
