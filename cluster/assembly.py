@@ -6,7 +6,7 @@ Used by the workers, and by everything that looks at a run without training it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,43 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
         return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
-    train = indexes["train"]
-    check_same_classes(train, indexes["val"])
+    indexes = share_classes(indexes, data.root)
     if data.images_per_class is not None:
         indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
     if data.held_out:
-        indexes["train"], indexes["held_out"] = train.split(data.held_out, config.plan_seed)
+        indexes["train"], indexes["held_out"] = indexes["train"].split(data.held_out, config.plan_seed)
     if len(indexes["train"]) < config.train.batch_size:
         raise Refused(
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
             f"{data.root}; take a smaller batch"
         )
     return indexes
+
+
+def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
+    """Return the splits with one list of classes: those without labels take it from those with.
+
+    Refused where they differ in their classes, or where none has labels.
+    """
+    named = next((source for source in indexes.values() if source.labelled), None)
+    if named is None:
+        raise Refused(f"no split of {root} has labels, so that the classes are unknown; give one that has them")
+    shared = {
+        split: source if source.labelled else replace(source, classes=named.classes)
+        for split, source in indexes.items()
+    }
+    check_same_classes(shared["train"], shared["val"])
+    return shared
+
+
+def check_labels(config: RunConfig, train: Source) -> None:
+    """Refuse a method that reads labels of training images that have none."""
+    readers = [term.term for term in config.method if term.weight > 0 and term.needs().reads_labels]
+    if readers and not train.labelled:
+        raise Refused(
+            f"the training images in {train.root} have no labels, which the term {readers[0]} reads; leave it out of "
+            "the method (kd and the terms on features do without), or give images with labels"
+        )
 
 
 def evaluation_policy(config: RunConfig) -> ViewPolicy:
@@ -241,6 +266,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     reuse_index: as for `open_data`.
     """
     indexes = open_data(config, reuse_index)
+    check_labels(config, indexes["train"])
     classes = tuple(indexes["train"].classes)
     plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]))
     # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.

@@ -50,6 +50,7 @@ class Needs:
     student_input_gradient: bool = False
     sample_ids: bool = False
     hard_labels: bool = False  # [B] class numbers: the term has no meaning for mixed labels
+    labels: bool = False  # of the images, hard or mixed
     detach_head_at: str | None = None  # student tap behind which the network sees a detached copy
 
     def __or__(self, other: Needs) -> Needs:
@@ -69,6 +70,7 @@ class Needs:
             student_input_gradient=self.student_input_gradient or other.student_input_gradient,
             sample_ids=self.sample_ids or other.sample_ids,
             hard_labels=self.hard_labels or other.hard_labels,
+            labels=self.labels or other.labels,
             detach_head_at=self.detach_head_at or other.detach_head_at,
         )
 
@@ -90,6 +92,12 @@ class Needs:
             class_means=self.class_means,
             class_similarity=self.class_similarity,
         )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether anything is needed that images without labels do not have."""
+        gradients = self.teacher_input_gradient or self.student_input_gradient  # of the cross-entropy with the labels
+        return self.labels or self.hard_labels or gradients or self.class_statistics
 
     @property
     def class_statistics(self) -> bool:

@@ -45,8 +45,9 @@ class Validation:
         for split in self.splits:
             if answers := run.teacher_on(split, self.loaders[split]):
                 metrics, self.teacher_logits[split] = answers
-                recorder.log_teacher(split, metrics)
-                recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
+                if run.indexes[split].labelled:
+                    recorder.log_teacher(split, metrics)
+                    recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
 
     def run(self, state: TrainState) -> None:
         """Metrics of the student (or its moving average) on every split; offers its weights as the best."""
@@ -57,9 +58,10 @@ class Validation:
                 metrics = evaluate(
                     student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
                 )
-            self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name != "images"}
-        if run.config.train.select != "last":
-            state.offer_best(self.latest[f"{run.config.train.select}/top1"])
+            hidden = {"images"} if run.indexes[split].labelled else {"images", "top1", "top5", "nll"}
+            self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
+        if (select := run.config.train.select) != "last":
+            state.offer_best(self.latest[f"{select}/{'top1' if run.indexes[select].labelled else 'agreement'}"])
         self.recorder.log_validation(state.step, self.latest)
 
 
@@ -162,7 +164,7 @@ class Recorder:
         count = max(count, 1.0)  # every step of the interval may have been left out
         self.latest = {
             "train/loss": loss / count,
-            "train/top1": hits / count,
+            **({"train/top1": hits / count} if self.run.indexes["train"].labelled else {}),
             **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
             "train/gradient_norm": float(self.norms) / self.window_steps,
             **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),

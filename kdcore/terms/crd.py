@@ -116,9 +116,12 @@ class CRD(Term):
     """Seed of the bank's first values and, with the epoch, of the negatives."""
 
     def needs(self) -> Needs:
-        """Return what this term reads: one vector of each network, and which samples they are of."""
+        """Return what this term reads: a vector of each network, which samples they are of, and the labels of those."""
         return Needs(
-            student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}), sample_ids=True
+            student_taps=frozenset({self.student_tap}),
+            teacher_taps=frozenset({self.teacher_tap}),
+            sample_ids=True,
+            labels=self.negatives == "other_classes",
         )
 
     def build(self, context: TermContext) -> nn.Module:

@@ -53,6 +53,10 @@ class CrossEntropy(Term):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the uniform distribution that is mixed into the labels."""
 
+    def needs(self) -> Needs:
+        """Return what this term reads: the labels."""
+        return Needs(labels=True)
+
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the cross-entropy: [B] nats."""
         return cross_entropy(inputs.student_logits, inputs.labels, self.label_smoothing)

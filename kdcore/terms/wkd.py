@@ -98,7 +98,7 @@ class WKDL(HardLabelTerm):
 
     def needs(self) -> Needs:
         """Return what this term reads: logits, class numbers, and how alike classes are."""
-        return super().needs() | Needs(class_similarity=True)
+        return super().needs() | Needs(labels=True, class_similarity=True)
 
     def build(self, context: TermContext) -> nn.Module:
         """Build the term with its costs."""

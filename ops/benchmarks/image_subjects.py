@@ -11,6 +11,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,9 +152,7 @@ class WebDataset:
 
     def samples(self) -> Any:
         """Return (encoded image, label as text), for ever."""
-        import webdataset
-
-        shards = webdataset.WebDataset(str(self.tar), shardshuffle=False, empty_check=False)
+        shards = import_module("webdataset").WebDataset(str(self.tar), shardshuffle=False, empty_check=False)
         return shards.repeat().shuffle(1000).to_tuple("jpg", "cls")
 
     def fetch(self) -> Iterator[int]:
@@ -188,9 +187,7 @@ def write_pack(source: Source, folder: Path) -> None:
 
 def write_mds(source: Source, folder: Path) -> None:
     """Write mosaicml-streaming's shards."""
-    from streaming import MDSWriter
-
-    with MDSWriter(out=str(folder), columns={"image": "bytes", "label": "int"}) as writer:
+    with import_module("streaming").MDSWriter(out=str(folder), columns={"image": "bytes", "label": "int"}) as writer:
         for number in range(len(source)):
             content, label = encoded_of(source, number)
             writer.write({"image": content, "label": label})
@@ -198,11 +195,9 @@ def write_mds(source: Source, folder: Path) -> None:
 
 def write_litdata(source: Source, folder: Path) -> None:
     """Write litdata's chunks."""
-    import litdata
-
     numbers = list(range(len(source)))
     fn = partial(_litdata_sample, source)
-    litdata.optimize(fn=fn, inputs=numbers, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
+    import_module("litdata").optimize(fn=fn, inputs=numbers, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
 
 
 def _litdata_sample(source: Source, number: int) -> dict[str, Any]:
@@ -225,17 +220,13 @@ def open_files(folder: Path, workers: int) -> MapStyle:
 
 def open_mds(folder: Path, workers: int) -> MapStyle:
     """Return mosaicml-streaming's data set."""
-    from streaming import StreamingDataset
-
-    opened = StreamingDataset(local=str(folder), batch_size=BATCH)
+    opened = import_module("streaming").StreamingDataset(local=str(folder), batch_size=BATCH)
     return MapStyle(lambda number: (opened[number]["image"], opened[number]["label"]), len(opened), workers)
 
 
 def open_litdata(folder: Path, workers: int) -> MapStyle:
     """Return litdata's data set."""
-    import litdata
-
-    opened = litdata.StreamingDataset(str(folder))
+    opened = import_module("litdata").StreamingDataset(str(folder))
     return MapStyle(lambda number: tuple(opened[number].values()), len(opened), workers)
 
 

@@ -1,4 +1,4 @@
-"""Image folders: root/<split>/<class>/files.
+"""Image folders: root/<split>/<class>/files, or root/<split>/files for images without labels.
 
 Classes are in order of name, files in order of path within their class. Hidden files and folders (a leading dot) do not
 exist.
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
-from pipelines.data.listing import Listing
+from pipelines.data.listing import IMAGE_SUFFIXES, Listing
 from pipelines.places import Found, Place
 
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
@@ -24,7 +24,7 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """Return the files of root/split, in order of sample id.
 
     Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns. A class at a time is held
-    as Python objects, never the whole. Refused where it is no folder of folders of files.
+    as Python objects, never the whole. Refused where it is neither a folder of folders of files, nor one of images.
     """
     root = Path(place.root)
     folder = root / split
@@ -34,6 +34,8 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
         there = ", ".join(sorted(entry.name for entry in _visible(root) if entry.is_dir())) or "no folders"
         raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
     folders = {split: folder.stat().st_mtime_ns}
+    if _holds_images_alone(folder):
+        return Listing((), _list_class(folder, split, 0, folders), folders=folders)
     classes = tuple(_class_names(folder))
     tables = [_list_class(folder / name, f"{split}/{name}", label, folders) for label, name in enumerate(classes)]
     return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
@@ -46,6 +48,14 @@ def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]
         raise Refused(f"the class folder {folder} is empty; put images into it, or remove it")
     paths, sizes, times = zip(*found, strict=True)
     return pa.table([paths, [label] * len(found), sizes, times], schema=_LISTING)
+
+
+def _holds_images_alone(folder: Path) -> bool:
+    """Return whether a folder has images and nothing else: images without labels."""
+    entries = list(_visible(folder))
+    return bool(entries) and all(
+        not entry.is_dir() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries
+    )
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -25,10 +25,10 @@ _ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid"
 class Listing:
     """The samples of a split in order of id, as far as they are known without reading an image.
 
-    classes: names in order of label; table: path (<split>/<class>/<name>), label, num_bytes, and where the bytes lie:
-    `location` (a file relative to the root; absent: the path is it), or `file` and `offset`; files: those that the
-    column `file` numbers; folders: {folder relative to the root: when it changed last} of single files; such files also
-    have a column mtime_ns.
+    classes: names in order of label, none where images have no labels (which are 0 then); table: path
+    (<split>/<class>/<name>), label, num_bytes, and where the bytes lie: `location` (a file relative to the root;
+    absent: the path is it), or `file` and `offset`; files: those that the column `file` numbers; folders: {folder
+    relative to the root: when it changed last} of single files; such files also have a column mtime_ns.
     """
 
     classes: tuple[str, ...]
@@ -56,8 +56,12 @@ def find_containers(place: Place, split: str, suffix: str) -> tuple[Found, ...]:
 
 
 def canonical_paths(split: str, classes: Sequence[str], labels: NDArray[np.int32], names: pa.Array) -> pa.Array:
-    """Return <split>/<class>/<name> of every sample: what an image folder of the same images calls them."""
-    prefixes = pa.array([f"{split}/{name}/" for name in classes], type=pa.large_string())
+    """Return <split>/<class>/<name> of every sample: what an image folder of the same images calls them.
+
+    Without classes: <split>/<name>.
+    """
+    starts = [f"{split}/{name}/" for name in classes] or [f"{split}/"]
+    prefixes = pa.array(starts, type=pa.large_string())
     nothing = pa.scalar("", type=pa.large_string())
     return pc.binary_join_element_wise(prefixes.take(pa.array(labels)), names.cast(pa.large_string()), nothing)
 

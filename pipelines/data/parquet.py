@@ -1,5 +1,7 @@
 """Parquet with the hub's image schema: a struct `image {bytes, path}` and a label, in one file or many.
 
+Without a column for the label, the images have none.
+
 Rows of Parquet lie in compressed groups, so one image cannot be read without its whole group: such files are read in
 order, once, into a pack. Names of classes come from the schema's metadata, where Hugging Face's libraries put them.
 """
@@ -85,17 +87,14 @@ class ParquetPacking:
                 start += len(batch)
 
     @cached_property
-    def _columns(self) -> tuple[str, str]:
-        """Return the names of (the column of images, the column of labels). Refused where there is none, or several."""
+    def _columns(self) -> tuple[str, str | None]:
+        """Return the names of (the column of images, that of labels if any). Refused for no images, or several."""
         schema, name = self._schema, self.place.name_of(self.files[0].name)
         images = [field.name for field in schema if _holds_images(field.type)]
         if len(images) != 1:
             found = f"columns {', '.join(schema.names)}, {len(images) or 'none'} of which hold images"
             raise Refused(f"{name} has {found}; give Parquet with one column of struct {{bytes, path}}")
-        labels = [label for label in _LABELS if label in schema.names]
-        if not labels:
-            raise Refused(f"{name} has columns {', '.join(schema.names)}, none of them called {' or '.join(_LABELS)}")
-        return images[0], labels[0]
+        return images[0], next((label for label in _LABELS if label in schema.names), None)
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -120,6 +119,15 @@ class ParquetPacking:
         return tuple(shards)
 
     @property
+    def _rows_in_shards(self) -> int:
+        """How many rows the files have, by their metadata."""
+        rows = 0
+        for found in self.files:
+            with self.place.open(found.name) as file:
+                rows += _open(file, self.place.name_of(found.name)).metadata.num_rows
+        return rows
+
+    @property
     def num_rows(self) -> int:
         """How many images there are."""
         return len(self._classes_and_labels[1])
@@ -128,6 +136,8 @@ class ParquetPacking:
     def _classes_and_labels(self) -> tuple[tuple[str, ...], np.ndarray]:
         """Return (the names of the classes, the label of every row)."""
         column, parts = self._columns[1], []
+        if column is None:
+            return (), np.zeros(self._rows_in_shards, dtype=np.int32)
         for found in self.files:
             with self.place.open(found.name) as file:
                 parts.append(_open(file, self.place.name_of(found.name)).read([column])[column].combine_chunks())

@@ -43,8 +43,9 @@ class Source:
     (<split>/<class>/<name>), label, height, width (pixels, as stored, before any EXIF rotation), num_bytes, crc32, and
     where its bytes lie: `location` (a file; absent: the path is it), or `file` and `offset`; files: (name, bytes) of
     those that the column `file` numbers; stored_in: the folder or URI that the bytes are read from, where it is not the
-    root; copies: what a node keeps of an object store; None: nothing.
-    on_broken: what is done about an image that is no longer the one that was indexed.
+    root; copies: what a node keeps of an object store; None: nothing; on_broken: what is done about an image that is no
+    longer the one that was indexed; labelled: whether the images have labels. Those without have label 0, which means
+    nothing, and no classes of their own.
     """
 
     root: str
@@ -54,6 +55,7 @@ class Source:
     stored_in: str | None = None
     copies: CopyPolicy | None = None
     on_broken: OnBroken = "refuse"
+    labelled: bool = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields alone: another process opens its own files."""
@@ -138,6 +140,11 @@ class Source:
         """Return where each of these samples lies, in words for an error: the file's path."""
         return self._storage.names(ids)
 
+    def require_labels(self, purpose: str) -> None:
+        """Refuse images without labels for a purpose that needs them, given as a word or two."""
+        if not self.labelled:
+            raise Refused(f"the images in {self.root} have no labels, which {purpose} needs; give images with labels")
+
     def decode(self, sample_id: int, content: bytes) -> Image.Image:
         """Return the whole picture of a sample in RGB; Refused, with its name, where that cannot be."""
         (name,) = self.names(np.array([sample_id]))
@@ -176,6 +183,7 @@ class Source:
 
         Refused where a class has fewer. All of them are the source itself.
         """
+        self.require_labels("data.images_per_class")
         order, rank, counts = self._drawn(seed, Stream.SAMPLE)
         if np.any(short := counts < per_class):
             label = int(short.argmax())
@@ -188,7 +196,7 @@ class Source:
     def _drawn(self, seed: int, stream: Stream) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return (ids by class, within it in an order drawn from the seed; their place in their class; class sizes)."""
         order = np.lexsort((permutation(len(self), seed, 0, stream)(np.arange(len(self))), self.labels))
-        counts = np.bincount(self.labels, minlength=len(self.classes))
+        counts = np.bincount(self.labels, minlength=len(self.classes) if self.labelled else 1)
         return order, np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts), counts
 
     def _column(self, name: str) -> NDArray[np.int32]:
@@ -226,7 +234,8 @@ def open_table(
     if is_remote(stored_in or root):
         table = table.append_column("row", pa.array(np.arange(len(table))))  # which the node's copy goes by
     files = tuple((name, num_bytes) for name, num_bytes in json.loads(metadata.get(b"files", b"[]")))
-    return Source(root, tuple(json.loads(metadata[b"classes"])), table, files, stored_in, copies, on_broken)
+    classes = tuple(json.loads(metadata[b"classes"]))
+    return Source(root, classes, table, files, stored_in, copies, on_broken, labelled=bool(classes))
 
 
 def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[str, int]] = ()) -> pa.Table:

@@ -30,7 +30,10 @@ def find_csv(place: Place, split: str) -> tuple[Found, ...]:
 
 
 def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
-    """Return the images that a CSV with columns `path` (relative to the root) and `label` (a class's name) lists."""
+    """Return the images that a CSV lists in the columns `path` (relative to the root) and `label` (a class's name).
+
+    Without a column `label`, they have no labels.
+    """
     name = place.name_of(files[0].name)
     types = {"path": pa.large_string(), "label": pa.large_string()}
     try:
@@ -38,13 +41,14 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
             table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
     except pa.ArrowInvalid as error:
         raise Refused(f"{name} cannot be read as a CSV ({error}); give one with columns path and label") from error
-    missing = sorted(set(types) - set(table.column_names))
-    if missing or not len(table):
-        raise Refused(
-            f"{name} has {f'no column {missing[0]!r}' if missing else 'no rows'}; it needs the columns path and label"
-        )
+    if "path" not in table.column_names or not len(table):
+        missing = "no rows" if "path" in table.column_names else "no column 'path'"
+        raise Refused(f"{name} has {missing}; it needs the columns path and label")
     table = table.combine_chunks()
-    classes, labels = number_classes(table["label"].chunk(0), name)
+    classes: tuple[str, ...] = ()
+    labels = np.zeros(len(table), dtype=np.int32)
+    if "label" in table.column_names:
+        classes, labels = number_classes(table["label"].chunk(0), name)
     locations = table["path"].chunk(0)
     names = pc.replace_substring_regex(locations, ".*/", "")
     return _listing(place, split, classes, labels, names, locations)

@@ -2,7 +2,8 @@
 
 A sample is the files of one name before its first dot: one image, and its label as `.cls` (a number or a name), in
 `.json` (key `label`, with the original `filename` where it is kept), or, where there is neither, as the class folder
-that the image lies in. Names of classes that are numbers come from classes.txt beside the tars, a line a class.
+that the image lies in. Tars without any of these hold images without labels. Names of classes that are numbers come
+from classes.txt beside the tars, a line a class.
 """
 
 from __future__ import annotations
@@ -61,14 +62,13 @@ def find_tars(place: Place, split: str) -> tuple[Found, ...]:
 
 
 def list_tars(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
-    """Return the samples of these tars; Refused, with its name, for a sample without a label."""
+    """Return the samples of these tars: with labels, or all of them without. Refused where some have none."""
     with ThreadPoolExecutor() as threads:
         tables = list(threads.map(lambda number: _list_tar(place, split, files, number), range(len(files))))
     table = pa.concat_tables(tables).combine_chunks()
     if not len(table):
         raise Refused(f"{place.name_of(files[0].name)} holds no images; give tars of images (.jpg, .png, .webp, ...)")
-    numbered = not pc.any(table["in_folder"]).as_py()
-    classes, labels = _classes(place, files, table["class"].chunk(0), numbered)
+    classes, labels = _classes(place, files, table)
     paths = canonical_paths(split, classes, labels, table["name"].chunk(0))
     listed = table.select(["num_bytes", "file", "offset"]).append_column("label", pa.array(labels))
     return Listing(classes, in_order_of_id(listed.append_column("path", paths)), files)
@@ -107,10 +107,6 @@ def _list_tar(place: Place, split: str, files: tuple[Found, ...], number: int) -
                     continue
                 label, original = _label(sample, whole, name)
                 folder, own = _inside(image.path, split)
-                if label is None and not folder:
-                    raise Refused(
-                        f"{name}: {image.path} has no label; put a .cls file beside it, or it into a class folder"
-                    )
                 own = PurePosixPath(original).name if original else own if label is None else image.path.name
                 rows.append((label or folder, label is None, own, image.num_bytes, number, image.offset))
         except (tarfile.TarError, EOFError) as error:
@@ -166,16 +162,27 @@ def _content(member: _Member, file: Any) -> bytes:
 def _inside(path: PurePosixPath, split: str) -> tuple[str, str]:
     """Return (class folder, name within it) of an image of a tar that was made from an image folder."""
     parts = list(path.parts)
-    while parts[0] in (".", "/") or (parts[0] == split and len(parts) > 2):
+    while parts[0] in (".", "/") or (parts[0] == split and len(parts) > 1):
         del parts[0]
     return (parts[0], "/".join(parts[1:])) if len(parts) > 1 else ("", parts[0])
 
 
-def _classes(
-    place: Place, files: tuple[Found, ...], names: pa.Array, numbered: bool
-) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Return (class names, labels) of labels given as text; numbered: those that are all digits are numbers."""
-    if not (numbered and all(text.isdecimal() for text in names.unique().to_pylist())):
+def _classes(place: Place, files: tuple[Found, ...], table: pa.Table) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return (class names, labels) of listed tars.
+
+    Labels that are all digits are numbers, unless they are names of folders. No names where no sample has a label.
+    """
+    names = table["class"].chunk(0)
+    unlabelled = pc.equal(names, "")
+    if pc.all(unlabelled).as_py():
+        return (), np.zeros(len(table), dtype=np.int32)
+    if pc.any(unlabelled).as_py():
+        first = table.filter(unlabelled).slice(0, 1).to_pylist()[0]
+        raise Refused(
+            f"{place.name_of(files[first['file']].name)}: {first['name']} has no label, but others have; put a .cls "
+            "file beside it, or it into a class folder"
+        )
+    if pc.any(table["in_folder"]).as_py() or not all(text.isdecimal() for text in names.unique().to_pylist()):
         return number_classes(names, place.root)
     folder = str(PurePosixPath(files[0].name).parent)
     numbers = names.cast(pa.int64()).to_numpy()

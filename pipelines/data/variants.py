@@ -45,6 +45,7 @@ class Target:
 
 def own_target(index: Source) -> Target:
     """Return the target that is a split of the network's own data set."""
+    index.require_labels("an evaluation")
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes)
 
 

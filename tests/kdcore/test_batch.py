@@ -106,3 +106,19 @@ def test_targets_come_with_a_copy_of_the_batch():
     assert plain.targets is None
     with pytest.raises(dataclasses.FrozenInstanceError):
         plain.views = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("needs", "reads"),
+    [
+        (Needs(teacher_logits=True, teacher_taps=frozenset({"t"}), sample_ids=True), False),
+        (Needs(labels=True), True),
+        (Needs(hard_labels=True), True),
+        (Needs(class_means=frozenset({"t"})), True),
+        (Needs(class_similarity=True), True),
+        (Needs(student_input_gradient=True), True),
+        (Needs(teacher_input_gradient=True), True),
+    ],
+)
+def test_what_images_without_labels_do_not_have(needs, reads):
+    assert needs.reads_labels is reads

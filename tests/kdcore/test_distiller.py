@@ -97,7 +97,7 @@ def test_terms_of_weight_0_are_left_out_with_all_that_they_need():
     nonsense = FEATURES | {"weight": 0, "pairs": [{"student": "no such tap", "teacher": "nor this"}]}
     distiller = make(CE, KD | {"weight": 0}, nonsense)
     assert list(distiller.terms) == list(distiller.extras) == ["ce"]
-    assert distiller.needs == Needs()
+    assert distiller.needs == Needs(labels=True)
     assert distiller(batch()).teacher_logits is None
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from pyarrow.fs import LocalFileSystem
 
 from cluster.assembly import Assembly, assemble, checkpoint_facts, open_data
+from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
@@ -21,6 +24,9 @@ from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
+from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
+from kdcore.models import build_model
 from pipelines.data import remote
 from pipelines.data.convert import PackJob, run_pack_job
 from tests.conftest import small_recipe, write_image_folder
@@ -152,3 +158,64 @@ def test_broken_images_are_listed_with_the_run(tmp_path: Path) -> None:
     assert "broken_images.txt" in {artifact.path for artifact in artifacts}
     counts = [row["data/replaced_images"] for row in read_journal(folder.metrics) if "data/replaced_images" in row]
     assert counts[-1] == 1
+
+
+@pytest.fixture
+def without_labels(tmp_path: Path) -> Callable[..., RunConfig]:
+    """A function that gives a recipe whose training images have no labels; val: whether validation images have some."""
+    images = write_image_folder(tmp_path / "images")
+    for split in ("train", "val"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        for file in sorted((images / split).rglob("*.png")):
+            shutil.copy(file, tmp_path / "flat" / split / f"{file.parent.name}-{file.name}")
+    torch.manual_seed(7)
+    teacher = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
+    safetensors.torch.save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+
+    def make(method: list[dict[str, object]], labelled: str, **changes: object) -> RunConfig:
+        root = tmp_path / f"root-{labelled}"
+        root.mkdir(exist_ok=True)
+        for split in ("train", "val"):
+            if not (root / split).exists():
+                (root / split).symlink_to((images if split == labelled else tmp_path / "flat") / split)
+        recipe = small_recipe(
+            root,
+            tmp_path / "out",
+            scaling__num_workers=0,
+            views__mixup_alpha=0.4,
+            teacher={"model": "cifar_resnet8", "checkpoint": str(tmp_path / "teacher.safetensors")},
+            method=method,
+            **changes,
+        )
+        return parse(recipe)
+
+    return make
+
+
+KD = [{"term": "kd", "weight": 1.0, "temperature": 4.0}]
+
+
+def test_training_without_labels(without_labels: Callable[..., RunConfig]) -> None:
+    """A method that reads none trains, and is judged on labelled validation images as any other."""
+    config = without_labels(KD, "val", data__held_out=0.2)
+    result = launch(config)
+    rows = read_journal(RunFolder.of(config).metrics)
+    assert not any("train/top1" in row for row in rows)
+    assert {"val/top1", "val/agreement", "held_out/agreement"} <= result.metrics.keys()
+    assert "held_out/top1" not in result.metrics
+
+
+def test_validation_without_labels(without_labels: Callable[..., RunConfig]) -> None:
+    """By agreement with the teacher, which also chooses the weights."""
+    config = without_labels([*KD, {"term": "ce", "weight": 1.0}], "train", train__select="val")
+    result = launch(config)
+    assert {"val/agreement", "val/kl", "train/top1"} <= result.metrics.keys()
+    assert not {"val/top1", "val/top5", "val/nll", "val/teacher_top1"} & result.metrics.keys()
+    assert result.best_score is not None
+
+
+def test_labels_that_are_missing(without_labels: Callable[..., RunConfig]) -> None:
+    with pytest.raises(Refused, match=r"have no labels, which the term ce reads; leave it out of the method"):
+        launch(without_labels([*KD, {"term": "ce", "weight": 1.0}], "val"))
+    with pytest.raises(Refused, match=r"no split of .* has labels, so that the classes are unknown"):
+        launch(without_labels(KD, "neither"))

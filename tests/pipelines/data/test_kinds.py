@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scipy.io import savemat
 from kdcore.errors import Refused
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source
+from pipelines.data.variants import own_target
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
@@ -121,11 +123,42 @@ def test_a_file_that_is_cut_off_under_way_is_named(container: str, folder: Path,
         source.read(np.arange(len(source)))
 
 
-def test_a_tar_without_labels(tmp_path: Path) -> None:
+def test_a_tar_with_labels_for_some(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
-        add(tar, "lonely.jpg", b"x")
-    with pytest.raises(Refused, match=r"train.tar: lonely.jpg has no label; put a .cls file beside it"):
+        for name in ("0.jpg", "0.cls", "lonely.jpg"):
+            add(tar, name, b"0")
+    with pytest.raises(Refused, match=r"train.tar: lonely.jpg has no label, but others have; put a .cls file"):
         build(tmp_path)
+
+
+def test_images_without_labels(folder: Path, tmp_path: Path) -> None:
+    """In a folder, a tar, Parquet, a CSV and a pack: one fingerprint, no classes, and no purpose that needs labels."""
+    roots = {name: tmp_path / name for name in ("folder", "tar", "parquet", "csv", "pack")}
+    for root in roots.values():
+        root.mkdir()
+    (roots["folder"] / "train").mkdir()
+    files = [file for file, _ in images_of(folder, "train")]
+    for file in files:
+        shutil.copy(file, roots["folder"] / "train" / file.name)
+    with tarfile.open(roots["tar"] / "train.tar", "w") as tar:
+        for file in files:
+            add(tar, file.name, file.read_bytes())
+    rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    pq.write_table(pa.table({"image": rows, "caption": ["x"] * len(rows)}), roots["parquet"] / "train.parquet")
+    shutil.copytree(roots["folder"] / "train", roots["csv"] / "files")
+    (roots["csv"] / "train.csv").write_text("\n".join(["path", *(f"files/{file.name}" for file in files)]))
+    CONTAINERS["pack"](roots["folder"], "train", roots["pack"])
+    sources = {name: build(root) for name, root in roots.items()}
+    assert len({source.fingerprint for source in sources.values()}) == 1
+    for source in sources.values():
+        assert (len(source), source.classes, source.labelled) == (13, (), False)
+        assert source.read(np.arange(13)) == sources["folder"].read(np.arange(13))
+        assert {len(part) for part in source.split(0.25, 0)} == {10, 3}
+        with pytest.raises(Refused, match=r"have no labels, which an evaluation needs; give images with labels"):
+            own_target(source)
+    (roots["folder"] / "train" / "notes.txt").write_text("no image")
+    with pytest.raises(Refused, match=r"lies beside the class folders"):
+        build(roots["folder"])
 
 
 def test_a_tar_of_two_images_a_sample(tmp_path: Path) -> None:
@@ -181,7 +214,6 @@ def test_labels_that_are_text(tmp_path: Path) -> None:
     ("table", "complaint"),
     [
         ({"text": ["a"], "label": [0]}, r"has columns text, label, none of which hold images; give Parquet with one"),
-        ({"image": [b"x"], "other": [0]}, r"has columns image, other, none of them called label or"),
         ({"image": [b"x"], "label": pa.array([None], pa.int64())}, r"column 'label' has 1 rows without a label"),
         ({"image": [b"x"], "label": [-1]}, r"has an image of class -1, but labels count from 0"),
         ({"image": [b"x"], "label": [0]}, r"train.parquet: train/0/0 cannot be read as an image"),
