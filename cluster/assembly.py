@@ -32,6 +32,7 @@ from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source, check_same_classes
+from pipelines.files import make_folder
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
@@ -47,6 +48,8 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
     """
     data, cache_dir = config.data, Path(config.output_dir) / "index"
     copies = CopyPolicy(data.copies_dir, data.copies_bytes)
+    if not reuse_index:
+        make_folder(Path(config.output_dir), "output_dir")
 
     def find(split: str) -> Source:
         if reuse_index:
