@@ -8,7 +8,7 @@ import timm
 import torch
 
 from cluster.assembly import assemble
-from cluster.memory_format import crashing_convolution, to_device, runs_channels_last
+from cluster.memory_format import crashing_convolution, runs_channels_last, to_device
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.launch import launch
