@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.config import RunConfig, micro_batch_size
+from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
@@ -54,6 +55,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
     def find(split: str) -> Source:
         if reuse_index:
             return open_index(data.root, split, cache_dir, copies)
+        make_folder(cache_dir, "output_dir")
         return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
@@ -130,6 +132,16 @@ class Assembly:
         return min(steps, self.config.train.max_steps or steps)
 
     @property
+    def channels_last(self) -> bool:
+        """Whether images lie channels-last: where every network does."""
+        return all(runs_channels_last(self.config, network, self.rank.device) for network in self.networks)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student, and the teacher where it answers online."""
+        return [self.student, *([self.teacher.model] if self.teacher else [])]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The class folders, in the order of the outputs."""
         return self.indexes["train"].classes
@@ -204,6 +216,7 @@ class Assembly:
             std=self.statistics[1],
             num_classes=len(index.classes),
             device=self.rank.device,
+            channels_last=self.channels_last,
             decode=data.decode,
             num_threads=data.num_threads,
             max_batch=max_batch,
@@ -226,13 +239,14 @@ class Assembly:
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
             num_epochs=self.config.train.epochs,
         )
-        return to_device(distiller, self.config, self.rank)
+        is_last = runs_channels_last(self.config, self.student, self.rank.device)
+        to_device(distiller, self.rank.device, is_last)
+        return distiller
 
     def rehearse(self) -> None:
         """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
         policy = evaluation_policy(self.config)
-        networks = [self.student, *([self.teacher.model] if self.teacher else [])]
-        for network in networks:
+        for network in self.networks:
             check_network(network, (policy.height, policy.width))
         if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
             return
@@ -300,7 +314,8 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
             teacher = online_teacher(teacher_model, statistics, config, rank)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
-    return Assembly(config, indexes, plan, to_device(student, config, rank), teacher, stored, statistics, rank)
+    student = to_device(student, rank.device, runs_channels_last(config, student, rank.device))
+    return Assembly(config, indexes, plan, student, teacher, stored, statistics, rank)
 
 
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:
@@ -342,7 +357,8 @@ def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, 
     scale = renormalisation(statistics, input_statistics(model))
     if scale is not None:
         scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-    return OnlineTeacher(to_device(model, config, rank), config.needs, scale)
+    model = to_device(model, rank.device, runs_channels_last(config, model, rank.device))
+    return OnlineTeacher(model, config.needs, scale)
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:
@@ -361,9 +377,3 @@ def autocast(config: RunConfig, rank: Rank) -> torch.autocast:
     """Return the context in which networks run."""
     dtype = precision(config, rank.device)
     return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def to_device(module: nn.Module, config: RunConfig, rank: Rank):  # type: ignore[no-untyped-def]
-    """Move a module to the rank's device, in the recipe's memory format."""
-    layout = torch.channels_last if config.train.channels_last else torch.preserve_format
-    return module.to(rank.device).to(memory_format=layout)

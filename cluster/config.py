@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cluster.sections import (
     AboutConfig,
@@ -39,6 +39,21 @@ class RunConfig(Section):
 
     # Sections that may change between two starts of a run: they decide nothing of what it computes.
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"about", "scaling", "tracking", "checkpoint"})
+
+    # Fields that may likewise: where the data lie (their fingerprint is compared instead), and what reads them.
+    INCIDENTAL_FIELDS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "output_dir",
+            "data.root",
+            "data.loader",
+            "data.decode",
+            "data.num_threads",
+            "data.prefetch",
+            "data.copies_dir",
+            "data.copies_bytes",
+        }
+        | {"cache.dir", "cache.copies_dir", "cache.batch_size", "cache.rows_per_shard", "cache.trust"}
+    )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name, which is its identity: the same name again continues it. Its files lie in `output_dir`/`name`."""
@@ -106,6 +121,12 @@ class RunConfig(Section):
     def storage(self) -> str:
         """Where the checkpoints of runs lie, each run's under its name: a folder or a URI."""
         return self.checkpoint.storage or str(Path(self.output_dir).absolute())
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        check_not_reserved(name)
+        return name
 
     @model_validator(mode="after")
     def _check_across(self) -> RunConfig:
@@ -192,6 +213,16 @@ _RULES = (
     _images_to_choose_by_are_held_out,
     _statistics_are_whole,
 )
+
+
+# What lies in an output folder beside the folders of its runs.
+RESERVED_NAMES = ("index", "artifacts", "mlflow.db", "mlruns")
+
+
+def check_not_reserved(name: str) -> None:
+    """Refuse the name of a run or a sweep that would lie where an output folder keeps something else."""
+    if name.lower() in RESERVED_NAMES or name.lower().startswith("mlflow.db"):
+        raise Refused(f"{name!r} is where the output folder keeps other things; choose another name")
 
 
 def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:

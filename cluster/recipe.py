@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,11 +16,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
+from cluster.strict_yaml import read_yaml, read_yaml_file
 from kdcore.configs import PATH
 from kdcore.errors import Refused
 from pipelines.places import absolute_location
 
 Model = TypeVar("Model", bound=BaseModel)
+Named = Callable[[str], dict[str, Any]]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -42,22 +44,35 @@ def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) 
     return parse(data, source)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the mapping of a recipe file with its bases merged in."""
+def read_recipe(path: Path, named: Named | None = None, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the mapping of a recipe file with its bases merged in.
+
+    named: gives the mapping of a recipe by its name, for a base that is one. above: the files that start from this one.
+    """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         raise Refused(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    above = (*above, path.resolve())
+    data = read_yaml_file(path)
     if not isinstance(data, dict):
         raise Refused(f"{path}: a recipe is a mapping of keys to values")
     bases = data.pop("base", [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merge(merged, read_recipe(path.parent / base))
+    for base in bases if isinstance(bases, list) else [bases]:
+        merge(merged, _read_base(base, path, named, above))
     return merge(merged, data)
+
+
+def _read_base(base: Any, path: Path, named: Named | None, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the mapping of a recipe that the one at `path` starts from: a file, or the name of a recipe."""
+    if not isinstance(base, str) or not base:
+        raise Refused(f"{path}: base is {base!r}; give a recipe's file or name, or a list of them, or leave it out")
+    file = path.parent / Path(base).expanduser()
+    if named is not None and not file.is_file() and file.suffix not in (".yaml", ".yml"):
+        return named(base)
+    if file.resolve() in above:
+        raise Refused(f"{path}: base {base} starts from {path} itself; recipes cannot start from one another")
+    return read_recipe(file, named, above)
 
 
 def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,10 +90,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise Refused(f"override {override!r}: write key=value, such as train.epochs=5")
-    try:
-        assign(data, key, yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise Refused(f"override {override!r}: {text!r} is not YAML: {' '.join(str(error).split())}") from None
+    assign(data, key, read_yaml(text, f"override {override!r}"))
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -113,9 +125,25 @@ def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
 def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     """Return a model from a mapping, with errors as for `parse`."""
     try:
-        return model.model_validate(data)
+        made = model.model_validate(data)
     except ValidationError as error:
         raise Refused(f"{source}: {'; '.join(_sentences(error, model, data))}") from None
+    for place, given, number in _numbers_from_truth(data, made):
+        raise Refused(f"{source}: {place}: {str(given).lower()} is no number (it would be read as {number})")
+    return made
+
+
+def _numbers_from_truth(given: Any, made: Any, place: str = "") -> Iterator[tuple[str, bool, float]]:
+    """Yield (place, given, number) of every true or false that pydantic has made a number of."""
+    if isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        yield place, given, made
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inner = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
+            yield from _numbers_from_truth(value, inner, f"{place}.{key}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for number, (one, other) in enumerate(zip(given, made, strict=False)):
+            yield from _numbers_from_truth(one, other, f"{place}.{number}")
 
 
 def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:

@@ -21,8 +21,9 @@ class PathField:
 
 PATH = PathField()
 
-# Arguments of `timm.create_model` that other fields stand for.
+# Arguments of `timm.create_model` that other fields stand for, or that would make no classifier of RGB images.
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
+_NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network without a classifier cannot be trained"}
 
 
 class ModelConfig(BaseModel):
@@ -56,6 +57,12 @@ class ModelConfig(BaseModel):
             near = difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
             raise Refused(f"unknown model {self.model!r}; {hint}")
+        name, dot, tag = self.model.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
+        if dot and tag not in tags:
+            near = difflib.get_close_matches(tag, tags, n=4, cutoff=0.3) or tags[:4]
+            hint = f"it has {', '.join(near)}" if near else f"it has none: {name}"
+            raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
         for path in (self.checkpoint, self.class_indices):
             if path is not None and not Path(path).is_file():
                 raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
@@ -65,6 +72,8 @@ class ModelConfig(BaseModel):
             raise Refused(
                 f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
             )
+        if wrong := _NO_ARGS.keys() & self.args.keys():
+            raise Refused(f"model {self.model!r}: args has {min(wrong)!r}, but {_NO_ARGS[min(wrong)]}; leave it out")
 
 
 class OptimizerConfig(BaseModel):

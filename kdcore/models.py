@@ -33,10 +33,13 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
             "that network, give a file: pretrained=false checkpoint=weights.safetensors"
         ) from error
     except Exception as error:
+        # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         if not config.args:
-            raise
-        # Networks refuse an argument in their own ways: by TypeError, IndexError, AssertionError, ...
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise Refused(
+                f"timm {timm.__version__} cannot build the model {config.model!r} ({reason}); give the args that it "
+                "needs, or take another model"
+            ) from error
         raise Refused(
             f"model {config.model!r} does not take args {config.args} ({reason}); correct or leave out student.args or "
             "teacher.args"

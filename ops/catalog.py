@@ -45,12 +45,12 @@ def load_here(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read(recipe: str) -> dict[str, Any]:
     """Return the complete mapping of a YAML file or of a named recipe."""
     if Path(recipe).suffix in (".yaml", ".yml"):
-        return read_recipe(Path(recipe))
+        return read_recipe(Path(recipe), read)
     known = names()
     if recipe not in known:
         near = difflib.get_close_matches(recipe, known, n=3) or ["a .yaml file"]
         raise Refused(f"{recipe}: no such recipe; did you mean {', '.join(near)}? `python -m ops recipes` lists them")
-    return rows.recipe(recipe) if recipe in rows.names() else read_recipe(RECIPES / f"{recipe}.yaml")
+    return rows.recipe(recipe) if recipe in rows.names() else read_recipe(RECIPES / f"{recipe}.yaml", read)
 
 
 def about(name: str) -> AboutConfig:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from cluster.config import check_not_reserved
 from cluster.recipe import read_recipe, validated
 from cluster.sections import Section
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
@@ -232,6 +233,12 @@ class SweepConfig(Section):
             written = ", ".join(f"{name}: {value}" for name, value in rule.items())
             raise Refused(f"asha is one of several stopping rules; write stop: {{{written}}}")
         return {name: value for name, value in given.items() if name != "asha"}
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        check_not_reserved(name)
+        return name
 
     @field_validator("metric")
     @classmethod

@@ -129,11 +129,14 @@ class RunFolder:
         """Write the result: the run is finished from now on."""
         write_json(self.result, dict(result))
 
-    def claim(self, config: RunConfig) -> None:
-        """Make the folder this recipe's run, or go on with it. Refused where it holds another one."""
+    def claim(self, config: RunConfig, data: str | None = None) -> None:
+        """Make the folder this recipe's run, or go on with it. Refused where it holds another one.
+
+        data: the fingerprint of the training images, by which they are known when they have moved.
+        """
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
-        write_json(self.facts, {"weights": starting_weights(config)})
+        write_json(self.facts, {"weights": starting_weights(config), **({"data": data} if data else {})})
         write_whole(self.recipe, to_yaml(config).encode())
 
     def refuse_another(self, config: RunConfig) -> None:
@@ -145,14 +148,28 @@ class RunFolder:
             return
         ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in PATHS]
+        free = RunConfig.INCIDENTAL_FIELDS.union(PATHS)
+        changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in free]
         if changed:
             key = changed[0]
             raise Refused(
                 f"{self.path} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
                 "now); choose another name=..., or delete that folder"
             )
+        if ours.get("data.root") != theirs.get("data.root"):
+            self._refuse_other_data(config, theirs["data.root"])
         self._refuse_other_weights(config)
+
+    def _refuse_other_data(self, config: RunConfig, root: str) -> None:
+        """Refuse a folder of images that are not those of the run, which lay at `root`."""
+        from cluster.assembly import open_data  # here alone: it imports the networks' libraries
+
+        known = read_json(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
+        if known is None or open_data(config)["train"].fingerprint != known:
+            raise Refused(
+                f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are "
+                f"{'others' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
+            )
 
     def _refuse_other_weights(self, config: RunConfig) -> None:
         if not self.facts.exists():  # a run from before they were recorded

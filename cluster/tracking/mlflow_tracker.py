@@ -177,6 +177,11 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
+            raise Refused(
+                f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "
+                "of that database here and on every node, or name another store as tracking.uri"
+            ) from error
         if not (is_away(error) or isinstance(error, MlflowException)):
             raise
         verb = "does not answer" if is_away(error) else "refuses"

@@ -59,8 +59,11 @@ class RunResult:
         return cls(**{name: value for name, value in found.items() if name in known})
 
 
-def check_run(config: RunConfig) -> None:
-    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes, shapes."""
+def check_run(config: RunConfig) -> str:
+    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes, shapes.
+
+    Return the fingerprint of its training images.
+    """
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
 
@@ -69,6 +72,7 @@ def check_run(config: RunConfig) -> None:
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
     parts.rehearse()
+    return parts.indexes["train"].fingerprint
 
 
 def launch(
@@ -86,8 +90,7 @@ def launch(
     with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
         checking = thread.submit(check_run, config)
         with ray_session(config):
-            checking.result()
-            folder.claim(config)
+            folder.claim(config, checking.result())
             opening = thread.submit(open_run, config, command, tags)
             try:
                 final = run_workers(config, opening, watch)

@@ -43,7 +43,7 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
 
 def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]) -> pa.Table:
     """Return the files of a class, in order; each folder on the way is added to `folders`, with its time."""
-    found = sorted(_walk(folder, relative, folders))
+    found = sorted(_walk(folder, relative, folders, _folders_around(folder)))
     if not found:
         raise Refused(f"the class folder {folder} is empty; put images into it, or remove it")
     paths, sizes, times = zip(*found, strict=True)
@@ -56,6 +56,12 @@ def _holds_images_alone(folder: Path) -> bool:
     return bool(entries) and all(
         not entry.is_dir() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries
     )
+
+
+def _folders_around(folder: Path) -> frozenset[tuple[int, int]]:
+    """Return what identifies the split's folder, and the data's, in which a class lies."""
+    found = (place.stat() for place in (folder.parent, folder.parent.parent))
+    return frozenset((status.st_dev, status.st_ino) for status in found)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -73,14 +79,20 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _walk(folder: Path, relative: str, folders: dict[str, int]) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, size, time of modification) of every file below."""
-    folders[relative] = folder.stat().st_mtime_ns  # before its files are listed
+def _walk(
+    folder: Path, relative: str, folders: dict[str, int], around: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, int, int]]:
+    """Yield (path, size, time of modification) of every file below. Refused for a link to a folder around it."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in around:
+        raise Refused(f"{folder} is a link to a folder that it lies in, which never ends; remove it")
+    folders[relative] = status.st_mtime_ns  # before its files are listed
     for entry in _visible(folder):
         path = f"{relative}/{entry.name}"
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), path, folders)
+        with refusing_broken(entry.path):  # a link may lead nowhere, or to itself
+            is_folder, status = entry.is_dir(), entry.stat()
+        if is_folder:
+            yield from _walk(Path(entry.path), path, folders, around | {here})
         else:
-            with refusing_broken(entry.path):  # a link may lead nowhere
-                status = entry.stat()
             yield path, status.st_size, status.st_mtime_ns

@@ -10,10 +10,14 @@ from io import BytesIO
 from PIL import Image
 
 from kdcore.errors import Refused
+from pipelines.data.coding import differs
 
 # What the loaders decode alike. MPO is a camera's JPEG with further pictures behind the first.
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000")
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+
+# Whose end says nothing: only decoding tells whether they are whole.
+_DECODED = ("BMP", "TIFF", "PPM", "JPEG2000")
 
 
 def inspect_image(content: bytes, name: str) -> tuple[int, int, int]:
@@ -26,8 +30,10 @@ def inspect_image(content: bytes, name: str) -> tuple[int, int, int]:
         width, height = image.size
         kind, mode = image.format, image.mode
         # A JPEG that does not end in its end marker is cut short, or has something appended: decoding tells which.
-        if kind == "JPEG" and b"\xff\xd9" not in content[-64:]:
+        if (kind == "JPEG" and b"\xff\xd9" not in content[-64:]) or kind in _DECODED:
             image.load()
+    if reason := differs(content, kind, mode):
+        raise Refused(f"{name} is {reason}, which the loaders do not decode alike; convert it to JPEG or PNG")
     if kind not in _FORMATS or mode not in _MODES:
         raise Refused(
             f"{name} is a {kind} image of mode {mode}, which the loaders do not decode alike; convert it to JPEG or PNG"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -171,6 +172,11 @@ class Source:
         short = np.flatnonzero((num_held < 1) | (num_held >= counts))
         if short.size:
             name, count = self.classes[short[0]], counts[short[0]]
+            if count < 2:
+                raise Refused(
+                    f"class {name!r} has {count} image in {self.root}, which cannot be both trained on and held out; "
+                    "add images to it, leave the class out, or set data.held_out=0"
+                )
             raise Refused(
                 f"holding out {fraction} of class {name!r} ({count} images in {self.root}) leaves it without images on "
                 f"one side; choose a fraction that takes at least 1 and at most {count - 1} of them"
@@ -211,6 +217,13 @@ def check_same_classes(train: Source, validation: Source) -> None:
     missing = sorted(set(train.classes) - set(validation.classes))
     surplus = sorted(set(validation.classes) - set(train.classes))
     if missing or surplus:
+        for name in missing:
+            twin = next((other for other in surplus if _as_seen(other) == _as_seen(name)), None)
+            if twin is not None:
+                raise Refused(
+                    f"the class {name!a} of the training split is {twin!a} in the validation split of "
+                    f"{validation.root}: the same to the eye, in another form of Unicode or with spaces; rename one"
+                )
         first, where = (missing[0], "training") if missing else (surplus[0], "validation")
         raise Refused(
             f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} classes; "
@@ -220,6 +233,11 @@ def check_same_classes(train: Source, validation: Source) -> None:
         f"the splits in {train.root} and {validation.root} number the same {len(train.classes)} classes in two orders; "
         "give both the same list of classes"
     )
+
+
+def _as_seen(name: str) -> str:
+    """Return a name as people see it: one form of Unicode, no spaces at its ends."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def open_table(

@@ -23,6 +23,7 @@ def build_loader(
     std: Sequence[float],
     num_classes: int,
     device: torch.device,
+    channels_last: bool = True,
     decode: Literal["cpu", "gpu", "auto"] = "auto",
     num_threads: int = 2,
     max_batch: int = 256,
@@ -30,14 +31,23 @@ def build_loader(
 ) -> Loader:
     """Return the loader that a run uses.
 
-    mean, std: of pixels in [0, 1], per channel; decode: where JPEGs are decoded ("auto": on the GPU where the batches
-    go to one); num_threads: that decode, and as many that read; prefetch: batches prepared ahead.
+    mean, std: of pixels in [0, 1], per channel; channels_last: how batches lie in memory; decode: where JPEGs are
+    decoded ("auto": on the GPU where the batches go to one); num_threads: that decode, and as many that read; prefetch:
+    batches prepared ahead.
     """
     if decode == "gpu" and device.type != "cuda":
         raise Refused(f"decode='gpu' with batches on {device}; use decode='cpu' or 'auto', or a CUDA device")
     if num_threads < 1 or prefetch < 2:
         raise Refused(f"num_threads={num_threads}, prefetch={prefetch}; give at least 1 thread, and 2 batches ahead")
-    finish = Finish(plan.policy, plan.seed, mean=mean, std=std, num_classes=num_classes, device=device)
+    finish = Finish(
+        plan.policy,
+        plan.seed,
+        mean=mean,
+        std=std,
+        num_classes=num_classes,
+        device=device,
+        channels_last=channels_last,
+    )
     if kind == "reference":
         from pipelines.loaders.reference import ReferenceLoader
 

@@ -99,6 +99,29 @@ class DaliLoader(Loader):
                     self.source.decode(sample_id, content)
                 except Refused as error:
                     return error
+                if reason := self._complaint(content):
+                    (name,) = self.source.names(np.array([sample_id]))
+                    return Refused(
+                        f"{name} is read by Pillow and not by DALI ({reason}); convert it to JPEG or PNG, "
+                        "or set data.loader=reference"
+                    )
+        return None
+
+    def _complaint(self, content: bytes) -> str | None:
+        """Return what DALI says of one image alone; None where it decodes it."""
+        dali = _import_dali()
+        pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=_device_id(self.device), prefetch_queue_depth=1)
+        with pipeline:
+            encoded = dali.fn.external_source(lambda: [np.frombuffer(content, dtype=np.uint8)], batch=True)
+            device = "mixed" if self._decode_on_gpu else "cpu"
+            pipeline.set_outputs(dali.fn.decoders.image(encoded, device=device, adjust_orientation=False))
+        try:
+            pipeline.build()
+            pipeline.run()
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = [line for line in lines if "rror" in line] or lines
+            return said[-1][:160] if said else type(error).__name__
         return None
 
     def _inputs(self) -> tuple[Any, ...]:

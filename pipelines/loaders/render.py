@@ -31,8 +31,8 @@ _CPU_VALUES = 40_000  # about as many values of a picture where places are compu
 class Finish:
     """What is the same for every batch of a run: the policy, the normalisation, the noise.
 
-    mean, std: per channel, of pixels in [0, 1]; seed: the plan's. Where sizes change, there is one of each size; see
-    `at`.
+    mean, std: per channel, of pixels in [0, 1]; seed: the plan's; channels_last: how batches lie in memory. Where sizes
+    change, there is one of each size; see `at`.
     """
 
     def __init__(
@@ -44,14 +44,24 @@ class Finish:
         std: Sequence[float],
         num_classes: int,
         device: torch.device,
+        channels_last: bool = True,
     ) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise Refused(f"mean={tuple(mean)} and std={tuple(std)}: give three numbers each, std above 0")
         self.policy = policy
         self._of_size = cache(
-            lambda policy: Finish(policy, seed, mean=mean, std=std, num_classes=num_classes, device=device)
+            lambda policy: Finish(
+                policy,
+                seed,
+                mean=mean,
+                std=std,
+                num_classes=num_classes,
+                device=device,
+                channels_last=channels_last,
+            )
         )
         self.num_classes = num_classes
+        self.channels_last = channels_last
         self.device = device
         # A picture's rows are handled as 3 W values: a last dimension of 3 would keep a CPU from vectorising.
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).repeat(policy.width)
@@ -65,7 +75,7 @@ class Finish:
     ) -> tuple[Tensor, Tensor]:
         """Return (what a network sees of uint8 pictures [N,H,W,3] of N views, its labels).
 
-        What it sees is float32 [B,3,H,W], channels-last, normalised. The first B of the N are asked for; the others are
+        What it sees is float32 [B,3,H,W], normalised. The first B of the N are asked for; the others are
         there as partners. partner_rows [B]: where among the N each partner is; labels [N] int64. In this order: the
         view's operations; its colour change, clipped to [0, 1]; normalisation; mixing with the partner's picture of the
         same stage; erasing of the mixture (or, by erase_first, of the two pictures before). Labels: [B] int64, or,
@@ -81,7 +91,8 @@ class Finish:
             labels = mix_labels(soft_labels(labels, self.num_classes), partners, share)
         if views.erase is not None and not policy.erase_first:
             self._erase(pictures, views)
-        return pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2), labels
+        pictures = pictures.view(-1, policy.height, policy.width, 3).permute(0, 3, 1, 2)
+        return pictures if self.channels_last else pictures.contiguous(), labels
 
     def at(self, views: Views) -> Finish:
         """Return what finishes pictures of the size that these views have."""

@@ -83,7 +83,7 @@ def test_an_override_that_is_not_yaml(recipe, tmp_path):
     import yaml
 
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
-    with pytest.raises(Refused, match=r"override 'student.args=\{widths: \[1': .* is not YAML") as caught:
+    with pytest.raises(Refused, match=r"override 'student.args=\{widths: \[1' is not YAML") as caught:
         load_recipe(tmp_path / "recipe.yaml", ["student.args={widths: [1"])
     assert "\n" not in str(caught.value)
 

@@ -13,6 +13,9 @@ from kdcore.terms import parse_term
 PAIRS = [{"student": "layer3", "teacher": "blocks.1"}]
 
 
+SIZES = [("vit_tiny_patch16_224", 48), ("inception_v3", 64), ("maxvit_rmlp_pico_rw_256", 33)]
+
+
 def make(student, *terms, teacher=None, size=(32, 32)):
     terms = [parse_term(term) for term in terms]
     needs = Needs.union(term.needs() for term in terms)
@@ -55,9 +58,7 @@ def test_batch_norm_with_one_value_a_channel():
         rehearse(make(student, {"term": "ce", "weight": 1}), (32, 32), 1, mixes=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("vit_tiny_patch16_224", 48), ("inception_v3", 64), ("maxvit_rmlp_pico_rw_256", 33)]
-)
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_a_size_that_a_network_does_not_take(name, size):
     with pytest.raises(Refused, match=f"cannot take 2 images of {size}x{size}"):
         check_network(timm.create_model(name, num_classes=3), (size, size))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import safetensors.torch
 import torch
 
+from cluster.assembly import open_data
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from tests.conftest import small_recipe
 
 KD = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 1.0, "temperature": 4.0}]
 RESULT = {
@@ -138,3 +141,18 @@ def test_flattened_lists():
     """Lists of mappings are numbered; other lists are values."""
     tree = {"a": {"b": 1}, "method": [{"term": "ce"}, {"term": "kd"}], "sizes": [1, 2], "none": []}
     assert flat_fields(tree) == {"a.b": 1, "method.0.term": "ce", "method.1.term": "kd", "sizes": [1, 2], "none": []}
+
+
+def test_a_run_goes_on_where_only_the_machine_changed(image_folder, tmp_path):
+    """Other threads, another loader, images that have moved: the same run. Other images are refused."""
+    config = parse(small_recipe(image_folder, tmp_path / "out"))
+    folder = RunFolder.of(config)
+    folder.claim(config, open_data(config)["train"].fingerprint)
+    changes = {"data__num_threads": 2, "data__loader": "reference", "data__prefetch": 4}
+    moved = shutil.copytree(image_folder, tmp_path / "moved")
+    folder.refuse_another(parse(small_recipe(moved, tmp_path / "out", **changes)))
+    next((moved / "train" / "class0").iterdir()).unlink()
+    with pytest.raises(Refused, match=r"holds a run on the images in .*others; give data.root="):
+        folder.refuse_another(parse(small_recipe(moved, tmp_path / "out")))
+    with pytest.raises(Refused, match="another recipe"):
+        folder.refuse_another(parse(small_recipe(image_folder, tmp_path / "out", data__crop_pct=0.9)))

@@ -1,0 +1,52 @@
+"""How networks lie in memory: channels-last as the recipe says, except where torch would crash."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cluster.config import RunConfig
+from kdcore.checkpoints import say_once
+
+# Below these, torch 2.15's backward is right: tests/cluster/test_memory_format.py says when it is everywhere.
+CRASHING_CHANNELS, CRASHING_SIDE = 16, 56
+
+
+def to_device(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Return the module on the device, its tensors of four dimensions channels-last if that is wanted.
+
+    `Module.to` fails at tensors of five, a Conv3d's, as in timm's lambda networks.
+    """
+    module = module.to(device)
+    if channels_last:
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def runs_channels_last(config: RunConfig, network: nn.Module, device: torch.device) -> bool:
+    """Return whether a network runs channels-last; where the recipe wants it and torch would crash, say so once."""
+    if not config.train.channels_last:
+        return False
+    is_small = max(config.views.height, config.views.width) < CRASHING_SIDE
+    name = None if device.type != "cpu" or is_small else crashing_convolution(network)
+    if name is not None:
+        say_once(
+            f"{type(network).__name__} runs contiguous on the CPU, not channels-last: there torch's backward of narrow "
+            f"1x1 convolutions with a stride ({name}) crashes"
+        )
+    return name is None
+
+
+def crashing_convolution(network: nn.Module) -> str | None:
+    """Return the name of a convolution whose backward crashes torch 2.15 on a CPU, channels-last; None for none.
+
+    1x1, with a stride, of fewer than 16 input channels, on maps of 56 pixels and more: a segmentation fault, or a
+    double free.
+    """
+    for name, part in network.named_modules():
+        is_strided = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and max(part.stride) > 1
+        if is_strided and part.in_channels < CRASHING_CHANNELS:
+            return name
+    return None

@@ -1,0 +1,59 @@
+"""Narrow ResNets at photo size run contiguous on a CPU, where torch 2.15 would crash."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from cluster.assembly import assemble
+from cluster.memory_format import crashing_convolution, runs_channels_last, to_device
+from cluster.rank import Rank
+from cluster.recipe import parse
+from cluster.training.launch import launch
+
+CPU = torch.device("cpu")
+BACKWARD = """
+import torch
+conv = torch.nn.Conv2d(8, 8, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+images = torch.randn(4, 8, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+for _ in range(5):
+    conv(images).sum().backward()
+"""
+
+
+def test_torch_still_crashes():
+    """Fails when torch has mended it: then the rule of `cluster.memory_format` can go."""
+    done = subprocess.run([sys.executable, "-c", BACKWARD], capture_output=True, check=False)
+    assert done.returncode < 0, "torch has mended the backward of narrow 1x1 convolutions; drop the rule"
+
+
+def test_the_rule(recipe):
+    narrow = timm.create_model("cifar_resnet8", widths=[4, 4, 8, 16])
+    assert crashing_convolution(narrow) == "layer2.0.downsample.0"
+    assert crashing_convolution(timm.create_model("resnet18")) is None
+    large, small = parse(recipe(views__size=64)), parse(recipe(views__size=32))
+    assert not runs_channels_last(large, narrow, CPU)
+    assert runs_channels_last(small, narrow, CPU)
+    assert runs_channels_last(large, narrow, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("changes", [{"views__size": 64}, {"train__channels_last": False}])
+def test_batches_follow(recipe, changes):
+    parts = assemble(parse(recipe(scaling__num_workers=0, **changes)), Rank(0, 1, CPU))
+    batch = next(parts.train_batches(0))
+    assert batch.images.is_contiguous()
+    assert parts.student.conv1.weight.is_contiguous()
+
+
+def test_a_narrow_student_of_photos_trains(recipe):
+    """It killed its worker in seconds: a segmentation fault, or "double free"."""
+    result = launch(parse(recipe(views__size=128, train__max_steps=2, scaling__num_workers=0)))
+    assert result.steps == 2
+
+
+def test_tensors_of_five_dimensions_stay():
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.Conv2d(4, 8, 3))
+    to_device(network, CPU, channels_last=True)
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,72 @@
+"""What ended in a traceback, or after minutes, is one line before training."""
+
+import shutil
+import unicodedata
+
+import pytest
+
+from cluster.recipe import parse
+from cluster.training.launch import check_run, launch
+from kdcore.errors import Refused
+from tests.conftest import small_recipe, write_image_folder
+
+
+@pytest.mark.parametrize(
+    ("student", "complaint"),
+    [
+        ({"model": "resnet18.nope"}, "resnet18 has no pretrained weights called 'nope'; it has "),
+        ({"model": "resnet18", "args": {"in_chans": 1}}, "images have 3 channels"),
+        ({"model": "resnet18", "args": {"features_only": True}}, "without a classifier cannot be trained"),
+        ({"model": "inception_v3"}, "InceptionV3 cannot take 2 images of 64x64"),
+    ],
+)
+def test_networks(recipe, student, complaint):
+    with pytest.raises(Refused, match=complaint):
+        check_run(parse(recipe(student=student, views__size=64)))
+
+
+def test_an_output_folder_that_is_a_file(image_folder, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(Refused, match=r"output_dir: the folder .* cannot be made \(Not a directory\)"):
+        launch(parse(small_recipe(image_folder, tmp_path / "out", scaling__num_workers=0)))
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../.."])
+def test_a_link_to_a_folder_around_it(tmp_path, target):
+    root = write_image_folder(tmp_path / "images")
+    (root / "train" / "class0" / "link").symlink_to(target)
+    with pytest.raises(Refused, match="class0/link is a link to a folder that it lies in"):
+        check_run(parse(small_recipe(root, tmp_path / "out")))
+
+
+def test_a_link_to_another_folder_is_followed(tmp_path):
+    root = write_image_folder(tmp_path / "images")
+    shutil.move(root / "train" / "class0" / "000.png", tmp_path / "more.png")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "more.png", tmp_path / "elsewhere" / "000.png")
+    (root / "train" / "class0" / "link").symlink_to(tmp_path / "elsewhere")
+    check_run(parse(small_recipe(root, tmp_path / "out")))
+
+
+@pytest.mark.parametrize("names", [("NFC", "NFD"), ("class0", "class0 ")])
+def test_classes_that_look_alike(tmp_path, names):
+    root = write_image_folder(tmp_path / "images")
+    for split, name in zip(("train", "val"), names, strict=True):
+        shown = unicodedata.normalize(name, "é") if name.startswith("NF") else name
+        (root / split / "class0").rename(root / split / shown)
+    with pytest.raises(Refused, match="the same to the eye"):
+        check_run(parse(small_recipe(root, tmp_path / "out")))
+
+
+def test_a_class_of_one_image_cannot_be_held_out(tmp_path):
+    root = write_image_folder(tmp_path / "images")
+    for path in sorted((root / "train" / "class0").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(Refused, match=r"'class0' has 1 image in .*set data.held_out=0"):
+        check_run(parse(small_recipe(root, tmp_path / "out", data__held_out=0.2)))
+
+
+@pytest.mark.parametrize("uri", ["mysql://me@127.0.0.1:1/x", "sqlite+nope:////tmp/x.db"])
+def test_a_store_whose_driver_is_missing(recipe, uri):
+    with pytest.raises(Refused, match="install the driver of that database"):
+        launch(parse(recipe(scaling__num_workers=0, tracking__uri=uri)))

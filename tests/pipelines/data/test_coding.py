@@ -1,0 +1,58 @@
+"""Images that Pillow reads and DALI does not, or reads otherwise: NVIDIA/DALI#306, #2766, #3913, #5296."""
+
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcore.errors import Refused
+from pipelines.data.images import inspect_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (64, 80, 3)).astype(np.uint8)
+
+
+def coded(kind, mode="RGB", **options):
+    file = BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "JPEG2000", "TIFF", "JPEG", "WEBP"])
+def test_whole_images_pass_and_cut_ones_do_not(kind):
+    content = coded(kind)
+    assert inspect_image(content, "a")[:2] == (64, 80)
+    with pytest.raises(Refused, match=r"^a "):
+        inspect_image(content[: len(content) * 2 // 3], "a")
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"quality": 10}])
+def test_jpegs_of_every_common_kind_pass(options):
+    assert inspect_image(coded("JPEG", **options), "a")[:2] == (64, 80)
+
+
+def lossless():
+    content = coded("JPEG")
+    at = content.index(b"\xff\xc0")
+    return content[: at + 1] + b"\xc3" + content[at + 2 :]
+
+
+UNLIKE = {
+    "png_noiend": lambda: coded("PNG")[:-12],
+    "lossless jpeg": lossless,
+    "text ppm": lambda: b"P3\n2 1\n255\n1 2 3 4 5 6\n",
+    "ppm of 5 bits": lambda: b"P6\n# a comment\n2 1\n31\n" + bytes(range(6)),
+    "pgm of 16 bits": lambda: b"P5 2 1 65535\n" + struct.pack(">2H", 1, 2),
+    "grey and alpha tiff": lambda: coded("TIFF", "LA"),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_what_is_decoded_otherwise_is_refused(case):
+    with pytest.raises(Refused, match=r"^a "):
+        inspect_image(UNLIKE[case](), "a")
+
+
+def test_a_ppm_with_a_comment_passes():
+    assert inspect_image(b"P6\n# made by hand\n2 1 # wide\n255\n" + bytes(range(6)), "a")[:2] == (1, 2)
