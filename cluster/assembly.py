@@ -26,7 +26,6 @@ from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
-from kdcore.layout import evaluating
 from kdcore.models import build_model, input_statistics
 from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
@@ -245,19 +244,21 @@ class Assembly:
 
     def rehearse(self) -> None:
         """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
-        policy = evaluation_policy(self.config)
-        for network in self.networks:
-            check_network(network, (policy.height, policy.width))
+        judged, sizes, stored = evaluation_policy(self.config), self.config.views.all_sizes, self.stored
+        for size in dict.fromkeys([(judged.height, judged.width), *(sizes if self.config.views.sizes else [])]):
+            for network in self.networks:
+                check_network(network, size)
         if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
             return
-        stored = self.stored
-        rehearse(
-            self.distiller(),
-            image_size(self.config),
-            self.micro_batch,
-            self.config.views.mixes,
-            None if stored is None else lambda number: stored.outputs(Request(view=0, sample_ids=np.arange(number))),
-        )
+        distiller = self.distiller()
+        for size in sizes:
+            rehearse(
+                distiller,
+                size,
+                self.micro_batch,
+                self.config.views.mixes,
+                None if stored is None else lambda number: stored.outputs(Request(0, np.arange(number))),
+            )
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
         """Compute what the teacher's needs name of the training set, in one or two passes over it.
@@ -292,7 +293,6 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     statistics = input_statistics(student)
     if config.data.mean and config.data.std:
         statistics = (config.data.mean, config.data.std)
-    check_sizes("student", student, config)
     teacher, stored, head = None, None, None
     reuses = config.student.classifier == "reused"
     with torch.random.fork_rng(devices=[]):
@@ -309,7 +309,6 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
                     "student's images; set teacher.source=cache, or leave teacher.image_size out"
                 )
             teacher_model = build_teacher(config.teacher, classes)
-            check_sizes("teacher", teacher_model, config)
             head = TeacherHead.of(teacher_model, image_size(config)) if reuses else None
             teacher = online_teacher(teacher_model, statistics, config, rank)
     if head is not None:
@@ -326,19 +325,6 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         "total_steps": run.total_steps,
         "weights": starting_weights(run.config),
     }
-
-
-def check_sizes(name: str, network: nn.Module, config: RunConfig) -> None:
-    """Refuse a network that does not take every size that views.sizes names."""
-    for height, width in config.views.all_sizes if config.views.sizes else []:
-        try:
-            with torch.no_grad(), evaluating(network):
-                network(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError) as error:
-            raise Refused(
-                f"views.sizes: the {name} takes no images of {height} x {width} pixels ({error}); leave that size out, "
-                "or take a network for any size"
-            ) from error
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
