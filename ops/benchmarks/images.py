@@ -99,7 +99,7 @@ def take_turn(name: str, work: Path, workers: int, seconds: float) -> dict[str, 
     torch.set_num_threads(1)
     container, open_subject = SUBJECTS[name]
     subject = open_subject(work / container, workers)
-    return {"batches": measure(subject.batches(), seconds), "fetch": measure(subject.fetch(), seconds)}
+    return {"fetch": measure(subject.fetch(), seconds), "batches": measure(subject.batches(), seconds)}
 
 
 def in_a_process(name: str, work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:

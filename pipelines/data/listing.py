@@ -37,18 +37,18 @@ class Listing:
     folders: Mapping[str, int] = field(default_factory=dict)
 
 
-def find_containers(place: Place, split: str, suffix: str) -> tuple[Found, ...]:
-    """Return the files with a suffix that hold a split.
+def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tuple[Found, ...]:
+    """Return the files with one of these suffixes that hold a split.
 
     These are all such files in a folder of the split's name; else those beside it, or in `data`, with the split as a
     word of their name: train.tar, imagenet-train-0001.tar, data/train-00000-of-00014.parquet.
     """
     names = _ALIASES.get(split, (split,))
     for folder in names:
-        if found := tuple(file for file in place.list_files(folder) if file.name.endswith(suffix)):
+        if found := tuple(file for file in place.list_files(folder) if file.name.endswith(suffixes)):
             return found
     for folder in ("", "data"):
-        files = [file for file in place.list_files(folder) if file.name.endswith(suffix)]
+        files = [file for file in place.list_files(folder) if file.name.endswith(suffixes)]
         words = {file.name: re.split(r"[^a-z0-9]+", PurePosixPath(file.name).stem.lower()) for file in files}
         if found := tuple(file for file in files if not set(names).isdisjoint(words[file.name])):
             return found

@@ -29,7 +29,7 @@ _LABELS = ("label", "fine_label", "labels")  # fine_label: CIFAR-100's
 
 def find_parquet(place: Place, split: str) -> tuple[Found, ...]:
     """Return the Parquet files of a split."""
-    return find_containers(place, split, ".parquet")
+    return find_containers(place, split, (".parquet",))
 
 
 @dataclass(frozen=True)

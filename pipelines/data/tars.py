@@ -35,6 +35,7 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 CLASS_FILES = ("classes.txt", "classnames.txt")
 _READ_BYTES = 8 * 2**20
 _JSON_LABELS = ("label", "cls", "class")
@@ -52,13 +53,14 @@ _COLUMNS = pa.schema(
 
 def find_tars(place: Place, split: str) -> tuple[Found, ...]:
     """Return the tars of a split; Refused for compressed ones, whose images cannot be read where they lie."""
-    for suffix in (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"):
-        if compressed := find_containers(place, split, suffix):
-            raise Refused(
-                f"{place.name_of(compressed[0].name)} is compressed, so that no image of it can be read by itself; "
-                "decompress it to a .tar (images do not get smaller by it)"
-            )
-    return find_containers(place, split, ".tar")
+    found = find_containers(place, split, (".tar", *_COMPRESSED))
+    compressed = next((file.name for file in found if file.name.endswith(_COMPRESSED)), None)
+    if compressed is not None:
+        raise Refused(
+            f"{place.name_of(compressed)} is compressed, so that no image of it can be read by itself; decompress it "
+            "to a .tar (images hardly get smaller by it)"
+        )
+    return found
 
 
 def list_tars(place: Place, split: str, files: tuple[Found, ...]) -> Listing:

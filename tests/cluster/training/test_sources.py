@@ -219,3 +219,11 @@ def test_labels_that_are_missing(without_labels: Callable[..., RunConfig]) -> No
         launch(without_labels([*KD, {"term": "ce", "weight": 1.0}], "val"))
     with pytest.raises(Refused, match=r"no split of .* has labels, so that the classes are unknown"):
         launch(without_labels(KD, "neither"))
+
+
+def test_a_held_out_slice_of_a_sample(tmp_path: Path) -> None:
+    """data.held_out is taken from what data.images_per_class leaves."""
+    images = write_image_folder(tmp_path / "images", train=16)
+    found = open_data(parse(small_recipe(images, tmp_path / "out", data__images_per_class=10, data__held_out=0.2)))
+    assert np.bincount(found["train"].labels).tolist() == [8, 8, 8]
+    assert np.bincount(found["held_out"].labels).tolist() == [2, 2, 2]
