@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ops import facts
 from ops.reproduce.experiments import AMOUNTS, EXPERIMENTS, FULL, MAIN, VIEWS, Experiment
 
-BENCHMARKS = Path(facts.__file__).parent
+BENCHMARKS = facts.RESULTS.parent
 PAGE, RESULTS, FIGURES = "PAPER3.md", "results", "figures"  # in the folder of the benchmarks, or of a trial
 HEAD = """\
 # The third paper's claim, on real images

@@ -172,7 +172,7 @@ def test_the_regime_is_the_papers(tmp_path):
         assert (config.schedule.sched, config.train.epochs, config.train.batch_size) == ("onecycle", 50, 128)
         assert (config.views.padding, config.views.flip_probability, config.views.num_views) == (0, 0, 1)
         assert (config.seed, config.plan_seed, config.train.select) == (seed, 0, "last")
-    assert len(chosen.runs) == 5 * 9
+    assert len(chosen.runs) == 5 * 10
     terms = {row: [term.term for term in chosen.configure(row).method] for row in EXPERIMENTS["regime"].rows}
     assert terms["feature_only"] == ["feature_only", "ce"]
     assert terms["feature_only-ce"] == ["feature_mse", "ce"]
