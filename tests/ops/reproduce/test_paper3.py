@@ -21,9 +21,19 @@ from PIL import Image
 from kdcore.batch import Needs
 from kdcore.errors import Refused
 from ops.reproduce import paper3_page, paper3_results
-from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, Claim
+from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, LAYERS, Claim
 from ops.reproduce.identities import write_identities
-from ops.reproduce.paper3 import CLASSES, Slice, State, find_weights, link_images, only_one
+from ops.reproduce.paper3 import (
+    CLASSES,
+    Slice,
+    State,
+    copy_weights,
+    find_weights,
+    link_images,
+    only_one,
+    prepare_cifar,
+    prepare_images,
+)
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -95,28 +105,24 @@ def outcome(state: Path) -> Any:
 
 @pytest.mark.slow
 def test_killed_and_continued_is_undisturbed(data, weights, tmp_path):
-    """Killed when the first run has its result, and once more while the cache is built; then in slices of a second."""
+    """Killed while the cache is built, and again when the first run has its result; then a slice of a second."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert "this is done" in run(data, weights, whole)
-    for path in ("cache/one_view/*.arrow", "*/result.json"):
+    for path in ("cache/**/*.arrow", "*/result.json"):
         process = subprocess.Popen(command(data, weights, broken, 5), cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None and not list(broken.glob(path)):
             time.sleep(0.02)
         assert process.poll() is None, "it was done before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    told = ""
-    for _ in range(40):
-        told = run(data, weights, broken, minutes=1 / 60)
-        if "this is done" in told:
-            break
-    assert "this is done" in told
+    assert "to be continued by the same command: pilot-" in run(data, weights, broken, minutes=1 / 60)
+    assert "this is done" in run(data, weights, broken)
     assert outcome(broken) == outcome(whole)
     assert (broken / "PAPER3.md").read_text().split("Run on")[0] == (whole / "PAPER3.md").read_text().split("Run on")[0]
     finished = [one for row in ROWS for one in outcome(whole)[1][row]["runs"]]
-    assert [one["finished"] for one in finished] == [True] * 6
+    assert [one["finished"] for one in finished] == [True] * 3
     journals = [
-        [{**json.loads(line), "time": 0} for line in (state / "pilot-simkd-seed1" / "metrics.jsonl").open()]
+        [{**json.loads(line), "time": 0} for line in (state / "pilot-simkd-seed0" / "metrics.jsonl").open()]
         for state in (whole, broken)
     ]
     assert journals[0] == journals[1]
@@ -124,7 +130,8 @@ def test_killed_and_continued_is_undisturbed(data, weights, tmp_path):
 
     client = MlflowClient(f"sqlite:///{broken}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("paper3-pilot").experiment_id])
-    assert {(one.info.run_name, one.info.status) for one in found} == {(one["name"], "FINISHED") for one in finished}
+    assert {one.info.run_name.partition(":")[0] for one in found} == {one["name"] for one in finished}
+    assert {one.info.status for one in found} == {"FINISHED"}
     assert all("val/top1" in one.data.metrics for one in found)
 
 
@@ -165,7 +172,7 @@ def test_the_regime_is_the_papers(tmp_path):
         assert (config.schedule.sched, config.train.epochs, config.train.batch_size) == ("onecycle", 50, 128)
         assert (config.views.padding, config.views.flip_probability, config.views.num_views) == (0, 0, 1)
         assert (config.seed, config.plan_seed, config.train.select) == (seed, 0, "last")
-    assert len(chosen.runs) == 5 * 9
+    assert len(chosen.runs) == 5 * 10
     terms = {row: [term.term for term in chosen.configure(row).method] for row in EXPERIMENTS["regime"].rows}
     assert terms["feature_only"] == ["feature_only", "ce"]
     assert terms["feature_only-ce"] == ["feature_mse", "ce"]
@@ -175,11 +182,23 @@ def test_the_regime_is_the_papers(tmp_path):
     assert chosen.configure("base_fkd").method[0].pairs == pairs["feature_only-standard"]
 
 
+def test_layers_are_chosen_by_the_scores_that_are_published():
+    """The four of highest Q, in the order of depth."""
+    scores = json.loads((paper3_page.BENCHMARKS / "results" / "paper3_layers.json").read_text())["scores"]
+    best = sorted(scores, key=lambda tap: scores[tap]["q"])[-4:]
+    assert tuple(tap for tap in scores if tap in best) == CHOSEN
+    assert set(scores) == set(LAYERS)
+
+
 def test_rows_and_states_that_there_are_not(tmp_path):
     with pytest.raises(Refused, match="--rows dkd: no row of pilot; take of alone, feature_only"):
         _ = Slice("pilot", State(tmp_path), [], ["dkd"], None).runs
-    with pytest.raises(Refused, match=r"--weights nowhere.pth: no such file"):
-        find_weights("nowhere.pth")
+    with pytest.raises(Refused, match=r"nowhere.pth: no such file of weights"):
+        copy_weights(find_weights("nowhere.pth"), tmp_path / "weights.pth")
+    with pytest.raises(Refused, match=r"images does not exist; name the folder of the 20 classes, or of ImageNet"):
+        prepare_images(State(tmp_path), None, None, needed=True)
+    with pytest.raises(Refused, match=r"cifar100 does not exist; say with --cifar where it is"):
+        prepare_cifar(State(tmp_path), None, None, needed=True)
     with (
         only_one(State(tmp_path)),
         pytest.raises(Refused, match="another process is at work"),
@@ -266,7 +285,8 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
         monkeypatch.setattr(paper3_results, "setting", lambda *_, made=setting: made)
         if name == "layers":
             (tmp_path / "layers").mkdir()
-            scores = {tap: {"q": rng.uniform(), "separation": rng.uniform()} for tap in experiment.rows}
+            names = ("q", "separation", "information", "efficiency")
+            scores = {tap: {name: rng.uniform() for name in names} for tap in experiment.rows}
             (tmp_path / "layers" / "layers.json").write_text(json.dumps(scores))
         paper3_results.collect(name, tmp_path, tmp_path / "results")
     write_identities(tmp_path / "results")
@@ -299,7 +319,7 @@ def texts(content: Any) -> set[str]:
         return set(NUMBER.findall(content))
     if isinstance(content, bool) or content is None:
         return set()
-    forms = ("{:g}", "{:.0f}", "{:+.2f}", "{:.1e}")
+    forms = ("{:.4f}", "{:g}", "{:.0f}", "{:+.2f}", "{:.1e}")
     return {form.format(content) for form in forms} | {f"{100 * content:.2f}", f"{100 * content:+.2f}"}
 
 
