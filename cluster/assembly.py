@@ -6,9 +6,8 @@ Used by the workers, and by everything that looks at a run without training it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import tee
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.config import RunConfig, micro_batch_size
+from cluster.images import open_data
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
 from cluster.rank import Rank
@@ -29,62 +29,13 @@ from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
-from pipelines.data.copies import CopyPolicy
-from pipelines.data.index import build_index, open_index
-from pipelines.data.source import Source, check_same_classes
-from pipelines.files import make_folder
+from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
-
-
-def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
-    """Return the run's image indexes {train, val, held_out}; built at the first use, then read back.
-
-    reuse_index: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
-    """
-    data, cache_dir = config.data, Path(config.output_dir) / "index"
-    copies = CopyPolicy(data.copies_dir, data.copies_bytes)
-    if not reuse_index:
-        make_folder(Path(config.output_dir), "output_dir")
-
-    def find(split: str) -> Source:
-        if reuse_index:
-            return open_index(data.root, split, cache_dir, copies)
-        make_folder(cache_dir, "output_dir")
-        return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
-
-    indexes = {"train": find(data.train_split), "val": find(data.val_split)}
-    indexes = share_classes(indexes, data.root)
-    if data.images_per_class is not None:
-        indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
-    if data.held_out:
-        indexes["train"], indexes["held_out"] = indexes["train"].split(data.held_out, config.plan_seed)
-    if len(indexes["train"]) < config.train.batch_size:
-        raise Refused(
-            f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
-            f"{data.root}; take a smaller batch"
-        )
-    return indexes
-
-
-def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
-    """Return the splits with one list of classes: those without labels take it from those with.
-
-    Refused where they differ in their classes, or where none has labels.
-    """
-    named = next((source for source in indexes.values() if source.labelled), None)
-    if named is None:
-        raise Refused(f"no split of {root} has labels, so that the classes are unknown; give one that has them")
-    shared = {
-        split: source if source.labelled else replace(source, classes=named.classes)
-        for split, source in indexes.items()
-    }
-    check_same_classes(shared["train"], shared["val"])
-    return shared
 
 
 def check_labels(config: RunConfig, train: Source) -> None:

@@ -16,8 +16,9 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, assemble, autocast, open_data
+from cluster.assembly import Assembly, assemble, autocast
 from cluster.config import RunConfig
+from cluster.images import open_data
 from cluster.passes import every_image_once
 from cluster.rank import Rank
 from cluster.recipe import parse

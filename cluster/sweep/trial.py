@@ -10,8 +10,8 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.assembly import open_data
 from cluster.config import RunConfig
+from cluster.images import open_data
 from cluster.polling import polling
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder

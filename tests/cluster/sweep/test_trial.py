@@ -2,7 +2,7 @@
 
 import json
 
-from cluster.assembly import open_data
+from cluster.images import open_data
 from cluster.stored_teacher import TRAIN
 from cluster.sweep.trial import reporting_validations
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.assembly import open_data
+from cluster.images import open_data
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.training.launch import RunResult, launch

@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts, open_data
+from cluster.assembly import Assembly, assemble, checkpoint_facts
 from cluster.config import RunConfig
+from cluster.images import open_data
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder

@@ -134,7 +134,7 @@ def test_failure_and_continuation(configure, undisturbed, tmp_path):
 
 def records_by_step(config) -> dict[int, list[int]]:
     """{step of the first epoch: sample ids}, from the plan alone."""
-    from cluster.assembly import open_data
+    from cluster.images import open_data
     from pipelines.views.plan import ViewPlan
 
     plan = ViewPlan(config.views, config.seed, len(open_data(config)["train"]))
@@ -142,7 +142,7 @@ def records_by_step(config) -> dict[int, list[int]]:
 
 
 def image_path(config, sample_id: int) -> Path:
-    from cluster.assembly import open_data
+    from cluster.images import open_data
 
     return Path(open_data(config)["train"].names(np.array([sample_id]))[0])
 

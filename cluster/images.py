@@ -1,0 +1,59 @@
+"""The images of a run: its splits, indexed once, with one list of classes and the held-out slice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.config import RunConfig
+from kdcore.errors import Refused
+from pipelines.data.copies import CopyPolicy
+from pipelines.data.index import build_index, open_index
+from pipelines.data.source import Source, check_same_classes
+from pipelines.files import make_folder
+
+
+def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
+    """Return the run's image indexes {train, val, held_out}; built at the first use, then read back.
+
+    reuse_index: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
+    """
+    data, cache_dir = config.data, Path(config.output_dir) / "index"
+    copies = CopyPolicy(data.copies_dir, data.copies_bytes)
+    if not reuse_index:
+        make_folder(Path(config.output_dir), "output_dir")
+
+    def find(split: str) -> Source:
+        if reuse_index:
+            return open_index(data.root, split, cache_dir, copies)
+        make_folder(cache_dir, "output_dir")
+        return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
+
+    indexes = {"train": find(data.train_split), "val": find(data.val_split)}
+    indexes = share_classes(indexes, data.root)
+    if data.images_per_class is not None:
+        indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
+    if data.held_out:
+        indexes["train"], indexes["held_out"] = indexes["train"].split(data.held_out, config.plan_seed)
+    if len(indexes["train"]) < config.train.batch_size:
+        raise Refused(
+            f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
+            f"{data.root}; take a smaller batch"
+        )
+    return indexes
+
+
+def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
+    """Return the splits with one list of classes: those without labels take it from those with.
+
+    Refused where they differ in their classes, or where none has labels.
+    """
+    named = next((source for source in indexes.values() if source.labelled), None)
+    if named is None:
+        raise Refused(f"no split of {root} has labels, so that the classes are unknown; give one that has them")
+    shared = {
+        split: source if source.labelled else replace(source, classes=named.classes)
+        for split, source in indexes.items()
+    }
+    check_same_classes(shared["train"], shared["val"])
+    return shared
