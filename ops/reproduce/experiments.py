@@ -141,7 +141,7 @@ def short_schedule() -> dict[str, Row]:
 EXPERIMENTS: dict[str, Experiment] = {
     "pilot": Experiment(
         "E1 in small: 32 pixels, 15 epochs",
-        "Is the claim of the feature-only paper seen at all, at a twentieth of E1's cost?",
+        "Is the claim of the feature-only paper seen at all, at a small part of E1's cost?",
         REGIME,
         3,
         {"one_view": "base_fkd"},
