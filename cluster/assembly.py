@@ -189,8 +189,7 @@ class Assembly:
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
             num_epochs=self.config.train.epochs,
         )
-        is_last = runs_channels_last(self.config, self.student, self.rank.device)
-        to_device(distiller, self.rank.device, is_last)
+        to_device(distiller, self.rank.device, self.channels_last)
         return distiller
 
     def rehearse(self) -> None:
@@ -264,8 +263,10 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
             teacher = online_teacher(teacher_model, statistics, config, rank)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
-    student = to_device(student, rank.device, runs_channels_last(config, student, rank.device))
-    return Assembly(config, indexes, plan, student, teacher, stored, statistics, rank)
+    run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank)
+    for network in run.networks:
+        to_device(network, rank.device, run.channels_last)
+    return run
 
 
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:
@@ -294,8 +295,7 @@ def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, 
     scale = renormalisation(statistics, input_statistics(model))
     if scale is not None:
         scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-    model = to_device(model, rank.device, runs_channels_last(config, model, rank.device))
-    return OnlineTeacher(model, config.needs, scale)
+    return OnlineTeacher(model.to(rank.device), config.needs, scale)
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:

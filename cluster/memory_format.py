@@ -13,15 +13,17 @@ CRASHING_CHANNELS, CRASHING_SIDE = 16, 56
 
 
 def to_device(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Return the module on the device, its tensors of four dimensions channels-last if that is wanted.
+    """Return the module on the device, its tensors of four dimensions channels-last or contiguous.
 
-    `Module.to` fails at tensors of five, a Conv3d's, as in timm's lambda networks.
+    `Module.to` fails at tensors of five, a Conv3d's, as in timm's lambda networks. Weights must lie as the images do:
+    torch 2.15's backward of a 1x1 convolution gives wrong gradients on a CPU where they differ, also in the strides of
+    dimensions of one, which `contiguous` leaves as they are and `to` sets.
     """
     module = module.to(device)
-    if channels_last:
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
     return module
 
 

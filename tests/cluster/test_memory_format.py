@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -12,6 +14,9 @@ from cluster.memory_format import crashing_convolution, runs_channels_last, to_d
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.launch import launch
+from cluster.training.loop import new_state
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 
 CPU = torch.device("cpu")
 BACKWARD = """
@@ -57,3 +62,36 @@ def test_tensors_of_five_dimensions_stay():
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.Conv2d(4, 8, 3))
     to_device(network, CPU, channels_last=True)
     assert network[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_are_those_of_float64(recipe, tmp_path):
+    """SimKD's projector between ViTs: weights that lie otherwise than the images gave wrong gradients, silently."""
+    vit = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8}}
+    torch.manual_seed(3)
+    weights = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(build_model(ModelConfig(**vit), ("a", "b", "c")).state_dict(), weights)
+    config = parse(
+        recipe(
+            views__size=32,
+            student=vit | {"classifier": "reused"},
+            teacher=vit | {"checkpoint": str(weights)},
+            method=[{"term": "simkd", "weight": 1.0}],
+            data__loader="reference",
+            scaling__num_workers=0,
+        )
+    )
+    run = assemble(config, Rank(0, 1, torch.device("cpu")))
+    distiller = new_state(run).distiller.train()
+    batch = next(run.train_batches(0))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        distiller.zero_grad(set_to_none=True)
+        distiller(batch).loss.backward()
+        return {name: p.grad.double() for name, p in distiller.named_parameters() if p.grad is not None}
+
+    found = gradients()
+    distiller.double()
+    distiller.teacher.model.double()
+    batch = replace(batch, images=batch.images.double())
+    for name, exact in gradients().items():
+        assert (found[name] - exact).norm() <= 1e-3 * exact.norm() + 1e-7, name

@@ -27,7 +27,7 @@ def test_networks(recipe, student, complaint):
 
 def test_an_output_folder_that_is_a_file(image_folder, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(Refused, match=r"output_dir: the folder .* cannot be made \(Not a directory\)"):
+    with pytest.raises(Refused, match=r"output_dir: the folder .* cannot be made \(File exists\)"):
         launch(parse(small_recipe(image_folder, tmp_path / "out", scaling__num_workers=0)))
 
 
