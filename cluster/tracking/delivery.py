@@ -34,7 +34,7 @@ def mark_end(folder: RunFolder, trackers: list[Tracker]) -> None:
     if status in ("FINISHED", "FAILED", "KILLED"):
         for tracker in trackers:
             tracker.end(status)  # type: ignore[arg-type]
-        folder.outbox.unlink()
+        folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
 
 
 def deliver_all(output_dir: Path) -> list[str]:
