@@ -17,7 +17,7 @@ def deliver(config: RunConfig) -> None:
 
     While the run goes on, its own process writes to those that bear one writer alone.
     """
-    has_ended = bool(RunFolder.of(config).outbox.read_text())
+    has_ended = bool(RunFolder.of(config).ended_as())
     trackers = [tracker for tracker in trackers_of(config) if has_ended or tracker.is_shared]
     for tracker in trackers:
         Courier(tracker).deliver()
@@ -30,7 +30,7 @@ def deliver(config: RunConfig) -> None:
 
 def mark_end(folder: RunFolder, trackers: list[Tracker]) -> None:
     """Mark a run's end in its trackers as the outbox says, if it does; nothing is left then."""
-    status = folder.outbox.read_text() if folder.outbox.exists() else ""
+    status = folder.ended_as()
     if status in ("FINISHED", "FAILED", "KILLED"):
         for tracker in trackers:
             tracker.end(status)  # type: ignore[arg-type]

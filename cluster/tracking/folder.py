@@ -107,6 +107,13 @@ class RunFolder:
         """The results of `evaluate`."""
         return sorted((self.path / "evaluation").glob("*.json"))
 
+    def ended_as(self) -> str:
+        """Return the status in which the run ended, as its outbox has it; empty where it goes on, or all is tracked."""
+        try:
+            return self.outbox.read_text()
+        except FileNotFoundError:  # delivered to its end by another process, perhaps this very moment
+            return ""
+
     def batches(self, rank: int) -> Path:
         """Return the record of a rank's sample ids and losses."""
         return self.path / f"batches-{rank}.jsonl"
