@@ -79,7 +79,6 @@ def command(data: Path, weights: Path, state: Path, minutes: float) -> list[str]
         *ROWS,
         "--seeds",
         "0",
-        "1",
         "--side-by-side",
         "2",
     ]
