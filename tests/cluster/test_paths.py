@@ -14,7 +14,7 @@ from kdcore.errors import Refused
 from ops.parser import build_parser
 from ops.schema import sections
 
-BASE = Path("/work")
+BASE = Path("/base")
 FIELDS = {
     "student__checkpoint": "student.pt",
     "student__class_indices": "student.json",
@@ -28,7 +28,7 @@ def test_every_path_is_absolute(recipe):
     config = parse(recipe(**FIELDS) | {"output_dir": "out", "data": {"root": "images"}})
     names = dict(paths_of(config))
     assert len(names) == 9
-    assert dict(paths_of(absolute(config, BASE))) == {key: f"/work/{path}" for key, path in names.items()}
+    assert dict(paths_of(absolute(config, BASE))) == {key: f"/base/{path}" for key, path in names.items()}
 
 
 def test_every_field_that_is_called_a_path_is_one():
@@ -60,15 +60,15 @@ def test_places_in_an_object_store_stay(recipe):
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("sqlite:///x.db", "sqlite:////work/x.db"),
-        ("sqlite:///sub/x.db?timeout=20", "sqlite:////work/sub/x.db?timeout=20"),
+        ("sqlite:///x.db", "sqlite:////base/x.db"),
+        ("sqlite:///sub/x.db?timeout=20", "sqlite:////base/sub/x.db?timeout=20"),
         ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
-        ("sqlite+pysqlite:///x.db", "sqlite+pysqlite:////work/x.db"),
+        ("sqlite+pysqlite:///x.db", "sqlite+pysqlite:////base/x.db"),
         ("sqlite:///~/x.db", "sqlite:////home/me/x.db"),
-        ("mlruns", "/work/mlruns"),
-        ("./mlruns", "/work/mlruns"),
+        ("mlruns", "/base/mlruns"),
+        ("./mlruns", "/base/mlruns"),
         ("~/mlruns", "/home/me/mlruns"),
-        ("file:mlruns", "file:///work/mlruns"),
+        ("file:mlruns", "file:///base/mlruns"),
         ("file:///tmp/mlruns", "file:///tmp/mlruns"),
         ("http://server:5000", "http://server:5000"),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
