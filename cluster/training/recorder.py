@@ -37,7 +37,7 @@ class Validation:
     """Evaluates the student between epochs; the teacher once, at the start."""
 
     def __init__(self, run: Assembly, recorder: Recorder) -> None:
-        self.run_, self.recorder = run, recorder
+        self.run, self.recorder = run, recorder
         self.splits = [split for split in ("val", "held_out") if split in run.indexes]
         self.loaders = {split: run.evaluation_loader(split) for split in self.splits}
         self.teacher_logits: dict[str, Tensor] = {}
@@ -49,9 +49,9 @@ class Validation:
                     recorder.log_teacher(split, metrics)
                     recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
 
-    def run(self, state: TrainState) -> None:
-        """Metrics of the student (or its moving average) on every split; offers its weights as the best."""
-        run, student = self.run_, state.evaluated
+    def evaluate(self, state: TrainState) -> None:
+        """Evaluate the student (or its moving average) on every split, and offer its weights as the best."""
+        run, student = self.run, state.evaluated
         run.rank.share_buffers(student)
         for split in self.splits:
             with autocast(run.config, run.rank):

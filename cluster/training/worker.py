@@ -62,11 +62,11 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
                 loop.watch.verify()
             recorder.after_step(state, record)
             if is_validated:
-                validation.run(state)
+                validation.evaluate(state)
             if is_saved:
                 checkpoints.save(state)
     if not validation.latest:  # continued after its last step
-        validation.run(state)
+        validation.evaluate(state)
     return recorder.finish(state, validation)
 
 

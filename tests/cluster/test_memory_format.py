@@ -64,7 +64,8 @@ def test_tensors_of_five_dimensions_stay():
     assert network[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradients_are_those_of_float64(recipe, tmp_path):
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradients_are_those_of_float64(channels_last, recipe, tmp_path):
     """SimKD's projector between ViTs: weights that lie otherwise than the images gave wrong gradients, silently."""
     vit = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8}}
     torch.manual_seed(3)
@@ -77,6 +78,7 @@ def test_gradients_are_those_of_float64(recipe, tmp_path):
             teacher=vit | {"checkpoint": str(weights)},
             method=[{"term": "simkd", "weight": 1.0}],
             data__loader="reference",
+            train__channels_last=channels_last,
             scaling__num_workers=0,
         )
     )
