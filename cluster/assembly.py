@@ -264,11 +264,6 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
     run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank)
-    if head is not None and head.layout.kind == "tokens" and rank.device.type == "cpu" and not run.channels_last:
-        raise Refused(
-            "student.classifier: reused with a teacher of tokens gives wrong gradients on a CPU where networks do not "
-            "run channels-last (a fault of torch 2.15); leave train.channels_last at true, or train on a GPU"
-        )
     for network in run.networks:
         to_device(network, rank.device, run.channels_last)
     return run

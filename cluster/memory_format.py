@@ -15,9 +15,9 @@ CRASHING_CHANNELS, CRASHING_SIDE = 16, 56
 def to_device(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Return the module on the device, its tensors of four dimensions channels-last or contiguous.
 
-    `Module.to` fails at tensors of five, a Conv3d's, as in timm's lambda networks. Weights must lie as the images do:
-    torch 2.15's backward of a 1x1 convolution gives wrong gradients on a CPU where they differ, also in the strides of
-    dimensions of one, which `contiguous` leaves as they are and `to` sets.
+    `Module.to` fails at tensors of five, a Conv3d's, as in timm's lambda networks. Tensors keep their places in memory
+    where `contiguous` finds nothing to do; `to` also sets the strides of dimensions of one, so that a network lies the
+    same way wherever its weights came from.
     """
     module = module.to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format

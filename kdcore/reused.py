@@ -171,17 +171,29 @@ def projector(in_channels: int, layout: Layout, factor: int, signed: bool = Fals
         if layout.kind == "tokens"
         else nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
     )
+    norm = TokenBatchNorm if layout.kind == "tokens" else nn.BatchNorm2d
     return nn.Sequential(
         nn.Conv2d(in_channels, hidden, 1, bias=False),
-        nn.BatchNorm2d(hidden),
+        norm(hidden),
         nn.ReLU(inplace=True),
         spatial,
-        nn.BatchNorm2d(hidden),
+        norm(hidden),
         nn.ReLU(inplace=True),
         nn.Conv2d(hidden, layout.channels, 1, bias=False),
-        nn.BatchNorm2d(layout.channels),
+        norm(layout.channels),
         nn.Identity() if signed else nn.ReLU(inplace=True),
     )
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """A batch norm of tokens [B,C,P+H*W,1], computed on [B,C,P+H*W].
+
+    On a CPU torch 2.15's backward of four dimensions is wrong, silently and by its whole size, where one side of the
+    map is 1 and the gradient lies otherwise in memory than the map: strides of [B,C,N,1] fit two memory formats.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.squeeze(-1)).unsqueeze(-1)
 
 
 class TokenConv2d(nn.Conv2d):

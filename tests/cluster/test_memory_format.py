@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 
 from cluster.assembly import assemble
 from cluster.memory_format import crashing_convolution, runs_channels_last, to_device
@@ -16,7 +17,6 @@ from cluster.recipe import parse
 from cluster.training.launch import launch
 from cluster.training.loop import new_state
 from kdcore.configs import ModelConfig
-from kdcore.errors import Refused
 from kdcore.models import build_model
 
 CPU = torch.device("cpu")
@@ -65,8 +65,26 @@ def test_tensors_of_five_dimensions_stay():
     assert network[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradients_are_the_slopes_of_the_loss(recipe, tmp_path):
-    """SimKD's projector between ViTs: weights that lie otherwise than the images gave wrong gradients, silently."""
+def batch_norm_gradient(columns: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    weight, bias = torch.ones(columns.shape[1]), torch.zeros(columns.shape[1])
+    columns = columns.detach().requires_grad_()
+    return torch.autograd.grad(F.batch_norm(columns, None, None, weight, bias, training=True), columns, gradient)[0]
+
+
+def test_torch_still_gives_wrong_gradients():
+    """Fails when torch has mended it: then `kdcore.reused.TokenBatchNorm` can be a batch norm again."""
+    generator = torch.Generator().manual_seed(0)
+    columns, gradient = torch.randn(2, 4, 8, 5, 1, generator=generator)
+    other_strides = gradient.transpose(1, 2).contiguous().transpose(1, 2)
+    right = batch_norm_gradient(columns, gradient)
+    assert not torch.allclose(batch_norm_gradient(columns, other_strides), right, atol=0.1)
+    three = batch_norm_gradient(columns.squeeze(-1), other_strides.squeeze(-1)).unsqueeze(-1)
+    torch.testing.assert_close(three, right)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradients_are_the_slopes_of_the_loss(recipe, tmp_path, channels_last):
+    """SimKD between ViTs: the projector's batch norms gave wrong gradients, silently, where networks lay contiguous."""
     vit = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8}}
     torch.manual_seed(3)
     weights = tmp_path / "teacher.safetensors"
@@ -79,11 +97,9 @@ def test_gradients_are_the_slopes_of_the_loss(recipe, tmp_path):
             method=[{"term": "simkd", "weight": 1.0}],
             data__loader="reference",
             scaling__num_workers=0,
+            train__channels_last=channels_last,
         )
     )
-    contiguous = config.model_copy(update={"train": config.train.model_copy(update={"channels_last": False})})
-    with pytest.raises(Refused, match=r"gives wrong gradients on a CPU .*; leave train.channels_last at true"):
-        assemble(contiguous, Rank(0, 1, torch.device("cpu")))
     run = assemble(config, Rank(0, 1, torch.device("cpu")))
     distiller = new_state(run).distiller.train().double()
     assert distiller.teacher is not None
@@ -92,7 +108,7 @@ def test_gradients_are_the_slopes_of_the_loss(recipe, tmp_path):
     batch = replace(batch, images=batch.images.double())
     distiller(batch).loss.backward()
     for name, parameter in distiller.named_parameters():
-        if parameter.grad is None or parameter.ndim != 4:
+        if parameter.grad is None or not parameter.grad.norm() > 1e-6:
             continue
         direction = parameter.grad / parameter.grad.norm()
         values = []
