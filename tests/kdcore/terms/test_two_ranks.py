@@ -27,6 +27,7 @@ INDEPENDENT = {
     "simkd": {},
     "rld": {"temperature": 2.0, "correlation_weight": 2.0},
     "wkd_l": {"temperature": 2.0},
+    "wkd_f": {"student_tap": "map", "teacher_tap": "map"},
 }
 TERMS = {**COUPLED, **INDEPENDENT}
 MICRO_BATCHES = ([3, 17, 8, 0, 11], [4, 9, 1, 19, 6])
@@ -51,17 +52,24 @@ class Student(nn.Module):
         return TermInputs(
             labels=sample_ids % K,
             student_logits=self.logits(vector),
-            teacher=TeacherOutputs(
-                logits=logits, features={"classifier_input": teacher, "forward_features": teacher[:, :, None, None]}
-            ),
-            student_features={"classifier_input": vector, "forward_features": vector[:, :, None, None]},
+            teacher=TeacherOutputs(logits=logits, features=taps(teacher)),
+            student_features=taps(vector),
             sample_ids=sample_ids,
             epoch=0.0,
         )
 
 
+def taps(vector: Tensor) -> dict[str, Tensor]:
+    """A vector, the map of one place that it comes from, and a map of two places."""
+    return {
+        "classifier_input": vector,
+        "forward_features": vector[:, :, None, None],
+        "map": torch.stack([vector, vector.square()], dim=2)[:, :, None],
+    }
+
+
 def module(name: str, fields: dict) -> nn.Module:
-    shapes = {"classifier_input": torch.Size([D]), "forward_features": torch.Size([D, 1, 1])}
+    shapes = {tap: features.shape[1:] for tap, features in taps(torch.zeros(1, D)).items()}
     similarity = torch.eye(K) / 2 + 0.5
     context = TermContext(
         *(shapes, shapes), num_classes=K, num_samples=N, class_similarity=similarity, sample_labels=torch.arange(N) % K
