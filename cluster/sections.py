@@ -240,8 +240,8 @@ class ScalingConfig(Section):
     """How many workers train, and what each of them takes of the cluster."""
 
     num_workers: int = Field(default=1, ge=0)
-    """Workers that train together. 0: one worker in this very process, without a cluster and without checkpoints, for
-    small experiments."""
+    """Workers that train together. 0: one worker in this very process, without a Ray cluster: for a laptop, a
+    notebook or a debugger. It has the same progress and checkpoints, and goes on as exactly."""
     min_workers: int | None = Field(default=None, ge=1)
     """Go on with fewer workers, down to this number, while there is no room for all. Not given: always
     `num_workers`."""

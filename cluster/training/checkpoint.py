@@ -126,25 +126,49 @@ class Snapshot:
             file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.student.items()}))
 
 
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A whole checkpoint: the optimiser steps done, and its folder's path in the store."""
+
+    step: int
+    path: str
+
+
+def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
+    """Return the store of a run's checkpoints, and the path of the run's folder there."""
+    location = f"{config.storage}/{config.name}"
+    return FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
+
+
+def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
+    """Return the checkpoints of a run that were written to their end, the oldest first."""
+    filesystem, path = checkpoint_place(config)
+    found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    saved = [SavedCheckpoint(step, i.path) for i in found if (step := step_of(i.base_name)) is not None]
+    # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
+    whole = [one for one in saved if all(_is_file(filesystem, f"{one.path}/{name}") for name in (STATE, STUDENT))]
+    return sorted(whole, key=lambda one: one.step)
+
+
+def _is_file(filesystem: FileSystem, path: str) -> bool:
+    return filesystem.get_file_info(path).type == FileType.File
+
+
 @contextmanager
 def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[Path | None]:
     """Give the folder of a run's newest checkpoint of at most `step` steps; None where there is none.
 
     One in an object store is copied to a temporary folder, which is gone afterwards.
     """
-    location = f"{config.storage}/{config.name}"
-    filesystem, path = FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
-    found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-    names = sorted(info.path for info in found if (number := step_of(info.base_name)) is not None and number <= step)
-    # The student is written last: a folder without it was cut off.
-    whole = [n for n in names if filesystem.get_file_info(f"{n}/{STUDENT}").type == FileType.File]
-    if not whole:
+    filesystem, _ = checkpoint_place(config)
+    earlier = [one for one in whole_checkpoints(config) if one.step <= step]
+    if not earlier:
         yield None
     elif isinstance(filesystem, LocalFileSystem):
-        yield Path(whole[-1])
+        yield Path(earlier[-1].path)
     else:
         with tempfile.TemporaryDirectory() as copy:
-            copy_files(whole[-1], copy, source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
+            copy_files(earlier[-1].path, copy, source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
             yield Path(copy)
 
 

@@ -117,7 +117,9 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
 
     opening: the run in its trackers, which the workers wait for once they are there.
     """
-    payload = {"config": config.model_dump(mode="json")}
+    from cluster.training.saving import newest_step  # as in `check_run`
+
+    payload = {"config": config.model_dump(mode="json"), "newest_step": newest_step(config)}
     if config.scaling.num_workers == 0:
         opening.result()
         use_worker_threads(config)
@@ -142,7 +144,7 @@ def continued(config: RunConfig) -> RunResult | None:
 
 def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train run; what rank 0 returned."""
-    from cluster.training.worker import train_worker  # as in `check`
+    from cluster.training.worker import train_worker  # as in `check_run`
 
     scaling, resources = config.scaling, worker_resources(config)
     use_gpu = resources["GPU"] > 0

@@ -1,0 +1,137 @@
+"""Saving and finding a run's checkpoints: by Ray Train beside the training, or by the one process that trains.
+
+Both write the same two files into the same folders, so a run that one of them began is continued by the other.
+
+Not here: what a checkpoint holds (`cluster.training.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from cluster.assembly import Assembly, checkpoint_facts
+from cluster.config import RunConfig
+from cluster.training.checkpoint import (
+    Snapshot,
+    TrainState,
+    checkpoint_place,
+    checkpoint_up_to,
+    name_of,
+    step_of,
+    whole_checkpoints,
+)
+from cluster.training.recovery import last_line
+from kdcore.errors import Refused
+from pipelines.files import make_folder
+from pipelines.places import is_remote
+
+
+class Saver(Protocol):
+    """Saves the state of a run; every rank takes part."""
+
+    def save(self, state: TrainState) -> None:
+        """Save the state as the checkpoint of its step."""
+
+
+def saver_of(run: Assembly) -> Saver:
+    """Return what saves a run's checkpoints where it is carried out."""
+    return RaySaver(run) if run.config.scaling.num_workers else LocalSaver(run)
+
+
+class RaySaver:
+    """Has rank 0's state written in the background and hands it to Ray Train.
+
+    The loop waits only for a copy in the host's memory, and for the writing of the one before if that is not done:
+    there is never more than one copy.
+    """
+
+    def __init__(self, run: Assembly) -> None:
+        self.run = run
+        self.written = threading.Event()
+        self.written.set()
+
+    def save(self, state: TrainState) -> None:
+        """Copy the state, and let Ray Train have it written and listed."""
+        checkpoint, write, name = None, None, name_of(state.step)
+        if self.run.rank.first:
+            self.written.wait()
+            self.written.clear()
+            checkpoint = Checkpoint(f"{self.run.config.storage}/{self.run.config.name}/{name}")
+            write = partial(self.write, state.snapshot(checkpoint_facts(self.run)))
+        ray.train.report(
+            {"step": state.step},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=write,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def write(self, snapshot: Snapshot, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        """Write a checkpoint: called by Ray Train in a thread, whose error ends the worker."""
+        try:
+            snapshot.write(checkpoint.filesystem, checkpoint.path)
+        finally:
+            self.written.set()
+        return checkpoint
+
+
+class LocalSaver:
+    """Writes the state in the process that trains, and removes what is older than the recipe keeps.
+
+    Ray Train writes no checkpoint of a run that it has no workers for.
+    """
+
+    def __init__(self, run: Assembly) -> None:
+        self.run = run
+
+    def save(self, state: TrainState) -> None:
+        """Write the state, then remove the oldest checkpoints beyond `checkpoint.keep`."""
+        config = self.run.config
+        filesystem, path = checkpoint_place(config)
+        state.snapshot(checkpoint_facts(self.run)).write(filesystem, f"{path}/{name_of(state.step)}")
+        for old in whole_checkpoints(config)[: -config.checkpoint.keep]:
+            filesystem.delete_dir(old.path)
+
+
+def newest_step(config: RunConfig) -> int | None:
+    """Return the step of the newest whole checkpoint of a run, None for none; a folder for them is made.
+
+    Refused where checkpoints cannot be kept: that is known before the first step, not at the first checkpoint.
+    """
+    if not is_remote(config.storage):
+        make_folder(Path(config.storage) / config.name, "checkpoint.storage")
+    try:
+        found = whole_checkpoints(config)
+    except OSError as error:
+        raise Refused(
+            f"checkpoint.storage: {config.storage} cannot be read ({error.strerror or last_line(error)}); give a "
+            "place that can be, and what it needs to be opened"
+        ) from error
+    return found[-1].step if found else None
+
+
+@contextmanager
+def latest_checkpoint(config: RunConfig, newest: int | None) -> Iterator[Path | None]:
+    """Give the folder of the checkpoint that this rank goes on from; None where the run begins.
+
+    Ray Train's, which knows what was saved since the run was started; or the one of `newest` steps, which the driver
+    found before: of a run whose earlier part was carried out without Ray. All ranks take the same one.
+    """
+    listed = ray.train.get_checkpoint() if config.scaling.num_workers else None
+    if listed is not None and (newest is None or (step_of(Path(listed.path).name) or 0) >= newest):
+        with listed.as_directory() as directory:
+            yield Path(directory)
+    elif newest is not None:
+        with checkpoint_up_to(config, newest) as folder:
+            yield folder
+    else:
+        yield None

@@ -1,0 +1,107 @@
+"""A run in one process, without Ray, has what any other has: progress, checkpoints, and an exact continuation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from cluster.config import RunConfig
+from cluster.recipe import parse
+from cluster.training.checkpoint import whole_checkpoints
+from cluster.training.launch import launch
+from kdcore.errors import Refused
+
+TRAIN = """
+import os, signal, sys, yaml
+from cluster.recipe import parse
+from cluster.training.launch import launch
+
+def watch(state, messages):
+    if state.get("step") == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    launch(parse(yaml.safe_load(open(sys.argv[1]))), watch)
+"""
+
+
+def configure(recipe, tmp_path: Path, name: str) -> RunConfig:
+    """12 steps of 2 epochs, checkpoints every 4, metrics every step, mixed and averaged."""
+    return parse(
+        recipe(
+            scaling__num_workers=0,
+            train__ema_decay=0.9,
+            views__mixup_alpha=0.4,
+            checkpoint__every_steps=4,
+            tracking__every_steps=1,
+            data__loader="reference",
+        )
+        | {"output_dir": str(tmp_path / name)}
+    )
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(config.run_dir / "student.safetensors")
+
+
+def test_killed_and_continued(recipe, tmp_path):
+    undisturbed, killed = (configure(recipe, tmp_path, name) for name in ("undisturbed", "killed"))
+    launch(undisturbed)
+    file = tmp_path / "killed.yaml"
+    file.write_text(yaml.safe_dump(killed.model_dump(mode="json")))
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, "-c", TRAIN, str(file)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [one.step for one in whole_checkpoints(killed)] == [4, 8]
+
+    said: list[str] = []
+    states: list[dict] = []
+
+    def watch(state: dict, messages: list[str]) -> None:
+        said.extend(messages)
+        states.append(state)
+
+    result = launch(killed, watch)
+    assert "continuing at step 8 of 12, workers: 1" in said
+    assert [state["step"] for state in states if "step" in state] == [9, 10, 11, 12]
+    assert result.steps == 12
+    ours, theirs = weights(killed), weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert [one.step for one in whole_checkpoints(killed)] == [8, 12]
+    losses = [
+        [
+            row["train/loss"]
+            for line in (c.run_dir / "metrics.jsonl").open()
+            if "train/loss" in (row := json.loads(line))
+        ]
+        for c in (killed, undisturbed)
+    ]
+    assert len(losses[0]) == 12
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_taken(recipe, tmp_path):
+    config = configure(recipe, tmp_path, "run")
+    result = launch(config)
+    assert result.steps == 12
+    (config.run_dir / "step-00000012" / "student.safetensors").unlink()
+    assert [one.step for one in whole_checkpoints(config)] == [8]
+
+
+def test_a_place_that_cannot_be_read_is_refused(recipe, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    config = configure(recipe, tmp_path, "run")
+    storage = config.checkpoint.model_copy(update={"storage": str(tmp_path / "file" / "below")})
+    with pytest.raises(Refused, match=r"checkpoint.storage: the folder .*below.run cannot be made"):
+        launch(config.model_copy(update={"checkpoint": storage}))
