@@ -85,8 +85,15 @@ def undisturbed(ray_cluster, configure) -> RunResult:
 
 
 def test_one_worker_and_two(configure, undisturbed):
-    """1 and 2 workers see the same samples in the same global batches, with losses equal to rounding."""
-    alone = launch(configure("alone", 1))
+    """1 and 2 workers see the same samples in the same global batches, with losses equal to rounding.
+
+    Begun in one process, without Ray, and continued by a worker.
+    """
+    heard: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        launch(configure("alone", 0), watch=interrupt_at_step(4))
+    alone = launch(configure("alone", 1), watch=lambda state, messages: heard.extend(messages))
+    assert "continuing at step 3 of 12, workers: 1" in heard
     one, two = records(alone.run_dir), records(undisturbed.run_dir)
     assert len(one) == 2 * 6 * 2  # epochs x steps x micro-batches
     assert one.keys() == two.keys()
@@ -103,6 +110,14 @@ def test_one_worker_and_two(configure, undisturbed):
         # Batch norm's running statistics are rank 0's, which on 2 workers saw half as many micro-batches.
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(tensor.float(), weights(undisturbed.run_dir)[name].float(), rtol=1e-3, atol=1e-4)
+
+
+def interrupt_at_step(step: int) -> Callable[[dict[str, Any], list[str]], None]:
+    def watch(state: dict[str, Any], messages: list[str]) -> None:
+        if state.get("step") == step:
+            raise KeyboardInterrupt
+
+    return watch
 
 
 def test_failure_and_continuation(configure, undisturbed, tmp_path):
