@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
-from rich.progress import TaskProgressColumn, TimeElapsedColumn
 
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
@@ -17,6 +16,7 @@ from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
+from ops.bar import clock
 from ops.console import BarView, console, percent, say, table
 from pipelines.cache.columns import row_bytes, wanted
 from pipelines.cache.local import local_folder, publish
@@ -140,16 +140,18 @@ class BuildView(BarView):
     """Watches a build of a cache: call it with (state, messages) as often as they come."""
 
     def __init__(self) -> None:
-        super().__init__("starting", TaskProgressColumn(), TimeElapsedColumn())
+        super().__init__("starting")
 
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         for message in messages:
             say(message)
         done, total = state["step"], state["total_steps"]
-        rate = f"{state['images_per_second']:,.0f} images/s  {decimal(int(state['bytes']))}"
-        if state["eta_seconds"] is not None:
-            rate += f"  {state['eta_seconds']:,.0f} s to go"
+        parts = [f"{state['images_per_second']:,.0f} images/s", decimal(int(state["bytes"]))]
+        left = state["eta_seconds"]
         if self.is_live:
-            self.bar.update(self.task, description=state["phase"], completed=done, total=total, rate=rate)
+            self.bar.update(
+                self.task, description=state["phase"], completed=done, total=total, parts=parts, seconds_left=left
+            )
         elif done == total or self.line_is_due():
-            say(f"{state['phase']}: {done:,} of {total:,} rows ({percent(done / total)})  {rate}")
+            counted = f"{state['phase']}: {done:,} of {total:,} rows ({percent(done / total)})"
+            say("  ".join([counted, *parts, f"eta {clock(left)}"]))

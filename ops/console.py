@@ -8,16 +8,10 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
+
+from ops.bar import OneLineProgress
 
 # Tables in a job's log are as wide as they need to be; a terminal knows its own width.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -34,18 +28,15 @@ def complain(text: str) -> None:
     print(f"stillhouse: {' '.join(text.split())}", file=sys.stderr)
 
 
-def progress_text(metrics: dict[str, Any]) -> str:
-    """Return images/s, loss, top-1 and the share of time spent waiting for data, as a run last reported them."""
-    parts = []
-    for key, text in (
-        ("system/images_per_second", "{:,.0f} images/s"),
-        ("train/loss", "loss {:.3f}"),
-        ("train/top1", "top-1 {:.1%}"),
-        ("data/wait_share", "data wait {:.0%}"),
-    ):
-        if key in metrics:
-            parts.append(text.format(metrics[key]))
-    return "  ".join(parts)
+def progress_parts(metrics: dict[str, Any]) -> list[str]:
+    """Return loss, top-1, images/s and the share of time spent waiting for data, as a run last reported them."""
+    texts = {
+        "train/loss": "loss {:.3f}",
+        "train/top1": "top-1 {:.1%}",
+        "system/images_per_second": "{:,.0f} images/s",
+        "data/wait_share": "data wait {:.0%}",
+    }
+    return [text.format(metrics[key]) for key, text in texts.items() if key in metrics]
 
 
 class View:
@@ -73,12 +64,11 @@ class View:
 
 
 class BarView(View):
-    """Base of views with one bar. description: before the bar, at first; columns: between the bar and the rate."""
+    """Base of views with one bar. description: before the bar, at first."""
 
-    def __init__(self, description: str, *columns: ProgressColumn) -> None:
-        text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-        self.bar = Progress(text, BarColumn(bar_width=24), *columns, rate, console=console)
-        self.task = self.bar.add_task(description, total=None, rate="")
+    def __init__(self, description: str) -> None:
+        self.bar = OneLineProgress(console=console)
+        self.task = self.bar.add_task(description, total=None)
         super().__init__(self.bar)
 
 
@@ -86,9 +76,7 @@ class RunView(BarView):
     """Watches one run: call it with (state, messages) as often as they come."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{name}: starting", MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()
-        )
+        super().__init__(f"{name}: starting")
         self.name = name
         self.last_state: dict[str, Any] = {}
 
@@ -104,10 +92,10 @@ class RunView(BarView):
                 description=f"{self.name}: {state['phase']}",
                 completed=state.get("step", 0),
                 total=state.get("total_steps"),
-                rate=progress_text(state),
+                parts=progress_parts(state),
             )
         elif "step" in state and (state["step"] == state["total_steps"] or self.line_is_due()):
-            say(f"{self.name}: step {state['step']}/{state['total_steps']}  {progress_text(state)}")
+            say(f"{self.name}: step {state['step']}/{state['total_steps']}  {'  '.join(progress_parts(state))}")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
