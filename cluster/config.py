@@ -15,13 +15,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from cluster.about import AboutConfig
+from cluster.section import Section
 from cluster.sections import (
-    AboutConfig,
     CacheConfig,
     CheckpointConfig,
     DataConfig,
     ScalingConfig,
-    Section,
     StudentConfig,
     TeacherConfig,
     TrackingConfig,

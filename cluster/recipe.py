@@ -10,16 +10,18 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cluster.config import RunConfig
 from cluster.strict_yaml import read_yaml, read_yaml_file
 from kdcore.configs import PATH
 from kdcore.errors import Refused
 from pipelines.places import absolute_location
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 Named = Callable[[str], dict[str, Any]]
@@ -119,6 +121,8 @@ def item(items: list[Any], number: str, key: str) -> Any:
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
     """Return a RunConfig from a mapping; Refused in one line, naming the field and the nearest valid ones."""
+    from cluster.config import RunConfig  # here alone: it imports torch, which reading a recipe's text does not need
+
     return validated(RunConfig, data, source)
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.config import RunConfig
+from cluster.about import AboutConfig
 from cluster.recipe import absolute, configure, read_recipe, validated
-from cluster.sections import AboutConfig
 from kdcore.errors import Refused
 from ops import cifar_rows as rows
 from ops.console import say
-from ops.recipe_text import recipe_text
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 SHARED = "common"  # the name of files that recipes start from and that are none by themselves
@@ -61,6 +62,8 @@ def about(name: str) -> AboutConfig:
 
 def text(name: str) -> str:
     """Return a named recipe as one complete YAML file, each field with its meaning, to copy and edit."""
+    from ops.recipe_text import recipe_text  # here alone, as it imports torch: a list of the recipes takes no second
+
     return f"# python -m ops train {name}\n# Every other field: python -m ops fields\n\n{recipe_text(read(name))}"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from cluster.about import AboutConfig
 from cluster.config import RunConfig
-from cluster.sections import AboutConfig
 from kdcore.terms import REGISTRY
 from ops.schema import METHOD, Model, meaning, section_of, written
 
