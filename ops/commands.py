@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
-from ops.parser import Parser, calls, command
+from ops.parser import Parser, add_overrides, calls, command
 
 
 @command(
@@ -25,7 +25,7 @@ def demo(parser: Parser) -> None:
     parser.add_argument("--teacher", metavar="NAME", help="a timm model with pretrained weights, for your own data")
     parser.add_argument("--seeds", type=int, default=1, help="how often the two students are trained (%(default)s)")
     parser.add_argument("--output", default=f"{output_dir()}/demo", metavar="DIR", help="where all goes (%(default)s)")
-    _overrides(parser, "fields of all three recipes, such as train.epochs=5")
+    add_overrides(parser, "fields of all three recipes, such as train.epochs=5")
     parser.set_defaults(function=calls("ops.demo:demo", "data", "teacher", "seeds", "output", "overrides"))
 
 
@@ -154,7 +154,7 @@ def _reproduce_cifar100(parser: Parser) -> None:
 def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
     parser.add_argument("--minutes", type=float, default=minutes, help="stop and save after so long (%(default)s)")
     parser.add_argument("--side-by-side", type=int, default=side_by_side, help="runs that take turns (%(default)s)")
-    _overrides(parser, "fields of all recipes, for trials: such as train.epochs=1")
+    add_overrides(parser, "fields of all recipes, for trials: such as train.epochs=1")
 
 
 @command(
@@ -234,7 +234,7 @@ def evaluate(parser: Parser) -> None:
     parser.add_argument("--recipe", metavar="RECIPE", help="how a file of weights is built, where none is beside it")
     parser.add_argument("--data", metavar="FOLDER", help="other images: FOLDER/<class>/ (default: the recipe's)")
     parser.add_argument("--variant", choices=VARIANTS, help="FOLDER is this test set of ImageNet")
-    _overrides(parser, "such as scaling.num_workers=0")
+    add_overrides(parser, "such as scaling.num_workers=0")
     parser.set_defaults(function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides"))
 
 
@@ -307,7 +307,7 @@ def export(parser: Parser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="for the checks (default: %(default)s)")
     parser.add_argument("--name", help="in the registry (default: the student's and the data's)")
-    _overrides(parser, "such as data.root=FOLDER")
+    add_overrides(parser, "such as data.root=FOLDER")
     parser.set_defaults(function=calls("ops.export:export", "run", "output", "images", "name", "overrides"))
 
 
@@ -372,8 +372,4 @@ def _store(parser: Parser) -> None:
 
 def _recipe(parser: Parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
-    _overrides(parser, "fields to set, such as train.epochs=5")
-
-
-def _overrides(parser: Parser, help: str) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+    add_overrides(parser, "fields to set, such as train.epochs=5")

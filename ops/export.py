@@ -2,7 +2,8 @@
 
 model.safetensors, config.json   timm's form: weights, architecture, classes, preprocessing
 model.pt2                        torch.export's form: the whole network, SimKD's too; torch alone loads it
-model.onnx                       for ONNX Runtime and other engines
+model.onnx                       for ONNX Runtime and other engines; names its classes and preprocessing
+predict.py                       names what photographs show, with ONNX Runtime alone
 README.md                        the model card
 """
 
@@ -12,8 +13,9 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from pipelines.files import make_folder
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
+SCRIPT = Path(__file__).parent / "templates" / "predict.py"
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
 
 
@@ -80,6 +83,7 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     job = Export(parts, student, sample_images(parts, num_images), folder)
     write_weights(job)
     write_programs(job)
+    shutil.copyfile(SCRIPT, folder / SCRIPT.name)
     checks = compare_files(job)
     show(checks, len(job.images))
     card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
@@ -136,9 +140,15 @@ def write_programs(job: Export) -> None:
     with without_remarks():
         program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, job.folder / "model.pt2")
+    write_onnx(job.student, job.images, job.folder / "model.onnx", onnx_facts(job))
+
+
+def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a network as ONNX, for batches of any size. facts: kept in its metadata, as JSON."""
+    with without_remarks():
         made = torch.onnx.export(
-            job.student,
-            example,
+            network,
+            (images[:2].clone(),),
             dynamo=True,
             dynamic_shapes=({0: "batch"},),
             input_names=["images"],
@@ -146,7 +156,23 @@ def write_programs(job: Export) -> None:
             verbose=False,
         )
         assert made is not None, "a program, with dynamo"
-        made.save(job.folder / "model.onnx", external_data=False)
+        made.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+        made.save(path, external_data=False)
+
+
+def onnx_facts(job: Export) -> dict[str, Any]:
+    """Return what model.onnx says of itself: its classes in order, and what an image goes through before it."""
+    policy, (mean, std) = job.policy, job.parts.statistics
+    return {
+        "classes": list(job.classes),
+        "preprocessing": {
+            "size": [policy.height, policy.width],
+            "cover": [int(side / policy.crop_pct) for side in (policy.height, policy.width)],
+            "interpolation": policy.interpolation,
+            "mean": list(mean),
+            "std": list(std),
+        },
+    }
 
 
 @contextlib.contextmanager

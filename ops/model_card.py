@@ -69,6 +69,7 @@ def write_card(
             select=config.train.select,
             numbers=reported_metrics(run_dir, parts),
             evaluations=evaluations(run_dir),
+            latencies=latencies(run_dir),
             checks=checks,
             num_images=num_images,
             recipe=to_yaml(config),
@@ -150,3 +151,12 @@ def value_text(values: Sequence[float], form: str) -> str:
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """Return the results of `evaluate` that lie with the run."""
     return [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]
+
+
+def latencies(run_dir: Path) -> dict[str, Any] | None:
+    """Return what `benchmark` measured of the run, with the student's rows alone; None where it has not been run."""
+    path = RunFolder(run_dir).benchmark
+    if not path.is_file():
+        return None
+    found = read_json(path, "run `python -m ops benchmark` again")
+    return {**found, "rows": [row for row in found["rows"] if row["network"] == "student"]}

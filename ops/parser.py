@@ -1,6 +1,6 @@
 """How the command line is parsed and explained. Light on purpose: --help must not wait for torch and Ray.
 
-The commands themselves are in `ops.commands`.
+The commands themselves are in `ops.commands` and `ops.student_commands`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class TopParser(Parser):
 
 def build_parser() -> Parser:
     """Return the parser; `args.function(args)` of what it parses does the work and gives the exit status."""
-    importlib.import_module("ops.commands")  # registers them
+    for module in ("ops.commands", "ops.student_commands"):
+        importlib.import_module(module)  # registers them
     parser = TopParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     parser.add_argument("--version", action="version", version=f"stillhouse {__version__}")
@@ -154,3 +155,8 @@ def calls(function: str, *names: str) -> Function:
         return status
 
     return call
+
+
+def add_overrides(parser: Parser, help: str) -> None:
+    """Add the key=value that overrides fields of a recipe."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)

@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "outbox"
 
     @property
+    def benchmark(self) -> Path:
+        """The latencies that `benchmark` measured."""
+        return self.path / "benchmark.json"
+
+    @property
     def evaluations(self) -> list[Path]:
         """The results of `evaluate`."""
         return sorted((self.path / "evaluation").glob("*.json"))

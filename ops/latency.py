@@ -1,0 +1,177 @@
+"""`benchmark`: how long a run's student and its teacher take here, in torch, compiled, and in ONNX Runtime.
+
+All of them take turns, so that whatever else the machine does meets all alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from cluster.assembly import assemble, image_size
+from cluster.evaluation import load_student, with_online_teacher
+from cluster.rank import Rank
+from cluster.resources import device_here, use_worker_threads
+from cluster.tracking.folder import RunFolder
+from kdcore.errors import Refused
+from kdcore.reporting import optional
+from ops.console import console, say, table
+from ops.evaluate import find_subject
+from ops.export import write_onnx
+from ops.facts import facts
+from pipelines.files import write_json
+
+FORMS = ("torch", "compiled", "onnx")
+ROUNDS = 5  # turns of each, over which its calls are spread
+WARM_UP = 3  # calls that are not counted
+
+Infer = Callable[[], object]
+
+
+@dataclass
+class Subject:
+    """A network in one form on a batch of one size. infer: answers the batch; seconds: what each call took."""
+
+    network: str
+    form: str
+    batch: int
+    infer: Infer
+    seconds: list[float] = field(default_factory=list)
+
+    def take_turn(self, seconds: float) -> None:
+        """Call it for so long, at least once."""
+        ends = time.perf_counter() + seconds
+        while not self.seconds or time.perf_counter() < ends:
+            started = time.perf_counter()
+            self.infer()
+            self.seconds.append(time.perf_counter() - started)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the latencies in milliseconds, and the images per second at the median."""
+        p50, p95 = np.percentile(self.seconds, [50, 95])
+        return {
+            "network": self.network,
+            "form": self.form,
+            "batch": self.batch,
+            "n": len(self.seconds),
+            "p50_ms": 1000 * float(p50),
+            "p95_ms": 1000 * float(p95),
+            "images_per_second": self.batch / float(p50),
+        }
+
+
+def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: float, overrides: Sequence[str]) -> int:
+    """Print latency and throughput of a run's networks, and keep them in its folder. seconds: of each measurement."""
+    if min(batches) < 1:
+        raise Refused(f"--batches {min(batches)}: a batch has at least one image")
+    found = find_subject(run, None, overrides)
+    if found.weights is None:
+        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    config = with_online_teacher(found.config)
+    device = device_here(config)
+    use_worker_threads(config)
+    parts = assemble(config, Rank(0, 1, device))
+    networks: dict[str, nn.Module] = {"student": load_student(parts, found.weights)}
+    if parts.teacher is not None:
+        networks["teacher"] = parts.teacher.model
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        subjects = [
+            subject
+            for name, network in networks.items()
+            for form in forms
+            for subject in subjects_of(name, network.eval(), form, batches, image_size(config), device, Path(folder))
+        ]
+        measure(subjects, seconds)
+    rows = [subject.summary() for subject in subjects]
+    show(rows, f"{device}, {torch.get_num_threads()} threads, {config.views.height}x{config.views.width} pixels")
+    path = RunFolder(found.folder.parent).benchmark
+    write_json(path, {"facts": facts(), "device": str(device), "threads": torch.get_num_threads(), "rows": rows})
+    say(f"written: {path}")
+    return 0
+
+
+def subjects_of(
+    name: str,
+    network: nn.Module,
+    form: str,
+    batches: Sequence[int],
+    size: tuple[int, int],
+    device: torch.device,
+    folder: Path,
+) -> list[Subject]:
+    """Return a network in one form, ready to be measured at every size of batch; none, with a line, where it fails."""
+    made: list[Subject] = []
+    with optional(f"the {name} in the form {form} is", say):
+        if form == "onnx":
+            path = folder / f"{name}.onnx"
+            write_onnx(network, torch.randn(2, 3, *size, device=device), path, {})
+            session = onnx_session(path)
+        runner = torch.compile(network) if form == "compiled" else network
+        for batch in batches:
+            images = torch.randn(batch, 3, *size, device=device)
+            infer = onnx_call(session, images) if form == "onnx" else torch_call(runner, images)
+            for _ in range(WARM_UP):
+                infer()
+            made.append(Subject(name, form, batch, infer))
+    return made
+
+
+def torch_call(network: Callable[[Tensor], Tensor], images: Tensor) -> Infer:
+    """Return a call of a network in torch, which waits until the device is done."""
+
+    def infer() -> None:
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+
+    return infer
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """Open a file in ONNX Runtime on the CPU, with as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_call(session: onnxruntime.InferenceSession, images: Tensor) -> Infer:
+    """Return a call of a network in ONNX Runtime."""
+    inputs = {"images": images.cpu().numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def measure(subjects: Sequence[Subject], seconds: float) -> None:
+    """Let all subjects take turns, `seconds` of each in the end."""
+    for _ in range(ROUNDS):
+        for subject in subjects:
+            subject.take_turn(seconds / ROUNDS)
+
+
+def show(rows: Sequence[dict[str, Any]], place: str) -> None:
+    """Print a row a network, form and size of batch, with how many times faster than the teacher it is."""
+    slowest = {(row["form"], row["batch"]): row["p50_ms"] for row in rows if row["network"] == "teacher"}
+    shown = []
+    for row in rows:
+        teacher = slowest.get((row["form"], row["batch"]))
+        shown.append(
+            [
+                f"{row['network']}, {row['form']}",
+                f"{row['batch']}",
+                f"{row['p50_ms']:.2f}",
+                f"{row['p95_ms']:.2f}",
+                f"{row['images_per_second']:,.0f}",
+                f"{teacher / row['p50_ms']:.2f}x" if teacher and row["network"] == "student" else "-",
+                f"{row['n']:,}",
+            ]
+        )
+    columns = ["network", "batch", "p50 ms", "p95 ms", "images/s", "teacher / student", "calls"]
+    console.print(table(place, columns, shown))

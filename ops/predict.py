@@ -1,0 +1,167 @@
+"""`predict`: what a run's student sees in photographs of any folder, through the very pixels of its validation."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.assembly import Assembly, assemble, autocast
+from cluster.evaluation import load_student
+from cluster.passes import every_image_once
+from cluster.resources import rank_here, use_worker_threads
+from kdcore.errors import Refused
+from ops.console import console, percent, say, table
+from ops.evaluate import find_subject
+from pipelines.data.images import inspect_image
+from pipelines.data.index import build_index
+from pipelines.data.listing import IMAGE_SUFFIXES
+from pipelines.data.source import Source
+from pipelines.files import make_folder, write_json
+
+SPLIT = "predicted"  # the name of the photographs within an `Assembly`
+SHOWN = 30  # rows of the table, and photographs of the picture
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of a photograph, the likeliest first: [(class, probability)]."""
+
+    photo: Path
+    classes: list[tuple[str, float]]
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {"photo": str(self.photo), "classes": [{"class": name, "probability": p} for name, p in self.classes]}
+
+
+def predict(run: str, photos: str, top: int, output: str | None, picture: str | None, overrides: Sequence[str]) -> int:
+    """Print the likeliest classes of a photograph, or of every one below a folder; write them where wanted.
+
+    output: of a JSON file; picture: of a grid of the photographs with their likeliest class.
+    """
+    subject = find_subject(run, None, overrides)
+    if subject.weights is None:
+        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    found, broken = find_photos(Path(photos))
+    for reason in broken:
+        say(f"left out: {reason}")
+    if not found:
+        raise Refused(f"{photos} holds no photograph that can be read; give a JPEG or PNG file, or a folder of them")
+    use_worker_threads(subject.config)
+    parts = assemble(subject.config, rank_here(subject.config))
+    with tempfile.TemporaryDirectory() as folder:
+        source = index_photos(found, Path(folder), parts)
+        predictions = [
+            Prediction(found[number], classes)
+            for number, classes in enumerate(likeliest(parts, subject.weights, source, top))
+        ]
+    show(predictions, run)
+    if output is not None:
+        make_folder(Path(output).absolute().parent, "--output")
+        write_json(Path(output), [one.as_plain() for one in predictions])
+        say(f"written: {output}")
+    if picture is not None:
+        make_folder(Path(picture).absolute().parent, "--picture")
+        draw(predictions[:SHOWN], Path(picture))
+        say(f"written: {picture}")
+    return 0
+
+
+def find_photos(path: Path) -> tuple[list[Path], list[str]]:
+    """Return the images at or below a path, in order of their names, and why others that are called so are left out.
+
+    Refused where there is no such file or folder.
+    """
+    if not path.exists():
+        raise Refused(f"{path}: no such file or folder; give a photograph, or a folder of them")
+    files = [path] if path.is_file() else _images_below(path)
+    found, broken = [], []
+    for file in files:
+        try:
+            inspect_image(file.read_bytes(), str(file))
+        except Refused as error:
+            broken.append(str(error))
+        else:
+            found.append(file)
+    return found, broken
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+
+
+def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Source:
+    """Return an index of the photographs, in this order, without labels and with the run's classes.
+
+    An index is of a folder, so links to the photographs are made in one.
+    """
+    staged = folder / "photos" / SPLIT
+    staged.mkdir(parents=True)
+    for number, photo in enumerate(photos):
+        (staged / f"{number:08}{photo.suffix}").symlink_to(photo.absolute())
+    source = build_index(folder / "photos", SPLIT, folder / "index")
+    return replace(source, classes=parts.classes)
+
+
+@torch.no_grad()
+def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Iterator[list[tuple[str, float]]]:
+    """Yield for each image the `top` likeliest classes with their probabilities."""
+    parts = replace(parts, indexes={**parts.indexes, SPLIT: source})
+    student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
+    for batch in parts.evaluation_loader(SPLIT).load(every_image_once(len(source), rank)):
+        with autocast(parts.config, rank):
+            logits: Tensor = student(batch.images)
+        best = logits.double().softmax(dim=1).topk(min(top, len(parts.classes)), dim=1)
+        for probabilities, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            yield [(parts.classes[n], p) for n, p in zip(numbers, probabilities, strict=True)]
+
+
+def show(predictions: Sequence[Prediction], run: str) -> None:
+    """Print a row a photograph, of the first ones."""
+    base = os.path.commonpath([one.photo.absolute().parent for one in predictions])
+    rows = [
+        [
+            os.path.relpath(one.photo.absolute(), base),
+            *(f"{name} {percent(probability)}" for name, probability in one.classes),
+        ]
+        for one in predictions[:SHOWN]
+    ]
+    width = max(len(row) for row in rows)
+    console.print(table(f"what {run} sees", ["photograph", *map(str, range(1, width))], rows))
+    if len(predictions) > SHOWN:
+        say(f"and {len(predictions) - SHOWN:,} more; --output FILE writes all of them")
+
+
+def draw(predictions: Sequence[Prediction], path: Path) -> None:
+    """Save a grid of the photographs with their likeliest class and its probability."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from PIL import Image
+
+    columns = min(6, len(predictions))
+    rows = -(-len(predictions) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.5 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, one in zip(axes.flat, predictions, strict=False):
+        with Image.open(one.photo) as image:
+            image.thumbnail((320, 320))
+            axis.imshow(np.asarray(image.convert("RGB")))
+        name, probability = one.classes[0]
+        axis.set_title(f"{name}\n{percent(probability)}", fontsize="small", parse_math=False)
+    try:
+        figure.savefig(path, dpi=110)
+    except (ValueError, OSError) as error:
+        raise Refused(f"--picture {path} cannot be written ({error}); give a .png or .jpg file") from error
+    finally:
+        plt.close(figure)
