@@ -71,9 +71,22 @@ class Evaluation:
         return found
 
     def per_class(self) -> list[dict[str, float | None]]:
-        """{images, accuracy} of every class, by number; a class without images has the accuracy None."""
-        counts = zip(*self.classes.tolist(), strict=True)
-        return [{"images": images, "accuracy": correct / images if images else None} for images, correct in counts]
+        """Return {images, accuracy, precision} of every class, by number.
+
+        accuracy: the share of its images that are found (recall), None without images; precision: the share of the
+        images taken for it that are its own, None where none is.
+        """
+        images, correct, taken = *self.classes.tolist(), self.confusion_matrix().sum(dim=0).tolist()
+        return [
+            {"images": n, "accuracy": right / n if n else None, "precision": right / all_taken if all_taken else None}
+            for n, right, all_taken in zip(images, correct, taken, strict=True)
+        ]
+
+    def confusion_matrix(self) -> Tensor:
+        """Return how many images of each class (row) were taken for each class (column): [K,K] int64, on the host."""
+        size = self.num_classes
+        codes = torch.cat(self.mistakes) if self.mistakes else torch.zeros(0, dtype=torch.int64)
+        return codes.bincount(minlength=size * size).view(size, size) + torch.diag(self.classes[1].cpu())
 
     def confusions(self, limit: int) -> list[tuple[int, int, int]]:
         """Return the worst pairs as (label, prediction, images), the most frequent first."""
@@ -181,9 +194,17 @@ def pooled(features: Tensor) -> Tensor:
 
 
 def report(
-    student: Evaluation | None, teacher: Evaluation | None, class_names: list[str], num_confusions: int = 20
+    student: Evaluation | None,
+    teacher: Evaluation | None,
+    class_names: list[str],
+    num_confusions: int = 20,
+    num_shown: int = 60,
 ) -> dict[str, Any]:
-    """Everything, as plain values for JSON."""
+    """Return everything, as plain values for JSON.
+
+    num_confusions: pairs of classes taken for each other; num_shown: classes of the confusion matrix, those with most
+    mistakes where there are more.
+    """
     networks = {name: one for name, one in (("student", student), ("teacher", teacher)) if one is not None}
     tables = {name: one.per_class() for name, one in networks.items()}
     return {
@@ -200,4 +221,13 @@ def report(
             ]
             for name, one in networks.items()
         },
+        "confusion_matrix": {name: most_confused(one, class_names, num_shown) for name, one in networks.items()},
     }
+
+
+def most_confused(network: Evaluation, class_names: list[str], limit: int) -> dict[str, Any]:
+    """Return {classes, counts}: the confusion matrix of the classes with most mistakes, in the classes' order."""
+    matrix = network.confusion_matrix()
+    mistakes = matrix.sum(dim=0) + matrix.sum(dim=1) - 2 * matrix.diagonal()
+    chosen = mistakes.argsort(descending=True, stable=True)[:limit].sort().values
+    return {"classes": [class_names[n] for n in chosen.tolist()], "counts": matrix[chosen][:, chosen].tolist()}

@@ -19,7 +19,7 @@ from kdcore.errors import Refused
 from kdcore.evaluation import report
 from ops import catalog
 from ops.console import console, percent, say, table
-from ops.evaluation_figures import alignment, reliability
+from ops.evaluation_figures import alignment, confusion, reliability
 from pipelines.data.variants import Target
 from pipelines.files import make_folder
 
@@ -145,6 +145,7 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
     path = folder / f"{images}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     paths = [path, reliability(content, folder / f"{images}-reliability.png")]
+    paths += [confusion(content, name, folder / f"{images}-{name}-classes.png") for name in content["confusion_matrix"]]
     if len(content["cka"]) > 1:
         paths.append(alignment(content["cka"], folder / f"{images}-cka.png"))
     return paths

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.colors import PowerNorm
 
 from kdcore.evaluation import NUM_BINS
 
@@ -55,3 +57,35 @@ def alignment(pairs: list[dict[str, Any]], path: Path) -> Path:
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
+
+
+def confusion(content: dict[str, Any], network: str, path: Path) -> Path:
+    """Draw a network's confusion matrix, each row as shares of its class, beside the classes' recall and precision."""
+    shown = content["confusion_matrix"][network]
+    names, counts = [shorten(name) for name in shown["classes"]], np.array(shown["counts"], float)
+    rates = {row["class"]: row[network] for row in content["classes"]}
+    side = 2.5 + 0.22 * len(names)
+    figure, (matrix, bars) = plt.subplots(
+        1, 2, figsize=(1.6 * side, side), width_ratios=(3, 1), layout="constrained", sharey=True
+    )
+    totals = [(rates[name]["images"] or 1) for name in shown["classes"]]
+    image = matrix.imshow(counts / np.array(totals)[:, None], norm=PowerNorm(0.5, 0, 1), cmap="Blues", aspect="auto")
+    matrix.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small", parse_math=False)
+    matrix.set_yticks(range(len(names)), names, fontsize="x-small", parse_math=False)
+    matrix.set(xlabel="taken for", ylabel="class", title=f"{network}, {content['images']}: share of a class's images")
+    figure.colorbar(image, ax=matrix, location="left", shrink=0.6)
+    places = np.arange(len(names))
+    for shift, key, title in ((-0.2, "accuracy", "recall"), (0.2, "precision", "precision")):
+        values = [rates[name][key] or 0.0 for name in shown["classes"]]
+        bars.barh(places + shift, values, height=0.4, label=title)
+    bars.set(xlim=(0, 1), title="by class")
+    bars.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False)
+    bars.grid(axis="x", alpha=0.25)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def shorten(name: str, longest: int = 24) -> str:
+    """Return a class's name, cut where it is too long for an axis."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcore.evaluation import Evaluation, LinearCKA, binned, expected_calibration_error, report
+from kdcore.evaluation import Evaluation, LinearCKA, binned, expected_calibration_error, most_confused, report
 
 
 def evaluated(logits, answers, teacher=None) -> Evaluation:
@@ -78,10 +78,34 @@ def test_parts_merge_to_the_whole():
     assert first.reliability() == whole.reliability()
 
 
+def test_the_confusion_matrix_counts_every_image():
+    """Against a plain count; of many classes, those with most mistakes are shown, in their own order."""
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(200, 9, generator=generator), torch.randint(9, (200,), generator=generator)
+    one = evaluated(logits, labels[:, None])
+    expected = np.zeros((9, 9), int)
+    for label, prediction in zip(labels.tolist(), logits.argmax(dim=1).tolist(), strict=True):
+        expected[label, prediction] += 1
+    assert one.confusion_matrix().tolist() == expected.tolist()
+    for number, row in enumerate(one.per_class()):
+        assert row["accuracy"] == pytest.approx(expected[number, number] / expected[number].sum())
+        assert row["precision"] == pytest.approx(expected[number, number] / expected[:, number].sum())
+    shown = most_confused(one, [f"class{n}" for n in range(9)], 4)
+    mistakes = expected.sum(0) + expected.sum(1) - 2 * expected.diagonal()
+    chosen = sorted(np.argsort(-mistakes, kind="stable")[:4])
+    assert shown["classes"] == [f"class{n}" for n in chosen]
+    assert shown["counts"] == expected[np.ix_(chosen, chosen)].tolist()
+
+
 def test_the_report_names_classes():
     one = evaluated(probabilities([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0], [1]]))
     found = report(one, None, ["cat", "dog"])
-    assert found["classes"][1] == {"class": "dog", "student": {"images": 1, "accuracy": 0.0}}
+    assert found["classes"][1] == {
+        "class": "dog",
+        "student": {"images": 1, "accuracy": 0.0, "precision": None},
+    }
+    assert found["classes"][0]["student"] == {"images": 1, "accuracy": 1.0, "precision": 0.5}
+    assert found["confusion_matrix"]["student"] == {"classes": ["cat", "dog"], "counts": [[1, 0], [1, 0]]}
     assert found["confusions"]["student"] == [{"label": "dog", "prediction": "cat", "images": 1}]
 
 

@@ -24,7 +24,7 @@ def test_a_run(finished, store, capsys):
     assert found["metrics"]["student"]["kl"] == pytest.approx(result["val/kl"], rel=1e-4)
     assert [row["class"] for row in found["classes"]] == ["class0", "class1", "class2"]
     assert {(pair["student"], pair["teacher"]) for pair in found["cka"]} >= {("layer1", "layer2")}
-    for picture in ("val-reliability.png", "val-cka.png"):
+    for picture in ("val-reliability.png", "val-cka.png", "val-student-classes.png", "val-teacher-classes.png"):
         assert (run / "evaluation" / picture).read_bytes().startswith(b"\x89PNG")
     client, run_id = mlflow.MlflowClient(store), (run / "mlflow_run_id").read_text()
     metrics = client.get_run(run_id).data.metrics
