@@ -16,7 +16,10 @@ from cluster.training.launch import RunResult
 from kdcore.errors import Refused
 from ops.console import console, percent, say, table
 from ops.digits import write_digits
+from ops.latency import measure_networks
 from ops.train import mlflow_hint, watched
+
+LATENCY_SECONDS = 1.0
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -50,13 +53,20 @@ def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes
         for seed in range(seeds):
             for title, name in (("student alone", "alone"), ("student distilled", "distilled")):
                 results[title].append(run(recipe(name, *theirs, f"seed={seed}", f"name={name}-seed{seed}")))
-    console.print(table(title_of(first, seeds), COLUMNS, [row(title, runs) for title, runs in results.items()]))
+    networks = networks_of(recipe("distilled", *theirs), Path(results["student distilled"][0].run_dir))
+    rows = [
+        row(title, runs, networks["teacher" if title == "teacher" else "student"]) for title, runs in results.items()
+    ]
+    console.print(table(title_of(first, seeds), COLUMNS, rows))
     say(verdict(results))
+    say(comparison(networks))
     say(mlflow_hint(first))
     return 0
 
 
-COLUMNS = ["", "top-1", "agreement with teacher", "images/s", "wall s"]
+COLUMNS = ["", "top-1", "agreement", "parameters", "ms/image", "images/s", "wall s"]
+
+Network = dict[str, Any]  # a row of `benchmark`
 
 
 def run(config: RunConfig) -> RunResult:
@@ -71,13 +81,30 @@ def title_of(config: RunConfig, seeds: int) -> str:
     return f"{images}, {seeds} seed{'s' if seeds > 1 else ''} (mean, and half the range)" if seeds > 1 else images
 
 
-def row(title: str, runs: list[RunResult]) -> list[str]:
+def networks_of(config: RunConfig, run_dir: Path) -> dict[str, Network]:
+    """Return {student, teacher}: what each costs on this machine, on one image at a time in torch."""
+    rows = measure_networks(config, RunFolder(run_dir).weights, [1], ["torch"], LATENCY_SECONDS)
+    return {row["network"]: row for row in rows}
+
+
+def comparison(networks: dict[str, Network]) -> str:
+    """Say in a sentence how much smaller and faster than the teacher the student is."""
+    student, teacher = networks["student"], networks["teacher"]
+    return (
+        f"the student has 1/{teacher['parameters'] / student['parameters']:.1f} of the teacher's parameters and "
+        f"answers {teacher['p50_ms'] / student['p50_ms']:.1f} times as fast, one image at a time"
+    )
+
+
+def row(title: str, runs: list[RunResult], network: Network) -> list[str]:
     """Return the table's row of one recipe's runs."""
     compared = "val/agreement" in runs[0].metrics
     return [
         title,
         mean_and_half_range([r.metrics["val/top1"] for r in runs], percent),
         mean_and_half_range([r.metrics["val/agreement"] for r in runs], percent) if compared else "-",
+        f"{network['parameters']:,}",
+        f"{network['p50_ms']:.2f}",
         mean_and_half_range([r.images_per_second for r in runs], "{:,.0f}".format),
         mean_and_half_range([r.wall_seconds for r in runs], "{:.0f}".format),
     ]

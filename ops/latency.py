@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from cluster.assembly import assemble, image_size
+from cluster.config import RunConfig
 from cluster.evaluation import load_student, with_online_teacher
 from cluster.rank import Rank
 from cluster.resources import device_here, use_worker_threads
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from kdcore.reporting import optional
+from kdcore.reused import deployed_parameters
 from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.export import write_onnx
@@ -39,11 +41,15 @@ Infer = Callable[[], object]
 
 @dataclass
 class Subject:
-    """A network in one form on a batch of one size. infer: answers the batch; seconds: what each call took."""
+    """A network in one form on a batch of one size.
+
+    parameters: how many numbers are deployed; infer: answers the batch; seconds: what each call took.
+    """
 
     network: str
     form: str
     batch: int
+    parameters: int
     infer: Infer
     seconds: list[float] = field(default_factory=list)
 
@@ -62,6 +68,7 @@ class Subject:
             "network": self.network,
             "form": self.form,
             "batch": self.batch,
+            "parameters": self.parameters,
             "n": len(self.seconds),
             "p50_ms": 1000 * float(p50),
             "p95_ms": 1000 * float(p95),
@@ -76,11 +83,27 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
     found = find_subject(run, None, overrides)
     if found.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
-    config = with_online_teacher(found.config)
+    config, path = found.config, RunFolder(found.folder.parent).benchmark
+    rows = measure_networks(config, found.weights, batches, forms, seconds)
+    device, threads = str(device_here(config)), torch.get_num_threads()
+    show(rows, f"{device}, {threads} threads, {config.views.height}x{config.views.width} pixels")
+    write_json(path, {"facts": facts(), "device": device, "threads": threads, "rows": rows})
+    say(f"written: {path}")
+    return 0
+
+
+def measure_networks(
+    config: RunConfig, weights: Path, batches: Sequence[int], forms: Sequence[str], seconds: float
+) -> list[dict[str, Any]]:
+    """Return a row for each network of a run, form and size of batch, measured with the threads of one worker.
+
+    The teacher is measured where its weights are there. seconds: of each measurement.
+    """
+    config = with_online_teacher(config)
     device = device_here(config)
     use_worker_threads(config)
     parts = assemble(config, Rank(0, 1, device))
-    networks: dict[str, nn.Module] = {"student": load_student(parts, found.weights)}
+    networks: dict[str, nn.Module] = {"student": load_student(parts, weights)}
     if parts.teacher is not None:
         networks["teacher"] = parts.teacher.model
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -90,13 +113,8 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
             for form in forms
             for subject in subjects_of(name, network.eval(), form, batches, image_size(config), device, Path(folder))
         ]
-        measure(subjects, seconds)
-    rows = [subject.summary() for subject in subjects]
-    show(rows, f"{device}, {torch.get_num_threads()} threads, {config.views.height}x{config.views.width} pixels")
-    path = RunFolder(found.folder.parent).benchmark
-    write_json(path, {"facts": facts(), "device": str(device), "threads": torch.get_num_threads(), "rows": rows})
-    say(f"written: {path}")
-    return 0
+        let_take_turns(subjects, seconds)
+    return [subject.summary() for subject in subjects]
 
 
 def subjects_of(
@@ -121,7 +139,7 @@ def subjects_of(
             infer = onnx_call(session, images) if form == "onnx" else torch_call(runner, images)
             for _ in range(WARM_UP):
                 infer()
-            made.append(Subject(name, form, batch, infer))
+            made.append(Subject(name, form, batch, deployed_parameters(network), infer))
     return made
 
 
@@ -149,8 +167,8 @@ def onnx_call(session: onnxruntime.InferenceSession, images: Tensor) -> Infer:
     return lambda: session.run(None, inputs)
 
 
-def measure(subjects: Sequence[Subject], seconds: float) -> None:
-    """Let all subjects take turns, `seconds` of each in the end."""
+def let_take_turns(subjects: Sequence[Subject], seconds: float) -> None:
+    """Measure all subjects by turns, `seconds` of each in the end."""
     for _ in range(ROUNDS):
         for subject in subjects:
             subject.take_turn(seconds / ROUNDS)

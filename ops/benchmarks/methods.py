@@ -66,7 +66,8 @@ def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, flo
     base = load_recipe(Path(__file__).parents[1] / "recipes/demo/alone.yaml")
     data = base.model_dump(mode="json") | {"name": f"{safe}-seed{seed}", "output_dir": output, "seed": seed}
     data |= {"method": METHODS[method], "scaling": {"num_workers": 0}}
-    data["train"] |= {"epochs": epochs, "evaluate_every_epochs": epochs}
+    data["data"] |= {"images_per_class": None}  # the demo's student sees few; here all see what the teacher saw
+    data["train"] |= {"epochs": epochs, "evaluate_every_epochs": epochs, "batch_size": 64, "micro_batch": 32}
     data["tracking"] |= {"system_metrics": False, "every_steps": 50, "uri": f"sqlite:///{output}/{safe}-{seed}.db"}
     if method == "simkd":
         data["student"] |= {"classifier": "reused", "factor": 2}

@@ -20,7 +20,7 @@ from cluster.rank import Rank
 from cluster.recipe import load_recipe
 from ops.__main__ import main
 from ops.export import sample_images
-from ops.latency import ROUNDS, Subject, measure
+from ops.latency import ROUNDS, Subject, let_take_turns
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_the_model_card_has_the_latencies(finished, tmp_path):
 
 def test_all_subjects_take_turns():
     calls: list[str] = []
-    subjects = [Subject(name, "torch", 1, lambda name=name: calls.append(name)) for name in ("student", "teacher")]
-    measure(subjects, 0.0)
+    subjects = [Subject(name, "torch", 1, 0, lambda name=name: calls.append(name)) for name in ("student", "teacher")]
+    let_take_turns(subjects, 0.0)
     assert calls == ["student", "teacher"]  # at least once, however short the time
-    measure(subjects, 0.01)
+    let_take_turns(subjects, 0.01)
     changes = sum(one != other for one, other in itertools.pairwise(calls))
     assert changes == 2 * ROUNDS + 1
