@@ -21,7 +21,7 @@ from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
-from cluster.weights import starting_weights
+from cluster.weights import starting_facts
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
@@ -275,7 +275,7 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         "data": run.indexes["train"].fingerprint,
         "views": run.plan.fingerprint,
         "total_steps": run.total_steps,
-        "weights": starting_weights(run.config),
+        **starting_facts(run.config),
     }
 
 

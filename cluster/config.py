@@ -28,7 +28,7 @@ from cluster.sections import (
     TrainConfig,
 )
 from kdcore.batch import Needs
-from kdcore.configs import PATH, OptimizerConfig, ScheduleConfig
+from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 from kdcore.terms import Term, parse_term
 from pipelines.views.policy import ViewPolicy
@@ -40,10 +40,11 @@ class RunConfig(Section):
     # Sections that may change between two starts of a run: they decide nothing of what it computes.
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"about", "scaling", "tracking", "checkpoint"})
 
-    # Fields that may likewise: where the data lie (their fingerprint is compared instead), and what reads them.
+    # Fields that may likewise: where data and code lie (their fingerprints are compared instead), and what reads them.
     INCIDENTAL_FIELDS: ClassVar[frozenset[str]] = frozenset(
         {
             "output_dir",
+            "plugins",
             "data.root",
             "data.loader",
             "data.decode",
@@ -57,6 +58,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name, which is its identity: the same name again continues it. Its files lie in `output_dir`/`name`."""
+    plugins: Annotated[tuple[str, ...], PLUGINS] = ()
+    """Your own modules, imported wherever the run computes: a dotted name, a file such as `./my_losses.py`, or a
+    package's folder. Losses, networks, optimisers, kinds of images and trackers in them register themselves."""
     about: AboutConfig | None = None
     """What the recipe follows, is meant to reach, and departs from; for people, and no part of the run."""
     output_dir: Annotated[str, PATH] = "outputs"

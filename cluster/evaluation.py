@@ -30,6 +30,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.models import load_fitting
+from kdcore.protocol import find_classifier
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.data.kinds import locate_split
 from pipelines.data.variants import Target, open_target, own_target
@@ -175,8 +176,7 @@ def teacher_of(parts: Assembly, target: Target) -> Network | None:
 
 def taps_of(network: nn.Module, taps: frozenset[str]) -> frozenset[str]:
     """Return the method's taps, and the classifier's input of a network that has one."""
-    classifier = network.get_classifier()  # type: ignore[operator]
-    return taps | {CLASSIFIER_INPUT} if isinstance(classifier, nn.Module) else taps
+    return taps | {CLASSIFIER_INPUT} if find_classifier(network) is not None else taps
 
 
 def find_target(config: RunConfig, location: str | None, variant: str | None) -> Target:

@@ -15,6 +15,7 @@ from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.layout import evaluating
+from kdcore.protocol import check_answers
 
 # How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
 COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
@@ -72,6 +73,7 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
             f"{type(network).__name__} answers images with {found}, not with logits [B,K]; leave out the args that "
             "make it do so, or take another model"
         )
+    check_answers(network, images, logits)
 
 
 def random_images(network: nn.Module, number: int, image_size: tuple[int, int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from cluster.assembly import assemble, evaluation_policy, image_size
 from cluster.config import RunConfig
+from cluster.plugins import describe_code
 from cluster.rank import Rank
 from cluster.recipe import to_yaml
 from cluster.tracking.pictures import sheet
@@ -33,6 +34,8 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> i
     if picture is not None:
         return save_views(config, Path(picture))
     say(to_yaml(config))
+    for line in describe_code(config):
+        say(line)
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
     rows = [network_row(name, network, config) for name, network in networks.items()]
@@ -88,7 +91,10 @@ def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> lis
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
     rows = []
     for name in dict.fromkeys([*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)]):
-        taps = FeatureTaps(network, [name])
+        try:
+            taps = FeatureTaps(network, [name])
+        except Refused:
+            continue  # the network has none of this name
         try:
             shape = taps.shapes(image_size(config))[name]
         except Refused:

@@ -75,6 +75,14 @@ class TermContext:
     pool_teacher: Callable[[Tensor], Tensor] | None = None
 
 
+def refuse_second(registry: Mapping[str, type], name: str, added: type, what: str) -> None:
+    """Refuse a class under a name that another one has. what: the plural of what is registered."""
+    known = registry.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (added.__module__, added.__qualname__):
+        places = (f"{one.__module__}.{one.__qualname__}" for one in (known, added))
+        raise Refused(f"two {what} are called {name!r}: {' and '.join(places)}; rename one")
+
+
 class Term(BaseModel):
     """A weighted loss, as data: base of every term, with the fields that all of them have.
 
@@ -102,8 +110,7 @@ class Term(BaseModel):
         name = cls.model_fields["term"].default
         if not isinstance(name, str):
             return  # an intermediate base class
-        if name in REGISTRY and REGISTRY[name].__module__ != cls.__module__:
-            raise Refused(f"two terms are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
+        refuse_second(REGISTRY, name, cls, "terms")
         REGISTRY[name] = cls
 
     def needs(self) -> Needs:
