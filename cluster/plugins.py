@@ -170,7 +170,7 @@ def modules_of(config: RunConfig) -> dict[str, ModuleType]:
     """Import all code that a recipe names, plug-ins and networks; return {top-level name: module}."""
     import_plugins(config.plugins)
     names = [_name_of(plugin) for plugin in config.plugins]
-    for model in filter(None, (config.student, config.teacher)):
+    for model in (config.student, *config.all_teachers):
         if (name := module_of(model.model)) is not None:
             names.append(_import_module(name, name))
     return {top: sys.modules[top] for top in sorted({name.partition(".")[0] for name in names})}

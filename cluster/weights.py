@@ -40,6 +40,7 @@ def starting_weights(config: RunConfig) -> dict[str, dict[str, str]]:
         "student": config.student,
         "teacher": config.teacher if config.teacher and not config.teacher.cached else None,
     }
+    models |= {f"teachers.{member.name}": member for member in config.read_teachers if not member.cached}
     return {name: found for name, model in models.items() if model and (found := _fingerprints(model))}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -87,7 +87,7 @@ class ModelConfig(BaseModel):
             return Path(self.model.removeprefix(LOCAL_DIR)) / WEIGHTS
         return Path(self.checkpoint) if self.checkpoint else None
 
-    def resolved(self) -> ModelConfig:
+    def resolved(self) -> Self:
         """Return the network that is meant: of `local-dir:`, the architecture, arguments and weights in the folder."""
         if not self.model.startswith(LOCAL_DIR):
             return self

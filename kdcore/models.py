@@ -87,11 +87,12 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
     if not config.pretrained:
         made: nn.Module = models.get_model(name, weights=None, **own_classes, **config.args)
         return made
-    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    weights = models.get_model_weights(name).DEFAULT
     made = models.get_model(name, weights=weights, **config.args)
-    made.num_classes = len(weights.meta["categories"])  # type: ignore[assignment]
+    made.num_classes = len(weights.meta["categories"])
     preprocessing = weights.transforms()
-    made.pretrained_cfg = {"mean": tuple(preprocessing.mean), "std": tuple(preprocessing.std)}
+    own_cfg: Any = {"mean": tuple(preprocessing.mean), "std": tuple(preprocessing.std)}
+    made.pretrained_cfg = own_cfg
     wanted = own_classes.get("num_classes", made.num_classes)
     if wanted != made.num_classes:
         old = classifier_of(made)

@@ -26,7 +26,7 @@ def rehearse(
     image_size: tuple[int, int],
     batch_size: int,
     mixes: bool,
-    targets: Callable[[int], TeacherOutputs] | None = None,
+    targets: Callable[[int], TeacherOutputs | None] | None = None,
 ) -> None:
     """Compute the loss of one random micro-batch of images [H,W] in training mode. Refused where that cannot be done.
 
@@ -39,8 +39,8 @@ def rehearse(
     if mixes:
         labels = nn.functional.one_hot(labels, num_classes).float()
     batch = Batch(images, labels, torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64))
-    if targets is not None:
-        batch = batch.with_targets(targets(len(images)))
+    if targets is not None and (stored := targets(len(images))) is not None:
+        batch = batch.with_targets(stored)
     begun: list[str] = []
     hooks = [module.register_forward_pre_hook(_noting(name, begun)) for name, module in distiller.extras.items()]
     distiller.train()

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.assembly import Assembly
+from cluster.config import RunConfig
+from cluster.stored_teacher import StoredTeacher
 from cluster.tracking.description import method_name
 from cluster.tracking.folder import RunFolder
 from cluster.weights import starting_facts, tensors_fingerprint, weights_fingerprint
 from kdcore.checkpoints import load_tensors
+from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS
 from kdcore.named_models import LOCAL_DIR
@@ -57,24 +60,35 @@ def write_lineage(folder: Path, parts: Assembly, run_dir: Path) -> None:
         "data": {split: index.fingerprint for split, index in parts.indexes.items()},
         "views": parts.plan.fingerprint,
         **starting_facts(config),
-        "teacher": teacher_of(parts),
+        "teachers": teachers_of(parts),
     }
     write_json(folder / LINEAGE, content)
 
 
-def teacher_of(parts: Assembly) -> dict[str, Any] | None:
-    """Return what is known of the run's teacher: its weights, the cache it answered from, the export that it was."""
-    teacher, cache = parts.config.teacher, parts.config.cache
-    if teacher is None:
-        return None
-    if parts.stored is not None:
+def teachers_of(parts: Assembly) -> list[dict[str, Any]]:
+    """Return what is known of the run's teachers, in the recipe's order."""
+    networks: list[OnlineTeacher | StoredTeacher | None] = [parts.teacher or parts.stored]
+    if parts.ensemble is not None:
+        known: dict[str, OnlineTeacher | StoredTeacher] = {**parts.ensemble.online, **parts.ensemble.stored}
+        networks = [known[member.name] for member in parts.config.read_teachers]
+    pairs = zip(parts.config.teacher_recipes, networks, strict=False)
+    return [teacher_facts(recipe, network) for recipe, network in pairs if network is not None]
+
+
+def teacher_facts(recipe: RunConfig, network: OnlineTeacher | StoredTeacher) -> dict[str, Any]:
+    """Return what is known of a teacher: its weights, the cache it answered from, the export that it was.
+
+    recipe: the one that it has alone.
+    """
+    teacher, cache = recipe.teacher, recipe.cache
+    assert teacher is not None, "a recipe with one"
+    stored = None
+    if isinstance(network, StoredTeacher):
         assert cache is not None, "checked by RunConfig"
-        manifest = parts.stored.manifest
-        weights = manifest.plan.identity["teacher"]["weights"]
-        stored = {"dir": str(Path(cache.dir).absolute()), "digest": manifest.digest}
+        weights = network.manifest.plan.identity["teacher"]["weights"]
+        stored = {"dir": str(Path(cache.dir).absolute()), "digest": network.manifest.digest}
     else:
-        assert parts.teacher is not None, "a teacher answers online or from a cache"
-        weights, stored = weights_fingerprint(parts.teacher.model), None
+        weights = weights_fingerprint(network.model)
     found: dict[str, Any] = {"model": teacher.model, "weights": weights, "cache": stored}
     if teacher.weights_file is not None and teacher.weights_file.is_file():
         found |= {"file": str(teacher.weights_file.absolute())}
@@ -91,7 +105,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Refused(f"{folder} has no {LINEAGE}; give a folder that `export` has written, or export the run again")
     found = read_json(path, "export the run again")
-    if not isinstance(found, dict) or not {"run", "run_dir", "weights", "teacher"} <= found.keys():
+    if not isinstance(found, dict) or not {"run", "run_dir", "weights", "teachers"} <= found.keys():
         raise Refused(f"{path} is no lineage of an export; export the run again")
     return found
 
@@ -118,9 +132,12 @@ def chain(content: dict[str, Any], folder: Path | None) -> Iterator[Link]:
         yield Link("export", content["model"], weights, str(folder), fingerprint_in(folder / WEIGHTS))
     deployed = RunFolder(run_dir).weights
     yield Link(f"run {content['run']}", content["method"], weights, str(run_dir), fingerprint_in(deployed))
-    teacher = content["teacher"]
-    if teacher is None:
-        return
+    for teacher in content["teachers"]:
+        yield from chain_of_teacher(teacher)
+
+
+def chain_of_teacher(teacher: dict[str, Any]) -> Iterator[Link]:
+    """Yield the links of one teacher: its cache, its weights, and what those were made of."""
     if teacher["cache"] is not None:
         place = Path(teacher["cache"]["dir"])
         yield Link("cache", "teacher outputs", teacher["cache"]["digest"], str(place), digest_in(place))

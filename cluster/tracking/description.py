@@ -28,7 +28,12 @@ def method_name(config: RunConfig) -> str:
 def network_pair(config: RunConfig) -> str:
     """Return the names of teacher and student: 'resnet34 > resnet18'."""
     student = network_name(config.student)
-    return f"{network_name(config.teacher)} > {student}" if config.teacher else student
+    return f"{teacher_names(config)} > {student}" if config.all_teachers else student
+
+
+def teacher_names(config: RunConfig) -> str:
+    """Return the names of the teachers' networks: 'resnet34', or of several 'resnet34+vit_small'."""
+    return "+".join(network_name(teacher) for teacher in config.all_teachers)
 
 
 def network_name(model: ModelConfig) -> str:
@@ -44,7 +49,7 @@ def run_tags(config: RunConfig) -> dict[str, str]:
         "method": method_name(config),
         "pair": network_pair(config),
         "student": network_name(config.student),
-        "teacher": network_name(config.teacher) if config.teacher else "none",
+        "teacher": teacher_names(config) or "none",
         "data": config.data.name,
         "seed": str(config.seed),
         **({"plugins": plugins} if plugins else {}),

@@ -10,6 +10,7 @@ Not here: what the journals hold (`cluster.tracking.journal`), and checkpoints, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,6 @@ from kdcore.named_models import LOCAL_DIR
 from pipelines.files import make_folder, read_json, write_json, write_whole
 
 State = Literal["new", "unfinished", "finished"]
-
-# Where a network's weights lie; what they are is compared instead.
-PATHS = tuple(f"{network}.{field}" for network in ("student", "teacher") for field in ("checkpoint", "class_indices"))
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class RunFolder:
         known = load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
         ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, known))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        free = RunConfig.INCIDENTAL_FIELDS.union(PATHS, _moved_folders(ours, theirs))
+        free = RunConfig.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
         changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in free]
         if changed:
             key = changed[0]
@@ -202,10 +200,14 @@ class RunFolder:
                 )
 
 
-def _moved_folders(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
-    """Return the fields of networks that both name by a folder: what lies in it is compared, not where it is."""
-    fields = ("student.model", "teacher.model")
-    return {key for key in fields if all(str(one.get(key)).startswith(LOCAL_DIR) for one in (ours, theirs))}
+def _moved(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
+    """Return the fields that say where a network's weights lie: what they are is compared instead."""
+    networks = {
+        key.removesuffix(".model") for key in ours if re.fullmatch(r"(student|teacher|teachers\.\d+)\.model", key)
+    }
+    paths = {f"{network}.{field}" for network in networks for field in ("checkpoint", "class_indices", "cache_dir")}
+    folders = {f"{network}.model" for network in networks}
+    return paths | {key for key in folders if all(str(one.get(key)).startswith(LOCAL_DIR) for one in (ours, theirs))}
 
 
 def folders_with_outbox(output_dir: Path) -> list[RunFolder]:

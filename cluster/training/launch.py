@@ -68,7 +68,7 @@ def check_run(config: RunConfig) -> str:
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
 
-    for model in filter(None, (config.student, config.teacher)):
+    for model in (config.student, *config.all_teachers):
         model.check()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)

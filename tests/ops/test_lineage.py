@@ -29,12 +29,12 @@ def exported(tmp_path) -> Path:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "manifest.json").write_text(json.dumps({"digest": "abc"}))
     before = {"run": "assistant", "run_dir": str(tmp_path / "gone"), "method": "ce", "model": "resnet18",
-              "weights": first, "teacher": None}  # fmt: skip
+              "weights": first, "teachers": []}  # fmt: skip
     teacher = {"model": "local-dir:assistant", "weights": first, "file_weights": first, "lineage": before}
     teacher |= {"file": str(tmp_path / "assistant" / "model.safetensors")}
     teacher |= {"cache": {"dir": str(tmp_path / "cache"), "digest": "abc"}}
     content = {**before, "run": "student", "run_dir": str(tmp_path / "runs" / "student"), "weights": student}
-    (tmp_path / "student" / "lineage.json").write_text(json.dumps({**content, "method": "kd", "teacher": teacher}))
+    (tmp_path / "student" / "lineage.json").write_text(json.dumps({**content, "method": "kd", "teachers": [teacher]}))
     return tmp_path / "student"
 
 
