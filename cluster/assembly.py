@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.config import RunConfig, micro_batch_size
+from cluster.ensemble import TeacherEnsemble
 from cluster.images import open_data
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
-from cluster.weights import starting_weights
-from kdcore.batch import Batch
+from cluster.weights import starting_facts
+from kdcore.batch import Batch, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
@@ -59,7 +60,8 @@ def evaluation_policy(config: RunConfig) -> ViewPolicy:
 class Assembly:
     """The parts of one run on one device. statistics: the (mean, std) by which its images are normalised.
 
-    teacher: the one that answers online; stored: the one whose answers are read from a cache; at most one of the two.
+    teacher: the one that answers online; stored: the one whose answers are read from a cache; ensemble: several of
+    either; at most one of the three.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Assembly:
     stored: StoredTeacher | None
     statistics: Statistics
     rank: Rank
+    ensemble: TeacherEnsemble | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,8 +91,9 @@ class Assembly:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The student, and the teacher where it answers online."""
-        return [self.student, *([self.teacher.model] if self.teacher else [])]
+        """The student, and the teachers that answer online."""
+        several = self.ensemble.networks if self.ensemble else []
+        return [self.student, *([self.teacher.model] if self.teacher else several)]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -125,7 +129,14 @@ class Assembly:
         """Yield the batches of `train_requests`, with the teacher's answers where they are stored."""
         requests, again = tee(self.train_requests(first_step))
         for batch, request in zip(self.train_loader().load(requests), again, strict=True):
-            yield batch.with_targets(self.stored.outputs(request)) if self.stored else batch
+            targets = self.stored_targets(request)
+            yield batch if targets is None else batch.with_targets(targets)
+
+    def stored_targets(self, request: Request) -> TeacherOutputs | None:
+        """Return the teachers' answers for a request of training views, as far as they are stored."""
+        if self.ensemble is not None:
+            return self.ensemble.targets(request)
+        return self.stored.outputs(request) if self.stored else None
 
     def sample_ids(self, step: int, number: int | None = None) -> NDArray[np.int64]:
         """Return the ids of a step's global batch, or of one micro-batch by its number within that."""
@@ -151,6 +162,8 @@ class Assembly:
 
         loader: of the split, for a teacher that answers online."""
         index = self.indexes[split]
+        if self.ensemble is not None:
+            return self.ensemble.evaluation(split, index, loader, self.rank)
         if self.stored is not None:
             return self.stored.evaluation(split, index.labels, self.rank)
         return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
@@ -182,7 +195,7 @@ class Assembly:
             self.config.method,
             image_size=image_size(self.config),
             num_samples=len(train),
-            teacher=self.teacher,
+            teacher=self.ensemble.combined if self.ensemble else self.teacher,
             teacher_shapes=self.stored.shapes if self.stored else None,
             class_means=statistics.means,
             class_similarity=statistics.similarity,
@@ -194,7 +207,7 @@ class Assembly:
 
     def rehearse(self) -> None:
         """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
-        judged, sizes, stored = evaluation_policy(self.config), self.config.views.all_sizes, self.stored
+        judged, sizes = evaluation_policy(self.config), self.config.views.all_sizes
         for size in dict.fromkeys([(judged.height, judged.width), *(sizes if self.config.views.sizes else [])]):
             for network in self.networks:
                 check_network(network, size)
@@ -207,7 +220,7 @@ class Assembly:
                 size,
                 self.micro_batch,
                 self.config.views.mixes,
-                None if stored is None else lambda number: stored.outputs(Request(0, np.arange(number))),
+                lambda number: self.stored_targets(Request(0, np.arange(number))),
             )
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
@@ -243,30 +256,43 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     statistics = input_statistics(student)
     if config.data.mean and config.data.std:
         statistics = (config.data.mean, config.data.std)
-    teacher, stored, head = None, None, None
-    reuses = config.student.classifier == "reused"
+    teacher, stored, head, ensemble = None, None, None, None
     with torch.random.fork_rng(devices=[]):
-        if config.teacher and config.teacher.cached:
-            seen = config.for_teacher
-            seen_plan = ViewPlan(seen.views, plan.seed, plan.num_samples)
-            expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
-            stored = open_stored_teacher(config, expected, classes, rank)
-            head = stored.head if reuses else None
-        elif config.teacher:
-            if config.teacher.image_size not in (None, config.views.size):
-                raise Refused(
-                    f"teacher.image_size={config.teacher.image_size}, but a teacher beside the student sees the "
-                    "student's images; set teacher.source=cache, or leave teacher.image_size out"
-                )
-            teacher_model = build_teacher(config.teacher, classes)
-            head = TeacherHead.of(teacher_model, image_size(config)) if reuses else None
-            teacher = online_teacher(teacher_model, statistics, config, rank)
+        found = [assemble_teacher(one, indexes, plan, statistics, rank) for one in config.teacher_recipes]
+        if config.teachers:
+            named = {member.name: one for member, one in zip(config.read_teachers, found, strict=True)}
+            online = {name: one for name, one in named.items() if isinstance(one, OnlineTeacher)}
+            kept = {name: one for name, one in named.items() if isinstance(one, StoredTeacher)}
+            ensemble = TeacherEnsemble.of(config, online, kept, image_size(config))
+        elif found:
+            teacher, stored = (found[0], None) if isinstance(found[0], OnlineTeacher) else (None, found[0])
+        if config.student.classifier == "reused":
+            head = TeacherHead.of(teacher.model, image_size(config)) if teacher else stored.head if stored else None
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
-    run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank)
+    run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank, ensemble)
     for network in run.networks:
         to_device(network, rank.device, run.channels_last)
     return run
+
+
+def assemble_teacher(
+    config: RunConfig, indexes: dict[str, Source], plan: ViewPlan, statistics: Statistics, rank: Rank
+) -> OnlineTeacher | StoredTeacher:
+    """Build the teacher of a recipe with one, online or from its cache."""
+    teacher, classes = config.teacher, tuple(indexes["train"].classes)
+    assert teacher is not None, "a recipe with one"
+    if teacher.cached:
+        seen = config.for_teacher
+        seen_plan = ViewPlan(seen.views, plan.seed, plan.num_samples)
+        expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
+        return open_stored_teacher(config, expected, classes, rank)
+    if teacher.image_size not in (None, config.views.size):
+        raise Refused(
+            f"teacher.image_size={teacher.image_size}, but a teacher beside the student sees the student's images; set "
+            "teacher.source=cache, or leave teacher.image_size out"
+        )
+    return online_teacher(build_teacher(teacher, classes), statistics, config, rank)
 
 
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:
@@ -275,7 +301,7 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         "data": run.indexes["train"].fingerprint,
         "views": run.plan.fingerprint,
         "total_steps": run.total_steps,
-        "weights": starting_weights(run.config),
+        **starting_facts(run.config),
     }
 
 
@@ -284,8 +310,8 @@ def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
     teacher = build_model(config, classes)
     if teacher.num_classes != len(classes):
         raise Refused(
-            f"the teacher has {teacher.num_classes} outputs for {len(classes)} classes of the data; name the file that "
-            "maps class folders to its outputs as teacher.class_indices"
+            f"the teacher {config.model} has {teacher.num_classes} outputs for {len(classes)} classes of the data; "
+            "name the file that maps class folders to its outputs as teacher.class_indices"
         )
     return teacher
 

@@ -27,8 +27,9 @@ from cluster.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from cluster.teachers import EnsembleConfig, MemberConfig, check_teachers, read_by
 from kdcore.batch import Needs
-from kdcore.configs import PATH, OptimizerConfig, ScheduleConfig
+from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 from kdcore.terms import Term, parse_term
 from pipelines.views.policy import ViewPolicy
@@ -40,10 +41,11 @@ class RunConfig(Section):
     # Sections that may change between two starts of a run: they decide nothing of what it computes.
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"about", "scaling", "tracking", "checkpoint"})
 
-    # Fields that may likewise: where the data lie (their fingerprint is compared instead), and what reads them.
+    # Fields that may likewise: where data and code lie (their fingerprints are compared instead), and what reads them.
     INCIDENTAL_FIELDS: ClassVar[frozenset[str]] = frozenset(
         {
             "output_dir",
+            "plugins",
             "data.root",
             "data.loader",
             "data.decode",
@@ -57,6 +59,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name, which is its identity: the same name again continues it. Its files lie in `output_dir`/`name`."""
+    plugins: Annotated[tuple[str, ...], PLUGINS] = ()
+    """Your own modules, imported wherever the run computes: a dotted name, a file such as `./my_losses.py`, or a
+    package's folder. Losses, networks, optimisers, kinds of images and trackers in them register themselves."""
     about: AboutConfig | None = None
     """What the recipe follows, is meant to reach, and departs from; for people, and no part of the run."""
     output_dir: Annotated[str, PATH] = "outputs"
@@ -74,6 +79,10 @@ class RunConfig(Section):
     """The network to train."""
     teacher: TeacherConfig | None = None
     """The network to learn from. Not given: none."""
+    teachers: tuple[MemberConfig, ...] = ()
+    """Several networks to learn from, in the place of `teacher`: each with a name, a weight, and its own cache."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """How the answers of several teachers are averaged."""
     cache: CacheConfig | None = None
     """Where the teacher's outputs are stored. Not given: nowhere."""
     method: tuple[Annotated[SerializeAsAny[Term], BeforeValidator(parse_term)], ...] = Field(min_length=1)
@@ -114,6 +123,38 @@ class RunConfig(Section):
         )
 
     @property
+    def all_teachers(self) -> tuple[TeacherConfig, ...]:
+        """The one teacher, the several, or none."""
+        return (self.teacher,) if self.teacher else tuple(self.read_teachers)
+
+    @property
+    def teacher_recipes(self) -> list[RunConfig]:
+        """This recipe with each of its teachers alone; with one teacher, itself; without any, none."""
+        if self.teacher is not None:
+            return [self]
+        return [self._with_one(member) for member in self.read_teachers]
+
+    @property
+    def read_teachers(self) -> list[MemberConfig]:
+        """Those of several teachers that a term reads; one of weight 0 that none names is left out."""
+        return [member for member in self.teachers if read_by(self, member)]
+
+    @property
+    def cache_recipes(self) -> list[RunConfig]:
+        """The recipes, each with one teacher, whose caches this one builds: of all that read one, or else of all."""
+        recipes = self.teacher_recipes
+        return [one for one in recipes if one.teacher and one.teacher.cached] or recipes or [self]
+
+    def _with_one(self, member: MemberConfig) -> RunConfig:
+        """Return the recipe that one of several teachers alone would have: its own cache, the terms that read it."""
+        cache = self.cache and self.cache.model_copy(
+            update={"dir": member.cache_dir or f"{self.cache.dir}/{member.name}"}
+        )
+        terms = tuple(term.model_copy(update={"teacher": None}) for term in read_by(self, member))
+        own = {"teacher": member.alone(), "teachers": (), "ensemble": EnsembleConfig()}
+        return self.model_copy(update={**own, "cache": cache, "method": terms})
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 
@@ -146,22 +187,23 @@ def _weights_decay_within_the_run(config: RunConfig) -> None:
 
 
 def _a_teacher_is_there(config: RunConfig) -> None:
-    if config.teacher is None and (config.needs.teacher or config.student.classifier == "reused"):
+    if not config.all_teachers and (config.needs.teacher or config.student.classifier == "reused"):
         wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
         raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
 
 
 def _a_cache_is_there(config: RunConfig) -> None:
-    if config.teacher and config.teacher.cached:
+    if any(teacher.cached for teacher in config.all_teachers):
         require_cache(config.cache, config.views)
 
 
 def _teacher_sees_the_students_views(config: RunConfig) -> None:
-    if config.teacher and config.teacher.image_size is not None and (fixed := config.views.in_pixels):
-        raise Refused(
-            f"teacher.image_size={config.teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
-            f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
-        )
+    for teacher in config.all_teachers:
+        if teacher.image_size is not None and (fixed := config.views.in_pixels):
+            raise Refused(
+                f"teacher.image_size={teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
+                f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
+            )
 
 
 def _micro_batches_fill_the_batch(config: RunConfig) -> None:
@@ -204,6 +246,7 @@ def _statistics_are_whole(config: RunConfig) -> None:
 _RULES = (
     _something_is_learnt,
     _weights_decay_within_the_run,
+    check_teachers,
     _a_teacher_is_there,
     _a_cache_is_there,
     _teacher_sees_the_students_views,

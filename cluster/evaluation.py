@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble, autocast
 from cluster.config import RunConfig
+from cluster.ensemble import TeacherEnsemble
 from cluster.images import open_data
 from cluster.passes import every_image_once
 from cluster.rank import Rank
@@ -30,6 +31,7 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.models import load_fitting
+from kdcore.protocol import find_classifier
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.data.kinds import locate_split
 from pipelines.data.variants import Target, open_target, own_target
@@ -163,6 +165,8 @@ def load_student(parts: Assembly, weights: Path) -> nn.Module:
 
 def teacher_of(parts: Assembly, target: Target) -> Network | None:
     """Return the teacher with its taps; of one in a cache, its logits for the recipe's own validation images."""
+    if parts.ensemble is not None:
+        return ensemble_of(parts, parts.ensemble, target)
     if parts.teacher is not None:
         model, needs = parts.teacher.model, parts.config.needs
         taps = taps_of(model, needs.teacher_taps)
@@ -173,10 +177,24 @@ def teacher_of(parts: Assembly, target: Target) -> Network | None:
     return None
 
 
+def ensemble_of(parts: Assembly, ensemble: TeacherEnsemble, target: Target) -> Network | None:
+    """Return the average of several teachers; None where one is in a cache that does not hold these images."""
+    if ensemble.stored and target.index.fingerprint != parts.indexes["val"].fingerprint:
+        return None
+
+    def answer(batch: Batch) -> TeacherOutputs:
+        ids = batch.sample_ids.cpu().numpy()
+        answers = {name: one(batch).logits for name, one in ensemble.online.items()}
+        answers |= {name: one.evaluations["val"].outputs(0, ids).logits for name, one in ensemble.stored.items()}
+        known = {name: logits for name, logits in answers.items() if logits is not None}
+        return TeacherOutputs(logits=ensemble.judged.logits(known, epoch=0.0))
+
+    return answer
+
+
 def taps_of(network: nn.Module, taps: frozenset[str]) -> frozenset[str]:
     """Return the method's taps, and the classifier's input of a network that has one."""
-    classifier = network.get_classifier()  # type: ignore[operator]
-    return taps | {CLASSIFIER_INPUT} if isinstance(classifier, nn.Module) else taps
+    return taps | {CLASSIFIER_INPUT} if find_classifier(network) is not None else taps
 
 
 def find_target(config: RunConfig, location: str | None, variant: str | None) -> Target:
@@ -193,6 +211,9 @@ def with_online_teacher(config: RunConfig) -> RunConfig:
 
     A teacher that sees images of a size of its own stays in its cache.
     """
+    if config.teachers:
+        members = (m.model_copy(update={"source": "online"}) if m.has_weights else m for m in config.teachers)
+        return config.model_copy(update={"teachers": tuple(members)})
     if config.teacher is None or not config.teacher.has_weights or config.teacher.image_size is not None:
         return config
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "online"})})

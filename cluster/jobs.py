@@ -39,9 +39,16 @@ class Detached(Exception):
     """The person who followed a job has gone; the job runs on. The message says how to come back to it."""
 
 
-def submit(address: str, command: Sequence[str], token_file: str | None, show: Callable[[str], None]) -> int:
+def submit(
+    address: str,
+    command: Sequence[str],
+    token_file: str | None,
+    show: Callable[[str], None],
+    modules: Sequence[str] = (),
+) -> int:
     """Run a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
 
+    modules: files and folders of Python modules that travel beside the tree, and are found by their names there.
     token_file: the cluster's token, for one that asks for it; None: where Ray looks for it itself. show: takes the
     job's log, in pieces. Gives the job's exit status. Refused where the cluster cannot be reached or refuses the
     token; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
@@ -57,6 +64,7 @@ def submit(address: str, command: Sequence[str], token_file: str | None, show: C
             runtime_env={
                 "working_dir": str(TREE),
                 "excludes": list(EXCLUDES),
+                **({"py_modules": list(modules)} if modules else {}),
                 "env_vars": {COMMIT: git_commit()},  # the repository stays behind
             },
             metadata={"command": shlex.join(command)},
@@ -123,5 +131,5 @@ def shipped(path: str) -> str:
 def check_paths(config: RunConfig) -> None:
     """Refuse a path that a job would look for in its own working folder, which begins without it and is not kept."""
     for key, path in paths_of(config):
-        if not is_remote(path) and not Path(path).is_absolute():
+        if key != "plugins" and not is_remote(path) and not Path(path).is_absolute():
             raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")

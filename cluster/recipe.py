@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cluster.plugins import import_plugins
 from cluster.strict_yaml import read_yaml, read_yaml_file
-from kdcore.configs import PATH
+from kdcore.configs import PathField
 from kdcore.errors import Refused
 from pipelines.places import absolute_location
 
@@ -88,11 +89,28 @@ def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in place; the value is read as YAML."""
+    """Set one `dotted.key=value` in place, or append to a list with `key+=value`; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise Refused(f"override {override!r}: write key=value, such as train.epochs=5")
-    assign(data, key, read_yaml(text, f"override {override!r}"))
+    value = read_yaml(text, f"override {override!r}")
+    if key.endswith("+"):
+        key = key.removesuffix("+")
+        value = [*_list_at(data, key, override), value]
+    assign(data, key, value)
+
+
+def _list_at(data: Any, key: str, override: str) -> list[Any]:
+    """Return the list at a dotted key, an empty one where there is nothing. Refused for anything else."""
+    node = data
+    for part in key.split("."):
+        if isinstance(node, list):
+            node = item(node, part, key)
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
+    if node is not None and not isinstance(node, list):
+        raise Refused(f"override {override!r}: += appends to a list, and {key} is none; write = in its place")
+    return node or []
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -120,9 +138,15 @@ def item(items: list[Any], number: str, key: str) -> Any:
 
 
 def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
-    """Return a RunConfig from a mapping; Refused in one line, naming the field and the nearest valid ones."""
+    """Return a RunConfig from a mapping; Refused in one line, naming the field and the nearest valid ones.
+
+    Its plug-ins are imported first: they may define what else it names.
+    """
     from cluster.config import RunConfig  # here alone: it imports torch, which reading a recipe's text does not need
 
+    plugins = data.get("plugins")
+    if isinstance(plugins, list | tuple):
+        import_plugins(plugin for plugin in plugins if isinstance(plugin, str))
     return validated(RunConfig, data, source)
 
 
@@ -222,13 +246,20 @@ def paths_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             key, inner = f"{place}.{name}".lstrip("."), getattr(value, name)
-            if PATH in field.metadata and inner is not None:
-                yield key, inner
-            else:
+            marker = _path_field(field.metadata)
+            if marker is None:
                 yield from paths_of(inner, key)
+                continue
+            for one in inner if isinstance(inner, tuple) else (inner,):
+                if one is not None and (path := marker.path_in(one)) is not None:
+                    yield key, path
     elif isinstance(value, tuple):
         for number, item in enumerate(value):
             yield from paths_of(item, f"{place}.{number}")
+
+
+def _path_field(metadata: Sequence[Any]) -> PathField | None:
+    return next((one for one in metadata if isinstance(one, PathField)), None)
 
 
 def _with_absolute_paths(value: Any, base: Path) -> Any:
@@ -239,12 +270,20 @@ def _with_absolute_paths(value: Any, base: Path) -> Any:
         return value
     changed = {}
     for name, field in type(value).model_fields.items():
-        inner = getattr(value, name)
-        if PATH in field.metadata and inner is not None:
-            changed[name] = absolute_location(inner, base)
+        inner, marker = getattr(value, name), _path_field(field.metadata)
+        if marker is not None and inner is not None:
+            changed[name] = _absolute(inner, marker, base)
         elif isinstance(inner, BaseModel | tuple):
             changed[name] = _with_absolute_paths(inner, base)
     return value.model_copy(update=changed)
+
+
+def _absolute(value: Any, marker: PathField, base: Path) -> Any:
+    """Return the value of a field that names paths, one or several, with the local ones absolute."""
+    if isinstance(value, tuple):
+        return tuple(_absolute(one, marker, base) for one in value)
+    path = marker.path_in(value)
+    return value if path is None else marker.prefix + absolute_location(path, base)
 
 
 def absolute_store(uri: str, base: Path) -> str:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from cluster.section import Section
 from kdcore.configs import PATH, ModelConfig
 from kdcore.errors import Refused
+from kdcore.named_models import LOCAL_DIR, module_of
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import OnBroken
 
@@ -92,7 +93,7 @@ class TeacherConfig(ModelConfig):
     weights are then not needed, but where they are there, the cache is checked against them."""
     random: bool = False
     """Whether the teacher may have fresh, random weights, for a test of speed or of a method; a teacher that has
-    neither `checkpoint` nor `pretrained` is refused otherwise."""
+    neither `checkpoint` nor `pretrained`, nor is from a folder or your own code, is refused otherwise."""
     image_size: int | None = Field(default=None, ge=1)
     """The side in pixels of the images that the teacher sees while its cache is built: the same views as the student's,
     in another resolution. Not given: `views.size`. It needs `source: cache`."""
@@ -106,7 +107,8 @@ class TeacherConfig(ModelConfig):
         if self.cached:
             return
         super().check()
-        if not (self.checkpoint or self.pretrained or self.random):
+        brings_its_own = self.model.startswith(LOCAL_DIR) or module_of(self.model) is not None
+        if not (self.checkpoint or self.pretrained or self.random or brings_its_own):
             raise Refused(
                 f"teacher {self.model!r} has no weights, so there is nothing to learn from it; give "
                 "teacher.checkpoint=FILE or teacher.pretrained=true (teacher.random=true takes fresh weights)"
@@ -115,8 +117,8 @@ class TeacherConfig(ModelConfig):
     @property
     def has_weights(self) -> bool:
         """Whether its weights lie on this machine."""
-        files = [path for path in (self.checkpoint, self.class_indices) if path is not None]
-        return self.checkpoint is not None and all(Path(path).is_file() for path in files)
+        files = [path for path in (self.weights_file, self.class_indices) if path is not None]
+        return self.weights_file is not None and all(Path(path).is_file() for path in files)
 
 
 class CacheConfig(Storage):

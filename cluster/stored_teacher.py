@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cluster.config import RunConfig
 from cluster.passes import ClassStatistics
+from cluster.plugins import fingerprint_of_module
 from cluster.rank import Rank
 from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
@@ -24,6 +25,7 @@ from kdcore.errors import Refused
 from kdcore.layout import Layout
 from kdcore.metrics import Counts
 from kdcore.models import build_model
+from kdcore.named_models import module_of
 from kdcore.reused import TeacherHead
 from pipelines.cache.columns import FEATURES
 from pipelines.cache.local import local_folder
@@ -181,7 +183,10 @@ def identity(
 
 def declared(teacher: TeacherConfig) -> dict[str, Any]:
     """Return what of a teacher is known without its weights."""
-    return {"model": teacher.model, "args": json.dumps(teacher.args, sort_keys=True)}
+    built = teacher.resolved() if teacher.has_weights else teacher
+    module = module_of(built.model)
+    code = {} if module is None else {"code": fingerprint_of_module(module)}
+    return {"model": built.model, "args": json.dumps(built.args, sort_keys=True), **code}
 
 
 def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.tracking.description import teacher_names
 from cluster.tracking.folder import RunFolder
 from pipelines.files import write_json
 
@@ -78,7 +79,7 @@ def natural_order(classes: Sequence[str]) -> list[int]:
 def warning(answers: Answers, config: RunConfig, classes: Sequence[str]) -> str | None:
     """Return what is wrong with a teacher that answers so, with its likely causes, in one line; None for nothing."""
     expected = expected_top1(config)
-    top1 = f"the teacher {config.teacher.model if config.teacher else ''} is right on {answers.top1:.2%}"
+    top1 = f"the teacher {teacher_names(config)} is right on {answers.top1:.2%}"
     if answers.reordered is not None and answers.reordered > answers.top1 + answers.noise(answers.top1):
         first = ", ".join(classes[number] for number in natural_order(classes)[:3])
         return (

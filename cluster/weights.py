@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
+from cluster.plugins import fingerprints_of
 from kdcore.configs import ModelConfig
 
 
@@ -38,15 +40,22 @@ def starting_weights(config: RunConfig) -> dict[str, dict[str, str]]:
         "student": config.student,
         "teacher": config.teacher if config.teacher and not config.teacher.cached else None,
     }
+    models |= {f"teachers.{member.name}": member for member in config.read_teachers if not member.cached}
     return {name: found for name, model in models.items() if model and (found := _fingerprints(model))}
+
+
+def starting_facts(config: RunConfig) -> dict[str, Any]:
+    """Return what a run is a function of beside its recipe: its weights and, where it names some, its own code."""
+    plugins = fingerprints_of(config)
+    return {"weights": starting_weights(config), **({"plugins": plugins} if plugins else {})}
 
 
 def _fingerprints(model: ModelConfig) -> dict[str, str]:
     found = {}
-    if model.checkpoint and Path(model.checkpoint).is_file():
+    if model.weights_file is not None and model.weights_file.is_file():
         from kdcore.checkpoints import load_tensors  # here alone: timm takes longer to import than everything else here
 
-        found["checkpoint"] = tensors_fingerprint(load_tensors(model.checkpoint))
+        found["checkpoint"] = tensors_fingerprint(load_tensors(model.weights_file))
     if model.class_indices and Path(model.class_indices).is_file():
         found["class_indices"] = hashlib.sha256(Path(model.class_indices).read_bytes()).hexdigest()
     return found

@@ -24,13 +24,15 @@ class TeacherOutputs:
     """What a teacher answered for one batch of views, online or read from a cache.
 
     logits [B,K]; features {tap: tensor [B,...]}; classifier; input_gradient [B,3,H,W] (the gradient of the teacher's
-    cross-entropy with respect to its images). Only what the method's `Needs` declares is present.
+    cross-entropy with respect to its images). Only what the method's `Needs` declares is present. members: of several
+    teachers, whose average the logits are, the outputs of each.
     """
 
     logits: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     classifier: Classifier | None = None
     input_gradient: Tensor | None = None
+    members: Mapping[str, TeacherOutputs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,34 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcore.errors import Refused
+from kdcore.local_dir import WEIGHTS, read_local_dir
+from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_hub, check_torchvision, module_of
 
 
 class PathField:
-    """Marks a field that names a file or a folder, in an annotation; who moves a recipe resolves those."""
+    """Marks a field that names a file or a folder, in an annotation; who moves a recipe resolves those.
+
+    prefix: what stands before the path; a value without it is none. only_with: a value without one of these strings is
+    none either.
+    """
+
+    def __init__(self, prefix: str = "", only_with: tuple[str, ...] = ()) -> None:
+        self.prefix, self.only_with = prefix, only_with
+
+    def path_in(self, value: str) -> str | None:
+        """Return the path in a field's value; None where it is none."""
+        is_path = value.startswith(self.prefix) and (not self.only_with or any(s in value for s in self.only_with))
+        return value.removeprefix(self.prefix) if is_path else None
 
 
 PATH = PathField()
+MODEL = PathField(prefix=LOCAL_DIR)
+PLUGINS = PathField(only_with=("/", "\\", ".py"))
 
 # Arguments of `timm.create_model` that other fields stand for, or that would make no classifier of RGB images.
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
@@ -31,8 +47,10 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: str
-    """A name that `timm.create_model` knows, the project's CIFAR networks among them."""
+    model: Annotated[str, MODEL]
+    """A name that `timm.create_model` knows, the project's CIFAR networks among them; or where a network is from:
+    `package.module:function` (your own code), `torchvision:NAME`, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER`, which an
+    export has written."""
     checkpoint: Annotated[str | None, PATH] = None
     """A file of weights: safetensors, or a torch file of tensors only (no pickled object is ever loaded)."""
     checkpoint_keys: Literal["names", "positions"] = "names"
@@ -44,11 +62,63 @@ class ModelConfig(BaseModel):
     """A JSON file {class folder: index in the network's classifier}: those rows of the classifier are kept, in the
     data's order."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of `timm.create_model`; with `class_indices` also `num_classes`, that of the whole
-    classifier."""
+    """Further arguments of `timm.create_model`, of torchvision's function or of your own; with `class_indices` also
+    `num_classes`, that of the whole classifier."""
 
     def check(self) -> None:
         """Refused where the model or one of its files is unknown; builds nothing."""
+        self._check_name()
+        for path in (self.checkpoint, self.class_indices):
+            if path is not None and not Path(path).is_file():
+                raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
+        if self.pretrained and self.checkpoint:
+            raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
+        if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
+            raise Refused(
+                f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
+            )
+        if wrong := _NO_ARGS.keys() & self.args.keys():
+            raise Refused(f"model {self.model!r}: args has {min(wrong)!r}, but {_NO_ARGS[min(wrong)]}; leave it out")
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of the weights that it starts from, where it names one."""
+        if self.model.startswith(LOCAL_DIR):
+            return Path(self.model.removeprefix(LOCAL_DIR)) / WEIGHTS
+        return Path(self.checkpoint) if self.checkpoint else None
+
+    def resolved(self) -> Self:
+        """Return the network that is meant: of `local-dir:`, the architecture, arguments and weights in the folder."""
+        if not self.model.startswith(LOCAL_DIR):
+            return self
+        if self.pretrained or self.checkpoint:
+            setting = "pretrained" if self.pretrained else "checkpoint"
+            raise Refused(f"model {self.model!r} has weights of its own; leave out {setting}")
+        found = read_local_dir(self.model)
+        args = {**found.args, **self.args}
+        if self.class_indices:
+            args.setdefault("num_classes", found.num_classes)
+        own = {"model": found.architecture, "checkpoint": str(found.weights), "args": args}
+        return self.model_copy(update=own)
+
+    def _check_name(self) -> None:
+        if self.model.startswith(LOCAL_DIR):
+            self.resolved().check()
+        elif self.model.startswith(HF_HUB):
+            check_hub(self.model)
+        elif self.model.startswith(TORCHVISION):
+            check_torchvision(self.model)
+        elif module_of(self.model) is not None:
+            builder_of(self.model)
+            if self.pretrained:
+                raise Refused(
+                    f"model {self.model!r}: pretrained means weights that timm or torchvision downloads; give your "
+                    "own as checkpoint=FILE, or load them in that function"
+                )
+        else:
+            self._check_timm()
+
+    def _check_timm(self) -> None:
         import timm
 
         import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
@@ -63,17 +133,6 @@ class ModelConfig(BaseModel):
             near = difflib.get_close_matches(tag, tags, n=4, cutoff=0.3) or tags[:4]
             hint = f"it has {', '.join(near)}" if near else f"it has none: {name}"
             raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
-        for path in (self.checkpoint, self.class_indices):
-            if path is not None and not Path(path).is_file():
-                raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
-        if self.pretrained and self.checkpoint:
-            raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
-        if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
-            raise Refused(
-                f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
-            )
-        if wrong := _NO_ARGS.keys() & self.args.keys():
-            raise Refused(f"model {self.model!r}: args has {min(wrong)!r}, but {_NO_ARGS[min(wrong)]}; leave it out")
 
 
 class OptimizerConfig(BaseModel):

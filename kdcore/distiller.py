@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from kdcore.models import classifier_of
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
 from kdcore.terms.logits import cross_entropy
+
+LOGITS = Needs(teacher_logits=True)
+
+
+class Teachers(Protocol):
+    """Several teachers in the place of one, as `kdcore.ensemble.Ensemble` is."""
+
+    shapes: Mapping[str, Mapping[str, torch.Size]]
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        """Return the average of their answers with the answers themselves."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Distiller(nn.Module):
         *,
         image_size: tuple[int, int],
         num_samples: int,
-        teacher: OnlineTeacher | None = None,
+        teacher: OnlineTeacher | Teachers | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
         class_means: dict[str, Tensor] | None = None,
         class_similarity: Tensor | None = None,
@@ -74,12 +86,16 @@ class Distiller(nn.Module):
         self.student = student
         self.taps = FeatureTaps(student, self.needs.student_taps, self.needs.detach_head_at)
         self._teacher = (teacher,)  # in a tuple, hidden from nn.Module's registration
-        if teacher is not None and teacher_shapes is None:
+        if isinstance(teacher, OnlineTeacher) and teacher_shapes is None:
             teacher_shapes = teacher.taps.shapes(image_size)
-        self.shapes = {"student": self.taps.shapes(image_size), "teacher": teacher_shapes or {}}
+        self.student_shapes = self.taps.shapes(image_size)
+        self.teacher_shapes: dict[str | None, Mapping[str, torch.Size]] = {None: teacher_shapes or {}}
+        if teacher is not None and not isinstance(teacher, OnlineTeacher):
+            self.teacher_shapes.update(teacher.shapes)
+        self._check_teachers()
         context = TermContext(
-            student_shapes=self.shapes["student"],
-            teacher_shapes=self.shapes["teacher"],
+            student_shapes=self.student_shapes,
+            teacher_shapes=self.teacher_shapes[None],
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
             class_means=class_means or {},
@@ -92,24 +108,41 @@ class Distiller(nn.Module):
     def _build(self, name: str, context: TermContext) -> nn.Module:
         """Build a term's module. Refused, with the taps and their shapes, where they are not what it can read."""
         try:
-            return self.terms[name].build(context)
+            shapes = self.teacher_shapes[self.terms[name].teacher]
+            return self.terms[name].build(replace(context, teacher_shapes=shapes))
         except (Refused, ValueError, TypeError, IndexError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term") from error
 
+    def _check_teachers(self) -> None:
+        """Refuse terms whose teacher there is not, or that read of several what has no average."""
+        for name, term in self.terms.items():
+            if term.teacher not in self.teacher_shapes:
+                known = ", ".join(sorted(other for other in self.teacher_shapes if other))
+                raise Refused(
+                    f"term {name}: there is no teacher {term.teacher!r} among several"
+                    + (f"; there are {known}" if known else "; leave teacher out, there is one")
+                )
+            theirs = term.needs().of_teacher
+            if term.teacher is None and len(self.teacher_shapes) > 1 and theirs not in (Needs(), LOGITS):
+                raise Refused(
+                    f"term {name} reads more of a teacher than logits, which alone are averaged; name one: "
+                    f"teacher: {next(other for other in self.teacher_shapes if other)}"
+                )
+
     def describe_term(self, name: str) -> str:
         """Name a term with the taps it reads: 'feature_mse (student layer4: map [64,8,8]; teacher norm: ...)'."""
-        needs = self.terms[name].needs()
-        read = {"student": needs.student_taps, "teacher": needs.teacher_taps}
+        needs, theirs = self.terms[name].needs(), self.teacher_shapes.get(self.terms[name].teacher, {})
+        read = {"student": (needs.student_taps, self.student_shapes), "teacher": (needs.teacher_taps, theirs)}
         taps = [
-            f"{side} {tap}: {describe_shape(self.shapes[side][tap])}"
-            for side, names in read.items()
-            for tap in sorted(names & self.shapes[side].keys())
+            f"{side} {tap}: {describe_shape(shapes[tap])}"
+            for side, (names, shapes) in read.items()
+            for tap in sorted(names & shapes.keys())
         ]
         return f"term {name}" + (f" ({'; '.join(taps)})" if taps else "")
 
     @property
-    def teacher(self) -> OnlineTeacher | None:
+    def teacher(self) -> OnlineTeacher | Teachers | None:
         return self._teacher[0]
 
     def no_weight_decay(self) -> set[str]:
@@ -147,7 +180,7 @@ class Distiller(nn.Module):
             if self.needs.student_input_gradient
             else None,
         )
-        values = {name: module(inputs) for name, module in self.extras.items()}
+        values = {name: module(self._read_by(name, inputs)) for name, module in self.extras.items()}
         weights = {name: term.weight_at(batch.epoch, self.num_epochs) for name, term in self.terms.items()}
         total = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
         return StepOutput(
@@ -157,8 +190,18 @@ class Distiller(nn.Module):
             teacher_logits=None if targets is None else targets.logits,
         )
 
+    def _read_by(self, name: str, inputs: TermInputs) -> TermInputs:
+        """Return what a term reads: of several teachers the answers of its own, or their average."""
+        teacher = self.terms[name].teacher
+        return inputs if teacher is None else replace(inputs, teacher=inputs.teacher.members[teacher])
+
     def targets(self, batch: Batch) -> TeacherOutputs | None:
-        """Return what the batch brings, else the teacher's answer; None where the method needs no teacher."""
+        """Return what the batch brings, else the teacher's answer; None where the method needs no teacher.
+
+        Of several teachers, those whose answers the batch lacks are asked.
+        """
+        if self.teacher is not None and not isinstance(self.teacher, OnlineTeacher) and self.needs.teacher:
+            return self.teacher(batch)
         if batch.targets is not None or not self.needs.teacher:
             return batch.targets
         if self.teacher is None:

@@ -1,6 +1,7 @@
-"""Building a network from its recipe: timm's registry (which knows this project's CIFAR networks too) and weights.
+"""Building a network from its recipe, with its weights: from timm, torchvision, a folder, or a person's own code.
 
-Not here: the networks themselves (`kdcore.networks`), and SimKD's student graph (`kdcore.reused`).
+timm's registry knows this project's networks too. Not here: the networks themselves (`kdcore.networks`), what one must
+have (`kdcore.protocol`), and SimKD's student graph (`kdcore.reused`).
 """
 
 from __future__ import annotations
@@ -13,42 +14,90 @@ import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
+from torchvision import models
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
+from kdcore.local_dir import read_local_dir
+from kdcore.named_models import LOCAL_DIR, TORCHVISION, builder_of, check_torchvision, module_of
+from kdcore.protocol import conform, find_classifier
 
 
 def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -> nn.Module:
     """Build the network with one output per class name, its weights loaded."""
     config.check()
+    folder = read_local_dir(config.model) if config.model.startswith(LOCAL_DIR) else None
+    outputs = folder.output_indices(class_names) if folder and not config.class_indices else None
+    config = config.resolved()
     checkpoint = load_tensors(config.checkpoint) if config.checkpoint else None
-    own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": len(class_names)}
+    num_classes = folder.num_classes if folder and outputs else len(class_names)
+    own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": num_classes}
+    model = _create(config, own_classes)
+    if folder is not None:
+        own_cfg: Any = model.pretrained_cfg
+        model.pretrained_cfg = {**own_cfg, **folder.preprocessing}  # type: ignore[assignment]
+    if checkpoint is not None:
+        _load_weights(model, checkpoint, config)
+    if config.class_indices:
+        outputs = _class_indices(config.class_indices, class_names)
+    if outputs is not None and outputs != list(range(int(model.num_classes))):  # type: ignore[arg-type]
+        keep_classes(model, outputs)
+    return model
+
+
+def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
+    """Have the network made where its name says. Refused, with what that raises, where it cannot be."""
+    num_classes = own_classes.get("num_classes", config.args.get("num_classes", 1000))
     try:
-        model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
+        if module_of(config.model) is not None:
+            return conform(builder_of(config.model)(**own_classes, **config.args), config.model, num_classes)
+        if config.model.startswith(TORCHVISION):
+            return conform(_from_torchvision(config, own_classes), config.model, num_classes)
+        made: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
+        return made
+    except Refused:
+        raise
     except OSError as error:  # no network, or no such weights
+        maker = "torchvision" if config.model.startswith(TORCHVISION) else "timm"
         raise Refused(
-            f"model {config.model!r}: timm cannot fetch its weights ({type(error).__name__}); on a machine without "
+            f"model {config.model!r}: {maker} cannot fetch its weights ({type(error).__name__}); on a machine without "
             "that network, give a file: pretrained=false checkpoint=weights.safetensors"
         ) from error
     except Exception as error:
         # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         if not config.args:
+            is_own = module_of(config.model) is not None
+            maker = "your code" if is_own else f"timm {timm.__version__}"
             raise Refused(
-                f"timm {timm.__version__} cannot build the model {config.model!r} ({reason}); give the args that it "
-                "needs, or take another model"
+                f"{maker} cannot build the model {config.model!r} ({reason}); give the args that it needs, or take "
+                "another model"
             ) from error
         raise Refused(
             f"model {config.model!r} does not take args {config.args} ({reason}); correct or leave out student.args or "
             "teacher.args"
         ) from error
-    if checkpoint is not None:
-        _load_weights(model, checkpoint, config)
-    if config.class_indices:
-        keep_classes(model, _class_indices(config.class_indices, class_names))
-    return model
+
+
+def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
+    """Build one of torchvision's classifiers; pretrained weights of other classes get a fresh last layer."""
+    name = check_torchvision(config.model)
+    if not config.pretrained:
+        made: nn.Module = models.get_model(name, weights=None, **own_classes, **config.args)
+        return made
+    weights = models.get_model_weights(name).DEFAULT
+    made = models.get_model(name, weights=weights, **config.args)
+    made.num_classes = len(weights.meta["categories"])
+    preprocessing = weights.transforms()
+    own_cfg: Any = {"mean": tuple(preprocessing.mean), "std": tuple(preprocessing.std)}
+    made.pretrained_cfg = own_cfg
+    wanted = own_classes.get("num_classes", made.num_classes)
+    if wanted != made.num_classes:
+        old = classifier_of(made)
+        _replace_classifier(made, nn.Linear(old.in_features, wanted, old.bias is not None))
+    return made
 
 
 def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[int]:
@@ -113,9 +162,15 @@ def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], classifi
 
 def classifier_of(model: nn.Module) -> nn.Linear:
     """Return the network's linear classifier. Refused where it has none."""
-    classifier = model.get_classifier()  # type: ignore[operator]
+    classifier = find_classifier(model)
+    if classifier is None and not hasattr(model, "get_classifier"):
+        raise Refused(
+            f"{type(model).__name__} has no get_classifier(), and not one linear layer with {model.num_classes} "
+            "outputs; give the network get_classifier()"
+        )
     if not isinstance(classifier, nn.Linear):
-        raise Refused(f"{type(model).__name__}: its classifier is a {type(classifier).__name__}, not one linear layer")
+        found = model.get_classifier() if classifier is None else classifier  # type: ignore[operator]
+        raise Refused(f"{type(model).__name__}: its classifier is a {type(found).__name__}, not one linear layer")
     return classifier
 
 
@@ -131,9 +186,14 @@ def keep_classes(model: nn.Module, indices: list[int]) -> None:
         new.weight.copy_(old.weight[indices])
         if bias:
             new.bias.copy_(old.bias[indices])
-    name = next(n for n, module in model.named_modules() if module is old)
-    model.set_submodule(name, new)
-    model.num_classes = len(indices)  # type: ignore[assignment]
+    _replace_classifier(model, new)
+
+
+def _replace_classifier(model: nn.Module, new: nn.Linear) -> None:
+    """Put a linear layer in the place of the network's classifier."""
+    old = classifier_of(model)
+    model.set_submodule(next(n for n, module in model.named_modules() if module is old), new)
+    model.num_classes = new.out_features  # type: ignore[assignment]
 
 
 def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

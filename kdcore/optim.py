@@ -25,6 +25,11 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         near = difflib.get_close_matches(config.opt.lower(), known, n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
         raise Refused(f"optimizer.opt: unknown optimiser {config.opt!r}; {hint}")
+    if "_" in config.opt.lower().removeprefix("lookahead_"):
+        raise Refused(
+            f"optimizer.opt {config.opt!r}: timm takes what stands behind the last '_' for the name, which would be "
+            "another optimiser; register it under a name without one"
+        )
     if get_optimizer_info(config.opt.lower().removeprefix("lookahead_")).second_order:
         raise Refused(
             f"optimizer.opt {config.opt!r} takes second derivatives, which no step keeps; take another, such as adamw"

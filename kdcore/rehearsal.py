@@ -15,6 +15,7 @@ from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.layout import evaluating
+from kdcore.protocol import check_answers
 
 # How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
 COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
@@ -25,7 +26,7 @@ def rehearse(
     image_size: tuple[int, int],
     batch_size: int,
     mixes: bool,
-    targets: Callable[[int], TeacherOutputs] | None = None,
+    targets: Callable[[int], TeacherOutputs | None] | None = None,
 ) -> None:
     """Compute the loss of one random micro-batch of images [H,W] in training mode. Refused where that cannot be done.
 
@@ -38,8 +39,8 @@ def rehearse(
     if mixes:
         labels = nn.functional.one_hot(labels, num_classes).float()
     batch = Batch(images, labels, torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64))
-    if targets is not None:
-        batch = batch.with_targets(targets(len(images)))
+    if targets is not None and (stored := targets(len(images))) is not None:
+        batch = batch.with_targets(stored)
     begun: list[str] = []
     hooks = [module.register_forward_pre_hook(_noting(name, begun)) for name, module in distiller.extras.items()]
     distiller.train()
@@ -72,6 +73,7 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
             f"{type(network).__name__} answers images with {found}, not with logits [B,K]; leave out the args that "
             "make it do so, or take another model"
         )
+    check_answers(network, images, logits)
 
 
 def random_images(network: nn.Module, number: int, image_size: tuple[int, int]) -> Tensor:

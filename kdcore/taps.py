@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdcore.errors import Refused
 from kdcore.layout import evaluating
+from kdcore.protocol import find_classifier, has_features
 
 FORWARD_FEATURES = "forward_features"
 CLASSIFIER_INPUT = "classifier_input"
@@ -39,6 +40,11 @@ class FeatureTaps:
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
         for name in sorted(self.names):
+            if name == FORWARD_FEATURES and not has_features(model):
+                raise Refused(
+                    f"{type(model).__name__} has no forward_features and forward_head, so no tap {name!r}; tap a "
+                    "module instead, or give the network the two"
+                )
             if name == CLASSIFIER_INPUT:
                 self._handles.append(_classifier(model).register_forward_pre_hook(self._hook_before(name)))
             elif name != FORWARD_FEATURES:
@@ -50,14 +56,21 @@ class FeatureTaps:
         captured: dict[str, Tensor] = {}
         self._captured = captured
         try:
-            features = self._visit(FORWARD_FEATURES, self.model.forward_features(images))  # type: ignore[operator]
-            logits = self.model.forward_head(features)  # type: ignore[operator]
+            logits = self._forward(images)
         finally:
             self._captured = None
         missing = self.names - captured.keys()
         if missing:
             raise Refused(f"tap {min(missing)!r} of {type(self.model).__name__} does not run in a forward pass")
         return logits, captured
+
+    def _forward(self, images: Tensor) -> Tensor:
+        if not has_features(self.model):
+            answer: Tensor = self.model(images)
+            return answer
+        features = self._visit(FORWARD_FEATURES, self.model.forward_features(images))  # type: ignore[operator]
+        logits: Tensor = self.model.forward_head(features)  # type: ignore[operator]
+        return logits
 
     def remove(self) -> None:
         """Take the hooks off the network."""
@@ -117,13 +130,14 @@ class FeatureTaps:
 
 
 def _classifier(model: nn.Module) -> nn.Module:
-    classifier = model.get_classifier()  # type: ignore[operator]
-    if not isinstance(classifier, nn.Module):
-        raise Refused(
-            f"{type(model).__name__} has no single classifier (but a {type(classifier).__name__}), so no tap "
-            f"{CLASSIFIER_INPUT!r}; tap a module instead"
-        )
-    return classifier
+    classifier = find_classifier(model)
+    if classifier is not None:
+        return classifier
+    if not hasattr(model, "get_classifier"):
+        reason = f"no get_classifier(), and not one linear layer with {model.num_classes} outputs"
+    else:
+        reason = f"no single classifier (but a {type(model.get_classifier()).__name__})"  # type: ignore[operator]
+    raise Refused(f"{type(model).__name__} has {reason}, so no tap {CLASSIFIER_INPUT!r}; tap a module instead")
 
 
 def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:

@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ops.console import complain
 
     try:
+        if getattr(args, "plugin", None) and not hasattr(args, "overrides"):  # else its recipe names them
+            from cluster.plugins import import_plugins
+
+            import_plugins(args.plugin)
         return args.function(args)
     except (Refused, RunFailed) as error:
         if args.debug:

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
+from cluster.config import RunConfig
 from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed
@@ -24,33 +25,39 @@ from pipelines.cache.manifest import Manifest, flat, load_manifest
 
 
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:
-    """Fill the recipe's cache, and print what it holds."""
-    config = catalog.load_here(recipe, overrides)
-    started = time.perf_counter()
-    with BuildView() as view:
-        manifest = build(config, watch=view)
-    assert config.cache is not None, "checked by build"
-    show_contents(config.cache.dir, manifest)
-    say(f"built in {time.perf_counter() - started:.0f} s; train from it with teacher.source=cache")
+    """Fill the recipe's cache, of several teachers each one's, and print what it holds."""
+    for config in catalog.load_here(recipe, overrides).cache_recipes:
+        started = time.perf_counter()
+        with BuildView() as view:
+            manifest = build(config, watch=view)
+        assert config.cache is not None, "checked by build"
+        show_contents(config.cache.dir, manifest)
+        say(f"built in {time.perf_counter() - started:.0f} s; train from it with the teacher's source=cache")
     return 0
 
 
 def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
-    """Read every byte of the recipe's cache, and compute some rows anew.
+    """Read every byte of the recipe's cache, and compute some rows anew; of several teachers each one's.
 
     RunFailed where they differ.
     """
-    config = catalog.load_here(recipe, overrides)
+    for config in catalog.load_here(recipe, overrides).cache_recipes:
+        verify_one(config, num_rows)
+    return 0
+
+
+def verify_one(config: RunConfig, num_rows: int) -> None:
+    """Verify the cache of a recipe with one teacher, and print what was compared."""
     found = verify(config, num_rows, device_here(config))
     rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
-    console.print(table("checksums agree; rows computed anew", ["", "coding", "rows", "differ"], rows))
+    title = f"{config.cache.dir if config.cache else ''}: checksums agree; rows computed anew"
+    console.print(table(title, ["", "coding", "rows", "differ"], rows))
     wrong = [one for one in found if one.wrong]
     if wrong:
         raise RunFailed(
             f"{wrong[0].wrong} of {wrong[0].rows} rows of {wrong[0].part} {wrong[0].column} are not what the teacher "
             "answers now, beyond rounding; build the cache again in another folder"
         )
-    return 0
 
 
 def show_cache(folder: str) -> int:
@@ -107,15 +114,22 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
 
 
 def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
-    """Measure this machine, and print online against cached."""
-    config = catalog.load_here(recipe, overrides)
+    """Measure this machine, and print online against cached; of several teachers each one's."""
+    for config in catalog.load_here(recipe, overrides).cache_recipes:
+        plan_one(config, seconds)
+    return 0
+
+
+def plan_one(config: RunConfig, seconds: float) -> None:
+    """Print online against cached for a recipe with one teacher."""
     device = device_here(config)
+    if config.teacher:
+        say(f"teacher {config.teacher.model}:")
     say(f"measuring the loader, the teacher and the student on {device}, about {seconds:g} s each")
     seen = outlook(config, device, seconds)
     console.print(table("images/s, each alone on one worker", ["", ""], speed_rows(seen)))
     console.print(table(f"{seen.num_workers} workers", ["", "online", "cached"], cost_rows(seen)))
     say(f"recommended: {seen.recommendation}")
-    return 0
 
 
 def speed_rows(seen: Outlook) -> list[list[str]]:

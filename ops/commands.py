@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
-from ops.parser import Parser, add_overrides, calls, command
+from ops.parser import Parser, add_overrides, add_plugin_option, calls, command
 
 
 @command(
@@ -182,6 +182,7 @@ def show(parser: Parser) -> None:
 )
 def fields(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="a section, a term, or a field")
+    add_plugin_option(parser)
     parser.add_argument("--json-schema", action="store_true", help="print the JSON schema of recipes, for editors")
     parser.set_defaults(function=calls("ops.fields:fields", "name", "json_schema"))
 
@@ -351,9 +352,7 @@ def data(parser: Parser) -> None:
     description="Looks at GPUs, decoders, Ray, the MLflow store, disks and cores, and names the remedies.",
 )
 def doctor(parser: Parser) -> None:
-    parser.add_argument(
-        "--output", default=output_dir(), metavar="DIR", help="the folder that runs would use (%(default)s)"
-    )
+    parser.add_argument("--output", default=output_dir(), metavar="DIR", help="the runs' folder (%(default)s)")
     parser.set_defaults(function=calls("ops.doctor:doctor", "output"))
 
 

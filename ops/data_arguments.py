@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ops.parser import Parser, calls
+from ops.parser import Parser, add_plugin_option, calls
 
 
 def add_data_actions(parser: Parser, index_dir: str) -> None:
@@ -24,6 +24,7 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     for action in (show, pack):
         action.add_argument("root", metavar="SOURCE", help="the folder or URI of the images")
         action.add_argument("--index", default=index_dir, metavar="DIR", help="where indexes lie (%(default)s)")
+        add_plugin_option(action)
         action.add_argument("--skip-broken", action="store_true", help="leave out broken images, up to 1%% of a split")
     verify.add_argument("root", metavar="PLACE", help="the folder or URI of the pack")
     for action in (show, pack, verify):

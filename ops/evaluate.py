@@ -65,7 +65,7 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     path = Path(name)
     if not path.is_dir() and path.suffix not in WEIGHTS:
         config = catalog.load_here(recipe or name, overrides)
-        if config.teacher is None:
+        if not config.all_teachers:
             raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
         return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
     run = RunFolder(path if path.is_dir() else path.parent)

@@ -4,6 +4,7 @@ model.safetensors, config.json   timm's form: weights, architecture, classes, pr
 model.pt2                        torch.export's form: the whole network, SimKD's too; torch alone loads it
 model.onnx                       for ONNX Runtime and other engines; names its classes and preprocessing
 predict.py                       names what photographs show, with ONNX Runtime alone
+lineage.json                     what it was made of, which `lineage` prints and verifies
 README.md                        the model card
 """
 
@@ -31,9 +32,13 @@ from cluster.assembly import Assembly, assemble, evaluation_policy
 from cluster.evaluation import load_student
 from cluster.rank import Rank
 from cluster.resources import use_worker_threads
+from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
+from kdcore.models import build_model
+from kdcore.named_models import LOCAL_DIR
 from ops.console import console, say, table
 from ops.evaluate import find_subject
+from ops.lineage import write_lineage
 from ops.model_card import args_of, write_card
 from ops.registry import register
 from pipelines.files import make_folder
@@ -86,6 +91,7 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     shutil.copyfile(SCRIPT, folder / SCRIPT.name)
     checks = compare_files(job)
     show(checks, len(job.images))
+    write_lineage(job.folder, job.parts, Path(run))
     card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
     say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
     if subject.run_id is not None:
@@ -124,13 +130,16 @@ def timm_config(job: Export) -> dict[str, Any]:
         "first_conv": own.get("first_conv"),
         "classifier": own.get("classifier"),
     }
+    student = job.parts.config.student.resolved()
+    features = getattr(job.student, "num_features", None)
     return {
-        "architecture": job.parts.config.student.model,
+        "architecture": student.model,
         "num_classes": len(job.classes),
-        "num_features": job.student.num_features,
+        **({} if features is None else {"num_features": features}),
         "label_names": list(job.classes),
-        "model_args": args_of(job.parts.config.student),
+        "model_args": args_of(student),
         "pretrained_cfg": pretrained,
+        **({"classifier": "reused"} if student.classifier == "reused" else {}),
     }
 
 
@@ -215,13 +224,17 @@ def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
         "model.pt2": torch.export.load(job.folder / "model.pt2").module(),
         "model.onnx": lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
     }
+    student = job.parts.config.student.resolved()
     if job.in_timm:
         found["model.safetensors"] = timm.create_model(
-            job.parts.config.student.model,
+            student.model,
             checkpoint_path=str(job.folder / "model.safetensors"),
             num_classes=len(job.classes),
-            **args_of(job.parts.config.student),
+            **args_of(student),
         ).eval()
+    elif student.classifier == "own":
+        folder = ModelConfig(model=f"{LOCAL_DIR}{job.folder.absolute()}")
+        found["config.json, model.safetensors"] = build_model(folder, job.classes).eval()
     return found
 
 

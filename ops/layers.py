@@ -92,6 +92,9 @@ def score(
 
     taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
     """
+    if config.teachers:
+        names = ", ".join(member.name for member in config.teachers)
+        raise Refused(f"{config.name} has several teachers ({names}); give the one whose layers are scored as teacher")
     config = config.for_teacher
     if config.teacher is None or config.teacher.cached:
         raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")

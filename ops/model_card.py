@@ -15,10 +15,10 @@ from cluster.sections import StudentConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
-from cluster.weights import weights_fingerprint
 from kdcore.cost import deployment_cost
 from ops.console import say
 from ops.history import Group, Run, runs_of, siblings
+from ops.lineage import teachers_of
 from ops.spread import spread
 from pipelines.files import read_json
 
@@ -57,13 +57,13 @@ def write_card(
             pair=network_pair(config),
             reused=config.student.classifier == "reused",
             in_timm=any(row["file"] == "model.safetensors" for row in checks),
-            model=config.student.model,
-            args="".join(f", {key}={value!r}" for key, value in args_of(config.student).items()),
+            model=config.student.resolved().model,
+            args="".join(f", {key}={value!r}" for key, value in args_of(config.student.resolved()).items()),
             classes=parts.indexes["train"].classes,
             cost=deployment_cost(student, image_size(config), say),
             policy=evaluation_policy(config),
             statistics=parts.statistics,
-            teacher=teacher_facts(parts),
+            teachers=teacher_rows(parts),
             data=data_facts(parts),
             views=config.views.model_dump(mode="json", exclude_defaults=True),
             select=config.train.select,
@@ -84,23 +84,18 @@ def args_of(student: StudentConfig) -> dict[str, Any]:
     return {key: value for key, value in student.args.items() if key != "num_classes"}
 
 
-def teacher_facts(parts: Assembly) -> dict[str, str] | None:
-    """Return model, fingerprint of its weights, and licence as far as timm states one."""
-    config = parts.config.teacher
-    if config is None:
-        return None
-    if parts.teacher is not None:
-        network = parts.teacher.model
-        stated = getattr(network, "pretrained_cfg", {}).get("license") if config.pretrained else None
-        fingerprint = weights_fingerprint(network)
-    else:
-        assert parts.stored is not None, "a teacher answers online or from a cache"
-        stated, fingerprint = None, parts.stored.manifest.plan.identity["teacher"]["weights"]
-    return {
-        "model": config.model,
-        "fingerprint": fingerprint,
-        "licence": stated or "not stated: ask who made the weights",
-    }
+def teacher_rows(parts: Assembly) -> list[dict[str, str]]:
+    """Return name, model, fingerprint of its weights, and licence as far as timm states one, of each teacher."""
+    names = [member.name for member in parts.config.read_teachers] or [""]
+    rows = []
+    for name, recipe, facts in zip(names, parts.config.teacher_recipes, teachers_of(parts), strict=False):
+        online = parts.ensemble.online.get(name) if parts.ensemble else parts.teacher
+        stated = None
+        if online is not None and recipe.teacher and recipe.teacher.pretrained:
+            stated = getattr(online.model, "pretrained_cfg", {}).get("license")
+        licence = stated or "not stated: ask who made the weights"
+        rows.append({"name": name, "model": facts["model"], "fingerprint": facts["weights"], "licence": licence})
+    return rows
 
 
 def data_facts(parts: Assembly) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How the command line is parsed and explained. Light on purpose: --help must not wait for torch and Ray.
 
-The commands themselves are in `ops.commands` and `ops.student_commands`.
+The commands themselves are in the COMMAND_MODULES.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from kdcore import __version__
 
 PROGRAM = "python -m ops"
+COMMAND_MODULES = ("ops.commands", "ops.student_commands", "ops.lineage_command")
 DESCRIPTION = "Distils big image classifiers into small ones."
 GROUPS = {
     "run": "train",
@@ -63,10 +65,22 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
         if rest:
             parsed.overrides = [*parsed.overrides, *rest]
+        if getattr(parsed, "plugin", None) and hasattr(parsed, "overrides"):
+            parsed.overrides = [*parsed.overrides, *(f"plugins+={json.dumps(plugin)}" for plugin in parsed.plugin)]
         for name, value in vars(parsed).items():
             if isinstance(value, str) and value.startswith("~/"):
                 setattr(parsed, name, str(Path(value).expanduser()))
         return parsed
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """Add --plugin, which a command with a recipe takes as `plugins+=MODULE`."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        metavar="MODULE",
+        help="your own module, file (./my_losses.py) or package's folder, imported wherever this runs; repeatable",
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,7 @@ class TopParser(Parser):
 
 def build_parser() -> Parser:
     """Return the parser; `args.function(args)` of what it parses does the work and gives the exit status."""
-    for module in ("ops.commands", "ops.student_commands"):
+    for module in COMMAND_MODULES:
         importlib.import_module(module)  # registers them
     parser = TopParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
@@ -159,4 +173,5 @@ def calls(function: str, *names: str) -> Function:
 
 def add_overrides(parser: Parser, help: str) -> None:
     """Add the key=value that overrides fields of a recipe."""
+    add_plugin_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)

@@ -18,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from kdcore.errors import Refused
+from kdcore.named_models import short_name
 
 DIGEST = "sha256"
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
@@ -28,7 +29,7 @@ def default_name(config: RunConfig) -> str:
 
     All methods that train the student compete for one name.
     """
-    return f"{config.student.model}-{config.data.name}"
+    return f"{short_name(config.student.model)}-{config.data.name}"
 
 
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:

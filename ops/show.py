@@ -11,6 +11,7 @@ from torch import nn
 
 from cluster.assembly import assemble, evaluation_policy, image_size
 from cluster.config import RunConfig
+from cluster.plugins import describe_code
 from cluster.rank import Rank
 from cluster.recipe import to_yaml
 from cluster.tracking.pictures import sheet
@@ -33,15 +34,22 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> i
     if picture is not None:
         return save_views(config, Path(picture))
     say(to_yaml(config))
+    for line in describe_code(config):
+        say(line)
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
+    read = {"student": config.needs.student_taps, "teacher": config.needs.teacher_taps}
+    if parts.ensemble is not None:
+        recipes = {member.name: one for member, one in zip(config.read_teachers, config.teacher_recipes, strict=True)}
+        for name, teacher in parts.ensemble.online.items():
+            networks[f"teacher {name}"] = teacher.model
+            read[f"teacher {name}"] = recipes[name].needs.teacher_taps
     rows = [network_row(name, network, config) for name, network in networks.items()]
     if not config.needs.class_statistics:
         rows.append(["trained beside the student", "", f"{count_parameters(parts.distiller().extras):,}", "", ""])
     columns = ["network", "model", "parameters", "GMACs / image", "float32 MB"]
     title = f"{len(parts.indexes['train'].classes)} classes, {config.views.height} x {config.views.width} pixels"
     console.print(table(title, columns, rows))
-    read = {"student": config.needs.student_taps, "teacher": config.needs.teacher_taps}
     for name, network in networks.items():
         title = f"taps of the {name} (* read by the method)"
         console.print(table(title, ["tap", "size"], tap_rows(network, config, read[name])))
@@ -54,7 +62,7 @@ def save_views(config: RunConfig, path: Path) -> int:
         raise Refused(f"--picture {path}: give a name that ends in .png or .jpg")
     if not path.absolute().parent.is_dir():
         raise Refused(f"--picture {path}: there is no folder {path.absolute().parent}; make it first")
-    run = assemble(config.model_copy(update={"teacher": None}), Rank(0, 1, torch.device("cpu")))
+    run = assemble(config.model_copy(update={"teacher": None, "teachers": ()}), Rank(0, 1, torch.device("cpu")))
     num = len(run.indexes["train"])
     ids = np.unique(np.linspace(0, num - 1, _SAMPLES).astype(np.int64))
     centre = ViewPlan(evaluation_policy(config).model_copy(update={"size": config.views.size}), run.plan.seed, num)
@@ -88,7 +96,10 @@ def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> lis
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
     rows = []
     for name in dict.fromkeys([*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)]):
-        taps = FeatureTaps(network, [name])
+        try:
+            taps = FeatureTaps(network, [name])
+        except Refused:
+            continue  # the network has none of this name
         try:
             shape = taps.shapes(image_size(config))[name]
         except Refused:

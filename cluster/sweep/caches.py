@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Caches:
-    """The caches of a sweep: runs that show the same views to the same teacher share one.
+    """The caches of a sweep: runs that show the same views to the same teacher share one; each of several has its own.
 
     configs: one run of every kind that there will be, with the teacher online. Refused where they need more caches
     than the sweep allows. A sweep whose teacher answers online, or is asked nothing, has none.
@@ -40,30 +40,41 @@ class Caches:
     def __init__(self, sweep: SweepConfig, configs: Sequence[RunConfig]) -> None:
         self.groups: dict[str, list[RunConfig]] = {}
         if sweep.teacher == "cache":
-            for config in filter(asks_the_teacher, configs):
-                self.groups.setdefault(cache_key(config), []).append(config)
-        if len(self.groups) > sweep.max_caches:
+            for one in (one for config in configs for one in config.teacher_recipes if asks_the_teacher(one)):
+                self.groups.setdefault(cache_key(one), []).append(one)
+        num_teachers = max((len(config.all_teachers) for config in configs), default=0)
+        if len(self.groups) > sweep.max_caches * max(1, num_teachers):
             raise Refused(self._too_many(sweep))
 
     def reading(self, config: RunConfig) -> RunConfig:
         """Return the run with its teacher's outputs read from their cache. Refused for one that was not planned."""
         if not self.groups:
             return config
-        key = cache_key(config)
-        if key not in self.groups and not asks_the_teacher(config):
-            return config
-        if key not in self.groups:
-            raise Refused("its views or its teacher are others than the caches of this sweep hold; use search: grid")
         data = config.model_dump(mode="json")
-        data["teacher"]["source"] = "cache"
-        data["cache"]["dir"] = self.directory(key)
+        names = [member.name for member in config.teachers]
+        members: list[str | None] = [member.name for member in config.read_teachers] or [None]
+        for member, one in zip(members, config.teacher_recipes, strict=False):
+            key = cache_key(one)
+            if key not in self.groups and not asks_the_teacher(one):
+                continue
+            if key not in self.groups:
+                raise Refused(
+                    "its views or its teacher are others than the caches of this sweep hold; use search: grid"
+                )
+            if member is not None:
+                data["teachers"][names.index(member)] |= {"source": "cache", "cache_dir": self.directory(key)}
+            else:
+                data["teacher"]["source"] = "cache"
+                data["cache"]["dir"] = self.directory(key)
         return parse(data, config.name)
 
     def directory(self, key: str) -> str:
-        """Return where a cache lies: the first in the recipe's folder, others beside it."""
-        (first, *_), *_ = self.groups.values()
+        """Return where a cache lies: the first in its recipe's folder, others of that folder beside it."""
+        first, *_ = self.groups[key]
         assert first.cache is not None, "given by shared_recipe"
-        return first.cache.dir if key == next(iter(self.groups)) else f"{first.cache.dir}-{short_hash(key)}"
+        folder = first.cache.dir
+        taken = next(other for other, (one, *_) in self.groups.items() if one.cache and one.cache.dir == folder)
+        return folder if key == taken else f"{folder}-{short_hash(key)}"
 
     def builds(self) -> list[RunConfig]:
         """Return a recipe for each cache that stores what all of its runs read."""

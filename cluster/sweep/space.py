@@ -110,8 +110,9 @@ def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     data["about"] = None  # no point of a space is what the recipe was published as
     data["view_seed"] = recipe.plan_seed
     data["tracking"]["uri"] = tracking_uri(recipe)
-    if recipe.teacher:
-        data["teacher"]["source"] = "online"  # until there is a cache
+    if recipe.all_teachers:
+        for one in data["teachers"] or [data["teacher"]]:
+            one["source"] = "online"  # until there is a cache
         if sweep.teacher == "cache":
             # As many views as epochs are what the run would see without a cache.
             data["views"]["num_views"] = recipe.views.num_views or recipe.train.epochs

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.recipe import load_recipe
+from cluster.recipe import load_recipe, read_recipe
 from cluster.tracking.folder import RunFolder, folders_with_outbox
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
-from cluster.tracking.tracker import Courier, Tracker, trackers_of
+from cluster.tracking.tracker import Courier, Tracker, known_trackers, trackers_of
 
 
 def deliver(config: RunConfig) -> None:
@@ -37,6 +37,17 @@ def mark_end(folder: RunFolder, trackers: list[Tracker]) -> None:
         folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
 
 
+def recipe_to_deliver(folder: RunFolder) -> RunConfig:
+    """Return the recipe of a run as far as delivering takes it: without its plug-ins, and so without its terms.
+
+    Looking at runs imports nothing that their folders name, and nothing here computes.
+    """
+    location = f"output_dir={json.dumps(str(folder.path.parent.absolute()))}"
+    if not read_recipe(folder.recipe).get("plugins"):
+        return load_recipe(folder.recipe, [location])
+    return load_recipe(folder.recipe, [location, "plugins=[]", "method=[{term: ce, weight: 1}]"])
+
+
 def deliver_all(output_dir: Path) -> list[str]:
     """Deliver what the runs in a folder have kept back; return the names of those that are complete now.
 
@@ -47,7 +58,9 @@ def deliver_all(output_dir: Path) -> list[str]:
     for folder in folders_with_outbox(output_dir):
         if not (folder.recipe.exists() and folder.run_id.exists()):
             continue
-        config = load_recipe(folder.recipe, [f"output_dir={json.dumps(str(folder.path.parent.absolute()))}"])
+        config = recipe_to_deliver(folder)
+        if set(config.tracking.also) - known_trackers().keys():
+            continue  # a plug-in's tracker: continuing the run delivers to it
         remedy = (
             f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to leave it at that"
         )

@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.plugins import fingerprints_of
+from kdcore.configs import ModelConfig
+from kdcore.named_models import LOCAL_DIR, short_name
 
 COMMIT = "STILLHOUSE_COMMIT"  # of the code, where it travels without its repository, as into a submitted job
 
@@ -24,19 +27,32 @@ def method_name(config: RunConfig) -> str:
 
 def network_pair(config: RunConfig) -> str:
     """Return the names of teacher and student: 'resnet34 > resnet18'."""
-    return f"{config.teacher.model} > {config.student.model}" if config.teacher else config.student.model
+    student = network_name(config.student)
+    return f"{teacher_names(config)} > {student}" if config.all_teachers else student
+
+
+def teacher_names(config: RunConfig) -> str:
+    """Return the names of the teachers' networks: 'resnet34', or of several 'resnet34+vit_small'."""
+    return "+".join(network_name(teacher) for teacher in config.all_teachers)
+
+
+def network_name(model: ModelConfig) -> str:
+    """Return what a network is called: its name, without the path of a folder."""
+    return short_name(model.model) if model.model.startswith(LOCAL_DIR) else model.model
 
 
 def run_tags(config: RunConfig) -> dict[str, str]:
     """Return what runs are looked for by."""
+    plugins = ", ".join(f"{name} {source[:12]}" for name, source in fingerprints_of(config).items())
     return {
         "run": config.name,
         "method": method_name(config),
         "pair": network_pair(config),
-        "student": config.student.model,
-        "teacher": config.teacher.model if config.teacher else "none",
+        "student": network_name(config.student),
+        "teacher": teacher_names(config) or "none",
         "data": config.data.name,
         "seed": str(config.seed),
+        **({"plugins": plugins} if plugins else {}),
     }
 
 

@@ -9,6 +9,8 @@ Not here: what the journals hold (`cluster.tracking.journal`), and checkpoints, 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,12 @@ from typing import Any, Literal
 
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, to_yaml
-from cluster.weights import starting_weights
+from cluster.weights import starting_facts
 from kdcore.errors import Refused
+from kdcore.named_models import LOCAL_DIR
 from pipelines.files import make_folder, read_json, write_json, write_whole
 
 State = Literal["new", "unfinished", "finished"]
-
-# Where a network's weights lie; what they are is compared instead.
-PATHS = tuple(f"{network}.{field}" for network in ("student", "teacher") for field in ("checkpoint", "class_indices"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class RunFolder:
         """
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
-        write_json(self.facts, {"weights": starting_weights(config), **({"data": data} if data else {})})
+        write_json(self.facts, {**starting_facts(config), **({"data": data} if data else {})})
         write_whole(self.recipe, to_yaml(config).encode())
 
     def refuse_another(self, config: RunConfig) -> None:
@@ -158,9 +158,11 @@ class RunFolder:
         """
         if self.state() == "new":
             return
-        ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
+        # Of theirs no plug-in is imported: the code in its place is compared below.
+        known = load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
+        ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, known))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        free = RunConfig.INCIDENTAL_FIELDS.union(PATHS)
+        free = RunConfig.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
         changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in free]
         if changed:
             key = changed[0]
@@ -170,7 +172,7 @@ class RunFolder:
             )
         if ours.get("data.root") != theirs.get("data.root"):
             self._refuse_other_data(config, theirs["data.root"])
-        self._refuse_other_weights(config)
+        self._refuse_other_start(config)
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
@@ -183,17 +185,29 @@ class RunFolder:
                 f"{'others' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
             )
 
-    def _refuse_other_weights(self, config: RunConfig) -> None:
+    def _refuse_other_start(self, config: RunConfig) -> None:
+        """Refuse weights, and plug-ins, that are not those of the run."""
         if not self.facts.exists():  # a run from before they were recorded
             return
         theirs = flat_fields(read_json(self.facts, "delete it to go on without its check of the weights"))
-        ours = flat_fields({"weights": starting_weights(config)})
+        ours = flat_fields(starting_facts(config))
         for key in sorted(ours.keys() & theirs.keys()):
             if ours[key] != theirs[key]:
+                what = "was computed by another plug-in" if key.startswith("plugins") else "started from other weights"
                 raise Refused(
-                    f"{self.path} holds a run that started from other weights ({key} {theirs[key][:16]}... there, "
+                    f"{self.path} holds a run that {what} ({key} {theirs[key][:16]}... there, "
                     f"{ours[key][:16]}... now); restore the file, choose another name=..., or delete that folder"
                 )
+
+
+def _moved(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
+    """Return the fields that say where a network's weights lie: what they are is compared instead."""
+    networks = {
+        key.removesuffix(".model") for key in ours if re.fullmatch(r"(student|teacher|teachers\.\d+)\.model", key)
+    }
+    paths = {f"{network}.{field}" for network in networks for field in ("checkpoint", "class_indices", "cache_dir")}
+    folders = {f"{network}.model" for network in networks}
+    return paths | {key for key in folders if all(str(one.get(key)).startswith(LOCAL_DIR) for one in (ours, theirs))}
 
 
 def folders_with_outbox(output_dir: Path) -> list[RunFolder]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from cluster.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
+from kdcore.terms.base import refuse_second
 
 Row = dict[str, Any]  # {"step": int, "time": seconds since the epoch, metric: number or None}
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -39,6 +40,7 @@ class Tracker(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        refuse_second(cls.registry, cls.name, cls, "trackers")
         cls.registry[cls.name] = cls
 
     def __init__(self, config: RunConfig) -> None:
@@ -111,14 +113,21 @@ class Courier:
 
 def trackers_of(config: RunConfig) -> list[Tracker]:
     """Return MLflow's tracker of a run, and those of `tracking.also`. Refused for one that nobody has registered."""
+    from cluster.tracking.mlflow_tracker import MlflowTracker
+
+    known, names = known_trackers(), list(dict.fromkeys([MlflowTracker.name, *config.tracking.also]))
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise Refused(f"tracking.also: unknown tracker {name!r}; did you mean {', '.join(near)}?")
+    return [known[name](config) for name in names]
+
+
+def known_trackers() -> dict[str, type[Tracker]]:
+    """Return every tracker that is registered, ours among them."""
     from cluster.tracking import mlflow_tracker, tensorboard_tracker  # noqa: F401  they register themselves
 
-    names = list(dict.fromkeys([mlflow_tracker.MlflowTracker.name, *config.tracking.also]))
-    for name in names:
-        if name not in Tracker.registry:
-            near = difflib.get_close_matches(name, Tracker.registry, n=3) or sorted(Tracker.registry)
-            raise Refused(f"tracking.also: unknown tracker {name!r}; did you mean {', '.join(near)}?")
-    return [Tracker.registry[name](config) for name in names]
+    return Tracker.registry
 
 
 def number_or_none(value: Any) -> float | None:

@@ -21,6 +21,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
+from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
@@ -67,7 +68,7 @@ def check_run(config: RunConfig) -> str:
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from kdcore.optim import build_optimizer
 
-    for model in filter(None, (config.student, config.teacher)):
+    for model in (config.student, *config.all_teachers):
         model.check()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
@@ -119,7 +120,11 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
     """
     from cluster.training.saving import newest_step  # as in `check_run`
 
-    payload = {"config": config.model_dump(mode="json"), "newest_step": newest_step(config)}
+    payload = {
+        "config": config.model_dump(mode="json"),
+        "plugins": fingerprints_of(config),
+        "newest_step": newest_step(config),
+    }
     if config.scaling.num_workers == 0:
         opening.result()
         use_worker_threads(config)

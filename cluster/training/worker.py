@@ -16,6 +16,7 @@ from torch import nn
 
 from cluster.assembly import Assembly, assemble, checkpoint_facts
 from cluster.config import RunConfig
+from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
@@ -28,6 +29,7 @@ from cluster.training.saving import latest_checkpoint, saver_of
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
     config, rank = parse(payload["config"]), Rank.of_this_worker()
+    refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)
     reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"))
     reporter.begin()

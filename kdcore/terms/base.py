@@ -75,6 +75,14 @@ class TermContext:
     pool_teacher: Callable[[Tensor], Tensor] | None = None
 
 
+def refuse_second(registry: Mapping[str, type], name: str, added: type, what: str) -> None:
+    """Refuse a class under a name that another one has. what: the plural of what is registered."""
+    known = registry.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (added.__module__, added.__qualname__):
+        places = (f"{one.__module__}.{one.__qualname__}" for one in (known, added))
+        raise Refused(f"two {what} are called {name!r}: {' and '.join(places)}; rename one")
+
+
 class Term(BaseModel):
     """A weighted loss, as data: base of every term, with the fields that all of them have.
 
@@ -92,6 +100,8 @@ class Term(BaseModel):
     decay_from_epoch: float | None = Field(default=None, ge=0)
     """Epochs done when the weight begins to fall to 0, which it reaches at the end of the run, along a half cosine.
     Not given: the weight stays."""
+    teacher: str | None = None
+    """With several teachers: the name of the one that the term reads. Not given: the average of their logits."""
 
     # Whether the value of one sample depends on the others of its micro-batch.
     batch_coupled: ClassVar[bool] = False
@@ -102,8 +112,7 @@ class Term(BaseModel):
         name = cls.model_fields["term"].default
         if not isinstance(name, str):
             return  # an intermediate base class
-        if name in REGISTRY and REGISTRY[name].__module__ != cls.__module__:
-            raise Refused(f"two terms are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
+        refuse_second(REGISTRY, name, cls, "terms")
         REGISTRY[name] = cls
 
     def needs(self) -> Needs:
@@ -123,14 +132,7 @@ class Term(BaseModel):
 
     def weight_at(self, epoch: float, num_epochs: float | None = None) -> float:
         """Return the weight after `epoch` epochs of a run of num_epochs, which only a decay asks for."""
-        weight = self.weight
-        if self.warmup_epochs:
-            weight *= min(1.0, epoch / self.warmup_epochs)
-        if self.decay_from_epoch is not None and epoch > self.decay_from_epoch:
-            assert num_epochs is not None, "a weight that decays reaches 0 at the run's end, which is not known"
-            done = (epoch - self.decay_from_epoch) / (num_epochs - self.decay_from_epoch)
-            weight *= (1 + math.cos(math.pi * min(1.0, done))) / 2
-        return weight
+        return scheduled_weight(self.weight, self.warmup_epochs, self.decay_from_epoch, epoch, num_epochs)
 
     def is_constant_at(self, epoch: float) -> bool:
         """Return whether the weight is past its warm-up and not yet decaying."""
@@ -144,6 +146,19 @@ class Term(BaseModel):
                 f"term {self.term!r}: its weight decays from epoch {self.decay_from_epoch:g} on, but the run has "
                 f"{length} epochs; lower decay_from_epoch"
             )
+
+
+def scheduled_weight(
+    weight: float, warmup_epochs: float, decay_from_epoch: float | None, epoch: float, num_epochs: float | None
+) -> float:
+    """Return a weight after `epoch` epochs of a run of num_epochs, which only a decay asks for."""
+    if warmup_epochs:
+        weight *= min(1.0, epoch / warmup_epochs)
+    if decay_from_epoch is not None and epoch > decay_from_epoch:
+        assert num_epochs is not None, "a weight that decays reaches 0 at the run's end, which is not known"
+        done = (epoch - decay_from_epoch) / (num_epochs - decay_from_epoch)
+        weight *= (1 + math.cos(math.pi * min(1.0, done))) / 2
+    return weight
 
 
 class Stateless(nn.Module):

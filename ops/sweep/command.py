@@ -142,11 +142,14 @@ def cache_rows(plan: SweepPlan) -> list[list[str]]:
         state = "to be built" if build.cache.dir in missing else "there already"
         rows.append(["cache", f"{', '.join(content)} in {build.views.num_views} views, {state}"])
         rows.append(["", f"{decimal(num_bytes(build))} in {build.cache.dir}"])
-    return rows or [["cache", "none: the teacher answers online" if plan.base.teacher else "none: there is no teacher"]]
+    nothing = "the teacher answers online" if plan.base.all_teachers else "there is no teacher"
+    return rows or [["cache", f"none: {nothing}"]]
 
 
 def cost_rows(plan: SweepPlan, concurrent: int) -> list[list[str]]:
     """Return the hours, from measured speeds, and when the cache is paid for."""
+    if plan.base.teachers:
+        return [["expected training", "not measured with several teachers; `cache plan` measures each"]]
     seen = measured_speeds(plan)
     if seen is None:
         return []

@@ -35,7 +35,7 @@ class Kind:
 FOLDER = Kind("image folder", lambda place, split: (), list_folder)
 PACK = Kind("pack", find_pack, None)
 PARQUET = Kind("Parquet", find_parquet, None)
-# In order: what is asked first wins. Plug-ins append their own.
+# In order: what is asked first wins. Plug-ins add theirs by `register`.
 KINDS: list[Kind] = [
     PACK,
     Kind("tars", find_tars, list_tars),
@@ -43,6 +43,13 @@ KINDS: list[Kind] = [
     Kind("CSV", find_csv, list_csv),
     Kind("flat ImageNet validation folder", find_flat_imagenet, list_flat_imagenet),
 ]
+
+
+def register(kind: Kind) -> None:
+    """Add a kind of container, asked after those that are there. Refused for a name that one has already."""
+    if any(known.name == kind.name for known in (FOLDER, *KINDS)):
+        raise Refused(f"two kinds of images are called {kind.name!r}; rename one")
+    KINDS.append(kind)
 
 
 def recognise(place: Place, split: str) -> tuple[Kind, Containers]:

@@ -1,0 +1,86 @@
+"""Several teachers at work: those beside the student, and those whose answers are read from their caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cluster.config import RunConfig
+from cluster.passes import teacher_pass
+from cluster.rank import Rank
+from cluster.stored_teacher import StoredTeacher
+from cluster.teachers import MemberConfig
+from kdcore.batch import TeacherOutputs
+from kdcore.distiller import OnlineTeacher
+from kdcore.ensemble import Combination, Ensemble
+from kdcore.metrics import Counts
+from pipelines.data.source import Source
+from pipelines.loaders.base import Loader, Request
+
+
+@dataclass(frozen=True)
+class TeacherEnsemble:
+    """The teachers of a recipe by name, each either online or stored; combined: as terms read them.
+
+    judged: their average as validation takes it, by the weights without their course over the epochs.
+    """
+
+    online: Mapping[str, OnlineTeacher]
+    stored: Mapping[str, StoredTeacher]
+    combined: Ensemble
+    judged: Combination
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        online: Mapping[str, OnlineTeacher],
+        stored: Mapping[str, StoredTeacher],
+        image_size: tuple[int, int],
+    ) -> TeacherEnsemble:
+        """Put the teachers together as the recipe says."""
+        parts = [member for member in config.teachers if member.weight > 0]
+        options = (config.ensemble.average, config.ensemble.weighting)
+        weights = {m.name: partial(_weight_at, m, num_epochs=config.train.epochs) for m in parts}
+        constant: dict[str, Callable[[float], float]] = {m.name: partial(_weight, m.weight) for m in parts}
+        shapes = {name: teacher.taps.shapes(image_size) for name, teacher in online.items()}
+        shapes |= {name: teacher.shapes for name, teacher in stored.items()}
+        terms = [term for term in config.method if term.weight > 0 and term.teacher is None]
+        averages = any(term.needs().teacher_logits for term in terms)
+        combined = Ensemble(online, Combination(weights, *options), averages, shapes)
+        return cls(online, stored, combined, Combination(constant, *options))
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Those that answer online."""
+        return [teacher.model for teacher in self.online.values()]
+
+    def targets(self, request: Request) -> TeacherOutputs:
+        """Return the stored answers for a request of training views; the others' are asked with the batch."""
+        return TeacherOutputs(members={name: teacher.outputs(request) for name, teacher in self.stored.items()})
+
+    def evaluation(self, split: str, source: Source, loader: Loader, rank: Rank) -> tuple[dict[str, float], Tensor]:
+        """As `passes.teacher_pass`, of the average; with each teacher's own top-1 as NAME_top1."""
+        answers = {name: stored.evaluation(split, source.labels, rank) for name, stored in self.stored.items()}
+        answers |= {name: teacher_pass(one, loader, len(source), rank) for name, one in self.online.items()}
+        each = {f"{name}_top1": metrics["top1"] for name, (metrics, _) in sorted(answers.items())}
+        share = rank.slice_of(len(source))
+        counts, logits = Counts(rank.device), torch.empty(0)
+        if len(share):
+            logits = self.judged.logits({name: answer for name, (_, answer) in answers.items()}, epoch=0.0)
+            counts.add(logits, torch.from_numpy(source.labels[share.start : share.stop].astype(np.int64)))
+        rank.add_up(counts.totals)
+        return {**counts.result(), **each}, logits
+
+
+def _weight(weight: float, epoch: float) -> float:
+    return weight
+
+
+def _weight_at(member: MemberConfig, epoch: float, num_epochs: float) -> float:
+    return member.weight_at(epoch, num_epochs)

@@ -1,0 +1,95 @@
+"""Where a recipe's network is from, by the form of its name; checked without building anything.
+
+    resnet50, resnet50.a1_in1k       timm's registry, the project's networks and a plug-in's among it
+    package.module:function          your own code: function(num_classes=K, **args) returns an nn.Module
+    torchvision:resnet18             torchvision's classifiers
+    hf-hub:timm/resnet50.a1_in1k     a repository of the Hugging Face hub in timm's form; timm downloads it
+    local-dir:FOLDER                 a folder in timm's form, such as an export of this project (`kdcore.local_dir`)
+
+Not here: how they are built (`kdcore.models`), and what a network must have (`kdcore.protocol`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+from kdcore.errors import Refused
+
+LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
+
+# Top-level modules that a person named. A file may name a function of these, and of no others: what lies in a folder of
+# weights never decides what code runs.
+BUILDER_MODULES: set[str] = set()
+
+
+def module_of(model: str) -> str | None:
+    """Return the module of a name such as `package.module:function`; None for a name of another form."""
+    if model.startswith((LOCAL_DIR, HF_HUB, TORCHVISION)):
+        return None
+    match = re.fullmatch(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_][\w.]*)", model)
+    return match[1] if match else None
+
+
+def builder_of(model: str) -> Callable[..., Any]:
+    """Import the function that a name such as `package.module:function` means. Refused where there is none."""
+    module_name = module_of(model)
+    assert module_name is not None, "a name of this form"
+    try:
+        found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if not f"{module_name}.".startswith(f"{missing}."):
+            raise Refused(f"model {model!r}: {module_name} imports {missing!r}, which is not installed") from error
+        raise Refused(
+            f"model {model!r}: there is no module {module_name!r}; name its file as a plug-in (plugins: [./nets.py]), "
+            "or put its folder onto PYTHONPATH"
+        ) from error
+    except Refused as error:
+        raise Refused(f"model {model!r}: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(
+            f"model {model!r}: {module_name} does not import ({type(error).__name__}: {reason}); correct it"
+        ) from error
+    name = model.partition(":")[2]
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(near)}?" if near else "; define it there"
+            raise Refused(f"model {model!r}: {module_name} has no {name!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise Refused(f"model {model!r}: {name} is a {type(found).__name__}; name a function that returns the network")
+    BUILDER_MODULES.add(module_name.partition(".")[0])
+    return found
+
+
+def check_torchvision(model: str) -> str:
+    """Return the bare name of one of torchvision's classifiers. Refused, with the nearest, for another."""
+    from torchvision import models
+
+    name, known = model.removeprefix(TORCHVISION), models.list_models(module=models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "torchvision.models.list_models() lists the names"
+        raise Refused(f"unknown model {model!r}; {hint}")
+    return name
+
+
+def check_hub(model: str) -> None:
+    """Refuse the name of a hub's repository that is none."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", model.removeprefix(HF_HUB)):
+        raise Refused(f"model {model!r}: a repository is OWNER/NAME; write it like {HF_HUB}timm/resnet50.a1_in1k")
+
+
+def short_name(model: str) -> str:
+    """Return what a network is called where a name has no room for its origin: the last part of it."""
+    if model.startswith(LOCAL_DIR):
+        return PurePath(model.removeprefix(LOCAL_DIR)).name
+    return model.rpartition(":")[2].rpartition("/")[2]

@@ -1,0 +1,74 @@
+"""What a network must have to be trained, taught by, or exported here; timm's networks have it all.
+
+    forward(images [B,3,H,W]) -> logits [B,K]           always
+    forward_features, forward_head                      for the tap `forward_features`, and for SimKD; both together
+    get_classifier() -> nn.Module                       for the tap `classifier_input`, and for terms that read the
+                                                        classifier; without it, the one linear layer with K outputs
+    pretrained_cfg = {"mean": (...), "std": (...)}      what images are normalised by; without it, ImageNet's
+    no_weight_decay() -> set of parameters' names       optional
+
+Taps work on every module, whatever else there is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from kdcore.errors import Refused
+
+
+def conform(network: Any, name: str, num_classes: int) -> nn.Module:
+    """Return the network with what it leaves to be known: its number of classes, and what images are normalised by.
+
+    Refused where it is no network. name: what the recipe calls it.
+    """
+    if not isinstance(network, nn.Module):
+        raise Refused(
+            f"model {name!r} returns a {type(network).__name__}, not a torch.nn.Module; return the network from it"
+        )
+    if next(network.parameters(), None) is None:
+        raise Refused(f"model {name!r} returns a {type(network).__name__} without parameters; return a whole network")
+    if not hasattr(network, "num_classes"):
+        network.num_classes = num_classes  # type: ignore[assignment]
+    statistics = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    own = getattr(network, "pretrained_cfg", None) or {}
+    if not statistics.keys() <= own.keys():
+        network.pretrained_cfg = {**statistics, **own}  # type: ignore[assignment]
+    return network
+
+
+def has_features(network: nn.Module) -> bool:
+    """Whether the network says where its features end and its head begins."""
+    return hasattr(network, "forward_features") and hasattr(network, "forward_head")
+
+
+def find_classifier(network: nn.Module) -> nn.Module | None:
+    """Return the network's last layer: what it names, else its one linear layer with as many outputs as classes."""
+    if hasattr(network, "get_classifier"):
+        found = network.get_classifier()  # type: ignore[operator]
+        return found if isinstance(found, nn.Module) else None
+    outputs = int(network.num_classes)  # type: ignore[arg-type]
+    linear = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
+    return linear[0] if len(linear) == 1 else None
+
+
+def check_answers(network: nn.Module, images: Tensor, logits: Tensor) -> None:
+    """Refuse a network whose logits [B,K] of the images are not of its classes, or not what its two halves give."""
+    name = type(network).__name__
+    if logits.shape[1] != int(network.num_classes):  # type: ignore[arg-type]
+        raise Refused(
+            f"{name} answers with {logits.shape[1]} logits where {network.num_classes} classes are asked for; have it "
+            "take num_classes"
+        )
+    if not has_features(network) or type(network).__module__.startswith(("timm.", "kdcore.")):
+        return
+    with torch.no_grad():
+        halves = network.forward_head(network.forward_features(images))  # type: ignore[operator]
+    if not torch.allclose(halves, logits, rtol=1e-3, atol=1e-4):
+        raise Refused(
+            f"{name}: forward_head(forward_features(images)) is not forward(images); make forward call the two"
+        )

@@ -1,0 +1,227 @@
+"""Networks by name: a person's function, torchvision, the hub, a folder; and what a network must have."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from kdcore import named_models
+from kdcore.batch import Batch
+from kdcore.configs import ModelConfig
+from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.errors import Refused
+from kdcore.models import build_model, classifier_of, input_statistics
+from kdcore.named_models import module_of, short_name
+from kdcore.rehearsal import check_network
+from kdcore.taps import FeatureTaps
+from kdcore.terms import parse_term
+from tests.own_code import write_own_code
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(autouse=True)
+def own_nets(tmp_path, monkeypatch):
+    """`own_nets` is importable, and forgotten afterwards."""
+    monkeypatch.setattr(named_models, "BUILDER_MODULES", set())
+    monkeypatch.setattr("kdcore.local_dir.BUILDER_MODULES", named_models.BUILDER_MODULES)
+    monkeypatch.syspath_prepend(str(write_own_code(tmp_path / "code")))
+    yield
+    sys.modules.pop("own_nets", None)
+
+
+def build(model: str, classes: tuple[str, ...] = CLASSES, **fields) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(model=model, **fields), classes)
+
+
+def write_folder(folder: Path, network: nn.Module, architecture: str, classes: tuple[str, ...], **more) -> str:
+    folder.mkdir()
+    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
+    found = {"architecture": architecture, "num_classes": len(classes), "label_names": list(classes), **more}
+    (folder / "config.json").write_text(json.dumps(found))
+    return f"local-dir:{folder}"
+
+
+def test_forms_of_names():
+    assert module_of("my_package.nets:build") == "my_package.nets"
+    assert module_of("nets:Nets.build") == "nets"
+    for other in ("resnet50", "resnet50.a1_in1k", "torchvision:resnet18", "local-dir:out", "hf-hub:timm/x"):
+        assert module_of(other) is None
+    names = ("resnet50", "a.b:build", "local-dir:/x/out", "hf-hub:timm/r18", "torchvision:r")
+    assert [short_name(name) for name in names] == ["resnet50", "build", "out", "r18", "r"]
+
+
+def test_a_network_in_plain_torch():
+    """It trains, is tapped at any module, and its one linear layer with K outputs is its classifier."""
+    network = build("own_nets:build", args={"width": 6})
+    assert network.num_classes == 3
+    assert classifier_of(network) is network.out
+    assert input_statistics(network) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images = torch.randn(4, 3, 16, 16)
+    logits, features = FeatureTaps(network, ["body", "classifier_input"])(images)
+    assert torch.equal(logits, network(images))
+    assert features["classifier_input"].shape == (4, 12)
+    with pytest.raises(Refused, match="Small has no forward_features and forward_head, so no tap 'forward_features'"):
+        FeatureTaps(network, ["forward_features"])
+    with pytest.raises(Refused, match="Small has no tap 'bodi'; did you mean body"):
+        FeatureTaps(network, ["bodi"])
+
+
+def test_it_is_distilled_and_teaches():
+    """Gradients reach it as a student; as a teacher its features and classifier are read."""
+    student, teacher = build("own_nets:build"), build("own_nets:build", args={"width": 8})
+    terms = [
+        parse_term({"term": "kd", "weight": 1.0, "temperature": 2.0}),
+        parse_term({"term": "fitnet", "weight": 1.0, "pairs": [{"student": "body", "teacher": "body"}]}),
+    ]
+    needs = terms[0].needs() | terms[1].needs()
+    distiller = Distiller(
+        student, terms, image_size=(16, 16), num_samples=4, teacher=OnlineTeacher(teacher, needs), num_epochs=1
+    )
+    batch = Batch(torch.randn(4, 3, 16, 16), torch.arange(4) % 3, torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    distiller(batch).loss.backward()
+    assert all(p.grad is not None for p in student.parameters())
+
+
+def test_torchvision():
+    import torchvision
+
+    network = build("torchvision:resnet18")
+    torch.manual_seed(0)
+    own = torchvision.models.resnet18(num_classes=3)
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), own.state_dict().values(), strict=True))
+    assert classifier_of(network) is network.fc
+    assert classifier_of(build("torchvision:mobilenet_v3_small")).out_features == 3
+    with pytest.raises(Refused, match="unknown model 'torchvision:resnet19'; did you mean resnet18"):
+        build("torchvision:resnet19")
+
+
+def test_a_squeezenet_has_no_linear_classifier():
+    with pytest.raises(Refused, match=r"SqueezeNet has no get_classifier\(\), and not one linear layer with 3 outputs"):
+        classifier_of(build("torchvision:squeezenet1_1"))
+
+
+def test_a_folder_brings_weights_arguments_and_preprocessing(tmp_path):
+    network = build("cifar_resnet8", args={"widths": [4, 4, 8, 16]})
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
+    args = {"widths": [4, 4, 8, 16]}
+    model = write_folder(tmp_path / "out", network, "cifar_resnet8", CLASSES, model_args=args, pretrained_cfg=cfg)
+    again = build(model)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.eval()(images), network.eval()(images))
+    assert input_statistics(again) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert ModelConfig(model=model).resolved().model == "cifar_resnet8"
+
+
+def test_a_folder_is_asked_for_the_classes_of_the_data(tmp_path):
+    """In the data's order, fewer too; never for others."""
+    network = build("cifar_resnet8").eval()
+    model = write_folder(tmp_path / "out", network, "cifar_resnet8", CLASSES)
+    images = torch.randn(2, 3, 32, 32)
+    found = build(model, ("cat", "ant")).eval()(images)
+    assert torch.equal(found, network(images)[:, [2, 0]])
+    with pytest.raises(Refused, match=r"answers for 3 classes \(ant, bee, cat, ...\), and 'dog' of the data is none"):
+        build(model, ("cat", "dog"))
+
+
+def test_a_folder_decides_no_code(tmp_path):
+    """What it is made by must be named by a person."""
+    network = build("own_nets:build")
+    named_models.BUILDER_MODULES.clear()
+    model = write_folder(tmp_path / "out", network, "own_nets:build", CLASSES)
+    with pytest.raises(Refused, match=r"does not decide what code runs; name that code .*plugins: \[own_nets\]"):
+        build(model)
+    evil = write_folder(tmp_path / "evil", network, "os:abort", CLASSES)
+    with pytest.raises(Refused, match="does not decide what code runs"):
+        build(evil)
+    named_models.BUILDER_MODULES.add("own_nets")
+    assert type(build(model)).__name__ == "Small"
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(Refused, match=r"config\.json: no such file; name a folder that `export` has written"):
+        build(f"local-dir:{tmp_path}")
+    model = write_folder(tmp_path / "out", build("own_nets:build"), "own_nets:build", CLASSES)
+    with pytest.raises(Refused, match="has weights of its own; leave out checkpoint"):
+        build(model, checkpoint="x.safetensors")
+    (tmp_path / "out" / "config.json").write_text('{"num_classes": 3}')
+    with pytest.raises(Refused, match=r"is not timm's .*architecture"):
+        build(model)
+    reused = write_folder(tmp_path / "simkd", build("own_nets:build"), "resnet18", CLASSES, classifier="reused")
+    with pytest.raises(Refused, match="holds a SimKD student"):
+        build(reused)
+
+
+def test_the_hub(tmp_path, monkeypatch):
+    """timm reads a repository that is on this machine; without it and without a network, one line says so."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(Refused, match="'hf-hub:me/net': timm cannot fetch its weights"):
+        build("hf-hub:me/net", pretrained=True)
+    with pytest.raises(Refused, match="a repository is OWNER/NAME"):
+        build("hf-hub:net")
+    repository = tmp_path / "hub" / "models--me--net"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abc")
+    (repository / "snapshots").mkdir()
+    network = build("cifar_resnet8")
+    write_folder(repository / "snapshots" / "0123abc", network, "cifar_resnet8", CLASSES, pretrained_cfg={})
+    found = build("hf-hub:me/net", pretrained=True)
+    pairs = zip(found.state_dict().values(), network.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("own_nets:biuld", "own_nets has no 'biuld'; did you mean build"),
+        ("own_nets:number", "number is a int; name a function that returns the network"),
+        ("own_nats:build", r"there is no module 'own_nats'; name its file as a plug-in"),
+        ("own_nets:nothing", "model 'own_nets:nothing' returns a dict, not a torch.nn.Module"),
+    ],
+)
+def test_functions_that_give_no_network(model, message):
+    with pytest.raises(Refused, match=message) as refused:
+        build(model)
+    assert "\n" not in str(refused.value)
+
+
+def test_arguments_that_it_does_not_take():
+    with pytest.raises(Refused, match=r"'own_nets:build' does not take args {'depth': 3} \(TypeError"):
+        build("own_nets:build", args={"depth": 3})
+    with pytest.raises(Refused, match="pretrained means weights that timm or torchvision downloads"):
+        build("own_nets:build", pretrained=True)
+
+
+def test_what_answers_otherwise_than_it_says():
+    with pytest.raises(Refused, match="Small answers with 7 logits where 3 classes are asked for; have it take"):
+        check_network(build("own_nets:deaf"), (16, 16))
+
+    class Halves(nn.Module):
+        num_classes = 3
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward_features(self, x):
+            return x
+
+        def forward_head(self, x):
+            return self.fc(x.mean((2, 3)))
+
+        def forward(self, x):
+            return 2 * self.forward_head(self.forward_features(x))
+
+    with pytest.raises(Refused, match=r"Halves: forward_head\(forward_features\(images\)\) is not forward\(images\)"):
+        check_network(Halves(), (16, 16))
+
+
+def test_timms_networks_are_left_as_they_are():
+    assert build("resnet18").pretrained_cfg == timm.create_model("resnet18").pretrained_cfg

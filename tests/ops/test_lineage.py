@@ -1,0 +1,73 @@
+"""`lineage`: every link of the chain behind an export is compared with the files that are here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.weights import tensors_fingerprint
+from kdcore.errors import Refused
+from ops.lineage import chain, lineage, read_lineage
+from ops.parser import build_parser
+
+
+def weights(path: Path, value: float) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"weight": torch.full((3,), value)}
+    safetensors.torch.save_file(tensors, path)
+    return tensors_fingerprint(tensors)
+
+
+@pytest.fixture
+def exported(tmp_path) -> Path:
+    """A student of a teacher that was an export itself; the run of that teacher is gone."""
+    first = weights(tmp_path / "assistant" / "model.safetensors", 1.0)
+    student = weights(tmp_path / "student" / "model.safetensors", 2.0)
+    weights(tmp_path / "runs" / "student" / "student.safetensors", 2.0)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps({"digest": "abc"}))
+    before = {"run": "assistant", "run_dir": str(tmp_path / "gone"), "method": "ce", "model": "resnet18",
+              "weights": first, "teachers": []}  # fmt: skip
+    teacher = {"model": "local-dir:assistant", "weights": first, "file_weights": first, "lineage": before}
+    teacher |= {"file": str(tmp_path / "assistant" / "model.safetensors")}
+    teacher |= {"cache": {"dir": str(tmp_path / "cache"), "digest": "abc"}}
+    content = {**before, "run": "student", "run_dir": str(tmp_path / "runs" / "student"), "weights": student}
+    (tmp_path / "student" / "lineage.json").write_text(json.dumps({**content, "method": "kd", "teachers": [teacher]}))
+    return tmp_path / "student"
+
+
+def test_the_whole_chain(exported, capsys):
+    links = [(link.name, link.status) for link in chain(read_lineage(exported), exported)]
+    assert links == [
+        ("export", "verified"),
+        ("run student", "verified"),
+        ("cache", "verified"),
+        ("teacher", "verified"),
+        ("run assistant", "not here"),
+    ]
+    args = build_parser().parse_args(["lineage", str(exported)])
+    assert args.function(args) == 0
+    assert "4 of 5 links verified" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("file", ["student/model.safetensors", "assistant/model.safetensors"])
+def test_other_weights_are_found(exported, file):
+    weights(exported.parent / file, 3.0)
+    with pytest.raises(Refused, match=r"is not what this network was made of: .* restore it, or export the run again"):
+        lineage(str(exported))
+
+
+def test_another_cache_is_found(exported):
+    (exported.parent / "cache" / "manifest.json").write_text(json.dumps({"digest": "abd"}))
+    with pytest.raises(Refused, match=r"cache \(.*\) is not what this network was made of"):
+        lineage(str(exported))
+
+
+def test_folders_without_one(tmp_path):
+    with pytest.raises(Refused, match=r"has no lineage\.json; give a folder that `export` has written"):
+        lineage(str(tmp_path))
+    (tmp_path / "lineage.json").write_text("{}")
+    with pytest.raises(Refused, match="is no lineage of an export"):
+        lineage(str(tmp_path))
