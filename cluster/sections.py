@@ -64,6 +64,9 @@ class DataConfig(Section):
     the machine's temporary folder."""
     copies_bytes: int | None = Field(default=None, ge=0)
     """How many bytes a node keeps there at most. Not given: half of what is free when the first copy is begun."""
+    window_shards: int | None = Field(default=None, ge=1)
+    """For images that do not fit a node's disk: shards (files of a pack or tars) that are shuffled together, one such
+    window after the other, so that a node needs room for two windows. Not given: all images are shuffled together."""
     on_broken: OnBroken = "refuse"
     """What is done about broken images: `refuse` them by name, or `skip` them. Up to 1 % of a split is then left out
     when it is indexed, and one that breaks later is shown as a black picture; all are listed with the run."""
