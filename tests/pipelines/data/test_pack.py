@@ -14,6 +14,7 @@ from PIL import Image
 
 from kdcore.errors import Refused
 from pipelines.data import packing
+from pipelines.data.broken import Acceptance
 from pipelines.data.convert import PackJob, run_pack_job, verify_pack
 from pipelines.data.index import build_index
 from pipelines.data.pack import read_pack
@@ -152,10 +153,11 @@ def test_broken_images_are_left_out_of_the_pack(tmp_path: Path) -> None:
     (folder / "train" / "1" / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(Refused, match=r"bad.jpg cannot be read as an image"):
         job_of(folder).prepare()
-    job = job_of(folder, on_broken="skip")
+    job = job_of(folder, acceptance=Acceptance("skip"))
     packed = run_pack_job(job, job.prepare())
     assert len(packed) == 120
-    assert build_index(folder, "train", tmp_path / "other", on_broken="skip").fingerprint == packed.fingerprint
+    indexed = build_index(folder, "train", tmp_path / "other", acceptance=Acceptance("skip"))
+    assert indexed.fingerprint == packed.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -178,8 +180,8 @@ def test_a_pack_of_itself(folder: Path) -> None:
 def test_an_index_that_is_cut_off_or_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(folder)
     run_pack_job(job, job.prepare())
-    monkeypatch.setattr("pipelines.data.pack.VERSION", 2)
-    with pytest.raises(Refused, match=r"index.arrow is a pack of version 1, not 2; pack again"):
+    monkeypatch.setattr("pipelines.data.pack.VERSION", 3)
+    with pytest.raises(Refused, match=r"index.arrow is a pack of version 2, not 3; pack again"):
         verify_pack(job.target, "train")
     index = folder.parent / "pack" / "train" / "index.arrow"
     os.truncate(index, index.stat().st_size // 2)
