@@ -6,7 +6,7 @@ Used by the workers, and by everything that looks at a run without training it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from typing import Any
 
@@ -30,6 +30,7 @@ from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
+from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
@@ -147,7 +148,8 @@ class Assembly:
 
     def train_loader(self) -> Loader:
         """Build the loader of training images under the recipe's view policy."""
-        return self.loader("train", self.plan, self.micro_batch)
+        source = in_windows(self.indexes["train"], self.plan.windows)
+        return self.loader("train", self.plan, self.micro_batch, source)
 
     def evaluation_loader(self, split: str) -> Loader:
         """Build the loader of a split's images, cut as for validation."""
@@ -168,9 +170,9 @@ class Assembly:
             return self.stored.evaluation(split, index.labels, self.rank)
         return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
 
-    def loader(self, split: str, plan: ViewPlan, max_batch: int) -> Loader:
-        """Build the loader of a split's images under a plan of their views."""
-        data, index = self.config.data, self.indexes[split]
+    def loader(self, split: str, plan: ViewPlan, max_batch: int, source: Source | None = None) -> Loader:
+        """Build the loader of a split's images under a plan of their views. source: the same images, otherwise read."""
+        data, index = self.config.data, source or self.indexes[split]
         return build_loader(
             data.loader,
             index,
@@ -249,7 +251,9 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     indexes = open_data(config, reuse_index)
     check_labels(config, indexes["train"])
     classes = tuple(indexes["train"].classes)
-    plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]))
+    shards = config.data.window_shards
+    windows = None if shards is None else windows_of(indexes["train"], shards)
+    plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]), windows)
     # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.
     torch.manual_seed(config.seed)
     student = build_model(config.student, classes)
@@ -284,7 +288,7 @@ def assemble_teacher(
     assert teacher is not None, "a recipe with one"
     if teacher.cached:
         seen = config.for_teacher
-        seen_plan = ViewPlan(seen.views, plan.seed, plan.num_samples)
+        seen_plan = replace(plan, policy=seen.views)
         expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
         return open_stored_teacher(config, expected, classes, rank)
     if teacher.image_size not in (None, config.views.size):

@@ -53,6 +53,8 @@ class RunConfig(Section):
             "data.prefetch",
             "data.copies_dir",
             "data.copies_bytes",
+            "data.check",
+            "data.max_pixels",
         }
         | {"cache.dir", "cache.copies_dir", "cache.batch_size", "cache.rows_per_shard", "cache.trust"}
     )

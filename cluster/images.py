@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from kdcore.errors import Refused
+from pipelines.data.broken import Acceptance
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source, check_same_classes
@@ -20,6 +21,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
     """
     data, cache_dir = config.data, Path(config.output_dir) / "index"
     copies = CopyPolicy(data.copies_dir, data.copies_bytes)
+    acceptance = Acceptance(data.on_broken, data.check, data.max_pixels)
     if not reuse_index:
         make_folder(Path(config.output_dir), "output_dir")
 
@@ -27,7 +29,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
         if reuse_index:
             return open_index(data.root, split, cache_dir, copies)
         make_folder(cache_dir, "output_dir")
-        return build_index(data.root, split, cache_dir, on_broken=data.on_broken, copies=copies)
+        return build_index(data.root, split, cache_dir, acceptance=acceptance, copies=copies)
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
     indexes = share_classes(indexes, data.root)

@@ -174,7 +174,7 @@ def identity(
     decoder = f"dali on {'gpu' if on_gpu else 'cpu'}" if config.data.loader == "dali" else "pillow"
     return {
         "data": {split: index.fingerprint for split, index in indexes.items()},
-        "views": {**plan.policy.appearance(), "seed": plan.seed, "fingerprint": plan.fingerprint},
+        "views": {**plan.policy.appearance(), "seed": plan.seed, "fingerprint": plan.appearance},
         "evaluation": evaluation.appearance(),
         "preprocessing": {"mean": list(mean), "std": list(std), "decoder": decoder},
         "versions": library_versions(),

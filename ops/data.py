@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kdcore.errors import Refused
 from ops.console import console, say, table
+from pipelines.data.broken import Acceptance, Check
 from pipelines.data.convert import PackJob, run_pack_job, verify_pack
 from pipelines.data.index import build_index
 from pipelines.data.kinds import recognise
@@ -23,11 +24,14 @@ SPLITS = ("train", "val")
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
 
 
-def show_source(root: str, splits: Sequence[str], index_dir: str, relist: bool, skip_broken: bool) -> int:
+def show_source(
+    root: str, splits: Sequence[str], index_dir: str, relist: bool, skip_broken: bool, check: Check, max_pixels: int
+) -> int:
     """Index the splits of a source, or look whether their indexes are still good, and print what they hold."""
     rows, started = [], time.perf_counter()
+    acceptance = Acceptance("skip" if skip_broken else "refuse", check, max_pixels)
     for split in splits or SPLITS:
-        source = build_index(root, split, index_dir, relist=relist, on_broken="skip" if skip_broken else "refuse")
+        source = build_index(root, split, index_dir, relist=relist, acceptance=acceptance)
         kind, _ = recognise(Place.of(root, "ROOT"), split)
         rows.append(_row(split, kind.name, source))
         for message in source.broken:
@@ -46,12 +50,15 @@ def pack(
     shard_mib: int,
     index_dir: str,
     skip_broken: bool,
+    check: Check,
+    max_pixels: int,
     teacher: str | None,
 ) -> int:
     """Put the splits of a source into a pack, or go on with one that was cut off, and verify it."""
     if shard_mib < 1:
         raise Refused(f"--shard-mib {shard_mib}: give at least 1; 256 to 1024 suit object stores and disks")
     rows = []
+    acceptance = Acceptance("skip" if skip_broken else "refuse", check, max_pixels)
     for split in splits or SPLITS:
         job = PackJob(
             root,
@@ -61,7 +68,7 @@ def pack(
             shard_mib * 2**20,
             max_side,
             quality,
-            "skip" if skip_broken else "refuse",
+            acceptance,
         )
         packing = job.prepare()
         started = time.perf_counter()

@@ -9,6 +9,8 @@ from ops.parser import Parser, add_plugin_option, calls
 
 def add_data_actions(parser: Parser, index_dir: str) -> None:
     """Add the actions of `data`. index_dir: where indexes lie if nothing else is said."""
+    from pipelines.data.broken import CHECKS
+    from pipelines.data.images import MAX_PIXELS
     from pipelines.data.pack import SHARD_BYTES
 
     actions: Any = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -26,6 +28,9 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
         action.add_argument("--index", default=index_dir, metavar="DIR", help="where indexes lie (%(default)s)")
         add_plugin_option(action)
         action.add_argument("--skip-broken", action="store_true", help="leave out broken images, up to 1%% of a split")
+        action.add_argument("--check", choices=CHECKS, default=CHECKS[0], help="how images are looked at")
+        pixels = "images with more are broken (%(default)s)"
+        action.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
     verify.add_argument("root", metavar="PLACE", help="the folder or URI of the pack")
     for action in (show, pack, verify):
         action.add_argument("--split", action="append", default=[], metavar="NAME", help="(default: train and val)")
@@ -36,8 +41,9 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     shard_mib = SHARD_BYTES // 2**20
     pack.add_argument("--shard-mib", type=int, default=shard_mib, metavar="N", help="size of a shard (%(default)s)")
     pack.add_argument("--teacher", metavar="RECIPE", help="measure what its teacher loses by the packing")
-    show.set_defaults(function=calls("ops.data:show_source", "root", "split", "index", "relist", "skip_broken"))
-    names = ("root", "output", "split", "max_side", "quality", "shard_mib", "index", "skip_broken", "teacher")
+    accepted = ("skip_broken", "check", "max_pixels")
+    show.set_defaults(function=calls("ops.data:show_source", "root", "split", "index", "relist", *accepted))
+    names = ("root", "output", "split", "max_side", "quality", "shard_mib", "index", *accepted, "teacher")
     pack.set_defaults(function=calls("ops.data:pack", *names))
     verify.set_defaults(function=calls("ops.data:verify", "root", "split"))
     _add_cifar100(actions)

@@ -28,7 +28,7 @@ PIPELINES = KDCORE | {"torchvision", "nvidia.dali", "pyarrow", "PIL"}
 CLUSTER = PIPELINES | {"ray", "mlflow"}
 THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # ops: anything declared
 EXCEPTIONS = {
-    "pipelines/data/index.py": {"rich"},  # the progress bar of an index that takes minutes to build
+    "pipelines/data/describe.py": {"rich"},  # the progress bar of an index that takes minutes to build
     "pipelines/data/tables.py": {"scipy"},  # MATLAB's file of classes in ImageNet's development kit
     "cluster/recipe.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
     "cluster/strict_yaml.py": {"yaml"},

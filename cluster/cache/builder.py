@@ -128,9 +128,9 @@ class Builder:
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, error
 
     def _fitted_codes(self, columns: tuple[Column, ...]) -> tuple[dict[str, Code], dict[str, float]]:
-        """Fit what columns are coded with, to the first images of the first epoch's order; return it with its error."""
+        """Fit what columns are coded with, to the first images of the first full shuffle; return it with its error."""
         num = min(self.run.plan.num_samples, _FIT_ROWS + _HELD_BACK)
-        ids = self.run.plan.order(0, np.arange(num))
+        ids = self.run.plan.without_windows.order(0, np.arange(num))
         ids = ids[np.sort(np.unique(ids, return_index=True)[1])]  # in that order, each once
         num = len(ids)
         held_back = max(1, num // (1 + _FIT_ROWS // _HELD_BACK))

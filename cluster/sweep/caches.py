@@ -123,9 +123,12 @@ def asks_the_teacher(config: RunConfig) -> bool:
 def cache_key(config: RunConfig) -> str:
     """Return a text, JSON, that is equal for runs whose teacher sees the same pixels, as far as recipes say."""
     assert config.teacher is not None, "checked by the caller"
+    without = {"num_threads", "prefetch"}
+    if config.data.window_shards is None or not config.views.mixes:  # else it decides who is mixed with whom
+        without.add("window_shards")
     return json.dumps(
         {
-            "data": config.data.model_dump(mode="json", exclude={"num_threads", "prefetch"}),
+            "data": config.data.model_dump(mode="json", exclude=without),
             "views": config.views.appearance() | {"seed": config.plan_seed},
             "teacher": config.teacher.model_dump(mode="json", exclude={"source"}),
             "statistics": None if config.data.mean else statistics(config.student.model_dump_json()),

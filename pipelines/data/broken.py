@@ -1,19 +1,42 @@
-"""Images that cannot be read, found while they are indexed: refused by name, or left out and listed."""
+"""Which images are accepted into an index, and what becomes of the others: refused by name, or left out and listed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.images import inspect_image
+from pipelines.data.images import MAX_PIXELS, inspect_image
 from pipelines.data.storage import Storage
 
 OnBroken = Literal["refuse", "skip"]
+Check = Literal["headers", "decode"]
+CHECKS: tuple[Check, ...] = get_args(Check)
 MAX_SHARE = 0.01  # of the images of a split may be left out
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Which images are accepted.
+
+    on_broken: whether others are refused, or left out; check: how an image is looked at, by its headers or by decoding
+    it whole; max_pixels: that an image may have.
+    """
+
+    on_broken: OnBroken = "refuse"
+    check: Check = "headers"
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def key(self) -> list[object]:
+        """What decides which images are accepted; empty for the usual."""
+        return [] if self == Acceptance(self.on_broken) else [self.check, self.max_pixels]
+
+
+USUAL = Acceptance()
 
 
 @dataclass(frozen=True)
@@ -29,29 +52,31 @@ class Inspected:
         return np.setdiff1d(np.arange(len(self.facts)), list(self.broken))
 
 
-def inspect_images(contents: list[bytes], names: list[str]) -> Inspected:
+def inspect_images(contents: list[bytes], names: list[str], acceptance: Acceptance) -> Inspected:
     """Return what is found of each of these encoded images."""
     facts = np.zeros((len(contents), 3), dtype=np.int64)
     broken = {}
     for row, (content, name) in enumerate(zip(contents, names, strict=True)):
         try:
-            facts[row] = inspect_image(content, name)
+            facts[row] = inspect_image(content, name, acceptance.max_pixels, acceptance.check == "decode")
         except Refused as error:
             broken[row] = str(error)
     return Inspected(facts, broken)
 
 
-def inspect_stored(storage: Storage, rows: NDArray[np.int64]) -> Inspected:
+def inspect_stored(storage: Storage, rows: NDArray[np.int64], acceptance: Acceptance) -> Inspected:
     """Return what is found of stored images, one of which may be impossible to read."""
     try:
-        return inspect_images(storage.read(rows), storage.names(rows))
+        contents = storage.read(rows)
+        found = inspect_images(contents, [""] * len(rows), acceptance)  # names are for those that are broken
+        return inspect_images(contents, storage.names(rows), acceptance) if found.broken else found
     except Refused:
         pass  # of one of them: which?
     facts, broken = np.zeros((len(rows), 3), dtype=np.int64), {}
     for row in range(len(rows)):
         one = rows[row : row + 1]
         try:
-            found = inspect_images(storage.read(one), storage.names(one))
+            found = inspect_images(storage.read(one), storage.names(one), acceptance)
         except Refused as error:
             found = Inspected(facts[:1], {0: str(error)})
         facts[row] = found.facts[0]

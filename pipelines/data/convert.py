@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdcore.errors import Refused
-from pipelines.data.broken import OnBroken
+from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.index import build_index, open_index
 from pipelines.data.kinds import PARQUET, recognise
 from pipelines.data.pack import SHARD_BYTES, Packing, read_pack, verify_shards
@@ -21,7 +21,7 @@ class PackJob:
     """One split of a source on its way into a pack.
 
     root, split: of the source; target: the folder or URI of the pack; index_dir: where the source's index lies;
-    max_side, quality: how images are stored anew, see `SourcePacking`; on_broken: what is done about broken images.
+    max_side, quality: how images are stored anew, see `SourcePacking`; acceptance: which images are packed.
     """
 
     root: str
@@ -31,7 +31,7 @@ class PackJob:
     shard_bytes: int = SHARD_BYTES
     max_side: int | None = None
     quality: int | None = None
-    on_broken: OnBroken = "refuse"
+    acceptance: Acceptance = USUAL
 
     @property
     def place(self) -> Place:
@@ -52,16 +52,16 @@ class PackJob:
         if Place.of(self.root, "SOURCE").root == self.place.root:
             raise Refused(f"{self.root} is both the source and the target; give another place with -o")
         if not self._is_streamed:
-            build_index(self.root, self.split, self.index_dir, on_broken=self.on_broken)
+            build_index(self.root, self.split, self.index_dir, acceptance=self.acceptance)
         return self.packing()
 
     def packing(self) -> Packing:
         """Return what is packed."""
         if self._is_streamed:
             place = Place.of(self.root, "SOURCE")
-            return ParquetPacking(place, self.split, recognise(place, self.split)[1], self.shard_bytes)
+            return ParquetPacking(place, self.split, recognise(place, self.split)[1], self.shard_bytes, self.acceptance)
         source = open_index(self.root, self.split, self.index_dir)
-        return SourcePacking(source, self.shard_bytes, self.max_side, self.quality)
+        return SourcePacking(source, self.shard_bytes, self.max_side, self.quality, self.acceptance)
 
     @property
     def _is_streamed(self) -> bool:
@@ -79,7 +79,7 @@ def run_pack_job(
 
     Refused where a byte is not what was written, or where an image that was only moved is no longer itself.
     """
-    table = build_pack(packing, job.place, job.split, job.on_broken, report, write_shards)
+    table = build_pack(packing, job.place, job.split, report, write_shards)
     verify_shards(job.place, table)
     packed = open_pack(job.place, job.split)
     if isinstance(packing, SourcePacking) and not job.stores_anew and packed.fingerprint != packing.source.fingerprint:

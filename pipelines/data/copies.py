@@ -1,11 +1,14 @@
 """A node's copy of images from an object store: it grows while they are read, and all processes of the node share it.
 
-    <dir>/<digest>/00000     a sparse file like the store's first file, with the extents that were read
+    <dir>/<digest>/00000-0   a sparse file like the first GiB of the store's first file, with the extents that were read
     <dir>/<digest>/present   a byte a sample: whether its extent is there
     <dir>/<digest>/size      the bytes that may be kept, and those that are
+    <dir>/<digest>/pieces    of each GiB of each file: the bytes that are kept, and when the last of them were
 
-What is once kept stays: epochs are read in random order, so that any part of the data is as good as another. A sample's
-checksum is compared when it is read, for a machine that lost power may have kept the byte that says it is there.
+What is once kept stays: epochs are read in random order, so that any part of the data is as good as another. Where they
+are read window by window, the piece that was filled longest ago makes room for the next. A sample's checksum is
+compared when it is read: a machine that lost power may have kept the byte that says it is there, and a piece may just
+have been removed.
 """
 
 from __future__ import annotations
@@ -16,16 +19,30 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcore.errors import Refused
 from pipelines.files import make_folder
 
+PIECE_BYTES = 2**30
 _SIZE = struct.Struct("<qq")  # (bytes that may be kept, bytes that are)
+_FETCHING = 256  # locks, for any number of blocks
+_Offsets = TypeVar("_Offsets", int, NDArray[np.int64])
+
+
+def piece_of(offset: _Offsets) -> _Offsets:
+    """Return which piece of its file an offset, or each of several, lies in."""
+    return offset // PIECE_BYTES
 
 
 @dataclass(frozen=True)
@@ -33,11 +50,13 @@ class CopyPolicy:
     """Where a node keeps its copies, and how much of them.
 
     folder: by default in the machine's temporary folder; num_bytes: of all copies in it together; by default half of
-    what is free there when the first copy is begun.
+    what is free there when the first copy is begun; window_bytes: of the largest window where images are read window by
+    window: whole blocks are then fetched, and old ones make room for new.
     """
 
     folder: str | None = None
     num_bytes: int | None = None
+    window_bytes: int | None = None
 
     @property
     def path(self) -> Path:
@@ -59,63 +78,117 @@ class Extent:
 class LocalCopy:
     """The copy of one source on this node; its methods may be called from several threads and processes.
 
-    key: what the data are; total_bytes, num_rows: of the whole source.
+    key: what the data are; file_bytes: the size of each file of the source; num_rows: of the whole source. Refused
+    where there is no room for two windows.
     """
 
-    def __init__(self, policy: CopyPolicy, key: str, total_bytes: int, num_rows: int) -> None:
+    def __init__(self, policy: CopyPolicy, key: str, file_bytes: Sequence[int], num_rows: int) -> None:
         self.folder = policy.path / sha256(key.encode()).hexdigest()[:32]
+        self._makes_room = policy.window_bytes is not None
+        counts = [piece_of(num_bytes) + 1 for num_bytes in file_bytes]
+        self._first_pieces = np.cumsum([0, *counts])
         make_folder(policy.path, "data.copies_dir")
         with _locked(policy.path / "lock"):
-            allowed = _make_room(policy, self.folder, total_bytes)
+            allowed = _make_room(policy, self.folder, sum(file_bytes))
             if _size_of(self.folder)[1] > allowed:
                 _remove_unused(self.folder)
             self.folder.mkdir(exist_ok=True)
             self._in_use = _hold(self.folder / "in-use", fcntl.LOCK_SH)
             self._present = _map(self.folder / "present", num_rows)
             self._size = _map(self.folder / "size", _SIZE.size)
+            pieces = np.frombuffer(_map(self.folder / "pieces", 16 * sum(counts)), dtype=np.int64)
+            self._pieces = pieces.reshape(-1, 2)  # (bytes that are kept, time in ns)
             with _locked(self.folder / "in-size"):
                 self._size[:] = _SIZE.pack(allowed, self.kept_bytes)
-        self._files: dict[int, int] = {}  # {number of the store's file: descriptor}
+        self._files: dict[tuple[int, int], int] = {}  # {(number of the store's file, piece): descriptor}
+        _check_room(policy, allowed, sum(file_bytes))
 
     def read(self, extent: Extent) -> bytes | None:
         """Return a sample that is kept; None where it is not."""
         if not self._present[extent.row]:
             return None
-        content = os.pread(self._file(extent.file), extent.num_bytes, extent.offset)
-        return content if zlib.crc32(content) == extent.crc32 else None
+        piece = piece_of(extent.offset)
+        content = os.pread(self._file(extent.file, piece), extent.num_bytes, extent.offset - piece * PIECE_BYTES)
+        if len(content) == extent.num_bytes and zlib.crc32(content) == extent.crc32:
+            return content
+        self._present[extent.row] = 0
+        return None
 
     def keep(self, extent: Extent, content: bytes) -> None:
         """Keep a sample, where there is room for it."""
-        if self._present[extent.row] or not self._take(len(content)):
+        piece = piece_of(extent.offset)
+        if self._present[extent.row] or not self._take(len(content), extent.file, piece):
             return
-        os.pwrite(self._file(extent.file), content, extent.offset)
+        os.pwrite(self._file(extent.file, piece), content, extent.offset - piece * PIECE_BYTES)
         self._present[extent.row] = 1  # after its bytes
+
+    @contextmanager
+    def fetching(self, file: int, block: int) -> Iterator[None]:
+        """Let no other thread or process of this node fetch a block of a file while the body runs."""
+        with _locked(self.folder / f"fetching-{hash((file, block)) % _FETCHING:03d}"):
+            yield
 
     @property
     def kept_bytes(self) -> int:
         """How many bytes are kept."""
         return int(_SIZE.unpack(self._size[:])[1])
 
-    def _take(self, num_bytes: int) -> bool:
-        """Return whether there is room for more bytes, which then count as kept."""
+    def _take(self, num_bytes: int, file: int, piece: int) -> bool:
+        """Return whether there is room for more bytes in a piece, which then count as kept."""
+        number = int(self._first_pieces[file]) + piece
         with _locked(self.folder / "in-size"):
             allowed, kept = _SIZE.unpack(self._size[:])
-            if kept + num_bytes > allowed:
-                return False
-            self._size[:] = _SIZE.pack(allowed, kept + num_bytes)
-            return True
+            while self._makes_room and kept + num_bytes > allowed and (freed := self._remove_oldest(number)):
+                kept -= freed
+            has_room = bool(kept + num_bytes <= allowed)
+            self._size[:] = _SIZE.pack(allowed, kept + num_bytes if has_room else kept)
+            if has_room:
+                self._pieces[number] = self._pieces[number, 0] + num_bytes, time.time_ns()
+            return has_room
 
-    def _file(self, number: int) -> int:
-        if number not in self._files:
-            descriptor = os.open(self.folder / f"{number:05d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if self._files.setdefault(number, descriptor) != descriptor:
+    def _remove_oldest(self, other: int) -> int:
+        """Remove the piece that was filled longest ago, but for one; return how many bytes it held.
+
+        Who reads it at this moment finds that the checksum is wrong, and fetches again.
+        """
+        candidates = np.flatnonzero(self._pieces[:, 0])
+        candidates = candidates[candidates != other]
+        if not candidates.size:
+            return 0
+        oldest = int(candidates[np.argmin(self._pieces[candidates, 1])])
+        file = int(np.searchsorted(self._first_pieces, oldest, side="right")) - 1
+        os.truncate(self.folder / _piece_name(file, oldest - int(self._first_pieces[file])), 0)
+        freed = int(self._pieces[oldest, 0])
+        self._pieces[oldest] = 0
+        return freed
+
+    def _file(self, number: int, piece: int) -> int:
+        if (number, piece) not in self._files:
+            path = self.folder / _piece_name(number, piece)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if self._files.setdefault((number, piece), descriptor) != descriptor:
                 os.close(descriptor)  # another thread was first
-        return self._files[number]
+        return self._files[number, piece]
 
     def __del__(self) -> None:
         for descriptor in [*getattr(self, "_files", {}).values(), getattr(self, "_in_use", None)]:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def _piece_name(file: int, piece: int) -> str:
+    return f"{file:05d}-{piece}"
+
+
+def _check_room(policy: CopyPolicy, allowed: int, total_bytes: int) -> None:
+    """Refuse less room than for two windows: a block would be removed before all of it is read."""
+    needed = min(total_bytes, 2 * (policy.window_bytes or 0))
+    if allowed < needed:
+        raise Refused(
+            f"data.window_shards: two windows take {needed / 2**20:,.0f} MiB, but {policy.path} may keep "
+            f"{allowed / 2**20:,.0f} MiB of these images; raise data.copies_bytes, name a larger disk as "
+            "data.copies_dir, or take a smaller window"
+        )
 
 
 def _make_room(policy: CopyPolicy, ours: Path, total_bytes: int) -> int:

@@ -7,6 +7,7 @@ exist.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
-from pipelines.data.listing import IMAGE_SUFFIXES, Listing
+from pipelines.data.listing import IMAGE_SUFFIXES, Listing, require_file, require_name
 from pipelines.places import Found, Place
 
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
@@ -31,7 +32,7 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     if not root.is_dir():
         raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
     if not folder.is_dir():
-        there = ", ".join(sorted(entry.name for entry in _visible(root) if entry.is_dir())) or "no folders"
+        there = ", ".join(sorted(entry.name for entry in _visible(root) if is_folder(entry))) or "no folders"
         raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
     folders = {split: folder.stat().st_mtime_ns}
     if _holds_images_alone(folder):
@@ -52,10 +53,16 @@ def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]
 
 def _holds_images_alone(folder: Path) -> bool:
     """Return whether a folder has images and nothing else: images without labels."""
-    entries = list(_visible(folder))
+    entries = _visible(folder)
     return bool(entries) and all(
-        not entry.is_dir() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries
+        Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not is_folder(entry) for entry in entries
     )
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one; Refused for a link that never ends."""
+    with refusing_broken(entry.path):
+        return entry.is_dir()
 
 
 def _folders_around(folder: Path) -> frozenset[tuple[int, int]]:
@@ -67,16 +74,22 @@ def _folders_around(folder: Path) -> frozenset[tuple[int, int]]:
 def _class_names(folder: Path) -> list[str]:
     entries = sorted(_visible(folder), key=lambda entry: entry.name)
     for entry in entries:
-        if not entry.is_dir():
+        if not is_folder(entry):
             raise Refused(f"{entry.path} lies beside the class folders; move it into one, or remove it")
     if not entries:
         raise Refused(f"{folder} has no class folders; put each class's images into a folder of its name")
     return [entry.name for entry in entries]
 
 
-def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith("."))
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise Refused(f"{folder} cannot be listed ({error.strerror}); make it readable, or remove it") from error
+    for entry in found:
+        require_name(entry.path)
+    return found
 
 
 def _walk(
@@ -91,8 +104,9 @@ def _walk(
     for entry in _visible(folder):
         path = f"{relative}/{entry.name}"
         with refusing_broken(entry.path):  # a link may lead nowhere, or to itself
-            is_folder, status = entry.is_dir(), entry.stat()
-        if is_folder:
+            status = entry.stat()
+        if stat.S_ISDIR(status.st_mode):
             yield from _walk(Path(entry.path), path, folders, around | {here})
         else:
+            require_file(entry.path, status)
             yield path, status.st_size, status.st_mtime_ns

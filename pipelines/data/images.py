@@ -11,34 +11,56 @@ from PIL import Image
 
 from kdcore.errors import Refused
 from pipelines.data.coding import differs
+from pipelines.data.headers import Size, plain_size
 
-# What the loaders decode alike. MPO is a camera's JPEG with further pictures behind the first.
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000")
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+# A quarter of a GiB of RGB, where Pillow begins to warn. ImageNet's largest image has 61 million.
+MAX_PIXELS = 89_478_485
+# Of one image's pixels `inspect_image` decides, and `decode_image` opens no other than those that were inspected.
+Image.MAX_IMAGE_PIXELS = None
 
 # Whose end says nothing: only decoding tells whether they are whole.
 _DECODED = ("BMP", "TIFF", "PPM", "JPEG2000")
 
 
-def inspect_image(content: bytes, name: str) -> tuple[int, int, int]:
+def inspect_image(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, decode: bool = False
+) -> tuple[int, int, int]:
     """Return (height, width, CRC-32 of the content) of an encoded image.
 
     Height and width are those stored, before any EXIF rotation. Refused, naming the image, where the content is not a
-    whole image of a kind that every loader decodes alike.
+    whole image of a kind that every loader decodes alike, or has more pixels than max_pixels. decode: whole images
+    alone pass; else damage inside a JPEG, or a PNG that was written wrongly, does.
     """
+    size = None if decode else plain_size(content)
+    if size is None:
+        size = look_at(content, name, max_pixels, decode)
+    elif size[0] * size[1] > max_pixels:
+        raise too_large(name, size, max_pixels)
+    return *size, zlib.crc32(content)
+
+
+def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
+    """Return the size of an image as Pillow reads it; Refused as by `inspect_image`."""
     with refusing_broken(name), Image.open(BytesIO(content)) as image:
-        width, height = image.size
-        kind, mode = image.format, image.mode
+        size = image.height, image.width
+        if size[0] * size[1] > max_pixels:
+            raise too_large(name, size, max_pixels)
+        reason = differs(content, image)
         # A JPEG that does not end in its end marker is cut short, or has something appended: decoding tells which.
-        if (kind == "JPEG" and b"\xff\xd9" not in content[-64:]) or kind in _DECODED:
+        ends = image.format != "JPEG" or b"\xff\xd9" in content[-64:]
+        if reason is None and (decode or not ends or image.format in _DECODED):
             image.load()
-    if reason := differs(content, kind, mode):
+    if reason:
         raise Refused(f"{name} is {reason}, which the loaders do not decode alike; convert it to JPEG or PNG")
-    if kind not in _FORMATS or mode not in _MODES:
-        raise Refused(
-            f"{name} is a {kind} image of mode {mode}, which the loaders do not decode alike; convert it to JPEG or PNG"
-        )
-    return height, width, zlib.crc32(content)
+    return size
+
+
+def too_large(name: str, size: Size, max_pixels: int) -> Refused:
+    """Return the refusal of an image with too many pixels."""
+    return Refused(
+        f"{name} has {size[0]}x{size[1]} pixels, more than data.max_pixels={max_pixels}, and takes long to decode; "
+        "make it smaller or remove it, or raise data.max_pixels"
+    )
 
 
 def decode_image(content: bytes, name: str, height: int, width: int) -> Image.Image:
@@ -62,8 +84,13 @@ def refusing_broken(name: str) -> Iterator[None]:
     """Turn what the system or Pillow raises about an image into a Refused that names it."""
     try:
         yield
+    except Refused:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
-        raise Refused(
-            f"{name} cannot be read as an image ({reason}); repair or remove it, then build the index again"
-        ) from error
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception) -> Refused:
+    """Return the refusal of an image for what the system or Pillow raised about it."""
+    reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
+    return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then build the index again")

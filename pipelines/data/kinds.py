@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcore.errors import Refused
-from pipelines.data.folder import list_folder
+from pipelines.data.folder import is_folder, list_folder
 from pipelines.data.listing import Listing
 from pipelines.data.pack import find_pack
 from pipelines.data.parquet import find_parquet
@@ -83,4 +83,4 @@ def _has_class_folders(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+        return any(not entry.name.startswith(".") and is_folder(entry) for entry in entries)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -35,6 +37,20 @@ class Listing:
     table: pa.Table
     files: tuple[Found, ...] = ()
     folders: Mapping[str, int] = field(default_factory=dict)
+
+
+def require_file(path: str, status: os.stat_result) -> None:
+    """Refuse what is no regular file: reading a pipe waits for ever, and /dev/zero never ends."""
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(f"{path} is no regular file but a pipe, a device or the like; remove it")
+
+
+def require_name(path: str) -> None:
+    """Refuse a name that is not UTF-8, which neither an index nor a message can hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise Refused(f"{path!a} has a name that is not UTF-8; rename it") from error
 
 
 def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tuple[Found, ...]:

@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from kdcore.errors import Refused
-from pipelines.data.broken import OnBroken, check_broken, inspect_images
+from pipelines.data.broken import Acceptance, check_broken, inspect_images
 from pipelines.data.listing import in_order_of_id
 from pipelines.data.source import source_table
 from pipelines.places import Found, Place
 
 INDEX = "index.arrow"
-VERSION = 1
+VERSION = 2  # 1 held images that the loaders do not decode alike
 SHARD_BYTES = 256 * 2**20
 _FILES = b"shards"  # of the index's metadata
 
@@ -51,6 +51,10 @@ class Packing(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in order of label."""
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """Which images are packed; all but `on_broken` is part of the key."""
 
     @property
     def num_shards(self) -> int:
@@ -84,7 +88,9 @@ def write_shard(place: Place, folder: str, packing: Packing, number: int) -> pa.
     Images that are broken are left out, and named in the facts.
     """
     samples = list(packing.samples(number))
-    found = inspect_images([sample.content for sample in samples], [sample.origin for sample in samples])
+    contents, origins = [sample.content for sample in samples], [sample.origin for sample in samples]
+    found = inspect_images(contents, origins, packing.acceptance)
+    del contents
     samples = [samples[row] for row in found.whole]
     facts = found.facts[found.whole]
     columns = {
@@ -135,9 +141,7 @@ def finished_facts(place: Place, folder: str, packing: Packing) -> dict[int, pa.
     return finished
 
 
-def write_index(
-    place: Place, folder: str, packing: Packing, facts: Sequence[pa.Table], on_broken: OnBroken
-) -> pa.Table:
+def write_index(place: Place, folder: str, packing: Packing, facts: Sequence[pa.Table]) -> pa.Table:
     """Write the index of finished shards, which makes the pack whole; return it.
 
     facts: of every shard, in order. Refused where images are broken: see `check_broken`.
@@ -149,7 +153,7 @@ def write_index(
     ]
     broken = [message for _, about in shards for message in about["broken"]]
     table = in_order_of_id(pa.concat_tables(numbered))
-    check_broken(broken, len(table) + len(broken), on_broken, place.root)
+    check_broken(broken, len(table) + len(broken), packing.acceptance.on_broken, place.root)
     table = source_table(packing.classes, table, [(name, about["num_bytes"]) for name, about in shards])
     more = {
         "version": str(VERSION),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcore.errors import Refused
-from pipelines.data.broken import OnBroken
+from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.pack import SHARD_BYTES, VERSION, Packing, Sample, finished_facts, write_index, write_shard
 from pipelines.data.source import Source
 from pipelines.places import Place
@@ -33,7 +33,6 @@ def build_pack(
     packing: Packing,
     place: Place,
     folder: str,
-    on_broken: OnBroken = "refuse",
     report: Callable[[int], object] = lambda images: None,
     write_shards: Shards | None = None,
 ) -> pa.Table:
@@ -49,7 +48,7 @@ def build_pack(
     for number, table in (write_shards or _in_threads(packing, place, folder))(missing):
         facts[number] = table
         report(len(table))
-    return write_index(place, folder, packing, [facts[number] for number in range(packing.num_shards)], on_broken)
+    return write_index(place, folder, packing, [facts[number] for number in range(packing.num_shards)])
 
 
 def _in_threads(packing: Packing, place: Place, folder: str) -> Shards:
@@ -73,11 +72,12 @@ class SourcePacking:
     shard_bytes: int = SHARD_BYTES
     max_side: int | None = None
     quality: int | None = None
+    acceptance: Acceptance = USUAL
 
     @cached_property
     def key(self) -> str:
         """A digest of the images' fingerprint, and of how they are cut and stored."""
-        parts = [VERSION, self.source.fingerprint, self.shard_bytes, self.max_side, self.quality]
+        parts = [VERSION, self.source.fingerprint, self.shard_bytes, self.max_side, self.quality, *self.acceptance.key]
         return sha256(json.dumps(parts).encode()).hexdigest()
 
     @property

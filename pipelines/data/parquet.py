@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcore.errors import Refused
+from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.listing import canonical_paths, find_containers, name_numbers, number_classes
 from pipelines.data.pack import SHARD_BYTES, VERSION, Sample
 from pipelines.places import Found, Place
@@ -49,12 +50,14 @@ class ParquetPacking:
     split: str
     files: tuple[Found, ...]
     shard_bytes: int = SHARD_BYTES
+    acceptance: Acceptance = USUAL
 
     @cached_property
     def key(self) -> str:
         """A digest of the files' names, sizes and times, and of how they are cut."""
         parts = [[file.name, file.num_bytes, file.mtime_ns] for file in self.files]
-        return sha256(json.dumps([VERSION, self.place.root, self.split, parts, self.shard_bytes]).encode()).hexdigest()
+        cut = [VERSION, self.place.root, self.split, parts, self.shard_bytes, *self.acceptance.key]
+        return sha256(json.dumps(cut).encode()).hexdigest()
 
     @property
     def classes(self) -> tuple[str, ...]:

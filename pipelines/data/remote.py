@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,9 @@ AHEAD = 1024  # images to read ahead of those in use: a request takes tens of mi
 _REQUESTS = 32  # at a time, of one process
 _MAX_GAP = 64 * 1024  # bytes between two extents that one request fetches along
 _MAX_SPAN = 8 * 2**20  # bytes of one request
+_BLOCK_BYTES = 8 * 2**20  # fetched as one where images are read window by window
 _TRIES = 6
+_COPY_VERSION = 2  # of how a copy lies on the disk
 _FIRST_WAIT_SECONDS = 0.2  # before the second try; doubled each time
 
 
@@ -43,6 +46,7 @@ class RemoteExtents:
         names = ("row", "file", "offset", "num_bytes", "crc32")
         self._columns = [table[name].chunk(0).to_numpy() for name in names]
         self._copy = None if policy is None else _copy_of(place, files, self._columns[0], policy)
+        self._blocks = None if policy is None or policy.window_bytes is None else _Blocks(*self._columns[1:3])
         self._opened: dict[int, pa.NativeFile] = {}
         self._opening = Lock()
 
@@ -51,14 +55,18 @@ class RemoteExtents:
 
         Refused where a file is not the one that was indexed; RunFailed where the store does not answer.
         """
-        extents = [Extent(*values) for values in zip(*(column[ids].tolist() for column in self._columns), strict=True)]
+        extents = self._extents(ids)
         contents = [self._copy.read(extent) if self._copy else None for extent in extents]
         missing = [number for number, content in enumerate(contents) if content is None]
-        for span, found in _requests().map(self._fetch, _spans([extents[number] for number in missing])):
+        if self._blocks is not None:
+            found = self._read_blocks([extents[number] for number in missing])
+            for number in missing:
+                contents[number] = found[extents[number].row]
+            missing = []
+        for span, fetched in _requests().map(self._fetch, _spans([extents[number] for number in missing])):
             for number in span.numbers:
                 extent = extents[missing[number]]
-                content = found[extent.offset - span.start : extent.offset - span.start + extent.num_bytes]
-                contents[missing[number]] = content
+                contents[missing[number]] = content = span.part(fetched, extent)
                 if self._copy:
                     self._copy.keep(extent, content)
         return [content for content in contents if content is not None]
@@ -78,6 +86,36 @@ class RemoteExtents:
     def kept_bytes(self) -> int:
         """How many bytes the node's copy holds."""
         return self._copy.kept_bytes if self._copy else 0
+
+    def _read_blocks(self, extents: Sequence[Extent]) -> dict[int, bytes]:
+        """Return {row: image} of images that were not kept, each fetched with those that lie about it."""
+        wanted: dict[tuple[int, int], list[Extent]] = {}
+        for extent in extents:
+            wanted.setdefault((extent.file, extent.offset // _BLOCK_BYTES), []).append(extent)
+        found: dict[int, bytes] = {}
+        for block in _requests().map(self._read_block, wanted, wanted.values()):
+            found |= block
+        return found
+
+    def _read_block(self, block: tuple[int, int], wanted: Sequence[Extent]) -> dict[int, bytes]:
+        """Return {row: image} of images of a block; all of the block that is not kept yet is fetched and kept."""
+        assert self._copy is not None, "blocks are for a copy"
+        assert self._blocks is not None, "the caller has looked"
+        with self._copy.fetching(*block):
+            kept = {extent.row: self._copy.read(extent) for extent in wanted}
+            found = {row: content for row, content in kept.items() if content is not None}
+            if len(found) == len(wanted):  # another has just fetched them
+                return found
+            whole = self._extents(self._blocks.samples(*block))
+            missing = [extent for extent in whole if extent.row not in found and self._copy.read(extent) is None]
+            stop = max(extent.offset + extent.num_bytes for extent in missing)
+            span, fetched = self._fetch(_Span(block[0], min(extent.offset for extent in missing), stop, ()))
+            for extent in missing:
+                self._copy.keep(extent, span.part(fetched, extent))
+            return found | {extent.row: span.part(fetched, extent) for extent in wanted if extent.row not in found}
+
+    def _extents(self, ids: NDArray[np.int64]) -> list[Extent]:
+        return [Extent(*values) for values in zip(*(column[ids].tolist() for column in self._columns), strict=True)]
 
     def _fetch(self, span: _Span) -> tuple[_Span, bytes]:
         """Return a span with its bytes; tried again while the store fails."""
@@ -114,8 +152,29 @@ class RemoteExtents:
 
 def _copy_of(place: Place, files: Sequence[tuple[str, int]], rows: NDArray[np.int64], policy: CopyPolicy) -> LocalCopy:
     """Return this node's copy of these files."""
-    key = json.dumps([place.location, files])
-    return LocalCopy(policy, key, sum(num_bytes for _, num_bytes in files), int(rows.max(initial=-1)) + 1)
+    key = json.dumps([_COPY_VERSION, place.location, files])
+    return LocalCopy(policy, key, [num_bytes for _, num_bytes in files], int(rows.max(initial=-1)) + 1)
+
+
+class _Blocks:
+    """Which samples lie in each block of each file. file [N], offset [N]: of every sample."""
+
+    def __init__(self, file: NDArray[np.int64], offset: NDArray[np.int64]) -> None:
+        self._stored = np.lexsort((offset, file))
+        self._numbers = _block_number(file.astype(np.int64), offset // _BLOCK_BYTES)[self._stored]
+
+    def samples(self, file: int, block: int) -> NDArray[np.int64]:
+        """Return the ids of the samples that begin in a block, in the order in which they lie."""
+        number = _block_number(file, block)
+        first, stop = np.searchsorted(self._numbers, (number, number + 1))
+        return self._stored[first:stop]
+
+
+_Numbers = TypeVar("_Numbers", int, NDArray[np.int64])
+
+
+def _block_number(file: _Numbers, block: _Numbers) -> _Numbers:
+    return file * 2**32 + block
 
 
 @dataclass(frozen=True)
@@ -126,6 +185,10 @@ class _Span:
     start: int
     stop: int
     numbers: tuple[int, ...]
+
+    def part(self, content: bytes, extent: Extent) -> bytes:
+        """Return what an extent is of the span's bytes."""
+        return content[extent.offset - self.start : extent.offset - self.start + extent.num_bytes]
 
 
 def _spans(extents: Sequence[Extent]) -> list[_Span]:

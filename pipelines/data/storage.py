@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.images import refusing_broken
+from pipelines.data.images import unreadable
 
 
 class Storage(Protocol):
@@ -44,7 +44,7 @@ class Files(_OnDisk):
     """One file an image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes."""
 
     def __init__(self, root: str, paths: pa.Array, num_bytes: NDArray[np.int64]) -> None:
-        self._root = Path(root)
+        self._root = root
         self._paths = paths
         self._num_bytes = num_bytes
 
@@ -55,7 +55,9 @@ class Files(_OnDisk):
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the paths of the files."""
-        return [str(self._root / path) for path in self._paths.take(pa.array(ids)).to_pylist()]
+        return [
+            f"{self._root}/{path}" if path[0] != "/" else path for path in self._paths.take(pa.array(ids)).to_pylist()
+        ]
 
 
 class Extents(_OnDisk):
@@ -120,7 +122,7 @@ def _changed(path: str) -> Refused:
 
 def _read_file(path: str, num_bytes: int) -> bytes:
     """Return the content of a file with as few system calls as can be; Refused where it has another size."""
-    with refusing_broken(path):
+    try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             content = os.read(file, num_bytes + 1)
@@ -128,6 +130,8 @@ def _read_file(path: str, num_bytes: int) -> bytes:
                 content += more
         finally:
             os.close(file)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if len(content) != num_bytes:
         raise Refused(
             f"{path} cannot be read as an image (its size is no longer the {num_bytes} bytes that were indexed); "

@@ -15,7 +15,7 @@ from pyarrow import csv
 
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
-from pipelines.data.listing import Listing, canonical_paths, in_order_of_id, number_classes
+from pipelines.data.listing import Listing, canonical_paths, in_order_of_id, number_classes, require_file
 from pipelines.places import Found, Place
 
 _VAL_NAME = "ILSVRC2012_val_"
@@ -133,4 +133,5 @@ def _listing(
 def _size_and_time(path: Path) -> tuple[int, int]:
     with refusing_broken(str(path)):
         status = path.stat()
+    require_file(str(path), status)
     return status.st_size, status.st_mtime_ns

@@ -40,6 +40,9 @@ class Stream(IntEnum):
     HELD_OUT = 9
     AUTO_AUGMENT = 10
     SAMPLE = 11
+    SHARD_ORDER = 16
+    WINDOW_ORDER = 17
+    WINDOW_PARTNER = 18
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ class Permutation:
     on average from 3 ids up.
     """
 
-    def __init__(self, num: int, seed: int, number: int, stream: int) -> None:
+    def __init__(self, num: int, seed: int, number: int, stream: int, part: int = 0) -> None:
         self.num = num
         bits = max(2, (num - 1).bit_length())
         self._low_bits = np.uint64(bits // 2)
         self._low_mask = np.uint64(2 ** (bits // 2) - 1)
         self._high_mask = np.uint64(2 ** (bits - bits // 2) - 1)
-        pairs = words(seed, number, np.arange(_ROUNDS), stream, 2).astype(np.uint64)
+        pairs = words(seed, number, part * 2**8 + np.arange(_ROUNDS), stream, 2).astype(np.uint64)
         self._keys = pairs[:, :1] << np.uint64(32) | pairs[:, 1:]  # [rounds,1]
 
     def __call__(self, positions: Ids) -> Ids:
@@ -67,6 +67,9 @@ def _hash(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=64)
-def permutation(num: int, seed: int, number: int, stream: int) -> Permutation:
-    """Return a `Permutation`, kept: its keys cost more than a batch's ids."""
-    return Permutation(num, seed, number, stream)
+def permutation(num: int, seed: int, number: int, stream: int, part: int = 0) -> Permutation:
+    """Return a `Permutation`, kept: its keys cost more than a batch's ids.
+
+    part: which of several that share the other integers.
+    """
+    return Permutation(num, seed, number, stream, part)

@@ -2,6 +2,7 @@
 
 Both are pure functions of integers, `view = f(seed, view number, sample id)` and `order = g(seed, epoch)`. Nothing is
 kept between calls: any rank computes any part of any epoch, and a stored teacher output belongs to one view for good.
+Where the plan has `windows`, an epoch is shuffled shard by shard: see `pipelines.views.windows`.
 
 An epoch has a row for each of its positions, and a row is a sample in a view. Where `repeats` is R, R rows in a row are
 of one sample (or, where views are mixed, of one pair of partners), in R views that follow one another.
@@ -22,6 +23,7 @@ from pipelines.views import draws
 from pipelines.views.draws import Stream
 from pipelines.views.order import Permutation, permutation
 from pipelines.views.policy import ViewPolicy
+from pipelines.views.windows import Windows, WindowSlots
 
 # Raise this with any change, here or in `render`, that gives a view other pixels.
 VERSION = 1
@@ -64,20 +66,43 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The views and the epochs of a data set of num_samples samples."""
+    """The views and the epochs of a data set of num_samples samples. windows: None for a full shuffle."""
 
     policy: ViewPolicy
     seed: int
     num_samples: int
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise Refused(f"the view plan's seed is {self.seed}; give a whole number in [0, 2^64)")
+        assert self.windows is None or len(self.windows.stored) == self.num_samples, "the windows are of these samples"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the views look like: policy, seed, version. Equal ones on equal data show equal pixels."""
-        content = {"policy": self.policy.appearance(), "seed": self.seed, "version": VERSION}
+        """SHA-256 of what the views look like and of their order: policy, seed, version, and windows where given.
+
+        Equal ones on equal data show equal pixels.
+        """
+        return self._digest(self.windows)
+
+    @property
+    def appearance(self) -> str:
+        """SHA-256 of what the views look like alone, which windows decide only where they choose partners.
+
+        What is stored of one view is good for every order.
+        """
+        return self._digest(self.windows if self.policy.mixes else None)
+
+    @property
+    def without_windows(self) -> ViewPlan:
+        """The plan of the same samples with a full shuffle."""
+        return replace(self, windows=None)
+
+    def _digest(self, windows: Windows | None) -> str:
+        content: dict[str, Any] = {"policy": self.policy.appearance(), "seed": self.seed, "version": VERSION}
+        if windows is not None:
+            content["windows"] = windows.digest
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def views_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -93,11 +118,12 @@ class ViewPlan:
         """
         places, _ = self._places(positions)
         if not self.policy.mixes:
+            if self.windows is not None:
+                return self.windows.samples(self.seed, epoch, places)
             return permutation(self.num_samples, self.seed, epoch, Stream.EPOCH_ORDER)(places)
-        pairs = permutation(self.num_samples // 2, self.seed, epoch, Stream.EPOCH_ORDER)
         slots = places.copy()
         paired = places < self.num_samples - self.num_samples % 2
-        slots[paired] = 2 * pairs(places[paired] // 2) + places[paired] % 2
+        slots[paired] = 2 * self._pairs(epoch, places[paired] // 2) + places[paired] % 2
         (pairing,) = self._pairings(self.views_at(epoch, np.zeros(1, dtype=np.int64)))
         return self._slots(pairing).inverse(slots)
 
@@ -169,10 +195,18 @@ class ViewPlan:
         places = np.where(alone, positions, group // self.policy.repeats * together + member)
         return places, np.where(alone, 0, group % self.policy.repeats)
 
+    def _pairs(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which pair of slots stands at each place of an epoch that shows pairs: [P] -> [P]."""
+        if self.windows is not None:
+            return self.windows.pairs(self.seed, epoch, places)
+        return permutation(self.num_samples // 2, self.seed, epoch, Stream.EPOCH_ORDER)(places)
+
     def _pairings(self, views: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of the pairings that the views are mixed by: all views of an epoch share one."""
         return views // self.policy.repeats
 
-    def _slots(self, pairing: int) -> Permutation:
+    def _slots(self, pairing: int) -> Permutation | WindowSlots:
         """Sample id -> slot; slots 2k and 2k + 1 are partners in this pairing."""
+        if self.windows is not None:
+            return WindowSlots(self.windows, self.seed, int(pairing))
         return permutation(self.num_samples, self.seed, int(pairing), Stream.PARTNER)

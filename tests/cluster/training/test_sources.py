@@ -104,6 +104,42 @@ def test_two_ranks_see_what_one_sees(container: str, begin: Begin) -> None:
         assert torch.equal(ours.labels, theirs.labels)
 
 
+def test_an_order_by_windows(tmp_path: Path) -> None:
+    """Resumed, and on two ranks: the same run. Its checkpoint is not that of a full shuffle or of other shards."""
+    images = write_image_folder(tmp_path / "images")
+    for name, shard_bytes in (("pack", 20_000), ("other", 30_000)):
+        for split in ("train", "val"):
+            job = PackJob(str(images), split, str(tmp_path / name), str(tmp_path / "index"), shard_bytes)
+            run_pack_job(job, job.prepare())
+
+    def make(root: str, shards: int | None, rank: Rank | None = None) -> Assembly:
+        changes = {"train__epochs": 4, "scaling__num_workers": 0, "views__mixup_alpha": 0.4}
+        recipe = small_recipe(tmp_path / root, tmp_path / "out", data__window_shards=shards, **changes)
+        return assemble(parse(recipe), rank or Rank(0, 1, CPU))
+
+    run = make("pack", 2)
+    assert run.plan.windows is not None
+    assert run.plan.windows.num_shards > 3
+    loop = TrainingLoop(run, new_state(run))
+    losses_of(loop, KILLED_AT)
+    loop.state.snapshot(checkpoint_facts(run)).write(LocalFileSystem(), str(tmp_path / "checkpoint"))
+    losses = losses_of(loop, STEPS)
+    again = make("pack", 2)
+    state = new_state(again)
+    state.restore(tmp_path / "checkpoint", checkpoint_facts(again))
+    assert losses_of(TrainingLoop(again, state), STEPS) == losses
+    ranks = [batches_of(make("pack", 2, Rank(number, 2, CPU)), 8) for number in range(2)]
+    together = [batch for pair in zip(*ranks, strict=True) for batch in pair]
+    for ours, theirs in zip(batches_of(make("pack", 2), 16), together, strict=True):
+        assert torch.equal(ours.sample_ids, theirs.sample_ids)
+        assert torch.equal(ours.images, theirs.images)
+    for other in (make("pack", None), make("pack", 1), make("other", 2)):
+        with pytest.raises(Refused, match="views"):
+            new_state(other).restore(tmp_path / "checkpoint", checkpoint_facts(other))
+    with pytest.raises(Refused, match=r"data.window_shards=2: the images in .* are single files, not shards"):
+        make("images", 2)
+
+
 def batches_of(run: Assembly, num: int) -> list[Batch]:
     batches = run.train_batches(3)
     return [next(batches) for _ in range(num)]

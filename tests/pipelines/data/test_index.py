@@ -2,20 +2,27 @@
 
 import os
 import shutil
+import socket
 import zlib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdcore.errors import Refused
+from pipelines.data import describe
 from pipelines.data import index as datasets
+from pipelines.data.broken import Acceptance
 from pipelines.data.folder import list_folder
 from pipelines.data.index import build_index
 from pipelines.data.source import Source, check_same_classes
 from pipelines.places import Place
+from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.pictures import picture, write_plain_folder
+from tests.pipelines.zoo import zoo
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def test_what_it_holds(odd_index: Source) -> None:
 
 def test_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(root)
-    monkeypatch.setattr(datasets, "inspect_stored", None)  # reading any file would now fail
+    monkeypatch.setattr(describe, "inspect_stored", None)  # reading any file would now fail
     again = build(root)
     assert again.table.equals(first.table)
     assert again.fingerprint == first.fingerprint
@@ -220,3 +227,77 @@ def test_classes_of_two_splits(root: Path) -> None:
 def test_progress_can_be_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_index(root, "train", root.parent / "cache", progress=True)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def odd_file(kind: str, folder: Path) -> Path:
+    """Put something odd into a folder; return its path."""
+    path = folder / "odd.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    elif kind == "name":
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/odd\xff.jpg"))
+        shutil.copy(folder / "001.jpg", path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    return path
+
+
+ODD = {
+    "pipe": r"1/odd.jpg is no regular file but a pipe, a device or the like; remove it$",
+    "device": r"1/odd.jpg is no regular file but a pipe, a device or the like; remove it$",
+    "socket": r"1/odd.jpg is no regular file",
+    "link to itself": r"1/odd.jpg cannot be read as an image \(Too many levels of symbolic links\)",
+    "name": r"^'.*1/odd\\udcff.jpg' has a name that is not UTF-8; rename it$",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_refused_by_name(kind: str, root: Path) -> None:
+    """Within a class, as a class, and in a CSV: nothing waits, and nothing is read for ever."""
+    odd = odd_file(kind, root / "train" / "1")
+    with pytest.raises(Refused, match=ODD[kind]):
+        build(root)
+    odd.unlink()
+    if kind == "link to itself":
+        (root / "train" / "loop").symlink_to(root / "train" / "loop")
+        with pytest.raises(Refused, match=r"train/loop cannot be read .*Too many levels of symbolic links"):
+            build(root)
+    if kind in ("pipe", "device"):
+        (root / "csv").mkdir()
+        odd_file(kind, root / "csv")
+        (root / "csv" / "train.csv").write_text("path,label\nodd.jpg,a\n")
+        with pytest.raises(Refused, match=r"csv/odd.jpg is no regular file"):
+            build(root / "csv")
+
+
+def test_an_image_of_too_many_pixels(root: Path) -> None:
+    """Known from its header: not decoded. The limit is part of what an index is."""
+    Image.new("L", (4000, 4000)).save(root / "train" / "1" / "large.png")
+    assert len(build(root)) == 7
+    build_limited = partial(build_index, root, "train", root.parent / "cache", progress=False)
+    with pytest.raises(Refused, match=r"1/large.png has 4000x4000 pixels, more than data.max_pixels=15000000, and"):
+        build_limited(acceptance=Acceptance(max_pixels=15_000_000))
+    for number in range(120):
+        picture(9, 9, number).save(root / "train" / "1" / f"small{number}.png")
+    limited = build_limited(acceptance=Acceptance("skip", max_pixels=15_000_000))
+    assert (len(limited), len(limited.broken)) == (126, 1)
+
+
+@pytest.mark.parametrize("container", ["folder", "parquet", "pack"])
+def test_damage_within_is_found_by_decoding(container: str, tmp_path: Path) -> None:
+    """Nothing in the headers tells; a pack is looked at again."""
+    (tmp_path / "out").mkdir()
+    write_plain_folder(tmp_path / "images", num=6)
+    (tmp_path / "images" / "train" / "1" / "bad.png").write_bytes(zoo()["png, data too short"]())
+    CONTAINERS[container](tmp_path / "images", "train", tmp_path / "out")
+    build_again = partial(build_index, tmp_path / "out", "train", tmp_path / "index", progress=False)
+    assert len(build_again()) == 7
+    with pytest.raises(Refused, match=r"bad.png cannot be read as an image \("):
+        build_again(acceptance=Acceptance(check="decode"))
+    with pytest.raises(Refused, match=r"1 of the 7 images in .* are broken, more than the 1%"):
+        build_again(acceptance=Acceptance("skip", check="decode"))

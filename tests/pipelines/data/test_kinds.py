@@ -17,6 +17,7 @@ import torch
 from scipy.io import savemat
 
 from kdcore.errors import Refused
+from pipelines.data.broken import Acceptance
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source
 from pipelines.data.variants import own_target
@@ -323,7 +324,7 @@ def test_broken_images_are_left_out_on_request(tmp_path: Path) -> None:
             CONTAINERS[container](tmp_path / "images", "train", out)
             with pytest.raises(Refused, match=r"bad.jpg cannot be read as an image"):
                 build(out)
-            source = build(out, on_broken="skip")
+            source = build(out, acceptance=Acceptance("skip"))
             assert source.fingerprint == whole.fingerprint
             assert [message for message in source.broken if "bad.jpg" in message] == list(source.broken)
             assert len(source.broken) == 1
@@ -331,7 +332,7 @@ def test_broken_images_are_left_out_on_request(tmp_path: Path) -> None:
     for name in "abc":
         (bad.parent / f"{name}.jpg").write_bytes(b"nor this")
     with pytest.raises(Refused, match=r"4 of the 244 images in .* are broken, more than the 1% .*; mend them"):
-        build(tmp_path / "images", on_broken="skip")
+        build(tmp_path / "images", acceptance=Acceptance("skip"))
 
 
 @pytest.mark.parametrize("container", ["folder", "tar of folders", "pack"])
@@ -342,14 +343,14 @@ def test_images_that_break_later_are_black_on_request(container: str, loader: st
         (tmp_path / name).mkdir()
     write_plain_folder(tmp_path / "images", num=12)
     CONTAINERS[container](tmp_path / "images", "train", tmp_path / "out")
-    whole = build(tmp_path / "out", on_broken="skip")
+    whole = build(tmp_path / "out", acceptance=Acceptance("skip"))
     before, victim = whole.read(np.arange(12)), 7
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file() and "index" not in path.parent.name and before[victim] in path.read_bytes():
             times = path.stat()
             path.write_bytes(path.read_bytes().replace(before[victim], b"?" * len(before[victim])))
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    source = build(tmp_path / "out", on_broken="skip")
+    source = build(tmp_path / "out", acceptance=Acceptance("skip"))
     assert source.fingerprint == whole.fingerprint
     plan = ViewPlan(ViewPolicy.evaluation(24), 0, 12)
     made = build_loader(

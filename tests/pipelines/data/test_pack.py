@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from io import BytesIO
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from PIL import Image
 
 from kdcore.errors import Refused
 from pipelines.data import packing
+from pipelines.data.broken import Acceptance
 from pipelines.data.convert import PackJob, run_pack_job, verify_pack
 from pipelines.data.index import build_index
 from pipelines.data.pack import read_pack
+from pipelines.data.shards import windows_of
 from pipelines.data.source import Source
 from pipelines.places import Place
+from tests.conftest import write_image_folder
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.pictures import write_plain_folder
 
@@ -149,10 +153,11 @@ def test_broken_images_are_left_out_of_the_pack(tmp_path: Path) -> None:
     (folder / "train" / "1" / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(Refused, match=r"bad.jpg cannot be read as an image"):
         job_of(folder).prepare()
-    job = job_of(folder, on_broken="skip")
+    job = job_of(folder, acceptance=Acceptance("skip"))
     packed = run_pack_job(job, job.prepare())
     assert len(packed) == 120
-    assert build_index(folder, "train", tmp_path / "other", on_broken="skip").fingerprint == packed.fingerprint
+    indexed = build_index(folder, "train", tmp_path / "other", acceptance=Acceptance("skip"))
+    assert indexed.fingerprint == packed.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -175,8 +180,8 @@ def test_a_pack_of_itself(folder: Path) -> None:
 def test_an_index_that_is_cut_off_or_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(folder)
     run_pack_job(job, job.prepare())
-    monkeypatch.setattr("pipelines.data.pack.VERSION", 2)
-    with pytest.raises(Refused, match=r"index.arrow is a pack of version 1, not 2; pack again"):
+    monkeypatch.setattr("pipelines.data.pack.VERSION", 3)
+    with pytest.raises(Refused, match=r"index.arrow is a pack of version 2, not 3; pack again"):
         verify_pack(job.target, "train")
     index = folder.parent / "pack" / "train" / "index.arrow"
     os.truncate(index, index.stat().st_size // 2)
@@ -196,3 +201,18 @@ def test_shards_are_written_in_any_order_by_whoever(folder: Path, original: Sour
     packed = run_pack_job(job, job.prepare(), seen.append, backwards)  # type: ignore[arg-type]
     assert packed.fingerprint == original.fingerprint
     assert sum(seen) == NUM
+
+
+def test_windows_of_tars_in_order_of_class_are_refused(tmp_path: Path) -> None:
+    """A window of some of such tars holds few classes; of a pack of the same images, all of them."""
+    write_image_folder(tmp_path / "images", train=20, classes=6)
+    (tmp_path / "tars").mkdir()
+    for number in range(6):
+        with tarfile.open(tmp_path / "tars" / f"train-{number:04d}.tar", "w") as tar:
+            tar.add(tmp_path / "images" / "train" / f"class{number}", f"class{number}")
+    tars = build_index(tmp_path / "tars", "train", tmp_path / "index", progress=False)
+    with pytest.raises(Refused, match=r"data.window_shards=2: a window of .* holds 2 of 6 classes"):
+        windows_of(tars, 2)
+    assert windows_of(tars, 6).num_shards == 6
+    job = PackJob(str(tmp_path / "tars"), "train", str(tmp_path / "packed"), str(tmp_path / "index"), 20_000)
+    assert windows_of(run_pack_job(job, job.prepare()), 4).num_shards > 4

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from pipelines.data import remote
 from pipelines.data.convert import PackJob, run_pack_job
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
 from pipelines.data.index import build_index, open_index
+from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source
+from pipelines.views.plan import ViewPlan
+from pipelines.views.policy import ViewPolicy
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.pictures import write_plain_folder
 from tests.pipelines.stores import FailingProxy, s3_server, store, uri, use_test_credentials
@@ -165,13 +169,13 @@ def _disk_bytes(folder: Path) -> int:
 def test_copies_that_nobody_uses_make_room(tmp_path: Path) -> None:
     policy = CopyPolicy(str(tmp_path), 100)
     extent = Extent(row=0, file=0, offset=0, num_bytes=60, crc32=0)
-    first = LocalCopy(policy, "first", total_bytes=80, num_rows=1)
+    first = LocalCopy(policy, "first", file_bytes=[80], num_rows=1)
     first.keep(extent, b"x" * 60)
-    second = LocalCopy(policy, "second", total_bytes=80, num_rows=1)
+    second = LocalCopy(policy, "second", file_bytes=[80], num_rows=1)
     second.keep(extent, b"y" * 60)
     assert (first.kept_bytes, second.kept_bytes) == (60, 0), "the first is in use, so that 20 bytes are left"
     del first
-    third = LocalCopy(policy, "third", total_bytes=80, num_rows=1)
+    third = LocalCopy(policy, "third", file_bytes=[80], num_rows=1)
     third.keep(extent, b"z" * 60)
     assert third.kept_bytes == 60
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
@@ -185,6 +189,39 @@ def test_a_damaged_copy_is_not_believed(packed: str, expected: Source, tmp_path:
         if path.is_file():
             path.write_bytes(bytes(path.stat().st_size))
     assert source.read(np.arange(NUM)) == expected.read(np.arange(NUM))
+
+
+def test_an_order_by_windows_fetches_every_byte_once(packed: str, port: int, expected: Source, tmp_path: Path) -> None:
+    """On a disk that holds two windows of one shard, by four threads of two sources: a request a shard and epoch."""
+    proxy = FailingProxy(port)
+    total = int(expected.table["num_bytes"].to_numpy().sum())
+    policy = CopyPolicy(str(tmp_path / "copies"), int(0.7 * total))
+    sources = [opened(packed.replace(str(port), str(proxy.port)), tmp_path, policy) for _ in range(2)]
+    windows = windows_of(sources[0], 1)
+    assert windows.num_shards == 4
+    plan = ViewPlan(ViewPolicy(), 3, NUM, windows)
+    shown = [in_windows(source, windows) for source in sources]
+    shown[0].read(np.arange(0))
+    proxy.requests.clear()
+    with ThreadPoolExecutor(4) as threads:
+        for epoch in range(3):
+            for start in range(0, NUM, 8):
+                ids = plan.order(epoch, np.arange(start, start + 8))
+                parts = list(threads.map(lambda source, part: source.read(part), shown * 2, np.split(ids, 4)))
+                assert [content for part in parts for content in part] == expected.read(ids)
+    gets = [line for line in proxy.requests if line.startswith("GET")]
+    assert 4 < len(gets) <= 3 * 4, "the last shards of an epoch may still be there in the next"
+    kept = shown[0]._storage.kept_bytes  # type: ignore[attr-defined]
+    assert total // 4 < kept <= int(0.7 * total)
+    assert _disk_bytes(tmp_path / "copies") < 0.7 * total + 64 * 1024
+    proxy.close()
+
+
+def test_a_disk_without_room_for_two_windows(packed: str, tmp_path: Path) -> None:
+    source = opened(packed, tmp_path, CopyPolicy(str(tmp_path / "copies"), 1000))
+    shown = in_windows(source, windows_of(source, 2))
+    with pytest.raises(Refused, match=r"data.window_shards: two windows take 0 MiB, but .* raise data.copies_bytes"):
+        shown.read(np.arange(3))
 
 
 PACKING = """

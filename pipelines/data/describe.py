@@ -1,0 +1,135 @@
+"""From what a container holds to the table of an index: every image looked at once, in threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from pipelines.data.broken import Acceptance, Inspected, check_broken, inspect_stored
+from pipelines.data.images import too_large
+from pipelines.data.listing import Listing
+from pipelines.data.source import source_table, storage_of
+from pipelines.data.storage import Storage
+from pipelines.places import Place
+
+_READ_AT_ONCE = 64  # images of one task
+_TASKS_AT_ONCE = 64  # in flight: bounds the memory of a build, whatever the size of the data
+
+
+def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
+    """Return the table of an index: every image looked at, in the order in which they lie."""
+    files = [(file.name, file.num_bytes) for file in listing.files]
+    storage = storage_of(place.location, _with_extents_of_store(place, listing.table), files)
+    facts, broken = _look_at_all(storage, listing.table, progress, acceptance)
+    check_broken([broken[row] for row in sorted(broken)], len(facts), acceptance.on_broken, place.root)
+    table = listing.table.drop_columns([name for name in ("mtime_ns",) if name in listing.table.column_names])
+    for name, kind, values in zip(("height", "width", "crc32"), (np.int32, np.int32, np.uint32), facts.T, strict=True):
+        table = table.append_column(name, pa.array(values.astype(kind)))
+    return _without(source_table(listing.classes, table, files), broken)
+
+
+def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
+    """Return the table of a pack's index, whose images were looked at when they were packed, without those refused.
+
+    By `acceptance`: for their pixels, or for what decoding them says.
+    """
+    if acceptance.key == []:
+        return table
+    storage = storage_of(
+        place.location, _with_extents_of_store(place, table), json.loads(table.schema.metadata[b"files"])
+    )
+    sizes = np.column_stack([table[name].chunk(0).to_numpy().astype(np.int64) for name in ("height", "width")])
+    rows = np.flatnonzero(sizes.prod(axis=1) > acceptance.max_pixels)
+    names = storage.names(rows)
+    broken = {
+        int(row): str(too_large(name, (int(sizes[row, 0]), int(sizes[row, 1])), acceptance.max_pixels))
+        for row, name in zip(rows, names, strict=True)
+    }
+    if acceptance.check == "decode":
+        broken |= _look_at_all(storage, table, progress, acceptance)[1]
+    before = json.loads(table.schema.metadata.get(b"broken", b"[]"))
+    num = len(table) + len(before)
+    check_broken([broken[row] for row in sorted(broken)], num, acceptance.on_broken, place.root)
+    return _without(table, broken)
+
+
+def _without(table: pa.Table, broken: dict[int, str]) -> pa.Table:
+    """Return the table of an index without some rows, which it then names as broken. broken: {row: why}."""
+    if not broken:
+        return table
+    metadata = dict(table.schema.metadata)
+    messages = json.loads(metadata.get(b"broken", b"[]")) + [broken[row] for row in sorted(broken)]
+    rows = np.setdiff1d(np.arange(len(table)), list(broken))
+    kept = source_table(json.loads(metadata[b"classes"]), table.take(pa.array(rows)).combine_chunks())
+    changed = {**kept.schema.metadata, b"broken": json.dumps(messages).encode()}
+    return kept.replace_schema_metadata({**metadata, **changed})
+
+
+def _look_at_all(
+    storage: Storage, table: pa.Table, progress: IndexProgress, acceptance: Acceptance
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return what is found of every image [N,3] (height, width, crc32), and {row: why} of those that are broken."""
+    facts = np.zeros((len(table), 3), dtype=np.int64)
+    broken: dict[int, str] = {}
+
+    def inspect(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Inspected]:
+        return rows, inspect_stored(storage, rows, acceptance)
+
+    order = _stored_order(table)
+    with progress.of(len(order)), ThreadPoolExecutor() as threads:
+        at_once = _READ_AT_ONCE * _TASKS_AT_ONCE
+        for start in range(0, len(order), at_once):
+            some = order[start : start + at_once]
+            for rows, found in threads.map(inspect, np.array_split(some, -(-len(some) // _READ_AT_ONCE))):
+                facts[rows] = found.facts
+                broken |= {int(rows[row]): message for row, message in found.broken.items()}
+                progress.advance(len(rows))
+    return facts, broken
+
+
+def _with_extents_of_store(place: Place, table: pa.Table) -> pa.Table:
+    """Return a listing's table with the columns that a store's extents have, not known yet."""
+    if place.is_local:
+        return table
+    nothing = pa.array(np.zeros(len(table), dtype=np.int64))
+    missing = [name for name in ("row", "crc32") if name not in table.column_names]
+    for name in missing:
+        table = table.append_column(name, nothing)
+    return table
+
+
+def _stored_order(table: pa.Table) -> NDArray[np.int64]:
+    """Return the rows in the order in which a disk reads them fastest."""
+    if "file" not in table.column_names:
+        return np.arange(len(table))
+    return np.lexsort((table["offset"].to_numpy(), table["file"].to_numpy()))
+
+
+class IndexProgress:
+    """A bar on a terminal. show: None for where there is one."""
+
+    def __init__(self, show: bool | None, what: str) -> None:
+        console = Console(stderr=True)
+        self._what = what
+        self._bar = Progress(
+            console=console, transient=True, disable=not (console.is_terminal if show is None else show)
+        )
+
+    @contextmanager
+    def of(self, total: int) -> Iterator[None]:
+        """Show the bar, of so many images, while the body runs."""
+        with self._bar:
+            self._task = self._bar.add_task(f"indexing {self._what}", total=total)
+            yield
+
+    def advance(self, num_images: int) -> None:
+        """Count images that are done."""
+        self._bar.advance(self._task, num_images)
