@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kdcore.errors import Refused
 from pipelines.identity import identity_of
-from pipelines.views.auto_augment import AutoAugment, auto_augment
+from pipelines.views.auto_augment import AutoAugment, Colour, auto_augment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
@@ -215,6 +215,12 @@ class ViewPolicy(BaseModel):
     def augment(self) -> AutoAugment | None:
         """The augmentation policy that `auto_augment` names."""
         return None if self.auto_augment is None else auto_augment(self.auto_augment)
+
+    @property
+    def fill(self) -> Colour:
+        """The colour of what the operations of `auto_augment` bring in from outside."""
+        assert self.augment is not None, "there are operations"
+        return self.auto_augment_fill or self.augment.fill
 
     def at(self, views: ArrayLike) -> ViewPolicy:
         """Return the policy with the one size that these views have; it has no others."""
