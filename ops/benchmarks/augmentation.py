@@ -33,15 +33,29 @@ from torchvision.transforms import InterpolationMode, v2
 from ops.console import console, say, table
 from ops.facts import spread, write
 from pipelines.data.index import build_index
-from pipelines.loaders.base import Request
+from pipelines.data.source import Source
+from pipelines.loaders.base import Job, Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.loaders.render import Finish
-from pipelines.views.plan import ViewPlan
+from pipelines.views.plan import ViewPlan, Views
 from pipelines.views.policy import ViewPolicy
 
 SIZE, BATCH = 224, 64
 MEAN = (124, 116, 104)
 POLICIES = ("none", "rand-m9-mstd0.5-inc1", "ra-2-9", "aa-imagenet", "aa-cifar", "aa-svhn", "trivial", "three")
+EVERYTHING = ViewPolicy(
+    size=SIZE,
+    interpolation="bicubic",
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    erase_probability=0.25,
+    erase_fill="noise",
+    mixup_alpha=0.8,
+    cutmix_alpha=1.0,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    repeats=3,
+)
 BILINEAR = InterpolationMode.BILINEAR
 Contestant = Callable[[], object]
 
@@ -67,7 +81,14 @@ def main() -> None:
             "kernels_per_batch": kernels(contestants["here"], device),
         }
         say(f"{name}: {', '.join(f'{one} {statistics.median(v):.0f}' for one, v in speeds.items())}")
-    path = write("augmentation", {"batch": BATCH, "size": SIZE, "device": args.device, "policies": policies})
+    results = {"batch": BATCH, "size": SIZE, "device": args.device, "policies": policies}
+    if device.type == "cpu":
+        index = build_index(args.data, "train", "outputs/augmentation")
+        spent = {num: on_training_thread(index, num, args.rounds) for num in (64, 256)}
+        results["training_thread_ms"] = {num: {w: spread(v) for w, v in ways.items()} for num, ways in spent.items()}
+        of_ways = [[str(num), *(f"{statistics.median(v):.2f}" for v in ways.values())] for num, ways in spent.items()]
+        console.print(table("ms a batch of the training thread", ["pictures", *spent[64]], of_ways))
+    path = write("augmentation", results)
     columns = ["here", "timm", "torchvision, Pillow", "torchvision, tensors"]
     rows = []
     for name, found in policies.items():
@@ -88,6 +109,47 @@ def real_crops(root: str) -> torch.Tensor:
     ids = plan.order(0, np.arange(BATCH) % len(index))
     (batch,) = loader.load([Request(0, ids)])
     return batch.images.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
+
+
+class Undecoded(Loader):
+    """A loader whose decoding costs nothing: what is left is what data costs beside it."""
+
+    pictures: torch.Tensor
+
+    def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, torch.Tensor]]:
+        for job in jobs:
+            yield job, self.pictures[: len(job.views)]
+
+
+def on_training_thread(index: Source, num: int, rounds: int) -> dict[str, list[float]]:
+    """Return milliseconds of the thread that takes a batch of `num` pictures with everything on: {what: of each round}.
+
+    Decoding costs nothing. Beside taking a batch, what it would cost to draw its views there, or to make all of it.
+    """
+    plan, device = ViewPlan(EVERYTHING, 0, len(index)), torch.device("cpu")
+    finish = Finish(EVERYTHING, 0, mean=IMAGENET_MEAN, std=IMAGENET_STD, num_classes=1000, device=device)
+    loader = Undecoded(index, plan, finish, num)
+    loader.pictures = torch.randint(0, 256, (2 * num, SIZE, SIZE, 3), dtype=torch.uint8)
+    ids, views = plan.order(0, np.arange(num)), iter(range(10**9))
+    _, shown, partner_rows = loader.rows(Request(0, ids))
+    labels = torch.zeros(len(shown), dtype=torch.int64)
+
+    def draw() -> Views:
+        return loader.views(np.full(len(shown), next(views)), shown)
+
+    def make() -> object:
+        return finish(loader.pictures, draw(), partner_rows, labels)
+
+    batches = loader.load(Request(view, ids) for view in range(rounds + 1))
+    ways: dict[str, Contestant] = {"taken": lambda: next(batches), "drawn there": draw, "made there": make}
+    spent: dict[str, list[float]] = {title: [] for title in ways}
+    for number in range(rounds + 1):
+        for title, run in ways.items():
+            started = time.thread_time()
+            run()
+            if number:
+                spent[title].append(1e3 * (time.thread_time() - started))
+    return spent
 
 
 def here(name: str, crops: torch.Tensor, device: torch.device) -> Contestant:
