@@ -94,11 +94,12 @@ class ViewPolicy(BaseModel):
     views are used, not what they look like, and is no part of a cache's fingerprint."""
     auto_augment: str | None = None
     """The augmentation policy that is applied after crop and flip: `rand-m9-mstd0.5-inc1` (RandAugment as timm writes
-    it), `ra-2-9` (torchvision's, operations and magnitude), `aa-imagenet`, `aa-cifar`, `aa-svhn` (AutoAugment),
-    `trivial` (TrivialAugmentWide) or `three` (3-Augment). Not given: none."""
+    it), `ra-2-9` (torchvision's, operations and magnitude), `aa-imagenet`, `aa-cifar`, `aa-svhn` (AutoAugment by
+    torchvision), `v0`, `v0r`, `original`, `originalr` (by timm, each also with `-mstd0.5`), `trivial`
+    (TrivialAugmentWide) or `three` (3-Augment). Not given: none."""
     auto_augment_fill: tuple[Value, Value, Value] | None = None
     """The colour, R, G and B of 0 to 255, of what shears, shifts and rotations bring in from outside. Not
-    given, the original's: ImageNet's mean colour for `rand-...`, black for the others."""
+    given, the original's: ImageNet's mean colour for timm's policies, black for the others."""
 
     @classmethod
     def evaluation(
