@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from kdcore.batch import Batch
 from pipelines.data.source import Source
+from pipelines.loaders.one_ahead import OneAhead
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan, Views
+
+BLOCK = 32  # requests whose views are drawn at once: numpy's cost is by the call
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Loader(ABC):
         self.max_batch = max_batch
         # Where views are mixed, every partner of a request may lie outside it.
         self.max_pictures = max_batch * (2 if plan.policy.mixes else 1)
-        self._latest: object = None  # which load() is served
+        self._latest: OneAhead[Batch] | Generator[Batch] | None = None  # the load() that is served
 
     @abstractmethod
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
@@ -71,9 +75,21 @@ class Loader(ABC):
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Yield a batch for every request, in order; starting another `load` ends this one.
 
+        On a CPU a batch is made while the one before it is in use. On a GPU the kernels that finish it are launched by
+        the thread that takes it: in the order of its stream, and never while it captures a graph.
+
         A picture's pixels depend on its view and sample id alone. Refused names an image that cannot be decoded.
         """
-        this = self._latest = object()
+        if self._latest is not None:
+            self._latest.close()
+        batches = self._batches(requests)
+        this = self._latest = OneAhead(batches) if self.device.type == "cpu" else batches
+        for batch in this:
+            yield batch
+            assert self._latest is this, "another load() has taken this loader over"
+
+    def _batches(self, requests: Iterable[Request]) -> Generator[Batch]:
+        """Yield a batch for every request, in order."""
         for job, images in self.decode(self.jobs(requests)):
             ids = job.views.sample_ids
             labels = torch.from_numpy(self.source.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
@@ -87,16 +103,23 @@ class Loader(ABC):
                 views=views,
                 epoch=job.request.epoch,
             )
-            assert self._latest is this, "another load() has taken this loader over"
 
     def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
-        """Return the requests with their views, one as each is taken."""
-        return map(self.prepare, requests)
+        """Yield the requests with their views, which are drawn ahead and for many requests at once."""
+        for block in OneAhead(self._draw(requests)):
+            yield from block
 
-    def prepare(self, request: Request) -> Job:
-        """Return a request with its views, those of the partners that it lacks appended."""
-        views, ids, partner_rows = self.rows(request)
-        return Job(request, self.views(views, ids), partner_rows)
+    def _draw(self, requests: Iterable[Request]) -> Generator[list[Job]]:
+        """Yield the requests with their views in blocks, the partners that a request lacks appended to its own."""
+        for _, of_one_size in groupby(requests, key=lambda request: self.plan.policy.at(request.views).size):
+            while block := list(islice(of_one_size, BLOCK)):
+                rows = [self.rows(request) for request in block]
+                views = self.views(*(np.concatenate([row[column] for row in rows]) for column in (0, 1)))
+                ends = np.cumsum([len(ids) for _, ids, _ in rows])
+                yield [
+                    Job(request, views[end - len(ids) : end], partner_rows)
+                    for request, (_, ids, partner_rows), end in zip(block, rows, ends, strict=True)
+                ]
 
     def rows(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the view numbers [N] and sample ids [N] of a request, and `Job.partner_rows` [B].

@@ -1,9 +1,10 @@
-"""The operations of augmentation policies on pictures: as Pillow does them, for a batch at once, on any device.
+"""The operations of augmentation policies on pictures as Pillow does them, for a batch at once: those of a GPU.
 
-Pictures of one group of kinds are changed together, so that the number of kernels does not grow with the batch, and
-each by arithmetic on itself alone, so that it does not depend on the others. torchvision's functions on tensors are not
-used: they take one argument for all pictures, and differ from Pillow in the mean grey of a contrast, in the blur, and
-in all that is interpolated (see `pipelines.loaders.resample`).
+On a CPU Pillow itself does them (`pipelines.loaders.pillow_operations`). Pictures of one group of kinds are changed
+together, so that the number of kernels does not grow with the batch, and each by arithmetic on itself alone, so that it
+does not depend on the others. torchvision's functions on tensors are not used: they take one argument for all pictures,
+and differ from Pillow in the mean grey of a contrast, in the blur, and in all that is interpolated (see
+`pipelines.loaders.resample`).
 """
 
 from __future__ import annotations
@@ -25,15 +26,11 @@ _LUMA = (19595, 38470, 7471)  # of R, G, B, in 65536ths
 class Operator:
     """Applies operations to pictures.
 
-    fill: the colour of what comes from outside; bicubic: how places are interpolated, else bilinearly; part, strip: how
-    many pictures, and rows of one, are worked on at once; None for all.
+    fill: the colour of what comes from outside; bicubic: how places are interpolated, else bilinearly.
     """
 
-    def __init__(
-        self, fill: tuple[int, int, int], bicubic: bool, part: int | None = None, strip: int | None = None
-    ) -> None:
-        self._part = part
-        self._resample = Resampler(fill, bicubic, strip)
+    def __init__(self, fill: tuple[int, int, int], bicubic: bool) -> None:
+        self._resample = Resampler(fill, bicubic)
 
     def __call__(self, images: Tensor, kinds: NDArray[np.int64], arguments: Arguments) -> Tensor:
         """Return the pictures uint8 [N,H,W,3] after the operations kinds [N,T], arguments [N,T], turn by turn."""
@@ -41,21 +38,18 @@ class Operator:
         for turn in range(kinds.shape[1]):
             for group, change in self._groups():
                 rows = np.flatnonzero(np.isin(kinds[:, turn], group))
-                step = self._part or max(1, len(rows))
-                for start in range(0, len(rows), step):
-                    some = rows[start : start + step]
-                    chosen = torch.from_numpy(some).to(images.device, non_blocking=True)
-                    images[chosen] = change(images[chosen], kinds[some, turn], arguments[some, turn])
+                if len(rows):
+                    chosen = torch.from_numpy(rows).to(images.device, non_blocking=True)
+                    images[chosen] = change(images[chosen], kinds[rows, turn], arguments[rows, turn])
         return images
 
     def _groups(self) -> tuple[tuple[tuple[Kind, ...], Callable[[Tensor, NDArray[np.int64], Arguments], Tensor]], ...]:
-        """Return the kinds that are worked on together, with what does it."""
         """Return the kinds that are worked on together, with what does it."""
         return (
             (SIDEWAYS, self._geometric),
             (UPRIGHT, self._geometric),
             ((Kind.ROTATE,), self._geometric),
-            (tuple(_VALUE_TABLES), value_tables),
+            (tuple(VALUE_TABLES), value_tables),
             ((Kind.AUTO_CONTRAST,), auto_contrast),
             ((Kind.EQUALIZE,), equalize),
             ((Kind.CONTRAST,), contrast),
@@ -65,7 +59,6 @@ class Operator:
         )
 
     def _geometric(self, images: Tensor, kinds: NDArray[np.int64], arguments: Arguments) -> Tensor:
-        """Return the pictures sheared, shifted or rotated; all kinds move places along the same axes."""
         """Return the pictures sheared, shifted or rotated; all kinds move places along the same axes."""
         matrix = torch.from_numpy(matrices(kinds, arguments, *images.shape[1:3])).to(images.device, non_blocking=True)
         sideways, upright = kinds[0] not in UPRIGHT, kinds[0] not in SIDEWAYS
@@ -79,7 +72,7 @@ def _column(arguments: Arguments, images: Tensor, dtype: torch.dtype = torch.flo
 
 # A new value for each of 256: those that follow from kind and argument alone, [B,1] -> [B,256].
 _VALUES = np.arange(256)
-_VALUE_TABLES: dict[Kind, Callable[[Arguments], NDArray[np.generic]]] = {
+VALUE_TABLES: dict[Kind, Callable[[Arguments], NDArray[np.generic]]] = {
     Kind.BRIGHTNESS: lambda factor: np.clip(_VALUES.astype(np.float32) * factor.astype(np.float32), 0, 255),
     Kind.POSTERIZE: lambda bits: _VALUES & -(2 ** (8 - bits.astype(np.int64))),
     Kind.SOLARIZE: lambda threshold: np.where(threshold > _VALUES, _VALUES, 255 - _VALUES),
@@ -91,7 +84,7 @@ _VALUE_TABLES: dict[Kind, Callable[[Arguments], NDArray[np.generic]]] = {
 def value_tables(images: Tensor, kinds: NDArray[np.int64], arguments: Arguments) -> Tensor:
     """Return the pictures with every value replaced as its picture's kind and argument say."""
     tables = np.empty((len(kinds), 256), dtype=np.uint8)
-    for kind, table in _VALUE_TABLES.items():
+    for kind, table in VALUE_TABLES.items():
         tables[kinds == kind] = table(arguments[kinds == kind, None]).astype(np.uint8)
     return _look_up(images, torch.from_numpy(tables).to(images.device, non_blocking=True)[:, None].expand(-1, 3, -1))
 

@@ -1,4 +1,4 @@
-"""Shears, translations and rotations of pictures as Pillow computes them, on any device.
+"""Shears, translations and rotations of pictures as Pillow computes them, for a batch at once: those of a GPU.
 
 torch's and torchvision's own are not used, for they show other pictures: their cubic kernel has another sharpness (a of
 -0.75, where Pillow's is -1), they blend the border with the fill colour, and round to nearest where Pillow truncates.
@@ -19,6 +19,7 @@ from pipelines.views.operations import Kind
 
 SIDEWAYS = (Kind.SHEAR_X, Kind.TRANSLATE_X)  # pixels keep their row
 UPRIGHT = (Kind.SHEAR_Y, Kind.TRANSLATE_Y)  # pixels keep their column
+MOVING = (*SIDEWAYS, *UPRIGHT, Kind.ROTATE)
 
 
 def matrices(kinds: NDArray[np.int64], arguments: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
@@ -41,13 +42,11 @@ def matrices(kinds: NDArray[np.int64], arguments: NDArray[np.float64], height: i
 class Resampler:
     """Takes each place of a picture from elsewhere in it.
 
-    fill: the colour of places that come from outside; bicubic: how places are interpolated, else bilinearly; strip: how
-    many rows of the result are computed at once, None for all.
+    fill: the colour of places that come from outside; bicubic: how places are interpolated, else bilinearly.
     """
 
     fill: tuple[int, int, int]
     bicubic: bool
-    strip: int | None = None
 
     def __call__(self, images: Tensor, matrix: Tensor, *, sideways: bool, upright: bool) -> Tensor:
         """Return the pictures uint8 [B,H,W,3] with each place taken from where its matrix, float64 [B,6], says.
@@ -56,23 +55,20 @@ class Resampler:
         upright: whether the matrices move places along rows, along columns; an axis along which nothing moves needs no
         interpolation.
         """
-        num, height, width, _ = images.shape
+        height, width = images.shape[1:3]
         planes = images.permute(0, 3, 1, 2).flatten(2)  # [B,3,HW]: what is the same for three colours is computed once
         fill = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)[:, None, None]
         a, b, c, d, e, f = matrix[:, :, None, None, None].unbind(dim=1)  # each [B,1,1,1]
         across = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
-        out, step = images.new_empty(num, 3, height, width), self.strip or height
-        for top in range(0, height, step):
-            down = torch.arange(top, min(top + step, height), dtype=torch.float64, device=images.device)[:, None] + 0.5
-            x, y = a * across + b * down + c, d * across + e * down + f
-            outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-            columns, right = self._neighbours(x, width, sideways)
-            rows, below = self._neighbours(y, height, upright)
-            starts = [row * width for row in rows]
-            lines = [_blend([_read(planes, start + column) for column in columns], right) for start in starts]
-            pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8)
-            out[:, :, top : top + step] = torch.where(outside, fill, pixels)
-        return out.permute(0, 2, 3, 1)
+        down = torch.arange(height, dtype=torch.float64, device=images.device)[:, None] + 0.5
+        x, y = a * across + b * down + c, d * across + e * down + f
+        outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+        columns, right = self._neighbours(x, width, sideways)
+        rows, below = self._neighbours(y, height, upright)
+        starts = [row * width for row in rows]
+        lines = [_blend([_read(planes, start + column) for column in columns], right) for start in starts]
+        pixels = _blend(lines, below).clamp_(0, 255).to(torch.uint8)
+        return torch.where(outside, fill, pixels).permute(0, 2, 3, 1)
 
     def _neighbours(self, place: Tensor, side: int, moves: bool) -> tuple[list[Tensor], Tensor]:
         """Return the pixels along one axis that a place [B,1,h,W] lies among, and its distance behind the middle."""

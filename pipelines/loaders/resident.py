@@ -8,9 +8,8 @@ reference loader, bit for bit. Colours, mixing and erasing are `pipelines.loader
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -20,14 +19,13 @@ from torch import Tensor
 
 from kdcore.errors import Refused
 from pipelines.data.source import Source
-from pipelines.loaders.base import Job, Loader, Request
+from pipelines.loaders.base import Job, Loader
 from pipelines.loaders.reference import FILTERS
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
 
 _REMEDY = "take data.loader=dali (or reference)"
 _READ_AT_ONCE = 256  # images of one read
-_BLOCK = 64  # requests whose views are drawn at once: numpy's cost is by the call
 
 # {(data, device, height, width, interpolation): pictures}, shared by the loaders of one process, as those of several
 # runs side by side.
@@ -50,16 +48,6 @@ class ResidentLoader(Loader):
         self._pictures = pictures
         self._rows = torch.arange(plan.policy.height, device=self.device)
         self._columns = torch.arange(plan.policy.width, device=self.device)
-
-    def jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
-        """Yield the requests with their views, which are drawn for many requests at once."""
-        requests = iter(requests)
-        while block := list(islice(requests, _BLOCK)):
-            rows = [self.rows(request) for request in block]
-            views = self.views(*(np.concatenate([row[column] for row in rows]) for column in (0, 1)))
-            ends = np.cumsum([len(ids) for _, ids, _ in rows])
-            for request, (_, ids, partner_rows), end in zip(block, rows, ends, strict=True):
-                yield Job(request, views[end - len(ids) : end], partner_rows)
 
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
         """Yield each job with its pictures."""

@@ -4,6 +4,7 @@ A policy is named as its original names it, and drawn from random words given to
 for the operations. Originals, with the code that defines the details:
     rand-m9-mstd0.5-inc1  RandAugment (Cubuk et al., arXiv 1909.13719) in timm's notation, `timm.data.auto_augment`
     ra-2-9                RandAugment as `torchvision.transforms.v2.RandAugment(num_ops=2, magnitude=9)`
+    v0, v0r, original, originalr  AutoAugment in timm's notation (`-mstd0.5` for levels that deviate), `timm.data...`
     aa-imagenet, aa-cifar, aa-svhn  AutoAugment (Cubuk et al., arXiv 1805.09501), `torchvision...AutoAugment`
     trivial               TrivialAugmentWide (Mueller and Hutter, arXiv 2103.10158), `torchvision...TrivialAugmentWide`
     three                 3-Augment (Touvron et al., "DeiT III", arXiv 2204.07118), `augment.py` of its repository
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from math import pi
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,14 @@ from pipelines.views import exact
 from pipelines.views.operations import (
     THREE,
     TIMM,
+    TIMM_AUTO,
     TIMM_INCREASING,
     TORCHVISION,
     TORCHVISION_AUTO,
     TORCHVISION_WIDE,
-    Kind,
     Operation,
 )
-from pipelines.views.sub_policies import SUB_POLICIES
+from pipelines.views.sub_policies import SUB_POLICIES, TIMM_SUB_POLICIES, SubPolicies
 
 Floats = NDArray[np.float64]
 Colour = tuple[int, int, int]
@@ -42,7 +43,11 @@ WORDS = 8  # random words set aside for an operation of a policy: five are used
 _BINS = 31  # levels of torchvision's RandAugment and TrivialAugment: 0/30, 1/30, ..., 1
 _IMAGENET_MEAN = (124, 116, 104)  # of R, G, B: round(255 * (.485, .456, .406))
 _BLACK = (0, 0, 0)
-_EXAMPLES = ("rand-m9-mstd0.5-inc1", "ra-2-9", "trivial", "three", *(f"aa-{name}" for name in SUB_POLICIES))
+_EXAMPLES = (
+    *("rand-m9-mstd0.5-inc1", "ra-2-9", "trivial", "three"),
+    *(f"aa-{name}" for name in SUB_POLICIES),
+    *TIMM_SUB_POLICIES,
+)
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,12 @@ def auto_augment(name: str) -> AutoAugment:
     head, *rest = name.split("-")
     if head == "rand" and rest:
         return _timm_rand_augment(name, rest)
+    if head in TIMM_SUB_POLICIES:
+        return _timm_auto_augment(name, head, rest)
     if head == "ra" and len(rest) == 2 and all(part.isdecimal() for part in rest):
         return _torchvision_rand_augment(name, int(rest[0]), int(rest[1]))
     if head == "aa" and "-".join(rest) in SUB_POLICIES:
-        return _auto_augment(SUB_POLICIES[rest[0]])
+        return AutoAugment(_rows(SUB_POLICIES[rest[0]], TORCHVISION_AUTO, 9), together=True)
     if name == "trivial":
         return AutoAugment(tuple((Choice(operation),) for operation in TORCHVISION_WIDE), levels="bins")
     if name == "three":
@@ -143,9 +150,21 @@ def _timm_rand_augment(name: str, settings: list[str]) -> AutoAugment:
         raise Refused(f"{name!r} is out of range; give m of at most 10, n of 1 to 16, p of at most 1")
     operations = TIMM_INCREASING if values["inc"] else TIMM
     rows = tuple((Choice(operation, values["p"], values["m"] / 10),) * int(values["n"]) for operation in operations)
-    std = values["mstd"] / 10
-    levels: Literal["fixed", "normal", "uniform"] = "uniform" if std > 10 else "normal" if std else "fixed"
-    return AutoAugment(rows, levels=levels, level_std=std, fill=_IMAGENET_MEAN)
+    return AutoAugment(rows, **_deviation(values["mstd"]), fill=_IMAGENET_MEAN)
+
+
+def _timm_auto_augment(name: str, policy: str, settings: list[str]) -> AutoAugment:
+    """Return timm's AutoAugment of one of its policies with settings of at most ["mstd0.5"]."""
+    match = re.fullmatch(r"(?:mstd(\d+(?:\.\d+)?))?", "-".join(settings))
+    if match is None:
+        raise Refused(f"{'-'.join(settings)!r} is no setting of {name!r}; give mstd (deviation of the levels) or none")
+    rows = _rows(TIMM_SUB_POLICIES[policy], TIMM_AUTO[policy], 10)
+    return AutoAugment(rows, together=True, **_deviation(float(match[1] or 0)), fill=_IMAGENET_MEAN)
+
+
+def _deviation(of_ten: float) -> dict[str, Any]:
+    """Return how levels deviate, from timm's `mstd`, whose levels go to 10: above 100 it stands for uniform ones."""
+    return {"levels": "uniform" if of_ten > 100 else "normal" if of_ten else "fixed", "level_std": of_ten / 10}
 
 
 def _torchvision_rand_augment(name: str, num_operations: int, magnitude: int) -> AutoAugment:
@@ -157,10 +176,10 @@ def _torchvision_rand_augment(name: str, num_operations: int, magnitude: int) ->
     return AutoAugment(tuple(rows))
 
 
-def _auto_augment(sub_policies: tuple[tuple[tuple[Kind, float, int], ...], ...]) -> AutoAugment:
-    operations = {operation.kind: operation for operation in TORCHVISION_AUTO}
-    rows = tuple(
-        tuple(Choice(operations[kind], probability, level / 9) for kind, probability, level in sub_policy)
+def _rows(sub_policies: SubPolicies, operations: tuple[Operation, ...], highest: int) -> tuple[tuple[Choice, ...], ...]:
+    """Return sub-policies as choices among operations; highest: the level that stands for 1."""
+    of_kind = {operation.kind: operation for operation in operations}
+    return tuple(
+        tuple(Choice(of_kind[kind], probability, level / highest) for kind, probability, level in sub_policy)
         for sub_policy in sub_policies
     )
-    return AutoAugment(rows, together=True)

@@ -97,6 +97,20 @@ _DECREASING = {
 TIMM = tuple(_DECREASING.get(operation.kind, operation) for operation in TIMM_INCREASING)
 
 
+def _with(operation: Operation) -> tuple[Operation, ...]:
+    """Return timm's operations with another one of the same kind."""
+    return tuple(operation if operation.kind == one.kind else one for one in TIMM)
+
+
+# Those of timm's AutoAugment, whose four policies differ in how many bits are kept at a level.
+TIMM_AUTO = {
+    "v0": TIMM,
+    "v0r": _with(Operation(Kind.POSTERIZE, low=4, high=0, steps="truncated")),
+    "original": _with(Operation(Kind.POSTERIZE, low=4, high=8, steps="truncated")),
+    "originalr": _with(Operation(Kind.POSTERIZE, low=4, high=0, steps="truncated")),
+}
+
+
 def _torchvision(
     shear: float, translations: tuple[Operation, ...], rotation: float, factor: float, bits: int
 ) -> tuple[Operation, ...]:

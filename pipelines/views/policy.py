@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kdcore.errors import Refused
 from pipelines.identity import identity_of
-from pipelines.views.auto_augment import AutoAugment, auto_augment
+from pipelines.views.auto_augment import AutoAugment, Colour, auto_augment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
@@ -94,11 +94,12 @@ class ViewPolicy(BaseModel):
     views are used, not what they look like, and is no part of a cache's fingerprint."""
     auto_augment: str | None = None
     """The augmentation policy that is applied after crop and flip: `rand-m9-mstd0.5-inc1` (RandAugment as timm writes
-    it), `ra-2-9` (torchvision's, operations and magnitude), `aa-imagenet`, `aa-cifar`, `aa-svhn` (AutoAugment),
-    `trivial` (TrivialAugmentWide) or `three` (3-Augment). Not given: none."""
+    it), `ra-2-9` (torchvision's, operations and magnitude), `aa-imagenet`, `aa-cifar`, `aa-svhn` (AutoAugment by
+    torchvision), `v0`, `v0r`, `original`, `originalr` (by timm, each also with `-mstd0.5`), `trivial`
+    (TrivialAugmentWide) or `three` (3-Augment). Not given: none."""
     auto_augment_fill: tuple[Value, Value, Value] | None = None
     """The colour, R, G and B of 0 to 255, of what shears, shifts and rotations bring in from outside. Not
-    given, the original's: ImageNet's mean colour for `rand-...`, black for the others."""
+    given, the original's: ImageNet's mean colour for timm's policies, black for the others."""
 
     @classmethod
     def evaluation(
@@ -215,6 +216,12 @@ class ViewPolicy(BaseModel):
     def augment(self) -> AutoAugment | None:
         """The augmentation policy that `auto_augment` names."""
         return None if self.auto_augment is None else auto_augment(self.auto_augment)
+
+    @property
+    def fill(self) -> Colour:
+        """The colour of what the operations of `auto_augment` bring in from outside."""
+        assert self.augment is not None, "there are operations"
+        return self.auto_augment_fill or self.augment.fill
 
     def at(self, views: ArrayLike) -> ViewPolicy:
         """Return the policy with the one size that these views have; it has no others."""

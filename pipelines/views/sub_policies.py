@@ -1,6 +1,7 @@
-"""AutoAugment's searched policies: of each of 25 sub-policies (kind, probability, level of 0 to 9) for two turns.
+"""AutoAugment's searched policies: of each of 25 sub-policies (kind, probability, level of 0 to 10) for two turns.
 
-Source: Cubuk et al., "AutoAugment", arXiv 1805.09501, its appendix; an operation without a strength has level 0.
+Source: Cubuk et al., "AutoAugment", arXiv 1805.09501, its appendix; `v0`: `autoaugment.py` of the EfficientNet of
+TensorFlow's models for TPUs. An operation without a strength has level 0.
 """
 
 from __future__ import annotations
@@ -90,5 +91,33 @@ _SVHN: SubPolicies = (
     ((Kind.SHEAR_Y, 0.8, 5), (Kind.AUTO_CONTRAST, 0.7, 0)),
     ((Kind.SHEAR_X, 0.7, 2), (Kind.INVERT, 0.1, 0)),
 )
+_V0: SubPolicies = (
+    ((Kind.EQUALIZE, 0.8, 0), (Kind.SHEAR_Y, 0.8, 4)),
+    ((Kind.COLOR, 0.4, 9), (Kind.EQUALIZE, 0.6, 0)),
+    ((Kind.COLOR, 0.4, 1), (Kind.ROTATE, 0.6, 8)),
+    ((Kind.SOLARIZE, 0.8, 3), (Kind.EQUALIZE, 0.4, 0)),
+    ((Kind.SOLARIZE, 0.4, 2), (Kind.SOLARIZE, 0.6, 2)),
+    ((Kind.COLOR, 0.2, 0), (Kind.EQUALIZE, 0.8, 0)),
+    ((Kind.EQUALIZE, 0.4, 0), (Kind.SOLARIZE_ADD, 0.8, 3)),
+    ((Kind.SHEAR_X, 0.2, 9), (Kind.ROTATE, 0.6, 8)),
+    ((Kind.COLOR, 0.6, 1), (Kind.EQUALIZE, 1.0, 0)),
+    ((Kind.INVERT, 0.4, 0), (Kind.ROTATE, 0.6, 0)),
+    ((Kind.EQUALIZE, 1.0, 0), (Kind.SHEAR_Y, 0.6, 3)),
+    ((Kind.COLOR, 0.4, 7), (Kind.EQUALIZE, 0.6, 0)),
+    ((Kind.POSTERIZE, 0.4, 6), (Kind.AUTO_CONTRAST, 0.4, 0)),
+    ((Kind.SOLARIZE, 0.6, 8), (Kind.COLOR, 0.6, 9)),
+    ((Kind.SOLARIZE, 0.2, 4), (Kind.ROTATE, 0.8, 9)),
+    ((Kind.ROTATE, 1.0, 7), (Kind.TRANSLATE_Y, 0.8, 9)),
+    ((Kind.SHEAR_X, 0.0, 0), (Kind.SOLARIZE, 0.8, 4)),
+    ((Kind.SHEAR_Y, 0.8, 0), (Kind.COLOR, 0.6, 4)),
+    ((Kind.COLOR, 1.0, 0), (Kind.ROTATE, 0.6, 2)),
+    ((Kind.EQUALIZE, 0.8, 0), (Kind.EQUALIZE, 0.0, 0)),
+    ((Kind.EQUALIZE, 1.0, 0), (Kind.AUTO_CONTRAST, 0.6, 0)),
+    ((Kind.SHEAR_Y, 0.4, 7), (Kind.SOLARIZE_ADD, 0.6, 7)),
+    ((Kind.POSTERIZE, 0.8, 2), (Kind.SOLARIZE, 0.6, 10)),
+    ((Kind.SOLARIZE, 0.6, 8), (Kind.EQUALIZE, 0.6, 0)),
+    ((Kind.COLOR, 0.8, 6), (Kind.ROTATE, 0.4, 5)),
+)
 
+TIMM_SUB_POLICIES: dict[str, SubPolicies] = {"v0": _V0, "v0r": _V0, "original": _IMAGENET, "originalr": _IMAGENET}
 SUB_POLICIES: dict[str, SubPolicies] = {"imagenet": _IMAGENET, "cifar": _CIFAR, "svhn": _SVHN}

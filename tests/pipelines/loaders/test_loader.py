@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from kdcore.batch import Batch
 from kdcore.errors import Refused
 from pipelines.data.index import build_index
 from pipelines.data.source import Source
-from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.base import BLOCK, Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 from tests.pipelines.pictures import picture, write_plain_folder
+
+Item = TypeVar("Item")
 
 KINDS = ["reference", "dali"]
 FULL = ViewPolicy(
@@ -58,9 +60,9 @@ def requests(num: int, batch: int, view: int = 0) -> list[Request]:
     return [Request(view, np.arange(start, min(start + batch, num))) for start in range(0, num, batch)]
 
 
-def only(batches: Iterator[Batch]) -> Batch:
-    (batch,) = batches
-    return batch
+def only(items: Iterator[Item]) -> Item:
+    (item,) = items
+    return item
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +123,7 @@ def test_partners_in_the_same_view_are_decoded_once(odd_index: Source) -> None:
     positions = np.arange(8)
     views, ids = pictures.plan.views_at(1, positions), pictures.plan.order(1, positions)
     assert views.tolist() == [2, 2, 3, 3] * 2
-    job = pictures.prepare(Request(views, ids))
+    job = only(pictures.jobs([Request(views, ids)]))
     assert len(job.views) == 8
     assert job.partner_rows.tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
 
@@ -159,8 +161,8 @@ def test_batches_outlive_later_ones(kind: str, odd_index: Source) -> None:
 def test_nothing_is_decoded_twice_where_partners_are_present(odd_index: Source) -> None:
     pictures = loader("reference", odd_index, FULL)
     order = pictures.plan.order(0, np.arange(13))
-    assert len(pictures.prepare(Request(0, order[2:8])).views) == 6
-    split_pair = pictures.prepare(Request(0, order[3:8]))
+    assert len(only(pictures.jobs([Request(0, order[2:8])])).views) == 6
+    split_pair = only(pictures.jobs([Request(0, order[3:8])]))
     assert len(split_pair.views) == 6
     assert split_pair.views.sample_ids[5] == order[2]
     assert split_pair.views.sample_ids[split_pair.partner_rows].tolist() == [
@@ -182,7 +184,7 @@ def test_all_partners_may_be_missing(kind: str, odd_index: Source) -> None:
 def test_mixed_labels(kind: str, odd_index: Source) -> None:
     pictures = loader(kind, odd_index, FULL)
     batch = only(pictures.load([Request(1, np.arange(13))]))
-    views = pictures.prepare(Request(1, np.arange(13))).views
+    views = only(pictures.jobs([Request(1, np.arange(13))])).views
     labels = odd_index.labels
     own_is_one = np.where(labels == 1, views.mix_lambda, 0) + np.where(
         labels[views.partner] == 1, 1 - views.mix_lambda, 0
@@ -220,7 +222,7 @@ def test_requests_are_drawn_as_needed(kind: str, odd_index: Source) -> None:
     batches = loader(kind, odd_index, PLAIN).load(endless)
     for _ in range(3):
         next(batches)
-    assert next(drawn) <= 3 + 2 + 2, "two that DALI prepares, two that are read ahead"
+    assert next(drawn) <= 2 * BLOCK + 1, "those of a block, which is served, of the next, and one to see its size"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -289,7 +291,7 @@ def test_padded_crop_and_flip_are_torchvisions(odd_index: Source) -> None:
     policy = ViewPolicy(size=24, crop="padded", padding=3)
     pictures = loader("reference", odd_index, policy)
     batch = only(pictures.load([Request(0, np.arange(13))]))
-    views = pictures.prepare(Request(0, np.arange(13))).views
+    views = only(pictures.jobs([Request(0, np.arange(13))])).views
     assert 0 < views.flip.sum() < 13
     for i, path in enumerate(odd_index.names(np.arange(13))):
         image = v2.functional.resize(Image.open(path).convert("RGB"), [24, 24])

@@ -1,11 +1,16 @@
 """The finishing of pictures against a restatement that takes one pixel at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from kdcore.errors import Refused
-from pipelines.loaders.render import Finish, change_colour, inside, noise_field
+from pipelines.loaders.buffers import Buffers
+from pipelines.loaders.render import Finish, noise_field
+from pipelines.loaders.render_batch import BatchRenderer, change_colour, inside
+from pipelines.loaders.render_pictures import PictureRenderer
 from pipelines.views.plan import ViewPlan, Views
 from pipelines.views.policy import ViewPolicy
 
@@ -17,6 +22,15 @@ NOISE = [-0.08599142730236053, 0.4009401500225067, 1.062267780303955]
 
 def finish(policy: ViewPolicy, seed: int = 3) -> Finish:
     return Finish(policy, seed, mean=MEAN, std=STD, num_classes=NUM_CLASSES, device=CPU)
+
+
+def by_batch(run: Finish) -> Finish:
+    """The same with the renderer that a GPU has."""
+    here = run.render
+    assert isinstance(here, PictureRenderer)
+    noise = None if here.noise is None else here.noise.unflatten(1, (-1, 3))
+    run.render = BatchRenderer(here.policy, here.mean, here.std, noise)
+    return run
 
 
 def slow_finish(
@@ -53,9 +67,10 @@ def slow_finish(
     return out
 
 
+@pytest.mark.parametrize("whole_batch", [False, True])
 @pytest.mark.parametrize("erase_first", [False, True])
 @pytest.mark.parametrize("fill", ["mean", "noise"])
-def test_against_one_pixel_at_a_time(fill: str, erase_first: bool) -> None:
+def test_against_one_pixel_at_a_time(fill: str, erase_first: bool, whole_batch: bool) -> None:
     policy = ViewPolicy(
         size=(9, 7),
         brightness=0.5,
@@ -74,7 +89,7 @@ def test_against_one_pixel_at_a_time(fill: str, erase_first: bool) -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 9, 7, 3), dtype=np.uint8))
     labels = torch.arange(12) % NUM_CLASSES
     partner_rows = views.partner[:10]  # ids are rows here; two pictures are there as partners only
-    run = finish(policy)
+    run = by_batch(finish(policy)) if whole_batch else finish(policy)
     pictures, soft = run(images, views, partner_rows, labels)
 
     noise = noise_field(3, 9, 7) if fill == "noise" else None
@@ -90,6 +105,53 @@ def test_against_one_pixel_at_a_time(fill: str, erase_first: bool) -> None:
         row[labels[b]] += views.mix_lambda[b]
         row[labels[views.partner[b]]] += 1 - views.mix_lambda[b]
         np.testing.assert_allclose(soft[b].numpy(), row, atol=1e-6)
+
+
+COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "mix_probability": 0.8}
+ERASING = {"erase_probability": 0.6, "erase_fill": "noise"}
+SETTINGS = [
+    dict(itertools.chain(*(setting.items() for setting in settings)))
+    for number in range(5)
+    for settings in itertools.combinations((COLOURS, MIXING, ERASING, {"auto_augment": "rand-m9-mstd0.5-inc1"}), number)
+]
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {**MIXING, **ERASING, "erase_first": True}])
+@pytest.mark.parametrize("size", [(20, 24), 224])
+def test_both_renderers_give_the_same_bits(settings: dict[str, object], size: int | tuple[int, int]) -> None:
+    """Over parts of a batch, with partners inside, in other parts and outside, and a sample that is there twice."""
+    policy = ViewPolicy(size=size, **settings)  # type: ignore[arg-type]
+    num, num_asked = (70, 60) if size != 224 else (9, 7)
+    ids = np.random.default_rng(1).permutation(num)
+    ids[5] = ids[0]
+    views = ViewPlan(policy, 3, num).views(4, ids, np.full(num, 50), np.full(num, 60))
+    row_of = {sample_id: row for row, sample_id in enumerate(ids.tolist())}
+    partner_rows = np.array(
+        [row_of.get(partner, row) for row, partner in enumerate(views.partner[:num_asked].tolist())]
+    )
+    shape = (num, policy.height, policy.width, 3)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    labels = torch.arange(num) % NUM_CLASSES
+    ours, _ = finish(policy)(images, views, partner_rows, labels)
+    theirs, _ = by_batch(finish(policy))(images, views, partner_rows, labels)
+    assert torch.equal(ours, theirs[:num_asked])
+
+
+def test_memory_is_used_again_once_nobody_refers_to_it() -> None:
+    buffers = Buffers()
+    batch = buffers.take(4, 6)
+    place, part = batch.data_ptr(), torch.from_dlpack(batch[1:3])
+    weight = torch.ones(6, requires_grad=True)
+    loss = (weight * part).sum()
+    del batch
+    assert buffers.take(4, 6).data_ptr() != place, "a part of it is in use"
+    del part
+    assert buffers.take(4, 6).data_ptr() != place, "the backward pass will read it"
+    loss.backward()
+    held = [buffers.take(2, 5) for _ in range(3)]
+    assert place in {buffer.data_ptr() for buffer in held}, "a smaller batch fits as well"
+    assert len({buffer.data_ptr() for buffer in held}) == 3
 
 
 def test_plain_pictures_are_normalised_and_keep_hard_labels() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from kdcore.errors import Refused
 from pipelines.data.index import build_index
 from pipelines.data.source import Source
-from pipelines.loaders import resident
+from pipelines.loaders import base, resident
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
@@ -102,7 +102,7 @@ def test_changing_sizes_are_refused(index: Source) -> None:
 
 
 def test_blocks_of_requests_change_nothing(index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_BLOCK", 2)
+    monkeypatch.setattr(base, "BLOCK", 2)
     policy = POLICIES["everything"]
     assert_equal_batches(loader("resident", index, policy), loader("reference", index, policy))
 

@@ -117,10 +117,16 @@ def drawn_by_timm(config: str, num: int) -> Drawn:
     """What timm's policy does to num pictures, its functions on pixels replaced by a note of their arguments."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002, it is what timm draws from
-    policy = timm_policies.rand_augment_transform(config, {"translate_const": 100, "img_mean": (124, 116, 104)})
+    settings = {"translate_const": 100, "img_mean": (124, 116, 104)}
+    if config.startswith("rand"):
+        policy = timm_policies.rand_augment_transform(config, settings)
+        operations = policy.ops
+    else:
+        policy = timm_policies.auto_augment_transform(config, settings)
+        operations = [operation for sub_policy in policy.policy for operation in sub_policy]
     found: Drawn = defaultdict(list)
-    for operation in policy.ops:
-        name = operation.name.removesuffix("Increasing").removesuffix("Rel")
+    for operation in operations:
+        name = operation.name.removesuffix("Increasing").removesuffix("Original").removesuffix("Rel")
         scale = 224 if name.startswith("Translate") else 1
 
         def note(image: None, *given: float, name: str = name, scale: int = scale, **_: Any) -> None:
@@ -154,6 +160,10 @@ def drawn_by_torchvision(policy: Any, num: int) -> Drawn:
 ORIGINALS: dict[str, Callable[[int], Drawn]] = {
     "rand-m9-mstd0.5-inc1": lambda num: drawn_by_timm("rand-m9-mstd0.5-inc1", num),
     "rand-m7-n3-p0.4-mstd101": lambda num: drawn_by_timm("rand-m7-n3-p0.4-mstd101", num),
+    "v0": lambda num: drawn_by_timm("v0", num),
+    "v0r-mstd0.5": lambda num: drawn_by_timm("v0r-mstd0.5", num),
+    "original-mstd0.5": lambda num: drawn_by_timm("original-mstd0.5", num),
+    "originalr": lambda num: drawn_by_timm("originalr", num),
     "ra-2-9": lambda num: drawn_by_torchvision(v2.RandAugment(2, 9), num),
     "aa-imagenet": lambda num: drawn_by_torchvision(v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET), num),
     "aa-cifar": lambda num: drawn_by_torchvision(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), num),
@@ -231,6 +241,10 @@ def names() -> Iterator[tuple[str, str]]:
     yield "rand", "there is no"
     yield "rand-m9-mstd0.5-inc1-w0", "'w0' is no setting"
     yield "rand-m11", "out of range"
+    yield "rand-m9-tweights", "'tweights' is no setting"
+    yield "v0-m9", "'m9' is no setting of 'v0-m9'; give mstd"
+    yield "orignal", "take original"
+    yield "3a", "there is no augmentation policy '3a'"
     yield "ra-2-31", "out of range"
     yield "ra-0-9", "out of range"
 
