@@ -23,7 +23,7 @@ from pipelines.data.broken import OnBroken
 class Section(BaseModel):
     """Base of the sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ExpectedConfig(Section):

@@ -20,3 +20,10 @@ class Refused(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that was under way and ended by an error; the message is the last line of what ended it, with its place."""
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """Return a text in one line of at most so many characters, its middle left out where it is longer."""
+    text = " ".join(text[: 4 * length].split()) + (text[-4 * length :] if len(text) > 4 * length else "")
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}[...]{text[-half:]}"

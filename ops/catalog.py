@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.recipe import absolute, configure, read_recipe, validated
+from cluster.recipe import absolute, configure, validated
+from cluster.recipe_files import read_recipe
 from cluster.sections import AboutConfig
 from kdcore.errors import Refused
 from ops import cifar_rows as rows
