@@ -20,6 +20,7 @@ from cluster.config import RunConfig
 from cluster.recipe_files import read_recipe
 from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters
 from kdcore.configs import PATH
+from kdcore.credentials import public
 from kdcore.errors import Refused, shortened
 from pipelines.places import absolute_location
 
@@ -186,8 +187,11 @@ def _is_named(family: type[BaseModel], member: type[BaseModel], data: Any) -> bo
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the resolved recipe, every field with its value; `load_recipe` reads it back to an equal RunConfig."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """Return the resolved recipe, every field with its value, and no credentials.
+
+    `load_recipe` reads it back to an equal RunConfig, but for those.
+    """
+    return yaml.safe_dump(public(config.model_dump(mode="json")), sort_keys=False)
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:

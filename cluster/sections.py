@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcore.configs import PATH, ModelConfig
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import OnBroken
@@ -128,7 +129,7 @@ class DataConfig(Section):
     @property
     def name(self) -> str:
         """What the images are called: the last part of where they lie."""
-        return PurePath(self.root.partition("?")[0]).name
+        return PurePath(without_credentials(self.root).partition("?")[0]).name
 
 
 class StudentConfig(ModelConfig):
@@ -269,7 +270,8 @@ class TrackingConfig(Section):
     """What is recorded of a run, and where."""
 
     uri: str | None = None
-    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, or else a SQLite store in `output_dir`."""
+    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, or else a SQLite store in `output_dir`. Its
+    password is nowhere written down: give it by the environment to whoever comes back to the run."""
     experiment: str = "stillhouse"
     """The experiment in MLflow that the run belongs to."""
     every_steps: int = Field(default=10, ge=1)

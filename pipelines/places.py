@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, shortened
 from pipelines.files import write_whole
 
@@ -64,7 +65,8 @@ class Place:
         if is_remote(str(location)):
             filesystem, path = filesystem_of(str(location), setting)
             if not isinstance(filesystem, fs.LocalFileSystem):
-                return Place(str(location), str(location).partition("?")[0].rstrip("/"), filesystem, path)
+                shown = without_credentials(str(location)).partition("?")[0].rstrip("/")
+                return Place(str(location), shown, filesystem, path)
             location = path
         root = str(Path(location).resolve())
         return Place(root, root, fs.LocalFileSystem(), root)

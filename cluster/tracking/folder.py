@@ -17,6 +17,7 @@ from typing import Any, Literal
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, to_yaml
 from cluster.weights import starting_weights
+from kdcore.credentials import public
 from kdcore.errors import Refused
 from pipelines.files import make_folder, read_json, write_json, write_whole
 
@@ -153,7 +154,7 @@ class RunFolder:
         """
         if self.state() == "new":
             return
-        ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, load_recipe(self.recipe)))
+        ours, theirs = (flat_fields(public(c.model_dump(mode="json"))) for c in (config, load_recipe(self.recipe)))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         free = RunConfig.INCIDENTAL_FIELDS.union(PATHS)
         changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in free]
