@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ def train_trial(payload: dict[str, Any], credentials: Mapping[str, str]) -> None
 
     credentials: {dotted key: value} of the addresses in its recipe with what was cut out of the payload.
     """
+    payload = copy.deepcopy(payload)  # Tune writes its own with every report
     for key, address in credentials.items():
         if flat_fields(payload["config"]).get(key) == without_credentials(address):
             assign(payload["config"], key, address)

@@ -217,7 +217,7 @@ def test_a_marker_is_in_nothing_that_ray_writes(server: MlflowServer, image_fold
     server.start()
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray puts sockets below it
     uri = f"http://me:{MARKER}@127.0.0.1:{server.port}"
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": str(ray_folder), "PYTHONPATH": os.getcwd()}
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": str(ray_folder), "PYTHONPATH": str(Path.cwd())}
     env.pop("RAY_ADDRESS", None)
     recipe = small_recipe(image_folder, tmp_path / "out", data__held_out=0.2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
