@@ -7,6 +7,7 @@ recipe names.
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,10 +17,19 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.recipe import paths_of
 from cluster.tracking.description import COMMIT, git_commit
+from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
 
 TREE = Path(__file__).parents[1]
+# What holds secrets by its name, anywhere in the tree: as in a .gitignore.
+SECRETS = (
+    ".env", ".env.*", "*.env", ".netrc", ".npmrc", ".pypirc", ".pgpass", ".git-credentials", "credentials",
+    "*credentials*.json", ".aws/", ".ssh/", ".ray/", ".config/", ".kube/", ".docker/", "*.pem", "*.key", "*.p12",
+    "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "token", "*_token", "*-token",
+    "*.token", "*token*.txt", "*token*.json", "secret", "secrets", "*.secret", "*secret*.txt", "*secret*.json",
+    "*secret*.y*ml", "*password*.txt", "passwords", "password",
+)  # fmt: skip
 # As in a .gitignore; what the tree's own .gitignore names stays behind too.
 EXCLUDES = (
     ".git/",
@@ -57,13 +67,16 @@ def submit(
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    refuse_credentials(command)
+    if left_out := secret_files(TREE):
+        show(f"left out of the job, for their names say that they hold secrets: {', '.join(left_out)}\n")
     try:
         client = JobSubmissionClient(address)
         job = client.submit_job(
             entrypoint=shlex.join(command),
             runtime_env={
                 "working_dir": str(TREE),
-                "excludes": list(EXCLUDES),
+                "excludes": [*EXCLUDES, *SECRETS],
                 **({"py_modules": list(modules)} if modules else {}),
                 "env_vars": {COMMIT: git_commit()},  # the repository stays behind
             },
@@ -79,6 +92,32 @@ def submit(
             "dashboard, such as http://head:8265"
         ) from error
     return follow(client, job, address, show)
+
+
+def refuse_credentials(command: Sequence[str]) -> None:
+    """Refuse a command with a password in it: the cluster keeps and shows the commands of its jobs."""
+    for word in command:
+        if has_credentials(word):
+            raise Refused(
+                f"{without_credentials(word)}: with the credentials that you have given it, which the cluster would "
+                "keep and show as part of the job's command; leave them out, and set them in the environment of its "
+                "nodes (such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_ACCESS_KEY_ID)"
+            )
+
+
+def secret_files(tree: Path) -> list[str]:
+    """Return what of a tree would be part of a job, if its name did not say that it holds secrets."""
+    stays = [pattern.strip("/") for pattern in EXCLUDES]
+    found: list[str] = []
+    for folder, folders, files in os.walk(tree):
+        folders[:] = [name for name in folders if not _matches(name, stays)]
+        found += [str(Path(folder, name).relative_to(tree)) for name in (*folders, *files) if _matches(name, SECRETS)]
+        folders[:] = [name for name in folders if not _matches(name, SECRETS)]
+    return sorted(found)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern.strip("/")) for pattern in patterns)
 
 
 def use_token(token_file: str | None) -> None:

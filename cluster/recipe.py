@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -16,16 +17,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.plugins import import_plugins
-from cluster.strict_yaml import read_yaml, read_yaml_file
+from cluster.recipe_files import read_recipe
+from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters
 from kdcore.configs import PathField
-from kdcore.errors import Refused
+from kdcore.credentials import public
+from kdcore.errors import Refused, shortened
 from pipelines.places import absolute_location
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
-Named = Callable[[str], dict[str, Any]]
+MAX_PROBLEMS = 5  # that one refusal names
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -47,53 +50,14 @@ def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) 
     return parse(data, source)
 
 
-def read_recipe(path: Path, named: Named | None = None, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the mapping of a recipe file with its bases merged in.
-
-    named: gives the mapping of a recipe by its name, for a base that is one. above: the files that start from this one.
-    """
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        raise Refused(f"{path}: no such recipe" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    above = (*above, path.resolve())
-    data = read_yaml_file(path)
-    if not isinstance(data, dict):
-        raise Refused(f"{path}: a recipe is a mapping of keys to values")
-    bases = data.pop("base", [])
-    merged: dict[str, Any] = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        merge(merged, _read_base(base, path, named, above))
-    return merge(merged, data)
-
-
-def _read_base(base: Any, path: Path, named: Named | None, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the mapping of a recipe that the one at `path` starts from: a file, or the name of a recipe."""
-    if not isinstance(base, str) or not base:
-        raise Refused(f"{path}: base is {base!r}; give a recipe's file or name, or a list of them, or leave it out")
-    file = path.parent / Path(base).expanduser()
-    if named is not None and not file.is_file() and file.suffix not in (".yaml", ".yml"):
-        return named(base)
-    if file.resolve() in above:
-        raise Refused(f"{path}: base {base} starts from {path} itself; recipes cannot start from one another")
-    return read_recipe(file, named, above)
-
-
-def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, in place: mappings key by key, other values replaced."""
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            merge(below[key], value)
-        else:
-            below[key] = value
-    return below
-
-
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `dotted.key=value` in place, or append to a list with `key+=value`; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise Refused(f"override {override!r}: write key=value, such as train.epochs=5")
-    value = read_yaml(text, f"override {override!r}")
+        raise Refused(f"override {shortened(repr(override))}: write key=value, such as train.epochs=5")
+    if unfit_characters(key):
+        raise Refused(f"override {shortened(repr(override))}: a key is a name; write key=value")
+    value = read_yaml(text, f"override {shortened(repr(override))}")
     if key.endswith("+"):
         key = key.removesuffix("+")
         value = [*_list_at(data, key, override), value]
@@ -109,20 +73,22 @@ def _list_at(data: Any, key: str, override: str) -> list[Any]:
         else:
             node = node.get(part) if isinstance(node, Mapping) else None
     if node is not None and not isinstance(node, list):
-        raise Refused(f"override {override!r}: += appends to a list, and {key} is none; write = in its place")
+        raise Refused(
+            f"override {shortened(repr(override))}: += appends to a list, and {key} is none; write = in its place"
+        )
     return node or []
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
     """Set one field of nested values by its dotted key, in place; list items are numbered from 0."""
-    *parents, last = key.split(".")
+    *parents, last = key.split(".", MAX_DEPTH)
     node: Any = data
     for part in parents:
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}  # also in place of a section that is written as null
         node = item(node, part, key) if isinstance(node, list) else node[part]
         if not isinstance(node, dict | list):
-            raise Refused(f"{key}: {part!r} is a value, it has no keys below it")
+            raise Refused(f"{shortened(key)}: {shortened(repr(part))} is a value, it has no keys below it")
     if isinstance(node, list):
         item(node, last, key)
         node[int(last)] = value
@@ -132,8 +98,11 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
 
 def item(items: list[Any], number: str, key: str) -> Any:
     """Return an item of a list by its number in a dotted key. Refused where there is none."""
-    if not number.isdecimal() or int(number) >= len(items):
-        raise Refused(f"{key}: {number!r} is no item of a list of {len(items)}; they are numbered from 0")
+    if not number.isdecimal() or len(number) > 9 or int(number) >= len(items):
+        raise Refused(
+            f"{shortened(key)}: {shortened(repr(number))} is no item of a list of {len(items)}; they are numbered from "
+            "0"
+        )
     return items[int(number)]
 
 
@@ -155,10 +124,30 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
     try:
         made = model.model_validate(data)
     except ValidationError as error:
-        raise Refused(f"{source}: {'; '.join(_sentences(error, model, data))}") from None
+        problems = list(_sentences(error, model, data))
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        raise Refused(f"{source}: {'; '.join([*problems[:MAX_PROBLEMS], *more])}") from None
     for place, given, number in _numbers_from_truth(data, made):
         raise Refused(f"{source}: {place}: {str(given).lower()} is no number (it would be read as {number})")
+    for place, problem in _unfit_values(made):
+        raise Refused(f"{source}: {shortened(place)}: {problem}")
     return made
+
+
+def _unfit_values(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (place, what is wrong) of the values in a model that its fields allow, and nothing behind them bears."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place, f"{value} is no finite number"
+    elif isinstance(value, int) and abs(value) >= MAX_NUMBER:
+        yield place, "the number is too large; its size stays below 2**63"
+    elif isinstance(value, str) and (unfit := unfit_characters(value)):
+        yield place, f"the text holds the character {unfit[0]!r}; leave it out"
+    elif isinstance(value, BaseModel | Mapping):
+        for key, inner in value.items() if isinstance(value, Mapping) else value:
+            yield from _unfit_values(inner, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _unfit_values(inner, f"{place}.{number}")
 
 
 def _numbers_from_truth(given: Any, made: Any, place: str = "") -> Iterator[tuple[str, bool, float]]:
@@ -176,7 +165,7 @@ def _numbers_from_truth(given: Any, made: Any, place: str = "") -> Iterator[tupl
 
 def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        place = shortened(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, data, problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
@@ -184,10 +173,10 @@ def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str
         elif problem["type"] == "missing":
             yield f"{place} is missing"
         elif problem["type"] == "value_error":
-            message = problem["msg"].removeprefix("Value error, ")
+            message = shortened(problem["msg"].removeprefix("Value error, "), 600)
             yield f"{place}: {message}" if place else message
         else:
-            yield f"{place}: {problem['msg']} (got {problem['input']!r})"
+            yield f"{place}: {problem['msg']} (got {shortened(repr(problem['input']))})"
 
 
 def _fields_at(model: type[BaseModel], data: Any, location: tuple[int | str, ...]) -> list[str]:
@@ -199,7 +188,10 @@ def _fields_at(model: type[BaseModel], data: Any, location: tuple[int | str, ...
             if found is None or part not in found.model_fields or not isinstance(data, Mapping):
                 return []
             annotation = found.model_fields[part].annotation
-        data = data[part]
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):  # a part that names a member of a union, not a place in the data
+            return []
     found = _model_in(annotation, data)
     return sorted(found.model_fields) if found else []
 
@@ -225,8 +217,11 @@ def _is_named(family: type[BaseModel], member: type[BaseModel], data: Any) -> bo
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the resolved recipe, every field with its value; `load_recipe` reads it back to an equal RunConfig."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """Return the resolved recipe, every field with its value, and no credentials.
+
+    `load_recipe` reads it back to an equal RunConfig, but for those.
+    """
+    return yaml.safe_dump(public(config.model_dump(mode="json")), sort_keys=False)
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from cluster.section import Section
 from kdcore.configs import PATH, ModelConfig
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR, module_of
 from pipelines.cache.columns import Storage
@@ -82,7 +83,7 @@ class DataConfig(Section):
     @property
     def name(self) -> str:
         """What the images are called: the last part of where they lie."""
-        return PurePath(self.root.partition("?")[0]).name
+        return PurePath(without_credentials(self.root).partition("?")[0]).name
 
 
 class StudentConfig(ModelConfig):
@@ -224,7 +225,8 @@ class TrackingConfig(Section):
     """What is recorded of a run, and where."""
 
     uri: str | None = None
-    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, or else a SQLite store in `output_dir`."""
+    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, or else a SQLite store in `output_dir`. Its
+    password is nowhere written down: give it by the environment to whoever comes back to the run."""
     experiment: str = "stillhouse"
     """The experiment in MLflow that the run belongs to."""
     every_steps: int = Field(default=10, ge=1)

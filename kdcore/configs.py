@@ -45,7 +45,7 @@ _NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network wi
 class ModelConfig(BaseModel):
     """A network and where its weights come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     model: Annotated[str, MODEL]
     """A name that `timm.create_model` knows, the project's CIFAR networks among them; or where a network is from:
@@ -138,7 +138,7 @@ class ModelConfig(BaseModel):
 class OptimizerConfig(BaseModel):
     """The optimiser, from timm's factory."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     opt: str = "sgd"
     """timm's name of the optimiser: sgd, adamw, lamb, ... Beware: timm's `sgd` has Nesterov's momentum; `momentum` is
@@ -172,7 +172,7 @@ class ScheduleConfig(BaseModel):
     refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     sched: Literal["cosine", "multistep", "constant", "onecycle"] = "cosine"
     """The schedule: `cosine` falls to `min_lr`; `multistep` drops at the `milestones`; `constant` does not fall;

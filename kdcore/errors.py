@@ -6,8 +6,11 @@
     └── RuntimeError
         └── RunFailed    a run, a build or a job ended by something that happened on the way
 
-Every other exception is a fault of the project and keeps its traceback; `assert` is for programmers.
+Every other exception is a fault of the project and keeps its traceback; `assert` is for programmers. Credentials are
+cut out of what these two say, wherever it goes.
 """
+
+from kdcore.credentials import without_credentials
 
 
 class Refused(ValueError):
@@ -17,6 +20,19 @@ class Refused(ValueError):
     it. The same request is refused again, so nothing tries it a second time.
     """
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
+
 
 class RunFailed(RuntimeError):
     """A run that was under way and ended by an error; the message is the last line of what ended it, with its place."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """Return a text in one line of at most so many characters, its middle left out where it is longer."""
+    text = " ".join(text[: 4 * length].split()) + (text[-4 * length :] if len(text) > 4 * length else "")
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}[...]{text[-half:]}"

@@ -89,7 +89,8 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
         return made
     weights = models.get_model_weights(name).DEFAULT
     made = models.get_model(name, weights=weights, **config.args)
-    made.num_classes = len(weights.meta["categories"])
+    num_classes: Any = len(weights.meta["categories"])
+    made.num_classes = num_classes
     preprocessing = weights.transforms()
     own_cfg: Any = {"mean": tuple(preprocessing.mean), "std": tuple(preprocessing.std)}
     made.pretrained_cfg = own_cfg

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 
 from ops.parser import build_parser
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     # Imported after parsing, so that --help does not wait for torch and Ray.
     from kdcore.errors import Refused, RunFailed
-    from ops.console import complain
+    from ops.console import complain, print_traceback
 
     try:
         if getattr(args, "plugin", None) and not hasattr(args, "overrides"):  # else its recipe names them
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted; the same command continues from the last checkpoint")
         return INTERRUPTED
     except Exception as error:
-        traceback.print_exc()
+        print_traceback()
         complain(f"{type(error).__name__} is a fault of stillhouse, not of the request; please report the lines above")
         return FAULT
 

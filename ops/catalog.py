@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.about import AboutConfig
-from cluster.recipe import absolute, configure, read_recipe, validated
+from cluster.recipe import absolute, configure, validated
+from cluster.recipe_files import read_recipe
 from kdcore.errors import Refused
 from ops import cifar_rows as rows
 from ops.console import say

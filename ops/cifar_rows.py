@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cluster.recipe import merge, read_recipe
+from cluster.recipe_files import merge, read_recipe
 from ops.cifar_methods import CRD_PAPER, CRD_TABLE, METHODS
 from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, STRONG_VIEWS, TOP1, UNEQUAL_STAGES
 from ops.cifar_terms import NetworkPair, Sections, beside_labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from typing import Any, Self
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 
+from kdcore.credentials import without_credentials
 from ops.bar import OneLineProgress
 
 # Tables in a job's log are as wide as they need to be; a terminal knows its own width.
@@ -20,12 +22,17 @@ PLAIN_LINE_SECONDS = 10.0
 
 def say(text: str) -> None:
     """Print a line, which the terminal may break."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(without_credentials(text), soft_wrap=True, markup=False)
 
 
 def complain(text: str) -> None:
     """Print an error on standard error, in one line."""
-    print(f"stillhouse: {' '.join(text.split())}", file=sys.stderr)
+    print(f"stillhouse: {' '.join(without_credentials(text).split())}", file=sys.stderr)
+
+
+def print_traceback() -> None:
+    """Print the traceback of the error at hand on standard error."""
+    print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def progress_parts(metrics: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.recipe import absolute_store
 from cluster.tracking.delivery import deliver_all
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say
 
@@ -37,5 +38,5 @@ def open_store(store: str | None) -> str:
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """Return where MLflow shows a run: on its server, or where `python -m ops ui` opens a file's page."""
-    root = uri.rstrip("/") if uri.startswith("http") else LOOPBACK
+    root = without_credentials(uri).rstrip("/") if uri.startswith("http") else LOOPBACK
     return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from kdcore.errors import Refused
+from kdcore.credentials import without_credentials
+from kdcore.errors import Refused, shortened
 from pipelines.files import write_whole
 
 
@@ -19,7 +20,12 @@ def is_remote(location: str) -> bool:
 
 def absolute_location(location: str, base: Path) -> str:
     """Return a location as every process finds it: a URI as it is; a path absolute from `base`, `~` expanded."""
-    return location if is_remote(location) else str((base / Path(location).expanduser()).absolute())
+    if is_remote(location):
+        return location
+    try:
+        return str((base / Path(location).expanduser()).absolute())
+    except RuntimeError as error:
+        raise Refused(f"{shortened(location)}: there is no such user's home; write the path out") from error
 
 
 def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
@@ -59,7 +65,8 @@ class Place:
         if is_remote(str(location)):
             filesystem, path = filesystem_of(str(location), setting)
             if not isinstance(filesystem, fs.LocalFileSystem):
-                return Place(str(location), str(location).partition("?")[0].rstrip("/"), filesystem, path)
+                shown = without_credentials(str(location)).partition("?")[0].rstrip("/")
+                return Place(str(location), shown, filesystem, path)
             location = path
         root = str(Path(location).resolve())
         return Place(root, root, fs.LocalFileSystem(), root)

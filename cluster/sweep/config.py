@@ -21,10 +21,11 @@ import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cluster.config import check_not_reserved
-from cluster.recipe import read_recipe, validated
+from cluster.recipe import validated
+from cluster.recipe_files import read_recipe
 from cluster.sections import Section
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
-from kdcore.errors import Refused
+from kdcore.errors import Refused, shortened
 from kdcore.terms.base import Pair
 
 # What the search decides itself, or what would make scores incomparable.
@@ -158,13 +159,13 @@ def parse_axis(given: Any) -> Any:
     if isinstance(given, Mapping) and len(given) == 1 and (kind := next(iter(given))) in RANGES:
         ends = given[kind]
         if not isinstance(ends, list) or len(ends) != 2:
-            raise Refused(f"{kind} takes [low, high], not {ends!r}")
+            raise Refused(f"{kind} takes [low, high], not {shortened(repr(ends))}")
         return RANGES[kind](low=ends[0], high=ends[1])
     if isinstance(given, Mapping) and given.keys() & {"pairs", "ranked"}:
         return Pairings.model_validate(given)
     if isinstance(given, Values | Range | Pairings):
         return given
-    raise Refused(f"write a list of values, or {{{' | '.join(RANGES)}: [low, high]}}; got {given!r}")
+    raise Refused(f"write a list of values, or {{{' | '.join(RANGES)}: [low, high]}}; got {shortened(repr(given))}")
 
 
 def written_axis(axis: Axis | Pairings) -> Any:
@@ -248,8 +249,8 @@ class SweepConfig(Section):
                 f"{metric} would choose on the validation set, whose accuracy would then mean nothing; take "
                 "held_out/top1, and keep back training images with data.held_out=0.02"
             )
-        if metric not in [f"held_out/{name}" for name in METRICS]:
-            raise Refused(f"{metric!r} is no metric; take one of {', '.join(f'held_out/{n}' for n in METRICS)}")
+        if metric not in (known := [f"held_out/{name}" for name in METRICS]):
+            raise Refused(f"{shortened(metric)!r} is no metric; take one of {', '.join(known)}")
         return metric
 
     @model_validator(mode="after")

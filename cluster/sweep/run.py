@@ -31,8 +31,10 @@ from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
-from cluster.tracking.folder import RunFolder
+from cluster.tracking.folder import RunFolder, flat_fields
+from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import continued
+from kdcore.credentials import has_credentials, public
 from kdcore.errors import Refused
 from pipelines.cache.local import locked
 from pipelines.cache.manifest import differences, in_short
@@ -117,7 +119,7 @@ def run_trials(
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
 
     def payload(trial: Trial) -> dict[str, Any]:
-        config = plan.config(trial).model_dump(mode="json")
+        config = public(plan.config(trial).model_dump(mode="json"))  # Tune writes payloads to files
         return {"name": trial.name, "config": config, "command": command, "tags": record.tags(trial)}
 
     def result(trial: Trial) -> dict[str, Any]:
@@ -138,12 +140,18 @@ def run_trials(
     return journal
 
 
+def credentials_of(plan: SweepPlan) -> dict[str, str]:
+    """Return {dotted key: value} of the addresses with credentials that the runs of a sweep share."""
+    fields = flat_fields(plan.parent.model_dump(mode="json")) | {"tracking.uri": tracking_uri(plan.parent)}
+    return {key: value for key, value in fields.items() if isinstance(value, str) and has_credentials(value)}
+
+
 def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, concurrent: int) -> None:
     """Let Ray Tune run trials until there are no more proposals."""
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
     tune.Tuner(
-        tune.with_resources(train_trial, TRIAL_RESOURCES),
+        tune.with_resources(tune.with_parameters(train_trial, credentials=credentials_of(plan)), TRIAL_RESOURCES),
         tune_config=tune.TuneConfig(
             search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
         ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +14,26 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.polling import polling
-from cluster.recipe import parse
-from cluster.tracking.folder import RunFolder
+from cluster.recipe import assign, parse
+from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from cluster.training.recovery import last_line
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, RunFailed
 
 POLL_SECONDS = 0.2
 
 
-def train_trial(payload: dict[str, Any]) -> None:
-    """Train the payload's run. What it raises is its result; what ends this process Tune tries again."""
+def train_trial(payload: dict[str, Any], credentials: Mapping[str, str]) -> None:
+    """Train the payload's run. What it raises is its result; what ends this process Tune tries again.
+
+    credentials: {dotted key: value} of the addresses in its recipe with what was cut out of the payload.
+    """
+    payload = copy.deepcopy(payload)  # Tune writes its own with every report
+    for key, address in credentials.items():
+        if flat_fields(payload["config"]).get(key) == without_credentials(address):
+            assign(payload["config"], key, address)
     config = parse(payload["config"])
     try:
         with reporting_validations(config, tune.report):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, to_yaml
 from cluster.weights import starting_facts
+from kdcore.credentials import public
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
 from pipelines.files import make_folder, read_json, write_json, write_whole
@@ -160,7 +161,7 @@ class RunFolder:
             return
         # Of theirs no plug-in is imported: the code in its place is compared below.
         known = load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
-        ours, theirs = (flat_fields(c.model_dump(mode="json")) for c in (config, known))
+        ours, theirs = (flat_fields(public(c.model_dump(mode="json"))) for c in (config, known))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         free = RunConfig.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
         changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in free]

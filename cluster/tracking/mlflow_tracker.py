@@ -10,6 +10,7 @@ MLflow takes seconds to import and milliseconds to answer: nothing here imports 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +22,7 @@ from cluster.recipe import to_yaml
 from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
 from cluster.tracking.folder import flat_fields
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
+from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
 
 # Of these answers of MLflow, waiting does not help.
@@ -77,7 +79,11 @@ class MlflowTracker(Tracker):
         except Exception as error:
             if not is_away(error):
                 raise
-            logger.warning("%s does not answer; the metrics of %s are kept in its folder", uri, self.config.name)
+            logger.warning(
+                "%s does not answer; the metrics of %s are kept in its folder",
+                without_credentials(uri),
+                self.config.name,
+            )
 
     def send(self, rows: list[Row]) -> None:
         """Send the points of the rows that MLflow lacks, as one request."""
@@ -125,11 +131,13 @@ class MlflowTracker(Tracker):
             "mlflow.note.content": "\n\n".join([*about_paragraphs(self.config), f"Run again with\n\n    {command}"]),
             **tags,
         }
-        fields = flat_fields(self.config.model_dump(mode="json", exclude={"about"}))
+        fields = flat_fields(public(self.config.model_dump(mode="json", exclude={"about"})))
         params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in fields.items()]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in described.items()])
+        self.client.log_batch(
+            run_id, tags=[RunTag(key, without_credentials(value)) for key, value in described.items()]
+        )
         self.client.log_text(run_id, to_yaml(self.config), "recipe.yaml")
         self.client.log_text(run_id, packages(), "packages.txt")
         return run_id
@@ -156,8 +164,15 @@ class MlflowTracker(Tracker):
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """Return the MLflow store: the recipe's, or SQLite in the output folder."""
-    return config.tracking.uri or f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
+    """Return the MLflow store: the recipe's, or SQLite in the output folder.
+
+    A recipe that was written down has no credentials: those of the environment's URI belong to it, if that is the same
+    but for them.
+    """
+    uri, known = config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri is None:
+        return f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
+    return known if without_credentials(known) == uri else uri
 
 
 def is_away(error: BaseException) -> bool:

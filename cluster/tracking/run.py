@@ -23,6 +23,7 @@ from cluster.tracking.journal import cut_journal
 from cluster.tracking.machine import MachineSampler
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
+from kdcore.credentials import without_credentials
 from pipelines.files import finite_or_null, make_folder
 
 RETRY_SECONDS = 1.0
@@ -59,7 +60,7 @@ def close_run(config: RunConfig, status: Status) -> None:
             raise
         logger.warning(
             "%s does not answer; what it lacks of %s is kept in its folder: python -m ops deliver %s",
-            tracking_uri(config),
+            without_credentials(tracking_uri(config)),
             config.name,
             config.output_dir,
         )

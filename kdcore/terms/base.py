@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs, TeacherOutputs
-from kdcore.errors import Refused
+from kdcore.errors import Refused, shortened
 
 REGISTRY: dict[str, type[Term]] = {}
 
@@ -89,7 +89,9 @@ class Term(BaseModel):
     The text below a field is its description, as `python -m ops fields TERM` shows it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     term: str
     """The term's name."""
@@ -176,7 +178,7 @@ class Stateless(nn.Module):
 class Pair(BaseModel):
     """A tap of the student and the tap of the teacher that it is compared with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     student: str
     """A tap of the student: the name of a module in its network, as `python -m ops show RECIPE` lists them."""
@@ -190,10 +192,11 @@ def parse_term(data: Any) -> Term:
         return data
     if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):
         raise Refused(
-            f"a term is a mapping with a 'term' key, such as {{term: kd, weight: 1, temperature: 4}}; got {data!r}"
+            "a term is a mapping with a 'term' key, such as {term: kd, weight: 1, temperature: 4}; got "
+            + shortened(repr(data))
         )
     name = data["term"]
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=3) or sorted(REGISTRY)
-        raise Refused(f"unknown term {name!r}; did you mean {', '.join(near)}?")
+        raise Refused(f"unknown term {shortened(name)!r}; did you mean {', '.join(near)}?")
     return REGISTRY[name].model_validate(dict(data))

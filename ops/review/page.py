@@ -13,6 +13,7 @@ import mlflow
 from plotly.offline import get_plotlyjs
 
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say
 from ops.history import Run, grouped, runs_of
@@ -87,7 +88,7 @@ def page(
         .get_template("review.html.j2")
         .render(
             experiment=experiment,
-            uri=client.tracking_uri,
+            uri=without_credentials(client.tracking_uri),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             metric=metric,
             recipes=table("recipes", recipe_columns(metric), rows),

@@ -29,7 +29,7 @@ Code = LogitCode | Projection  # what some columns are read with, fitted once pe
 class Storage(BaseModel):
     """How teacher outputs are stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     logits: Literal["dense", "sparse"] = "dense"
     """`dense` keeps a number for each class; `sparse` keeps `sparse_bytes` a view, which serve every temperature within

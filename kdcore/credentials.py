@@ -1,0 +1,56 @@
+"""Credentials are cut out of whatever is written or said: passwords and keys in URIs, and those of the environment.
+
+What is left of a URI is still an address: it works where the environment, or a file of the user's, has the credentials
+(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID, PGPASSWORD, ...).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s\"'<>`]+)")
+# Up to the last @ before the path; a password with a slash in it is none by the book, but is one nevertheless.
+_USER = re.compile(r"[^/?#]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*@")
+_SECRET = re.compile(
+    r"secret|token|passw|pwd|credential|signature|(^|[-_])sig$|access_?key|api_?key|account_?key", re.IGNORECASE
+)
+# Here a name without its password says whose database it is, and opens nothing.
+_DATABASES = ("postgresql", "postgres", "mysql", "mssql", "oracle", "mariadb")
+_VARIABLE = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|PGPASSWORD|TOKEN|ACCESS_KEY|API_KEY)(_KEY|_ID)?$")
+_SHORTEST = 12  # characters of a value of the environment that is looked for in texts
+
+
+def without_credentials(text: str) -> str:
+    """Return a text with the passwords, keys and tokens left out of its URIs, and *** for those of the environment."""
+    text = _URI.sub(_without_credentials, text) if "://" in text else text
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _VARIABLE.search(name):
+            text = text.replace(value, "***")
+    return text
+
+
+def has_credentials(text: str) -> bool:
+    """Return whether a text holds any."""
+    return without_credentials(text) != text
+
+
+def public(value: Any) -> Any:
+    """Return plain nested values with the credentials cut out of every text in them."""
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, dict):
+        return {key: public(inner) for key, inner in value.items()}
+    return [public(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _without_credentials(uri: re.Match[str]) -> str:
+    scheme, rest = uri["scheme"], uri["rest"]
+    if user := _USER.match(rest):
+        name = user.group().rstrip("@").partition(":")[0]
+        is_database = scheme.partition("+")[0] in _DATABASES
+        rest = (f"{name}@" if is_database and name else "") + rest[user.end() :]
+    address, question, query = rest.partition("?")
+    kept = [option for option in query.split("&") if not _SECRET.search(option.partition("=")[0])]
+    return f"{scheme}://{address}" + (question + "&".join(kept) if any(kept) else "")
