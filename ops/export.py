@@ -36,6 +36,7 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
 from kdcore.named_models import LOCAL_DIR
+from ops import photo_script
 from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.lineage import write_lineage
@@ -45,7 +46,7 @@ from pipelines.files import make_folder
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
-SCRIPT = Path(__file__).parent / "templates" / "predict.py"
+SCRIPT = Path(photo_script.__file__)  # runs with nothing of this project beside it
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
 
 
@@ -88,7 +89,7 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     job = Export(parts, student, sample_images(parts, num_images), folder)
     write_weights(job)
     write_programs(job)
-    shutil.copyfile(SCRIPT, folder / SCRIPT.name)
+    shutil.copyfile(SCRIPT, folder / "predict.py")
     checks = compare_files(job)
     show(checks, len(job.images))
     write_lineage(job.folder, job.parts, Path(run))

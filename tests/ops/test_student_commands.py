@@ -88,7 +88,8 @@ def test_the_exported_script_needs_nothing_of_this_project(finished, photos, tmp
     run = finished / "out" / "kd-0"
     assert main(["export", str(run), "-o", str(tmp_path)]) == 0
     names = sorted(photos.rglob("photo*.png"), key=lambda path: path.name)
-    code = f"import sys, runpy; sys.argv = ['predict.py', *{[str(n) for n in names]!r}]; runpy.run_path('predict.py')"
+    words = ["predict.py", *map(str, names)]
+    code = f"import sys, runpy; sys.argv = {words!r}; runpy.run_path('predict.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 120

@@ -1,0 +1,44 @@
+"""Name what photographs show: python predict.py PHOTO [PHOTO ...]; needs onnxruntime, numpy and Pillow alone."""
+
+# An export holds this file as predict.py, beside model.onnx, so it imports nothing of the project it comes from.
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+SHOWN = 5
+
+
+def prepare(photo, seen):
+    """Return a photograph as the network sees it: float32 [1,3,H,W]."""
+    image = Image.open(photo).convert("RGB")
+    (height, width), (cover_height, cover_width) = seen["size"], seen["cover"]
+    if image.width * cover_height >= cover_width * image.height:  # the smallest picture of its shape that covers
+        resized = image.width * cover_height // image.height, cover_height
+    else:
+        resized = cover_width, image.height * cover_width // image.width
+    left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+    image = image.resize(resized, Image.Resampling[seen["interpolation"].upper()])
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
+    pixels = (pixels - np.float32(seen["mean"])) / np.float32(seen["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def main(photos):
+    """Print a line a photograph: its likeliest classes with their probabilities."""
+    file = Path(__file__).with_name("model.onnx")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    for photo in photos:
+        logits = session.run(["logits"], {"images": prepare(photo, facts["preprocessing"])})[0][0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        print(photo, *(f"{facts['classes'][i]} {shares[i]:.1%}" for i in shares.argsort()[::-1][:SHOWN]), sep="\t")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
