@@ -19,6 +19,7 @@ from cluster.config import RunConfig
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
+from cluster.training.advice import unseen_images
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
 from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
@@ -35,6 +36,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)
+    if unseen := unseen_images(len(run.indexes["train"]), config.train.batch_size, rank.world_size):
+        reporter.say(unseen)
     state = new_state(run)
     with latest_checkpoint(config, payload["newest_step"]) as directory:
         if directory is not None:
