@@ -304,12 +304,29 @@ def cache(parser: Parser) -> None:
     "against the trained network, writes a model card, and registers the model in MLflow.",
 )
 def export(parser: Parser) -> None:
+    from ops.quantize import MAX_LOSS, PRECISIONS
+
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="for the checks (default: %(default)s)")
     parser.add_argument("--name", help="in the registry (default: the student's and the data's)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=[],
+        help="also as model.fp16.onnx, or model.int8.onnx calibrated on training images, measured on all of validation",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=MAX_LOSS,
+        metavar="SHARE",
+        help="of top-1; a smaller file that loses more is refused (default: %(default)s)",
+    )
     add_overrides(parser, "such as data.root=FOLDER")
-    parser.set_defaults(function=calls("ops.export:export", "run", "output", "images", "name", "overrides"))
+    names = ("run", "output", "images", "name", "precisions", "max_loss")
+    parser.set_defaults(function=calls("ops.export:export", *names, "overrides"))
 
 
 @command(

@@ -41,8 +41,9 @@ from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.lineage import write_lineage
 from ops.model_card import args_of, write_card
+from ops.quantize import write_small_files
 from ops.registry import register
-from pipelines.files import make_folder
+from pipelines.files import make_folder, write_whole
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
@@ -73,10 +74,18 @@ class Export:
         return type(self.student).__module__.startswith("timm.")
 
 
-def export(run: str, output: str, num_images: int, name: str | None, overrides: Sequence[str]) -> int:
+def export(
+    run: str,
+    output: str,
+    num_images: int,
+    name: str | None,
+    precisions: Sequence[str],
+    max_loss: float,
+    overrides: Sequence[str],
+) -> int:
     """Write the files, check them, and register the model.
 
-    Refused where a file answers differently.
+    precisions, max_loss: as `ops.quantize.write_small_files` has them. Refused where a file answers differently.
     """
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
@@ -92,6 +101,8 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     shutil.copyfile(SCRIPT, folder / "predict.py")
     checks = compare_files(job)
     show(checks, len(job.images))
+    if precisions:
+        write_small_files(parts, folder, precisions, max_loss)
     write_lineage(job.folder, job.parts, Path(run))
     card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
     say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
@@ -112,7 +123,7 @@ def sample_images(parts: Assembly, number: int) -> Tensor:
 def write_weights(job: Export) -> None:
     """Write model.safetensors, and config.json by which timm builds the network around it."""
     tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
-    safetensors.torch.save_file(tensors, job.folder / "model.safetensors", {"format": "pt"})
+    write_whole(job.folder / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     (job.folder / "config.json").write_text(json.dumps(timm_config(job), indent=2) + "\n")
 
 

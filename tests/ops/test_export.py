@@ -6,6 +6,7 @@ import sys
 
 import mlflow
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import safetensors.torch
@@ -149,3 +150,46 @@ def test_simkd_is_loaded_in_one_line(finished, tmp_path):
 def test_a_recipe_cannot_be_exported(finished, tmp_path, capsys):
     assert main(["export", str(finished / "out" / "kd-0" / "recipe.yaml"), "-o", str(tmp_path)]) == 2
     assert "is a recipe; give the folder of a finished run" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small_files(finished, tmp_path_factory):
+    """The folder of an export with files of less precision."""
+    folder = tmp_path_factory.mktemp("small")
+    command = ["export", str(finished / "out" / "kd-1"), "-o", str(folder), "--max-loss", "0.5"]
+    assert main([*command, "--precisions", "fp16", "int8"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.02), ("int8", 0.3)])
+def test_smaller_files_answer_like_the_student(small_files, finished, precision, tolerance):
+    """Within their precision, as a share of the logits' range; they name classes and preprocessing too."""
+    images, logits = answers(finished / "out" / "kd-1")
+    session = onnxruntime.InferenceSession(small_files / f"model.{precision}.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(["logits"], {"images": images.numpy()})[0]
+    assert 0 < np.abs(found - logits.numpy()).max() < tolerance * np.ptp(logits.numpy())
+    exact = onnxruntime.InferenceSession(small_files / "model.onnx", providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == ["class0", "class1", "class2"]
+    assert facts == exact.get_modelmeta().custom_metadata_map
+
+
+def test_int8_weights_are_int8(small_files):
+    kinds = [tensor.data_type for tensor in onnx.load(small_files / "model.int8.onnx").graph.initializer]
+    assert kinds.count(onnx.TensorProto.INT8) >= 10
+    whole, small = ((small_files / name).stat().st_size for name in ("model.onnx", "model.int8.onnx"))
+    assert small < 0.7 * whole
+
+
+def test_a_smaller_file_that_loses_too_much_is_not_kept(finished, tmp_path, capsys):
+    command = ["export", str(finished / "out" / "kd-1"), "-o", str(tmp_path), "--precisions", "fp16"]
+    assert main([*command, "--max-loss", "-1"]) == 2
+    assert "so it was not kept; allow the loss with --max-loss, or leave fp16 out" in capsys.readouterr().err
+    assert not (tmp_path / "model.fp16.onnx").exists()
+
+
+def test_colleagues_may_read_the_files(exported):
+    """The umask decides, as for any file."""
+    (exported / "beside").write_text("a file as any")
+    expected = (exported / "beside").stat().st_mode
+    assert {path.name for path in exported.iterdir() if path.is_file() and path.stat().st_mode != expected} == set()

@@ -1,0 +1,138 @@
+"""Smaller ONNX files of an exported student: float16 weights, and int8 calibrated on training images.
+
+A file that answers worse than the student by more than is allowed is not kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from cluster.assembly import Assembly
+from cluster.passes import every_image_once
+from kdcore.errors import Refused
+from ops.console import console, percent, table
+from pipelines.loaders.base import Request
+
+PRECISIONS = ("fp16", "int8")
+MAX_LOSS = 0.01  # of top-1, on the validation images
+CALIBRATION_IMAGES = 256
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a file answers: top1 on the validation images, in [0,1]; num_bytes of the file."""
+
+    file: str
+    top1: float
+    num_bytes: int
+
+
+class TrainingImages(CalibrationDataReader):
+    """Training images, evenly from all of them, as the student sees them in validation; one batch after another."""
+
+    def __init__(self, parts: Assembly, number: int) -> None:
+        total = len(parts.indexes["train"])
+        ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
+        chunks = np.array_split(ids, -(-len(ids) // BATCH))
+        self.batches = parts.evaluation_loader("train").load(Request(view=0, sample_ids=chunk) for chunk in chunks)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next batch as the inputs of the network; None at the end."""
+        batch = next(self.batches, None)
+        return None if batch is None else {"images": batch.images.float().contiguous().numpy()}
+
+
+def write_small_files(parts: Assembly, folder: Path, precisions: Sequence[str], max_loss: float) -> None:
+    """Write model.<precision>.onnx beside model.onnx, and print how each answers.
+
+    Refused, and the file removed, where its top-1 is more than `max_loss` below that of model.onnx.
+    """
+    parts.indexes["val"].require_labels("a smaller file's check")
+    exact = answers_of(folder / "model.onnx", parts)
+    found = [exact]
+    for precision in precisions:
+        path = folder / f"model.{precision}.onnx"
+        (write_float16 if precision == "fp16" else write_int8)(folder / "model.onnx", path, parts)
+        found.append(answers_of(path, parts))
+        if exact.top1 - found[-1].top1 > max_loss:
+            path.unlink()
+            raise Refused(
+                f"{path} has a top-1 of {percent(found[-1].top1)} on the validation images where model.onnx has "
+                f"{percent(exact.top1)}, so it was not kept; allow the loss with --max-loss, or leave {precision} out"
+            )
+    show(found, exact, len(parts.indexes["val"]))
+
+
+def write_float16(source: Path, path: Path, parts: Assembly) -> None:
+    """Write a file with float16 weights, whose inputs and outputs stay float32."""
+    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), path)
+
+
+def write_int8(source: Path, path: Path, parts: Assembly) -> None:
+    """Write a file with int8 weights, a scale a channel, and int8 activations in ranges that training images span."""
+    metadata = onnx.load(source).metadata_props
+    with tempfile.TemporaryDirectory() as folder, without_remarks():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            path,
+            TrainingImages(parts, CALIBRATION_IMAGES),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+        )
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    model.metadata_props.extend(metadata)
+    onnx.save(model, path)
+
+
+def answers_of(path: Path, parts: Assembly) -> Answers:
+    """Return how a file answers on all validation images."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    correct, total = 0, len(parts.indexes["val"])
+    for batch in parts.evaluation_loader("val").load(every_image_once(total, parts.rank)):
+        logits = session.run(["logits"], {"images": batch.images.float().contiguous().numpy()})[0]
+        correct += int((logits.argmax(axis=1) == batch.hard_labels.numpy()).sum())
+    return Answers(path.name, correct / total, path.stat().st_size)
+
+
+def show(found: Sequence[Answers], exact: Answers, num_images: int) -> None:
+    """Print a row a file: top-1, what it lost, and its size."""
+    rows = [
+        [
+            one.file,
+            percent(one.top1),
+            "-" if one is exact else f"{100 * (one.top1 - exact.top1):+.2f}",
+            f"{one.num_bytes / 1e6:.2f}",
+        ]
+        for one in found
+    ]
+    console.print(table(f"on {num_images:,} validation images", ["file", "top-1", "points", "MB"], rows))
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Run the body without ONNX Runtime's remarks on how to quantise."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
