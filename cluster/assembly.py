@@ -27,7 +27,7 @@ from kdcore.batch import Batch, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
-from kdcore.models import build_model, input_statistics
+from kdcore.models import build_backbone, build_model, input_statistics
 from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.data.shards import in_windows, windows_of
@@ -160,15 +160,16 @@ class Assembly:
         return ViewPlan(evaluation_policy(self.config), self.config.plan_seed, len(self.indexes[split]))
 
     def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
-        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without a teacher.
+        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without such.
 
         loader: of the split, for a teacher that answers online."""
         index = self.indexes[split]
         if self.ensemble is not None:
             return self.ensemble.evaluation(split, index, loader, self.rank)
         if self.stored is not None:
-            return self.stored.evaluation(split, index.labels, self.rank)
-        return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
+            return self.stored.evaluation(split, index.labels, self.rank) if self.stored.has_head else None
+        has_answers = self.teacher is not None and self.teacher.has_head
+        return teacher_pass(self.teacher, loader, len(index), self.rank) if has_answers and self.teacher else None
 
     def loader(self, split: str, plan: ViewPlan, max_batch: int, source: Source | None = None) -> Loader:
         """Build the loader of a split's images under a plan of their views. source: the same images, otherwise read."""
@@ -296,7 +297,8 @@ def assemble_teacher(
             f"teacher.image_size={teacher.image_size}, but a teacher beside the student sees the student's images; set "
             "teacher.source=cache, or leave teacher.image_size out"
         )
-    return online_teacher(build_teacher(teacher, classes), statistics, config, rank)
+    network = build_teacher(teacher, classes) if teacher.head == "own" else build_backbone(teacher)
+    return online_teacher(network, statistics, config, rank)
 
 
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from cluster.sections import (
     TrackingConfig,
     TrainConfig,
 )
-from cluster.teachers import EnsembleConfig, MemberConfig, check_teachers, read_by
+from cluster.teachers import EnsembleConfig, MemberConfig, check_heads, check_teachers, read_by
 from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
@@ -249,6 +249,7 @@ _RULES = (
     _something_is_learnt,
     _weights_decay_within_the_run,
     check_teachers,
+    check_heads,
     _a_teacher_is_there,
     _a_cache_is_there,
     _teacher_sees_the_students_views,
