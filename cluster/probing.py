@@ -6,7 +6,7 @@ For teachers without a head, whose students cannot be compared with them by thei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Probe:
     validation; there is none where those have no labels.
     """
 
-    def __init__(self, run: Assembly, splits: list[str]) -> None:
+    def __init__(self, run: Assembly, splits: Sequence[str]) -> None:
         self.run, self.splits = run, splits
         train = run.indexes["train"]
         self.bank: NDArray[np.int64] | None = None

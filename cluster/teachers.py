@@ -86,6 +86,13 @@ def read_by(config: Recipe, member: MemberConfig) -> Sequence[Term]:
     ]
 
 
+def check_a_teacher_is_there(config: Recipe) -> None:
+    """Refuse a method that reads a teacher where there is none."""
+    if not (config.teacher or config.teachers) and (config.needs.teacher or config.student.classifier == "reused"):
+        wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
+        raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
+
+
 def check_teachers(config: Recipe) -> None:
     """Refuse what a recipe cannot say of several teachers; teachers of which nothing is read, too."""
     names = [member.name for member in config.teachers]

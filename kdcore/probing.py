@@ -58,7 +58,7 @@ def linear_probe_logits(
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     with torch.no_grad():
         found: Tensor = linear((queries.double() - mean) / deviation)
     return found

@@ -51,8 +51,8 @@ class Validation:
                     recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
         self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
         if self.probe is not None:
-            for split, metrics in self.probe.teacher_metrics().items():
-                recorder.log_features(split, metrics)
+            for name, metrics in self.probe.teacher_metrics().items():
+                recorder.log_features(name, metrics)
 
     def evaluate(self, state: TrainState) -> None:
         """Evaluate the student (or its moving average) on every split, and offer its weights as the best."""

@@ -134,9 +134,13 @@ def test_features_are_judged(recipes):
     assert found["val/probe_top1"] > 0.6  # three colours
     theirs = probe.teacher_metrics()
     assert theirs.keys() == {"val", "held_out"}
-    probe.theirs = {"val": probe.embed(lambda batch: run.student.forward_head(
-        run.student.forward_features(batch.images), pre_logits=True), "val")}  # fmt: skip
-    assert probe.metrics(run.student.eval())["val/neighbour_agreement"] == 1.0
+    student = run.student.eval()
+
+    def features(batch):
+        return student.forward_head(student.forward_features(batch.images), pre_logits=True)
+
+    probe.theirs = {"val": probe.embed(features, "val")}
+    assert probe.metrics(student)["val/neighbour_agreement"] == 1.0
 
 
 def test_a_teacher_with_a_head_beside_one_without(recipes):
