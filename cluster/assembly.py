@@ -6,7 +6,7 @@ Used by the workers, and by everything that looks at a run without training it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import tee
 from typing import Any
 
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from cluster.config import RunConfig, micro_batch_size
 from cluster.ensemble import TeacherEnsemble
-from cluster.images import open_data
+from cluster.images import evaluation_policy, open_data
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
 from cluster.rank import Rank
-from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
+from cluster.stored_teacher import Statistics, StoredTeacher
+from cluster.teacher_assembly import assemble_teacher
 from cluster.weights import starting_facts
 from kdcore.batch import Batch, TeacherOutputs
-from kdcore.configs import ModelConfig
-from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
+from kdcore.distiller import Distiller, OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.rehearsal import check_network, rehearse
@@ -35,7 +35,6 @@ from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
-from pipelines.views.policy import ViewPolicy
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 
@@ -48,13 +47,6 @@ def check_labels(config: RunConfig, train: Source) -> None:
             f"the training images in {train.root} have no labels, which the term {readers[0]} reads; leave it out of "
             "the method (kd and the terms on features do without), or give images with labels"
         )
-
-
-def evaluation_policy(config: RunConfig) -> ViewPolicy:
-    """How validation images are cut: the centre, nothing random."""
-    crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
-    size = config.data.evaluation_size or config.views.size
-    return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
 
 
 @dataclass(frozen=True)
@@ -160,15 +152,16 @@ class Assembly:
         return ViewPlan(evaluation_policy(self.config), self.config.plan_seed, len(self.indexes[split]))
 
     def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
-        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without a teacher.
+        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without such.
 
         loader: of the split, for a teacher that answers online."""
         index = self.indexes[split]
         if self.ensemble is not None:
             return self.ensemble.evaluation(split, index, loader, self.rank)
         if self.stored is not None:
-            return self.stored.evaluation(split, index.labels, self.rank)
-        return teacher_pass(self.teacher, loader, len(index), self.rank) if self.teacher else None
+            return self.stored.evaluation(split, index.labels, self.rank) if self.stored.has_head else None
+        has_answers = self.teacher is not None and self.teacher.has_head
+        return teacher_pass(self.teacher, loader, len(index), self.rank) if has_answers and self.teacher else None
 
     def loader(self, split: str, plan: ViewPlan, max_batch: int, source: Source | None = None) -> Loader:
         """Build the loader of a split's images under a plan of their views. source: the same images, otherwise read."""
@@ -280,25 +273,6 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     return run
 
 
-def assemble_teacher(
-    config: RunConfig, indexes: dict[str, Source], plan: ViewPlan, statistics: Statistics, rank: Rank
-) -> OnlineTeacher | StoredTeacher:
-    """Build the teacher of a recipe with one, online or from its cache."""
-    teacher, classes = config.teacher, tuple(indexes["train"].classes)
-    assert teacher is not None, "a recipe with one"
-    if teacher.cached:
-        seen = config.for_teacher
-        seen_plan = replace(plan, policy=seen.views)
-        expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
-        return open_stored_teacher(config, expected, classes, rank)
-    if teacher.image_size not in (None, config.views.size):
-        raise Refused(
-            f"teacher.image_size={teacher.image_size}, but a teacher beside the student sees the student's images; set "
-            "teacher.source=cache, or leave teacher.image_size out"
-        )
-    return online_teacher(build_teacher(teacher, classes), statistics, config, rank)
-
-
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued: nested plain values."""
     return {
@@ -307,25 +281,6 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         "total_steps": run.total_steps,
         **starting_facts(run.config),
     }
-
-
-def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
-    """Build the teacher's network. Refused where its outputs are not the data's classes."""
-    teacher = build_model(config, classes)
-    if teacher.num_classes != len(classes):
-        raise Refused(
-            f"the teacher {config.model} has {teacher.num_classes} outputs for {len(classes)} classes of the data; "
-            "name the file that maps class folders to its outputs as teacher.class_indices"
-        )
-    return teacher
-
-
-def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, rank: Rank) -> OnlineTeacher:
-    """Build a teacher that answers what the method needs, for images normalised by `statistics`."""
-    scale = renormalisation(statistics, input_statistics(model))
-    if scale is not None:
-        scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-    return OnlineTeacher(model.to(rank.device), config.needs, scale)
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:

@@ -27,7 +27,14 @@ from cluster.sections import (
     TrackingConfig,
     TrainConfig,
 )
-from cluster.teachers import EnsembleConfig, MemberConfig, check_teachers, read_by
+from cluster.teachers import (
+    EnsembleConfig,
+    MemberConfig,
+    check_a_teacher_is_there,
+    check_heads,
+    check_teachers,
+    read_by,
+)
 from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
@@ -188,12 +195,6 @@ def _weights_decay_within_the_run(config: RunConfig) -> None:
         term.check_epochs(config.train.epochs)
 
 
-def _a_teacher_is_there(config: RunConfig) -> None:
-    if not config.all_teachers and (config.needs.teacher or config.student.classifier == "reused"):
-        wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
-        raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
-
-
 def _a_cache_is_there(config: RunConfig) -> None:
     if any(teacher.cached for teacher in config.all_teachers):
         require_cache(config.cache, config.views)
@@ -249,7 +250,8 @@ _RULES = (
     _something_is_learnt,
     _weights_decay_within_the_run,
     check_teachers,
-    _a_teacher_is_there,
+    check_heads,
+    check_a_teacher_is_there,
     _a_cache_is_there,
     _teacher_sees_the_students_views,
     _micro_batches_fill_the_batch,

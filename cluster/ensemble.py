@@ -44,7 +44,7 @@ class TeacherEnsemble:
         image_size: tuple[int, int],
     ) -> TeacherEnsemble:
         """Put the teachers together as the recipe says."""
-        parts = [member for member in config.teachers if member.weight > 0]
+        parts = [member for member in config.read_teachers if member.weight > 0 and member.head == "own"]
         options = (config.ensemble.average, config.ensemble.weighting)
         weights = {m.name: partial(_weight_at, m, num_epochs=config.train.epochs) for m in parts}
         constant: dict[str, Callable[[float], float]] = {m.name: partial(_weight, m.weight) for m in parts}
@@ -64,10 +64,19 @@ class TeacherEnsemble:
         """Return the stored answers for a request of training views; the others' are asked with the batch."""
         return TeacherOutputs(members={name: teacher.outputs(request) for name, teacher in self.stored.items()})
 
-    def evaluation(self, split: str, source: Source, loader: Loader, rank: Rank) -> tuple[dict[str, float], Tensor]:
-        """As `passes.teacher_pass`, of the average; with each teacher's own top-1 as NAME_top1."""
-        answers = {name: stored.evaluation(split, source.labels, rank) for name, stored in self.stored.items()}
-        answers |= {name: teacher_pass(one, loader, len(source), rank) for name, one in self.online.items()}
+    def evaluation(
+        self, split: str, source: Source, loader: Loader, rank: Rank
+    ) -> tuple[dict[str, float], Tensor] | None:
+        """As `passes.teacher_pass`, of the average; with each teacher's own top-1 as NAME_top1.
+
+        None where no teacher has a head.
+        """
+        stored = {name: one for name, one in self.stored.items() if one.has_head}
+        online = {name: one for name, one in self.online.items() if one.has_head}
+        answers = {name: one.evaluation(split, source.labels, rank) for name, one in stored.items()}
+        answers |= {name: teacher_pass(one, loader, len(source), rank) for name, one in online.items()}
+        if not self.judged.weights.keys() & answers.keys():
+            return None
         each = {f"{name}_top1": metrics["top1"] for name, (metrics, _) in sorted(answers.items())}
         share = rank.slice_of(len(source))
         counts, logits = Counts(rank.device), torch.empty(0)

@@ -125,7 +125,7 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
     parts = assemble(config, replace(rank, world_size=1), reuse_index=True)
     parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
     student, teacher = student_of(parts, weights), teacher_of(parts, target)
-    findings = Findings.of(len(target.classes), rank, student is not None, teacher is not None)
+    findings = Findings.of(len(target.classes), rank, student is not None, answers_with_logits(teacher))
     for batch in parts.evaluation_loader(SPLIT).load(every_image_once(len(target.index), rank)):
         answers = torch.from_numpy(target.answers[batch.sample_ids.cpu().numpy()]).to(rank.device)
         with autocast(config, rank):
@@ -133,6 +133,11 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
             ours = student(batch) if student else TeacherOutputs()
         findings.add(restrict_classes(ours, target), restrict_classes(theirs, target), answers)
     return findings
+
+
+def answers_with_logits(teacher: Network | None) -> bool:
+    """Return whether there is a teacher, with a head."""
+    return teacher is not None and bool(getattr(teacher, "has_head", True))
 
 
 def restrict_classes(outputs: TeacherOutputs, target: Target) -> TeacherOutputs:
@@ -171,7 +176,11 @@ def teacher_of(parts: Assembly, target: Target) -> Network | None:
         model, needs = parts.teacher.model, parts.config.needs
         taps = taps_of(model, needs.teacher_taps)
         return OnlineTeacher(model, Needs(teacher_logits=True, teacher_taps=taps), parts.teacher.renormalise)
-    if parts.stored is not None and target.index.fingerprint == parts.indexes["val"].fingerprint:
+    if (
+        parts.stored is not None
+        and parts.stored.has_head
+        and target.index.fingerprint == parts.indexes["val"].fingerprint
+    ):
         reader = parts.stored.evaluations["val"]
         return lambda batch: reader.outputs(0, batch.sample_ids.cpu().numpy())
     return None
@@ -179,13 +188,15 @@ def teacher_of(parts: Assembly, target: Target) -> Network | None:
 
 def ensemble_of(parts: Assembly, ensemble: TeacherEnsemble, target: Target) -> Network | None:
     """Return the average of several teachers; None where one is in a cache that does not hold these images."""
-    if ensemble.stored and target.index.fingerprint != parts.indexes["val"].fingerprint:
+    kept = {name: one for name, one in ensemble.stored.items() if one.has_head}
+    online = {name: one for name, one in ensemble.online.items() if one.has_head}
+    if not (kept or online) or (kept and target.index.fingerprint != parts.indexes["val"].fingerprint):
         return None
 
     def answer(batch: Batch) -> TeacherOutputs:
         ids = batch.sample_ids.cpu().numpy()
-        answers = {name: one(batch).logits for name, one in ensemble.online.items()}
-        answers |= {name: one.evaluations["val"].outputs(0, ids).logits for name, one in ensemble.stored.items()}
+        answers = {name: one(batch).logits for name, one in online.items()}
+        answers |= {name: one.evaluations["val"].outputs(0, ids).logits for name, one in kept.items()}
         known = {name: logits for name, logits in answers.items() if logits is not None}
         return TeacherOutputs(logits=ensemble.judged.logits(known, epoch=0.0))
 

@@ -1,4 +1,4 @@
-"""The images of a run: its splits, indexed once, with one list of classes and the held-out slice."""
+"""The images of a run: its splits, indexed once, with one list of classes and the held-out slice; how they are cut."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source, check_same_classes
 from pipelines.files import make_folder
+from pipelines.views.policy import ViewPolicy
 
 
 def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
@@ -59,3 +60,10 @@ def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
     }
     check_same_classes(shared["train"], shared["val"])
     return shared
+
+
+def evaluation_policy(config: RunConfig) -> ViewPolicy:
+    """How validation images are cut: the centre, nothing random."""
+    crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
+    size = config.data.evaluation_size or config.views.size
+    return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)

@@ -10,7 +10,10 @@ import asyncio
 import fnmatch
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +75,17 @@ def submit(
         show(f"left out of the job, for their names say that they hold secrets: {', '.join(left_out)}\n")
     try:
         client = JobSubmissionClient(address)
-        job = client.submit_job(
-            entrypoint=shlex.join(command),
-            runtime_env={
-                "working_dir": str(TREE),
-                "excludes": [*EXCLUDES, *SECRETS],
-                **({"py_modules": list(modules)} if modules else {}),
-                "env_vars": {COMMIT: git_commit()},  # the repository stays behind
-            },
-            metadata={"command": shlex.join(command)},
-        )
+        with as_packages(modules) as packages:
+            job = client.submit_job(
+                entrypoint=shlex.join(command),
+                runtime_env={
+                    "working_dir": str(TREE),
+                    "excludes": [*EXCLUDES, *SECRETS],
+                    **({"py_modules": packages} if packages else {}),
+                    "env_vars": {COMMIT: git_commit()},  # the repository stays behind
+                },
+                metadata={"command": shlex.join(command)},
+            )
     except AuthenticationError as error:
         raise Refused(
             f"{address} refuses the token; give the cluster's own with --token-file, or as ~/.ray/auth_token"
@@ -118,6 +122,21 @@ def secret_files(tree: Path) -> list[str]:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern.strip("/")) for pattern in patterns)
+
+
+@contextmanager
+def as_packages(modules: Sequence[str]) -> Iterator[list[str]]:
+    """Give folders of modules as they are, and single files as packages: Ray's jobs take folders alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for module in map(Path, modules):
+            if module.is_file():
+                package = Path(folder) / module.stem
+                package.mkdir()
+                shutil.copyfile(module, package / "__init__.py")
+                module = package
+            found.append(str(module))
+        yield found
 
 
 def use_token(token_file: str | None) -> None:

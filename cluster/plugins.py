@@ -157,13 +157,13 @@ def fingerprint_of_module(name: str) -> str:
 
 
 def source_files(module: ModuleType) -> list[tuple[str, Path]]:
-    """Return (name within the package, path) of a module's file, or of every Python file of a package."""
+    """Return (name within the package, path) of every Python file of a package; a single file is one by itself."""
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     if folders:
         found = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.py")]
         return sorted(found)
     file = getattr(module, "__file__", None)
-    return [(Path(file).name, Path(file))] if file else []
+    return [("__init__.py", Path(file))] if file else []  # as the package that a job makes of it
 
 
 def modules_of(config: RunConfig) -> dict[str, ModuleType]:

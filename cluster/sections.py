@@ -102,6 +102,9 @@ class TeacherConfig(ModelConfig):
     source: Literal["online", "cache"] = "online"
     """`online`: the teacher answers beside the student. `cache`: its answers are read from the recipe's cache; its
     weights are then not needed, but where they are there, the cache is checked against them."""
+    head: Literal["own", "none"] = "own"
+    """`none`: the network without its classifier, of which terms on features alone are read: a foundation model, such
+    as DINOv2 or SigLIP, whose classes are not the data's. Students are then judged by their features, too."""
     random: bool = False
     """Whether the teacher may have fresh, random weights, for a test of speed or of a method; a teacher that has
     neither `checkpoint` nor `pretrained`, nor is from a folder or your own code, is refused otherwise."""
@@ -118,6 +121,10 @@ class TeacherConfig(ModelConfig):
         if self.cached:
             return
         super().check()
+        if self.head == "none" and self.class_indices:
+            raise Refused(
+                f"teacher {self.model!r}: head is none, so no output stands for a class; leave class_indices out"
+            )
         brings_its_own = self.model.startswith(LOCAL_DIR) or module_of(self.model) is not None
         if not (self.checkpoint or self.pretrained or self.random or brings_its_own):
             raise Refused(

@@ -24,7 +24,7 @@ from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout
 from kdcore.metrics import Counts
-from kdcore.models import build_model
+from kdcore.models import build_backbone, build_model
 from kdcore.named_models import module_of
 from kdcore.reused import TeacherHead
 from pipelines.cache.columns import FEATURES
@@ -60,6 +60,11 @@ class StoredTeacher:
     def outputs(self, request: Request) -> TeacherOutputs:
         """Return the answers for a request of training views."""
         return self.train.outputs(request.views, request.sample_ids)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has answered with logits; a teacher without a head is stored by its features alone."""
+        return bool(self.evaluations)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -112,7 +117,8 @@ def open_stored_teacher(
     manifest = load_manifest(directory)
     teacher = declared(config.teacher)
     if rank.first and config.teacher.has_weights:
-        teacher["weights"] = weights_fingerprint(build_model(config.teacher, classes))
+        built = build_model(config.teacher, classes) if config.teacher.head == "own" else build_backbone(config.teacher)
+        teacher["weights"] = weights_fingerprint(built)
     refuse_other_identity(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
     stored_views = manifest.plan.parts[TRAIN].num_views
     if config.views.num_views is None or config.views.num_views > stored_views:
@@ -186,7 +192,8 @@ def declared(teacher: TeacherConfig) -> dict[str, Any]:
     built = teacher.resolved() if teacher.has_weights else teacher
     module = module_of(built.model)
     code = {} if module is None else {"code": fingerprint_of_module(module)}
-    return {"model": built.model, "args": json.dumps(built.args, sort_keys=True), **code}
+    head = {} if teacher.head == "own" else {"head": teacher.head}
+    return {"model": built.model, "args": json.dumps(built.args, sort_keys=True), **code, **head}
 
 
 def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:

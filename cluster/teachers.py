@@ -82,8 +82,15 @@ def read_by(config: Recipe, member: MemberConfig) -> Sequence[Term]:
         for term in config.method
         if term.weight > 0
         and term.needs().teacher
-        and (term.teacher == member.name or (term.teacher is None and member.weight > 0))
+        and (term.teacher == member.name or (term.teacher is None and member.weight > 0 and member.head == "own"))
     ]
+
+
+def check_a_teacher_is_there(config: Recipe) -> None:
+    """Refuse a method that reads a teacher where there is none."""
+    if not (config.teacher or config.teachers) and (config.needs.teacher or config.student.classifier == "reused"):
+        wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
+        raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
 
 
 def check_teachers(config: Recipe) -> None:
@@ -105,7 +112,7 @@ def check_teachers(config: Recipe) -> None:
     if config.needs.class_statistics:
         wanting = [term.term for term in config.method if term.needs().class_statistics]
         raise Refused(f"{wanting[0]} reads statistics of the classes, which one teacher has; give it as teacher")
-    if all(member.weight == 0 for member in config.teachers):
+    if all(member.weight == 0 and member.head == "own" for member in config.teachers):
         raise Refused("every teacher has weight 0, but students are compared with their average; give one a weight")
     _check_average(config)
     for member in config.teachers:
@@ -113,10 +120,28 @@ def check_teachers(config: Recipe) -> None:
             raise Refused(f"teacher {member.name} is read by no term; leave it out, or name it in one (teacher: NAME)")
 
 
+def check_heads(config: Recipe) -> None:
+    """Refuse terms that read of a teacher without a head what only a head gives."""
+    named: dict[str | None, TeacherConfig] = {member.name: member for member in config.teachers}
+    if config.teacher is not None:
+        named[None] = config.teacher
+    for term in config.method:
+        teacher, needs = named.get(term.teacher), term.needs()
+        if term.weight == 0 or teacher is None or teacher.head == "own":
+            continue
+        if needs.of_teacher != Needs(teacher_taps=needs.teacher_taps):
+            raise Refused(
+                f"{term.term} reads more than features of the teacher {teacher.model}, whose head is none; take terms "
+                "on features, such as fitnet, rkd or cka"
+            )
+    if config.student.classifier == "reused" and config.teacher is not None and config.teacher.head == "none":
+        raise Refused("student.classifier: reused takes the teacher's classifier, but teacher.head is none")
+
+
 def _check_average(config: Recipe) -> None:
     """Refuse an average of nothing, and terms that read of it what has none."""
     averaged = [term for term in config.method if term.weight > 0 and term.teacher is None and term.needs().teacher]
-    parts = [member for member in config.teachers if member.weight > 0]
+    parts = [member for member in config.teachers if member.weight > 0 and member.head == "own"]
     if averaged and not any(member.warmup_epochs == 0 for member in parts):
         raise Refused(
             f"{averaged[0].term} reads the teachers' average, in which no teacher has a weight at the run's beginning; "

@@ -214,7 +214,7 @@ class OnlineTeacher:
 
     Kept in eval mode and outside every module tree. renormalise: (scale, shift) that turn the batch's images into those
     the teacher was trained with, where the two differ (`renormalisation`). Gradients are with respect to the batch's
-    images, so that they compare with the student's.
+    images, so that they compare with the student's. One without a head (num_classes 0) answers with features alone.
     """
 
     def __init__(
@@ -225,6 +225,7 @@ class OnlineTeacher:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.needs = needs
+        self.has_head = int(model.num_classes) > 0  # type: ignore[arg-type]
         self.taps = FeatureTaps(model, needs.teacher_taps | needs.class_means)
         self.classifier = None
         if needs.teacher_classifier:
@@ -241,7 +242,7 @@ class OnlineTeacher:
             logits, features = self.taps(self.normalised(images))
             gradient = input_gradient(logits, batch.labels, images) if self.needs.teacher_input_gradient else None
         return TeacherOutputs(
-            logits=logits.detach(),
+            logits=logits.detach() if self.has_head else None,
             features={tap: tensor.detach() for tap, tensor in features.items()},
             classifier=self.classifier,
             input_gradient=gradient,

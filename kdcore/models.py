@@ -25,6 +25,19 @@ from kdcore.named_models import LOCAL_DIR, TORCHVISION, builder_of, check_torchv
 from kdcore.protocol import conform, find_classifier
 
 
+def build_backbone(config: ModelConfig) -> nn.Module:
+    """Build the network without its classifier, its weights loaded: images [B,3,H,W] -> features [B,D]."""
+    config.check()
+    config = config.resolved()
+    model = _create(config, {"num_classes": 0})
+    if config.checkpoint:
+        checkpoint = load_tensors(config.checkpoint)
+        prefix = getattr(model, "pretrained_cfg", {}).get("classifier")
+        prefixes = tuple(f"{one}." for one in ([prefix] if isinstance(prefix, str) else prefix or []))
+        _load_weights(model, {name: t for name, t in checkpoint.items() if not name.startswith(prefixes)}, config)
+    return model
+
+
 def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -> nn.Module:
     """Build the network with one output per class name, its weights loaded."""
     config.check()

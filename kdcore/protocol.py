@@ -59,6 +59,8 @@ def find_classifier(network: nn.Module) -> nn.Module | None:
 def check_answers(network: nn.Module, images: Tensor, logits: Tensor) -> None:
     """Refuse a network whose logits [B,K] of the images are not of its classes, or not what its two halves give."""
     name = type(network).__name__
+    if int(network.num_classes) == 0:  # type: ignore[arg-type]
+        return  # a network without a head: these are features
     if logits.shape[1] != int(network.num_classes):  # type: ignore[arg-type]
         raise Refused(
             f"{name} answers with {logits.shape[1]} logits where {network.num_classes} classes are asked for; have it "

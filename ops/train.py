@@ -40,8 +40,9 @@ def watched(config: RunConfig, command: str) -> RunResult:
 
 
 def summary(result: RunResult) -> str:
-    metrics = result.metrics
-    parts = [f"{result.name}: top-1 {percent(metrics['val/top1'])}, top-5 {percent(metrics['val/top5'])}"]
+    metrics, names = result.metrics, {"top1": "top-1", "top5": "top-5", "knn_top1": "nearest neighbours' top-1"}
+    shown = [f"{title} {percent(metrics[f'val/{name}'])}" for name, title in names.items() if f"val/{name}" in metrics]
+    parts = [f"{result.name}: {', '.join(shown) or 'trained'}"]
     if "val/agreement" in metrics:
         parts.append(f"agreement with the teacher {percent(metrics['val/agreement'])}")
     parts.append(f"{result.images_per_second:,.0f} images/s, {result.wall_seconds:.0f} s from start to end")

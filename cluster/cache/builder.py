@@ -70,6 +70,7 @@ class Builder:
                 num_rows=len(index), num_views=self.num_views(split), columns=columns if split == TRAIN else (logits,)
             )
             for split, index in run.indexes.items()
+            if split == TRAIN or self.teacher.has_head
         }
         rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // row_bytes(columns)))
         return Plan(

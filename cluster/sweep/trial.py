@@ -90,9 +90,14 @@ def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], 
         yield
 
 
+def is_of_student(metric: str) -> bool:
+    """Return whether a metric is a validation of the student on held-out images, not one of its teacher."""
+    return metric.startswith("held_out/") and not metric.startswith("held_out/teacher_")
+
+
 def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
-    rows = [row for row in read_journal(RunFolder.of(config).metrics) if "held_out/top1" in row]
+    rows = [row for row in read_journal(RunFolder.of(config).metrics) if any(map(is_of_student, row))]
     if rows:
         steps_per_epoch = len(open_data(config, reuse_index=True)["train"]) // config.train.batch_size
         last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))

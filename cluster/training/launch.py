@@ -66,6 +66,7 @@ def check_run(config: RunConfig) -> str:
     Return the fingerprint of its training images.
     """
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
+    from cluster.probing import check_probing, wants_probing
     from kdcore.optim import build_optimizer
 
     for model in (config.student, *config.all_teachers):
@@ -73,6 +74,8 @@ def check_run(config: RunConfig) -> str:
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
     parts.rehearse()
+    if wants_probing(config):
+        check_probing(parts)
     return parts.indexes["train"].fingerprint
 
 

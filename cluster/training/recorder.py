@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster.assembly import Assembly, autocast, image_size
 from cluster.config import RunConfig
 from cluster.passes import evaluate
+from cluster.probing import Probe, trains_classifier, wants_probing
 from cluster.teacher_check import Answers, examine, warning, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
@@ -48,6 +49,10 @@ class Validation:
                 if run.indexes[split].labelled:
                     recorder.log_teacher(split, metrics)
                     recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
+        self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
+        if self.probe is not None:
+            for name, metrics in self.probe.teacher_metrics().items():
+                recorder.log_features(name, metrics)
 
     def evaluate(self, state: TrainState) -> None:
         """Evaluate the student (or its moving average) on every split, and offer its weights as the best."""
@@ -58,10 +63,15 @@ class Validation:
                 metrics = evaluate(
                     student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
                 )
-            hidden = {"images"} if run.indexes[split].labelled else {"images", "top1", "top5", "nll"}
+            is_judged = run.indexes[split].labelled and trains_classifier(run.config)
+            hidden = {"images"} if is_judged else {"images", "top1", "top5", "nll"}
             self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
+        if self.probe is not None:
+            with autocast(run.config, run.rank):
+                self.latest |= self.probe.metrics(student)
         if (select := run.config.train.select) != "last":
-            state.offer_best(self.latest[f"{select}/{'top1' if run.indexes[select].labelled else 'agreement'}"])
+            scores = (f"{select}/{name}" for name in ("top1", "agreement", "knn_top1", "neighbour_agreement"))
+            state.offer_best(next(self.latest[name] for name in scores if name in self.latest))
         self.recorder.log_validation(state.step, self.latest)
 
 
@@ -77,6 +87,7 @@ class Recorder:
             self.log = RunLog(config, first_step)
             self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
+        self.has_top1 = run.indexes["train"].labelled and trains_classifier(config)
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
         self.wait_seconds = self.window_wait = 0.0
@@ -164,7 +175,7 @@ class Recorder:
         count = max(count, 1.0)  # every step of the interval may have been left out
         self.latest = {
             "train/loss": loss / count,
-            **({"train/top1": hits / count} if self.run.indexes["train"].labelled else {}),
+            **({"train/top1": hits / count} if self.has_top1 else {}),
             **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
             "train/gradient_norm": float(self.norms) / self.window_steps,
             **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),
@@ -190,6 +201,15 @@ class Recorder:
             f"teacher on {split}, {metrics['images']} images: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
         )
         self.window_start = time.perf_counter()
+
+    def log_features(self, split: str, metrics: dict[str, float]) -> None:
+        """Log what the features of a teacher without a head know, before any training."""
+        self.teacher |= {f"{split}/teacher_{name}": value for name, value in metrics.items()}
+        if self.log and metrics:
+            self.log.log(self.first_step, {f"{split}/teacher_{name}": value for name, value in metrics.items()})
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in metrics.items())
+        if shown:
+            self.reporter.say(f"teacher on {split}, by its features: {shown}")
 
     def warn_of_teacher(self, answers: Answers) -> None:
         """Say what is wrong with the teacher's answers, if anything is."""

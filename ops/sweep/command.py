@@ -28,7 +28,7 @@ from ops import catalog, layers
 from ops.cache import BuildView
 from ops.console import console, say, table
 from ops.sweep.plots import plots
-from ops.sweep.report import ranked, result_table, write_files
+from ops.sweep.report import PointResult, ranked, result_table, write_files
 from ops.sweep.view import SweepView
 from ops.train import mlflow_hint
 from pipelines.files import read_json, write_json
@@ -55,8 +55,8 @@ def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | N
     return 0
 
 
-def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> None:
-    """Build what is missing, run the trials, and show and keep what came out."""
+def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> list[PointResult]:
+    """Build what is missing, run the trials, show and keep what came out, and return it, the best first."""
     record = SweepRecord(plan.parent, plan.sweep, command)
     with record.marking_interruption(), BuildView() as build_view:
         build_caches(plan, build_view)
@@ -72,6 +72,7 @@ def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> None:
     for path in files:
         say(f"written: {path}")
     say(mlflow_hint(plan.parent))
+    return results
 
 
 def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:

@@ -96,7 +96,8 @@ def mean_text(result: PointResult) -> str:
 
 def validation_text(result: PointResult) -> str:
     """Return the mean top-1 on the validation set, which has chosen nothing."""
-    values = [trial.result["metrics"]["val/top1"] for trial in result.trials if trial.end == "finished"]
+    finished = [trial.result["metrics"] for trial in result.trials if trial.end == "finished"]
+    values = [metrics["val/top1"] for metrics in finished if "val/top1" in metrics]  # not where no label was read
     return percent(statistics.fmean(values)) if values else "-"
 
 

@@ -1,6 +1,7 @@
 """Jobs handed to a running head that asks for a token: by this program's `submit` and by Ray's own command."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from ops.__main__ import main
+from tests.own_code import write_own_code
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -117,6 +119,17 @@ class TestWithToken:
         assert "teacher: step 4/4" in done.stdout
         assert (tmp_path / "out/teacher/result.json").is_file()
         assert (tmp_path / "out/teacher/student.safetensors").is_file()
+
+    def test_a_job_brings_its_plugins(self, head, tiny, tmp_path):
+        """A network and a package from a folder outside; the job's own processes find neither there."""
+        token_file, code = head.environment["RAY_AUTH_TOKEN_PATH"], write_own_code(tmp_path / "code")
+        plugins = ["--plugin", str(code / "own_nets.py"), "--plugin", str(code / "own_images")]
+        own = ["student.model=own_nets:build", "student.args={}", "name=own", *plugins]
+        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, *own, **NO_TOKEN)
+        assert done.returncode == 0, done.stdout + done.stderr
+        facts = json.loads((tmp_path / "out/own/facts.json").read_text())
+        assert facts["plugins"].keys() == {"own_nets", "own_images"}
+        assert "plugins:\n- own_nets\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
 
     def test_ray_job_submit(self, head, image_folder, tmp_path):
         """Ray's own command, with a recipe that is not there: the job's failure comes back, in this program's words."""

@@ -121,7 +121,7 @@ def test_weights_sweep_without_a_teacher(recipes, monkeypatch):
     def no_teacher(*arguments):
         raise AssertionError("a teacher was asked")
 
-    monkeypatch.setattr("cluster.assembly.build_teacher", no_teacher)
+    monkeypatch.setattr("cluster.teacher_assembly.build_teacher", no_teacher)
     found = [trained(caches.reading(run))[0] for run in runs]
     assert len({tuple(losses) for losses in found}) == 3
 

@@ -1,0 +1,137 @@
+"""Networks without a common set of classes, judged by their frozen features: nearest neighbours and linear probes.
+
+For teachers without a head, whose students cannot be compared with them by their answers. Not here: the measures
+(`kdcore.probing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cluster.assembly import Assembly, image_size
+from cluster.config import RunConfig
+from cluster.passes import EVALUATION_BATCH
+from kdcore.batch import Batch
+from kdcore.distiller import OnlineTeacher
+from kdcore.layout import evaluating
+from kdcore.probing import knn_logits, linear_probe_logits, neighbour_agreement, top1
+from kdcore.quality.collect import class_balanced_sample
+from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
+from pipelines.loaders.base import Request
+
+BANK_PER_CLASS = 100  # training images of each class that neighbours are looked for among, and probes fitted to
+
+Embedding = Callable[[Batch], Tensor]
+
+
+def wants_probing(config: RunConfig) -> bool:
+    """Return whether a teacher of the recipe has no head, so that features are what can be compared."""
+    return any(teacher.head == "none" for teacher in config.all_teachers)
+
+
+def trains_classifier(config: RunConfig) -> bool:
+    """Return whether a term reads what teaches the student's classifier: labels, or a teacher's answers."""
+    return config.needs.reads_labels or config.needs.teacher_logits
+
+
+class Probe:
+    """A run's networks by their features: of the student what its classifier reads, of the teacher what it answers.
+
+    The bank is the same images for every network: a class-balanced sample of the training images, cut as for
+    validation; there is none where those have no labels.
+    """
+
+    def __init__(self, run: Assembly, splits: Sequence[str]) -> None:
+        self.run, self.splits = run, splits
+        train = run.indexes["train"]
+        self.bank: NDArray[np.int64] | None = None
+        if train.labelled:
+            per_class = min(BANK_PER_CLASS, int(np.bincount(train.labels, minlength=len(train.classes)).min()))
+            self.bank = class_balanced_sample(train.labels, per_class, run.plan.seed) if per_class else None
+        self.loaders = {split: run.evaluation_loader(split) for split in ("train", *splits)}
+        self.teacher = headless_teacher(run)
+        self.theirs = {split: self.embed(self.teacher_embedding, split) for split in splits} if self.teacher else {}
+
+    def teacher_embedding(self, batch: Batch) -> Tensor:
+        """Return what the teacher without a head answers: [B,D]."""
+        assert self.teacher is not None, "asked only where there is one"
+        found: Tensor = self.teacher.model(self.teacher.normalised(batch.images))
+        return found
+
+    def metrics(self, student: nn.Module, linear: bool = False) -> dict[str, float]:
+        """Return {split/metric} of the student on every split. linear: with a probe, which takes longer."""
+        taps = FeatureTaps(student, [CLASSIFIER_INPUT])
+
+        def embedding(batch: Batch) -> Tensor:
+            return taps(batch.images)[1][CLASSIFIER_INPUT].flatten(1)
+
+        found: dict[str, float] = {}
+        try:
+            with evaluating(student):
+                bank = self.bank_features(embedding)
+                for split in self.splits:
+                    ours = self.embed(embedding, split)
+                    found |= {f"{split}/{name}": value for name, value in self.judge(bank, ours, split, linear).items()}
+                    if split in self.theirs:
+                        found[f"{split}/neighbour_agreement"] = neighbour_agreement(ours, self.theirs[split])
+        finally:
+            taps.remove()
+        return found
+
+    def teacher_metrics(self, linear: bool = False) -> dict[str, dict[str, float]]:
+        """Return {split: metrics} of a teacher without a head that answers online; nothing for another."""
+        if self.teacher is None:
+            return {}
+        bank = self.bank_features(self.teacher_embedding)
+        return {split: self.judge(bank, theirs, split, linear) for split, theirs in self.theirs.items()}
+
+    def judge(self, bank: Tensor | None, features: Tensor, split: str, linear: bool) -> dict[str, float]:
+        """Return the top-1 of neighbours, and of a probe, for features of a split; nothing without labels."""
+        source, train = self.run.indexes[split], self.run.indexes["train"]
+        if bank is None or self.bank is None or not source.labelled:
+            return {}
+        known = torch.from_numpy(train.labels[self.bank].astype(np.int64)).to(bank.device)
+        labels = torch.from_numpy(source.labels.astype(np.int64)).to(bank.device)
+        number = len(train.classes)
+        found = {"knn_top1": top1(knn_logits(bank, known, features, number), labels)}
+        if linear:
+            found["probe_top1"] = top1(linear_probe_logits(bank, known, features, number), labels)
+        return found
+
+    def bank_features(self, embedding: Embedding) -> Tensor | None:
+        """Return the features of the bank's images; None without a bank."""
+        return None if self.bank is None else self.embed(embedding, "train", self.bank)
+
+    @torch.no_grad()
+    def embed(self, embedding: Embedding, split: str, ids: NDArray[np.int64] | None = None) -> Tensor:
+        """Return the features [n,D] of a split's images, or of some of them; the same on every rank."""
+        rank = self.run.rank
+        ids = np.arange(len(self.run.indexes[split])) if ids is None else ids
+        share, rows = rank.slice_of(len(ids)), []
+        starts = range(share.start, share.stop, EVALUATION_BATCH)
+        requests = (Request(0, ids[start : min(start + EVALUATION_BATCH, share.stop)]) for start in starts)
+        for batch in self.loaders[split].load(requests):
+            rows.append(embedding(batch).float())
+        width = torch.tensor([rows[0].shape[1] if rows else 0], dtype=torch.float64, device=rank.device)
+        count = torch.tensor([1.0 if rows else 0.0], dtype=torch.float64, device=rank.device)
+        size = round(float(rank.add_up(width) / rank.add_up(count)))
+        found = torch.zeros(len(ids), size, device=rank.device)
+        if rows:
+            found[share.start : share.stop] = torch.cat(rows)
+        return rank.add_up(found)
+
+
+def headless_teacher(run: Assembly) -> OnlineTeacher | None:
+    """Return the run's first teacher without a head that answers online; None where there is none."""
+    online = [run.teacher] if run.teacher else list(run.ensemble.online.values()) if run.ensemble else []
+    return next((teacher for teacher in online if not teacher.has_head), None)
+
+
+def check_probing(run: Assembly) -> None:
+    """Refuse a student whose features cannot be read."""
+    FeatureTaps(run.student, [CLASSIFIER_INPUT]).shapes(image_size(run.config))

@@ -1,0 +1,57 @@
+"""From a recipe with one teacher to that teacher: its network beside the student, or its answers from a cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from cluster.config import RunConfig
+from cluster.images import evaluation_policy
+from cluster.rank import Rank
+from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
+from kdcore.configs import ModelConfig
+from kdcore.distiller import OnlineTeacher, renormalisation
+from kdcore.errors import Refused
+from kdcore.models import build_backbone, build_model, input_statistics
+from pipelines.data.source import Source
+from pipelines.views.plan import ViewPlan
+
+
+def assemble_teacher(
+    config: RunConfig, indexes: dict[str, Source], plan: ViewPlan, statistics: Statistics, rank: Rank
+) -> OnlineTeacher | StoredTeacher:
+    """Build the teacher of a recipe with one, online or from its cache."""
+    teacher, classes = config.teacher, tuple(indexes["train"].classes)
+    assert teacher is not None, "a recipe with one"
+    if teacher.cached:
+        seen = config.for_teacher
+        seen_plan = replace(plan, policy=seen.views)
+        expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
+        return open_stored_teacher(config, expected, classes, rank)
+    if teacher.image_size not in (None, config.views.size):
+        raise Refused(
+            f"teacher.image_size={teacher.image_size}, but a teacher beside the student sees the student's images; set "
+            "teacher.source=cache, or leave teacher.image_size out"
+        )
+    network = build_teacher(teacher, classes) if teacher.head == "own" else build_backbone(teacher)
+    return online_teacher(network, statistics, config, rank)
+
+
+def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
+    """Build the teacher's network. Refused where its outputs are not the data's classes."""
+    teacher = build_model(config, classes)
+    if teacher.num_classes != len(classes):
+        raise Refused(
+            f"the teacher {config.model} has {teacher.num_classes} outputs for {len(classes)} classes of the data; "
+            "name the file that maps class folders to its outputs as teacher.class_indices"
+        )
+    return teacher
+
+
+def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, rank: Rank) -> OnlineTeacher:
+    """Build a teacher that answers what the method needs, for images normalised by `statistics`."""
+    scale = renormalisation(statistics, input_statistics(model))
+    if scale is not None:
+        scale = (scale[0].to(rank.device), scale[1].to(rank.device))
+    return OnlineTeacher(model.to(rank.device), config.needs, scale)

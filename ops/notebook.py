@@ -1,0 +1,55 @@
+"""From Python what the commands do: a notebook's functions, which take recipes and give results as objects.
+
+Each is the function behind a command, with the same refusals; progress is printed as the command prints it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.cache.job import build
+from cluster.config import RunConfig
+from cluster.recipe import absolute, configure, validated
+from cluster.sweep.config import SweepConfig, load_sweep
+from cluster.sweep.plan import SweepPlan, concurrency
+from cluster.sweep.run import exclusive_folder, sweep_session
+from cluster.training.launch import RunResult
+from ops import catalog
+from ops.sweep.command import layer_scores, run
+from ops.sweep.report import PointResult
+from ops.train import watched
+from pipelines.cache.manifest import Manifest
+
+Recipe = str | Path | Mapping[str, Any]
+
+
+def load(recipe: Recipe, *overrides: str) -> RunConfig:
+    """Return the configuration of a recipe: its name, its file, or its mapping; overrides as 'train.epochs=5'."""
+    if isinstance(recipe, Mapping):
+        return absolute(configure(recipe, overrides, "recipe"), Path.cwd())
+    return catalog.load_here(recipe, overrides)
+
+
+def train(config: RunConfig) -> RunResult:
+    """Train a recipe to its end, or continue it; of a run that is finished, return its result."""
+    return watched(config, "ops.notebook.train")
+
+
+def build_cache(config: RunConfig) -> list[Manifest]:
+    """Fill the caches of a recipe's teachers, or go on filling them."""
+    return [build(one) for one in config.cache_recipes]
+
+
+def sweep(
+    config: RunConfig, space: str | Path | Mapping[str, Any], concurrent: int | None = None
+) -> Sequence[PointResult]:
+    """Search a space, its file or its mapping, over one cache; return the points, the best first."""
+    started = time.perf_counter()
+    wanted = validated(SweepConfig, space, "space") if isinstance(space, Mapping) else load_sweep(space)
+    concurrent = concurrent or wanted.concurrent
+    plan = SweepPlan(config, wanted, layer_scores(config, wanted))
+    with sweep_session(plan.base, concurrent), exclusive_folder(plan):
+        return run(plan, concurrency(plan.base, concurrent), "ops.notebook.sweep", started)
