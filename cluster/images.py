@@ -8,9 +8,10 @@ from pathlib import Path
 from cluster.config import RunConfig
 from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance
+from pipelines.data.classes import check_same_classes
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
-from pipelines.data.source import Source, check_same_classes
+from pipelines.data.source import Source
 from pipelines.files import make_folder
 from pipelines.views.policy import ViewPolicy
 

@@ -29,8 +29,9 @@ class DataConfig(Section):
 
     root: Annotated[str, PATH]
     """A folder, or a URI such as `s3://bucket/folder`. It holds each split as class folders `<split>/<class>/<image>`,
-    WebDataset tars, Parquet with an image column, a CSV of path and label, or a pack (`python -m ops data pack`).
-    Images without labels serve methods that read none."""
+    WebDataset tars, plain or compressed, Parquet with an image column, a CSV of path and label (in a folder only), or a
+    pack (`python -m ops data pack`), which an object store serves fastest. Images without labels serve methods that
+    read none."""
     train_split: str = "train"
     """The split of the training images: a folder below `root`, or a word in its files' names."""
     val_split: str = "val"

@@ -93,10 +93,27 @@ class Place:
         ]
         return sorted(found, key=lambda file: file.name)
 
+    def list_below(self, folder: str) -> list[Found]:
+        """Return the visible files that lie in a folder of this place, at any depth; none where it is absent."""
+        top = f"{self.path}/{folder}"
+        with self._refusing(folder):
+            infos = self.filesystem.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=True))
+        found = [
+            Found(info.path[len(self.path) + 1 :], info.size, info.mtime_ns or 0)
+            for info in infos
+            if info.type == fs.FileType.File and "/." not in info.path[len(top) :]
+        ]
+        return sorted(found, key=lambda file: file.name)
+
     def has(self, name: str) -> bool:
         """Return whether a file of this name is there."""
         with self._refusing(name):
             return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+
+    def has_folder(self, name: str) -> bool:
+        """Return whether a folder of this name is there."""
+        with self._refusing(name):
+            return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.Directory)
 
     def open(self, name: str) -> pa.NativeFile:
         """Return a file opened for reading anywhere in it."""

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from pipelines.data.broken import Acceptance, Inspected, check_broken, inspect_stored
 from pipelines.data.images import too_large
 from pipelines.data.listing import Listing
-from pipelines.data.source import source_table, storage_of
+from pipelines.data.source import source_table, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.places import Place
 
@@ -27,7 +27,7 @@ _TASKS_AT_ONCE = 64  # in flight: bounds the memory of a build, whatever the siz
 def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
     """Return the table of an index: every image looked at, in the order in which they lie."""
     files = [(file.name, file.num_bytes) for file in listing.files]
-    storage = storage_of(place.location, _with_extents_of_store(place, listing.table), files)
+    storage = storage_of(place.location, _with_places_in_store(place, listing.table), files)
     facts, broken = _look_at_all(storage, listing.table, progress, acceptance)
     check_broken([broken[row] for row in sorted(broken)], len(facts), acceptance.on_broken, place.root)
     table = listing.table.drop_columns([name for name in ("mtime_ns",) if name in listing.table.column_names])
@@ -44,7 +44,7 @@ def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acc
     if acceptance.key == []:
         return table
     storage = storage_of(
-        place.location, _with_extents_of_store(place, table), json.loads(table.schema.metadata[b"files"])
+        place.location, _with_places_in_store(place, table), json.loads(table.schema.metadata[b"files"])
     )
     sizes = np.column_stack([table[name].chunk(0).to_numpy().astype(np.int64) for name in ("height", "width")])
     rows = np.flatnonzero(sizes.prod(axis=1) > acceptance.max_pixels)
@@ -95,15 +95,14 @@ def _look_at_all(
     return facts, broken
 
 
-def _with_extents_of_store(place: Place, table: pa.Table) -> pa.Table:
-    """Return a listing's table with the columns that a store's extents have, not known yet."""
+def _with_places_in_store(place: Place, table: pa.Table) -> pa.Table:
+    """Return a listing's table with the columns that reading from a store takes; checksums are not known yet."""
     if place.is_local:
         return table
-    nothing = pa.array(np.zeros(len(table), dtype=np.int64))
-    missing = [name for name in ("row", "crc32") if name not in table.column_names]
-    for name in missing:
-        table = table.append_column(name, nothing)
-    return table
+    table = with_places_in_copy(table)
+    if "crc32" in table.column_names:
+        return table
+    return table.append_column("crc32", pa.array(np.zeros(len(table), dtype=np.int64)))
 
 
 def _stored_order(table: pa.Table) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Image folders: root/<split>/<class>/files, or root/<split>/files for images without labels.
+"""Image folders, on a disk or in a store: root/<split>/<class>/files, or root/<split>/files for those without labels.
 
 Classes are in order of name, files in order of path within their class. Hidden files and folders (a leading dot) do not
 exist.
@@ -9,13 +9,21 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
-from pipelines.data.listing import IMAGE_SUFFIXES, Listing, require_file, require_name
+from pipelines.data.listing import (
+    IMAGE_SUFFIXES,
+    Listing,
+    in_order_of_id,
+    number_classes,
+    require_file,
+    require_name,
+)
 from pipelines.places import Found, Place
 
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
@@ -40,6 +48,26 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     classes = tuple(_class_names(folder))
     tables = [_list_class(folder / name, f"{split}/{name}", label, folders) for label, name in enumerate(classes)]
     return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
+
+
+def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
+    """Return the images of <split>/<class>/ in an object store, in order of sample id; there, folders have no times.
+
+    Refused for an image beside the class folders, unless all lie there: those have no labels.
+    """
+    found = place.list_below(split)
+    images = [file for file in found if PurePosixPath(file.name).suffix.lower() in IMAGE_SUFFIXES]
+    parts = [file.name.split("/")[1:] for file in images]
+    if beside := [file.name for file, part in zip(images, parts, strict=True) if len(part) == 1]:
+        if len(beside) < len(images):
+            raise Refused(f"{place.name_of(beside[0])} lies beside the class folders; move it into one, or remove it")
+        classes: tuple[str, ...] = ()
+        labels = np.zeros(len(images), dtype=np.int32)
+    else:
+        classes, labels = number_classes(pa.array([part[0] for part in parts], pa.large_string()), place.root)
+    rows = [[file.name for file in images], labels, [file.num_bytes for file in images]]
+    table = pa.table([*rows, [file.mtime_ns for file in images]], schema=_LISTING)
+    return Listing(classes, in_order_of_id(table))
 
 
 def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]) -> pa.Table:

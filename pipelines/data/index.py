@@ -3,14 +3,13 @@
 An index is good for as long as what was cheap to look at is as it was: the files of a container by name, size and time;
 of an image folder every folder's time of modification, which changes with each file that is added, removed or renamed,
 and the size and time of 1,000 of the files. A file that was written over in place beside those is found when it is
-read, by its size. `relist` looks at every file.
+read, by its size. Single files in an object store are listed every time. `relist` looks at every file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,14 +18,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
+from pipelines.data.compressed import decompress, plain_files
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.describe import IndexProgress, accepted_of_pack, describe
-from pipelines.data.kinds import PARQUET, Containers, Kind, recognise
+from pipelines.data.kinds import COMPRESSED, PARQUET, Containers, Kind, recognise
 from pipelines.data.listing import Listing
 from pipelines.data.pack import INDEX, read_pack
 from pipelines.data.packing import build_pack
 from pipelines.data.parquet import ParquetPacking
 from pipelines.data.source import Source, digest_rows, open_table
+from pipelines.data.tars import list_tars
 from pipelines.data.traces import Traces, containers_of, look_again, take_traces
 from pipelines.files import write_json, write_whole
 from pipelines.places import Place
@@ -46,7 +47,7 @@ class _Latest(BaseModel):
     """The file of the index, within the folder of indexes."""
 
     stored_in: str | None
-    """The pack that the images were put into, within the folder of indexes; None: they lie at the root."""
+    """Where the images were put, within the folder of indexes; None: they lie at the root."""
 
     acceptance: Acceptance
     """Which images were accepted, and what was done about the others."""
@@ -71,9 +72,9 @@ def build_index(
 
     root: a folder, or a URI that pyarrow.fs knows, which holds the split in any container that
     `pipelines.data.kinds` recognises. Building reads every image once, in parallel; Parquet is put into a pack in
-    cache_dir on the way. progress: show a bar; None: on a terminal. relist: look at every file, whatever the traces
-    say. copies: what a node keeps of an object store; None: nothing. Refused for whatever is no such container, and
-    for images as `acceptance` says.
+    cache_dir on the way, and compressed tars are decompressed there. progress: show a bar; None: on a terminal. relist:
+    look at every file, whatever the traces say. copies: what a node keeps of an object store; None: nothing. Refused
+    for whatever is no such container, and for images as `acceptance` says.
     """
     place = Place.of(root, "data.root")
     kind, containers = recognise(place, split)
@@ -119,7 +120,9 @@ def _is_good(
     return (
         (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _VERSION)
         and latest.traces.containers == containers_of(containers)
+        and bool(latest.traces.containers or latest.traces.folders)  # single files in a store leave none
         and (cache_dir / latest.index).exists()
+        and (latest.stored_in is None or (cache_dir / latest.stored_in).is_dir())
         and look_again(place.root, latest.traces)
     )
 
@@ -142,15 +145,44 @@ def _make(
     acceptance: Acceptance,
 ) -> _Latest:
     """List a split and build its index, or find the one that was built for such a listing."""
-    latest = partial(_Latest, kind=kind.name, acceptance=acceptance, version=_VERSION)
+    listing, stored_in = None, None
     if kind is PARQUET:
         packing = ParquetPacking(place, split, containers, acceptance=acceptance)
-        folder = f"pack-{packing.key[:32]}"
+        stored_in = f"pack-{packing.key[:32]}"
         with progress.of(packing.num_rows):
-            build_pack(packing, Place.of(cache_dir / folder, "output_dir"), split, progress.advance)
-        traces, name, stored_in = take_traces(containers, None), f"{folder}/{split}/{INDEX}", folder
-        return latest(index=name, stored_in=stored_in, traces=traces)
-    listing = None if kind.list is None else kind.list(place, split, containers)
+            build_pack(packing, Place.of(cache_dir / stored_in, "output_dir"), split, progress.advance)
+        name = f"{stored_in}/{split}/{INDEX}"
+    elif kind is COMPRESSED:
+        with progress.of(sum(file.num_bytes for file in containers)):
+            plain = decompress(place, containers, cache_dir, progress.advance)
+        stored_in, tars = Path(plain.root).name, plain_files(plain, containers)
+        name = _make_index(plain, split, tars, list_tars(plain, split, tars), cache_dir, progress, acceptance)
+    else:
+        listing = None if kind.list is None else kind.list(place, split, containers)
+        name = _make_index(place, split, containers, listing, cache_dir, progress, acceptance)
+    return _Latest(
+        kind=kind.name,
+        index=name,
+        stored_in=stored_in,
+        acceptance=acceptance,
+        version=_VERSION,
+        traces=take_traces(containers, listing),
+    )
+
+
+def _make_index(
+    place: Place,
+    split: str,
+    containers: Containers,
+    listing: Listing | None,
+    cache_dir: Path,
+    progress: IndexProgress,
+    acceptance: Acceptance,
+) -> str:
+    """Build the index of a listing, or find the one that was built for such a listing; return its name.
+
+    listing: None for a pack, which has an index of its own.
+    """
     name = f"index-{_listing_digest(place, split, containers, listing, acceptance)[:32]}.arrow"
     if not (cache_dir / name).exists():
         if listing is None:
@@ -158,8 +190,7 @@ def _make(
         else:
             table = describe(place, listing, progress, acceptance)
         _write(cache_dir / name, table)
-    traces = take_traces(containers, listing)
-    return latest(index=name, stored_in=None, traces=traces)
+    return name
 
 
 def _listing_digest(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcore.errors import Refused
-from pipelines.data.folder import is_folder, list_folder
+from pipelines.data.compressed import find_compressed
+from pipelines.data.folder import is_folder, list_folder, list_store_folder
 from pipelines.data.listing import Listing
 from pipelines.data.pack import find_pack
 from pipelines.data.parquet import find_parquet
@@ -24,7 +25,7 @@ class Kind:
     """A kind of container.
 
     find: the files that hold a split, none where it is of another kind; list: the samples of such files, None for
-    kinds whose index is had in another way (a pack has one, Parquet is packed).
+    kinds whose index is had in another way (a pack has one, Parquet is packed, compressed tars are decompressed).
     """
 
     name: str
@@ -33,12 +34,15 @@ class Kind:
 
 
 FOLDER = Kind("image folder", lambda place, split: (), list_folder)
+STORE_FOLDER = Kind("image folder in an object store", lambda place, split: (), list_store_folder)
 PACK = Kind("pack", find_pack, None)
 PARQUET = Kind("Parquet", find_parquet, None)
+COMPRESSED = Kind("compressed tars", find_compressed, None)
 # In order: what is asked first wins. Plug-ins add theirs by `register`.
 KINDS: list[Kind] = [
     PACK,
     Kind("tars", find_tars, list_tars),
+    COMPRESSED,
     PARQUET,
     Kind("CSV", find_csv, list_csv),
     Kind("flat ImageNet validation folder", find_flat_imagenet, list_flat_imagenet),
@@ -65,8 +69,10 @@ def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
             return kind, files
     if place.is_local:
         return FOLDER, ()
+    if place.has_folder(split):
+        return STORE_FOLDER, ()
     raise Refused(
-        f"{place.root} holds no pack, tars or Parquet files of split {split!r}; put one there "
+        f"{place.root} holds no images, pack, tars or Parquet files of split {split!r}; put one there "
         f"(python -m ops data pack FOLDER -o {place.root}), or name the split that is there"
     )
 

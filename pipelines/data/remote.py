@@ -1,33 +1,24 @@
-"""Images that are extents of files in an object store: ranged reads of what is asked for, and a node's copy of them."""
+"""Images in an object store, parts of files or files: reads of what is asked for, and a node's copy of them."""
 
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from threading import Lock
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kdcore.errors import Refused, RunFailed
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
+from pipelines.data.store import AHEAD, StoreFiles, requests
 from pipelines.places import Place
 
-AHEAD = 1024  # images to read ahead of those in use: a request takes tens of milliseconds
-_REQUESTS = 32  # at a time, of one process
 _MAX_GAP = 64 * 1024  # bytes between two extents that one request fetches along
 _MAX_SPAN = 8 * 2**20  # bytes of one request
 _BLOCK_BYTES = 8 * 2**20  # fetched as one where images are read window by window
-_TRIES = 6
 _COPY_VERSION = 2  # of how a copy lies on the disk
-_FIRST_WAIT_SECONDS = 0.2  # before the second try; doubled each time
 
 
 class RemoteExtents:
@@ -41,14 +32,13 @@ class RemoteExtents:
         self, place: Place, files: Sequence[tuple[str, int]], table: pa.Table, policy: CopyPolicy | None
     ) -> None:
         self._place = place
+        self._store = StoreFiles(place, keep_open=True)
         self._files = files
         self._paths = table["path"].chunk(0)
         names = ("row", "file", "offset", "num_bytes", "crc32")
         self._columns = [table[name].chunk(0).to_numpy() for name in names]
         self._copy = None if policy is None else _copy_of(place, files, self._columns[0], policy)
         self._blocks = None if policy is None or policy.window_bytes is None else _Blocks(*self._columns[1:3])
-        self._opened: dict[int, pa.NativeFile] = {}
-        self._opening = Lock()
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the extents, from the node's copy where they are kept there.
@@ -63,7 +53,7 @@ class RemoteExtents:
             for number in missing:
                 contents[number] = found[extents[number].row]
             missing = []
-        for span, fetched in _requests().map(self._fetch, _spans([extents[number] for number in missing])):
+        for span, fetched in requests().map(self._fetch, _spans([extents[number] for number in missing])):
             for number in span.numbers:
                 extent = extents[missing[number]]
                 contents[missing[number]] = content = span.part(fetched, extent)
@@ -93,7 +83,7 @@ class RemoteExtents:
         for extent in extents:
             wanted.setdefault((extent.file, extent.offset // _BLOCK_BYTES), []).append(extent)
         found: dict[int, bytes] = {}
-        for block in _requests().map(self._read_block, wanted, wanted.values()):
+        for block in requests().map(self._read_block, wanted, wanted.values()):
             found |= block
         return found
 
@@ -118,36 +108,53 @@ class RemoteExtents:
         return [Extent(*values) for values in zip(*(column[ids].tolist() for column in self._columns), strict=True)]
 
     def _fetch(self, span: _Span) -> tuple[_Span, bytes]:
-        """Return a span with its bytes; tried again while the store fails."""
+        """Return a span with its bytes."""
         name, num_bytes = self._files[span.file]
-        for attempt in range(1, _TRIES + 1):
-            try:
-                file = self._open(span.file)
-                found = bytes(file.read_at(span.stop - span.start, span.start)) if file.size() == num_bytes else b""
-                if len(found) == span.stop - span.start:
-                    return span, found
-                break
-            except FileNotFoundError:
-                break
-            except OSError as error:
-                self._opened.pop(span.file, None)
-                if attempt == _TRIES:
-                    reason = " ".join(str(error).split())
-                    raise RunFailed(
-                        f"{self._place.name_of(name)} could not be read in {_TRIES} tries ({reason})"
-                    ) from error
-                time.sleep(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        raise Refused(
-            f"{self._place.name_of(name)} was changed, cut off or removed after it was indexed; restore it, or build "
-            "the index again"
-        )
+        return span, self._store.read(name, num_bytes, span.start, span.stop)
 
-    def _open(self, file: int) -> pa.NativeFile:
-        with self._opening:
-            if file not in self._opened:
-                path = f"{self._place.path}/{self._files[file][0]}"
-                self._opened[file] = self._place.filesystem.open_input_file(path)
-            return self._opened[file]
+
+class RemoteFiles:
+    """Images that are files of an object store, one request each.
+
+    files: (name, bytes of all images) of the folder; table: row, path, num_bytes, crc32 and place_in_copy (where the
+    image lies in the node's copy, which is one file) of every sample; the others as for `RemoteExtents`.
+    """
+
+    def __init__(
+        self, place: Place, files: Sequence[tuple[str, int]], table: pa.Table, policy: CopyPolicy | None
+    ) -> None:
+        self._place = place
+        self._store = StoreFiles(place, keep_open=False)
+        self._paths = table["path"].chunk(0)
+        names = ("row", "place_in_copy", "num_bytes", "crc32")
+        self._row, self._offset, self._num_bytes, self._crc32 = (table[name].chunk(0).to_numpy() for name in names)
+        self._copy = None if policy is None else _copy_of(place, files, self._row, policy)
+
+    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+        """Return the files, from the node's copy where they are kept there; Refused as by `RemoteExtents`."""
+        paths = self._paths.take(pa.array(ids)).to_pylist()
+        return list(requests().map(self._read, ids.tolist(), paths))
+
+    def names(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return the URIs of the files."""
+        return [self._place.name_of(path) for path in self._paths.take(pa.array(ids)).to_pylist()]
+
+    @property
+    def ahead(self) -> int:
+        """How many images to read ahead."""
+        return AHEAD
+
+    def _read(self, sample_id: int, path: str) -> bytes:
+        num_bytes = int(self._num_bytes[sample_id])
+        where = Extent(
+            int(self._row[sample_id]), 0, int(self._offset[sample_id]), num_bytes, int(self._crc32[sample_id])
+        )
+        content = self._copy.read(where) if self._copy else None
+        if content is None:
+            content = self._store.read(path, num_bytes, 0, num_bytes)
+            if self._copy:
+                self._copy.keep(where, content)
+        return content
 
 
 def _copy_of(place: Place, files: Sequence[tuple[str, int]], rows: NDArray[np.int64], policy: CopyPolicy) -> LocalCopy:
@@ -208,9 +215,3 @@ def _spans(extents: Sequence[Extent]) -> list[_Span]:
         else:
             spans.append(_Span(extent.file, extent.offset, stop, (number,)))
     return spans
-
-
-@lru_cache(maxsize=1)
-def _requests() -> ThreadPoolExecutor:
-    """Return the threads in which this process waits for its requests."""
-    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="object-store")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,7 +25,7 @@ from kdcore.errors import Refused
 from pipelines.data.broken import OnBroken
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import black_image, decode_image
-from pipelines.data.remote import RemoteExtents
+from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.data.storage import Extents, Files, Storage
 from pipelines.places import Place, is_remote
 from pipelines.views.draws import Stream
@@ -43,10 +43,10 @@ class Source:
     root: the folder or URI that they lie in; classes: their names in order of label; table: one row a sample with path
     (<split>/<class>/<name>), label, height, width (pixels, as stored, before any EXIF rotation), num_bytes, crc32, and
     where its bytes lie: `location` (a file; absent: the path is it), or `file` and `offset`; files: (name, bytes) of
-    those that the column `file` numbers; stored_in: the folder or URI that the bytes are read from, where it is not the
-    root; copies: what a node keeps of an object store; None: nothing; on_broken: what is done about an image that is no
-    longer the one that was indexed; labelled: whether the images have labels. Those without have label 0, which means
-    nothing, and no classes of their own.
+    those that the column `file` numbers, or of the folder of single files in a store; stored_in: the folder or URI that
+    the bytes are read from, where it is not the root; copies: what a node keeps of an object store; None: nothing;
+    on_broken: what is done about an image that is no longer the one that was indexed; labelled: whether the images have
+    labels. Those without have label 0, which means nothing, and no classes of their own.
     """
 
     root: str
@@ -210,36 +210,6 @@ class Source:
         return column
 
 
-def check_same_classes(train: Source, validation: Source) -> None:
-    """Refuse two splits that do not have the same classes: their labels would mean different things."""
-    if train.classes == validation.classes:
-        return
-    missing = sorted(set(train.classes) - set(validation.classes))
-    surplus = sorted(set(validation.classes) - set(train.classes))
-    if missing or surplus:
-        for name in missing:
-            twin = next((other for other in surplus if _as_seen(other) == _as_seen(name)), None)
-            if twin is not None:
-                raise Refused(
-                    f"the class {name!a} of the training split is {twin!a} in the validation split of "
-                    f"{validation.root}: the same to the eye, in another form of Unicode or with spaces; rename one"
-                )
-        first, where = (missing[0], "training") if missing else (surplus[0], "validation")
-        raise Refused(
-            f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} classes; "
-            f"the first, {first!r}, is in the {where} split only: add it to the other, or remove it"
-        )
-    raise Refused(
-        f"the splits in {train.root} and {validation.root} number the same {len(train.classes)} classes in two orders; "
-        "give both the same list of classes"
-    )
-
-
-def _as_seen(name: str) -> str:
-    """Return a name as people see it: one form of Unicode, no spaces at its ends."""
-    return unicodedata.normalize("NFC", name).strip()
-
-
 def open_table(
     root: str,
     table: pa.Table,
@@ -250,10 +220,21 @@ def open_table(
     """Return the source whose table, with its metadata, `source_table` has made."""
     metadata = table.schema.metadata
     if is_remote(stored_in or root):
-        table = table.append_column("row", pa.array(np.arange(len(table))))  # which the node's copy goes by
+        table = with_places_in_copy(table)
     files = tuple((name, num_bytes) for name, num_bytes in json.loads(metadata.get(b"files", b"[]")))
+    if "place_in_copy" in table.column_names:
+        files = ((table["path"][0].as_py().partition("/")[0], pc.sum(table["num_bytes"]).as_py()),)
     classes = tuple(json.loads(metadata[b"classes"]))
     return Source(root, classes, table, files, stored_in, copies, on_broken, labelled=bool(classes))
+
+
+def with_places_in_copy(table: pa.Table) -> pa.Table:
+    """Return a whole index's table with what a node's copy goes by: rows, and for single files an offset of each."""
+    table = table.append_column("row", pa.array(np.arange(len(table))))
+    if "file" in table.column_names:
+        return table
+    sizes = table["num_bytes"].combine_chunks().to_numpy()
+    return table.append_column("place_in_copy", pa.array(np.cumsum(sizes) - sizes))
 
 
 def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[str, int]] = ()) -> pa.Table:
@@ -269,7 +250,8 @@ def storage_of(
 ) -> Storage:
     """Return how the bytes of a table's samples are fetched. copies: None to keep nothing of an object store."""
     if is_remote(root):
-        return RemoteExtents(Place.of(root, "data.root"), files, table, copies)
+        place = Place.of(root, "data.root")
+        return (RemoteExtents if "file" in table.column_names else RemoteFiles)(place, files, table, copies)
     if "file" in table.column_names:
         return Extents(root, files, table)
     location = "location" if "location" in table.column_names else "path"

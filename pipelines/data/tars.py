@@ -35,7 +35,6 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 CLASS_FILES = ("classes.txt", "classnames.txt")
 _READ_BYTES = 8 * 2**20
 _JSON_LABELS = ("label", "cls", "class")
@@ -52,15 +51,8 @@ _COLUMNS = pa.schema(
 
 
 def find_tars(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the tars of a split; Refused for compressed ones, whose images cannot be read where they lie."""
-    found = find_containers(place, split, (".tar", *_COMPRESSED))
-    compressed = next((file.name for file in found if file.name.endswith(_COMPRESSED)), None)
-    if compressed is not None:
-        raise Refused(
-            f"{place.name_of(compressed)} is compressed, so that no image of it can be read by itself; decompress it "
-            "to a .tar (images hardly get smaller by it)"
-        )
-    return found
+    """Return the tars of a split."""
+    return find_containers(place, split, (".tar",))
 
 
 def list_tars(place: Place, split: str, files: tuple[Found, ...]) -> Listing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -97,12 +98,26 @@ def write_pack(root: Path, split: str, out: Path) -> None:
     build_pack(SourcePacking(source, shard_bytes), Place.of(out, "place"), split)
 
 
+def write_compressed_tars(root: Path, split: str, out: Path) -> None:
+    """The shards of `write_webdataset`, one by gzip in parts and one by zstd."""
+    write_webdataset(root, split, out)
+    plain = sorted((out / split).glob("*.tar"))
+    content = plain[0].read_bytes()
+    compressed = gzip.compress(content[:5000]) + gzip.compress(content[5000:])
+    plain[0].with_suffix(".tar.gz").write_bytes(compressed)
+    with pa.CompressedOutputStream(str(plain[1].with_suffix(".tar.zst")), "zstd") as file:
+        file.write(plain[1].read_bytes())
+    for path in plain:
+        path.unlink()
+
+
 CONTAINERS: dict[str, Callable[[Path, str, Path], None]] = {
     "folder": write_folder,
     "tar of folders": write_tar_of_folders,
     "webdataset": write_webdataset,
     "webdataset with json": write_webdataset_with_json,
     "parquet": write_parquet,
+    "compressed tars": write_compressed_tars,
     "csv": write_csv,
     "pack": write_pack,
 }

@@ -28,7 +28,7 @@ from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
-from pipelines.data import remote
+from pipelines.data import store as store_files
 from pipelines.data.convert import PackJob, run_pack_job
 from tests.conftest import small_recipe, write_image_folder
 from tests.pipelines.containers import CONTAINERS
@@ -154,7 +154,7 @@ def test_an_object_store_that_fails(
     """Every fourth connection is cut or answered with an error; the run is killed and goes on: the folder's losses."""
     expected, losses, checkpoint = undisturbed
     use_test_credentials(monkeypatch)
-    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(store_files, "_FIRST_WAIT_SECONDS", 0.01)
     with s3_server() as port:
         store(port).create_dir("bucket")
         for split in ("train", "val"):

@@ -16,9 +16,10 @@ from kdcore.errors import Refused
 from pipelines.data import describe
 from pipelines.data import index as datasets
 from pipelines.data.broken import Acceptance
+from pipelines.data.classes import check_same_classes
 from pipelines.data.folder import list_folder
 from pipelines.data.index import build_index
-from pipelines.data.source import Source, check_same_classes
+from pipelines.data.source import Source
 from pipelines.places import Place
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.pictures import picture, write_plain_folder

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import tarfile
@@ -183,15 +186,38 @@ def test_a_tar_without_images_or_a_class_without_a_name(tmp_path: Path) -> None:
         build(tmp_path)
 
 
-def test_tars_that_are_cut_off_or_compressed(folder: Path, tmp_path: Path) -> None:
+def test_tars_that_are_cut_off(folder: Path, tmp_path: Path) -> None:
     CONTAINERS["tar of folders"](folder, "train", tmp_path)
     tar = tmp_path / "train.tar"
     os.truncate(tar, tar.stat().st_size // 2)
     with pytest.raises(Refused, match=r"train.tar is not a whole tar \(.*\); copy it again"):
         build(tmp_path)
-    tar.rename(tmp_path / "train.tar.gz")
-    with pytest.raises(Refused, match=r"train.tar.gz is compressed, so that no image .*; decompress it"):
-        build(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2", "xz"])
+def test_compressed_tars(suffix: str, folder: Path, expected: Source, tmp_path: Path) -> None:
+    """Decompressed once, by name and again where that was removed; one that is cut off is named."""
+    out = tmp_path / "out"
+    out.mkdir()
+    CONTAINERS["tar of folders"](folder, "train", out)
+    content, packed = (out / "train.tar").read_bytes(), out / f"train.tar.{suffix}"
+    if suffix == "zst":
+        with pa.CompressedOutputStream(str(packed), "zstd") as file:
+            file.write(content)
+    else:
+        packed.write_bytes({"gz": gzip, "bz2": bz2, "xz": lzma}[suffix].compress(content))
+    (out / "train.tar").unlink()
+    ids = np.arange(len(expected))
+    for _ in range(2):
+        source = build(out)
+        assert source.fingerprint == expected.fingerprint
+        assert source.read(ids) == expected.read(ids)
+        assert source.names(ids)[0].endswith("/train.tar: train/a/cmyk.jpg")
+        (plain,) = (out / "index").glob("tars-*")
+        shutil.rmtree(plain)
+    os.truncate(packed, packed.stat().st_size // 2)
+    with pytest.raises(Refused, match=rf"train.tar.{suffix} is not a whole (compressed file|tar) .*again"):
+        build(out)
 
 
 def test_numbers_without_names_become_digits_of_one_width(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from kdcore.errors import Refused, RunFailed
-from pipelines.data import remote
+from pipelines.data import store as store_files
 from pipelines.data.convert import PackJob, run_pack_job
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
 from pipelines.data.index import build_index, open_index
@@ -40,7 +40,7 @@ def port() -> Iterator[int]:
 def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, and an environment in which s3:// means this server."""
     use_test_credentials(monkeypatch)
-    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(store_files, "_FIRST_WAIT_SECONDS", 0.01)
     filesystem = store(port)
     if filesystem.get_file_info("bucket").type != fs.FileType.NotFound:
         filesystem.delete_dir("bucket")
@@ -64,7 +64,7 @@ def upload(place: Path, port: int, bucket: str) -> None:
     fs.copy_files(str(place), f"{bucket}/images", fs.LocalFileSystem(), store(port))
 
 
-@pytest.mark.parametrize("container", ["tar of folders", "webdataset", "webdataset with json", "parquet", "pack"])
+@pytest.mark.parametrize("container", [name for name in CONTAINERS if name != "csv"])
 def test_one_identity(container: str, folder: Path, expected: Source, bucket: str, port: int, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     CONTAINERS[container](folder, "train", tmp_path / "made")
@@ -123,7 +123,7 @@ def test_failures_in_between(failure: str, packed: str, port: int, expected: Sou
 def test_a_store_that_is_gone_ends_the_run(
     packed: str, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_TRIES", 2)
+    monkeypatch.setattr(store_files, "_TRIES", 2)
     proxy = FailingProxy(port)
     source = opened(packed.replace(str(port), str(proxy.port)), tmp_path)
     proxy.fail = lambda number: "403"  # which Arrow does not itself try again for a minute
@@ -137,7 +137,7 @@ def test_no_rights_and_no_bucket(bucket: str, port: int, tmp_path: Path) -> None
     with pytest.raises(Refused, match=r"^s3://bucket/images/train cannot be read \(.*ACCESS_DENIED.*\); check that"):
         opened(uri(bucket, proxy.port), tmp_path)
     proxy.close()
-    with pytest.raises(Refused, match=r"s3://bucket/images holds no pack, tars or Parquet files of split 'train'"):
+    with pytest.raises(Refused, match=r"s3://bucket/images holds no images, pack, tars or Parquet files of split"):
         opened(uri(bucket, port), tmp_path)
     with pytest.raises(Refused, match=r"data.root=gopher://x: .*; give a folder, or a URI that pyarrow.fs knows"):
         opened("gopher://x", tmp_path)
@@ -179,6 +179,30 @@ def test_copies_that_nobody_uses_make_room(tmp_path: Path) -> None:
     third.keep(extent, b"z" * 60)
     assert third.kept_bytes == 60
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
+def test_single_images(folder: Path, expected: Source, bucket: str, port: int, tmp_path: Path) -> None:
+    """A request each and none for what a copy holds; a new image is noticed at the next start; packed from there."""
+    upload(folder, port, bucket)
+    proxy = FailingProxy(port, lambda number: {1: "cut", 3: "500"}.get(number % 8))
+    root, ids = uri(bucket, proxy.port), np.random.default_rng(0).permutation(NUM)
+    source = opened(root, tmp_path, CopyPolicy(str(tmp_path / "copies")))
+    held = source.split(0.2, 1)[1]
+    assert source.read(ids) == expected.read(ids)
+    proxy.requests.clear()
+    assert source.read(ids) == expected.read(ids)
+    assert held.read(np.arange(len(held))) == expected.split(0.2, 1)[1].read(np.arange(len(held)))
+    assert proxy.requests == []
+    job = PackJob(root, "train", str(tmp_path / "pack"), str(tmp_path / "index"), 20_000)
+    assert run_pack_job(job, job.prepare()).fingerprint == expected.fingerprint
+    with store(port).open_output_stream("bucket/images/train/0/added.jpg") as file:
+        file.write(expected.read(np.array([1]))[0])
+    assert len(opened(root, tmp_path)) == NUM + 1
+    with store(port).open_output_stream("bucket/images/train/0/000.jpg") as file:
+        file.write(b"other")
+    with pytest.raises(Refused, match=r"train/0/000.jpg was changed, cut off or removed after it was indexed"):
+        open_index(root, "train", tmp_path / "index").read(np.arange(3))
+    proxy.close()
 
 
 def test_a_damaged_copy_is_not_believed(packed: str, expected: Source, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Whether two splits mean the same by their labels."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from kdcore.errors import Refused
+from pipelines.data.source import Source
+
+
+def check_same_classes(train: Source, validation: Source) -> None:
+    """Refuse two splits that do not have the same classes: their labels would mean different things."""
+    if train.classes == validation.classes:
+        return
+    missing = sorted(set(train.classes) - set(validation.classes))
+    surplus = sorted(set(validation.classes) - set(train.classes))
+    if missing or surplus:
+        for name in missing:
+            twin = next((other for other in surplus if _as_seen(other) == _as_seen(name)), None)
+            if twin is not None:
+                raise Refused(
+                    f"the class {name!a} of the training split is {twin!a} in the validation split of "
+                    f"{validation.root}: the same to the eye, in another form of Unicode or with spaces; rename one"
+                )
+        first, where = (missing[0], "training") if missing else (surplus[0], "validation")
+        raise Refused(
+            f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} classes; "
+            f"the first, {first!r}, is in the {where} split only: add it to the other, or remove it"
+        )
+    raise Refused(
+        f"the splits in {train.root} and {validation.root} number the same {len(train.classes)} classes in two orders; "
+        "give both the same list of classes"
+    )
+
+
+def _as_seen(name: str) -> str:
+    """Return a name as people see it: one form of Unicode, no spaces at its ends."""
+    return unicodedata.normalize("NFC", name).strip()

@@ -1,0 +1,96 @@
+"""Compressed tars: no image of one can be read by itself, so they are decompressed once, beside the index."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from kdcore.errors import Refused
+from pipelines.data.listing import find_containers
+from pipelines.data.tars import CLASS_FILES
+from pipelines.files import make_folder, write_whole
+from pipelines.places import Found, Place
+
+_CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tar.bz2": "bz2", ".tar.xz": "xz"}
+_READ_BYTES = 8 * 2**20
+
+
+def find_compressed(place: Place, split: str) -> tuple[Found, ...]:
+    """Return the compressed tars of a split."""
+    return find_containers(place, split, tuple(_CODECS))
+
+
+def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Callable[[int], object]) -> Place:
+    """Return a place within `folder` with these tars decompressed, those that are there already left as they are.
+
+    Lists of classes that lie beside them are copied. report: called with the compressed bytes that are done. Refused
+    for a tar that is not whole, and where there is less room than the compressed tars take.
+    """
+    facts = [[file.name, file.num_bytes, file.mtime_ns] for file in files]
+    target = folder / f"tars-{sha256(json.dumps([place.root, facts]).encode()).hexdigest()[:32]}"
+    make_folder(target, "output_dir")
+    missing = [file for file in files if not (target / _plain_name(file.name)).exists()]
+    needed, free = sum(file.num_bytes for file in missing), shutil.disk_usage(target).free
+    if free < needed:
+        raise Refused(
+            f"{place.root} is compressed and is decompressed to {folder}, which has {free / 2**30:.1f} GiB free for "
+            f"more than {needed / 2**30:.1f} GiB; name a larger disk as output_dir (or with --index)"
+        )
+    for file in missing:
+        with _refusing_damage(place.name_of(file.name)), place.open(file.name) as compressed:
+            write_whole(target / _plain_name(file.name), _copying(compressed, _codec(file.name), report))
+    for parent in {"", *(str(PurePosixPath(file.name).parent) for file in files)} - {"."}:
+        for name in (str(PurePosixPath(parent) / name) for name in CLASS_FILES):
+            if place.has(name) and not (target / name).exists():
+                write_whole(target / name, place.read(name))
+    return Place.of(target, "output_dir")
+
+
+def plain_files(place: Place, files: tuple[Found, ...]) -> tuple[Found, ...]:
+    """Return the tars that `decompress` has made of compressed ones."""
+    found = [(_plain_name(file.name), (Path(place.root) / _plain_name(file.name)).stat()) for file in files]
+    return tuple(Found(name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+def _copying(compressed: pa.NativeFile, codec: str, report: Callable[[int], object]) -> Callable[[BinaryIO], None]:
+    """Return what writes the decompressed content to a file."""
+
+    def write(file: BinaryIO) -> None:
+        done = 0
+        plain: Any
+        with lzma.open(compressed) if codec == "xz" else pa.CompressedInputStream(compressed, codec) as plain:
+            while part := plain.read(_READ_BYTES):
+                file.write(part)
+                report(compressed.tell() - done)
+                done = compressed.tell()
+
+    return write
+
+
+@contextmanager
+def _refusing_damage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowInvalid) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise Refused(f"{name} cannot be decompressed ({os.strerror(error.errno)})") from error
+        raise Refused(f"{name} is not a whole compressed file ({error}); fetch it again") from error
+
+
+def _codec(name: str) -> str:
+    return next(codec for suffix, codec in _CODECS.items() if name.endswith(suffix))
+
+
+def _plain_name(name: str) -> str:
+    """Return what a compressed tar is called when it is decompressed."""
+    suffix = next(suffix for suffix in _CODECS if name.endswith(suffix))
+    return f"{name.removesuffix(suffix)}.tar"
