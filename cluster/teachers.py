@@ -111,7 +111,7 @@ def check_teachers(config: Recipe) -> None:
     for member in config.teachers:
         if member.image_size is not None and not member.cached:
             raise Refused(
-                f"teacher {member.name} has image_size={member.image_size}, but several teachers beside the student see "
+                f"teacher {member.name} has image_size={member.image_size}, but one of several beside the student sees "
                 "the student's images; set its source to cache, or leave image_size out"
             )
         if member.weight > 0 and not read_by(config, member):
