@@ -6,7 +6,8 @@ Used by the workers, and by everything that looks at a run without training it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import tee
 from typing import Any
 
@@ -34,6 +35,7 @@ from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
+from pipelines.loaders.paired import PairedLoader
 from pipelines.views.plan import ViewPlan
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
@@ -88,6 +90,14 @@ class Assembly:
         several = self.ensemble.networks if self.ensemble else []
         return [self.student, *([self.teacher.model] if self.teacher else several)]
 
+    @cached_property
+    def for_teacher(self) -> Assembly:
+        """The run with the images as its online teacher sees them: itself, but for a teacher with a size of its own."""
+        config = self.config.for_teacher
+        if self.teacher is None or config is self.config:
+            return self
+        return replace(self, config=config, plan=replace(self.plan, policy=config.views))
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The class folders, in the order of the outputs."""
@@ -138,14 +148,23 @@ class Assembly:
         start = place * self.config.train.batch_size + (number or 0) * size
         return self.plan.order(epoch, np.arange(start, start + size))
 
-    def train_loader(self) -> Loader:
-        """Build the loader of training images under the recipe's view policy."""
+    def train_loader(self) -> Loader | PairedLoader:
+        """Build the loader of training images under the recipe's view policy; of those for the teacher with them."""
+        loader, seen = self._train_loader(), self.for_teacher
+        return loader if seen is self else PairedLoader(loader, seen._train_loader())
+
+    def _train_loader(self) -> Loader:
         source = in_windows(self.indexes["train"], self.plan.windows)
         return self.loader("train", self.plan, self.micro_batch, source)
 
     def evaluation_loader(self, split: str) -> Loader:
         """Build the loader of a split's images, cut as for validation."""
         return self.loader(split, self.evaluation_plan(split), EVALUATION_BATCH)
+
+    def evaluation_loader_of_both(self, split: str) -> Loader | PairedLoader:
+        """Build the loader of a split's images, cut as for validation; of those for the teacher with them."""
+        loader, seen = self.evaluation_loader(split), self.for_teacher
+        return loader if seen is self else PairedLoader(loader, seen.evaluation_loader(split))
 
     def evaluation_plan(self, split: str) -> ViewPlan:
         """Return the plan of the one view of a split's images that networks are judged by."""
@@ -154,8 +173,10 @@ class Assembly:
     def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
         """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without such.
 
-        loader: of the split, for a teacher that answers online."""
+        loader: of the split, for a teacher that answers online and sees the student's images."""
         index = self.indexes[split]
+        if self.for_teacher is not self:
+            loader = self.for_teacher.evaluation_loader(split)
         if self.ensemble is not None:
             return self.ensemble.evaluation(split, index, loader, self.rank)
         if self.stored is not None:
@@ -184,14 +205,17 @@ class Assembly:
     def distiller(self) -> Distiller:
         """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit."""
         train = self.indexes["train"]
-        statistics = self.stored.class_statistics if self.stored else self.class_statistics(self.teacher)
+        statistics = self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
+        shapes = self.stored.shapes if self.stored else None
+        if self.teacher is not None:
+            shapes = self.teacher.taps.shapes(image_size(self.for_teacher.config))
         distiller = Distiller(
             self.student,
             self.config.method,
             image_size=image_size(self.config),
             num_samples=len(train),
             teacher=self.ensemble.combined if self.ensemble else self.teacher,
-            teacher_shapes=self.stored.shapes if self.stored else None,
+            teacher_shapes=shapes,
             class_means=statistics.means,
             class_similarity=statistics.similarity,
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
@@ -202,9 +226,11 @@ class Assembly:
 
     def rehearse(self) -> None:
         """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
-        judged, sizes = evaluation_policy(self.config), self.config.views.all_sizes
-        for size in dict.fromkeys([(judged.height, judged.width), *(sizes if self.config.views.sizes else [])]):
-            for network in self.networks:
+        sizes, seen = self.config.views.all_sizes, self.for_teacher
+        for network in self.networks:
+            config = self.config if network is self.student else seen.config
+            judged, trained = evaluation_policy(config), config.views.all_sizes if config.views.sizes else []
+            for size in dict.fromkeys([(judged.height, judged.width), *trained]):
                 check_network(network, size)
         if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
             return
@@ -216,6 +242,7 @@ class Assembly:
                 self.micro_batch,
                 self.config.views.mixes,
                 lambda number: self.stored_targets(Request(0, np.arange(number))),
+                None if seen is self else image_size(seen.config),
             )
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
@@ -264,7 +291,8 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
         elif found:
             teacher, stored = (found[0], None) if isinstance(found[0], OnlineTeacher) else (None, found[0])
         if config.student.classifier == "reused":
-            head = TeacherHead.of(teacher.model, image_size(config)) if teacher else stored.head if stored else None
+            seen = image_size(config.for_teacher)
+            head = TeacherHead.of(teacher.model, seen) if teacher else stored.head if stored else None
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
     run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank, ensemble)

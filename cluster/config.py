@@ -126,7 +126,7 @@ class RunConfig(Section):
         return self.model_copy(
             update={
                 "teacher": self.teacher.model_copy(update={"image_size": None}),
-                "views": self.views.model_copy(update={"size": self.teacher.image_size}),
+                "views": self.views.model_copy(update={"size": self.teacher.image_size, "sizes": ()}),
                 "data": self.data.model_copy(update={"evaluation_size": None}),
             }
         )

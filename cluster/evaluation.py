@@ -126,7 +126,7 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
     parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
     student, teacher = student_of(parts, weights), teacher_of(parts, target)
     findings = Findings.of(len(target.classes), rank, student is not None, answers_with_logits(teacher))
-    for batch in parts.evaluation_loader(SPLIT).load(every_image_once(len(target.index), rank)):
+    for batch in parts.evaluation_loader_of_both(SPLIT).load(every_image_once(len(target.index), rank)):
         answers = torch.from_numpy(target.answers[batch.sample_ids.cpu().numpy()]).to(rank.device)
         with autocast(config, rank):
             theirs = teacher(batch) if teacher else TeacherOutputs()
@@ -218,13 +218,16 @@ def find_target(config: RunConfig, location: str | None, variant: str | None) ->
 
 
 def with_online_teacher(config: RunConfig) -> RunConfig:
-    """Return the recipe with its teacher online, where its weights are there: only it can see other images.
+    """Return the recipe with its teachers online, where their weights are there: only they can see other images.
 
-    A teacher that sees images of a size of its own stays in its cache.
+    One of several that sees images of a size of its own stays in its cache.
     """
     if config.teachers:
-        members = (m.model_copy(update={"source": "online"}) if m.has_weights else m for m in config.teachers)
+        members = (
+            m.model_copy(update={"source": "online"}) if m.has_weights and m.image_size is None else m
+            for m in config.teachers
+        )
         return config.model_copy(update={"teachers": tuple(members)})
-    if config.teacher is None or not config.teacher.has_weights or config.teacher.image_size is not None:
+    if config.teacher is None or not config.teacher.has_weights:
         return config
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": "online"})})

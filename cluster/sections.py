@@ -110,8 +110,8 @@ class TeacherConfig(ModelConfig):
     """Whether the teacher may have fresh, random weights, for a test of speed or of a method; a teacher that has
     neither `checkpoint` nor `pretrained`, nor is from a folder or your own code, is refused otherwise."""
     image_size: int | None = Field(default=None, ge=1)
-    """The side in pixels of the images that the teacher sees while its cache is built: the same views as the student's,
-    in another resolution. Not given: `views.size`. It needs `source: cache`."""
+    """The side in pixels of the images that the teacher sees: the same views as the student's, in another resolution.
+    Online, every image is then decoded for each of the two. Not given: `views.size`."""
 
     @property
     def cached(self) -> bool:

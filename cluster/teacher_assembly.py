@@ -29,11 +29,6 @@ def assemble_teacher(
         seen_plan = replace(plan, policy=seen.views)
         expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
         return open_stored_teacher(config, expected, classes, rank)
-    if teacher.image_size not in (None, config.views.size):
-        raise Refused(
-            f"teacher.image_size={teacher.image_size}, but a teacher beside the student sees the student's images; set "
-            "teacher.source=cache, or leave teacher.image_size out"
-        )
     network = build_teacher(teacher, classes) if teacher.head == "own" else build_backbone(teacher)
     return online_teacher(network, statistics, config, rank)
 

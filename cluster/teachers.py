@@ -116,6 +116,11 @@ def check_teachers(config: Recipe) -> None:
         raise Refused("every teacher has weight 0, but students are compared with their average; give one a weight")
     _check_average(config)
     for member in config.teachers:
+        if member.image_size is not None and not member.cached:
+            raise Refused(
+                f"teacher {member.name} has image_size={member.image_size}, but one of several beside the student sees "
+                "the student's images; set its source to cache, or leave image_size out"
+            )
         if member.weight > 0 and not read_by(config, member):
             raise Refused(f"teacher {member.name} is read by no term; leave it out, or name it in one (teacher: NAME)")
 

@@ -131,7 +131,7 @@ class Batch:
     images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or soft [B,K] where views are
     mixed; sample_ids [B] int64; views [B] int64: in which view each row shows its sample; epoch: epochs done before
     this step, fractional (what a term's warm-up counts); targets: what the teacher answered, None where it is to be
-    asked online.
+    asked online; teacher_images [B,3,H',W']: the same views in another size, where that teacher sees one.
     """
 
     images: Tensor
@@ -140,6 +140,7 @@ class Batch:
     views: Tensor
     epoch: float = 0.0
     targets: TeacherOutputs | None = None
+    teacher_images: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

@@ -210,7 +210,7 @@ class Distiller(nn.Module):
 
 
 class OnlineTeacher:
-    """A frozen network that answers what a method needs, for the very images the student sees.
+    """A frozen network that answers what a method needs, for the very views the student sees.
 
     Kept in eval mode and outside every module tree. renormalise: (scale, shift) that turn the batch's images into those
     the teacher was trained with, where the two differ (`renormalisation`). Gradients are with respect to the batch's
@@ -235,7 +235,7 @@ class OnlineTeacher:
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
         assert not self.model.training, "the teacher was switched to training mode"
-        images = batch.images
+        images = batch.images if batch.teacher_images is None else batch.teacher_images
         with torch.set_grad_enabled(self.needs.teacher_input_gradient):
             if self.needs.teacher_input_gradient:
                 images = images.detach().requires_grad_(True)

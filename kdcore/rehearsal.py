@@ -7,6 +7,7 @@ the running statistics of batch norm move, so a rehearsed distiller is not to be
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,13 @@ def rehearse(
     batch_size: int,
     mixes: bool,
     targets: Callable[[int], TeacherOutputs | None] | None = None,
+    teacher_size: tuple[int, int] | None = None,
 ) -> None:
     """Compute the loss of one random micro-batch of images [H,W] in training mode. Refused where that cannot be done.
 
     batch_size: of the micro-batches, of which two images are enough. mixes: whether labels are soft. targets: gives
-    stored outputs of a number of samples, where no teacher answers.
+    stored outputs of a number of samples, where no teacher answers. teacher_size: of the images that an online teacher
+    sees, where that is another.
     """
     images = random_images(distiller.student, min(batch_size, 2), image_size)
     num_classes = int(distiller.student.num_classes)  # type: ignore[arg-type]
@@ -39,6 +42,8 @@ def rehearse(
     if mixes:
         labels = nn.functional.one_hot(labels, num_classes).float()
     batch = Batch(images, labels, torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64))
+    if teacher_size is not None:
+        batch = replace(batch, teacher_images=random_images(distiller.student, len(images), teacher_size))
     if targets is not None and (stored := targets(len(images))) is not None:
         batch = batch.with_targets(stored)
     begun: list[str] = []

@@ -44,7 +44,8 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> i
         for name, teacher in parts.ensemble.online.items():
             networks[f"teacher {name}"] = teacher.model
             read[f"teacher {name}"] = recipes[name].needs.teacher_taps
-    rows = [network_row(name, network, config) for name, network in networks.items()]
+    sees = dict.fromkeys(networks, config) | {"teacher": parts.for_teacher.config}
+    rows = [network_row(name, network, sees[name]) for name, network in networks.items()]
     if not config.needs.class_statistics:
         rows.append(["trained beside the student", "", f"{count_parameters(parts.distiller().extras):,}", "", ""])
     columns = ["network", "model", "parameters", "GMACs / image", "float32 MB"]
@@ -52,7 +53,7 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> i
     console.print(table(title, columns, rows))
     for name, network in networks.items():
         title = f"taps of the {name} (* read by the method)"
-        console.print(table(title, ["tap", "size"], tap_rows(network, config, read[name])))
+        console.print(table(title, ["tap", "size"], tap_rows(network, sees[name], read[name])))
     return 0
 
 

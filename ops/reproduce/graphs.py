@@ -105,6 +105,8 @@ class Graphed(Generic[Output]):
 def tensors_of(batch: Batch) -> list[Tensor]:
     """Return what differs from batch to batch and is read by a graph."""
     found = [batch.images, batch.labels]
+    if batch.teacher_images is not None:
+        found.append(batch.teacher_images)
     if batch.targets is not None:
         answered = batch.targets.logits, batch.targets.input_gradient, *batch.targets.features.values()
         found += [tensor for tensor in answered if tensor is not None]

@@ -78,7 +78,8 @@ class Lane:
         train, index, step = self.config.train, self.run.indexes["train"], self.state.step
         sizes = train.batch_size, self.run.micro_batch, self.run.steps_per_epoch
         batches = index.fingerprint, self.run.plan.fingerprint, self.run.statistics, *sizes, step
-        return *batches, str(self.rank.device), train.precision, self.run.channels_last
+        seen = self.run.for_teacher.plan.fingerprint
+        return *batches, seen, str(self.rank.device), train.precision, self.run.channels_last
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimiser step on its micro-batches, with the teacher's answers; return its mean loss.

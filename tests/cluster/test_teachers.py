@@ -208,6 +208,7 @@ def test_what_members_cannot_be(recipes, tmp_path):
         with pytest.raises(Refused, match=message):
             recipes(teachers=list(wrong), method=[KD])
 
+    refused("first has image_size=32, but one of several", {**first, "image_size": 32, "source": "online"}, second)
     refused("two teachers are called 'first'; rename one", first, {**second, "name": "first"})
     refused("every teacher has weight 0", {**first, "weight": 0}, {**second, "weight": 0})
     refused("no teacher has a weight at the run's beginning", *({**one, "warmup_epochs": 1} for one in members))

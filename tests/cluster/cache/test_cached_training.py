@@ -116,9 +116,17 @@ def test_a_teacher_sees_the_same_views_in_its_own_size(recipes, teacher):
         expected = seen.teacher(larger).logits
         assert torch.allclose(batch.targets.logits, expected, atol=1e-4 * float(expected.abs().max()))
     metrics, _ = run.teacher_on("val", run.evaluation_loader("val"))
-    larger, _ = seen.teacher_on("val", seen.evaluation_loader("val"))
-    assert metrics == pytest.approx(larger, rel=1e-4)
+    larger_metrics, _ = seen.teacher_on("val", seen.evaluation_loader("val"))
+    assert metrics == pytest.approx(larger_metrics, rel=1e-4)
     assert all(agreement.wrong == 0 for agreement in verify(recipes(**small, **EXACT), 8, CPU))
+    beside = {"views": size["views"], "teacher": teacher | {"image_size": 32}}
+    online = assemble(recipes(**beside), Rank(0, 1, CPU))
+    for batch, stored, larger in zip(online.train_batches(0), batches, theirs, strict=True):
+        assert torch.equal(batch.images, stored.images)
+        assert torch.equal(batch.teacher_images, larger.images)
+    assert online.teacher_on("val", online.evaluation_loader("val"))[0] == pytest.approx(larger_metrics, rel=1e-6)
+    assert losses(recipes(**beside)) == pytest.approx(losses(recipes(**small, **EXACT)), rel=1e-4)
+    assemble(recipes(**beside), Rank(0, 1, CPU)).rehearse()
     another = small | {"views": size["views"] | {"size": 24}}
     assert assemble(recipes(**another, **EXACT), Rank(0, 1, CPU)).stored is not None
     with pytest.raises(Refused, match=r"views\.size"):
@@ -126,16 +134,13 @@ def test_a_teacher_sees_the_same_views_in_its_own_size(recipes, teacher):
 
 
 def test_no_other_view_in_another_size(recipes, teacher):
-    """What counts pixels, and a teacher beside the student, are refused."""
+    """What counts pixels is refused."""
     own = {"teacher": teacher | {"source": "cache", "image_size": 32}}
     for field, value in (("erase_probability", 0.5), ("cutmix_alpha", 1.0), ("auto_augment", "ra-2-9")):
         with pytest.raises(Refused, match=rf"teacher.image_size=32, but views.{field} counts pixels of views.size"):
             recipes(views={"size": 16, "num_views": 2, field: value}, **own)
     with pytest.raises(Refused, match=r"views.padding counts pixels"):
         recipes(views={"size": 16, "num_views": 2, "crop": "padded"}, **own)
-    online = recipes(views={"size": 16, "num_views": 2}, teacher=teacher | {"image_size": 32})
-    with pytest.raises(Refused, match=r"set teacher.source=cache, or leave teacher.image_size out"):
-        assemble(online, Rank(0, 1, CPU))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from timm.data.auto_augment import NAME_TO_OP
-from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
@@ -25,6 +24,7 @@ from pipelines.loaders.operations import Operator
 from pipelines.loaders.pillow_operations import PillowOperator
 from pipelines.views.auto_augment import WORDS, auto_augment
 from pipelines.views.operations import FACTORS, Kind
+from tests.pipelines.kernels import count_kernels
 from tests.pipelines.pictures import picture
 
 FILL = (124, 116, 104)
@@ -226,26 +226,10 @@ def test_turns_follow_one_another(name: str) -> None:
     assert torch.equal(Operator(FILL, False)(images, kinds, arguments), expected)
 
 
-# What only looks at memory, hands it out, or calls the operator that does the work.
-# fmt: off
-NO_KERNEL = frozenset({
-    "view", "as_strided", "unsqueeze", "expand", "select", "slice", "unbind", "narrow", "flatten", "reshape",
-    "_unsafe_view", "detach_", "lift_fresh", "empty", "empty_like", "empty_strided", "resize_", "to", "_to_copy",
-    "clone", "contiguous", "index_put_", "pad", "constant_pad_nd", "zeros", "ones", "full_like", "zero_", "__or__",
-    "__rshift__", "fill_",
-})
-# fmt: on
-
-
 def kernels(name: str, num: int) -> int:
-    """How many kernels a GPU would be asked for: torch's operators that do work of their own."""
     images = torch.randint(0, 256, (num, 20, 20, 3), dtype=torch.uint8)
     kinds, arguments = drawn(name, num, 20, 20)
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        Operator(FILL, True)(images, kinds, arguments)
-    names = [event.name.removeprefix("aten::") for event in found.events() if event.name.startswith("aten::")]
-    assert "copy_" in names, "the profiler sees them"
-    return sum(name not in NO_KERNEL for name in names)
+    return count_kernels(lambda: Operator(FILL, True)(images, kinds, arguments))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ from pipelines.loaders.render_batch import BatchRenderer, change_colour, inside
 from pipelines.loaders.render_pictures import PictureRenderer
 from pipelines.views.plan import ViewPlan, Views
 from pipelines.views.policy import ViewPolicy
+from tests.pipelines.kernels import count_kernels
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.24)
 CPU = torch.device("cpu")
@@ -136,6 +137,22 @@ def test_both_renderers_give_the_same_bits(settings: dict[str, object], size: in
     ours, _ = finish(policy)(images, views, partner_rows, labels)
     theirs, _ = by_batch(finish(policy))(images, views, partner_rows, labels)
     assert torch.equal(ours, theirs[:num_asked])
+
+
+@pytest.mark.parametrize("erase_first", [False, True])
+def test_the_number_of_kernels_does_not_grow_with_the_batch(erase_first: bool) -> None:
+    """Of what a GPU does beside the operations, whose kernels `test_operations` counts."""
+    policy = ViewPolicy(size=20, erase_first=erase_first, **COLOURS, **MIXING, **ERASING)  # type: ignore[arg-type]
+
+    def kernels(num: int) -> int:
+        ids, sides, labels = np.arange(num), np.full(num, 30), torch.zeros(num, dtype=torch.int64)
+        views = ViewPlan(policy, 3, num).views(0, ids, sides, sides)
+        images = torch.randint(0, 256, (num, 20, 20, 3), dtype=torch.uint8)
+        run = by_batch(finish(policy))
+        return count_kernels(lambda: run(images, views, views.partner, labels))
+
+    assert kernels(64) == kernels(256)
+    assert kernels(64) <= 150
 
 
 def test_memory_is_used_again_once_nobody_refers_to_it() -> None:
