@@ -42,7 +42,7 @@ from ops.evaluate import find_subject
 from ops.lineage import write_lineage
 from ops.model_card import args_of, write_card
 from ops.registry import register
-from pipelines.files import make_folder
+from pipelines.files import make_folder, write_text, write_whole
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
@@ -112,8 +112,8 @@ def sample_images(parts: Assembly, number: int) -> Tensor:
 def write_weights(job: Export) -> None:
     """Write model.safetensors, and config.json by which timm builds the network around it."""
     tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
-    safetensors.torch.save_file(tensors, job.folder / "model.safetensors", {"format": "pt"})
-    (job.folder / "config.json").write_text(json.dumps(timm_config(job), indent=2) + "\n")
+    write_whole(job.folder / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
+    write_text(job.folder / "config.json", json.dumps(timm_config(job), indent=2) + "\n")
 
 
 def timm_config(job: Export) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def write_programs(job: Export) -> None:
     example = (job.images[:2].clone(),)
     with without_remarks():
         program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, job.folder / "model.pt2")
+        write_whole(job.folder / "model.pt2", lambda file: torch.export.save(program, file))
     write_onnx(job.student, job.images, job.folder / "model.onnx", onnx_facts(job))
 
 
@@ -167,7 +167,7 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: Mapping[st
         )
         assert made is not None, "a program, with dynamo"
         made.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-        made.save(path, external_data=False)
+        write_whole(path, made.model_proto.SerializeToString())
 
 
 def onnx_facts(job: Export) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ops.console import say
 from ops.history import Group, Run, runs_of, siblings
 from ops.lineage import teachers_of
 from ops.spread import spread
-from pipelines.files import read_json
+from pipelines.files import read_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
@@ -75,7 +75,7 @@ def write_card(
             recipe=to_yaml(config),
         )
     )
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
     return text
 
 
@@ -122,15 +122,15 @@ def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
     """Return the runs of this recipe in MLflow; none where this one is not there."""
     import mlflow
 
-    run_id = RunFolder(run_dir).run_id
-    if not run_id.is_file():
+    run_id = RunFolder(run_dir).read_run_id()
+    if run_id is None:
         return Group(())
     uri = tracking_uri(parts.config)
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(
         uri, "the model card tells of the other seeds' runs there: export again when it is back"
     ):
-        run = Run.of(client.get_run(run_id.read_text()))
+        run = Run.of(client.get_run(run_id))
         return siblings(run, runs_of(client, client.get_experiment(run.experiment_id).name))
 
 

@@ -24,7 +24,7 @@ from cluster.tracking.machine import MachineSampler
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
 from kdcore.credentials import without_credentials
-from pipelines.files import finite_or_null, make_folder
+from pipelines.files import finite_or_null, make_folder, write_text
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0  # with a tracker that is away, when all else is done
@@ -39,17 +39,20 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
     """
     folder = RunFolder.of(config)
     make_folder(folder.path, "output_dir")
-    folder.outbox.touch()
+    if not folder.outbox.exists():
+        write_text(folder.outbox, "")
     for tracker in trackers_of(config):
         tracker.open(command, tags or {})
-    return folder.run_id.read_text()
+    run_id = folder.read_run_id()
+    assert run_id is not None, "MLflow's tracker has just written it"
+    return run_id
 
 
 def close_run(config: RunConfig, status: Status) -> None:
     """Mark the run's end in its trackers, and deliver what its log could not; or leave both for later."""
     folder, trackers = RunFolder.of(config), trackers_of(config)
     is_complete = not folder.outbox.exists()
-    folder.outbox.write_text(status)
+    write_text(folder.outbox, status)
     try:
         if is_complete:
             mark_end(folder, trackers)

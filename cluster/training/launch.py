@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from pydantic import TypeAdapter, ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
@@ -29,7 +30,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import Watcher, open_board
 from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, shortened
 from pipelines.places import is_remote
 
 
@@ -57,7 +58,16 @@ class RunResult:
                 f"{folder.result} has no {missing[0]!r}, so it is not the result of a run of `train`; delete that file "
                 "and run the same command again: the run goes on from its last checkpoint"
             )
-        return cls(**{name: value for name, value in found.items() if name in known})
+        own = {name: value for name, value in found.items() if name in known}
+        try:
+            result = TypeAdapter(cls).validate_python(own)
+        except ValidationError as error:
+            place = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise Refused(
+                f"{folder.result}: {place} is {shortened(repr(error.errors()[0]['input']))}, which no run has written; "
+                "delete that file and run the same command again: the run goes on from its last checkpoint"
+            ) from error
+        return replace(result, run_dir=str(folder.path))  # which may have moved since
 
 
 def check_run(config: RunConfig) -> str:
