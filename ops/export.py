@@ -43,6 +43,7 @@ from ops.lineage import write_lineage
 from ops.model_card import args_of, write_card
 from ops.registry import register
 from pipelines.files import make_folder, write_text, write_whole
+from pipelines.leases import leased
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
@@ -87,16 +88,18 @@ def export(run: str, output: str, num_images: int, name: str | None, overrides: 
     folder = Path(output)
     make_folder(folder, "--output")
     job = Export(parts, student, sample_images(parts, num_images), folder)
-    write_weights(job)
-    write_programs(job)
-    shutil.copyfile(SCRIPT, folder / "predict.py")
-    checks = compare_files(job)
-    show(checks, len(job.images))
-    write_lineage(job.folder, job.parts, Path(run))
-    card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
-    say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
-    if subject.run_id is not None:
-        say(register(subject.config, subject.run_id, job.folder, job.images, name, card))
+    with leased(folder, "export"):
+        write_weights(job)
+        write_programs(job)
+        shutil.copyfile(SCRIPT, folder / "predict.py")
+        checks = compare_files(job)
+        show(checks, len(job.images))
+        write_lineage(job.folder, job.parts, Path(run))
+        card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
+        written = sorted(str(path) for path in folder.iterdir() if not path.name.startswith("."))
+        say(f"written: {', '.join(written)}")
+        if subject.run_id is not None:
+            say(register(subject.config, subject.run_id, job.folder, job.images, name, card))
     return 0
 
 

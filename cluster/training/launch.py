@@ -31,6 +31,7 @@ from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import Watcher, open_board
 from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed, shortened
+from pipelines.leases import Fence, leased
 from pipelines.places import is_remote
 
 
@@ -95,35 +96,50 @@ def launch(
     """
     started = time.perf_counter()
     folder = RunFolder.of(config)
-    finished = continued(config)
-    if finished is not None:
+    if (finished := continued(config)) is not None:
         return finished
+    with leased(folder.path, "train") as fence:
+        if (finished := continued(config)) is not None:  # by the process that had the folder until now
+            return finished
+        result = run_to_end(config, folder, fence, watch, command, tags, started)
+        folder.write_result(asdict(result))
+        close_run(config, "FINISHED")
+    return result
+
+
+def run_to_end(
+    config: RunConfig,
+    folder: RunFolder,
+    fence: Fence,
+    watch: Watcher | None,
+    command: str,
+    tags: Mapping[str, str] | None,
+    started: float,
+) -> RunResult:
+    """Check a run, open it in its trackers, and let its workers train it to its last step; return its result."""
     with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
         checking = thread.submit(check_run, config)
         with ray_session(config):
             folder.claim(config, checking.result())
             opening = thread.submit(open_run, config, command, tags)
             try:
-                final = run_workers(config, opening, watch)
+                final = run_workers(config, opening, watch, fence)
             except BaseException as error:
                 if refusal := opening.exception():
                     raise refusal from None
                 close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
                 raise
     run_id = opening.result()
-    result = RunResult(
+    return RunResult(
         name=config.name,
         run_dir=str(config.run_dir),
         mlflow_run_id=run_id,
         wall_seconds=time.perf_counter() - started,
         **final,
     )
-    folder.write_result(asdict(result))
-    close_run(config, "FINISHED")
-    return result
 
 
-def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
+def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:
     """Run the workers where the recipe wants them; return what rank 0 returned.
 
     opening: the run in its trackers, which the workers wait for once they are there.
@@ -134,6 +150,7 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
         "config": config.model_dump(mode="json"),
         "plugins": fingerprints_of(config),
         "newest_step": newest_step(config),
+        "fence": asdict(fence),
     }
     if config.scaling.num_workers == 0:
         opening.result()

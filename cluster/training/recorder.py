@@ -31,6 +31,7 @@ from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
 from kdcore.reporting import optional
 from pipelines.files import write_whole
+from pipelines.leases import Fence
 
 
 class Validation:
@@ -68,13 +69,15 @@ class Validation:
 class Recorder:
     """Counts while the loop runs, and tells MLflow, the progress board and the run's folder about it."""
 
-    def __init__(self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter) -> None:
+    def __init__(
+        self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter, fence: Fence | None = None
+    ) -> None:
         self.config, self.run, self.reporter, self.first_step = config, run, reporter, first_step
         self.folder = RunFolder.of(config)
         self.log: RunLog | None = None
         if run.rank.first:
             reporter.wait_for_driver()
-            self.log = RunLog(config, first_step)
+            self.log = RunLog(config, first_step, fence)
             self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
@@ -86,6 +89,11 @@ class Recorder:
         self.record = None
         if config.tracking.record_batches:
             self.record = self.folder.batches(run.rank.number).open("a")
+
+    def check_fence(self) -> None:
+        """RunFailed on rank 0, which writes for all, where the run belongs to another driver by now."""
+        if self.log:
+            self.log.check_fence()
 
     def list_broken_images(self) -> None:
         """Keep with the run which images were left out because they are broken, and which are replaced since."""
@@ -230,6 +238,7 @@ class Recorder:
             "best_score": state.best_score if self.config.train.select != "last" else None,
         }
         if self.log:
+            self.check_fence()
             weights = self.folder.weights
             write_whole(weights, safetensors.torch.save(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)

@@ -25,6 +25,7 @@ from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
 from cluster.training.recovery import with_place
 from cluster.training.saving import latest_checkpoint, saver_of
+from pipelines.leases import Fence
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     no_sync = model.no_sync if rank.world_size > 1 else contextlib.nullcontext
     step_model = torch.compile(model) if config.train.compile else model
     loop = TrainingLoop(run, state, ForwardBackward(run, step_model, no_sync))
-    recorder = Recorder(config, run, state.step, reporter)
+    recorder = Recorder(config, run, state.step, reporter, Fence(**payload["fence"]))
     validation, saver = Validation(run, recorder), saver_of(run)
 
     batches = recorder.timed(run.train_batches(state.step))
@@ -65,6 +66,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             if is_validated:
                 validation.evaluate(state)
             if is_saved:
+                recorder.check_fence()
                 saver.save(state)
     if not validation.latest:  # continued after its last step
         validation.evaluate(state)
