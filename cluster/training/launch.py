@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
+from cluster.interruption import Terminated, in_main_thread, in_thread
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.rank import Rank
@@ -33,6 +35,8 @@ from cluster.training.recovery import Recovery, failure_summary, restore_checkpo
 from kdcore.errors import Refused, RunFailed, shortened
 from pipelines.leases import Fence, leased
 from pipelines.places import is_remote
+
+STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SIGTERM, AWS 120 s after its notice
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,24 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
     with polling_progress(board, watch):
-        final = fit(config, payload | {"board": board})
+        final = fit_or_stop(config, payload | {"board": board})
     ray.kill(board)
     return final
+
+
+def fit_or_stop(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
+    """Return what rank 0 returned. On SIGTERM, have a checkpoint written, if there is time, before that is raised."""
+    if not in_main_thread():  # a trial's: Tune ends it in its own way
+        return fit(config, payload)
+    fitting = in_thread(partial(fit, config, payload))
+    try:
+        return fitting.result()
+    except Terminated:
+        payload["board"].stop.remote()
+        with suppress(TimeoutError, RunFailed):
+            stopped = fitting.result(STOP_SECONDS).get("stopped")
+            raise Terminated(f"terminated; a checkpoint of step {stopped} is written") from None
+        raise
 
 
 def continued(config: RunConfig) -> RunResult | None:

@@ -57,7 +57,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             with recorder.timing(state):
                 record = loop.step(batches, partial(recorder.count, state.step))
             is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
-            is_saved = checkpoint_is_due(state.step, run)
+            is_stopping = recorder.interval_ends(state.step) and recorder.is_stopping() and not loop.is_done
+            is_saved = checkpoint_is_due(state.step, run) or is_stopping
             if is_validated or is_saved:
                 loop.watch.verify_weights()
             elif recorder.interval_ends(state.step):
@@ -68,6 +69,9 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             if is_saved:
                 recorder.check_fence()
                 saver.save(state)
+            if is_stopping:
+                saver.finish()
+                return recorder.stop(state)
     if not validation.latest:  # continued after its last step
         validation.evaluate(state)
     return recorder.finish(state, validation)
