@@ -19,6 +19,7 @@ from kdcore.cost import deployment_cost
 from ops.console import say
 from ops.history import Group, Run, runs_of, siblings
 from ops.lineage import teachers_of
+from ops.markdown import as_block, as_code, as_text
 from ops.spread import spread
 from pipelines.files import read_json, write_text
 
@@ -33,14 +34,19 @@ REPORTED = {
 
 
 def environment() -> jinja2.Environment:
-    """Return the environment of templates that fail on a name that is missing."""
-    return jinja2.Environment(
+    """Return the environment of templates that fail on a name that is missing.
+
+    HTML escapes of itself whatever is put into it; Markdown has the filters text, code and block for that.
+    """
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         autoescape=jinja2.select_autoescape(["html.j2", "html"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters |= {"text": as_text, "code": as_code, "block": as_block}
+    return made
 
 
 def write_card(

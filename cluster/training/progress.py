@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,7 +128,9 @@ class Reporter:
 
     def is_stopping(self) -> bool:
         """Return whether the run is asked to end; asked of rank 0 alone."""
-        return self._tells and bool(ray.get(self.board.stopping.remote()))
+        with suppress(ray.exceptions.RayActorError):  # the board is gone, and with it the driver
+            return self._tells and bool(ray.get(self.board.stopping.remote()))
+        return False
 
     def fail(self) -> None:
         """Note that this rank is about to raise an error."""
