@@ -91,7 +91,7 @@ def leased(folder: Path, purpose: str, *, name: str = "work", wait: bool = False
     purpose: what is done there, for others to read; name: of the lease, where a folder has several. Refused where
     another process holds it; with wait, once that has ended it is this one's turn.
     """
-    make_folder(folder, "the folder")
+    make_folder(folder, purpose)
     path = folder / f".{name}.lease"
     holder = Holder.this(purpose)
     while not _take(path, holder):

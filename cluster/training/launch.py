@@ -33,6 +33,7 @@ from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import Watcher, open_board
 from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed, shortened
+from pipelines.files import make_folder
 from pipelines.leases import Fence, leased
 from pipelines.places import is_remote
 
@@ -102,6 +103,7 @@ def launch(
     folder = RunFolder.of(config)
     if (finished := continued(config)) is not None:
         return finished
+    make_folder(Path(config.output_dir), "output_dir")
     with leased(folder.path, "train") as fence:
         if (finished := continued(config)) is not None:  # by the process that had the folder until now
             return finished
