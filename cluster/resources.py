@@ -17,6 +17,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.interruption import keeping_handlers
+from cluster.local_ray import keep_token_private, on_loopback
 from cluster.rank import Rank
 from kdcore.errors import Refused
 
@@ -135,4 +136,6 @@ def start_ray(config: RunConfig) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
-        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
+        keep_token_private()
+        with on_loopback():
+            ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
