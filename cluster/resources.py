@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from cluster.config import RunConfig
+from cluster.interruption import keeping_handlers
+from cluster.local_ray import keep_token_private, on_loopback
 from cluster.rank import Rank
 from kdcore.errors import Refused
 
@@ -115,6 +117,18 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     if ray.is_initialized() or config.scaling.num_workers == 0:
         yield
         return
+    with keeping_handlers():
+        start_ray(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(config: RunConfig) -> None:
+    """Enter the Ray cluster that RAY_ADDRESS names, or start one on this machine."""
+    import ray
+
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=runtime_env(), **quiet)
@@ -122,8 +136,6 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
-        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        keep_token_private()
+        with on_loopback():
+            ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 from ops.parser import build_parser
 
-REFUSED, FAILED, FAULT, INTERRUPTED = 2, 1, 70, 130  # exit statuses; 70 is EX_SOFTWARE
+REFUSED, FAILED, FAULT, INTERRUPTED, TERMINATED = 2, 1, 70, 130, 143  # exit statuses; 70 is EX_SOFTWARE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status.
 
-    0 done, 2 refused, 1 failed on the way, 70 our own fault, 130 Ctrl-C.
+    0 done, 2 refused, 1 failed on the way, 70 our own fault, 130 Ctrl-C, 143 SIGTERM.
     """
     args = build_parser().parse_args(argv)
     # Imported after parsing, so that --help does not wait for torch and Ray.
+    from cluster.interruption import Terminated, ending_on_signals
     from kdcore.errors import Refused, RunFailed
     from ops.console import complain, print_traceback
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from cluster.plugins import import_plugins
 
             import_plugins(args.plugin)
-        return args.function(args)
+        with ending_on_signals():
+            return args.function(args)
     except (Refused, RunFailed) as error:
         if args.debug:
             raise
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted; the same command continues from the last checkpoint")
         return INTERRUPTED
+    except Terminated as error:
+        complain(f"{error}; the same command continues from the last checkpoint")
+        return TERMINATED
     except Exception as error:
         print_traceback()
         complain(f"{type(error).__name__} is a fault of stillhouse, not of the request; please report the lines above")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -18,7 +19,8 @@ from pipelines.data.index import build_index
 from pipelines.data.kinds import recognise
 from pipelines.data.packing import Shards
 from pipelines.data.source import Source
-from pipelines.places import Place
+from pipelines.leases import leased
+from pipelines.places import Place, is_remote
 
 SPLITS = ("train", "val")
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
@@ -72,7 +74,7 @@ def pack(
         )
         packing = job.prepare()
         started = time.perf_counter()
-        with _PackView(split) as view:
+        with nullcontext() if is_remote(target) else leased(Path(target), "data pack"), _PackView(split) as view:
             packed = run_pack_job(job, packing, view.advance, _on_cluster(job))
         seconds = time.perf_counter() - started
         rows.append(_row(split, "pack", packed))

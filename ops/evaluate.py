@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from ops import catalog
 from ops.console import console, percent, say, table
 from ops.evaluation_figures import alignment, confusion, reliability
 from pipelines.data.variants import Target
-from pipelines.files import make_folder
+from pipelines.files import make_folder, write_json
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
 COLUMNS = ["network", "images", "top-1", "top-5", "nll (nats)", "ECE", "agreement", "top-5 overlap", "KL (nats)"]
@@ -82,7 +81,7 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
         absolute(loaded, Path.cwd()).model_copy(update={"tracking": loaded.tracking}),
         weights.absolute(),
         path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
-        run.run_id.read_text() if path.is_dir() and run.run_id.is_file() else None,
+        run.read_run_id() if path.is_dir() else None,
     )
 
 
@@ -143,7 +142,7 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
     """Write <images>.json and its pictures; return their paths."""
     make_folder(folder, "--output")
     path = folder / f"{images}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
     paths = [path, reliability(content, folder / f"{images}-reliability.png")]
     paths += [confusion(content, name, folder / f"{images}-{name}-classes.png") for name in content["confusion_matrix"]]
     if len(content["cka"]) > 1:

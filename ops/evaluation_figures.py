@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import PowerNorm
 
 from kdcore.evaluation import NUM_BINS
+from pipelines.files import write_figure
 
 COLOURS = {"student": "#2f6f9f", "teacher": "#b8752e"}
 
@@ -36,7 +37,7 @@ def reliability(content: dict[str, Any], path: Path) -> Path:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     above.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
     plt.close(figure)
     return path
 
@@ -54,7 +55,7 @@ def alignment(pairs: list[dict[str, Any]], path: Path) -> Path:
     axis.set_yticks(range(len(student)), student)
     axis.set(xlabel="teacher", ylabel="student")
     figure.colorbar(image, label="linear CKA")
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
     plt.close(figure)
     return path
 

@@ -43,7 +43,8 @@ from ops.lineage import write_lineage
 from ops.model_card import args_of, write_card
 from ops.quantize import write_small_files
 from ops.registry import register
-from pipelines.files import make_folder, write_whole
+from pipelines.files import make_folder, write_text, write_whole
+from pipelines.leases import leased
 from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
@@ -96,18 +97,20 @@ def export(
     folder = Path(output)
     make_folder(folder, "--output")
     job = Export(parts, student, sample_images(parts, num_images), folder)
-    write_weights(job)
-    write_programs(job)
-    shutil.copyfile(SCRIPT, folder / "predict.py")
-    checks = compare_files(job)
-    show(checks, len(job.images))
-    if precisions:
-        write_small_files(parts, folder, precisions, max_loss)
-    write_lineage(job.folder, job.parts, Path(run))
-    card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
-    say(f"written: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
-    if subject.run_id is not None:
-        say(register(subject.config, subject.run_id, job.folder, job.images, name, card))
+    with leased(folder, "export"):
+        write_weights(job)
+        write_programs(job)
+        shutil.copyfile(SCRIPT, folder / "predict.py")
+        checks = compare_files(job)
+        show(checks, len(job.images))
+        if precisions:
+            write_small_files(parts, folder, precisions, max_loss)
+        write_lineage(job.folder, job.parts, Path(run))
+        card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
+        written = sorted(str(path) for path in folder.iterdir() if not path.name.startswith("."))
+        say(f"written: {', '.join(written)}")
+        if subject.run_id is not None:
+            say(register(subject.config, subject.run_id, job.folder, job.images, name, card))
     return 0
 
 
@@ -124,7 +127,7 @@ def write_weights(job: Export) -> None:
     """Write model.safetensors, and config.json by which timm builds the network around it."""
     tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
     write_whole(job.folder / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
-    (job.folder / "config.json").write_text(json.dumps(timm_config(job), indent=2) + "\n")
+    write_text(job.folder / "config.json", json.dumps(timm_config(job), indent=2) + "\n")
 
 
 def timm_config(job: Export) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def write_programs(job: Export) -> None:
     example = (job.images[:2].clone(),)
     with without_remarks():
         program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, job.folder / "model.pt2")
+        write_whole(job.folder / "model.pt2", lambda file: torch.export.save(program, file))
     write_onnx(job.student, job.images, job.folder / "model.onnx", onnx_facts(job))
 
 
@@ -178,7 +181,7 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: Mapping[st
         )
         assert made is not None, "a program, with dynamo"
         made.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-        made.save(path, external_data=False)
+        write_whole(path, made.model_proto.SerializeToString())
 
 
 def onnx_facts(job: Export) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Not here: the scores (`kdcore.quality.collect`), and the pass that collects the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +28,7 @@ from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale
 from kdcore.terms.base import Pair
 from ops import catalog
 from ops.console import console, say, table
-from pipelines.files import make_folder
+from pipelines.files import make_folder, write_figure, write_json, write_text
 
 MEMORY_SHARE = 0.5  # of the machine's free memory
 
@@ -70,10 +69,8 @@ def layers(
     make_folder(output, "--output")
     console.print(render_table(quality, pairs))
     plot(quality, output / "layers.png", pairs)
-    (output / "layers.json").write_text(
-        json.dumps({tap: asdict(q) | {"q": q.q} for tap, q in quality.items()}, indent=1)
-    )
-    (output / "method.yaml").write_text(recommendation_yaml(pairs))
+    write_json(output / "layers.json", {tap: asdict(q) | {"q": q.q} for tap, q in quality.items()})
+    write_text(output / "method.yaml", recommendation_yaml(pairs))
     say(f"written: {output}/layers.png, layers.json, and method.yaml, which a recipe takes as `base:`")
     return 0
 
@@ -166,7 +163,7 @@ def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair]
         axes.grid(alpha=0.3)
     panels[-1].set_xticks(range(len(taps)), taps, rotation=90)
     panels[-1].set_xlabel("teacher tap, in depth order")
-    figure.savefig(path)
+    write_figure(Path(path), figure)
 
 
 def recommendation_yaml(pairs: Sequence[Pair], detach_head_at: str | None = None) -> str:

@@ -19,8 +19,9 @@ from kdcore.cost import deployment_cost
 from ops.console import say
 from ops.history import Group, Run, runs_of, siblings
 from ops.lineage import teachers_of
+from ops.markdown import as_block, as_code, as_text
 from ops.spread import spread
-from pipelines.files import read_json
+from pipelines.files import read_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
@@ -33,14 +34,19 @@ REPORTED = {
 
 
 def environment() -> jinja2.Environment:
-    """Return the environment of templates that fail on a name that is missing."""
-    return jinja2.Environment(
+    """Return the environment of templates that fail on a name that is missing.
+
+    HTML escapes of itself whatever is put into it; Markdown has the filters text, code and block for that.
+    """
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         autoescape=jinja2.select_autoescape(["html.j2", "html"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters |= {"text": as_text, "code": as_code, "block": as_block}
+    return made
 
 
 def write_card(
@@ -75,7 +81,7 @@ def write_card(
             recipe=to_yaml(config),
         )
     )
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
     return text
 
 
@@ -122,15 +128,15 @@ def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
     """Return the runs of this recipe in MLflow; none where this one is not there."""
     import mlflow
 
-    run_id = RunFolder(run_dir).run_id
-    if not run_id.is_file():
+    run_id = RunFolder(run_dir).read_run_id()
+    if run_id is None:
         return Group(())
     uri = tracking_uri(parts.config)
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(
         uri, "the model card tells of the other seeds' runs there: export again when it is back"
     ):
-        run = Run.of(client.get_run(run_id.read_text()))
+        run = Run.of(client.get_run(run_id))
         return siblings(run, runs_of(client, client.get_experiment(run.experiment_id).name))
 
 

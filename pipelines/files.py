@@ -1,11 +1,17 @@
-"""Files that are under their name whole or not at all, whatever is killed when, and refusals that name the file."""
+"""Files that are under their name whole or not at all, whatever is killed when, and refusals that name the file.
+
+Whatever is written at once is written here; journals, which grow line by line, cut their last line when they are read.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -16,23 +22,49 @@ from kdcore.errors import Refused
 def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
     """Write content (or what content writes) beside its place, sync it to the disk and rename it.
 
-    A writer that is killed leaves a file named *.tmp, which nobody reads.
+    A writer that is killed leaves a file named *.tmp, which nobody reads. Refused, naming the file, where the disk does
+    not take it; what was there before is there still.
     """
     make_folder(path.parent, path.name)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        if callable(content):
-            content(file)
-        else:
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    temporary = path.with_name(f"{path.name[:100]}.{uuid4().hex}.tmp")
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with temporary.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise Refused(not_written(path, error)) from error
+
+
+def not_written(path: Path, error: OSError) -> str:
+    """Return the sentence on a file that the disk does not take: its place, the reason, and what to do."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} cannot be written ({error.strerror}); give a place that can be written to"
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        return f"{path} cannot be written ({error.strerror}; {free:,} bytes are free there); free some, or take another"
+    return f"{path} cannot be written ({error.strerror}); free some space there, or take another place"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    write_whole(path, text.encode())
+
+
+def write_figure(path: Path, figure: Any, **options: Any) -> None:
+    """Write a figure of matplotlib, whole or not at all, in the format that the path's suffix names."""
+    write_whole(path, lambda file: figure.savefig(file, format=path.suffix.lstrip("."), **options))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -60,6 +92,14 @@ def read_json(path: Path, remedy: str) -> Any:
         raise Refused(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:  # a JSONDecodeError or a UnicodeDecodeError
         raise Refused(f"{path} is not whole JSON ({error}); {remedy}") from error
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the content of a JSON file that is an object. Refused as by `read_json`, and for another value."""
+    content = read_json(path, remedy)
+    if not isinstance(content, dict):
+        raise Refused(f"{path} holds a {type(content).__name__}, not an object; {remedy}")
+    return content
 
 
 def make_folder(path: Path, setting: str) -> Path:

@@ -19,10 +19,10 @@ from cluster.config import RunConfig, require_cache
 from cluster.resources import device_here, ray_session, use_worker_threads
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
-from pipelines.cache.local import locked
 from pipelines.cache.manifest import Manifest, Plan
 from pipelines.cache.store import Shard, Unit
 from pipelines.files import make_folder
+from pipelines.leases import leased
 from pipelines.places import is_remote
 
 
@@ -57,11 +57,8 @@ def checked_directory(config: RunConfig) -> Path:
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Keep the folder for one build alone."""
-    try:
-        with locked(directory / ".lock", wait=False):
-            yield
-    except BlockingIOError as error:
-        raise Refused(f"another build is at work in {directory}; wait for it, or stop it") from error
+    with leased(directory, "cache build"):
+        yield
 
 
 def fill(directory: Path, crew: LocalCrew | Crew, watch: Watcher | None) -> Manifest:

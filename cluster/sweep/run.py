@@ -36,9 +36,9 @@ from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import continued
 from kdcore.credentials import has_credentials, public
 from kdcore.errors import Refused
-from pipelines.cache.local import locked
 from pipelines.cache.manifest import differences, in_short
 from pipelines.files import make_folder, read_json, write_json, write_whole
+from pipelines.leases import leased
 
 REMEDY = "delete it: the sweep then writes it anew"
 JOURNAL, SPACE, TUNE = "journal.jsonl", "space.json", "tune"
@@ -58,12 +58,9 @@ def exclusive_folder(plan: SweepPlan) -> Iterator[None]:
     """Keep the sweep's folder for this process. Refused where another is at work, or where it holds another sweep."""
     folder = plan.parent.run_dir
     make_folder(folder, "output_dir")
-    try:
-        with locked(folder / ".lock", wait=False):
-            mark_folder(plan)
-            yield
-    except BlockingIOError as error:
-        raise Refused(f"another process runs the sweep in {folder}; wait for it, or stop it") from error
+    with leased(folder, "sweep"):
+        mark_folder(plan)
+        yield
 
 
 def mark_folder(plan: SweepPlan) -> None:

@@ -78,8 +78,8 @@ class SweepRecord:
         """Mark the parent, and the runs of trials that have not ended, as interrupted: they will be continued."""
         with tolerating_mlflow_outage():
             for trial in trials:
-                if trial.end is None and (path := self._folder(trial).run_id).exists():
-                    self.client.set_terminated(path.read_text(), "KILLED")
+                if trial.end is None and (run_id := self._folder(trial).read_run_id()) is not None:
+                    self.client.set_terminated(run_id, "KILLED")
         close_run(self.parent, "KILLED")
 
     def close(self, files: Iterable[Path], metrics: dict[str, float]) -> None:
@@ -92,8 +92,8 @@ class SweepRecord:
 
     def _run_of(self, trial: Trial) -> str:
         folder = self._folder(trial)
-        if folder.run_id.exists():
-            return folder.run_id.read_text()
+        if (known := folder.read_run_id()) is not None:
+            return known
         experiment = self.client.get_run(self.run_id).info.experiment_id
         run = self.client.create_run(experiment, run_name=folder.path.name, tags=self.tags(trial))
         write_whole(folder.run_id, run.info.run_id.encode())

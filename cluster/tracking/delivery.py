@@ -56,7 +56,7 @@ def deliver_all(output_dir: Path) -> list[str]:
     """
     delivered = []
     for folder in folders_with_outbox(output_dir):
-        if not (folder.recipe.exists() and folder.run_id.exists()):
+        if not folder.recipe.exists() or folder.read_run_id() is None:
             continue
         config = recipe_to_deliver(folder)
         if set(config.tracking.also) - known_trackers().keys():

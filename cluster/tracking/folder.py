@@ -22,9 +22,10 @@ from cluster.weights import starting_facts
 from kdcore.credentials import public
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
-from pipelines.files import make_folder, read_json, write_json, write_whole
+from pipelines.files import make_folder, read_object, write_json, write_text
 
 State = Literal["new", "unfinished", "finished"]
+PENDING = "new "  # begins the content of `run_id` while the run is being made in MLflow; its tag follows
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,27 @@ class RunFolder:
         """The results of `evaluate`."""
         return sorted((self.path / "evaluation").glob("*.json"))
 
+    def read_run_id(self) -> str | None:
+        """Return the run's id in MLflow; None where it has none there. Refused for a file that holds none."""
+        try:
+            text = self.run_id.read_text("ascii").strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        if text.startswith(PENDING):
+            return None
+        if not re.fullmatch(r"[\w-]+", text):
+            raise Refused(
+                f"{self.run_id} holds no id of a run in MLflow; write the run's id into it, as MLflow shows it, or "
+                "delete it: the run is then a new one there"
+            )
+        return text
+
     def ended_as(self) -> str:
         """Return the status in which the run ended, as its outbox has it; empty where it goes on, or all is tracked."""
         try:
-            return self.outbox.read_text()
+            return self.outbox.read_text("ascii", errors="replace")
         except FileNotFoundError:  # delivered to its end by another process, perhaps this very moment
             return ""
 
@@ -125,18 +143,15 @@ class RunFolder:
         return self.path / f"batches-{rank}.jsonl"
 
     def state(self) -> State:
-        """Return how far the run is."""
-        if self.result.exists():
+        """Return how far the run is; a result without its student is not finished, and is made again."""
+        if self.result.exists() and self.weights.is_file():
             return "finished"
         return "unfinished" if self.recipe.exists() else "new"
 
     def read_result(self) -> dict[str, Any]:
         """Return the result. Refused where the file is cut off, or another program's."""
         remedy = "delete that file and run the same command again: the run goes on from its last checkpoint"
-        result = read_json(self.result, remedy)
-        if not isinstance(result, dict):
-            raise Refused(f"{self.result} holds no result but a {type(result).__name__}; {remedy}")
-        return result
+        return read_object(self.result, remedy)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the result: the run is finished from now on."""
@@ -150,7 +165,20 @@ class RunFolder:
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
         write_json(self.facts, {**starting_facts(config), **({"data": data} if data else {})})
-        write_whole(self.recipe, to_yaml(config).encode())
+        write_text(self.recipe, to_yaml(config))
+
+    def read_recipe(self, config: RunConfig) -> RunConfig:
+        """Return the recipe of the run in the folder. Refused, with the way out, where its file is not whole.
+
+        config: whose plug-ins stand in for the run's, of which none is imported: their code is compared.
+        """
+        try:
+            return load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
+        except Refused as error:
+            raise Refused(
+                f"{self.recipe} is not the recipe of a run as it was written: {error}; restore that file, or delete it "
+                "to go on by the recipe that you give"
+            ) from error
 
     def refuse_another(self, config: RunConfig) -> None:
         """Refuse a recipe other than that of the run in the folder: it would be continued as something it is not.
@@ -159,8 +187,7 @@ class RunFolder:
         """
         if self.state() == "new":
             return
-        # Of theirs no plug-in is imported: the code in its place is compared below.
-        known = load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
+        known = self.read_recipe(config)
         ours, theirs = (flat_fields(public(c.model_dump(mode="json"))) for c in (config, known))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         free = RunConfig.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
@@ -179,7 +206,7 @@ class RunFolder:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
         from cluster.assembly import open_data  # here alone: it imports the networks' libraries
 
-        known = read_json(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
+        known = read_object(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
         if known is None or open_data(config)["train"].fingerprint != known:
             raise Refused(
                 f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are "
@@ -190,13 +217,13 @@ class RunFolder:
         """Refuse weights, and plug-ins, that are not those of the run."""
         if not self.facts.exists():  # a run from before they were recorded
             return
-        theirs = flat_fields(read_json(self.facts, "delete it to go on without its check of the weights"))
+        theirs = flat_fields(read_object(self.facts, "delete it to go on without its check of the weights"))
         ours = flat_fields(starting_facts(config))
         for key in sorted(ours.keys() & theirs.keys()):
-            if ours[key] != theirs[key]:
+            if ours[key] != (known := str(theirs[key])):
                 what = "was computed by another plug-in" if key.startswith("plugins") else "started from other weights"
                 raise Refused(
-                    f"{self.path} holds a run that {what} ({key} {theirs[key][:16]}... there, "
+                    f"{self.path} holds a run that {what} ({key} {known[:16]}... there, "
                     f"{ours[key][:16]}... now); restore the file, choose another name=..., or delete that folder"
                 )
 

@@ -16,14 +16,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from cluster.config import RunConfig
 from cluster.recipe import to_yaml
 from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
-from cluster.tracking.folder import flat_fields
+from cluster.tracking.folder import PENDING, flat_fields
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
+from pipelines.files import write_text
 
 # Of these answers of MLflow, waiting does not help.
 LASTING_ERRORS = {
@@ -35,6 +37,8 @@ LASTING_ERRORS = {
     "RESOURCE_DOES_NOT_EXIST",
     "UNAUTHENTICATED",
 }
+KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
+DESCRIBED = "run"  # a tag that is there once all of a run's description is
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
 
 logger = logging.getLogger("stillhouse")
@@ -59,7 +63,9 @@ class MlflowTracker(Tracker):
     @property
     def run_id(self) -> str:
         """The run's id in MLflow."""
-        return self.folder.run_id.read_text()
+        run_id = self.folder.read_run_id()
+        assert run_id is not None, "open has written it"
+        return run_id
 
     def open(self, command: str, tags: Mapping[str, str]) -> None:
         """Make the run in MLflow with the resolved recipe, the commit and the packages, or mark it as going on.
@@ -68,14 +74,17 @@ class MlflowTracker(Tracker):
         server that is down cannot be told from an address that is wrong.
         """
         uri = tracking_uri(self.config)
-        if not self.folder.run_id.exists():
+        if self.folder.read_run_id() is None:
             with mlflow_errors_as_refusals(
                 uri, "start it, or correct tracking.uri (none: a file in the output folder)"
             ):
-                self.folder.run_id.write_text(self._create(command, tags))
+                write_text(self.folder.run_id, self._create())
+                self._describe(command, tags)
             return
         try:
             self.client.update_run(self.run_id, status="RUNNING")
+            if DESCRIBED not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
+                self._describe(command, tags)
         except Exception as error:
             if not is_away(error):
                 raise
@@ -120,10 +129,29 @@ class MlflowTracker(Tracker):
         """Return whether the server cannot be reached now."""
         return is_away(error)
 
-    def _create(self, command: str, tags: Mapping[str, str]) -> str:
+    def _create(self) -> str:
+        """Return the id of a new run, or of the one that this folder has begun to make when it was cut off.
+
+        A tag that the folder knows before MLflow does is what the run is found again by.
+        """
+        experiment = self._experiment_id()
+        known = self.folder.run_id.read_text() if self.folder.run_id.exists() else ""
+        key = known.removeprefix(PENDING).strip()
+        found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'") if key.isalnum() else []
+        if not found:
+            key = uuid4().hex
+            write_text(self.folder.run_id, PENDING + key)
+        run = (
+            found[0] if found else self.client.create_run(experiment, run_name=run_title(self.config), tags={KEY: key})
+        )
+        made: str = run.info.run_id
+        return made
+
+    def _describe(self, command: str, tags: Mapping[str, str]) -> None:
+        """Log what the run is: its fields, tags, recipe and packages. What is there already stays as it is."""
         from mlflow.entities import Param, RunTag
 
-        run_id: str = self.client.create_run(self._experiment_id(), run_name=run_title(self.config)).info.run_id
+        run_id = self.run_id
         described = {
             **run_tags(self.config),
             "mlflow.source.name": "stillhouse",
@@ -132,15 +160,15 @@ class MlflowTracker(Tracker):
             **tags,
         }
         fields = flat_fields(public(self.config.model_dump(mode="json", exclude={"about"})))
-        params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in fields.items()]
+        there = self.client.get_run(run_id).data.params
+        params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in fields.items() if key not in there]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
+        self.client.log_text(run_id, to_yaml(self.config), "recipe.yaml")
+        self.client.log_text(run_id, packages(), "packages.txt")
         self.client.log_batch(
             run_id, tags=[RunTag(key, without_credentials(value)) for key, value in described.items()]
         )
-        self.client.log_text(run_id, to_yaml(self.config), "recipe.yaml")
-        self.client.log_text(run_id, packages(), "packages.txt")
-        return run_id
 
     def _experiment_id(self) -> str:
         """Return the recipe's experiment, made by one of several runs that start together where it is not there yet."""

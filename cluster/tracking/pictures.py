@@ -10,6 +10,7 @@ from torchvision.utils import make_grid, save_image
 
 from cluster.tracking.journal import read_journal
 from kdcore.batch import Batch
+from pipelines.files import write_figure, write_whole
 
 PANELS = {
     "loss": ("train/loss",),
@@ -31,7 +32,8 @@ def sheet(images: Tensor, statistics: Statistics, path: Path, columns: int = 8) 
     """Save images [N,3,H,W] beside and below each other, normalisation undone."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in statistics)
     pixels = (images.float() * std + mean).clamp(0, 1)
-    save_image(make_grid(pixels.contiguous(), nrow=columns, padding=2, pad_value=1.0), path)
+    grid = make_grid(pixels.contiguous(), nrow=columns, padding=2, pad_value=1.0)
+    write_whole(path, lambda file: save_image(grid, file, format=path.suffix.lstrip(".")))
     return path
 
 
@@ -53,6 +55,6 @@ def curves(metrics_path: Path, path: Path) -> Path:
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     plt.close(figure)
     return path

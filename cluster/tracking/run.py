@@ -24,7 +24,8 @@ from cluster.tracking.machine import MachineSampler
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
 from kdcore.credentials import without_credentials
-from pipelines.files import finite_or_null, make_folder
+from pipelines.files import finite_or_null, make_folder, write_text
+from pipelines.leases import Fence, leased
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0  # with a tracker that is away, when all else is done
@@ -39,17 +40,22 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
     """
     folder = RunFolder.of(config)
     make_folder(folder.path, "output_dir")
-    folder.outbox.touch()
-    for tracker in trackers_of(config):
-        tracker.open(command, tags or {})
-    return folder.run_id.read_text()
+    if not folder.outbox.exists():
+        write_text(folder.outbox, "")
+    # A fresh SQLite store does not survive several first visitors.
+    with leased(folder.path.parent, "open a run in MLflow", name="mlflow", wait=True):
+        for tracker in trackers_of(config):
+            tracker.open(command, tags or {})
+    run_id = folder.read_run_id()
+    assert run_id is not None, "MLflow's tracker has just written it"
+    return run_id
 
 
 def close_run(config: RunConfig, status: Status) -> None:
     """Mark the run's end in its trackers, and deliver what its log could not; or leave both for later."""
     folder, trackers = RunFolder.of(config), trackers_of(config)
     is_complete = not folder.outbox.exists()
-    folder.outbox.write_text(status)
+    write_text(folder.outbox, status)
     try:
         if is_complete:
             mark_end(folder, trackers)
@@ -69,13 +75,14 @@ def close_run(config: RunConfig, status: Status) -> None:
 class RunLog:
     """Writes one run's metrics: into its folder at once, and to its trackers from a thread of its own.
 
-    first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they
-    come again. While a tracker is away, lines collect in the folder. An error that waiting does not help is raised by
-    the next call, or by `close`.
+    first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they come
+    again. fence: tells whether the run is still this process's to write. While a tracker is away, lines collect in the
+    folder. An error that waiting does not help is raised by the next call, or by `close`.
     """
 
-    def __init__(self, config: RunConfig, first_step: int) -> None:
-        self.config, self.folder = config, RunFolder.of(config)
+    def __init__(self, config: RunConfig, first_step: int, fence: Fence | None = None) -> None:
+        self.config, self.folder, self.fence = config, RunFolder.of(config), fence
+        self.check_fence()
         cut_journal(self.folder.metrics, first_step)
         self.file = self.folder.metrics.open("a")
         self.wake, self.closing = Event(), Event()
@@ -90,6 +97,7 @@ class RunLog:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write metrics after `step` optimiser steps; one that is not finite becomes null."""
         self._raise_error()
+        self.check_fence()
         row = finite_or_null({"step": step, "time": time.time(), **metrics})
         self.file.write(json.dumps(row, allow_nan=False) + "\n")
         self.file.flush()
@@ -111,6 +119,11 @@ class RunLog:
         self.thread.join()
         self.file.close()
         self._raise_error()
+
+    def check_fence(self) -> None:
+        """RunFailed where the run belongs to another process by now, for the driver of this one was killed."""
+        if self.fence is not None:
+            self.fence.check()
 
     def _raise_error(self) -> None:
         if self.error is not None:

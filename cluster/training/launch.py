@@ -11,16 +11,19 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from pydantic import TypeAdapter, ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
+from cluster.interruption import Terminated, in_main_thread, in_thread
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.rank import Rank
@@ -29,8 +32,12 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import Watcher, open_board
 from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, shortened
+from pipelines.files import make_folder
+from pipelines.leases import Fence, leased
 from pipelines.places import is_remote
+
+STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SIGTERM, AWS 120 s after its notice
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,16 @@ class RunResult:
                 f"{folder.result} has no {missing[0]!r}, so it is not the result of a run of `train`; delete that file "
                 "and run the same command again: the run goes on from its last checkpoint"
             )
-        return cls(**{name: value for name, value in found.items() if name in known})
+        own = {name: value for name, value in found.items() if name in known}
+        try:
+            result = TypeAdapter(cls).validate_python(own)
+        except ValidationError as error:
+            place = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise Refused(
+                f"{folder.result}: {place} is {shortened(repr(error.errors()[0]['input']))}, which no run has written; "
+                "delete that file and run the same command again: the run goes on from its last checkpoint"
+            ) from error
+        return replace(result, run_dir=str(folder.path))  # which may have moved since
 
 
 def check_run(config: RunConfig) -> str:
@@ -88,35 +104,51 @@ def launch(
     """
     started = time.perf_counter()
     folder = RunFolder.of(config)
-    finished = continued(config)
-    if finished is not None:
+    if (finished := continued(config)) is not None:
         return finished
+    make_folder(Path(config.output_dir), "output_dir")
+    with leased(folder.path, "train") as fence:
+        if (finished := continued(config)) is not None:  # by the process that had the folder until now
+            return finished
+        result = run_to_end(config, folder, fence, watch, command, tags, started)
+        folder.write_result(asdict(result))
+        close_run(config, "FINISHED")
+    return result
+
+
+def run_to_end(
+    config: RunConfig,
+    folder: RunFolder,
+    fence: Fence,
+    watch: Watcher | None,
+    command: str,
+    tags: Mapping[str, str] | None,
+    started: float,
+) -> RunResult:
+    """Check a run, open it in its trackers, and let its workers train it to its last step; return its result."""
     with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
         checking = thread.submit(check_run, config)
         with ray_session(config):
             folder.claim(config, checking.result())
             opening = thread.submit(open_run, config, command, tags)
             try:
-                final = run_workers(config, opening, watch)
+                final = run_workers(config, opening, watch, fence)
             except BaseException as error:
                 if refusal := opening.exception():
                     raise refusal from None
                 close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
                 raise
     run_id = opening.result()
-    result = RunResult(
+    return RunResult(
         name=config.name,
         run_dir=str(config.run_dir),
         mlflow_run_id=run_id,
         wall_seconds=time.perf_counter() - started,
         **final,
     )
-    folder.write_result(asdict(result))
-    close_run(config, "FINISHED")
-    return result
 
 
-def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) -> dict[str, Any]:
+def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:
     """Run the workers where the recipe wants them; return what rank 0 returned.
 
     opening: the run in its trackers, which the workers wait for once they are there.
@@ -127,6 +159,7 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
         "config": config.model_dump(mode="json"),
         "plugins": fingerprints_of(config),
         "newest_step": newest_step(config),
+        "fence": asdict(fence),
     }
     if config.scaling.num_workers == 0:
         opening.result()
@@ -135,9 +168,24 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None) 
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
     with polling_progress(board, watch):
-        final = fit(config, payload | {"board": board})
+        final = fit_or_stop(config, payload | {"board": board})
     ray.kill(board)
     return final
+
+
+def fit_or_stop(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
+    """Return what rank 0 returned. On SIGTERM, have a checkpoint written, if there is time, before that is raised."""
+    if not in_main_thread():  # a trial's: Tune ends it in its own way
+        return fit(config, payload)
+    fitting = in_thread(partial(fit, config, payload))
+    try:
+        return fitting.result()
+    except Terminated:
+        payload["board"].stop.remote()
+        with suppress(TimeoutError, RunFailed):
+            stopped = fitting.result(STOP_SECONDS).get("stopped")
+            raise Terminated(f"terminated; a checkpoint of step {stopped} is written") from None
+        raise
 
 
 def continued(config: RunConfig) -> RunResult | None:

@@ -32,6 +32,7 @@ from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
 from kdcore.reporting import optional
 from pipelines.files import write_whole
+from pipelines.leases import Fence
 
 
 class Validation:
@@ -78,13 +79,15 @@ class Validation:
 class Recorder:
     """Counts while the loop runs, and tells MLflow, the progress board and the run's folder about it."""
 
-    def __init__(self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter) -> None:
+    def __init__(
+        self, config: RunConfig, run: Assembly, first_step: int, reporter: Reporter, fence: Fence | None = None
+    ) -> None:
         self.config, self.run, self.reporter, self.first_step = config, run, reporter, first_step
         self.folder = RunFolder.of(config)
         self.log: RunLog | None = None
         if run.rank.first:
             reporter.wait_for_driver()
-            self.log = RunLog(config, first_step)
+            self.log = RunLog(config, first_step, fence)
             self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         self.has_top1 = run.indexes["train"].labelled and trains_classifier(config)
@@ -97,6 +100,11 @@ class Recorder:
         self.record = None
         if config.tracking.record_batches:
             self.record = self.folder.batches(run.rank.number).open("a")
+
+    def check_fence(self) -> None:
+        """RunFailed on rank 0, which writes for all, where the run belongs to another driver by now."""
+        if self.log:
+            self.log.check_fence()
 
     def list_broken_images(self) -> None:
         """Keep with the run which images were left out because they are broken, and which are replaced since."""
@@ -157,6 +165,21 @@ class Recorder:
         if self.config.train.on_nonfinite == "stop":
             return values
         return torch.where(values.isfinite().all(), values, torch.zeros_like(values))
+
+    def is_stopping(self) -> bool:
+        """Return on every rank whether the driver has asked the run to end; False for a run in the driver's process."""
+        if self.reporter.board is None:
+            return False
+        asked = torch.tensor([int(self.reporter.is_stopping())], device=self.run.rank.device)
+        return bool(self.run.rank.add_up(asked).item())
+
+    def stop(self, state: TrainState) -> dict[str, Any]:
+        """Close the log of a run that ends before its time; return where it stands."""
+        if self.record:
+            self.record.close()
+        if self.log:
+            self.log.close()
+        return {"stopped": state.step}
 
     def interval_ends(self, step: int) -> bool:
         """Return whether the metrics are due after `step` optimiser steps."""
@@ -250,6 +273,7 @@ class Recorder:
             "best_score": state.best_score if self.config.train.select != "last" else None,
         }
         if self.log:
+            self.check_fence()
             weights = self.folder.weights
             write_whole(weights, safetensors.torch.save(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)

@@ -40,6 +40,9 @@ class Saver(Protocol):
     def save(self, state: TrainState) -> None:
         """Save the state as the checkpoint of its step."""
 
+    def finish(self) -> None:
+        """Wait until what was saved is written."""
+
 
 def saver_of(run: Assembly) -> Saver:
     """Return what saves a run's checkpoints where it is carried out."""
@@ -75,6 +78,10 @@ class RaySaver:
             delete_local_checkpoint_after_upload=False,
         )
 
+    def finish(self) -> None:
+        """Wait until what was saved is written."""
+        self.written.wait()
+
     def write(self, snapshot: Snapshot, checkpoint: Checkpoint, name: str) -> Checkpoint:
         """Write a checkpoint: called by Ray Train in a thread, whose error ends the worker."""
         try:
@@ -100,6 +107,9 @@ class LocalSaver:
         state.snapshot(checkpoint_facts(self.run)).write(filesystem, f"{path}/{name_of(state.step)}")
         for old in whole_checkpoints(config)[: -config.checkpoint.keep]:
             filesystem.delete_dir(old.path)
+
+    def finish(self) -> None:
+        """Return at once: what was saved is written."""
 
 
 def newest_step(config: RunConfig) -> int | None:

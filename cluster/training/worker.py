@@ -25,6 +25,7 @@ from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
 from cluster.training.recovery import with_place
 from cluster.training.saving import latest_checkpoint, saver_of
+from pipelines.leases import Fence
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     no_sync = model.no_sync if rank.world_size > 1 else contextlib.nullcontext
     step_model = torch.compile(model) if config.train.compile else model
     loop = TrainingLoop(run, state, ForwardBackward(run, step_model, no_sync))
-    recorder = Recorder(config, run, state.step, reporter)
+    recorder = Recorder(config, run, state.step, reporter, Fence(**payload["fence"]))
     validation, saver = Validation(run, recorder), saver_of(run)
 
     batches = recorder.timed(run.train_batches(state.step))
@@ -56,7 +57,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             with recorder.timing(state):
                 record = loop.step(batches, partial(recorder.count, state.step))
             is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
-            is_saved = checkpoint_is_due(state.step, run)
+            is_stopping = recorder.interval_ends(state.step) and recorder.is_stopping() and not loop.is_done
+            is_saved = checkpoint_is_due(state.step, run) or is_stopping
             if is_validated or is_saved:
                 loop.watch.verify_weights()
             elif recorder.interval_ends(state.step):
@@ -65,7 +67,11 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             if is_validated:
                 validation.evaluate(state)
             if is_saved:
+                recorder.check_fence()
                 saver.save(state)
+            if is_stopping:
+                saver.finish()
+                return recorder.stop(state)
     if not validation.latest:  # continued after its last step
         validation.evaluate(state)
     return recorder.finish(state, validation)

@@ -41,7 +41,8 @@ def figure(key: str, title: str, note: str, traces: Sequence[Any], **layout: Any
     made = go.Figure(list(traces), {**size, "showlegend": named > 0, **layout})
     content = json.loads(made.to_json())
     content["layout"].pop("template", None)
-    return Figure(key, title, note, json.dumps(content).replace("</", "<\\/"))
+    # Within a script element, "<!--<script>" would swallow the page up to its end, and "</script>" end the element.
+    return Figure(key, title, note, json.dumps(content).replace("<", "\\u003c"))
 
 
 def colour(number: int) -> str:

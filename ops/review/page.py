@@ -24,6 +24,7 @@ from ops.review.figures import Histories
 from ops.review.groups import STUDIED, Row, recipe_differences, rows_of, sentences
 from ops.review.sweeps import sweeps_of
 from ops.stores import open_store, run_link
+from pipelines.files import write_text
 
 CURVES = {
     "val/top1": ("validation top-1", True),
@@ -53,7 +54,7 @@ def review(
         pair = [find_run(runs, name) for name in compare or ()]
         text = page(client, experiment, runs, rows, pair, metric)
     path = Path(output or f"{experiment}-review.html")
-    path.write_text(text)
+    write_text(path, text)
     say(f"{len(rows)} recipes, {sum(len(row.group.runs) for row in rows)} finished runs of {len(runs)}")
     for line in sentences(rows, metric):
         say(f"  {line}")

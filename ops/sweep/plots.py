@@ -19,6 +19,7 @@ from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, label
 from ops.response import HeatMap, heat_maps, is_logarithmic, response
 from ops.sweep.report import PointResult
+from pipelines.files import write_figure
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
 
@@ -64,7 +65,7 @@ def curves(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
     axes.set_ylabel(plan.sweep.metric)
     axes.set_title("runs of the best point, and of the others; x: stopped", loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    write_figure(path, figure)
     return path
 
 
@@ -82,7 +83,7 @@ def responses(plan: SweepPlan, results: Sequence[PointResult], names: Sequence[s
         axes.set_title(textwrap.fill(shown.caption, 58), loc="left", fontsize="small")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(plan.sweep.metric)
-    figure.savefig(path)
+    write_figure(path, figure)
     return path
 
 
@@ -116,7 +117,7 @@ def draw_heat_map(shown: HeatMap, metric: str, path: Path) -> Path:
         axes.text(column, row, f"{score:.4f}", ha="center", va="center", color=color, fontsize="small")
     axes.set_title(textwrap.fill(shown.caption, 18 + 14 * len(shown.columns)), loc="left", fontsize="small")
     figure.colorbar(image, label=metric)
-    figure.savefig(path)
+    write_figure(path, figure)
     return path
 
 
@@ -137,7 +138,7 @@ def layer_choices(plan: SweepPlan, results: Sequence[PointResult], path: Path) -
     right.locator_params(axis="x", nbins=6)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path)
+    write_figure(path, figure)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, describe, label
 from ops.console import percent, table
 from ops.response import ScoredPoint
+from pipelines.files import write_json, write_text
 
 # What sweep.json keeps of a run's result.
 RESULT_FIELDS = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")
@@ -132,10 +132,10 @@ def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str
     """Write sweep.json, and best.yaml where there is a best; return their paths."""
     folder = plan.parent.run_dir
     files = [folder / "sweep.json"]
-    files[0].write_text(json.dumps(summary(plan, results, facts), indent=1) + "\n")
+    write_json(files[0], summary(plan, results, facts))
     if best := best_recipe(plan, results):
         files.append(folder / "best.yaml")
-        files[1].write_text(best[1])
+        write_text(files[1], best[1])
     return files
 
 

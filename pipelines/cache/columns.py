@@ -58,7 +58,7 @@ class _Column(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    shape: tuple[int, ...]  # of one row, as the network gives it
+    shape: tuple[Annotated[int, Field(ge=1, lt=2**31)], ...]  # of one row, as the network gives it
 
     @property
     def size(self) -> int:

@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcore.errors import Refused
 from pipelines.cache.columns import Column
-from pipelines.cache.store import Shard, Unit, units_of
+from pipelines.cache.store import PartName, Shard, Unit, units_of
 from pipelines.files import write_whole
 from pipelines.identity import identity_of
 
@@ -30,8 +30,8 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_rows: int
-    num_views: int
+    num_rows: int = Field(ge=1, lt=2**40)
+    num_views: int = Field(ge=1, lt=2**24)
     columns: tuple[Column, ...]
 
 
@@ -49,10 +49,15 @@ class Plan(BaseModel):
 
     version: int = VERSION
     identity: dict[str, Any]
-    parts: dict[str, Part]
-    rows_per_shard: int
+    parts: dict[PartName, Part]
+    rows_per_shard: int = Field(ge=1, lt=2**40)
     batch_size: int
     head: dict[str, Any] | None = None
+
+    @property
+    def num_units(self) -> int:
+        """The number of pieces of work, counted without listing them."""
+        return sum(-(-part.num_rows // self.rows_per_shard) * part.num_views for part in self.parts.values())
 
     def units(self) -> list[Unit]:
         """Return the work, in order."""
@@ -78,7 +83,9 @@ class Manifest(BaseModel):
     """What a finished cache says of itself.
 
     constants: checksum of `constants.safetensors`; error: of sparse logits, on views kept back from the fit of their
-    code; digest: of all else, so that a manifest edited by hand is noticed.
+    code; digest: of all else, so that a manifest edited by hand is noticed. A digest is no signature: whoever can write
+    to the folder can compute it anew, for other rows as well. So what is read is bounded by what the manifest says, and
+    lies within the folder; whether rows are the teacher's, `python -m ops cache verify` says: it computes some anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,7 +131,10 @@ def read_manifest(content: bytes, where: str) -> Manifest:
             f"the cache {where} is of version {manifest.plan.version}, this program reads {VERSION}; build it again in "
             "another folder"
         )
-    if [shard.unit for shard in manifest.shards] != manifest.plan.units():
+    # Counted first: numbers that nobody has built would make a list without end.
+    if len(manifest.shards) != manifest.plan.num_units or (
+        [shard.unit for shard in manifest.shards] != manifest.plan.units()
+    ):
         raise Refused(f"{where}/{MANIFEST} does not list the shards of its plan; build the cache again")
     return manifest
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -24,14 +25,13 @@ from pipelines.cache.columns import Code, Column, FieldSpec, ProjectedColumn, Sp
 from pipelines.cache.manifest import CONSTANTS, Manifest
 from pipelines.cache.projection import Projection
 from pipelines.cache.sparse import LogitCode
-from pipelines.cache.store import Shard, checksum, damage, map_shard
+from pipelines.cache.store import REMEDY, Shard, checksum, damage, map_shard
 
 Fields = dict[str, NDArray[np.generic]]  # {field: [rows,width]} of one shard
 
 CODES, CLASSIFIER = "codes.", "classifier."
 CLASS_MEANS = "class_means_of_views."  # "class_means." were those of images cut as for validation
 CLASS_SIMILARITY = "class_similarity"
-_REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
 
 
 class CacheReader:
@@ -111,7 +111,7 @@ class CacheReader:
                     f"views.num_views={self.part.num_views}, or build more of them"
                 )
             refuse_damaged(self.directory, self.shards[view], full=True)
-            self._views[view] = [map_shard(self.directory / shard.unit.path) for shard in self.shards[view]]
+            self._views[view] = [map_shard(self.directory, shard, self.fields) for shard in self.shards[view]]
         return self._views[view]
 
 
@@ -121,17 +121,20 @@ def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
         problems = [p for p in threads.map(lambda shard: damage(directory, shard, full), shards) if p is not None]
     if problems:
         more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
-        raise Refused(f"the cache is damaged: {problems[0]}{more}; {_REMEDY}")
+        raise Refused(f"the cache is damaged: {problems[0]}{more}; {REMEDY}")
 
 
 def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
     """Return what the cache holds once: the classifier, the code of sparse logits, class means; checked."""
     path = directory / CONSTANTS
     if not path.is_file():
-        raise Refused(f"the cache is damaged: {path} is missing; {_REMEDY}")
+        raise Refused(f"the cache is damaged: {path} is missing; {REMEDY}")
     if checksum(path) != manifest.constants:
-        raise Refused(f"the cache is damaged: {path} has changed since it was written; {_REMEDY}")
-    return safetensors.torch.load_file(path)
+        raise Refused(f"the cache is damaged: {path} has changed since it was written; {REMEDY}")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise Refused(f"the cache is damaged: {path} is no file of tensors ({error}); {REMEDY}") from error
 
 
 def tensors_under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
@@ -144,10 +147,15 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
     codes: dict[str, Code] = {}
     for column in columns:
         tensors = tensors_under(constants, f"{CODES}{column.name}.", device)
-        if isinstance(column, SparseColumn):
-            codes[column.name] = LogitCode.of(column.code_size, tensors)
-        elif isinstance(column, ProjectedColumn):
-            codes[column.name] = Projection.of(tensors)
+        try:
+            if isinstance(column, SparseColumn):
+                codes[column.name] = LogitCode.of(column.code_size, tensors)
+            elif isinstance(column, ProjectedColumn):
+                codes[column.name] = Projection.of(tensors)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise Refused(
+                f"the cache is damaged: {CONSTANTS} has not what {column.name} is read with; {REMEDY}"
+            ) from error
     return codes
 
 

@@ -15,14 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdcore.errors import Refused
 from pipelines.files import write_whole
 
+REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
 Rows = Mapping[str, NDArray[np.generic]]  # {field: [rows,width]}
 
 
@@ -45,16 +48,20 @@ class Unit:
         return self.path.removesuffix(".arrow") + ".json"
 
 
+# The name of a folder within the cache: never a way out of it.
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+
+
 class Shard(BaseModel):
     """A finished shard, as the manifest lists it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    part: str
-    view: int
-    start: int
-    stop: int
-    num_bytes: int
+    part: PartName
+    view: int = Field(ge=0)
+    start: int = Field(ge=0)
+    stop: int = Field(ge=1)
+    num_bytes: int = Field(ge=0)
     sha256: str
 
     @property
@@ -112,13 +119,33 @@ def _fixed_size_lists(values: NDArray[np.generic]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(numbers, values.shape[1])
 
 
-def map_shard(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Return {field: [rows,width]} of a shard, memory-mapped, nothing read yet."""
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    return {
-        name: array.values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
-        for name, array in zip(batch.schema.names, batch.columns, strict=True)
-    }
+def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[np.generic]]:
+    """Return {field: [rows,width]} of a shard, memory-mapped, nothing read yet.
+
+    fields: {name: (type, width)}. Refused for a file that has not these fields in so many rows as the shard says.
+    """
+    path = directory / shard.unit.path
+    try:
+        with pa.ipc.open_file(pa.memory_map(str(path))) as file:
+            batch = file.get_batch(0)
+        batch.validate()  # that its buffers are as long as it says
+        mapped = {name: _matrix(batch.column(name), len(batch)) for name in fields}
+    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
+        raise Refused(f"{path} is no shard of a cache ({' '.join(str(error).split())[:100]}); {REMEDY}") from error
+    for name, (dtype, width) in fields.items():
+        found, rows = mapped[name], shard.stop - shard.start
+        if found.shape != (rows, width) or found.dtype != np.dtype(dtype):
+            raise Refused(
+                f"{path}: {name} is {list(found.shape)} of {found.dtype}, not {[rows, width]} of {dtype} as the "
+                f"manifest says; {REMEDY}"
+            )
+    return mapped
+
+
+def _matrix(array: pa.FixedSizeListArray, num_rows: int) -> NDArray[np.generic]:
+    """Return the numbers of lists of one length: [rows,width]."""
+    values: NDArray[np.generic] = array.flatten().to_numpy(zero_copy_only=True)
+    return values.reshape(num_rows, array.type.list_size)
 
 
 def finished_shards(directory: Path, units: Iterable[Unit], key: str) -> Iterator[Shard]:

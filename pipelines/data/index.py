@@ -30,6 +30,7 @@ from pipelines.data.source import Source, digest_rows, open_table
 from pipelines.data.tars import list_tars
 from pipelines.data.traces import Traces, containers_of, look_again, take_traces
 from pipelines.files import write_json, write_whole
+from pipelines.leases import leased
 from pipelines.places import Place
 
 _VERSION = 2  # of the name of an index; 1 held images that the loaders do not decode alike
@@ -82,9 +83,13 @@ def build_index(
     latest = None if relist else _read_latest(pointer)
     if latest is not None and _is_good(latest, place, kind, containers, acceptance, Path(cache_dir)):
         return _open(place, latest, Path(cache_dir), copies)
-    latest = _make(place, split, kind, containers, Path(cache_dir), IndexProgress(progress, place.root), acceptance)
-    write_json(pointer, latest.model_dump(mode="json"))
-    return _open(place, latest, Path(cache_dir), copies)
+    progress_bar = IndexProgress(progress, place.root)
+    with leased(Path(cache_dir), "index", name="index", wait=True):
+        made = None if relist else _read_latest(pointer)  # by a process that was at it until now
+        if made == latest or made is None or not _is_good(made, place, kind, containers, acceptance, Path(cache_dir)):
+            made = _make(place, split, kind, containers, Path(cache_dir), progress_bar, acceptance)
+            write_json(pointer, made.model_dump(mode="json"))
+    return _open(place, made, Path(cache_dir), copies)
 
 
 def open_index(root: str | Path, split: str, cache_dir: str | Path, copies: CopyPolicy | None = None) -> Source:

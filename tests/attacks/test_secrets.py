@@ -219,7 +219,7 @@ def test_a_marker_is_in_nothing_that_ray_writes(server: MlflowServer, image_fold
     uri = f"http://me:{MARKER}@127.0.0.1:{server.port}"
     env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": str(ray_folder), "PYTHONPATH": str(Path.cwd())}
     env.pop("RAY_ADDRESS", None)
-    recipe = small_recipe(image_folder, tmp_path / "out", data__held_out=0.2)
+    recipe = small_recipe(image_folder, tmp_path / "out", data__held_out=0.2, train__epochs=1)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "space.yaml").write_text("name: lrs\nspace: {optimizer.lr: [0.05, 0.1]}\n")
     try:

@@ -57,8 +57,10 @@ def test_the_state_of_a_run(make, tmp_path):
     folder.claim(config)
     assert folder.state() == "unfinished"
     folder.write_result(RESULT)
+    assert folder.state() == "unfinished", "its student is missing"
+    folder.weights.touch()
     assert folder.state() == "finished"
-    assert RunResult.read(folder) == RunResult(**RESULT)
+    assert RunResult.read(folder) == RunResult(**RESULT | {"run_dir": str(folder.path)})
 
 
 def test_another_teacher_is_another_run(make, tmp_path):
@@ -118,7 +120,7 @@ def test_a_run_from_before_weights_were_recorded_goes_on(make, tmp_path):
             r"result.json is not whole JSON .*; delete that file and run",
         ),
         ("", r"result.json is not whole JSON"),
-        ("[1, 2]", r"holds no result but a list"),
+        ("[1, 2]", r"holds a list, not an object"),
         (json.dumps({"name": "run"}), r"has no 'run_dir', so it is not the result of a run of `train`"),
     ],
 )
@@ -127,6 +129,7 @@ def test_a_result_that_is_not_whole_is_refused(make, tmp_path, content, complain
     folder = RunFolder.of(config)
     folder.claim(config)
     folder.result.write_text(content)
+    folder.weights.touch()
     with pytest.raises(Refused, match=complaint):
         launch(config)
 

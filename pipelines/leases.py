@@ -1,0 +1,211 @@
+"""Leases: a folder is for one process at a time, on one machine or on several that share the folder.
+
+A lease is a file with its holder's machine, process and time, touched every few seconds. It is made by a hard link,
+which is there for one alone, also on NFS. Of a holder on this machine it is known at once whether it lives; one on
+another machine is watched: a lease that nobody touches any more is taken over. No clock is compared with another.
+
+A folder's generation counts who has held it. Whoever writes for a holder that may be gone (the workers of a driver that
+was killed live on for seconds) asks its `Fence` before it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from uuid import uuid4
+
+from kdcore.errors import Refused, RunFailed
+from pipelines.files import make_folder, write_text
+
+TOUCH_SECONDS = 4.0
+STALE_SECONDS = 30.0  # without a touch, of a holder on another machine
+POLL_SECONDS = 0.2
+
+logger = logging.getLogger("stillhouse")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder. machine: of this boot and process namespace; started: when the process began, in ticks."""
+
+    key: str
+    host: str
+    machine: str
+    process: int
+    started: int
+    since: str
+    purpose: str
+
+    @staticmethod
+    def this(purpose: str) -> Holder:
+        """Return this process as a holder."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        process = os.getpid()
+        return Holder(uuid4().hex, socket.gethostname(), _machine(), process, _started(process), since, purpose)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.machine == _machine()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended."""
+        return self.is_here and _started(self.process) != self.started
+
+    def __str__(self) -> str:
+        """Return the holder in words."""
+        return f"process {self.process} on {self.host}, at {self.purpose} since {self.since}"
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Keeps late writers out of a folder: those of an earlier generation than the one that holds it now."""
+
+    folder: str
+    name: str
+    generation: int
+
+    def check(self) -> None:
+        """RunFailed where the folder has another holder by now."""
+        if (now := generation_of(Path(self.folder), self.name)) != self.generation:
+            raise RunFailed(
+                f"{self.folder} belongs to another process by now (holder number {now}, after number "
+                f"{self.generation}); nothing more is written to it from here"
+            )
+
+
+@contextmanager
+def leased(folder: Path, purpose: str, *, name: str = "work", wait: bool = False) -> Iterator[Fence]:
+    """Keep a folder for this process while the body runs; give what its late writers are told by.
+
+    purpose: what is done there, for others to read; name: of the lease, where a folder has several. Refused where
+    another process holds it; with wait, once that has ended it is this one's turn.
+    """
+    make_folder(folder, purpose)
+    path = folder / f".{name}.lease"
+    holder = Holder.this(purpose)
+    while not _take(path, holder):
+        _wait_or_refuse(path, folder, wait)
+    ended = threading.Event()
+    thread = threading.Thread(target=_keep_touching, args=(path, holder, ended), name="lease", daemon=True)
+    thread.start()
+    try:
+        generation = generation_of(folder, name) + 1
+        write_text(folder / f".{name}.generation", str(generation))
+        yield Fence(str(folder), name, generation)
+    finally:
+        ended.set()
+        thread.join()
+        if (found := _read(path)) is not None and found.key == holder.key:
+            path.unlink(missing_ok=True)
+
+
+def generation_of(folder: Path, name: str) -> int:
+    """Return how many holders a folder's lease of that name has had; 0 before the first."""
+    try:
+        return int((folder / f".{name}.generation").read_text("ascii"))
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _take(path: Path, holder: Holder) -> bool:
+    """Make the lease this holder's, if there is none; return whether it is."""
+    own = path.with_name(f"{path.name}.{holder.key}.tmp")
+    write_text(own, json.dumps(asdict(holder), indent=1) + "\n")
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: the first to make the file has it, and fills it then
+        with suppress(FileExistsError), path.open("xb") as file:
+            file.write(own.read_bytes())
+            return True
+        return False
+    finally:
+        own.unlink(missing_ok=True)
+    return True
+
+
+def _wait_or_refuse(path: Path, folder: Path, wait: bool) -> None:
+    """Return when the lease may be tried for again. Refused where its holder lives, and nobody is to wait."""
+    holder, touched, seen = _read(path), _touched(path), time.monotonic()
+    while touched is not None:
+        if holder is not None and holder.is_gone:
+            return _end(path, holder, f"{holder} has ended without giving it back")
+        if holder is not None and holder.is_here and not wait:
+            break
+        if time.monotonic() - seen > STALE_SECONDS and not (holder is not None and holder.is_here):
+            return _end(path, holder, f"{holder or 'a process'} has not been heard of for {STALE_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+        if (now := _touched(path)) != touched:
+            if now is not None and not wait:
+                break
+            holder, touched, seen = _read(path), now, time.monotonic()
+    if touched is None:
+        return None
+    raise Refused(f"{folder} is in use by {holder or 'another process'}; wait for it, or end it")
+
+
+def _end(path: Path, holder: Holder | None, reason: str) -> None:
+    """Take a lease away from a holder that is gone, and say so; one that has a new holder meanwhile is left alone."""
+    moved = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    with suppress(FileNotFoundError):
+        path.rename(moved)
+        if _read(moved) == holder:
+            logger.warning("%s: taken over, for %s", path.parent, reason)
+        else:
+            with suppress(FileExistsError):
+                os.link(moved, path)
+        moved.unlink(missing_ok=True)
+
+
+def _keep_touching(path: Path, holder: Holder, ended: threading.Event) -> None:
+    while not ended.wait(TOUCH_SECONDS):
+        if (found := _read(path)) is None or found.key != holder.key:
+            return  # taken over, while this process was held up; its fence tells those who write for it
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _read(path: Path) -> Holder | None:
+    """Return who holds a lease; None where there is none, or none that can be read."""
+    try:
+        return Holder(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _touched(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@cache
+def _machine() -> str:
+    """Return what tells this machine, since it was started, and this container's processes from all others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(process: int) -> int:
+    """Return when a process of this machine began, in the system's ticks; -1 where there is none, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
