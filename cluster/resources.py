@@ -17,6 +17,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.ray_start import join_cluster, start_ray
 from kdcore.errors import Refused
 
 
@@ -117,12 +118,12 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=runtime_env(), **quiet)
+        join_cluster(runtime_env=runtime_env(), **quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
-        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
+        start_ray(num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
     try:
         yield
     finally:
