@@ -6,6 +6,7 @@ moving average). There is no random state: every random number of a run is a fun
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
+from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from pipelines.cache.manifest import flat, in_short
@@ -87,7 +88,7 @@ class TrainState:
 
     def restore(self, directory: Path, facts: dict[str, Any]) -> None:
         """Take the state of a checkpoint; Refused where its facts (data, views, weights) are not this run's."""
-        saved = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+        saved = read_state(directory)
         theirs, ours = flat(saved["facts"]), flat(facts)
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
             if theirs[name] != ours[name]:
@@ -123,7 +124,19 @@ class Snapshot:
         with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
             torch.save(self.state, file)
         with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
-            file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.student.items()}))
+            file.write(to_safetensors(self.student))
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return what a checkpoint's file of state holds. Refused where it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise Refused(
+            f"checkpoint {directory}: its {STATE} is damaged ({' '.join(str(error).split())[:100]}); delete that "
+            "folder, and the same command goes on from the checkpoint before it"
+        ) from error
+    return state
 
 
 @dataclass(frozen=True)

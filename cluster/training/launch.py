@@ -21,6 +21,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
+from cluster.environment import require_compiler
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.rank import Rank
@@ -28,7 +29,7 @@ from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import Watcher, open_board
-from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
+from cluster.training.recovery import Recovery, failure_summary, last_line, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
 
@@ -70,6 +71,8 @@ def check_run(config: RunConfig) -> str:
 
     for model in (config.student, *config.all_teachers):
         model.check()
+    if config.train.compile and not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes may have what this one lacks
+        require_compiler()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
     parts.rehearse()
@@ -180,6 +183,8 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise RunFailed(failure_summary(error, scaling.num_workers, payload["board"])) from error
+    except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
+        raise RunFailed(f"Ray Train's controller ended: {last_line(error)}") from error
 
 
 @contextmanager

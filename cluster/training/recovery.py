@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ import ray
 import ray.train
 from ray.train import UserCallback
 
+from cluster.training.checkpoint import STATE, STUDENT
 from cluster.training.finite import NotFinite
+from kdcore.checkpoints import say_once
 from kdcore.errors import Refused, RunFailed
 from pipelines.files import write_whole
 
@@ -60,18 +63,46 @@ class Recovery(UserCallback):
 
 
 def restore_checkpoint_list(folder: Path) -> None:
-    """Restore the list of checkpoints from its copy where a kill has cut it off.
+    """Restore the list of checkpoints from its copy where a kill has cut it off, and to those that are there whole.
 
     The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
     without it has been written.
     """
     listed, copy = folder / CHECKPOINTS, folder / COPY
-    if not listed.exists() or is_json(listed):
+    if not listed.exists():
         return
-    if copy.exists():
-        write_whole(listed, copy.read_bytes())
-    else:
-        listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
+    if not is_json(listed):
+        if copy.exists():
+            write_whole(listed, copy.read_bytes())
+        else:
+            listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
+            return
+    leave_out_broken(folder)
+
+
+def leave_out_broken(folder: Path) -> None:
+    """Take out of the list what a full disk, a lost machine or a hand has cut off or removed, and say so in a line."""
+    found = json.loads((folder / CHECKPOINTS).read_bytes())
+    results, indices = found.get("checkpoint_results", []), found.get("checkpoint_report_indices", [])
+    kept = [i for i, result in enumerate(results) if is_whole(folder / result["checkpoint_dir_name"])]
+    if len(kept) == len(results):
+        return
+    broken = [result["checkpoint_dir_name"] for i, result in enumerate(results) if i not in kept]
+    newest = max(kept, key=lambda i: indices[i], default=None)
+    start = "the start" if newest is None else results[newest]["checkpoint_dir_name"]
+    say_once(f"{folder}: {', '.join(broken)} cut off or gone; the run goes on from {start}")
+    if newest is None:
+        (folder / CHECKPOINTS).unlink()
+        return
+    found["checkpoint_results"] = [results[i] for i in kept]
+    found["checkpoint_report_indices"] = [indices[i] for i in kept]
+    found["latest_checkpoint_result"] = results[newest]
+    write_whole(folder / CHECKPOINTS, json.dumps(found).encode())
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint's files end as they should; torch's is an archive, whose directory comes last."""
+    return (checkpoint / STUDENT).is_file() and zipfile.is_zipfile(checkpoint / STATE)
 
 
 def is_json(path: Path) -> bool:
