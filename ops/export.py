@@ -111,7 +111,8 @@ def sample_images(parts: Assembly, number: int) -> Tensor:
 
 def write_weights(job: Export) -> None:
     """Write model.safetensors, and config.json by which timm builds the network around it."""
-    tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
+    # Copies, also of tensors that share memory: timm looks for every name.
+    tensors = {name: tensor.contiguous().clone() for name, tensor in job.student.state_dict().items()}
     safetensors.torch.save_file(tensors, job.folder / "model.safetensors", {"format": "pt"})
     (job.folder / "config.json").write_text(json.dumps(timm_config(job), indent=2) + "\n")
 
