@@ -41,7 +41,9 @@ def watched(config: RunConfig, command: str) -> RunResult:
 
 def summary(result: RunResult) -> str:
     metrics = result.metrics
-    parts = [f"{result.name}: top-1 {percent(metrics['val/top1'])}, top-5 {percent(metrics['val/top5'])}"]
+    parts = [result.name]
+    if "val/top1" in metrics:  # where the validation images have labels
+        parts = [f"{result.name}: top-1 {percent(metrics['val/top1'])}, top-5 {percent(metrics['val/top5'])}"]
     if "val/agreement" in metrics:
         parts.append(f"agreement with the teacher {percent(metrics['val/agreement'])}")
     parts.append(f"{result.images_per_second:,.0f} images/s, {result.wall_seconds:.0f} s from start to end")
