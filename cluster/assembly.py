@@ -19,7 +19,13 @@ from cluster.config import RunConfig, micro_batch_size
 from cluster.ensemble import TeacherEnsemble
 from cluster.images import open_data
 from cluster.memory_format import runs_channels_last, to_device
-from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
+from cluster.passes import (
+    EVALUATION_BATCH,
+    ClassStatistics,
+    class_means,
+    similarity_of_classes,
+    teacher_pass,
+)
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
 from cluster.weights import starting_facts
@@ -28,7 +34,6 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
-from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source
@@ -188,10 +193,14 @@ class Assembly:
             prefetch=data.prefetch,
         )
 
-    def distiller(self) -> Distiller:
-        """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit."""
+    def distiller(self, statistics: ClassStatistics | None = None) -> Distiller:
+        """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
+
+        statistics: of the teacher's classes; not given: those that are stored, or a pass over the images.
+        """
         train = self.indexes["train"]
-        statistics = self.stored.class_statistics if self.stored else self.class_statistics(self.teacher)
+        if statistics is None:
+            statistics = self.stored.class_statistics if self.stored else self.class_statistics(self.teacher)
         distiller = Distiller(
             self.student,
             self.config.method,
@@ -206,24 +215,6 @@ class Assembly:
         )
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller
-
-    def rehearse(self) -> None:
-        """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
-        judged, sizes = evaluation_policy(self.config), self.config.views.all_sizes
-        for size in dict.fromkeys([(judged.height, judged.width), *(sizes if self.config.views.sizes else [])]):
-            for network in self.networks:
-                check_network(network, size)
-        if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
-            return
-        distiller = self.distiller()
-        for size in sizes:
-            rehearse(
-                distiller,
-                size,
-                self.micro_batch,
-                self.config.views.mixes,
-                lambda number: self.stored_targets(Request(0, np.arange(number))),
-            )
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
         """Compute what the teacher's needs name of the training set, in one or two passes over it.

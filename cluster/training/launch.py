@@ -67,6 +67,7 @@ def check_run(config: RunConfig) -> str:
     Return the fingerprint of its training images.
     """
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
+    from cluster.rehearsal import rehearse_run
     from kdcore.optim import build_optimizer
 
     for model in (config.student, *config.all_teachers):
@@ -75,7 +76,7 @@ def check_run(config: RunConfig) -> str:
         require_compiler()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
-    parts.rehearse()
+    rehearse_run(parts)
     return parts.indexes["train"].fingerprint
 
 
