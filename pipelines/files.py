@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,24 +11,34 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
     """Write content (or what content writes) beside its place, sync it to the disk and rename it.
 
-    A writer that is killed leaves a file named *.tmp, which nobody reads.
+    A writer that is killed leaves a file named *.tmp, which nobody reads. RunFailed where the disk is full.
     """
     make_folder(path.parent, path.name)
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        if callable(content):
-            content(file)
-        else:
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in FULL:
+            raise
+        raise RunFailed(
+            f"{path} cannot be written: {error.strerror}; free some space, and run the same command again"
+        ) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
