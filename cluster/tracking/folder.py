@@ -124,6 +124,10 @@ class RunFolder:
         """Return the record of a rank's sample ids and losses."""
         return self.path / f"batches-{rank}.jsonl"
 
+    def crash(self, rank: int) -> Path:
+        """Return the file in which a rank records the signal that it dies of; empty where it dies of none."""
+        return self.path / f"crash-{rank}.txt"
+
     def state(self) -> State:
         """Return how far the run is."""
         if self.result.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,12 +160,23 @@ def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     saved = [SavedCheckpoint(step, i.path) for i in found if (step := step_of(i.base_name)) is not None]
     # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
-    whole = [one for one in saved if all(_is_file(filesystem, f"{one.path}/{name}") for name in (STATE, STUDENT))]
+    whole = [one for one in saved if is_whole(filesystem, one.path)]
     return sorted(whole, key=lambda one: one.step)
 
 
 def _is_file(filesystem: FileSystem, path: str) -> bool:
     return filesystem.get_file_info(path).type == FileType.File
+
+
+def is_whole(filesystem: FileSystem, path: str) -> bool:
+    """Return whether a checkpoint's files are there and end as they should: the state is an archive, its index last."""
+    if not all(_is_file(filesystem, f"{path}/{name}") for name in (STATE, STUDENT)):
+        return False
+    with filesystem.open_input_file(f"{path}/{STATE}") as file:
+        try:
+            return zipfile.is_zipfile(file)
+        except ValueError:  # Arrow's, of a file that is shorter than an index
+            return False
 
 
 @contextmanager

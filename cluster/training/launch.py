@@ -183,7 +183,9 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(failure_summary(error, scaling.num_workers, payload["board"])) from error
+        raise RunFailed(
+            failure_summary(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash)
+        ) from error
     except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
         raise RunFailed(f"Ray Train's controller ended: {last_line(error)}") from error
 

@@ -115,4 +115,10 @@ def test_what_does_not_fit_is_known_before_the_pass(recipe, term, complaint, mon
     teacher = {"model": "cifar_resnet8", "random": True}
     with pytest.raises(Refused, match=complaint):
         check_run(parse(recipe(teacher=teacher, method=[term])))
-    check_run(parse(recipe(teacher=teacher, method=[{"term": "nd", "weight": 1}, {"term": "wkd_l", "weight": 1, "temperature": 4}])))
+    check_run(
+        parse(
+            recipe(
+                teacher=teacher, method=[{"term": "nd", "weight": 1}, {"term": "wkd_l", "weight": 1, "temperature": 4}]
+            )
+        )
+    )
