@@ -13,6 +13,7 @@ from typing import TextIO
 
 import ray
 
+ITS_PROCESS = "its worker process has died"  # and not its node, or its owner
 _FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 _PLACE = re.compile(r'^  File "(.+)", line (\d+) in (\w+)', re.MULTILINE)
 _open: list[TextIO] = []  # as long as the process lives: the handler keeps the file's number
@@ -30,7 +31,8 @@ def crash_of(error: BaseException, path: Path | None) -> str | None:
 
     path: what it has recorded, if its folder is one that is seen from here.
     """
-    if not isinstance(error, ray.exceptions.RayActorError):
+    died = getattr(error, "health_check_failure", error)  # as Ray Train hands on what it sees of a worker
+    if not isinstance(died, ray.exceptions.RayActorError) or ITS_PROCESS not in str(died):
         return None
     text = path.read_text(errors="replace") if path is not None and path.is_file() else ""
     if (found := _FATAL.search(text)) is None:

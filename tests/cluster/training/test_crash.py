@@ -13,7 +13,9 @@ from cluster.training.crash import crash_of
 from cluster.training.launch import launch
 from kdcore.errors import RunFailed
 
-DEAD = ray.exceptions.ActorDiedError()
+DEAD = ray.exceptions.RayActorError(
+    error_msg="The actor is dead because its worker process has died. Worker exit type: ..."
+)
 
 CRASHING = """
 import os, signal
@@ -66,6 +68,7 @@ def test_a_kill_leaves_no_word(tmp_path, content):
 
 def test_another_error_is_no_crash(tmp_path):
     assert crash_of(RuntimeError("closed"), tmp_path / "crash-0.txt") is None
+    assert crash_of(ray.exceptions.RayActorError(error_msg="The actor died because its node has died."), None) is None
 
 
 @pytest.mark.ray
