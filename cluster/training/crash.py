@@ -40,6 +40,6 @@ def crash_of(error: BaseException, path: Path | None) -> str | None:
             "the worker's process was killed and left no word, as by SIGKILL, which the kernel sends where memory runs "
             "out; take a smaller train.micro_batch, or give the machine more memory"
         )
-    place = _PLACE.search(text)
+    place = _PLACE.search(text.partition("\nCurrent thread")[2] or text)
     where = f" in {place[3]} ({Path(place[1]).name}:{place[2]})" if place else ""
     return f"the worker's process died of a signal: {found[1]}{where}; where its threads were is in {path}"
