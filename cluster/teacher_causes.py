@@ -26,8 +26,8 @@ from torch import Tensor
 from cluster.assembly import Assembly
 from cluster.passes import EVALUATION_BATCH
 from kdcore.distiller import OnlineTeacher, renormalisation
+from kdcore.layout import COMPLAINTS
 from kdcore.models import input_statistics
-from kdcore.rehearsal import COMPLAINTS
 from pipelines.loaders.base import Loader, Request
 
 NUM_IMAGES = 1000

@@ -235,3 +235,13 @@ def test_a_probe_moves_nothing():
     TeacherHead.of(network, (32, 32))
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "size"), [("maxvit_rmlp_pico_rw_256", 33), ("inception_v3", 64)])
+def test_a_size_that_a_network_does_not_take(name, size):
+    """A cache was built of it, and its build ended in a traceback."""
+    network = timm.create_model(name, num_classes=3)
+    with pytest.raises(Refused, match=rf"takes no images of \[{size}, {size}\]: .*change the size"):
+        FeatureTaps(network, []).shapes((size, size))
+    with pytest.raises(Refused, match=rf"takes no images of \[{size}, {size}\]"):
+        TeacherHead.of(network, (size, size))
