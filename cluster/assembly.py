@@ -20,7 +20,13 @@ from cluster.config import RunConfig, micro_batch_size
 from cluster.ensemble import TeacherEnsemble
 from cluster.images import evaluation_policy, open_data
 from cluster.memory_format import runs_channels_last, to_device
-from cluster.passes import EVALUATION_BATCH, ClassStatistics, class_means, similarity_of_classes, teacher_pass
+from cluster.passes import (
+    EVALUATION_BATCH,
+    ClassStatistics,
+    class_means,
+    similarity_of_classes,
+    teacher_pass,
+)
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher
 from cluster.teacher_assembly import assemble_teacher
@@ -29,7 +35,6 @@ from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller, OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
-from kdcore.rehearsal import check_network, rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead
 from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source
@@ -202,10 +207,16 @@ class Assembly:
             prefetch=data.prefetch,
         )
 
-    def distiller(self) -> Distiller:
-        """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit."""
+    def distiller(self, statistics: ClassStatistics | None = None) -> Distiller:
+        """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
+
+        statistics: of the teacher's classes; not given: those that are stored, or a pass over the images.
+        """
         train = self.indexes["train"]
-        statistics = self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
+        if statistics is None:
+            statistics = (
+                self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
+            )
         shapes = self.stored.shapes if self.stored else None
         if self.teacher is not None:
             shapes = self.teacher.taps.shapes(image_size(self.for_teacher.config))
@@ -223,27 +234,6 @@ class Assembly:
         )
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller
-
-    def rehearse(self) -> None:
-        """Try every network and every loss in the shapes of this run. Refused where one does not fit; use it up."""
-        sizes, seen = self.config.views.all_sizes, self.for_teacher
-        for network in self.networks:
-            config = self.config if network is self.student else seen.config
-            judged, trained = evaluation_policy(config), config.views.all_sizes if config.views.sizes else []
-            for size in dict.fromkeys([(judged.height, judged.width), *trained]):
-                check_network(network, size)
-        if self.config.needs.class_statistics:  # those take a pass over the data: left to the workers
-            return
-        distiller = self.distiller()
-        for size in sizes:
-            rehearse(
-                distiller,
-                size,
-                self.micro_batch,
-                self.config.views.mixes,
-                lambda number: self.stored_targets(Request(0, np.arange(number))),
-                None if seen is self else image_size(seen.config),
-            )
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
         """Compute what the teacher's needs name of the training set, in one or two passes over it.

@@ -164,6 +164,12 @@ class RunConfig(Section):
         return self.model_copy(update={**own, "cache": cache, "method": terms})
 
     @property
+    def has_random_teacher(self) -> bool:
+        """Whether the teachers beside the student have fresh, random weights."""
+        teachers = self.all_teachers
+        return bool(teachers) and not any(one.checkpoint or one.pretrained or one.cached for one in teachers)
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 
+from kdcore.errors import Refused
+
 SETTINGS = {
     # Short runs end promptly, and a worker group that cannot be placed is reported instead of waited for without end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -25,6 +27,20 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 QUIET = ("mlflow", "alembic", "ray.train.v2.api.config")
+
+
+def require_compiler() -> None:
+    """Refuse a machine that has no C++ compiler, without which `torch.compile` ends at the first step."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here alone: it takes a second to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise Refused(
+            "train.compile is true, but this machine has no C++ compiler (g++), which torch.compile needs; install "
+            "one, or set train.compile=false"
+        ) from error
 
 
 def apply() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.config import RunConfig
+from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance
 from pipelines.data.classes import check_same_classes
@@ -35,6 +36,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
     indexes = share_classes(indexes, data.root)
+    _require_classes(indexes, config)
     if data.images_per_class is not None:
         indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
     if data.held_out:
@@ -68,3 +70,24 @@ def evaluation_policy(config: RunConfig) -> ViewPolicy:
     crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
     size = config.data.evaluation_size or config.views.size
     return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
+
+
+def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:
+    """Refuse images that nothing can be learnt of, or a student judged by."""
+    train, val = indexes["train"], indexes["val"]
+    if len(train.classes) == 1:
+        raise Refused(
+            f"{train.root} has one class, {train.classes[0]!r}: a classifier of one class is right before it has "
+            "learnt anything; give images of at least two"
+        )
+    if train.labelled and not val.labelled:
+        if config.teacher is None:
+            raise Refused(
+                f"the images of {val.root}/{config.data.val_split} have no labels, so that there is nothing to judge "
+                f"the student by; sort them into the class folders that {config.data.train_split} has, as ILSVRC's "
+                "50,000 have to be"
+            )
+        say_once(
+            f"the images of {val.root}/{config.data.val_split} have no labels, unlike those of "
+            f"{config.data.train_split}: the student's agreement with the teacher is measured, and no accuracy"
+        )

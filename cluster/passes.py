@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.rank import Rank
+from kdcore.batch import Needs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.metrics import Counts
@@ -93,6 +94,31 @@ class ClassStatistics:
     similarity: Tensor | None = None
 
 
+def stand_in_statistics(
+    needs: Needs, shapes: Mapping[str, Sequence[int]], labels: NDArray[np.int64], num_classes: int
+) -> ClassStatistics:
+    """Return random statistics of the shapes that a pass over the images would give, to try a method out with.
+
+    shapes: of the teacher's taps, without the batch. Refused where the pass would be.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if needs.class_similarity:
+        smallest_class(labels, num_classes)
+    means = {tap: torch.randn(num_classes, shapes[tap][0], generator=generator) for tap in sorted(needs.class_means)}
+    return ClassStatistics(means, torch.rand(num_classes, num_classes, generator=generator))
+
+
+def smallest_class(labels: NDArray[np.int64], num_classes: int) -> int:
+    """Return how many images the smallest class has. Refused where that is too few to compare classes by."""
+    fewest = int(np.bincount(labels, minlength=num_classes).min())
+    if fewest < 2:
+        raise Refused(
+            f"a class has {fewest} training images, which no similarity between classes (wkd_l) can be measured on; "
+            "it takes 2"
+        )
+    return fewest
+
+
 @torch.no_grad()
 def class_means(
     teacher: OnlineTeacher, loader: Loader, num_images: int, num_classes: int, rank: Rank
@@ -122,12 +148,7 @@ def similarity_of_classes(
     Of each class the first images by sample id, as many as the smallest class has. Memory: num_classes^2 floats for
     each of them, and as many again for their inner products (ImageNet: 3 GB and 2 GB). Refused where a class has one.
     """
-    fewest = int(np.bincount(labels, minlength=num_classes).min())
-    if fewest < 2:
-        raise Refused(
-            f"a class has {fewest} training images, which no similarity between classes (wkd_l) can be measured on; "
-            "it takes 2"
-        )
+    fewest = smallest_class(labels, num_classes)
     ids = np.concatenate([np.flatnonzero(labels == number)[:fewest] for number in range(num_classes)])
     share = rank.slice_of(len(ids))
     logits = torch.zeros(len(ids), num_classes, device=rank.device)

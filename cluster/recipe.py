@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.plugins import import_plugins
 from cluster.recipe_files import read_recipe
-from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters
+from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters, write_yaml
 from kdcore.configs import PathField
 from kdcore.credentials import public
 from kdcore.errors import Refused, shortened
@@ -165,6 +164,8 @@ def _numbers_from_truth(given: Any, made: Any, place: str = "") -> Iterator[tupl
 
 def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
+        if problem["type"] == "too_short" and problem["ctx"]["actual_length"] < len(problem["input"]):
+            continue  # its items are wrong, which the other sentences say
         place = shortened(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, data, problem["loc"][:-1])
@@ -221,7 +222,7 @@ def to_yaml(config: RunConfig) -> str:
 
     `load_recipe` reads it back to an equal RunConfig, but for those.
     """
-    return yaml.safe_dump(public(config.model_dump(mode="json")), sort_keys=False)
+    return write_yaml(public(config.model_dump(mode="json")))
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:

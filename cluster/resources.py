@@ -19,6 +19,7 @@ from cluster.config import RunConfig
 from cluster.interruption import keeping_handlers
 from cluster.local_ray import keep_token_private, on_loopback
 from cluster.rank import Rank
+from cluster.ray_start import join_cluster, start_ray
 from kdcore.errors import Refused
 
 
@@ -118,24 +119,23 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         yield
         return
     with keeping_handlers():
-        start_ray(config)
+        enter_ray(config)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def start_ray(config: RunConfig) -> None:
+def enter_ray(config: RunConfig) -> None:
     """Enter the Ray cluster that RAY_ADDRESS names, or start one on this machine."""
-    import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=runtime_env(), **quiet)
+        join_cluster(runtime_env=runtime_env(), **quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
         keep_token_private()
         with on_loopback():
-            ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
+            start_ray(num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)

@@ -3,6 +3,8 @@
 A key twice (the last would win), 1:30 (ninety, in base sixty), 010 (eight, in base eight), 2020-01-01 (a date), a key
 that is no text, and a tag that makes something else of a value. So is what is no recipe but an attack on its reader:
 values without end, nested without end, or characters that no file can hold.
+
+And 1e-8 is a number, as in YAML 1.2: YAML 1.1 wants a point and a sign (1.0e-8), and reads a text otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ _CORE = "tag:yaml.org,2002:"
 _KINDS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 _BASE_SIXTY = re.compile(r"^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$")
 _BASE_EIGHT = re.compile(r"^[-+]?0[0-7_]+$")
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,8 +71,21 @@ class _Loader(yaml.SafeLoader):
         return number
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 for _kind in ("int", "float"):
     _Loader.add_constructor(_CORE + _kind, _Loader.construct_number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes a text that the loader above would read as a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def write_yaml(value: Any) -> str:
+    """Return plain values as YAML, in their order; `read_yaml` gives them back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(text: str, place: str) -> Any:

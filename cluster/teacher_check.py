@@ -40,6 +40,11 @@ class Answers:
     chance: float
     reordered: float | None
 
+    @property
+    def in_natural_order(self) -> bool:
+        """Whether its outputs stand for the classes in natural order, which is not the data's."""
+        return self.reordered is not None and self.reordered > self.top1 + self.noise(self.top1)
+
     def noise(self, top1: float) -> float:
         """Return how far above a true top-1 the measured one may be by accident."""
         return DEVIATIONS * math.sqrt(max(top1 * (1 - top1), 1 / self.images) / self.images)
@@ -80,7 +85,7 @@ def warning(answers: Answers, config: RunConfig, classes: Sequence[str]) -> str 
     """Return what is wrong with a teacher that answers so, with its likely causes, in one line; None for nothing."""
     expected = expected_top1(config)
     top1 = f"the teacher {teacher_names(config)} is right on {answers.top1:.2%}"
-    if answers.reordered is not None and answers.reordered > answers.top1 + answers.noise(answers.top1):
+    if answers.in_natural_order:
         first = ", ".join(classes[number] for number in natural_order(classes)[:3])
         return (
             f"{top1} of the validation images, but on {answers.reordered:.2%} if its outputs stand for the classes in "
@@ -90,8 +95,11 @@ def warning(answers: Answers, config: RunConfig, classes: Sequence[str]) -> str 
     size = f"{config.data.evaluation_size or config.views.height} pixels"
     causes = (
         "other weights, its outputs in another order of the classes (teacher.class_indices), another normalisation "
-        f"than it was trained with (data.mean, data.std), or another size of images than {size}"
+        "than it was trained with (teacher.args.pretrained_cfg_overlay={mean: [...], std: [...]}), or another size of "
+        f"images than {size}"
     )
+    if config.has_random_teacher:
+        causes = "its weights are random, as teacher.random: true asks for"
     if answers.top1 <= answers.chance + answers.noise(answers.chance):
         return f"{top1} of the validation images, no better than chance ({answers.chance:.2%}); likely causes: {causes}"
     if expected is not None and answers.top1 < expected - max(FAR_BELOW, answers.noise(expected)):

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -40,12 +41,36 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
                     f"{path} is a Git LFS pointer, not the file of weights that it stands for; fetch that with `git "
                     "lfs pull` in its repository"
                 )
-        loaded = safetensors.torch.load_file(path) if str(path).endswith(".safetensors") else _load_torch(path)
+        loaded = _load_safetensors(path) if str(path).endswith(".safetensors") else _load_torch(path)
     except (OSError, Refused):
         raise
     except Exception as error:
         raise Refused(f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors") from error
     return _tensors_in(loaded, path)
+
+
+def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file; tensors that share memory, as CoaT's do, are written once.
+
+    The format has no shared tensors: as in safetensors' own `save_model`, the file's metadata say for each name that is
+    left out which one stands for it.
+    """
+    first: dict[Any, str] = {}
+    names = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        names[name] = first.setdefault(place, name) if tensor.numel() else name
+    aliases = {name: stand_in for name, stand_in in names.items() if name != stand_in}
+    written = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
+    return safetensors.torch.save(written, aliases or None)
+
+
+def _load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Load a safetensors file, with the names that another one stands for (see `to_safetensors`)."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        aliases = file.metadata() or {}
+    loaded = safetensors.torch.load_file(path)
+    return loaded | {name: loaded[stand_in] for name, stand_in in aliases.items() if stand_in in loaded}
 
 
 class _Inert:

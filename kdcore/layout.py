@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from kdcore.errors import Refused
 
+# How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
+COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -57,8 +60,10 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
     images = torch.randn(2, 3, *image_size, generator=generator).to(weight)
     try:
         features = network.forward_features(images)  # type: ignore[operator]
-    except AssertionError as error:  # how timm's ViTs refuse a size
-        raise Refused(f"{name} takes no images of {list(image_size)}: {error}") from error
+    except Refused:
+        raise
+    except COMPLAINTS as error:
+        raise Refused(f"{name} takes no images of {list(image_size)}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise Refused(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")

@@ -158,7 +158,12 @@ def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], classifi
     if not wrong:
         return
     network, file = (list(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (own, checkpoint))
-    if names:
+    if {name.partition(".")[0] for name in checkpoint} == {"student", "projector", "head"}:
+        remedy = (
+            "the file is of a SimKD student, which is a backbone, a projector and another network's classifier: it "
+            "goes on as a student of its own recipe only; for a teacher, train with student.classifier=own"
+        )
+    elif names:
         remedy = "name the network that the file is of, or take checkpoint_keys: positions, which matches by order"
     elif classifier and all(name.rpartition(".")[0] == classifier for name in wrong):
         rows = checkpoint[wrong[0]].shape[0]

@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
-from kdcore.layout import evaluating
+from kdcore.layout import COMPLAINTS, evaluating
 from kdcore.protocol import check_answers
-
-# How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
-COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 
 def rehearse(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import Refused
-from kdcore.layout import evaluating
+from kdcore.layout import COMPLAINTS, evaluating
 from kdcore.protocol import find_classifier, has_features
 
 FORWARD_FEATURES = "forward_features"
@@ -89,10 +89,13 @@ class FeatureTaps:
         try:
             with evaluating(self.model), torch.set_grad_enabled(detaches):
                 logits, captured = self(images)
-        except AssertionError as error:  # how timm's ViTs refuse a size
+        except Refused:
+            raise
+        except COMPLAINTS as error:
             raise Refused(
-                f"{type(self.model).__name__} takes no images of {list(image_size)}: {error}; change the size of the "
-                "views, or give the model args: {img_size: ...}"
+                f"{type(self.model).__name__} takes no images of {list(image_size)}: "
+                f"{' '.join(str(error).split())[:200]}; change the size of the views, or the model's args, such as "
+                "{img_size: ...}"
             ) from error
         finally:
             self._versions = None

@@ -127,10 +127,11 @@ def _on_cluster(job: PackJob) -> Shards | None:
     import ray
 
     from cluster.packing import shards_on_cluster
+    from cluster.ray_start import join_cluster
     from cluster.resources import runtime_env
 
     if not ray.is_initialized():
-        ray.init(runtime_env=runtime_env(), log_to_driver=False)
+        join_cluster(runtime_env=runtime_env(), log_to_driver=False)
     return shards_on_cluster(job)
 
 

@@ -125,7 +125,8 @@ def sample_images(parts: Assembly, number: int) -> Tensor:
 
 def write_weights(job: Export) -> None:
     """Write model.safetensors, and config.json by which timm builds the network around it."""
-    tensors = {name: tensor.contiguous() for name, tensor in job.student.state_dict().items()}
+    # Copies, also of tensors that share memory: timm looks for every name.
+    tensors = {name: tensor.contiguous().clone() for name, tensor in job.student.state_dict().items()}
     write_whole(job.folder / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     write_text(job.folder / "config.json", json.dumps(timm_config(job), indent=2) + "\n")
 

@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.plugins import describe_code
 from cluster.rank import Rank
 from cluster.recipe import to_yaml
+from cluster.rehearsal import stand_in
 from cluster.tracking.pictures import sheet
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
@@ -47,7 +48,15 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> i
     sees = dict.fromkeys(networks, config) | {"teacher": parts.for_teacher.config}
     rows = [network_row(name, network, sees[name]) for name, network in networks.items()]
     if not config.needs.class_statistics:
-        rows.append(["trained beside the student", "", f"{count_parameters(parts.distiller().extras):,}", "", ""])
+        rows.append(
+            [
+                "trained beside the student",
+                "",
+                f"{count_parameters(parts.distiller(stand_in(parts)).extras):,}",
+                "",
+                "",
+            ]
+        )
     columns = ["network", "model", "parameters", "GMACs / image", "float32 MB"]
     title = f"{len(parts.indexes['train'].classes)} classes, {config.views.height} x {config.views.width} pixels"
     console.print(table(title, columns, rows))

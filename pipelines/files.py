@@ -18,6 +18,8 @@ from uuid import uuid4
 
 from kdcore.errors import Refused
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
+
 
 def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
     """Write content (or what content writes) beside its place, sync it to the disk and rename it.
@@ -49,7 +51,7 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
 
 def not_written(path: Path, error: OSError) -> str:
     """Return the sentence on a file that the disk does not take: its place, the reason, and what to do."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in FULL:
         return f"{path} cannot be written ({error.strerror}); give a place that can be written to"
     with suppress(OSError):
         free = shutil.disk_usage(path.parent).free

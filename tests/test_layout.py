@@ -30,7 +30,6 @@ THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # 
 EXCEPTIONS = {
     "pipelines/data/describe.py": {"rich"},  # the progress bar of an index that takes minutes to build
     "pipelines/data/tables.py": {"scipy"},  # MATLAB's file of classes in ImageNet's development kit
-    "cluster/recipe.py": {"yaml"},  # recipes are YAML, and a worker's errors name their keys
     "cluster/strict_yaml.py": {"yaml"},
     "cluster/tracking/pictures.py": {"matplotlib"},  # the learning curves kept with a run
     "cluster/tracking/tensorboard_tracker.py": {"tensorboardX"},  # its event files

@@ -142,6 +142,10 @@ class RunFolder:
         """Return the record of a rank's sample ids and losses."""
         return self.path / f"batches-{rank}.jsonl"
 
+    def crash(self, rank: int) -> Path:
+        """Return the file in which a rank records the signal that it dies of; empty where it dies of none."""
+        return self.path / f"crash-{rank}.txt"
+
     def state(self) -> State:
         """Return how far the run is; a result without its student is not finished, and is made again."""
         if self.result.exists() and self.weights.is_file():

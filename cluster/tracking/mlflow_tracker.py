@@ -22,9 +22,10 @@ from cluster.config import RunConfig
 from cluster.recipe import to_yaml
 from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
 from cluster.tracking.folder import PENDING, flat_fields
+from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from pipelines.files import write_text
 
 # Of these answers of MLflow, waiting does not help.
@@ -56,9 +57,7 @@ class MlflowTracker(Tracker):
     @cached_property
     def client(self) -> Any:
         """MLflow's client for the recipe's store."""
-        import mlflow
-
-        return mlflow.MlflowClient(tracking_uri(self.config))
+        return open_store(self.config)
 
     @property
     def run_id(self) -> str:
@@ -203,6 +202,14 @@ def tracking_uri(config: RunConfig) -> str:
     return known if without_credentials(known) == uri else uri
 
 
+def open_store(config: RunConfig) -> Any:
+    """Return MLflow's client for the recipe's store, which is made where it is a file that is not there."""
+    import mlflow
+
+    make_store(tracking_uri(config), Path(config.output_dir).absolute() / "artifacts")
+    return mlflow.MlflowClient(tracking_uri(config))
+
+
 def is_away(error: BaseException) -> bool:
     """Return whether an error of MLflow's client means that the server cannot be reached now, or is not well."""
     from mlflow.exceptions import MlflowException
@@ -220,6 +227,11 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "disk is full" in str(error):  # whatever MLflow or SQLAlchemy make of SQLite's error
+            raise RunFailed(
+                f"the MLflow store {uri} cannot be written: its disk is full; free some space, and run the same "
+                "command again"
+            ) from error
         if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
             raise Refused(
                 f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "

@@ -6,20 +6,22 @@ moving average). There is no random state: every random number of a run is a fun
 
 from __future__ import annotations
 
+import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
+from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from pipelines.cache.manifest import flat, in_short
@@ -87,7 +89,7 @@ class TrainState:
 
     def restore(self, directory: Path, facts: dict[str, Any]) -> None:
         """Take the state of a checkpoint; Refused where its facts (data, views, weights) are not this run's."""
-        saved = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+        saved = read_state(directory)
         theirs, ours = flat(saved["facts"]), flat(facts)
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
             if theirs[name] != ours[name]:
@@ -123,7 +125,19 @@ class Snapshot:
         with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
             torch.save(self.state, file)
         with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
-            file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.student.items()}))
+            file.write(to_safetensors(self.student))
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return what a checkpoint's file of state holds. Refused where it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise Refused(
+            f"checkpoint {directory}: its {STATE} is damaged ({' '.join(str(error).split())[:100]}); delete that "
+            "folder, and the same command goes on from the checkpoint before it"
+        ) from error
+    return state
 
 
 @dataclass(frozen=True)
@@ -146,12 +160,23 @@ def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     saved = [SavedCheckpoint(step, i.path) for i in found if (step := step_of(i.base_name)) is not None]
     # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
-    whole = [one for one in saved if all(_is_file(filesystem, f"{one.path}/{name}") for name in (STATE, STUDENT))]
+    whole = [one for one in saved if is_whole(filesystem, one.path)]
     return sorted(whole, key=lambda one: one.step)
 
 
 def _is_file(filesystem: FileSystem, path: str) -> bool:
     return filesystem.get_file_info(path).type == FileType.File
+
+
+def is_whole(filesystem: FileSystem, path: str) -> bool:
+    """Return whether a checkpoint's files are there and end as they should: the state is an archive, its index last."""
+    if not all(_is_file(filesystem, f"{path}/{name}") for name in (STATE, STUDENT)):
+        return False
+    with filesystem.open_input_file(f"{path}/{STATE}") as file:
+        try:
+            return zipfile.is_zipfile(file)
+        except ValueError:  # Arrow's, of a file that is shorter than an index
+            return False
 
 
 @contextmanager

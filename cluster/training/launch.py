@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
+from cluster.environment import require_compiler
 from cluster.interruption import Terminated, in_main_thread, in_thread
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
@@ -31,7 +32,7 @@ from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.progress import Watcher, open_board
-from cluster.training.recovery import Recovery, failure_summary, restore_checkpoint_list
+from cluster.training.recovery import Recovery, failure_summary, last_line, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed, shortened
 from pipelines.files import make_folder
 from pipelines.leases import Fence, leased
@@ -83,13 +84,16 @@ def check_run(config: RunConfig) -> str:
     """
     from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
     from cluster.probing import check_probing, wants_probing
+    from cluster.rehearsal import rehearse_run
     from kdcore.optim import build_optimizer
 
     for model in (config.student, *config.all_teachers):
         model.check()
+    if config.train.compile and not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes may have what this one lacks
+        require_compiler()
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))
     build_optimizer(config.optimizer, parts.student)
-    parts.rehearse()
+    rehearse_run(parts)
     if wants_probing(config):
         check_probing(parts)
     return parts.indexes["train"].fingerprint
@@ -230,7 +234,11 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(failure_summary(error, scaling.num_workers, payload["board"])) from error
+        raise RunFailed(
+            failure_summary(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash)
+        ) from error
+    except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
+        raise RunFailed(f"Ray Train's controller ended: {last_line(error)}") from error
 
 
 @contextmanager

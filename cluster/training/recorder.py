@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from cluster.assembly import Assembly, autocast, image_size
 from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.probing import Probe, trains_classifier, wants_probing
+from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, examine, warning, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
@@ -28,6 +28,7 @@ from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
 from kdcore.batch import Batch
+from kdcore.checkpoints import to_safetensors
 from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
 from kdcore.reporting import optional
@@ -49,7 +50,9 @@ class Validation:
                 metrics, self.teacher_logits[split] = answers
                 if run.indexes[split].labelled:
                     recorder.log_teacher(split, metrics)
-                    recorder.warn_of_teacher(examine(answers[1], run.indexes[split].labels, run.classes, run.rank))
+                    recorder.warn_of_teacher(
+                        split, examine(answers[1], run.indexes[split].labels, run.classes, run.rank)
+                    )
         self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
         if self.probe is not None:
             for name, metrics in self.probe.teacher_metrics().items():
@@ -234,12 +237,14 @@ class Recorder:
         if shown:
             self.reporter.say(f"teacher on {split}, by its features: {shown}")
 
-    def warn_of_teacher(self, answers: Answers) -> None:
-        """Say what is wrong with the teacher's answers, if anything is."""
+    def warn_of_teacher(self, split: str, answers: Answers) -> None:
+        """Say what is wrong with the teacher's answers, if anything is, and what of its likely causes it is."""
         if (found := warning(answers, self.config, self.run.classes)) is None:
             return
         if self.log:
             write_natural_indices(self.config, self.run.classes)
+        if self.run.teacher is not None and not answers.in_natural_order and not self.config.has_random_teacher:
+            found += f"; {likelier_cause(self.run, split)}"
         self.reporter.say(f"WARNING: {found}")
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
@@ -275,7 +280,7 @@ class Recorder:
         if self.log:
             self.check_fence()
             weights = self.folder.weights
-            write_whole(weights, safetensors.torch.save(state.deployed(self.config.train.select != "last")))
+            write_whole(weights, to_safetensors(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)
             self.list_broken_images()
             with optional("the picture of the learning curves is", self.reporter.say):

@@ -17,9 +17,13 @@ from typing import Any
 
 import ray
 import ray.train
+from pyarrow.fs import LocalFileSystem
 from ray.train import UserCallback
 
+from cluster.training.checkpoint import is_whole
+from cluster.training.crash import crash_of
 from cluster.training.finite import NotFinite
+from kdcore.checkpoints import say_once
 from kdcore.errors import Refused, RunFailed
 from pipelines.files import write_whole
 
@@ -60,18 +64,42 @@ class Recovery(UserCallback):
 
 
 def restore_checkpoint_list(folder: Path) -> None:
-    """Restore the list of checkpoints from its copy where a kill has cut it off.
+    """Restore the list of checkpoints from its copy where a kill has cut it off, and to those that are there whole.
 
     The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
     without it has been written.
     """
     listed, copy = folder / CHECKPOINTS, folder / COPY
-    if not listed.exists() or is_json(listed):
+    if not listed.exists():
         return
-    if copy.exists():
-        write_whole(listed, copy.read_bytes())
-    else:
-        listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
+    if not is_json(listed):
+        if copy.exists():
+            write_whole(listed, copy.read_bytes())
+        else:
+            listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
+            return
+    leave_out_broken(folder)
+
+
+def leave_out_broken(folder: Path) -> None:
+    """Take out of the list what a full disk, a lost machine or a hand has cut off or removed, and say so in a line."""
+    found = json.loads((folder / CHECKPOINTS).read_bytes())
+    results, indices = found.get("checkpoint_results", []), found.get("checkpoint_report_indices", [])
+    local = LocalFileSystem()
+    kept = [i for i, result in enumerate(results) if is_whole(local, f"{folder}/{result['checkpoint_dir_name']}")]
+    if len(kept) == len(results):
+        return
+    broken = [result["checkpoint_dir_name"] for i, result in enumerate(results) if i not in kept]
+    newest = max(kept, key=lambda i: indices[i], default=None)
+    start = "the start" if newest is None else results[newest]["checkpoint_dir_name"]
+    say_once(f"{folder}: {', '.join(broken)} cut off or gone; the run goes on from {start}")
+    if newest is None:
+        (folder / CHECKPOINTS).unlink()
+        return
+    found["checkpoint_results"] = [results[i] for i in kept]
+    found["checkpoint_report_indices"] = [indices[i] for i in kept]
+    found["latest_checkpoint_result"] = results[newest]
+    write_whole(folder / CHECKPOINTS, json.dumps(found).encode())
 
 
 def is_json(path: Path) -> bool:
@@ -94,15 +122,20 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
         raise
 
 
-def failure_summary(error: ray.train.TrainingFailedError, num_workers: int, board: Any) -> str:
-    """Return why a run of at most `num_workers` failed, in one line: rank, step, error, who kept others waiting."""
+def failure_summary(
+    error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
+) -> str:
+    """Return why a run of at most `num_workers` failed, in one line: rank, step, error, who kept others waiting.
+
+    crash_file: gives the file in which a rank has recorded the signal that it died of.
+    """
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, RunFailed):
         return str(cause)
     failures: Mapping[int, BaseException] = getattr(cause, "worker_failures", {})
     if not failures or board is None:
         return failure_reason(cause)
-    text = describe(failures)
+    text = describe(failures, crash_file)
     step, failed = ray.get(board.end.remote())
     if "step" not in text.partition(":")[0]:
         text += f" (the last step reported is {step})"
@@ -118,10 +151,11 @@ def failure_reason(error: BaseException) -> str:
     return describe(failures) if failures else last_line(error)
 
 
-def describe(failures: Mapping[int, BaseException]) -> str:
+def describe(failures: Mapping[int, BaseException], crash_file: Callable[[int], Path] | None = None) -> str:
     """Return the error of one rank, with its place.
 
     One that will not go away if there is any, else one that is not another rank's consequence, else the lowest rank's.
+    crash_file: as for `failure_summary`.
     """
 
     def weight(rank: int) -> tuple[bool, bool, int]:
@@ -132,7 +166,7 @@ def describe(failures: Mapping[int, BaseException]) -> str:
     error = failures[rank]
     notes = getattr(error, "__notes__", [])
     place = notes[0] if notes else f"rank {rank}"
-    return f"{place}: {last_line(error)}"
+    return f"{place}: {crash_of(error, crash_file(rank) if crash_file else None) or last_line(error)}"
 
 
 def last_line(error: BaseException) -> str:

@@ -19,7 +19,9 @@ from cluster.config import RunConfig
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
+from cluster.training.crash import record_crashes
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
 from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
@@ -31,6 +33,8 @@ from pipelines.leases import Fence
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
     config, rank = parse(payload["config"]), Rank.of_this_worker()
+    if config.scaling.num_workers:
+        record_crashes(RunFolder.of(config).crash(rank.number))
     refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)
     reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"))

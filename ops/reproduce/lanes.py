@@ -16,7 +16,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice, tee
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor
@@ -31,6 +30,7 @@ from cluster.training.checkpoint import name_of
 from cluster.training.finite import NotFinite
 from cluster.training.loop import TrainingLoop, ends_epoch, new_state
 from kdcore.batch import Batch, Needs, TeacherOutputs
+from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import OnlineTeacher, StepOutput
 from kdcore.errors import Refused
 from kdcore.reused import deployed_parameters
@@ -188,7 +188,7 @@ class Lane:
             "teacher": teacher,
             "recipe": self.config.model_dump(mode="json", include={"student", "method", "optimizer", "train"}),
         }
-        write_whole(self.folder.weights, safetensors.torch.save(weights))
+        write_whole(self.folder.weights, to_safetensors(weights))
         self.folder.write_result(result)
         for checkpoint in self.checkpoints():
             shutil.rmtree(checkpoint)

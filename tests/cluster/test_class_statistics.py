@@ -15,6 +15,7 @@ from cluster.assembly import Assembly, assemble
 from cluster.passes import every_image_once, similarity_of_classes
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.training.launch import check_run
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
@@ -99,3 +100,25 @@ def test_a_class_of_one_image_is_refused(run):
     labels[labels == 2] = np.where(np.arange((labels == 2).sum()) == 0, 2, 0)
     with pytest.raises(Refused, match="a class has 1 training images"):
         similarity_of_classes(run.teacher, run.evaluation_loader("train"), labels, 3, Rank(0, 1, CPU))
+
+
+@pytest.mark.parametrize(
+    ("term", "complaint"),
+    [
+        ({"term": "nd", "weight": 1, "teacher_tap": "layer1"}, "nd compares vectors, but tap"),
+        ({"term": "nd", "weight": 1, "student_tap": "layer1"}, "nd compares vectors, but tap"),
+    ],
+)
+def test_what_does_not_fit_is_known_before_the_pass(recipe, term, complaint, monkeypatch):
+    """Statistics of the classes take a pass over all images, on the workers: the shapes are known before."""
+    monkeypatch.setattr(Assembly, "class_statistics", None)
+    teacher = {"model": "cifar_resnet8", "random": True}
+    with pytest.raises(Refused, match=complaint):
+        check_run(parse(recipe(teacher=teacher, method=[term])))
+    check_run(
+        parse(
+            recipe(
+                teacher=teacher, method=[{"term": "nd", "weight": 1}, {"term": "wkd_l", "weight": 1, "temperature": 4}]
+            )
+        )
+    )

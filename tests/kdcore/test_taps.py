@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import kdcore.networks  # noqa: F401  registers cifar_resnet8
 from kdcore.errors import Refused
+from kdcore.reused import TeacherHead
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
 
 NETWORKS = {
@@ -224,3 +225,23 @@ def test_two_sets_of_taps_on_one_network_do_not_meet():
     first, second = FeatureTaps(model, {tap}), FeatureTaps(model, {"layer1"})
     assert first(images)[1].keys() == {tap}
     assert second(images)[1].keys() == {"layer1"}
+
+
+def test_a_probe_moves_nothing():
+    """EfficientAD#13: a forward pass before the training moved the batch statistics of the network that was given."""
+    network = timm.create_model("resnet10t", num_classes=3).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    FeatureTaps(network, ["layer1"]).shapes((32, 32))
+    TeacherHead.of(network, (32, 32))
+    assert network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "size"), [("maxvit_rmlp_pico_rw_256", 33), ("inception_v3", 64)])
+def test_a_size_that_a_network_does_not_take(name, size):
+    """A cache was built of it, and its build ended in a traceback."""
+    network = timm.create_model(name, num_classes=3)
+    with pytest.raises(Refused, match=rf"takes no images of \[{size}, {size}\]: .*change the size"):
+        FeatureTaps(network, []).shapes((size, size))
+    with pytest.raises(Refused, match=rf"takes no images of \[{size}, {size}\]"):
+        TeacherHead.of(network, (size, size))

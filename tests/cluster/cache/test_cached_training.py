@@ -16,6 +16,7 @@ from cluster.cache.verify import verify
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.rehearsal import rehearse_run
 from cluster.stored_teacher import head_facts, head_of
 from cluster.training.launch import check_run, launch
 from kdcore.configs import ModelConfig
@@ -126,7 +127,7 @@ def test_a_teacher_sees_the_same_views_in_its_own_size(recipes, teacher):
         assert torch.equal(batch.teacher_images, larger.images)
     assert online.teacher_on("val", online.evaluation_loader("val"))[0] == pytest.approx(larger_metrics, rel=1e-6)
     assert losses(recipes(**beside)) == pytest.approx(losses(recipes(**small, **EXACT)), rel=1e-4)
-    assemble(recipes(**beside), Rank(0, 1, CPU)).rehearse()
+    rehearse_run(assemble(recipes(**beside), Rank(0, 1, CPU)))
     another = small | {"views": size["views"] | {"size": 24}}
     assert assemble(recipes(**another, **EXACT), Rank(0, 1, CPU)).stored is not None
     with pytest.raises(Refused, match=r"views\.size"):
@@ -179,8 +180,8 @@ def test_sizes_that_change_by_epoch(recipes, method):
 def test_a_student_of_one_size_is_refused(recipes):
     student = {"model": "vit_tiny_patch16_224", "args": {"img_size": 16, "patch_size": 4, "depth": 1}}
     with pytest.raises(Refused, match="cannot take 2 images of 24x24 at a time"):
-        assemble(recipes(student=student, **SIZES), Rank(0, 1, CPU)).rehearse()
-    assemble(recipes(**SIZES), Rank(0, 1, CPU)).rehearse()
+        rehearse_run(assemble(recipes(student=student, **SIZES), Rank(0, 1, CPU)))
+    rehearse_run(assemble(recipes(**SIZES), Rank(0, 1, CPU)))
 
 
 @pytest.mark.parametrize(("coding", "bound"), [("float16", 2e-3), ("int8", 2e-2)])

@@ -1,12 +1,15 @@
 """What is tried again, what a failure is called, and a list of checkpoints that a kill has cut off."""
 
 import json
+import shutil
 import threading
 
 import pytest
 import ray
+import torch
 from ray.train import ControllerError, WorkerGroupError
 
+from cluster.training.checkpoint import STATE, STUDENT, read_state
 from cluster.training.recovery import (
     CHECKPOINTS,
     COPY,
@@ -144,3 +147,51 @@ def test_the_first_list_cut_off(tmp_path):
     restore_checkpoint_list(tmp_path)
     assert not list(tmp_path.iterdir())
     restore_checkpoint_list(tmp_path)  # a new run
+
+
+def write_checkpoints(folder, *steps):
+    names = [f"step-{step:08d}" for step in steps]
+    for name in names:
+        (folder / name).mkdir()
+        torch.save({"step": 1}, folder / name / STATE)
+        (folder / name / STUDENT).write_bytes(b"")
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in names]
+    content = {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(names))),
+        "latest_checkpoint_result": results[-1],
+    }
+    (folder / CHECKPOINTS).write_text(json.dumps(content))
+    return names
+
+
+@pytest.mark.parametrize("harm", ["cut off", "removed"])
+def test_a_checkpoint_cut_off_is_passed_over(tmp_path, harm):
+    """SimpleTuner#2613, allennlp#2129: the newest was half written, and every further start ended at it."""
+    first, second, third = write_checkpoints(tmp_path, 1, 2, 3)
+    if harm == "cut off":
+        whole = (tmp_path / third / STATE).read_bytes()
+        (tmp_path / third / STATE).write_bytes(whole[: len(whole) // 2])
+    else:
+        shutil.rmtree(tmp_path / third)
+    restore_checkpoint_list(tmp_path)
+    listed = json.loads((tmp_path / CHECKPOINTS).read_text())
+    assert [result["checkpoint_dir_name"] for result in listed["checkpoint_results"]] == [first, second]
+    assert listed["latest_checkpoint_result"]["checkpoint_dir_name"] == second
+    assert listed["checkpoint_report_indices"] == [0, 1]
+
+
+def test_no_checkpoint_is_left(tmp_path):
+    (only,) = write_checkpoints(tmp_path, 1)
+    (tmp_path / only / STATE).write_bytes(b"")
+    restore_checkpoint_list(tmp_path)
+    assert not (tmp_path / CHECKPOINTS).exists()
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (name,) = write_checkpoints(tmp_path, 1)
+    content = bytearray((tmp_path / name / STATE).read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    (tmp_path / name / STATE).write_bytes(content)
+    with pytest.raises(Refused, match=r"state.pt is damaged .* delete that folder"):
+        read_state(tmp_path / name)

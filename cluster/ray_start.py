@@ -1,0 +1,73 @@
+"""Starting Ray, or joining the cluster that RAY_ADDRESS names: what goes wrong there is one line, and soon."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from kdcore.errors import Refused, RunFailed
+
+PATIENCE_SECONDS = 5.0  # to reach a cluster that is there
+MACHINE, ADDRESS_WORDS = "local", ("auto", "local")
+
+
+def start_ray(**options: Any) -> None:
+    """Start Ray on this machine; options are those of `ray.init`. Refused, or RunFailed, where it does not start."""
+    import ray
+
+    try:
+        ray.init(MACHINE, **options)
+    except OSError as error:
+        if "AF_UNIX" in str(error):  # a socket's path has 107 bytes at most, of which Ray takes some 70
+            raise Refused(
+                "Ray's folder for temporary files has too long a path for the sockets in it; give a shorter one: "
+                f"RAY_TMPDIR=/tmp ({_reason(error)})"
+            ) from error
+        raise RunFailed(f"Ray did not start ({_reason(error)})") from error
+    except Exception as error:  # Ray raises bare exceptions here, such as where its processes take too long
+        raise RunFailed(
+            f"Ray did not start ({_reason(error)}); where this machine was only slow, the same command will do; "
+            "scaling.num_workers=0 runs without Ray's processes"
+        ) from error
+
+
+def join_cluster(**options: Any) -> None:
+    """Join the cluster that RAY_ADDRESS names. Refused where none answers there: Ray itself would try for minutes."""
+    import ray
+
+    address = os.environ["RAY_ADDRESS"]
+    if address.startswith(("http://", "https://")):
+        raise Refused(f"RAY_ADDRESS={address} is a dashboard's; unset it, and give that address to `submit --address`")
+    _require_answer(address)
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+        raise Refused(
+            f"RAY_ADDRESS={address}: the cluster cannot be joined ({_reason(error)}); correct RAY_ADDRESS, or unset it "
+            "to run on this machine alone"
+        ) from error
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address of the form [ray://]host:port where nothing listens; what is none is left to Ray."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address in ADDRESS_WORDS or not colon or not port.isdecimal():
+        return
+    reasons = []
+    for name in dict.fromkeys([host, socket.gethostname() if host in ("127.0.0.1", "localhost") else host]):
+        try:
+            socket.create_connection((name.strip("[]"), int(port)), PATIENCE_SECONDS).close()
+        except OSError as error:
+            reasons.append(_reason(error))
+        else:
+            return
+    raise Refused(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there ({reasons[0]}); start it, correct RAY_ADDRESS, or unset "
+        "it to run on this machine alone"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message in one line, or its kind where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,123 @@
+"""Why a teacher answers so badly: its images shown to it in other ways, on some of the validation images.
+
+For a teacher beside the student, whose network is at hand. Not here: whether it answers badly (`teacher_check`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from torch import Tensor
+
+from cluster.assembly import Assembly
+from cluster.passes import EVALUATION_BATCH
+from kdcore.distiller import OnlineTeacher, renormalisation
+from kdcore.layout import COMPLAINTS
+from kdcore.models import input_statistics
+from pipelines.loaders.base import Loader, Request
+
+NUM_IMAGES = 1000
+DEVIATIONS = 4.0  # standard deviations that are no accident, of some seven tries
+NORMALISATIONS = (
+    (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+    (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way to show the images. change: of the batch's images, as the loader gives them; remedy: how to have it so."""
+
+    name: str
+    remedy: str
+    loader: Loader
+    change: Callable[[Tensor], Tensor]
+
+
+def likelier_cause(run: Assembly, split: str) -> str:
+    """Return what makes the teacher answer better, with its remedy, or what was tried in vain; equal on all ranks."""
+    teacher, index = run.teacher, run.indexes[split]
+    assert teacher is not None, "the answers of a cached teacher are what they are"
+    ids = np.unique(np.linspace(0, len(index) - 1, min(NUM_IMAGES, len(index))).astype(np.int64))
+    loader = run.loader(split, run.evaluation_plan(split), EVALUATION_BATCH)
+    as_it_is = top1(run, Trial("", "", loader, teacher.normalised), split, ids)
+    found = [(top1(run, trial, split, ids), trial) for trial in trials(run, teacher, split, loader)]
+    best, trial = max(found, key=lambda pair: pair[0])
+    if best > as_it_is + DEVIATIONS * math.sqrt(max(as_it_is * (1 - as_it_is), 1 / len(ids)) / len(ids)):
+        return (
+            f"tried on {len(ids)} of them: {trial.name} it is right on {best:.2%}, not {as_it_is:.2%}; {trial.remedy}"
+        )
+    return f"tried in vain on {len(ids)} of them: {', '.join(trial.name for _, trial in found)}"
+
+
+def trials(run: Assembly, teacher: OnlineTeacher, split: str, loader: Loader) -> Iterator[Trial]:
+    """Yield the ways to show the images that are not the run's own."""
+    own = input_statistics(teacher.model)
+    for mean, std in NORMALISATIONS:
+        if (mean, std) != own:
+            shown = f"{{mean: [{_numbers(mean)}], std: [{_numbers(std)}]}}"
+            yield Trial(
+                f"with mean {mean[0]:.3g} and std {std[0]:.3g} of red",
+                f"set teacher.args.pretrained_cfg_overlay={shown}",
+                loader,
+                partial(_normalised, renormalisation(run.statistics, (mean, std))),
+            )
+    yield Trial(
+        "with red and blue exchanged",
+        "exchange the input channels of its first layer in the file of its weights",
+        loader,
+        lambda images: teacher.normalised(images).flip(1),
+    )
+    policy = run.evaluation_plan(split).policy
+    size = int(getattr(teacher.model, "pretrained_cfg", {}).get("input_size", (3, 0, 0))[-1])
+    if size not in (0, policy.height):
+        plan = replace(run.evaluation_plan(split), policy=policy.model_copy(update={"size": size}))
+        yield Trial(
+            f"at {size} pixels",
+            f"set views.size={size}, or build a cache with teacher.image_size={size}",
+            run.loader(split, plan, EVALUATION_BATCH),
+            teacher.normalised,
+        )
+
+
+@torch.no_grad()
+def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> float:
+    """Return the teacher's top-1 on some images as a trial shows them; 0 where it does not take them so."""
+    teacher, rank = run.teacher, run.rank
+    assert teacher is not None
+    share = rank.slice_of(len(ids))
+    mine = ids[share.start : share.stop]
+    chunks = [mine[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
+    hits = torch.zeros((), dtype=torch.float64, device=rank.device)
+    for batch in trial.loader.load(Request(view=0, sample_ids=chunk) for chunk in chunks):
+        try:
+            hits += (teacher.model(trial.change(batch.images)).argmax(dim=1) == batch.labels).sum()
+        except COMPLAINTS:  # a size that it is not made for
+            break
+    return float(rank.add_up(hits)) / len(ids)
+
+
+def _normalised(scale: tuple[Tensor, Tensor] | None, images: Tensor) -> Tensor:
+    """Return images by a (scale, shift) [3,1,1], or as they are."""
+    return images if scale is None else images * scale[0].to(images) + scale[1].to(images)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)

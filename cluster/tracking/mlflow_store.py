@@ -1,0 +1,40 @@
+"""MLflow's store in a file: made whole or not at all.
+
+MLflow makes the tables of a new SQLite file in some sixty steps; one that a full disk has cut off on the way can be
+neither used nor made afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+def make_store(uri: str, artifacts: Path) -> None:
+    """Make the SQLite file that a store's address names, where it is not there; do nothing for another store.
+
+    artifacts: the folder of the files of MLflow's own, unused experiment.
+    """
+    path = sqlite_file(uri)
+    if path is None or path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # here alone: it takes seconds to import
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri())
+        store.engine.dispose()
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, it leaves what another run has made meanwhile
+    finally:
+        for left in path.parent.glob(f"{temporary.name}*"):  # with what SQLite keeps beside it
+            left.unlink()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite store; None for another store."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(rest.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
