@@ -49,14 +49,29 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
         raise Refused(not_written(path, error)) from error
 
 
+def is_lasting(error: BaseException | None) -> bool:
+    """Return whether an error says that a disk is full, or may not be written to: trying again does not help."""
+    lasting = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+    return isinstance(error, OSError) and error.errno in lasting
+
+
 def not_written(path: Path, error: OSError) -> str:
     """Return the sentence on a file that the disk does not take: its place, the reason, and what to do."""
     if error.errno not in FULL:
-        return f"{path} cannot be written ({error.strerror}); give a place that can be written to"
+        reason = error.strerror or " ".join(str(error).split())
+        return f"{path} cannot be written ({reason}); give a place that can be written to"
     with suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         return f"{path} cannot be written ({error.strerror}; {free:,} bytes are free there); free some, or take another"
     return f"{path} cannot be written ({error.strerror}); free some space there, or take another place"
+
+
+def refuse_without_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuse to begin what would fill a disk before it ends. what: the files to come, as a plural."""
+    if (free := shutil.disk_usage(folder).free) < num_bytes:
+        raise Refused(
+            f"{what} take {num_bytes:,} bytes more, and {folder} has {free:,} free; free some, or take another place"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,9 +19,10 @@ from cluster.config import RunConfig, require_cache
 from cluster.resources import device_here, ray_session, use_worker_threads
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
+from pipelines.cache.columns import row_bytes
 from pipelines.cache.manifest import Manifest, Plan
 from pipelines.cache.store import Shard, Unit
-from pipelines.files import make_folder
+from pipelines.files import make_folder, refuse_without_space
 from pipelines.leases import leased
 from pipelines.places import is_remote
 
@@ -67,6 +68,9 @@ def fill(directory: Path, crew: LocalCrew | Crew, watch: Watcher | None) -> Mani
     if building.note is None:
         building.write_constants(*crew.constants(building.plan))
     missing = building.missing()
+    columns = {name: row_bytes(part.columns) for name, part in building.plan.parts.items()}
+    num_bytes = sum((unit.stop - unit.start) * columns[unit.part] for unit in missing)
+    refuse_without_space(directory, num_bytes, "the shards of the cache")
     progress = Progress(building.plan, missing, watch)
     for shard in crew.work(missing, building, progress):
         building.shards[shard.unit] = shard

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from cluster.sweep.space import Point
 from cluster.tracking.journal import cut_journal, read_journal
-from pipelines.files import make_folder
+from kdcore.errors import Refused
+from pipelines.files import make_folder, not_written
 
 End = Literal["finished", "stopped", "failed"]
 Event = dict[str, Any]
@@ -94,8 +95,11 @@ class SweepJournal:
         self._write({"event": "end", "trial": name, "end": end, "reason": reason, "result": result or {}})
 
     def _write(self, event: Event) -> None:
-        self.file.write(json.dumps(event) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(event) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise Refused(not_written(self.path, error)) from error
         self._happened(event)
 
     def _happened(self, event: Event) -> None:

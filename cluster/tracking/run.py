@@ -24,7 +24,8 @@ from cluster.tracking.machine import MachineSampler
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
 from kdcore.credentials import without_credentials
-from pipelines.files import finite_or_null, make_folder, write_text
+from kdcore.errors import Refused
+from pipelines.files import finite_or_null, make_folder, not_written, write_text
 from pipelines.leases import Fence, leased
 
 RETRY_SECONDS = 1.0
@@ -99,8 +100,11 @@ class RunLog:
         self._raise_error()
         self.check_fence()
         row = finite_or_null({"step": step, "time": time.time(), **metrics})
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row, allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise Refused(not_written(self.folder.metrics, error)) from error
         self.wake.set()
 
     def add_file(self, path: Path) -> None:

@@ -25,6 +25,7 @@ from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from pipelines.cache.manifest import flat, in_short
+from pipelines.files import is_lasting, not_written
 
 STATE, STUDENT = "state.pt", "student.safetensors"
 
@@ -120,12 +121,18 @@ class Snapshot:
         return self.state["ema"] or {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
 
     def write(self, filesystem: FileSystem, directory: str) -> None:
-        """Write both files into the directory of a folder or an object store."""
-        filesystem.create_dir(directory)
-        with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
-            torch.save(self.state, file)
-        with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
-            file.write(to_safetensors(self.student))
+        """Write both files into the directory of a folder or an object store. Refused where it does not take them."""
+        try:
+            filesystem.create_dir(directory)
+            with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
+                torch.save(self.state, file)
+            with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
+                file.write(to_safetensors(self.student))
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter on top of the disk's error
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError) and is_lasting(cause):
+                raise Refused(not_written(Path(directory), cause)) from error
+            raise
 
 
 def read_state(directory: Path) -> dict[str, Any]:

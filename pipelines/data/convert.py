@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
@@ -13,6 +14,7 @@ from pipelines.data.pack import SHARD_BYTES, Packing, read_pack, verify_shards
 from pipelines.data.packing import Shards, SourcePacking, build_pack, check_packing_options
 from pipelines.data.parquet import ParquetPacking
 from pipelines.data.source import Source, open_table
+from pipelines.files import make_folder, refuse_without_space
 from pipelines.places import Place
 
 
@@ -79,6 +81,10 @@ def run_pack_job(
 
     Refused where a byte is not what was written, or where an image that was only moved is no longer itself.
     """
+    if job.place.is_local and isinstance(packing, SourcePacking) and not job.stores_anew:
+        there = sum(file.num_bytes for file in job.place.list_files(job.split))
+        least = (packing.num_shards - 1) * job.shard_bytes - there
+        refuse_without_space(make_folder(Path(job.target), "-o"), least, "the shards of the pack")
     table = build_pack(packing, job.place, job.split, report, write_shards)
     verify_shards(job.place, table)
     packed = open_pack(job.place, job.split)
