@@ -130,18 +130,21 @@ def run_to_end(
     started: float,
 ) -> RunResult:
     """Check a run, open it in its trackers, and let its workers train it to its last step; return its result."""
+    opening: Future[str] | None = None
     with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
         checking = thread.submit(check_run, config)
-        with ray_session(config):
-            folder.claim(config, checking.result())
-            opening = thread.submit(open_run, config, command, tags)
-            try:
+        try:
+            with ray_session(config):
+                folder.claim(config, checking.result())
+                opening = thread.submit(open_run, config, command, tags)
                 final = run_workers(config, opening, watch, fence)
-            except BaseException as error:
-                if refusal := opening.exception():
-                    raise refusal from None
-                close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
+        except BaseException as error:  # with the workers gone, which would write on while the rest is delivered
+            if opening is None:
                 raise
+            if refusal := opening.exception():
+                raise refusal from None
+            close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
+            raise
     run_id = opening.result()
     return RunResult(
         name=config.name,

@@ -119,7 +119,7 @@ def test_a_run_through_ray(image_folder: Path, tmp_path: Path) -> None:
     assert status == 130, said
     assert "stillhouse: interrupted; the same command continues from the last checkpoint" in said
     assert f"continuing at step {saved} of" in said
-    assert seconds < 15
+    assert seconds < 30  # 15 to 18 on two cores under a load of 20; MLflow and Ray are closed in them
     assert training.status == "KILLED"
 
     with Training(path) as training:
