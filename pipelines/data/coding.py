@@ -22,6 +22,7 @@ _ALIKE = {
     "WEBP": ("RGB", "RGBA"),
     "JPEG2000": ("L", "RGB", "RGBA"),
 }
+FORMATS = tuple(kind for kind in _ALIKE if kind != "MPO")  # which Pillow opens as a JPEG
 _JPEG_ALIKE = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _NO_PAYLOAD = (0x01, *range(0xD0, 0xD9))  # markers of a JPEG that stand alone
 _SCAN, _QUANTISATION = 0xDA, 0xDB

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -46,8 +45,9 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
             f"more than {needed / 2**30:.1f} GiB; name a larger disk as output_dir (or with --index)"
         )
     for file in missing:
-        with _refusing_damage(place.name_of(file.name)), place.open(file.name) as compressed:
-            write_whole(target / _plain_name(file.name), _copying(compressed, _codec(file.name), report))
+        with place.open(file.name) as compressed:
+            parts = _decompressed(compressed, _codec(file.name), place.name_of(file.name), report)
+            write_whole(target / _plain_name(file.name), partial(_write_parts, parts))
     for parent in {"", *(str(PurePosixPath(file.name).parent) for file in files)} - {"."}:
         for name in (str(PurePosixPath(parent) / name) for name in CLASS_FILES):
             if place.has(name) and not (target / name).exists():
@@ -61,29 +61,23 @@ def plain_files(place: Place, files: tuple[Found, ...]) -> tuple[Found, ...]:
     return tuple(Found(name, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
-def _copying(compressed: pa.NativeFile, codec: str, report: Callable[[int], object]) -> Callable[[BinaryIO], None]:
-    """Return what writes the decompressed content to a file."""
-
-    def write(file: BinaryIO) -> None:
-        done = 0
-        plain: Any
+def _decompressed(compressed: pa.NativeFile, codec: str, name: str, report: Callable[[int], object]) -> Iterator[bytes]:
+    """Yield the decompressed content in parts. Refused, with the name, where it cannot be decompressed."""
+    done = 0
+    plain: Any
+    try:
         with lzma.open(compressed) if codec == "xz" else pa.CompressedInputStream(compressed, codec) as plain:
             while part := plain.read(_READ_BYTES):
-                file.write(part)
+                yield part
                 report(compressed.tell() - done)
                 done = compressed.tell()
-
-    return write
-
-
-@contextmanager
-def _refusing_damage(name: str) -> Iterator[None]:
-    try:
-        yield
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowInvalid) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise Refused(f"{name} cannot be decompressed ({os.strerror(error.errno)})") from error
-        raise Refused(f"{name} is not a whole compressed file ({error}); fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise Refused(f"{name} is not a whole compressed file, or cannot be read ({reason}); fetch it again") from error
+
+
+def _write_parts(parts: Iterable[bytes], file: BinaryIO) -> None:
+    file.writelines(parts)
 
 
 def _codec(name: str) -> str:

@@ -10,7 +10,7 @@ from io import BytesIO
 from PIL import Image
 
 from kdcore.errors import Refused
-from pipelines.data.coding import differs
+from pipelines.data.coding import FORMATS, differs
 from pipelines.data.headers import Size, plain_size
 
 # A quarter of a GiB of RGB, where Pillow begins to warn. ImageNet's largest image has 61 million.
@@ -65,7 +65,7 @@ def too_large(name: str, size: Size, max_pixels: int) -> Refused:
 
 def decode_image(content: bytes, name: str, height: int, width: int) -> Image.Image:
     """Return the picture in RGB; Refused where it is not of this size in pixels, or cannot be decoded."""
-    with refusing_broken(name), Image.open(BytesIO(content)) as image:
+    with refusing_broken(name), Image.open(BytesIO(content), formats=FORMATS) as image:
         if image.size == (width, height):
             return image.convert("RGB")
         found = f"{image.height}x{image.width}"
@@ -86,7 +86,7 @@ def refusing_broken(name: str) -> Iterator[None]:
         yield
     except Refused:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # the last of readers such as AVIF's
         raise unreadable(name, error) from error
 
 

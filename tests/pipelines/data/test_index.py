@@ -160,7 +160,7 @@ def test_split_leaves_no_class_empty(plain_index: Source, fraction: float) -> No
 
 def test_missing_folders(root: Path) -> None:
     with pytest.raises(Refused, match="nowhere does not exist; give the folder"):
-        build(root / "nowhere")
+        build_index(root / "nowhere", "train", root.parent / "cache")
     with pytest.raises(Refused, match="no split 'val'; it holds train"):
         build(root, "val")
     (root / "val").mkdir()

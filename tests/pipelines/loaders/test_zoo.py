@@ -145,3 +145,18 @@ def test_a_damaged_header_is_never_plain_and_read_otherwise() -> None:
                 num_plain += 1
                 assert look_at(changed, name, 2**60, decode=False) == plain
     assert num_plain > 1000
+
+
+def test_damage_of_any_kind_is_refused_or_accepted() -> None:
+    """Nothing but a refusal comes of changed bytes, whatever library reads them."""
+    rng, num_refused = np.random.default_rng(1), 0
+    for name in PICTURES:
+        for _ in range(400 if name in ("avif", "dds") else 10):
+            changed = bytearray(content(name) or b"?")
+            for at in rng.integers(0, min(len(changed), 400), 3):
+                changed[at] = int(rng.integers(0, 256))
+            try:
+                inspect_image(bytes(changed), name, 4_000_000, decode=True)
+            except Refused:
+                num_refused += 1
+    assert num_refused > 1000
