@@ -59,7 +59,7 @@ def write_lineage(folder: Path, parts: Assembly, run_dir: Path) -> None:
         "weights": tensors_fingerprint(load_tensors(folder / WEIGHTS)),
         "data": {split: index.fingerprint for split, index in parts.indexes.items()},
         "views": parts.plan.fingerprint,
-        **starting_facts(config),
+        "started_from": starting_facts(config),
         "teachers": teachers_of(parts),
     }
     write_json(folder / LINEAGE, content)

@@ -264,7 +264,8 @@ class Recorder:
             "system/mean_images_per_second": state.step * self.config.train.batch_size / max(seconds, 1e-9),
             **{f"model/{name}": value for name, value in deployment.items()},
         }
-        return costs | ({"data/cache_bytes": run.stored.manifest.num_bytes} if run.stored else {})
+        stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
+        return costs | ({"data/cache_bytes": sum(one.manifest.num_bytes for one in stored)} if stored else {})
 
     def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
         """Write the deployed weights and the curves; return the result."""

@@ -7,9 +7,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from cluster.assembly import assemble
+from cluster.rank import Rank
+from cluster.recipe import parse
 from cluster.weights import tensors_fingerprint
 from kdcore.errors import Refused
-from ops.lineage import chain, lineage, read_lineage
+from ops.lineage import chain, lineage, read_lineage, write_lineage
 from ops.parser import build_parser
 
 
@@ -36,6 +39,24 @@ def exported(tmp_path) -> Path:
     content = {**before, "run": "student", "run_dir": str(tmp_path / "runs" / "student"), "weights": student}
     (tmp_path / "student" / "lineage.json").write_text(json.dumps({**content, "method": "kd", "teachers": [teacher]}))
     return tmp_path / "student"
+
+
+def test_what_an_export_writes_is_read_back(tmp_path, recipe, capsys):
+    """An assistant that has taught by its folder: its own lineage is part of its student's."""
+    for number, name in enumerate(("assistant", "student")):
+        teacher = {"teacher": {"model": f"local-dir:{tmp_path / 'assistant'}"}} if number else {}
+        method = [{"term": "kd", "weight": 1.0, "temperature": 2.0}] if number else [{"term": "ce", "weight": 1.0}]
+        parts = assemble(parse(recipe(name=name, method=method, **teacher)), Rank(0, 1, torch.device("cpu")))
+        tensors = {key: tensor.contiguous() for key, tensor in parts.student.state_dict().items()}
+        for path in (tmp_path / name / "model.safetensors", parts.config.run_dir / "student.safetensors"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(tensors, path)
+        student = {"architecture": "cifar_resnet8", "num_classes": 3, "label_names": list(parts.classes)}
+        student |= {"model_args": parts.config.student.args}
+        (tmp_path / name / "config.json").write_text(json.dumps(student))
+        write_lineage(tmp_path / name, parts, parts.config.run_dir)
+    assert lineage(str(tmp_path / "student")) == 0
+    assert "4 of 4 links verified" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_whole_chain(exported, capsys):
