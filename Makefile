@@ -48,6 +48,10 @@ bench-growth: env  ## seconds and memory at 50 thousand to 14 million samples
 bench-images: env  ## images/s from files, tars and packs, beside other libraries; IMAGES=FOLDER|TAR of JPEGs
 	$(PY) -m ops.benchmarks.images --images "$(IMAGES)"
 
+families: env  ## every architecture family of timm in every role, by its smallest network; a table in kdcore/README.md
+	$(PY) -m ops.benchmarks.families
+	$(PY) -m ops.benchmarks.families --page
+
 paper3: env   ## the feature-only paper's claim on 20 classes of ImageNet, an hour of it; DATA=FOLDER the first time
 	$(PY) -m ops reproduce paper3 $(if $(DATA),--data "$(DATA)")
 
@@ -64,4 +68,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images paper3 doctor pins
+.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images families paper3 doctor pins

@@ -36,6 +36,8 @@ def assemble_teacher(
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
     """Build the teacher's network. Refused where its outputs are not the data's classes."""
     teacher = build_model(config, classes)
+    if not teacher.num_classes:
+        raise Refused(f"teacher {config.model!r} has no classifier, so it answers with no logits; take another model")
     if teacher.num_classes != len(classes):
         raise Refused(
             f"the teacher {config.model} has {teacher.num_classes} outputs for {len(classes)} classes of the data; "

@@ -208,9 +208,10 @@ class TokenConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         prefix, patches = input.tensor_split((self.num_prefix_tokens,), dim=2)
-        patches = super().forward(patches.squeeze(-1).unflatten(2, self.grid))
-        prefix = F.conv2d(prefix, self.weight[:, :, 1:2, 1:2])
-        return torch.cat([prefix, patches.flatten(2).unsqueeze(-1)], dim=2)
+        patches = super().forward(patches.squeeze(-1).unflatten(2, self.grid)).flatten(2).unsqueeze(-1)
+        if not self.num_prefix_tokens:  # no convolution takes what is empty
+            return patches
+        return torch.cat([F.conv2d(prefix, self.weight[:, :, 1:2, 1:2]), patches], dim=2)
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -344,3 +344,17 @@ def test_the_graph_can_be_exported():
     images = torch.randn(2, 3, 32, 32)
     exported = torch.export.export(model, (images,)).module()
     torch.testing.assert_close(exported(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["gmlp_ti16_224", "vit_relpos_small_patch16_224"])
+def test_tokens_without_a_class_token(name):
+    """They were refused, for a convolution of no tokens, as if the size were to blame: seven families of timm."""
+    teacher = timm.create_model(name, num_classes=3, img_size=32).eval()
+    head = TeacherHead.of(teacher, (32, 32))
+    assert (head.layout.kind, head.layout.num_prefix_tokens) == ("tokens", 0)
+    student = ReusedClassifierStudent(timm.create_model("test_resnet", num_classes=3), head, (32, 32))
+    images = torch.randn(2, 3, 32, 32)
+    logits = student(images)
+    logits.sum().backward()
+    assert logits.shape == (2, 3)
+    assert student.forward_features(images).shape == student.pool_teacher(teacher.forward_features(images)).shape

@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-import sqlalchemy.exc
+from mlflow.exceptions import MlflowException
 from mlflow.store.tracking import sqlalchemy_store
 
 from cluster.recipe import parse
@@ -31,7 +31,7 @@ def test_mlflows_store(recipe, monkeypatch):
 
     def cut_off(uri, artifacts):
         sqlite_file(uri).write_bytes(b"half of it")
-        raise sqlalchemy.exc.OperationalError("CREATE TABLE runs", {}, Exception("database or disk is full"))
+        raise MlflowException("(sqlite3.OperationalError) database or disk is full")
 
     config = parse(recipe(scaling__num_workers=0, train__max_steps=1))
     monkeypatch.setattr(sqlalchemy_store, "SqlAlchemyStore", cut_off)
