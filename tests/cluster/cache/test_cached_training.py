@@ -386,8 +386,8 @@ def write_wrongly(directory: Path) -> None:
     """One logit of one row of the second shard, with all checksums in order."""
     building = Building(directory, load_manifest(directory).plan)
     unit = building.plan.units()[1]
-    [column] = building.plan.parts[unit.part].columns
-    mapped = map_shard(directory, building.shards[unit], column.fields())
+    fields = {name: spec for c in building.plan.parts[unit.part].columns for name, spec in c.fields().items()}
+    mapped = map_shard(directory, building.shards[unit], fields)
     rows = {name: values.copy() for name, values in mapped.items()}
     rows["logits"][3, 0] += 0.5
     building.shards[unit] = write_shard(directory, unit, rows, building.key)

@@ -53,8 +53,10 @@ def elsewhere(config: RunConfig, folder: str, num_workers: int = 2) -> RunConfig
 
 
 def contents(config: RunConfig) -> dict[str, bytes]:
+    """The files of a cache, but for those of its lease."""
     directory = Path(config.cache.dir)
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    files = (path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 class Interrupted(Exception):

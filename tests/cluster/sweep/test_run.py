@@ -12,7 +12,7 @@ from tests.cluster.sweep.conftest import planned
 
 def test_the_name_belongs_to_one_sweep(recipes):
     """And its folder to one process at a time."""
-    with exclusive_folder(planned(recipes())), pytest.raises(Refused, match="another process runs the sweep"):
+    with exclusive_folder(planned(recipes())), pytest.raises(Refused, match=r"is in use by process \d+ .* at sweep since"):
         enter(planned(recipes()))
     enter(planned(recipes(), concurrent=2))
     with pytest.raises(Refused, match=r"holds another sweep \(space.temperature is .* choose another name"):
