@@ -12,7 +12,8 @@ from tests.cluster.sweep.conftest import planned
 
 def test_the_name_belongs_to_one_sweep(recipes):
     """And its folder to one process at a time."""
-    with exclusive_folder(planned(recipes())), pytest.raises(Refused, match=r"is in use by process \d+ .* at sweep since"):
+    in_use = r"is in use by process \d+ .* at sweep since"
+    with exclusive_folder(planned(recipes())), pytest.raises(Refused, match=in_use):
         enter(planned(recipes()))
     enter(planned(recipes(), concurrent=2))
     with pytest.raises(Refused, match=r"holds another sweep \(space.temperature is .* choose another name"):

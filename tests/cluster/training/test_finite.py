@@ -165,13 +165,16 @@ def test_a_step_that_the_run_has_not_is_refused(make):
         replay_step(make(), 12, CPU, lambda done, to_do: None)
 
 
+CHECKPOINT = ("state.pt", "student.safetensors")  # of which one that was cut off lacks either
+
+
 def test_the_newest_checkpoint_before_a_step(make, tmp_path):
     config = make(checkpoint__storage=str(tmp_path / "store"))
     folder = tmp_path / "store" / config.name
-    for step, is_whole in ((2, True), (4, True), (6, False)):
+    for step, names in ((2, CHECKPOINT), (4, CHECKPOINT), (6, CHECKPOINT[:1]), (7, CHECKPOINT[1:]), (8, ())):
         (folder / f"step-{step:08d}").mkdir(parents=True)
-        if is_whole:
-            (folder / f"step-{step:08d}" / "student.safetensors").touch()
+        for name in names:
+            (folder / f"step-{step:08d}" / name).touch()
     chosen = {}
     for step in (1, 2, 5, 9):
         with checkpoint_up_to(config, step) as directory:
