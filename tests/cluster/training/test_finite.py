@@ -174,7 +174,7 @@ def test_the_newest_checkpoint_before_a_step(make, tmp_path):
     for step, names in ((2, CHECKPOINT), (4, CHECKPOINT), (6, CHECKPOINT[:1]), (7, CHECKPOINT[1:]), (8, ())):
         (folder / f"step-{step:08d}").mkdir(parents=True)
         for name in names:
-            (folder / f"step-{step:08d}" / name).touch()
+            torch.save({}, folder / f"step-{step:08d}" / name)
     chosen = {}
     for step in (1, 2, 5, 9):
         with checkpoint_up_to(config, step) as directory:
