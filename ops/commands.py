@@ -76,88 +76,6 @@ def submit(parser: Parser) -> None:
 
 
 @command(
-    "run",
-    help="the papers' rows, from the data to the results, in slices of some minutes",
-    description="Runs published experiments again: the same command goes on where it stopped, however it was stopped, "
-    "and says when it is done. Files in the folder --state are all that it needs for that.",
-)
-def reproduce(parser: Parser) -> None:
-    studies: Any = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
-    _reproduce_paper3(
-        studies.add_parser(
-            "paper3",
-            help="the feature-only paper on 20 classes of ImageNet, on a CPU",
-            description="Caches EfficientNet-Lite0's answers, trains every row with every seed, and writes "
-            "benchmarks/results/paper3_*.json and the page benchmarks/PAPER3.md as runs finish.",
-        )
-    )
-    _reproduce_cifar100(
-        studies.add_parser(
-            "cifar100",
-            help="the CIFAR-100 rows of resnet32x4 -> resnet8x4, on a GPU",
-            description="Trains the published rows, and what goes beyond them, of one pair of networks.",
-        )
-    )
-
-
-def _reproduce_paper3(parser: Parser) -> None:
-    from ops.reproduce.experiments import EXPERIMENTS
-
-    parser.add_argument("--data", metavar="DIR", help="the 20 classes in any container, or ImageNet's own folder")
-    parser.add_argument("--weights", metavar="FILE", help="EfficientNet-Lite0's (default: the installed package's)")
-    parser.add_argument("--cifar", metavar="DIR", help="CIFAR-100's images, for the experiment short_schedule")
-    parser.add_argument("--cifar-weights", metavar="FILE", help="resnet56's, likewise")
-    parser.add_argument(
-        "--experiments",
-        nargs="+",
-        choices=["identities", *EXPERIMENTS],
-        metavar="NAME",
-        default=["identities", "pilot", "regime"],
-        help=f"of identities, {', '.join(EXPERIMENTS)} (default: the first three)",
-    )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of the experiments (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="(default: as many as the experiment has)")
-    parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder of all of it (%(default)s)")
-    _slice(parser, minutes=60.0, side_by_side=9)
-    names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
-    parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce", *names, "cifar_weights", "overrides"))
-
-
-def _reproduce_cifar100(parser: Parser) -> None:
-    from ops.reproduce.cifar100 import BEYOND, ROWS
-
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=ROWS | BEYOND,
-        metavar="ROW",
-        help="(default: the papers' but the teacher; with --held-out, beyond)",
-    )
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="this fraction of the training images judges instead of the test set",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the students; the teacher's is 0")
-    parser.add_argument("--state", default=f"{output_dir()}/cifar100-benchmark", help="folder of runs (%(default)s)")
-    parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
-    parser.add_argument("--device", help="such as cpu (default: the GPU, where there is one)")
-    parser.add_argument("--commit", help="of this code, for a machine that has no git")
-    parser.add_argument("--collect", action="store_true", help="write what there is into results/cifar100.json")
-    _slice(parser, minutes=9.0, side_by_side=10)
-    names = ("rows", "held_out", "seeds", "minutes", "side_by_side", "state", "data", "device", "commit", "collect")
-    parser.set_defaults(function=calls("ops.reproduce.cifar100:reproduce", *names, "overrides"))
-
-
-def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
-    parser.add_argument("--minutes", type=float, default=minutes, help="stop and save after so long (%(default)s)")
-    parser.add_argument("--side-by-side", type=int, default=side_by_side, help="runs that take turns (%(default)s)")
-    add_overrides(parser, "fields of all recipes, for trials: such as train.epochs=1")
-
-
-@command(
     "look",
     help="a recipe resolved, with the networks' shapes and cost; trains nothing",
     description="Prints the resolved recipe, what the method needs, and of both networks the parameters, the cost per "
@@ -223,24 +141,6 @@ def layers(parser: Parser) -> None:
 
 @command(
     "look",
-    help="how a student answers: accuracy, closeness to its teacher, calibration, classes",
-    description="Evaluates on every image once: top-1, top-5, agreement with the teacher, KL, calibration, a table by "
-    "class, the worst confusions, and the alignment (CKA) of the tapped layers. RUN is a run's folder, a file of "
-    "weights, or a recipe (its teacher is evaluated). Results go beside it and onto the run's page in MLflow.",
-)
-def evaluate(parser: Parser) -> None:
-    from pipelines.data.variants import VARIANTS
-
-    parser.add_argument("run", metavar="RUN", help=f"{output_dir()}/my-run, weights.safetensors, or a recipe")
-    parser.add_argument("--recipe", metavar="RECIPE", help="how a file of weights is built, where none is beside it")
-    parser.add_argument("--data", metavar="FOLDER", help="other images: FOLDER/<class>/ (default: the recipe's)")
-    parser.add_argument("--variant", choices=VARIANTS, help="FOLDER is this test set of ImageNet")
-    add_overrides(parser, "such as scaling.num_workers=0")
-    parser.set_defaults(function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides"))
-
-
-@command(
-    "look",
     help="an experiment as one page: table, curves, sweeps, what is noise",
     description="Writes one HTML page from what MLflow holds of an experiment. It needs no network: recipes with mean "
     "and spread over seeds, gain, size and cost, learning curves, sweeps, and every run with its link.",
@@ -295,38 +195,6 @@ def cache(parser: Parser) -> None:
     plan.set_defaults(function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds"))
     info.set_defaults(function=calls("ops.cache:show_cache", "folder"))
     copy.set_defaults(function=calls("ops.cache:copy_cache", "folder", "location"))
-
-
-@command(
-    "keep",
-    help="a run's student as files for timm, torch and ONNX, with a model card",
-    description="Writes the student as safetensors (timm), torch.export and ONNX, checks each on validation images "
-    "against the trained network, writes a model card, and registers the model in MLflow.",
-)
-def export(parser: Parser) -> None:
-    from ops.quantize import MAX_LOSS, PRECISIONS
-
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the files go")
-    parser.add_argument("--images", type=int, default=256, metavar="N", help="for the checks (default: %(default)s)")
-    parser.add_argument("--name", help="in the registry (default: the student's and the data's)")
-    parser.add_argument(
-        "--precisions",
-        nargs="+",
-        choices=PRECISIONS,
-        default=[],
-        help="also as model.fp16.onnx, or model.int8.onnx calibrated on training images, measured on all of validation",
-    )
-    parser.add_argument(
-        "--max-loss",
-        type=float,
-        default=MAX_LOSS,
-        metavar="SHARE",
-        help="of top-1; a smaller file that loses more is refused (default: %(default)s)",
-    )
-    add_overrides(parser, "such as data.root=FOLDER")
-    names = ("run", "output", "images", "name", "precisions", "max_loss")
-    parser.set_defaults(function=calls("ops.export:export", *names, "overrides"))
 
 
 @command(

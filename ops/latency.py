@@ -32,7 +32,6 @@ from ops.export import write_onnx
 from ops.facts import facts
 from pipelines.files import write_json
 
-FORMS = ("torch", "compiled", "onnx")
 ROUNDS = 5  # turns of each, over which its calls are spread
 WARM_UP = 3  # calls that are not counted
 

@@ -25,8 +25,6 @@ from kdcore.errors import Refused
 from ops.console import console, percent, table
 from pipelines.loaders.base import Request
 
-PRECISIONS = ("fp16", "int8")
-MAX_LOSS = 0.01  # of top-1, on the validation images
 CALIBRATION_IMAGES = 256
 BATCH = 64
 

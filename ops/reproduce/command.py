@@ -1,0 +1,90 @@
+"""What may be typed after `reproduce`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ops.commands import output_dir
+from ops.parser import Parser, add_overrides, calls, command
+
+
+@command(
+    "run",
+    help="the papers' rows, from the data to the results, in slices of some minutes",
+    description="Runs published experiments again: the same command goes on where it stopped, however it was stopped, "
+    "and says when it is done. Files in the folder --state are all that it needs for that.",
+)
+def reproduce(parser: Parser) -> None:
+    studies: Any = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
+    _reproduce_paper3(
+        studies.add_parser(
+            "paper3",
+            help="the feature-only paper on 20 classes of ImageNet, on a CPU",
+            description="Caches EfficientNet-Lite0's answers, trains every row with every seed, and writes "
+            "benchmarks/results/paper3_*.json and the page benchmarks/PAPER3.md as runs finish.",
+        )
+    )
+    _reproduce_cifar100(
+        studies.add_parser(
+            "cifar100",
+            help="the CIFAR-100 rows of resnet32x4 -> resnet8x4, on a GPU",
+            description="Trains the published rows, and what goes beyond them, of one pair of networks.",
+        )
+    )
+
+
+def _reproduce_paper3(parser: Parser) -> None:
+    from ops.reproduce.experiments import EXPERIMENTS
+
+    parser.add_argument("--data", metavar="DIR", help="the 20 classes in any container, or ImageNet's own folder")
+    parser.add_argument("--weights", metavar="FILE", help="EfficientNet-Lite0's (default: the installed package's)")
+    parser.add_argument("--cifar", metavar="DIR", help="CIFAR-100's images, for the experiment short_schedule")
+    parser.add_argument("--cifar-weights", metavar="FILE", help="resnet56's, likewise")
+    parser.add_argument(
+        "--experiments",
+        nargs="+",
+        choices=["identities", *EXPERIMENTS],
+        metavar="NAME",
+        default=["identities", "pilot", "regime"],
+        help=f"of identities, {', '.join(EXPERIMENTS)} (default: the first three)",
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of the experiments (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="(default: as many as the experiment has)")
+    parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder of all of it (%(default)s)")
+    _slice(parser, minutes=60.0, side_by_side=9)
+    names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
+    parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce", *names, "cifar_weights", "overrides"))
+
+
+def _reproduce_cifar100(parser: Parser) -> None:
+    from ops.reproduce.cifar100 import BEYOND, ROWS
+
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS | BEYOND,
+        metavar="ROW",
+        help="(default: the papers' but the teacher; with --held-out, beyond)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="this fraction of the training images judges instead of the test set",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the students; the teacher's is 0")
+    parser.add_argument("--state", default=f"{output_dir()}/cifar100-benchmark", help="folder of runs (%(default)s)")
+    parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
+    parser.add_argument("--device", help="such as cpu (default: the GPU, where there is one)")
+    parser.add_argument("--commit", help="of this code, for a machine that has no git")
+    parser.add_argument("--collect", action="store_true", help="write what there is into results/cifar100.json")
+    _slice(parser, minutes=9.0, side_by_side=10)
+    names = ("rows", "held_out", "seeds", "minutes", "side_by_side", "state", "data", "device", "commit", "collect")
+    parser.set_defaults(function=calls("ops.reproduce.cifar100:reproduce", *names, "overrides"))
+
+
+def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
+    parser.add_argument("--minutes", type=float, default=minutes, help="stop and save after so long (%(default)s)")
+    parser.add_argument("--side-by-side", type=int, default=side_by_side, help="runs that take turns (%(default)s)")
+    add_overrides(parser, "fields of all recipes, for trials: such as train.epochs=1")
