@@ -40,6 +40,7 @@ from kdcore.checkpoints import load_tensors, to_safetensors
 from kdcore.cost import deployment_cost
 from kdcore.errors import Refused
 from kdcore.models import count_parameters, load_fitting
+from ops.benchmarks.tables import between
 from ops.console import say
 from ops.facts import RESULTS, write
 
@@ -246,8 +247,7 @@ def describe(error: Exception) -> str:
 
 def with_table(page: str, found: dict[str, Any]) -> str:
     """Return a page with what works between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(found)}\n{END}{rest.partition(END)[2]}"
+    return between(page, BEGIN, END, table(found))
 
 
 def table(found: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.errors import Refused
-from ops.benchmarks import dry_run
+from ops.benchmarks import dry_run, tables
 from ops.reproduce import cifar100, slices
 from ops.reproduce.cifar100 import Place
 
@@ -114,3 +114,14 @@ def test_the_estimate_of_a_full_run():
     assert found["gpus"]["8"]["cache_bytes"] == images * 50 * 2000
     assert found["gpus"]["64"]["online_hours"] == pytest.approx(found["gpus"]["8"]["online_hours"] / 8)
     assert dry_run.full_run(dry_run.LITE0, 2000) is None
+
+
+def test_the_page_has_the_tables_of_the_result_files():
+    assert tables.with_tables(tables.PAGE.read_text()) == tables.PAGE.read_text(), "python -m ops.benchmarks.tables"
+
+
+def test_a_table_stands_between_its_marks():
+    page = tables.between("above <a> old <b> below", "<a>", "<b>", "new")
+    assert page == "above <a>\n\nnew\n<b> below"
+    with pytest.raises(AssertionError, match="are on the page"):
+        tables.between("<b> without <a>", "<a>", "<b>", "new")
