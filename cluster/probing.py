@@ -34,9 +34,14 @@ def wants_probing(config: RunConfig) -> bool:
     return any(teacher.head == "none" for teacher in config.all_teachers)
 
 
-def trains_classifier(config: RunConfig) -> bool:
-    """Return whether a term reads what teaches the student's classifier: labels, or a teacher's answers."""
-    return config.needs.reads_labels or config.needs.teacher_logits
+def classifier_knows_classes(config: RunConfig) -> bool:
+    """Return whether the student's classifier is one for the classes, so that its accuracy means something.
+
+    A term teaches it by labels or a teacher's answers, or it comes from the teacher, or with the student's weights.
+    """
+    taught = config.needs.reads_labels or config.needs.teacher_logits
+    student = config.student
+    return taught or student.classifier == "reused" or student.pretrained or student.checkpoint is not None
 
 
 class Probe:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster.assembly import Assembly, autocast, image_size
 from cluster.config import RunConfig
 from cluster.passes import evaluate
-from cluster.probing import Probe, trains_classifier, wants_probing
+from cluster.probing import Probe, classifier_knows_classes, wants_probing
 from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, examine, warning, write_natural_indices
 from cluster.tracking import pictures
@@ -67,7 +67,7 @@ class Validation:
                 metrics = evaluate(
                     student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
                 )
-            is_judged = run.indexes[split].labelled and trains_classifier(run.config)
+            is_judged = run.indexes[split].labelled and classifier_knows_classes(run.config)
             hidden = {"images"} if is_judged else {"images", "top1", "top5", "nll"}
             self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
         if self.probe is not None:
@@ -93,7 +93,7 @@ class Recorder:
             self.log = RunLog(config, first_step, fence)
             self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
-        self.has_top1 = run.indexes["train"].labelled and trains_classifier(config)
+        self.has_top1 = run.indexes["train"].labelled and classifier_knows_classes(config)
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
         self.wait_seconds = self.window_wait = 0.0

@@ -10,7 +10,7 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.cache.verify import verify
-from cluster.probing import Probe, trains_classifier
+from cluster.probing import Probe, classifier_knows_classes
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.stored_teacher import declared
@@ -125,7 +125,7 @@ def test_cached_features_train_the_same_student(recipes, tmp_path):
 def test_features_are_judged(recipes):
     """The student's by neighbours and a probe; a copy of the teacher shares all of its neighbours."""
     run = assemble(recipes(), Rank(0, 1, CPU))
-    assert not trains_classifier(run.config)
+    assert not classifier_knows_classes(run.config)
     probe = Probe(run, ["val", "held_out"])
     assert len(probe.bank) == 36
     found = probe.metrics(run.student, linear=True)
