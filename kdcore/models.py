@@ -6,6 +6,7 @@ have (`kdcore.protocol`), and SimKD's student graph (`kdcore.reused`).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
+from kdcore.hub import hub_if_it_answers
 from kdcore.local_dir import read_local_dir
-from kdcore.named_models import LOCAL_DIR, TORCHVISION, builder_of, check_torchvision, module_of
+from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_torchvision, module_of
 from kdcore.protocol import conform, find_classifier
 
 
@@ -68,7 +70,10 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
             return conform(builder_of(config.model)(**own_classes, **config.args), config.model, num_classes)
         if config.model.startswith(TORCHVISION):
             return conform(_from_torchvision(config, own_classes), config.model, num_classes)
-        made: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
+        with hub_if_it_answers() if fetches(config) else nullcontext():
+            made: nn.Module = timm.create_model(
+                config.model, pretrained=config.pretrained, **own_classes, **config.args
+            )
         return made
     except Refused:
         raise
@@ -92,6 +97,11 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
             f"model {config.model!r} does not take args {config.args} ({reason}); correct or leave out student.args or "
             "teacher.args"
         ) from error
+
+
+def fetches(config: ModelConfig) -> bool:
+    """Return whether timm asks the hub for a network: for its weights, or for what it is."""
+    return config.pretrained or config.model.startswith(HF_HUB)
 
 
 def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:

@@ -23,7 +23,7 @@ OWN = {
     "cluster": {"cluster", "pipelines", "kdcore"},
     "ops": {"ops", "cluster", "pipelines", "kdcore"},
 }
-KDCORE = {"torch", "timm", "torchvision.models", "safetensors", "numpy", "pydantic"}
+KDCORE = {"torch", "timm", "torchvision.models", "huggingface_hub", "safetensors", "numpy", "pydantic"}
 PIPELINES = KDCORE | {"torchvision", "nvidia.dali", "pyarrow", "PIL"}
 CLUSTER = PIPELINES | {"ray", "mlflow"}
 THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # ops: anything declared

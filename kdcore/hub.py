@@ -1,0 +1,40 @@
+"""The model hub, asked once whether it is there: where it is not, weights fetched before serve, and errors come soon."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+
+PATIENCE_SECONDS = 4.0
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+@cache
+def hub_answers() -> bool:
+    """Return whether the hub takes a connection within seconds; True where a proxy may pass it on."""
+    if any(os.environ.get(name) for name in PROXIES):
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), PATIENCE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def hub_if_it_answers() -> Iterator[None]:
+    """Run the body without the network where the hub does not answer: its own client would try for a minute."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
