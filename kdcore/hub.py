@@ -1,4 +1,4 @@
-"""The model hub, asked once whether it is there: where it is not, weights fetched before serve, and errors come soon."""
+"""The model hub, asked once whether it is there: where it is not, old downloads serve, and errors come soon."""
 
 from __future__ import annotations
 
