@@ -48,7 +48,7 @@ def test_predict_gives_what_validation_sees(finished, photos, tmp_path, capsys):
     command = ["predict", str(run), str(photos), "--top", "2", "--output", str(file), "--picture", str(picture)]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "album0/broken.png is a PNG without its end, cut short" in printed
+    assert "album0/broken.png is a PNG that is cut short" in printed
     assert "notes.txt" not in printed
     assert "and 90 more" in printed
     found = {Path(one["photo"]).name: one["classes"] for one in json.loads(file.read_text())}
