@@ -21,12 +21,12 @@ def test_digits(tmp_path, capsys, ray_cluster):
     assert list(rows) == ["teacher", "student alone", "student distilled"]
     for top1, agreement, parameters, milliseconds, images_per_second, wall_seconds in rows.values():
         assert float(milliseconds) > 0
-        assert parameters == ("77,850" if agreement == "-" else "5,214")
+        assert parameters == ("78,042" if agreement == "-" else "5,214")
         assert 5 < float(top1.rstrip("%")) <= 100
         assert agreement == "-" or 0 <= float(agreement.rstrip("%")) <= 100
         assert float(images_per_second.replace(",", "")) > 0
         assert float(wall_seconds) > 0
-    assert "the student has 1/14.9 of the teacher's parameters and answers" in shown
+    assert "the student has 1/15.0 of the teacher's parameters and answers" in shown
     assert f"MLflow: .venv/bin/python -m ops ui --store {tmp_path}" in shown
     assert len(list((tmp_path / "digits").rglob("*.png"))) == 5000
     assert len(list((tmp_path / "digits" / "val").rglob("*.png"))) == 1000
