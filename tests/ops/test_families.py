@@ -22,7 +22,6 @@ KINDS = {
     "two branches": "crossvit.CrossVit",
     "shared tensors, a list of features": "coat.CoaT",
     "convolutions folded when deployed": "fastvit.FastVit",
-    "local attention": "byoanet.ByobNet",
     "windows": "swin_transformer.SwinTransformer",
     "no logits": "gemma4_vit.Gemma4VitEncoder",
 }
