@@ -59,7 +59,8 @@ def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes
     ]
     console.print(table(title_of(first, seeds), COLUMNS, rows))
     say(verdict(results))
-    say(comparison(networks))
+    if len(networks) == 2:
+        say(comparison(networks))
     say(mlflow_hint(first))
     return 0
 
@@ -82,7 +83,7 @@ def title_of(config: RunConfig, seeds: int) -> str:
 
 
 def networks_of(config: RunConfig, run_dir: Path) -> dict[str, Network]:
-    """Return {student, teacher}: what each costs on this machine, on one image at a time in torch."""
+    """Return {student, teacher}, as far as they can be measured: what each costs here, one image at a time in torch."""
     rows = measure_networks(config, RunFolder(run_dir).weights, [1], ["torch"], LATENCY_SECONDS)
     return {row["network"]: row for row in rows}
 
@@ -96,15 +97,15 @@ def comparison(networks: dict[str, Network]) -> str:
     )
 
 
-def row(title: str, runs: list[RunResult], network: Network) -> list[str]:
-    """Return the table's row of one recipe's runs."""
+def row(title: str, runs: list[RunResult], network: Network | None) -> list[str]:
+    """Return the table's row of one recipe's runs. network: None where it could not be measured."""
     compared = "val/agreement" in runs[0].metrics
     return [
         title,
         mean_and_half_range([r.metrics["val/top1"] for r in runs], percent),
         mean_and_half_range([r.metrics["val/agreement"] for r in runs], percent) if compared else "-",
-        f"{network['parameters']:,}",
-        f"{network['p50_ms']:.2f}",
+        f"{network['parameters']:,}" if network else "-",
+        f"{network['p50_ms']:.2f}" if network else "-",
         mean_and_half_range([r.images_per_second for r in runs], "{:,.0f}".format),
         mean_and_half_range([r.wall_seconds for r in runs], "{:.0f}".format),
     ]

@@ -82,7 +82,7 @@ def confusion(content: dict[str, Any], network: str, path: Path) -> Path:
     bars.set(xlim=(0, 1), title="by class")
     bars.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False)
     bars.grid(axis="x", alpha=0.25)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
     plt.close(figure)
     return path
 

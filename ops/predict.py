@@ -24,9 +24,10 @@ from pipelines.data.images import inspect_image
 from pipelines.data.index import build_index
 from pipelines.data.listing import IMAGE_SUFFIXES
 from pipelines.data.source import Source
-from pipelines.files import make_folder, write_json
+from pipelines.files import make_folder, write_figure, write_json
 
 SPLIT = "predicted"  # the name of the photographs within an `Assembly`
+PICTURES = (".png", ".jpg", ".jpeg")
 SHOWN = 30  # rows of the table, and photographs of the picture
 
 
@@ -50,6 +51,10 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    if top < 1:
+        raise Refused(f"--top {top}: at least one class a photograph")
+    if picture is not None and Path(picture).suffix.lower() not in PICTURES:
+        raise Refused(f"--picture {picture}: give a name that ends in {' or '.join(PICTURES)}")
     found, broken = find_photos(Path(photos))
     for reason in broken:
         say(f"left out: {reason}")
@@ -159,9 +164,5 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
             axis.imshow(np.asarray(image.convert("RGB")))
         name, probability = one.classes[0]
         axis.set_title(f"{name}\n{percent(probability)}", fontsize="small", parse_math=False)
-    try:
-        figure.savefig(path, dpi=110)
-    except (ValueError, OSError) as error:
-        raise Refused(f"--picture {path} cannot be written ({error}); give a .png or .jpg file") from error
-    finally:
-        plt.close(figure)
+    write_figure(path, figure, dpi=110)
+    plt.close(figure)

@@ -74,6 +74,8 @@ def test_predict_one_photograph(finished, photos, capsys):
     [
         (["{run}", "/nowhere"], "/nowhere: no such file or folder; give a photograph, or a folder of them"),
         (["{run}", "{empty}"], "holds no photograph that can be read"),
+        (["{run}", "{empty}", "--top", "0"], "--top 0: at least one class a photograph"),
+        (["{run}", "{empty}", "--picture", "grid.txt"], "--picture grid.txt: give a name that ends in .png or .jpg"),
         (["kd", "{empty}"], "kd is a recipe; give the folder of a finished run"),
     ],
 )
