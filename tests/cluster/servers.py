@@ -34,14 +34,18 @@ class MlflowServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Returns when it answers; leaves none behind that does not."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.store]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet, start_new_session=True)
-        wait_for(self.answers, 90)
+        try:
+            wait_for(self.answers, 90)
+        except BaseException:
+            self.stop()
+            raise
 
     def answers(self) -> bool:
         assert self.process is not None
