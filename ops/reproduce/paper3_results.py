@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.recipe import load_recipe
-from cluster.tracking.folder import RunFolder
+from ops import catalog
 from ops.facts import spread, write
 from ops.rank_correlation import interval, spearman
 from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
+from ops.reproduce.paper3_recipes import recipe_digest
 from ops.reproduce.slices import runs_of
 from ops.review.seed_noise import paired
 
 SCORES = "layers/layers.json"  # in the state: what `layers` has measured of the teacher
 
 
-def collect(name: str, state: Path, folder: Path) -> Path:
-    """Write paper3_<name>.json into the folder: every run of an experiment, and what they say together."""
+def collect(name: str, state: Path, folder: Path, overrides: Sequence[str] = ()) -> Path:
+    """Write paper3_<name>.json into the folder: every run of an experiment, and what they say together.
+
+    Finished runs that the file has already, of the same recipes, stay in it; where the state has the same run, the
+    state's counts.
+    """
     experiment = EXPERIMENTS[name]
-    runs = {row: runs_of(state, f"{name}-{row}") for row in experiment.rows}
+    published = published_runs(name, folder, overrides)
+    runs = {row: joined(published[row], here(name, row, state, overrides)) for row in experiment.rows}
     top1 = {row: by_seed(found) for row, found in runs.items()}
     rows = {
         row: {
@@ -31,21 +37,55 @@ def collect(name: str, state: Path, folder: Path) -> Path:
             "top1": spread(list(top1[row].values())) if top1[row] else None,
             "differences": differences(experiment, row, top1),
             "claim": judged(experiment.rows[row].claim, row, top1),
-            "runs": [short(run) for run in runs[row]],
+            "runs": runs[row],
         }
         for row in experiment.rows
     }
-    content: dict[str, Any] = {"setting": setting(name, state, runs), "run_on": places(runs), "rows": rows}
-    if name == "layers" and (state / SCORES).exists():
-        scores = json.loads((state / SCORES).read_text())
+    content: dict[str, Any] = {"setting": setting(name, runs, overrides), "run_on": places(runs), "rows": rows}
+    if name == "layers" and (scores := layer_scores(state, folder)):
         content["scores"] = scores
         content["correlation"] = correlations(scores, top1)
     return write(f"paper3_{name}", content, folder)
 
 
+def published_runs(name: str, folder: Path, overrides: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Return the finished runs of each row that the folder's result file has, of the recipes as they are now."""
+    experiment, path = EXPERIMENTS[name], folder / f"paper3_{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    return {
+        row: [
+            run
+            for run in rows.get(row, {}).get("runs", [])
+            if run["finished"] and run["recipe_digest"] == recipe_digest(experiment, one, overrides)
+        ]
+        for row, one in experiment.rows.items()
+    }
+
+
+def here(name: str, row: str, state: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row's runs in the state, finished or not, as the result file has them."""
+    digest = recipe_digest(EXPERIMENTS[name], EXPERIMENTS[name].rows[row], overrides)
+    return [{**short(run), "recipe_digest": digest} for run in runs_of(state, f"{name}-{row}")]
+
+
+def joined(published: list[dict[str, Any]], these: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs of both by seed: a finished one before one that is not, and these before published ones."""
+    runs = {run["name"]: run for run in published}
+    runs |= {run["name"]: run for run in these if run["finished"] or run["name"] not in runs}
+    return sorted(runs.values(), key=lambda run: run["name"])
+
+
+def layer_scores(state: Path, folder: Path) -> dict[str, Any]:
+    """Return the quality of the teacher's layers: as measured in the state, else as published; empty without either."""
+    if (state / SCORES).exists():
+        return dict(json.loads((state / SCORES).read_text()))
+    path = folder / "paper3_layers.json"
+    return dict(json.loads(path.read_text()).get("scores", {})) if path.exists() else {}
+
+
 def by_seed(runs: list[dict[str, Any]]) -> dict[int, float]:
     """Return {seed: top-1 on every validation image after the last epoch} of the finished runs."""
-    return {run["seed"]: run["final"]["top1"] for run in runs if run["finished"]}
+    return {run["seed"]: run["top1"] for run in runs if run["finished"]}
 
 
 def differences(experiment: Experiment, row: str, top1: dict[str, dict[int, float]]) -> dict[str, Any]:
@@ -93,8 +133,10 @@ def short(run: dict[str, Any]) -> dict[str, Any]:
     """Return what is kept of a run."""
     if not run["finished"]:
         return {"name": run["name"], "finished": False, "epoch": run["last"]["epoch"] if run["last"] else 0.0}
-    kept = ("name", "seed", "finished", "steps", "train_seconds", "deployed_parameters", "facts")
-    return {**{key: run[key] for key in kept}, "top1": run["final"]["top1"], "best_epoch": run["best"]["top1"]}
+    kept = {key: run[key] for key in ("name", "seed", "finished", "steps", "train_seconds", "deployed_parameters")}
+    teacher = run["teacher"]["top1"] if run["teacher"] else None
+    final = {"top1": run["final"]["top1"], "images": run["final"]["images"], "teacher_top1": teacher}
+    return {**kept, "facts": run["facts"], **final, "best_epoch": run["best"]["top1"]}
 
 
 def places(runs: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
@@ -103,13 +145,13 @@ def places(runs: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
     return dict(Counter(f"{facts['machine']}, commit {(facts['commit'] or '-')[:12]}" for facts in finished))
 
 
-def setting(name: str, state: Path, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
-    """Return what all runs share, as the first finished one has it; None where there is none."""
-    first = next((run for found in runs.values() for run in found if run["finished"]), None)
-    if first is None:
+def setting(name: str, runs: dict[str, list[dict[str, Any]]], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return what all runs share, by the recipe of the first finished one; None where there is none."""
+    finished = [(row, run) for row, found in runs.items() for run in found if run["finished"]]
+    if not finished:
         return None
-    recipe = load_recipe(RunFolder(state / first["name"]).recipe)
-    judged_by = next((run for found in runs.values() for run in found if run["finished"] and run["teacher"]), None)
+    experiment, (row, run) = EXPERIMENTS[name], finished[0]
+    recipe = catalog.load(experiment.rows[row].recipe, [*experiment.changes, *experiment.rows[row].changes, *overrides])
     return {
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
@@ -117,8 +159,8 @@ def setting(name: str, state: Path, runs: dict[str, list[dict[str, Any]]]) -> di
         "teacher_image_size": recipe.teacher.image_size if recipe.teacher else None,
         "lr": recipe.optimizer.lr,
         "optimizer": recipe.optimizer.opt,
-        "validation_images": first["final"]["images"],
-        "teacher_top1": judged_by["teacher"]["top1"] if judged_by else None,
+        "validation_images": run["images"],
+        "teacher_top1": next((one["teacher_top1"] for _, one in finished if one["teacher_top1"] is not None), None),
     }
 
 

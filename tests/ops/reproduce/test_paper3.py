@@ -23,9 +23,9 @@ from kdcore.errors import Refused
 from ops.reproduce import paper3_page, paper3_results
 from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, LAYERS, Claim
 from ops.reproduce.identities import write_identities
-from ops.reproduce.paper3 import (
+from ops.reproduce.paper3 import Slice
+from ops.reproduce.paper3_state import (
     CLASSES,
-    Slice,
     State,
     copy_weights,
     find_weights,
@@ -268,6 +268,26 @@ def test_differences_are_paired():
     assert found["mean"] - found["low"] == pytest.approx(4.302653 * 0.1 / 3**0.5)
 
 
+def test_published_runs_are_not_run_again(tmp_path, monkeypatch):
+    """A second machine, whose state is empty, does what is left; what has changed its recipe is run again."""
+    known = {row: [run_of(row, seed, 0.4 + seed / 100) for seed in (0, 1)] for row in ROWS}
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: known.get(name.removeprefix("regime-"), []))
+    results = tmp_path / "results"
+    first = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
+    monkeypatch.setattr(paper3_results, "runs_of", lambda *_: [])
+    again = json.loads(paper3_results.collect("regime", tmp_path / "other", results).read_text())
+    assert again["rows"] == first["rows"]
+    assert again["setting"] == first["setting"]
+    assert again["setting"]["epochs"] == 50
+    monkeypatch.setattr(State, "published", lambda self, overrides: tmp_path)
+    chosen = Slice("regime", State(tmp_path / "other"), [], ROWS, range(3))
+    assert chosen.runs_to_do == [(row, 2) for row in ROWS]
+    assert Slice("regime", State(tmp_path), ["train.epochs=3"], ROWS, range(3)).runs_to_do == chosen.runs
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: [run_of(ROWS[0], 1, 0.9)] * (ROWS[0] in name))
+    newer = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
+    assert [run["top1"] for run in newer["rows"][ROWS[0]]["runs"]] == [0.4, 0.9]
+
+
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 
 
@@ -311,7 +331,7 @@ def without_names(page: str) -> str:
 def texts(content: Any) -> set[str]:
     """Every form in which the page may show a value of a result file."""
     if isinstance(content, dict):
-        return set().union(*(texts(value) for value in content.values()))
+        return set().union(*(texts(value) for key, value in content.items() if key != "recipe_digest"))
     if isinstance(content, list):
         return {str(len(content))}.union(*(texts(value) for value in content))
     if isinstance(content, str):

@@ -1,0 +1,61 @@
+"""A row of `reproduce paper3` as recipes: the one that a run is started with, and what of it tells rows apart.
+
+Not here: which rows there are (`ops.reproduce.experiments`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.recipe import absolute, apply_override
+from ops import catalog
+from ops.reproduce.experiments import Experiment, Row
+from ops.reproduce.paper3_state import State
+from ops.reproduce.slices import run_name
+
+
+def configure(
+    name: str, experiment: Experiment, row: Row, label: str, seed: int, state: State, overrides: Sequence[str]
+) -> RunConfig:
+    """Return the recipe of a row with the changes of its experiment, and where everything lies."""
+    changes = [*experiment.changes, *row.changes]
+    recipe = catalog.load(row.recipe, changes)
+    on_cifar = row.recipe.startswith("cifar100/")
+    places = [
+        f"name={name}-{run_name(label, seed)}",
+        f"seed={seed}",
+        "view_seed=0",
+        f"output_dir={state.path}",
+        f"tracking.experiment=paper3-{name}",
+        "tracking.system_metrics=false",
+        "scaling.num_workers=0",
+        f"data.root={state.cifar if on_cifar else state.images}",
+    ]
+    if on_cifar:
+        places += ["data.loader=resident", "data.val_split=test"]
+    if recipe.teacher is not None:
+        places += [
+            f"teacher.checkpoint={state.cifar_weights if on_cifar else state.weights}",
+            "teacher.source=cache",
+            f"cache.dir={state.cache(row.cache)}",
+            *([] if on_cifar else [f"teacher.class_indices={state.class_indices}"]),
+        ]
+    return absolute(catalog.load(row.recipe, [*changes, *places, *overrides]), Path.cwd())
+
+
+def recipe_digest(experiment: Experiment, row: Row, overrides: Sequence[str]) -> str:
+    """Return 16 hex digits of SHA-256 over what is written of a row's recipe: its files and changes, less `about`.
+
+    The same wherever it is run and with whatever seed; fields that the recipe leaves out, new ones too, do not change
+    it.
+    """
+    data = copy.deepcopy(catalog.read(row.recipe))
+    data.pop("about", None)
+    for change in [*experiment.changes, *row.changes, *overrides]:
+        apply_override(data, change)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
