@@ -2,7 +2,7 @@
 
 `TrainingLoop.step` is the only place where schedule, seeds, micro-batches, gradients, clipping, the update, the moving
 average and the check for finite numbers meet. Nothing here knows Ray, files or MLflow: `worker` puts checkpoints,
-validation and recording around it, and `ops.reproduce.lanes` puts CUDA streams and graphs around it.
+validation and recording around it, and `ops.reproduce.lane` puts CUDA streams and graphs around it.
 
 Not here: what a step computes (`kdcore.distiller`), and what a batch is (`pipelines`).
 """

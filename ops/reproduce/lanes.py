@@ -1,197 +1,30 @@
-"""Several runs side by side in one process, each exact to its recipe, stopped and continued at any step.
+"""Several runs side by side in one process, which share what they can.
 
 A batch of 64 images of 32 pixels does not fill a GPU, and its teacher costs more than its student. Here runs that see
 the same views form a `Flight`: a batch is made once, and the teacher answers once, for all of them. Every run is a
 `Lane`: the product's training loop, with a CUDA stream of its own, and its forward and backward pass as one CUDA graph.
-Flights take turns by the step. Files are the only state, so that a machine that is lent for minutes is enough. Needs no
-Ray, DALI or MLflow.
+Flights take turns by the step.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice, tee
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
-from cluster.assembly import assemble, autocast, checkpoint_facts
-from cluster.config import RunConfig
-from cluster.passes import evaluate
-from cluster.rank import Rank, set_up_torch
-from cluster.tracking.folder import RunFolder
-from cluster.tracking.journal import cut_journal
-from cluster.training.checkpoint import name_of
+from cluster.assembly import autocast
 from cluster.training.finite import NotFinite
-from cluster.training.loop import TrainingLoop, ends_epoch, new_state
 from kdcore.batch import Batch, Needs, TeacherOutputs
-from kdcore.checkpoints import to_safetensors
-from kdcore.distiller import OnlineTeacher, StepOutput
-from kdcore.errors import Refused
-from kdcore.reused import deployed_parameters
-from ops.reproduce.graphs import Graphed, GraphedPasses, follow, new_stream
-from pipelines.files import finite_or_null, make_folder, read_json, write_json, write_whole
+from kdcore.distiller import OnlineTeacher
+from ops.reproduce.graphs import Graphed, follow, new_stream
+from ops.reproduce.lane import Lane
 from pipelines.loaders.base import Request
 
-FAILED = "failed.json"
-VALIDATION_BATCH = 1000  # small images: a pass over them is then fewer, fuller calls
-
 Key = TypeVar("Key", bound=Hashable)
-
-
-class Lane:
-    """One run. Its folder holds the checkpoint it goes on from; once it is finished, result.json and the weights."""
-
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config, self.rank, self.folder = config, Rank(0, 1, device), RunFolder.of(config)
-        self.folder.claim(config)
-        set_up_torch(config.train.deterministic)
-        self.run = assemble(config, self.rank)
-        self.split = "held_out" if "held_out" in self.run.indexes else "val"
-        if config.train.select not in ("last", self.split):
-            raise Refused(
-                f"{config.name}: train.select={config.train.select}, but runs side by side are judged by {self.split}; "
-                f"take {self.split} or last, or use `train`"
-            )
-        self.state = new_state(self.run)
-        self.compute = GraphedPasses(self.run, self.state.distiller)
-        self.loop = TrainingLoop(self.run, self.state, self.compute)
-        self.validation = self.run.loader(self.split, self.run.evaluation_plan(self.split), VALIDATION_BATCH)
-        self.curve: list[dict[str, float]] = []  # a row for every evaluation
-        self.total_loss = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last one
-        self.restore()
-        self.stream = new_stream(device)
-
-    @property
-    def done(self) -> bool:
-        """Whether the run has taken its last step."""
-        return self.loop.is_done
-
-    @property
-    def views(self) -> tuple[Any, ...]:
-        """Equal for runs whose next batches are the same, to the bit, and whose networks compute in the same way."""
-        train, index, step = self.config.train, self.run.indexes["train"], self.state.step
-        sizes = train.batch_size, self.run.micro_batch, self.run.steps_per_epoch
-        batches = index.fingerprint, self.run.plan.fingerprint, self.run.statistics, *sizes, step
-        seen = self.run.for_teacher.plan.fingerprint
-        return *batches, seen, str(self.rank.device), train.precision, self.run.channels_last
-
-    def step(self, batches: Sequence[Batch]) -> Tensor:
-        """Take one optimiser step on its micro-batches, with the teacher's answers; return its mean loss.
-
-        At the end of an epoch, and of the run, the student is evaluated.
-        """
-        losses: list[Tensor] = []
-
-        def observe(number: int, batch: Batch, output: StepOutput) -> None:
-            losses.append(output.loss.detach())
-
-        with torch.cuda.stream(self.stream):  # None: no stream, on a CPU
-            self.loop.step(iter(batches), observe)
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-            self.total_loss += loss
-            if ends_epoch(self.state.step, self.run, self.config.train.evaluate_every_epochs):
-                self.end_epoch()
-        return loss
-
-    def end_epoch(self) -> None:
-        """Evaluate the student and add a row to the curve."""
-        self.loop.watch.verify_weights()
-        metrics = self.evaluate()
-        step, interval = self.state.step, self.run.steps_per_epoch * self.config.train.evaluate_every_epochs
-        loss, epoch = float(self.total_loss) / (step % interval or interval), step / self.run.steps_per_epoch
-        self.curve.append({"epoch": epoch, "train_loss": loss, "top1": metrics["top1"], "nll": metrics["nll"]})
-        self.log(
-            {"train/loss": loss, "train/epoch": epoch} | {f"{self.split}/{name}": metrics[name] for name in metrics}
-        )
-        self.total_loss.zero_()
-        if self.config.train.select != "last":
-            self.state.offer_best(metrics["top1"])
-
-    def log(self, metrics: dict[str, float]) -> None:
-        """Write metrics of the last step into the run's journal, from which they can be delivered to its trackers."""
-        row = finite_or_null({"step": self.state.step, "time": time.time(), **metrics})
-        with self.folder.metrics.open("a") as journal:
-            journal.write(json.dumps(row, allow_nan=False) + "\n")
-
-    def evaluate(self, teacher_logits: Tensor | None = None) -> dict[str, float]:
-        """Return the student's metrics on every validation image, or on every one that is held out."""
-        with autocast(self.config, self.rank):
-            return evaluate(
-                self.state.evaluated,
-                self.validation,
-                len(self.run.indexes[self.split]),
-                self.rank,
-                teacher_logits,
-                VALIDATION_BATCH,
-            )
-
-    def save(self) -> None:
-        """Write the checkpoint under its name whole or not at all, then remove the older one."""
-        self.loop.watch.verify_weights()
-        target = self.folder.path / name_of(self.state.step)
-        if not target.exists():
-            unfinished = self.folder.path / "unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            make_folder(unfinished, "output_dir")
-            with torch.cuda.stream(self.stream):
-                self.state.snapshot(checkpoint_facts(self.run)).write(LocalFileSystem(), str(unfinished))
-                progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
-            (unfinished / "progress.json").write_text(json.dumps(progress))
-            (unfinished / "student.safetensors").unlink()  # the weights once more; state travels, and should be small
-            unfinished.rename(target)
-        for older in self.checkpoints():
-            if older != target:
-                shutil.rmtree(older)
-
-    def checkpoints(self) -> list[Any]:
-        """Return the folders of checkpoints, oldest first."""
-        return sorted(self.folder.path.glob("step-*"))
-
-    def restore(self) -> None:
-        """Take up the newest checkpoint, where there is one; what was logged after it comes again."""
-        if saved := self.checkpoints():
-            self.state.restore(saved[-1], checkpoint_facts(self.run))
-            progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
-            self.curve = progress["curve"]
-            self.total_loss.fill_(progress["total_loss"])
-        if self.folder.metrics.exists():
-            cut_journal(self.folder.metrics, self.state.step)
-
-    def fail(self, error: NotFinite) -> None:
-        """Say in the folder why the run will not be continued."""
-        write_json(self.folder.path / FAILED, {"name": self.config.name, "step": self.state.step, "error": str(error)})
-
-    def finish(self, about: dict[str, Any]) -> None:
-        """Write the student's weights, then the result; remove the checkpoint."""
-        with torch.cuda.stream(self.stream):
-            teacher, logits = self.run.teacher_on(self.split, self.validation) or (None, None)
-            final = self.evaluate(logits)
-            if teacher is not None:
-                self.log({f"{self.split}/teacher_{name}": value for name, value in teacher.items()})
-            weights = self.state.deployed(select_best=self.config.train.select != "last")
-        result = {
-            **about,
-            "name": self.config.name,
-            "seed": self.config.seed,
-            "split": self.split,
-            "deployed_parameters": deployed_parameters(self.state.evaluated),
-            "steps": self.state.step,
-            "train_seconds": self.state.train_seconds,
-            "curve": self.curve,
-            "final": final,
-            "teacher": teacher,
-            "recipe": self.config.model_dump(mode="json", include={"student", "method", "optimizer", "train"}),
-        }
-        write_whole(self.folder.weights, to_safetensors(weights))
-        self.folder.write_result(result)
-        for checkpoint in self.checkpoints():
-            shutil.rmtree(checkpoint)
 
 
 class Flight:

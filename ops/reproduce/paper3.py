@@ -29,7 +29,7 @@ from ops.facts import command
 from ops.layers import layers
 from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, Experiment
 from ops.reproduce.identities import write_identities
-from ops.reproduce.lanes import Lane
+from ops.reproduce.lane import Lane
 from ops.reproduce.paper3_page import RESULTS, write_page
 from ops.reproduce.paper3_recipes import configure
 from ops.reproduce.paper3_results import SCORES, collect, published_runs

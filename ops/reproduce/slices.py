@@ -17,7 +17,8 @@ from cluster.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from ops.console import say
 from ops.facts import facts, spread
-from ops.reproduce.lanes import FAILED, Lane, take_turns
+from ops.reproduce.lane import FAILED, Lane
+from ops.reproduce.lanes import take_turns
 
 Run = tuple[str, int]  # row, seed
 

@@ -25,7 +25,8 @@ from cluster.config import RunConfig
 from cluster.tracking.journal import read_journal
 from ops import catalog
 from ops.cifar_data import write_cifar100
-from ops.reproduce.lanes import Lane, flights_of
+from ops.reproduce.lane import Lane
+from ops.reproduce.lanes import flights_of
 
 GOLDEN = Path(__file__).parent / "golden" / "resnet56-resnet20.json"
 TOLERANCE = 5e-3

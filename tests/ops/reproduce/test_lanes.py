@@ -21,7 +21,8 @@ from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model
 from ops.reproduce.graphs import tensors_of
-from ops.reproduce.lanes import Flight, Lane, flights_of, take_turns
+from ops.reproduce.lane import Lane
+from ops.reproduce.lanes import Flight, flights_of, take_turns
 
 CPU = torch.device("cpu")
 NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
