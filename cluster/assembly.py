@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cluster.batches import Batches
 from cluster.config import RunConfig, micro_batch_size
 from cluster.ensemble import TeacherEnsemble
 from cluster.images import evaluation_policy, open_data
@@ -74,10 +75,15 @@ class Assembly:
     rank: Rank
     ensemble: TeacherEnsemble | None = None
 
+    @cached_property
+    def batches(self) -> Batches:
+        """How an epoch's images are shared out."""
+        return Batches.of(self.config, len(self.indexes["train"]), self.rank.world_size)
+
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches only: an epoch's last few images wait for another epoch's order."""
-        return len(self.indexes["train"]) // self.config.train.batch_size
+        """Optimiser steps of an epoch."""
+        return self.batches.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -110,27 +116,26 @@ class Assembly:
 
     @property
     def micro_batch(self) -> int:
-        """Images of one forward pass."""
+        """Images of one forward pass, at most."""
         return micro_batch_size(self.config.train, self.rank.world_size, self.config.views.mixes)
 
     @property
     def micro_batches(self) -> range:
         """The numbers, within a global batch, of the micro-batches that this rank runs."""
-        return self.rank.slice_of(self.config.train.batch_size // self.micro_batch)
+        return self.rank.slice_of(self.batches.num_micro_batches)
 
     def train_requests(self, first_step: int) -> Iterator[Request]:
         """Yield this rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
-        size, every, first = self.micro_batch, self.steps_per_epoch, first_step
+        every, first = self.steps_per_epoch, first_step
         while first < self.total_steps:
             epoch = first // every
             stop = min(first + ORDERED_AT_ONCE, (epoch + 1) * every, self.total_steps)
-            steps = np.repeat(np.arange(first, stop), len(self.micro_batches))
-            starts = steps % every * self.config.train.batch_size + np.tile(self.micro_batches, stop - first) * size
-            positions = (starts[:, None] + np.arange(size)).ravel()
-            ids = self.plan.order(epoch, positions).reshape(-1, size)
-            views = self.plan.views_at(epoch, positions).reshape(-1, size)
-            for step, view, mine in zip(steps.tolist(), views, ids, strict=True):
-                yield Request(view, mine, epoch=step / every)
+            parts = self.batches.positions_of(range(first, stop), self.micro_batches)
+            positions, ends = np.concatenate(parts), np.cumsum([len(part) for part in parts])[:-1]
+            ids = np.split(self.plan.order(epoch, positions), ends)
+            views = np.split(self.plan.views_at(epoch, positions), ends)
+            for number, (view, mine) in enumerate(zip(views, ids, strict=True)):
+                yield Request(view, mine, epoch=(first + number // len(self.micro_batches)) / every)
             first = stop
 
     def train_batches(self, first_step: int) -> Iterator[Batch]:
@@ -148,10 +153,7 @@ class Assembly:
 
     def sample_ids(self, step: int, number: int | None = None) -> NDArray[np.int64]:
         """Return the ids of a step's global batch, or of one micro-batch by its number within that."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        size = self.config.train.batch_size if number is None else self.micro_batch
-        start = place * self.config.train.batch_size + (number or 0) * size
-        return self.plan.order(epoch, np.arange(start, start + size))
+        return self.plan.order(step // self.steps_per_epoch, self.batches.positions(step, number))
 
     def train_loader(self) -> Loader | PairedLoader:
         """Build the loader of training images under the recipe's view policy; of those for the teacher with them."""

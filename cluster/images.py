@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.batches import Batches
 from cluster.config import RunConfig
 from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
@@ -46,6 +47,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
             f"{data.root}; take a smaller batch"
         )
+    Batches.of(config, len(indexes["train"]), max(1, config.scaling.num_workers)).check()
     return indexes
 
 

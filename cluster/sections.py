@@ -170,6 +170,10 @@ class TrainConfig(Section):
     """Images of one forward pass; a worker runs several of them a step and adds their gradients. Batch norm and
     batch-coupled losses see one micro-batch, so a recipe that states it means the same on any number of workers. Not
     given: each worker's share of the batch."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """What becomes of the images that fill no whole batch at an epoch's end. `drop`: they are left out, others in each
+    epoch. `keep`: they are a last, smaller batch, whose gradient is the mean over them, at the same learning rate; what
+    batch norm and losses that compare images see is then smaller, too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the networks compute in. `auto`: bfloat16 autocast on GPUs that have it, else float32. Losses are computed
     in float32 throughout."""

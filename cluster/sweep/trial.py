@@ -11,6 +11,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.batches import Batches
 from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.polling import polling
@@ -99,7 +100,8 @@ def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
     rows = [row for row in read_journal(RunFolder.of(config).metrics) if any(map(is_of_student, row))]
     if rows:
-        steps_per_epoch = len(open_data(config, reuse_index=True)["train"]) // config.train.batch_size
+        num_images = len(open_data(config, reuse_index=True)["train"])
+        steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
         last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))
         for row in rows:
             metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}

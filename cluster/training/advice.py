@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from cluster.batches import Batches
+
 MUCH = 0.05  # share of the images that an epoch leaves out, from which on it is said
 LITTLE = 0.02  # share that a better size of batch may leave out
 
 
-def unseen_images(num_images: int, batch_size: int, num_workers: int) -> str | None:
-    """Return how many images an epoch of whole batches leaves out, with a batch that leaves out fewer; None for few.
+def unseen_images(batches: Batches, num_workers: int) -> str | None:
+    """Return how many images an epoch of whole batches leaves out, and what leaves out fewer; None for few.
 
-    The nearest such size is named, which the workers can share evenly.
+    Named are the nearest size of batch, which the workers can share evenly, and the field by which none is left out.
     """
-    left = num_images % batch_size
-    if left <= MUCH * num_images:
+    num_images, batch_size, left = batches.num_images, batches.batch_size, batches.num_left
+    if batches.keeps_last or left <= MUCH * num_images:
         return None
     steps = num_images // batch_size
     said = (
@@ -21,7 +23,8 @@ def unseen_images(num_images: int, batch_size: int, num_workers: int) -> str | N
     )
     shared = range(num_workers, min(num_images, 2 * batch_size) + 1, num_workers)
     fitting = [size for size in shared if size >= batch_size / 2 and num_images % size <= LITTLE * num_images]
-    if not fitting:
-        return said
-    better = min(fitting, key=lambda size: (abs(size - batch_size), size))
-    return f"{said}; train.batch_size={better} leaves out {num_images % better:,}"
+    ways = ["train.last_batch=keep leaves out none"] if batches.shares_last else []
+    if fitting:
+        better = min(fitting, key=lambda size: (abs(size - batch_size), size))
+        ways.insert(0, f"train.batch_size={better} leaves out {num_images % better:,}")
+    return f"{said}; {', '.join(ways)}" if ways else said

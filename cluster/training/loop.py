@@ -102,7 +102,7 @@ class TrainingLoop:
             seed_micro_batch(self.config.seed, state.step, number)
             batch = next(batches)
             # The ranks' gradients are averaged: weigh them so that the sum is the mean over the global batch.
-            share = len(batch) * run.rank.world_size / self.config.train.batch_size
+            share = len(batch) * run.rank.world_size / run.batches.num_in(state.step)
             output = self.compute(batch, share, synchronise=number == run.micro_batches[-1])
             self.watch.see(number, output)
             if observe is not None:

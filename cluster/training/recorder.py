@@ -143,7 +143,8 @@ class Recorder:
         """Add one micro-batch to the sums, without waiting for the device."""
         hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
         values = [torch.ones_like(output.loss), output.loss.detach(), hits / len(batch), *output.terms.values()]
-        self.totals += self.finite_or_zero(torch.stack([value.double() for value in values]))
+        weight = len(batch) / self.run.micro_batch  # 1, but in an epoch's last batch where that is kept
+        self.totals += self.finite_or_zero(torch.stack([value.double() for value in values])) * weight
         if step == self.first_step == 0 and number == 0 and self.log:
             with optional("the picture of the first batch is", self.reporter.say):
                 pictures.first_batch(batch, self.run.statistics, self.folder.first_batch)
@@ -209,7 +210,7 @@ class Recorder:
             "train/lr": state.optimizer.param_groups[0]["lr"],
             "train/epoch": state.step / self.run.steps_per_epoch,
             "data/wait_share": wait / seconds,
-            "system/images_per_second": self.window_steps * self.config.train.batch_size / seconds,
+            "system/images_per_second": self.images_until(state.step, self.window_steps) / seconds,
         }
         if self.log:
             self.log.log(state.step, self.latest)
@@ -217,6 +218,10 @@ class Recorder:
         self.totals.zero_()
         self.norms.zero_()
         self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
+
+    def images_until(self, step: int, num_steps: int) -> int:
+        """Return how many images the last so many steps before a step have seen."""
+        return self.run.batches.num_until(step) - self.run.batches.num_until(step - num_steps)
 
     def log_teacher(self, split: str, metrics: dict[str, float]) -> None:
         """Log the teacher's own accuracy, before any training."""
@@ -261,7 +266,7 @@ class Recorder:
         costs = {
             "system/train_seconds": seconds,
             "system/device_hours": seconds * run.rank.world_size / 3600,
-            "system/mean_images_per_second": state.step * self.config.train.batch_size / max(seconds, 1e-9),
+            "system/mean_images_per_second": run.batches.num_until(state.step) / max(seconds, 1e-9),
             **{f"model/{name}": value for name, value in deployment.items()},
         }
         stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
@@ -275,7 +280,7 @@ class Recorder:
             "metrics": {**self.latest, **validation.latest, **self.teacher},
             "steps": state.step,
             "train_seconds": state.train_seconds,
-            "images_per_second": state.step * self.config.train.batch_size / max(state.train_seconds, 1e-9),
+            "images_per_second": self.run.batches.num_until(state.step) / max(state.train_seconds, 1e-9),
             "best_score": state.best_score if self.config.train.select != "last" else None,
         }
         if self.log:

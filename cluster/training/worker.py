@@ -41,7 +41,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)
-    if unseen := unseen_images(len(run.indexes["train"]), config.train.batch_size, rank.world_size):
+    if unseen := unseen_images(run.batches, rank.world_size):
         reporter.say(unseen)
     state = new_state(run)
     with latest_checkpoint(config, payload["newest_step"]) as directory:

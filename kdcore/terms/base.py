@@ -5,7 +5,8 @@ hyper-parameters. It declares what it reads (`needs`) and gives one value per sa
 its own overrides `build` and returns a module. Defining a subclass registers it under the default of its `term` field;
 every module of this package is imported by `kdcore.terms`, so that a new loss touches one file.
 
-Data-parallel training: a term sees one micro-batch of a size fixed by the recipe, whatever the number of workers. A
+Data-parallel training: a term sees one micro-batch of a size fixed by the recipe, whatever the number of workers (a
+smaller one where an epoch's last batch is kept: the mean over the images that are there). A
 batch-coupled term (SP, RKD, PKT, DIST, ...) is therefore computed over a fixed reference batch, and gives the same
 value on one rank or on many.
 """

@@ -52,6 +52,11 @@ class Lane:
                 f"{config.name}: train.select={config.train.select}, but runs side by side are judged by {self.split}; "
                 f"take {self.split} or last, or use `train`"
             )
+        if config.train.last_batch == "keep":
+            raise Refused(
+                f"{config.name}: train.last_batch=keep, but runs side by side take whole batches, all of one size; "
+                "take drop, or use `train`"
+            )
         self.state = new_state(self.run)
         self.compute = GraphedPasses(self.run, self.state.distiller)
         self.loop = TrainingLoop(self.run, self.state, self.compute)

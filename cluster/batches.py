@@ -1,0 +1,112 @@
+"""How the images of an epoch are shared out: into steps, and each step into micro-batches.
+
+An epoch's positions are taken in turn, `train.batch_size` a step. Every step has the same number of micro-batches, so
+that every rank has its part in each; the last, smaller batch, where it is kept (`train.last_batch: keep`), is shared by
+as many smaller ones, as evenly as can be. All of it is a function of the recipe and the number of images.
+
+Not here: which image stands at a position (`pipelines.views.plan`), and what a micro-batch weighs in its step's
+gradient (`cluster.training.loop`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.config import RunConfig, micro_batch_size
+from kdcore.errors import Refused
+
+LEAST = 2  # images of a micro-batch: batch norm, and what compares images, have nothing to say about one
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run. num_micro_batches: of a step; in_pairs: mixed images, whose partners stay together."""
+
+    num_images: int
+    batch_size: int
+    num_micro_batches: int
+    keeps_last: bool = False
+    in_pairs: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig, num_images: int, num_workers: int) -> Batches:
+        """Return the batches of a recipe's run on so many images and workers. Refused where they cannot be shared."""
+        train, mixes = config.train, config.views.mixes
+        num = train.batch_size // micro_batch_size(train, num_workers, mixes)
+        return cls(num_images, train.batch_size, num, train.last_batch == "keep", mixes)
+
+    @property
+    def num_left(self) -> int:
+        """Images of an epoch that fill no whole batch."""
+        return self.num_images % self.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return self.num_images // self.batch_size + bool(self.keeps_last and self.num_left)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images of all steps of an epoch."""
+        return self.num_images if self.keeps_last else self.num_images - self.num_left
+
+    def num_in(self, step: int) -> int:
+        """Return how many images a step of the run has (0 for the first)."""
+        start = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, self.images_per_epoch - start)
+
+    def num_until(self, step: int) -> int:
+        """Return how many images so many steps have seen."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.images_per_epoch + steps * self.batch_size  # an epoch's last batch alone is smaller
+
+    def bounds(self, step: int) -> NDArray[np.int64]:
+        """Return the positions in its epoch at which a step's micro-batches begin, and its end: [micro-batches + 1]."""
+        start, together = step % self.steps_per_epoch * self.batch_size, 2 if self.in_pairs else 1
+        units = -(-self.num_in(step) // together)
+        ends = np.arange(self.num_micro_batches + 1) * units // self.num_micro_batches * together
+        return start + np.minimum(ends, self.num_in(step))
+
+    def positions(self, step: int, number: int | None = None) -> NDArray[np.int64]:
+        """Return the positions in its epoch of a step's images, or of one of its micro-batches: [n]."""
+        bounds = self.bounds(step)
+        return np.arange(bounds[0], bounds[-1]) if number is None else np.arange(bounds[number], bounds[number + 1])
+
+    def positions_of(self, steps: Sequence[int], numbers: range) -> list[NDArray[np.int64]]:
+        """Return the positions of these micro-batches of each of the steps, in turn."""
+        return [np.arange(bounds[n], bounds[n + 1]) for bounds in map(self.bounds, steps) for n in numbers]
+
+    @property
+    def shares_last(self) -> bool:
+        """Whether the images that fill no whole batch are none, or give at least two to each micro-batch.
+
+        In pairs, too: an odd one stands alone in the last micro-batch, which then has another pair.
+        """
+        return not self.num_left or self.num_left >= self.num_micro_batches * LEAST
+
+    def check(self) -> None:
+        """Refuse a last batch, where it is kept, that is too small for its micro-batches."""
+        if not self.keeps_last or self.shares_last:
+            return
+        near = f"; train.batch_size={better} does" if (better := self.nearest_that_shares()) else ""
+        raise Refused(
+            f"train.last_batch=keep: the last batch of an epoch would have {self.num_left} of {self.num_images:,} "
+            f"images, which does not give {LEAST} to each of the step's {self.num_micro_batches} micro-batches{near}, "
+            "or take train.last_batch=drop"
+        )
+
+    def nearest_that_shares(self) -> int | None:
+        """Return the nearest size of batch, in steps of the number of micro-batches, whose last batch is shared."""
+        num = self.num_micro_batches
+        together = num * 2 if self.in_pairs else num
+        sizes = range(together, min(self.num_images, 2 * self.batch_size) + 1, together)
+        fitting = [
+            size
+            for size in sizes
+            if Batches(self.num_images, size, num, True, self.in_pairs).shares_last and size >= num * LEAST
+        ]
+        return min(fitting, key=lambda size: (abs(size - self.batch_size), size), default=None)
