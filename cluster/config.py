@@ -246,6 +246,14 @@ def _images_to_choose_by_are_held_out(config: RunConfig) -> None:
         raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
 
 
+def _patience_has_a_score(config: RunConfig) -> None:
+    if config.train.patience_epochs is not None and config.train.select == "last":
+        raise Refused(
+            "train.patience_epochs waits for a better score, but train.select is last, which keeps none; take held_out "
+            "with data.held_out=0.1 (training images kept back), or val, whose accuracy is then optimistic"
+        )
+
+
 def _statistics_are_whole(config: RunConfig) -> None:
     if (config.data.mean is None) != (config.data.std is None):
         raise Refused("data.mean and data.std belong together; give both or neither")
@@ -264,6 +272,7 @@ _RULES = (
     _workers_share_the_batch,
     _labels_are_what_the_method_reads,
     _images_to_choose_by_are_held_out,
+    _patience_has_a_score,
     _statistics_are_whole,
 )
 

@@ -193,6 +193,11 @@ class TrainConfig(Section):
     select: Literal["last", "held_out", "val"] = "last"
     """Which weights are deployed: the last, or the best by top-1 on held-out training images (`held_out`) or on the
     validation set (`val`, which makes its accuracy optimistic)."""
+    patience_epochs: int | None = Field(default=None, ge=1)
+    """Epochs without a better score of the images that `select` names, after which the run ends; the best weights are
+    deployed. With `held_out`, what is reported of the validation set stays a fair estimate, at the price of images that
+    are not trained on; with `val`, the accuracy reported is the best of many, and optimistic. The schedule stays that
+    of `epochs`. Not given: the run goes to its end."""
     evaluate_every_epochs: int = Field(default=1, ge=1)
     """Epochs from one evaluation to the next; the end of the run is evaluated in any case."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,11 +16,22 @@ from ops.defaults import with_defaults
 # What of a recipe may differ between runs that are repetitions of one another.
 INCIDENTAL = {"name", "seed", "view_seed", "output_dir", *RunConfig.INCIDENTAL}
 PARENT = "mlflow.parentRunId"
+DEPLOYED = "deployed/"  # before the names of what was measured of weights that were chosen
+
+
+def of_deployed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return a run's metrics with validations that are of its deployed weights, where those are not the last ones."""
+    own = {name: value for name, value in metrics.items() if not name.startswith(DEPLOYED)}
+    chosen = {name.removeprefix(DEPLOYED): value for name, value in metrics.items() if name.startswith(DEPLOYED)}
+    return own | chosen
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each."""
+    """One training run.
+
+    recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each, as in `of_deployed`.
+    """
 
     run_id: str
     experiment_id: str
@@ -42,7 +53,7 @@ class Run:
             started=(run.info.start_time or 0) / 1000,
             recipe=dict(run.data.params),
             tags=dict(run.data.tags),
-            metrics=dict(run.data.metrics),
+            metrics=of_deployed(run.data.metrics),
         )
 
     @cached_property

@@ -20,6 +20,7 @@ from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from cluster.training.recovery import last_line
+from cluster.training.selection import step_of_end
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, RunFailed
 
@@ -103,6 +104,8 @@ def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
         num_images = len(open_data(config, reuse_index=True)["train"])
         steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
         last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))
+        if config.train.patience_epochs is not None:
+            last_step = min(last_step, step_of_end(config, steps_per_epoch, rows) or last_step)
         for row in rows:
             metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}
             epoch = row["step"] / steps_per_epoch

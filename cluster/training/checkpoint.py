@@ -9,9 +9,9 @@ from __future__ import annotations
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ STATE, STUDENT = "state.pt", "student.safetensors"
 class TrainState:
     """What changes while a run trains.
 
-    step: the number of optimiser steps done. best: the student's best weights so far with their score, where the recipe
-    chooses by one.
+    step: the number of optimiser steps done. best: the student's best weights so far with their score, their step, and
+    all that was measured of them, where the recipe chooses by one.
     """
 
     distiller: Distiller
@@ -45,6 +45,8 @@ class TrainState:
     train_seconds: float = 0.0
     skipped_steps: int = 0
     best_score: float = -1.0
+    best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
     best_student: dict[str, Tensor] | None = None
 
     @property
@@ -52,10 +54,10 @@ class TrainState:
         """The network that is evaluated and deployed: the moving average where there is one."""
         return self.ema.module if self.ema else self.distiller.student
 
-    def offer_best(self, score: float) -> None:
-        """Keep a copy of the evaluated weights if the score is above every earlier one."""
+    def offer_best(self, score: float, metrics: Mapping[str, float]) -> None:
+        """Keep a copy of the evaluated weights if the score is above every earlier one, with all that was measured."""
         if score > self.best_score:
-            self.best_score = score
+            self.best_score, self.best_step, self.best_metrics = score, self.step, dict(metrics)
             self.best_student = {
                 name: tensor.detach().to("cpu", copy=True).contiguous()
                 for name, tensor in self.evaluated.state_dict().items()
@@ -81,6 +83,8 @@ class TrainState:
                     "step": self.step,
                     "train_seconds": self.train_seconds,
                     "best_score": self.best_score,
+                    "best_step": self.best_step,
+                    "best_metrics": self.best_metrics,
                     "skipped_steps": self.skipped_steps,
                     "facts": facts,
                 }
@@ -105,6 +109,7 @@ class TrainState:
         self.step, self.train_seconds = saved["step"], saved["train_seconds"]
         self.skipped_steps = saved.get("skipped_steps", 0)  # checkpoints from before steps could be left out
         self.best_score, self.best_student = saved["best_score"], saved["best_student"]
+        self.best_step, self.best_metrics = saved.get("best_step", 0), saved.get("best_metrics", {})
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,11 @@ STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SI
 
 @dataclass(frozen=True)
 class RunResult:
-    """metrics: the last of each; wall_seconds: from the call to the result, start-up included."""
+    """What came of a run.
+
+    metrics: the last of each, but for validations, which are of the deployed weights; wall_seconds: from the call to
+    the result, start-up included; best_score, best_step: of the deployed weights, where the recipe chooses them.
+    """
 
     name: str
     run_dir: str
@@ -54,6 +58,7 @@ class RunResult:
     images_per_second: float
     wall_seconds: float
     best_score: float | None = None
+    best_step: int | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> RunResult:

@@ -22,6 +22,7 @@ from cluster.config import RunConfig
 from cluster.rank import seed_micro_batch
 from cluster.training.checkpoint import TrainState
 from cluster.training.finite import FiniteWatch
+from cluster.training.selection import has_waited
 from kdcore.batch import Batch
 from kdcore.distiller import StepOutput
 from kdcore.optim import Schedule, build_optimizer
@@ -89,8 +90,11 @@ class TrainingLoop:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has taken its last step."""
-        return self.state.step >= self.run.total_steps
+        """Whether the run has taken its last step, or has waited long enough for better weights."""
+        state, run = self.state, self.run
+        return state.step >= run.total_steps or has_waited(
+            self.config, run.steps_per_epoch, state.step, state.best_step
+        )
 
     def step(self, batches: Iterator[Batch], observe: Observer | None = None) -> StepRecord:
         """Take one optimiser step on this rank's next micro-batches."""

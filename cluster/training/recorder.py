@@ -27,6 +27,7 @@ from cluster.tracking.run import RunLog
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
+from cluster.training.selection import has_waited, score_of
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.cost import deployment_cost
@@ -74,8 +75,7 @@ class Validation:
             with autocast(run.config, run.rank):
                 self.latest |= self.probe.metrics(student)
         if (select := run.config.train.select) != "last":
-            scores = (f"{select}/{name}" for name in ("top1", "agreement", "knn_top1", "neighbour_agreement"))
-            state.offer_best(next(self.latest[name] for name in scores if name in self.latest))
+            state.offer_best(score_of(select, self.latest), self.latest)
         self.recorder.log_validation(state.step, self.latest)
 
 
@@ -272,16 +272,31 @@ class Recorder:
         stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
         return costs | ({"data/cache_bytes": sum(one.manifest.num_bytes for one in stored)} if stored else {})
 
+    def say_of_patience(self, state: TrainState) -> None:
+        """Say that the run ends before its last epoch, on which images that was decided, and what is deployed."""
+        train, total, best = self.config.train, self.run.total_steps, state.best_step
+        if state.step == total or not has_waited(self.config, self.run.steps_per_epoch, state.step, best):
+            return
+        images = {"held_out": "held-out training images", "val": "the validation set, whose accuracy is optimistic"}
+        self.reporter.say(
+            f"step {state.step} of {total}: {train.patience_epochs} epochs without a better score on "
+            f"{images[train.select]}; the run ends, and the weights of step {best} ({state.best_score:.4f}) "
+            "are deployed"
+        )
+
     def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
-        """Write the deployed weights and the curves; return the result."""
+        """Write the deployed weights and the curves; return the result, whose metrics are of these weights."""
         if self.record:
             self.record.close()
+        self.say_of_patience(state)
+        deployed = state.best_metrics if self.config.train.select != "last" else {}
         result = {
-            "metrics": {**self.latest, **validation.latest, **self.teacher},
+            "metrics": {**self.latest, **validation.latest, **self.teacher, **deployed},
             "steps": state.step,
             "train_seconds": state.train_seconds,
             "images_per_second": self.run.batches.num_until(state.step) / max(state.train_seconds, 1e-9),
             "best_score": state.best_score if self.config.train.select != "last" else None,
+            "best_step": state.best_step if self.config.train.select != "last" else None,
         }
         if self.log:
             self.check_fence()
@@ -292,6 +307,6 @@ class Recorder:
             with optional("the picture of the learning curves is", self.reporter.say):
                 pictures.curves(self.folder.metrics, self.folder.curves)
             self.add_picture(self.folder.curves)
-            self.log.log(state.step, self.costs(state))
+            self.log.log(state.step, self.costs(state) | {f"deployed/{name}": v for name, v in deployed.items()})
             self.log.close()
         return result

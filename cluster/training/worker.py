@@ -61,7 +61,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             with recorder.timing(state):
                 record = loop.step(batches, partial(recorder.count, state.step))
             is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
-            is_stopping = recorder.interval_ends(state.step) and recorder.is_stopping() and not loop.is_done
+            is_stopping = recorder.interval_ends(state.step) and recorder.is_stopping() and state.step < run.total_steps
             is_saved = checkpoint_is_due(state.step, run) or is_stopping
             if is_validated or is_saved:
                 loop.watch.verify_weights()
@@ -70,7 +70,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             recorder.after_step(state, record)
             if is_validated:
                 validation.evaluate(state)
-            if is_saved:
+            if is_saved or loop.is_done:
                 recorder.check_fence()
                 saver.save(state)
             if is_stopping:

@@ -110,7 +110,7 @@ class Lane:
         )
         self.total_loss.zero_()
         if self.config.train.select != "last":
-            self.state.offer_best(metrics["top1"])
+            self.state.offer_best(metrics["top1"], metrics)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Write metrics of the last step into the run's journal, from which they can be delivered to its trackers."""
