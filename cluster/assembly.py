@@ -43,6 +43,7 @@ from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.loaders.paired import PairedLoader
 from pipelines.views.plan import ViewPlan
+from pipelines.views.sampling import POWERS, ClassSampling
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
 
@@ -55,6 +56,14 @@ def check_labels(config: RunConfig, train: Source) -> None:
             f"the training images in {train.root} have no labels, which the term {readers[0]} reads; leave it out of "
             "the method (kd and the terms on features do without), or give images with labels"
         )
+
+
+def sampling_of(config: RunConfig, train: Source) -> ClassSampling | None:
+    """Return how often the images of each class are shown; None for each once an epoch. Refused without labels."""
+    if config.data.sampling == "images":
+        return None
+    train.require_labels(f"data.sampling={config.data.sampling}")
+    return ClassSampling(POWERS[config.data.sampling], train.labels)
 
 
 @dataclass(frozen=True)
@@ -229,6 +238,7 @@ class Assembly:
             num_samples=len(train),
             teacher=self.ensemble.combined if self.ensemble else self.teacher,
             teacher_shapes=shapes,
+            classes=train.classes,
             class_means=statistics.means,
             class_similarity=statistics.similarity,
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
@@ -265,7 +275,9 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     classes = tuple(indexes["train"].classes)
     shards = config.data.window_shards
     windows = None if shards is None else windows_of(indexes["train"], shards)
-    plan = ViewPlan(config.views, config.plan_seed, len(indexes["train"]), windows)
+    plan = ViewPlan(
+        config.views, config.plan_seed, len(indexes["train"]), windows, sampling_of(config, indexes["train"])
+    )
     # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.
     torch.manual_seed(config.seed)
     student = build_model(config.student, classes)

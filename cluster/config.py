@@ -246,6 +246,21 @@ def _images_to_choose_by_are_held_out(config: RunConfig) -> None:
         raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
 
 
+def _sampling_is_of_a_full_shuffle(config: RunConfig) -> None:
+    if config.data.sampling == "images":
+        return
+    others = {
+        "data.window_shards": config.data.window_shards is not None,
+        "views.repeats": config.views.repeats > 1,
+        "views.sizes": bool(config.views.sizes),
+    }
+    if (other := next((name for name, is_on in others.items() if is_on), None)) is not None:
+        raise Refused(
+            f"data.sampling={config.data.sampling} shows an image again within an epoch, each time in its next view, "
+            f"which {other} has another rule for; leave one of the two out"
+        )
+
+
 def _patience_has_a_score(config: RunConfig) -> None:
     if config.train.patience_epochs is not None and config.train.select == "last":
         raise Refused(
@@ -273,6 +288,7 @@ _RULES = (
     _labels_are_what_the_method_reads,
     _images_to_choose_by_are_held_out,
     _patience_has_a_score,
+    _sampling_is_of_a_full_shuffle,
     _statistics_are_whole,
 )
 

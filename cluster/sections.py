@@ -22,6 +22,7 @@ from kdcore.named_models import LOCAL_DIR, module_of
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import Check, OnBroken
 from pipelines.data.images import MAX_PIXELS
+from pipelines.views.sampling import Sampling
 
 
 class DataConfig(Section):
@@ -39,6 +40,11 @@ class DataConfig(Section):
     images_per_class: int | None = Field(default=None, ge=1)
     """How many training images of each class are used, chosen by the view seed; fewer are part of more. Not given:
     all."""
+    sampling: Sampling = "images"
+    """How often the images of each class are shown. `images`: each once an epoch. `classes`: every class equally often,
+    whatever its size (class-balanced sampling); `sqrt`: in proportion to the square root of its size, half-way between.
+    An epoch stays as long; an image's next showing is its next view, and no image comes again before all others of its
+    class have. Partners of mixed images are drawn from all images, by none of this."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
     """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
     loader: Literal["dali", "reference", "resident"] = "dali"

@@ -65,6 +65,7 @@ class Distiller(nn.Module):
         num_samples: int,
         teacher: OnlineTeacher | Teachers | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
+        classes: tuple[str, ...] = (),
         class_means: dict[str, Tensor] | None = None,
         class_similarity: Tensor | None = None,
         sample_labels: Tensor | None = None,
@@ -98,6 +99,7 @@ class Distiller(nn.Module):
             teacher_shapes=self.teacher_shapes[None],
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
+            classes=classes,
             class_means=class_means or {},
             class_similarity=class_similarity,
             sample_labels=sample_labels,

@@ -60,16 +60,17 @@ class TermContext:
     """What a term may know when its weights are made.
 
     student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
-    class_means: {teacher tap: [K,D]} where declared; class_similarity [K,K]: how alike the teacher takes two classes to
-    be, where declared; sample_labels [num_samples] int64: the class of every training sample, by sample id;
-    pool_teacher: of a student that reuses the teacher's classifier, what brings the teacher's last features to the size
-    of its own.
+    classes: their names, in the order of the outputs; class_means: {teacher tap: [K,D]} where declared;
+    class_similarity [K,K]: how alike the teacher takes two classes to be, where declared; sample_labels [num_samples]
+    int64: the class of every training sample, by sample id; pool_teacher: of a student that reuses the teacher's
+    classifier, what brings the teacher's last features to the size of its own.
     """
 
     student_shapes: Mapping[str, torch.Size]
     teacher_shapes: Mapping[str, torch.Size]
     num_classes: int
     num_samples: int
+    classes: tuple[str, ...] = ()
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
     class_similarity: Tensor | None = None
     sample_labels: Tensor | None = None

@@ -7,24 +7,28 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcore.batch import Needs
-from kdcore.terms.base import Term, TermInputs
+from kdcore.terms.base import Stateless, Term, TermContext, TermInputs
 from kdcore.terms.checks import require_same_classes
+from kdcore.terms.class_weights import ClassWeights, class_weight_vector
 from kdcore.terms.precision import full_precision
 
 
 @full_precision
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return H(y, q) = -sum_k y_k log q_k with q = softmax(logits): [B] nats.
+def cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Return H(y, q) = -sum_k w_k y_k log q_k with q = softmax(logits): [B] nats.
 
-    logits [B,K]; labels [B] int64 or soft [B,K]. Smoothing mixes y with the uniform distribution. Least value: the
-    entropy of y (0 for hard labels).
+    logits [B,K]; labels [B] int64 or soft [B,K]; class_weights w [K], 1 where not given. Smoothing mixes y with the
+    uniform distribution. Least value without weights: the entropy of y (0 for hard labels).
     """
     if labels.ndim == 2:
         labels = labels.to(logits.dtype)
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    weights = None if class_weights is None else class_weights.to(logits)
+    return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=label_smoothing)
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -52,6 +56,17 @@ class CrossEntropy(Term):
     term: Literal["ce"] = "ce"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the uniform distribution that is mixed into the labels."""
+    class_weights: ClassWeights | None = None
+    """What the loss of each class's images is multiplied by: `balanced`, which is N / (K n) for a class of n of the N
+    training images of K classes, or weights by name, as in {daisy: 2.0}; a class that is not named weighs 1. The mean
+    is taken over images, not over weights as in torch, so that it means the same on any number of workers. Not given:
+    every class weighs 1."""
+
+    def build(self, context: TermContext) -> nn.Module:
+        """Build the module that computes the loss."""
+        if self.class_weights is None:
+            return Stateless(self)
+        return WeightedCrossEntropy(self, class_weight_vector(self.class_weights, context))
 
     def needs(self) -> Needs:
         """Return what this term reads: the labels."""
@@ -60,6 +75,21 @@ class CrossEntropy(Term):
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the cross-entropy: [B] nats."""
         return cross_entropy(inputs.student_logits, inputs.labels, self.label_smoothing)
+
+
+class WeightedCrossEntropy(nn.Module):
+    """`cross_entropy` with a weight for each class [K], which a checkpoint need not hold."""
+
+    class_weights: Tensor
+
+    def __init__(self, config: CrossEntropy, class_weights: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the cross-entropy: [B] nats."""
+        return cross_entropy(inputs.student_logits, inputs.labels, self.config.label_smoothing, self.class_weights)
 
 
 class LogitTerm(Term):

@@ -43,6 +43,7 @@ class Stream(IntEnum):
     SHARD_ORDER = 16
     WINDOW_ORDER = 17
     WINDOW_PARTNER = 18
+    CLASS_ORDER = 19
 
 
 @dataclass(frozen=True)

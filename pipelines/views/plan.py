@@ -2,7 +2,8 @@
 
 Both are pure functions of integers, `view = f(seed, view number, sample id)` and `order = g(seed, epoch)`. Nothing is
 kept between calls: any rank computes any part of any epoch, and a stored teacher output belongs to one view for good.
-Where the plan has `windows`, an epoch is shuffled shard by shard: see `pipelines.views.windows`.
+Where the plan has `windows`, an epoch is shuffled shard by shard: see `pipelines.views.windows`; where it has a
+`sampling`, rare classes are shown more often: see `pipelines.views.sampling`.
 
 An epoch has a row for each of its positions, and a row is a sample in a view. Where `repeats` is R, R rows in a row are
 of one sample (or, where views are mixed, of one pair of partners), in R views that follow one another.
@@ -23,6 +24,7 @@ from pipelines.views import draws
 from pipelines.views.draws import Stream
 from pipelines.views.order import Permutation, permutation
 from pipelines.views.policy import ViewPolicy
+from pipelines.views.sampling import ClassSampling
 from pipelines.views.windows import Windows, WindowSlots
 
 # Raise this with any change, here or in `render`, that gives a view other pixels.
@@ -66,25 +68,30 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The views and the epochs of a data set of num_samples samples. windows: None for a full shuffle."""
+    """The views and the epochs of a data set of num_samples samples.
+
+    windows: None for a full shuffle; sampling: None for every sample once an epoch; one of the two at most.
+    """
 
     policy: ViewPolicy
     seed: int
     num_samples: int
     windows: Windows | None = None
+    sampling: ClassSampling | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise Refused(f"the view plan's seed is {self.seed}; give a whole number in [0, 2^64)")
         assert self.windows is None or len(self.windows.stored) == self.num_samples, "the windows are of these samples"
+        assert self.sampling is None or len(self.sampling.labels) == self.num_samples, "the labels are of these samples"
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what the views look like and of their order: policy, seed, version, and windows where given.
 
-        Equal ones on equal data show equal pixels.
+        Equal ones on equal data show equal pixels. Where rare classes are shown more often, that is part of it.
         """
-        return self._digest(self.windows)
+        return self._digest(self.windows, self.sampling)
 
     @property
     def appearance(self) -> str:
@@ -92,30 +99,39 @@ class ViewPlan:
 
         What is stored of one view is good for every order.
         """
-        return self._digest(self.windows if self.policy.mixes else None)
+        return self._digest(self.windows if self.policy.mixes else None, None)
 
     @property
     def without_windows(self) -> ViewPlan:
-        """The plan of the same samples with a full shuffle."""
-        return replace(self, windows=None)
+        """The plan of the same samples with a full shuffle, each once an epoch."""
+        return replace(self, windows=None, sampling=None)
 
-    def _digest(self, windows: Windows | None) -> str:
+    def _digest(self, windows: Windows | None, sampling: ClassSampling | None) -> str:
         content: dict[str, Any] = {"policy": self.policy.appearance(), "seed": self.seed, "version": VERSION}
         if windows is not None:
             content["windows"] = windows.digest
+        if sampling is not None:
+            content["sampling"] = sampling.digest
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def views_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the view numbers of the rows at the given positions of an epoch: [P] -> [P]."""
         repeats, num_views = self.policy.repeats, self.policy.num_views
-        views: NDArray[np.int64] = epoch * repeats + self._places(positions)[1]
+        views: NDArray[np.int64]
+        if self.sampling is not None:
+            views = self.sampling.showings(self.seed, epoch, positions)[1]
+        else:
+            views = epoch * repeats + self._places(positions)[1]
         return views if num_views is None else views % num_views
 
     def order(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the sample ids of the rows at the given positions of an epoch: [P] -> [P].
 
-        Where views are mixed, partners stand at positions 2k and 2k + 1 (the last of an odd number stands alone).
+        Where views are mixed, partners stand at positions 2k and 2k + 1 (the last of an odd number stands alone), but
+        for a `sampling`, under which every image has a view number of its own.
         """
+        if self.sampling is not None:
+            return self.sampling.showings(self.seed, epoch, positions)[0]
         places, _ = self._places(positions)
         if not self.policy.mixes:
             if self.windows is not None:
