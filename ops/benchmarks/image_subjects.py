@@ -209,7 +209,7 @@ def _litdata_sample(source: Source, number: int) -> dict[str, Any]:
 def encoded_of(source: Source, number: int) -> tuple[bytes, int]:
     """Return an encoded image of this project's source, and its label."""
     (content,) = source.read(np.array([number]))
-    return content, int(source.labels[number])
+    return bytes(content), int(source.labels[number])
 
 
 def open_files(folder: Path, workers: int) -> MapStyle:
