@@ -209,7 +209,7 @@ def _litdata_sample(source: Source, number: int) -> dict[str, Any]:
 def encoded_of(source: Source, number: int) -> tuple[bytes, int]:
     """Return an encoded image of this project's source, and its label."""
     (content,) = source.read(np.array([number]))
-    return content, int(source.labels[number])
+    return bytes(content), int(source.labels[number])
 
 
 def open_files(folder: Path, workers: int) -> MapStyle:
@@ -230,6 +230,7 @@ def open_litdata(folder: Path, workers: int) -> MapStyle:
     return MapStyle(lambda number: tuple(opened[number].values()), len(opened), workers)
 
 
+OTHERS = ("torchvision", "webdataset", "mosaicml-streaming", "litdata")  # whose versions are written down
 WRITERS = {"tar": write_tar, "pack": write_pack, "mds": write_mds, "litdata": write_litdata}
 # {name: (container, what opens it)}; "files" is there from the start.
 SUBJECTS: dict[str, tuple[str, Callable[[Path, int], Subject]]] = {

@@ -67,7 +67,7 @@ def inspect_images(contents: list[bytes], names: list[str], acceptance: Acceptan
 def inspect_stored(storage: Storage, rows: NDArray[np.int64], acceptance: Acceptance) -> Inspected:
     """Return what is found of stored images, one of which may be impossible to read."""
     try:
-        contents = storage.read(rows)
+        contents = list(map(bytes, storage.read(rows)))
         found = inspect_images(contents, [""] * len(rows), acceptance)  # names are for those that are broken
         return inspect_images(contents, storage.names(rows), acceptance) if found.broken else found
     except Refused:
@@ -76,7 +76,7 @@ def inspect_stored(storage: Storage, rows: NDArray[np.int64], acceptance: Accept
     for row in range(len(rows)):
         one = rows[row : row + 1]
         try:
-            found = inspect_images(storage.read(one), storage.names(one), acceptance)
+            found = inspect_images(list(map(bytes, storage.read(one))), storage.names(one), acceptance)
         except Refused as error:
             found = Inspected(facts[:1], {0: str(error)})
         facts[row] = found.facts[0]

@@ -13,6 +13,8 @@ from kdcore.errors import Refused
 from pipelines.data.coding import FORMATS, differs
 from pipelines.data.headers import Size, plain_size
 
+Encoded = bytes | memoryview  # an encoded image; a view is of memory that is used again when nobody has the view
+
 # A quarter of a GiB of RGB, where Pillow begins to warn. ImageNet's largest image has 61 million.
 MAX_PIXELS = 89_478_485
 # Of one image's pixels `inspect_image` decides, and `decode_image` opens no other than those that were inspected.
@@ -63,7 +65,7 @@ def too_large(name: str, size: Size, max_pixels: int) -> Refused:
     )
 
 
-def decode_image(content: bytes, name: str, height: int, width: int) -> Image.Image:
+def decode_image(content: Encoded, name: str, height: int, width: int) -> Image.Image:
     """Return the picture in RGB; Refused where it is not of this size in pixels, or cannot be decoded."""
     with refusing_broken(name), Image.open(BytesIO(content), formats=FORMATS) as image:
         if image.size == (width, height):

@@ -18,12 +18,14 @@ from PIL import Image
 
 from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
+from pipelines.data.images import Encoded
 from pipelines.data.pack import SHARD_BYTES, VERSION, Packing, Sample, finished_facts, write_index, write_shard
 from pipelines.data.source import Source
 from pipelines.places import Place
 from pipelines.views.order import permutation
 
 _ORDER_STREAM = 0  # of the permutation that decides which images share a shard
+_READ_AT_ONCE = 1024  # images: enough to keep an object store busy, and a part of a shard only
 MAX_THREADS = 4  # each holds a shard three times over
 
 Shards = Callable[[list[int]], Iterable[tuple[int, pa.Table]]]  # numbers -> (number, facts) as they are finished
@@ -92,15 +94,17 @@ class SourcePacking:
 
     def samples(self, number: int) -> Iterable[Sample]:
         """Yield the images of a shard. Refused where one is no longer what was indexed."""
-        ids = self._shards[number]
-        paths = self.source.table["path"].chunk(0).take(pa.array(ids)).to_pylist()
-        labels = self.source.labels[ids].tolist()
-        names = self.source.names(ids)
-        for sample_id, path, label, content, name in zip(
-            ids.tolist(), paths, labels, self.source.read(ids), names, strict=True
-        ):
-            self.source.check(sample_id, content)
-            yield Sample(path, label, self._stored(sample_id, content), name)
+        shard = self._shards[number]
+        for start in range(0, len(shard), _READ_AT_ONCE):
+            ids = shard[start : start + _READ_AT_ONCE]
+            paths = self.source.table["path"].chunk(0).take(pa.array(ids)).to_pylist()
+            labels = self.source.labels[ids].tolist()
+            names = self.source.names(ids)
+            for sample_id, path, label, content, name in zip(
+                ids.tolist(), paths, labels, self.source.read(ids), names, strict=True
+            ):
+                self.source.check(sample_id, content)
+                yield Sample(path, label, self._stored(sample_id, content), name)
 
     @cached_property
     def _shards(self) -> tuple[NDArray[np.int64], ...]:
@@ -111,10 +115,10 @@ class SourcePacking:
         shard = (np.cumsum(sizes) - sizes) // self.shard_bytes
         return tuple(np.split(order, np.flatnonzero(np.diff(shard)) + 1))
 
-    def _stored(self, sample_id: int, content: bytes) -> bytes:
+    def _stored(self, sample_id: int, content: Encoded) -> bytes:
         """Return an image as it is packed."""
         if self.max_side is None and self.quality is None:
-            return content
+            return bytes(content)
         picture = self.source.decode(sample_id, content)
         if self.max_side is not None and max(picture.size) > self.max_side:
             scale = self.max_side / max(picture.size)

@@ -24,7 +24,7 @@ from PIL import Image
 from kdcore.errors import Refused
 from pipelines.data.broken import OnBroken
 from pipelines.data.copies import CopyPolicy
-from pipelines.data.images import black_image, decode_image
+from pipelines.data.images import Encoded, black_image, decode_image
 from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.data.storage import Extents, Files, Storage
 from pipelines.places import Place, is_remote
@@ -98,16 +98,17 @@ class Source:
     def _storage(self) -> Storage:
         return storage_of(self.stored_in or self.root, self.table, self.files, self.copies)
 
-    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+    def read(self, ids: NDArray[np.int64]) -> list[Encoded]:
         """Return the encoded images of these samples, in this order; callable from any thread.
 
         Refused, with the name of the image, where one is no longer what was indexed; or, where broken images are
         skipped, a black picture of its size takes its place: a function of the sample alone, on every rank.
+        Images in memory that is used again hold all of it, those of one call together, for as long as one is kept.
         """
         if self.on_broken == "refuse":
-            return self._storage.read(ids)
+            return list(self._storage.read(ids))
         try:
-            contents = self._storage.read(ids)
+            contents = list(self._storage.read(ids))
         except Refused:  # of one of them: which?
             return [self._read_or_replace(sample_id) for sample_id in ids]
         expected = self.table["crc32"].chunk(0).to_numpy()[ids].tolist()
@@ -121,7 +122,7 @@ class Source:
         """{sample id: what is wrong with it} of the images that this process has replaced by black pictures."""
         return {}
 
-    def _read_or_replace(self, sample_id: np.int64) -> bytes:
+    def _read_or_replace(self, sample_id: np.int64) -> Encoded:
         try:
             (content,) = self._storage.read(np.array([sample_id]))
             self.check(int(sample_id), content)
@@ -146,12 +147,12 @@ class Source:
         if not self.labelled:
             raise Refused(f"the images in {self.root} have no labels, which {purpose} needs; give images with labels")
 
-    def decode(self, sample_id: int, content: bytes) -> Image.Image:
+    def decode(self, sample_id: int, content: Encoded) -> Image.Image:
         """Return the whole picture of a sample in RGB; Refused, with its name, where that cannot be."""
         (name,) = self.names(np.array([sample_id]))
         return decode_image(content, name, int(self.heights[sample_id]), int(self.widths[sample_id]))
 
-    def check(self, sample_id: int, content: bytes) -> None:
+    def check(self, sample_id: int, content: Encoded) -> None:
         """Refuse an encoded image that is not the one that was indexed: its checksum differs."""
         if zlib.crc32(content) != self.table["crc32"].chunk(0)[sample_id].as_py():
             (name,) = self.names(np.array([sample_id]))

@@ -1,12 +1,16 @@
 """Where the encoded bytes of samples lie, and how they are fetched: any ids, in any order, from any thread.
 
 Every container reduces to one of two: a file an image, or extents (file, offset, length) of larger files.
+
+Files on a disk are read and not mapped: one that is cut off under way gives a short read, which can be refused, where a
+touch of a mapping would end the process. The copy out of the system's cache costs little in memory that is used again.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -16,13 +20,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.images import unreadable
+from pipelines.buffers import Buffers
+from pipelines.data.images import Encoded, unreadable
 
 
 class Storage(Protocol):
     """The bytes of the samples of one source, by sample id; its methods may be called from several threads."""
 
-    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+    def read(self, ids: NDArray[np.int64]) -> Sequence[Encoded]:
         """Return the encoded images; Refused, with the name, where one is not what the index says."""
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
@@ -33,7 +38,19 @@ class Storage(Protocol):
         """How many images to read ahead of those in use, at least."""
 
 
+_KEPT = 64  # free buffers at most: as many reads as are under way at once
+_SPARE = 0.25  # so that the next images, a little larger together, fit as well
+
+
 class _OnDisk:
+    def __init__(self) -> None:
+        self._buffers = Buffers(_KEPT, _SPARE)
+
+    def _room(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Return memory of these sizes in bytes, all of one buffer."""
+        whole = self._buffers.take(sum(sizes)).data
+        return [whole[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
     @property
     def ahead(self) -> int:
         """How many images to read ahead: what the loader asks for is enough."""
@@ -44,14 +61,15 @@ class Files(_OnDisk):
     """One file an image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes."""
 
     def __init__(self, root: str, paths: pa.Array, num_bytes: NDArray[np.int64]) -> None:
+        super().__init__()
         self._root = root
         self._paths = paths
         self._num_bytes = num_bytes
 
-    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+    def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
         """Return the content of the files."""
-        sizes = self._num_bytes[ids].tolist()
-        return [_read_file(path, size) for path, size in zip(self.names(ids), sizes, strict=True)]
+        room = self._room((self._num_bytes[ids] + 1).tolist())  # one byte more tells that a file has grown
+        return [_read_file(path, into) for path, into in zip(self.names(ids), room, strict=True)]
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the paths of the files."""
@@ -68,6 +86,7 @@ class Extents(_OnDisk):
     """
 
     def __init__(self, root: str, files: Sequence[tuple[str, int]], table: pa.Table) -> None:
+        super().__init__()
         self._root = Path(root)
         self._files = files
         self._paths = table["path"].chunk(0)
@@ -77,17 +96,20 @@ class Extents(_OnDisk):
         self._open: dict[int, int] = {}  # {number of a file: its descriptor}
         self._opening = Lock()
 
-    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
-        """Return the extents. Refused where a file is not as long as it was."""
-        rows = (self._file[ids].tolist(), self._offset[ids].tolist(), self._num_bytes[ids].tolist())
-        contents = []
-        for file, offset, num_bytes in zip(*rows, strict=True):
+    def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
+        """Return the extents. Refused where a file is not as long as it was, or its disk fails."""
+        room = self._room(self._num_bytes[ids].tolist())
+        for file, offset, into in zip(self._file[ids].tolist(), self._offset[ids].tolist(), room, strict=True):
             descriptor = self._open.get(file)
-            content = os.pread(self._descriptor(file) if descriptor is None else descriptor, num_bytes, offset)
-            if len(content) != num_bytes:
+            if descriptor is None:
+                descriptor = self._descriptor(file)
+            try:
+                num_read = os.preadv(descriptor, [into], offset)
+            except OSError as error:
+                raise _lost(str(self._root / self._files[file][0]), error) from error
+            if num_read != len(into):
                 raise _changed(str(self._root / self._files[file][0]))
-            contents.append(content)
-        return contents
+        return room
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return <file>: <path of the image>."""
@@ -104,7 +126,7 @@ class Extents(_OnDisk):
                 try:
                     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
-                    raise Refused(f"{path} cannot be read ({error.strerror}); put it back, or index again") from error
+                    raise _lost(path, error) from error
                 if os.fstat(descriptor).st_size != num_bytes:
                     os.close(descriptor)
                     raise _changed(path)
@@ -116,25 +138,30 @@ class Extents(_OnDisk):
             os.close(descriptor)
 
 
+def _lost(path: str, error: OSError) -> Refused:
+    return Refused(f"{path} cannot be read ({error.strerror}); put it back, or index again")
+
+
 def _changed(path: str) -> Refused:
     return Refused(f"{path} was changed or cut off after it was indexed; restore it, or build the index again")
 
 
-def _read_file(path: str, num_bytes: int) -> bytes:
-    """Return the content of a file with as few system calls as can be; Refused where it has another size."""
+def _read_file(path: str, into: memoryview) -> memoryview:
+    """Return the content of a file, read into room for one byte more; Refused where it has another size."""
+    num_bytes = len(into) - 1
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = os.read(file, num_bytes + 1)
-            while 0 < len(content) < num_bytes and (more := os.read(file, num_bytes + 1 - len(content))):
-                content += more
+            num_read = os.readv(file, [into])
+            while 0 < num_read < num_bytes and (more := os.readv(file, [into[num_read:]])):
+                num_read += more
         finally:
             os.close(file)
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(content) != num_bytes:
+    if num_read != num_bytes:
         raise Refused(
             f"{path} cannot be read as an image (its size is no longer the {num_bytes} bytes that were indexed); "
             "repair or remove it, then build the index again"
         )
-    return content
+    return into[:num_bytes]

@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from pipelines.data.images import Encoded
 from pipelines.data.source import Source
 from pipelines.loaders.base import Job
 
-_Reading = tuple[Job, list[Future[list[bytes]]]]
+_Reading = tuple[Job, list[Future[list[Encoded]]]]
 
 
 class ReadAhead:
@@ -27,7 +28,7 @@ class ReadAhead:
         self._images = source.ahead
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
 
-    def __call__(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, list[bytes]]]:
+    def __call__(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, list[Encoded]]]:
         """Yield each job with its images, in order; Refused, with its name, for an image that cannot be read."""
         reading: deque[_Reading] = deque()
         num_images = 0  # that are being read, or wait
@@ -47,6 +48,6 @@ class ReadAhead:
                     future.cancel()
 
 
-def _finished(reading: _Reading) -> tuple[Job, list[bytes]]:
+def _finished(reading: _Reading) -> tuple[Job, list[Encoded]]:
     job, futures = reading
     return job, [content for future in futures for content in future.result()]

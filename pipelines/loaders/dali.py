@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import Refused
+from pipelines.data.images import Encoded
 from pipelines.data.source import Source
 from pipelines.loaders.ahead import ReadAhead
 from pipelines.loaders.base import Job, Loader
@@ -50,8 +51,8 @@ class DaliLoader(Loader):
         self._prefetch = prefetch
         self._pipeline: Any = None
         self._read_ahead = ReadAhead(source, num_threads, prefetch)
-        self._jobs: Iterator[tuple[Job, list[bytes]]] = iter(())
-        self._pending: deque[tuple[Job, list[bytes]]] = deque()  # given to DALI, pictures not yet taken
+        self._jobs: Iterator[tuple[Job, list[Encoded]]] = iter(())
+        self._pending: deque[tuple[Job, list[Encoded]]] = deque()  # given to DALI, pictures not yet taken
 
     def decode(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Tensor]]:
         """Yield each job with its pictures."""
@@ -107,7 +108,7 @@ class DaliLoader(Loader):
                     )
         return None
 
-    def _complaint(self, content: bytes) -> str | None:
+    def _complaint(self, content: Encoded) -> str | None:
         """Return what DALI says of one image alone; None where it decodes it."""
         dali = _import_dali()
         pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=_device_id(self.device), prefetch_queue_depth=1)

@@ -8,18 +8,21 @@ memory which earlier batches have used. Nothing is done to a picture that does n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.loaders.buffers import Buffers
+from pipelines.buffers import Buffers
 from pipelines.loaders.pillow_operations import PillowOperator
 from pipelines.views.plan import Views
 from pipelines.views.policy import ViewPolicy
 
 _CACHED_VALUES = 300_000  # about as many float32 values are worked on at once: two pictures of 224 x 224
+
+_KEPT = 4  # free batches at most: one in training, one that is prepared, and two between
 
 Rows = NDArray[np.int64]
 
@@ -38,7 +41,7 @@ class PictureRenderer:
             self.operator = PillowOperator(policy.fill, bicubic=policy.interpolation == "bicubic")
         height, width = policy.height, policy.width
         self._at_once = max(2 if policy.mixes else 1, _CACHED_VALUES // (3 * height * width))
-        self._batches = Buffers()
+        self._batches = Buffers(_KEPT)
         most = self._at_once * (2 if policy.mixes else 1)  # every partner may be missing
         self._pixels = torch.empty(most, height, width, 3, dtype=torch.uint8)
         self._developed = torch.empty(most if policy.mixes else 0, height, 3 * width)
@@ -47,7 +50,7 @@ class PictureRenderer:
 
     def __call__(self, images: Tensor, views: Views, partner_rows: Rows) -> Tensor:
         """Return what a network sees: uint8 [N,H,W,3] of N views -> float32 [B,H,3W]; see `Finish`."""
-        out = self._batches.take(len(partner_rows), self.policy.height, 3 * self.policy.width)
+        out = self._batch(len(partner_rows))
         if not self.policy.mixes:
             for start in range(0, len(out), self._at_once):
                 rows = np.arange(start, min(start + self._at_once, len(out)))
@@ -58,6 +61,11 @@ class PictureRenderer:
         if not self.policy.erase_first:
             self._erase(out, views, np.arange(len(out)))
         return out
+
+    def _batch(self, num: int) -> Tensor:
+        """Return room for so many pictures: float32 [num,H,3W], whose memory is used again when no tensor shares it."""
+        shape = num, self.policy.height, 3 * self.policy.width
+        return torch.from_numpy(self._batches.take(4 * prod(shape))).view(torch.float32).view(shape)
 
     def _together(self, partner_rows: Rows) -> Iterator[Rows]:
         """Yield the rows of a batch in parts, partners next to one another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -125,6 +126,34 @@ def test_a_file_that_is_cut_off_under_way_is_named(container: str, folder: Path,
     Path(name).unlink()
     with pytest.raises(Refused, match=rf"^{name} cannot be read \(No such file or directory\)"):
         source.read(np.arange(len(source)))
+
+
+@pytest.mark.parametrize("container", ["folder", "tar of folders", "pack"])
+def test_images_in_use_are_not_written_over(container: str, folder: Path, tmp_path: Path) -> None:
+    """Memory is used again for other images, but not while any image in it is kept."""
+    CONTAINERS[container](folder, "train", tmp_path)
+    source = build(tmp_path)
+    ids = np.arange(len(source))
+    expected = [bytes(source.read(ids[number : number + 1])[0]) for number in ids]
+    place = np.frombuffer(source.read(ids)[0], dtype=np.uint8).ctypes.data
+    kept = source.read(ids)
+    assert np.frombuffer(kept[0], dtype=np.uint8).ctypes.data == place, "the same memory"
+    last = kept[-1]
+    del kept
+    for _ in range(3):
+        assert source.read(ids[::-1]) == expected[::-1]
+    assert last == expected[-1]
+
+
+def test_a_disk_that_fails_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    CONTAINERS["pack"](folder, "train", tmp_path)
+    source = build(tmp_path)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(Refused, match=r"shard-00000.arrow cannot be read \(Input/output error\); put it back"):
+        source.read(np.arange(3))
 
 
 def test_a_tar_with_labels_for_some(tmp_path: Path) -> None:

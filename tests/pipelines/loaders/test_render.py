@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from pipelines.loaders.buffers import Buffers
 from pipelines.loaders.render import Finish, noise_field
 from pipelines.loaders.render_batch import BatchRenderer, change_colour, inside
 from pipelines.loaders.render_pictures import PictureRenderer
@@ -153,22 +152,6 @@ def test_the_number_of_kernels_does_not_grow_with_the_batch(erase_first: bool) -
 
     assert kernels(64) == kernels(256)
     assert kernels(64) <= 150
-
-
-def test_memory_is_used_again_once_nobody_refers_to_it() -> None:
-    buffers = Buffers()
-    batch = buffers.take(4, 6)
-    place, part = batch.data_ptr(), torch.from_dlpack(batch[1:3])
-    weight = torch.ones(6, requires_grad=True)
-    loss = (weight * part).sum()
-    del batch
-    assert buffers.take(4, 6).data_ptr() != place, "a part of it is in use"
-    del part
-    assert buffers.take(4, 6).data_ptr() != place, "the backward pass will read it"
-    loss.backward()
-    held = [buffers.take(2, 5) for _ in range(3)]
-    assert place in {buffer.data_ptr() for buffer in held}, "a smaller batch fits as well"
-    assert len({buffer.data_ptr() for buffer in held}) == 3
 
 
 def test_plain_pictures_are_normalised_and_keep_hard_labels() -> None:
