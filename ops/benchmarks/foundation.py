@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors.torch import save
 
 from cluster.cache.job import build
@@ -29,12 +30,13 @@ from cluster.config import RunConfig
 from cluster.recipe import absolute
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import launch
+from kdcore.errors import Refused
 from ops import catalog
 from ops.benchmarks.foundation_teacher import find_vit, vit_weights
 from ops.console import say
 from ops.facts import RESULTS, facts, spread, write
 from ops.probe import knowledge
-from ops.reproduce.paper3 import CLASSES, copy_weights, find_weights, link_images
+from ops.reproduce.paper3 import CLASSES, copy_weights, find_weights
 from ops.reproduce.paper3_results import difference
 from pipelines.cache.manifest import MANIFEST
 from pipelines.files import make_folder, write_json, write_whole
@@ -43,8 +45,10 @@ NAME = "foundation"
 TEACHERS = ("vit", "lite")
 MEASURES = ("top1", "knn_top1", "probe_top1")
 PROBED = "probed.json"  # in a run's folder: what its features know
+WITHOUT_TEACHER = ("teacher=null", "cache=null", 'method=[{"term": "ce", "weight": 1}]')
 FEW = 23  # labelled images a class, a tenth
-LABELS_OF_FEW = (f"data.images_per_class={FEW}", "train.epochs=60", "train.batch_size=92")
+LABELS_OF_FEW = (f"data.images_per_class={FEW}", "train.epochs=40", "train.batch_size=92")
+SIDE = 112  # pixels of the images: what the teachers see; the student sees 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Row:
 
 ROWS = {
     "alone": Row("alone", "from scratch, all labels"),
-    "alone_long": Row("alone", "from scratch, all labels, twice the epochs", ("train.epochs=30",), against="alone"),
+    "alone_long": Row("alone", "from scratch, all labels, twice the epochs", ("train.epochs=20",), against="alone"),
     "vit": Row("distilled", "by the ViT, no labels"),
     "vit_finetuned": Row(
         "finetuned", "by the ViT, then fine-tuned with all labels", starts_from="vit", against="alone_long"
@@ -127,14 +131,36 @@ class State:
 def prepare(state: State, data: str | None, vit: str | None, lite: str | None) -> None:
     """Put images and weights where the recipes look for them. Refused where they are needed and not there."""
     make_folder(state.path, "--state")
-    if not state.images.exists():
-        link_images(Path(data or "outputs/paper3/images").absolute(), state.images)
+    if not (state.images / "val").exists():
+        if data is None:
+            raise Refused(
+                f"{state.images} does not exist; name the folder of the 20 classes, or ImageNet's, with --data"
+            )
+        shrink(Path(data), state.images)
     if not (state.unlabelled / "val").exists():
         without_labels(state.images, state.unlabelled)
     if not state.weights("vit").exists():
         write_whole(state.weights("vit"), save(vit_weights(find_vit(vit))))
     if not state.weights("lite").exists():
         copy_weights(find_weights(lite), state.weights("lite"))
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Write the 20 classes at SIDE pixels, so that a run does not spend its time on decoding larger ones."""
+    for split in ("train", "val"):
+        for name in CLASSES:
+            if not (source / split / name).is_dir():
+                raise Refused(f"{source / split} has no class folder {name}, which is one of the 20; add it")
+    for split in ("train", "val"):  # the last folder to be there says that all are
+        for name in CLASSES:
+            folder = target / ".writing" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted((source / split / name).iterdir()):
+                with Image.open(file) as picture:
+                    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                small.save(folder / f"{file.stem}.jpg", quality=95)
+        if not (target / split).exists():
+            (target / ".writing" / split).rename(target / split)
 
 
 def without_labels(images: Path, folder: Path) -> None:
@@ -149,21 +175,30 @@ def without_labels(images: Path, folder: Path) -> None:
 
 
 def advance(state: State, seeds: int, ends: float, results: Path) -> list[str]:
-    """Run what is left, all rows of a seed before the next one, until the time `ends`; return the names of the rest.
+    """Run what is left until the time `ends`; return the names of the rest.
 
     results: the folder into which what has come of it is written after every run.
     """
     left = []
-    for seed in range(seeds):
-        for row in ROWS:
-            if (state.folder(row, seed).path / PROBED).exists():
-                continue
-            if time.monotonic() > ends:
-                left.append(f"{row}-seed{seed}")
-                continue
-            run_one(state, row, seed)
+    for row, seed in in_order(seeds):
+        if (state.folder(row, seed).path / PROBED).exists():
+            continue
+        if time.monotonic() > ends:
+            left.append(f"{row}-seed{seed}")
+            continue
+        run_one(state, row, seed)
+        write(NAME, collect(state, seeds), results)
+    for teacher in TEACHERS:
+        if not left and not (state.path / f"{teacher}.json").exists():
+            ask_teacher(state, teacher)
             write(NAME, collect(state, seeds), results)
     return left
+
+
+def in_order(seeds: int) -> list[tuple[str, int]]:
+    """Return the runs (row, seed): all of a seed before the next one, and those of the second teacher last."""
+    runs = [(row, seed) for seed in range(seeds) for row in ROWS]
+    return sorted(runs, key=lambda run: "lite" in run[0])
 
 
 def run_one(state: State, row: str, seed: int) -> None:
@@ -174,11 +209,10 @@ def run_one(state: State, row: str, seed: int) -> None:
     begun = time.process_time()
     result = launch(config)
     seconds = time.process_time() - begun
-    found = knowledge(str(folder.path), [f"data.root={state.images}", *probing(config, row, seed)])
+    found = knowledge(str(folder.path), [f"data.root={state.images}", *WITHOUT_TEACHER])
     about = {
         "top1": result.metrics.get("val/top1"),
         **{key.removeprefix("val/"): value for key, value in found.student.items()},
-        "teacher": {key.removeprefix("val/"): value for key, value in found.teacher.items()},
         "bank": found.bank,
         "cpu_seconds": seconds,
         "facts": facts(),
@@ -187,13 +221,13 @@ def run_one(state: State, row: str, seed: int) -> None:
     say(f"{folder.path.name}: " + ", ".join(f"{key} {about[key]:.2%}" for key in MEASURES if about.get(key)))
 
 
-def probing(config: RunConfig, row: str, seed: int) -> list[str]:
-    """Return the changes under which a run is probed: with its teacher at work for the first seed, else without one."""
-    if config.teacher is None:
-        return []
-    return (
-        ["teacher.source=online"] if seed == 0 else ["teacher=null", "cache=null", 'method=[{"term":"ce","weight":1}]']
-    )
+def ask_teacher(state: State, teacher: str) -> None:
+    """Write what a teacher's own features know, and how many neighbours its student of seed 0 shares with it."""
+    folder = state.folder(teacher, 0).path
+    found = knowledge(str(folder), [f"data.root={state.images}", "teacher.source=online"])
+    shared = found.student["val/neighbour_agreement"]
+    values = {key.removeprefix("val/"): value for key, value in found.teacher.items()}
+    write_json(state.path / f"{teacher}.json", {**values, "bank": found.bank, "neighbour_agreement": shared})
 
 
 def said_now_and_then(what: str) -> Callable[[dict[str, Any], list[str]], None]:
@@ -216,9 +250,9 @@ def collect(state: State, seeds: int) -> dict[str, Any]:
         row: {seed: run["top1"] for seed, run in found.items() if run["top1"] is not None}
         for row, found in runs.items()
     }
-    teachers = {row: runs[row][0]["teacher"] for row in TEACHERS if 0 in runs[row]}
+    asked = {teacher: state.path / f"{teacher}.json" for teacher in TEACHERS}
     return {
-        "teachers": teachers,
+        "teachers": {teacher: json.loads(path.read_text()) for teacher, path in asked.items() if path.exists()},
         "rows": {
             row: {
                 "text": ROWS[row].text,
