@@ -5,7 +5,7 @@ Used by the workers, and by everything that looks at a run without training it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
@@ -23,20 +23,19 @@ from cluster.images import evaluation_policy, open_data
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import (
     EVALUATION_BATCH,
-    ClassStatistics,
     class_means,
     similarity_of_classes,
     teacher_pass,
 )
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher
-from cluster.teacher_assembly import assemble_teacher
+from cluster.teacher_assembly import assemble_teacher, reused_head
 from cluster.weights import starting_facts
-from kdcore.batch import Batch, TeacherOutputs
+from kdcore.batch import Batch, ClassStatistics, TeacherOutputs
 from kdcore.distiller import Distiller, OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
-from kdcore.reused import ReusedClassifierStudent, TeacherHead
+from kdcore.reused import ReusedClassifierStudent
 from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
@@ -218,16 +217,14 @@ class Assembly:
             prefetch=data.prefetch,
         )
 
-    def distiller(self, statistics: ClassStatistics | None = None) -> Distiller:
+    def distiller(self, statistics: Mapping[str | None, ClassStatistics] | None = None) -> Distiller:
         """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
 
-        statistics: of the teacher's classes; not given: those that are stored, or a pass over the images.
+        statistics: as of `every_class_statistics`, in its place.
         """
         train = self.indexes["train"]
-        if statistics is None:
-            statistics = (
-                self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
-            )
+        statistics = self.every_class_statistics() if statistics is None else statistics
+        of_one = statistics.get(None, ClassStatistics())
         shapes = self.stored.shapes if self.stored else None
         if self.teacher is not None:
             shapes = self.teacher.taps.shapes(image_size(self.for_teacher.config))
@@ -239,13 +236,22 @@ class Assembly:
             teacher=self.ensemble.combined if self.ensemble else self.teacher,
             teacher_shapes=shapes,
             classes=train.classes,
-            class_means=statistics.means,
-            class_similarity=statistics.similarity,
+            class_means=of_one.means,
+            class_similarity=of_one.similarity,
+            statistics={name: one for name, one in statistics.items() if name is not None},
             sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
             num_epochs=self.config.train.epochs,
         )
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller
+
+    def every_class_statistics(self) -> dict[str | None, ClassStatistics]:
+        """Return what every teacher makes of the classes, of several by name: as it is stored, or by a pass."""
+        if self.ensemble is None:
+            one = self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
+            return {None: one}
+        kept = {name: one.class_statistics for name, one in self.ensemble.stored.items()}
+        return {**kept, **{name: self.class_statistics(one) for name, one in self.ensemble.online.items()}}
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
         """Compute what the teacher's needs name of the training set, in one or two passes over it.
@@ -284,7 +290,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
     statistics = input_statistics(student)
     if config.data.mean and config.data.std:
         statistics = (config.data.mean, config.data.std)
-    teacher, stored, head, ensemble = None, None, None, None
+    teacher, stored, ensemble = None, None, None
     with torch.random.fork_rng(devices=[]):
         found = [assemble_teacher(one, indexes, plan, statistics, rank) for one in config.teacher_recipes]
         if config.teachers:
@@ -294,9 +300,7 @@ def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assemb
             ensemble = TeacherEnsemble.of(config, online, kept, image_size(config))
         elif found:
             teacher, stored = (found[0], None) if isinstance(found[0], OnlineTeacher) else (None, found[0])
-        if config.student.classifier == "reused":
-            seen = image_size(config.for_teacher)
-            head = TeacherHead.of(teacher.model, seen) if teacher else stored.head if stored else None
+        head = reused_head(config, found)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
     run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank, ensemble)

@@ -11,7 +11,7 @@ Not here: the sections themselves (`cluster.sections`), and how recipes are read
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
@@ -33,6 +33,7 @@ from cluster.teachers import (
     check_a_teacher_is_there,
     check_heads,
     check_teachers,
+    classifier_lender,
     read_by,
 )
 from kdcore.batch import Needs
@@ -160,7 +161,9 @@ class RunConfig(Section):
             update={"dir": member.cache_dir or f"{self.cache.dir}/{member.name}"}
         )
         terms = tuple(term.model_copy(update={"teacher": None}) for term in read_by(self, member))
-        own = {"teacher": member.alone(), "teachers": (), "ensemble": EnsembleConfig()}
+        own: dict[str, Any] = {"teacher": member.alone(), "teachers": (), "ensemble": EnsembleConfig()}
+        if member.name != classifier_lender(self):
+            own["student"] = self.student.model_copy(update={"classifier": "own"})
         return self.model_copy(update={**own, "cache": cache, "method": terms})
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.rank import Rank
-from kdcore.batch import Needs
+from kdcore.batch import ClassStatistics, Needs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.metrics import Counts
@@ -81,17 +80,6 @@ def teacher_pass(
         logits.append(answer.float().cpu())
     rank.add_up(counts.totals)
     return counts.result(), torch.cat(logits) if logits else torch.empty(0)
-
-
-@dataclass(frozen=True)
-class ClassStatistics:
-    """What terms read of a teacher over the training set; what none of them declares is not there.
-
-    means: {tap: [K,D]}; similarity [K,K]: of the logits of any two classes.
-    """
-
-    means: dict[str, Tensor] = field(default_factory=dict)
-    similarity: Tensor | None = None
 
 
 def stand_in_statistics(

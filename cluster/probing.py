@@ -6,7 +6,7 @@ For teachers without a head, whose students cannot be compared with them by thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from kdcore.layout import evaluating
 from kdcore.probing import knn_logits, linear_probe_logits, neighbour_agreement, top1
 from kdcore.quality.collect import class_balanced_sample
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
-from pipelines.loaders.base import Request
+from pipelines.loaders.base import Loader, Request
 
 BANK_PER_CLASS = 100  # training images of each class that neighbours are looked for among, and probes fitted to
 
@@ -48,7 +48,7 @@ class Probe:
     """A run's networks by their features: of the student what its classifier reads, of the teacher what it answers.
 
     The bank is the same images for every network: a class-balanced sample of the training images, cut as for
-    validation; there is none where those have no labels.
+    validation; there is none where those have no labels. A teacher with a size of its own sees them in that size.
     """
 
     def __init__(self, run: Assembly, splits: Sequence[str]) -> None:
@@ -58,9 +58,18 @@ class Probe:
         if train.labelled:
             per_class = min(BANK_PER_CLASS, int(np.bincount(train.labels, minlength=len(train.classes)).min()))
             self.bank = class_balanced_sample(train.labels, per_class, run.plan.seed) if per_class else None
-        self.loaders = {split: run.evaluation_loader(split) for split in ("train", *splits)}
+        self.loaders = self.loaders_of(run)
         self.teacher = headless_teacher(run)
-        self.theirs = {split: self.embed(self.teacher_embedding, split) for split in splits} if self.teacher else {}
+        self.seen = self.loaders if run.for_teacher is run else self.loaders_of(run.for_teacher)
+        self.theirs = {split: self.embed_by_teacher(split) for split in splits} if self.teacher else {}
+
+    def loaders_of(self, run: Assembly) -> Mapping[str, Loader]:
+        """Return {split: loader} of the bank's images and of those that judge, in the size that a run shows."""
+        return {split: run.evaluation_loader(split) for split in ("train", *self.splits)}
+
+    def embed_by_teacher(self, split: str, ids: NDArray[np.int64] | None = None) -> Tensor:
+        """Return what the teacher answers for a split's images, or for some of them: [n,D]."""
+        return self.embed(self.teacher_embedding, split, ids, self.seen)
 
     def teacher_embedding(self, batch: Batch) -> Tensor:
         """Return what the teacher without a head answers: [B,D]."""
@@ -78,7 +87,7 @@ class Probe:
         found: dict[str, float] = {}
         try:
             with evaluating(student):
-                bank = self.bank_features(embedding)
+                bank = None if self.bank is None else self.embed(embedding, "train", self.bank)
                 for split in self.splits:
                     ours = self.embed(embedding, split)
                     found |= {f"{split}/{name}": value for name, value in self.judge(bank, ours, split, linear).items()}
@@ -92,7 +101,7 @@ class Probe:
         """Return {split: metrics} of a teacher without a head that answers online; nothing for another."""
         if self.teacher is None:
             return {}
-        bank = self.bank_features(self.teacher_embedding)
+        bank = None if self.bank is None else self.embed_by_teacher("train", self.bank)
         return {split: self.judge(bank, theirs, split, linear) for split, theirs in self.theirs.items()}
 
     def judge(self, bank: Tensor | None, features: Tensor, split: str, linear: bool) -> dict[str, float]:
@@ -108,19 +117,24 @@ class Probe:
             found["probe_top1"] = top1(linear_probe_logits(bank, known, features, number), labels)
         return found
 
-    def bank_features(self, embedding: Embedding) -> Tensor | None:
-        """Return the features of the bank's images; None without a bank."""
-        return None if self.bank is None else self.embed(embedding, "train", self.bank)
-
     @torch.no_grad()
-    def embed(self, embedding: Embedding, split: str, ids: NDArray[np.int64] | None = None) -> Tensor:
-        """Return the features [n,D] of a split's images, or of some of them; the same on every rank."""
+    def embed(
+        self,
+        embedding: Embedding,
+        split: str,
+        ids: NDArray[np.int64] | None = None,
+        loaders: Mapping[str, Loader] | None = None,
+    ) -> Tensor:
+        """Return the features [n,D] of a split's images, or of some of them; the same on every rank.
+
+        loaders: of the images in the size that the network sees; not given: the student's.
+        """
         rank = self.run.rank
         ids = np.arange(len(self.run.indexes[split])) if ids is None else ids
         share, rows = rank.slice_of(len(ids)), []
         starts = range(share.start, share.stop, EVALUATION_BATCH)
         requests = (Request(0, ids[start : min(start + EVALUATION_BATCH, share.stop)]) for start in starts)
-        for batch in self.loaders[split].load(requests):
+        for batch in (loaders or self.loaders)[split].load(requests):
             rows.append(embedding(batch).float())
         width = torch.tensor([rows[0].shape[1] if rows else 0], dtype=torch.float64, device=rank.device)
         count = torch.tensor([1.0 if rows else 0.0], dtype=torch.float64, device=rank.device)

@@ -6,7 +6,10 @@ import numpy as np
 
 from cluster.assembly import Assembly, image_size
 from cluster.images import evaluation_policy
-from cluster.passes import ClassStatistics, stand_in_statistics
+from cluster.passes import stand_in_statistics
+from cluster.stored_teacher import StoredTeacher
+from kdcore.batch import ClassStatistics
+from kdcore.distiller import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse
 from pipelines.loaders.base import Request
 
@@ -31,9 +34,18 @@ def rehearse_run(run: Assembly) -> None:
         )
 
 
-def stand_in(run: Assembly) -> ClassStatistics | None:
-    """Return class statistics that take no pass over the images; None where none are needed, or they are stored."""
-    if run.teacher is None or not run.teacher.needs.class_statistics:
-        return None
-    train, shapes = run.indexes["train"], run.teacher.taps.shapes(image_size(run.for_teacher.config))
-    return stand_in_statistics(run.teacher.needs, shapes, train.labels.astype(np.int64), len(train.classes))
+def stand_in(run: Assembly) -> dict[str | None, ClassStatistics]:
+    """Return statistics of every teacher's classes that take no pass over the images: random, or those stored."""
+    train, size = run.indexes["train"], image_size(run.for_teacher.config)
+
+    def of(teacher: OnlineTeacher) -> ClassStatistics:
+        if not teacher.needs.class_statistics:
+            return ClassStatistics()
+        labels, shapes = train.labels.astype(np.int64), teacher.taps.shapes(size)
+        return stand_in_statistics(teacher.needs, shapes, labels, len(train.classes))
+
+    online: dict[str | None, OnlineTeacher] = {None: run.teacher} if run.teacher else {}
+    kept: dict[str | None, StoredTeacher] = {None: run.stored} if run.stored else {}
+    if run.ensemble is not None:
+        online, kept = {**run.ensemble.online}, {**run.ensemble.stored}
+    return {name: one.class_statistics for name, one in kept.items()} | {name: of(one) for name, one in online.items()}

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
-from cluster.passes import ClassStatistics
 from cluster.plugins import fingerprint_of_module
 from cluster.rank import Rank
 from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
-from kdcore.batch import Needs, TeacherOutputs
+from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout
 from kdcore.metrics import Counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -9,11 +10,12 @@ from torch import nn
 from cluster.config import RunConfig
 from cluster.images import evaluation_policy
 from cluster.rank import Rank
-from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher
+from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher, reuses_head
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.models import build_backbone, build_model, input_statistics
+from kdcore.reused import TeacherHead
 from pipelines.data.source import Source
 from pipelines.views.plan import ViewPlan
 
@@ -44,6 +46,19 @@ def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
             "name the file that maps class folders to its outputs as teacher.class_indices"
         )
     return teacher
+
+
+def reused_head(config: RunConfig, teachers: Sequence[OnlineTeacher | StoredTeacher]) -> TeacherHead | None:
+    """Return what SimKD's student takes of its teacher: of several, the one that its term names; None for another.
+
+    teachers: those of `config.teacher_recipes`, in that order.
+    """
+    for recipe, teacher in zip(config.teacher_recipes, teachers, strict=True):
+        if reuses_head(recipe):
+            seen = recipe.for_teacher.views
+            is_online = isinstance(teacher, OnlineTeacher)
+            return TeacherHead.of(teacher.model, (seen.height, seen.width)) if is_online else teacher.head
+    return None
 
 
 def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, rank: Rank) -> OnlineTeacher:

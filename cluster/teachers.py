@@ -21,6 +21,7 @@ from kdcore.configs import PATH
 from kdcore.ensemble import Average, Weighting
 from kdcore.errors import Refused
 from kdcore.terms.base import Term, scheduled_weight
+from kdcore.terms.features import SimKD
 
 
 class MemberConfig(TeacherConfig):
@@ -108,10 +109,7 @@ def check_teachers(config: Recipe) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise Refused(f"two teachers are called {twice[0]!r}; rename one")
     if config.student.classifier == "reused":
-        raise Refused("student.classifier: reused takes the classifier of one teacher; give it as teacher")
-    if config.needs.class_statistics:
-        wanting = [term.term for term in config.method if term.needs().class_statistics]
-        raise Refused(f"{wanting[0]} reads statistics of the classes, which one teacher has; give it as teacher")
+        _check_one_classifier(config)
     if all(member.weight == 0 and member.head == "own" for member in config.teachers):
         raise Refused("every teacher has weight 0, but students are compared with their average; give one a weight")
     _check_average(config)
@@ -139,8 +137,26 @@ def check_heads(config: Recipe) -> None:
                 f"{term.term} reads more than features of the teacher {teacher.model}, whose head is none; take terms "
                 "on features, such as fitnet, rkd or cka"
             )
-    if config.student.classifier == "reused" and config.teacher is not None and config.teacher.head == "none":
-        raise Refused("student.classifier: reused takes the teacher's classifier, but teacher.head is none")
+    lender = named.get(classifier_lender(config)) if config.student.classifier == "reused" else None
+    if lender is not None and lender.head == "none":
+        raise Refused(f"student.classifier: reused takes the classifier of {lender.model}, but its head is none")
+
+
+def classifier_lender(config: Recipe) -> str | None:
+    """Return which of several teachers lends SimKD's student its classifier: the one that the simkd term names."""
+    return next((term.teacher for term in config.method if term.weight > 0 and isinstance(term, SimKD)), None)
+
+
+def _check_one_classifier(config: Recipe) -> None:
+    """Refuse a student that reuses the classifier of several teachers, or of none that is named."""
+    names = {term.teacher for term in config.method if term.weight > 0 and isinstance(term, SimKD)}
+    if len(names) == 1 and None not in names:
+        return
+    some = next((name for name in names if name), config.teachers[0].name)
+    raise Refused(
+        "student.classifier: reused takes the map and the classifier of one teacher, and there is no average of them; "
+        f"have one simkd term name it: {{term: simkd, teacher: {some}}}"
+    )
 
 
 def _check_average(config: Recipe) -> None:

@@ -36,6 +36,17 @@ class TeacherOutputs:
 
 
 @dataclass(frozen=True)
+class ClassStatistics:
+    """What terms read of a teacher over the training set; what none of them declares is not there.
+
+    means: {tap: [K,D]}; similarity [K,K]: of the logits of any two classes.
+    """
+
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    similarity: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Needs:
     """What one term reads. A method's needs are the union of its terms' (`|`).
 

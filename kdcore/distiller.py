@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdcore.batch import Batch, Classifier, Needs, TeacherOutputs
+from kdcore.batch import Batch, Classifier, ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.models import classifier_of
 from kdcore.taps import FeatureTaps
@@ -51,7 +51,8 @@ class Distiller(nn.Module):
     checkpointed but never exported. The teacher is no submodule: `train()`, `to()`, `state_dict()` and a data-parallel
     wrapper pass it by. It is asked only where a batch does not already bring its targets. Terms of weight 0 are left
     out, with all that they need. num_epochs: of the whole run, for weights that decay to its end. The other arguments
-    are what a term may know when it is built: see `TermContext`.
+    are what a term may know when it is built: see `TermContext`. statistics: {teacher: its own class means and
+    similarity}, of several.
 
     Refused for a method without terms, and for a tap or a shape that does not fit.
     """
@@ -68,6 +69,7 @@ class Distiller(nn.Module):
         classes: tuple[str, ...] = (),
         class_means: dict[str, Tensor] | None = None,
         class_similarity: Tensor | None = None,
+        statistics: Mapping[str, ClassStatistics] | None = None,
         sample_labels: Tensor | None = None,
         num_epochs: float | None = None,
     ) -> None:
@@ -93,6 +95,7 @@ class Distiller(nn.Module):
         self.teacher_shapes: dict[str | None, Mapping[str, torch.Size]] = {None: teacher_shapes or {}}
         if teacher is not None and not isinstance(teacher, OnlineTeacher):
             self.teacher_shapes.update(teacher.shapes)
+        self._statistics = statistics or {}
         self._check_teachers()
         context = TermContext(
             student_shapes=self.student_shapes,
@@ -110,8 +113,16 @@ class Distiller(nn.Module):
     def _build(self, name: str, context: TermContext) -> nn.Module:
         """Build a term's module. Refused, with the taps and their shapes, where they are not what it can read."""
         try:
-            shapes = self.teacher_shapes[self.terms[name].teacher]
-            return self.terms[name].build(replace(context, teacher_shapes=shapes))
+            term = self.terms[name]
+            if term.teacher is not None:
+                found = self._statistics.get(term.teacher, ClassStatistics())
+                context = replace(
+                    context,
+                    teacher_shapes=self.teacher_shapes[term.teacher],
+                    class_means=found.means,
+                    class_similarity=found.similarity,
+                )
+            return term.build(context)
         except (Refused, ValueError, TypeError, IndexError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term") from error

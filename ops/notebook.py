@@ -18,10 +18,13 @@ from cluster.sweep.plan import SweepPlan, concurrency
 from cluster.sweep.run import exclusive_folder, sweep_session
 from cluster.training.launch import RunResult
 from ops import catalog
+from ops.export import export as write_files
 from ops.sweep.command import layer_scores, run
 from ops.sweep.report import PointResult
 from ops.train import watched
 from pipelines.cache.manifest import Manifest
+
+CHECKED_IMAGES = 256  # of validation, on which an export's files are compared with the student
 
 Recipe = str | Path | Mapping[str, Any]
 
@@ -41,6 +44,16 @@ def train(config: RunConfig) -> RunResult:
 def build_cache(config: RunConfig) -> list[Manifest]:
     """Fill the caches of a recipe's teachers, or go on filling them."""
     return [build(one) for one in config.cache_recipes]
+
+
+def export(run: RunResult | str | Path, output: str | Path, *overrides: str) -> Path:
+    """Write a finished run's student as files that need nothing of this project, checked; return their folder.
+
+    A recipe takes it as `local-dir:FOLDER`, for a student to start from or as a teacher.
+    """
+    folder = run.run_dir if isinstance(run, RunResult) else str(run)
+    write_files(folder, str(output), CHECKED_IMAGES, None, (), 0.0, overrides)
+    return Path(output)
 
 
 def sweep(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -21,8 +22,35 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Knowledge:
+    """What frozen features know: {split/metric} of each network, by the keys of COLUMNS.
+
+    bank: the labelled training images that neighbours are looked for among, and probes fitted to.
+    """
+
+    student: Mapping[str, float]
+    teacher: Mapping[str, float]
+    splits: Sequence[str]
+    bank: int
+
+
 def probe(run: str, overrides: Sequence[str]) -> int:
     """Print what the features of student and teacher know, on every split that judges networks."""
+    found = knowledge(run, overrides)
+    rows = [
+        [name, split, *(f"{values[f'{split}/{key}']:.2%}" if f"{split}/{key}" in values else "-" for key in COLUMNS)]
+        for split in found.splits
+        for name, values in (("student", found.student), ("teacher", found.teacher))
+        if any(key.startswith(f"{split}/") for key in values)
+    ]
+    size = f"{found.bank:,} training images" if found.bank else "no labelled training images"
+    console.print(table(f"frozen features, from {size}", ["", "images", *COLUMNS.values()], rows))
+    return 0
+
+
+def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
+    """Return what the features of a finished run's student, and of its headless teacher that answers online, know."""
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
@@ -32,15 +60,10 @@ def probe(run: str, overrides: Sequence[str]) -> int:
     splits = [split for split in ("val", "held_out") if split in parts.indexes]
     judged = Probe(parts, splits)
     student = judged.metrics(load_student(parts, subject.weights), linear=True)
-    teacher = {
-        f"{split}/{k}": v for split, found in judged.teacher_metrics(linear=True).items() for k, v in found.items()
-    }
-    rows = [
-        [name, split, *(f"{found[f'{split}/{key}']:.2%}" if f"{split}/{key}" in found else "-" for key in COLUMNS)]
-        for split in splits
-        for name, found in (("student", student), ("teacher", teacher))
-        if any(key.startswith(f"{split}/") for key in found)
-    ]
-    size = "no labelled training images" if judged.bank is None else f"{len(judged.bank):,} training images"
-    console.print(table(f"frozen features, from {size}", ["", "images", *COLUMNS.values()], rows))
-    return 0
+    teacher = judged.teacher_metrics(linear=True)
+    return Knowledge(
+        student,
+        {f"{split}/{key}": value for split, values in teacher.items() for key, value in values.items()},
+        splits,
+        0 if judged.bank is None else len(judged.bank),
+    )

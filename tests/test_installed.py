@@ -1,7 +1,6 @@
 """Installed from a checkout, the project is one name beside other distributions, and its command is its own."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,22 +9,15 @@ from pathlib import Path
 import pytest
 
 from ops import installed
-
-ROOT = Path(__file__).parents[1]
+from tests.wheel import ROOT, build_wheel
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """A folder of installed packages: ours as a wheel has it, and another distribution's `ops` and `cluster`."""
     folder = tmp_path_factory.mktemp("installed")
-    tree = folder / "tree"
-    keep = shutil.ignore_patterns("__pycache__", ".*", "outputs", "tests", "build", "*.egg-info")
-    shutil.copytree(ROOT, tree, ignore=keep, symlinks=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*command, str(folder), str(tree)], check=True, capture_output=True)
-    (wheel,) = folder.glob("stillhouse-*.whl")
     site = folder / "site"
-    with zipfile.ZipFile(wheel) as file:
+    with zipfile.ZipFile(build_wheel(folder)) as file:
         file.extractall(site)
     for other in ("ops", "cluster"):
         (site / other).mkdir()

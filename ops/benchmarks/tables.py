@@ -63,7 +63,36 @@ def augmentation_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"methods": methods_table, "augmentation": augmentation_table}
+def foundation_table(found: dict[str, Any]) -> str:
+    """Return what each student came to, mean and deviation over the seeds; what its features know; and the teachers."""
+    measures = {"top1": "top-1", "knn_top1": "nearest neighbours", "probe_top1": "linear probe"}
+    lines = [f"| | n | {' | '.join(measures.values())} | top-1 against |", "|---|--:|" + "--:|" * 3 + "---|"]
+    for name, teacher in found["teachers"].items():
+        known = f"{teacher['knn_top1']:.2%} | {teacher['probe_top1']:.2%}"
+        lines.append(f"| the teacher {name} itself | | - | {known} | |")
+    for row in found["rows"].values():
+        if "knn_top1" in row:
+            spreads = [row.get(key) for key in measures]
+            cells = [f"{one['mean']:.2%} ± {one['stdev'] or 0:.2%}" if one else "-" for one in spreads]
+            compared = against(row, found["rows"])
+            lines.append(f"| {row['text']} | {row['knn_top1']['n']} | {' | '.join(cells)} | {compared} |")
+    return "\n".join(lines) + "\n"
+
+
+def against(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    """Return how far a row's top-1 is from another's: the mean of paired differences, with its 95 % interval."""
+    found = row["difference"]
+    if found is None:
+        return ""
+    interval = "" if found["low"] is None else f" [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+    return f"{100 * found['mean']:+.2f}{interval} points, {rows[row['against']]['text']}"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "methods": methods_table,
+    "augmentation": augmentation_table,
+    "foundation": foundation_table,
+}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.cache.verify import verify
+from cluster.passes import every_image_once
 from cluster.probing import Probe, classifier_knows_classes
 from cluster.rank import Rank
 from cluster.recipe import parse
@@ -141,6 +142,19 @@ def test_features_are_judged(recipes):
 
     probe.theirs = {"val": probe.embed(features, "val")}
     assert probe.metrics(student)["val/neighbour_agreement"] == 1.0
+
+
+def test_a_teacher_is_judged_in_its_own_size(recipes):
+    """Its features are those of the images as it sees them, not of the student's."""
+    teacher = {"model": "cifar_resnet8", "random": True, "head": "none", "image_size": 32}
+    run = assemble(recipes(teacher=teacher), Rank(0, 1, CPU))
+    probe = Probe(run, ["val"])
+    loader = run.for_teacher.evaluation_loader("val")
+    (batch,) = loader.load(every_image_once(15, run.rank))
+    assert batch.images.shape == (15, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(probe.theirs["val"], run.teacher.model(batch.images))
+    assert "val/neighbour_agreement" in probe.metrics(run.student)
 
 
 def test_a_teacher_with_a_head_beside_one_without(recipes):

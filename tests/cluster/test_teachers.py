@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.rehearsal import rehearse_run
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.space import run_config, shared_recipe
@@ -22,6 +24,7 @@ from cluster.tracking.description import network_pair, run_tags
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import check_run
 from cluster.weights import starting_weights
+from kdcore.checkpoints import load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
@@ -31,6 +34,7 @@ from ops.model_card import teacher_rows
 
 CPU = torch.device("cpu")
 KD = {"term": "kd", "weight": 1.0, "temperature": 4.0}
+WKD_L = {"term": "wkd_l", "weight": 1.0, "temperature": 4.0, "sharpness": 1.0}
 FITNET = {"term": "fitnet", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}], "teacher": "second"}
 
 
@@ -79,6 +83,42 @@ def trained(config: RunConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
         optimizer.zero_grad()
         losses.append(float(output.loss.detach()))
     return losses, run.student.state_dict()
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_the_classifier_of_one(recipes, name):
+    """SimKD's student takes the classifier and the map of the teacher that its term names, online and cached."""
+    method = [{"term": "simkd", "weight": 1.0, "teacher": name}, KD]
+    make = partial(recipes, student__classifier="reused", method=method)
+    expected_losses, expected = trained(make())
+    weights = dict(zip(("first", "second"), (load_tensors(one.checkpoint) for one in make().teachers), strict=True))
+    assert torch.equal(expected["head.classifier.weight"], weights[name]["fc.weight"])
+    for one in make("cache", "cache").cache_recipes:
+        build(one)
+    for sources in (("cache", "cache"), ("cache", "online"), ("online", "cache")):
+        losses, found = trained(make(*sources))
+        assert losses == expected_losses
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("term", [{"term": "nd", "weight": 1.0}, WKD_L])
+def test_statistics_of_one(recipes, term):
+    """A term has the means, or the similarity, that its own teacher gives the classes: as if that were the only one."""
+    make = partial(recipes, method=[{**term, "teacher": "second"}, KD])
+    expected_losses, expected = trained(make())
+    config = make()
+    run, alone = (assemble(one, Rank(0, 1, CPU)) for one in (config, config.teacher_recipes[1]))
+    name = {"nd": "class_means", "wkd_l": "costs"}[term["term"]]
+    here, there = (one.distiller().extras[term["term"]].get_buffer(name) for one in (run, alone))
+    assert torch.equal(here, there)
+    assert len(here.unique()) > 1
+    rehearse_run(assemble(config, Rank(0, 1, CPU)))
+    for one in make("cache", "cache").cache_recipes:
+        build(one)
+    for sources in (("cache", "cache"), ("online", "cache")):
+        losses, found = trained(make(*sources))
+        assert losses == expected_losses
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("ensemble", [{}, {"average": "probabilities", "weighting": "confidence"}])
@@ -190,8 +230,20 @@ def test_the_weights_of_each_are_the_runs(recipes, tmp_path):
         ({"method": [{**KD, "teacher": "frist"}]}, "kd: there is no teacher called 'frist'; did you mean first"),
         ({"method": [{**FITNET, "teacher": None}]}, "fitnet reads more of a teacher than logits, .* teacher: first"),
         ({"method": [{**KD, "teacher": "first"}]}, "teacher second is read by no term; leave it out, or name it"),
-        ({"student__classifier": "reused"}, "takes the classifier of one teacher; give it as teacher"),
-        ({"method": [{"term": "nd", "weight": 1.0}]}, "nd reads statistics of the classes, which one teacher has"),
+        ({"student__classifier": "reused"}, r"have one simkd term name it: \{term: simkd, teacher: first\}"),
+        (
+            {"student__classifier": "reused", "method": [{"term": "simkd", "weight": 1.0}]},
+            r"classifier of one teacher, and there is no average of them; .* \{term: simkd, teacher: first\}",
+        ),
+        (
+            {
+                "student__classifier": "reused",
+                "method": [{"term": "simkd", "weight": 1.0, "teacher": name} for name in ("first", "second")],
+            },
+            "takes the map and the classifier of one teacher",
+        ),
+        ({"method": [{"term": "nd", "weight": 1.0}]}, "nd reads more of a teacher than logits, .* teacher: first"),
+        ({"method": [WKD_L]}, "wkd_l reads more of a teacher than logits, .* teacher: first"),
     ],
 )
 def test_what_several_cannot_be(recipes, changes, message):

@@ -37,13 +37,14 @@ FAMILIES = {
     "own": len(OWN),
     "demo": 3,
     "folder": 3,
+    "foundation": 4,
     "imagenet": 24,
     "feature_only": 11,
     "paper3": 10,
     "cifar100": CIFAR100,
 }
 CIFAR_ROWS = [name for name in NAMES if name.startswith("cifar100/")]
-PAPERS = [name for name in NAMES if not name.startswith(("demo/", "folder/"))]
+PAPERS = [name for name in NAMES if not name.startswith(("demo/", "folder/", "foundation/"))]
 
 
 def family(name: str) -> str:
