@@ -221,6 +221,9 @@ class ScalingConfig(Section):
     """How often workers may be lost before the run fails; -1: without end."""
     timeout_seconds: float = Field(default=600, gt=0)
     """Seconds that workers wait for one another before they are taken for lost."""
+    patience_seconds: float = Field(default=1200, gt=0)
+    """Seconds that a run waits for room on the cluster before it fails, while nodes start or others end; what it waits
+    for is said after ten seconds."""
 
     @model_validator(mode="after")
     def _check_range(self) -> ScalingConfig:

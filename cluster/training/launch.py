@@ -31,6 +31,7 @@ from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
+from cluster.training.placement import Placement
 from cluster.training.progress import Watcher, open_board
 from cluster.training.recovery import Recovery, failure_summary, last_line, restore_checkpoint_list
 from kdcore.errors import Refused, RunFailed, shortened
@@ -211,6 +212,7 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
 
     scaling, resources = config.scaling, worker_resources(config)
     use_gpu = resources["GPU"] > 0
+    each = {name: amount for name, amount in resources.items() if amount}
     folder = None if is_remote(config.storage) else Path(config.storage) / config.name
     if folder:
         restore_checkpoint_list(folder)
@@ -222,16 +224,17 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scaling.min_workers, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+            resources_per_worker=each,
             elastic_resize_monitor_interval_s=scaling.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=config.storage,
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
+            # Of the controller's own errors, waiting for a place is tried again: `Placement` ends it.
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
-            callbacks=[Recovery(folder)],
+            callbacks=[Recovery(folder), Placement(scaling, each, payload["board"])],
         ),
     )
     try:

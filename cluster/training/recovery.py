@@ -56,11 +56,17 @@ class Recovery(UserCallback):
             write_whole(self.folder / COPY, (self.folder / CHECKPOINTS).read_bytes())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
-            raise RunFailed(describe(worker_exceptions))
-        if any(ORPHANED in str(error) for error in worker_exceptions.values()):
-            # It outlives its workers by a moment: long enough to start others, whose place nobody would free again.
-            raise RunFailed("the run was stopped from outside: its controller was killed")
+        """End the run here and now where nothing is won by trying again."""
+        refuse_to_repeat(worker_exceptions)
+
+
+def refuse_to_repeat(worker_exceptions: Mapping[int, Exception]) -> None:
+    """Raise RunFailed for what would happen again, and for what must not start anew."""
+    if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
+        raise RunFailed(describe(worker_exceptions))
+    if any(ORPHANED in str(error) for error in worker_exceptions.values()):
+        # It outlives its workers by a moment: long enough to start others, whose place nobody would free again.
+        raise RunFailed("the run was stopped from outside: its controller was killed")
 
 
 def restore_checkpoint_list(folder: Path) -> None:
