@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kdcore.errors import RunFailed
+from kdcore.errors import ClusterFailed
 
 FIRST_LINE_SECONDS = 10.0  # of waiting in silence: a cluster that has room answers sooner
 LOOK_SECONDS = 1.0
@@ -48,8 +48,8 @@ def request_in_words(num_workers: int, each: Mapping[str, float]) -> str:
 class Patience:
     """How long somebody waits for a cluster's resources, and what is said meanwhile.
 
-    seconds: after which waiting ends with RunFailed, from one `end` to the next; say: takes the lines; remedy: the end
-    of the last one.
+    seconds: after which waiting ends with ClusterFailed, from one `end` to the next; say: takes the lines; remedy: the
+    end of the last one.
     """
 
     def __init__(self, seconds: float, say: Callable[[str], None], remedy: str) -> None:
@@ -60,7 +60,7 @@ class Patience:
     def wait(self, asked: str, each: Mapping[str, float], find_room: Callable[[], Room] = Room.of_cluster) -> None:
         """Note that the resources are not there yet; called about once a second.
 
-        Says what is waited for after ten seconds, and again when the cluster has changed. RunFailed at the end.
+        Says what is waited for after ten seconds, and again when the cluster has changed. ClusterFailed at the end.
         """
         now = time.monotonic()
         if self.since is None:
@@ -70,7 +70,7 @@ class Patience:
             return
         room = find_room().in_words(each)
         if waited >= self.seconds:
-            raise RunFailed(f"waited {self.seconds:.0f} s for {asked}, and the cluster has {room}; {self.remedy}")
+            raise ClusterFailed(f"waited {self.seconds:.0f} s for {asked}, and the cluster has {room}; {self.remedy}")
         line = f"waiting for {asked} (cluster: {room})"
         if line != self.said:
             self.said = line

@@ -31,11 +31,12 @@ from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
+from cluster.training.crash import crash_of
 from cluster.training.placement import Placement
 from cluster.training.progress import Watcher, open_board
-from cluster.training.recovery import Recovery, failure_summary, last_line, restore_checkpoint_list
-from kdcore.errors import Refused, RunFailed, shortened
-from pipelines.files import make_folder
+from cluster.training.recovery import Recovery, failure_of, last_line, restore_checkpoint_list
+from kdcore.errors import ClusterFailed, Refused, RunFailed, shortened
+from pipelines.files import make_folder, write_text
 from pipelines.leases import Fence, leased
 from pipelines.places import is_remote
 
@@ -136,6 +137,7 @@ def run_to_end(
         checking = thread.submit(check_run, config)
         try:
             with ray_session(config):
+                folder.error.unlink(missing_ok=True)
                 folder.claim(config, checking.result())
                 opening = thread.submit(open_run, config, command, tags)
                 final = run_workers(config, opening, watch, fence)
@@ -144,6 +146,8 @@ def run_to_end(
                 raise
             if refusal := opening.exception():
                 raise refusal from None
+            if isinstance(error, RunFailed):
+                write_text(folder.error, str(error))
             close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
             raise
     run_id = opening.result()
@@ -240,11 +244,10 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(
-            failure_summary(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash)
-        ) from error
+        raise failure_of(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash) from error
     except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
-        raise RunFailed(f"Ray Train's controller ended: {last_line(error)}") from error
+        cause = crash_of(error, None) or last_line(error)
+        raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error
 
 
 @contextmanager

@@ -355,3 +355,15 @@ def test_pictures_in_tensorboard(recipe, store):
     run_log.close()
     (events,) = (config.run_dir / "tensorboard").glob("events.*")
     assert b"PNG" in events.read_bytes()
+
+
+def test_why_a_run_failed(config):
+    """In its folder and in MLflow; gone once the run has come to its end."""
+    run_id = open_run(config, "")
+    RunFolder.of(config).error.write_text("rank 1 on 10.0.0.9: its node was lost")
+    close_run(config, "FAILED")
+    client = mlflow.MlflowClient(tracking_uri(config))
+    assert client.get_run(run_id).data.tags["error"] == "rank 1 on 10.0.0.9: its node was lost"
+    open_run(config, "")
+    close_run(config, "FINISHED")
+    assert "error" not in client.get_run(run_id).data.tags
