@@ -39,6 +39,7 @@ from cluster.teachers import (
 from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
+from kdcore.located import is_uri
 from kdcore.terms import Term, parse_term
 from pipelines.views.policy import ViewPolicy
 
@@ -75,7 +76,8 @@ class RunConfig(Section):
     about: AboutConfig | None = None
     """What the recipe follows, is meant to reach, and departs from; for people, and no part of the run."""
     output_dir: Annotated[str, PATH] = "outputs"
-    """The folder of this run and its siblings."""
+    """The folder of this run and its siblings, which every node of a cluster sees. What can be kept in an object store
+    has fields of its own: `checkpoint.storage`, and `cache.dir` to read from."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides the student's first weights and everything drawn in training."""
     view_seed: int | None = Field(default=None, ge=0, lt=2**32)
@@ -180,6 +182,17 @@ class RunConfig(Section):
     def storage(self) -> str:
         """Where the checkpoints of runs lie, each run's under its name: a folder or a URI."""
         return self.checkpoint.storage or str(Path(self.output_dir).absolute())
+
+    @field_validator("output_dir")
+    @classmethod
+    def _check_output_dir(cls, output_dir: str) -> str:
+        if is_uri(output_dir):
+            raise Refused(
+                f"output_dir is {output_dir}; journals grow line by line there, which an object store does not allow: "
+                "give a folder that every node sees (a shared file system), and keep checkpoints in the store with "
+                "checkpoint.storage=URI"
+            )
+        return output_dir
 
     @field_validator("name")
     @classmethod

@@ -21,6 +21,7 @@ from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characte
 from kdcore.configs import PathField
 from kdcore.credentials import public
 from kdcore.errors import Refused, shortened
+from kdcore.located import local_file
 from pipelines.places import absolute_location
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
     merged, everything else is replaced.
     """
-    return configure(read_recipe(Path(path)), overrides, str(path))
+    return configure(read_recipe(local_file(str(path))), overrides, str(path))
 
 
 def configure(recipe: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:

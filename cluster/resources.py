@@ -10,51 +10,95 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cluster.autoscaling import gpus_to_come
 from cluster.config import RunConfig
 from cluster.interruption import keeping_handlers
 from cluster.local_ray import keep_token_private, on_loopback
 from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
+from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the process of a submitted job
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs within reach of a recipe.
+
+    present: now; to_come: at most, on nodes that an autoscaler brings, None where it does not say; is_cluster: of a Ray
+    cluster rather than of this machine; is_shared: of one that is more than this machine, or that a job was sent to.
+    """
+
+    present: float
+    to_come: float | None = 0.0
+    is_cluster: bool = False
+    is_shared: bool = False
 
 
 def uses_gpu(config: RunConfig) -> bool:
     """Return whether what belongs to a recipe is computed on GPUs.
 
     That is so if the recipe says so, or if it leaves it open and the Ray cluster that is there (without one, this
-    machine) has enough for all of its workers, or for the fewest it may go on with. Refused where this machine is
-    asked for a GPU that it has not; a cluster may still grow one.
+    machine) has enough for all of its workers, or for the fewest it may go on with, or can bring them. Refused where
+    this machine is asked for a GPU that it has not, and where a cluster's answer would depend on the moment. Where
+    a recipe that leaves it open comes to the CPU beside GPUs or on a cluster, that is said.
     """
     scaling = config.scaling
     if scaling.use_gpu is False:
         return False
-    is_cluster, present = gpus_present()
+    gpus = gpus_in_reach()
     if scaling.use_gpu:
-        if not is_cluster and present == 0:
+        if not gpus.is_cluster and gpus.present == 0:
             raise Refused(
                 "scaling.use_gpu is true, but PyTorch sees no GPU on this machine; leave it out, or set it to false, "
                 "to use the CPU (`python -m ops doctor` says what is missing)"
             )
         return True
-    return present >= (scaling.min_workers or max(1, scaling.num_workers)) * scaling.gpus_per_worker
+    needed = (scaling.min_workers or max(1, scaling.num_workers)) * scaling.gpus_per_worker
+    if gpus.present >= needed:
+        return True
+    if gpus.to_come is None:
+        raise Refused(
+            f"scaling.use_gpu is not given; the cluster has {gpus.present:g} GPU now, and what its autoscaler can "
+            "bring is not known here; add scaling.use_gpu=true, which waits for them, or scaling.use_gpu=false"
+        )
+    if gpus.to_come >= needed:
+        return True
+    most = max(gpus.present, gpus.to_come)
+    if gpus.is_shared and most:
+        raise Refused(
+            f"scaling.use_gpu is not given; the workers take {needed:g} GPUs and the cluster has {most:g} at most; "
+            "lower scaling.num_workers, give scaling.min_workers, or add scaling.use_gpu=false to use the CPU"
+        )
+    if most:
+        say_once(f"on the CPU: the workers take {needed:g} GPUs, and {most:g} are there; see scaling.num_workers")
+    elif gpus.is_shared:
+        say_once("on the CPU: no node of the cluster has a GPU (scaling.use_gpu=true waits for one)")
+    elif NVIDIA_DRIVER.exists():
+        say_once("on the CPU: this machine has NVIDIA's driver, but PyTorch sees no GPU (see `python -m ops doctor`)")
+    return False
 
 
-def gpus_present() -> tuple[bool, float]:
-    """Return (whether there is a Ray cluster, the GPUs that it has, or this machine where there is none)."""
+def gpus_in_reach() -> Gpus:
+    """Return the GPUs of the Ray cluster that is there, or of this machine where there is none."""
     try:
         import ray  # here alone: what works in one process needs no Ray
     except ImportError:
         is_cluster = False
     else:
         is_cluster = ray.is_initialized()
-    if is_cluster:
-        return True, ray.cluster_resources().get("GPU", 0)
-    return False, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not is_cluster:
+        return Gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    is_shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
+    return Gpus(ray.cluster_resources().get("GPU", 0), gpus_to_come(), is_cluster, is_shared)
 
 
 def device_here(config: RunConfig) -> torch.device:

@@ -9,7 +9,7 @@ of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from cluster.section import Section
 from kdcore.configs import PATH, ModelConfig
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
+from kdcore.located import local_file
 from kdcore.named_models import LOCAL_DIR, module_of
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import Check, OnBroken
@@ -142,8 +143,8 @@ class TeacherConfig(ModelConfig):
     @property
     def has_weights(self) -> bool:
         """Whether its weights lie on this machine."""
-        files = [path for path in (self.weights_file, self.class_indices) if path is not None]
-        return self.weights_file is not None and all(Path(path).is_file() for path in files)
+        files = [self.weights_file, local_file(self.class_indices) if self.class_indices else self.weights_file]
+        return all(path is not None and path.is_file() for path in files)
 
 
 class CacheConfig(Storage):
@@ -236,6 +237,9 @@ class ScalingConfig(Section):
     """How often workers may be lost before the run fails; -1: without end."""
     timeout_seconds: float = Field(default=600, gt=0)
     """Seconds that workers wait for one another before they are taken for lost."""
+    patience_seconds: float = Field(default=1200, gt=0)
+    """Seconds that a run waits for room on the cluster before it fails, while nodes start or others end; what it waits
+    for is said after ten seconds."""
 
     @model_validator(mode="after")
     def _check_range(self) -> ScalingConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from cluster.config import RunConfig
 from cluster.plugins import fingerprints_of
 from kdcore.configs import ModelConfig
+from kdcore.located import local_file
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -56,6 +56,6 @@ def _fingerprints(model: ModelConfig) -> dict[str, str]:
         from kdcore.checkpoints import load_tensors  # here alone: timm takes longer to import than everything else here
 
         found["checkpoint"] = tensors_fingerprint(load_tensors(model.weights_file))
-    if model.class_indices and Path(model.class_indices).is_file():
-        found["class_indices"] = hashlib.sha256(Path(model.class_indices).read_bytes()).hexdigest()
+    if model.class_indices and (path := local_file(model.class_indices)).is_file():
+        found["class_indices"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

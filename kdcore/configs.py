@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS, read_local_dir
+from kdcore.located import local_file
 from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_hub, check_torchvision, module_of
 
 
@@ -52,15 +53,16 @@ class ModelConfig(BaseModel):
     `package.module:function` (your own code), `torchvision:NAME`, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER`, which an
     export has written."""
     checkpoint: Annotated[str | None, PATH] = None
-    """A file of weights: safetensors, or a torch file of tensors only (no pickled object is ever loaded)."""
+    """A file of weights, or its URI: safetensors, or a torch file of tensors only (no pickled object is ever
+    loaded)."""
     checkpoint_keys: Literal["names", "positions"] = "names"
     """How the file's tensors are matched: by their names, or by order and shape (`positions`), for files whose names
     differ from timm's."""
     pretrained: bool = False
     """Whether to start from timm's own weights, which timm downloads."""
     class_indices: Annotated[str | None, PATH] = None
-    """A JSON file {class folder: index in the network's classifier}: those rows of the classifier are kept, in the
-    data's order."""
+    """A JSON file, or its URI, {class folder: index in the network's classifier}: those rows of the classifier are
+    kept, in the data's order."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, of torchvision's function or of your own; with `class_indices` also
     `num_classes`, that of the whole classifier."""
@@ -69,7 +71,7 @@ class ModelConfig(BaseModel):
         """Refused where the model or one of its files is unknown; builds nothing."""
         self._check_name()
         for path in (self.checkpoint, self.class_indices):
-            if path is not None and not Path(path).is_file():
+            if path is not None and not local_file(path).is_file():
                 raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
         if self.pretrained and self.checkpoint:
             raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
@@ -85,7 +87,7 @@ class ModelConfig(BaseModel):
         """The file of the weights that it starts from, where it names one."""
         if self.model.startswith(LOCAL_DIR):
             return Path(self.model.removeprefix(LOCAL_DIR)) / WEIGHTS
-        return Path(self.checkpoint) if self.checkpoint else None
+        return local_file(self.checkpoint) if self.checkpoint else None
 
     def resolved(self) -> Self:
         """Return the network that is meant: of `local-dir:`, the architecture, arguments and weights in the folder."""

@@ -2,9 +2,10 @@
 
     Exception
     ├── ValueError
-    │   └── Refused      what was asked for cannot be done as it stands; says the value, the place and the remedy
+    │   └── Refused             what was asked for cannot be done as it stands; says the value, the place and the remedy
     └── RuntimeError
-        └── RunFailed    a run, a build or a job ended by something that happened on the way
+        └── RunFailed           a run, a build or a job ended by something that happened on the way
+            └── ClusterFailed   that was the loss of machines, processes or room, and nothing of its own
 
 Every other exception is a fault of the project and keeps its traceback; `assert` is for programmers. Credentials are
 cut out of what these two say, wherever it goes.
@@ -29,6 +30,13 @@ class RunFailed(RuntimeError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_credentials(message))
+
+
+class ClusterFailed(RunFailed):
+    """A run that ended for its machines' fault: workers or nodes were lost too often, or there was no room for them.
+
+    The same run may come to its end elsewhere or later, so whoever starts many tries it again.
+    """
 
 
 def shortened(text: str, length: int = 100) -> str:

@@ -23,6 +23,7 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.hub import hub_if_it_answers
 from kdcore.local_dir import read_local_dir
+from kdcore.located import local_file
 from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_torchvision, module_of
 from kdcore.protocol import conform, find_classifier
 
@@ -33,7 +34,7 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     config = config.resolved()
     model = _create(config, {"num_classes": 0})
     if config.checkpoint:
-        checkpoint = load_tensors(config.checkpoint)
+        checkpoint = load_tensors(local_file(config.checkpoint))
         prefix = getattr(model, "pretrained_cfg", {}).get("classifier")
         prefixes = tuple(f"{one}." for one in ([prefix] if isinstance(prefix, str) else prefix or []))
         _load_weights(model, {name: t for name, t in checkpoint.items() if not name.startswith(prefixes)}, config)
@@ -46,7 +47,7 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
     folder = read_local_dir(config.model) if config.model.startswith(LOCAL_DIR) else None
     outputs = folder.output_indices(class_names) if folder and not config.class_indices else None
     config = config.resolved()
-    checkpoint = load_tensors(config.checkpoint) if config.checkpoint else None
+    checkpoint = load_tensors(local_file(config.checkpoint)) if config.checkpoint else None
     num_classes = folder.num_classes if folder and outputs else len(class_names)
     own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": num_classes}
     model = _create(config, own_classes)
@@ -127,7 +128,7 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
 def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[int]:
     """Read the index of each class from a JSON file {class folder: index}."""
     try:
-        indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(Path(path).read_bytes())
+        indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(local_file(path).read_bytes())
     except ValidationError as error:
         raise Refused(f"{path}: not a JSON file {{class folder: index}} ({error.errors()[0]['msg']})") from error
     missing = [name for name in class_names if name not in indices]

@@ -159,6 +159,8 @@ class BuildView(BarView):
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         for message in messages:
             say(message)
+        if not state:
+            return
         done, total = state["step"], state["total_steps"]
         parts = [f"{state['images_per_second']:,.0f} images/s", decimal(int(state["bytes"]))]
         left = state["eta_seconds"]

@@ -15,6 +15,7 @@ from cluster.about import AboutConfig
 from cluster.recipe import absolute, configure, validated
 from cluster.recipe_files import read_recipe
 from kdcore.errors import Refused
+from kdcore.located import local_file
 from ops import cifar_rows as rows
 from ops.console import say
 
@@ -47,7 +48,7 @@ def load_here(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read(recipe: str) -> dict[str, Any]:
     """Return the complete mapping of a YAML file or of a named recipe."""
     if Path(recipe).suffix in (".yaml", ".yml"):
-        return read_recipe(Path(recipe), read)
+        return read_recipe(local_file(recipe), read)
     known = names()
     if recipe not in known:
         near = difflib.get_close_matches(recipe, known, n=3) or ["a .yaml file"]

@@ -6,10 +6,9 @@ only for the command that was typed, so that it may import the module that owns 
 
 from __future__ import annotations
 
-import argparse
 from typing import Any, get_args
 
-from ops.parser import Parser, add_overrides, add_plugin_option, calls, command
+from ops.parser import Parser, add_overrides, add_plugin_option, add_recipe, calls, command
 
 
 @command(
@@ -36,7 +35,7 @@ def demo(parser: Parser) -> None:
     "the run's identity: the same command again continues it.",
 )
 def train(parser: Parser) -> None:
-    _recipe(parser)
+    add_recipe(parser)
     parser.add_argument(
         "--replay",
         type=int,
@@ -45,34 +44,6 @@ def train(parser: Parser) -> None:
         "it, and show which numbers are not finite",
     )
     parser.set_defaults(function=calls("ops.train:train", "recipe", "overrides", "replay"))
-
-
-@command(
-    "run",
-    help="many runs of a recipe over one cache: temperatures, weights, layers, any field",
-    description="Searches the fields of a recipe that SPACE.yaml names, by grid, at random or with TPE; runs that fall "
-    "behind are stopped early. All runs read one cache of teacher outputs, built first. The same command again goes on "
-    "with a sweep that was interrupted. `python -m ops fields sweep` shows what SPACE.yaml may hold.",
-)
-def sweep(parser: Parser) -> None:
-    _recipe(parser)
-    parser.add_argument("--space", required=True, metavar="SPACE.yaml", help="what is searched, and how")
-    parser.add_argument("--concurrent", type=int, metavar="N", help="runs at a time (default: as many as fit)")
-    parser.add_argument("--plan", action="store_true", help="only show what would be run, and what it would cost")
-    parser.set_defaults(function=calls("ops.sweep.command:sweep", "recipe", "overrides", "space", "concurrent", "plan"))
-
-
-@command(
-    "run",
-    help="run one of these commands as a job on a Ray cluster, and follow it",
-    description="Sends this tree (without data, outputs and environment) and the command to the cluster, shows the "
-    "job's log and ends with its exit status. Ctrl-C leaves the job running.",
-)
-def submit(parser: Parser) -> None:
-    parser.add_argument("--address", required=True, metavar="URL", help="the head's dashboard, http://HEAD:8265")
-    parser.add_argument("--token-file", metavar="FILE", help="the cluster's token (default: where Ray looks for it)")
-    parser.add_argument("job", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="such as: train RECIPE key=value")
-    parser.set_defaults(function=calls("ops.submit:submit", "address", "token_file", "job"))
 
 
 @command(
@@ -85,7 +56,7 @@ def show(parser: Parser) -> None:
     parser.add_argument(
         "--picture", metavar="FILE", help="instead, save sample views of some training images as a PNG or JPEG"
     )
-    _recipe(parser)
+    add_recipe(parser)
     parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture"))
 
 
@@ -117,7 +88,7 @@ def layers(parser: Parser) -> None:
     from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale, Separation
 
     images: int = Pairings.model_fields["images"].default
-    _recipe(parser)
+    add_recipe(parser)
     parser.add_argument("--taps", nargs="+", metavar="TAP", help="of the teacher, in depth order (default: its blocks)")
     parser.add_argument("--student-taps", nargs="+", metavar="TAP", help="in depth order (default: its blocks)")
     parser.add_argument("--pairs", type=int, metavar="N", help="how many to recommend (default: up to 4)")
@@ -184,7 +155,7 @@ def cache(parser: Parser) -> None:
     plan = actions.add_parser("plan", help="measure this machine: is a cache worth it?")
     copy = actions.add_parser("copy", help="put a finished cache into object storage, or into another folder")
     for action in (build, verify, plan):
-        _recipe(action)
+        add_recipe(action)
     copy.add_argument("folder", metavar="DIR", help="the cache's folder")
     copy.add_argument("location", metavar="URI", help="such as s3://bucket/folder")
     verify.add_argument("--rows", type=int, default=256, help="how many of each part (default: %(default)s)")
@@ -252,8 +223,3 @@ def output_dir() -> str:
 def _store(parser: Parser) -> None:
     default = f"MLFLOW_TRACKING_URI, or {output_dir()}"
     parser.add_argument("--store", metavar="DIR|URI", help=f"an output folder or MLflow's URI (default: {default})")
-
-
-def _recipe(parser: Parser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
-    add_overrides(parser, "fields to set, such as train.epochs=5")

@@ -22,6 +22,7 @@ from kdcore.checkpoints import load_tensors
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS
+from kdcore.located import is_uri, local_file
 from kdcore.named_models import LOCAL_DIR
 from ops.console import console, say, table
 from pipelines.cache.manifest import MANIFEST
@@ -91,7 +92,8 @@ def teacher_facts(recipe: RunConfig, network: OnlineTeacher | StoredTeacher) -> 
         weights = weights_fingerprint(network.model)
     found: dict[str, Any] = {"model": teacher.model, "weights": weights, "cache": stored}
     if teacher.weights_file is not None and teacher.weights_file.is_file():
-        found |= {"file": str(teacher.weights_file.absolute())}
+        is_remote = teacher.checkpoint is not None and is_uri(teacher.checkpoint)
+        found |= {"file": teacher.checkpoint if is_remote else str(teacher.weights_file.absolute())}
         found |= {"file_weights": tensors_fingerprint(load_tensors(teacher.weights_file))}
     if teacher.model.startswith(LOCAL_DIR):
         beside = Path(teacher.model.removeprefix(LOCAL_DIR)) / LINEAGE
@@ -145,7 +147,7 @@ def chain_of_teacher(teacher: dict[str, Any]) -> Iterator[Link]:
     if file is None:
         yield Link("teacher", model, teacher["weights"], None, None)
         return
-    yield Link("teacher", model, teacher["file_weights"], file, fingerprint_in(Path(file)))
+    yield Link("teacher", model, teacher["file_weights"], file, fingerprint_in(local_file(file)))
     if teacher.get("lineage"):
         before = teacher["lineage"]
         if before["weights"] != teacher["file_weights"]:

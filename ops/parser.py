@@ -18,7 +18,7 @@ from typing import Any
 from kdcore import __version__
 
 PROGRAM = "stillhouse" if Path(sys.argv[0]).name == "stillhouse" else "python -m ops"
-COMMAND_MODULES = ("ops.commands", "ops.student_commands", "ops.reproduce.command")
+COMMAND_MODULES = ("ops.commands", "ops.cluster_commands", "ops.student_commands", "ops.reproduce.command")
 DESCRIPTION = "Distils big image classifiers into small ones."
 GROUPS = {
     "run": "train",
@@ -175,3 +175,9 @@ def add_overrides(parser: Parser, help: str) -> None:
     """Add the key=value that overrides fields of a recipe."""
     add_plugin_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+
+
+def add_recipe(parser: Parser) -> None:
+    """Add a recipe and the overrides of its fields."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
+    add_overrides(parser, "fields to set, such as train.epochs=5")

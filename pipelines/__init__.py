@@ -4,3 +4,16 @@ What a network sees is a pure function of (plan seed, view number, sample id): `
 images, `loaders` turn both into pixels, `cache` keeps what a teacher answered. Where a batch goes, and on which rank,
 is not decided here.
 """
+
+from pathlib import Path
+
+from kdcore.located import fetch_uris_by
+
+
+def _fetched(uri: str) -> Path:
+    from pipelines.remote_files import fetched  # here alone: most processes fetch nothing
+
+    return fetched(uri)
+
+
+fetch_uris_by(_fetched)

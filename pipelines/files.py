@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from kdcore.errors import Refused
 
+SCHEMES = ("s3:", "gs:", "gcs:", "abfs:", "abfss:", "hdfs:", "viewfs:", "http:", "https:", "file:")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
 
 
@@ -122,8 +123,10 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 def make_folder(path: Path, setting: str) -> Path:
     """Return the folder, made with its parents where it is not there.
 
-    Refused, naming the setting, where that cannot be.
+    Refused, naming the setting, where that cannot be, and for what was a URI before it became a path.
     """
+    if scheme := next((part for part in path.parts if part in SCHEMES), None):
+        raise Refused(f"{setting}: {path} was given as a URI ({scheme}//...); give a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

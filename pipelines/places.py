@@ -10,12 +10,13 @@ from pyarrow import fs
 
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, shortened
+from kdcore.located import is_uri
 from pipelines.files import write_whole
 
 
 def is_remote(location: str) -> bool:
     """Return whether a location is a URI (s3://bucket/path, gs://..., file:///path) rather than a folder."""
-    return "://" in location
+    return is_uri(location)
 
 
 def absolute_location(location: str, base: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, worker_resources
 from cluster.training.recovery import failure_reason
+from cluster.waiting import LOOK_SECONDS, Patience, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import Plan
@@ -62,11 +63,13 @@ class Tally:
 class Crew:
     """Workers on a Ray cluster, each an actor with the resources of one training worker."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, say: Callable[[str], None] = lambda line: None) -> None:
         self.payload = config.model_dump(mode="json")
         self.resources = {name: amount for name, amount in worker_resources(config).items() if amount}
         self.tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
+        self.patience = Patience(config.scaling.patience_seconds, say, remedy_for(1, None))
         self.starting: dict[Any, Any] = {}  # {reference to its plan: worker}
+        self.arriving: dict[Any, Any] = {}  # {what is ready once it has a place: worker}
         self.busy: dict[Any, tuple[Any, Unit]] = {}  # {reference to its shard: (worker, unit)}
         self.idle: list[Any] = []
         self.losses: Counter[Unit | None] = Counter()
@@ -75,6 +78,7 @@ class Crew:
         """Start one more worker, which is idle when it has returned its plan."""
         options = {"num_cpus": self.resources["CPU"], "num_gpus": self.resources.get("GPU", 0)}
         worker = ray.remote(CacheWorker).options(**options).remote(self.payload, self.tally)
+        self.arriving[worker.__ray_ready__.remote()] = worker
         self.starting[worker.plan.remote()] = worker
 
     def plan(self) -> Plan:
@@ -82,6 +86,8 @@ class Crew:
         while True:
             self.start()
             ((reference, worker),) = self.starting.items()
+            while not self.any_has_place(LOOK_SECONDS):
+                self.wait()
             plan = self.answer(reference, None)
             self.starting.clear()
             if plan is not None:
@@ -125,11 +131,26 @@ class Crew:
 
     def next_answers(self) -> list[Any]:
         """Return the references that are ready after at most half a second; none where no worker has room."""
-        waiting = [*self.busy, *self.starting]
-        if not waiting:
-            time.sleep(0.5)
+        if not self.busy and not self.any_has_place(0.5):
+            self.wait()
             return []
-        return ray.wait(waiting, num_returns=1, timeout=0.5)[0]
+        return ray.wait([*self.busy, *self.starting], num_returns=1, timeout=0.5)[0]
+
+    def any_has_place(self, seconds: float) -> bool:
+        """Return whether one of the workers that start has a place, or has died with it, after at most so long."""
+        if not self.arriving:
+            if not self.starting:
+                time.sleep(seconds)
+            return bool(self.starting)
+        arrived, _ = ray.wait(list(self.arriving), num_returns=1, timeout=seconds)
+        if arrived:
+            self.arriving.clear()
+            self.patience.end()
+        return bool(arrived)
+
+    def wait(self) -> None:
+        """Note that no worker has a place. RunFailed where patience has ended."""
+        self.patience.wait(request_in_words(1, self.resources), self.resources)
 
     def grow(self, num_waiting: int) -> None:
         """Start a worker where units wait and the cluster has room for one more."""

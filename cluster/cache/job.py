@@ -37,7 +37,8 @@ def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     with exclusive(directory):
         if config.scaling.num_workers == 0:
             return fill(directory, LocalCrew(config), watch)
-        with ray_session(config), closing(Crew(config)) as crew:
+        say = (lambda line: watch({}, [line])) if watch else (lambda line: None)
+        with ray_session(config), closing(Crew(config, say)) as crew:
             return fill(directory, crew, watch)
 
 

@@ -10,7 +10,7 @@ from pipelines.cache.columns import row_bytes
 from pipelines.cache.manifest import Plan
 from pipelines.cache.store import Unit
 
-# Called a few times a second at most, with `Progress.state` and with what there is to say.
+# Called a few times a second at most, with `Progress.state` (empty before there is one) and with what there is to say.
 Watcher = Callable[[dict[str, Any], list[str]], None]
 
 

@@ -26,6 +26,7 @@ from cluster.recipe_files import read_recipe
 from cluster.sections import Section
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused, shortened
+from kdcore.located import local_file
 from kdcore.terms.base import Pair
 
 # What the search decides itself, or what would make scores incomparable.
@@ -274,4 +275,4 @@ class SweepConfig(Section):
 
 def load_sweep(path: str | Path) -> SweepConfig:
     """Read the sweep that a YAML file describes. Refused in one line for what is wrong."""
-    return validated(SweepConfig, read_recipe(Path(path)), str(path))
+    return validated(SweepConfig, read_recipe(local_file(str(path))), str(path))

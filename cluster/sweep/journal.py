@@ -17,7 +17,7 @@ from cluster.tracking.journal import cut_journal, read_journal
 from kdcore.errors import Refused
 from pipelines.files import make_folder, not_written
 
-End = Literal["finished", "stopped", "failed"]
+End = Literal["finished", "stopped", "failed", "lost"]
 Event = dict[str, Any]
 Listener = Callable[[Event, "Trial"], None]
 
@@ -27,7 +27,8 @@ class Trial:
     """One run of a sweep: a point, by its number, with a seed.
 
     reports: {epoch, step, metric: value, ...} of every validation so far; end: None while it runs, or waits to be
-    continued; reason: why it was stopped, or failed; result: of a finished run.
+    continued; reason: why it was stopped, failed or lost; result: of a finished run. A run is lost when what it ran on
+    was: the same command tries it again.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Trial:
         Those are the last, or those that were best on the held-out images. None before the first report, and of a run
         that failed.
         """
-        if not self.reports or self.end == "failed":
+        if not self.reports or self.end in ("failed", "lost"):
             return None
         row = max(self.reports, key=lambda row: row["held_out/top1"]) if selects_best else self.reports[-1]
         return float(row[metric])
@@ -91,8 +92,12 @@ class SweepJournal:
         self._write({"event": "report", "trial": name, "row": row, "stop": stop})
 
     def end(self, name: str, end: End, reason: str = "", result: dict[str, Any] | None = None) -> None:
-        """Write that a trial has ended, and how. reason: why it failed; result: of a run that finished."""
+        """Write that a trial has ended, and how. reason: why it failed or was lost; result: of a run that finished."""
         self._write({"event": "end", "trial": name, "end": end, "reason": reason, "result": result or {}})
+
+    def retry(self, name: str) -> None:
+        """Write that a trial which failed or was lost is to be continued after all."""
+        self._write({"event": "retry", "trial": name})
 
     def _write(self, event: Event) -> None:
         try:
@@ -113,5 +118,7 @@ class SweepJournal:
                 trial.end, trial.reason = "stopped", event["stop"]
         elif event["event"] == "end":
             trial.end, trial.reason, trial.result = event["end"], event["reason"], event["result"]
+        elif event["event"] == "retry":
+            trial.end, trial.reason = None, ""
         for listener in self.listeners:
             listener(event, trial)

@@ -111,8 +111,12 @@ def run_trials(
     concurrent: int,
     command: str,
     watch: Callable[[SweepJournal, Event, Trial], None] | None = None,
+    retry_failed: bool = False,
 ) -> SweepJournal:
-    """Run the trials that have not ended yet, and return the journal of all. watch: called with every event to come."""
+    """Run the trials that have not ended yet, and those that were lost; return the journal of all.
+
+    watch: called with every event to come; retry_failed: whether those that failed by themselves are tried again too.
+    """
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
 
     def payload(trial: Trial) -> dict[str, Any]:
@@ -127,6 +131,7 @@ def run_trials(
     journal.listen(record.record_end)
     if watch:
         journal.listen(lambda event, trial: watch(journal, event, trial))
+    retry_trials(journal, retry_failed)
     try:
         if proposals.has_more:
             run_tune(plan, proposals, EarlyStopping(plan.sweep, journal), concurrent)
@@ -135,6 +140,13 @@ def run_trials(
         raise
     record.finish_runs(journal.trials.values(), plan.config)
     return journal
+
+
+def retry_trials(journal: SweepJournal, retry_failed: bool) -> None:
+    """Have trials continued that were lost; those, too, that failed by themselves, where that was asked for."""
+    again = ("lost", "failed") if retry_failed else ("lost",)
+    for trial in [trial for trial in journal.trials.values() if trial.end in again]:
+        journal.retry(trial.name)
 
 
 def credentials_of(plan: SweepPlan) -> dict[str, str]:

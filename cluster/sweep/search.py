@@ -134,9 +134,11 @@ class Proposals(Unsaved, Searcher):
         trial = self.journal.trials[self.names[trial_id]]
         if trial.end is not None:
             return
-        lost = "its process was lost, and lost again whenever it was started anew" if error else ""
-        if reason := lost or (result or {}).get("error", ""):
-            self.journal.end(trial.name, "failed", reason)
+        result = result or {}
+        if error:
+            self.journal.end(trial.name, "lost", "its process was lost, and lost again whenever it was started anew")
+        elif reason := result.get("error", ""):
+            self.journal.end(trial.name, "lost" if result.get("is_lost") else "failed", reason)
         else:
             self.journal.end(trial.name, "finished", result=self.result(trial))
 
@@ -167,9 +169,12 @@ class Proposals(Unsaved, Searcher):
             self._tell(trial.number)
 
     def _tell(self, number: int) -> None:
-        """Give the search the score of a point, the mean over seeds, once every seed has ended."""
+        """Give the search the score of a point, the mean over seeds, once every seed has ended.
+
+        A lost run has not: it says nothing of its point, and will be tried again.
+        """
         trials = [trial for trial in self.journal.trials.values() if trial.number == number]
-        if len(trials) == self.num_seeds and all(trial.end for trial in trials):
+        if len(trials) == self.num_seeds and all(trial.end not in (None, "lost") for trial in trials):
             self.told.add(number)
             scores = [score for trial in trials if (score := self.score(trial)) is not None]
             self.source.tell(number, statistics.fmean(scores) if scores else None)

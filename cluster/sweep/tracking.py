@@ -21,6 +21,7 @@ STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "finished": "FINISHED",
     "stopped": "KILLED",
     "failed": "FAILED",
+    "lost": "FAILED",
 }
 
 
@@ -62,7 +63,7 @@ class SweepRecord:
         with tolerating_mlflow_outage():
             run_id = self._run_of(trial)
             self.client.set_tag(run_id, "sweep.decision", trial.reason if trial.end == "stopped" else trial.end)
-            if trial.end == "failed":
+            if trial.end in ("failed", "lost"):
                 self.client.set_tag(run_id, "sweep.error", trial.reason[:5000])
             if trial.end != "finished":  # a run that ends by itself says so itself
                 self.client.set_terminated(run_id, STATUS[trial.end])
@@ -70,7 +71,7 @@ class SweepRecord:
     def finish_runs(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
         """Write, when nothing runs any more, what the ends of runs that were cut off have left to be said."""
         for trial in trials:
-            if trial.end in ("stopped", "failed") and self._folder(trial).outbox.exists():
+            if trial.end in ("stopped", "failed", "lost") and self._folder(trial).outbox.exists():
                 close_run(config_of(trial), STATUS[trial.end])
             self.record_end({}, trial)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.batches import Batches
@@ -18,11 +19,12 @@ from cluster.polling import polling
 from cluster.recipe import assign, parse
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
+from cluster.training.crash import crash_of, death_of
 from cluster.training.launch import launch
 from cluster.training.recovery import last_line
 from cluster.training.selection import step_of_end
 from kdcore.credentials import without_credentials
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import ClusterFailed, Refused, RunFailed
 
 POLL_SECONDS = 0.2
 
@@ -44,7 +46,8 @@ def train_trial(payload: dict[str, Any], credentials: Mapping[str, str]) -> None
             else:
                 ray.get(task_for(config).remote(payload))
     except Exception as error:
-        tune.report({"error": error_text(getattr(error, "cause", error))})
+        cause = getattr(error, "cause", error)
+        tune.report({"error": error_text(cause), "is_lost": is_loss(cause)})
 
 
 def launch_run(payload: dict[str, Any]) -> None:
@@ -66,10 +69,15 @@ def task_for(config: RunConfig) -> Any:
     )
 
 
+def is_loss(error: BaseException) -> bool:
+    """Return whether a run ended for the fault of what it ran on: another start may come to its end."""
+    return isinstance(error, ClusterFailed) or (death_of(error) is not None and not isinstance(error, RayTaskError))
+
+
 def error_text(error: BaseException) -> str:
     """Return an error's last line, with its kind where that says more."""
     kind = "" if isinstance(error, Refused | RunFailed) else f"{type(error).__name__}: "
-    return kind + last_line(error)
+    return crash_of(error, None) or kind + last_line(error)
 
 
 @contextmanager

@@ -105,6 +105,11 @@ class RunFolder:
         return self.path / "outbox"
 
     @property
+    def error(self) -> Path:
+        """The line that ended the run the last time, if it failed."""
+        return self.path / "error.txt"
+
+    @property
     def benchmark(self) -> Path:
         """The latencies that `benchmark` measured."""
         return self.path / "benchmark.json"

@@ -39,6 +39,7 @@ LASTING_ERRORS = {
     "UNAUTHENTICATED",
 }
 KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
+ERROR = "error"  # the tag that says why a run failed
 DESCRIBED = "run"  # a tag that is there once all of a run's description is
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
 
@@ -121,7 +122,11 @@ class MlflowTracker(Tracker):
         return [path for path in self.folder.artifacts if path.name not in there and path.exists()]
 
     def end(self, status: Status) -> None:
-        """Mark the run as ended."""
+        """Mark the run as ended; one that failed with the line that it ended by."""
+        if status == "FAILED" and self.folder.error.is_file():
+            self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
+        elif ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
+            self.client.delete_tag(self.run_id, ERROR)
         self.client.set_terminated(self.run_id, status)
 
     def is_away(self, error: BaseException) -> bool:

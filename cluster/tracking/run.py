@@ -15,11 +15,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from cluster.config import RunConfig
 from cluster.tracking.delivery import deliver, mark_end
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.journal import cut_journal
+from cluster.tracking.journal import cut_journal, read_journal
 from cluster.tracking.machine import MachineSampler
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
@@ -77,7 +78,8 @@ class RunLog:
     """Writes one run's metrics: into its folder at once, and to its trackers from a thread of its own.
 
     first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they come
-    again. fence: tells whether the run is still this process's to write. While a tracker is away, lines collect in the
+    again. What an attempt has measured after that very step, such as the last one, stays and is not written twice.
+    fence: tells whether the run is still this process's to write. While a tracker is away, lines collect in the
     folder. An error that waiting does not help is raised by the next call, or by `close`.
     """
 
@@ -85,6 +87,7 @@ class RunLog:
         self.config, self.folder, self.fence = config, RunFolder.of(config), fence
         self.check_fence()
         cut_journal(self.folder.metrics, first_step)
+        self.known = {kind_of(row) for row in read_journal(self.folder.metrics) if row.get("step") == first_step}
         self.file = self.folder.metrics.open("a")
         self.wake, self.closing = Event(), Event()
         self.patience_ends = math.inf
@@ -100,6 +103,8 @@ class RunLog:
         self._raise_error()
         self.check_fence()
         row = finite_or_null({"step": step, "time": time.time(), **metrics})
+        if kind_of(row) in self.known:
+            return
         try:
             self.file.write(json.dumps(row, allow_nan=False) + "\n")
             self.file.flush()
@@ -155,6 +160,11 @@ class RunLog:
         finally:
             for one in self.deliveries:
                 one.tracker.close()
+
+
+def kind_of(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
+    """Return what tells two rows of a journal apart: the step, and what was measured after it."""
+    return row["step"], frozenset(row)
 
 
 class _Delivery:

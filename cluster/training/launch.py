@@ -31,10 +31,12 @@ from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
+from cluster.training.crash import crash_of
+from cluster.training.placement import Placement
 from cluster.training.progress import Watcher, open_board
-from cluster.training.recovery import Recovery, failure_summary, last_line, restore_checkpoint_list
-from kdcore.errors import Refused, RunFailed, shortened
-from pipelines.files import make_folder
+from cluster.training.recovery import Recovery, failure_of, last_line, restore_checkpoint_list
+from kdcore.errors import ClusterFailed, Refused, RunFailed, shortened
+from pipelines.files import make_folder, write_text
 from pipelines.leases import Fence, leased
 from pipelines.places import is_remote
 
@@ -140,6 +142,7 @@ def run_to_end(
         checking = thread.submit(check_run, config)
         try:
             with ray_session(config):
+                folder.error.unlink(missing_ok=True)
                 folder.claim(config, checking.result())
                 opening = thread.submit(open_run, config, command, tags)
                 final = run_workers(config, opening, watch, fence)
@@ -148,6 +151,8 @@ def run_to_end(
                 raise
             if refusal := opening.exception():
                 raise refusal from None
+            if isinstance(error, RunFailed):
+                write_text(folder.error, str(error))
             close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
             raise
     run_id = opening.result()
@@ -216,6 +221,7 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
 
     scaling, resources = config.scaling, worker_resources(config)
     use_gpu = resources["GPU"] > 0
+    each = {name: amount for name, amount in resources.items() if amount}
     folder = None if is_remote(config.storage) else Path(config.storage) / config.name
     if folder:
         restore_checkpoint_list(folder)
@@ -227,26 +233,26 @@ def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scaling.min_workers, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+            resources_per_worker=each,
             elastic_resize_monitor_interval_s=scaling.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=config.storage,
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
+            # Of the controller's own errors, waiting for a place is tried again: `Placement` ends it.
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
-            callbacks=[Recovery(folder)],
+            callbacks=[Recovery(folder), Placement(scaling, each, payload["board"])],
         ),
     )
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(
-            failure_summary(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash)
-        ) from error
+        raise failure_of(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash) from error
     except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
-        raise RunFailed(f"Ray Train's controller ended: {last_line(error)}") from error
+        cause = crash_of(error, None) or last_line(error)
+        raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error
 
 
 @contextmanager

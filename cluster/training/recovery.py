@@ -19,12 +19,13 @@ import ray
 import ray.train
 from pyarrow.fs import LocalFileSystem
 from ray.train import UserCallback
+from ray.train.v2.api.exceptions import PreemptionError
 
 from cluster.training.checkpoint import is_whole
-from cluster.training.crash import crash_of
+from cluster.training.crash import crash_of, death_of, is_own_fault, node_of
 from cluster.training.finite import NotFinite
 from kdcore.checkpoints import say_once
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import ClusterFailed, Refused, RunFailed
 from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
@@ -56,11 +57,17 @@ class Recovery(UserCallback):
             write_whole(self.folder / COPY, (self.folder / CHECKPOINTS).read_bytes())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
-            raise RunFailed(describe(worker_exceptions))
-        if any(ORPHANED in str(error) for error in worker_exceptions.values()):
-            # It outlives its workers by a moment: long enough to start others, whose place nobody would free again.
-            raise RunFailed("the run was stopped from outside: its controller was killed")
+        """End the run here and now where nothing is won by trying again."""
+        refuse_to_repeat(worker_exceptions)
+
+
+def refuse_to_repeat(worker_exceptions: Mapping[int, Exception]) -> None:
+    """Raise RunFailed for what would happen again, and for what must not start anew."""
+    if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
+        raise RunFailed(describe(worker_exceptions))
+    if any(ORPHANED in str(error) for error in worker_exceptions.values()):
+        # It outlives its workers by a moment: long enough to start others, whose place nobody would free again.
+        raise RunFailed("the run was stopped from outside: its controller was killed")
 
 
 def restore_checkpoint_list(folder: Path) -> None:
@@ -122,6 +129,23 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
         raise
 
 
+def failure_of(
+    error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
+) -> RunFailed:
+    """Return what a run of at most `num_workers` ended with: ClusterFailed where none of its ranks is to blame."""
+    cause = getattr(error, "controller_failure", error)
+    text = failure_summary(error, num_workers, board, crash_file)
+    if isinstance(cause, RunFailed):
+        return type(cause)(text)
+    failures: Mapping[int, BaseException] = getattr(cause, "worker_failures", {})
+    if not failures:
+        return (ClusterFailed if isinstance(cause, PreemptionError) else RunFailed)(text)
+    rank = rank_to_name(failures)
+    is_own = is_own_fault(failures[rank], crash_file(rank) if crash_file else None)
+    is_consequence = TIMED_OUT.search(text) or CUT_OFF.search(text)
+    return RunFailed(text) if is_own and not is_consequence else ClusterFailed(text)
+
+
 def failure_summary(
     error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
 ) -> str:
@@ -152,21 +176,28 @@ def failure_reason(error: BaseException) -> str:
 
 
 def describe(failures: Mapping[int, BaseException], crash_file: Callable[[int], Path] | None = None) -> str:
-    """Return the error of one rank, with its place.
-
-    One that will not go away if there is any, else one that is not another rank's consequence, else the lowest rank's.
-    crash_file: as for `failure_summary`.
-    """
-
-    def weight(rank: int) -> tuple[bool, bool, int]:
-        error = failures[rank]
-        return not isinstance(error, FINAL), bool(CUT_OFF.search(str(error))), rank
-
-    rank = min(failures, key=weight)
+    """Return the error of one rank, with its place. crash_file: as for `failure_summary`."""
+    rank = rank_to_name(failures)
     error = failures[rank]
     notes = getattr(error, "__notes__", [])
-    place = notes[0] if notes else f"rank {rank}"
-    return f"{place}: {crash_of(error, crash_file(rank) if crash_file else None) or last_line(error)}"
+    place, node = notes[0] if notes else f"rank {rank}", node_of(error)
+    cause = crash_of(error, crash_file(rank) if crash_file else None) or last_line(error)
+    return f"{place}{f' on {node}' if node and node not in cause else ''}: {cause}"
+
+
+def rank_to_name(failures: Mapping[int, BaseException]) -> int:
+    """Return the rank whose error says most.
+
+    One that will not go away if there is any, else one whose process has died, else one that is not another rank's
+    consequence, else the lowest rank.
+    """
+
+    def weight(rank: int) -> tuple[bool, bool, bool, int]:
+        error = failures[rank]
+        is_death = death_of(error) is not None
+        return not isinstance(error, FINAL), not is_death, bool(CUT_OFF.search(str(error))), rank
+
+    return min(failures, key=weight)
 
 
 def last_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
 from cluster.training.crash import record_crashes
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
+from cluster.training.mounts import refuse_missing_mounts
 from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
 from cluster.training.recovery import with_place
@@ -34,6 +35,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
     config, rank = parse(payload["config"]), Rank.of_this_worker()
     if config.scaling.num_workers:
+        refuse_missing_mounts(config)
         record_crashes(RunFolder.of(config).crash(rank.number))
     refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)

@@ -19,6 +19,7 @@ from cluster.recipe import parse
 from cluster.resources import device_here
 from cluster.sweep.caches import asks_the_teacher, num_bytes
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
+from cluster.sweep.journal import Trial
 from cluster.sweep.plan import Costs, SweepPlan, concurrency, local_concurrency
 from cluster.sweep.run import build_caches, exclusive_folder, has_begun, run_trials, sweep_session, trials_so_far
 from cluster.sweep.space import LAYERS, LayerScores, label, shared_recipe
@@ -36,8 +37,18 @@ from pipelines.files import read_json, write_json
 MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
 
 
-def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | None, plan_only: bool) -> int:
-    """Plan a sweep of a recipe, and run it unless only the plan was asked for."""
+def sweep(
+    recipe: str,
+    overrides: Sequence[str],
+    space: str,
+    concurrent: int | None,
+    plan_only: bool,
+    retry_failed: bool,
+) -> int:
+    """Plan a sweep of a recipe, and run it unless only the plan was asked for.
+
+    Return the exit status: 1 where a run has failed or was lost, after everything else is done.
+    """
     started = time.perf_counter()
     config, wanted = catalog.load_here(recipe, overrides), load_sweep(space)
     concurrent = concurrent or wanted.concurrent
@@ -51,18 +62,32 @@ def sweep(recipe: str, overrides: Sequence[str], space: str, concurrent: int | N
             return 0
         command = shlex.join(["python", "-m", "ops", "sweep", recipe, "--space", space, *overrides])
         with exclusive_folder(plan):
-            run(plan, fitting, command, started)
-    return 0
+            results = run(plan, fitting, command, started, retry_failed)
+    without_end = [trial for result in results for trial in result.trials if trial.end in ("failed", "lost")]
+    for trial in without_end:
+        say(f"{trial.name} {trial.end}: {trial.reason}")
+    if without_end:
+        say(retry_hint(without_end))
+    return 1 if without_end else 0
 
 
-def run(plan: SweepPlan, concurrent: int, command: str, started: float) -> list[PointResult]:
+def retry_hint(trials: Sequence[Trial]) -> str:
+    """Return what the person may do about runs that have failed or were lost."""
+    lost = sum(trial.end == "lost" for trial in trials)
+    ways = [f"the same command tries the {lost} lost again"] if lost else []
+    return "; ".join([*ways, *(["--retry-failed those that failed, too"] if lost < len(trials) else [])])
+
+
+def run(
+    plan: SweepPlan, concurrent: int, command: str, started: float, retry_failed: bool = False
+) -> list[PointResult]:
     """Build what is missing, run the trials, show and keep what came out, and return it, the best first."""
     record = SweepRecord(plan.parent, plan.sweep, command)
     with record.marking_interruption(), BuildView() as build_view:
         build_caches(plan, build_view)
     built = time.perf_counter()
     with SweepView(plan) as view:
-        journal = run_trials(plan, record, concurrent, command, view)
+        journal = run_trials(plan, record, concurrent, command, view, retry_failed)
     results = ranked(plan, journal.trials.values())
     console.print(result_table(plan, results))
     seconds = {"seconds": time.perf_counter() - started, "before_the_first_run_seconds": built - started}
@@ -106,7 +131,7 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
     """Return the rows of the plan. concurrent: runs at a time; asked: as many as were wanted."""
     sweep, done = plan.sweep, trials_so_far(plan)
     num_points = plan.num_trials // len(sweep.seeds)
-    ended = sum(trial.end is not None for trial in done.values())
+    ended = sum(trial.end not in (None, "lost") for trial in done.values())
     rows = [[name, axis_text(axis)] for name, axis in plan.space.axes.items()]
     rows += [
         ["runs", f"{num_points} points ({sweep.search}) x {len(sweep.seeds)} seeds = {plan.num_trials}"],

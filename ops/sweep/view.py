@@ -34,14 +34,16 @@ class SweepView(View):
             return f"{trial.name}: begins, {describe(trial.point)}, seed {trial.seed}"
         if event["event"] == "report" and not trial.end:
             return f"{trial.name}: epoch {trial.epoch:g}, {self.plan.sweep.metric} {self.shown(trial)}"
+        if event["event"] == "retry":
+            return f"{trial.name}: is tried again from its last checkpoint"
         if trial.end == "finished":
             return f"{trial.name}: finished, {self.plan.sweep.metric} {self.shown(trial)}"
-        return f"{trial.name}: {trial.reason}" if trial.end == "stopped" else f"{trial.name}: failed, {trial.reason}"
+        return f"{trial.name}: {'' if trial.end == 'stopped' else f'{trial.end}, '}{trial.reason}"
 
     def table(self, trials: list[Trial]) -> Table:
         """Return a table of the runs under way, and of those that have ended last."""
         ends = [trial.end or "under way" for trial in trials]
-        counts = ", ".join(f"{ends.count(end)} {end}" for end in ("finished", "stopped", "failed", "under way"))
+        counts = ", ".join(f"{ends.count(end)} {end}" for end in ("finished", "stopped", "failed", "lost", "under way"))
         title = f"{self.plan.sweep.name}: {counts}, {self.plan.num_trials - len(trials)} to come"
         rows: list[list[Any]] = [
             [

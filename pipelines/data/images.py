@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,4 +96,9 @@ def refusing_broken(name: str) -> Iterator[None]:
 def unreadable(name: str, error: Exception) -> Refused:
     """Return the refusal of an image for what the system or Pillow raised about it."""
     reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
+    if isinstance(error, FileNotFoundError):
+        return Refused(
+            f"{name} cannot be read as an image ({reason}) on the node {socket.gethostname()}; mount its folder there "
+            "as on the other nodes, or where it was removed on purpose, build the index again"
+        )
     return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then build the index again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,38 +10,69 @@ import torch
 
 from cluster import resources
 from cluster.recipe import parse
-from cluster.resources import device_here, run_resources, uses_gpu
+from cluster.resources import Gpus, device_here, run_resources, uses_gpu
+from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
 
-# (GPUs, workers, fewest workers, use_gpu) -> on GPUs?
+MACHINE, CLUSTER, SHARED = (False, False), (True, False), (True, True)
+EVERYWHERE = (MACHINE, CLUSTER, SHARED)
+# (where, GPUs, GPUs to come, workers, fewest workers, use_gpu) -> on GPUs? A text: refused with it.
 RULE = [
-    (0, 0, None, None, False),
-    (1, 0, None, None, True),
-    (1, 1, None, None, True),
-    (1, 2, None, None, False),
-    (1, 2, 1, None, True),
-    (4, 4, None, None, True),
-    (4, 4, None, False, False),
-    (1, 2, None, True, True),
+    (EVERYWHERE, 0, 0, 0, None, None, False),
+    (EVERYWHERE, 1, 0, 0, None, None, True),
+    (EVERYWHERE, 1, 0, 1, None, None, True),
+    (EVERYWHERE, 1, 0, 2, 1, None, True),
+    (EVERYWHERE, 4, 0, 4, None, None, True),
+    (EVERYWHERE, 4, 0, 4, None, False, False),
+    (EVERYWHERE, 1, 0, 2, None, True, True),
+    ((MACHINE, CLUSTER), 1, 0, 2, None, None, False),
+    ((SHARED,), 1, 0, 2, None, None, "workers take 2 GPUs and the cluster has 1 at most"),
+    # An autoscaler: the answer is the same whatever is there at the moment.
+    ((SHARED,), 0, 8, 2, None, None, True),
+    ((SHARED,), 8, 8, 2, None, None, True),
+    ((SHARED,), 0, 2, 4, None, None, "take 4 GPUs and the cluster has 2 at most"),
+    ((SHARED,), 0, None, 1, None, None, "add scaling.use_gpu=true, which waits for them, or scaling.use_gpu=false"),
+    ((SHARED,), 0, None, 1, None, True, True),
+    ((SHARED,), 0, None, 1, None, False, False),
 ]
 
 
-@pytest.mark.parametrize("is_cluster", [False, True])
-@pytest.mark.parametrize(("gpus", "workers", "fewest", "asked", "answer"), RULE)
-def test_the_rule(gpus, workers, fewest, asked, answer, is_cluster, recipe, monkeypatch):
+@pytest.mark.parametrize(("where", "gpus", "to_come", "workers", "fewest", "asked", "answer"), RULE)
+def test_the_rule(where, gpus, to_come, workers, fewest, asked, answer, recipe, monkeypatch):
     scaling = {"num_workers": workers, "use_gpu": asked} | ({"min_workers": fewest} if fewest else {})
     config = parse(recipe(scaling=scaling, train__micro_batch=2))
-    monkeypatch.setattr(resources, "gpus_present", lambda: (is_cluster, gpus))
-    assert uses_gpu(config) == answer
-    assert device_here(config).type == ("cuda" if answer else "cpu")
-    assert run_resources(config) == {"CPU": max(1, workers), "GPU": answer * max(1, workers)}
+    for flags in where:
+        monkeypatch.setattr(resources, "gpus_in_reach", lambda flags=flags: Gpus(gpus, to_come, *flags))
+        if isinstance(answer, str):
+            with pytest.raises(Refused, match=re.escape(answer)):
+                uses_gpu(config)
+            continue
+        assert uses_gpu(config) == answer
+        assert device_here(config).type == ("cuda" if answer else "cpu")
+        assert run_resources(config) == {"CPU": max(1, workers), "GPU": answer * max(1, workers)}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        (Gpus(1, 0, True, False), "on the CPU: the workers take 2 GPUs, and 1 are there"),
+        (Gpus(0, 0, True, True), "on the CPU: no node of the cluster has a GPU"),
+        (Gpus(0), "on the CPU: this machine has NVIDIA's driver, but PyTorch sees no GPU"),
+    ],
+)
+def test_falling_back_to_the_cpu_is_said(gpus, said, recipe, monkeypatch, caplog, tmp_path):
+    say_once.cache_clear()
+    monkeypatch.setattr(resources, "gpus_in_reach", lambda: gpus)
+    monkeypatch.setattr(resources, "NVIDIA_DRIVER", tmp_path)
+    assert not uses_gpu(parse(recipe(scaling={"num_workers": 2})))
+    assert said in caplog.text
 
 
 def test_a_gpu_that_is_asked_for_and_absent_is_refused(recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Refused, match=r"scaling.use_gpu is true, but PyTorch sees no GPU"):
         uses_gpu(parse(recipe(scaling={"num_workers": 0, "use_gpu": True})))
-    monkeypatch.setattr(resources, "gpus_present", lambda: (True, 0))  # a cluster may grow one
+    monkeypatch.setattr(resources, "gpus_in_reach", lambda: Gpus(0, 0, True))  # a cluster may grow one
     assert uses_gpu(parse(recipe(scaling={"num_workers": 1, "use_gpu": True})))
 
 

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import SweepJournal, Trial
+from cluster.sweep.run import retry_trials
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.space import build_space
@@ -136,6 +137,43 @@ def test_what_was_decided_stays_decided(search, cut, tmp_path):
         steps = [row["step"] for row in reports]
         assert steps == list(range(4, 4 * len(steps) + 4, 4))
         assert end != "finished" or len(steps) == 9
+
+
+def test_what_was_lost_is_tried_again(tmp_path):
+    """By the same command; what failed by itself only where that was asked for. Then all is as if nothing had been."""
+    config = sweep(space={"weight": [0.1, 0.2, 0.3]}, seeds=[0, 1])
+    expected = Tune(tmp_path / "whole", config).run()
+    errors = {"000-seed0": {"error": "its node was lost", "is_lost": True}, "001-seed1": {"error": "ValueError: a bug"}}
+    first = Tune(tmp_path / "j", config)
+    complete = first.proposals.on_trial_complete
+    first.proposals.on_trial_complete = lambda tune_id, row: complete(
+        tune_id, errors.get(first.proposals.names[tune_id])
+    )
+    first.run()
+    ends = {name: (trial.end, trial.reason) for name, trial in first.journal.trials.items()}
+    assert ends["000-seed0"] == ("lost", "its node was lost")
+    assert ends["001-seed1"] == ("failed", "ValueError: a bug")
+    assert [end for end, _ in ends.values()].count("finished") == 4
+    second = Tune(tmp_path / "j", config)
+    retry_trials(second.journal, retry_failed=False)
+    assert {name for name, found in second.run().items() if found != expected[name]} == {"001-seed1"}
+    third = Tune(tmp_path / "j", config)
+    retry_trials(third.journal, retry_failed=True)
+    assert third.run() == expected
+    assert not Tune(tmp_path / "j", config).proposals.has_more
+
+
+def test_tpe_waits_for_a_lost_run(tmp_path):
+    """A lost run says nothing of its point."""
+    tune = Tune(tmp_path / "j", sweep(space={"weight": {"uniform": [0, 1]}}, search="tpe", num_points=2))
+    told = []
+    tune.proposals.source.tell = lambda number, score: told.append(number)
+    tune.journal.begin("000-seed0", 0, tune.proposals._point(0), 0)
+    tune.journal.end("000-seed0", "lost", "its node was lost")
+    assert told == []
+    tune.journal.retry("000-seed0")
+    tune.journal.end("000-seed0", "failed", "a bug")
+    assert told == [0]
 
 
 def test_tpe_hears_the_mean_over_seeds(tmp_path):

@@ -105,6 +105,17 @@ def test_continued_at_a_step(config):
     assert [(row["step"], row["train/loss"]) for row in read_journal(path)] == [(1, 1.0), (2, 1.0), (3, 0.5)]
 
 
+def test_what_was_measured_after_the_last_step_is_kept_once(config):
+    """A run whose worker is lost after its last checkpoint validates once more, to the same numbers."""
+    opened_log(config).log(2, {"val/top1": 0.5})
+    run_log = RunLog(config, first_step=2)
+    run_log.log(2, {"val/top1": 0.5})
+    run_log.log(2, {"speed/seconds": 3.0})
+    run_log.close()
+    rows = read_journal(config.run_dir / "metrics.jsonl")
+    assert [set(row) - {"time"} for row in rows] == [{"step", "val/top1"}, {"step", "speed/seconds"}]
+
+
 def test_away_for_a_while(config, away):
     """Nothing waits, nothing is lost, and the order is kept."""
     run_log = opened_log(config)
@@ -344,3 +355,15 @@ def test_pictures_in_tensorboard(recipe, store):
     run_log.close()
     (events,) = (config.run_dir / "tensorboard").glob("events.*")
     assert b"PNG" in events.read_bytes()
+
+
+def test_why_a_run_failed(config):
+    """In its folder and in MLflow; gone once the run has come to its end."""
+    run_id = open_run(config, "")
+    RunFolder.of(config).error.write_text("rank 1 on 10.0.0.9: its node was lost")
+    close_run(config, "FAILED")
+    client = mlflow.MlflowClient(tracking_uri(config))
+    assert client.get_run(run_id).data.tags["error"] == "rank 1 on 10.0.0.9: its node was lost"
+    open_run(config, "")
+    close_run(config, "FINISHED")
+    assert "error" not in client.get_run(run_id).data.tags

@@ -68,7 +68,7 @@ def test_a_kill_leaves_no_word(tmp_path, content):
 
 def test_another_error_is_no_crash(tmp_path):
     assert crash_of(RuntimeError("closed"), tmp_path / "crash-0.txt") is None
-    assert crash_of(ray.exceptions.RayActorError(error_msg="The actor died because its node has died."), None) is None
+    assert crash_of(ray.exceptions.RayActorError(error_msg="The actor is unavailable."), None) is None
 
 
 @pytest.mark.ray

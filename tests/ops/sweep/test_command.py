@@ -1,11 +1,16 @@
 """The command: its plan, its options, as a job."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import ray
 
+from cluster.sweep.journal import Trial
 from kdcore.errors import Refused
 from ops.__main__ import main
 from ops.submit import submit
+from ops.sweep import command as sweep_command
 from tests.ops.sweep.conftest import ROOT
 
 
@@ -49,3 +54,26 @@ def test_as_a_job(command, monkeypatch):
     words = ["sweep", "kd", "--space", str(ROOT / inside), "data.root=/shared", "output_dir=/shared/out"]
     assert submit("http://head:8265", None, [*words, "teacher.checkpoint=/shared/t.safetensors"]) == 0
     assert sent[0][:7] == ["python", "-m", "ops", "sweep", "kd", "--space", inside]
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "hint"),
+    [
+        (("finished", "stopped"), 0, ""),
+        (("finished", "lost"), 1, "the same command tries the 1 lost again"),
+        (("failed", "failed"), 1, "--retry-failed those that failed, too"),
+        (("lost", "failed"), 1, "the same command tries the 1 lost again; --retry-failed those that failed, too"),
+    ],
+)
+def test_the_exit_status_says_whether_all_runs_ended_well(ends, status, hint, command, monkeypatch, capsys):
+    """A sweep exited 0 with runs that nobody would see again."""
+    trials = [Trial(f"00{i}-seed0", i, {}, 0, end=end, reason=f"why {end}") for i, end in enumerate(ends)]
+    monkeypatch.setattr(sweep_command, "run", lambda *args: [SimpleNamespace(trials=trials)])
+    monkeypatch.setattr(sweep_command, "show_plan", lambda *args: None)
+    monkeypatch.setattr(sweep_command, "sweep_session", lambda *args: nullcontext())
+    monkeypatch.setattr(sweep_command, "concurrency", lambda *args: 1)
+    assert main(command(space={"temperature": [1]})) == status
+    shown = capsys.readouterr().out
+    for trial in trials:
+        assert (f"{trial.name} {trial.end}: why {trial.end}" in shown) == (trial.end in ("failed", "lost"))
+    assert hint in shown

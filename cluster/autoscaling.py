@@ -1,0 +1,52 @@
+"""What a cluster may grow to: the GPUs of the nodes that its autoscaler can bring, where anybody says so.
+
+Ray itself does not say it on most clusters. `ray up` leaves its file on the head, where submitted jobs run; an operator
+such as KubeRay keeps the node types to itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.strict_yaml import read_yaml_file
+
+RAY_UP_FILE = Path("~/ray_bootstrap_config.yaml")
+KUBERAY = "RAY_CLUSTER_NAME"  # KubeRay sets it in every pod, with an autoscaler or without
+
+
+def gpus_to_come() -> float | None:
+    """Return how many GPUs the nodes that may yet come to this process's cluster can have, those that have come too.
+
+    0 where nothing brings nodes; None where something does and does not say which.
+    """
+    if (stated := _stated_by_ray()) is not None:
+        return stated
+    file = RAY_UP_FILE.expanduser()
+    if file.is_file():
+        return gpus_of_ray_up(read_yaml_file(file))
+    return None if os.environ.get(KUBERAY) else 0.0
+
+
+def gpus_of_ray_up(config: Mapping[str, Any]) -> float | None:
+    """Return the GPUs of all nodes that a file of `ray up` allows; None where it leaves a node's resources open."""
+    types = config.get("available_node_types") or {}
+    most = 0.0
+    for name, kind in types.items():
+        resources = kind.get("resources") or {}
+        if name == config.get("head_node_type"):
+            continue
+        if "CPU" not in resources and "GPU" not in resources:
+            return None
+        most += float(resources.get("GPU", 0)) * float(kind.get("max_workers", config.get("max_workers", 0)))
+    return most if types else None
+
+
+def _stated_by_ray() -> float | None:
+    """Return what the cluster's configuration in Ray's own store says; None without one."""
+    from ray._private.state import state  # here alone: who asks is on a cluster
+
+    limits = state.get_max_resources_from_cluster_config()
+    return None if limits is None else float(limits.get("GPU", 0))

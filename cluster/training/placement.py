@@ -1,0 +1,152 @@
+"""Ray Train's group of workers, started so that waiting for its place is said and a worker lost meanwhile is a loss.
+
+Ray Train tries again what workers lose once they train. While a group starts it takes the loss of a worker for an error
+of its own and ends the run, and keeps the place of a group that got that far. Here every window is one: start-up, the
+start after another loss, training, validation and the end count against `scaling.max_failures` alike.
+
+All of it lives in the process of Ray Train's controller.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from ray.exceptions import RayError, RuntimeEnvSetupError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
+
+from cluster.sections import ScalingConfig
+from cluster.training.recovery import last_line, refuse_to_repeat
+from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
+from kdcore.errors import RunFailed
+
+NOT_RUNNING = (InitializingState, RestartingState, ReschedulingState)
+
+
+class Placement(ControllerCallback, WorkerGroupCallback):
+    """Waits for the place of a run's workers, with words; makes the controller start groups that may lose workers."""
+
+    def __init__(self, scaling: ScalingConfig, each: dict[str, float], board: Any) -> None:
+        self.scaling, self.each, self.board = scaling, each, board
+        self.patience: Patience
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Begin, in the controller's process."""
+        self.patience = Patience(
+            self.scaling.patience_seconds, self.say, remedy_for(self.scaling.num_workers, self.scaling.min_workers)
+        )
+        TrainController.worker_group_cls = RestartableGroup
+
+    def say(self, line: str) -> None:
+        self.board.say.remote(line)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Wait where an elastic run finds no room for its fewest workers: Ray asks again at once, and without end."""
+        if isinstance(current_state, NOT_RUNNING) and type(current_state) is type(previous_state):
+            self.wait(self.scaling.min_workers or self.scaling.num_workers)
+            time.sleep(LOOK_SECONDS / 4)
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self.patience.end()
+
+    def wait(self, num_workers: int) -> None:
+        """Note that there is no room yet for so many workers. RunFailed where patience has ended."""
+        self.patience.wait(request_in_words(num_workers, self.each), self.each)
+
+
+class WatchedPlace(PlacementGroupHandle):
+    """The place of a group of workers. placement: hears of every second without it."""
+
+    def __init__(self, place: PlacementGroupHandle, placement: Placement, num_workers: int) -> None:
+        self.place, self.placement, self.num_workers = place, placement, num_workers
+
+    @property
+    def placement_group(self) -> Any:
+        return self.place.placement_group
+
+    def ready(self) -> Any:
+        return self.place.ready()
+
+    def wait(self, timeout_seconds: float = 30) -> bool:
+        """Return whether the place is there.
+
+        An elastic run is asked again after the timeout, for the cluster may have shrunk meanwhile; else patience
+        decides. RunFailed where that has ended.
+        """
+        ends = time.monotonic() + timeout_seconds
+        while not self.place.wait(LOOK_SECONDS):
+            try:
+                self.placement.wait(self.num_workers)
+            except RunFailed:
+                self.shutdown()
+                raise
+            if self.placement.scaling.min_workers and time.monotonic() > ends:
+                return False
+        return True
+
+    def shutdown(self) -> None:
+        self.place.shutdown()
+
+
+class RestartableGroup(WorkerGroup):
+    """A group of workers of which one may be lost at any time. A `Placement` is one of its callbacks."""
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> PlacementGroupHandle:
+        placement = next(callback for callback in self._callbacks if isinstance(callback, Placement))
+        place = super()._create_placement_group(scaling_config, worker_group_context)
+        return WatchedPlace(place, placement, worker_group_context.num_workers)
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except InsufficientClusterResourcesError as error:
+            raise RunFailed(self._never_enough()) from error
+        except (RayError, WorkerGroupStartupFailedError) as error:
+            lost = error.__cause__ if isinstance(error.__cause__, RayError) else error
+            rank = self._rank_of(lost)
+            self._give_place_back()
+            if isinstance(lost, RuntimeEnvSetupError):
+                raise RunFailed(f"a worker's environment could not be made: {last_line(lost)}") from error
+            failure = WorkerHealthCheckFailedError("a worker was lost while its group started", failure=lost)
+            who = "a worker" if rank is None else f"rank {rank}"
+            failure.add_note(f"{who}, while the workers started")
+            refuse_to_repeat({rank or 0: failure})
+            raise WorkerGroupError(str(failure), {rank or 0: failure}) from error
+
+    def shutdown(self) -> None:
+        """End the workers, of which some may be dead: what has ended well ends no run."""
+        try:
+            super().shutdown()
+        except RayError:
+            self._give_place_back()
+
+    def _give_place_back(self) -> None:
+        if self.has_started():
+            with suppress(RayError):
+                self._worker_group_state.shutdown()
+        self._clear_state()
+
+    def _rank_of(self, lost: BaseException) -> int | None:
+        """Return the rank of a lost worker, where the group had come to have ranks."""
+        wanted = getattr(lost, "actor_id", None)
+        if not self.has_started() or not wanted:
+            return None
+        ids = [worker.actor._actor_id.hex() for worker in self.get_workers()]
+        return ids.index(wanted) if wanted in ids else None
+
+    def _never_enough(self) -> str:
+        context = self._worker_group_context
+        asked = request_in_words(context.num_workers, context.resources_per_worker)
+        room = Room.of_cluster().in_words(context.resources_per_worker)
+        return f"{asked} is more than the cluster can ever have (now: {room}); {remedy_for(context.num_workers, None)}"

@@ -1,0 +1,32 @@
+"""Files that a recipe names by a path, or by a URI that somebody who knows object stores has to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from kdcore.errors import Refused
+
+Fetch = Callable[[str], Path]
+_fetch: list[Fetch] = []
+
+
+def fetch_uris_by(fetch: Fetch) -> None:
+    """Have URIs fetched by a function, which returns a local copy's path; Refused where the file cannot be had."""
+    _fetch[:] = [fetch]
+
+
+def is_uri(location: str) -> bool:
+    """Return whether a location is a URI (s3://bucket/file) rather than a path."""
+    return "://" in location
+
+
+@cache
+def local_file(location: str) -> Path:
+    """Return the path of a file, for a URI that of its local copy; asked once a process."""
+    if not is_uri(location):
+        return Path(location)
+    if not _fetch:
+        raise Refused(f"{location} is a URI, and nothing here fetches files; give a path")
+    return _fetch[0](location)

@@ -1,0 +1,39 @@
+"""The commands for many runs and for clusters: `sweep` and `submit`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ops.parser import Parser, add_recipe, calls, command
+
+
+@command(
+    "run",
+    help="many runs of a recipe over one cache: temperatures, weights, layers, any field",
+    description="Searches the fields of a recipe that SPACE.yaml names, by grid, at random or with TPE; runs that fall "
+    "behind are stopped early. All runs read one cache of teacher outputs, built first. The same command again goes on "
+    "with a sweep that was interrupted. `python -m ops fields sweep` shows what SPACE.yaml may hold.",
+)
+def sweep(parser: Parser) -> None:
+    add_recipe(parser)
+    parser.add_argument("--space", required=True, metavar="SPACE.yaml", help="what is searched, and how")
+    parser.add_argument("--concurrent", type=int, metavar="N", help="runs at a time (default: as many as fit)")
+    parser.add_argument("--plan", action="store_true", help="only show what would be run, and what it would cost")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again, too, what failed by itself (what was lost always is)"
+    )
+    names = ("recipe", "overrides", "space", "concurrent", "plan", "retry_failed")
+    parser.set_defaults(function=calls("ops.sweep.command:sweep", *names))
+
+
+@command(
+    "run",
+    help="run one of these commands as a job on a Ray cluster, and follow it",
+    description="Sends this tree (without data, outputs and environment) and the command to the cluster, shows the "
+    "job's log and ends with its exit status. Ctrl-C leaves the job running.",
+)
+def submit(parser: Parser) -> None:
+    parser.add_argument("--address", required=True, metavar="URL", help="the head's dashboard, http://HEAD:8265")
+    parser.add_argument("--token-file", metavar="FILE", help="the cluster's token (default: where Ray looks for it)")
+    parser.add_argument("job", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="such as: train RECIPE key=value")
+    parser.set_defaults(function=calls("ops.submit:submit", "address", "token_file", "job"))

@@ -1,0 +1,44 @@
+"""What an autoscaler can bring: from Ray's own store, from the file of `ray up`, or unknown."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import autoscaling
+from cluster.autoscaling import gpus_of_ray_up, gpus_to_come
+
+DEPLOY = Path(autoscaling.__file__).parent / "deploy"
+
+
+def types(**kinds):
+    return {"head_node_type": "head", "available_node_types": {"head": {"resources": {"GPU": 9}}, **kinds}}
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        (types(gpu={"resources": {"CPU": 8, "GPU": 2}, "max_workers": 4}), 8),
+        (types(gpu={"resources": {"GPU": 2}}) | {"max_workers": 3}, 6),
+        (types(cpu={"resources": {"CPU": 8}, "max_workers": 4}), 0),
+        (types(any={"max_workers": 4}), None),
+        (yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text()), None),
+    ],
+)
+def test_the_file_of_ray_up(config, most, tmp_path, monkeypatch):
+    assert gpus_of_ray_up(config) == most
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(autoscaling, "_stated_by_ray", lambda: None)
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config))
+    assert gpus_to_come() == most
+
+
+def test_without_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
+    monkeypatch.setattr(autoscaling, "_stated_by_ray", lambda: None)
+    assert gpus_to_come() == 0
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "stillhouse")  # a pod of KubeRay's
+    assert gpus_to_come() is None
+    monkeypatch.setattr(autoscaling, "_stated_by_ray", lambda: 64.0)
+    assert gpus_to_come() == 64
