@@ -23,10 +23,10 @@ from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
 from cluster.training.crash import record_crashes
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
+from cluster.training.notices import Notices, stop_event
 from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
 from cluster.training.recovery import with_place
-from cluster.training.requests import Requests, stop_event
 from cluster.training.saving import latest_checkpoint, saver_of
 from pipelines.leases import Fence
 
@@ -57,14 +57,14 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     validation, saver = Validation(run, recorder), saver_of(run)
 
     stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], rank)
-    requests = Requests(rank, stop, payload["watches_nodes"])
+    notices = Notices(rank, stop, payload["watches_nodes"])
     batches = recorder.timed(run.train_batches(state.step))
     with with_place(lambda: f"rank {rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
         while not loop.is_done:
             with recorder.timing(state):
                 record = loop.step(batches, partial(recorder.count, state.step))
             is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
-            asked = requests.after_step()
+            asked = notices.after_step()
             is_stopping = asked.ends and not loop.is_done
             is_saved = checkpoint_is_due(state.step, run) or is_stopping or asked.notice is not None
             if is_validated or is_saved:
@@ -81,9 +81,9 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
                 reporter.say(f"{asked.notice}: a checkpoint of step {state.step} is written")
             if is_stopping:
                 saver.finish()
-                requests.close()
+                notices.close()
                 return recorder.stop(state)
-    requests.close()
+    notices.close()
     if not validation.latest:  # continued after its last step
         validation.evaluate(state)
     return recorder.finish(state, validation)

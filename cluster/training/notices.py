@@ -42,7 +42,7 @@ class Answer:
     notice: str | None = None
 
 
-class Requests:
+class Notices:
     """Asks after every step whether the run goes on.
 
     stop: set once the driver asks the run to end; looked at on the first rank. watches_nodes: whether Ray Train watches
