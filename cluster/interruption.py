@@ -73,6 +73,11 @@ def in_thread(function: Callable[[], Result]) -> Future[Result]:
     return future
 
 
+def in_words(interruption: BaseException) -> str:
+    """Return what ended a command, as a word and whatever was done before it ended."""
+    return str(interruption) or "interrupted"
+
+
 def in_main_thread() -> bool:
     """Return whether signals are handled in this thread."""
     return threading.current_thread() is threading.main_thread()

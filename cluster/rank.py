@@ -55,6 +55,43 @@ class Rank:
         return range(self.number * total // self.world_size, (self.number + 1) * total // self.world_size)
 
 
+class LargestOfRanks:
+    """The largest of small numbers, one from each rank, known to all one call later.
+
+    It travels while the next step is computed: no rank waits for another, and none for more of its GPU's work than the
+    step before.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self.value = torch.zeros(1, dtype=torch.int32, device=rank.device)
+        self.work: dist.Work | None = None
+        is_cuda = rank.device.type == "cuda"
+        self.copied = torch.cuda.Event() if is_cuda and rank.world_size > 1 else None
+        self.on_host = torch.zeros(1, dtype=torch.int32, pin_memory=True) if self.copied else self.value
+
+    def exchange(self, number: int) -> int:
+        """Give this rank's number; return the largest of the call before, or of this one where there is one rank."""
+        if self.rank.world_size == 1:
+            return number
+        largest = self.finish()
+        self.value.fill_(number)
+        self.work = dist.all_reduce(self.value, dist.ReduceOp.MAX, async_op=True)
+        if self.copied:
+            self.work.wait()  # the stream does, not this process
+            self.on_host.copy_(self.value, non_blocking=True)
+            self.copied.record()
+        return largest
+
+    def finish(self) -> int:
+        """Wait for what is on its way; return the largest of the last call, 0 where there was none."""
+        if self.copied:
+            self.copied.synchronize()
+        elif self.work is not None:
+            self.work.wait()
+        return int(self.on_host.item())
+
+
 def set_up_torch(deterministic: bool) -> None:
     """Let kernels give the same bits twice, where asked for."""
     torch.use_deterministic_algorithms(deterministic, warn_only=True)

@@ -218,12 +218,16 @@ def _is_named(family: type[BaseModel], member: type[BaseModel], data: Any) -> bo
     return isinstance(data, Mapping) and any(member.model_fields[n].default == data.get(n, ()) for n in names)
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: RunConfig, with_store: bool = False) -> str:
     """Return the resolved recipe, every field with its value, and no credentials.
 
-    `load_recipe` reads it back to an equal RunConfig, but for those.
+    `load_recipe` reads it back to an equal RunConfig, but for those and the MLflow store. with_store: its address too,
+    for who asks what would be used; what is kept or given away is a recipe for other machines, whose store is another.
     """
-    return write_yaml(public(config.model_dump(mode="json")))
+    data = config.model_dump(mode="json")
+    if not with_store:
+        data["tracking"]["uri"] = None
+    return write_yaml(public(data))
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:

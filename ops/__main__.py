@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     # Imported after parsing, so that --help does not wait for torch and Ray.
-    from cluster.interruption import Terminated, ending_on_signals
+    from cluster.interruption import Terminated, ending_on_signals, in_words
     from kdcore.errors import Refused, RunFailed
     from ops.console import complain, print_traceback
 
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(str(error))
         return REFUSED if isinstance(error, Refused) else FAILED
-    except KeyboardInterrupt:
-        complain("interrupted; the same command continues from the last checkpoint")
+    except KeyboardInterrupt as error:
+        complain(f"{in_words(error)}; the same command continues from the last checkpoint")
         return INTERRUPTED
     except Terminated as error:
-        complain(f"{error}; the same command continues from the last checkpoint")
+        complain(f"{in_words(error)}; the same command continues from the last checkpoint")
         return TERMINATED
     except Exception as error:
         print_traceback()

@@ -76,9 +76,10 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     if found is None:
         raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
     loaded = catalog.load(found, overrides)
+    # A run is in the store that its folder names, whatever the environment names today.
+    tracking = loaded.tracking.model_copy(update={"uri": loaded.tracking.uri or run.read_store()})
     return Subject(
-        # A run is in the store that its recipe names, whatever the environment names today.
-        absolute(loaded, Path.cwd()).model_copy(update={"tracking": loaded.tracking}),
+        absolute(loaded, Path.cwd()).model_copy(update={"tracking": tracking}),
         weights.absolute(),
         path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
         run.read_run_id() if path.is_dir() else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -16,6 +15,7 @@ import torch
 
 from cluster.tracking.description import git_commit
 from ops.spread import spread as summarise
+from pipelines.files import write_json
 
 RESULTS = Path(__file__).parent / "benchmarks" / "results"
 PACKAGES = ("torch", "torchvision", "timm", "ray", "nvidia-dali-cuda130", "pyarrow", "mlflow", "numpy")
@@ -58,6 +58,5 @@ def spread(values: list[float]) -> dict[str, Any]:
 def write(name: str, content: dict[str, Any], folder: Path | None = None) -> Path:
     """Write <name>.json with the facts; return its path. folder: for results that are not to be published."""
     path = (folder or RESULTS) / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"facts": facts(), **content}, indent=1) + "\n")
+    write_json(path, {"facts": facts(), **content})
     return path

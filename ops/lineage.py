@@ -4,11 +4,14 @@
 
 An export keeps `lineage.json`, which holds that of the teacher's export within. A link whose files are here is computed
 anew and compared; one whose files are elsewhere is told as it was recorded. Nothing that a file names is imported.
+
+Where an export is signed (`ops.signing`), the signature covers its lineage.json, and so vouches for what every link was
+when it was signed; a cache, and the export that a teacher was, may have signatures of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,21 +28,27 @@ from kdcore.local_dir import WEIGHTS
 from kdcore.located import is_uri, local_file
 from kdcore.named_models import LOCAL_DIR
 from ops.console import console, say, table
-from pipelines.cache.manifest import MANIFEST
+from ops.signing import LINEAGE, Finding, examine, trusted_keys
+from pipelines.cache.manifest import MANIFEST, load_manifest
+from pipelines.cache.reader import load_constants, refuse_damaged
 from pipelines.files import read_json, write_json
 
-LINEAGE = "lineage.json"
 HERE, ELSEWHERE = "verified", "not here"
+THROUGH = "through the export"
 
 
 class Link(NamedTuple):
-    """One step of a chain. place: where its files were; found: the fingerprint of what lies there, None for nothing."""
+    """One step of a chain. place: where its files were; found: the fingerprint of what lies there, None for nothing.
+
+    folder: what may have a signature of its own.
+    """
 
     name: str
     what: str
     fingerprint: str
     place: str | None
     found: str | None
+    folder: Path | None = None
 
     @property
     def status(self) -> str:
@@ -112,26 +121,73 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return found
 
 
-def lineage(folder: str) -> int:
-    """Print the chain behind an export, newest first. Refused, at the end, where a link is not what was recorded."""
-    links = list(chain(read_lineage(Path(folder)), Path(folder)))
+def lineage(folder: str, trust: Sequence[str], thorough: bool) -> int:
+    """Print the chain behind an export or a cache, newest first, and who has signed it.
+
+    trust: files of public keys; with any, what none of them vouches for is refused. thorough: read all shards of the
+    caches that are here. Refused, at the end, where a link is not what was recorded.
+    """
+    trusted = trusted_keys(trust)
+    links = links_of(Path(folder))
+    findings = [examine(link.folder, trusted) if link.folder else Finding() for link in links]
     rows = [[link.name, link.what, link.fingerprint[:16], link.status, link.place or "-"] for link in links]
     console.print(table(f"what {folder} was made of", ["", "what", "fingerprint", "", "where"], rows))
+    signers = (f"{link.name}: {signed_by(found, findings[0])}" for link, found in zip(links, findings, strict=True))
+    say(f"signed by: {'; '.join(signers)}")
+    if thorough:
+        read_shards(links)
     if differing := [link for link in links if link.status not in (HERE, ELSEWHERE)]:
         link = differing[0]
         raise Refused(
             f"{link.name} ({link.place}) is not what this network was made of: {str(link.found)[:16]}... lies there, "
             f"{link.fingerprint[:16]}... was recorded; restore it, or export the run again"
         )
+    refuse_signatures(links, findings, bool(trusted))
     say(f"{sum(link.status == HERE for link in links)} of {len(links)} links verified; the others' files are not here")
     return 0
+
+
+def links_of(folder: Path) -> list[Link]:
+    """Return the chain behind an export, or behind a cache, newest first."""
+    if not (folder / MANIFEST).is_file():
+        return list(chain(read_lineage(folder), folder))
+    digest, teacher = digest_in(folder), load_manifest(folder).plan.identity.get("teacher", {})
+    return [
+        Link("cache", "teacher outputs", str(digest), str(folder), digest, folder),
+        Link("teacher", str(teacher.get("model", "-")), str(teacher.get("weights", "-")), None, None),
+    ]
+
+
+def signed_by(finding: Finding, newest: Finding) -> str:
+    """Return who vouches for a link: its own signer, or that of the newest, whose signature covers what is recorded."""
+    if finding.signer is None and newest.signer is not None and newest.problem is None:
+        return THROUGH
+    return str(finding)
+
+
+def read_shards(links: Sequence[Link]) -> None:
+    """Read all shards of the caches that are here. Refused where one is not what its manifest says."""
+    for folder in (link.folder for link in links if link.name == "cache" and link.folder):
+        refuse_damaged(folder, list(load_manifest(folder).shards), full=True)
+
+
+def refuse_signatures(links: Sequence[Link], findings: Sequence[Finding], is_asked: bool) -> None:
+    """Refuse a signature that is broken, and, where trusted keys were given, a chain that none of them vouches for."""
+    for link, finding in zip(links, findings, strict=True):
+        if finding.problem is not None:
+            raise Refused(f"{link.folder}: {finding.problem}; restore it as {finding.signer} has signed it")
+    if is_asked and not findings[0].is_good:
+        raise Refused(
+            f"{links[0].folder} is signed by {findings[0]}; give the .pub file of its signer as --trust, or let "
+            "somebody whom you trust sign it"
+        )
 
 
 def chain(content: dict[str, Any], folder: Path | None) -> Iterator[Link]:
     """Yield the links of a lineage: export, run, cache, teacher, and what that teacher was made of."""
     weights, run_dir = content["weights"], Path(content["run_dir"])
     if folder is not None:
-        yield Link("export", content["model"], weights, str(folder), fingerprint_in(folder / WEIGHTS))
+        yield Link("export", content["model"], weights, str(folder), fingerprint_in(folder / WEIGHTS), folder)
     deployed = RunFolder(run_dir).weights
     yield Link(f"run {content['run']}", content["method"], weights, str(run_dir), fingerprint_in(deployed))
     for teacher in content["teachers"]:
@@ -142,12 +198,16 @@ def chain_of_teacher(teacher: dict[str, Any]) -> Iterator[Link]:
     """Yield the links of one teacher: its cache, its weights, and what those were made of."""
     if teacher["cache"] is not None:
         place = Path(teacher["cache"]["dir"])
-        yield Link("cache", "teacher outputs", teacher["cache"]["digest"], str(place), digest_in(place))
+        found = digest_in(place)
+        folder = place if found is not None else None
+        yield Link("cache", "teacher outputs", teacher["cache"]["digest"], str(place), found, folder)
     model, file = teacher["model"], teacher.get("file")
     if file is None:
         yield Link("teacher", model, teacher["weights"], None, None)
         return
-    yield Link("teacher", model, teacher["file_weights"], file, fingerprint_in(local_file(file)))
+    here = local_file(file)
+    folder = here.parent if (here.parent / LINEAGE).is_file() else None
+    yield Link("teacher", model, teacher["file_weights"], file, fingerprint_in(here), folder)
     if teacher.get("lineage"):
         before = teacher["lineage"]
         if before["weights"] != teacher["file_weights"]:
@@ -161,6 +221,13 @@ def fingerprint_in(path: Path) -> str | None:
 
 
 def digest_in(folder: Path) -> str | None:
-    """Return the digest of the cache in a folder; None where there is none."""
-    path = folder / MANIFEST
-    return str(read_json(path, "build the cache again").get("digest")) if path.is_file() else None
+    """Return the digest of the cache in a folder; None where there is none.
+
+    Refused where its manifest was changed by hand, or its constants, or its shards are not of the sizes that it says.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = load_manifest(folder)
+    refuse_damaged(folder, list(manifest.shards), full=False)
+    load_constants(folder, manifest)
+    return manifest.digest

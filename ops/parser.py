@@ -18,7 +18,13 @@ from typing import Any
 from kdcore import __version__
 
 PROGRAM = "stillhouse" if Path(sys.argv[0]).name == "stillhouse" else "python -m ops"
-COMMAND_MODULES = ("ops.commands", "ops.cluster_commands", "ops.student_commands", "ops.reproduce.command")
+COMMAND_MODULES = (
+    "ops.commands",
+    "ops.cluster_commands",
+    "ops.student_commands",
+    "ops.signing_commands",
+    "ops.reproduce.command",
+)
 DESCRIPTION = "Distils big image classifiers into small ones."
 GROUPS = {
     "run": "train",

@@ -34,7 +34,7 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None = None) -> i
     config = catalog.load_here(recipe, overrides)
     if picture is not None:
         return save_views(config, Path(picture))
-    say(to_yaml(config))
+    say(to_yaml(config, with_store=True))
     for line in describe_code(config):
         say(line)
     parts = assemble(config, Rank(0, 1, torch.device("cpu")))

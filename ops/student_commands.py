@@ -105,8 +105,12 @@ def export(parser: Parser) -> None:
     "keep",
     help="what an exported network was made of, back to the first teacher; verified",
     description="Prints the chain teacher, cache, run, export behind an exported network, and further back where its "
-    "teacher was an export itself. Links whose files are here are computed anew and compared.",
+    "teacher was an export itself. Links whose files are here are computed anew and compared, and so are signatures.",
 )
 def lineage(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a folder that `export` has written")
-    parser.set_defaults(function=calls("ops.lineage:lineage", "folder"))
+    parser.add_argument("folder", metavar="DIR", help="an export, or a cache")
+    parser.add_argument(
+        "--trust", nargs="+", default=[], metavar="FILE", help="public keys: refuse what none of them has signed"
+    )
+    parser.add_argument("--thorough", action="store_true", help="also read every shard of the caches that are here")
+    parser.set_defaults(function=calls("ops.lineage:lineage", "folder", "trust", "thorough"))

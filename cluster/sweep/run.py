@@ -22,7 +22,7 @@ from ray import tune
 from cluster.cache.job import build
 from cluster.cache.progress import Watcher
 from cluster.config import RunConfig
-from cluster.recipe import to_yaml, validated
+from cluster.recipe import validated
 from cluster.resources import ray_session
 from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
@@ -37,7 +37,7 @@ from cluster.training.launch import continued
 from kdcore.credentials import has_credentials, public
 from kdcore.errors import Refused
 from pipelines.cache.manifest import differences, in_short
-from pipelines.files import make_folder, read_json, write_json, write_whole
+from pipelines.files import make_folder, read_json, write_json
 from pipelines.leases import leased
 
 REMEDY = "delete it: the sweep then writes it anew"
@@ -76,7 +76,7 @@ def mark_folder(plan: SweepPlan) -> None:
                 f"{folder} holds another sweep ({field} is {in_short(there)} there and {in_short(here)} now); choose "
                 "another name, or delete that folder"
             )
-    write_whole(RunFolder(folder).recipe, to_yaml(plan.parent).encode())
+    RunFolder(folder).write_recipe(plan.parent)
     write_json(folder / SPACE, ours)
 
 

@@ -109,7 +109,7 @@ def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     data["output_dir"] = f"{recipe.output_dir}/{sweep.name}"
     data["about"] = None  # no point of a space is what the recipe was published as
     data["view_seed"] = recipe.plan_seed
-    data["tracking"]["uri"] = tracking_uri(recipe)
+    data["tracking"]["uri"] = tracking_uri(recipe.model_copy(update={"name": sweep.name}))
     if recipe.all_teachers:
         for one in data["teachers"] or [data["teacher"]]:
             one["source"] = "online"  # until there is a cache

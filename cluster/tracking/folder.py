@@ -19,7 +19,7 @@ from typing import Any, Literal
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, to_yaml
 from cluster.weights import starting_facts
-from kdcore.credentials import public
+from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
 from pipelines.files import make_folder, read_object, write_json, write_text
@@ -100,6 +100,11 @@ class RunFolder:
         return self.path / "mlflow_run_id"
 
     @property
+    def store(self) -> Path:
+        """The address of the MLflow store that has the run; absent where that is the output folder's own."""
+        return self.path / "mlflow_store"
+
+    @property
     def outbox(self) -> Path:
         """There while something may not be tracked yet; holds the status in which the run ended, once it has."""
         return self.path / "outbox"
@@ -174,7 +179,25 @@ class RunFolder:
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
         write_json(self.facts, {**starting_facts(config), **({"data": data} if data else {})})
+        self.write_recipe(config)
+
+    def write_recipe(self, config: RunConfig) -> None:
+        """Write the recipe, and beside it, as no part of it, where MLflow has the run."""
         write_text(self.recipe, to_yaml(config))
+        if config.tracking.uri is not None:
+            write_text(self.store, f"{without_credentials(config.tracking.uri)}\n")
+
+    def read_store(self) -> str | None:
+        """Return the address of the store that has the run; None where it is the output folder's own."""
+        try:
+            return self.store.read_text("utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(
+                f"{self.store} cannot be read ({' '.join(str(error).split())}); write the address of the MLflow store "
+                "that has the run into it, or delete it for the one in the output folder"
+            ) from error
 
     def read_recipe(self, config: RunConfig) -> RunConfig:
         """Return the recipe of the run in the folder. Refused, with the way out, where its file is not whole.

@@ -21,7 +21,7 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.recipe import to_yaml
 from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
-from cluster.tracking.folder import PENDING, flat_fields
+from cluster.tracking.folder import PENDING, RunFolder, flat_fields
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
@@ -196,12 +196,13 @@ class MlflowTracker(Tracker):
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """Return the MLflow store: the recipe's, or SQLite in the output folder.
+    """Return the MLflow store: the recipe's, else what the run's folder names, else SQLite in the output folder.
 
-    A recipe that was written down has no credentials: those of the environment's URI belong to it, if that is the same
-    but for them.
+    An address that was written down has no credentials: those of the environment's URI belong to it, if that is the
+    same but for them.
     """
-    uri, known = config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI", "")
+    known = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = config.tracking.uri or RunFolder.of(config).read_store()
     if uri is None:
         return f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
     return known if without_credentials(known) == uri else uri

@@ -7,8 +7,9 @@ result.
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -24,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
 from cluster.environment import require_compiler
-from cluster.interruption import Terminated, in_main_thread, in_thread
+from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.rank import Rank
@@ -177,31 +178,41 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
         "plugins": fingerprints_of(config),
         "newest_step": newest_step(config),
         "fence": asdict(fence),
+        "watches_nodes": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
     }
     if config.scaling.num_workers == 0:
         opening.result()
         use_worker_threads(config)
-        return fit(config, payload | {"board": None, "watch": watch})
+        stop = threading.Event()
+        return fit_or_stop(config, payload | {"board": None, "watch": watch, "stop": stop}, stop.set, watch)
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
     with polling_progress(board, watch):
-        final = fit_or_stop(config, payload | {"board": board})
+        final = fit_or_stop(config, payload | {"board": board}, board.stop.remote, watch)
     ray.kill(board)
     return final
 
 
-def fit_or_stop(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
-    """Return what rank 0 returned. On SIGTERM, have a checkpoint written, if there is time, before that is raised."""
+def fit_or_stop(
+    config: RunConfig, payload: dict[str, Any], stop: Callable[[], object], watch: Watcher | None
+) -> dict[str, Any]:
+    """Return what rank 0 returned. On Ctrl-C and SIGTERM, have a checkpoint written before they are raised.
+
+    stop: asks the run to end after the step that it is at. What takes longer than STOP_SECONDS is not waited for.
+    """
     if not in_main_thread():  # a trial's: Tune ends it in its own way
         return fit(config, payload)
     fitting = in_thread(partial(fit, config, payload))
     try:
         return fitting.result()
-    except Terminated:
-        payload["board"].stop.remote()
-        with suppress(TimeoutError, RunFailed):
-            stopped = fitting.result(STOP_SECONDS).get("stopped")
-            raise Terminated(f"terminated; a checkpoint of step {stopped} is written") from None
+    except (KeyboardInterrupt, Terminated) as error:
+        stop()
+        if watch:
+            watch({}, ["the run is ended after this step, with a checkpoint; the same signal again ends it at once"])
+        with suppress(TimeoutError, RunFailed, Refused):
+            step = fitting.result(STOP_SECONDS).get("stopped")
+            if step is not None:
+                raise type(error)(f"{in_words(error)}; a checkpoint of step {step} is written") from None
         raise
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,7 +38,7 @@ class ProgressBoard:
         self.state: dict[str, Any] = {}
         self.messages: list[str] = []
         self.failed: set[int] = set()
-        self.is_stopping = False
+        self.stop_asked = asyncio.Event()
         self.opening = asyncio.Event()
         self.is_open = False
 
@@ -54,12 +53,12 @@ class ProgressBoard:
         return self.is_open
 
     def stop(self) -> None:
-        """Note that the run is asked to end, at its next report, with a checkpoint."""
-        self.is_stopping = True
+        """Note that the run is asked to end, after the step that it is at, with a checkpoint."""
+        self.stop_asked.set()
 
-    def stopping(self) -> bool:
-        """Return whether it is."""
-        return self.is_stopping
+    async def stopping(self) -> None:
+        """Return as soon as it is."""
+        await self.stop_asked.wait()
 
     def begin(self) -> None:
         """Forget errors: a new group of workers starts."""
@@ -125,12 +124,6 @@ class Reporter:
         """Wait until the driver has opened the run. Refused where it could not: the driver says why."""
         if self.board is not None and not ray.get(self.board.opened.remote()):
             raise Refused("the driver could not open the run in MLflow")
-
-    def is_stopping(self) -> bool:
-        """Return whether the run is asked to end; asked of rank 0 alone."""
-        with suppress(ray.exceptions.RayActorError):  # the board is gone, and with it the driver
-            return self._tells and bool(ray.get(self.board.stopping.remote()))
-        return False
 
     def fail(self) -> None:
         """Note that this rank is about to raise an error."""

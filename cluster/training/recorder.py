@@ -170,13 +170,6 @@ class Recorder:
             return values
         return torch.where(values.isfinite().all(), values, torch.zeros_like(values))
 
-    def is_stopping(self) -> bool:
-        """Return on every rank whether the driver has asked the run to end; False for a run in the driver's process."""
-        if self.reporter.board is None:
-            return False
-        asked = torch.tensor([int(self.reporter.is_stopping())], device=self.run.rank.device)
-        return bool(self.run.rank.add_up(asked).item())
-
     def stop(self, state: TrainState) -> dict[str, Any]:
         """Close the log of a run that ends before its time; return where it stands."""
         if self.record:

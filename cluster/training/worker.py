@@ -24,6 +24,7 @@ from cluster.training.advice import unseen_images
 from cluster.training.crash import record_crashes
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
 from cluster.training.mounts import refuse_missing_mounts
+from cluster.training.notices import Notices, stop_event
 from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
 from cluster.training.recovery import with_place
@@ -57,14 +58,17 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     recorder = Recorder(config, run, state.step, reporter, Fence(**payload["fence"]))
     validation, saver = Validation(run, recorder), saver_of(run)
 
+    stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], rank)
+    notices = Notices(rank, stop, payload["watches_nodes"])
     batches = recorder.timed(run.train_batches(state.step))
     with with_place(lambda: f"rank {rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
         while not loop.is_done:
             with recorder.timing(state):
                 record = loop.step(batches, partial(recorder.count, state.step))
             is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
-            is_stopping = recorder.interval_ends(state.step) and recorder.is_stopping() and state.step < run.total_steps
-            is_saved = checkpoint_is_due(state.step, run) or is_stopping
+            asked = notices.after_step()
+            is_stopping = asked.ends and not loop.is_done
+            is_saved = checkpoint_is_due(state.step, run) or is_stopping or asked.notice is not None
             if is_validated or is_saved:
                 loop.watch.verify_weights()
             elif recorder.interval_ends(state.step):
@@ -75,9 +79,13 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             if is_saved or loop.is_done:
                 recorder.check_fence()
                 saver.save(state)
+            if asked.notice is not None:
+                reporter.say(f"{asked.notice}: a checkpoint of step {state.step} is written")
             if is_stopping:
                 saver.finish()
+                notices.close()
                 return recorder.stop(state)
+    notices.close()
     if not validation.latest:  # continued after its last step
         validation.evaluate(state)
     return recorder.finish(state, validation)

@@ -14,6 +14,8 @@ from cluster.weights import tensors_fingerprint
 from kdcore.errors import Refused
 from ops.lineage import chain, lineage, read_lineage, write_lineage
 from ops.parser import build_parser
+from pipelines.cache.manifest import load_manifest
+from tests.pipelines.cache.test_store import build, plan
 
 
 def weights(path: Path, value: float) -> str:
@@ -29,13 +31,13 @@ def exported(tmp_path) -> Path:
     first = weights(tmp_path / "assistant" / "model.safetensors", 1.0)
     student = weights(tmp_path / "student" / "model.safetensors", 2.0)
     weights(tmp_path / "runs" / "student" / "student.safetensors", 2.0)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "manifest.json").write_text(json.dumps({"digest": "abc"}))
+    build(tmp_path / "cache")
+    digest = load_manifest(tmp_path / "cache").digest
     before = {"run": "assistant", "run_dir": str(tmp_path / "gone"), "method": "ce", "model": "resnet18",
               "weights": first, "teachers": []}  # fmt: skip
     teacher = {"model": "local-dir:assistant", "weights": first, "file_weights": first, "lineage": before}
     teacher |= {"file": str(tmp_path / "assistant" / "model.safetensors")}
-    teacher |= {"cache": {"dir": str(tmp_path / "cache"), "digest": "abc"}}
+    teacher |= {"cache": {"dir": str(tmp_path / "cache"), "digest": digest}}
     content = {**before, "run": "student", "run_dir": str(tmp_path / "runs" / "student"), "weights": student}
     (tmp_path / "student" / "lineage.json").write_text(json.dumps({**content, "method": "kd", "teachers": [teacher]}))
     return tmp_path / "student"
@@ -55,7 +57,7 @@ def test_what_an_export_writes_is_read_back(tmp_path, recipe, capsys):
         student |= {"model_args": parts.config.student.args}
         (tmp_path / name / "config.json").write_text(json.dumps(student))
         write_lineage(tmp_path / name, parts, parts.config.run_dir)
-    assert lineage(str(tmp_path / "student")) == 0
+    assert lineage(str(tmp_path / "student"), [], thorough=True) == 0
     assert "4 of 4 links verified" in " ".join(capsys.readouterr().out.split())
 
 
@@ -77,18 +79,30 @@ def test_the_whole_chain(exported, capsys):
 def test_other_weights_are_found(exported, file):
     weights(exported.parent / file, 3.0)
     with pytest.raises(Refused, match=r"is not what this network was made of: .* restore it, or export the run again"):
-        lineage(str(exported))
+        lineage(str(exported), [], thorough=False)
 
 
 def test_another_cache_is_found(exported):
-    (exported.parent / "cache" / "manifest.json").write_text(json.dumps({"digest": "abd"}))
+    build(exported.parent / "cache", plan(num_views=3))
     with pytest.raises(Refused, match=r"cache \(.*\) is not what this network was made of"):
-        lineage(str(exported))
+        lineage(str(exported), [], thorough=False)
+
+
+def test_a_cache_that_was_changed_is_found(exported):
+    shard = next((exported.parent / "cache").rglob("*.arrow"))
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    assert lineage(str(exported), [], thorough=False) == 0  # of shards, the sizes are compared
+    with pytest.raises(Refused, match="its checksum differs"):
+        lineage(str(exported), [], thorough=True)
+    manifest = exported.parent / "cache" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"model":"big"', '"model":"bad"').replace('"big"', '"bad"'))
+    with pytest.raises(Refused, match="changed by hand"):
+        lineage(str(exported), [], thorough=False)
 
 
 def test_folders_without_one(tmp_path):
     with pytest.raises(Refused, match=r"has no lineage\.json; give a folder that `export` has written"):
-        lineage(str(tmp_path))
+        lineage(str(tmp_path), [], thorough=False)
     (tmp_path / "lineage.json").write_text("{}")
     with pytest.raises(Refused, match="is no lineage of an export"):
-        lineage(str(tmp_path))
+        lineage(str(tmp_path), [], thorough=False)

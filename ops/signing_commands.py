@@ -1,0 +1,28 @@
+"""What may be typed about keys and signatures; `lineage`, which verifies them, is in `ops.student_commands`."""
+
+from __future__ import annotations
+
+from ops.parser import Parser, calls, command
+
+
+@command(
+    "keep",
+    help="a pair of keys to sign with",
+    description="Makes an Ed25519 key as a PEM file that its owner alone may read, and its public key beside it, as "
+    ".pub. OpenSSL makes and reads the same files.",
+)
+def keys(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="where the private key goes, such as ~/.keys/maria.pem")
+    parser.set_defaults(function=calls("ops.keys:keys", "file"))
+
+
+@command(
+    "keep",
+    help="vouch for a cache, or for an export with its model card",
+    description="Signs the digests of a finished cache, or of every file of an export, its model card and its lineage "
+    "among them. `lineage DIR --trust FILE` says whose signature it is and what has changed since.",
+)
+def sign(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="an export, or a cache")
+    parser.add_argument("--key", required=True, metavar="FILE", help="the private key: a PEM file of mode 600")
+    parser.set_defaults(function=calls("ops.signing:sign", "folder", "key"))

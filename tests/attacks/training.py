@@ -1,0 +1,85 @@
+"""`train` in a process of its own, to be ended by signals in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+
+from cluster.recipe import load_recipe
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
+from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.training.checkpoint import whole_checkpoints
+from tests.cluster.servers import wait_for
+from tests.conftest import small_recipe
+
+ROOT = Path(__file__).parents[2]
+NEVER = 100_000
+
+
+def endless_recipe(image_folder: Path, tmp_path: Path, **changes: Any) -> Path:
+    """The file of a recipe whose run neither saves, nor reports, nor ends for a long time."""
+    changes |= {"train__epochs": 5000, "train__evaluate_every_epochs": 5000, "checkpoint": {"every_steps": NEVER}}
+    changes |= {"tracking__every_steps": NEVER, "tracking__record_batches": True}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe(image_folder, tmp_path / "out", **changes)))
+    return path
+
+
+class Training:
+    """A run's process. env: beside this process's, whose RAY_ADDRESS it does not have."""
+
+    def __init__(self, recipe: Path, env: Mapping[str, str] | None = None) -> None:
+        self.config = load_recipe(recipe)
+        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env or {})
+        command = [sys.executable, "-m", "ops", "train", str(recipe)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.first = self.last_step
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes)
+
+    def wait_for_steps(self) -> None:
+        """Until it has taken some that are new."""
+        wait_for(lambda: self.last_step > self.first + 4 or self.process.poll() is not None, 300)
+
+    @property
+    def last_step(self) -> int:
+        """The step that it has begun last, as rank 0 records its batches."""
+        rows = read_journal(RunFolder.of(self.config).batches(0))
+        return max((row["step"] for row in rows), default=0)
+
+    @property
+    def saved_steps(self) -> list[int]:
+        return [one.step for one in whole_checkpoints(self.config)]
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
+
+    def end(self, *signals: int) -> tuple[int, str, float]:
+        """Exit status, what was said, and seconds from the first signal to the end."""
+        self.wait_for_steps()
+        began = time.monotonic()
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(0.05)
+        out, err = self.process.communicate(timeout=60)
+        print(f"signals {signals}: exit status {self.process.returncode} after {time.monotonic() - began:.1f} s")
+        return self.process.returncode, " ".join((out[-4000:] + err).split()), time.monotonic() - began
+
+    @property
+    def status(self) -> str:
+        run_id = RunFolder.of(self.config).read_run_id()
+        return mlflow.MlflowClient(tracking_uri(self.config)).get_run(run_id).info.status
