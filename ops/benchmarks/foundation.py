@@ -36,8 +36,8 @@ from ops.benchmarks.foundation_teacher import find_vit, vit_weights
 from ops.console import say
 from ops.facts import RESULTS, facts, spread, write
 from ops.probe import knowledge
-from ops.reproduce.paper3 import CLASSES, copy_weights, find_weights
 from ops.reproduce.paper3_results import difference
+from ops.reproduce.paper3_state import CLASSES, copy_weights, find_weights
 from pipelines.cache.manifest import MANIFEST
 from pipelines.files import make_folder, write_json, write_whole
 
