@@ -59,10 +59,12 @@ class FeatureTaps:
             logits = self._forward(images)
         finally:
             self._captured = None
-        missing = self.names - captured.keys()
+        self._check_missing(self.names - captured.keys())
+        return logits, captured
+
+    def _check_missing(self, missing: frozenset[str]) -> None:
         if missing:
             raise Refused(f"tap {min(missing)!r} of {type(self.model).__name__} does not run in a forward pass")
-        return logits, captured
 
     def _forward(self, images: Tensor) -> Tensor:
         if not has_features(self.model):
@@ -82,29 +84,13 @@ class FeatureTaps:
 
         Runs two blank images through the network in eval mode, which changes no state.
         """
-        detaches = self.detach_head_at is not None
-        images = next(self.model.parameters()).new_zeros(2, 3, *image_size, requires_grad=detaches)
-        versions: dict[str, int] = {}
-        self._versions = versions
-        try:
-            with evaluating(self.model), torch.set_grad_enabled(detaches):
-                logits, captured = self(images)
-        except Refused:
-            raise
-        except COMPLAINTS as error:
+        images = next(self.model.parameters()).new_zeros(2, 3, *image_size, requires_grad=bool(self.detach_head_at))
+        logits, captured, overwritten = self._probe(images)
+        if overwritten:
             raise Refused(
-                f"{type(self.model).__name__} takes no images of {list(image_size)}: "
-                f"{' '.join(str(error).split())[:200]}; change the size of the views, or the model's args, such as "
-                "{img_size: ...}"
-            ) from error
-        finally:
-            self._versions = None
-        for name, tensor in captured.items():
-            if tensor._version != versions[name]:
-                raise Refused(
-                    f"tap {name!r} is overwritten in place by the layer behind it (an in-place activation, say); "
-                    "tap that layer, or the block that contains it, instead"
-                )
+                f"tap {overwritten[0]!r} is overwritten in place by the layer behind it (an in-place activation, say); "
+                "tap that layer, or the block that contains it, instead"
+            )
         if logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None:
             raise Refused(
                 f"the head cannot be detached at tap {self.detach_head_at!r}: a skip connection leads around it; "
@@ -112,24 +98,96 @@ class FeatureTaps:
             )
         return {name: tensor.shape[1:] for name, tensor in captured.items()}
 
+    def _probe(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+        """Return the logits, {tap: tensor}, and the taps that a later layer has written over, of a pass in eval mode.
+
+        Refused where the network takes no such images.
+        """
+        versions: dict[str, int] = {}
+        self._versions = versions
+        try:
+            with evaluating(self.model), torch.set_grad_enabled(images.requires_grad):
+                logits, captured = self(images)
+        except Refused:
+            raise
+        except COMPLAINTS as error:
+            raise Refused(
+                f"{type(self.model).__name__} takes no images of {list(images.shape[2:])}: "
+                f"{' '.join(str(error).split())[:200]}; change the size of the views, or the model's args, such as "
+                "{img_size: ...}"
+            ) from error
+        finally:
+            self._versions = None
+        return logits, captured, [name for name, tensor in captured.items() if tensor._version != versions[name]]
+
     def _visit(self, name: str, value: Any) -> Any:
         """Keep the value of a tap, and return what the rest of the network shall see."""
         if self._captured is None or name not in self.names:
             return value
         if not isinstance(value, Tensor):
-            raise Refused(f"tap {name!r} gives a {type(value).__name__}, not one tensor; tap a module inside it")
+            return self._refuse(
+                name, value, f"tap {name!r} gives a {type(value).__name__}, not one tensor; tap a module inside it"
+            )
         if name in self._captured:
-            raise Refused(f"tap {name!r} runs more than once in a forward pass; tap the block that contains it")
+            return self._refuse(
+                name, value, f"tap {name!r} runs more than once in a forward pass; tap the block that contains it"
+            )
         self._captured[name] = value
         if self._versions is not None:
             self._versions[name] = value._version
         return value.detach() if name == self.detach_head_at else value
+
+    def _refuse(self, name: str, value: Any, reason: str) -> Any:
+        """Refuse what a tap gives."""
+        raise Refused(reason)
 
     def _hook(self, name: str) -> Any:
         return lambda module, args, output: self._visit(name, output)
 
     def _hook_before(self, name: str) -> Any:
         return lambda module, args: (self._visit(name, args[0]), *args[1:])
+
+
+def usable_taps(model: nn.Module, names: Iterable[str], image_size: tuple[int, int]) -> dict[str, torch.Size]:
+    """Return {tap: shape without the batch} of those of these names that can be tapped, found in one forward pass.
+
+    Left out are names that the network does not have, and all that `FeatureTaps.shapes` refuses. In the given order.
+    """
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            FeatureTaps(model, [name]).remove()
+        except Refused:
+            continue
+        found.append(name)
+    survey = _Survey(model, found)
+    try:
+        shapes = survey.shapes(image_size)
+    finally:
+        survey.remove()
+    return {name: shapes[name] for name in found if name in shapes}
+
+
+class _Survey(FeatureTaps):
+    """Taps of which some may be impossible: those are left out of `shapes`, and refuse nothing."""
+
+    def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
+        super().__init__(model, taps)
+        self._unusable: set[str] = set()
+
+    def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
+        """{tap: shape without the batch} of those that can be used, as of `FeatureTaps`."""
+        images = next(self.model.parameters()).new_zeros(2, 3, *image_size)
+        _, captured, overwritten = self._probe(images)
+        self._unusable.update(overwritten)
+        return {name: tensor.shape[1:] for name, tensor in captured.items() if name not in self._unusable}
+
+    def _check_missing(self, missing: frozenset[str]) -> None:
+        pass
+
+    def _refuse(self, name: str, value: Any, reason: str) -> Any:
+        self._unusable.add(name)
+        return value
 
 
 def _classifier(model: nn.Module) -> nn.Module:

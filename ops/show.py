@@ -20,7 +20,7 @@ from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters
 from kdcore.reporting import optional
-from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
+from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, usable_taps
 from ops import catalog
 from ops.console import console, say, table
 from pipelines.loaders.base import Request
@@ -104,17 +104,5 @@ def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
 def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> list[list[str]]:
     """Return every outer tap (two levels deep) with its size; modules whose output is no tensor are left out."""
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
-    rows = []
-    for name in dict.fromkeys([*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)]):
-        try:
-            taps = FeatureTaps(network, [name])
-        except Refused:
-            continue  # the network has none of this name
-        try:
-            shape = taps.shapes(image_size(config))[name]
-        except Refused:
-            continue  # not usable as a tap: runs never, or twice, or gives no single tensor
-        finally:
-            taps.remove()
-        rows.append([f"{name} *" if name in read else name, " x ".join(map(str, shape))])
-    return rows
+    shapes = usable_taps(network, [*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)], image_size(config))
+    return [[f"{name} *" if name in read else name, " x ".join(map(str, shape))] for name, shape in shapes.items()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import kdcore.networks  # noqa: F401  registers cifar_resnet8
 from kdcore.errors import Refused
 from kdcore.reused import TeacherHead
-from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps
+from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, FeatureTaps, usable_taps
 
 NETWORKS = {
     "cifar_resnet8": ({}, "layer2", 32),
@@ -121,6 +121,45 @@ def test_a_tap_that_a_skip_connection_leads_around_cannot_detach_the_head():
     with pytest.raises(Refused, match=r"'layer2.0.act1'.*skip connection.*block that contains it"):
         FeatureTaps(model, (), detach_head_at="layer2.0.act1").shapes((32, 32))
     assert FeatureTaps(model, {"layer2.0.act1"}).shapes((32, 32)) == {"layer2.0.act1": (32, 16, 16)}
+
+
+class Odd(nn.Module):
+    """A network with every kind of module that cannot be tapped, and some that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.overwritten = nn.BatchNorm2d(4)
+        self.act = nn.ReLU(inplace=True)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.pair = nn.MaxPool2d(1, return_indices=True)
+        self.never = nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 5)
+        self.num_classes, self.passes = 5, 0
+
+    def forward(self, images):
+        self.passes += 1
+        features = self.twice(self.twice(self.act(self.overwritten(self.first(images)))))
+        return self.fc(self.pair(features)[0].mean(dim=(2, 3)))
+
+
+def test_the_taps_that_can_be_used_are_found_in_one_pass():
+    """As if each were tried alone."""
+    model, alone = Odd(), {}
+    names = ["absent", *(name for name, _ in model.named_modules() if name), FORWARD_FEATURES, CLASSIFIER_INPUT]
+    for name in names:
+        try:
+            alone[name] = FeatureTaps(model, {name}).shapes((6, 8))[name]
+        except Refused:
+            continue
+    model.passes = 0
+    found = usable_taps(model, names, (6, 8))
+    assert model.passes == 1
+    assert list(found.items()) == list(alone.items())
+    assert found == {"first": (4, 6, 8), "act": (4, 6, 8), "fc": (5,), "classifier_input": (4,)}
+    fresh = Odd()
+    usable_taps(fresh, names, (6, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in fresh.modules())
 
 
 def test_an_unknown_tap_is_refused_with_the_names_that_exist():
