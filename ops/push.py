@@ -1,7 +1,8 @@
 """`push`: an export as a repository on a model hub: its files, and its card as the repository's page.
 
 All of it is one commit, in which files of an earlier export that this one has not are removed. Card and lineage name
-what lies on this machine by its last part alone: a stranger needs no more, and a hub may be read by many.
+what lies on this machine by its last part alone: a stranger needs no more, and a hub may be read by many. A signed
+export goes as it was signed, byte by byte, with its signature; what its card and lineage name is then read by all.
 
 The token is the one that `huggingface_hub` finds (HF_TOKEN, or its own login); it is no argument, and in no message.
 """
@@ -29,6 +30,7 @@ from ops.console import say
 from ops.limits import PRECISIONS
 from ops.lineage import LINEAGE, read_lineage
 from ops.model_card import CARD
+from ops.signing import SIGNATURE, covered, examine
 from pipelines.leases import leased
 
 NEEDED = (CONFIG, WEIGHTS, "model.pt2", "model.onnx", "predict.py", LINEAGE, CARD)
@@ -54,7 +56,7 @@ def push(folder: str, repository: str, public: bool, message: str | None, hub: s
         api = HfApi(address, token, library_name="stillhouse", library_version=__version__)
         with hub_errors_as_refusals(address, repository, token):
             made = api.create_repo(repository, private=not public, exist_ok=True)
-            stale = sorted(set(api.list_repo_files(made.repo_id)) & set(FILES) - exported.files.keys())
+            stale = sorted(set(api.list_repo_files(made.repo_id)) & {*FILES, SIGNATURE} - exported.files.keys())
             additions = [CommitOperationAdd(name, content) for name, content in exported.files.items()]
             removals = [CommitOperationDelete(name) for name in stale]
             commit = api.create_commit(
@@ -83,6 +85,10 @@ class Exported:
         lineage = read_lineage(folder)
         if tensors_fingerprint(load_tensors(folder / WEIGHTS)) != lineage["weights"]:
             raise Refused(f"{folder / WEIGHTS} is not what {LINEAGE} tells of; {again}")
+        if (folder / SIGNATURE).is_file():
+            if (problem := examine(folder, {}).problem) is not None:
+                raise Refused(f"{folder} is not as it was signed ({problem}); sign it again, or restore it")
+            return cls({name: str(folder / name) for name in (*covered(folder)[1], SIGNATURE)}, lineage)
         found: dict[str, str | bytes] = {name: str(folder / name) for name in FILES if (folder / name).is_file()}
         card = (folder / CARD).read_text("utf-8")
         found[CARD] = (front_matter(folder) + without_folders(card, places_in(lineage))).encode()

@@ -17,6 +17,7 @@ from cluster.recipe import to_yaml
 from cluster.weights import tensors_fingerprint
 from ops.__main__ import main
 from ops.push import FILES, NEEDED, without_folders
+from ops.signing import examine
 from tests.ops.conftest import METHODS, small_run
 from tests.ops.hub import TOKEN, Hub, hub_server
 
@@ -118,6 +119,28 @@ def test_an_unfinished_export_is_refused(copied: Path, hub: Hub, capsys: pytest.
     again = f"run `python -m ops export RUN -o {copied}` to its end"
     assert f"holds no finished export: it has no {name}; {again}" in said(capsys)
     assert not hub.asked
+
+
+def test_a_signed_export_goes_as_it_was_signed(
+    copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Every byte, so that the signature holds for whoever takes it from the hub; one that does not hold is refused."""
+    assert main(["keys", str(tmp_path / "me")]) == 0
+    (copied / "LICENSE").write_text("do as you like")
+    assert main(["sign", str(copied), "--key", str(tmp_path / "me")]) == 0
+    assert push(copied, hub) == 0
+    files = hub.repositories[NAME].files
+    assert set(files) == {*NEEDED, "LICENSE", "signature.json"}
+    (tmp_path / "taken").mkdir()
+    for name, content in files.items():
+        (tmp_path / "taken" / name).write_bytes(content)
+    assert examine(tmp_path / "taken", {}).problem is None
+    (copied / "README.md").write_text("better than it is")
+    assert push(copied, hub) == 2
+    assert "is not as it was signed (ALTERED: README.md was changed); sign it again, or restore it" in said(capsys)
+    (copied / "signature.json").unlink()
+    assert push(copied, hub) == 0
+    assert "signature.json" not in files
 
 
 def test_other_weights_than_those_of_the_export(copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
