@@ -40,7 +40,7 @@ from ops import photo_script
 from ops.console import console, say, table
 from ops.evaluate import find_subject
 from ops.lineage import write_lineage
-from ops.model_card import args_of, write_card
+from ops.model_card import CARD, args_of, write_card
 from ops.quantize import write_small_files
 from ops.registry import register
 from pipelines.files import make_folder, write_text, write_whole
@@ -98,6 +98,7 @@ def export(
     make_folder(folder, "--output")
     job = Export(parts, student, sample_images(parts, num_images), folder)
     with leased(folder, "export"):
+        (folder / CARD).unlink(missing_ok=True)  # the last to be written: with it, an export is whole
         write_weights(job)
         write_programs(job)
         shutil.copyfile(SCRIPT, folder / "predict.py")

@@ -23,6 +23,7 @@ from ops.markdown import as_block, as_code, as_text
 from ops.spread import spread
 from pipelines.files import read_json, write_text
 
+CARD = "README.md"  # the last file that an export writes
 TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
     "val/top1": ("top-1", "{:.2%}"),
@@ -52,7 +53,7 @@ def environment() -> jinja2.Environment:
 def write_card(
     folder: Path, parts: Assembly, student: nn.Module, run_dir: Path, checks: list[dict[str, Any]], num_images: int
 ) -> str:
-    """Write README.md; return its text."""
+    """Write the card; return its text."""
     config = parts.config
     text = (
         environment()
@@ -81,7 +82,7 @@ def write_card(
             recipe=to_yaml(config),
         )
     )
-    write_text(folder / "README.md", text)
+    write_text(folder / CARD, text)
     return text
 
 

@@ -23,6 +23,7 @@ COMMAND_MODULES = (
     "ops.cluster_commands",
     "ops.student_commands",
     "ops.signing_commands",
+    "ops.push_command",
     "ops.reproduce.command",
 )
 DESCRIPTION = "Distils big image classifiers into small ones."

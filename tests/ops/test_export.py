@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub._commit_api
 import mlflow
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import ops.export
 from cluster.assembly import assemble
 from cluster.evaluation import load_student
 from cluster.rank import Rank
@@ -19,8 +21,10 @@ from cluster.recipe import load_recipe
 from cluster.training.launch import launch
 from ops.__main__ import main
 from ops.export import sample_images
+from ops.push import NEEDED
 from ops.registry import using_store
 from tests.ops.conftest import small_run
+from tests.ops.hub import TOKEN, hub_server
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +198,29 @@ def test_colleagues_may_read_the_files(exported):
     expected = (exported / "beside").stat().st_mode
     written = [path for path in exported.iterdir() if path.is_file() and path.name != "case.safetensors"]  # a test's
     assert {path.name for path in written if path.stat().st_mode != expected} == set()
+
+
+def test_a_hub_takes_it(exported, monkeypatch, tmp_path):
+    """All files in one commit; what the hub gives back is an export, too, whose weights are those of its lineage."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(huggingface_hub._commit_api, "is_xet_available", lambda: False)
+    with hub_server() as hub:
+        assert main(["push", str(exported), "--to", "somebody/kd", "--hub", hub.address]) == 0
+        files = hub.repositories["somebody/kd"].files
+    assert set(files) == set(NEEDED)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert main(["lineage", str(tmp_path)]) == 0
+    assert str(exported.parent) not in files["README.md"].decode() + files["lineage.json"].decode()
+
+
+def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch):
+    """The card, which says that an export is whole, is taken away before anything is written."""
+    (tmp_path / "README.md").write_text("of another export")
+
+    def cut_off(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops.export, "write_programs", cut_off)
+    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 130
+    assert not (tmp_path / "README.md").exists()
