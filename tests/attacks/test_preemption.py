@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import ray
 
 from tests.attacks.training import Training, endless_recipe
 from tests.cluster.machines import RAY, Machines, cluster_of
+from tests.cluster.servers import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -26,26 +28,24 @@ def announce_the_end(machines: Machines, address: str) -> None:
     subprocess.run([str(RAY), "drain-node", *words], check=True, capture_output=True, timeout=60)
 
 
-def read_until(training: Training, pattern: str) -> re.Match[str]:
-    """The first line of a run's output that has the pattern."""
-    seen = []
-    for line in training.process.stdout:
-        seen.append(line)
-        if found := re.search(pattern, line):
-            return found
-    raise AssertionError(f"no {pattern!r} in {''.join(seen)} {training.process.stderr.read()}")
+def wait_for_line(training: Training, pattern: str) -> re.Match[str]:
+    """What fits the pattern in what a run says."""
+    with suppress(TimeoutError):
+        wait_for(lambda: re.search(pattern, training.said) or training.process.poll() is not None, 100)
+    found = re.search(pattern, training.said)
+    assert found, training.said
+    return found
 
 
 def test_a_checkpoint_is_written_before_the_node_is_gone(image_folder: Path, tmp_path: Path) -> None:
     recipe = endless_recipe(image_folder, tmp_path, scaling={"num_workers": 2, "max_failures": 0})
-    with cluster_of(1) as machines, Training(recipe, {"RAY_ADDRESS": machines.address}) as training:
+    with cluster_of(2) as machines, Training(recipe, {"RAY_ADDRESS": machines.address}) as training:
         training.wait_for_steps()
-        (address,) = {where for where, _ in machines.workers()}
-        machines.join()
+        address = machines.busiest()
         announce_the_end(machines, address)
-        saved = int(read_until(training, r"is taken away at .* UTC: a checkpoint of step (\d+) is written")[1])
+        saved = int(wait_for_line(training, r"is taken away at .* UTC: a checkpoint of step (\d+) is written")[1])
         assert training.saved_steps == [saved]
-        found = read_until(training, r"continuing at step (\d+) of")
+        found = wait_for_line(training, r"continuing at step (\d+) of")
         assert int(found[1]) == saved
-        assert {where for where, _ in machines.workers()} != {address}
+        assert address not in {where for where, _ in machines.workers()}
         assert training.end(signal.SIGTERM)[0] == 143
