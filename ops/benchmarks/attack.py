@@ -24,7 +24,7 @@ from ops.benchmarks.families import write_images
 from ops.console import say
 from ops.facts import write
 
-KILLS = {"index": 10, "pack": 10, "build": 10, "train": 60, "sweep": 10}  # a hundred
+KILLS = {"index": 10, "pack": 10, "build": 10, "sweep": 10, "train": 60}  # a hundred
 PAIRS = (("build", "build"), ("train", "train"), ("pack", "pack"), ("sweep", "sweep"), ("sweep", "train"))
 RUNS, STEPS, EVERY = 20, 2000, 50
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import ray
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
 
 from tests.attacks.training import Training, endless_recipe
-from tests.cluster.machines import RAY, Machines, cluster_of
+from tests.cluster.machines import Machines, cluster_of
 from tests.cluster.servers import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
@@ -21,11 +23,11 @@ SECONDS = 20  # from the notice to the end of the node
 
 
 def announce_the_end(machines: Machines, address: str) -> None:
-    """What a cloud's agent, or the autoscaler, tells Ray of a node."""
+    """What a cloud's agent, or the autoscaler, tells Ray of a node; `ray drain-node` in this process."""
     (node,) = [node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == address and node["Alive"]]
-    words = [f"--address={machines.address}", f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
-    words += ["--reason-message=spot", f"--deadline-remaining-seconds={SECONDS}"]
-    subprocess.run([str(RAY), "drain-node", *words], check=True, capture_output=True, timeout=60)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + SECONDS) * 1000)
+    assert GcsClient(address=machines.address).drain_node(node, reason, "spot", deadline) == (True, "")
 
 
 def wait_for_line(training: Training, pattern: str) -> re.Match[str]:
