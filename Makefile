@@ -48,6 +48,12 @@ bench-growth: env  ## seconds and memory at 50 thousand to 14 million samples
 bench-images: env  ## images/s from files, tars and packs, beside other libraries; IMAGES=FOLDER|TAR of JPEGs
 	$(PY) -m ops.benchmarks.images --images "$(IMAGES)"
 
+attack: env   ## a hundred kills, pairs of processes on one folder, 20 runs and 2,000 steps in a process; MINUTES=25
+	nice -n 5 $(PY) -m ops.benchmarks.attack --minutes $(or $(MINUTES),25)
+
+audit: env    ## known faults of the pinned packages, by pip-audit; by hand, it needs the network
+	.venv/bin/uv tool run pip-audit --require-hashes --disable-pip $(foreach file,requirements.txt requirements-uv.txt cluster/deploy/requirements-mlflow.txt,-r $(file))
+
 families: env  ## every architecture family of timm in every role, by its smallest network; a table in kdcore/README.md
 	$(PY) -m ops.benchmarks.families
 	$(PY) -m ops.benchmarks.families --page
@@ -68,4 +74,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images families paper3 doctor pins
+.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images attack audit families paper3 doctor pins

@@ -252,7 +252,8 @@ class TrackingConfig(Section):
     """What is recorded of a run, and where."""
 
     uri: str | None = None
-    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, or else a SQLite store in `output_dir`. Its
+    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, else that of the run's first start, or else a
+    SQLite store in `output_dir`. Recipes that a run writes are without it, its folder has it in `mlflow_store`; its
     password is nowhere written down: give it by the environment to whoever comes back to the run."""
     experiment: str = "stillhouse"
     """The experiment in MLflow that the run belongs to."""

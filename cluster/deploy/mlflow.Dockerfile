@@ -1,8 +1,8 @@
-# MLflow's server: the nodes' image and a driver for PostgreSQL.
+# MLflow's server: the nodes' image, a driver for PostgreSQL, and what MLflow's login needs.
 FROM stillhouse
 USER root
-COPY requirements-postgres.txt /build/
+COPY requirements-mlflow.txt /build/
 RUN uv pip install --no-cache --python /opt/stillhouse/bin/python --require-hashes --no-deps \
-        --requirement /build/requirements-postgres.txt \
+        --requirement /build/requirements-mlflow.txt \
     && install --directory --owner=stillhouse /artifacts
 USER stillhouse

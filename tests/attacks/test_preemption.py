@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import ray
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
 
 from tests.attacks.training import Training, endless_recipe
-from tests.cluster.machines import RAY, Machines, cluster_of
+from tests.cluster.machines import Machines, cluster_of
+from tests.cluster.servers import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -19,33 +23,31 @@ SECONDS = 20  # from the notice to the end of the node
 
 
 def announce_the_end(machines: Machines, address: str) -> None:
-    """What a cloud's agent, or the autoscaler, tells Ray of a node."""
+    """What a cloud's agent, or the autoscaler, tells Ray of a node; `ray drain-node` in this process."""
     (node,) = [node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == address and node["Alive"]]
-    words = [f"--address={machines.address}", f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
-    words += ["--reason-message=spot", f"--deadline-remaining-seconds={SECONDS}"]
-    subprocess.run([str(RAY), "drain-node", *words], check=True, capture_output=True, timeout=60)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + SECONDS) * 1000)
+    assert GcsClient(address=machines.address).drain_node(node, reason, "spot", deadline) == (True, "")
 
 
-def read_until(training: Training, pattern: str) -> re.Match[str]:
-    """The first line of a run's output that has the pattern."""
-    seen = []
-    for line in training.process.stdout:
-        seen.append(line)
-        if found := re.search(pattern, line):
-            return found
-    raise AssertionError(f"no {pattern!r} in {''.join(seen)} {training.process.stderr.read()}")
+def wait_for_line(training: Training, pattern: str) -> re.Match[str]:
+    """What fits the pattern in what a run says."""
+    with suppress(TimeoutError):
+        wait_for(lambda: re.search(pattern, training.said) or training.process.poll() is not None, 100)
+    found = re.search(pattern, training.said)
+    assert found, training.said
+    return found
 
 
 def test_a_checkpoint_is_written_before_the_node_is_gone(image_folder: Path, tmp_path: Path) -> None:
     recipe = endless_recipe(image_folder, tmp_path, scaling={"num_workers": 2, "max_failures": 0})
-    with cluster_of(1) as machines, Training(recipe, {"RAY_ADDRESS": machines.address}) as training:
+    with cluster_of(2) as machines, Training(recipe, {"RAY_ADDRESS": machines.address}) as training:
         training.wait_for_steps()
-        (address,) = {where for where, _ in machines.workers()}
-        machines.join()
+        address = machines.busiest()
         announce_the_end(machines, address)
-        saved = int(read_until(training, r"is taken away at .* UTC: a checkpoint of step (\d+) is written")[1])
+        saved = int(wait_for_line(training, r"is taken away at .* UTC: a checkpoint of step (\d+) is written")[1])
         assert training.saved_steps == [saved]
-        found = read_until(training, r"continuing at step (\d+) of")
+        found = wait_for_line(training, r"continuing at step (\d+) of")
         assert int(found[1]) == saved
-        assert {where for where, _ in machines.workers()} != {address}
+        assert address not in {where for where, _ in machines.workers()}
         assert training.end(signal.SIGTERM)[0] == 143

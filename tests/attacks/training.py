@@ -42,9 +42,10 @@ class Training:
         self.config = load_recipe(recipe)
         env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env or {})
         command = [sys.executable, "-m", "ops", "train", str(recipe)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.first = self.last_step
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes)
+        self.first, self.output = self.last_step, recipe.with_name(f"output-{time.monotonic_ns()}")
+        with self.output.open("w") as file:
+            options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, **options)
 
     def wait_for_steps(self) -> None:
         """Until it has taken some that are new."""
@@ -66,7 +67,12 @@ class Training:
     def __exit__(self, *error: object) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.communicate()
+            self.process.wait()
+
+    @property
+    def said(self) -> str:
+        """The end of what it has said, in one line."""
+        return " ".join(self.output.read_text()[-4000:].split())
 
     def end(self, *signals: int) -> tuple[int, str, float]:
         """Exit status, what was said, and seconds from the first signal to the end."""
@@ -75,9 +81,9 @@ class Training:
         for number in signals:
             self.process.send_signal(number)
             time.sleep(0.05)
-        out, err = self.process.communicate(timeout=60)
+        self.process.wait(60)
         print(f"signals {signals}: exit status {self.process.returncode} after {time.monotonic() - began:.1f} s")
-        return self.process.returncode, " ".join((out[-4000:] + err).split()), time.monotonic() - began
+        return self.process.returncode, self.said, time.monotonic() - began
 
     @property
     def status(self) -> str:

@@ -3,6 +3,7 @@ for KubeRay, whose schema no package carries, against its fields written down he
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from cluster.jobs import secret_files
 from ops import catalog
 from ops.parser import build_parser
 
@@ -215,7 +217,35 @@ def test_mlflow_server():
     assert {word.partition("=")[0] for word in command[2:]} <= options(server)
     assert services["database"]["image"] == "postgres:16"
     assert services["server"]["depends_on"] == {"database": {"condition": "service_healthy"}}
-    assert services["database"]["environment"]["POSTGRES_PASSWORD"].startswith("${MLFLOW_PASSWORD:?")
+
+
+def test_mlflow_is_not_open_without_a_login():
+    """On loopback until told otherwise, never without its login, and with no secret but those of its own file."""
+    text = (DEPLOY / "mlflow.yaml").read_text()
+    content = read("mlflow.yaml")
+    server_, database = content["services"]["server"], content["services"]["database"]
+    assert server_["ports"] == ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"]
+    assert "ports" not in database
+    assert "--app-name=basic-auth" in server_["command"]
+    assert server_["env_file"] == database["env_file"] == [{"path": "mlflow.env", "required": True}]
+    secrets = "POSTGRES_PASSWORD MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY"
+    assert f"for name in {secrets}" in text
+    assert "umask 077" in text
+    given = [str(one.get("environment", "")) for one in content["services"].values()] + server_["command"]
+    assert not [one for one in given if re.search(r"PASSWORD|SECRET|://\w+:", one)]
+    auth = configparser.ConfigParser()
+    auth.read_string(content["configs"]["auth"]["content"])
+    assert auth["mlflow"]["authorization_function"] == "mlflow.server.auth:authenticate_request_basic_auth"
+    assert "admin_password" not in auth["mlflow"]
+    pinned = re.findall(r"^([\w-]+)==", (DEPLOY / "requirements-mlflow.txt").read_text(), re.M)
+    assert set(pinned) == {"flask-wtf", "psycopg2-binary", "wtforms"}
+
+
+def test_the_secrets_of_mlflow_stay_here(tmp_path):
+    """Neither git nor a job's package takes the file that they are in."""
+    assert "mlflow.env" in (ROOT / ".gitignore").read_text().split()
+    (tmp_path / "mlflow.env").touch()
+    assert secret_files(tmp_path) == ["mlflow.env"]
 
 
 @pytest.mark.parametrize(("name", "context"), [("Dockerfile", ROOT), ("mlflow.Dockerfile", DEPLOY)])

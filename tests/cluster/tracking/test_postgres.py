@@ -29,7 +29,7 @@ def database():
     if not found:
         pytest.skip("PostgreSQL is absent: install Debian's package postgresql")
     pytest.importorskip(
-        "psycopg2", reason="MLflow needs psycopg2 for PostgreSQL: cluster/deploy/requirements-postgres.txt"
+        "psycopg2", reason="MLflow needs psycopg2 for PostgreSQL: cluster/deploy/requirements-mlflow.txt"
     )
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
     folder, port = Path(tempfile.mkdtemp(prefix="stillhouse-postgres-")), free_port()
