@@ -92,8 +92,9 @@ def run(
     console.print(result_table(plan, results))
     seconds = {"seconds": time.perf_counter() - started, "before_the_first_run_seconds": built - started}
     files = [*write_files(plan, results, seconds), *plots(plan, results)]
-    best = {"sweep/best": results[0].mean} if results[0].whole and results[0].mean is not None else {}
-    record.close(files, best)
+    is_best = results[0].whole and results[0].mean is not None
+    best = {"sweep/best": results[0].mean} if results[0].mean is not None and is_best else {}
+    record.close(files, best, results[0].point if is_best else None)
     for path in files:
         say(f"written: {path}")
     say(mlflow_hint(plan.parent))
