@@ -7,95 +7,118 @@ recipe names.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.parcel import pack_parcel
+from cluster.provenance import Provenance
 from cluster.recipe import paths_of
-from cluster.tracking.description import COMMIT, git_commit
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
 
 TREE = Path(__file__).parents[1]
-# What holds secrets by its name, anywhere in the tree: as in a .gitignore.
-SECRETS = (
-    ".env", ".env.*", "*.env", ".netrc", ".npmrc", ".pypirc", ".pgpass", ".git-credentials", "credentials",
-    "*credentials*.json", ".aws/", ".ssh/", ".ray/", ".config/", ".kube/", ".docker/", "*.pem", "*.key", "*.p12",
-    "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "token", "*_token", "*-token",
-    "*.token", "*token*.txt", "*token*.json", "secret", "secrets", "*.secret", "*secret*.txt", "*secret*.json",
-    "*secret*.y*ml", "*password*.txt", "passwords", "password",
-)  # fmt: skip
-# As in a .gitignore; what the tree's own .gitignore names stays behind too.
-EXCLUDES = (
-    ".git/",
-    ".venv/",
-    "tests/",
-    "/outputs/",
-    "/data/",
-    "/scratch/",
-    "mlruns/",
-    "mlflow.db",
-    "__pycache__/",
-    ".*_cache/",
-)
 
 
 class Detached(Exception):
     """The person who followed a job has gone; the job runs on. The message says how to come back to it."""
 
 
+@dataclass(frozen=True)
+class JobOptions:
+    """How a command is sent.
+
+    include: files and folders of the tree that git does not track; env: {name: value} of the job's processes; name: of
+    the job; wait: whether its log is followed; resources: of its driver, {"CPU": 1, "GPU": 0, "memory": bytes};
+    modules: files and folders of Python modules that travel beside the tree, and are found by their names there.
+    """
+
+    include: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
+    wait: bool = True
+    resources: Mapping[str, float] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+
+
 def submit(
-    address: str,
-    command: Sequence[str],
-    token_file: str | None,
-    show: Callable[[str], None],
-    modules: Sequence[str] = (),
+    address: str, command: Sequence[str], token_file: str | None, show: Callable[[str], None], options: JobOptions
 ) -> int:
     """Run a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
 
-    modules: files and folders of Python modules that travel beside the tree, and are found by their names there.
     token_file: the cluster's token, for one that asks for it; None: where Ray looks for it itself. show: takes the
     job's log, in pieces. Gives the job's exit status. Refused where the cluster cannot be reached or refuses the
-    token; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
+    token, and for more than it takes; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
     """
     use_token(token_file)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     refuse_credentials(command)
-    if left_out := secret_files(TREE):
-        show(f"left out of the job, for their names say that they hold secrets: {', '.join(left_out)}\n")
+    parcel = pack_parcel(TREE, options.include)
+    if parcel.secrets:
+        show(f"left out of the job, for their names say that they hold secrets: {', '.join(parcel.secrets)}\n")
+    parcel.refuse_too_large()
+    provenance = Provenance.of_tree(TREE)
+    show(f"sending {parcel.summary()} of commit {provenance.commit} to {without_credentials(address)}\n")
     try:
         client = JobSubmissionClient(address)
-        with as_packages(modules) as packages:
+        with as_packages(options.modules) as packages, tempfile.TemporaryDirectory() as folder:
+            parcel.lay_out(Path(folder), provenance)
             job = client.submit_job(
                 entrypoint=shlex.join(command),
+                submission_id=options.name,
                 runtime_env={
-                    "working_dir": str(TREE),
-                    "excludes": [*EXCLUDES, *SECRETS],
+                    "working_dir": folder,
                     **({"py_modules": packages} if packages else {}),
-                    "env_vars": {COMMIT: git_commit()},  # the repository stays behind
+                    **({"env_vars": dict(options.env)} if options.env else {}),
                 },
-                metadata={"command": shlex.join(command)},
+                metadata={
+                    "command": shlex.join(command),
+                    "commit": provenance.commit,
+                    "submitter_host": f"{provenance.user}@{provenance.host}",
+                },
+                **driver_resources(options.resources),
             )
     except AuthenticationError as error:
         raise Refused(
             f"{address} refuses the token; give the cluster's own with --token-file, or as ~/.ray/auth_token"
         ) from error
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise Refused(
-            f"{address} does not answer as a Ray cluster does ({first_line(error)}); give the address of the head's "
-            "dashboard, such as http://head:8265"
-        ) from error
+        raise Refused(refusal_of(address, options.name, error)) from error
+    if not options.wait:
+        show(f"job {job} on {address}; see it: ray job logs --follow --address {address} {job}\n")
+        return 0
     return follow(client, job, address, show)
+
+
+def refusal_of(address: str, name: str | None, error: BaseException) -> str:
+    """Return the sentence on a cluster that does not take a job."""
+    reason = first_line(error)
+    if name is not None and "already exists" in str(error):
+        return f"--name {name}: the cluster has a job of that name; give another, or none"
+    return (
+        f"{address} does not answer as a Ray cluster does ({reason}); give the address of the head's dashboard, such "
+        "as http://head:8265"
+    )
+
+
+def driver_resources(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Return what `submit_job` takes for the resources of a job's driver; none where none are asked for."""
+    names = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
+    known = {names[name]: amount for name, amount in resources.items() if name in names}
+    if "entrypoint_memory" in known:
+        known["entrypoint_memory"] = int(known["entrypoint_memory"])
+    others = {name: amount for name, amount in resources.items() if name not in names}
+    return {**known, **({"entrypoint_resources": others} if others else {})}
 
 
 def refuse_credentials(command: Sequence[str]) -> None:
@@ -107,21 +130,6 @@ def refuse_credentials(command: Sequence[str]) -> None:
                 "keep and show as part of the job's command; leave them out, and set them in the environment of its "
                 "nodes (such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_ACCESS_KEY_ID)"
             )
-
-
-def secret_files(tree: Path) -> list[str]:
-    """Return what of a tree would be part of a job, if its name did not say that it holds secrets."""
-    stays = [pattern.strip("/") for pattern in EXCLUDES]
-    found: list[str] = []
-    for folder, folders, files in os.walk(tree):
-        folders[:] = [name for name in folders if not _matches(name, stays)]
-        found += [str(Path(folder, name).relative_to(tree)) for name in (*folders, *files) if _matches(name, SECRETS)]
-        folders[:] = [name for name in folders if not _matches(name, SECRETS)]
-    return sorted(found)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern.strip("/")) for pattern in patterns)
 
 
 @contextmanager

@@ -27,6 +27,13 @@ def read_recipe(path: Path, named: Named | None = None) -> dict[str, Any]:
     return _Files(named).read(path)
 
 
+def files_read(path: Path, named: Named | None = None) -> list[Path]:
+    """Return the files that a recipe's file is put together from, itself included; not those of named recipes."""
+    files = _Files(named)
+    files.read(path)
+    return sorted(files.known)
+
+
 class _Files:
     """Reads recipe files with their bases, each file once: files that start from two each would take 2^n reads.
 

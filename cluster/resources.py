@@ -20,12 +20,13 @@ from cluster.autoscaling import gpus_to_come
 from cluster.config import RunConfig
 from cluster.interruption import keeping_handlers
 from cluster.local_ray import keep_token_private, on_loopback
+from cluster.provenance import JOB, submitted_job
 from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
 from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
 
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the process of a submitted job
+HOOK = "worker_process_setup_hook"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -151,7 +152,10 @@ def runtime_env(**env_vars: str) -> dict[str, Any]:
 
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
-    return {"env_vars": env_vars, "worker_process_setup_hook": set_address}
+    own = (submitted_job() or {}).get("runtime_env") or {}
+    if HOOK in own:  # the job's own, beside which Ray takes no other
+        return {"env_vars": env_vars | {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}}
+    return {"env_vars": env_vars, HOOK: set_address}
 
 
 @contextmanager

@@ -29,11 +29,28 @@ def sweep(parser: Parser) -> None:
 @command(
     "run",
     help="run one of these commands as a job on a Ray cluster, and follow it",
-    description="Sends this tree (without data, outputs and environment) and the command to the cluster, shows the "
-    "job's log and ends with its exit status. Ctrl-C leaves the job running.",
+    description="Sends the files of this tree that git tracks and the command to the cluster, shows the job's log and "
+    "ends with its exit status. Ctrl-C leaves the job running. Data, outputs and environment stay behind.",
 )
 def submit(parser: Parser) -> None:
     parser.add_argument("--address", required=True, metavar="URL", help="the head's dashboard, http://HEAD:8265")
     parser.add_argument("--token-file", metavar="FILE", help="the cluster's token (default: where Ray looks for it)")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATH", help="also send this file or folder of the tree"
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="an environment variable of the job, by default with its value here; not shown here, but whoever has the "
+        "cluster's token can read it there",
+    )
+    parser.add_argument("--name", metavar="NAME", help="the job's name on the cluster (default: Ray makes one)")
+    parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
+    parser.add_argument(
+        "--resources", metavar="NAME=AMOUNT,...", help="that the job's own process takes, such as CPU=1,memory=4e9"
+    )
     parser.add_argument("job", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="such as: train RECIPE key=value")
-    parser.set_defaults(function=calls("ops.submit:submit", "address", "token_file", "job"))
+    names = ("address", "token_file", "include", "env", "name", "no_wait", "resources")
+    parser.set_defaults(function=calls("ops.submit:submit", *names, "job"))

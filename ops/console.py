@@ -40,7 +40,7 @@ def progress_parts(metrics: dict[str, Any]) -> list[str]:
     texts = {
         "train/loss": "loss {:.3f}",
         "train/top1": "top-1 {:.1%}",
-        "system/images_per_second": "{:,.0f} images/s",
+        "speed/images_per_second": "{:,.0f} images/s",
         "data/wait_share": "data wait {:.0%}",
     }
     return [text.format(metrics[key]) for key, text in texts.items() if key in metrics]

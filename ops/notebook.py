@@ -14,7 +14,8 @@ from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.recipe import absolute, configure, validated
 from cluster.sweep.config import SweepConfig, load_sweep
-from cluster.sweep.plan import SweepPlan, concurrency
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.room import concurrency
 from cluster.sweep.run import exclusive_folder, sweep_session
 from cluster.training.launch import RunResult
 from ops import catalog

@@ -2,38 +2,109 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.jobs import TREE, Detached, check_paths, shipped
+from cluster.jobs import TREE, Detached, JobOptions, check_paths, shipped
 from cluster.jobs import submit as submit_job
 from cluster.plugins import by_name, to_ship
+from cluster.recipe_files import files_read
 from kdcore.errors import Refused
+from kdcore.located import is_uri
 from ops import catalog
 from ops.console import console, say
 from ops.parser import build_parser
 
+NOT_JOBS = ("submit", "ui", "fields", "recipes", "review", "doctor", "deliver")
+# Arguments that name places, which a job looks for on the cluster.
+PLACES = ("run", "output", "folder", "data", "index", "photos", "picture")
 
-def submit(address: str, token_file: str | None, command: Sequence[str]) -> int:
+
+def submit(
+    address: str,
+    token_file: str | None,
+    include: Sequence[str],
+    env: Sequence[str],
+    name: str | None,
+    no_wait: bool,
+    resources: str | None,
+    command: Sequence[str],
+) -> int:
     """Submit `command`, the words after `python -m ops`, and follow it; return the job's exit status.
 
     What can be known without the cluster is refused here, before anything is sent.
     """
     parsed = build_parser().parse_args(command)
-    if not hasattr(parsed, "recipe"):
-        raise Refused(f"{command[0]} is no job; submit a command that takes a recipe, such as train")
-    config = catalog.load(parsed.recipe, parsed.overrides)
-    check_paths(config)
-    files = {parsed.recipe, getattr(parsed, "space", None)}
-    words = [shipped(word) if word in files and Path(word).is_file() else word for word in command]
-    if config.plugins:  # the job finds them as modules, wherever they lie here
-        words = [*without_plugins(words), f"plugins={json.dumps(by_name(config.plugins))}"]
+    if parsed.command in NOT_JOBS:
+        raise Refused(f"{command[0]} is no job; submit what computes: train, sweep, cache build, evaluate, export, ...")
+    check_places(parsed)
+    words, modules, files = list(command), [], list(include)
+    if getattr(parsed, "recipe", None):
+        config = catalog.load(parsed.recipe, parsed.overrides)
+        check_paths(config)
+        named = {parsed.recipe, getattr(parsed, "space", None)}
+        words = [shipped(word) if word in named and Path(word).is_file() else word for word in command]
+        files += [str(path) for word in named if word for path in files_of(word)]
+        modules = to_ship(config, TREE)
+        if config.plugins:  # the job finds them as modules, wherever they lie here
+            words = [*without_plugins(words), f"plugins={json.dumps(by_name(config.plugins))}"]
+    options = JobOptions(
+        include=tuple(files),
+        env=environment(env),
+        name=name,
+        wait=not no_wait,
+        resources=amounts(resources),
+        modules=tuple(modules),
+    )
     try:
-        return submit_job(address, ["python", "-m", "ops", *words], token_file, print_log, to_ship(config, TREE))
+        return submit_job(address, ["python", "-m", "ops", *words], token_file, print_log, options)
     except Detached as left:
         say(str(left))
         return 130
+
+
+def check_places(parsed: argparse.Namespace) -> None:
+    """Refuse a place that a job would look for in its own working folder, which begins without it and is not kept."""
+    for argument in PLACES:
+        place = getattr(parsed, argument, None)
+        is_recipe = argument == "run" and isinstance(place, str) and place in catalog.names()
+        if isinstance(place, str) and not is_recipe and not is_uri(place) and not Path(place).is_absolute():
+            raise Refused(f"{argument} is {place!r}; a job needs a place that every node sees: give /shared/...")
+
+
+def files_of(recipe: str) -> list[Path]:
+    """Return the files of the tree that a recipe's file is put together from, itself included; none of a named one."""
+    if is_uri(recipe) or not Path(recipe).is_file():
+        return []
+    return [path for path in files_read(Path(recipe), catalog.read) if path.is_relative_to(TREE)]
+
+
+def environment(words: Sequence[str]) -> dict[str, str]:
+    """Return {name: value} of NAME=VALUE, and of NAME with this process's own value. Refused where it has none."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.isidentifier():
+            raise Refused(f"--env {name}: give NAME, or NAME=VALUE")
+        if not equals and name not in os.environ:
+            raise Refused(f"--env {name}: it is not set here; set it, or give {name}=VALUE")
+        found[name] = value if equals else os.environ[name]
+    return found
+
+
+def amounts(text: str | None) -> dict[str, float]:
+    """Return {resource: amount} of a text such as CPU=4,GPU=1,memory=8e9."""
+    found = {}
+    for part in (text or "").split(","):
+        name, _, amount = part.partition("=")
+        try:
+            found |= {name: float(amount)} if part else {}
+        except ValueError as error:
+            raise Refused(f"--resources {part}: give NAME=AMOUNT,..., such as CPU=1,memory=8e9 (bytes)") from error
+    return found
 
 
 def without_plugins(words: Sequence[str]) -> list[str]:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import ray
-
 from cluster.cache.outlook import Outlook
 from cluster.config import RunConfig
-from cluster.resources import run_resources
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
@@ -119,37 +114,3 @@ class Costs:
 
     def _all(self, epoch_seconds: float) -> float:
         return epoch_seconds * self.outlook.epochs * self.num_trials / self.concurrent
-
-
-# What the process of a trial takes: next to nothing, for its workers count for themselves, and a core for each such
-# process would leave a cluster full of them without a place for a worker. (Tune does not take nothing at all.)
-TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
-
-
-def runs_that_fit(config: RunConfig, have: Mapping[str, float]) -> int:
-    """Return how many runs fit on a cluster at a time. have: {resource: amount} of the cluster."""
-    return min(int(have.get(name, 0) / amount) for name, amount in run_resources(config).items() if amount)
-
-
-def local_concurrency(config: RunConfig, asked: int | None) -> int:
-    """Return how many runs go at a time on this machine alone.
-
-    As many as asked for, for its cores can be shared; else one for each core that a run takes.
-    """
-    return asked or max(1, runs_that_fit(config, {"CPU": os.cpu_count() or 1, "GPU": float("inf")}))
-
-
-def concurrency(config: RunConfig, asked: int | None) -> int:
-    """Return how many runs go at a time on the Ray cluster that is there.
-
-    As many as fit, at most as many as asked for; the others wait. Refused where not even one fits.
-    """
-    have = ray.cluster_resources()
-    room = runs_that_fit(config, have)
-    if room < 1:
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in run_resources(config).items() if amount)
-        raise Refused(
-            f"a run takes {wanted}, and the cluster has {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU; lower "
-            "scaling.num_workers or scaling.cpus_per_worker"
-        )
-    return min(room, asked or room)

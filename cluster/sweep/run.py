@@ -26,7 +26,8 @@ from cluster.recipe import validated
 from cluster.resources import ray_session
 from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
-from cluster.sweep.plan import TRIAL_RESOURCES, SweepPlan, local_concurrency
+from cluster.sweep.plan import SweepPlan
+from cluster.sweep.room import local_concurrency, nodes_here, trial_resources
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.tracking import SweepRecord
@@ -160,7 +161,10 @@ def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, con
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_trial, credentials=credentials_of(plan)), TRIAL_RESOURCES),
+        tune.with_resources(
+            tune.with_parameters(train_trial, credentials=credentials_of(plan)),
+            trial_resources(concurrent, nodes_here()),
+        ),
         tune_config=tune.TuneConfig(
             search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
         ),

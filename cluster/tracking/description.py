@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import subprocess
-from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.plugins import fingerprints_of
+from cluster.provenance import Provenance
 from kdcore.configs import ModelConfig
 from kdcore.named_models import LOCAL_DIR, short_name
-
-COMMIT = "STILLHOUSE_COMMIT"  # of the code, where it travels without its repository, as into a submitted job
 
 
 def run_title(config: RunConfig) -> str:
@@ -63,17 +59,8 @@ def about_paragraphs(config: RunConfig) -> list[str]:
 
 
 def git_commit() -> str:
-    """Return the commit of the code, with '-dirty' where files differ from it.
-
-    Outside a repository: what the environment says, as `submit` sets it for its jobs, or 'unknown'.
-    """
-    root = Path(__file__).parents[2]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # a machine without git
-        return os.environ.get(COMMIT, "unknown")
-    return done.stdout.strip() or os.environ.get(COMMIT, "unknown")
+    """Return the commit of the code, with '-dirty' where files differ from it; 'unknown' where nothing says it."""
+    return Provenance.of_tree().commit
 
 
 def packages() -> str:

@@ -199,6 +199,11 @@ class RunFolder:
                 "that has the run into it, or delete it for the one in the output folder"
             ) from error
 
+    def data_fingerprint(self) -> str | None:
+        """Return the fingerprint of the training images; None where the folder does not say it."""
+        found = read_object(self.facts, "delete it").get("data") if self.facts.is_file() else None
+        return str(found) if found else None
+
     def read_recipe(self, config: RunConfig) -> RunConfig:
         """Return the recipe of the run in the folder. Refused, with the way out, where its file is not whole.
 

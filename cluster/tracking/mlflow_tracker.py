@@ -9,6 +9,7 @@ MLflow takes seconds to import and milliseconds to answer: nothing here imports 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,12 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from cluster.config import RunConfig
+from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
-from cluster.tracking.description import about_paragraphs, git_commit, packages, run_tags, run_title
+from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
 from cluster.tracking.folder import PENDING, RunFolder, flat_fields
+from cluster.tracking.journal import read_journal
+from cluster.tracking.logged_model import log_student
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
@@ -41,6 +45,7 @@ LASTING_ERRORS = {
 KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
 ERROR = "error"  # the tag that says why a run failed
 DESCRIBED = "run"  # a tag that is there once all of a run's description is
+DIGEST_LENGTH = 32  # of a data set, of 36 that MLflow takes
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
 
 logger = logging.getLogger("stillhouse")
@@ -125,7 +130,11 @@ class MlflowTracker(Tracker):
         """Mark the run as ended; one that failed with the line that it ended by."""
         if status == "FAILED" and self.folder.error.is_file():
             self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
-        elif ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
+        if status == "FINISHED":
+            description = {"student": run_tags(self.config)["student"], "method": run_tags(self.config)["method"]}
+            rows = read_journal(self.folder.metrics)
+            log_student(self.client, self.run_id, self.config.name, description, rows)
+        if status != "FAILED" and ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
             self.client.delete_tag(self.run_id, ERROR)
         self.client.set_terminated(self.run_id, status)
 
@@ -156,10 +165,13 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param, RunTag
 
         run_id = self.run_id
+        code = Provenance.of_tree()
         described = {
             **run_tags(self.config),
             "mlflow.source.name": "stillhouse",
-            "mlflow.source.git.commit": git_commit(),
+            "mlflow.source.git.commit": code.commit,
+            **({"mlflow.user": code.user} if code.user else {}),
+            **job_tags(),
             "mlflow.note.content": "\n\n".join([*about_paragraphs(self.config), f"Run again with\n\n    {command}"]),
             **tags,
         }
@@ -170,9 +182,25 @@ class MlflowTracker(Tracker):
             self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
         self.client.log_text(run_id, to_yaml(self.config), "recipe.yaml")
         self.client.log_text(run_id, packages(), "packages.txt")
+        if code.diff:
+            self.client.log_text(run_id, code.diff, "uncommitted.diff")
+        self._log_images()
         self.client.log_batch(
             run_id, tags=[RunTag(key, without_credentials(value)) for key, value in described.items()]
         )
+
+    def _log_images(self) -> None:
+        """Log the training images as the run's data set, by the digest of their index."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = self.config.data
+        fingerprint = self.folder.data_fingerprint()
+        if fingerprint is None:  # a sweep's parent, which reads none itself
+            return
+        source = json.dumps({"uri": without_credentials(data.root), "split": data.train_split})
+        dataset = Dataset(data.name, fingerprint[:DIGEST_LENGTH], "stillhouse", source)
+        context = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)])
 
     def _experiment_id(self) -> str:
         """Return the recipe's experiment, made by one of several runs that start together where it is not there yet."""

@@ -16,7 +16,7 @@ PANELS = {
     "loss": ("train/loss",),
     "top-1": ("train/top1", "val/top1", "held_out/top1"),
     "agreement with the teacher": ("val/agreement", "held_out/agreement"),
-    "images/s": ("system/images_per_second",),
+    "images/s": ("speed/images_per_second",),
 }
 
 

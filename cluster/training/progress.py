@@ -22,7 +22,7 @@ Watcher = Callable[[dict[str, Any], list[str]], None]  # (state, messages since 
 
 GAUGES = {
     "step": ("stillhouse_step", "Optimiser steps done."),
-    "system/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
+    "speed/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
     "train/loss": ("stillhouse_loss", "Training loss, the mean since the last report."),
 }
 

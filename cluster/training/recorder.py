@@ -203,7 +203,7 @@ class Recorder:
             "train/lr": state.optimizer.param_groups[0]["lr"],
             "train/epoch": state.step / self.run.steps_per_epoch,
             "data/wait_share": wait / seconds,
-            "system/images_per_second": self.images_until(state.step, self.window_steps) / seconds,
+            "speed/images_per_second": self.images_until(state.step, self.window_steps) / seconds,
         }
         if self.log:
             self.log.log(state.step, self.latest)
@@ -257,9 +257,9 @@ class Recorder:
         run, seconds = self.run, state.train_seconds
         deployment = deployment_cost(state.evaluated, image_size(self.config), self.reporter.say)
         costs = {
-            "system/train_seconds": seconds,
-            "system/device_hours": seconds * run.rank.world_size / 3600,
-            "system/mean_images_per_second": run.batches.num_until(state.step) / max(seconds, 1e-9),
+            "cost/train_seconds": seconds,
+            "cost/device_hours": seconds * run.rank.world_size / 3600,
+            "speed/mean_images_per_second": run.batches.num_until(state.step) / max(seconds, 1e-9),
             **{f"model/{name}": value for name, value in deployment.items()},
         }
         stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []

@@ -102,7 +102,7 @@ def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
 
 def seconds_of_steps(config: Any, rows: list[dict[str, float]]) -> list[float]:
     """Return the seconds of every step, from the metrics of each."""
-    return [config.train.batch_size / row["system/images_per_second"] for row in rows]
+    return [config.train.batch_size / row["speed/images_per_second"] for row in rows]
 
 
 def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: int = 10) -> dict[str, Any]:

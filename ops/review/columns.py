@@ -99,9 +99,9 @@ def recipe_columns(metric: str) -> list[Column]:
         mean_column("model/parameters", "parameters", "{:,.0f}", "of the deployed network"),
         mean_column("model/gmacs", "GMACs", "{:.4g}", "multiply-adds for one image"),
         mean_column("model/megabytes", "MB", "{:.2f}", "of the deployed weights"),
-        mean_column("system/mean_images_per_second", "images/s", "{:,.0f}", "in training"),
-        mean_column("system/train_seconds", "train s", "{:,.0f}"),
-        mean_column("system/device_hours", "device-h", "{:.3g}", "training hours of all workers together"),
+        mean_column("speed/mean_images_per_second", "images/s", "{:,.0f}", "in training"),
+        mean_column("cost/train_seconds", "train s", "{:,.0f}"),
+        mean_column("cost/device_hours", "device-h", "{:.3g}", "training hours of all workers together"),
         mean_column("data/cache_bytes", "cache MB", "{:,.1f}", scale=1e-6, only_where_some=True),
     ]
 
@@ -116,7 +116,7 @@ def run_columns(metric: str, labels: Mapping[str, str], links: Mapping[str, str]
         run_column(metric),
         run_column("val/top5"),
         run_column("val/nll"),
-        Column("seconds", "train s", lambda run: number(run.metrics.get("system/train_seconds"), "{:,.0f}")),
+        Column("seconds", "train s", lambda run: number(run.metrics.get("cost/train_seconds"), "{:,.0f}")),
     ]
 
 

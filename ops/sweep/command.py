@@ -20,7 +20,8 @@ from cluster.resources import device_here
 from cluster.sweep.caches import asks_the_teacher, num_bytes
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
 from cluster.sweep.journal import Trial
-from cluster.sweep.plan import Costs, SweepPlan, concurrency, local_concurrency
+from cluster.sweep.plan import Costs, SweepPlan
+from cluster.sweep.room import TRIAL_BYTES, concurrency, local_concurrency
 from cluster.sweep.run import build_caches, exclusive_folder, has_begun, run_trials, sweep_session, trials_so_far
 from cluster.sweep.space import LAYERS, LayerScores, label, shared_recipe
 from cluster.sweep.tracking import SweepRecord
@@ -92,8 +93,9 @@ def run(
     console.print(result_table(plan, results))
     seconds = {"seconds": time.perf_counter() - started, "before_the_first_run_seconds": built - started}
     files = [*write_files(plan, results, seconds), *plots(plan, results)]
-    best = {"sweep/best": results[0].mean} if results[0].whole and results[0].mean is not None else {}
-    record.close(files, best)
+    is_best = results[0].whole and results[0].mean is not None
+    best = {"sweep/best": results[0].mean} if results[0].mean is not None and is_best else {}
+    record.close(files, best, results[0].point if is_best else None)
     for path in files:
         say(f"written: {path}")
     say(mlflow_hint(plan.parent))
@@ -139,6 +141,7 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
             "at a time",
             f"{concurrent}" + (f" (the cluster has no room for {asked})" if asked and asked > concurrent else ""),
         ],
+        ["memory beside the workers'", f"{decimal(concurrent * TRIAL_BYTES)} ({decimal(TRIAL_BYTES)} a run at a time)"],
         ["compared by", f"{sweep.metric} on {plan.base.data.held_out:.0%} of the training images"],
     ]
     if done:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import pytest
 import yaml
 
 from cluster import jobs
+from cluster.parcel import pack_parcel
+from cluster.provenance import Provenance
 from cluster.recipe import absolute, load_recipe, parse, to_yaml
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.mlflow_tracker import tracking_uri
@@ -131,10 +132,8 @@ def test_a_job_with_a_password_in_its_command_is_refused(capsys: pytest.CaptureF
     assert "environment of its nodes" in said.err
 
 
-def test_a_job_package_has_no_secrets(tmp_path: Path) -> None:
-    """Ray's own packing, with the excludes that a job is submitted with; what stays behind is named."""
-    from ray._private.runtime_env.packaging import create_package
-
+def test_a_job_takes_no_secrets_along(tmp_path: Path) -> None:
+    """Also where no repository says what belongs to the tree; what stays behind is named."""
     tree = tmp_path / "tree"
     hidden = (".env", ".env.local", "prod.env", "deploy/token", "deploy/api_token", "a/key.pem", "id_rsa", ".netrc")
     hidden += (".aws/credentials", "gcp-credentials.json", "deep/er/secrets.yaml", "private.key", "passwords.txt")
@@ -142,22 +141,18 @@ def test_a_job_package_has_no_secrets(tmp_path: Path) -> None:
     for name in (*hidden, *kept):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(MARKER if name in hidden else "code")
-    package = tmp_path / "package.zip"
-    create_package(str(tree), package, include_gitignore=True, excludes=[*jobs.EXCLUDES, *jobs.SECRETS])
-    with zipfile.ZipFile(package) as archive:
-        files = {name for name in archive.namelist() if not name.endswith("/")}
-        assert files == set(kept)
-        assert not any(MARKER.encode() in archive.read(name) for name in files)
-    left_out = jobs.secret_files(tree)
-    assert all(name in left_out or Path(name).parts[0] in left_out for name in hidden)
-    assert not set(kept) & set(left_out)
+    for include in ([], [str(tree)]):
+        parcel = pack_parcel(tree, include)
+        assert set(parcel.files) == set(kept)
+        assert set(parcel.secrets) == set(hidden)
+    parcel.lay_out(tmp_path / "sent", Provenance("abc"))
+    sent = [path for path in (tmp_path / "sent").rglob("*") if path.is_file()]
+    assert not any(MARKER in path.read_text() for path in sent)
 
 
 def test_the_tree_itself_loses_nothing() -> None:
     """No file of the project is taken for a secret."""
-    tracked = [path for path in jobs.TREE.rglob("*.*") if path.parts[len(jobs.TREE.parts)] in ("kdcore", "cluster")]
-    lost = jobs.secret_files(jobs.TREE)
-    assert [path for path in tracked if str(path.relative_to(jobs.TREE)) in lost] == []
+    assert pack_parcel(jobs.TREE).secrets == ()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import mlflow
 import psutil
 import pytest
 import yaml
@@ -117,8 +119,26 @@ class TestWithToken:
         done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, **NO_TOKEN)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "teacher: step 4/4" in done.stdout
+        assert re.search(r"sending [\d,]+ files, \d\.\d MiB of commit [0-9a-f]{40}(-dirty)? to http", done.stdout)
+        tags, inputs = recorded(tmp_path / "out")
+        assert re.fullmatch("[0-9a-f]{40}(-dirty)?", tags["mlflow.source.git.commit"])
+        assert tags["mlflow.source.type"] == "JOB"
+        assert tags["ray.job"].startswith("raysubmit_")
+        assert tags["mlflow.user"]
+        assert inputs == 1
         assert (tmp_path / "out/teacher/result.json").is_file()
         assert (tmp_path / "out/teacher/student.safetensors").is_file()
+
+    def test_a_name_an_environment_and_no_waiting(self, head, tiny):
+        """The job is there under its name, with the variable; a second one of that name is refused in one line."""
+        words = ("--name", "named", "--env", "OF_THE_JOB=yes", "--no-wait", "--resources", "CPU=0.5", "train", RECIPE)
+        done = head.submit(*words, *tiny, "train.max_steps=1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "job named on" in done.stdout
+        assert "yes" not in done.stdout
+        again = head.submit(*words, *tiny)
+        assert again.returncode == 2
+        assert "--name named: the cluster has a job of that name" in one_line(again.stderr)
 
     def test_a_job_brings_its_plugins(self, head, tiny, tmp_path):
         """A network and a package from a folder outside; the job's own processes find neither there."""
@@ -157,6 +177,13 @@ class TestWithToken:
         done = head.submit("train", RECIPE, *tiny, **NO_TOKEN, HOME=str(tmp_path))
         assert done.returncode == 2
         assert "refuses the token" in one_line(done.stderr)
+
+
+def recorded(output_dir: Path) -> tuple[dict[str, str], int]:
+    """The tags of the one run in an output folder's store, and how many data sets it names."""
+    client = mlflow.MlflowClient(f"sqlite:///{output_dir / 'mlflow.db'}")
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    return run.data.tags, len(run.inputs.dataset_inputs)
 
 
 def one_line(text: str) -> str:

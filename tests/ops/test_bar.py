@@ -17,7 +17,7 @@ STATE = {
     "total_steps": 372,
     "train/loss": 2.2349,
     "train/top1": 0.153,
-    "system/images_per_second": 1185.2,
+    "speed/images_per_second": 1185.2,
     "data/wait_share": 0.46,
 }
 SHOWN = {

@@ -3,8 +3,9 @@
 import pytest
 
 from cluster.resources import run_resources as resources
+from cluster.sweep import room
 from cluster.sweep.journal import Trial
-from cluster.sweep.plan import TRIAL_RESOURCES, local_concurrency, runs_that_fit
+from cluster.sweep.room import TRIAL_BYTES, concurrency, local_concurrency, runs_that_fit, trial_resources
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, planned, scores
 
@@ -27,7 +28,33 @@ def test_no_cluster_is_filled_with_drivers(recipes):
     """The process of a trial takes no core of those that its workers wait for."""
     config = recipes(scaling__num_workers=2, scaling__cpus_per_worker=1.5)
     assert resources(config)["CPU"] == 3
-    assert TRIAL_RESOURCES["CPU"] == 0
+    assert trial_resources(1, [{"memory": 1e10}])["CPU"] == 0
     assert [runs_that_fit(config, {"CPU": cpus}) for cpus in (2.9, 3, 8, 9)] == [0, 1, 2, 3]
     assert resources(recipes())["CPU"] == 1  # num_workers 0: a worker all the same
     assert local_concurrency(config, 5) == 5
+
+
+NODES = [{"memory": 15 * 2**30}, {"memory": 3 * 2**30, "CPU": 64}, {"CPU": 64}]  # a head, and two others
+
+
+def test_memory_counts(recipes, monkeypatch):
+    """Cores for 128 runs, memory for 19: no head is filled with more processes than it holds."""
+    config = recipes()
+    monkeypatch.setattr(room, "nodes_here", lambda: NODES)
+    monkeypatch.setattr(room.ray, "cluster_resources", lambda: {"CPU": 128})
+    monkeypatch.setattr(room, "gpus_to_come", lambda: 0)
+    assert concurrency(config, None) == concurrency(config, 64) == 19
+    assert concurrency(config, 4) == 4
+    assert trial_resources(19, NODES)["memory"] == TRIAL_BYTES
+    assert trial_resources(1, [{"memory": 5e8}])["memory"] == 1, "one goes whatever there is"
+    monkeypatch.setattr(room, "nodes_here", lambda: [{"memory": 5e8}])
+    assert concurrency(config, None) == 1
+
+
+def test_a_cluster_that_grows_has_room_later(recipes, monkeypatch):
+    monkeypatch.setattr(room.ray, "cluster_resources", dict)
+    monkeypatch.setattr(room, "gpus_to_come", lambda: 0)
+    with pytest.raises(Refused, match="a run takes 1 CPU, and the cluster has 0 CPU, 0 GPU"):
+        concurrency(recipes(), None)
+    monkeypatch.setattr(room, "gpus_to_come", lambda: None)
+    assert (concurrency(recipes(), None), concurrency(recipes(), 4)) == (1, 4)

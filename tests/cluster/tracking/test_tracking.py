@@ -1,5 +1,6 @@
 """Metrics: in the run's file at once; in MLflow in order and once, whether it is there, away for a while, or gone."""
 
+import socket
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from cluster.tracking.run import RunLog, close_run, open_run
 from cluster.tracking.tensorboard_tracker import TensorBoardTracker
 from cluster.tracking.tracker import Courier, Tracker, trackers_of
 from kdcore.errors import Refused
+from pipelines.files import write_json
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -367,3 +369,31 @@ def test_why_a_run_failed(config):
     open_run(config, "")
     close_run(config, "FINISHED")
     assert "error" not in client.get_run(run_id).data.tags
+
+
+def test_the_student_is_a_model(config):
+    """With its accuracy at every validation; made once, whoever closes the run."""
+    run_id = open_run(config, "")
+    run_log = RunLog(config, 0)
+    for step, top1 in ((3, 0.5), (6, 0.75)):
+        run_log.log(step, {"val/top1": top1})
+        run_log.log(step, {"train/loss": 1.0})
+    run_log.close()
+    close_run(config, "FINISHED")
+    close_run(config, "FINISHED")
+    client = mlflow.MlflowClient(tracking_uri(config))
+    experiment = client.get_run(run_id).info.experiment_id
+    (model,) = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    assert (model.name, model.source_run_id, model.model_type) == (config.name, run_id, "student")
+    assert {(one.step, one.value) for one in model.metrics if one.key == "val/top1"} == {(3, 0.5), (6, 0.75)}
+    assert points(config, "val/top1") == [(3, 0.5), (6, 0.75)]
+
+
+def test_the_images_are_an_input(config):
+    """By the digest of their index; who runs it, and where, are tags."""
+    write_json(RunFolder.of(config).facts, {"data": "ab" * 32})
+    run = mlflow.MlflowClient(tracking_uri(config)).get_run(open_run(config, ""))
+    (found,) = run.inputs.dataset_inputs
+    assert (found.dataset.digest, found.dataset.name) == ("ab" * 16, config.data.name)
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    assert run.data.tags["host"] == socket.gethostname()

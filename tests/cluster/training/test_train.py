@@ -215,7 +215,7 @@ def test_mlflow_holds_the_run(recipe):
     assert run.data.params["train.batch_size"] == "8"
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == [2, 4]
-    assert {"val/top1", "held_out/top1", "data/wait_share", "system/images_per_second"} <= run.data.metrics.keys()
+    assert {"val/top1", "held_out/top1", "data/wait_share", "speed/images_per_second"} <= run.data.metrics.keys()
     assert result.best_score == pytest.approx(
         max(m.value for m in client.get_metric_history(run.info.run_id, "held_out/top1"))
     )

@@ -49,10 +49,11 @@ def test_as_a_job(command, monkeypatch):
     monkeypatch.setattr("ops.submit.submit_job", lambda address, words, *more: sent.append(words) or 0)
     words = command(space={"temperature": [1]})
     with pytest.raises(Refused, match=r"lies outside"):
-        submit("http://head:8265", None, words)
+        submit("http://head:8265", None, [], [], None, False, None, words)
     inside = "ops/recipes/demo/common.yaml"  # any file of the tree
     words = ["sweep", "kd", "--space", str(ROOT / inside), "data.root=/shared", "output_dir=/shared/out"]
-    assert submit("http://head:8265", None, [*words, "teacher.checkpoint=/shared/t.safetensors"]) == 0
+    more = [*words, "teacher.checkpoint=/shared/t.safetensors"]
+    assert submit("http://head:8265", None, [], [], None, False, None, more) == 0
     assert sent[0][:7] == ["python", "-m", "ops", "sweep", "kd", "--space", inside]
 
 

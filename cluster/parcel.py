@@ -1,0 +1,138 @@
+"""What a submitted job takes along: the files of this tree that git tracks, and those that somebody names.
+
+They are laid out in a folder of their own, with a note that says which commit they are of; what is sent is counted
+first.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.provenance import NOTE, Provenance
+from kdcore.errors import Refused
+
+MAX_BYTES = 100 * 2**20  # what a head's dashboard takes at once; more it answers with 413
+# What holds secrets by its name, anywhere in the tree: as in a .gitignore.
+SECRETS = (
+    ".env", ".env.*", "*.env", ".netrc", ".npmrc", ".pypirc", ".pgpass", ".git-credentials", "credentials",
+    "*credentials*.json", ".aws/", ".ssh/", ".ray/", ".config/", ".kube/", ".docker/", "*.pem", "*.key", "*.p12",
+    "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "token", "*_token", "*-token",
+    "*.token", "*token*.txt", "*token*.json", "secret", "secrets", "*.secret", "*secret*.txt", "*secret*.json",
+    "*secret*.y*ml", "*password*.txt", "passwords", "password",
+)  # fmt: skip
+# What stays behind of a tree without a repository; of one with, the tests, whatever git tracks.
+EXCLUDES = (
+    ".git/",
+    ".venv/",
+    "tests/",
+    "/outputs/",
+    "/data/",
+    "/scratch/",
+    "mlruns/",
+    "mlflow.db",
+    "__pycache__/",
+    ".*_cache/",
+)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """The files to send, relative to the tree, with their sizes; secrets: those left out for their names."""
+
+    tree: Path
+    files: dict[str, int]
+    secrets: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.files.values())
+
+    def summary(self) -> str:
+        """Return how much is sent, in words."""
+        return f"{len(self.files):,} files, {self.num_bytes / 2**20:.1f} MiB"
+
+    def refuse_too_large(self, limit: int = MAX_BYTES) -> None:
+        """Refuse a parcel that no head would take, naming its largest files."""
+        if self.num_bytes <= limit:
+            return
+        largest = sorted(self.files, key=lambda name: -self.files[name])[:3]
+        named = ", ".join(f"{name} ({self.files[name] / 2**20:.1f} MiB)" for name in largest)
+        raise Refused(
+            f"the job would take {self.summary()} along, more than the {limit / 2**20:.0f} MiB that a head takes; the "
+            f"largest: {named}; leave them out, or lay them where every node sees them"
+        )
+
+    def lay_out(self, folder: Path, provenance: Provenance) -> None:
+        """Put the files, and the note of what they are, into an empty folder.
+
+        No .gitignore: Ray would leave out what it names, also what was asked for.
+        """
+        for name in self.files:
+            if Path(name).name != ".gitignore":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.tree / name, folder / name)
+        (folder / NOTE).write_text(provenance.note())
+
+
+def pack_parcel(tree: Path, include: Sequence[str] = ()) -> Parcel:
+    """Return what a job takes along of a tree. include: further files and folders in it that git does not track.
+
+    Refused for one that is not there, or lies outside.
+    """
+    names = tracked_files(tree)
+    if names is None:
+        names = walked_files(tree)
+    named = [name for extra in include for name in files_below(tree, extra)]
+    kept = [name for name in names if not _matches_part(name, EXCLUDES)]
+    wanted = list(dict.fromkeys([*kept, *named]))
+    secrets = [name for name in wanted if _matches_part(name, SECRETS)]
+    files = {name: (tree / name).stat().st_size for name in wanted if name not in secrets and (tree / name).is_file()}
+    return Parcel(tree, files, tuple(secrets))
+
+
+def tracked_files(tree: Path) -> list[str] | None:
+    """Return the files of a tree that git tracks, relative to it; None where it is no repository's own."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=tree, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    names = [name for name in done.stdout.split("\0") if name]
+    return names if done.returncode == 0 and names else None
+
+
+def walked_files(tree: Path) -> list[str]:
+    """Return the files of a tree without a repository, without what never travels."""
+    found: list[str] = []
+    for folder, folders, files in os.walk(tree):
+        folders[:] = [name for name in folders if not _matches(name, EXCLUDES)]
+        found += [Path(folder, name).relative_to(tree).as_posix() for name in files]
+    return sorted(found)
+
+
+def files_below(tree: Path, named: str) -> Iterable[str]:
+    """Yield the files of a named file or folder, relative to the tree."""
+    place = Path(named).absolute()
+    if not place.exists():
+        raise Refused(f"--include {named}: no such file or folder")
+    if not place.is_relative_to(tree):
+        raise Refused(f"--include {named} lies outside {tree}, which is what the job gets; copy it there")
+    found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    return [path.relative_to(tree).as_posix() for path in found if "__pycache__" not in path.parts]
+
+
+def _matches_part(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a part of a path matches; a pattern that begins with a slash means the first part alone."""
+    parts = Path(name).parts
+    rooted = [pattern for pattern in patterns if pattern.startswith("/")]
+    anywhere = [pattern for pattern in patterns if not pattern.startswith("/")]
+    return _matches(parts[0], rooted) or any(_matches(part, anywhere) for part in parts)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern.strip("/")) for pattern in patterns)

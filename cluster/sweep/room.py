@@ -1,0 +1,74 @@
+"""How many runs of a sweep go at a time: cores, GPUs, and the memory of the processes that drive them.
+
+A trial has a process of its own and Ray Train's controller beside it, on the same node. They take no core, for their
+workers count for themselves, and a core for each such process would leave a cluster full of them without a place for a
+worker. They take memory, which Ray is told: so trials go where there is some left, and not all to the head.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import ray
+
+from cluster.autoscaling import gpus_to_come
+from cluster.config import RunConfig
+from cluster.resources import run_resources
+from kdcore.errors import Refused
+
+# Measured on Ray 2.60: 566 MB for the trial's process, 392 MB for the controller.
+TRIAL_BYTES = 960_000_000
+NO_MEMORY = 1  # Tune does not take nothing at all
+
+
+def trial_resources(concurrent: int, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what Ray keeps for the processes of one trial. nodes: the resources of each.
+
+    Where memory for so many is not there, only one goes at a time, and it goes whatever Ray thinks of the memory.
+    """
+    fits = trials_in_memory(nodes) >= concurrent
+    return {"CPU": 0, "memory": TRIAL_BYTES if fits else NO_MEMORY}
+
+
+def trials_in_memory(nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trials' own processes the memory of the nodes holds."""
+    return sum(int(node.get("memory", 0) // TRIAL_BYTES) for node in nodes)
+
+
+def nodes_here() -> list[Mapping[str, float]]:
+    """Return the resources of each node of the Ray cluster that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def runs_that_fit(config: RunConfig, have: Mapping[str, float]) -> int:
+    """Return how many runs fit on a cluster at a time. have: {resource: amount} of the cluster."""
+    return min(int(have.get(name, 0) / amount) for name, amount in run_resources(config).items() if amount)
+
+
+def local_concurrency(config: RunConfig, asked: int | None) -> int:
+    """Return how many runs go at a time on this machine alone.
+
+    As many as asked for, for its cores can be shared; else one for each core that a run takes. Its memory cannot.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wanted = asked or max(1, runs_that_fit(config, {"CPU": os.cpu_count() or 1, "GPU": float("inf")}))
+    return max(1, min(wanted, trials_in_memory([{"memory": memory}])))
+
+
+def concurrency(config: RunConfig, asked: int | None) -> int:
+    """Return how many runs go at a time on the Ray cluster that is there.
+
+    As many as fit, at most as many as asked for; the others wait. Refused where not even one fits, and none ever will.
+    """
+    have = ray.cluster_resources()
+    room = runs_that_fit(config, have)
+    if room < 1 and gpus_to_come() == 0:
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in run_resources(config).items() if amount)
+        raise Refused(
+            f"a run takes {wanted}, and the cluster has {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU; lower "
+            "scaling.num_workers or scaling.cpus_per_worker"
+        )
+    if room < 1:  # its nodes come when they are asked for
+        return asked or 1
+    return max(1, min(room, asked or room, trials_in_memory(nodes_here())))

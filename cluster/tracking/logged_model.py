@@ -1,0 +1,42 @@
+"""A run's student as a model of MLflow's: its page of models then compares students by what they were measured at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.tracking.tracker import Row, number_or_none
+
+MODEL = "student.model"  # the run's tag with the model's id: it is there once the model is complete
+PREFIXES = ("val/", "held_out/")
+
+
+def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str], rows: Sequence[Row]) -> None:
+    """Log the student of a finished run, once, with its accuracy at every validation.
+
+    params: that describe it; rows: of the run's journal. Its weights are the run's own file, `student.safetensors`.
+    """
+    from mlflow.entities import Metric
+
+    run = client.get_run(run_id)
+    if MODEL in run.data.tags:
+        return
+    experiment = run.info.experiment_id
+    found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    model = (
+        found[0]
+        if found  # cut off while it was made
+        else client.create_logged_model(
+            experiment, name=name, source_run_id=run_id, model_type="student", params=dict(params)
+        )
+    )
+    metrics = [
+        Metric(key, value, int(row["time"] * 1000), row["step"], model_id=model.model_id)
+        for row in rows
+        for key in row
+        if key.startswith(PREFIXES) and (value := number_or_none(row[key])) is not None
+    ]
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)
+    client.finalize_logged_model(model.model_id, "READY")
+    client.set_tag(run_id, MODEL, model.model_id)

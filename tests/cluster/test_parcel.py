@@ -1,0 +1,104 @@
+"""What a job takes along: what git tracks and what is named, counted before it is sent."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from cluster.jobs import driver_resources, refusal_of
+from cluster.parcel import pack_parcel
+from cluster.provenance import NOTE, Provenance
+from kdcore.errors import Refused
+from ops import submit as submit_module
+from ops.submit import amounts, environment, submit
+from tests.cluster.test_jobs import RECIPE, ROOT
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("ops/train.py", "tests/test_a.py", ".gitignore", "deploy/token"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("outputs/\n")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "--force", "."], cwd=tmp_path, check=True)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "large.bin").write_bytes(bytes(3 << 20))
+    (tmp_path / "notes.txt").write_text("mine")
+    return tmp_path
+
+
+def test_tracked_files_and_named_ones(tree, tmp_path_factory):
+    parcel = pack_parcel(tree)
+    assert set(parcel.files) == {"ops/train.py", ".gitignore"}, "no tests, no secrets, nothing that git ignores"
+    assert parcel.secrets == ("deploy/token",)
+    named = pack_parcel(tree, [str(tree / "outputs"), str(tree / "notes.txt")])
+    assert set(named.files) - set(parcel.files) == {"outputs/large.bin", "notes.txt"}
+    assert named.summary() == "4 files, 3.0 MiB"
+    folder = tmp_path_factory.mktemp("sent")
+    named.lay_out(folder, Provenance("abc", "the diff"))
+    sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert sent == {"ops/train.py", "outputs/large.bin", "notes.txt", NOTE}
+    with pytest.raises(Refused, match=r"take 4 files, 3.0 MiB along, .* 1 MiB .*: outputs/large.bin \(3.0 MiB"):
+        named.refuse_too_large(1 << 20)
+    for wrong, said in (("nowhere", "no such file"), ("/etc/hosts", "lies outside")):
+        with pytest.raises(Refused, match=said):
+            pack_parcel(tree, [wrong])
+
+
+def test_words_for_the_environment_and_the_driver(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "eu-1")
+    assert environment(["A=b=c", "AWS_REGION"]) == {"A": "b=c", "AWS_REGION": "eu-1"}
+    for word in ("NOT_SET_ANYWHERE", "a b=1"):
+        with pytest.raises(Refused, match="--env"):
+            environment([word])
+    assert amounts(None) == {}
+    found = driver_resources(amounts("CPU=1,memory=4e9,head=0.1"))
+    assert found == {
+        "entrypoint_num_cpus": 1,
+        "entrypoint_memory": 4_000_000_000,
+        "entrypoint_resources": {"head": 0.1},
+    }
+    with pytest.raises(Refused, match="--resources CPU: give NAME=AMOUNT"):
+        amounts("CPU")
+
+
+def test_a_name_that_is_taken():
+    taken = RuntimeError("Job with submission_id first already exists")
+    assert "--name first: the cluster has a job" in refusal_of("http://h", "first", taken)
+    assert "does not answer" in refusal_of("http://h", None, taken)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """A function that submits a command, and gives its words and options instead of sending them."""
+    found = []
+    monkeypatch.setattr(submit_module, "submit_job", lambda address, words, *more: found.append((words, more[-1])) or 0)
+
+    def run(*command: str):
+        assert submit("http://h:8265", None, [], ["A=b"], "first", True, "CPU=1", list(command)) == 0
+        words, options = found.pop()
+        assert (options.env, options.name, options.wait, options.resources) == ({"A": "b"}, "first", False, {"CPU": 1})
+        return words[3:], options
+
+    return run
+
+
+def test_every_command_that_computes_is_a_job(sent, tmp_path):
+    assert sent("evaluate", "/shared/runs/first")[0] == ["evaluate", "/shared/runs/first"]
+    assert sent("evaluate", "kd", "data.root=/shared/images")[0][:2] == ["evaluate", "kd"]
+    assert sent("export", "/shared/runs/first", "--output", "/shared/export")[0][0] == "export"
+    assert sent("demo", "--output", "/shared/demo")[0][0] == "demo"
+    layers = ["layers", "kd", "data.root=/s", "output_dir=/o", "teacher.checkpoint=/t", "--output", "/shared/layers"]
+    assert sent(*layers)[0] == layers
+    words, options = sent("train", RECIPE, "data.root=/s", "output_dir=/o")
+    assert words[:2] == ["train", RECIPE]
+    assert f"{ROOT}/{RECIPE}" in options.include
+    for command, said in (
+        (["evaluate", "outputs/first"], "run is 'outputs/first'; a job needs a place that every node sees"),
+        (["demo"], "output is 'outputs/demo'; a job needs a place"),
+        (["ui"], "ui is no job; submit what computes"),
+    ):
+        with pytest.raises(Refused, match=re.escape(said)):
+            sent(*command)
