@@ -250,8 +250,12 @@ class Assembly:
         if self.ensemble is None:
             one = self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
             return {None: one}
-        kept = {name: one.class_statistics for name, one in self.ensemble.stored.items()}
-        return {**kept, **{name: self.class_statistics(one) for name, one in self.ensemble.online.items()}}
+        found: dict[str | None, ClassStatistics] = {}
+        for name, kept in self.ensemble.stored.items():
+            found[name] = kept.class_statistics
+        for name, asked in self.ensemble.online.items():
+            found[name] = self.class_statistics(asked)
+        return found
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
         """Compute what the teacher's needs name of the training set, in one or two passes over it.

@@ -7,7 +7,6 @@ import numpy as np
 from cluster.assembly import Assembly, image_size
 from cluster.images import evaluation_policy
 from cluster.passes import stand_in_statistics
-from cluster.stored_teacher import StoredTeacher
 from kdcore.batch import ClassStatistics
 from kdcore.distiller import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse
@@ -44,8 +43,14 @@ def stand_in(run: Assembly) -> dict[str | None, ClassStatistics]:
         labels, shapes = train.labels.astype(np.int64), teacher.taps.shapes(size)
         return stand_in_statistics(teacher.needs, shapes, labels, len(train.classes))
 
-    online: dict[str | None, OnlineTeacher] = {None: run.teacher} if run.teacher else {}
-    kept: dict[str | None, StoredTeacher] = {None: run.stored} if run.stored else {}
+    found: dict[str | None, ClassStatistics] = {}
+    if run.teacher is not None:
+        found[None] = of(run.teacher)
+    if run.stored is not None:
+        found[None] = run.stored.class_statistics
     if run.ensemble is not None:
-        online, kept = {**run.ensemble.online}, {**run.ensemble.stored}
-    return {name: one.class_statistics for name, one in kept.items()} | {name: of(one) for name, one in online.items()}
+        for name, asked in run.ensemble.online.items():
+            found[name] = of(asked)
+        for name, kept in run.ensemble.stored.items():
+            found[name] = kept.class_statistics
+    return found
