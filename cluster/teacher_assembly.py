@@ -55,9 +55,10 @@ def reused_head(config: RunConfig, teachers: Sequence[OnlineTeacher | StoredTeac
     """
     for recipe, teacher in zip(config.teacher_recipes, teachers, strict=True):
         if reuses_head(recipe):
+            if isinstance(teacher, StoredTeacher):
+                return teacher.head
             seen = recipe.for_teacher.views
-            is_online = isinstance(teacher, OnlineTeacher)
-            return TeacherHead.of(teacher.model, (seen.height, seen.width)) if is_online else teacher.head
+            return TeacherHead.of(teacher.model, (seen.height, seen.width))
     return None
 
 

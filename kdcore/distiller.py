@@ -67,7 +67,7 @@ class Distiller(nn.Module):
         teacher: OnlineTeacher | Teachers | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
         classes: tuple[str, ...] = (),
-        class_means: dict[str, Tensor] | None = None,
+        class_means: Mapping[str, Tensor] | None = None,
         class_similarity: Tensor | None = None,
         statistics: Mapping[str, ClassStatistics] | None = None,
         sample_labels: Tensor | None = None,
