@@ -97,7 +97,7 @@ def environment(words: Sequence[str]) -> dict[str, str]:
 
 def amounts(text: str | None) -> dict[str, float]:
     """Return {resource: amount} of a text such as CPU=4,GPU=1,memory=8e9."""
-    found = {}
+    found: dict[str, float] = {}
     for part in (text or "").split(","):
         name, _, amount = part.partition("=")
         try:
