@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from cluster.batches import Batches
 from cluster.config import RunConfig, micro_batch_size
 from cluster.ensemble import TeacherEnsemble
-from cluster.images import evaluation_policy, open_data
+from cluster.images import evaluation_batch, evaluation_policy, open_data
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import (
-    EVALUATION_BATCH,
+    STATISTICS_BATCH,
     class_means,
     similarity_of_classes,
     teacher_pass,
@@ -172,14 +172,22 @@ class Assembly:
         source = in_windows(self.indexes["train"], self.plan.windows)
         return self.loader("train", self.plan, self.micro_batch, source)
 
-    def evaluation_loader(self, split: str) -> Loader:
-        """Build the loader of a split's images, cut as for validation."""
-        return self.loader(split, self.evaluation_plan(split), EVALUATION_BATCH)
+    @property
+    def evaluation_batch(self) -> int:
+        """How many images validation shows a network at once."""
+        return evaluation_batch(self.config, self.rank.device)
+
+    def evaluation_loader(self, split: str, max_batch: int | None = None) -> Loader:
+        """Build the loader of a split's images, cut as for validation. max_batch: not given, as many as validation."""
+        return self.loader(split, self.evaluation_plan(split), max_batch or self.evaluation_batch)
 
     def evaluation_loader_of_both(self, split: str) -> Loader | PairedLoader:
         """Build the loader of a split's images, cut as for validation; of those for the teacher with them."""
-        loader, seen = self.evaluation_loader(split), self.for_teacher
-        return loader if seen is self else PairedLoader(loader, seen.evaluation_loader(split))
+        seen = self.for_teacher
+        if seen is self:
+            return self.evaluation_loader(split)
+        size = min(self.evaluation_batch, seen.evaluation_batch)
+        return PairedLoader(self.evaluation_loader(split, size), seen.evaluation_loader(split, size))
 
     def evaluation_plan(self, split: str) -> ViewPlan:
         """Return the plan of the one view of a split's images that networks are judged by."""
@@ -267,10 +275,10 @@ class Assembly:
             return ClassStatistics()
         train, means, similarity = self.indexes["train"], {}, None
         if teacher.needs.class_means:
-            loader = self.loader("train", self.plan, EVALUATION_BATCH)
+            loader = self.loader("train", self.plan, STATISTICS_BATCH)
             means = class_means(teacher, loader, len(train), len(train.classes), self.rank)
         if teacher.needs.class_similarity:
-            labels, loader = train.labels.astype(np.int64), self.evaluation_loader("train")
+            labels, loader = train.labels.astype(np.int64), self.evaluation_loader("train", STATISTICS_BATCH)
             similarity = similarity_of_classes(teacher, loader, labels, len(train.classes), self.rank)
         return ClassStatistics(means, similarity)
 

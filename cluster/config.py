@@ -60,6 +60,7 @@ class RunConfig(Section):
             "data.decode",
             "data.num_threads",
             "data.prefetch",
+            "data.evaluation_batch",
             "data.copies_dir",
             "data.copies_bytes",
             "data.check",

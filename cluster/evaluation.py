@@ -126,7 +126,8 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
     parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
     student, teacher = student_of(parts, weights), teacher_of(parts, target)
     findings = Findings.of(len(target.classes), rank, student is not None, answers_with_logits(teacher))
-    for batch in parts.evaluation_loader_of_both(SPLIT).load(every_image_once(len(target.index), rank)):
+    loader = parts.evaluation_loader_of_both(SPLIT)
+    for batch in loader.load(every_image_once(len(target.index), rank, loader.max_batch)):
         answers = torch.from_numpy(target.answers[batch.sample_ids.cpu().numpy()]).to(rank.device)
         with autocast(config, rank):
             theirs = teacher(batch) if teacher else TeacherOutputs()

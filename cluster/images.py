@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from cluster.batches import Batches
 from cluster.config import RunConfig
@@ -16,6 +19,10 @@ from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source
 from pipelines.files import make_folder
 from pipelines.views.policy import ViewPolicy
+
+_PIXELS = 128 * 224 * 224  # of the images that validation shows a network at once, at most
+_MOST = 1024  # images
+_MEMORY_PER_PIXEL = 2000  # bytes of the memory of a worker: twice what the maps of a wide network take
 
 
 def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
@@ -72,6 +79,23 @@ def evaluation_policy(config: RunConfig) -> ViewPolicy:
     crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
     size = config.data.evaluation_size or config.views.size
     return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
+
+
+def evaluation_batch(config: RunConfig, device: torch.device) -> int:
+    """Return how many images validation shows a network at once: `data.evaluation_batch`, or by size and memory.
+
+    Of the memory there is, not of what is free: so that a run that is continued sums up in the same order.
+    """
+    if config.data.evaluation_batch is not None:
+        return config.data.evaluation_batch
+    policy = evaluation_policy(config)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = total // max(1, config.scaling.num_workers)
+    pixels = min(_PIXELS, memory // _MEMORY_PER_PIXEL)
+    return int(max(1, min(_MOST, pixels // (policy.height * policy.width))))
 
 
 def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:

@@ -19,10 +19,10 @@ from kdcore.quality.collect import LayerQuality
 from kdcore.terms.wkd import class_similarity
 from pipelines.loaders.base import Loader, Request
 
-EVALUATION_BATCH = 128
+STATISTICS_BATCH = 128  # fixed, so that what training reads has the same bits whatever validation is shown in
 
 
-def every_image_once(num_images: int, rank: Rank, batch_size: int = EVALUATION_BATCH) -> Iterator[Request]:
+def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[Request]:
     """Yield this rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
     share = rank.slice_of(num_images)
     for start in range(share.start, share.stop, batch_size):
@@ -32,23 +32,17 @@ def every_image_once(num_images: int, rank: Rank, batch_size: int = EVALUATION_B
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    num_images: int,
-    rank: Rank,
-    teacher_logits: Tensor | None = None,
-    batch_size: int = EVALUATION_BATCH,
+    model: nn.Module, loader: Loader, num_images: int, rank: Rank, teacher_logits: Tensor | None = None
 ) -> dict[str, float]:
     """Metrics of the model over every image once, the same on every rank.
 
-    teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`. batch_size: images of a forward
-    pass, at most the loader's `max_batch`.
+    teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`.
     """
     model.eval()
     counts = Counts(rank.device)
     counts.has_teacher = teacher_logits is not None
     done = 0
-    for batch in loader.load(every_image_once(num_images, rank, batch_size)):
+    for batch in loader.load(every_image_once(num_images, rank, loader.max_batch)):
         theirs = None if teacher_logits is None else teacher_logits[done : done + len(batch)].to(rank.device)
         counts.add(model(batch.images), batch.labels, theirs)
         done += len(batch)
@@ -61,8 +55,8 @@ def quality_pass(
 ) -> LayerQuality:
     """Collect the features of the given images at the teacher's taps for their scores; see `LayerQuality`."""
     collected = LayerQuality(num_classes, **options)
-    starts = range(0, len(ids), EVALUATION_BATCH)
-    for batch in loader.load(Request(view=0, sample_ids=ids[start : start + EVALUATION_BATCH]) for start in starts):
+    size = loader.max_batch
+    for batch in loader.load(Request(view=0, sample_ids=ids[at : at + size]) for at in range(0, len(ids), size)):
         collected.add(teacher(batch).features, batch.labels, batch.sample_ids)
     return collected
 
@@ -73,7 +67,7 @@ def teacher_pass(
     """Return the teacher's own metrics, and its logits [n,K] on this rank's share of the images, in host memory."""
     counts = Counts(rank.device)
     logits = []
-    for batch in loader.load(every_image_once(num_images, rank)):
+    for batch in loader.load(every_image_once(num_images, rank, loader.max_batch)):
         answer = teacher(batch).logits
         assert answer is not None
         counts.add(answer, batch.labels)
@@ -114,7 +108,7 @@ def class_means(
     """{tap: the mean of the teacher's features over each class's images [K,D]}; maps are averaged over space."""
     sums: dict[str, Tensor] = {}
     images = torch.zeros(num_classes, device=rank.device)
-    for batch in loader.load(every_image_once(num_images, rank)):
+    for batch in loader.load(every_image_once(num_images, rank, loader.max_batch)):
         images.index_add_(0, batch.labels, torch.ones(len(batch), device=rank.device))
         for tap, features in teacher(batch).features.items():
             if tap in teacher.needs.class_means:
@@ -140,8 +134,8 @@ def similarity_of_classes(
     ids = np.concatenate([np.flatnonzero(labels == number)[:fewest] for number in range(num_classes)])
     share = rank.slice_of(len(ids))
     logits = torch.zeros(len(ids), num_classes, device=rank.device)
-    starts = range(share.start, share.stop, EVALUATION_BATCH)
-    requests = (Request(view=0, sample_ids=ids[i : min(i + EVALUATION_BATCH, share.stop)]) for i in starts)
+    starts = range(share.start, share.stop, loader.max_batch)
+    requests = (Request(view=0, sample_ids=ids[i : min(i + loader.max_batch, share.stop)]) for i in starts)
     done = share.start
     for batch in loader.load(requests):
         answer = teacher(batch).logits

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from cluster.assembly import Assembly, image_size
 from cluster.config import RunConfig
-from cluster.passes import EVALUATION_BATCH
 from kdcore.batch import Batch
 from kdcore.distiller import OnlineTeacher
 from kdcore.layout import evaluating
@@ -132,9 +131,10 @@ class Probe:
         rank = self.run.rank
         ids = np.arange(len(self.run.indexes[split])) if ids is None else ids
         share, rows = rank.slice_of(len(ids)), []
-        starts = range(share.start, share.stop, EVALUATION_BATCH)
-        requests = (Request(0, ids[start : min(start + EVALUATION_BATCH, share.stop)]) for start in starts)
-        for batch in (loaders or self.loaders)[split].load(requests):
+        loader = (loaders or self.loaders)[split]
+        starts = range(share.start, share.stop, loader.max_batch)
+        requests = (Request(0, ids[start : min(start + loader.max_batch, share.stop)]) for start in starts)
+        for batch in loader.load(requests):
             rows.append(embedding(batch).float())
         width = torch.tensor([rows[0].shape[1] if rows else 0], dtype=torch.float64, device=rank.device)
         count = torch.tensor([1.0 if rows else 0.0], dtype=torch.float64, device=rank.device)

@@ -65,6 +65,9 @@ class DataConfig(Section):
     own."""
     evaluation_size: int | None = Field(default=None, ge=1)
     """The side of validation images in pixels. Not given: `views.size`."""
+    evaluation_batch: int | None = Field(default=None, ge=1)
+    """How many validation images a network sees at once, which changes no result beyond rounding. Not given: as many as
+    128 of 224 x 224 pixels have pixels, at most 1,024, and fewer where a worker's share of memory is below 13 GB."""
     crop_pct: float = Field(default=0.875, gt=0, le=1)
     """How validation images are cut: the shorter side is resized to size / crop_pct, then the centre is taken. With
     `views.crop: padded`, 1 stands in for it."""

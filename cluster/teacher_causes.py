@@ -24,13 +24,13 @@ from timm.data.constants import (
 from torch import Tensor
 
 from cluster.assembly import Assembly
-from cluster.passes import EVALUATION_BATCH
 from kdcore.distiller import OnlineTeacher, renormalisation
 from kdcore.layout import COMPLAINTS
 from kdcore.models import input_statistics
 from pipelines.loaders.base import Loader, Request
 
 NUM_IMAGES = 1000
+BATCH = 128  # whatever the size that is tried
 DEVIATIONS = 4.0  # standard deviations that are no accident, of some seven tries
 NORMALISATIONS = (
     (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -56,7 +56,7 @@ def likelier_cause(run: Assembly, split: str) -> str:
     teacher, index = run.teacher, run.indexes[split]
     assert teacher is not None, "the answers of a cached teacher are what they are"
     ids = np.unique(np.linspace(0, len(index) - 1, min(NUM_IMAGES, len(index))).astype(np.int64))
-    loader = run.loader(split, run.evaluation_plan(split), EVALUATION_BATCH)
+    loader = run.loader(split, run.evaluation_plan(split), BATCH)
     as_it_is = top1(run, Trial("", "", loader, teacher.normalised), split, ids)
     found = [(top1(run, trial, split, ids), trial) for trial in trials(run, teacher, split, loader)]
     best, trial = max(found, key=lambda pair: pair[0])
@@ -92,7 +92,7 @@ def trials(run: Assembly, teacher: OnlineTeacher, split: str, loader: Loader) ->
         yield Trial(
             f"at {size} pixels",
             f"set views.size={size}, or build a cache with teacher.image_size={size}",
-            run.loader(split, plan, EVALUATION_BATCH),
+            run.loader(split, plan, BATCH),
             teacher.normalised,
         )
 
@@ -104,7 +104,7 @@ def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> flo
     assert teacher is not None
     share = rank.slice_of(len(ids))
     mine = ids[share.start : share.stop]
-    chunks = [mine[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
+    chunks = [mine[start : start + BATCH] for start in range(0, len(mine), BATCH)]
     hits = torch.zeros((), dtype=torch.float64, device=rank.device)
     for batch in trial.loader.load(Request(view=0, sample_ids=chunk) for chunk in chunks):
         try:

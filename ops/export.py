@@ -49,6 +49,7 @@ from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
 
 SCRIPT = Path(photo_script.__file__)  # runs with nothing of this project beside it
+_BATCH = 64  # images shown to the network at once
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
 
 
@@ -119,8 +120,8 @@ def sample_images(parts: Assembly, number: int) -> Tensor:
     """Return validation images, evenly from all of them, as the student sees them: [n,3,H,W]."""
     total = len(parts.indexes["val"])
     ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
-    chunks = np.array_split(ids, -(-len(ids) // 64))
-    batches = parts.evaluation_loader("val").load(Request(view=0, sample_ids=chunk) for chunk in chunks)
+    chunks = np.array_split(ids, -(-len(ids) // _BATCH))
+    batches = parts.evaluation_loader("val", _BATCH).load(Request(view=0, sample_ids=chunk) for chunk in chunks)
     return torch.cat([batch.images.float().contiguous() for batch in batches])
 
 

@@ -121,7 +121,8 @@ def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Itera
     """Yield for each image the `top` likeliest classes with their probabilities."""
     parts = replace(parts, indexes={**parts.indexes, SPLIT: source})
     student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
-    for batch in parts.evaluation_loader(SPLIT).load(every_image_once(len(source), rank)):
+    loader = parts.evaluation_loader(SPLIT)
+    for batch in loader.load(every_image_once(len(source), rank, loader.max_batch)):
         with autocast(parts.config, rank):
             logits: Tensor = student(batch.images)
         best = logits.double().softmax(dim=1).topk(min(top, len(parts.classes)), dim=1)

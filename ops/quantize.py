@@ -45,7 +45,8 @@ class TrainingImages(CalibrationDataReader):
         total = len(parts.indexes["train"])
         ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
         chunks = np.array_split(ids, -(-len(ids) // BATCH))
-        self.batches = parts.evaluation_loader("train").load(Request(view=0, sample_ids=chunk) for chunk in chunks)
+        loader = parts.evaluation_loader("train", BATCH)
+        self.batches = loader.load(Request(view=0, sample_ids=chunk) for chunk in chunks)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next batch as the inputs of the network; None at the end."""
@@ -104,7 +105,8 @@ def answers_of(path: Path, parts: Assembly) -> Answers:
     """Return how a file answers on all validation images."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     correct, total = 0, len(parts.indexes["val"])
-    for batch in parts.evaluation_loader("val").load(every_image_once(total, parts.rank)):
+    loader = parts.evaluation_loader("val")
+    for batch in loader.load(every_image_once(total, parts.rank, loader.max_batch)):
         logits = session.run(["logits"], {"images": batch.images.float().contiguous().numpy()})[0]
         correct += int((logits.argmax(axis=1) == batch.hard_labels.numpy()).sum())
     return Answers(path.name, correct / total, path.stat().st_size)

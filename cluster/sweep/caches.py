@@ -123,7 +123,7 @@ def asks_the_teacher(config: RunConfig) -> bool:
 def cache_key(config: RunConfig) -> str:
     """Return a text, JSON, that is equal for runs whose teacher sees the same pixels, as far as recipes say."""
     assert config.teacher is not None, "checked by the caller"
-    without = {"num_threads", "prefetch"}
+    without = {"num_threads", "prefetch", "evaluation_batch"}
     if config.data.window_shards is None or not config.views.mixes:  # else it decides who is mixed with whom
         without.add("window_shards")
     return json.dumps(

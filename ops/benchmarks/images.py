@@ -13,14 +13,13 @@ runs this module.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -113,15 +112,23 @@ def take_turn(name: str, work: Path, workers: int, seconds: float) -> dict[str, 
 
 
 def in_a_process(name: str, work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure one subject in a process of its own: nobody's threads and processes are there in another's turn."""
-    command = [sys.executable, "-m", "ops.benchmarks.images", "--turn", name, "--images", str(work)]
-    command += ["--workers", str(args.workers), "--seconds", str(args.seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        say(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-        return {}
-    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    """Measure one subject in a process of its own: nobody's threads and processes are there in another's turn.
+
+    It is forked from a process that has imported the libraries and done nothing else.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ops.benchmarks.images"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send_turn, args=(theirs, name, work, args.workers, args.seconds))
+    process.start()
+    theirs.close()
+    found: dict[str, dict[str, float]] = ours.recv()  # EOFError where the turn ended without a result; it said why
+    process.join()
     return found
+
+
+def _send_turn(to: Connection, name: str, work: Path, workers: int, seconds: float) -> None:
+    to.send(take_turn(name, work, workers, seconds))
 
 
 def row(name: str, results: Rounds, files: Rounds) -> list[str]:
@@ -148,28 +155,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads or processes (%(default)s)")
-    parser.add_argument("--turn", choices=SUBJECTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.turn:
-        print(json.dumps(take_turn(args.turn, args.images, args.workers, args.seconds)))
-        return
     results: dict[str, dict[str, Rounds]] = {what: {} for what in TITLES}
+    others = {name: version(name) for name in OTHERS}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         num = write_folder(args.images, work / "files", args.copies)
         names = write_containers(work)
         for _ in range(args.rounds):
-            for name in names:
-                for what, result in in_a_process(name, work, args).items():
-                    results[what].setdefault(name, []).append(result)
+            turns = {name: in_a_process(name, work, args) for name in names}
+            for what in TITLES:
+                for name in names:
+                    results[what].setdefault(name, []).append(turns[name][what])
+            # After every round: a run that is cut off leaves whole rounds.
+            path = write("images", {"num_images": num, "others": others, **results})
     columns = ["", "images/s, median", "lowest - highest", "CPU ms/image", "over files'"]
-    others = {name: version(name) for name in OTHERS}
     for what, found in results.items():
         title = f"{TITLES[what]}; {num:,} images, {args.workers} workers, n = {args.rounds}"
         console.print(
             table(title, columns, [row(name, some, found["stillhouse, files"]) for name, some in found.items()])
         )
-    console.print(f"written: {write('images', {'num_images': num, 'others': others, **results})}")
+    console.print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,6 @@ class Lane:
                 len(self.run.indexes[self.split]),
                 self.rank,
                 teacher_logits,
-                VALIDATION_BATCH,
             )
 
     def save(self) -> None:

@@ -18,6 +18,11 @@ class PairedLoader:
     student: Loader
     teacher: Loader
 
+    @property
+    def max_batch(self) -> int:
+        """The largest request."""
+        return min(self.student.max_batch, self.teacher.max_batch)
+
     def load(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Yield a batch for every request, in order, with `teacher_images`."""
         lock = Lock()

@@ -83,7 +83,7 @@ def test_means_are_of_the_images_as_they_are_trained_on(run):
     """View 0 of the training images, as KD++ takes its centres from augmented pictures."""
     statistics = run.class_statistics(run.teacher)
     train, sums = run.indexes["train"], torch.zeros(3, 64)
-    for batch in run.loader("train", run.plan, 48).load(every_image_once(len(train), Rank(0, 1, CPU))):
+    for batch in run.loader("train", run.plan, 48).load(every_image_once(len(train), Rank(0, 1, CPU), 48)):
         sums.index_add_(0, batch.labels, run.teacher(batch).features["classifier_input"])
     means = sums / torch.bincount(torch.from_numpy(train.labels.astype(np.int64)))[:, None]
     torch.testing.assert_close(statistics.means["classifier_input"], means)

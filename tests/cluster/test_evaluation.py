@@ -6,6 +6,7 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.evaluation import evaluate_networks, evaluate_share, find_target, load_student
+from cluster.images import evaluation_batch
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
@@ -48,6 +49,41 @@ def test_the_metrics_are_those_of_a_validation_pass(run):
     assert set(found.cka.widths) == {
         f"{side} {tap}" for side in ("student", "teacher") for tap in ("classifier_input", "layer2")
     }
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 15, 1000])
+def test_results_do_not_depend_on_how_many_images_are_shown_at_once(run, size):
+    """Neither those of validation, student and teacher, nor of an evaluation; a run may go on with another number."""
+    config, weights = run
+    assert "data.evaluation_batch" in config.INCIDENTAL_FIELDS
+    other = config.model_copy(update={"data": config.data.model_copy(update={"evaluation_batch": size})})
+    found = {}
+    for one in (config, other):
+        torch.manual_seed(0)
+        parts = assemble(one, Rank(0, 1, CPU))
+        loader = parts.evaluation_loader("val")
+        assert loader.max_batch == (size if one is other else 1024)
+        metrics, logits = parts.teacher_on("val", loader)
+        student = evaluate(load_student(parts, weights), loader, len(parts.indexes["val"]), parts.rank, logits)
+        shared = seeded(one, weights, find_target(one, None, None), Rank(0, 1, CPU))
+        found[one.data.evaluation_batch] = student, metrics, shared.student.metrics()
+    for expected, results in zip(found[None], found[size], strict=True):
+        assert results == pytest.approx(expected, rel=1e-5)
+        assert results["top1"] == expected["top1"]
+
+
+def test_how_many_images_are_shown_at_once_follows_size_and_memory(recipe, monkeypatch):
+    def shown(gib, **changes):
+        monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": gib * 2**18, "SC_PAGE_SIZE": 4096}.__getitem__)
+        return evaluation_batch(parse(recipe(**changes)), CPU)
+
+    assert shown(64, data__evaluation_size=224) == 128
+    assert shown(64, data__evaluation_size=448) == 32
+    assert shown(64, data__evaluation_size=32) == 1024
+    assert shown(8, data__evaluation_size=224, scaling__num_workers=1) == 85
+    assert shown(8, data__evaluation_size=224, scaling__num_workers=2) == 42
+    assert shown(1, data__evaluation_size=4096, scaling__num_workers=2) == 1
+    assert shown(1, data__evaluation_size=448, data__evaluation_batch=500) == 500
 
 
 def test_shares_of_several_workers_are_the_whole(run):

@@ -150,7 +150,7 @@ def test_a_teacher_is_judged_in_its_own_size(recipes):
     run = assemble(recipes(teacher=teacher), Rank(0, 1, CPU))
     probe = Probe(run, ["val"])
     loader = run.for_teacher.evaluation_loader("val")
-    (batch,) = loader.load(every_image_once(15, run.rank))
+    (batch,) = loader.load(every_image_once(15, run.rank, 15))
     assert batch.images.shape == (15, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(probe.theirs["val"], run.teacher.model(batch.images))

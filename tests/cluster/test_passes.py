@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.passes import EVALUATION_BATCH, every_image_once
+from cluster.passes import every_image_once
 from cluster.rank import Rank, seed_micro_batch
 
 
@@ -15,9 +15,9 @@ def test_every_image_once(num_images, world_size):
     requests = [
         request.sample_ids
         for number in range(world_size)
-        for request in every_image_once(num_images, Rank(number, world_size, torch.device("cpu")))
+        for request in every_image_once(num_images, Rank(number, world_size, torch.device("cpu")), 128)
     ]
-    assert all(0 < len(ids) <= EVALUATION_BATCH for ids in requests)
+    assert all(0 < len(ids) <= 128 for ids in requests)
     assert np.array_equal(np.concatenate(requests), np.arange(num_images))
 
 
