@@ -24,17 +24,19 @@ class Counts:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
-        """logits [B,K]; labels [B] int64; teacher_logits [B,K] or None."""
+        """Add a batch: logits [B,K]; labels [B] int64; teacher_logits [B,K] or None. The device is not waited for."""
         log_q = F.log_softmax(logits.float(), dim=1)
         top = ranking(logits)
         hits = top == labels[:, None]
-        agreement = kl = torch.zeros((), dtype=torch.float64)
+        zero = self.totals.new_zeros(())  # made on the device: a number of the host's would be copied, and waited for
+        agreement = kl = zero
         if teacher_logits is not None:
             self.has_teacher = True
             agreement = (top[:, 0] == ranking(teacher_logits)[:, 0]).sum()
             kl = F.kl_div(log_q, F.log_softmax(teacher_logits.float(), dim=1), reduction="sum", log_target=True)
-        sums = (len(labels), hits[:, 0].sum(), hits.sum(), F.nll_loss(log_q, labels, reduction="sum"), agreement, kl)
-        self.totals += torch.stack([torch.as_tensor(s).to(self.totals) for s in sums])
+        images, nll = torch.full_like(zero, len(labels)), F.nll_loss(log_q, labels, reduction="sum")
+        sums = (images, hits[:, 0].sum(), hits.sum(), nll, agreement, kl)
+        self.totals += torch.stack([one.to(self.totals.dtype) for one in sums])
 
     def merge(self, other: Counts) -> None:
         """Take in the sums of another worker."""

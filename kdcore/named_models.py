@@ -65,7 +65,9 @@ def builder_of(model: str) -> Callable[..., Any]:
             raise Refused(f"model {model!r}: {module_name} has no {name!r}{hint}")
         found = getattr(found, part)
     if not callable(found):
-        raise Refused(f"model {model!r}: {name} is a {type(found).__name__}; name a function that returns the network")
+        raise Refused(
+            f"model {model!r}: {name} is of type {type(found).__name__}; name a function that returns the network"
+        )
     BUILDER_MODULES.add(module_name.partition(".")[0])
     return found
 

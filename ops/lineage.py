@@ -143,7 +143,9 @@ def lineage(folder: str, trust: Sequence[str], thorough: bool) -> int:
             f"{link.fingerprint[:16]}... was recorded; restore it, or export the run again"
         )
     refuse_signatures(links, findings, bool(trusted))
-    say(f"{sum(link.status == HERE for link in links)} of {len(links)} links verified; the others' files are not here")
+    verified = sum(link.status == HERE for link in links)
+    elsewhere = "" if verified == len(links) else "; the others' files are not here"
+    say(f"{verified} of {len(links)} links verified{elsewhere}")
     return 0
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.assembly import assemble, autocast, image_size, precision
+from cluster.cache.host_copies import in_host_memory
 from cluster.config import RunConfig, require_cache
 from cluster.rank import Rank, set_up_torch
 from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head
@@ -25,7 +26,17 @@ from kdcore.batch import TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.reused import TeacherHead
-from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for, encode, row_bytes
+from pipelines.cache.columns import (
+    HELD,
+    LOGITS,
+    Code,
+    Column,
+    PlainColumn,
+    columns_for,
+    encode_unchecked,
+    refuse_not_held,
+    row_bytes,
+)
 from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CLASS_MEANS, CLASS_SIMILARITY, CLASSIFIER, CODES, codes_of
@@ -152,10 +163,19 @@ class Builder:
             for column in columns
             for name, spec in column.fields().items()
         }
-        for done, outputs in self.answers(unit.part, unit.view, np.arange(unit.start, unit.stop)):
-            encoded = encode(columns, outputs, codes)
-            for name, tensor in encoded.items():
-                rows[name][done - len(tensor) : done] = tensor.cpu().numpy()
+        recent: dict[int, TeacherOutputs] = {}  # until they are known to be stored as they are
+
+        def encoded() -> Iterator[tuple[int, dict[str, Tensor]]]:
+            for done, outputs in self.answers(unit.part, unit.view, np.arange(unit.start, unit.stop)):
+                recent[done] = outputs
+                yield done, encode_unchecked(columns, outputs, codes)
+
+        for done, arrays in in_host_memory(encoded(), self.device):
+            outputs = recent.pop(done)
+            if not arrays.pop(HELD).all():
+                refuse_not_held(columns, outputs, codes)
+            for name, array in arrays.items():
+                rows[name][done - len(array) : done] = array
             on_rows_done(done)
         return write_shard(Path(self.cache.dir), unit, rows, key)
 

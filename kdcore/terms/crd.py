@@ -82,7 +82,10 @@ class ClassIndex(nn.Module):
         """Draw [B,count] sample ids, different in each row unless count is more than `fewest_others`."""
         classes = self.labels[sample_ids]
         numbers = len(self.labels) - self.sizes[classes]
-        places = draws.distinct(numbers, count) if count <= self.fewest_others else draws.below(numbers, count)
+        if count <= self.fewest_others:
+            places = draws.distinct(numbers, count, self.fewest_others)
+        else:
+            places = draws.below(numbers, count)
         step = self.sizes[classes][:, None] * (places >= self.starts[classes][:, None])
         return self.by_class[places + step]
 
@@ -148,6 +151,8 @@ class CRDModule(nn.Module):
         self.register_buffer("banks", initial_banks(context.num_samples, config.dim, config.seed))
         self.register_buffer("constants", torch.zeros(2))
         self.class_index = _class_index(context) if config.negatives == "other_classes" else None
+        self.are_constants_fixed = False  # what the host knows of them, so that no step waits for the device to tell
+        self.register_load_state_dict_post_hook(_look_again)
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Return the loss of both directions: [B] nats. In training, the bank takes the new embeddings in."""
@@ -176,12 +181,15 @@ class CRDModule(nn.Module):
             return self.class_index.others(inputs.sample_ids, draws, self.config.num_negatives)
         numbers = torch.full_like(inputs.sample_ids, self.num_samples)
         if self.config.num_negatives <= self.num_samples:
-            return draws.distinct(numbers, self.config.num_negatives)
+            return draws.distinct(numbers, self.config.num_negatives, self.num_samples)
         return draws.below(numbers, self.config.num_negatives)
 
     @torch.no_grad()
     def fix_constants(self, directions: Tensor) -> None:
         """Set the constants to num_samples * mean likelihood, the first time. directions [2,B,J]."""
+        if self.are_constants_fixed:
+            return
+        self.are_constants_fixed = True
         if bool((self.constants == 0).all()):
             self.constants.copy_(directions.mean(dim=(1, 2)) * self.num_samples)
             if data_parallel():
@@ -194,6 +202,12 @@ class CRDModule(nn.Module):
         old = self.banks[:, sample_ids].transpose(0, 1)
         new = F.normalize(torch.lerp(embeddings, old, self.config.momentum), dim=2)
         self.banks[:, sample_ids] = new.transpose(0, 1)
+
+
+def _look_again(module: nn.Module, keys: object) -> None:
+    """Have a module that was loaded look whether its constants are fixed."""
+    assert isinstance(module, CRDModule)
+    module.are_constants_fixed = False
 
 
 def _width(shapes: Mapping[str, torch.Size], tap: str) -> int:

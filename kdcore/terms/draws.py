@@ -39,16 +39,23 @@ class Draws:
         """Draw a permutation of 0 .. count - 1 in each row."""
         return bits(self.rows, count).argsort(dim=1)
 
-    def distinct(self, bounds: Tensor, count: int) -> Tensor:
+    def distinct(self, bounds: Tensor, count: int, smallest: int | None = None) -> Tensor:
         """Draw different int64 in [0, bound), in random order: bounds [B], none of them below count.
 
         The first `count` values of a permutation of 0 .. bound - 1: a Feistel network on the smallest square that holds
         them, whose rounds add a random function of one half to the other (Black and Rogaway, "Ciphers with Arbitrary
         Finite Domains", CT-RSA 2002). A value outside the bound is passed through again. Bounds below 2^32.
+
+        smallest: a number that no bound is below, where the host knows one. The passes that are to be expected are then
+        made before it asks the device, once as a rule, whether any value is left; they change no value that is inside.
         """
-        assert bool((bounds >= count).all()), "more different values than there are"
+        if smallest is None:
+            smallest = int(bounds.min())
+        assert smallest >= count, "more different values than there are"
         side = bounds.double().sqrt().ceil().long()[:, None]
         values = self._permuted(torch.arange(count, device=bounds.device).expand(len(bounds), -1), side)
+        for _ in range(expected_passes(smallest, len(bounds) * count)):
+            values = torch.where(values >= bounds[:, None], self._permuted(values, side), values)
         while bool((outside := values >= bounds[:, None]).any()):
             values = torch.where(outside, self._permuted(values, side), values)
         return values
@@ -70,6 +77,16 @@ class Draws:
         """Draw float32 from the standard normal distribution, by Box and Muller's transform."""
         radius, angle = uniforms(self.rows, 2 * count).chunk(2, dim=1)
         return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
+
+
+def expected_passes(smallest: int, number: int) -> int:
+    """Return how many passes leave fewer than a thousandth of a value outside, of `number` with bounds from `smallest`.
+
+    A value of a square of s^2 numbers, the smallest that holds the bound, is outside with 1 - bound / s^2, which is
+    less than 2 / (sqrt(bound) + 1).
+    """
+    outside = min(0.5, 2 / (math.sqrt(smallest) + 1))
+    return max(0, math.ceil(math.log(1000 * number * outside) / -math.log(outside)))
 
 
 def row_states(row_ids: Tensor, *key: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,7 @@ from pipelines.cache.sparse import CodeSize, LogitCode
 
 LOGITS, INPUT_GRADIENT = "logits", "input_gradient"
 FEATURES = "features."
+HELD = "held"  # beside encoded rows: whether their codings hold every number
 
 Code = LogitCode | Projection  # what some columns are read with, fitted once per cache
 
@@ -267,19 +268,42 @@ def encode(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[st
 
     codes: {column name: what it is coded with}. Refused for a number that the coding cannot hold.
     """
+    columns = tuple(columns)
+    rows = encode_unchecked(columns, outputs, codes)
+    if not bool(rows.pop(HELD).all()):
+        refuse_not_held(columns, outputs, codes)
+    return rows
+
+
+def encode_unchecked(
+    columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]
+) -> dict[str, Tensor]:
+    """Return what `encode` does, and under HELD whether the codings hold the numbers, without waiting for the device.
+
+    Where they do not, `refuse_not_held` says so.
+    """
     values = named(outputs)
     rows: dict[str, Tensor] = {}
     for column in columns:
-        encoded = column.encode(values[column.name], codes.get(column.name))
-        for field, tensor in encoded.items():
+        rows |= column.encode(values[column.name], codes.get(column.name))
+    finite = [tensor.isfinite().all() for tensor in rows.values() if tensor.is_floating_point()]
+    device = next(iter(rows.values())).device
+    rows[HELD] = torch.stack(finite) if finite else torch.ones(1, dtype=torch.bool, device=device)
+    return rows
+
+
+def refuse_not_held(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]) -> NoReturn:
+    """Refuse outputs of which a coding does not hold a number, by the first such column."""
+    values = named(outputs)
+    for column in columns:
+        for field, tensor in column.encode(values[column.name], codes.get(column.name)).items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 largest = float(values[column.name].float().abs().max())
                 raise Refused(
                     f"the teacher's {column.name} reaches {largest:g}, which {tensor.dtype} ({field}) does not hold; "
                     "store it as float32, or look for the cause if it is no number"
                 )
-        rows |= encoded
-    return rows
+    raise AssertionError("a column was found not to hold its numbers")
 
 
 def decode(

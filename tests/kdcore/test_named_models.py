@@ -181,7 +181,7 @@ def test_the_hub(tmp_path, monkeypatch):
     ("model", "message"),
     [
         ("own_nets:biuld", "own_nets has no 'biuld'; did you mean build"),
-        ("own_nets:number", "number is a int; name a function that returns the network"),
+        ("own_nets:number", "number is of type int; name a function that returns the network"),
         ("own_nats:build", r"there is no module 'own_nats'; name its file as a plug-in"),
         ("own_nets:nothing", "model 'own_nets:nothing' returns a dict, not a torch.nn.Module"),
     ],

@@ -7,7 +7,7 @@ import torch
 
 from kdcore.batch import TeacherOutputs
 from kdcore.terms import TermInputs
-from kdcore.terms.draws import Draws, bits, mix, uniforms
+from kdcore.terms.draws import Draws, bits, expected_passes, mix, uniforms
 
 BITS = 2**64
 
@@ -120,3 +120,20 @@ def test_a_gpu_draws_the_same_bits():
 def test_a_missing_epoch_is_a_programming_error():
     with pytest.raises(AssertionError, match="epoch"):
         Draws(inputs([1], epoch=None), seed=0)
+
+
+@pytest.mark.parametrize(("bound", "count"), [(10, 10), (37, 20), (1000, 1000), (1_281_167, 512)])
+def test_what_the_host_knows_changes_no_value(bound, count):
+    """Passes that are made unasked, as many as are expected, leave as many values as the bound's share foretells."""
+    draws, bounds = Draws(inputs(range(8)), seed=3), torch.full((8,), bound)
+    side = bounds.double().sqrt().ceil().long()[:, None]
+    plain = draws._permuted(torch.arange(count).expand(8, -1), side)
+    while bool((plain >= bound).any()):
+        plain = torch.where(plain >= bound, draws._permuted(plain, side), plain)
+    assert torch.equal(draws.distinct(bounds, count, bound), plain)
+    assert torch.equal(draws.distinct(bounds, count), plain)
+
+
+def test_the_passes_that_are_expected():
+    """Few for many samples: a sample of ImageNet's is outside its square with less than two in a thousand."""
+    assert [expected_passes(*one) for one in ((1_281_167, 64 * 16384), (50_000, 64 * 16384), (100, 64))] == [3, 4, 6]

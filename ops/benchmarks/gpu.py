@@ -1,0 +1,363 @@
+"""What only a GPU can show, in one script whose parts take minutes each: run them one by one, or all of them.
+
+    decode          images/s of DALI's loader with regions decoded on the GPU and on the CPU, and how far their pixels
+                    lie apart (nvImageCodec issue 55: a region on the GPU is read from the whole decoded image)
+    graphs          a CIFAR step from the resident loader, launched operation by operation and as one CUDA graph
+    deterministic   a step with train.deterministic on and off
+    streams         a step whose teacher answers before the student runs, and beside it on a stream of its own
+    optimizers      an optimiser's step as torch has it by default, foreach and fused
+    evaluation      images/s of validation, and of filling a cache
+    waits           how often the host waits for the device in a step, by torch's own sync-debug mode
+
+    python -m ops.benchmarks.gpu [PART ...] [--seconds 20] [--images FOLDER]
+
+Each part writes its numbers into results/gpu.json as soon as it has them, beside those of other parts; so a call that
+is cut loses one part. Nobody has run this on a GPU yet. Without one it is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cluster.assembly import Assembly, assemble, autocast
+from cluster.cache.builder import Builder
+from cluster.config import RunConfig
+from cluster.passes import evaluate
+from cluster.rank import Rank, set_up_torch
+from cluster.recipe import parse
+from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
+from kdcore.batch import Batch
+from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
+from kdcore.models import build_model
+from ops.console import say
+from ops.facts import RESULTS, facts
+from ops.reproduce.graphs import GraphedPasses
+from pipelines.files import write_json
+
+NAME = "gpu"
+REPEATS = 5  # timings of each thing, in turns; the median and the range are written
+PICTURES = 512  # JPEGs that are written where no folder is given, 500 x 375 as ImageNet's are in the middle
+KD = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 1.0, "temperature": 4.0}]
+PAIRS: dict[str, dict[str, Any]] = {
+    "cifar_resnet56 > cifar_resnet20, 32 px, batch 64": {
+        "student": {"model": "cifar_resnet20"}, "teacher": {"model": "cifar_resnet56", "random": True},
+        "views": {"size": 32, "crop": "padded"}, "batch": 64, "last": "layer3",
+    },
+    "resnet34 > resnet18, 224 px, batch 256": {
+        "student": {"model": "resnet18"}, "teacher": {"model": "resnet34", "random": True},
+        "views": {"size": 224, "crop": "resized"}, "batch": 256, "last": "layer4",
+    },
+}  # fmt: skip
+
+Part = Callable[["Bench"], dict[str, Any]]
+
+
+class Bench:
+    """What the parts share: the device, how long to measure, and images."""
+
+    def __init__(self, device: torch.device, seconds: float, folder: Path, images: Path | None) -> None:
+        self.device, self.seconds, self.folder = device, seconds, folder
+        self.images = images or write_pictures(folder / "pictures", PICTURES, (500, 375))
+        self.small = write_pictures(folder / "small", 1024, (32, 32))
+        self.rank = Rank(0, 1, device)
+
+    def recipe(self, pair: str, **changes: Any) -> RunConfig:
+        """Return a recipe of one of PAIRS; changes: of whole sections."""
+        chosen = PAIRS[pair]
+        is_small = chosen["views"]["crop"] == "padded"
+        data: dict[str, Any] = {
+            "name": "gpu",
+            "output_dir": str(self.folder / "out"),
+            "data": {
+                "root": str(self.small if is_small else self.images),
+                "loader": "resident" if is_small else "dali",
+                "num_threads": 8,
+            },
+            "views": chosen["views"],
+            "student": chosen["student"],
+            "teacher": chosen["teacher"],
+            "method": KD,
+            "optimizer": {"opt": "momentum", "lr": 0.05},
+            "train": {"epochs": 1000, "batch_size": chosen["batch"]},
+            "scaling": {"num_workers": 0},
+            "tracking": {"system_metrics": False},
+        }
+        for name, section in changes.items():
+            data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
+        return parse(data)
+
+    def assembled(self, pair: str, **changes: Any) -> Assembly:
+        """Return a recipe's parts on the device, torch set up as training does it."""
+        config = self.recipe(pair, **changes)
+        set_up_torch(config.train.deterministic)
+        return assemble(config, self.rank)
+
+    def milliseconds(self, calls: dict[str, Callable[[], object]]) -> dict[str, Any]:
+        """Return what a call of each takes, measured in turns: the median and range of REPEATS, in milliseconds."""
+        share, found = self.seconds / len(calls) / REPEATS, {name: list[float]() for name in calls}
+        for call in calls.values():
+            for _ in range(6):  # kernels are chosen, graphs captured
+                call()
+        for _ in range(REPEATS):
+            for name, call in calls.items():
+                self.wait()
+                begun, number = time.perf_counter(), 0
+                while number < 3 or time.perf_counter() - begun < share:
+                    call()
+                    number += 1
+                self.wait()
+                found[name].append((time.perf_counter() - begun) / number * 1000)
+        return {name: {"median": statistics.median(v), "range": [min(v), max(v)]} for name, v in found.items()}
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def write_pictures(folder: Path, number: int, size: tuple[int, int]) -> Path:
+    """Write an image folder of two classes with smooth random pictures of (width, height); return it."""
+    generator = np.random.default_rng(0)
+    for split, share in (("train", number), ("val", max(4, number // 4))):
+        for index in range(share):
+            place = folder / split / f"class{index % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            coarse = generator.integers(0, 256, (max(2, size[1] // 8), max(2, size[0] // 8), 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(place / f"{index:05d}.jpg", quality=90)
+    return folder
+
+
+def decode(bench: Bench) -> dict[str, Any]:
+    """Compare DALI's decoding of regions on the GPU with the CPU's: images/s, and the pixels."""
+    pair, found, first = "resnet34 > resnet18, 224 px, batch 256", {}, {}
+    for where in ("cpu", "gpu"):
+        run = bench.assembled(pair, teacher=None, method=KD[:1], data={"decode": where})
+        batches = repeated(run)
+        first[where] = next(batches).images.float().cpu()
+        found[where] = bench.milliseconds({"a batch": partial(next, batches)})["a batch"]
+        found[where]["images_per_second"] = 1000 * run.config.train.batch_size / found[where]["median"]
+    apart = (first["cpu"] - first["gpu"]).abs()
+    statistic = {"mean": float(apart.mean()), "largest": float(apart.max())}
+    return {**found, "difference_of_normalised_pixels": statistic}
+
+
+def graphs(bench: Bench) -> dict[str, Any]:
+    """Compare a step launched operation by operation with one replayed as a CUDA graph."""
+    pair = "cifar_resnet56 > cifar_resnet20, 32 px, batch 64"
+    calls = {}
+    for name, passes in (("launched", None), ("graph", GraphedPasses)):
+        run = bench.assembled(pair)
+        state = new_state(run)
+        loop = TrainingLoop(run, state, passes(run, state.distiller) if passes else None)
+        calls[name] = stepping(loop, repeated(run))
+    return bench.milliseconds(calls)
+
+
+def deterministic(bench: Bench) -> dict[str, Any]:
+    """Compare a step with deterministic kernels with one without."""
+    found = {}
+    for pair in PAIRS:
+        both: dict[str, Any] = {}
+        for name, wanted in (("on", True), ("off", False)):  # a setting of the process: not in turns
+            run = bench.assembled(pair, train={"deterministic": wanted})
+            both |= bench.milliseconds({name: stepping(TrainingLoop(run, new_state(run)), held(run))})
+        found[pair] = both
+    set_up_torch(True)
+    return found
+
+
+def streams(bench: Bench) -> dict[str, Any]:
+    """Compare asking the teacher before the student runs with asking it for the next batch beside the student."""
+    found = {}
+    for pair in PAIRS:
+        run = bench.assembled(pair)
+        passes = ForwardBackward(run, new_state(run).distiller)
+        found[pair] = bench.milliseconds(
+            {"before": asked_before(run, passes, held(run)), "beside": asked_beside(run, passes, held(run), bench)}
+        )
+    return found
+
+
+def asked_before(run: Assembly, passes: ForwardBackward, batches: Iterator[Batch]) -> Callable[[], object]:
+    """Return a pass with the teacher's forward pass first, on the same stream."""
+    return lambda: passes(next(batches), 1.0, True)
+
+
+def asked_beside(
+    run: Assembly, passes: ForwardBackward, batches: Iterator[Batch], bench: Bench
+) -> Callable[[], object]:
+    """Return a pass during which the teacher answers for the batch behind it, on a stream of its own."""
+    assert run.teacher is not None, "a recipe with one"
+    teacher = run.teacher
+    if bench.device.type != "cuda":
+        return asked_before(run, passes, batches)
+    side = torch.cuda.Stream(bench.device)
+    current = torch.cuda.current_stream(bench.device)
+
+    def answered(batch: Batch) -> Batch:
+        side.wait_stream(current)
+        with torch.cuda.stream(side), autocast(run.config, run.rank):
+            targets = teacher(batch)
+        return batch.with_targets(targets)
+
+    ahead = answered(next(batches))
+
+    def call() -> None:
+        nonlocal ahead
+        current.wait_stream(side)
+        batch, ahead = ahead, answered(next(batches))
+        logits = None if batch.targets is None else batch.targets.logits
+        assert logits is not None, "the teacher has answered"
+        logits.record_stream(current)
+        passes(batch, 1.0, True)
+
+    return call
+
+
+def optimizers(bench: Bench) -> dict[str, Any]:
+    """Compare an optimiser's step alone: as torch chooses, all tensors by one call, and in one kernel."""
+    found = {}
+    for model in ("cifar_resnet20", "resnet18"):
+        network = build_model(ModelConfig(model=model), ["0", "1"]).to(bench.device)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter) * 1e-6
+        for kind, make in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+            options = {"sgd": {"momentum": 0.9}, "adamw": {}}[kind]
+            made = {
+                name: make(network.parameters(), lr=1e-6, **options, **how)  # type: ignore[arg-type]
+                for name, how in {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}.items()
+            }
+            found[f"{model}, {kind}"] = bench.milliseconds({name: one.step for name, one in made.items()})
+    return found
+
+
+def evaluation(bench: Bench) -> dict[str, Any]:
+    """Measure images/s of validation, and of a cache of logits and of one layer."""
+    pair = "resnet34 > resnet18, 224 px, batch 256"
+    run = bench.assembled(pair)
+    number, loader = len(run.indexes["val"]), run.evaluation_loader("val")
+    passed = bench.milliseconds({"validation": lambda: evaluate(run.student, loader, number, run.rank)})["validation"]
+    found = {"validation": {**passed, "images_per_second": 1000 * number / passed["median"]}}
+    last = PAIRS[pair]["last"]
+    layer = {"term": "feature_mse", "weight": 1.0, "pairs": [{"student": last, "teacher": last}]}
+    cache = {"dir": str(bench.folder / "cache"), "batch_size": 256}
+    config = bench.recipe(pair, method=[*KD, layer], cache=cache, views={"num_views": 1})
+    builder = Builder(config, bench.device)
+    plan = builder.plan()
+    constants, _ = builder.constants(plan)
+    unit = plan.units()[0]
+
+    def build() -> None:
+        builder.build(unit, plan, "key", constants, lambda done: None)
+
+    built = bench.milliseconds({"cache": build})["cache"]
+    found["cache"] = {**built, "images_per_second": 1000 * (unit.stop - unit.start) / built["median"]}
+    return found
+
+
+def waits(bench: Bench) -> dict[str, Any]:
+    """Count the host's waits for the device in a step, and in a batch of validation; with where the first few are."""
+    found: dict[str, Any] = {}
+    for pair in PAIRS:
+        run = bench.assembled(pair)
+        step = stepping(TrainingLoop(run, new_state(run)), held(run))
+        for _ in range(3):
+            step()
+        found[pair] = counted(bench, step)
+    return found
+
+
+def counted(bench: Bench, call: Callable[[], object]) -> dict[str, Any]:
+    """Return how often a call made the host wait, and where."""
+    if bench.device.type != "cuda":
+        return {"waits": 0, "where": []}
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    where = [f"{Path(one.filename).name}:{one.lineno}" for one in said if "synchroniz" in str(one.message)]
+    return {"waits": len(where), "where": sorted(set(where))[:10]}
+
+
+def stepping(loop: TrainingLoop, batches: Iterator[Batch]) -> Callable[[], object]:
+    """Return a function that takes one optimiser step."""
+    return lambda: loop.step(batches)
+
+
+def repeated(run: Assembly) -> Iterator[Batch]:
+    """Yield a run's training batches without end."""
+    while True:
+        yield from run.train_batches(0)
+
+
+def held(run: Assembly) -> Iterator[Batch]:
+    """Yield one batch of a run again and again, so that no loader is measured."""
+    batch = next(repeated(run))
+    while True:
+        yield batch
+
+
+PARTS: dict[str, Part] = {
+    "decode": decode,
+    "graphs": graphs,
+    "deterministic": deterministic,
+    "streams": streams,
+    "optimizers": optimizers,
+    "evaluation": evaluation,
+    "waits": waits,
+}
+
+
+def main() -> None:
+    """Run the parts that are named, or all, and write what each gives at once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"(default: {', '.join(PARTS)})")
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="an image folder of JPEGs (default: random pictures)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the numbers go (%(default)s)")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise Refused("there is no GPU here, and nothing of this is about a CPU; run it where `doctor` shows one")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(torch.device("cuda", 0), args.seconds, Path(folder), args.images)
+        measure(args.parts or list(PARTS), bench, args.results)
+
+
+def measure(parts: list[str], bench: Bench, results: Path) -> None:
+    """Run parts one after the other; write each beside what is there. One that fails is written down with its error."""
+    path = results / f"{NAME}.json"
+    for part in parts:
+        begun = time.perf_counter()
+        try:
+            found = PARTS[part](bench)
+        except (
+            RuntimeError,
+            ValueError,
+            OSError,
+        ) as error:  # the other parts are worth the machine's time
+            found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        there = json.loads(path.read_text()) if path.exists() else {}
+        there[part] = {**found, "seconds": time.perf_counter() - begun, "facts": facts()}
+        write_json(path, there)
+        say(f"{part}: {json.dumps(found)}")
+
+
+if __name__ == "__main__":
+    main()

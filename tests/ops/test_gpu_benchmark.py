@@ -1,0 +1,61 @@
+"""The script for a GPU, as far as it runs without one: its parts on a CPU, with small networks, for no time."""
+
+import json
+
+import pytest
+import torch
+
+from kdcore.errors import Refused
+from ops.benchmarks import gpu
+
+SMALL = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
+TEACHER = {**SMALL, "random": True}
+PAIRS = {
+    name: {"student": SMALL, "teacher": TEACHER, "views": {**pair["views"], "size": 32}, "batch": 8, "last": "layer3"}
+    for name, pair in gpu.PAIRS.items()
+}
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch) -> gpu.Bench:
+    monkeypatch.setattr(gpu, "PAIRS", PAIRS)
+    monkeypatch.setattr(gpu, "REPEATS", 2)
+    pictures = gpu.write_pictures(tmp_path / "pictures", 16, (32, 32))
+    monkeypatch.setattr(gpu, "write_pictures", lambda *arguments: pictures)
+    return gpu.Bench(torch.device("cpu"), 0.0, tmp_path, pictures)
+
+
+def test_parts(bench, tmp_path):
+    """Each writes its numbers beside the others', with the machine's facts; what takes a GPU's decoder is left out."""
+    parts = [name for name in gpu.PARTS if name not in ("decode", "deterministic")]
+    gpu.measure(parts, bench, tmp_path)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(found) == parts
+    assert [part for part in parts if "error" in found[part]] == [], found
+    assert found["graphs"].keys() >= {"launched", "graph", "facts", "seconds"}
+    timings = [
+        found["graphs"]["launched"],
+        found["evaluation"]["cache"],
+        *found["optimizers"]["resnet18, sgd"].values(),
+    ]
+    assert all(0 < one["range"][0] <= one["median"] <= one["range"][1] for one in timings)
+    assert {name for pair in PAIRS for name in found["streams"][pair]} == {"before", "beside"}
+
+
+def test_a_part_that_fails_is_written_down(bench, tmp_path, monkeypatch):
+    def fails(bench):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setitem(gpu.PARTS, "graphs", fails)
+    monkeypatch.setitem(gpu.PARTS, "waits", lambda bench: {"waits": 0})
+    gpu.measure(["graphs", "waits"], bench, tmp_path)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["graphs"]["error"] == "RuntimeError: out of memory"
+    assert found["waits"]["waits"] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with pytest.raises(Refused, match="there is no GPU here"):
+        gpu.main()
