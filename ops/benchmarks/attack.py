@@ -74,13 +74,14 @@ def subjects(folder: Path, images: Path) -> dict[str, Subject]:
     }
 
 
-def attempts(folder: Path, until: float) -> dict[str, Callable[[], dict[str, Any]]]:
+def attempts(folder: Path, began: float, until: float) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return everything that is tried, by name, in order: what takes longest last."""
+    third = began + (until - began) / 3
     images = write_images(folder / "images", per_class=16, side=32)
     known = subjects(folder, images)
     soak = recipe_of(images, folder / "soak")
     return {
-        "many_runs": partial(many_runs, soak, RUNS, say),
+        "many_runs": partial(many_runs, soak, RUNS, say, third),
         "many_steps": partial(many_steps, soak | {"checkpoint": {"every_steps": 200}}, STEPS, EVERY, say),
         **{
             f"pair_{first}_{second}": partial(pair, known[first], known[second], folder / f"{first}-{second}")
@@ -103,7 +104,7 @@ def main() -> None:
     until = began + 60 * args.minutes
     tried: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="attack-", ignore_cleanup_errors=True) as folder:
-        for name, attempt in attempts(Path(folder), until).items():
+        for name, attempt in attempts(Path(folder), began, until).items():
             if args.only and name not in args.only:
                 continue
             if time.monotonic() > until:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scipy import stats
 from cluster.recipe import parse
 from cluster.training.launch import launch
 
+FEWEST = 4  # samples of a slope
 WARM_UP = 0.25  # of the samples: caches of libraries fill in them
 Say = Callable[[str], None]
 
@@ -47,14 +49,19 @@ def slopes(at: Sequence[float], samples: Sequence[dict[str, float]]) -> dict[str
     return {name: slope(at, [sample[name] for sample in samples]) for name in samples[0]}
 
 
-def many_runs(recipe: dict[str, Any], number: int, say: Say = print) -> dict[str, Any]:
-    """Train a recipe under so many names, one after the other, in this process."""
-    samples = []
+def many_runs(recipe: dict[str, Any], number: int, say: Say = print, until: float = float("inf")) -> dict[str, Any]:
+    """Train a recipe under so many names, one after the other, in this process.
+
+    until: the time after which no further run begins, but for the few that a slope takes.
+    """
+    samples: list[dict[str, float]] = []
     for run in range(number):
+        if len(samples) >= FEWEST and time.monotonic() > until:
+            break
         launch(parse(recipe | {"name": f"run-{run:03d}"}))
         samples.append(footprint())
         say(f"run {run + 1} of {number}: {samples[-1]}")
-    return {"runs": number, "by_run": slopes(range(number), samples)}
+    return {"runs": len(samples), "by_run": slopes(range(len(samples)), samples)}
 
 
 def many_steps(recipe: dict[str, Any], steps: int, every: int, say: Say = print) -> dict[str, Any]:

@@ -54,14 +54,15 @@ def test_batches_of_one_image(image_folder: Path, tmp_path: Path) -> None:
     assert is_finite(result)
 
 
-def test_two_classes_and_one(tmp_path: Path) -> None:
+def test_two_classes(tmp_path: Path) -> None:
     two = write_image_folder(tmp_path / "two", classes=2)
-    assert is_finite(train(two, tmp_path, kd(4.0)))
-    assert is_finite(train(two, tmp_path, kd(4.0, term="dkd"), name="dkd"))
+    assert is_finite(train(two, tmp_path, [*kd(4.0), *kd(4.0, term="dkd")]))
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
     one = write_image_folder(tmp_path / "one", classes=1)
-    result = train(one, tmp_path, [{"term": "ce", "weight": 1.0}], name="one")
-    assert is_finite(result)
-    assert result.metrics["val/top1"] == 1.0
+    with pytest.raises(Refused, match=r"has one class, 'class0': .* give images of at least two"):
+        train(one, tmp_path, kd(4.0))
 
 
 def test_a_weight_of_zero_changes_nothing(image_folder: Path, tmp_path: Path) -> None:

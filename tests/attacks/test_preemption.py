@@ -17,9 +17,9 @@ from tests.attacks.training import Training, endless_recipe
 from tests.cluster.machines import Machines, cluster_of
 from tests.cluster.servers import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-SECONDS = 20  # from the notice to the end of the node
+SECONDS = 60  # from the notice to the end of the node
 
 
 def announce_the_end(machines: Machines, address: str) -> None:
@@ -33,7 +33,7 @@ def announce_the_end(machines: Machines, address: str) -> None:
 def wait_for_line(training: Training, pattern: str) -> re.Match[str]:
     """What fits the pattern in what a run says."""
     with suppress(TimeoutError):
-        wait_for(lambda: re.search(pattern, training.said) or training.process.poll() is not None, 100)
+        wait_for(lambda: re.search(pattern, training.said) or training.process.poll() is not None, 200)
     found = re.search(pattern, training.said)
     assert found, training.said
     return found
