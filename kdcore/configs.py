@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -47,6 +47,10 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    # Whether the classifier may know nothing of the data's classes, and what to do about weights of other classes.
+    may_start_fresh: ClassVar[bool] = True
+    fresh: ClassVar[str] = "give new_head: true, and its classifier starts afresh"
+
     model: Annotated[str, MODEL]
     """A name that `timm.create_model` knows, the project's CIFAR networks among them; or where a network is from:
     `package.module:function` (your own code), `torchvision:NAME`, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER`, which an
@@ -58,6 +62,9 @@ class ModelConfig(BaseModel):
     differ from timm's."""
     pretrained: bool = False
     """Whether to start from timm's own weights, which timm downloads."""
+    new_head: bool = False
+    """Whether the network's classifier starts afresh, whatever the file of weights has: to fine-tune a network of other
+    classes. Downloaded weights of another number of classes need no such word."""
     class_indices: Annotated[str | None, PATH] = None
     """A JSON file {class folder: index in the network's classifier}: those rows of the classifier are kept, in the
     data's order."""
@@ -73,12 +80,26 @@ class ModelConfig(BaseModel):
                 raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
         if self.pretrained and self.checkpoint:
             raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
+        self._check_new_head()
         if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
             raise Refused(
                 f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
             )
         if wrong := _NO_ARGS.keys() & self.args.keys():
             raise Refused(f"model {self.model!r}: args has {min(wrong)!r}, but {_NO_ARGS[min(wrong)]}; leave it out")
+
+    def _check_new_head(self) -> None:
+        """Refuse a new classifier where none of a file would be left out, or where rows of the file's are kept."""
+        if self.new_head and self.class_indices:
+            raise Refused(
+                f"model {self.model!r}: class_indices keeps rows of the file's classifier, and new_head none of it; "
+                "leave one of them out"
+            )
+        if self.new_head and self.weights_file is None:
+            raise Refused(
+                f"model {self.model!r}: new_head is for weights from a file, and there is none; give checkpoint=FILE, "
+                "or leave new_head out (downloaded weights get a new classifier by themselves)"
+            )
 
     @property
     def weights_file(self) -> Path | None:

@@ -39,7 +39,8 @@ from cluster.training.loop import TrainingLoop, new_state
 from kdcore.checkpoints import load_tensors, to_safetensors
 from kdcore.cost import deployment_cost
 from kdcore.errors import Refused
-from kdcore.models import count_parameters, load_fitting
+from kdcore.fitting import load_fitting
+from kdcore.models import count_parameters
 from ops.benchmarks.tables import between
 from ops.console import say
 from ops.facts import RESULTS, write
