@@ -78,15 +78,18 @@ def submit(parser: Parser) -> None:
 @command(
     "look",
     help="a recipe resolved, with the networks' shapes and cost; trains nothing",
-    description="Prints the resolved recipe, what the method needs, and of both networks the parameters, the cost per "
-    "image and the taps with their sizes.",
+    description="Prints the steps, hours and bytes that a recipe takes, of both networks the parameters, the cost per "
+    "image and the taps with their sizes, and the resolved recipe.",
 )
 def show(parser: Parser) -> None:
     parser.add_argument(
         "--picture", metavar="FILE", help="instead, save sample views of some training images as a PNG or JPEG"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of the measurement; 0 for none (default: %(default)s)"
+    )
     _recipe(parser)
-    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture"))
+    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture", "seconds"))
 
 
 @command(

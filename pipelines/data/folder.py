@@ -37,8 +37,7 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """
     root = Path(place.root)
     folder = root / split
-    if not root.is_dir():
-        raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
+    require_root(root)
     if not folder.is_dir():
         there = ", ".join(sorted(entry.name for entry in _visible(root) if is_folder(entry))) or "no folders"
         raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
@@ -48,6 +47,12 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     classes = tuple(_class_names(folder))
     tables = [_list_class(folder / name, f"{split}/{name}", label, folders) for label, name in enumerate(classes)]
     return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
+
+
+def require_root(root: Path) -> None:
+    """Refuse a folder of images that is not there."""
+    if not root.is_dir():
+        raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
 
 
 def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
