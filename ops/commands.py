@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
+from ops.demo_arguments import NETWORKS, add_networks
 from ops.parser import Parser, add_overrides, add_plugin_option, calls, command
 
 
@@ -22,11 +23,11 @@ def demo(parser: Parser) -> None:
     parser.add_argument(
         "--data", metavar="FOLDER", help="your image folder, FOLDER/train/<class>/ and FOLDER/val/<class>/"
     )
-    parser.add_argument("--teacher", metavar="NAME", help="a timm model with pretrained weights, for your own data")
+    add_networks(parser)
     parser.add_argument("--seeds", type=int, default=1, help="how often the two students are trained (%(default)s)")
     parser.add_argument("--output", default=f"{output_dir()}/demo", metavar="DIR", help="where all goes (%(default)s)")
     add_overrides(parser, "fields of all three recipes, such as train.epochs=5")
-    parser.set_defaults(function=calls("ops.demo:demo", "data", "teacher", "seeds", "output", "overrides"))
+    parser.set_defaults(function=calls("ops.demo:demo", "data", *NETWORKS, "seeds", "output", "overrides"))
 
 
 @command(
