@@ -90,6 +90,7 @@ class DataConfig(Section):
 class StudentConfig(ModelConfig):
     """The network to train."""
 
+    section: ClassVar[str] = "student"
     fresh: ClassVar[str] = "give student.new_head=true, and its classifier starts afresh"
 
     classifier: Literal["own", "reused"] = "own"
@@ -102,6 +103,8 @@ class StudentConfig(ModelConfig):
 class TeacherConfig(ModelConfig):
     """The network to learn from."""
 
+    section: ClassVar[str] = "teacher"
+    makes_one: ClassVar[str] = "; `python -m ops train teacher data.root=FOLDER` makes one"
     may_start_fresh: ClassVar[bool] = False
     fresh: ClassVar[str] = (
         "a teacher has to know the data's classes: fine-tune it on them first (python -m ops train teacher "

@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS, read_local_dir
-from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_hub, check_torchvision, module_of
+from kdcore.named_models import (
+    HF_HUB,
+    LOCAL_DIR,
+    TORCHVISION,
+    builder_of,
+    check_hub,
+    check_torchvision,
+    module_of,
+    nearest_if_unknown,
+)
 
 
 class PathField:
@@ -47,7 +56,10 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    # Whether the classifier may know nothing of the data's classes, and what to do about weights of other classes.
+    # For errors: what the section is called; how a file of weights is made; whether the classifier may know nothing of
+    # the data's classes, and what to do about weights of other classes.
+    section: ClassVar[str] = "model"
+    makes_one: ClassVar[str] = ""
     may_start_fresh: ClassVar[bool] = True
     fresh: ClassVar[str] = "give new_head: true, and its classifier starts afresh"
 
@@ -75,9 +87,13 @@ class ModelConfig(BaseModel):
     def check(self) -> None:
         """Refused where the model or one of its files is unknown; builds nothing."""
         self._check_name()
-        for path in (self.checkpoint, self.class_indices):
+        for name in ("checkpoint", "class_indices"):
+            path = getattr(self, name)
             if path is not None and not Path(path).is_file():
-                raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
+                raise Refused(
+                    f"{path}: no such file, named by the model {self.model!r} of the recipe; give "
+                    f"{self.section}.{name}=FILE{self.makes_one if name == 'checkpoint' else ''}"
+                )
         if self.pretrained and self.checkpoint:
             raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
         self._check_new_head()
@@ -140,20 +156,28 @@ class ModelConfig(BaseModel):
             self._check_timm()
 
     def _check_timm(self) -> None:
+        if (nearest := nearest_if_unknown(self.model)) is not None:
+            raise Refused(_unknown(self.model, nearest))
         import timm
 
         import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 
         if not timm.is_model(self.model):
-            near = difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
-            raise Refused(f"unknown model {self.model!r}; {hint}")
+            raise Refused(
+                _unknown(self.model, difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5))
+            )
         name, dot, tag = self.model.partition(".")
         tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
         if dot and tag not in tags:
             near = difflib.get_close_matches(tag, tags, n=4, cutoff=0.3) or tags[:4]
             hint = f"it has {', '.join(near)}" if near else f"it has none: {name}"
             raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
+
+
+def _unknown(model: str, near: list[str]) -> str:
+    """Return that there is no model of a name, with those that are near."""
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
+    return f"unknown model {model!r}; {hint}"
 
 
 class OptimizerConfig(BaseModel):

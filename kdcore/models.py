@@ -80,7 +80,8 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
         maker = "torchvision" if config.model.startswith(TORCHVISION) else "timm"
         raise Refused(
             f"model {config.model!r}: {maker} cannot fetch its weights ({type(error).__name__}); on a machine without "
-            "that network, give a file: pretrained=false checkpoint=weights.safetensors"
+            "that network, give a file: pretrained=false checkpoint=FILE, and new_head=true where it is of other "
+            "classes (`demo`: --teacher-weights FILE)"
         ) from error
     except Exception as error:
         # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...

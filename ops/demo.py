@@ -14,7 +14,7 @@ from cluster.forecast import forecast
 from cluster.recipe import absolute, load_recipe
 from cluster.resources import ray_session
 from cluster.tracking.folder import RunFolder
-from cluster.training.check import check_run
+from cluster.training.check import check_names, check_run
 from cluster.training.launch import RunResult
 from kdcore.errors import Refused
 from ops.console import console, duration, percent, say, table
@@ -101,11 +101,13 @@ def demo(
     first = recipe("teacher", *networks.for_teacher())
     theirs = [f"teacher.model={first.student.model}", f"teacher.checkpoint={RunFolder.of(first).weights}"]
     theirs += networks.for_student()
-    check_run(first)
-    stand_in = ["teacher.checkpoint=null", "teacher.random=true"]  # until there is a teacher
-    check_run(recipe("distilled", *theirs, *stand_in))
+    untaught = recipe("distilled", *theirs, "teacher.checkpoint=null", "teacher.random=true")
+    RunFolder.of(first).refuse_another(first)
+    for check in (check_names, check_run):  # of both before the first takes its time
+        check(first)
+        check(untaught)
     if data and RunFolder.of(first).state() != "finished":
-        for line in outlook(first, recipe("distilled", *theirs, *stand_in), seeds):
+        for line in outlook(first, untaught, seeds):
             say(line)
     results: dict[str, list[RunResult]] = {"teacher": [], "student alone": [], "student distilled": []}
     with ray_session(first):

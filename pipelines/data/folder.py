@@ -26,6 +26,7 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place
 
+SHOWN = 8  # folders that an error lists
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
 
 
@@ -39,7 +40,11 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     folder = root / split
     require_root(root)
     if not folder.is_dir():
-        there = ", ".join(sorted(entry.name for entry in _visible(root) if is_folder(entry))) or "no folders"
+        if (root.parent / split).is_dir():
+            raise Refused(f"{root} has no split {split!r}, but the folder around it has; give data.root={root.parent}")
+        found = sorted(entry.name for entry in _visible(root) if is_folder(entry))
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        there = f"{', '.join(found[:SHOWN])}{more}" if found else "no folders"
         raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
     folders = {split: folder.stat().st_mtime_ns}
     if _holds_images_alone(folder):
