@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import mlflow
 from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
+from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
 from ops.defaults import with_defaults
 
@@ -20,7 +21,11 @@ PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each."""
+    """One training run.
+
+    recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each, and the numbers that no
+    step changes.
+    """
 
     run_id: str
     experiment_id: str
@@ -42,7 +47,7 @@ class Run:
             started=(run.info.start_time or 0) / 1000,
             recipe=dict(run.data.params),
             tags=dict(run.data.tags),
-            metrics=dict(run.data.metrics),
+            metrics=constants(run.data.tags) | dict(run.data.metrics),
         )
 
     @cached_property
@@ -76,6 +81,12 @@ class Run:
     def parent(self) -> str | None:
         """The id of the sweep that the run belongs to, if any."""
         return self.tags.get(PARENT)
+
+
+def constants(tags: Mapping[str, str]) -> dict[str, float]:
+    """Return the numbers of a run that no step changes, which are tags in MLflow."""
+    found = {name: value for name, value in tags.items() if name.startswith(CONSTANTS) and value != "-"}
+    return {name: float(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)
