@@ -2,6 +2,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DATA ?=
 TEACHER ?=
+WEIGHTS ?=
 OUTPUT ?= outputs/demo
 
 help:         ## list the targets
@@ -9,8 +10,9 @@ help:         ## list the targets
 
 env: .venv/.ready  ## create the environment (.venv) from the hash-checked pins
 
-demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=timm-name for your own images
-	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)")
+demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=timm-name WEIGHTS=FILE for your own images
+	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)") \
+	  $(if $(WEIGHTS),--teacher-weights "$(WEIGHTS)")
 
 test: env     ## every test that needs no GPU: what starts Ray, beside what does not
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-rest

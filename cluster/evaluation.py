@@ -30,7 +30,7 @@ from kdcore.checkpoints import load_tensors
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
-from kdcore.models import load_fitting
+from kdcore.fitting import load_fitting
 from kdcore.protocol import find_classifier
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.data.kinds import locate_split

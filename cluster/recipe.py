@@ -6,7 +6,6 @@ Every mistake in one is refused in a line that names the field and the nearest v
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.field_names import near_names
 from cluster.plugins import import_plugins
 from cluster.recipe_files import read_recipe
 from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters, write_yaml
@@ -170,7 +170,7 @@ def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str
         place = shortened(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, data, problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=3, cutoff=0.5) or known
+            near = near_names(model, str(problem["loc"][-1]), known)
             yield f"unknown key {place!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
         elif problem["type"] == "missing":
             yield f"{place} is missing"

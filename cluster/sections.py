@@ -10,7 +10,7 @@ of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,9 @@ class DataConfig(Section):
 class StudentConfig(ModelConfig):
     """The network to train."""
 
+    section: ClassVar[str] = "student"
+    fresh: ClassVar[str] = "give student.new_head=true, and its classifier starts afresh"
+
     classifier: Literal["own", "reused"] = "own"
     """`own` trains the network's classifier. `reused` is SimKD's student: a projector and the teacher's frozen
     classifier take its place."""
@@ -109,6 +112,15 @@ class StudentConfig(ModelConfig):
 
 class TeacherConfig(ModelConfig):
     """The network to learn from."""
+
+    section: ClassVar[str] = "teacher"
+    makes_one: ClassVar[str] = "; `python -m ops train teacher data.root=FOLDER` makes one"
+    may_start_fresh: ClassVar[bool] = False
+    fresh: ClassVar[str] = (
+        "a teacher has to know the data's classes: fine-tune it on them first (python -m ops train teacher "
+        "data.root=FOLDER student.model=NAME student.pretrained=false student.checkpoint=FILE student.new_head=true), "
+        "and give that run's student.safetensors as teacher.checkpoint"
+    )
 
     source: Literal["online", "cache"] = "online"
     """`online`: the teacher answers beside the student. `cache`: its answers are read from the recipe's cache; its
@@ -132,6 +144,8 @@ class TeacherConfig(ModelConfig):
         if self.cached:
             return
         super().check()
+        if self.new_head:
+            raise Refused(f"teacher {self.model!r}: with new_head it answers at random; {self.fresh}")
         if self.head == "none" and self.class_indices:
             raise Refused(
                 f"teacher {self.model!r}: head is none, so no output stands for a class; leave class_indices out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_sto
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher, renormalisation
 from kdcore.errors import Refused
+from kdcore.fitting import remedy_for_classes
 from kdcore.models import build_backbone, build_model, input_statistics
 from kdcore.reused import TeacherHead
 from pipelines.data.source import Source
@@ -40,10 +42,11 @@ def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
     teacher = build_model(config, classes)
     if not teacher.num_classes:
         raise Refused(f"teacher {config.model!r} has no classifier, so it answers with no logits; take another model")
-    if teacher.num_classes != len(classes):
+    num_outputs: Any = teacher.num_classes
+    if num_outputs != len(classes):
         raise Refused(
-            f"the teacher {config.model} has {teacher.num_classes} outputs for {len(classes)} classes of the data; "
-            "name the file that maps class folders to its outputs as teacher.class_indices"
+            f"the teacher {config.model} for {len(classes)} classes of the data: "
+            f"{remedy_for_classes(config, classes, num_outputs)}"
         )
     return teacher
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ from kdcore.terms.features import SimKD
 
 class MemberConfig(TeacherConfig):
     """A teacher among several."""
+
+    section: ClassVar[str] = "teachers.N"
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     """What terms and results call this teacher."""

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS, read_local_dir
 from kdcore.located import local_file
-from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_hub, check_torchvision, module_of
+from kdcore.named_models import (
+    HF_HUB,
+    LOCAL_DIR,
+    TORCHVISION,
+    builder_of,
+    check_hub,
+    check_torchvision,
+    module_of,
+    nearest_if_unknown,
+)
 
 
 class PathField:
@@ -48,6 +57,13 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    # For errors: what the section is called; how a file of weights is made; whether the classifier may know nothing of
+    # the data's classes, and what to do about weights of other classes.
+    section: ClassVar[str] = "model"
+    makes_one: ClassVar[str] = ""
+    may_start_fresh: ClassVar[bool] = True
+    fresh: ClassVar[str] = "give new_head: true, and its classifier starts afresh"
+
     model: Annotated[str, MODEL]
     """A name that `timm.create_model` knows, the project's CIFAR networks among them; or where a network is from:
     `package.module:function` (your own code), `torchvision:NAME`, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER`, which an
@@ -60,6 +76,9 @@ class ModelConfig(BaseModel):
     differ from timm's."""
     pretrained: bool = False
     """Whether to start from timm's own weights, which timm downloads."""
+    new_head: bool = False
+    """Whether the network's classifier starts afresh, whatever the file of weights has: to fine-tune a network of other
+    classes. Downloaded weights of another number of classes need no such word."""
     class_indices: Annotated[str | None, PATH] = None
     """A JSON file, or its URI, {class folder: index in the network's classifier}: those rows of the classifier are
     kept, in the data's order."""
@@ -70,17 +89,35 @@ class ModelConfig(BaseModel):
     def check(self) -> None:
         """Refused where the model or one of its files is unknown; builds nothing."""
         self._check_name()
-        for path in (self.checkpoint, self.class_indices):
+        for name in ("checkpoint", "class_indices"):
+            path = getattr(self, name)
             if path is not None and not local_file(path).is_file():
-                raise Refused(f"{path}: no such file, named by the model {self.model!r} of the recipe")
+                raise Refused(
+                    f"{path}: no such file, named by the model {self.model!r} of the recipe; give "
+                    f"{self.section}.{name}=FILE{self.makes_one if name == 'checkpoint' else ''}"
+                )
         if self.pretrained and self.checkpoint:
             raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
+        self._check_new_head()
         if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
             raise Refused(
                 f"model {self.model!r}: args has {min(taken)!r}, which the recipe sets elsewhere; leave it out"
             )
         if wrong := _NO_ARGS.keys() & self.args.keys():
             raise Refused(f"model {self.model!r}: args has {min(wrong)!r}, but {_NO_ARGS[min(wrong)]}; leave it out")
+
+    def _check_new_head(self) -> None:
+        """Refuse a new classifier where none of a file would be left out, or where rows of the file's are kept."""
+        if self.new_head and self.class_indices:
+            raise Refused(
+                f"model {self.model!r}: class_indices keeps rows of the file's classifier, and new_head none of it; "
+                "leave one of them out"
+            )
+        if self.new_head and self.weights_file is None:
+            raise Refused(
+                f"model {self.model!r}: new_head is for weights from a file, and there is none; give checkpoint=FILE, "
+                "or leave new_head out (downloaded weights get a new classifier by themselves)"
+            )
 
     @property
     def weights_file(self) -> Path | None:
@@ -121,20 +158,28 @@ class ModelConfig(BaseModel):
             self._check_timm()
 
     def _check_timm(self) -> None:
+        if (nearest := nearest_if_unknown(self.model)) is not None:
+            raise Refused(_unknown(self.model, nearest))
         import timm
 
         import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 
         if not timm.is_model(self.model):
-            near = difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
-            raise Refused(f"unknown model {self.model!r}; {hint}")
+            raise Refused(
+                _unknown(self.model, difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5))
+            )
         name, dot, tag = self.model.partition(".")
         tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
         if dot and tag not in tags:
             near = difflib.get_close_matches(tag, tags, n=4, cutoff=0.3) or tags[:4]
             hint = f"it has {', '.join(near)}" if near else f"it has none: {name}"
             raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
+
+
+def _unknown(model: str, near: list[str]) -> str:
+    """Return that there is no model of a name, with those that are near."""
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
+    return f"unknown model {model!r}; {hint}"
 
 
 class OptimizerConfig(BaseModel):

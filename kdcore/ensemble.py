@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from kdcore.batch import Batch, TeacherOutputs
-from kdcore.distiller import OnlineTeacher
+
+if TYPE_CHECKING:  # what only reads a recipe does not wait for the networks' libraries
+    from kdcore.distiller import OnlineTeacher
 
 Average = Literal["logits", "probabilities"]
 Weighting = Literal["fixed", "confidence"]

@@ -35,10 +35,10 @@ class LocalDir:
         """The file of the weights."""
         return self.path / WEIGHTS
 
-    def output_indices(self, class_names: Sequence[str]) -> list[int] | None:
+    def output_indices(self, class_names: Sequence[str], fresh: str) -> list[int] | None:
         """Return which output stands for each class of the data; None where the folder does not tell.
 
-        Refused where none does for a class.
+        Refused where none does for a class; fresh: what to do then, if the classes are others.
         """
         if self.classes is None:
             return None
@@ -46,8 +46,9 @@ class LocalDir:
         if missing:
             raise Refused(
                 f"the network in {self.path} answers for {len(self.classes)} classes "
-                f"({', '.join(self.classes[:3])}, ...), and {missing[0]!r} of the data is none of them; give a file "
-                "that maps class folders to outputs as class_indices"
+                f"({', '.join(self.classes[:3])}, ...), and {missing[0]!r} of the data is none of them; where they are "
+                "the same by other names, give class_indices, a file that maps class folders to outputs; otherwise "
+                f"{fresh}"
             )
         return [self.classes.index(name) for name in class_names]
 

@@ -7,20 +7,19 @@ have (`kdcore.protocol`), and SimKD's student graph (`kdcore.reused`).
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from timm.data.config import resolve_model_data_config
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
-from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
+from kdcore.fitting import load_backbone, load_weights, refuse_fresh_classifier
 from kdcore.hub import hub_if_it_answers
 from kdcore.local_dir import read_local_dir
 from kdcore.located import local_file
@@ -34,10 +33,7 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     config = config.resolved()
     model = _create(config, {"num_classes": 0})
     if config.checkpoint:
-        checkpoint = load_tensors(local_file(config.checkpoint))
-        prefix = getattr(model, "pretrained_cfg", {}).get("classifier")
-        prefixes = tuple(f"{one}." for one in ([prefix] if isinstance(prefix, str) else prefix or []))
-        _load_weights(model, {name: t for name, t in checkpoint.items() if not name.startswith(prefixes)}, config)
+        load_backbone(model, config)
     return model
 
 
@@ -45,17 +41,19 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
     """Build the network with one output per class name, its weights loaded."""
     config.check()
     folder = read_local_dir(config.model) if config.model.startswith(LOCAL_DIR) else None
-    outputs = folder.output_indices(class_names) if folder and not config.class_indices else None
+    by_name = folder is not None and not config.class_indices and not config.new_head
+    outputs = folder.output_indices(class_names, config.fresh) if folder and by_name else None
     config = config.resolved()
-    checkpoint = load_tensors(local_file(config.checkpoint)) if config.checkpoint else None
     num_classes = folder.num_classes if folder and outputs else len(class_names)
     own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": num_classes}
     model = _create(config, own_classes)
     if folder is not None:
         own_cfg: Any = model.pretrained_cfg
         model.pretrained_cfg = {**own_cfg, **folder.preprocessing}  # type: ignore[assignment]
-    if checkpoint is not None:
-        _load_weights(model, checkpoint, config)
+    if config.checkpoint:
+        load_weights(model, config, class_names)
+    elif config.pretrained and not config.class_indices:
+        refuse_fresh_classifier(model, config, class_names)
     if config.class_indices:
         outputs = _class_indices(config.class_indices, class_names)
     if outputs is not None and outputs != list(range(int(model.num_classes))):  # type: ignore[arg-type]
@@ -82,7 +80,8 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
         maker = "torchvision" if config.model.startswith(TORCHVISION) else "timm"
         raise Refused(
             f"model {config.model!r}: {maker} cannot fetch its weights ({type(error).__name__}); on a machine without "
-            "that network, give a file: pretrained=false checkpoint=weights.safetensors"
+            "that network, give a file: pretrained=false checkpoint=FILE, and new_head=true where it is of other "
+            "classes (`demo`: --teacher-weights FILE)"
         ) from error
     except Exception as error:
         # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...
@@ -135,59 +134,6 @@ def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[
     if missing:
         raise Refused(f"{path} has no index for the class folder {missing[0]!r} ({len(missing)} missing); add it")
     return [indices[name] for name in class_names]
-
-
-def _load_weights(model: nn.Module, checkpoint: dict[str, Tensor], config: ModelConfig) -> None:
-    """Strictly: every tensor of the network is in the file, with its shape, and the file has no other."""
-    own = model.state_dict()
-    if config.checkpoint_keys == "positions":
-        if len(own) != len(checkpoint):
-            raise Refused(f"{config.checkpoint}: {len(checkpoint)} tensors, but {config.model} has {len(own)}")
-        suffixes = [(a, b) for a, b in zip(own, checkpoint, strict=True) if a.split(".")[-1] != b.split(".")[-1]]
-        if suffixes:
-            raise Refused(f"{config.checkpoint}: at one position stand {suffixes[0][1]!r} and {suffixes[0][0]!r}")
-        checkpoint = dict(zip(own, checkpoint.values(), strict=True))
-    load_fitting(model, checkpoint, str(config.checkpoint), f"{config.model} with {model.num_classes} classes")
-
-
-def load_fitting(model: nn.Module, checkpoint: dict[str, Tensor], path: str | Path, name: str) -> None:
-    """Load a file's tensors, under the network's names or some that `fit_names` understands. Refused for others.
-
-    name: what the network is called in an error.
-    """
-    own = model.state_dict()
-    checkpoint = fit_names(own, checkpoint, path)
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
-    _require_fit(own, checkpoint, classifier if isinstance(classifier, str) else None, f"{path} does not fit {name}")
-    model.load_state_dict(checkpoint)
-
-
-def _require_fit(own: dict[str, Tensor], checkpoint: dict[str, Tensor], classifier: str | None, complaint: str) -> None:
-    """Refused unless both have the same names and shapes. classifier: the path of the network's last layer."""
-    names = sorted(own.keys() ^ checkpoint.keys())
-    wrong = names or [name for name in own if own[name].shape != checkpoint[name].shape]
-    if not wrong:
-        return
-    network, file = (list(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (own, checkpoint))
-    if {name.partition(".")[0] for name in checkpoint} == {"student", "projector", "head"}:
-        remedy = (
-            "the file is of a SimKD student, which is a backbone, a projector and another network's classifier: it "
-            "goes on as a student of its own recipe only; for a teacher, train with student.classifier=own"
-        )
-    elif names:
-        remedy = "name the network that the file is of, or take checkpoint_keys: positions, which matches by order"
-    elif classifier and all(name.rpartition(".")[0] == classifier for name in wrong):
-        rows = checkpoint[wrong[0]].shape[0]
-        remedy = (
-            f"its classifier has {rows} outputs: give args: {{num_classes: {rows}}}, and class_indices, a file that "
-            "maps class folders to them"
-        )
-    else:
-        remedy = "name the network, and the args, that the file is of"
-    raise Refused(
-        f"{complaint}: {len(wrong)} tensors differ, the first is {wrong[0]!r} (network: {network}, file: {file}); "
-        f"{remedy}"
-    )
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from pathlib import PurePath
+from functools import cache
+from pathlib import Path, PurePath
 from typing import Any
 
 from kdcore.errors import Refused
 
 LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
+OWN = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
 
 # Top-level modules that a person named. A file may name a function of these, and of no others: what lies in a folder of
 # weights never decides what code runs.
@@ -70,6 +73,28 @@ def builder_of(model: str) -> Callable[..., Any]:
         )
     BUILDER_MODULES.add(module_name.partition(".")[0])
     return found
+
+
+def nearest_if_unknown(model: str) -> list[str] | None:
+    """Return the names nearest to one that no file of timm's networks holds; None for others, and this project's own.
+
+    Read from their text: importing timm takes longer than everything else that is done before a name is refused. A
+    plug-in that registers networks imports timm itself; then, its registry is asked.
+    """
+    if "timm" in sys.modules or model.startswith(OWN):
+        return None
+    words, names = _words_of_networks()
+    return None if model.partition(".")[0] in words else difflib.get_close_matches(model, names, n=4, cutoff=0.5)
+
+
+@cache
+def _words_of_networks() -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return every word in the files of timm's networks, and the names that they register."""
+    timm = importlib.util.find_spec("timm")
+    places = (timm.submodule_search_locations if timm else None) or ()
+    files = [file for place in places for file in sorted((Path(place) / "models").glob("*.py"))]
+    text = "\n".join(file.read_text("utf-8") for file in files)
+    return frozenset(re.findall(r"\w+", text)), tuple(re.findall(r"@register_model\s+def (\w+)", text))
 
 
 def check_torchvision(model: str) -> str:

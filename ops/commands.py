@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from ops.demo_arguments import NETWORKS, add_networks
 from ops.parser import Parser, add_overrides, add_plugin_option, add_recipe, calls, command
 
 
@@ -21,11 +22,11 @@ def demo(parser: Parser) -> None:
     parser.add_argument(
         "--data", metavar="FOLDER", help="your image folder, FOLDER/train/<class>/ and FOLDER/val/<class>/"
     )
-    parser.add_argument("--teacher", metavar="NAME", help="a timm model with pretrained weights, for your own data")
+    add_networks(parser)
     parser.add_argument("--seeds", type=int, default=1, help="how often the two students are trained (%(default)s)")
     parser.add_argument("--output", default=f"{output_dir()}/demo", metavar="DIR", help="where all goes (%(default)s)")
     add_overrides(parser, "fields of all three recipes, such as train.epochs=5")
-    parser.set_defaults(function=calls("ops.demo:demo", "data", "teacher", "seeds", "output", "overrides"))
+    parser.set_defaults(function=calls("ops.demo:demo", "data", *NETWORKS, "seeds", "output", "overrides"))
 
 
 @command(
@@ -49,15 +50,18 @@ def train(parser: Parser) -> None:
 @command(
     "look",
     help="a recipe resolved, with the networks' shapes and cost; trains nothing",
-    description="Prints the resolved recipe, what the method needs, and of both networks the parameters, the cost per "
-    "image and the taps with their sizes.",
+    description="Prints the steps, hours and bytes that a recipe takes, of both networks the parameters, the cost per "
+    "image and the taps with their sizes, and the resolved recipe.",
 )
 def show(parser: Parser) -> None:
     parser.add_argument(
         "--picture", metavar="FILE", help="instead, save sample views of some training images as a PNG or JPEG"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of the measurement; 0 for none (default: %(default)s)"
+    )
     add_recipe(parser)
-    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture"))
+    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture", "seconds"))
 
 
 @command(

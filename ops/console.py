@@ -87,6 +87,11 @@ class RunView(BarView):
         self.name = name
         self.last_state: dict[str, Any] = {}
 
+    def wait_for(self, what: str) -> None:
+        """Show what the run waits for before its workers report."""
+        if self.is_live:
+            self.bar.update(self.task, description=f"{self.name}: waiting for {what}")
+
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         for message in messages:
             say(f"{self.name}: {message}")
@@ -118,3 +123,11 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 def percent(value: float | None) -> str:
     """Return a fraction in percent; '-' for None."""
     return "-" if value is None else f"{value:.2%}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that reads best."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

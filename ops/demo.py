@@ -4,68 +4,151 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.forecast import forecast
 from cluster.recipe import absolute, load_recipe
 from cluster.resources import ray_session
 from cluster.tracking.folder import RunFolder
+from cluster.training.check import check_names, check_run
 from cluster.training.launch import RunResult
 from kdcore.errors import Refused
-from ops.console import console, percent, say, table
+from ops.console import console, duration, percent, say, table
 from ops.digits import write_digits
 from ops.latency import measure_networks
 from ops.train import mlflow_hint, watched
 
 LATENCY_SECONDS = 1.0
+MEASURED_SECONDS = 2.0  # of the steps of a recipe
+LONG_SECONDS = 3600.0  # from which on a person wants to know what takes less
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def demo(data: str | None, teacher: str | None, seeds: int, output: str, changes: Sequence[str] = ()) -> int:
+@dataclass(frozen=True)
+class Networks:
+    """The networks that were asked for. A name of None is the recipe's; weights of None: see `weights_of`."""
+
+    teacher: str | None = None
+    teacher_weights: str | None = None
+    student: str | None = None
+    student_weights: str | None = None
+
+    def check(self, data: str | None) -> None:
+        """Refuse weights of no network, and networks for the digits, which have their own."""
+        for role, name, weights in (
+            ("teacher", self.teacher, self.teacher_weights),
+            ("student", self.student, self.student_weights),
+        ):
+            if name and not data:
+                raise Refused(f"--{role} names a network for your own images; give --data FOLDER too")
+            if weights and not name:
+                raise Refused(f"--{role}-weights {weights}: say of which network they are: --{role} NAME")
+
+    def for_teacher(self) -> list[str]:
+        """Return the overrides that make it the network to train in the teacher's recipe: from timm's own weights."""
+        if self.teacher is None:
+            return []
+        start = weights_of(self.teacher_weights) if self.teacher_weights else ["student.pretrained=true"]
+        return [f"student.model={self.teacher}", *start]
+
+    def for_student(self) -> list[str]:
+        """Return the overrides that make it the network to train in the students' recipes: without weights, afresh."""
+        name = [f"student.model={self.student}"] if self.student else []
+        return [*name, *(weights_of(self.student_weights) if self.student_weights else [])]
+
+
+def weights_of(file: str) -> list[str]:
+    """Return the overrides that start the network to train from a file of whatever classes; `timm`: from timm's own."""
+    if file == "timm":
+        return ["student.pretrained=true"]
+    return [f"student.checkpoint={Path(file).absolute()}", "student.new_head=true"]
+
+
+def demo(
+    data: str | None,
+    teacher: str | None,
+    teacher_weights: str | None,
+    student: str | None,
+    student_weights: str | None,
+    seeds: int,
+    output: str,
+    changes: Sequence[str] = (),
+) -> int:
     """Run the three jobs, the two students once a seed, and print the table.
 
     changes: overrides of every recipe.
     """
     if seeds < 1:
         raise Refused(f"--seeds {seeds}: at least one")
-    if teacher and not data:
-        raise Refused("--teacher names a network for your own images; give --data FOLDER too")
+    networks = Networks(teacher, teacher_weights, student, student_weights)
+    networks.check(data)
     if data:
         folder, overrides = "folder", [f"data.root={Path(data).absolute()}"]
-        overrides_teacher = [f"student.model={teacher}", "student.pretrained=true"] if teacher else []
     else:
         say("writing the digits")
         root = write_digits(Path(output) / "digits")
-        folder, overrides, overrides_teacher = "demo", [f"data.root={root.absolute()}"], []
+        folder, overrides = "demo", [f"data.root={root.absolute()}"]
     overrides += [f"output_dir={Path(output).absolute()}", *changes]
 
     def recipe(name: str, *more: str) -> RunConfig:
         return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*overrides, *more]), Path.cwd())
 
-    first = recipe("teacher", *overrides_teacher)
+    first = recipe("teacher", *networks.for_teacher())
     theirs = [f"teacher.model={first.student.model}", f"teacher.checkpoint={RunFolder.of(first).weights}"]
+    theirs += networks.for_student()
+    untaught = recipe("distilled", *theirs, "teacher.checkpoint=null", "teacher.random=true")
+    RunFolder.of(first).refuse_another(first)
+    for check in (check_names, check_run):  # of both before the first takes its time
+        check(first)
+        check(untaught)
+    if data and RunFolder.of(first).state() != "finished":
+        for line in outlook(first, untaught, seeds):
+            say(line)
     results: dict[str, list[RunResult]] = {"teacher": [], "student alone": [], "student distilled": []}
     with ray_session(first):
         results["teacher"].append(run(first))
         for seed in range(seeds):
             for title, name in (("student alone", "alone"), ("student distilled", "distilled")):
                 results[title].append(run(recipe(name, *theirs, f"seed={seed}", f"name={name}-seed{seed}")))
-    networks = networks_of(recipe("distilled", *theirs), Path(results["student distilled"][0].run_dir))
+    measured = networks_of(recipe("distilled", *theirs), Path(results["student distilled"][0].run_dir))
     rows = [
-        row(title, runs, networks["teacher" if title == "teacher" else "student"]) for title, runs in results.items()
+        row(title, runs, measured.get("teacher" if title == "teacher" else "student"), measured.get("teacher"))
+        for title, runs in results.items()
     ]
     console.print(table(title_of(first, seeds), COLUMNS, rows))
     say(verdict(results))
-    if len(networks) == 2:
-        say(comparison(networks))
+    if len(measured) == 2:
+        say(comparison(measured))
     say(mlflow_hint(first))
     return 0
 
 
-COLUMNS = ["", "top-1", "agreement", "parameters", "ms/image", "images/s", "wall s"]
+def outlook(teacher: RunConfig, distilled: RunConfig, seeds: int) -> Iterator[str]:
+    """Give, before anything is trained, what is trained from what, how long it takes, and what would be better."""
+    seen, theirs = forecast(teacher, MEASURED_SECONDS), forecast(distilled, MEASURED_SECONDS)
+    for role, config, one in (("teacher", teacher, seen), ("students", distilled, theirs)):
+        start = "timm's own weights" if config.student.pretrained else config.student.checkpoint
+        how = f"fine-tuned from {start}" if start else "trained from scratch"
+        yield (
+            f"{role}: {config.student.model}, {how}, on {one.num_images:,} images in {one.total_steps:,} steps: about "
+            f"{duration(one.seconds)}{' each' if role == 'students' else ''}"
+        )
+    if not (teacher.student.pretrained or teacher.student.checkpoint):
+        yield (
+            "a teacher that has seen ImageNet learns a folder better and in a few epochs: --teacher NAME takes timm's "
+            "weights, --teacher NAME --teacher-weights FILE a file's"
+        )
+    total = seen.seconds + 2 * seeds * theirs.seconds
+    hint = "; views.size=128 and train.epochs=3 shorten it" if total > LONG_SECONDS else ""
+    yield f"together about {duration(total)}, measured here for some seconds; Ctrl-C and the same command go on{hint}"
+
+
+COLUMNS = ["", "top-1", "agreement", "parameters", "ratio", "ms/image", "images/s", "wall s"]
 
 Network = dict[str, Any]  # a row of `benchmark`
 
@@ -97,14 +180,15 @@ def comparison(networks: dict[str, Network]) -> str:
     )
 
 
-def row(title: str, runs: list[RunResult], network: Network | None) -> list[str]:
-    """Return the table's row of one recipe's runs. network: None where it could not be measured."""
+def row(title: str, runs: list[RunResult], network: Network | None, teacher: Network | None) -> list[str]:
+    """Return the table's row of one recipe's runs. network, teacher: None where they could not be measured."""
     compared = "val/agreement" in runs[0].metrics
     return [
         title,
         mean_and_half_range([r.metrics["val/top1"] for r in runs], percent),
         mean_and_half_range([r.metrics["val/agreement"] for r in runs], percent) if compared else "-",
         f"{network['parameters']:,}" if network else "-",
+        f"1/{teacher['parameters'] / network['parameters']:.1f}" if network and teacher else "-",
         f"{network['p50_ms']:.2f}" if network else "-",
         mean_and_half_range([r.images_per_second for r in runs], "{:,.0f}".format),
         mean_and_half_range([r.wall_seconds for r in runs], "{:.0f}".format),

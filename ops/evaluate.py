@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     """
     path = Path(name)
     if not path.is_dir() and path.suffix not in WEIGHTS:
+        require_recipe(recipe or name)
         config = catalog.load_here(recipe or name, overrides)
         if not config.all_teachers:
             raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
@@ -84,6 +86,17 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
         path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
         run.read_run_id() if path.is_dir() else None,
     )
+
+
+def require_recipe(name: str) -> None:
+    """Refuse a word that names neither a recipe nor anything else to look at, with the runs that are near."""
+    if Path(name).suffix in (".yaml", ".yml") or name in catalog.names():
+        return
+    here = Path(name).parent if Path(name).parent.is_dir() else Path()
+    runs = sorted(file.parent.as_posix() for file in [*here.glob("*/recipe.yaml"), *here.glob("outputs/*/recipe.yaml")])
+    near = difflib.get_close_matches(Path(name).as_posix(), runs, n=3, cutoff=0.3)
+    hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` has said it"
+    raise Refused(f"{name}: there is no such run, file of weights, or recipe; {hint}")
 
 
 def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import mlflow
 from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
+from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
 from ops.defaults import with_defaults
 
@@ -30,7 +31,8 @@ def of_deployed(metrics: Mapping[str, float]) -> dict[str, float]:
 class Run:
     """One training run.
 
-    recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each, as in `of_deployed`.
+    recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each, as in `of_deployed`, and
+    the numbers that no step changes.
     """
 
     run_id: str
@@ -53,7 +55,7 @@ class Run:
             started=(run.info.start_time or 0) / 1000,
             recipe=dict(run.data.params),
             tags=dict(run.data.tags),
-            metrics=of_deployed(run.data.metrics),
+            metrics=constants(run.data.tags) | of_deployed(run.data.metrics),
         )
 
     @cached_property
@@ -87,6 +89,12 @@ class Run:
     def parent(self) -> str | None:
         """The id of the sweep that the run belongs to, if any."""
         return self.tags.get(PARENT)
+
+
+def constants(tags: Mapping[str, str]) -> dict[str, float]:
+    """Return the numbers of a run that no step changes, which are tags in MLflow."""
+    found = {name: value for name, value in tags.items() if name.startswith(CONSTANTS) and value != "-"}
+    return {name: float(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)

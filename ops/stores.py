@@ -40,3 +40,8 @@ def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """Return where MLflow shows a run: on its server, or where `python -m ops ui` opens a file's page."""
     root = without_credentials(uri).rstrip("/") if uri.startswith("http") else LOOPBACK
     return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def runs_link(root: str, experiment_id: str, view: str) -> str:
+    """Return where MLflow's server at `root` shows an experiment's training runs, laid out as a view that it holds."""
+    return f"{root}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"

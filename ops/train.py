@@ -5,19 +5,30 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
 from cluster.tracking.folder import RunFolder
-from cluster.training.launch import RunResult, launch
+from cluster.training.check import check_run
 from ops import catalog
 from ops.console import RunView, percent, say
-from ops.replay import print_replay
+
+if TYPE_CHECKING:
+    from cluster.training.launch import RunResult
+
+STATES = {
+    "finished": "finished already, in {}; delete that folder, or give name=..., to run afresh",
+    "unfinished": "continuing the run in {}",
+    "new": "a new run in {}",
+}
 
 
 def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
     """Train a recipe to its end and print its result; or look at one step of its run once more."""
     config = catalog.load_here(recipe, overrides)
     if replay is not None:
+        from ops.replay import print_replay
+
         return print_replay(config, replay)
     command = shlex.join(["python", "-m", "ops", "train", recipe, *overrides])
     result = watched(config, command)
@@ -28,15 +39,19 @@ def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
 
 
 def watched(config: RunConfig, command: str) -> RunResult:
-    """Run to the end, with the progress on the console."""
-    lines = {
-        "finished": "finished already, in {}; delete that folder, or give name=..., to run afresh",
-        "unfinished": "continuing the run in {}",
-        "new": "a new run in {}",
-    }
-    say(f"{config.name}: {lines[RunFolder.of(config).state()].format(config.run_dir)}")
+    """Run to the end, with the progress on the console; what can be refused at once is, before Ray is even imported."""
+    folder = RunFolder.of(config)
+    folder.refuse_another(config)
+    state, data = folder.state(), None
     with RunView(config.name) as view:
-        return launch(config, watch=view, command=command)
+        if state != "finished":
+            view.wait_for("data and networks")
+            data = check_run(config)
+        say(f"{config.name}: {STATES[state].format(config.run_dir)}")
+        view.wait_for("workers" if config.scaling.num_workers else "the first step")
+        from cluster.training.launch import launch  # which imports Ray
+
+        return launch(config, watch=view, command=command, data=data)
 
 
 def summary(result: RunResult) -> str:

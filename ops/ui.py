@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster.interruption import STATUS, Terminated
 from cluster.tracking.delivery import deliver_all
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from ops.console import say
-from ops.stores import open_store
+from ops.stores import open_store, runs_link
+
+HOST = "127.0.0.1"
+START_SECONDS, END_SECONDS = 120.0, 10.0
+FREE_PORTS_TRIED = 100
+LINKS_SHOWN = 5
+
+# How an experiment's page lays out its table of runs, where the link to it names this view.
+VIEW = "stillhouse"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+TAGS, METRICS = ("method", "student", "teacher", "data", "seed"), ("val/top1", "val/agreement")
 
 
 def ui(store: str | None, port: int) -> int:
@@ -19,14 +38,83 @@ def ui(store: str | None, port: int) -> int:
     if uri.startswith("http"):
         say(f"MLflow is served already: {uri}")
         return 0
-    say(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level critical"]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here asks for its background jobs
+    require_free(port)
+    links = links_of(uri, f"http://{HOST}:{port}")
     try:
-        return subprocess.run(command, env=quiet, check=False).returncode
+        with served(uri, port) as server:
+            wait_until_it_answers(server, port)
+            say(f"MLflow: http://{HOST}:{port} (Ctrl-C ends it)")
+            for link in links:
+                say(link)
+            return server.wait()
     except KeyboardInterrupt:
         return 0
+    except Terminated:
+        return STATUS[signal.SIGTERM]
+
+
+def require_free(port: int) -> None:
+    """Refuse a port that another program has, naming the next one that is free."""
+    if is_free(port):
+        return
+    others = range(port + 1, min(port + FREE_PORTS_TRIED, 2**16))
+    free = next((f"--port {other}" for other in others if is_free(other)), "another --port")
+    raise Refused(f"port {port} is taken by another program, perhaps by another `ui`; end that, or take {free}")
+
+
+def is_free(port: int) -> bool:
+    """Return whether nothing listens on a port of the loopback address."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended leaves it in use for a minute
+        try:
+            one.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def served(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run MLflow's server meanwhile, with all of its processes in a group of their own; end them all afterwards."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level critical"]
+    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here asks for its background jobs
+    server = subprocess.Popen(command, env=quiet, start_new_session=True)
+    try:
+        yield server
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(END_SECONDS)
+
+
+def wait_until_it_answers(server: subprocess.Popen[bytes], port: int) -> None:
+    """Wait for MLflow's page. RunFailed where the server ends instead, or is not there in time."""
+    ends = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends:
+        with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"http://{HOST}:{port}/health"):
+            return
+        if server.poll() is not None:
+            raise RunFailed(f"MLflow's server ended with status {server.returncode}; its own lines are above")
+        time.sleep(0.2)
+    raise RunFailed(f"MLflow's server does not answer after {START_SECONDS:g} s; try again, or look at its lines above")
+
+
+def links_of(uri: str, root: str) -> list[str]:
+    """Return a line with a link for each of the latest experiments that have runs, their tables of runs laid out."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    found = client.search_experiments(order_by=["last_update_time DESC"])
+    with_runs = [one for one in found if client.search_runs([one.experiment_id], max_results=1)]
+    columns = [*(f"tags.`{name}`" for name in TAGS), *(f"metrics.`{name}`" for name in METRICS)]
+    view = json.dumps({"selectedColumns": columns})
+    for one in with_runs:
+        if one.tags.get(VIEW_TAG) != view:
+            client.set_experiment_tag(one.experiment_id, VIEW_TAG, view)
+    return [f"  {one.name}: {runs_link(root, one.experiment_id, VIEW)}" for one in with_runs[:LINKS_SHOWN]]
 
 
 def deliver(folder: str) -> int:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from cluster.config import check_not_reserved
 from cluster.recipe import validated
-from cluster.recipe_files import read_recipe
+from cluster.recipe_files import is_file, read_recipe
 from cluster.sections import Section
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused, shortened
@@ -275,4 +275,7 @@ class SweepConfig(Section):
 
 def load_sweep(path: str | Path) -> SweepConfig:
     """Read the sweep that a YAML file describes. Refused in one line for what is wrong."""
-    return validated(SweepConfig, read_recipe(local_file(str(path))), str(path))
+    found = local_file(str(path))
+    if not is_file(found):
+        raise Refused(f"--space {path}: no such file; `python -m ops fields sweep` shows what it may hold")
+    return validated(SweepConfig, read_recipe(found), str(path))

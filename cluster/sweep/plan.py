@@ -11,7 +11,7 @@ from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, Point, Space, build_space, describe, num_points, run_config, shared_recipe
-from cluster.training.launch import check_run
+from cluster.training.check import check_run
 from kdcore.errors import Refused
 
 

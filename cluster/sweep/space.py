@@ -5,6 +5,7 @@ A point is {field: value} as in the sweep's space, plain values; a trial is a po
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cluster.config import RunConfig
+from cluster.field_names import near_names
 from cluster.recipe import absolute, assign, parse
 from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
 from cluster.tracking.mlflow_tracker import tracking_uri
@@ -65,7 +67,12 @@ class Space:
 
 
 def build_space(sweep: SweepConfig, scores: LayerScores | None) -> Space:
-    """Return the sweep's space, its choices of layers made from the layers' scores."""
+    """Return the sweep's space, its choices of layers made from the layers' scores. Refused for an unknown field."""
+    for name in sweep.space:
+        if name not in SHORT_WORDS and name.partition(".")[0] not in RunConfig.model_fields:
+            near = difflib.get_close_matches(name.rpartition(".")[2], SHORT_WORDS, n=1, cutoff=0.6)
+            near = near or near_names(RunConfig, name, list(SHORT_WORDS))
+            raise Refused(f"space: a recipe has no field {name!r}; did you mean {', '.join(near)}?")
     axes: dict[str, Axis] = {
         name: Values(values=tuple(layer_choices_of(axis, scores))) if isinstance(axis, Pairings) else axis
         for name, axis in sweep.space.items()

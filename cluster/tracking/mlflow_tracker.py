@@ -44,6 +44,8 @@ LASTING_ERRORS = {
 }
 KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
 ERROR = "error"  # the tag that says why a run failed
+# What begins the names of numbers that no step changes: tags there, where a metric would be drawn as one dot.
+CONSTANTS = ("model/", "data/cache_bytes")
 DESCRIBED = "run"  # a tag that is there once all of a run's description is
 DIGEST_LENGTH = 32  # of a data set, of 36 that MLflow takes
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
@@ -100,21 +102,24 @@ class MlflowTracker(Tracker):
             )
 
     def send(self, rows: list[Row]) -> None:
-        """Send the points of the rows that MLflow lacks, as one request."""
-        from mlflow.entities import Metric
+        """Send the points of the rows that MLflow lacks, as one request; numbers that no step changes as tags."""
+        from mlflow.entities import Metric, RunTag
 
-        metrics, steps = [], dict(self.last_steps)
+        metrics, tags, steps = [], {}, dict(self.last_steps)
         for row in rows:
             for name in row.keys() - {"step", "time"}:
                 value = number_or_none(row[name])
+                if name.startswith(CONSTANTS):
+                    tags[name] = f"{value:.12g}" if value is not None else "-"
+                    continue
                 if name not in steps:
                     history = self.client.get_metric_history(self.run_id, name)
                     steps[name] = self.last_steps[name] = max((point.step for point in history), default=-1)
                 if value is not None and row["step"] > steps[name]:
                     metrics.append(Metric(name, value, int(row["time"] * 1000), row["step"]))
                     steps[name] = row["step"]
-        if metrics:
-            self.client.log_batch(self.run_id, metrics=metrics)
+        if metrics or tags:
+            self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(*pair) for pair in tags.items()])
         self.last_steps = steps
 
     def send_file(self, path: Path) -> None:

@@ -19,19 +19,17 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from pydantic import TypeAdapter, ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
-from cluster.environment import require_compiler
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
-from cluster.rank import Rank
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
+from cluster.training.check import check_run
 from cluster.training.crash import crash_of
 from cluster.training.placement import Placement
 from cluster.training.progress import Watcher, open_board
@@ -85,34 +83,16 @@ class RunResult:
         return replace(result, run_dir=str(folder.path))  # which may have moved since
 
 
-def check_run(config: RunConfig) -> str:
-    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes, shapes.
-
-    Return the fingerprint of its training images.
-    """
-    from cluster.assembly import assemble  # here alone: Ray need not wait for the networks' libraries
-    from cluster.probing import check_probing, wants_probing
-    from cluster.rehearsal import rehearse_run
-    from kdcore.optim import build_optimizer
-
-    for model in (config.student, *config.all_teachers):
-        model.check()
-    if config.train.compile and not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes may have what this one lacks
-        require_compiler()
-    parts = assemble(config, Rank(0, 1, torch.device("cpu")))
-    build_optimizer(config.optimizer, parts.student)
-    rehearse_run(parts)
-    if wants_probing(config):
-        check_probing(parts)
-    return parts.indexes["train"].fingerprint
-
-
 def launch(
-    config: RunConfig, watch: Watcher | None = None, command: str = "", tags: Mapping[str, str] | None = None
+    config: RunConfig,
+    watch: Watcher | None = None,
+    command: str = "",
+    tags: Mapping[str, str] | None = None,
+    data: str | None = None,
 ) -> RunResult:
     """Run (or continue) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
 
-    tags: of the run in MLflow, beside its own.
+    tags: of the run in MLflow, beside its own. data: what `check_run` has returned, where it has just been called.
     """
     started = time.perf_counter()
     folder = RunFolder.of(config)
@@ -122,7 +102,7 @@ def launch(
     with leased(folder.path, "train") as fence:
         if (finished := continued(config)) is not None:  # by the process that had the folder until now
             return finished
-        result = run_to_end(config, folder, fence, watch, command, tags, started)
+        result = run_to_end(config, folder, fence, watch, command, tags, data or check_run(config), started)
         folder.write_result(asdict(result))
         close_run(config, "FINISHED")
     return result
@@ -135,16 +115,19 @@ def run_to_end(
     watch: Watcher | None,
     command: str,
     tags: Mapping[str, str] | None,
+    data: str,
     started: float,
 ) -> RunResult:
-    """Check a run, open it in its trackers, and let its workers train it to its last step; return its result."""
+    """Open a checked run in its trackers, and let its workers train it to its last step; return its result.
+
+    data: the fingerprint of its training images.
+    """
     opening: Future[str] | None = None
-    with ThreadPoolExecutor(1) as thread:  # Ray, the networks' libraries and MLflow take seconds each to wake
-        checking = thread.submit(check_run, config)
+    with ThreadPoolExecutor(1) as thread:  # MLflow takes seconds to wake, and so do the workers
         try:
             with ray_session(config):
                 folder.error.unlink(missing_ok=True)
-                folder.claim(config, checking.result())
+                folder.claim(config, data)
                 opening = thread.submit(open_run, config, command, tags)
                 final = run_workers(config, opening, watch, fence)
         except BaseException as error:  # with the workers gone, which would write on while the rest is delivered

@@ -34,12 +34,13 @@ from cluster.assembly import assemble, image_size
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
-from cluster.training.launch import check_run
+from cluster.training.check import check_run
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.checkpoints import load_tensors, to_safetensors
 from kdcore.cost import deployment_cost
 from kdcore.errors import Refused
-from kdcore.models import count_parameters, load_fitting
+from kdcore.fitting import load_fitting
+from kdcore.models import count_parameters
 from ops.benchmarks.tables import between
 from ops.console import say
 from ops.facts import RESULTS, write

@@ -28,7 +28,7 @@ from cluster.sweep.tracking import SweepRecord
 from kdcore.quality.score import Quality
 from ops import catalog, layers
 from ops.cache import BuildView
-from ops.console import console, say, table
+from ops.console import console, duration, say, table
 from ops.sweep.plots import plots
 from ops.sweep.report import PointResult, ranked, result_table, write_files
 from ops.sweep.view import SweepView
@@ -220,11 +220,3 @@ def recipe_to_measure(base: RunConfig) -> RunConfig | None:
     data["cache"] = {"dir": f"{base.output_dir}/unused"}
     data["views"]["num_views"] = base.train.epochs
     return parse(data, base.name)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in the unit that reads best."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -26,6 +26,7 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place
 
+SHOWN = 8  # folders that an error lists
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
 
 
@@ -37,10 +38,13 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """
     root = Path(place.root)
     folder = root / split
-    if not root.is_dir():
-        raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
+    require_root(root)
     if not folder.is_dir():
-        there = ", ".join(sorted(entry.name for entry in _visible(root) if is_folder(entry))) or "no folders"
+        if (root.parent / split).is_dir():
+            raise Refused(f"{root} has no split {split!r}, but the folder around it has; give data.root={root.parent}")
+        found = sorted(entry.name for entry in _visible(root) if is_folder(entry))
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        there = f"{', '.join(found[:SHOWN])}{more}" if found else "no folders"
         raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
     folders = {split: folder.stat().st_mtime_ns}
     if _holds_images_alone(folder):
@@ -48,6 +52,12 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     classes = tuple(_class_names(folder))
     tables = [_list_class(folder / name, f"{split}/{name}", label, folders) for label, name in enumerate(classes)]
     return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
+
+
+def require_root(root: Path) -> None:
+    """Refuse a folder of images that is not there."""
+    if not root.is_dir():
+        raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
 
 
 def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime
+import json
 
 import pytest
 import timm
@@ -128,19 +129,93 @@ def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
         build(tmp_path / "w.safetensors")
 
 
-def test_a_head_of_more_classes_has_a_remedy_that_works(tmp_path):
-    big = timm.create_model("cifar_resnet8", num_classes=21)
-    torch.save(big.state_dict(), tmp_path / "w.pt")
-    with pytest.raises(Refused, match=r"has 21 outputs: give args: {num_classes: 21}, and class_indices"):
-        build(tmp_path / "w.pt")
-    (tmp_path / "indices.json").write_text('{"cat": 20, "dog": 3, "eel": 7}')
+WNIDS = ["n01440764", "n01443537", "n01484850"]
+
+
+@pytest.fixture
+def big(tmp_path):
+    """A network of 21 classes, whose weights lie in w.pt."""
+    network = timm.create_model("cifar_resnet8", num_classes=21)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    return network
+
+
+def test_a_head_of_more_classes_has_a_remedy_that_works(big, tmp_path):
+    """For ImageNet's folders: rows of the classifier."""
+    with pytest.raises(Refused, match=r"has 21 outputs: .*args: {num_classes: 21}, and class_indices"):
+        build_model(ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "w.pt")), WNIDS)
+    (tmp_path / "indices.json").write_text(json.dumps(dict(zip(WNIDS, (20, 3, 7), strict=True))))
     config = ModelConfig(
         model="cifar_resnet8",
         checkpoint=str(tmp_path / "w.pt"),
         args={"num_classes": 21},
         class_indices=str(tmp_path / "indices.json"),
     )
-    assert torch.equal(build_model(config, CLASSES).fc.weight, big.fc.weight[[20, 3, 7]])
+    assert torch.equal(build_model(config, WNIDS).fc.weight, big.fc.weight[[20, 3, 7]])
+
+
+def test_a_head_of_other_classes_starts_afresh_where_that_is_said(big, tmp_path):
+    """For one's own folders: a new classifier, and nothing else of the network."""
+    with pytest.raises(Refused, match=r"has 21 outputs, for other classes.*: give new_head: true") as refused:
+        build(tmp_path / "w.pt")
+    assert "class_indices" not in str(refused.value)
+    config = ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "w.pt"), new_head=True)
+    torch.manual_seed(0)
+    made = build_model(config, CLASSES).state_dict()
+    torch.manual_seed(0)
+    fresh = timm.create_model("cifar_resnet8", num_classes=3).state_dict()
+    for name, tensor in big.state_dict().items():
+        assert torch.equal(made[name], fresh[name] if name.startswith("fc.") else tensor), name
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {"model": {name: tensor + 1 for name, tensor in state.items()}, "model_ema": state},
+        lambda state: {name: tensor for name, tensor in state.items() if not name.startswith("fc.")},
+        lambda state: {**state, "fc.weight": torch.zeros(21843, 64), "fc.bias": torch.zeros(21843)},
+        lambda state: {**state, "fc.weight": torch.zeros(1001, 64), "fc.bias": torch.zeros(1001)},
+    ],
+    ids=["data parallel", "moving average", "no classifier", "ImageNet-21k", "TensorFlow"],
+)
+def test_files_as_people_have_them_begin_a_fine_tuning(big, tmp_path, changed):
+    state = big.state_dict()
+    torch.save(changed(state), tmp_path / "other.pt")
+    config = ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "other.pt"), new_head=True)
+    made = build_model(config, CLASSES).state_dict()
+    assert all(torch.equal(made[name], tensor) for name, tensor in state.items() if not name.startswith("fc."))
+    assert made["fc.weight"].shape == (3, 64)
+
+
+def test_names_of_another_program_are_matched_by_order_where_that_is_said(big, tmp_path):
+    state = {f"net{number}.{name.rpartition('.')[2]}": t for number, (name, t) in enumerate(big.state_dict().items())}
+    torch.save(state, tmp_path / "other.pt")
+    config = ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "other.pt"), new_head=True)
+    with pytest.raises(Refused, match="the same order and shapes: take checkpoint_keys: positions"):
+        build_model(config, CLASSES)
+    made = build_model(config.model_copy(update={"checkpoint_keys": "positions"}), CLASSES)
+    assert torch.equal(made.conv1.weight, big.conv1.weight)
+
+
+def test_the_background_of_tensorflows_classifiers_is_said(tmp_path):
+    torch.save(timm.create_model("cifar_resnet8", num_classes=1001).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(Refused, match=r"num_classes: 1001.*0 is the background and i \+ 1 is ImageNet's i"):
+        build_model(ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "w.pt")), WNIDS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"new_head": True}, "new_head is for weights from a file, and there is none"),
+        ({"new_head": True, "checkpoint": "w.pt", "class_indices": "i.json"}, "leave one of them out"),
+    ],
+)
+def test_a_new_head_of_nothing_is_refused(big, tmp_path, monkeypatch, fields, complaint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "i.json").write_text("{}")
+    with pytest.raises(Refused, match=complaint):
+        build_model(ModelConfig(model="cifar_resnet8", **fields), CLASSES)
 
 
 def test_a_tensor_that_is_missing_stays_missing(trained):

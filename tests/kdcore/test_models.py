@@ -103,7 +103,7 @@ def test_weights_are_loaded_by_position_where_names_differ(trained, tmp_path):
     config = ModelConfig(model="cifar_resnet8", checkpoint=str(tmp_path / "foreign.pt"), checkpoint_keys="positions")
     model = build_model(config, "abcd")
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
-    with refuse("checkpoint_keys: positions, which matches by order"):
+    with refuse("the same order and shapes: take checkpoint_keys: positions"):
         build_model(config.model_copy(update={"checkpoint_keys": "names"}), "abcd")
 
 
@@ -130,7 +130,7 @@ def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
     config = ModelConfig(model="cifar_resnet8", checkpoint=path)
     with refuse(
         r"cifar_resnet8 with 3 classes: 2 tensors differ, the first is 'fc.weight' "
-        r"\(network: \[3, 64\], file: \[4, 64\]\); its classifier has 4 outputs: give args: {num_classes: 4}"
+        r"\(network: \[3, 64\], file: \[4, 64\]\); its classifier has 4 outputs, for other classes"
     ):
         build_model(config, CLASSES)
     safetensors.torch.save_file(trained.state_dict() | {"head.bias": torch.zeros(1)}, path)

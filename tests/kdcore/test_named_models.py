@@ -16,7 +16,7 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model, classifier_of, input_statistics
-from kdcore.named_models import module_of, short_name
+from kdcore.named_models import module_of, nearest_if_unknown, short_name
 from kdcore.rehearsal import check_network
 from kdcore.taps import FeatureTaps
 from kdcore.terms import parse_term
@@ -225,3 +225,13 @@ def test_what_answers_otherwise_than_it_says():
 
 def test_timms_networks_are_left_as_they_are():
     assert build("resnet18").pretrained_cfg == timm.create_model("resnet18").pretrained_cfg
+
+
+def test_every_name_of_timm_stands_in_its_text(monkeypatch):
+    """What is refused before timm is imported is unknown to timm, too."""
+    names = [*timm.list_models(), *timm.list_models(pretrained=True), *timm.models._registry._deprecated_models]
+    assert nearest_if_unknown("resnet81") is None  # timm itself is asked
+    monkeypatch.delitem(sys.modules, "timm")
+    assert len(names) > 2000
+    assert [name for name in names if nearest_if_unknown(name) is not None] == []
+    assert "resnet18" in nearest_if_unknown("resnet81")

@@ -1,17 +1,23 @@
 """`ui` and `deliver`, and which store a command means."""
 
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from ops.__main__ import main
+from ops.history import Run
 from ops.stores import open_store, run_link
-from tests.cluster.servers import free_port, wait_for
+from ops.ui import is_free, links_of
+from tests.cluster.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,23 +50,63 @@ def test_deliver_with_nothing_to_do(finished, tmp_path, capsys):
     assert main(["deliver", str(tmp_path / "nowhere")]) == 2
 
 
+def test_a_port_that_is_taken_is_refused_with_the_next_free_one(finished, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["ui", "--store", str(finished / "out"), "--port", str(port)]) == 2
+    said = re.search(rf"port {port} is taken by another program.* take --port (\d+)", capsys.readouterr().err)
+    assert is_free(int(said[1]))
+
+
+def test_the_links_lead_to_the_training_runs_with_the_columns_that_tell_them_apart(finished, store):
+    """The view is a tag of the experiment, which MLflow's page reads by the key in the link."""
+    (line,) = links_of(store, "http://127.0.0.1:5000")
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("small")
+    address = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
+    assert line == f"  small: {address}?workflowType=machine_learning&viewStateShareKey=stillhouse"
+    shown = json.loads(experiment.tags["mlflow.sharedViewState.stillhouse"])["selectedColumns"]
+    assert shown[:4] == ["tags.`method`", "tags.`student`", "tags.`teacher`", "tags.`data`"]
+    run = client.search_runs([experiment.experiment_id], max_results=1)[0].data
+    for column in shown:
+        kind, name = column.split(".", 1)
+        assert name.strip("`") in getattr(run, kind)
+
+
+def test_numbers_that_no_step_changes_are_no_curves(finished, store):
+    """In MLflow tags, and for those who read runs numbers as before."""
+    client = mlflow.MlflowClient(store)
+    record = client.search_runs([client.get_experiment_by_name("small").experiment_id], max_results=1)[0]
+    assert not [name for name in record.data.metrics if name.startswith("model/")]
+    assert Run.of(record).metrics["model/parameters"] == float(record.data.tags["model/parameters"]) > 1000
+
+
+def end(server: subprocess.Popen[str], number: int) -> None:
+    """Signal `ui`, and wait until nothing of its server is left."""
+    group = int(subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.pid)], capture_output=True, text=True).stdout)
+    server.send_signal(number)
+    server.wait(60)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
 @pytest.mark.slow
-def test_the_page_opens_on_the_loopback_address(finished, store):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_page_opens_on_the_loopback_address_and_ends_with_its_command(finished, number, status):
     port = free_port()
     words = ["-m", "ops", "ui", "--store", str(finished / "out"), "--port", str(port)]
     server = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
     )
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1) as page:
-                return b"MLflow" in page.read()
-        except OSError:
-            return False
-
     try:
-        wait_for(answers, 90)
+        lines = iter(server.stdout.readline, "")
+        assert any(line == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n" for line in lines)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            assert b"MLflow" in page.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ajax-api/3.0/mlflow/ui-telemetry") as answer:
+            assert json.load(answer)["disable_ui_telemetry"] is True
     finally:
-        os.killpg(server.pid, signal.SIGINT)
-        assert f"MLflow: http://127.0.0.1:{port}" in server.communicate(timeout=30)[0]
+        end(server, number)
+    assert server.returncode == status

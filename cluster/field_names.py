@@ -1,0 +1,38 @@
+"""The names of a configuration's fields, dotted, and which of them a wrong one may have meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+
+def near_names(model: type[BaseModel], unknown: str, beside: Sequence[str]) -> list[str]:
+    """Return what may have been meant by a dotted field that there is not, the likeliest first.
+
+    beside: the names that its section has. A field of that very name in another section comes before those that only
+    look alike.
+    """
+    last = unknown.rpartition(".")[2]
+    elsewhere = [name for name in dotted_names(model) if name.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(last, beside, n=3, cutoff=0.5)
+    return elsewhere[:3] or near or list(beside)
+
+
+def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every field of a model and of the sections below it; of lists, the name alone."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        section = section_in(field.annotation)
+        if section is not None:
+            yield from dotted_names(section, f"{prefix}{name}.")
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a field holds, or may hold beside None; None for any other field."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    members = [part for part in get_args(annotation) if part is not type(None)]
+    return section_in(members[0]) if len(members) == 1 and type(None) in get_args(annotation) else None

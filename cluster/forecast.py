@@ -1,0 +1,70 @@
+"""What a run will take, from a short measurement of its own steps: steps and seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, cycle
+
+from cluster.assembly import Assembly, assemble
+from cluster.cache.outlook import synchronise
+from cluster.config import RunConfig
+from cluster.rank import Rank
+from cluster.rehearsal import stand_in
+from cluster.resources import device_here, use_worker_threads
+from cluster.training.loop import ForwardBackward
+from kdcore.batch import Batch
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run takes. images_per_second: of one worker alone, from its loader through the backward pass."""
+
+    num_images: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    num_workers: int
+    images_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training on workers that are all as fast; start-up, validation and optimiser are left out."""
+        return self.total_steps * self.batch_size / (self.images_per_second * self.num_workers)
+
+
+def forecast(config: RunConfig, seconds: float) -> Forecast:
+    """Measure a run's steps for about so long where it would run, and one of them at least. Trains nothing."""
+    use_worker_threads(config)
+    run = assemble(config, Rank(0, 1, device_here(config)))
+    return Forecast(
+        num_images=len(run.indexes["train"]),
+        batch_size=config.train.batch_size,
+        steps_per_epoch=run.steps_per_epoch,
+        total_steps=run.total_steps,
+        num_workers=max(1, config.scaling.num_workers),
+        images_per_second=measured_speed(run, seconds),
+    )
+
+
+def measured_speed(run: Assembly, seconds: float) -> float:
+    """Return the images a second that go through loader, networks and losses of one worker, and back."""
+    distiller = run.distiller(stand_in(run)).to(run.rank.device).train()
+    compute, batches = ForwardBackward(run, distiller), endless_batches(run)
+    for _ in range(2):  # kernels are chosen, memory is had
+        compute(next(batches), 1.0, synchronise=True)
+    synchronise(run.rank.device)
+    started, seen = time.perf_counter(), 0
+    while not seen or time.perf_counter() - started < seconds:
+        batch = next(batches)
+        compute(batch, 1.0, synchronise=True)
+        distiller.zero_grad()
+        seen += len(batch)
+    synchronise(run.rank.device)
+    return seen / (time.perf_counter() - started)
+
+
+def endless_batches(run: Assembly) -> Iterator[Batch]:
+    """Yield the batches of the run, over and over."""
+    return chain.from_iterable(run.train_batches(0) for _ in cycle([None]))

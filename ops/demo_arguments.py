@@ -1,0 +1,21 @@
+"""The arguments of `demo` that name networks for one's own images."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+NETWORKS = ("teacher", "teacher_weights", "student", "student_weights")
+
+
+def add_networks(parser: ArgumentParser) -> None:
+    """Add --teacher and --student, each with a file of weights of whatever classes."""
+    parser.add_argument(
+        "--teacher", metavar="NAME", help="a timm model, fine-tuned on your data from timm's weights or a file's"
+    )
+    parser.add_argument(
+        "--teacher-weights", metavar="FILE", help="its weights, of ImageNet or other classes (default: timm's)"
+    )
+    parser.add_argument("--student", metavar="NAME", help="a timm model, trained afresh (default: the recipe's)")
+    parser.add_argument(
+        "--student-weights", metavar="FILE|timm", help="what it starts from instead: a file, or timm's weights"
+    )
