@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from cluster.jobs import secret_files
+from cluster.parcel import pack_parcel
 from cluster.provenance import COMMIT
 from cluster.training.progress import GAUGES, STARTS
 from kdcore import __version__
@@ -324,7 +324,7 @@ def test_the_secrets_of_mlflow_stay_here(tmp_path):
     """Neither git nor a job's package takes the file that they are in."""
     assert "mlflow.env" in (ROOT / ".gitignore").read_text().split()
     (tmp_path / "mlflow.env").touch()
-    assert secret_files(tmp_path) == ["mlflow.env"]
+    assert pack_parcel(tmp_path).secrets == ("mlflow.env",)
 
 
 @pytest.mark.parametrize(("name", "context"), [("Dockerfile", ROOT), ("mlflow.Dockerfile", DEPLOY)])
