@@ -40,6 +40,7 @@ from pipelines.views.policy import ViewPolicy
 
 SIZES = (50_000, 1_280_000, 14_000_000)
 NUM_CLASSES, NUM_VIEWS, ROWS_PER_SHARD, BATCH = 1000, 100, 16_384, 256
+MORE = 200  # batches: whether memory grows with what is read
 
 
 def synthetic_index(num_samples: int) -> pa.Table:
@@ -107,11 +108,17 @@ def measure(folder: Path) -> dict[str, Any]:
         index.names(ids)
         return plan.views(1, ids, index.heights[ids], index.widths[ids])
 
+    def more_batches() -> None:
+        for start in np.linspace(0, len(index) - BATCH, MORE).astype(np.int64):
+            ids = plan.order(2, np.arange(start, start + BATCH))
+            plan.views(2, ids, index.heights[ids], index.widths[ids])
+
     index, found["open the index"] = with_time_and_memory(open_index)
     policy = ViewPolicy(size=224, crop="resized", mixup_alpha=0.2)
     plan, found["make the view plan"] = with_time_and_memory(lambda: ViewPlan(policy, 0, len(index)))
     _, found["first batch: ids, names, views"] = with_time_and_memory(batch_of_views)
     _, found["another batch"] = with_time_and_memory(batch_of_views)
+    _, found[f"{MORE} more, over the epoch"] = with_time_and_memory(more_batches)
     _, found["hold out 2 %, with its fingerprint"] = with_time_and_memory(lambda: index.split(0.02, 0)[0].fingerprint)
     _, found["read the manifest"] = with_time_and_memory(lambda: load_manifest(folder))
     sizes = {"index": path.stat().st_size, "manifest": (folder / MANIFEST).stat().st_size}
