@@ -65,12 +65,16 @@ class Packing(Protocol):
 
 
 def find_pack(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the index of a pack of this split."""
-    return tuple(file for file in place.list_files(split) if file.name == f"{split}/{INDEX}")
+    """Return the index and the shards of a pack of this split; nothing where there is no index."""
+    files = tuple(file for file in place.list_files(split) if file.name.endswith(".arrow"))
+    return files if any(file.name == f"{split}/{INDEX}" for file in files) else ()
 
 
 def read_pack(place: Place, split: str) -> pa.Table:
-    """Return the table of a pack's split, as `pipelines.data.source.open_table` takes it."""
+    """Return the table of a pack's split, as `pipelines.data.source.open_table` takes it.
+
+    Refused where a shard is not there or not of the size that was written.
+    """
     name = f"{split}/{INDEX}"
     try:
         table = pa.ipc.open_file(pa.py_buffer(place.read(name))).read_all().combine_chunks()
@@ -79,6 +83,11 @@ def read_pack(place: Place, split: str) -> pa.Table:
     version = int(table.schema.metadata.get(b"version", b"0"))
     if version != VERSION:
         raise Refused(f"{place.name_of(name)} is a pack of version {version}, not {VERSION}; pack again")
+    sizes = {file.name: file.num_bytes for file in place.list_files(split)}
+    for shard, num_bytes in json.loads(table.schema.metadata[b"files"]):
+        if sizes.get(shard) != num_bytes:
+            found = f"has {sizes[shard]:,} bytes" if shard in sizes else "is not there"
+            raise Refused(f"{place.name_of(shard)} {found}, and was packed with {num_bytes:,}; copy it or pack again")
     return table
 
 

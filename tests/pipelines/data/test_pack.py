@@ -113,6 +113,25 @@ def test_a_byte_that_has_changed_is_found(folder: Path) -> None:
         verify_pack(job.target, "train")
 
 
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_a_shard_that_is_cut_off_or_gone_is_found_before_it_is_read(folder: Path, is_indexed: bool) -> None:
+    job = job_of(folder)
+    run_pack_job(job, job.prepare())
+    target, index = Path(job.target), folder / "another-index"
+    if is_indexed:
+        build_index(target, "train", index, progress=False)
+    shard = target / "train" / "shard-00001.arrow"
+    size = shard.stat().st_size
+    os.truncate(shard, size - 10)
+    with pytest.raises(
+        Refused, match=rf"shard-00001.arrow has {size - 10:,} bytes, and was packed with {size:,}; copy"
+    ):
+        build_index(target, "train", index, progress=False)
+    shard.unlink()
+    with pytest.raises(Refused, match=r"shard-00001.arrow is not there, and was packed with"):
+        build_index(target, "train", index, progress=False)
+
+
 def test_an_image_that_changes_behind_the_index(folder: Path, original: Source) -> None:
     job = job_of(folder)
     shards_to_write = job.prepare()
