@@ -89,6 +89,11 @@ def load_backbone(model: nn.Module, config: ModelConfig) -> None:
     load_all_but_classifier(model, checkpoint, path, config.model)
 
 
+def holds_more(config: ModelConfig, model: nn.Module) -> bool:
+    """Return whether a recipe's file has more tensors than a network without a classifier, such as one's."""
+    return len(load_tensors(local_file(str(config.checkpoint)))) > len(model.state_dict())
+
+
 def refuse_fresh_classifier(model: nn.Module, config: ModelConfig, class_names: Sequence[str]) -> None:
     """Refuse downloaded weights of other classes for a network that has to know the data's.
 

@@ -19,7 +19,7 @@ from torchvision import models
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
-from kdcore.fitting import load_backbone, load_weights, refuse_fresh_classifier
+from kdcore.fitting import holds_more, load_backbone, load_weights, refuse_fresh_classifier
 from kdcore.hub import hub_if_it_answers
 from kdcore.local_dir import read_local_dir
 from kdcore.located import local_file
@@ -32,8 +32,18 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     config.check()
     config = config.resolved()
     model = _create(config, {"num_classes": 0})
+    if config.checkpoint and config.checkpoint_keys == "positions" and holds_more(config, model):
+        return _without_classifier(config)
     if config.checkpoint:
         load_backbone(model, config)
+    return model
+
+
+def _without_classifier(config: ModelConfig) -> nn.Module:
+    """Build the network with its classifier, whose tensors only their places tell apart, and take that off again."""
+    model = _create(config, {})
+    load_weights(model, config)
+    model.reset_classifier(0)  # type: ignore[operator]
     return model
 
 

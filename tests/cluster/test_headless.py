@@ -78,6 +78,19 @@ def test_a_head_in_the_file_is_left_out(tmp_path):
         build_backbone(model.model_copy(update={"model": "resnet34"}))
 
 
+def test_a_head_in_a_file_of_other_names_is_left_out(tmp_path):
+    """Matched by position, it is there while the file is read."""
+    torch.manual_seed(0)
+    whole = timm.create_model("resnet18")
+    renamed = {f"{n}.{name.rpartition('.')[2]}": tensor for n, (name, tensor) in enumerate(whole.state_dict().items())}
+    torch.save(renamed, tmp_path / "weights.pt")
+    model = ModelConfig(model="resnet18", checkpoint=str(tmp_path / "weights.pt"), checkpoint_keys="positions")
+    network = build_backbone(model).eval()
+    whole.reset_classifier(0)
+    assert network.num_classes == 0
+    assert torch.equal(network(torch.ones(1, 3, 32, 32)), whole.eval()(torch.ones(1, 3, 32, 32)))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from ops.__main__ import main
-from tests.own_code import write_own_code
+from tests.own_code import write_own_code, write_own_images
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -140,16 +140,23 @@ class TestWithToken:
         assert again.returncode == 2
         assert "--name named: the cluster has a job of that name" in one_line(again.stderr)
 
-    def test_a_job_brings_its_plugins(self, head, tiny, tmp_path):
-        """A network and a package from a folder outside; the job's own processes find neither there."""
+    def test_a_job_brings_its_plugins(self, head, tiny, image_folder, tmp_path):
+        """Networks, a loss and a kind of images from a folder outside, which the job's own processes do not see."""
         token_file, code = head.environment["RAY_AUTH_TOKEN_PATH"], write_own_code(tmp_path / "code")
-        plugins = ["--plugin", str(code / "own_nets.py"), "--plugin", str(code / "own_images")]
-        own = ["student.model=own_nets:build", "student.args={}", "name=own", *plugins]
-        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, *own, **NO_TOKEN)
+        images = write_own_images(image_folder, tmp_path / "listed")
+        plugins = [f"--plugin={code / name}" for name in ("own_nets.py", "own_losses.py", "own_images")]
+        own = [
+            *("name=own", f"data.root={images}", "student.model=own_nets:build", "student.args={}"),
+            *(
+                'teacher={"model": "own_nets:build", "args": {"width": 8}}',
+                'method=[{"term": "logit_l1", "weight": 1.0}]',
+            ),
+        ]
+        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, *own, *plugins, **NO_TOKEN)
         assert done.returncode == 0, done.stdout + done.stderr
         facts = json.loads((tmp_path / "out/own/facts.json").read_text())
-        assert facts["plugins"].keys() == {"own_nets", "own_images"}
-        assert "plugins:\n- own_nets\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
+        assert facts["plugins"].keys() == {"own_nets", "own_losses", "own_images"}
+        assert "plugins:\n- own_nets\n- own_losses\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
 
     def test_ray_job_submit(self, head, image_folder, tmp_path):
         """Ray's own command, with a recipe that is not there: the job's failure comes back, in this program's words."""
