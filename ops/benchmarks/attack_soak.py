@@ -17,7 +17,7 @@ from cluster.recipe import parse
 from cluster.training.launch import launch
 
 FEWEST = 4  # samples of a slope
-WARM_UP = 0.25  # of the samples: caches of libraries fill in them
+WARM_UP = 0.5  # of the samples: caches and connections of libraries fill in them
 Say = Callable[[str], None]
 
 
