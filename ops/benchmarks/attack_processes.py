@@ -161,8 +161,8 @@ def digests(folder: Path, pattern: str) -> dict[str, str]:
 
 
 def is_read(path: Path) -> bool:
-    """Return whether a file is one that somebody reads."""
-    return path.suffix != ".tmp" and not path.name.startswith(".")
+    """Return whether a file is one that somebody reads, and is no copy below a random name of MLflow's."""
+    return path.suffix != ".tmp" and not path.name.startswith(".") and "artifacts" not in path.parts
 
 
 def of_cache(folder: Path) -> dict[str, Any]:

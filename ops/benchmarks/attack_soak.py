@@ -17,7 +17,7 @@ from cluster.recipe import parse
 from cluster.training.launch import launch
 
 FEWEST = 4  # samples of a slope
-WARM_UP = 0.25  # of the samples: caches of libraries fill in them
+WARM_UP = 0.5  # of the samples: caches and connections of libraries fill in them
 Say = Callable[[str], None]
 
 
@@ -40,7 +40,7 @@ def slope(at: Sequence[float], values: Sequence[float]) -> dict[str, float]:
     begin = math.ceil(len(at) * WARM_UP)
     x, y = np.asarray(at[begin:], float), np.asarray(values[begin:], float)
     fit = stats.linregress(x, y)
-    half = float(fit.stderr * stats.t.ppf(0.975, max(1, len(x) - 2)))
+    half = 0.0 if np.ptp(y) == 0 else float(fit.stderr * stats.t.ppf(0.975, max(1, len(x) - 2)))
     return {"n": len(x), "slope": float(fit.slope), "plus_minus": half, "first": float(y[0]), "last": float(y[-1])}
 
 

@@ -47,8 +47,8 @@ def test_a_sweep_and_another_on_one_folder(commands: dict[str, Subject], second:
 
 
 def test_a_slope_is_one() -> None:
-    found = slope(range(20), [100.0] * 5 + [3.0 * run for run in range(5, 20)])
-    assert (found["n"], found["first"], found["last"]) == (15, 15.0, 57.0)
+    found = slope(range(20), [100.0] * 10 + [3.0 * run for run in range(10, 20)])
+    assert (found["n"], found["first"], found["last"]) == (10, 30.0, 57.0)
     assert found["slope"] == pytest.approx(3.0)
     assert found["plus_minus"] < 1e-9
 
@@ -59,7 +59,7 @@ def small(image_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_runs_leave_no_file_and_no_thread_open(image_folder: Path, tmp_path: Path) -> None:
     short = small(image_folder, tmp_path) | {"train": {"epochs": 1, "max_steps": 2, "batch_size": 8}}
-    found = many_runs(short, 4)["by_run"]
+    found = many_runs(short, 6)["by_run"]
     assert {name: found[name]["last"] - found[name]["first"] for name in FLAT} == dict.fromkeys(FLAT, 0)
 
 

@@ -1,0 +1,76 @@
+"""What interrupts a run between two steps: asked of one rank, answered by all of them after the same step."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import PreemptionInfo
+
+from cluster.rank import LargestOfRanks, Rank
+from cluster.training import notices
+from cluster.training.notices import Answer, Notices
+
+ALONE = Rank(0, 1, torch.device("cpu"))
+FIRST = PreemptionInfo(deadline_ms=1_767_225_600_000, preempted_node_to_ranks={"a1b2c3d4e5": [1, 0], "b": [2]})
+LATER = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a1b2c3d4e5": [0, 1]})
+
+
+def follow(number: int, folder: str, results: Any) -> None:
+    """One of two ranks: of the numbers that both give, what each is told call by call."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    largest = LargestOfRanks(Rank(number, 2, torch.device("cpu")))
+    given = [[0, 1, 0, 2], [0, 0, 0, 0]][number]
+    results[number] = [largest.exchange(value) for value in given] + [largest.finish()]
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_told_the_same_one_call_later(tmp_path: Path) -> None:
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(follow, (str(tmp_path), results), nprocs=2)
+        assert dict(results) == {0: [0, 0, 1, 0, 2], 1: [0, 0, 1, 0, 2]}
+
+
+def test_one_rank_is_told_at_once() -> None:
+    stop = threading.Event()
+    asked = Notices(ALONE, stop, watches_nodes=False)
+    assert asked.after_step() == Answer()
+    stop.set()
+    assert asked.after_step() == Answer(ends=True)
+    asked.close()
+
+
+def test_each_notice_of_ray_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([None, FIRST, FIRST, LATER])
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(found))
+    monkeypatch.setattr(notices, "LOOK_SECONDS", 0.0)
+    asked = Notices(ALONE, threading.Event(), watches_nodes=True)
+    said = [asked.after_step().notice for _ in range(4)]
+    assert said == [
+        None,
+        "node a1b2c3d4, b with rank 0, 1, 2 is taken away at 00:00:00 UTC",
+        None,
+        "node a1b2c3d4 with rank 0, 1 is taken away soon",
+    ]
+
+
+def test_ray_is_asked_every_so_often_and_where_it_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is a barrier of all ranks, which a step does not wait for."""
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: pytest.fail("asked"))
+    Notices(ALONE, threading.Event(), watches_nodes=True).after_step()
+    monkeypatch.setattr(notices, "LOOK_SECONDS", 0.0)
+    Notices(ALONE, threading.Event(), watches_nodes=False).after_step()
+
+
+def test_a_run_that_is_to_end_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(notices, "LOOK_SECONDS", 0.0)
+    stop = threading.Event()
+    stop.set()
+    assert Notices(ALONE, stop, watches_nodes=True).after_step().ends
