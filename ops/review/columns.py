@@ -97,6 +97,20 @@ def recipe_columns(metric: str) -> list[Column]:
             "val/agreement", "agreement", "{:.2f}%", "share of images on which student and teacher answer alike", 100
         ),
         mean_column("model/parameters", "parameters", "{:,.0f}", "of the deployed network"),
+        Column(
+            "ratio",
+            "ratio",
+            ratio_cell,
+            "the student's parameters beside its teacher's",
+            shown=lambda rows: any(compression(row) is not None for row in rows),
+        ),
+        mean_column(
+            "model/latency_ms",
+            "ms/image",
+            "{:.2f}",
+            "of one image at a time in torch, as `demo` or `benchmark` measured it",
+            only_where_some=True,
+        ),
         mean_column("model/gmacs", "GMACs", "{:.4g}", "multiply-adds for one image"),
         mean_column("model/megabytes", "MB", "{:.2f}", "of the deployed weights"),
         mean_column("speed/mean_images_per_second", "images/s", "{:,.0f}", "in training"),
@@ -142,6 +156,18 @@ def run_column(metric: str) -> Column:
 def number(value: float | None, form: str, scale: float = 1) -> Cell:
     """Return a number's cell; an empty one where there is none."""
     return Cell("") if value is None else Cell(form.format(value * scale), value)
+
+
+def compression(row: Row) -> float | None:
+    """Return how many times the student's parameters its teacher has; None where one of them is unknown."""
+    student, teacher = row.mean("model/parameters"), row.mean("model/teacher_parameters")
+    return teacher / student if student and teacher else None
+
+
+def ratio_cell(row: Row) -> Cell:
+    """Return a recipe's compression ratio."""
+    ratio = compression(row)
+    return Cell("") if ratio is None else Cell(f"1/{ratio:.1f}", ratio)
 
 
 def recipe_cell(row: Row) -> Cell:
