@@ -18,7 +18,7 @@ from cluster.training.check import check_names, check_run
 from cluster.training.launch import RunResult
 from kdcore.errors import Refused
 from kdcore.reporting import optional
-from ops.console import console, duration, percent, say, table
+from ops.console import console, duration, part_of, percent, say, table
 from ops.digits import write_digits
 from ops.latency import log_to_mlflow, measure_networks
 from ops.train import mlflow_hint, watched
@@ -180,14 +180,9 @@ def comparison(networks: dict[str, Network]) -> str:
     """Say in a sentence how much smaller and faster than the teacher the student is."""
     student, teacher = networks["student"], networks["teacher"]
     return (
-        f"the student has {ratio(teacher['parameters'], student['parameters'])} of the teacher's parameters and "
+        f"the student has {part_of(teacher['parameters'], student['parameters'])} of the teacher's parameters and "
         f"answers {teacher['p50_ms'] / student['p50_ms']:.1f} times as fast, one image at a time"
     )
-
-
-def ratio(teacher: float, student: float) -> str:
-    """Return the student's part of the teacher's parameters: 1/4.0, or 1.5 times for a student that is larger."""
-    return f"1/{teacher / student:.1f}" if student <= teacher else f"{student / teacher:.1f} times"
 
 
 def row(title: str, runs: list[RunResult], network: Network | None, teacher: Network | None) -> list[str]:
@@ -198,7 +193,7 @@ def row(title: str, runs: list[RunResult], network: Network | None, teacher: Net
         mean_and_half_range([r.metrics["val/top1"] for r in runs], percent),
         mean_and_half_range([r.metrics["val/agreement"] for r in runs], percent) if compared else "-",
         f"{network['parameters']:,}" if network else "-",
-        ratio(teacher["parameters"], network["parameters"]) if network and teacher and compared else "-",
+        part_of(teacher["parameters"], network["parameters"]) if network and teacher and compared else "-",
         f"{network['p50_ms']:.2f}" if network else "-",
         mean_and_half_range([r.wall_seconds for r in runs], "{:.0f}".format),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ops.console import part_of
 from ops.response import is_rate
 from ops.review.groups import Row
 
@@ -102,7 +103,7 @@ def recipe_columns(metric: str) -> list[Column]:
             "ratio",
             ratio_cell,
             "the student's parameters beside its teacher's",
-            shown=lambda rows: any(compression(row) is not None for row in rows),
+            shown=lambda rows: any(ratio_cell(row).text for row in rows),
         ),
         mean_column(
             "model/latency_ms",
@@ -158,16 +159,10 @@ def number(value: float | None, form: str, scale: float = 1) -> Cell:
     return Cell("") if value is None else Cell(form.format(value * scale), value)
 
 
-def compression(row: Row) -> float | None:
-    """Return how many times the student's parameters its teacher has; None where one of them is unknown."""
-    student, teacher = row.mean("model/parameters"), row.mean("model/teacher_parameters")
-    return teacher / student if student and teacher else None
-
-
 def ratio_cell(row: Row) -> Cell:
-    """Return a recipe's compression ratio."""
-    ratio = compression(row)
-    return Cell("") if ratio is None else Cell(f"1/{ratio:.1f}", ratio)
+    """Return a recipe's compression: the student's parameters beside the teacher's; empty where one is unknown."""
+    student, teacher = row.mean("model/parameters"), row.mean("model/teacher_parameters")
+    return Cell(part_of(teacher, student), teacher / student) if student and teacher else Cell("")
 
 
 def recipe_cell(row: Row) -> Cell:
