@@ -131,3 +131,8 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def part_of(teacher: float, student: float) -> str:
+    """Return the student's size as a part of the teacher's: 1/4.0, or 1.5 times for a student that is larger."""
+    return f"1/{teacher / student:.1f}" if student <= teacher else f"{student / teacher:.1f} times"

@@ -17,9 +17,10 @@ from cluster.tracking.folder import RunFolder
 from cluster.training.check import check_names, check_run
 from cluster.training.launch import RunResult
 from kdcore.errors import Refused
-from ops.console import console, duration, percent, say, table
+from kdcore.reporting import optional
+from ops.console import console, duration, part_of, percent, say, table
 from ops.digits import write_digits
-from ops.latency import measure_networks
+from ops.latency import log_to_mlflow, measure_networks
 from ops.train import mlflow_hint, watched
 
 LATENCY_SECONDS = 1.0
@@ -148,7 +149,8 @@ def outlook(teacher: RunConfig, distilled: RunConfig, seeds: int) -> Iterator[st
     yield f"together about {duration(total)}, measured here for some seconds; Ctrl-C and the same command go on{hint}"
 
 
-COLUMNS = ["", "top-1", "agreement", "parameters", "ratio", "ms/image", "images/s", "wall s"]
+# 80 columns wide; ms: of one image at a time.
+COLUMNS = ["", "top-1", "agreement", "parameters", "ratio", "ms", "wall s"]
 
 Network = dict[str, Any]  # a row of `benchmark`
 
@@ -168,6 +170,9 @@ def title_of(config: RunConfig, seeds: int) -> str:
 def networks_of(config: RunConfig, run_dir: Path) -> dict[str, Network]:
     """Return {student, teacher}, as far as they can be measured: what each costs here, one image at a time in torch."""
     rows = measure_networks(config, RunFolder(run_dir).weights, [1], ["torch"], LATENCY_SECONDS)
+    if run_id := RunFolder(run_dir).read_run_id():
+        with optional("their cost on the run's page is", say):
+            log_to_mlflow(config, run_id, rows)
     return {row["network"]: row for row in rows}
 
 
@@ -175,7 +180,7 @@ def comparison(networks: dict[str, Network]) -> str:
     """Say in a sentence how much smaller and faster than the teacher the student is."""
     student, teacher = networks["student"], networks["teacher"]
     return (
-        f"the student has 1/{teacher['parameters'] / student['parameters']:.1f} of the teacher's parameters and "
+        f"the student has {part_of(teacher['parameters'], student['parameters'])} of the teacher's parameters and "
         f"answers {teacher['p50_ms'] / student['p50_ms']:.1f} times as fast, one image at a time"
     )
 
@@ -188,9 +193,8 @@ def row(title: str, runs: list[RunResult], network: Network | None, teacher: Net
         mean_and_half_range([r.metrics["val/top1"] for r in runs], percent),
         mean_and_half_range([r.metrics["val/agreement"] for r in runs], percent) if compared else "-",
         f"{network['parameters']:,}" if network else "-",
-        f"1/{teacher['parameters'] / network['parameters']:.1f}" if network and teacher else "-",
+        part_of(teacher["parameters"], network["parameters"]) if network and teacher and compared else "-",
         f"{network['p50_ms']:.2f}" if network else "-",
-        mean_and_half_range([r.images_per_second for r in runs], "{:,.0f}".format),
         mean_and_half_range([r.wall_seconds for r in runs], "{:.0f}".format),
     ]
 

@@ -23,6 +23,7 @@ from cluster.evaluation import load_student, with_online_teacher
 from cluster.rank import Rank
 from cluster.resources import device_here, use_worker_threads
 from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
 from kdcore.errors import Refused
 from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
@@ -88,7 +89,28 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
     show(rows, f"{device}, {threads} threads, {config.views.height}x{config.views.width} pixels")
     write_json(path, {"facts": facts(), "device": device, "threads": threads, "rows": rows})
     say(f"written: {path}")
+    if found.run_id is not None:
+        log_to_mlflow(config, found.run_id, rows)
     return 0
+
+
+def log_to_mlflow(config: RunConfig, run_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Note on a run's page what its networks cost, one image at a time in torch, for those who compare runs.
+
+    Refused where the server does not answer.
+    """
+    import mlflow
+    from mlflow.entities import RunTag
+
+    single = {row["network"]: row for row in rows if row["batch"] == 1 and row["form"] == "torch"}
+    prefixes = {"student": "", "teacher": "teacher_"}
+    noted = {f"model/{prefixes[network]}latency_ms": row["p50_ms"] for network, row in single.items()}
+    if "teacher" in single:
+        noted["model/teacher_parameters"] = single["teacher"]["parameters"]
+    uri = tracking_uri(config)
+    with mlflow_errors_as_refusals(uri, "the numbers are in the run's folder: measure again when it is back"):
+        client = mlflow.MlflowClient(uri)
+        client.log_batch(run_id, tags=[RunTag(name, f"{value:.12g}") for name, value in noted.items()])
 
 
 def measure_networks(

@@ -22,7 +22,7 @@ from ops.console import say
 from ops.stores import open_store, runs_link
 
 HOST = "127.0.0.1"
-START_SECONDS, END_SECONDS = 120.0, 10.0
+START_SECONDS, END_SECONDS = 300.0, 10.0
 FREE_PORTS_TRIED = 100
 LINKS_SHOWN = 5
 

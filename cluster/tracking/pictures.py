@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from cluster.tracking.captions import MAX_IMAGES, captioned, captions_of
 from cluster.tracking.journal import read_journal
 from kdcore.batch import Batch
 from pipelines.files import write_figure, write_whole
@@ -23,16 +25,30 @@ PANELS = {
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def first_batch(batch: Batch, statistics: Statistics, path: Path) -> Path:
-    """Save the views of a batch (at most 64) as the student sees them, normalisation undone."""
-    return sheet(batch.images[:64], statistics, path)
+def first_batch(
+    batch: Batch, statistics: Statistics, path: Path, classes: Sequence[str] = (), teacher_logits: Tensor | None = None
+) -> Path:
+    """Save the views of a batch (at most 64) as the student sees them, normalisation undone.
+
+    classes: whose names stand below the images, with the teacher's likeliest one where its logits [B,K] are given; none
+    for images without labels.
+    """
+    if not classes:
+        return sheet(batch.images[:MAX_IMAGES], statistics, path)
+    captions = captions_of(batch, classes, teacher_logits)[:MAX_IMAGES]
+    captioned(pixels_of(batch.images[:MAX_IMAGES], statistics), captions, path)
+    return path
+
+
+def pixels_of(images: Tensor, statistics: Statistics) -> Tensor:
+    """Return images [N,3,H,W] in [0, 1], normalisation undone."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in statistics)
+    return (images.float() * std + mean).clamp(0, 1)
 
 
 def sheet(images: Tensor, statistics: Statistics, path: Path, columns: int = 8) -> Path:
     """Save images [N,3,H,W] beside and below each other, normalisation undone."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in statistics)
-    pixels = (images.float() * std + mean).clamp(0, 1)
-    grid = make_grid(pixels.contiguous(), nrow=columns, padding=2, pad_value=1.0)
+    grid = make_grid(pixels_of(images, statistics).contiguous(), nrow=columns, padding=2, pad_value=1.0)
     write_whole(path, lambda file: save_image(grid, file, format=path.suffix.lstrip(".")))
     return path
 

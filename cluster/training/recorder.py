@@ -32,6 +32,7 @@ from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
+from kdcore.models import count_parameters
 from kdcore.reporting import optional
 from pipelines.files import write_whole
 from pipelines.leases import Fence
@@ -147,7 +148,8 @@ class Recorder:
         self.totals += self.finite_or_zero(torch.stack([value.double() for value in values])) * weight
         if step == self.first_step == 0 and number == 0 and self.log:
             with optional("the picture of the first batch is", self.reporter.say):
-                pictures.first_batch(batch, self.run.statistics, self.folder.first_batch)
+                shown = self.run.classes if self.run.indexes["train"].labelled else ()
+                pictures.first_batch(batch, self.run.statistics, self.folder.first_batch, shown, output.teacher_logits)
             self.add_picture(self.folder.first_batch)
         if self.record:
             row = {
@@ -262,6 +264,8 @@ class Recorder:
             "speed/mean_images_per_second": run.batches.num_until(state.step) / max(seconds, 1e-9),
             **{f"model/{name}": value for name, value in deployment.items()},
         }
+        if run.teacher is not None:
+            costs["model/teacher_parameters"] = float(count_parameters(run.teacher.model))
         stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
         return costs | ({"data/cache_bytes": sum(one.manifest.num_bytes for one in stored)} if stored else {})
 

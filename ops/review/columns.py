@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ops.console import part_of
 from ops.response import is_rate
 from ops.review.groups import Row
 
@@ -97,6 +98,20 @@ def recipe_columns(metric: str) -> list[Column]:
             "val/agreement", "agreement", "{:.2f}%", "share of images on which student and teacher answer alike", 100
         ),
         mean_column("model/parameters", "parameters", "{:,.0f}", "of the deployed network"),
+        Column(
+            "ratio",
+            "ratio",
+            ratio_cell,
+            "the student's parameters beside its teacher's",
+            shown=lambda rows: any(ratio_cell(row).text for row in rows),
+        ),
+        mean_column(
+            "model/latency_ms",
+            "ms/image",
+            "{:.2f}",
+            "of one image at a time in torch, as `demo` or `benchmark` measured it",
+            only_where_some=True,
+        ),
         mean_column("model/gmacs", "GMACs", "{:.4g}", "multiply-adds for one image"),
         mean_column("model/megabytes", "MB", "{:.2f}", "of the deployed weights"),
         mean_column("speed/mean_images_per_second", "images/s", "{:,.0f}", "in training"),
@@ -142,6 +157,12 @@ def run_column(metric: str) -> Column:
 def number(value: float | None, form: str, scale: float = 1) -> Cell:
     """Return a number's cell; an empty one where there is none."""
     return Cell("") if value is None else Cell(form.format(value * scale), value)
+
+
+def ratio_cell(row: Row) -> Cell:
+    """Return a recipe's compression: the student's parameters beside the teacher's; empty where one is unknown."""
+    student, teacher = row.mean("model/parameters"), row.mean("model/teacher_parameters")
+    return Cell(part_of(teacher, student), teacher / student) if student and teacher else Cell("")
 
 
 def recipe_cell(row: Row) -> Cell:

@@ -19,6 +19,7 @@ from ops.response import HeatMap, Response, ScoredPoint, heat_maps, is_logarithm
 from ops.review.groups import Row
 
 PALETTE = ("#3d85b8", "#c8743a", "#4d9d6b", "#a8609c", "#97913a", "#cf5566", "#6a72c4", "#7d8590")
+TOOLS = 24  # pixels above a plot, where its tool bar appears
 Points = Sequence[tuple[int, float]]
 Histories = Mapping[str, Mapping[str, Points]]  # {run id: {metric: (step, value), ...}}
 
@@ -37,7 +38,7 @@ def figure(key: str, title: str, note: str, traces: Sequence[Any], **layout: Any
     """Make a figure with a plot of one height, and a line of legend below it for every named trace."""
     named = sum(1 for trace in traces if trace.name and trace.showlegend is not False)
     below = 56 + 22 * named
-    size = {"height": 290 + below, "margin": {"l": 60, "r": 20, "t": 12, "b": below}}
+    size = {"height": 290 + TOOLS + below, "margin": {"l": 60, "r": 20, "t": 12 + TOOLS, "b": below}}
     made = go.Figure(list(traces), {**size, "showlegend": named > 0, **layout})
     content = json.loads(made.to_json())
     content["layout"].pop("template", None)

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path, PurePath
 from typing import Any
 
 from cluster.sweep.config import mode_of
+from cluster.tracking.folder import RunFolder
 from ops.history import Group, Run
 from ops.response import is_rate
 from ops.review.seed_noise import Difference, difference, sentence
@@ -48,16 +50,37 @@ class Row:
 def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDIED) -> list[Row]:
     """Return a row for every group that has the metric, the best first."""
     groups = [group for group in groups if group.values(metric)]
+    teachers = teachers_among(groups)
     usual = usual_fields(groups, studied)
-    alone = baseline(groups, metric, usual)
+    alone = baseline([group for group in groups if group not in teachers], metric, usual)
     made = []
     for number, group in enumerate(groups):
         compared = alone is not None and group is not alone and same_task(group, alone)
         gain = difference(group.by_seed(metric), alone.by_seed(metric)) if alone and compared else None
         label = ALONE_LABEL if group is alone else label_of(group, groups)
-        score, flags = spread(group.values(metric)), flags_of(group, usual)
+        if group in teachers:
+            label = f"the teacher: {group.fields.get('student.model')}"
+        score, flags = spread(group.values(metric)), [] if group in teachers else flags_of(group, usual)
         made.append(Row(f"g{number}", label, group, group.by_seed(metric), score, gain, flags))
     return sorted(made, key=lambda row: row.score["mean"], reverse=mode_of(metric) == "max")
+
+
+def teachers_among(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups whose weights are the teacher's of others: it is the student of a run that lies there."""
+    named = {value for group in groups for field, value in group.fields.items() if field.endswith(".checkpoint")}
+    return [group for group in groups if any(weights_of(run) in named for run in group.runs)]
+
+
+def weights_of(run: Run) -> str:
+    """Return where a run has written its student's weights."""
+    return str(RunFolder(Path(run.recipe.get("output_dir", "")) / run.name).weights)
+
+
+def shown(value: str | None) -> str:
+    """Return a field's value as people read it: of a file on some machine its name, and what is not given 'none'."""
+    if value is None or value == "":
+        return "none"
+    return PurePath(value).name if value.startswith("/") else value
 
 
 def same_task(one: Group, other: Group) -> bool:
@@ -97,9 +120,7 @@ def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
         elif len(pairs) > 1 and not any(ours for ours, _ in pairs.values()):
             flags.append(f"{section} absent")
         else:
-            flags += [
-                f"{field} {ours or 'absent'}, not {theirs or 'absent'}" for field, (ours, theirs) in pairs.items()
-            ]
+            flags += [f"{field} {shown(ours)}, not {shown(theirs)}" for field, (ours, theirs) in pairs.items()]
     return flags
 
 
@@ -112,7 +133,8 @@ def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> 
 def label_of(group: Group, groups: Sequence[Group]) -> str:
     """Return the group's method, and where several have the same, what sets it apart from them."""
     rivals = [other.runs[0] for other in groups if other.method == group.method]
-    details = ", ".join(f"{field_name(field, group)} {group.fields.get(field)}" for field in varied_fields(rivals))
+    varied = varied_fields(rivals)
+    details = ", ".join(f"{field_name(field, group)} {shown(group.fields.get(field))}" for field in varied)
     return f"{group.method}: {details}" if details else group.method
 
 

@@ -57,7 +57,7 @@ def welch(these: Sequence[float], those: Sequence[float]) -> Difference:
     value = statistics.mean(these) - statistics.mean(those)
     n1, n2 = len(these), len(those)
     if min(n1, n2) < 2:
-        return Difference(value, None, f"n = {n1} and {n2}")
+        return Difference(value, None, "one run each" if n1 == n2 else f"n = {n1} and {n2} runs")
     a, b = statistics.variance(these) / n1, statistics.variance(those) / n2
     freedom = (a + b) ** 2 / (a**2 / (n1 - 1) + b**2 / (n2 - 1)) if a + b else n1 + n2 - 2
     return Difference(value, quantile(freedom) * math.sqrt(a + b), f"Welch's t, n = {n1} and {n2}")
@@ -74,7 +74,7 @@ def sentence(one: str, other: str, found: Difference, percent: bool = True) -> s
     size, direction = f"{abs(found.value) * scale:{form}}{unit}", "above" if found.value >= 0 else "below"
     said = f"{one} is {size} {direction} {other}"
     if found.interval is None:
-        return f"{said}; with {found.test} runs, nothing can be said about seed noise."
+        return f"{said}; with {found.test}, nothing can be said about seed noise."
     low, high = (f"{bound * scale:+{form}}" for bound in found.interval)
     verdict = "which is within seed noise" if found.within_noise else "more than seed noise"
     return f"{said}, {verdict} (95 % interval {low} to {high}; {found.test})."

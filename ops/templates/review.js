@@ -65,6 +65,7 @@ const themed = (layout, data, light) => {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: ink },
     xaxis: { ...layout.xaxis, ...axis, title: { ...layout.xaxis?.title, standoff: 8 } },
     yaxis: { ...layout.yaxis, ...axis },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
     hoverlabel: { bgcolor: paper, bordercolor: line, font: { color: ink } },
     legend: { y: -0.2, x: 0, xanchor: "left", yanchor: "top", font: { color: ink } },
   };

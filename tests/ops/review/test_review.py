@@ -264,3 +264,24 @@ def test_it_prints(page):
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator(".tools").first.is_visible()
+
+
+def test_a_teacher_made_in_the_same_experiment_is_called_one(tmp_path):
+    """By its weights, which others learn from; no path of the machine is in a label."""
+    weights = str(tmp_path / "teacher" / "student.safetensors")
+    shared = {"output_dir": str(tmp_path), "data.root": "/images", "student.model": "small"}
+    teacher = made("teacher", "ce", {**shared, "student.model": "big", "student.checkpoint": str(tmp_path / "web.pth")})
+    alone = made("alone", "ce", {**shared, "teacher.model": "big", "teacher.checkpoint": weights})
+    distilled = made("kd", "ce+kd", {**shared, "teacher.model": "big", "teacher.checkpoint": weights})
+    rows = rows_of(grouped([teacher, alone, distilled]), "val/top1")
+    assert {row.label for row in rows} == {"the teacher: big", "student alone", "ce+kd"}
+    said = sentences(rows, "val/top1")
+    assert not any(str(tmp_path) in text for text in [*said, *(flag for row in rows for flag in row.flags)])
+    assert any("with one run each, nothing can be said" in text for text in said)
+
+
+def made(name: str, method: str, fields: dict[str, str]) -> Run:
+    """A finished run of one seed."""
+    terms = {f"method.{number}.term": term for number, term in enumerate(method.split("+"))}
+    recipe = {"name": name, "seed": "0", **terms, **fields}
+    return Run(name, "1", name, "FINISHED", 0.0, recipe, {"method": method}, {"val/top1": 0.5})
