@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from cluster.jobs import secret_files
+from cluster.parcel import pack_parcel
+from cluster.provenance import COMMIT
+from kdcore import __version__
 from ops import catalog
 from ops.parser import build_parser
 
@@ -46,9 +48,24 @@ class Resources(Strict):
     limits: dict[str, Quantity]
 
 
+class SecretRef(Strict):
+    name: Name
+    optional: bool = False
+
+
+class EnvFrom(Strict):
+    secretRef: SecretRef
+
+
+class SecurityContext(Strict):
+    fsGroup: int
+    fsGroupChangePolicy: Literal["OnRootMismatch", "Always"]
+
+
 class Container(Strict):
     name: Name
     image: str
+    envFrom: list[EnvFrom] = []
     ports: list[Port] = []
     resources: Resources
     volumeMounts: list[Mount] = []
@@ -76,6 +93,7 @@ class Toleration(Strict):
 
 
 class PodSpec(Strict):
+    securityContext: SecurityContext
     containers: list[Container] = Field(min_length=1)
     volumes: list[Volume] = []
     tolerations: list[Toleration] = []
@@ -107,8 +125,13 @@ class AutoscalerOptions(Strict):
     upscalingMode: Literal["Default", "Aggressive", "Conservative"]
 
 
+class FaultTolerance(Strict):
+    redisAddress: str
+
+
 class ClusterSpec(Strict):
     rayVersion: str
+    gcsFaultToleranceOptions: FaultTolerance | None = None
     authOptions: AuthOptions
     enableInTreeAutoscaling: bool = False
     autoscalerOptions: AutoscalerOptions | None = None
@@ -129,6 +152,24 @@ class JobSpec(Strict):
 
 class Metadata(Strict):
     name: Name
+    labels: dict[Literal["kueue.x-k8s.io/queue-name"], Name] = {}
+
+
+class Storage(Strict):
+    requests: dict[Literal["storage"], Quantity]
+
+
+class ClaimSpec(Strict):
+    accessModes: list[Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany"]]
+    storageClassName: Name
+    resources: Storage
+
+
+class VolumeClaim(Strict):
+    apiVersion: Literal["v1"]
+    kind: Literal["PersistentVolumeClaim"]
+    metadata: Metadata
+    spec: ClaimSpec
 
 
 class RayCluster(Strict):
@@ -177,6 +218,42 @@ def test_kuberay_manifests():
                 assert {mount.name for mount in container.volumeMounts} <= {volume.name for volume in pod.volumes}
         for group in spec.workerGroupSpecs:
             assert group.minReplicas <= group.replicas <= group.maxReplicas
+
+
+def test_pods_write_as_the_image_s_user():
+    """Else a fresh volume belongs to root. Credentials come from a secret, and nodes get time to go."""
+    user = int(re.search(r"--uid (\d+)", (DEPLOY / "Dockerfile").read_text())[1])
+    claim = VolumeClaim.model_validate(read("shared-volume.yaml"))
+    assert claim.spec.accessModes == ["ReadWriteMany"]
+    for spec in kuberay():
+        for group in (spec.headGroupSpec, *spec.workerGroupSpecs):
+            pod = group.template.spec
+            assert pod.securityContext.fsGroup == user
+            assert {c.image for c in pod.containers} == {f"stillhouse:{__version__}"}
+            assert all(c.envFrom[0].secretRef.optional for c in pod.containers)
+            named = {volume.persistentVolumeClaim.claimName for volume in pod.volumes if volume.persistentVolumeClaim}
+            assert named == {claim.metadata.name}
+        assert all(group.template.spec.terminationGracePeriodSeconds >= 60 for group in spec.workerGroupSpecs)
+
+
+def test_fault_tolerance_of_the_head():
+    """The two lines that are taken in where there is a Redis."""
+    text = (DEPLOY / "kuberay-cluster.yaml").read_text()
+    taken_in = re.sub(r"^  # (gcsFault|  redisAddress)", r"  \1", text, flags=re.M)
+    spec = RayCluster.model_validate(yaml.safe_load(taken_in)).spec
+    assert spec.gcsFaultToleranceOptions.redisAddress.endswith(":6379")
+
+
+def test_a_refused_run_is_not_repeated():
+    job = RayJob.model_validate(read("kuberay-job.yaml"))
+    assert job.spec.backoffLimit == job.spec.submitterConfig["backoffLimit"] == 0
+    assert job.metadata.labels == {"kueue.x-k8s.io/queue-name": "stillhouse"}
+
+
+def test_the_image_says_its_commit():
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert "org.opencontainers.image.revision=$COMMIT" in text
+    assert f"{COMMIT}=$COMMIT" in text
 
 
 def test_an_unknown_field_is_refused():
@@ -245,7 +322,7 @@ def test_the_secrets_of_mlflow_stay_here(tmp_path):
     """Neither git nor a job's package takes the file that they are in."""
     assert "mlflow.env" in (ROOT / ".gitignore").read_text().split()
     (tmp_path / "mlflow.env").touch()
-    assert secret_files(tmp_path) == ["mlflow.env"]
+    assert pack_parcel(tmp_path).secrets == ("mlflow.env",)
 
 
 @pytest.mark.parametrize(("name", "context"), [("Dockerfile", ROOT), ("mlflow.Dockerfile", DEPLOY)])
@@ -263,7 +340,13 @@ def test_dockerfiles(name, context):
 
 def test_images_name_no_registry():
     images = re.findall(r"(?:image:|FROM) *(\S+)", "\n".join(path.read_text() for path in DEPLOY.iterdir()))
-    assert set(images) == {"stillhouse", "stillhouse-mlflow", "postgres:16", "python:3.12-slim"}
+    assert set(images) == {
+        "stillhouse",
+        f"stillhouse:{__version__}",
+        "stillhouse-mlflow",
+        "postgres:16",
+        "python:3.12-slim",
+    }
 
 
 def test_every_file_is_explained():
