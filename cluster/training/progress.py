@@ -24,7 +24,9 @@ GAUGES = {
     "step": ("stillhouse_step", "Optimiser steps done."),
     "speed/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
     "train/loss": ("stillhouse_loss", "Training loss, the mean since the last report."),
+    "data/wait_share": ("stillhouse_data_wait_share", "Share of the time that training waits for data, 0 to 1."),
 }
+STARTS = ("stillhouse_starts", "How often the run's workers were started; each loss of one starts them anew.")
 
 
 @ray.remote(num_cpus=0)
@@ -41,6 +43,7 @@ class ProgressBoard:
         self.stop_asked = asyncio.Event()
         self.opening = asyncio.Event()
         self.is_open = False
+        self.num_starts, self.starts = 0, Gauge(*STARTS, tag_keys=("run",))
 
     def open(self, is_open: bool) -> None:
         """Note that the driver has opened the run in its trackers, or has failed to."""
@@ -60,9 +63,11 @@ class ProgressBoard:
         """Return as soon as it is."""
         await self.stop_asked.wait()
 
-    def begin(self) -> None:
+    def begin(self, run: str) -> None:
         """Forget errors: a new group of workers starts."""
         self.failed.clear()
+        self.num_starts += 1
+        self.starts.set(self.num_starts, tags={"run": run})
 
     def update(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -103,7 +108,7 @@ class Reporter:
 
     def begin(self) -> None:
         if self._tells:
-            self.board.begin.remote()
+            self.board.begin.remote(self.run)
 
     def update(self, **state: Any) -> None:
         if self.watch is not None:

@@ -4,6 +4,7 @@ for KubeRay, whose schema no package carries, against its fields written down he
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ray.scripts.scripts import start
 
 from cluster.parcel import pack_parcel
 from cluster.provenance import COMMIT
+from cluster.training.progress import GAUGES, STARTS
 from kdcore import __version__
 from ops import catalog
 from ops.parser import build_parser
@@ -336,6 +338,20 @@ def test_dockerfiles(name, context):
     installs = re.findall(r"(?:pip install|pip sync)[^&]*", text)
     assert installs
     assert all("--require-hashes" in command for command in installs)
+
+
+def test_the_dashboard_of_grafana():
+    """Its panels ask for metrics that runs have, by the label that they carry, and stand beside one another."""
+    board = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    known = {f"ray_{name}" for name, _ in (*GAUGES.values(), STARTS)}
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert {name for expr in asked for name in re.findall(r"ray_\w+", expr)} == known
+    assert all('{run=~"$run"}' in expr and expr.count("(") == expr.count(")") for expr in asked)
+    assert {variable["name"] for variable in board["templating"]["list"]} == {"source", "run"}
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
+    assert len(places) == len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    text = (DEPLOY / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in known)
 
 
 def test_images_name_no_registry():

@@ -26,6 +26,7 @@ from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import RunResult, launch
+from cluster.training.progress import GAUGES, STARTS
 from cluster.training.recovery import CHECKPOINTS
 from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
@@ -174,7 +175,8 @@ def losses(run: RunResult) -> list[tuple[int, float]]:
 
 def test_metrics_of_the_run(undisturbed, scrape):
     """Step, speed and loss of a run in Ray's metrics, under its name."""
-    assert set(scrape.found) == {"stillhouse_step", "stillhouse_images_per_second", "stillhouse_loss"}
+    assert set(scrape.found) == {name for name, _ in GAUGES.values()} | {STARTS[0]}
+    assert scrape.found["stillhouse_starts"] == 1
     assert 0 < scrape.found["stillhouse_step"] <= STEPS
     assert scrape.found["stillhouse_images_per_second"] > 0
 
