@@ -106,7 +106,8 @@ def test_the_journal_of_a_sweep(small_disk: Path) -> None:
 def test_the_journal_of_a_run(small_disk: Path, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(image_folder, small_disk)))
     log = RunLog.__new__(RunLog)
-    log.fence, log.error, log.folder = None, None, RunFolder.of(load_recipe(tmp_path / "recipe.yaml"))
+    log.fence, log.error, log.known = None, None, set()
+    log.folder = RunFolder.of(load_recipe(tmp_path / "recipe.yaml"))
     log.folder.path.mkdir()
     log.file = log.folder.metrics.open("a")
     fill(small_disk)
