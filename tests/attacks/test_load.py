@@ -60,13 +60,13 @@ def small(image_folder: Path, tmp_path: Path) -> dict[str, Any]:
 def test_runs_leave_no_file_and_no_thread_open(image_folder: Path, tmp_path: Path) -> None:
     short = small(image_folder, tmp_path) | {"train": {"epochs": 1, "max_steps": 2, "batch_size": 8}}
     found = many_runs(short, 6)["by_run"]
-    assert {name: found[name]["last"] - found[name]["first"] for name in FLAT} == dict.fromkeys(FLAT, 0)
+    assert not [name for name in FLAT if found[name]["last"] > found[name]["first"]], found
 
 
 def test_steps_leave_nothing_behind(image_folder: Path, tmp_path: Path) -> None:
     recipe = small(image_folder, tmp_path) | {"tracking": {"system_metrics": False, "every_steps": 10}}
     found = many_steps(recipe | {"checkpoint": {"every_steps": 50}}, steps=200, every=20)["by_1000_steps"]
-    assert {name: found[name]["last"] - found[name]["first"] for name in FLAT} == dict.fromkeys(FLAT, 0)
+    assert not [name for name in FLAT if found[name]["last"] > found[name]["first"]], found
     assert found["memory_mib"]["last"] - found["memory_mib"]["first"] < 20
 
 
