@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ops.console import say
@@ -88,9 +89,35 @@ def against(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     return f"{100 * found['mean']:+.2f}{interval} points, {rows[row['against']]['text']}"
 
 
+def images_table(found: dict[str, Any]) -> str:
+    """Return what fetching and loading cost from every container: medians of the rounds, and lowest to highest."""
+    files = found["batches"]["stillhouse, files"]
+    lines = [
+        "| images in | fetched: images/s of CPU | whole loader: CPU ms an image | over stillhouse, files |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, fetched in found["fetch"].items():
+        loaded = found["batches"][name]
+        over = [one["cpu_ms"] / other["cpu_ms"] for one, other in zip(loaded, files, strict=True)]
+        cells = [
+            _range([1e3 / one["cpu_ms"] for one in fetched], ",.0f"),
+            _range([one["cpu_ms"] for one in loaded], ".2f"),
+            _range(over, ".2f"),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    others = ", ".join(f"{name} {number}" for name, number in found["others"].items() if number)
+    size = f"{found['num_images']:,} images, n = {len(files)}, {found['facts']['machine']}"
+    return "\n".join(lines) + f"\n\nMedian [lowest, highest]; {size}; {others}.\n"
+
+
+def _range(values: list[float], form: str) -> str:
+    return f"{median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "methods": methods_table,
     "augmentation": augmentation_table,
+    "images": images_table,
     "foundation": foundation_table,
 }
 
