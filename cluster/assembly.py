@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.batches import Batches
-from cluster.config import RunConfig, micro_batch_size
+from cluster.config import RunConfig
 from cluster.ensemble import TeacherEnsemble
-from cluster.images import evaluation_batch, evaluation_policy, open_data
+from cluster.images import (
+    check_labels,
+    evaluation_batch,
+    evaluation_policy,
+    image_size,
+    open_data,
+    sampling_of,
+)
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.passes import (
     STATISTICS_BATCH,
@@ -28,12 +35,12 @@ from cluster.passes import (
     teacher_pass,
 )
 from cluster.rank import Rank
+from cluster.rules import micro_batch_size
 from cluster.stored_teacher import Statistics, StoredTeacher
 from cluster.teacher_assembly import assemble_teacher, reused_head
 from cluster.weights import starting_facts
 from kdcore.batch import Batch, ClassStatistics, TeacherOutputs
 from kdcore.distiller import Distiller, OnlineTeacher
-from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.reused import ReusedClassifierStudent
 from pipelines.data.shards import in_windows, windows_of
@@ -42,27 +49,8 @@ from pipelines.loaders.base import Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.loaders.paired import PairedLoader
 from pipelines.views.plan import ViewPlan
-from pipelines.views.sampling import POWERS, ClassSampling
 
 ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
-
-
-def check_labels(config: RunConfig, train: Source) -> None:
-    """Refuse a method that reads labels of training images that have none."""
-    readers = [term.term for term in config.method if term.weight > 0 and term.needs().reads_labels]
-    if readers and not train.labelled:
-        raise Refused(
-            f"the training images in {train.root} have no labels, which the term {readers[0]} reads; leave it out of "
-            "the method (kd and the terms on features do without), or give images with labels"
-        )
-
-
-def sampling_of(config: RunConfig, train: Source) -> ClassSampling | None:
-    """Return how often the images of each class are shown; None for each once an epoch. Refused without labels."""
-    if config.data.sampling == "images":
-        return None
-    train.require_labels(f"data.sampling={config.data.sampling}")
-    return ClassSampling(POWERS[config.data.sampling], train.labels)
 
 
 @dataclass(frozen=True)
@@ -329,21 +317,3 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         "total_steps": run.total_steps,
         **starting_facts(run.config),
     }
-
-
-def image_size(config: RunConfig) -> tuple[int, int]:
-    return (config.views.height, config.views.width)
-
-
-def precision(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
-    wanted = config.train.precision == "bfloat16" or (
-        config.train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.bfloat16 if wanted else torch.float32
-
-
-def autocast(config: RunConfig, rank: Rank) -> torch.autocast:
-    """Return the context in which networks run."""
-    dtype = precision(config, rank.device)
-    return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.config import RunConfig, micro_batch_size
+from cluster.config import RunConfig
+from cluster.rules import micro_batch_size
 from kdcore.errors import Refused
 
 LEAST = 2  # images of a micro-batch: batch norm, and what compares images, have nothing to say about one

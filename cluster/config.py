@@ -4,8 +4,8 @@ A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written 
 through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size, device)
 is no part of it.
 
-Not here: the sections themselves (`cluster.sections`), and how recipes are read, overridden and written
-(`cluster.recipe`).
+Not here: the sections themselves (`cluster.sections`), what they must say together (`cluster.rules`), and how recipes
+are read, overridden and written (`cluster.recipe`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cluster.about import AboutConfig
+from cluster.rules import RULES, check_not_reserved
 from cluster.section import Section
 from cluster.sections import (
     CacheConfig,
@@ -27,15 +28,7 @@ from cluster.sections import (
     TrackingConfig,
     TrainConfig,
 )
-from cluster.teachers import (
-    EnsembleConfig,
-    MemberConfig,
-    check_a_teacher_is_there,
-    check_heads,
-    check_teachers,
-    classifier_lender,
-    read_by,
-)
+from cluster.teachers import EnsembleConfig, MemberConfig, classifier_lender, read_by
 from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
@@ -203,153 +196,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across(self) -> RunConfig:
-        for rule in _RULES:
+        for rule in RULES:
             rule(self)
         return self
-
-
-def _something_is_learnt(config: RunConfig) -> None:
-    if all(term.weight == 0 for term in config.method):
-        raise Refused("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
-
-
-def _weights_decay_within_the_run(config: RunConfig) -> None:
-    for term in config.method:
-        term.check_epochs(config.train.epochs)
-
-
-def _a_cache_is_there(config: RunConfig) -> None:
-    if any(teacher.cached for teacher in config.all_teachers):
-        require_cache(config.cache, config.views)
-
-
-def _teacher_sees_the_students_views(config: RunConfig) -> None:
-    for teacher in config.all_teachers:
-        if teacher.image_size is not None and (fixed := config.views.in_pixels):
-            raise Refused(
-                f"teacher.image_size={teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
-                f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
-            )
-
-
-def _micro_batches_fill_the_batch(config: RunConfig) -> None:
-    train = config.train
-    if train.micro_batch and train.batch_size % train.micro_batch:
-        raise Refused(
-            f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
-            f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
-        )
-
-
-def _workers_share_the_batch(config: RunConfig) -> None:
-    if config.scaling.min_workers and not config.train.micro_batch:
-        raise Refused(
-            "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
-            "train.micro_batch"
-        )
-    micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
-
-
-def _labels_are_what_the_method_reads(config: RunConfig) -> None:
-    if config.needs.hard_labels and config.views.mixes:
-        coupled = [t.term for t in config.method if t.needs().hard_labels]
-        raise Refused(
-            f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup_alpha and views.cutmix_alpha to 0"
-        )
-
-
-def _images_to_choose_by_are_held_out(config: RunConfig) -> None:
-    if config.train.select == "held_out" and config.data.held_out == 0:
-        raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
-
-
-def _sampling_is_of_a_full_shuffle(config: RunConfig) -> None:
-    if config.data.sampling == "images":
-        return
-    others = {
-        "data.window_shards": config.data.window_shards is not None,
-        "views.repeats": config.views.repeats > 1,
-        "views.sizes": bool(config.views.sizes),
-    }
-    if (other := next((name for name, is_on in others.items() if is_on), None)) is not None:
-        raise Refused(
-            f"data.sampling={config.data.sampling} shows an image again within an epoch, each time in its next view, "
-            f"which {other} has another rule for; leave one of the two out"
-        )
-
-
-def _patience_has_a_score(config: RunConfig) -> None:
-    if config.train.patience_epochs is not None and config.train.select == "last":
-        raise Refused(
-            "train.patience_epochs waits for a better score, but train.select is last, which keeps none; take held_out "
-            "with data.held_out=0.1 (training images kept back), or val, whose accuracy is then optimistic"
-        )
-
-
-def _statistics_are_whole(config: RunConfig) -> None:
-    if (config.data.mean is None) != (config.data.std is None):
-        raise Refused("data.mean and data.std belong together; give both or neither")
-
-
-# What sections must say together; each refuses what does not fit.
-_RULES = (
-    _something_is_learnt,
-    _weights_decay_within_the_run,
-    check_teachers,
-    check_heads,
-    check_a_teacher_is_there,
-    _a_cache_is_there,
-    _teacher_sees_the_students_views,
-    _micro_batches_fill_the_batch,
-    _workers_share_the_batch,
-    _labels_are_what_the_method_reads,
-    _images_to_choose_by_are_held_out,
-    _patience_has_a_score,
-    _sampling_is_of_a_full_shuffle,
-    _statistics_are_whole,
-)
-
-
-# What lies in an output folder beside the folders of its runs.
-RESERVED_NAMES = ("index", "artifacts", "mlflow.db", "mlruns")
-
-
-def check_not_reserved(name: str) -> None:
-    """Refuse the name of a run or a sweep that would lie where an output folder keeps something else."""
-    if name.lower() in RESERVED_NAMES or name.lower().startswith("mlflow.db"):
-        raise Refused(f"{name!r} is where the output folder keeps other things; choose another name")
-
-
-def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
-    """Return the recipe's cache section. Refused where there is none, or where the number of views is open."""
-    if cache is None:
-        raise Refused("the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}")
-    if views.num_views is None:
-        raise Refused(
-            "a cache holds a fixed number of views, but views.num_views is open; set it, such as views.num_views=50 "
-            "(a run then shows view `epoch mod num_views`)"
-        )
-    return cache
-
-
-def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
-    """Return the images of one forward pass of so many workers; Refused where the batch cannot be shared."""
-    micro_batch = train.micro_batch
-    if micro_batch is None:
-        if train.batch_size % num_workers:
-            raise Refused(
-                f"train.batch_size {train.batch_size} cannot be shared by {num_workers} workers; take a multiple, "
-                "or set train.micro_batch"
-            )
-        micro_batch = train.batch_size // num_workers
-    if train.batch_size // micro_batch < num_workers:
-        raise Refused(
-            f"train.batch_size {train.batch_size} is {train.batch_size // micro_batch} micro-batches of {micro_batch}, "
-            f"fewer than scaling.num_workers {num_workers}; take a smaller train.micro_batch or fewer workers"
-        )
-    if mixes and micro_batch % 2:
-        raise Refused(
-            f"mixed images come in pairs, so the micro-batch must be even, not {micro_batch}; change train.micro_batch "
-            "or train.batch_size"
-        )
-    return micro_batch

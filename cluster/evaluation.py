@@ -16,11 +16,12 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, assemble, autocast
+from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.ensemble import TeacherEnsemble
 from cluster.images import open_data
 from cluster.passes import every_image_once
+from cluster.precision import autocast
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources

@@ -19,6 +19,7 @@ from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source
 from pipelines.files import make_folder
 from pipelines.views.policy import ViewPolicy
+from pipelines.views.sampling import POWERS, ClassSampling
 
 _PIXELS = 128 * 224 * 224  # of the images that validation shows a network at once, at most
 _MOST = 1024  # images
@@ -117,3 +118,26 @@ def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:
             f"the images of {val.root}/{config.data.val_split} have no labels, unlike those of "
             f"{config.data.train_split}: the student's agreement with the teacher is measured, and no accuracy"
         )
+
+
+def check_labels(config: RunConfig, train: Source) -> None:
+    """Refuse a method that reads labels of training images that have none."""
+    readers = [term.term for term in config.method if term.weight > 0 and term.needs().reads_labels]
+    if readers and not train.labelled:
+        raise Refused(
+            f"the training images in {train.root} have no labels, which the term {readers[0]} reads; leave it out of "
+            "the method (kd and the terms on features do without), or give images with labels"
+        )
+
+
+def sampling_of(config: RunConfig, train: Source) -> ClassSampling | None:
+    """Return how often the images of each class are shown; None for each once an epoch. Refused without labels."""
+    if config.data.sampling == "images":
+        return None
+    train.require_labels(f"data.sampling={config.data.sampling}")
+    return ClassSampling(POWERS[config.data.sampling], train.labels)
+
+
+def image_size(config: RunConfig) -> tuple[int, int]:
+    """Return the height and width that the student sees."""
+    return (config.views.height, config.views.width)

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, image_size
+from cluster.assembly import Assembly
 from cluster.config import RunConfig
+from cluster.images import image_size
 from kdcore.batch import Batch
 from kdcore.distiller import OnlineTeacher
 from kdcore.layout import evaluating

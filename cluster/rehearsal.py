@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cluster.assembly import Assembly, image_size
-from cluster.images import evaluation_policy
+from cluster.assembly import Assembly
+from cluster.images import evaluation_policy, image_size
 from cluster.passes import stand_in_statistics
 from kdcore.batch import ClassStatistics
 from kdcore.distiller import OnlineTeacher

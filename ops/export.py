@@ -28,8 +28,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, assemble, evaluation_policy
+from cluster.assembly import Assembly, assemble
 from cluster.evaluation import load_student
+from cluster.images import evaluation_policy
 from cluster.rank import Rank
 from cluster.resources import use_worker_threads
 from kdcore.configs import ModelConfig

@@ -9,9 +9,10 @@ import torch
 from rich.filesize import decimal
 from torch import nn
 
-from cluster.assembly import Assembly, assemble, evaluation_policy, image_size
+from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.forecast import forecast
+from cluster.images import evaluation_policy, image_size
 from cluster.rank import Rank
 from cluster.rehearsal import stand_in
 from cluster.sweep.caches import num_bytes

@@ -17,9 +17,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from cluster.assembly import assemble, image_size
+from cluster.assembly import assemble
 from cluster.config import RunConfig
 from cluster.evaluation import load_student, with_online_teacher
+from cluster.images import image_size
 from cluster.rank import Rank
 from cluster.resources import device_here, use_worker_threads
 from cluster.tracking.folder import RunFolder

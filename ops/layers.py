@@ -15,8 +15,9 @@ import yaml
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from cluster.assembly import assemble, image_size
+from cluster.assembly import assemble
 from cluster.config import RunConfig
+from cluster.images import image_size
 from cluster.passes import quality_pass
 from cluster.resources import rank_here
 from kdcore.batch import Needs

@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 from torch import nn
 
-from cluster.assembly import Assembly, evaluation_policy, image_size
+from cluster.assembly import Assembly
+from cluster.images import evaluation_policy, image_size
 from cluster.recipe import to_yaml
 from cluster.sections import StudentConfig
 from cluster.tracking.description import method_name, network_pair

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.assembly import Assembly, assemble, autocast
+from cluster.assembly import Assembly, assemble
 from cluster.evaluation import load_student
 from cluster.passes import every_image_once
+from cluster.precision import autocast
 from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
 from ops.console import console, percent, say, table

@@ -16,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.assembly import assemble, autocast, image_size, precision
+from cluster.assembly import assemble
 from cluster.cache.host_copies import in_host_memory
-from cluster.config import RunConfig, require_cache
+from cluster.config import RunConfig
+from cluster.images import image_size
+from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
+from cluster.rules import require_cache
 from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs

@@ -15,8 +15,9 @@ from torch import Tensor
 from cluster.cache.builder import Builder
 from cluster.cache.crew import Crew
 from cluster.cache.progress import Progress, Watcher
-from cluster.config import RunConfig, require_cache
+from cluster.config import RunConfig
 from cluster.resources import device_here, ray_session, use_worker_threads
+from cluster.rules import require_cache
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.columns import row_bytes

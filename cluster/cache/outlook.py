@@ -9,9 +9,9 @@ from itertools import cycle
 
 import torch
 
-from cluster.assembly import autocast
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
+from cluster.precision import autocast
 from cluster.resources import use_worker_threads
 from cluster.stored_teacher import TRAIN
 from kdcore.batch import Batch

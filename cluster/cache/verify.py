@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.cache.builder import Builder
-from cluster.config import RunConfig, require_cache
+from cluster.config import RunConfig
+from cluster.rules import require_cache
 from pipelines.cache.columns import named
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_identity

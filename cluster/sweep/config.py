@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from cluster.config import check_not_reserved
 from cluster.recipe import validated
 from cluster.recipe_files import is_file, read_recipe
+from cluster.rules import check_not_reserved
 from cluster.sections import Section
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused, shortened

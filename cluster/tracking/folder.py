@@ -241,7 +241,7 @@ class RunFolder:
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
-        from cluster.assembly import open_data  # here alone: it imports the networks' libraries
+        from cluster.images import open_data  # here alone: it imports the networks' libraries
 
         known = read_object(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
         if known is None or open_data(config)["train"].fingerprint != known:

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, autocast
+from cluster.assembly import Assembly
 from cluster.config import RunConfig
+from cluster.precision import autocast
 from cluster.rank import seed_micro_batch
 from cluster.training.checkpoint import TrainState
 from cluster.training.finite import FiniteWatch

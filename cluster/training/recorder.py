@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.assembly import Assembly, autocast, image_size
+from cluster.assembly import Assembly
 from cluster.config import RunConfig
+from cluster.images import image_size
 from cluster.passes import evaluate
+from cluster.precision import autocast
 from cluster.probing import Probe, classifier_knows_classes, wants_probing
 from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, examine, warning, write_natural_indices

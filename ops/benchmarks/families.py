@@ -30,7 +30,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cluster.assembly import assemble, image_size
+from cluster.assembly import assemble
+from cluster.images import image_size
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse

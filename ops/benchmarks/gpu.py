@@ -32,10 +32,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cluster.assembly import Assembly, assemble, autocast
+from cluster.assembly import Assembly, assemble
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
 from cluster.passes import evaluate
+from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state

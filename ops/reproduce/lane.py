@@ -17,9 +17,10 @@ import torch
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
-from cluster.assembly import assemble, autocast, checkpoint_facts
+from cluster.assembly import assemble, checkpoint_facts
 from cluster.config import RunConfig
 from cluster.passes import evaluate
+from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cluster.assembly import autocast
+from cluster.precision import autocast
 from cluster.training.finite import NotFinite
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.distiller import OnlineTeacher

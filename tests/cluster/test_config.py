@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import RunConfig, micro_batch_size
+from cluster.config import RunConfig
 from cluster.recipe import load_recipe, parse, to_yaml
+from cluster.rules import micro_batch_size
 from kdcore.errors import Refused
 from kdcore.terms.logits import KD
 

@@ -1,0 +1,22 @@
+"""What networks compute in, which the recipe and the device decide."""
+
+from __future__ import annotations
+
+import torch
+
+from cluster.config import RunConfig
+from cluster.rank import Rank
+
+
+def precision(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
+    wanted = config.train.precision == "bfloat16" or (
+        config.train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def autocast(config: RunConfig, rank: Rank) -> torch.autocast:
+    """Return the context in which networks run."""
+    dtype = precision(config, rank.device)
+    return torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -1,0 +1,177 @@
+"""What the sections of a recipe must say together; each rule refuses what does not fit, with what to write instead.
+
+Not here: what a section says alone (`cluster.sections`), and the rules of teachers (`cluster.teachers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cluster import teachers
+from cluster.sections import CacheConfig, DataConfig, ScalingConfig, TeacherConfig, TrainConfig
+from cluster.teachers import check_a_teacher_is_there, check_heads, check_teachers
+from kdcore.errors import Refused
+from pipelines.views.policy import ViewPolicy
+
+
+class Recipe(teachers.Recipe, Protocol):
+    """What of a `RunConfig` the rules look at."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def views(self) -> ViewPolicy: ...
+    @property
+    def scaling(self) -> ScalingConfig: ...
+    @property
+    def cache(self) -> CacheConfig | None: ...
+    @property
+    def all_teachers(self) -> Sequence[TeacherConfig]: ...
+
+
+def check_something_is_learnt(config: Recipe) -> None:
+    if all(term.weight == 0 for term in config.method):
+        raise Refused("method: every term has weight 0, so nothing would be learnt; give one a positive weight")
+
+
+def check_weights_decay_within_the_run(config: Recipe) -> None:
+    for term in config.method:
+        term.check_epochs(config.train.epochs)
+
+
+def check_a_cache_is_there(config: Recipe) -> None:
+    if any(teacher.cached for teacher in config.all_teachers):
+        require_cache(config.cache, config.views)
+
+
+def check_teacher_sees_the_students_views(config: Recipe) -> None:
+    for teacher in config.all_teachers:
+        if teacher.image_size is not None and (fixed := config.views.in_pixels):
+            raise Refused(
+                f"teacher.image_size={teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
+                f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
+            )
+
+
+def check_micro_batches_fill_the_batch(config: Recipe) -> None:
+    train = config.train
+    if train.micro_batch and train.batch_size % train.micro_batch:
+        raise Refused(
+            f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
+            f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
+        )
+
+
+def check_workers_share_the_batch(config: Recipe) -> None:
+    if config.scaling.min_workers and not config.train.micro_batch:
+        raise Refused(
+            "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
+            "train.micro_batch"
+        )
+    micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
+
+
+def check_labels_are_what_the_method_reads(config: Recipe) -> None:
+    if config.needs.hard_labels and config.views.mixes:
+        coupled = [t.term for t in config.method if t.needs().hard_labels]
+        raise Refused(
+            f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup_alpha and views.cutmix_alpha to 0"
+        )
+
+
+def check_images_to_choose_by_are_held_out(config: Recipe) -> None:
+    if config.train.select == "held_out" and config.data.held_out == 0:
+        raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
+
+
+def check_sampling_is_of_a_full_shuffle(config: Recipe) -> None:
+    if config.data.sampling == "images":
+        return
+    others = {
+        "data.window_shards": config.data.window_shards is not None,
+        "views.repeats": config.views.repeats > 1,
+        "views.sizes": bool(config.views.sizes),
+    }
+    if (other := next((name for name, is_on in others.items() if is_on), None)) is not None:
+        raise Refused(
+            f"data.sampling={config.data.sampling} shows an image again within an epoch, each time in its next view, "
+            f"which {other} has another rule for; leave one of the two out"
+        )
+
+
+def check_patience_has_a_score(config: Recipe) -> None:
+    if config.train.patience_epochs is not None and config.train.select == "last":
+        raise Refused(
+            "train.patience_epochs waits for a better score, but train.select is last, which keeps none; take held_out "
+            "with data.held_out=0.1 (training images kept back), or val, whose accuracy is then optimistic"
+        )
+
+
+def check_statistics_are_whole(config: Recipe) -> None:
+    if (config.data.mean is None) != (config.data.std is None):
+        raise Refused("data.mean and data.std belong together; give both or neither")
+
+
+# What sections must say together; each refuses what does not fit.
+RULES = (
+    check_something_is_learnt,
+    check_weights_decay_within_the_run,
+    check_teachers,
+    check_heads,
+    check_a_teacher_is_there,
+    check_a_cache_is_there,
+    check_teacher_sees_the_students_views,
+    check_micro_batches_fill_the_batch,
+    check_workers_share_the_batch,
+    check_labels_are_what_the_method_reads,
+    check_images_to_choose_by_are_held_out,
+    check_patience_has_a_score,
+    check_sampling_is_of_a_full_shuffle,
+    check_statistics_are_whole,
+)
+
+
+# What lies in an output folder beside the folders of its runs.
+RESERVED_NAMES = ("index", "artifacts", "mlflow.db", "mlruns")
+
+
+def check_not_reserved(name: str) -> None:
+    """Refuse the name of a run or a sweep that would lie where an output folder keeps something else."""
+    if name.lower() in RESERVED_NAMES or name.lower().startswith("mlflow.db"):
+        raise Refused(f"{name!r} is where the output folder keeps other things; choose another name")
+
+
+def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
+    """Return the recipe's cache section. Refused where there is none, or where the number of views is open."""
+    if cache is None:
+        raise Refused("the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}")
+    if views.num_views is None:
+        raise Refused(
+            "a cache holds a fixed number of views, but views.num_views is open; set it, such as views.num_views=50 "
+            "(a run then shows view `epoch mod num_views`)"
+        )
+    return cache
+
+
+def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
+    """Return the images of one forward pass of so many workers; Refused where the batch cannot be shared."""
+    micro_batch = train.micro_batch
+    if micro_batch is None:
+        if train.batch_size % num_workers:
+            raise Refused(
+                f"train.batch_size {train.batch_size} cannot be shared by {num_workers} workers; take a multiple, "
+                "or set train.micro_batch"
+            )
+        micro_batch = train.batch_size // num_workers
+    if train.batch_size // micro_batch < num_workers:
+        raise Refused(
+            f"train.batch_size {train.batch_size} is {train.batch_size // micro_batch} micro-batches of {micro_batch}, "
+            f"fewer than scaling.num_workers {num_workers}; take a smaller train.micro_batch or fewer workers"
+        )
+    if mixes and micro_batch % 2:
+        raise Refused(
+            f"mixed images come in pairs, so the micro-batch must be even, not {micro_batch}; change train.micro_batch "
+            "or train.batch_size"
+        )
+    return micro_batch
