@@ -13,9 +13,11 @@ import urllib.request
 from pathlib import Path
 
 import mlflow
+import pytest
 
 from cluster.config import RunConfig
 from cluster.tracking.journal import read_journal
+from cluster.tracking.mlflow_tracker import CONSTANTS
 
 
 def free_port() -> int:
@@ -74,11 +76,18 @@ def wait_for(condition, seconds: float) -> None:
 
 
 def is_complete(config: RunConfig, run_id: str) -> bool:
-    """Whether MLflow has exactly what the run's file has: every metric, its steps in order, its values."""
+    """Whether MLflow has what the run's file has: every metric, its steps in order, its values; constants as tags."""
     client = mlflow.MlflowClient(config.tracking.uri)
     rows = read_journal(config.run_dir / "metrics.jsonl")
     assert len(rows) > 20
-    for name in {name for row in rows for name in row} - {"step", "time"}:
+    last = {name: value for row in rows for name, value in row.items()}
+    names = last.keys() - {"step", "time"}
+    constants = {name for name in names if name.startswith(CONSTANTS)}
+    tags = client.get_run(run_id).data.tags
+    for name in constants:
+        assert float(tags[name]) == pytest.approx(last[name], rel=1e-11), name
+    assert len(constants) > 2
+    for name in names - constants:
         expected = [(row["step"], row[name], int(row["time"] * 1000)) for row in rows if name in row]
         found = [(point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, name)]
         assert found == expected, name

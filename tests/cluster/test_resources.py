@@ -77,7 +77,7 @@ def test_a_gpu_that_is_asked_for_and_absent_is_refused(recipe, monkeypatch):
 
 
 def test_nobody_else_asks_for_the_device():
-    """The question is put to PyTorch in one module; `doctor` and the GPU runner's default ask for themselves."""
+    """The question is put to PyTorch in one module; `doctor` and what runs on GPUs alone ask for themselves."""
     root = Path(resources.__file__).parents[1]
     asking = {
         path.relative_to(root).as_posix()
@@ -85,4 +85,4 @@ def test_nobody_else_asks_for_the_device():
         for path in (root / package).rglob("*.py")
         if "cuda.is_available" in path.read_text() or "get_gpu_ids" in path.read_text()
     }
-    assert asking == {"cluster/resources.py", "ops/probes.py", "ops/reproduce/cifar100.py"}
+    assert asking == {"cluster/resources.py", "ops/probes.py", "ops/reproduce/cifar100.py", "ops/benchmarks/gpu.py"}
