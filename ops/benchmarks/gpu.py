@@ -348,11 +348,7 @@ def measure(parts: list[str], bench: Bench, results: Path) -> None:
         begun = time.perf_counter()
         try:
             found = PARTS[part](bench)
-        except (
-            RuntimeError,
-            ValueError,
-            OSError,
-        ) as error:  # the other parts are worth the machine's time
+        except (RuntimeError, ValueError, OSError) as error:  # the other parts are worth the machine's time
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
         there = json.loads(path.read_text()) if path.exists() else {}
         there[part] = {**found, "seconds": time.perf_counter() - begun, "facts": facts()}
