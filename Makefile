@@ -18,10 +18,13 @@ test: env     ## every test that needs no GPU: what starts Ray, beside what does
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-rest
 
 test-ray: env
-	$(PY) -m pytest -m "ray and not gpu"
+	$(PY) -m pytest -m "ray and not gpu and not long"
 
 test-rest: env
 	$(PY) -m pytest -m "not ray and not gpu"
+
+test-long: env  ## tests of minutes each, by hand, such as sweeps that are killed
+	$(PY) -m pytest -m long
 
 test-fast: env  ## the tests that start no Ray cluster and take seconds
 	$(PY) -m pytest -m "not gpu and not ray and not slow"
@@ -76,4 +79,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images attack audit families paper3 doctor pins
+.PHONY: help env demo test test-ray test-rest test-long test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images attack audit families paper3 doctor pins

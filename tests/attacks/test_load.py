@@ -28,7 +28,7 @@ def test_killed_at_random_moments(commands: dict[str, Subject], name: str, tmp_p
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_killed_at_a_random_moment(commands: dict[str, Subject], tmp_path: Path) -> None:
     assert kill_and_continue(commands["sweep"], tmp_path, kills=1)["kills"] == 1
 
@@ -39,7 +39,7 @@ def test_two_of_a_kind_on_one_folder(commands: dict[str, Subject], name: str, tm
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("second", ["sweep", "train"])
 def test_a_sweep_and_another_on_one_folder(commands: dict[str, Subject], second: str, tmp_path: Path) -> None:
     ends = pair(commands["sweep"], commands[second], tmp_path)["exit_statuses"]
