@@ -7,6 +7,7 @@ recipe names.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -62,6 +63,7 @@ def submit(
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of every upload
     refuse_credentials(command)
     parcel = pack_parcel(TREE, options.include)
     if parcel.secrets:
