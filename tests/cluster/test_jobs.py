@@ -132,11 +132,12 @@ class TestWithToken:
     def test_a_name_an_environment_and_no_waiting(self, head, tiny):
         """The job is there under its name, with the variable; a second one of that name is refused in one line."""
         words = ("--name", "named", "--env", "OF_THE_JOB=yes", "--no-wait", "--resources", "CPU=0.5", "train", RECIPE)
-        done = head.submit(*words, *tiny, "train.max_steps=1")
+        here = (*tiny, "train.max_steps=1", "scaling.num_workers=0")  # beside its driver no place for two workers is left
+        done = head.submit(*words, *here)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "job named on" in done.stdout
         assert "yes" not in done.stdout
-        again = head.submit(*words, *tiny)
+        again = head.submit(*words, *here)
         assert again.returncode == 2
         assert "--name named: the cluster has a job of that name" in one_line(again.stderr)
 
