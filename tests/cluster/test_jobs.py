@@ -132,7 +132,8 @@ class TestWithToken:
     def test_a_name_an_environment_and_no_waiting(self, head, tiny):
         """The job is there under its name, with the variable; a second one of that name is refused in one line."""
         words = ("--name", "named", "--env", "OF_THE_JOB=yes", "--no-wait", "--resources", "CPU=0.5", "train", RECIPE)
-        here = (*tiny, "train.max_steps=1", "scaling.num_workers=0")  # beside its driver no place for two workers is left
+        # Beside a driver that takes half a CPU there is no place for two workers.
+        here = (*tiny, "train.max_steps=1", "scaling.num_workers=0")
         done = head.submit(*words, *here)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "job named on" in done.stdout
