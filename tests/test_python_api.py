@@ -13,9 +13,11 @@ from tests.conftest import small_recipe
 ROOT = Path(__file__).parents[1]
 
 
-def run_block(page: str, **names: Any) -> dict[str, Any]:
-    """Run a page's Python, with these names known to it; return what it has defined."""
-    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+def run_block(page: str, section: str = "", **names: Any) -> dict[str, Any]:
+    """Run the Python of a page, or of a section of it, with these names known to it; return what it has defined."""
+    text = (ROOT / page).read_text()
+    text = text[text.index(section) :].partition("\n## ")[0] if section else text
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     exec(compile(block, page, "exec"), names)
     return names
 
@@ -55,7 +57,7 @@ def test_a_run(here, capsys):
 @pytest.mark.slow
 def test_a_notebook(here, ray_cluster):
     """Trains, then sweeps; both give objects."""
-    names = run_block("ops/README.md")
+    names = run_block("ops/README.md", "## From a notebook")
     assert names["result"].run_dir == str(here / "out" / "run")
     assert len(names["found"]) == 2
     assert names["found"][0].point.keys() == {"optimizer.lr"}
