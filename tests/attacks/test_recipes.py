@@ -107,7 +107,8 @@ def is_a_run_or_a_refusal(overrides: list[str]) -> None:
     else:
         assert to_yaml(parse(read_yaml(to_yaml(config), "text"))) == to_yaml(config)
         return
-    parts = [part for key in overrides for part in key.partition("=")[0][:40].split(".") if part]
+    keys = [override.partition("=")[0].removesuffix("+") for override in overrides]  # key+=value appends
+    parts = [part for key in keys for part in key[:40].split(".") if part]
     assert len(refusal) < LONGEST
     assert (
         "override" in refusal or "unknown key" in refusal or "term" in refusal or any(part in refusal for part in parts)
@@ -124,6 +125,7 @@ def test_every_override_is_a_run_or_a_refusal(key: str, value: str) -> None:
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.text(max_size=40))
+@example("plugins+=")
 def test_every_word_is_an_override_or_a_refusal(word: str) -> None:
     is_a_run_or_a_refusal([word])
 
