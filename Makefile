@@ -14,7 +14,7 @@ demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=
 	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)") \
 	  $(if $(WEIGHTS),--teacher-weights "$(WEIGHTS)")
 
-test: env     ## every test that needs no GPU: what starts Ray, beside what does not
+test: env     ## the tests that need no GPU, but for test-long: what starts Ray, beside what does not
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-rest
 
 test-ray: env
