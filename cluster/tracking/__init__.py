@@ -4,5 +4,5 @@ run       opening and closing a run, and its tracker
 delivery  from the journals to MLflow, in order and once
 journal   lines of JSON
 machine   CPU, memory and GPU load
-pictures  the first batch and the learning curves
+pictures  the first batch
 """

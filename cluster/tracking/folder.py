@@ -80,11 +80,6 @@ class RunFolder:
         return self.path / "first_batch.png"
 
     @property
-    def curves(self) -> Path:
-        """A picture of the learning curves."""
-        return self.path / "curves.png"
-
-    @property
     def broken_images(self) -> Path:
         """The images that were left out, or replaced, because they are broken; a line each."""
         return self.path / "broken_images.txt"
@@ -92,7 +87,7 @@ class RunFolder:
     @property
     def artifacts(self) -> tuple[Path, ...]:
         """The files that are kept with the run where it is tracked."""
-        return self.first_batch, self.curves, self.weights, self.broken_images
+        return self.first_batch, self.weights, self.broken_images
 
     @property
     def run_id(self) -> Path:

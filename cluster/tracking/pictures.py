@@ -1,4 +1,4 @@
-"""Pictures of a run: what the student sees, and how it learns."""
+"""The picture of a run: what the student sees. How it learns is drawn where runs are read (`ops.review`, MLflow)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from cluster.tracking.captions import MAX_IMAGES, captioned, captions_of
-from cluster.tracking.journal import read_journal
 from kdcore.batch import Batch
-from pipelines.files import write_figure, write_whole
-
-PANELS = {
-    "loss": ("train/loss",),
-    "top-1": ("train/top1", "val/top1", "held_out/top1"),
-    "agreement with the teacher": ("val/agreement", "held_out/agreement"),
-    "images/s": ("speed/images_per_second",),
-}
-
+from pipelines.files import write_whole
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -50,27 +41,4 @@ def sheet(images: Tensor, statistics: Statistics, path: Path, columns: int = 8) 
     """Save images [N,3,H,W] beside and below each other, normalisation undone."""
     grid = make_grid(pixels_of(images, statistics).contiguous(), nrow=columns, padding=2, pad_value=1.0)
     write_whole(path, lambda file: save_image(grid, file, format=path.suffix.lstrip(".")))
-    return path
-
-
-def curves(metrics_path: Path, path: Path) -> Path:
-    """Draw the learning curves of a journal, one panel a quantity."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = read_journal(metrics_path)
-    shown = {title: keys for title, keys in PANELS.items() if any(key in row for row in rows for key in keys)}
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 3.5), layout="constrained", squeeze=False)
-    for axis, (title, keys) in zip(axes[0], shown.items(), strict=True):
-        for key in keys:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 40 else None)
-        axis.set(title=title, xlabel="step")
-        axis.legend(fontsize="small")
-        axis.grid(alpha=0.3)
-    write_figure(path, figure, dpi=120)
-    plt.close(figure)
     return path

@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,7 +151,8 @@ class Recorder:
             with optional("the picture of the first batch is", self.reporter.say):
                 shown = self.run.classes if self.run.indexes["train"].labelled else ()
                 pictures.first_batch(batch, self.run.statistics, self.folder.first_batch, shown, output.teacher_logits)
-            self.add_picture(self.folder.first_batch)
+            if self.folder.first_batch.exists():
+                self.log.add_file(self.folder.first_batch)
         if self.record:
             row = {
                 "step": step,
@@ -162,11 +162,6 @@ class Recorder:
             }
             self.record.write(json.dumps({**row, "loss": float(output.loss.detach())}) + "\n")
             self.record.flush()
-
-    def add_picture(self, path: Path) -> None:
-        """Have a picture of the run's folder tracked, if it could be made."""
-        if self.log and path.exists():
-            self.log.add_file(path)
 
     def finite_or_zero(self, values: Tensor) -> Tensor:
         """Return the values, or zeros where steps that are not finite are left out and one of these is not."""
@@ -284,7 +279,7 @@ class Recorder:
         )
 
     def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
-        """Write the deployed weights and the curves; return the result, whose metrics are of these weights."""
+        """Write the deployed weights; return the result, whose metrics are of these weights."""
         if self.record:
             self.record.close()
         self.say_of_patience(state)
@@ -303,9 +298,6 @@ class Recorder:
             write_whole(weights, to_safetensors(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)
             self.list_broken_images()
-            with optional("the picture of the learning curves is", self.reporter.say):
-                pictures.curves(self.folder.metrics, self.folder.curves)
-            self.add_picture(self.folder.curves)
             self.log.log(state.step, self.costs(state) | {f"deployed/{name}": v for name, v in deployed.items()})
             self.log.close()
         return result

@@ -138,7 +138,7 @@ def test_away_at_the_end_and_delivered_later(config, away, tmp_path):
     log(run_log, range(1, 6))
     run_log.close()
     RunFolder.of(config).claim(config)
-    (config.run_dir / "curves.png").write_bytes(b"a picture")
+    (config.run_dir / "first_batch.png").write_bytes(b"a picture")
     close_run(config, "FINISHED")
     assert points(config) == []
     assert RunFolder.of(config).outbox.read_text() == "FINISHED"
@@ -150,7 +150,7 @@ def test_away_at_the_end_and_delivered_later(config, away, tmp_path):
     assert points(config) == [(step, 1.0 + step) for step in range(1, 6)]
     client = mlflow.MlflowClient(tracking_uri(config))
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert "curves.png" in {file.path for file in client.list_artifacts(run_id)}
+    assert "first_batch.png" in {file.path for file in client.list_artifacts(run_id)}
 
 
 def test_continued_after_a_kill(config, away):
@@ -334,13 +334,13 @@ def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
     open_run(config, "python -m ops train x")
     run_log = RunLog(config, 0)
     log(run_log, range(1, 4))
-    picture = config.run_dir / "curves.png"
+    picture = config.run_dir / "first_batch.png"
     picture.write_bytes(b"a picture")
     run_log.add_file(picture)
     run_log.close()
     close_run(config, "FINISHED")
     assert [row["step"] for row in seen.pop("rows")] == [1, 2, 3]
-    assert seen == {"files": ["curves.png"], "command": "python -m ops train x", "status": "FINISHED"}
+    assert seen == {"files": ["first_batch.png"], "command": "python -m ops train x", "status": "FINISHED"}
 
 
 def test_an_unknown_tracker_is_refused(recipe, store):
@@ -351,9 +351,9 @@ def test_an_unknown_tracker_is_refused(recipe, store):
 def test_pictures_in_tensorboard(recipe, store):
     config = parse(recipe(tracking__uri=store, tracking__also=["tensorboard"]))
     run_log = opened_log(config)
-    Image.new("RGB", (8, 6)).save(RunFolder.of(config).curves)
-    assert TensorBoardTracker(config).missing_files() == [RunFolder.of(config).curves]
-    run_log.add_file(RunFolder.of(config).curves)
+    Image.new("RGB", (8, 6)).save(RunFolder.of(config).first_batch)
+    assert TensorBoardTracker(config).missing_files() == [RunFolder.of(config).first_batch]
+    run_log.add_file(RunFolder.of(config).first_batch)
     run_log.close()
     (events,) = (config.run_dir / "tensorboard").glob("events.*")
     assert b"PNG" in events.read_bytes()

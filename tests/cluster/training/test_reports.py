@@ -14,7 +14,7 @@ def test_a_run_goes_on_without_its_pictures_and_costs(recipe, monkeypatch):
     def fail(*args: object) -> None:
         raise RuntimeError("broken")
 
-    for module, name in ((pictures, "first_batch"), (pictures, "curves"), (kdcore.cost, "multiply_adds")):
+    for module, name in ((pictures, "first_batch"), (kdcore.cost, "multiply_adds")):
         monkeypatch.setattr(module, name, fail)
     said: list[str] = []
     result = launch(parse(recipe(scaling__num_workers=0)), watch=lambda state, messages: said.extend(messages))
@@ -22,7 +22,6 @@ def test_a_run_goes_on_without_its_pictures_and_costs(recipe, monkeypatch):
     assert (Path(result.run_dir) / "student.safetensors").exists()
     assert [line for line in said if "left out" in line] == [
         "the picture of the first batch is left out (RuntimeError: broken)",
-        "the picture of the learning curves is left out (RuntimeError: broken)",
         "the student's multiply-adds are left out (RuntimeError: broken)",
     ]
 
