@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from cluster.assembly import Assembly, assemble, checkpoint_facts
-from cluster.config import RunConfig
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
@@ -30,6 +29,9 @@ from cluster.training.recorder import Recorder, Validation
 from cluster.training.recovery import with_place
 from cluster.training.saving import latest_checkpoint, saver_of
 from pipelines.leases import Fence
+
+# Gradients that are views of the buckets are not held twice; torch's own broadcast of buffers is `Rank.share_buffers`.
+DATA_PARALLEL = {"broadcast_buffers": False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         if directory is not None:
             state.restore(directory, checkpoint_facts(run))
             reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
-    model = data_parallel(config, state.distiller)
+    model = data_parallel(state.distiller)
     no_sync = model.no_sync if rank.world_size > 1 else contextlib.nullcontext
     step_model = torch.compile(model) if config.train.compile else model
     loop = TrainingLoop(run, state, ForwardBackward(run, step_model, no_sync))
@@ -91,15 +93,15 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     return recorder.finish(state, validation)
 
 
-def data_parallel(config: RunConfig, distiller: nn.Module) -> Any:
+def data_parallel(distiller: nn.Module) -> Any:
     """Wrap the distiller so that its gradients are averaged over the ranks.
 
     Left to itself, DDP regroups its buckets after the first step that a process takes; with 4 ranks and more, the order
     of a sum depends on where in a bucket a gradient lies, so a continued run would add up in another order than an
-    undisturbed one. Searching for unused parameters is what keeps the first grouping.
+    undisturbed one. Searching for unused parameters is what keeps the first grouping, and what lets a method leave
+    parts of the student without a gradient, as features alone do with its classifier.
     """
-    options = {"broadcast_buffers": False, "find_unused_parameters": config.train.deterministic}
-    return ray.train.torch.prepare_model(distiller, move_to_device=False, parallel_strategy_kwargs=options)
+    return ray.train.torch.prepare_model(distiller, move_to_device=False, parallel_strategy_kwargs=DATA_PARALLEL)
 
 
 def checkpoint_is_due(step: int, run: Assembly) -> bool:

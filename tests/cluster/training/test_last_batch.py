@@ -27,6 +27,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
+from cluster.training.worker import DATA_PARALLEL
 from kdcore.errors import Refused
 from ops.reproduce.lane import Lane
 from pipelines.loaders.base import Request
@@ -38,6 +39,7 @@ VIT = {
     "args": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
 }
 METHOD = [{"term": "ce", "weight": 0.5}, {"term": "kd", "weight": 2.0, "temperature": 2.0}]
+FEATURES = [{"term": "fitnet", "weight": 1.0, "pairs": [{"student": "blocks.0", "teacher": "blocks.0"}]}]
 
 Make = Callable[..., RunConfig]
 
@@ -194,7 +196,7 @@ def train_rank(number: int, config: RunConfig, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
     run = assemble(config, Rank(number, 2, CPU), reuse_index=True)
     state = new_state(run)
-    model = DistributedDataParallel(state.distiller, broadcast_buffers=False, find_unused_parameters=True)
+    model = DistributedDataParallel(state.distiller, **DATA_PARALLEL)
     loop = WatchedLoop(run, state, ForwardBackward(run, model, model.no_sync))
     torch.save(gradients_of(loop), f"{folder}/{number}.pt")
     dist.destroy_process_group()
@@ -209,9 +211,13 @@ def gradients_of(loop: WatchedLoop) -> list[dict[str, Tensor]]:
     return found
 
 
-def test_two_ranks_with_unequal_shares(keeping: Make, tmp_path: Path) -> None:
-    """Two images here and three there: both ranks have the gradient that one has, which is the mean over the five."""
-    config = keeping()
+@pytest.mark.parametrize("method", [METHOD, FEATURES], ids=["logits", "features"])
+def test_two_ranks_with_unequal_shares(keeping: Make, tmp_path: Path, method: list[dict[str, Any]]) -> None:
+    """Two images here and three there: both ranks have the gradient that one has, which is the mean over the five.
+
+    Features alone leave the classifier without a gradient, on both.
+    """
+    config = keeping(method=method)
     run: Assembly = assemble(config, Rank(0, 1, CPU))
     alone = gradients_of(WatchedLoop(run, new_state(run)))
     mp.spawn(train_rank, args=(config, str(tmp_path)), nprocs=2)
@@ -219,6 +225,7 @@ def test_two_ranks_with_unequal_shares(keeping: Make, tmp_path: Path) -> None:
         ours = torch.load(tmp_path / f"{number}.pt", weights_only=True)
         assert len(ours) == len(alone) == STEPS
         for step, expected in zip(ours, alone, strict=True):
+            assert step.keys() == expected.keys()
             for name, gradient in expected.items():
                 torch.testing.assert_close(step[name], gradient, rtol=1e-4, atol=1e-6)
 
