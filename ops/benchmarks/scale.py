@@ -167,7 +167,7 @@ def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
 
     config, rank = parse(payload["config"]), Rank.of_this_worker()
     run = assemble(config, rank)
-    model = data_parallel(config, run.distiller())
+    model = data_parallel(run.distiller())
     batch = next(iter(run.train_batches(0)))
 
     def seconds() -> float:
