@@ -191,7 +191,7 @@ class Assembly:
         if self.ensemble is not None:
             return self.ensemble.evaluation(split, index, loader, self.rank)
         if self.stored is not None:
-            return self.stored.evaluation(split, index.labels, self.rank) if self.stored.has_head else None
+            return self.stored.evaluation(split, index, self.rank) if self.stored.has_head else None
         has_answers = self.teacher is not None and self.teacher.has_head
         return teacher_pass(self.teacher, loader, len(index), self.rank) if has_answers and self.teacher else None
 
@@ -235,7 +235,8 @@ class Assembly:
             class_means=of_one.means,
             class_similarity=of_one.similarity,
             statistics={name: one for name, one in statistics.items() if name is not None},
-            sample_labels=torch.from_numpy(train.labels.astype(np.int64)),
+            sample_labels=None if train.multi_label else torch.from_numpy(train.labels.astype(np.int64)),
+            class_counts=torch.from_numpy(train.class_counts),
             num_epochs=self.config.train.epochs,
         )
         to_device(distiller, self.rank.device, self.channels_last)

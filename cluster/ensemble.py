@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from cluster.config import RunConfig
 from cluster.passes import teacher_pass
 from cluster.rank import Rank
+from cluster.scores import counts_for, over_ranks
 from cluster.stored_teacher import StoredTeacher
 from cluster.teachers import MemberConfig
 from kdcore.batch import TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.ensemble import Combination, Ensemble
-from kdcore.metrics import Counts
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
 
@@ -67,24 +67,24 @@ class TeacherEnsemble:
     def evaluation(
         self, split: str, source: Source, loader: Loader, rank: Rank
     ) -> tuple[dict[str, float], Tensor] | None:
-        """As `passes.teacher_pass`, of the average; with each teacher's own top-1 as NAME_top1.
+        """As `passes.teacher_pass`, of the average; with each teacher's own top-1 as NAME_top1 (or mAP as NAME_mAP).
 
         None where no teacher has a head.
         """
         stored = {name: one for name, one in self.stored.items() if one.has_head}
         online = {name: one for name, one in self.online.items() if one.has_head}
-        answers = {name: one.evaluation(split, source.labels, rank) for name, one in stored.items()}
+        answers = {name: one.evaluation(split, source, rank) for name, one in stored.items()}
         answers |= {name: teacher_pass(one, loader, len(source), rank) for name, one in online.items()}
         if not self.judged.weights.keys() & answers.keys():
             return None
-        each = {f"{name}_top1": metrics["top1"] for name, (metrics, _) in sorted(answers.items())}
+        rate = "mAP" if source.multi_label else "top1"
+        each = {f"{name}_{rate}": m[rate] for name, (m, _) in sorted(answers.items()) if rate in m}
         share = rank.slice_of(len(source))
-        counts, logits = Counts(rank.device), torch.empty(0)
+        counts, logits = counts_for(source, rank.device), torch.empty(0)
         if len(share):
             logits = self.judged.logits({name: answer for name, (_, answer) in answers.items()}, epoch=0.0)
-            counts.add(logits, torch.from_numpy(source.labels[share.start : share.stop].astype(np.int64)))
-        rank.add_up(counts.totals)
-        return {**counts.result(), **each}, logits
+            counts.add(logits, torch.from_numpy(source.targets(np.arange(share.start, share.stop))))
+        return {**over_ranks(counts, len(source), rank), **each}, logits
 
 
 def _weight(weight: float, epoch: float) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.ensemble import TeacherEnsemble
-from cluster.images import open_data
+from cluster.images import check_label_kind, open_data
 from cluster.passes import every_image_once
 from cluster.precision import autocast
 from cluster.rank import Rank
@@ -29,9 +29,10 @@ from cluster.training.recovery import failure_reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.checkpoints import load_tensors
 from kdcore.distiller import OnlineTeacher
-from kdcore.errors import RunFailed
+from kdcore.errors import Refused, RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.fitting import load_fitting
+from kdcore.multi_label import MultiLabelEvaluation
 from kdcore.protocol import find_classifier
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.data.kinds import locate_split
@@ -45,15 +46,16 @@ SPLIT = "evaluated"  # the name of the images within an `Assembly`
 class Findings:
     """What is known of both networks; cka: of taps named 'student <tap>' and 'teacher <tap>'."""
 
-    student: Evaluation | None
-    teacher: Evaluation | None
+    student: Evaluation | MultiLabelEvaluation | None
+    teacher: Evaluation | MultiLabelEvaluation | None
     cka: LinearCKA
     images: int = 0
 
     @classmethod
-    def of(cls, num_classes: int, rank: Rank, student: bool, teacher: bool) -> Findings:
+    def of(cls, target: Target, rank: Rank, student: bool, teacher: bool) -> Findings:
         """Nothing seen yet, of the networks that are there."""
-        ours, theirs = (Evaluation(num_classes, rank.device) if there else None for there in (student, teacher))
+        kind = MultiLabelEvaluation if target.multi_label else Evaluation
+        ours, theirs = (kind(len(target.classes), rank.device) if there else None for there in (student, teacher))
         return cls(ours, theirs, LinearCKA())
 
     def add(self, ours: TeacherOutputs, theirs: TeacherOutputs, answers: Tensor) -> None:
@@ -71,14 +73,15 @@ class Findings:
         """Take in those of another worker."""
         for mine, its in ((self.student, other.student), (self.teacher, other.teacher)):
             if mine is not None and its is not None:
-                mine.merge(its)
+                mine.merge(its)  # type: ignore[arg-type]  # of one kind, by the target
         self.cka.merge(other.cka)
         self.images += other.images
 
     def to(self, device: str) -> Findings:
         """Itself, its sums moved."""
-        for one in filter(None, (self.student, self.teacher)):
-            one.to(device)
+        for one in (self.student, self.teacher):
+            if one is not None:
+                one.to(device)
         self.cka.to(device)
         return self
 
@@ -126,7 +129,7 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
     parts = assemble(config, replace(rank, world_size=1), reuse_index=True)
     parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
     student, teacher = student_of(parts, weights), teacher_of(parts, target)
-    findings = Findings.of(len(target.classes), rank, student is not None, answers_with_logits(teacher))
+    findings = Findings.of(target, rank, student is not None, answers_with_logits(teacher))
     loader = parts.evaluation_loader_of_both(SPLIT)
     for batch in loader.load(every_image_once(len(target.index), rank, loader.max_batch)):
         answers = torch.from_numpy(target.answers[batch.sample_ids.cpu().numpy()]).to(rank.device)
@@ -215,8 +218,12 @@ def find_target(config: RunConfig, location: str | None, variant: str | None) ->
     indexes = open_data(config)
     if location is None and variant is None:
         return own_target(indexes["val"])
+    if variant is not None and config.data.multi_label:
+        raise Refused(f"--variant {variant} is of images with one right class; leave it out for data.multi_label")
     root, split = locate_split(location or config.data.root, config.data.val_split)
-    return open_target(root, split, variant, indexes["train"].classes, Path(config.output_dir) / "index")
+    target = open_target(root, split, variant, indexes["train"].classes, Path(config.output_dir) / "index")
+    check_label_kind(config, target.index)
+    return target
 
 
 def with_online_teacher(config: RunConfig) -> RunConfig:

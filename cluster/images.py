@@ -44,12 +44,15 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
         return build_index(data.root, split, cache_dir, acceptance=acceptance, copies=copies)
 
     indexes = {"train": find(data.train_split), "val": find(data.val_split)}
+    for source in indexes.values():
+        check_label_kind(config, source)
     indexes = share_classes(indexes, data.root)
     _require_classes(indexes, config)
     if data.images_per_class is not None:
         indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
     if data.held_out:
         indexes["train"], indexes["held_out"] = indexes["train"].split(data.held_out, config.plan_seed)
+        _require_shown_classes(indexes["held_out"], data.held_out)
     if len(indexes["train"]) < config.train.batch_size:
         raise Refused(
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
@@ -68,7 +71,7 @@ def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
     if named is None:
         raise Refused(f"no split of {root} has labels, so that the classes are unknown; give one that has them")
     shared = {
-        split: source if source.labelled else replace(source, classes=named.classes)
+        split: source if source.labelled else replace(source, classes=named.classes, multi_label=named.multi_label)
         for split, source in indexes.items()
     }
     check_same_classes(shared["train"], shared["val"])
@@ -99,6 +102,15 @@ def evaluation_batch(config: RunConfig, device: torch.device) -> int:
     return int(max(1, min(_MOST, pixels // (policy.height * policy.width))))
 
 
+def _require_shown_classes(held_out: Source, fraction: float) -> None:
+    """Refuse held-out images with several labels of which none shows a class: mAP would not exist."""
+    if held_out.labelled and held_out.multi_label and not held_out.class_counts.any():
+        raise Refused(
+            f"data.held_out={fraction} keeps back {len(held_out)} images of {held_out.root}, none of which shows a "
+            "class, so that there is no mAP to choose by; keep back more"
+        )
+
+
 def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:
     """Refuse images that nothing can be learnt of, or a student judged by."""
     train, val = indexes["train"], indexes["val"]
@@ -120,6 +132,20 @@ def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:
         )
 
 
+def check_label_kind(config: RunConfig, source: Source) -> None:
+    """Refuse images with several labels that the recipe does not expect, and images with one label where it does."""
+    if source.labelled and source.multi_label and not config.data.multi_label:
+        raise Refused(
+            f"the images in {source.root} have several labels each; set data.multi_label=true, with the terms bce and "
+            "binary_kd in the method"
+        )
+    if source.labelled and config.data.multi_label and not source.multi_label:
+        raise Refused(
+            f"data.multi_label is true, but the images in {source.root} have one label each; give a CSV with a column "
+            "labels (names with | between them) or Parquet with a column of lists, or leave data.multi_label out"
+        )
+
+
 def check_labels(config: RunConfig, train: Source) -> None:
     """Refuse a method that reads labels of training images that have none."""
     readers = [term.term for term in config.method if term.weight > 0 and term.needs().reads_labels]
@@ -134,7 +160,7 @@ def sampling_of(config: RunConfig, train: Source) -> ClassSampling | None:
     """Return how often the images of each class are shown; None for each once an epoch. Refused without labels."""
     if config.data.sampling == "images":
         return None
-    train.require_labels(f"data.sampling={config.data.sampling}")
+    train.require_one_label(f"data.sampling={config.data.sampling}")
     return ClassSampling(POWERS[config.data.sampling], train.labels)
 
 

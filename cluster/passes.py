@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.rank import Rank
+from cluster.scores import counts_for, over_ranks
 from kdcore.batch import ClassStatistics, Needs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
-from kdcore.metrics import Counts
 from kdcore.quality.collect import LayerQuality
 from kdcore.terms.wkd import class_similarity
 from pipelines.loaders.base import Loader, Request
@@ -39,15 +39,14 @@ def evaluate(
     teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`.
     """
     model.eval()
-    counts = Counts(rank.device)
+    counts = counts_for(loader.source, rank.device)
     counts.has_teacher = teacher_logits is not None
     done = 0
     for batch in loader.load(every_image_once(num_images, rank, loader.max_batch)):
         theirs = None if teacher_logits is None else teacher_logits[done : done + len(batch)].to(rank.device)
         counts.add(model(batch.images), batch.labels, theirs)
         done += len(batch)
-    rank.add_up(counts.totals)
-    return counts.result()
+    return over_ranks(counts, num_images, rank)
 
 
 def quality_pass(
@@ -65,15 +64,14 @@ def teacher_pass(
     teacher: OnlineTeacher, loader: Loader, num_images: int, rank: Rank
 ) -> tuple[dict[str, float], Tensor]:
     """Return the teacher's own metrics, and its logits [n,K] on this rank's share of the images, in host memory."""
-    counts = Counts(rank.device)
+    counts = counts_for(loader.source, rank.device)
     logits = []
     for batch in loader.load(every_image_once(num_images, rank, loader.max_batch)):
         answer = teacher(batch).logits
         assert answer is not None
         counts.add(answer, batch.labels)
         logits.append(answer.float().cpu())
-    rank.add_up(counts.totals)
-    return counts.result(), torch.cat(logits) if logits else torch.empty(0)
+    return over_ranks(counts, num_images, rank), torch.cat(logits) if logits else torch.empty(0)
 
 
 def stand_in_statistics(

@@ -21,8 +21,7 @@ from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characte
 from kdcore.configs import PathField
 from kdcore.credentials import public
 from kdcore.errors import Refused, shortened
-from kdcore.located import local_file
-from pipelines.places import absolute_location
+from kdcore.located import absolute_location, local_file
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.strict_yaml import read_yaml_file
 from kdcore.errors import Refused, shortened
-from pipelines.places import absolute_location
+from kdcore.located import absolute_location
 
 Named = Callable[[str], dict[str, Any]]
 MAX_FILES = 64  # that one recipe is put together from

@@ -27,7 +27,7 @@ def rehearse_run(run: Assembly) -> None:
             distiller,
             size,
             run.micro_batch,
-            views.mixes,
+            views.mixes or run.config.data.multi_label,
             lambda number: run.stored_targets(Request(0, np.arange(number))),
             None if seen is run else image_size(seen.config),
         )

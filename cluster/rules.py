@@ -10,7 +10,7 @@ from typing import Protocol
 
 from cluster import teachers
 from cluster.sections import CacheConfig, DataConfig, ScalingConfig, TeacherConfig, TrainConfig
-from cluster.teachers import check_a_teacher_is_there, check_heads, check_teachers
+from cluster.teachers import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
 from kdcore.errors import Refused
 from pipelines.views.policy import ViewPolicy
 
@@ -26,6 +26,8 @@ class Recipe(teachers.Recipe, Protocol):
     def scaling(self) -> ScalingConfig: ...
     @property
     def cache(self) -> CacheConfig | None: ...
+    @property
+    def ensemble(self) -> EnsembleConfig: ...
     @property
     def all_teachers(self) -> Sequence[TeacherConfig]: ...
 
@@ -108,6 +110,29 @@ def check_patience_has_a_score(config: Recipe) -> None:
         )
 
 
+def check_several_labels_are_read_class_by_class(config: Recipe) -> None:
+    if not config.data.multi_label:
+        return
+    if (term := next((t for t in config.method if t.weight > 0 and not t.fits_multi_label), None)) is not None:
+        raise Refused(
+            f"data.multi_label: images have several labels, and the term {term.term} takes one class of each for the "
+            "right one; take bce for the labels and binary_kd for the teacher's logits (terms on features alone fit)"
+        )
+    headless = any(teacher.head == "none" for teacher in config.all_teachers)
+    unfit = {
+        f"data.sampling={config.data.sampling} draws images by their one class": config.data.sampling != "images",
+        "data.images_per_class counts images by their one class": config.data.images_per_class is not None,
+        "teacher.head=none is judged by neighbours of one class": headless,
+        "cache.logits=sparse keeps what a softmax needs; take dense": bool(
+            config.cache and config.cache.logits == "sparse"
+        ),
+        "ensemble.average=probabilities takes a softmax; take logits": config.ensemble.average == "probabilities",
+        "ensemble.weighting=confidence takes a softmax; take fixed": config.ensemble.weighting == "confidence",
+    }
+    if (reason := next((reason for reason, is_so in unfit.items() if is_so), None)) is not None:
+        raise Refused(f"data.multi_label: images have several labels, but {reason}, or leave it out")
+
+
 def check_statistics_are_whole(config: Recipe) -> None:
     if (config.data.mean is None) != (config.data.std is None):
         raise Refused("data.mean and data.std belong together; give both or neither")
@@ -128,6 +153,7 @@ RULES = (
     check_images_to_choose_by_are_held_out,
     check_patience_has_a_score,
     check_sampling_is_of_a_full_shuffle,
+    check_several_labels_are_read_class_by_class,
     check_statistics_are_whole,
 )
 

@@ -38,6 +38,10 @@ class DataConfig(Section):
     """The split of the training images: a folder below `root`, or a word in its files' names."""
     val_split: str = "val"
     """The split of the validation images: a folder below `root`, or a word in its files' names."""
+    multi_label: bool = False
+    """Whether an image may show several classes, or none: a column `labels` of a CSV holds their names with | between
+    them, one of lists in Parquet their names or numbers. Each class is then a yes or no: the method has `bce` for the
+    labels and `binary_kd` for a teacher's logits, and networks are judged by mAP."""
     images_per_class: int | None = Field(default=None, ge=1)
     """How many training images of each class are used, chosen by the view seed; fewer are part of more. Not given:
     all."""
@@ -215,8 +219,8 @@ class TrainConfig(Section):
     ema_warmup: bool = False
     """Whether the average's decay rises to `ema_decay` over the first steps, as in timm."""
     select: Literal["last", "held_out", "val"] = "last"
-    """Which weights are deployed: the last, or the best by top-1 on held-out training images (`held_out`) or on the
-    validation set (`val`, which makes its accuracy optimistic)."""
+    """Which weights are deployed: the last, or the best by top-1 (by mAP where images have several labels) on held-out
+    training images (`held_out`) or on the validation set (`val`, which makes its accuracy optimistic)."""
     patience_epochs: int | None = Field(default=None, ge=1)
     """Epochs without a better score of the images that `select` names, after which the run ends; the best weights are
     deployed. With `held_out`, what is reported of the validation set stays a fair estimate, at the price of images that

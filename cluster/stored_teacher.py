@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from cluster.config import RunConfig
 from cluster.plugins import fingerprint_of_module
 from cluster.rank import Rank
+from cluster.scores import counts_for, over_ranks
 from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
 from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout
-from kdcore.metrics import Counts
 from kdcore.models import build_backbone, build_model
 from kdcore.named_models import module_of
 from kdcore.reused import TeacherHead
@@ -89,18 +89,17 @@ class StoredTeacher:
             )
         return head_of(self.manifest.plan.head, self.constants)
 
-    def evaluation(self, split: str, labels: np.ndarray, rank: Rank) -> tuple[dict[str, float], Tensor]:
+    def evaluation(self, split: str, source: Source, rank: Rank) -> tuple[dict[str, float], Tensor]:
         """As `passes.teacher_pass`: the teacher's metrics on a split, and its logits on this rank's share [n,K]."""
-        share = rank.slice_of(len(labels))
-        counts, ids = Counts(rank.device), np.arange(share.start, share.stop)
+        share = rank.slice_of(len(source))
+        counts, ids = counts_for(source, rank.device), np.arange(share.start, share.stop)
         logits = torch.empty(0)
         if len(ids):
             answer = self.evaluations[split].outputs(0, ids).logits
             assert answer is not None, "evaluation parts hold logits"
-            counts.add(answer, torch.from_numpy(labels[ids].astype(np.int64)).to(rank.device))
+            counts.add(answer, torch.from_numpy(source.targets(ids)).to(rank.device))
             logits = answer.cpu()
-        rank.add_up(counts.totals)
-        return counts.result(), logits
+        return over_ranks(counts, len(source), rank), logits
 
 
 def open_stored_teacher(

@@ -139,10 +139,11 @@ class Needs:
 class Batch:
     """One micro-batch of views, on the device of the network.
 
-    images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or soft [B,K] where views are
-    mixed; sample_ids [B] int64; views [B] int64: in which view each row shows its sample; epoch: epochs done before
-    this step, fractional (what a term's warm-up counts); targets: what the teacher answered, None where it is to be
-    asked online; teacher_images [B,3,H',W']: the same views in another size, where that teacher sees one.
+    images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or [B,K] float32: soft where
+    views are mixed, 1 for each class that an image shows where it may show several; sample_ids [B] int64; views [B]
+    int64: in which view each row shows its sample; epoch: epochs done before this step, fractional (what a term's
+    warm-up counts); targets: what the teacher answered, None where it is to be asked online; teacher_images
+    [B,3,H',W']: the same views in another size, where that teacher sees one.
     """
 
     images: Tensor

@@ -71,6 +71,7 @@ class Distiller(nn.Module):
         class_similarity: Tensor | None = None,
         statistics: Mapping[str, ClassStatistics] | None = None,
         sample_labels: Tensor | None = None,
+        class_counts: Tensor | None = None,
         num_epochs: float | None = None,
     ) -> None:
         super().__init__()
@@ -106,6 +107,7 @@ class Distiller(nn.Module):
             class_means=class_means or {},
             class_similarity=class_similarity,
             sample_labels=sample_labels,
+            class_counts=class_counts,
             pool_teacher=getattr(student, "pool_teacher", None),
         )
         self.extras = nn.ModuleDict({name: self._build(name, context) for name in self.terms})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcore.metrics import Counts, ranking
+from kdcore.multi_label import MultiLabelEvaluation
 
 NUM_BINS = 15
 
@@ -194,22 +195,23 @@ def pooled(features: Tensor) -> Tensor:
 
 
 def report(
-    student: Evaluation | None,
-    teacher: Evaluation | None,
+    student: Evaluation | MultiLabelEvaluation | None,
+    teacher: Evaluation | MultiLabelEvaluation | None,
     class_names: list[str],
     num_confusions: int = 20,
     num_shown: int = 60,
 ) -> dict[str, Any]:
-    """Return everything, as plain values for JSON.
+    """Return everything, as plain values for JSON; of images with several labels no calibration and no confusions.
 
     num_confusions: pairs of classes taken for each other; num_shown: classes of the confusion matrix, those with most
     mistakes where there are more.
     """
     networks = {name: one for name, one in (("student", student), ("teacher", teacher)) if one is not None}
     tables = {name: one.per_class() for name, one in networks.items()}
+    of_one_label = {name: one for name, one in networks.items() if isinstance(one, Evaluation)}
     return {
         "metrics": {name: one.metrics() for name, one in networks.items()},
-        "reliability": {name: one.reliability() for name, one in networks.items()},
+        "reliability": {name: one.reliability() for name, one in of_one_label.items()},
         "classes": [
             {"class": class_name, **{network: table[number] for network, table in tables.items()}}
             for number, class_name in enumerate(class_names)
@@ -219,9 +221,9 @@ def report(
                 {"label": class_names[label], "prediction": class_names[prediction], "images": images}
                 for label, prediction, images in one.confusions(num_confusions)
             ]
-            for name, one in networks.items()
+            for name, one in of_one_label.items()
         },
-        "confusion_matrix": {name: most_confused(one, class_names, num_shown) for name, one in networks.items()},
+        "confusion_matrix": {name: most_confused(one, class_names, num_shown) for name, one in of_one_label.items()},
     }
 
 

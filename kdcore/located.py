@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, shortened
 
 Fetch = Callable[[str], Path]
 _fetch: list[Fetch] = []
@@ -20,6 +20,16 @@ def fetch_uris_by(fetch: Fetch) -> None:
 def is_uri(location: str) -> bool:
     """Return whether a location is a URI (s3://bucket/file) rather than a path."""
     return "://" in location
+
+
+def absolute_location(location: str, base: Path) -> str:
+    """Return a location as every process finds it: a URI as it is; a path absolute from `base`, `~` expanded."""
+    if is_uri(location):
+        return location
+    try:
+        return str((base / Path(location).expanduser()).absolute())
+    except RuntimeError as error:
+        raise Refused(f"{shortened(location)}: there is no such user's home; write the path out") from error
 
 
 @cache

@@ -64,7 +64,7 @@ def about(name: str) -> AboutConfig:
 
 def text(name: str) -> str:
     """Return a named recipe as one complete YAML file, each field with its meaning, to copy and edit."""
-    from ops.recipe_text import recipe_text  # here alone, as it imports torch: a list of the recipes takes no second
+    from ops.recipe_text import recipe_text
 
     return f"# python -m ops train {name}\n# Every other field: python -m ops fields\n\n{recipe_text(read(name))}"
 

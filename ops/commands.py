@@ -125,7 +125,7 @@ def review(parser: Parser) -> None:
     _store(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the page (default: EXPERIMENT-review.html)")
     parser.add_argument("--compare", nargs=2, metavar="RUN", help="two runs, side by side")
-    parser.add_argument("--metric", default="val/top1", help="the score (default: %(default)s)")
+    parser.add_argument("--metric", help="the score (default: val/top1, or val/mAP where images have several labels)")
     parser.add_argument(
         "--studied", nargs="+", metavar="FIELD", help="what recipes are meant to differ in (default: the method)"
     )

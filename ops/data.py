@@ -98,6 +98,7 @@ def _show_loss(recipe: str, root: str, target: str) -> None:
     """Print what a recipe's teacher gets right on the validation images as they were, and as they are packed."""
     from cluster.evaluation import evaluate_networks, find_target, with_online_teacher
     from cluster.recipe import absolute
+    from cluster.scores import TITLES
     from ops import catalog
 
     found = {}
@@ -107,9 +108,10 @@ def _show_loss(recipe: str, root: str, target: str) -> None:
         findings = evaluate_networks(with_online_teacher(config), None, images)
         if findings.teacher is None:
             raise Refused(f"--teacher {recipe}: the recipe's teacher cannot answer; give one with its weights")
-        found[name] = findings.teacher.metrics()["top1"]
+        rate = "mAP" if config.data.multi_label else "top1"
+        found[name] = findings.teacher.metrics()[rate]
     say(
-        f"the teacher's top-1 on {len(images.index):,} validation images: {found['source']:.2%} as they were, "
+        f"the teacher's {TITLES[rate]} on {len(images.index):,} validation images: {found['source']:.2%} as they were, "
         f"{found['pack']:.2%} as they are packed ({found['pack'] - found['source']:+.2%})"
     )
 

@@ -24,7 +24,19 @@ from pipelines.data.variants import Target
 from pipelines.files import make_folder, write_json
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
-COLUMNS = ["network", "images", "top-1", "top-5", "nll (nats)", "ECE", "agreement", "top-5 overlap", "KL (nats)"]
+COLUMNS = {  # {metric: its heading}; a table has those that its networks have
+    "images": "images",
+    "top1": "top-1",
+    "top5": "top-5",
+    "mAP": "mAP",
+    "f1": "F1",
+    "nll": "nll (nats)",
+    "ece": "ECE",
+    "agreement": "agreement",
+    "agreement_top5": "top-5 overlap",
+    "kl": "KL (nats)",
+}
+IN_NATS = ("nll", "kl")
 SHOWN = 8  # rows of the tables of classes and of confusions
 
 
@@ -119,37 +131,45 @@ def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:
 
 def show(content: dict[str, Any]) -> None:
     """Print the tables."""
-    rows = [network_row(name, metrics) for name, metrics in content["metrics"].items()]
-    console.print(table(f"{content['data']} ({content['images']})", COLUMNS, rows))
+    shown = [name for name in COLUMNS if any(name in metrics for metrics in content["metrics"].values())]
+    rows = [network_row(name, metrics, shown) for name, metrics in content["metrics"].items()]
+    headings = ["network", *(COLUMNS[name] for name in shown)]
+    console.print(table(f"{content['data']} ({content['images']})", headings, rows))
     judged = next(iter(content["metrics"]))
     worst = [row for row in content["classes"] if row[judged]["images"]]
-    worst = sorted(worst, key=lambda row: row[judged]["accuracy"])[:SHOWN]
+    worst = sorted(worst, key=lambda row: rate_of_class(row[judged]) or 0.0)[:SHOWN]
     console.print(table(f"the {judged}'s worst classes", ["class", *content["metrics"]], [class_row(r) for r in worst]))
-    pairs = [[f"{p['label']} taken for {p['prediction']}", f"{p['images']:,}"] for p in content["confusions"][judged]]
-    console.print(table(f"the {judged}'s worst confusions", ["classes", "images"], pairs[:SHOWN]))
+    pairs = [
+        [f"{p['label']} taken for {p['prediction']}", f"{p['images']:,}"] for p in content["confusions"].get(judged, ())
+    ]
+    if pairs:
+        console.print(table(f"the {judged}'s worst confusions", ["classes", "images"], pairs[:SHOWN]))
     if content["cka"]:
         rows = [[p["student"], p["teacher"], f"{p['cka']:.3f}"] for p in content["cka"]]
         console.print(table("linear CKA of the tapped layers", ["student", "teacher", "CKA"], rows))
 
 
-def network_row(name: str, metrics: dict[str, Any]) -> list[str]:
+def network_row(name: str, metrics: dict[str, Any], shown: Sequence[str]) -> list[str]:
     """Return a network's row of the table of metrics."""
-    return [
-        name,
-        f"{metrics['images']:,}",
-        percent(metrics["top1"]),
-        percent(metrics["top5"]),
-        f"{metrics['nll']:.4f}",
-        percent(metrics["ece"]),
-        percent(metrics.get("agreement")),
-        percent(metrics.get("agreement_top5")),
-        f"{metrics['kl']:.4f}" if "kl" in metrics else "-",
-    ]
+    return [name, *(metric_text(metric, metrics.get(metric)) for metric in shown)]
+
+
+def metric_text(metric: str, value: float | None) -> str:
+    """Return a metric in words; '-' where a network has none."""
+    if value is None or metric == "images":
+        return "-" if value is None else f"{value:,}"
+    return f"{value:.4f}" if metric in IN_NATS else percent(value)
+
+
+def rate_of_class(found: dict[str, Any]) -> float | None:
+    """Return how well a class is found: the share of its images, or its average precision where images show several."""
+    rate: float | None = found["average_precision"] if "average_precision" in found else found["accuracy"]
+    return rate
 
 
 def class_row(row: dict[str, Any]) -> list[str]:
     """Return a class's row of the table of accuracies."""
-    return [row["class"], *(percent(value["accuracy"]) for name, value in row.items() if name != "class")]
+    return [row["class"], *(percent(rate_of_class(value)) for name, value in row.items() if name != "class")]
 
 
 def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
@@ -157,7 +177,9 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
     make_folder(folder, "--output")
     path = folder / f"{images}.json"
     write_json(path, content)
-    paths = [path, reliability(content, folder / f"{images}-reliability.png")]
+    paths = [path]
+    if content["reliability"]:
+        paths.append(reliability(content, folder / f"{images}-reliability.png"))
     paths += [confusion(content, name, folder / f"{images}-{name}-classes.png") for name in content["confusion_matrix"]]
     if len(content["cka"]) > 1:
         paths.append(alignment(content["cka"], folder / f"{images}-cka.png"))

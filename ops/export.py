@@ -36,6 +36,7 @@ from cluster.resources import use_worker_threads
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from kdcore.multi_label import THRESHOLD
 from kdcore.named_models import LOCAL_DIR
 from ops import photo_script
 from ops.console import console, say, table
@@ -105,7 +106,7 @@ def export(
         write_programs(job)
         shutil.copyfile(SCRIPT, folder / "predict.py")
         checks = compare_files(job)
-        show(checks, len(job.images))
+        show(checks, len(job.images), "classes" if parts.config.data.multi_label else "top-1")
         if precisions:
             write_small_files(parts, folder, precisions, max_loss)
         write_lineage(job.folder, job.parts, Path(run))
@@ -193,6 +194,7 @@ def onnx_facts(job: Export) -> dict[str, Any]:
     policy, (mean, std) = job.policy, job.parts.statistics
     return {
         "classes": list(job.classes),
+        **({"multi_label": True} if job.parts.config.data.multi_label else {}),
         "preprocessing": {
             "size": [policy.height, policy.width],
             "cover": [int(side / policy.crop_pct) for side in (policy.height, policy.width)],
@@ -220,20 +222,31 @@ def without_remarks() -> Any:
 def compare_files(job: Export) -> list[dict[str, Any]]:
     """Return how far each file's logits are from the student's.
 
-    {file, difference: largest, equal_top1: share of images with the same top-1}. Refused where they differ by more than
-    rounding.
+    {file, difference: largest, equal: share of images for which both name the same class, or the same classes where an
+    image may show several}. Refused where they differ by more than rounding.
     """
+    named = classes_named if job.parts.config.data.multi_label else likeliest
     with torch.no_grad():
         expected = job.student(job.images)
         rows = []
         for file, network in exported_networks(job).items():
             found = network(job.images)
             difference = float((found - expected).abs().max())
-            equal_top1 = float((found.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+            equal = float((named(found) == named(expected)).all(dim=1).double().mean())
             if difference > TOLERANCE * float(expected.abs().max()):
                 raise Refused(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
-            rows.append({"file": file, "difference": difference, "equal_top1": equal_top1})
+            rows.append({"file": file, "difference": difference, "equal": equal})
     return rows
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest class of each image: [n,1]."""
+    return logits.argmax(dim=1, keepdim=True)
+
+
+def classes_named(logits: Tensor) -> Tensor:
+    """Return which classes of each image are named: [n,K] bool."""
+    return logits.sigmoid() >= THRESHOLD
 
 
 def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -257,8 +270,8 @@ def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
     return found
 
 
-def show(checks: list[dict[str, Any]], num_images: int) -> None:
+def show(checks: list[dict[str, Any]], num_images: int, what: str) -> None:
     """Print how far each file's answers are from the student's."""
-    rows = [[row["file"], f"{row['difference']:.2g}", f"{row['equal_top1']:.2%}"] for row in checks]
+    rows = [[row["file"], f"{row['difference']:.2g}", f"{row['equal']:.2%}"] for row in checks]
     title = f"against the student, on {num_images} validation images"
-    console.print(table(title, ["file", "largest difference of a logit", "equal top-1"], rows))
+    console.print(table(title, ["file", "largest difference of a logit", f"equal {what}"], rows))

@@ -99,7 +99,7 @@ def score(
     parts = assemble(config, rank_here(config))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)
-    train.require_labels("a score of layers")
+    train.require_one_label("a score of layers")
     taps = taps or block_taps(parts.teacher.model, size)
     per_class = min(max(2, num_images // len(train.classes)), int(np.bincount(train.labels).min()))
     ids = class_balanced_sample(train.labels, per_class, config.seed)

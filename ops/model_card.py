@@ -12,6 +12,7 @@ from torch import nn
 from cluster.assembly import Assembly
 from cluster.images import evaluation_policy, image_size
 from cluster.recipe import to_yaml
+from cluster.scores import in_words
 from cluster.sections import StudentConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder
@@ -29,9 +30,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
     "val/top1": ("top-1", "{:.2%}"),
     "val/top5": ("top-5", "{:.2%}"),
+    "val/mAP": ("mAP", "{:.2%}"),
+    "val/f1": ("F1 (micro, of probabilities from 0.5 on)", "{:.2%}"),
     "val/agreement": ("agreement with the teacher", "{:.2%}"),
     "val/kl": ("KL to the teacher", "{:.4f} nats"),
     "val/teacher_top1": ("the teacher's top-1", "{:.2%}"),
+    "val/teacher_mAP": ("the teacher's mAP", "{:.2%}"),
 }
 
 
@@ -77,6 +81,7 @@ def write_card(
             select=config.train.select,
             numbers=reported_metrics(run_dir, parts),
             evaluations=evaluations(run_dir),
+            multi_label=config.data.multi_label,
             latencies=latencies(run_dir),
             checks=checks,
             num_images=num_images,
@@ -152,8 +157,9 @@ def value_text(values: Sequence[float], form: str) -> str:
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the results of `evaluate` that lie with the run."""
-    return [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]
+    """Return the results of `evaluate` that lie with the run, with the student's rates in words."""
+    found = [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]
+    return [{**one, "rates": in_words(one["metrics"]["student"])} for one in found]
 
 
 def latencies(run_dir: Path) -> dict[str, Any] | None:

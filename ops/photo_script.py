@@ -29,15 +29,20 @@ def prepare(photo, seen):
 
 
 def main(photos):
-    """Print a line a photograph: its likeliest classes with their probabilities."""
+    """Print a line a photograph: its likeliest classes, or all that it shows, with their probabilities."""
     file = Path(__file__).with_name("model.onnx")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     for photo in photos:
         logits = session.run(["logits"], {"images": prepare(photo, facts["preprocessing"])})[0][0].astype(np.float64)
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        print(photo, *(f"{facts['classes'][i]} {shares[i]:.1%}" for i in shares.argsort()[::-1][:SHOWN]), sep="\t")
+        if facts.get("multi_label"):  # each class is a yes or no, named from one half on
+            shares = 1 / (1 + np.exp(-logits))
+            named = [i for i in shares.argsort()[::-1] if shares[i] >= 0.5]
+        else:
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            named = shares.argsort()[::-1][:SHOWN]
+        print(photo, *(f"{facts['classes'][i]} {shares[i]:.1%}" for i in named), sep="\t")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cluster.passes import every_image_once
 from cluster.precision import autocast
 from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
+from kdcore.multi_label import THRESHOLD
 from ops.console import console, percent, say, table
 from ops.evaluate import find_subject
 from pipelines.data.images import inspect_image
@@ -34,14 +35,32 @@ SHOWN = 30  # rows of the table, and photographs of the picture
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of a photograph, the likeliest first: [(class, probability)]."""
+    """The likeliest classes of a photograph, the likeliest first: [(class, probability)].
+
+    multi_label: whether it may show several, or none: those are named whose probability, of its own, is at least
+    `THRESHOLD`.
+    """
 
     photo: Path
     classes: list[tuple[str, float]]
+    multi_label: bool = False
 
     def as_plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        return {"photo": str(self.photo), "classes": [{"class": name, "probability": p} for name, p in self.classes]}
+        classes = [{"class": name, "probability": p} for name, p in self.classes]
+        named = {"named": [name for name, _ in self.named]} if self.multi_label else {}
+        return {"photo": str(self.photo), **named, "classes": classes}
+
+    @property
+    def named(self) -> list[tuple[str, float]]:
+        """The classes that the photograph is said to show, with their probabilities."""
+        return [(name, p) for name, p in self.classes if p >= THRESHOLD] if self.multi_label else self.classes[:1]
+
+    def words(self) -> list[str]:
+        """Return the likeliest classes with their probabilities, those in brackets that it is not said to show."""
+        texts = [f"{name} {percent(p)}" for name, p in self.classes]
+        num_named = len(self.named) if self.multi_label else len(texts)
+        return [*texts[:num_named], *(f"({text})" for text in texts[num_named:])]
 
 
 def predict(run: str, photos: str, top: int, output: str | None, picture: str | None, overrides: Sequence[str]) -> int:
@@ -66,7 +85,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
     with tempfile.TemporaryDirectory() as folder:
         source = index_photos(found, Path(folder), parts)
         predictions = [
-            Prediction(found[number], classes)
+            Prediction(found[number], classes, parts.config.data.multi_label)
             for number, classes in enumerate(likeliest(parts, subject.weights, source, top))
         ]
     show(predictions, run)
@@ -114,21 +133,25 @@ def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Sourc
     for number, photo in enumerate(photos):
         (staged / f"{number:08}{photo.suffix}").symlink_to(photo.absolute())
     source = build_index(folder / "photos", SPLIT, folder / "index")
-    return replace(source, classes=parts.classes)
+    return replace(source, classes=parts.classes, multi_label=parts.config.data.multi_label)
 
 
 @torch.no_grad()
 def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Iterator[list[tuple[str, float]]]:
-    """Yield for each image the `top` likeliest classes with their probabilities."""
+    """Yield for each image the `top` likeliest classes with their probabilities, and all that it is said to show."""
     parts = replace(parts, indexes={**parts.indexes, SPLIT: source})
     student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
     loader = parts.evaluation_loader(SPLIT)
     for batch in loader.load(every_image_once(len(source), rank, loader.max_batch)):
         with autocast(parts.config, rank):
             logits: Tensor = student(batch.images)
-        best = logits.double().softmax(dim=1).topk(min(top, len(parts.classes)), dim=1)
+        logits = logits.double()
+        shares = logits.sigmoid() if parts.config.data.multi_label else logits.softmax(dim=1)
+        num_named = int((shares >= THRESHOLD).sum(dim=1).max()) if parts.config.data.multi_label else 0
+        best = shares.topk(min(max(top, num_named), len(parts.classes)), dim=1)
         for probabilities, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            yield [(parts.classes[n], p) for n, p in zip(numbers, probabilities, strict=True)]
+            rows = zip(numbers, probabilities, strict=True)
+            yield [(parts.classes[n], p) for place, (n, p) in enumerate(rows) if place < top or p >= THRESHOLD]
 
 
 def show(predictions: Sequence[Prediction], run: str) -> None:
@@ -137,7 +160,7 @@ def show(predictions: Sequence[Prediction], run: str) -> None:
     rows = [
         [
             os.path.relpath(one.photo.absolute(), base),
-            *(f"{name} {percent(probability)}" for name, probability in one.classes),
+            *one.words(),
         ]
         for one in predictions[:SHOWN]
     ]
@@ -164,7 +187,9 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
         with Image.open(one.photo) as image:
             image.thumbnail((320, 320))
             axis.imshow(np.asarray(image.convert("RGB")))
-        name, probability = one.classes[0]
-        axis.set_title(f"{name}\n{percent(probability)}", fontsize="small", parse_math=False)
+        title = "\n".join(f"{name}\n{percent(p)}" for name, p in one.named[:1])
+        if one.multi_label:
+            title = "\n".join(f"{name} {percent(p)}" for name, p in one.named) or "none of the classes"
+        axis.set_title(title, fontsize="small", parse_math=False)
     write_figure(path, figure, dpi=110)
     plt.close(figure)

@@ -57,6 +57,8 @@ def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
     use_worker_threads(subject.config)
     with torch.random.fork_rng(devices=[]):
         parts = assemble(subject.config, rank_here(subject.config))
+    if parts.config.data.multi_label:
+        parts.indexes["train"].require_one_label("a probe by nearest neighbours")
     splits = [split for split in ("val", "held_out") if split in parts.indexes]
     judged = Probe(parts, splits)
     student = judged.metrics(load_student(parts, subject.weights), linear=True)

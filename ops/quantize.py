@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from cluster.assembly import Assembly
 from cluster.passes import every_image_once
+from cluster.scores import TITLES, counts_for
 from kdcore.errors import Refused
 from ops.console import console, percent, table
 from pipelines.loaders.base import Request
@@ -31,10 +33,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """How a file answers: top1 on the validation images, in [0,1]; num_bytes of the file."""
+    """How a file answers: top-1 on the validation images (mAP where they have several labels), in [0,1].
+
+    num_bytes: of the file.
+    """
 
     file: str
-    top1: float
+    rate: float
     num_bytes: int
 
 
@@ -57,8 +62,9 @@ class TrainingImages(CalibrationDataReader):
 def write_small_files(parts: Assembly, folder: Path, precisions: Sequence[str], max_loss: float) -> None:
     """Write model.<precision>.onnx beside model.onnx, and print how each answers.
 
-    Refused, and the file removed, where its top-1 is more than `max_loss` below that of model.onnx.
+    Refused, and the file removed, where its top-1 (or mAP) is more than `max_loss` below that of model.onnx.
     """
+    title = TITLES[rate_name(parts)]
     parts.indexes["val"].require_labels("a smaller file's check")
     exact = answers_of(folder / "model.onnx", parts)
     found = [exact]
@@ -66,13 +72,18 @@ def write_small_files(parts: Assembly, folder: Path, precisions: Sequence[str], 
         path = folder / f"model.{precision}.onnx"
         (write_float16 if precision == "fp16" else write_int8)(folder / "model.onnx", path, parts)
         found.append(answers_of(path, parts))
-        if exact.top1 - found[-1].top1 > max_loss:
+        if exact.rate - found[-1].rate > max_loss:
             path.unlink()
             raise Refused(
-                f"{path} has a top-1 of {percent(found[-1].top1)} on the validation images where model.onnx has "
-                f"{percent(exact.top1)}, so it was not kept; allow the loss with --max-loss, or leave {precision} out"
+                f"{path} has a {title} of {percent(found[-1].rate)} on the validation images where model.onnx has "
+                f"{percent(exact.rate)}, so it was not kept; allow the loss with --max-loss, or leave {precision} out"
             )
-    show(found, exact, len(parts.indexes["val"]))
+    show(found, exact, len(parts.indexes["val"]), title)
+
+
+def rate_name(parts: Assembly) -> str:
+    """Return the metric that files are compared by."""
+    return "mAP" if parts.config.data.multi_label else "top1"
 
 
 def write_float16(source: Path, path: Path, parts: Assembly) -> None:
@@ -104,26 +115,26 @@ def write_int8(source: Path, path: Path, parts: Assembly) -> None:
 def answers_of(path: Path, parts: Assembly) -> Answers:
     """Return how a file answers on all validation images."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    correct, total = 0, len(parts.indexes["val"])
-    loader = parts.evaluation_loader("val")
-    for batch in loader.load(every_image_once(total, parts.rank, loader.max_batch)):
+    images, loader = parts.indexes["val"], parts.evaluation_loader("val")
+    counts = counts_for(images, "cpu")
+    for batch in loader.load(every_image_once(len(images), parts.rank, loader.max_batch)):
         logits = session.run(["logits"], {"images": batch.images.float().contiguous().numpy()})[0]
-        correct += int((logits.argmax(axis=1) == batch.hard_labels.numpy()).sum())
-    return Answers(path.name, correct / total, path.stat().st_size)
+        counts.add(torch.from_numpy(logits), batch.labels)
+    return Answers(path.name, counts.result()[rate_name(parts)], path.stat().st_size)
 
 
-def show(found: Sequence[Answers], exact: Answers, num_images: int) -> None:
-    """Print a row a file: top-1, what it lost, and its size."""
+def show(found: Sequence[Answers], exact: Answers, num_images: int, title: str) -> None:
+    """Print a row a file: top-1 or mAP, what it lost, and its size."""
     rows = [
         [
             one.file,
-            percent(one.top1),
-            "-" if one is exact else f"{100 * (one.top1 - exact.top1):+.2f}",
+            percent(one.rate),
+            "-" if one is exact else f"{100 * (one.rate - exact.rate):+.2f}",
             f"{one.num_bytes / 1e6:.2f}",
         ]
         for one in found
     ]
-    console.print(table(f"on {num_images:,} validation images", ["file", "top-1", "points", "MB"], rows))
+    console.print(table(f"on {num_images:,} validation images", ["file", title, "points", "MB"], rows))
 
 
 @contextmanager

@@ -1,61 +1,71 @@
 """A recipe as a YAML file to copy and edit: every field that it sets, below the field's description as a comment.
 
 Sections and lists of mappings are written in blocks, one field a line; other values in YAML's flow style. The comments
-come from the models, so that they cannot be of another version than the code.
+are those of the models, kept in fields.json by `python -m ops.reference`: the models themselves take torch, for which
+who reads a recipe does not wait.
 """
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cluster.about import AboutConfig
-from cluster.config import RunConfig
-from kdcore.terms import REGISTRY
-from ops.schema import METHOD, Model, meaning, section_of, written
+from ops.yaml_text import written
 
 WIDTH = 120
 INDENT = "  "
+FIELDS = Path(__file__).with_name("fields.json")
+RECIPE, METHOD, ABOUT = "recipe", "method", "about"  # sections; the last is text for people already
+
+Meanings = Mapping[str, str]  # of the fields of a section or a term, in the order in which it declares them
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """Return a recipe's mapping as YAML with comments, which reads back as the same mapping."""
-    return "\n".join(_Lines().section(recipe, RunConfig, "")).strip() + "\n"
+    return "\n".join(_Lines(json.loads(FIELDS.read_text())).section(recipe, RECIPE, "")).strip() + "\n"
 
 
 class _Lines:
-    """Gives the lines of a recipe, each comment at the first field alone that it belongs to."""
+    """Gives the lines of a recipe, each comment at the first field alone that it belongs to.
 
-    def __init__(self) -> None:
+    fields: {"sections": {dotted name: Meanings}, "terms": {name: Meanings}}.
+    """
+
+    def __init__(self, fields: Mapping[str, Mapping[str, Meanings]]) -> None:
+        self.sections, self.terms = fields["sections"], fields["terms"]
         self.explained: set[str] = set()
 
-    def section(self, values: Mapping[str, Any], model: Model, indent: str) -> Iterator[str]:
-        """Give the lines of a section or a term, its fields in the order in which the model declares them."""
-        declared = list(model.model_fields)
-        for name in sorted(values, key=declared.index):
-            value, section = values[name], section_of(model.model_fields[name])
-            if model is not AboutConfig:  # which is text for people already
-                yield from self.comment(meaning(model, name), indent)
-            if model is RunConfig and name == METHOD:
+    def section(self, values: Mapping[str, Any], path: str, indent: str) -> Iterator[str]:
+        """Give the lines of a section by its dotted name, its fields in the order in which it declares them."""
+        for name in in_order(values, self.sections[path]):
+            value, below = values[name], name if path == RECIPE else f"{path}.{name}"
+            if path != ABOUT:
+                yield from self.comment(self.sections[path][name], indent)
+            if below == METHOD:
                 yield f"{indent}{name}:"
                 for term in value:
                     yield from self.term(term, indent + INDENT)
-            elif section and value is not None and model is not AboutConfig:
+            elif below in self.sections and value is not None and path != ABOUT:
                 yield f"{indent}{name}:"
-                yield from self.section(value, section, indent + INDENT)
+                yield from self.section(value, below, indent + INDENT)
             else:
                 yield from lines_of_value(name, value, indent)
-            if model is RunConfig:
+            if path == RECIPE:
                 yield ""
 
     def term(self, values: Mapping[str, Any], indent: str) -> Iterator[str]:
         """Give the lines of one term of the method's list."""
         yield f"{indent}- term: {written(values['term'])}"
-        others = {name: value for name, value in values.items() if name != "term"}
-        yield from self.section(others, REGISTRY[values["term"]], indent + INDENT)
+        meanings = self.terms[values["term"]]
+        for name in in_order(values, meanings):
+            if name != "term":
+                yield from self.comment(meanings[name], indent + INDENT)
+                yield from lines_of_value(name, values[name], indent + INDENT)
 
     def comment(self, text: str, indent: str) -> list[str]:
         """Return a field's description as comment lines; none where the file has it already."""
@@ -63,6 +73,11 @@ class _Lines:
             return []
         self.explained.add(text)
         return wrapped(text, f"{indent}# ")
+
+
+def in_order(values: Mapping[str, Any], meanings: Meanings) -> list[str]:
+    """Return the names of the fields that have values, in the order in which they are declared."""
+    return sorted(values, key=list(meanings).index)
 
 
 def lines_of_value(name: str, value: Any, indent: str) -> Iterator[str]:

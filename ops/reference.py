@@ -1,10 +1,13 @@
 """Writes REFERENCE.md: every section, field, term and recipe, from the models and the recipes; nothing typed by hand.
 
+And fields.json, which has the meaning of every field for `ops.recipe_text`.
+
 python -m ops.reference
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from kdcore.terms import Term
 from ops import catalog, cifar_rows
 from ops.cifar_tables import NETWORKS, PAIRS
 from ops.console import say
-from ops.schema import METHOD, SWEEP, Entry, Model, entries, explanation, sections, terms
+from ops.recipe_text import FIELDS
+from ops.schema import METHOD, SWEEP, Entry, Model, entries, explanation, meaning, sections, terms
 
 PAGE = Path(__file__).parent / "REFERENCE.md"
 HEAD = """\
@@ -28,9 +32,20 @@ item of a list by its number, counted from 0, as in `method.1.temperature=2`.
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page and the file of meanings."""
     PAGE.write_text(generate())
-    say(f"written: {PAGE}")
+    FIELDS.write_text(meanings())
+    say(f"written: {PAGE}, {FIELDS}")
+
+
+def meanings() -> str:
+    """Return what every field means as JSON: {"sections": {dotted name: {field: meaning}}, "terms": likewise}."""
+    recipe = {name: model for name, model in sections().items() if name.partition(".")[0] != SWEEP}
+    found = {
+        kind: {name: {field: meaning(model, field) for field in model.model_fields} for name, model in models.items()}
+        for kind, models in (("sections", recipe), ("terms", terms()))
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def generate() -> str:

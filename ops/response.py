@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.sweep.stoppers import Mode
 
-RATES = ("top1", "top5", "agreement", "agreement_top5")
+RATES = ("top1", "top5", "mAP", "f1", "agreement", "agreement_top5")
 LOGARITHMIC_FROM = 8  # the largest value divided by the smallest
 
 

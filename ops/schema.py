@@ -1,6 +1,6 @@
 """What may stand in a recipe, read from its models: sections, terms, each field with its type, default and meaning.
 
-`ops.fields` shows it, `ops.recipe_text` comments recipes with it, `ops.reference` makes a page of it.
+`ops.fields` shows it; `ops.reference` makes a page of it, and the file that `ops.recipe_text` comments recipes with.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, Field, TypeAdapter, create_model
+from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from cluster.config import RunConfig
@@ -22,6 +21,7 @@ from cluster.sweep import stoppers
 from cluster.sweep.config import Pairings, SweepConfig
 from kdcore.terms import REGISTRY, Term
 from kdcore.terms.base import Pair
+from ops.yaml_text import written
 
 RECIPE, METHOD, SWEEP, LAYERS = "recipe", "method", "sweep", "sweep.layers"
 Model = type[BaseModel]
@@ -127,17 +127,6 @@ def default_text(field: FieldInfo) -> str | None:
         return "not given"
     is_section = isinstance(default, BaseModel) and not isinstance(default, Pair)
     return "its defaults" if is_section else written(default)
-
-
-def written(value: Any) -> str:
-    """Return a value as YAML in one line."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, tuple | list) and value and all(isinstance(item, float) for item in value):
-        return f"[{', '.join(written(item) for item in value)}]"
-    plain = TypeAdapter(Any).dump_python(value, mode="json")
-    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
-    return text.removesuffix("\n...\n").strip()
 
 
 def type_text(annotation: Any, metadata: list[Any] | None = None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
+from cluster.scores import in_words
 from cluster.tracking.folder import RunFolder
 from cluster.training.check import check_run
 from ops import catalog
@@ -55,9 +56,11 @@ def watched(config: RunConfig, command: str) -> RunResult:
 
 
 def summary(result: RunResult) -> str:
-    metrics, names = result.metrics, {"top1": "top-1", "top5": "top-5", "knn_top1": "nearest neighbours' top-1"}
-    shown = [f"{title} {percent(metrics[f'val/{name}'])}" for name, title in names.items() if f"val/{name}" in metrics]
-    parts = [f"{result.name}: {', '.join(shown) or 'trained'}"]
+    metrics = result.metrics
+    shown = in_words(metrics, "val/")
+    if "val/knn_top1" in metrics:
+        shown = ", ".join(filter(None, [shown, f"nearest neighbours' top-1 {percent(metrics['val/knn_top1'])}"]))
+    parts = [f"{result.name}: {shown or 'trained'}"]
     if "val/agreement" in metrics:
         parts.append(f"agreement with the teacher {percent(metrics['val/agreement'])}")
     parts.append(f"{result.images_per_second:,.0f} images/s, {result.wall_seconds:.0f} s from start to end")

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from kdcore.credentials import without_credentials
-from kdcore.errors import Refused, shortened
+from kdcore.errors import Refused
 from kdcore.located import is_uri
 from pipelines.files import write_whole
 
@@ -17,16 +17,6 @@ from pipelines.files import write_whole
 def is_remote(location: str) -> bool:
     """Return whether a location is a URI (s3://bucket/path, gs://..., file:///path) rather than a folder."""
     return is_uri(location)
-
-
-def absolute_location(location: str, base: Path) -> str:
-    """Return a location as every process finds it: a URI as it is; a path absolute from `base`, `~` expanded."""
-    if is_remote(location):
-        return location
-    try:
-        return str((base / Path(location).expanduser()).absolute())
-    except RuntimeError as error:
-        raise Refused(f"{shortened(location)}: there is no such user's home; write the path out") from error
 
 
 def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:

@@ -38,7 +38,8 @@ RESERVED = {
     "cache.dir": "all runs read one cache",
     "data.held_out": "scores on different images cannot be compared",
 }
-METRICS = ("top1", "top5", "agreement", "nll", "kl")
+METRICS = ("top1", "top5", "mAP", "f1", "agreement", "nll", "kl")
+OF_KIND = {False: ("top1", "top5"), True: ("mAP", "f1")}  # metrics of images with one label, and with several
 LOWER_IS_BETTER = ("nll", "kl", "ece", "loss")
 
 
@@ -202,7 +203,7 @@ class SweepConfig(Section):
     """The seeds with which every point is run. All of them show the same views."""
 
     metric: str = "held_out/top1"
-    """What is compared, measured on held-out training images."""
+    """What is compared, measured on held-out training images; of images with several labels `held_out/mAP`."""
 
     stop: Annotated[SerializeAsAny[Stopper] | None, BeforeValidator(parse_stopper)] = None
     """The rule that stops runs early, such as {rule: asha}; left out, every run goes to its end."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from cluster.sweep.space import Point
 from cluster.tracking.journal import cut_journal, read_journal
+from cluster.training.selection import score_of
 from kdcore.errors import Refused
 from pipelines.files import make_folder, not_written
 
@@ -53,7 +54,7 @@ class Trial:
         """
         if not self.reports or self.end in ("failed", "lost"):
             return None
-        row = max(self.reports, key=lambda row: row["held_out/top1"]) if selects_best else self.reports[-1]
+        row = max(self.reports, key=lambda row: score_of("held_out", row)) if selects_best else self.reports[-1]
         return float(row[metric])
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from cluster.cache.outlook import Outlook
 from cluster.config import RunConfig
 from cluster.sweep.caches import Caches
-from cluster.sweep.config import SweepConfig
+from cluster.sweep.config import OF_KIND, SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, Point, Space, build_space, describe, num_points, run_config, shared_recipe
 from cluster.training.check import check_run
@@ -23,6 +23,7 @@ class SweepPlan:
 
     def __init__(self, recipe: RunConfig, sweep: SweepConfig, scores: LayerScores | None) -> None:
         self.recipe, self.sweep, self.scores = recipe, sweep, scores
+        require_metric(recipe, sweep)
         self.base = shared_recipe(recipe, sweep)
         self.space: Space = build_space(sweep, scores)
         self.checked: dict[tuple[object, ...], str] = {}  # {what is checked: what is wrong with it}
@@ -80,6 +81,16 @@ class SweepPlan:
             except Refused as error:
                 self.checked[kind] = str(error)
         return self.checked[kind]
+
+
+def require_metric(recipe: RunConfig, sweep: SweepConfig) -> None:
+    """Refuse a metric that images with as many labels as the recipe's do not have."""
+    several, name = recipe.data.multi_label, sweep.metric.rpartition("/")[2]
+    if name in OF_KIND[not several]:
+        kind = "several labels" if several else "one label"
+        raise Refused(
+            f"metric: {sweep.metric} is not measured of images with {kind}; take held_out/{OF_KIND[several][0]}"
+        )
 
 
 @dataclass(frozen=True)

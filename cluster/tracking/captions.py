@@ -51,11 +51,18 @@ def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> st
     return f"{text}…"
 
 
-def captions_of(batch: Batch, classes: Sequence[str], teacher_logits: Tensor | None) -> list[list[str]]:
-    """Return of every image its label, of a mixed one its two, and the teacher's likeliest class with its share."""
-    said = [[label_of(label, classes)] for label in batch.labels.cpu()]
+def captions_of(
+    batch: Batch, classes: Sequence[str], teacher_logits: Tensor | None, multi_label: bool = False
+) -> list[list[str]]:
+    """Return of every image its label, of a mixed one its two, and the teacher's likeliest class with its share.
+
+    multi_label: whether images may have several; of each all are named.
+    """
+    name = labels_of if multi_label else label_of
+    said = [[name(label, classes)] for label in batch.labels.cpu()]
     if teacher_logits is not None:
-        shares, answers = teacher_logits.float().softmax(dim=1).max(dim=1)
+        logits = teacher_logits.float()
+        shares, answers = (logits.sigmoid() if multi_label else logits.softmax(dim=1)).max(dim=1)
         for lines, share, answer in zip(said, shares.tolist(), answers.tolist(), strict=True):
             lines.append(f"teacher: {classes[answer]} {share:.0%}")
     return said
@@ -67,3 +74,10 @@ def label_of(label: Tensor, classes: Sequence[str]) -> str:
         return classes[int(label)]
     shares = sorted(((float(share), name) for share, name in zip(label, classes, strict=True)), reverse=True)
     return " + ".join(f"{share:.0%} {name}" for share, name in shares[:2] if share > MIXED)
+
+
+def labels_of(label: Tensor, classes: Sequence[str]) -> str:
+    """Return several labels as words: the classes, with the shares of those that a mixed image shows in part."""
+    shares = [(float(share), name) for share, name in zip(label, classes, strict=True) if share > MIXED]
+    named = [name if share > 1 - MIXED else f"{share:.0%} {name}" for share, name in shares]
+    return ", ".join(named) or "none of the classes"

@@ -17,16 +17,21 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def first_batch(
-    batch: Batch, statistics: Statistics, path: Path, classes: Sequence[str] = (), teacher_logits: Tensor | None = None
+    batch: Batch,
+    statistics: Statistics,
+    path: Path,
+    classes: Sequence[str] = (),
+    teacher_logits: Tensor | None = None,
+    multi_label: bool = False,
 ) -> Path:
     """Save the views of a batch (at most 64) as the student sees them, normalisation undone.
 
     classes: whose names stand below the images, with the teacher's likeliest one where its logits [B,K] are given; none
-    for images without labels.
+    for images without labels. multi_label: whether an image may have several.
     """
     if not classes:
         return sheet(batch.images[:MAX_IMAGES], statistics, path)
-    captions = captions_of(batch, classes, teacher_logits)[:MAX_IMAGES]
+    captions = captions_of(batch, classes, teacher_logits, multi_label)[:MAX_IMAGES]
     captioned(pixels_of(batch.images[:MAX_IMAGES], statistics), captions, path)
     return path
 

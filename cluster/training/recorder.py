@@ -20,6 +20,7 @@ from cluster.images import image_size
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.probing import Probe, classifier_knows_classes, wants_probing
+from cluster.scores import OF_LABELS, in_words
 from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, examine, warning, write_natural_indices
 from cluster.tracking import pictures
@@ -51,11 +52,11 @@ class Validation:
         for split in self.splits:
             if answers := run.teacher_on(split, self.loaders[split]):
                 metrics, self.teacher_logits[split] = answers
-                if run.indexes[split].labelled:
+                index = run.indexes[split]
+                if index.labelled:
                     recorder.log_teacher(split, metrics)
-                    recorder.warn_of_teacher(
-                        split, examine(answers[1], run.indexes[split].labels, run.classes, run.rank)
-                    )
+                if index.labelled and not index.multi_label:
+                    recorder.warn_of_teacher(split, examine(answers[1], index.labels, run.classes, run.rank))
         self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
         if self.probe is not None:
             for name, metrics in self.probe.teacher_metrics().items():
@@ -71,7 +72,7 @@ class Validation:
                     student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
                 )
             is_judged = run.indexes[split].labelled and classifier_knows_classes(run.config)
-            hidden = {"images"} if is_judged else {"images", "top1", "top5", "nll"}
+            hidden = {"images"} if is_judged else {"images", *OF_LABELS}
             self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
         if self.probe is not None:
             with autocast(run.config, run.rank):
@@ -95,7 +96,8 @@ class Recorder:
             self.log = RunLog(config, first_step, fence)
             self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
-        self.has_top1 = run.indexes["train"].labelled and classifier_knows_classes(config)
+        train = run.indexes["train"]
+        self.has_top1 = train.labelled and not train.multi_label and classifier_knows_classes(config)
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
         self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
         self.wait_seconds = self.window_wait = 0.0
@@ -150,7 +152,9 @@ class Recorder:
         if step == self.first_step == 0 and number == 0 and self.log:
             with optional("the picture of the first batch is", self.reporter.say):
                 shown = self.run.classes if self.run.indexes["train"].labelled else ()
-                pictures.first_batch(batch, self.run.statistics, self.folder.first_batch, shown, output.teacher_logits)
+                several = self.config.data.multi_label
+                where, answers = self.folder.first_batch, output.teacher_logits
+                pictures.first_batch(batch, self.run.statistics, where, shown, answers, several)
             if self.folder.first_batch.exists():
                 self.log.add_file(self.folder.first_batch)
         if self.record:
@@ -217,12 +221,11 @@ class Recorder:
 
     def log_teacher(self, split: str, metrics: dict[str, float]) -> None:
         """Log the teacher's own accuracy, before any training."""
-        self.teacher = {f"{split}/teacher_{name}": value for name, value in metrics.items() if name != "images"}
+        found = {f"{split}/teacher_{name}": value for name, value in metrics.items() if name != "images"}
+        self.teacher |= found
         if self.log:
-            self.log.log(self.first_step, self.teacher)
-        self.reporter.say(
-            f"teacher on {split}, {metrics['images']} images: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
-        )
+            self.log.log(self.first_step, found)
+        self.reporter.say(f"teacher on {split}, {metrics['images']} images: {in_words(metrics)}")
         self.window_start = time.perf_counter()
 
     def log_features(self, split: str, metrics: dict[str, float]) -> None:
@@ -247,7 +250,8 @@ class Recorder:
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         if self.log:
             self.log.log(step, metrics)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "top1" in name or "agree" in name)
+        told = ("top1", "mAP", "agree")
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if any(one in name for one in told))
         self.reporter.say(f"step {step}: {shown}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 

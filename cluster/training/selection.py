@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from cluster.config import RunConfig
 
 # What weights are chosen by: the first of these that an evaluation has.
-SCORES = ("top1", "agreement", "knn_top1", "neighbour_agreement")
+SCORES = ("top1", "mAP", "agreement", "knn_top1", "neighbour_agreement")
 
 
 def score_of(select: str, metrics: Mapping[str, float]) -> float:

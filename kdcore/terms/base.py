@@ -35,9 +35,10 @@ class TermInputs:
 
     All tensors are as the networks gave them (any float type).
 
-    labels [B] int64 or soft [B,K]; student_logits [B,K]; student_features {tap: tensor}; teacher: its outputs;
-    sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph; epoch: epochs done
-    before this step, as in `Batch` (what a term draws at random is a function of it and of the sample's number).
+    labels [B] int64, or [B,K] soft or of several labels; student_logits [B,K]; student_features {tap: tensor}; teacher:
+    its outputs; sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph;
+    epoch: epochs done before this step, as in `Batch` (what a term draws at random is a function of it and of the
+    sample's number).
     """
 
     labels: Tensor
@@ -62,8 +63,9 @@ class TermContext:
     student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
     classes: their names, in the order of the outputs; class_means: {teacher tap: [K,D]} where declared;
     class_similarity [K,K]: how alike the teacher takes two classes to be, where declared; sample_labels [num_samples]
-    int64: the class of every training sample, by sample id; pool_teacher: of a student that reuses the teacher's
-    classifier, what brings the teacher's last features to the size of its own.
+    int64: the class of every training sample, by sample id, where each has one; class_counts [K] int64: how many
+    training samples show each class; pool_teacher: of a student that reuses the teacher's classifier, what brings the
+    teacher's last features to the size of its own.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -74,6 +76,7 @@ class TermContext:
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
     class_similarity: Tensor | None = None
     sample_labels: Tensor | None = None
+    class_counts: Tensor | None = None
     pool_teacher: Callable[[Tensor], Tensor] | None = None
 
 
@@ -109,6 +112,8 @@ class Term(BaseModel):
 
     # Whether the value of one sample depends on the others of its micro-batch.
     batch_coupled: ClassVar[bool] = False
+    # Whether labels and logits are read class by class, as images with several labels have them.
+    multi_label: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -122,6 +127,11 @@ class Term(BaseModel):
     def needs(self) -> Needs:
         """Return what this term reads."""
         return Needs()
+
+    @property
+    def fits_multi_label(self) -> bool:
+        """Whether images may have several labels: where neither labels nor logits are read, or class by class."""
+        return self.multi_label or not (self.needs().reads_labels or self.needs().teacher_logits)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the un-reduced loss [B], in float32."""

@@ -19,30 +19,44 @@ def class_weight_vector(weights: ClassWeights, context: TermContext) -> Tensor:
     """Return the weight of every class [K] float32.
 
     `balanced`: N / (K n_k) for a class of n_k of the N training images, as scikit-learn has it: their mean over the
-    images is 1. A mapping names classes; those that it does not name weigh 1. Refused for a class that is not there,
-    and for a negative weight.
+    images is 1 where each has one label. A mapping names classes; those that it does not name weigh 1. Refused for a
+    class that is not there, and for a negative weight.
     """
     if isinstance(weights, Mapping):
-        return _named(weights, context.classes)
-    assert context.sample_labels is not None, "the images have labels"
-    counts = torch.bincount(context.sample_labels, minlength=context.num_classes)
-    if not bool((counts > 0).all()):
-        number = int((counts == 0).nonzero()[0])
+        return _named(weights, context.classes, "class_weights")
+    counts = _counts(context, "class_weights")
+    return (context.num_samples / (context.num_classes * counts)).float()
+
+
+def positive_weight_vector(weights: ClassWeights, context: TermContext) -> Tensor:
+    """Return what the loss of every class is multiplied by on images that show it: [K] float32.
+
+    `balanced`: (N - n_k) / n_k. A mapping is read, and refused, as by `class_weight_vector`.
+    """
+    if isinstance(weights, Mapping):
+        return _named(weights, context.classes, "positive_weights")
+    counts = _counts(context, "positive_weights")
+    return ((context.num_samples - counts) / counts).float()
+
+
+def _counts(context: TermContext, field: str) -> Tensor:
+    """Return how many training images show each class [K] float64. Refused where one has none."""
+    assert context.class_counts is not None, "the images have labels"
+    if not bool((context.class_counts > 0).all()):
+        number = int((context.class_counts == 0).nonzero()[0])
         name = context.classes[number] if context.classes else str(number)
-        raise Refused(
-            f"class_weights: balanced, but class {name!r} has no training image; add some, or name the weights"
-        )
-    return (len(context.sample_labels) / (context.num_classes * counts.double())).float()
+        raise Refused(f"{field}: balanced, but class {name!r} has no training image; add some, or name the weights")
+    return context.class_counts.double()
 
 
-def _named(weights: Mapping[str, float], classes: tuple[str, ...]) -> Tensor:
+def _named(weights: Mapping[str, float], classes: tuple[str, ...], field: str) -> Tensor:
     """Return the weights of named classes, 1 for the others."""
     vector = torch.ones(len(classes))
     for name, weight in weights.items():
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=3) or classes[:3]
-            raise Refused(f"class_weights: there is no class {shortened(name)!r}; did you mean {', '.join(near)}?")
+            raise Refused(f"{field}: there is no class {shortened(name)!r}; did you mean {', '.join(near)}?")
         if weight < 0:
-            raise Refused(f"class_weights: {name!r} has weight {weight:g}; give 0 or more")
+            raise Refused(f"{field}: {name!r} has weight {weight:g}; give 0 or more")
         vector[classes.index(name)] = weight
     return vector

@@ -129,7 +129,7 @@ def run_columns(metric: str, labels: Mapping[str, str], links: Mapping[str, str]
         Column("seed", "seed", lambda run: Cell(run.seed, float(run.seed) if run.seed else None)),
         Column("state", "state", lambda run: Cell(run.outcome), is_number=False),
         run_column(metric),
-        run_column("val/top5"),
+        run_column("val/top5", only_where_some=True),
         run_column("val/nll"),
         Column("seconds", "train s", lambda run: number(run.metrics.get("cost/train_seconds"), "{:,.0f}")),
     ]
@@ -148,10 +148,15 @@ def mean_column(
     )
 
 
-def run_column(metric: str) -> Column:
-    """Return a column of a run's own value of a metric."""
+def run_column(metric: str, only_where_some: bool = False) -> Column:
+    """Return a column of a run's own value of a metric. only_where_some: left out where no run has the metric."""
     form, scale = ("{:.2f}%", 100) if is_rate(metric) else ("{:.4f}", 1)
-    return Column(metric, metric, lambda run: number(run.metrics.get(metric), form, scale))
+    return Column(
+        metric,
+        metric,
+        lambda run: number(run.metrics.get(metric), form, scale),
+        shown=(lambda runs: any(metric in run.metrics for run in runs)) if only_where_some else always,
+    )
 
 
 def number(value: float | None, form: str, scale: float = 1) -> Cell:

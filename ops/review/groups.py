@@ -21,7 +21,7 @@ from ops.spread import spread
 
 # What a comparison of methods is allowed to differ in; SimKD's student is a part of its method.
 STUDIED = ("method", "student.classifier", "student.factor")
-ALONE = "ce"
+ALONE = ("ce", "bce")  # methods that read the labels alone
 ALONE_LABEL = "student alone"
 
 
@@ -125,9 +125,13 @@ def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
 
 
 def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> Group | None:
-    """Return the student alone: labels only, with the fewest flags and then the most runs."""
-    alone = [group for group in groups if group.method == ALONE]
-    return min(alone, key=lambda g: (len(flags_of(g, usual)), -len(g.values(metric)))) if alone else None
+    """Return the student alone: labels only, with the fewest flags and then the most runs; ce before bce."""
+    alone = [group for group in groups if group.method in ALONE]
+    return (
+        min(alone, key=lambda g: (ALONE.index(g.method), len(flags_of(g, usual)), -len(g.values(metric))))
+        if alone
+        else None
+    )
 
 
 def label_of(group: Group, groups: Sequence[Group]) -> str:

@@ -16,6 +16,7 @@ from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say
+from ops.evaluate import rate_of_class
 from ops.history import Run, grouped, runs_of
 from ops.model_card import environment
 from ops.review import figures
@@ -29,9 +30,12 @@ from pipelines.files import write_text
 CURVES = {
     "val/top1": ("validation top-1", True),
     "held_out/top1": ("held-out top-1", True),
+    "val/mAP": ("validation mAP", True),
+    "held_out/mAP": ("held-out mAP", True),
     "val/agreement": ("agreement with the teacher", True),
     "train/loss": ("training loss", False),
 }
+METRICS = ("val/top1", "val/mAP")  # by which recipes are compared where no other is asked for: the first that is there
 CURVES_OF_AT_MOST = 8  # groups; more cannot be told apart
 
 
@@ -40,14 +44,18 @@ def review(
     store: str | None,
     output: str | None,
     compare: Sequence[str] | None,
-    metric: str,
+    metric: str | None,
     studied: Sequence[str] | None,
 ) -> int:
-    """Write the page. Refused where the experiment, a run or the metric is not there."""
+    """Write the page. Refused where the experiment, a run or the metric is not there.
+
+    metric: None for validation top-1 or, where no run has it, mAP.
+    """
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(uri, "start it, or name another --store"):
         runs = runs_of(client, experiment)
+        metric = metric or next((name for name in METRICS if any(name in run.metrics for run in runs)), METRICS[0])
         rows = rows_of(grouped(runs), metric, studied or STUDIED)
         if not rows:
             raise Refused(f"experiment {experiment!r} has no finished run with {metric}; take another --metric")
@@ -148,11 +156,11 @@ def shared_metrics(one: Run, other: Run) -> list[tuple[str, float, float]]:
 
 
 def by_class(client: mlflow.MlflowClient, run: Run) -> dict[str, float]:
-    """Return {class: the student's accuracy} of the evaluation on validation images; empty without one."""
+    """Return {class: the student's accuracy, or average precision} of the evaluation on validation images, if any."""
     there = {artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")}
     if "evaluation/val.json" not in there:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         content = json.loads(Path(client.download_artifacts(run.run_id, "evaluation/val.json", folder)).read_text())
-    found = {row["class"]: row["student"]["accuracy"] for row in content["classes"]}
-    return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
+    found = {row["class"]: rate_of_class(row["student"]) for row in content["classes"]}
+    return {name: rate for name, rate in found.items() if rate is not None}

@@ -70,13 +70,14 @@ def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
     """Return a table with one row a point, best first."""
     fields = list(plan.space.axes)
     quality = plan.scores if LAYERS in fields else None
-    columns = ["", *headings(fields), *(["Q"] if quality else []), plan.sweep.metric, "val/top1", "runs"]
+    val = "val/mAP" if plan.base.data.multi_label else "val/top1"
+    columns = ["", *headings(fields), *(["Q"] if quality else []), plan.sweep.metric, val, "runs"]
     rows = []
     for rank, result in enumerate(results, start=1):
         row = [str(rank), *(label(result.point[name]) for name in fields)]
         if quality:
             row.append(f"{quality.of(result.point[LAYERS]):.4f}")
-        rows.append([*row, mean_text(result), validation_text(result), ends_of_runs(result)])
+        rows.append([*row, mean_text(result), validation_text(result, val), ends_of_runs(result)])
     return table(f"{plan.sweep.name}: best by {plan.sweep.metric}", columns, rows)
 
 
@@ -94,10 +95,10 @@ def mean_text(result: PointResult) -> str:
     return f"{shown} ± {result.stdev:.4f}" if result.stdev is not None else shown
 
 
-def validation_text(result: PointResult) -> str:
-    """Return the mean top-1 on the validation set, which has chosen nothing."""
+def validation_text(result: PointResult, metric: str) -> str:
+    """Return the mean of a rate on the validation set, which has chosen nothing."""
     finished = [trial.result["metrics"] for trial in result.trials if trial.end == "finished"]
-    values = [metrics["val/top1"] for metrics in finished if "val/top1" in metrics]  # not where no label was read
+    values = [metrics[metric] for metrics in finished if metric in metrics]  # not where no label was read
     return percent(statistics.fmean(values)) if values else "-"
 
 

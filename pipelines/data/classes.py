@@ -26,6 +26,7 @@ def check_same_classes(train: Source, validation: Source) -> None:
         raise Refused(
             f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} classes; "
             f"the first, {first!r}, is in the {where} split only: add it to the other, or remove it"
+            + (", or name all classes in a classes.txt beside the CSVs" if train.multi_label else "")
         )
     raise Refused(
         f"the splits in {train.root} and {validation.root} number the same {len(train.classes)} classes in two orders; "

@@ -28,7 +28,8 @@ class Listing:
     """The samples of a split in order of id, as far as they are known without reading an image.
 
     classes: names in order of label, none where images have no labels (which are 0 then); table: path
-    (<split>/<class>/<name>), label, num_bytes, and where the bytes lie: `location` (a file relative to the root;
+    (<split>/<class>/<name>), label (or, of images that may have several, 0 and their class numbers in a list `labels`,
+    see `pipelines.data.labels`), num_bytes, and where the bytes lie: `location` (a file relative to the root;
     absent: the path is it), or `file` and `offset`; files: those that the column `file` numbers; folders: {folder
     relative to the root: when it changed last} of single files; such files also have a column mtime_ns.
     """

@@ -1,6 +1,6 @@
 """This project's own pack: images in Arrow shards, each with a small Arrow file of facts beside it, and one index.
 
-    <split>/shard-00000.arrow         path, label, height, width, crc32 and the encoded image, one record batch
+    <split>/shard-00000.arrow         path, label(s), height, width, crc32 and the encoded image, one record batch
     <split>/shard-00000.facts.arrow   the same without the image, and where each image lies in the shard
     <split>/index.arrow               the facts of all in order of sample id: written last, it makes the pack whole
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance, check_broken, inspect_images
+from pipelines.data.labels import COLUMN, TYPE
 from pipelines.data.listing import in_order_of_id
 from pipelines.data.source import source_table
 from pipelines.places import Found, Place
@@ -33,12 +34,16 @@ _FILES = b"shards"  # of the index's metadata
 
 @dataclass(frozen=True)
 class Sample:
-    """An image on its way into a pack. path: <split>/<class>/<name>; origin: where it comes from, for an error."""
+    """An image on its way into a pack. path: <split>/<class>/<name>; origin: where it comes from, for an error.
+
+    labels: the class numbers of an image that may have several; label is then 0.
+    """
 
     path: str
     label: int
     content: bytes
     origin: str
+    labels: tuple[int, ...] = ()
 
 
 class Packing(Protocol):
@@ -51,6 +56,10 @@ class Packing(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in order of label."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
 
     @property
     def acceptance(self) -> Acceptance:
@@ -105,6 +114,7 @@ def write_shard(place: Place, folder: str, packing: Packing, number: int) -> pa.
     columns = {
         "path": pa.array([sample.path for sample in samples], type=pa.large_string()),
         "label": pa.array([sample.label for sample in samples], type=pa.int32()),
+        **({COLUMN: pa.array([one.labels for one in samples], type=TYPE)} if packing.multi_label else {}),
         "height": facts[:, 0].astype(np.int32),
         "width": facts[:, 1].astype(np.int32),
         "num_bytes": pa.array([len(sample.content) for sample in samples], type=pa.int64()),

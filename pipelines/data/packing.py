@@ -88,6 +88,11 @@ class SourcePacking:
         return self.source.classes
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.source.multi_label
+
+    @property
     def num_shards(self) -> int:
         """How many shards the images make, by their size before they are stored anew."""
         return len(self._shards)
@@ -98,13 +103,19 @@ class SourcePacking:
         for start in range(0, len(shard), _READ_AT_ONCE):
             ids = shard[start : start + _READ_AT_ONCE]
             paths = self.source.table["path"].chunk(0).take(pa.array(ids)).to_pylist()
-            labels = self.source.labels[ids].tolist()
+            label, lists = self._labels(ids)
             names = self.source.names(ids)
-            for sample_id, path, label, content, name in zip(
-                ids.tolist(), paths, labels, self.source.read(ids), names, strict=True
+            for sample_id, path, number, numbers, content, name in zip(
+                ids.tolist(), paths, label, lists, self.source.read(ids), names, strict=True
             ):
                 self.source.check(sample_id, content)
-                yield Sample(path, label, self._stored(sample_id, content), name)
+                yield Sample(path, number, self._stored(sample_id, content), name, tuple(numbers))
+
+    def _labels(self, ids: NDArray[np.int64]) -> tuple[list[int], list[list[int]]]:
+        """Return (the label of each of these images, or 0; its several labels, or none)."""
+        if self.source.multi_label:
+            return [0] * len(ids), self.source.label_lists.take(pa.array(ids)).to_pylist()
+        return self.source.labels[ids].tolist(), [[]] * len(ids)
 
     @cached_property
     def _shards(self) -> tuple[NDArray[np.int64], ...]:

@@ -1,6 +1,6 @@
 """Parquet with the hub's image schema: a struct `image {bytes, path}` and a label, in one file or many.
 
-Without a column for the label, the images have none.
+Without a column for the label, the images have none; a column of lists holds several labels of an image.
 
 Rows of Parquet lie in compressed groups, so one image cannot be read without its whole group: such files are read in
 order, once, into a pack. Names of classes come from the schema's metadata, where Hugging Face's libraries put them.
@@ -18,9 +18,11 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
+from pipelines.data.labels import number_lists
 from pipelines.data.listing import canonical_paths, find_containers, name_numbers, number_classes
 from pipelines.data.pack import SHARD_BYTES, VERSION, Sample
 from pipelines.places import Found, Place
@@ -65,6 +67,12 @@ class ParquetPacking:
         return self._classes_and_labels[0]
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels: whether their column is one of lists."""
+        column = self._columns[1]
+        return column is not None and _is_list(self._schema.field(column).type)
+
+    @property
     def num_shards(self) -> int:
         """How many shards the row groups make."""
         return len(self._shards)
@@ -73,7 +81,7 @@ class ParquetPacking:
         """Yield the rows of a shard."""
         shard, (image, _) = self._shards[number], self._columns
         name = self.place.name_of(shard.file)
-        labels = self._classes_and_labels[1][shard.first_row :]
+        labels, lists = self._labels(shard.first_row)
         width = len(str(self.num_rows))
         start = 0
         with self.place.open(shard.file) as file:
@@ -84,9 +92,12 @@ class ParquetPacking:
                 rows = range(shard.first_row + start, shard.first_row + start + len(batch))
                 names = [_name(path, row, width) for path, row in zip(given, rows, strict=True)]
                 own = labels[start : start + len(batch)]
-                paths = canonical_paths(self.split, self.classes, own, pa.array(names))
-                for path, label, content in zip(paths.to_pylist(), own.tolist(), contents.to_pylist(), strict=True):
-                    yield Sample(path, label, content or b"", f"{name}: {path}")
+                several = lists[start : start + len(batch)].to_pylist() if lists is not None else [()] * len(batch)
+                paths = canonical_paths(self.split, () if self.multi_label else self.classes, own, pa.array(names))
+                for path, label, numbers, content in zip(
+                    paths.to_pylist(), own.tolist(), several, contents.to_pylist(), strict=True
+                ):
+                    yield Sample(path, label, content or b"", f"{name}: {path}", tuple(numbers))
                 start += len(batch)
 
     @cached_property
@@ -135,9 +146,16 @@ class ParquetPacking:
         """How many images there are."""
         return len(self._classes_and_labels[1])
 
+    def _labels(self, first_row: int) -> tuple[NDArray[np.int32], pa.ListArray | None]:
+        """Return (the label of the rows from one on, or 0; their several labels, or None)."""
+        found = self._classes_and_labels[1]
+        if isinstance(found, pa.ListArray):
+            return np.zeros(len(found) - first_row, dtype=np.int32), found.slice(first_row)
+        return found[first_row:], None
+
     @cached_property
-    def _classes_and_labels(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """Return (the names of the classes, the label of every row)."""
+    def _classes_and_labels(self) -> tuple[tuple[str, ...], NDArray[np.int32] | pa.ListArray]:
+        """Return (the names of the classes, the label of every row, or its several labels)."""
         column, parts = self._columns[1], []
         if column is None:
             return (), np.zeros(self._rows_in_shards, dtype=np.int32)
@@ -145,12 +163,19 @@ class ParquetPacking:
             with self.place.open(found.name) as file:
                 parts.append(_open(file, self.place.name_of(found.name)).read([column])[column].combine_chunks())
         values = pa.chunked_array(parts).combine_chunks()
+        if self.multi_label:
+            return number_lists(values, _class_names(self._schema, column), self.place.root)
         if not len(values) or values.null_count:
             raise Refused(f"{self.place.root}: column {column!r} has {values.null_count} rows without a label")
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
             return number_classes(values, self.place.root)
         numbers = values.cast(pa.int64()).to_numpy()
         return name_numbers(numbers, _class_names(self._schema, column), self.place.root), numbers.astype(np.int32)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """Return whether a column holds a list a row."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _open(file: pa.NativeFile, name: str) -> pq.ParquetFile:
@@ -179,5 +204,5 @@ def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
     """Return the names that Hugging Face's libraries keep in the schema's metadata; None where there are none."""
     stored = (schema.metadata or {}).get(b"huggingface")
     feature = json.loads(stored).get("info", {}).get("features", {}).get(column, {}) if stored else {}
-    names = feature.get("names")
+    names = (feature.get("feature") or feature).get("names")  # of a list, those of its items
     return [str(name) for name in names] if names else None

@@ -30,7 +30,7 @@ def windows_of(source: Source, size: int) -> Windows:
     file, piece = file[stored], piece_of(offset[stored])
     changes = 1 + np.flatnonzero((np.diff(file) != 0) | (np.diff(piece) != 0))
     windows = Windows(size, stored, np.concatenate(([0], changes, [len(stored)])).astype(np.int64))
-    if source.labelled:
+    if source.labelled and not source.multi_label:
         _check_classes(source, windows)
     return windows
 

@@ -25,6 +25,9 @@ from kdcore.errors import Refused
 from pipelines.data.broken import OnBroken
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import Encoded, black_image, decode_image
+from pipelines.data.labels import COLUMN as LABELS
+from pipelines.data.labels import TYPE as LABELS_TYPE
+from pipelines.data.labels import digest_of, multi_hot
 from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.data.storage import Extents, Files, Storage
 from pipelines.places import Place, is_remote
@@ -46,7 +49,8 @@ class Source:
     those that the column `file` numbers, or of the folder of single files in a store; stored_in: the folder or URI that
     the bytes are read from, where it is not the root; copies: what a node keeps of an object store; None: nothing;
     on_broken: what is done about an image that is no longer the one that was indexed; labelled: whether the images have
-    labels. Those without have label 0, which means nothing, and no classes of their own.
+    labels. Those without have label 0, which means nothing, and no classes of their own. multi_label: whether an image
+    may have several; the table then has a column `labels` of lists, and `label` is 0.
     """
 
     root: str
@@ -57,6 +61,7 @@ class Source:
     copies: CopyPolicy | None = None
     on_broken: OnBroken = "refuse"
     labelled: bool = True
+    multi_label: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields alone: another process opens its own files."""
@@ -67,8 +72,28 @@ class Source:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """The class number of every sample [N]."""
+        """The class number of every sample [N]; of images with one label each."""
+        assert not self.multi_label, "images with several labels have no class number"
         return self._column("label")
+
+    @cached_property
+    def label_lists(self) -> pa.ListArray:
+        """The class numbers of every sample, a list each; of images with several labels."""
+        if not self.labelled:
+            return pa.array([[]] * len(self), type=LABELS_TYPE)
+        return self.table[LABELS].chunk(0)
+
+    def targets(self, ids: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Return the labels of samples as a batch holds them: class numbers [n], or 1 for each class shown [n,K]."""
+        if self.multi_label:
+            return multi_hot(self.label_lists, ids, len(self.classes))
+        return self.labels[ids].astype(np.int64)
+
+    @cached_property
+    def class_counts(self) -> NDArray[np.int64]:
+        """How many samples show each class [K]."""
+        numbers = self.label_lists.flatten().to_numpy() if self.multi_label else self.labels
+        return np.bincount(numbers, minlength=len(self.classes))
 
     @cached_property
     def heights(self) -> NDArray[np.int32]:
@@ -147,6 +172,15 @@ class Source:
         if not self.labelled:
             raise Refused(f"the images in {self.root} have no labels, which {purpose} needs; give images with labels")
 
+    def require_one_label(self, purpose: str) -> None:
+        """Refuse images without labels, or with several each, for a purpose that needs one of each."""
+        self.require_labels(purpose)
+        if self.multi_label:
+            raise Refused(
+                f"the images in {self.root} have several labels each, and {purpose} needs one; leave it out, or give "
+                "images with one label"
+            )
+
     def decode(self, sample_id: int, content: Encoded) -> Image.Image:
         """Return the whole picture of a sample in RGB; Refused, with its name, where that cannot be."""
         (name,) = self.names(np.array([sample_id]))
@@ -166,31 +200,36 @@ class Source:
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
         """Return (the rest, a held-out slice): `fraction` of every class, rounded, chosen by the seed.
 
-        Ids stay in order. Refused where a class would be missing on either side.
+        Of images without labels, or with several, the fraction of all. Ids stay in order. Refused where a class would
+        be missing on either side.
         """
         order, rank, counts = self._drawn(seed, Stream.HELD_OUT)
         num_held = np.rint(fraction * counts).astype(np.int64)
         short = np.flatnonzero((num_held < 1) | (num_held >= counts))
         if short.size:
-            name, count = self.classes[short[0]], counts[short[0]]
+            name, count = self._name_of(short[0]), counts[short[0]]
             if count < 2:
                 raise Refused(
-                    f"class {name!r} has {count} image in {self.root}, which cannot be both trained on and held out; "
+                    f"{name} has {count} image in {self.root}, which cannot be both trained on and held out; "
                     "add images to it, leave the class out, or set data.held_out=0"
                 )
             raise Refused(
-                f"holding out {fraction} of class {name!r} ({count} images in {self.root}) leaves it without images on "
+                f"holding out {fraction} of {name} ({count} images in {self.root}) leaves it without images on "
                 f"one side; choose a fraction that takes at least 1 and at most {count - 1} of them"
             )
         held = rank < np.repeat(num_held, counts)
         return self.subset(np.sort(order[~held])), self.subset(np.sort(order[held]))
+
+    def _name_of(self, number: int) -> str:
+        """Name the images of a class, or all of them where they are of no one class."""
+        return f"class {self.classes[number]!r}" if self.labelled and not self.multi_label else "the split"
 
     def sample(self, per_class: int, seed: int) -> Source:
         """Return so many samples of every class, chosen by the seed; fewer are part of more. Ids stay in order.
 
         Refused where a class has fewer. All of them are the source itself.
         """
-        self.require_labels("data.images_per_class")
+        self.require_one_label("data.images_per_class")
         order, rank, counts = self._drawn(seed, Stream.SAMPLE)
         if np.any(short := counts < per_class):
             label = int(short.argmax())
@@ -202,8 +241,9 @@ class Source:
 
     def _drawn(self, seed: int, stream: Stream) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return (ids by class, within it in an order drawn from the seed; their place in their class; class sizes)."""
-        order = np.lexsort((permutation(len(self), seed, 0, stream)(np.arange(len(self))), self.labels))
-        counts = np.bincount(self.labels, minlength=len(self.classes) if self.labelled else 1)
+        labels = self._column("label")
+        order = np.lexsort((permutation(len(self), seed, 0, stream)(np.arange(len(self))), labels))
+        counts = np.bincount(labels, minlength=len(self.classes) if self.labelled and not self.multi_label else 1)
         return order, np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts), counts
 
     def _column(self, name: str) -> NDArray[np.int32]:
@@ -226,7 +266,8 @@ def open_table(
     if "place_in_copy" in table.column_names:
         files = ((table["path"][0].as_py().partition("/")[0], pc.sum(table["num_bytes"]).as_py()),)
     classes = tuple(json.loads(metadata[b"classes"]))
-    return Source(root, classes, table, files, stored_in, copies, on_broken, labelled=bool(classes))
+    several = LABELS in table.column_names
+    return Source(root, classes, table, files, stored_in, copies, on_broken, bool(classes), several)
 
 
 def with_places_in_copy(table: pa.Table) -> pa.Table:
@@ -261,7 +302,10 @@ def storage_of(
 
 def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
     """Return the SHA-256 of what makes these images a data set: see `Source.fingerprint`."""
-    return digest_rows(json.dumps([_VERSION, classes]), table, ("label", "height", "width", "num_bytes", "crc32"))
+    start: list[Any] = [_VERSION, classes]
+    if LABELS in table.column_names:
+        start.append(digest_of(table[LABELS].chunk(0)))
+    return digest_rows(json.dumps(start), table, ("label", "height", "width", "num_bytes", "crc32"))
 
 
 def digest_rows(start: str, table: pa.Table, numbers: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from pyarrow import csv
 
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
+from pipelines.data.labels import COLUMN, NAMES, number_lists, read_names, split_names
 from pipelines.data.listing import Listing, canonical_paths, in_order_of_id, number_classes, require_file
 from pipelines.places import Found, Place
 
@@ -25,17 +26,20 @@ _DEVKIT_CLASSES = 1000
 
 
 def find_csv(place: Place, split: str) -> tuple[Found, ...]:
-    """Return <root>/<split>.csv."""
-    return tuple(file for file in place.list_files() if file.name == f"{split}.csv")
+    """Return <root>/<split>.csv, then the classes.txt beside it, if any."""
+    files = {file.name: file for file in place.list_files()}
+    return tuple(files[name] for name in (f"{split}.csv", NAMES) if name in files and f"{split}.csv" in files)
 
 
 def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     """Return the images that a CSV lists in the columns `path` (relative to the root) and `label` (a class's name).
 
-    Without a column `label`, they have no labels.
+    Or, for images that may show several classes, `labels`: their names with | between them, none for an image of no
+    class. The classes are then those that classes.txt names, where it is there, for a split may lack a rare one.
+    Without either column, the images have no labels.
     """
     name = place.name_of(files[0].name)
-    types = {"path": pa.large_string(), "label": pa.large_string()}
+    types = {"path": pa.large_string(), "label": pa.large_string(), COLUMN: pa.string()}
     try:
         with place.open(files[0].name) as file:
             table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
@@ -46,12 +50,18 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
         raise Refused(f"{name} has {missing}; it needs the columns path and label")
     table = table.combine_chunks()
     classes: tuple[str, ...] = ()
-    labels = np.zeros(len(table), dtype=np.int32)
-    if "label" in table.column_names:
+    labels, lists = np.zeros(len(table), dtype=np.int32), None
+    if {"label", COLUMN} <= set(table.column_names):
+        raise Refused(
+            f"{name} has the columns label and {COLUMN}; keep {COLUMN} where an image may show several classes"
+        )
+    if COLUMN in table.column_names:
+        classes, lists = number_lists(split_names(table[COLUMN].chunk(0)), read_names(place, files), name)
+    elif "label" in table.column_names:
         classes, labels = number_classes(table["label"].chunk(0), name)
     locations = table["path"].chunk(0)
     names = pc.replace_substring_regex(locations, ".*/", "")
-    return _listing(place, split, classes, labels, names, locations)
+    return _listing(place, split, classes, labels, names, locations, lists)
 
 
 def find_flat_imagenet(place: Place, split: str) -> tuple[Found, ...]:
@@ -112,21 +122,32 @@ def _devkit_classes(path: Path) -> dict[str, str]:
 
 
 def _listing(
-    place: Place, split: str, classes: Sequence[str], labels: NDArray[np.int32], names: pa.Array, locations: pa.Array
+    place: Place,
+    split: str,
+    classes: Sequence[str],
+    labels: NDArray[np.int32],
+    names: pa.Array,
+    locations: pa.Array,
+    lists: pa.ListArray | None = None,
 ) -> Listing:
-    """Return the listing of files anywhere below the root. Refused for one that is not there."""
+    """Return the listing of files anywhere below the root. Refused for one that is not there.
+
+    lists: the class numbers of images that may have several; their labels are 0.
+    """
     if not place.is_local:
         raise Refused(f"{place.root}: single images in an object store are not read; pack them: ops data pack")
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda path: _size_and_time(Path(place.root) / path), locations.to_pylist()))
     sizes, times = zip(*found, strict=True)
     columns = {
-        "path": canonical_paths(split, classes, labels, names),
+        "path": canonical_paths(split, () if lists is not None else classes, labels, names),
         "label": labels,
         "num_bytes": pa.array(sizes, type=pa.int64()),
         "mtime_ns": pa.array(times, type=pa.int64()),
         "location": locations,
     }
+    if lists is not None:
+        columns[COLUMN] = lists
     return Listing(tuple(classes), in_order_of_id(pa.table(columns)))
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kdcore.errors import Refused
 from pipelines.data.index import build_index
+from pipelines.data.labels import answers_of
 from pipelines.data.source import Source
 from pipelines.files import read_json
 
@@ -35,17 +36,21 @@ class Target:
 
     answers [n,M]: for every image the right ones of `classes`, by number, filled up with -1; classes: names of those
     that may be answered; shown: their places among the network's own outputs, None where they are all of them.
+    multi_label: whether all answers of an image are to be given, and not one of them.
     """
 
     index: Source
     answers: Answers
     classes: tuple[str, ...]
     shown: Answers | None = None
+    multi_label: bool = False
 
 
 def own_target(index: Source) -> Target:
     """Return the target that is a split of the network's own data set."""
     index.require_labels("an evaluation")
+    if index.multi_label:
+        return Target(index, answers_of(index.label_lists), index.classes, multi_label=True)
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes)
 
 

@@ -92,7 +92,7 @@ class Loader(ABC):
         """Yield a batch for every request, in order."""
         for job, images in self.decode(self.jobs(requests)):
             ids = job.views.sample_ids
-            labels = torch.from_numpy(self.source.labels[ids].astype(np.int64)).to(self.device, non_blocking=True)
+            labels = torch.from_numpy(self.source.targets(ids)).to(self.device, non_blocking=True)
             pictures, labels = self.finish.at(job.views)(images, job.views, job.partner_rows, labels)
             shown = np.stack((ids, job.views.views))[:, : len(pictures)]
             sample_ids, views = torch.from_numpy(shown).to(self.device, non_blocking=True)

@@ -72,11 +72,12 @@ class Finish:
     ) -> tuple[Tensor, Tensor]:
         """Return (what a network sees of uint8 pictures [N,H,W,3] of N views, its labels).
 
-        What it sees is float32 [B,3,H,W], normalised. The first B of the N are asked for; the others are
-        there as partners. partner_rows [B]: where among the N each partner is; labels [N] int64. In this order: the
-        view's operations; its colour change, clipped to [0, 1]; normalisation; mixing with the partner's picture of the
-        same stage; erasing of the mixture (or, by erase_first, of the two pictures before). Labels: [B] int64, or,
-        where the policy mixes, [B,K] float32 with the shares of the two pictures (erasing changes no label).
+        What it sees is float32 [B,3,H,W], normalised. The first B of the N are asked for; the others are there as
+        partners. partner_rows [B]: where among the N each partner is; labels [N] int64 or, of images with several,
+        [N,K]. In this order: the view's operations; its colour change, clipped to [0, 1]; normalisation; mixing with
+        the partner's picture of the same stage; erasing of the mixture (or, by erase_first, of the two pictures
+        before). Labels: [B] int64 (or [B,K]), or, where the policy mixes, [B,K] float32 with the shares of the two
+        pictures (erasing changes no label).
         """
         pictures = self.render(images, views, partner_rows)
         if self.policy.mixes:

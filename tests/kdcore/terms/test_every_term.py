@@ -51,6 +51,8 @@ TERMS: dict[str, dict] = {
     "mlkd": {},
     "wkd_l": {"temperature": 2.0},
     "wkd_f": {},
+    "bce": {},
+    "binary_kd": {},
 }
 
 B, K, N = 6, 5, 20
@@ -91,6 +93,7 @@ def make(name: str):
         class_means={"classifier_input": normal(3, K, 24)},
         class_similarity=normal(4, K, K).sigmoid(),
         sample_labels=torch.arange(N) % K,
+        class_counts=torch.full((K,), N // K),
     )
     return term, term.build(context)
 

@@ -66,6 +66,7 @@ def test_a_run():
     made = table("runs", columns, [run(**{"val/top1": 0.5, "val/nll": 1.25})])
     assert [cell.text for cell in made.rows[0]] == [
         *("kd-0", "kd: temperature 4", "7", "finished"),
-        *("50.00%", "", "1.2500", ""),
-    ]
+        *("50.00%", "1.2500", ""),
+    ], "no run here has a top-5"
+    assert "val/top5" in [column.name for column in table("runs", columns, [run(**{"val/top5": 0.9})]).columns]
     assert made.rows[0][0].link == "http://mlflow/runs/id"

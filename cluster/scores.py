@@ -1,0 +1,36 @@
+"""How a network's answers are judged: by the one label of an image, or by its several; the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from cluster.rank import Rank
+from kdcore.metrics import Counts
+from kdcore.multi_label import MultiLabelCounts
+from pipelines.data.source import Source
+
+# Rates that say how good a network is, the first one present above all, as people call them.
+TITLES = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "f1": "F1"}
+# What means nothing of images without labels, or of a classifier that does not know the classes.
+OF_LABELS = frozenset({*TITLES, "nll"})
+
+
+def counts_for(source: Source, device: torch.device | str) -> Counts | MultiLabelCounts:
+    """Return what counts answers to the images of a source, nothing counted yet."""
+    return MultiLabelCounts(len(source.classes), device) if source.multi_label else Counts(device)
+
+
+def over_ranks(counts: Counts | MultiLabelCounts, num_images: int, rank: Rank) -> dict[str, float]:
+    """Return the metrics of all ranks' answers, each to its share of the images."""
+    if isinstance(counts, MultiLabelCounts):
+        return counts.over_ranks(rank.slice_of(num_images), num_images, rank.add_up).result()
+    rank.add_up(counts.totals)
+    return counts.result()
+
+
+def in_words(metrics: Mapping[str, float], prefix: str = "") -> str:
+    """Return the rates that there are, as 'top-1 61.20%, top-5 83.10%' or 'mAP 54.30%, F1 48.00%'."""
+    rates = {title: metrics[prefix + name] for name, title in TITLES.items() if prefix + name in metrics}
+    return ", ".join(f"{title} {value:.2%}" for title, value in rates.items())
