@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
@@ -26,7 +26,6 @@ from ray.train.v2._internal.execution.controller.state import InitializingState,
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
 
-from cluster.sections import ScalingConfig
 from cluster.training.recovery import last_line, refuse_to_repeat
 from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
@@ -34,10 +33,21 @@ from kdcore.errors import RunFailed
 NOT_RUNNING = (InitializingState, RestartingState, ReschedulingState)
 
 
+class Workers(Protocol):
+    """How many workers a run wants, and how long it waits for them: a recipe's `scaling`, or a `Job`."""
+
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def min_workers(self) -> int | None: ...
+    @property
+    def patience_seconds(self) -> float: ...
+
+
 class Placement(ControllerCallback, WorkerGroupCallback):
     """Waits for the place of a run's workers, with words; makes the controller start groups that may lose workers."""
 
-    def __init__(self, scaling: ScalingConfig, each: dict[str, float], board: Any) -> None:
+    def __init__(self, scaling: Workers, each: dict[str, float], board: Any) -> None:
         self.scaling, self.each, self.board = scaling, each, board
         self.patience: Patience
 
