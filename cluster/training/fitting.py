@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.tracking.folder import RunFolder
@@ -54,7 +55,13 @@ class Job:
 
 
 class Trainer(DataParallelTrainer):
-    """Ray Train's trainer, whose torch is imported by those who compute: its workers, or this process alone."""
+    """Ray Train's trainer, whose torch is imported by those who compute: its workers, or this process alone.
+
+    Without Ray Data, whose manager is a process of 115 MB a run, also where no data set is given to it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
     def _get_local_controller(self) -> Any:
         from ray.train.v2._internal.execution.local_mode.torch import LocalTorchController
@@ -106,6 +113,6 @@ def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise failure_of(error, job.num_workers, board, RunFolder(Path(job.run_dir)).crash) from error
-    except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:  # of Ray Train's controller
         cause = crash_of(error, None) or last_line(error)
         raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error

@@ -161,7 +161,10 @@ def failure_summary(
     if not failures or board is None:
         return failure_reason(cause)
     text = describe(failures, crash_file)
-    step, failed = ray.get(board.end.remote())
+    try:
+        step, failed = ray.get(board.end.remote())
+    except ray.exceptions.RayError:  # where the driver's node runs out of memory, it may be gone as well
+        return text
     if "step" not in text.partition(":")[0]:
         text += f" (the last step reported is {step})"
     silent = set(range(num_workers)) - failed - failures.keys()
