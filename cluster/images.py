@@ -10,8 +10,8 @@ import torch
 
 from cluster.batches import Batches
 from cluster.config import RunConfig
-from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.data.broken import Acceptance
 from pipelines.data.classes import check_same_classes
 from pipelines.data.copies import CopyPolicy

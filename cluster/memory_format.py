@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cluster.config import RunConfig
-from kdcore.checkpoints import say_once
+from kdcore.remarks import say_once
 
 # Below these, torch 2.15's backward is right: tests/cluster/test_memory_format.py says when it is everywhere.
 CRASHING_CHANNELS, CRASHING_SIDE = 16, 56

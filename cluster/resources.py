@@ -23,8 +23,8 @@ from cluster.local_ray import keep_token_private, on_loopback
 from cluster.provenance import JOB, submitted_job
 from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
-from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 
 HOOK = "worker_process_setup_hook"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")

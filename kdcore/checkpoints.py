@@ -6,9 +6,7 @@ file is ever made: in the place of each stands an inert one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,13 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 
 LFS_POINTER = b"version https://git-lfs"
 # Names under which programs keep a moving average beside the weights that are trained; timm's is `state_dict_ema`.
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 PROFILED = ("total_ops", "total_params")  # what thop's profile() leaves in a network
 COUNTER = "num_batches_tracked"  # of batch norm; files from before torch 0.4.1 have none
-
-logger = logging.getLogger("stillhouse")
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -152,9 +149,3 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
     if any(done.values()):
         say_once(f"{path}: {'; '.join(text for text, is_done in done.items() if is_done)}")
     return fitted | added
-
-
-@cache
-def say_once(text: str) -> None:
-    """Log a line once a process: driver and worker may be the same one."""
-    logger.warning("%s", text)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from kdcore.checkpoints import fit_names, load_tensors, say_once
+from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.located import local_file
 from kdcore.protocol import find_classifier
+from kdcore.remarks import say_once
 
 WORDNET_ID = re.compile(r"n\d{8}")  # what ImageNet's class folders are called
 Remedy = Callable[[int], str]

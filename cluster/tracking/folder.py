@@ -14,15 +14,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.config import RunConfig
 from cluster.recipe import load_recipe, to_yaml
-from cluster.weights import starting_facts
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
 from pipelines.files import make_folder, read_object, write_json, write_text
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig  # it imports torch, which whoever only reads a run's journal does not need
 
 State = Literal["new", "unfinished", "finished"]
 PENDING = "new "  # begins the content of `run_id` while the run is being made in MLflow; its tag follows
@@ -171,6 +172,8 @@ class RunFolder:
 
         data: the fingerprint of the training images, by which they are known when they have moved.
         """
+        from cluster.weights import starting_facts  # here alone: it imports torch
+
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
         write_json(self.facts, {**starting_facts(config), **({"data": data} if data else {})})
@@ -222,8 +225,8 @@ class RunFolder:
         known = self.read_recipe(config)
         ours, theirs = (flat_fields(public(c.model_dump(mode="json"))) for c in (config, known))
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        free = RunConfig.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
-        changed = [key for key in changed if key.split(".")[0] not in RunConfig.INCIDENTAL and key not in free]
+        free = config.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
+        changed = [key for key in changed if key.split(".")[0] not in config.INCIDENTAL and key not in free]
         if changed:
             key = changed[0]
             raise Refused(
@@ -247,6 +250,8 @@ class RunFolder:
 
     def _refuse_other_start(self, config: RunConfig) -> None:
         """Refuse weights, and plug-ins, that are not those of the run."""
+        from cluster.weights import starting_facts  # as in `claim`
+
         if not self.facts.exists():  # a run from before they were recorded
             return
         theirs = flat_fields(read_object(self.facts, "delete it to go on without its check of the weights"))

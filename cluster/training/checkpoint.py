@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
+from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from pipelines.cache.manifest import flat, in_short
 from pipelines.files import is_lasting, not_written
-
-STATE, STUDENT = "state.pt", "student.safetensors"
 
 
 @dataclass
@@ -174,21 +172,6 @@ def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
     whole = [one for one in saved if is_whole(filesystem, one.path)]
     return sorted(whole, key=lambda one: one.step)
-
-
-def _is_file(filesystem: FileSystem, path: str) -> bool:
-    return filesystem.get_file_info(path).type == FileType.File
-
-
-def is_whole(filesystem: FileSystem, path: str) -> bool:
-    """Return whether a checkpoint's files are there and end as they should: the state is an archive, its index last."""
-    if not all(_is_file(filesystem, f"{path}/{name}") for name in (STATE, STUDENT)):
-        return False
-    with filesystem.open_input_file(f"{path}/{STATE}") as file:
-        try:
-            return zipfile.is_zipfile(file)
-        except ValueError:  # Arrow's, of a file that is shorter than an index
-            return False
 
 
 @contextmanager

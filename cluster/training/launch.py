@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 from pydantic import TypeAdapter, ValidationError
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import RunConfig
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
@@ -30,14 +28,12 @@ from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.check import check_run
-from cluster.training.crash import crash_of
-from cluster.training.placement import Placement
+from cluster.training.fitting import Job, fit
 from cluster.training.progress import Watcher, open_board
-from cluster.training.recovery import Recovery, failure_of, last_line, restore_checkpoint_list
-from kdcore.errors import ClusterFailed, Refused, RunFailed, shortened
+from cluster.versions import library_versions
+from kdcore.errors import Refused, RunFailed, shortened
 from pipelines.files import make_folder, write_text
 from pipelines.leases import Fence, leased
-from pipelines.places import is_remote
 
 STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SIGTERM, AWS 120 s after its notice
 
@@ -154,38 +150,31 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
 
     opening: the run in its trackers, which the workers wait for once they are there.
     """
-    from cluster.training.saving import newest_step  # as in `check_run`
-
-    payload = {
-        "config": config.model_dump(mode="json"),
-        "plugins": fingerprints_of(config),
-        "newest_step": newest_step(config),
-        "fence": asdict(fence),
-        "watches_nodes": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
-    }
+    job = job_of(config, fence)
     if config.scaling.num_workers == 0:
         opening.result()
         use_worker_threads(config)
         stop = threading.Event()
-        return fit_or_stop(config, payload | {"board": None, "watch": watch, "stop": stop}, stop.set, watch)
+        return fit_or_stop(partial(fit, job, None, watch=watch, stop=stop), stop.set, watch)
     board = open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
     with polling_progress(board, watch):
-        final = fit_or_stop(config, payload | {"board": board}, board.stop.remote, watch)
+        final = fit_or_stop(partial(fit, job, board), board.stop.remote, watch)
     ray.kill(board)
     return final
 
 
 def fit_or_stop(
-    config: RunConfig, payload: dict[str, Any], stop: Callable[[], object], watch: Watcher | None
+    fitted: Callable[[], dict[str, Any]], stop: Callable[[], object], watch: Watcher | None
 ) -> dict[str, Any]:
     """Return what rank 0 returned. On Ctrl-C and SIGTERM, have a checkpoint written before they are raised.
 
-    stop: asks the run to end after the step that it is at. What takes longer than STOP_SECONDS is not waited for.
+    fitted: trains to the end; stop: asks the run to end after the step that it is at. What takes longer than
+    STOP_SECONDS is not waited for.
     """
     if not in_main_thread():  # a trial's: Tune ends it in its own way
-        return fit(config, payload)
-    fitting = in_thread(partial(fit, config, payload))
+        return fitted()
+    fitting = in_thread(fitted)
     try:
         return fitting.result()
     except (KeyboardInterrupt, Terminated) as error:
@@ -209,44 +198,32 @@ def continued(config: RunConfig) -> RunResult | None:
     return RunResult.read(folder) if folder.state() == "finished" else None
 
 
-def fit(config: RunConfig, payload: dict[str, Any]) -> dict[str, Any]:
-    """One Ray Train run; what rank 0 returned."""
-    from cluster.training.worker import train_worker  # as in `check_run`
+def job_of(config: RunConfig, fence: Fence) -> Job:
+    """Return what the driver of a run's workers has to know, once the run's folder is this process's."""
+    from cluster.training.saving import newest_step  # as in `check_run`
 
-    scaling, resources = config.scaling, worker_resources(config)
-    use_gpu = resources["GPU"] > 0
-    each = {name: amount for name, amount in resources.items() if amount}
-    folder = None if is_remote(config.storage) else Path(config.storage) / config.name
-    if folder:
-        restore_checkpoint_list(folder)
-    # Ray Train's own meetings of the ranks (at every checkpoint) would otherwise wait without end.
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(scaling.timeout_seconds)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=payload,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(scaling.min_workers, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=each,
-            elastic_resize_monitor_interval_s=scaling.resize_seconds,
-        ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(scaling.timeout_seconds)),
-        run_config=ray.train.RunConfig(
-            name=config.name,
-            storage_path=config.storage,
-            # Of the controller's own errors, waiting for a place is tried again: `Placement` ends it.
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=-1),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.keep),
-            callbacks=[Recovery(folder), Placement(scaling, each, payload["board"])],
-        ),
+    scaling = config.scaling
+    return Job(
+        name=config.name,
+        run_dir=str(config.run_dir),
+        storage=config.storage,
+        keep=config.checkpoint.keep,
+        each={name: amount for name, amount in worker_resources(config).items() if amount},
+        num_workers=scaling.num_workers,
+        min_workers=scaling.min_workers,
+        max_failures=scaling.max_failures,
+        timeout_seconds=scaling.timeout_seconds,
+        patience_seconds=scaling.patience_seconds,
+        resize_seconds=scaling.resize_seconds,
+        payload={
+            "config": config.model_dump(mode="json"),
+            "plugins": fingerprints_of(config),
+            "versions": library_versions(with_dali=config.data.loader == "dali"),
+            "newest_step": newest_step(config),
+            "fence": asdict(fence),
+            "watches_nodes": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
+        },
     )
-    try:
-        return trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise failure_of(error, scaling.num_workers, payload["board"], RunFolder.of(config).crash) from error
-    except ray.exceptions.RayActorError as error:  # of Ray Train's controller, which starts the workers
-        cause = crash_of(error, None) or last_line(error)
-        raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error
 
 
 @contextmanager

@@ -10,8 +10,9 @@ All of it lives in the process of Ray Train's controller.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
@@ -25,19 +26,38 @@ from ray.train.v2._internal.execution.controller.controller import TrainControll
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
-from cluster.sections import ScalingConfig
-from cluster.training.recovery import last_line, refuse_to_repeat
+from cluster.training.recovery import CUT_OFF, last_line, refuse_to_repeat
 from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 
+DEATH_SECONDS = 10.0  # from a worker's death to Ray's word of it, at most; a hanging worker has none
 NOT_RUNNING = (InitializingState, RestartingState, ReschedulingState)
+
+
+def lacks_its_cause(errors: Sequence[BaseException | None]) -> bool:
+    """Return whether ranks were cut off from another one, of which nothing is known yet. errors: of every rank."""
+    known = [error for error in errors if error is not None]
+    is_cut_off = bool(known) and all(CUT_OFF.search(str(error)) for error in known)
+    return is_cut_off and len(known) < len(errors)
+
+
+class Workers(Protocol):
+    """How many workers a run wants, and how long it waits for them: a recipe's `scaling`, or a `Job`."""
+
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def min_workers(self) -> int | None: ...
+    @property
+    def patience_seconds(self) -> float: ...
 
 
 class Placement(ControllerCallback, WorkerGroupCallback):
     """Waits for the place of a run's workers, with words; makes the controller start groups that may lose workers."""
 
-    def __init__(self, scaling: ScalingConfig, each: dict[str, float], board: Any) -> None:
+    def __init__(self, scaling: Workers, each: dict[str, float], board: Any) -> None:
         self.scaling, self.each, self.board = scaling, each, board
         self.patience: Patience
 
@@ -123,6 +143,19 @@ class RestartableGroup(WorkerGroup):
             failure.add_note(f"{who}, while the workers started")
             refuse_to_repeat({rank or 0: failure})
             raise WorkerGroupError(str(failure), {rank or 0: failure}) from error
+
+    def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
+        """Look how each worker is. Where one was cut off by another's death, wait for Ray's word of that death.
+
+        A connection breaks at once, and Ray hears of a death a moment later: the first alone says nothing of the cause.
+        """
+        statuses = super()._poll_workers_and_collect_errors(timeout)
+        deadline = time.monotonic() + DEATH_SECONDS
+        while lacks_its_cause([status.error for status in statuses]) and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS / 4)
+            later = super()._poll_workers_and_collect_errors(timeout)
+            statuses = [new if old.error is None else old for old, new in zip(statuses, later, strict=True)]
+        return statuses
 
     def shutdown(self) -> None:
         """End the workers, of which some may be dead: what has ended well ends no run."""

@@ -21,11 +21,10 @@ from pyarrow.fs import LocalFileSystem
 from ray.train import UserCallback
 from ray.train.v2.api.exceptions import PreemptionError
 
-from cluster.training.checkpoint import is_whole
+from cluster.training.checkpoint_files import is_whole
 from cluster.training.crash import crash_of, death_of, is_own_fault, node_of
-from cluster.training.finite import NotFinite
-from kdcore.checkpoints import say_once
 from kdcore.errors import ClusterFailed, Refused, RunFailed
+from kdcore.remarks import say_once
 from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
@@ -123,6 +122,8 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
     try:
         yield
     except Exception as error:
+        from cluster.training.finite import NotFinite  # here alone: whoever drives a run has no torch
+
         if not isinstance(error, NotFinite):  # which names the step that it began in
             error.add_note(place())
         on_error()
@@ -160,7 +161,10 @@ def failure_summary(
     if not failures or board is None:
         return failure_reason(cause)
     text = describe(failures, crash_file)
-    step, failed = ray.get(board.end.remote())
+    try:
+        step, failed = ray.get(board.end.remote())
+    except ray.exceptions.RayError:  # where the driver's node runs out of memory, it may be gone as well
+        return text
     if "step" not in text.partition(":")[0]:
         text += f" (the last step reported is {step})"
     silent = set(range(num_workers)) - failed - failures.keys()

@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import psutil
 import pytest
@@ -103,15 +104,19 @@ def network() -> Namespaces | Loopback:
 
 
 class Machines:
-    """A running cluster: the head without CPUs for workers, nodes with NUM_CPUS each. Nodes are numbered from 2."""
+    """A running cluster: the head without CPUs for workers, nodes with NUM_CPUS each. Nodes are numbered from 2.
 
-    def __init__(self) -> None:
-        self.network = network()
+    system: settings of Ray's own beside those that let a dead node be noticed soon; within: what the command of a node
+    begins with, beside its network's words.
+    """
+
+    def __init__(self, network: Namespaces | Loopback, within: Sequence[str] = (), **system: Any) -> None:
+        self.network, self.within = network, within
         self.nodes: dict[str, subprocess.Popen] = {}
         self.numbers = itertools.count(2)
         self.folder = Path(tempfile.mkdtemp(prefix="m-"))  # short: Ray puts sockets below it
         prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-        prompt |= {"health_check_initial_delay_ms": 1000, "metrics_report_interval_ms": 500}
+        prompt |= {"health_check_initial_delay_ms": 1000, "metrics_report_interval_ms": 500} | system
         args = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "_system_config": prompt}
         self.head = Cluster(initialize_head=True, head_node_args=args | self.network.head)
         reset_ray_address()  # nobody else's ray.init() shall find this cluster
@@ -135,7 +140,14 @@ class Machines:
         """The address of a node that begins to start."""
         number = next(self.numbers)
         address = self.network.address(number)
-        command = [*self.network.inside(number), str(RAY), "start", "--block", f"--address={self.address}"]
+        command = [
+            *self.within,
+            *self.network.inside(number),
+            str(RAY),
+            "start",
+            "--block",
+            f"--address={self.address}",
+        ]
         command += [f"--node-ip-address={address}", f"--num-cpus={NUM_CPUS}", f"--temp-dir={self.folder / str(number)}"]
         command += [f"--dashboard-agent-listen-port={free_port()}"]
         self.nodes[address] = subprocess.Popen(
@@ -204,9 +216,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster_of(number: int) -> Iterator[Machines]:
+def cluster_of(number: int, machines: Machines | None = None) -> Iterator[Machines]:
     """A cluster of so many nodes beside the head, with this process as its driver."""
-    machines = Machines()
+    machines = machines or Machines(network())
     try:
         machines.join(number)
         env = runtime_env(PYTHONPATH=str(ROOT), TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S="5")  # of a group that hangs

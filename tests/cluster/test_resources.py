@@ -11,8 +11,8 @@ import torch
 from cluster import resources
 from cluster.recipe import parse
 from cluster.resources import Gpus, device_here, run_resources, uses_gpu
-from kdcore.checkpoints import say_once
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 
 MACHINE, CLUSTER, SHARED = (False, False), (True, False), (True, True)
 EVERYWHERE = (MACHINE, CLUSTER, SHARED)

@@ -10,10 +10,11 @@ import timm
 import torch
 from timm.utils import CheckpointSaver, ModelEmaV3
 
-from kdcore.checkpoints import fit_names, load_tensors, say_once
+from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from kdcore.remarks import say_once
 
 CLASSES = ("cat", "dog", "eel")
 

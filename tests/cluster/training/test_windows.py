@@ -12,16 +12,21 @@ import safetensors.torch
 import torch
 from ray.exceptions import ActorDiedError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerGroupStartupFailedError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
 from cluster.recipe import parse
 from cluster.sections import ScalingConfig
 from cluster.tracking.journal import read_journal
 from cluster.training import placement
 from cluster.training.launch import RunResult, launch
-from cluster.training.placement import Placement, RestartableGroup, WatchedPlace
+from cluster.training.placement import Placement, RestartableGroup, WatchedPlace, lacks_its_cause
 from cluster.training.recovery import ORPHANED
 from cluster.waiting import Room
 from kdcore.errors import RunFailed
@@ -137,6 +142,24 @@ def raising(error: Exception, cause: Exception | None = None) -> Any:
         raise error from cause
 
     return start
+
+
+def test_the_first_cause_is_waited_for(monkeypatch):
+    """The rank that was cut off is seen a moment before Ray knows of the death of the other one."""
+    cut_off = WorkerStatus(running=False, error=RuntimeError("Connection closed by peer [10.0.0.9]:63113"))
+    dead = WorkerStatus(running=False, error=WorkerHealthCheckFailedError("rank 1", failure=LOST))
+    seen = iter([[cut_off, WorkerStatus(running=True)], [WorkerStatus(running=False)] * 2, [cut_off, dead]])
+    monkeypatch.setattr(WorkerGroup, "_poll_workers_and_collect_errors", lambda self, timeout: next(seen))
+    monkeypatch.setattr(placement.time, "sleep", lambda seconds: None)
+    assert Group()._poll_workers_and_collect_errors(0.1) == [cut_off, dead]
+
+
+def test_other_errors_are_not_waited_for():
+    own, cut_off = ValueError("a bug"), RuntimeError("Connection reset by peer")
+    assert lacks_its_cause([cut_off, None])
+    assert not any(
+        lacks_its_cause(errors) for errors in ([own, None], [cut_off, own], [cut_off, cut_off], [None, None])
+    )
 
 
 LOST = ActorDiedError()

@@ -1,0 +1,118 @@
+"""The driver of a run's workers: Ray Train, from plain values alone.
+
+Neither torch nor MLflow nor the recipe's sections are imported here, so that a process which only waits for workers, as
+each trial of a sweep is one, holds no more than Ray.
+
+Not here: what is checked, written and tracked before and afterwards (`cluster.training.launch`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from cluster.tracking.folder import RunFolder
+from cluster.training.crash import crash_of
+from cluster.training.placement import Placement
+from cluster.training.process_group import ProcessGroup
+from cluster.training.recovery import Recovery, failure_of, last_line, restore_checkpoint_list
+from cluster.versions import refuse_other_versions
+from kdcore.errors import ClusterFailed
+from pipelines.places import is_remote
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver of a run's workers knows of it.
+
+    each: {resource: amount} of a worker; payload: what every worker gets; the rest as in the recipe.
+    """
+
+    name: str
+    run_dir: str
+    storage: str
+    keep: int
+    each: dict[str, float]
+    num_workers: int
+    min_workers: int | None
+    max_failures: int
+    timeout_seconds: float
+    patience_seconds: float
+    resize_seconds: float
+    payload: dict[str, Any]
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether each worker takes a GPU, or a part of one."""
+        return self.each.get("GPU", 0) > 0
+
+
+class Trainer(DataParallelTrainer):
+    """Ray Train's trainer, whose torch is imported by those who compute: its workers, or this process alone.
+
+    Without Ray Data, whose manager is a process of 115 MB a run, also where no data set is given to it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+
+    def _get_local_controller(self) -> Any:
+        from ray.train.v2._internal.execution.local_mode.torch import LocalTorchController
+
+        return LocalTorchController(experiment_name=self.run_config.name, datasets={})
+
+
+def train(payload: dict[str, Any]) -> dict[str, Any]:
+    """Be one rank of a run, on a node with the driver's libraries; return the run's final metrics (rank 0's)."""
+    refuse_other_versions(payload["versions"])
+    from ray.train.torch.config import TorchConfigContextManager
+
+    from cluster.training.worker import train_worker
+
+    with TorchConfigContextManager():
+        return train_worker(payload)
+
+
+def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
+    """Train to the end, with Ray Train; return what rank 0 returned.
+
+    board: where the workers say how far they are; local: what a worker gets beside the payload in this very process.
+    """
+    folder = None if is_remote(job.storage) else Path(job.storage) / job.name
+    if folder:
+        restore_checkpoint_list(folder)
+    # Ray Train's own meetings of the ranks (at every checkpoint) would otherwise wait without end.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(job.timeout_seconds)
+    trainer = Trainer(
+        train,
+        train_loop_config=job.payload | local | {"board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(job.min_workers, job.num_workers) if job.min_workers else job.num_workers,
+            use_gpu=job.uses_gpu,
+            resources_per_worker=job.each,
+            elastic_resize_monitor_interval_s=job.resize_seconds,
+        ),
+        backend_config=ProcessGroup("nccl" if job.uses_gpu else "gloo", int(job.timeout_seconds)),
+        run_config=ray.train.RunConfig(
+            name=job.name,
+            storage_path=job.storage,
+            # Of the controller's own errors, waiting for a place is tried again: `Placement` ends it.
+            failure_config=ray.train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=-1),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.keep),
+            callbacks=[Recovery(folder), Placement(job, job.each, board)],
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise failure_of(error, job.num_workers, board, RunFolder(Path(job.run_dir)).crash) from error
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:  # of Ray Train's controller
+        cause = crash_of(error, None) or last_line(error)
+        raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error
