@@ -52,7 +52,7 @@ def on_workers(recipe: str, overrides: Sequence[str], gpus: int) -> RunConfig:
 
 
 def as_values(config: RunConfig, found: Answer) -> dict[str, Any]:
-    """Return the answer as plain values in base units; what is not JSON, such as an infinite time, is left out."""
+    """Return the answer as plain values, in the units that their names say."""
     estimate, sizes = found.estimate, found.sizes
     names = (
         "images_per_second",
@@ -68,6 +68,7 @@ def as_values(config: RunConfig, found: Answer) -> dict[str, Any]:
         "num_failures",
         "too_many_failures",
         "goodput",
+        "best_goodput",
         "wall_seconds",
         "gpu_hours",
     )
@@ -153,13 +154,15 @@ def byte_rows(found: Answer) -> list[list[str]]:
 def failure_rows(found: Answer) -> list[list[str]]:
     """Return failures, the intervals of checkpoints, goodput, hours and cost."""
     estimate = found.estimate
-    failures, goodput, wall = estimate.num_failures, estimate.goodput, estimate.wall_seconds
+    failures, wall = estimate.num_failures, estimate.wall_seconds
+    goodput, best = estimate.goodput, estimate.best_goodput
     rows = [
         ["a failure every", duration(estimate.mtbf_seconds)],
         ["failures of a run", f"{failures['mean']:,.1f} ± {failures['stdev']:,.1f}"],
         ["a checkpoint every", duration(estimate.interval_seconds)],
         ["  best, by Young; by Daly", f"{duration(estimate.young_seconds)}; {duration(estimate.daly_seconds)}"],
         ["goodput", f"{percent(goodput['mean'])} ± {percent(goodput['stdev'])}"],
+        ["  with Daly's interval", f"{percent(best['mean'])} ± {percent(best['stdev'])}"],
         ["hours", f"{wall['mean'] / 3600:,.2f} ± {wall['stdev'] / 3600:,.2f}"],
         ["GPU hours", f"{estimate.gpu_hours:,.1f}"],
     ]
