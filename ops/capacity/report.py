@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from cluster.config import RunConfig
-from cluster.sweep.room import TRIAL_BYTES
 from kdcore.errors import Refused
 from ops import catalog
 from ops.capacity.estimate import Estimate
 from ops.capacity.options import OPTIONS
-from ops.capacity.workload import Answer, answer
 from ops.console import console, duration, percent, say, table
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+    from ops.capacity.workload import Answer
 
 GPUS_OF_A_NODE = 8
 
@@ -30,20 +31,33 @@ def capacity(
     as_json: bool,
     *values: float | None,
 ) -> int:
-    """Print what a recipe takes on so many GPUs. values: of the `OPTIONS`, in their order; None for not given."""
-    if gpus < 1:
-        raise Refused(f"--gpus {gpus}: a run takes at least 1")
-    num_nodes = -(-gpus // GPUS_OF_A_NODE) if nodes is None else nodes
-    if num_nodes < 1 or gpus % num_nodes:
-        raise Refused(f"{gpus} GPUs on {num_nodes} nodes: each node has as many; give --nodes that divides --gpus")
-    config = on_workers(recipe, overrides, gpus)
+    """Print what a recipe takes on so many GPUs. values: of the `OPTIONS`, in their order; None for not given.
+
+    What is wrong with the question is said before the networks' libraries wake.
+    """
+    num_nodes = nodes_of(gpus, nodes)
     given = {name: value for name, value in zip(OPTIONS, values, strict=True) if value is not None}
+    for name, value in given.items():
+        OPTIONS[name].check(value)
+    config = on_workers(recipe, overrides, gpus)
+    from ops.capacity.workload import answer
+
     found = answer(config, num_nodes, given, seconds)
     if as_json:
         print(json.dumps(as_values(config, found), indent=1))
-        return 0
-    print_answer(config, found)
+    else:
+        print_answer(config, found)
     return 0
+
+
+def nodes_of(gpus: int, nodes: int | None) -> int:
+    """Return on how many nodes so many GPUs are: as said, else as few as can be. Refused where they cannot be even."""
+    if gpus < 1:
+        raise Refused(f"--gpus {gpus}: a run takes at least 1")
+    number = -(-gpus // GPUS_OF_A_NODE) if nodes is None else nodes
+    if number < 1 or gpus % number:
+        raise Refused(f"{gpus} GPUs on {number} nodes: each node has as many; give --nodes that divides --gpus")
+    return number
 
 
 def on_workers(recipe: str, overrides: Sequence[str], gpus: int) -> RunConfig:
@@ -85,7 +99,7 @@ def as_values(config: RunConfig, found: Answer) -> dict[str, Any]:
         "workload": asdict(estimate.workload),
         "sizes": asdict(sizes) | {"memory_bytes": sizes.memory_bytes},
         "estimate": {name: getattr(estimate, name) for name in names} | {"cost": cost(found)},
-        "sweep_trial_bytes": TRIAL_BYTES,
+        "sweep_trial_bytes": found.trial_bytes,
     }
 
 
@@ -147,7 +161,7 @@ def byte_rows(found: Answer) -> list[list[str]]:
         ["checkpoint", decimal(sizes.checkpoint_bytes)],
         ["  holds the steps up for", milliseconds(found.estimate.workload.checkpoint_seconds)],
         ["  written beside them in", milliseconds(written)],
-        ["memory of a sweep's driver, a run at a time", decimal(TRIAL_BYTES)],
+        ["memory of a sweep's driver, a run at a time", decimal(found.trial_bytes)],
     ]
 
 
@@ -168,6 +182,11 @@ def failure_rows(found: Answer) -> list[list[str]]:
     ]
     price = cost(found)
     return rows if price is None else [*rows, ["cost", f"{price:,.0f}"]]
+
+
+def number(value: float) -> str:
+    """Return a whole number whole, another to four digits."""
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def milliseconds(seconds: float) -> str:

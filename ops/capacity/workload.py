@@ -12,35 +12,37 @@ from cluster.batches import Batches
 from cluster.config import RunConfig
 from cluster.forecast import forecast
 from cluster.images import open_data
+from cluster.sweep.room import TRIAL_BYTES
 from kdcore.errors import Refused
 from ops.capacity.estimate import Cluster, Estimate, Workload
-from ops.capacity.options import OPTIONS, Values
+from ops.capacity.options import Values
 from ops.capacity.sizes import Sizes, measure_sizes, micro_batch
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a recipe takes on a cluster, the bytes of its training state, and the numbers that all of it is from."""
+    """What a recipe takes on a cluster, the bytes of its training state, and the numbers that all of it is from.
+
+    trial_bytes: of the processes that drive one run of a sweep.
+    """
 
     estimate: Estimate
     sizes: Sizes
     values: Values
+    trial_bytes: int = TRIAL_BYTES
 
 
 def answer(config: RunConfig, num_nodes: int, given: Mapping[str, float], seconds: float) -> Answer:
     """Return what a recipe takes on its workers. seconds: of the measurement of its steps, where it is needed."""
-    for name, value in given.items():
-        OPTIONS[name].check(value)
     found = found_here(config, given, seconds)
-    values = Values(given, found)
-    num_images, num_classes = int(values["num_images"]), int(values["num_classes"])
+    images = Values(given, found)
+    num_images = int(images["num_images"])
     if num_images < config.train.batch_size:
         raise Refused(f"train.batch_size {config.train.batch_size} is more than {num_images:,} training images")
-    sizes = measure_sizes(config, num_images, num_classes)
-    found |= {
-        "checkpoint_seconds": sizes.checkpoint_seconds,
-        "write_mb_per_second": sizes.checkpoint_bytes / 1e6 / sizes.write_seconds,
-    }
+    sizes = measure_sizes(config, num_images, int(images["num_classes"]))
+    write_mb_per_second = sizes.checkpoint_bytes / 1e6 / sizes.write_seconds
+    checkpoint = {"checkpoint_seconds": sizes.checkpoint_seconds, "write_mb_per_second": write_mb_per_second}
+    values = Values(given, found | checkpoint)
     workload = workload_of(config, values, sizes, num_images)
     return Answer(Estimate(workload, cluster_of(config, num_nodes, values)), sizes, values)
 
