@@ -272,12 +272,14 @@ class Assembly:
         return ClassStatistics(means, similarity)
 
 
-def assemble(config: RunConfig, rank: Rank, reuse_index: bool = False) -> Assembly:
+def assemble(
+    config: RunConfig, rank: Rank, reuse_index: bool = False, indexes: dict[str, Source] | None = None
+) -> Assembly:
     """Build every part on the rank's device. Refused for what does not fit together: checkpoint, classes, cache.
 
-    reuse_index: as for `open_data`.
+    reuse_index: as for `open_data`; indexes: in the place of what that returns.
     """
-    indexes = open_data(config, reuse_index)
+    indexes = indexes or open_data(config, reuse_index)
     check_labels(config, indexes["train"])
     classes = tuple(indexes["train"].classes)
     shards = config.data.window_shards

@@ -24,6 +24,7 @@ COMMAND_MODULES = (
     "ops.student_commands",
     "ops.signing_commands",
     "ops.push_command",
+    "ops.capacity.command",
     "ops.reproduce.command",
 )
 DESCRIPTION = "Distils big image classifiers into small ones."

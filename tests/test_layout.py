@@ -47,10 +47,11 @@ WINGS = {
     "cluster.training": {"cluster.tracking"},
     "cluster.cache": {"cluster.training"},
     "cluster.sweep": {"cluster.cache", "cluster.training", "cluster.tracking"},
+    "ops.capacity": set(),
     "ops.installed": set(),
     "ops.review": set(),
     "ops.sweep": set(),
-    "ops.benchmarks": {"ops.reproduce"},
+    "ops.benchmarks": {"ops.reproduce", "ops.capacity"},
     "ops.reproduce": {"ops.review"},
 }
 # What a benchmark measures itself against, where somebody has it.

@@ -1,4 +1,4 @@
-"""The parts of README.md and `ops/README.md` that come from result files, each between two marks of its own.
+"""The parts of pages, such as `ops/README.md`, that come from result files, each between two marks of its own.
 
 python -m ops.benchmarks.tables
 """
@@ -12,11 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ops.benchmarks.capacity_tables import clusters_table
 from ops.console import say
 from ops.facts import RESULTS
 from ops.reproduce.paper3_page import points
 
 OPS = Path(__file__).parents[1] / "README.md"
+CAPACITY = Path(__file__).parent / "CAPACITY.md"
 TOP = OPS.parents[1] / "README.md"
 
 
@@ -162,6 +164,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "images": images_table,
         "foundation": foundation_table,
     },
+    CAPACITY: {"clusters": clusters_table},
     TOP: {"paper3_regime": regime_sentence},
 }
 

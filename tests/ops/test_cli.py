@@ -40,6 +40,7 @@ COMMAND_NAMES = (
     "cache",
     "submit",
     "doctor",
+    "capacity",
 )
 
 

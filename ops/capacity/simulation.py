@@ -1,0 +1,199 @@
+"""A run on machines that fail, simulated event by event: failures, restarts from checkpoints, fewer workers and more.
+
+It knows seconds alone. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a recipe's
+seconds come from (`ops.capacity.estimate`).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Called with the seconds since the start and the workers that run; returns when the next failure strikes.
+NextFailure = Callable[[float, int], float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, in seconds.
+
+    work_seconds: of all steps on `num_workers`. num_micro_batches: of a step, which the workers share: fewer workers
+    take as long as the one with the most of them. interval_seconds: of work, from one checkpoint to the next.
+    checkpoint_seconds: for which one holds the steps up; its writing beside the steps is left out. start_seconds:
+    before the first step. restart_seconds: from a failure, or a change of the number of workers, to the next step. A
+    failure takes `workers_per_failure` away for `repair_seconds` (0: others are there at once); with `min_workers` the
+    run goes on with those left and looks for more every `resize_seconds`, otherwise it waits for all. max_failures:
+    after which it is given up; None for never.
+    """
+
+    work_seconds: float
+    interval_seconds: float
+    checkpoint_seconds: float = 0.0
+    start_seconds: float = 0.0
+    restart_seconds: float = 0.0
+    num_workers: int = 1
+    min_workers: int | None = None
+    num_micro_batches: int = 1
+    workers_per_failure: int = 1
+    repair_seconds: float = 0.0
+    resize_seconds: float = 60.0
+    max_failures: int | None = None
+
+    @property
+    def num_checkpoints(self) -> int:
+        """How many are written; the last at the end."""
+        return max(1, math.ceil(self.work_seconds / self.interval_seconds))
+
+    @property
+    def last_interval_seconds(self) -> float:
+        """The work before the last checkpoint."""
+        return self.work_seconds - (self.num_checkpoints - 1) * self.interval_seconds
+
+    def slowdown(self, workers: int) -> float:
+        """Return how many times as long a step takes on so many workers as on all."""
+        most = math.ceil(self.num_micro_batches / workers)
+        return most / math.ceil(self.num_micro_batches / self.num_workers)
+
+
+@dataclass
+class Outcome:
+    """What became of a simulated run.
+
+    wall_seconds is the sum of: starting_seconds (also those that a failure cut off), computing_seconds (steps whose
+    result was kept), checkpoint_seconds, lost_seconds (steps that were taken again) and waiting_seconds (for workers).
+    """
+
+    work_seconds: float
+    wall_seconds: float = 0.0
+    starting_seconds: float = 0.0
+    computing_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    lost_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    num_failures: int = 0
+    num_starts: int = 0
+    finished: bool = False
+
+    @property
+    def goodput(self) -> float:
+        """The part of the wall time that the steps would take on all workers without failures; 0 for a failed run."""
+        return self.work_seconds / self.wall_seconds if self.finished else 0.0
+
+
+def exponential_failures(mtbf_seconds: float, rng: np.random.Generator) -> NextFailure:
+    """Return failures without memory. mtbf_seconds: mean time between failures of one worker; infinite for none."""
+    return lambda now, workers: now + rng.exponential(mtbf_seconds / workers)
+
+
+def failures_at(times: Sequence[float]) -> NextFailure:
+    """Return failures at these seconds since the start, in ascending order."""
+
+    def following(now: float, workers: int) -> float:
+        number = bisect_right(times, now)
+        return times[number] if number < len(times) else math.inf
+
+    return following
+
+
+def simulate(job: Job, next_failure: NextFailure) -> Outcome:
+    """Carry a run out to its end, or to one failure too many.
+
+    A failure, or a change of the number of workers, takes the run back to the last checkpoint. A failure while workers
+    start makes them start again; none strikes while the run waits for workers.
+    """
+    run = _Run(job, next_failure)
+    while not (run.outcome.finished or run.is_given_up):
+        run.wait_for_workers()
+        if run.start():
+            run.train()
+    run.outcome.wall_seconds = run.now
+    return run.outcome
+
+
+def simulate_many(job: Job, mtbf_seconds: float, num_runs: int, seed: int = 0) -> list[Outcome]:
+    """Return the outcomes of so many runs with failures without memory. mtbf_seconds: of one worker."""
+    rng = np.random.default_rng(seed)
+    return [simulate(job, exponential_failures(mtbf_seconds, rng)) for _ in range(num_runs)]
+
+
+@dataclass
+class _Run:
+    """The state of a simulated run. saved: checkpoints that there are; away: when workers that are lost are back."""
+
+    job: Job
+    next_failure: NextFailure
+    now: float = 0.0
+    saved: int = 0
+    workers: int = 0
+    next_look: float = 0.0
+    away: list[float] = field(default_factory=list)
+    outcome: Outcome = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcome = Outcome(self.job.work_seconds)
+
+    @property
+    def is_given_up(self) -> bool:
+        most = self.job.max_failures
+        return most is not None and self.outcome.num_failures > most
+
+    def wait_for_workers(self) -> None:
+        """Advance to when there are enough workers, and take all there are."""
+        needed = self.job.min_workers or self.job.num_workers
+        missing = needed - (self.job.num_workers - len(self.away))
+        if missing > 0 and self.away[missing - 1] > self.now:
+            self.outcome.waiting_seconds += self.away[missing - 1] - self.now
+            self.now = self.away[missing - 1]
+        self.away = [back for back in self.away if back > self.now]
+        self.workers = self.job.num_workers - len(self.away)
+
+    def start(self) -> bool:
+        """Start the workers; return whether no failure came first."""
+        seconds = self.job.restart_seconds if self.outcome.num_starts else self.job.start_seconds
+        failure = self.next_failure(self.now, self.workers)
+        passed = min(seconds, failure - self.now)
+        self.outcome.num_starts += 1
+        self.outcome.starting_seconds += passed
+        self.now += passed
+        self.next_look = self.now + self.job.resize_seconds
+        if passed < seconds:
+            self.fail()
+        return passed == seconds
+
+    def train(self) -> None:
+        """Train to the end, to a failure, or to a change of the number of workers, whichever comes first."""
+        job, slowdown = self.job, self.job.slowdown(self.workers)
+        seconds = job.interval_seconds * slowdown + job.checkpoint_seconds  # of a checkpoint and the steps before it
+        left = job.num_checkpoints - self.saved
+        to_end = job.last_interval_seconds * slowdown + job.checkpoint_seconds + (left - 1) * seconds
+        failure, growth = self.next_failure(self.now, self.workers) - self.now, self.seconds_to_growth()
+        passed = min(to_end, failure, growth)
+        kept = left if passed == to_end else int(passed / seconds)
+        self.now += passed
+        self.saved += kept
+        self.outcome.finished = kept == left
+        checkpoints = kept * job.checkpoint_seconds
+        computing = (to_end if self.outcome.finished else kept * seconds) - checkpoints
+        self.outcome.checkpoint_seconds += checkpoints
+        self.outcome.computing_seconds += computing
+        self.outcome.lost_seconds += passed - computing - checkpoints
+        if not self.outcome.finished and passed == failure:
+            self.fail()
+
+    def seconds_to_growth(self) -> float:
+        """Return in how many seconds a look for more workers will find some; infinite where none are awaited."""
+        if not self.away:
+            return math.inf
+        looks = max(0, math.ceil((self.away[0] - self.next_look) / self.job.resize_seconds))
+        return self.next_look + looks * self.job.resize_seconds - self.now
+
+    def fail(self) -> None:
+        """Lose the workers of one failure, unless others are there at once."""
+        self.outcome.num_failures += 1
+        if self.job.repair_seconds:
+            lost = min(self.job.workers_per_failure, self.workers)
+            self.away += [self.now + self.job.repair_seconds] * lost
