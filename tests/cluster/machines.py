@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import psutil
 import pytest
@@ -204,13 +205,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster_of(number: int) -> Iterator[Machines]:
-    """A cluster of so many nodes beside the head, with this process as its driver."""
+def cluster_of(number: int, **environment: Any) -> Iterator[Machines]:
+    """A cluster of so many nodes beside the head, with this process as its driver, and more for its runtime_env."""
     machines = Machines()
     try:
         machines.join(number)
         env = runtime_env(PYTHONPATH=str(ROOT), TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S="5")  # of a group that hangs
-        ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env)
+        ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env | environment)
         yield machines
     finally:
         ray.shutdown()
