@@ -1,8 +1,9 @@
-"""Shared by all tests: a small image folder, recipes on it, and one Ray cluster a module."""
+"""Shared by all tests: a small image folder, recipes on it, and one Ray cluster for all that do not change it."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+from tests.forked_workers import serving
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts no Ray comes first."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    """What starts no Ray comes first, then what shares a cluster, then what starts a Ray of its own."""
+    items.sort(key=lambda item: (starts_ray(item), not shares_cluster(item)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that starts a Ray of its own finds none in its process."""
+    if starts_ray(item) and not shares_cluster(item):
+        import ray
+
+        ray.shutdown()
+
+
+def starts_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None
+
+
+def shares_cluster(item: pytest.Item) -> bool:
+    return "ray_cluster" in getattr(item, "fixturenames", ())
 
 
 def write_image_folder(root: Path, train: int = 16, val: int = 5, classes: int = 3, seed: int = 0) -> Path:
@@ -75,15 +95,24 @@ def small_recipe(root: Path, output_dir: Path, **changes: Any) -> dict[str, Any]
     return data
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """One Ray cluster on this machine for the tests of a module, with room for 2 workers."""
+@pytest.fixture(scope="session")
+def worker_executable() -> Iterator[str]:
+    """What Ray is to start workers with, so that they need not import torch and the rest again."""
+    # A short folder, for a socket.
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder, serving(Path(folder), ROOT) as executable:
+        yield executable
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(worker_executable: str) -> Iterator[None]:
+    """One Ray cluster on this machine for all tests that ask for it, with room for 2 workers."""
     import ray
 
     from cluster.resources import runtime_env
 
-    env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]))
-    ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR", runtime_env=env)
+    env = runtime_env(PYTHONPATH=str(ROOT)) | {"py_executable": worker_executable}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init("local", num_cpus=4, include_dashboard=True, runtime_env=env, **quiet)  # not into somebody else's
     yield
     ray.shutdown()
 

@@ -216,13 +216,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster_of(number: int, machines: Machines | None = None) -> Iterator[Machines]:
-    """A cluster of so many nodes beside the head, with this process as its driver."""
+def cluster_of(number: int, machines: Machines | None = None, **environment: Any) -> Iterator[Machines]:
+    """A cluster of so many nodes beside the head, with this process as its driver, and more for its runtime_env."""
     machines = machines or Machines(network())
     try:
         machines.join(number)
         env = runtime_env(PYTHONPATH=str(ROOT), TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S="5")  # of a group that hangs
-        ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env)
+        ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR", runtime_env=env | environment)
         yield machines
     finally:
         ray.shutdown()

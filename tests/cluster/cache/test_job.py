@@ -122,9 +122,11 @@ def test_killed_three_times(ray_cluster, config, tmp_path):
     command = [sys.executable, "-m", "ops", "cache", "build", str(recipe)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
-        line = driver.stdout.readline()  # told after the first shard
+        said = []
+        while "building the cache" not in "".join(said):  # told after the first shard
+            said.append(driver.stdout.readline())
+            assert said[-1], said
         driver.send_signal(signal.SIGKILL)
-    assert "building the cache" in line
     assert not (Path(killed.cache.dir) / "manifest.json").exists()
 
     victims: list[int] = []

@@ -43,9 +43,9 @@ EPOCH = 48 // BATCH  # steps
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Machines]:
+def nodes(worker_executable: str) -> Iterator[Machines]:
     """Two nodes with room for two workers each; a dead node is noticed within seconds."""
-    with cluster_of(2) as machines:
+    with cluster_of(2, py_executable=worker_executable) as machines:
         yield machines
 
 

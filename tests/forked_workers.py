@@ -1,0 +1,127 @@
+"""Ray workers forked from one process that has imported what they need: a start takes a fifth of the processor's time.
+
+Ray starts a worker as `<py_executable> default_worker.py ...`. Here that executable is this file: it hands its command
+line, environment, folder, network and standard streams to a server, which forks a process that goes on as the worker;
+then it waits until that one has ended. A worker is a process of its own as ever, which Ray knows by its own number.
+
+Programs of a test that enter or start a Ray of their own do not use it: their workers start as a user's do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NETWORK = Path("/proc/self/ns/net")
+READY = "ready"
+# Not Ray itself: its core reads the settings of a worker from the environment once, when it is imported.
+MODULES = (
+    "cluster.training.loop",
+    "cluster.tracking.mlflow_tracker",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "nvidia.dali.fn",
+    "torchvision",
+)
+
+
+@contextmanager
+def serving(folder: Path, root: Path) -> Iterator[str]:
+    """Serve forks of a process that has the tree at `root` on its path; yield what `py_executable` has to be."""
+    import shlex
+    import subprocess
+
+    command = [sys.executable, __file__, str(folder / "socket")]
+    with subprocess.Popen(
+        [*command, READY],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a Ctrl-C is for the tests, which close its standard input as they end
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().strip() == READY
+        yield shlex.join([sys.executable, "-I", "-S", *command[1:]])
+        server.communicate()
+
+
+def ask(path: str, argv: list[str]) -> None:
+    """Have the server at a socket fork a process that runs a script; return when it has ended."""
+    words = json.dumps({"argv": argv, "environment": dict(os.environ), "folder": str(Path.cwd())}).encode()
+    with socket.socket(socket.AF_UNIX) as connection, NETWORK.open() as network:
+        connection.connect(path)
+        socket.send_fds(connection, [len(words).to_bytes(8)], [0, 1, 2, network.fileno()])
+        connection.sendall(words)
+        connection.recv(1)  # nothing ever comes; the other side is closed as the process ends
+
+
+def serve(path: str) -> None:
+    """Import the modules, then fork a process for every one that asks, until standard input is closed."""
+    import gc
+    import importlib
+    import select
+
+    for module in MODULES:
+        importlib.import_module(module)
+    assert "ray" not in sys.modules
+    gc.freeze()  # what is never collected is never copied either
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print(READY, flush=True)
+        while True:
+            readable, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in readable:
+                return
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                become(connection)
+            connection.close()
+
+
+def become(connection: socket.socket) -> None:
+    """Go on, in a forked process, as the script that was asked for."""
+    import runpy
+
+    import numpy as np
+
+    head, (*streams, network), _, _ = socket.recv_fds(connection, 8, 4)
+    with connection.makefile("rb") as file:
+        asked = json.loads(file.read(int.from_bytes(head)))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    enter_network(network)
+    os.setpgid(0, 0)  # Ray ends a worker's whole group with it
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["folder"])
+    np.random.seed()  # noqa: NPY002 - as a process of its own begins; Python's own generator does so by itself
+    sys.argv = asked["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def enter_network(namespace: int) -> None:
+    """Enter a network namespace, given as a file that is open, unless this process is in it; close the file."""
+    import ctypes
+
+    if os.fstat(namespace).st_ino != NETWORK.stat().st_ino:
+        assert ctypes.CDLL(None, use_errno=True).setns(namespace, 0) == 0, os.strerror(ctypes.get_errno())
+    os.close(namespace)
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == [READY]:
+        serve(sys.argv[1])
+    else:
+        ask(sys.argv[1], sys.argv[2:])
