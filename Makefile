@@ -41,6 +41,12 @@ format: env   ## let ruff format and mend what it can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+bench: env     ## the table and the figure of ops/benchmarks/README.md, from the result files
+	$(PY) -m ops.benchmarks.comparisons
+
+bench-step: env  ## what a training step costs beside a loop by hand, timm's task, and by its parts
+	$(PY) -m ops.benchmarks.step
+
 bench-cache: env  ## what a teacher cache costs: reading, a step, the build
 	$(PY) -m ops.benchmarks.cache
 
@@ -79,4 +85,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-long test-fast test-gpu lint format bench-cache bench-scale bench-growth bench-images attack audit families paper3 doctor pins
+.PHONY: help env demo test test-ray test-rest test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 doctor pins

@@ -31,7 +31,11 @@ from cluster.training.saving import latest_checkpoint, saver_of
 from pipelines.leases import Fence
 
 # Gradients that are views of the buckets are not held twice; torch's own broadcast of buffers is `Rank.share_buffers`.
-DATA_PARALLEL = {"broadcast_buffers": False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
+DATA_PARALLEL: dict[str, Any] = {
+    "broadcast_buffers": False,
+    "find_unused_parameters": True,
+    "gradient_as_bucket_view": True,
+}
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ops import facts
+from ops.figures import save_reproducibly
 from ops.reproduce.experiments import AMOUNTS, EXPERIMENTS, FULL, MAIN, VIEWS, Experiment
 
 BENCHMARKS = facts.RESULTS.parent
@@ -191,7 +191,7 @@ def draw_figures(folder: Path, results: dict[str, dict[str, Any]]) -> None:
         else:
             draw_rows(axes, rows)
         folder.mkdir(exist_ok=True)
-        save(figure, folder / figure_name(name))
+        save_reproducibly(figure, folder / figure_name(name))
 
 
 CURVES = {"amount": (AMOUNTS, "training images of a class"), "augmentation": (VIEWS, "cached views")}
@@ -232,9 +232,3 @@ def draw_scatter(axes: Any, rows: dict[str, Any], scores: dict[str, Any]) -> Non
     axes.set_xlabel("quality Q of the layer")
     axes.set_ylabel("top-1 in %")
     axes.grid(alpha=0.3)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure so that the same numbers give the same file."""
-    with rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(path, metadata={"Date": None})

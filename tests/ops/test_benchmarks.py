@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import dry_run, tables
+from ops.benchmarks import comparisons, dry_run, step, tables
 from ops.reproduce import cifar100, slices
 from ops.reproduce.cifar100 import Place
 
@@ -126,3 +128,43 @@ def test_a_table_stands_between_its_marks():
     assert page == "above <a>\n\nnew\n<b> below"
     with pytest.raises(AssertionError, match="are on the page"):
         tables.between("<b> without <a>", "<a>", "<b>", "new")
+
+
+def test_the_page_of_comparisons_is_of_the_result_files():
+    """Every goal is of a comparison that was made."""
+    found = comparisons.comparisons()
+    assert comparisons.PAGE.read_text() == comparisons.page_text(found)
+    assert comparisons.GOALS.keys() <= {(one.work, one.peer) for one in found}
+    assert comparisons.FIGURE.exists()
+
+
+def test_a_goal_is_missed_or_met():
+    work, peer = next(iter(comparisons.GOALS))
+    assert [comparisons.Comparison(work, peer, ratios, "").verdict for ratios in ([0.9, 0.96, 2.0], [0.1, 0.98])] == [
+        "0.97: **missed**",
+        "0.97: **missed**",
+    ]
+    assert comparisons.Comparison(work, peer, [0.1, 0.98, 0.99], "").verdict == "0.97: met"
+
+
+def test_steps_that_are_compared_do_the_same(tmp_path, monkeypatch):
+    """The loop by hand, timm's task and the product's loop, online and cached: the same weights after a step."""
+    monkeypatch.setitem(step.PAIRS, "small", ("cifar_resnet8", "cifar_resnet8", 32, 8, 1))
+    monkeypatch.setattr(step, "DistributedDataParallel", lambda model, **_: NotParallel(model))
+    found = step.subjects(tmp_path, "small")
+    before = {name: torch.cat([p.detach().flatten() for p in one.student.parameters()]) for name, one in found.items()}
+    times = step.measure(found, rounds=0, number=1)
+    after = {name: torch.cat([p.detach().flatten() for p in one.student.parameters()]) for name, one in found.items()}
+    assert times == {name: [] for name in found}
+    for name in ("bare", "timm", "online", "cached", "averaged", "parallel"):
+        assert torch.equal(before[name], before["bare"])
+        torch.testing.assert_close(after[name] - before[name], after["bare"] - before["bare"], rtol=2e-3, atol=2e-5)
+    assert not torch.allclose(after["alone"], after["bare"])
+
+
+class NotParallel(torch.nn.Module):
+    """In the place of DDP, which wants a process group."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.forward, self.no_sync = module, module.forward, nullcontext
