@@ -155,8 +155,8 @@ def draw(found: list[Comparison]) -> Figure:
     goals = [(one.goal, place) for one, place in zip(found, places, strict=True) if one.goal is not None]
     axes.plot(*zip(*goals, strict=True), linestyle="", marker="|", markersize=12, color="tab:red", label="goal")
     axes.axvline(1.0, color="grey", linewidth=0.8)
-    axes.set_yticks(list(places), [f"{one.work.replace('`', '')}: {one.peer}" for one in found], fontsize=7)
-    axes.set_xlabel("their processor time over ours: median, lowest, highest")
+    axes.set_yticks(list(places), [f"{one.work.replace('`', '')}  |  {one.peer}" for one in found], fontsize=7)
+    axes.set_xlabel("their CPU time over ours")
     axes.legend(fontsize="small", loc="lower right")
     axes.grid(axis="x", alpha=0.3)
     return figure
