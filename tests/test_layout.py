@@ -31,7 +31,6 @@ EXCEPTIONS = {
     "pipelines/data/describe.py": {"rich"},  # the progress bar of an index that takes minutes to build
     "pipelines/data/tables.py": {"scipy"},  # MATLAB's file of classes in ImageNet's development kit
     "cluster/strict_yaml.py": {"yaml"},
-    "cluster/tracking/pictures.py": {"matplotlib"},  # the learning curves kept with a run
     "cluster/tracking/tensorboard_tracker.py": {"tensorboardX"},  # its event files
 }
 # Wings, the folders within a package: each imports of its siblings only these.
