@@ -1,7 +1,7 @@
 """A run on machines that fail, simulated event by event: failures, restarts from checkpoints, fewer workers and more.
 
-It knows seconds alone. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a recipe's
-seconds come from (`ops.capacity.estimate`).
+It knows seconds and workers alone. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a
+recipe's seconds come from (`ops.capacity.estimate`).
 """
 
 from __future__ import annotations
@@ -154,42 +154,42 @@ class _Run:
     def start(self) -> bool:
         """Start the workers; return whether no failure came first."""
         seconds = self.job.restart_seconds if self.outcome.num_starts else self.job.start_seconds
-        failure = self.next_failure(self.now, self.workers)
-        passed = min(seconds, failure - self.now)
-        self.outcome.num_starts += 1
-        self.outcome.starting_seconds += passed
-        self.now += passed
+        begun, ready = self.now, self.now + seconds
+        failure = self.next_failure(begun, self.workers)
+        self.now = min(ready, failure)
         self.next_look = self.now + self.job.resize_seconds
-        if passed < seconds:
+        self.outcome.num_starts += 1
+        self.outcome.starting_seconds += self.now - begun
+        if failure < ready:
             self.fail()
-        return passed == seconds
+        return failure >= ready
 
     def train(self) -> None:
         """Train to the end, to a failure, or to a change of the number of workers, whichever comes first."""
-        job, slowdown = self.job, self.job.slowdown(self.workers)
-        seconds = job.interval_seconds * slowdown + job.checkpoint_seconds  # of a checkpoint and the steps before it
-        left = job.num_checkpoints - self.saved
-        to_end = job.last_interval_seconds * slowdown + job.checkpoint_seconds + (left - 1) * seconds
-        failure, growth = self.next_failure(self.now, self.workers) - self.now, self.seconds_to_growth()
-        passed = min(to_end, failure, growth)
-        kept = left if passed == to_end else int(passed / seconds)
-        self.now += passed
+        job, outcome, begun = self.job, self.outcome, self.now
+        slowdown, left = job.slowdown(self.workers), job.num_checkpoints - self.saved
+        interval, last = job.interval_seconds * slowdown, job.last_interval_seconds * slowdown
+        each = interval + job.checkpoint_seconds
+        end = begun + (left - 1) * each + last + job.checkpoint_seconds
+        failure = self.next_failure(begun, self.workers)
+        self.now = min(end, failure, self.next_growth)
+        outcome.finished = self.now == end
+        kept = left if outcome.finished else int((self.now - begun) / each)
+        computing = (left - 1) * interval + last if outcome.finished else kept * interval
         self.saved += kept
-        self.outcome.finished = kept == left
-        checkpoints = kept * job.checkpoint_seconds
-        computing = (to_end if self.outcome.finished else kept * seconds) - checkpoints
-        self.outcome.checkpoint_seconds += checkpoints
-        self.outcome.computing_seconds += computing
-        self.outcome.lost_seconds += passed - computing - checkpoints
-        if not self.outcome.finished and passed == failure:
+        outcome.computing_seconds += computing
+        outcome.checkpoint_seconds += kept * job.checkpoint_seconds
+        outcome.lost_seconds += 0.0 if outcome.finished else self.now - begun - kept * each
+        if not outcome.finished and self.now == failure:
             self.fail()
 
-    def seconds_to_growth(self) -> float:
-        """Return in how many seconds a look for more workers will find some; infinite where none are awaited."""
+    @property
+    def next_growth(self) -> float:
+        """When a look for more workers will find some; infinite where none are awaited."""
         if not self.away:
             return math.inf
         looks = max(0, math.ceil((self.away[0] - self.next_look) / self.job.resize_seconds))
-        return self.next_look + looks * self.job.resize_seconds - self.now
+        return self.next_look + looks * self.job.resize_seconds
 
     def fail(self) -> None:
         """Lose the workers of one failure, unless others are there at once."""

@@ -65,6 +65,12 @@ def test_an_elastic_group_goes_on_with_fewer_and_grows_again():
     assert outcome.num_failures == 1
 
 
+def test_a_failure_strikes_once():
+    """Wherever rounding puts the time at which it strikes: each of 300 odd times is one failure."""
+    times = np.cumsum(np.random.default_rng(0).exponential(0.7, 300)).tolist()
+    assert simulate(replace(JOB, restart_seconds=0.3), failures_at(times)).num_failures == 300
+
+
 def test_below_the_fewest_an_elastic_group_waits():
     """Of four workers three are lost in two failures; with the first two back there are three."""
     elastic = replace(JOB, min_workers=2, num_micro_batches=4, workers_per_failure=2, repair_seconds=100)
