@@ -24,10 +24,11 @@ class Job:
     work_seconds: of all steps on `num_workers`. num_micro_batches: of a step, which the workers share: fewer workers
     take as long as the one with the most of them. interval_seconds: of work, from one checkpoint to the next.
     checkpoint_seconds: for which one holds the steps up; its writing beside the steps is left out. start_seconds:
-    before the first step. restart_seconds: from a failure, or a change of the number of workers, to the next step. A
-    failure takes `workers_per_failure` away for `repair_seconds` (0: others are there at once); with `min_workers` the
-    run goes on with those left and looks for more every `resize_seconds`, otherwise it waits for all. max_failures:
-    after which it is given up; None for never.
+    before the first step; restart_seconds: from a failure, or a change of the number of workers, to the next step;
+    finish_seconds: after the last step, for validation and the deployed weights. A failure takes `workers_per_failure`
+    away for `repair_seconds` (0: others are there at once); with `min_workers` the run goes on with those left and
+    looks for more every `resize_seconds`, otherwise it waits for all. max_failures: after which it is given up; None
+    for never.
     """
 
     work_seconds: float
@@ -35,6 +36,7 @@ class Job:
     checkpoint_seconds: float = 0.0
     start_seconds: float = 0.0
     restart_seconds: float = 0.0
+    finish_seconds: float = 0.0
     num_workers: int = 1
     min_workers: int | None = None
     num_micro_batches: int = 1
@@ -64,7 +66,8 @@ class Outcome:
     """What became of a simulated run.
 
     wall_seconds is the sum of: starting_seconds (also those that a failure cut off), computing_seconds (steps whose
-    result was kept), checkpoint_seconds, lost_seconds (steps that were taken again) and waiting_seconds (for workers).
+    result was kept), checkpoint_seconds, finishing_seconds, lost_seconds (of what was done again) and waiting_seconds
+    (for workers).
     """
 
     work_seconds: float
@@ -72,6 +75,7 @@ class Outcome:
     starting_seconds: float = 0.0
     computing_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
+    finishing_seconds: float = 0.0
     lost_seconds: float = 0.0
     waiting_seconds: float = 0.0
     num_failures: int = 0
@@ -170,16 +174,21 @@ class _Run:
         slowdown, left = job.slowdown(self.workers), job.num_checkpoints - self.saved
         interval, last = job.interval_seconds * slowdown, job.last_interval_seconds * slowdown
         each = interval + job.checkpoint_seconds
-        end = begun + (left - 1) * each + last + job.checkpoint_seconds
+        steps = (left - 1) * each + last + job.checkpoint_seconds if left else 0.0
+        end = begun + steps + job.finish_seconds
         failure = self.next_failure(begun, self.workers)
         self.now = min(end, failure, self.next_growth)
-        outcome.finished = self.now == end
-        kept = left if outcome.finished else int((self.now - begun) / each)
-        computing = (left - 1) * interval + last if outcome.finished else kept * interval
+        passed, outcome.finished = self.now - begun, self.now == end
+        kept = left if outcome.finished or passed >= steps else int(passed / each)
+        checkpoints = kept * job.checkpoint_seconds
+        computing = steps - checkpoints if kept == left else kept * interval
         self.saved += kept
         outcome.computing_seconds += computing
-        outcome.checkpoint_seconds += kept * job.checkpoint_seconds
-        outcome.lost_seconds += 0.0 if outcome.finished else self.now - begun - kept * each
+        outcome.checkpoint_seconds += checkpoints
+        if outcome.finished:
+            outcome.finishing_seconds = job.finish_seconds
+        else:
+            outcome.lost_seconds += passed - computing - checkpoints
         if not outcome.finished and self.now == failure:
             self.fail()
 
