@@ -14,18 +14,16 @@ steps and restarts took: what is left of the error then is the simulation's own.
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 
 from cluster.config import RunConfig
@@ -33,68 +31,22 @@ from cluster.polling import polling
 from cluster.recipe import parse
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
+from ops.benchmarks.killer import Killer
 from ops.benchmarks.scale import image_folder, recipe
 from ops.capacity.intervals import expected_wall_seconds
 from ops.capacity.simulation import Job, failures_at, simulate, simulate_many
 from ops.console import console, say, table
-from ops.facts import spread, write
+from ops.facts import RESULTS, spread, write
 from ops.spread import spread as summarise
+from pipelines.files import write_json
 
 STEPS, EVERY = 200, 20  # of a run, and from one checkpoint to the next
 KILLED_AT = 90  # the step, in the run that gives the seconds of a restart
 MTBF_SECONDS = 150.0  # of all workers together
 SIMULATED_RUNS = 2000
+SETTINGS = {"steps": STEPS, "checkpoint_every_steps": EVERY, "mtbf_seconds": MTBF_SECONDS}
+RESULT = "capacity"
 PAUSE_SECONDS = 4.0  # between two steps: a restart takes longer, a checkpoint does not
-
-
-class Killer:
-    """Kills a worker of a run at given seconds since its launch, or as soon as it has taken given steps.
-
-    Where no worker of the run is there, the first that comes is killed: so a start can be hit, too.
-    """
-
-    def __init__(self, times: Sequence[float] = (), steps: Sequence[int] = ()) -> None:
-        self.times, self.steps = list(times), list(steps)
-        self.launched = time.monotonic()
-        self.step, self.is_starting = 0, True
-        self.doomed: set[int] = set()  # processes of the groups that kills have ended
-        self.killed: list[float] = []  # seconds since the launch
-        self.restart_seconds: list[float] = []  # from a kill to the first step that is seen after it
-
-    @property
-    def now(self) -> float:
-        """Seconds since the launch."""
-        return time.monotonic() - self.launched
-
-    def look(self) -> None:
-        """Kill the last worker of the group where a kill is due."""
-        due = self.times if self.times and self.times[0] <= self.now else self.steps
-        if due is self.steps and not (self.steps and self.steps[0] <= self.step):
-            return
-        if alive := [pid for pid in worker_processes() if pid not in self.doomed]:
-            os.kill(alive[-1], signal.SIGKILL)
-            due.pop(0)
-            self.doomed.update(alive)
-            self.killed.append(self.now)
-
-    def watch(self, state: dict[str, Any], messages: list[str]) -> None:
-        """Note at which step the run is, and how long after a kill it has taken one again."""
-        self.step = state.get("step", 0)
-        if self.is_starting and self.step and self.killed:
-            self.restart_seconds.append(self.now - self.killed[-1])
-        self.is_starting = not self.step
-
-
-def worker_processes() -> list[int]:
-    """Return the processes of training workers that this process's Ray has started, in ascending order."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process.pid)
-        except psutil.Error:  # it has just ended
-            continue
-    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -108,16 +60,6 @@ class Measured:
     restart_seconds: list[float]
     killed: list[float]
     load: float
-
-    def job(self, num_workers: int, restart_seconds: float) -> Job:
-        """Return the run as the simulation knows it."""
-        return Job(
-            work_seconds=STEPS * self.step_seconds,
-            interval_seconds=EVERY * self.step_seconds,
-            start_seconds=self.start_seconds,
-            restart_seconds=restart_seconds,
-            num_workers=num_workers,
-        )
 
 
 def measure(folder: Path, name: str, num_workers: int, killer: Killer) -> Measured:
@@ -157,55 +99,78 @@ def configuration(folder: Path, name: str, num_workers: int) -> RunConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """A number of workers: its run without kills, its run with one, and what the simulation makes of them."""
+    """A number of workers: its run without kills, its run with one, and those killed at the times of a seed."""
 
     num_workers: int
     plain: Measured
     once_killed: Measured
+    killed: dict[int, Measured] = field(default_factory=dict)
 
     @classmethod
     def measured(cls, folder: Path, num_workers: int) -> Subject:
-        """Carry both runs out."""
+        """Carry out the two runs that the prediction is from."""
         plain = measure(folder, f"{num_workers}-plain", num_workers, Killer())
         return cls(num_workers, plain, measure(folder, f"{num_workers}-once", num_workers, Killer(steps=[KILLED_AT])))
+
+    @classmethod
+    def read(cls, num_workers: int, found: dict[str, Any]) -> Subject:
+        """Return what a result has of so many workers."""
+        killed = {run["seed"]: Measured(**run["measured"]) for run in found["runs"]}
+        return cls(num_workers, Measured(**found["plain"]), Measured(**found["once_killed"]), killed)
+
+    def kill(self, folder: Path, seed: int) -> None:
+        """Carry out the run whose workers are killed at the times of a seed."""
+        self.killed[seed] = measure(folder, f"{self.num_workers}-seed{seed}", self.num_workers, Killer(times_of(seed)))
 
     @property
     def job(self) -> Job:
         """A run, as predicted."""
-        return self.plain.job(self.num_workers, mean(self.once_killed.restart_seconds))
+        return Job(
+            work_seconds=STEPS * self.plain.step_seconds,
+            interval_seconds=EVERY * self.plain.step_seconds,
+            start_seconds=self.plain.start_seconds,
+            restart_seconds=mean(self.once_killed.restart_seconds),
+            finish_seconds=self.plain.finish_seconds,
+            num_workers=self.num_workers,
+        )
 
-    def killed_run(self, folder: Path, seed: int) -> dict[str, Any]:
-        """Carry out a run whose workers are killed at times of this seed, and return it beside its prediction."""
-        times = np.cumsum(np.random.default_rng(seed).exponential(MTBF_SECONDS, 100)).tolist()
-        predicted = simulate(self.job, failures_at(times))
-        seconds = predicted.wall_seconds + self.plain.finish_seconds
-        measured = measure(folder, f"{self.num_workers}-seed{seed}", self.num_workers, Killer(times))
-        own = measured.job(self.num_workers, mean(measured.restart_seconds or [self.job.restart_seconds]))
-        if measured.killed and measured.killed[0] < own.start_seconds:  # the first step came after a restart
-            own = replace(own, start_seconds=self.job.start_seconds)
-        replayed = simulate(own, failures_at(measured.killed)).wall_seconds + measured.finish_seconds
+    def own_job(self, measured: Measured) -> Job:
+        """Return the run with the seconds of its own steps and restarts, and of its start where no kill struck that."""
+        job = replace(
+            self.job,
+            work_seconds=STEPS * measured.step_seconds,
+            interval_seconds=EVERY * measured.step_seconds,
+            restart_seconds=mean(measured.restart_seconds or [self.job.restart_seconds]),
+        )
+        is_struck = bool(measured.killed) and measured.killed[0] < measured.start_seconds
+        return job if is_struck else replace(job, start_seconds=measured.start_seconds)
+
+    def compare(self, seed: int, measured: Measured) -> dict[str, Any]:
+        """Return a run beside its predictions: from the times drawn, and from its own seconds and kills."""
+        predicted = simulate(self.job, failures_at(times_of(seed)))
+        replayed = simulate(self.own_job(measured), failures_at(measured.killed))
         return {
             "seed": seed,
-            "due": times[: predicted.num_failures + 1],
-            "predicted_seconds": seconds,
-            "predicted_failures": predicted.num_failures,
             "measured": asdict(measured),
-            "error": seconds / measured.wall_seconds - 1,
-            "error_with_own_seconds": replayed / measured.wall_seconds - 1,
+            "predicted_seconds": predicted.wall_seconds,
+            "predicted_failures": predicted.num_failures,
+            "error": predicted.wall_seconds / measured.wall_seconds - 1,
+            "error_with_own_seconds": replayed.wall_seconds / measured.wall_seconds - 1,
         }
 
-    def result(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return what was measured and predicted, of single runs and on average."""
+    @property
+    def result(self) -> dict[str, Any]:
+        """What was measured and predicted, of single runs and on average."""
+        runs = [self.compare(seed, measured) for seed, measured in self.killed.items()]
         drawn = simulate_many(self.job, self.num_workers * MTBF_SECONDS, SIMULATED_RUNS)
-        walls = [one.wall_seconds + self.plain.finish_seconds for one in drawn]
         return {
             "job": asdict(self.job),
             "plain": asdict(self.plain),
             "once_killed": asdict(self.once_killed),
             "runs": runs,
             "expected": {
-                "closed_form_seconds": expected_wall_seconds(self.job, MTBF_SECONDS) + self.plain.finish_seconds,
-                "simulated_seconds": summarise(walls),
+                "closed_form_seconds": expected_wall_seconds(self.job, MTBF_SECONDS),
+                "simulated_seconds": summarise([one.wall_seconds for one in drawn]),
                 "goodput": summarise([one.goodput for one in drawn]),
             },
             "wall_seconds": spread([run["measured"]["wall_seconds"] for run in runs]),
@@ -214,13 +179,22 @@ class Subject:
         }
 
 
+def times_of(seed: int) -> list[float]:
+    """Return the seconds since the launch at which failures are due."""
+    return [float(seconds) for seconds in np.cumsum(np.random.default_rng(seed).exponential(MTBF_SECONDS, 100))]
+
+
 def main() -> None:
     """Measure on each number of workers, and write and print what came out after every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the times of the kills")
     parser.add_argument("--minutes", type=float, default=60.0, help="no seed is begun later (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="only predict again, for the runs in the result file")
     args = parser.parse_args()
+    if args.again:
+        predict_again()
+        return
     until = time.monotonic() + 60 * args.minutes
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes first
     ray.init("local", num_cpus=max(args.workers), include_dashboard=True, log_to_driver=False, logging_level="ERROR")
@@ -229,21 +203,32 @@ def main() -> None:
             folder = Path(temporary)
             image_folder(folder / "images")
             subjects = [Subject.measured(folder, number) for number in args.workers]
-            runs: dict[int, list[dict[str, Any]]] = {number: [] for number in args.workers}
             for seed in args.seeds:
                 if time.monotonic() > until:
                     break
                 for subject in subjects:
-                    runs[subject.num_workers].append(subject.killed_run(folder, seed))
-                publish({str(one.num_workers): one.result(runs[one.num_workers]) for one in subjects})
+                    subject.kill(folder, seed)
+                found = {str(one.num_workers): one.result for one in subjects}
+                say(f"written: {write(RESULT, {'settings': SETTINGS, 'workers': found})}")
+                report(found)
     finally:
         ray.shutdown()
 
 
-def publish(found: dict[str, Any]) -> None:
-    """Write and print what was predicted and what was measured."""
-    settings = {"steps": STEPS, "checkpoint_every_steps": EVERY, "mtbf_seconds": MTBF_SECONDS}
-    path = write("capacity", {"settings": settings, "workers": found})
+def predict_again() -> None:
+    """Write the result file anew with what is now predicted of its runs; its facts stay those of the measurement."""
+    path = RESULTS / f"{RESULT}.json"
+    content = json.loads(path.read_text())
+    assert content["settings"] == SETTINGS, "the runs are of other settings"
+    content["workers"] = {
+        number: Subject.read(int(number), found).result for number, found in content["workers"].items()
+    }
+    write_json(path, content)
+    report(content["workers"])
+
+
+def report(found: dict[str, Any]) -> None:
+    """Print what was predicted and what was measured."""
     rows = [
         [
             f"{number}, seed {run['seed']}",
@@ -259,7 +244,6 @@ def publish(found: dict[str, Any]) -> None:
     ]
     columns = ["workers", "kills (predicted)", "wall s", "predicted s", "error", "with its own seconds", "load"]
     console.print(table("runs with workers killed", columns, rows))
-    say(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def kills_table(found: dict[str, Any]) -> str:
         lines += [f"| {number}, seed {run['seed']} | {' | '.join(cells(run))} |" for run in one["runs"]]
     lines += [
         "",
-        "| workers | n | mean measured, s | mean predicted, s | simulated, s | mean error | with own seconds |",
+        "| workers | n | measured, s | expected, s | simulated, s | absolute error | with its own seconds |",
     ]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
     for number, one in found["workers"].items():
@@ -87,7 +87,7 @@ def cells(run: dict[str, Any]) -> list[str]:
     measured = run["measured"]
     return [
         f"{len(measured['killed'])} ({run['predicted_failures']})",
-        f"{measured['wall_seconds']:.0f}",
+        f"{measured['wall_seconds']:,.0f}",
         f"{run['predicted_seconds']:.0f}",
         f"{run['error']:+.1%}",
         f"{run['error_with_own_seconds']:+.1%}",

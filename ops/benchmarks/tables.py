@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ops.benchmarks.capacity_tables import clusters_table
+from ops.benchmarks.capacity_tables import clusters_table, kills_table
 from ops.console import say
 from ops.facts import RESULTS
 from ops.reproduce.paper3_page import points
@@ -164,7 +164,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "images": images_table,
         "foundation": foundation_table,
     },
-    CAPACITY: {"clusters": clusters_table},
+    CAPACITY: {"clusters": clusters_table, "capacity": kills_table},
     TOP: {"paper3_regime": regime_sentence},
 }
 

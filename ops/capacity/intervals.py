@@ -38,13 +38,14 @@ def expected_wall_seconds(job: Job, mtbf_seconds: float) -> float:
 
     With R the restart, D the wait for a repaired worker and M the time between failures, what takes L seconds and
     begins again after every failure takes (M + D) e^(R/M) (e^(L/M) - 1) on average (Bougeret et al.; Daly's complete
-    model with D = 0). That is so for the work before each checkpoint with the checkpoint; the first start takes
+    model with D = 0). That is so for the work before each checkpoint with it, and for the finish; the first start takes
     (M + D) e^(R/M) (1 - e^(-S/M)), for what follows its failure is a restart.
     """
     whole, last = job.num_checkpoints - 1, job.last_interval_seconds + job.checkpoint_seconds
     seconds = job.interval_seconds + job.checkpoint_seconds
     if math.isinf(mtbf_seconds):
-        return job.start_seconds + whole * seconds + last
+        return job.start_seconds + whole * seconds + last + job.finish_seconds
     growth = whole * math.expm1(seconds / mtbf_seconds) + math.expm1(last / mtbf_seconds)
+    growth += math.expm1(job.finish_seconds / mtbf_seconds)
     growth -= math.expm1(-job.start_seconds / mtbf_seconds)
     return (mtbf_seconds + job.repair_seconds) * math.exp(job.restart_seconds / mtbf_seconds) * growth

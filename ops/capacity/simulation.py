@@ -1,7 +1,7 @@
 """A run on machines that fail, simulated event by event: failures, restarts from checkpoints, fewer workers and more.
 
-It knows seconds alone. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a recipe's
-seconds come from (`ops.capacity.estimate`).
+It knows seconds and workers alone. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a
+recipe's seconds come from (`ops.capacity.estimate`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ class Job:
     work_seconds: of all steps on `num_workers`. num_micro_batches: of a step, which the workers share: fewer workers
     take as long as the one with the most of them. interval_seconds: of work, from one checkpoint to the next.
     checkpoint_seconds: for which one holds the steps up; its writing beside the steps is left out. start_seconds:
-    before the first step. restart_seconds: from a failure, or a change of the number of workers, to the next step. A
-    failure takes `workers_per_failure` away for `repair_seconds` (0: others are there at once); with `min_workers` the
-    run goes on with those left and looks for more every `resize_seconds`, otherwise it waits for all. max_failures:
-    after which it is given up; None for never.
+    before the first step; restart_seconds: from a failure, or a change of the number of workers, to the next step;
+    finish_seconds: after the last step, for validation and the deployed weights. A failure takes `workers_per_failure`
+    away for `repair_seconds` (0: others are there at once); with `min_workers` the run goes on with those left and
+    looks for more every `resize_seconds`, otherwise it waits for all. max_failures: after which it is given up; None
+    for never.
     """
 
     work_seconds: float
@@ -35,6 +36,7 @@ class Job:
     checkpoint_seconds: float = 0.0
     start_seconds: float = 0.0
     restart_seconds: float = 0.0
+    finish_seconds: float = 0.0
     num_workers: int = 1
     min_workers: int | None = None
     num_micro_batches: int = 1
@@ -64,7 +66,8 @@ class Outcome:
     """What became of a simulated run.
 
     wall_seconds is the sum of: starting_seconds (also those that a failure cut off), computing_seconds (steps whose
-    result was kept), checkpoint_seconds, lost_seconds (steps that were taken again) and waiting_seconds (for workers).
+    result was kept), checkpoint_seconds, finishing_seconds, lost_seconds (of what was done again) and waiting_seconds
+    (for workers).
     """
 
     work_seconds: float
@@ -72,6 +75,7 @@ class Outcome:
     starting_seconds: float = 0.0
     computing_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
+    finishing_seconds: float = 0.0
     lost_seconds: float = 0.0
     waiting_seconds: float = 0.0
     num_failures: int = 0
@@ -154,42 +158,47 @@ class _Run:
     def start(self) -> bool:
         """Start the workers; return whether no failure came first."""
         seconds = self.job.restart_seconds if self.outcome.num_starts else self.job.start_seconds
-        failure = self.next_failure(self.now, self.workers)
-        passed = min(seconds, failure - self.now)
-        self.outcome.num_starts += 1
-        self.outcome.starting_seconds += passed
-        self.now += passed
+        begun, ready = self.now, self.now + seconds
+        failure = self.next_failure(begun, self.workers)
+        self.now = min(ready, failure)
         self.next_look = self.now + self.job.resize_seconds
-        if passed < seconds:
+        self.outcome.num_starts += 1
+        self.outcome.starting_seconds += self.now - begun
+        if failure < ready:
             self.fail()
-        return passed == seconds
+        return failure >= ready
 
     def train(self) -> None:
         """Train to the end, to a failure, or to a change of the number of workers, whichever comes first."""
-        job, slowdown = self.job, self.job.slowdown(self.workers)
-        seconds = job.interval_seconds * slowdown + job.checkpoint_seconds  # of a checkpoint and the steps before it
-        left = job.num_checkpoints - self.saved
-        to_end = job.last_interval_seconds * slowdown + job.checkpoint_seconds + (left - 1) * seconds
-        failure, growth = self.next_failure(self.now, self.workers) - self.now, self.seconds_to_growth()
-        passed = min(to_end, failure, growth)
-        kept = left if passed == to_end else int(passed / seconds)
-        self.now += passed
-        self.saved += kept
-        self.outcome.finished = kept == left
+        job, outcome, begun = self.job, self.outcome, self.now
+        slowdown, left = job.slowdown(self.workers), job.num_checkpoints - self.saved
+        interval, last = job.interval_seconds * slowdown, job.last_interval_seconds * slowdown
+        each = interval + job.checkpoint_seconds
+        steps = (left - 1) * each + last + job.checkpoint_seconds if left else 0.0
+        end = begun + steps + job.finish_seconds
+        failure = self.next_failure(begun, self.workers)
+        self.now = min(end, failure, self.next_growth)
+        passed, outcome.finished = self.now - begun, self.now == end
+        kept = left if outcome.finished or passed >= steps else int(passed / each)
         checkpoints = kept * job.checkpoint_seconds
-        computing = (to_end if self.outcome.finished else kept * seconds) - checkpoints
-        self.outcome.checkpoint_seconds += checkpoints
-        self.outcome.computing_seconds += computing
-        self.outcome.lost_seconds += passed - computing - checkpoints
-        if not self.outcome.finished and passed == failure:
+        computing = steps - checkpoints if kept == left else kept * interval
+        self.saved += kept
+        outcome.computing_seconds += computing
+        outcome.checkpoint_seconds += checkpoints
+        if outcome.finished:
+            outcome.finishing_seconds = job.finish_seconds
+        else:
+            outcome.lost_seconds += passed - computing - checkpoints
+        if not outcome.finished and self.now == failure:
             self.fail()
 
-    def seconds_to_growth(self) -> float:
-        """Return in how many seconds a look for more workers will find some; infinite where none are awaited."""
+    @property
+    def next_growth(self) -> float:
+        """When a look for more workers will find some; infinite where none are awaited."""
         if not self.away:
             return math.inf
         looks = max(0, math.ceil((self.away[0] - self.next_look) / self.job.resize_seconds))
-        return self.next_look + looks * self.job.resize_seconds - self.now
+        return self.next_look + looks * self.job.resize_seconds
 
     def fail(self) -> None:
         """Lose the workers of one failure, unless others are there at once."""

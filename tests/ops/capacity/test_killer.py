@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from ops.benchmarks import capacity
-from ops.benchmarks.capacity import Killer
+from ops.benchmarks import killer as killing
+from ops.benchmarks.killer import Killer
 
 
 class World:
@@ -24,9 +24,9 @@ class World:
 @pytest.fixture
 def world(monkeypatch):
     made = World()
-    monkeypatch.setattr(capacity, "worker_processes", lambda: made.workers)
-    monkeypatch.setattr(capacity.os, "kill", made.kill)
-    monkeypatch.setattr(capacity.time, "monotonic", lambda: made.seconds)
+    monkeypatch.setattr(killing, "worker_processes", lambda: made.workers)
+    monkeypatch.setattr(killing.os, "kill", made.kill)
+    monkeypatch.setattr(killing.time, "monotonic", lambda: made.seconds)
     return made
 
 

@@ -13,6 +13,7 @@ JOB = Job(
     work_seconds=100, interval_seconds=30, checkpoint_seconds=2, start_seconds=20, restart_seconds=10, num_workers=4
 )
 PARTS = ("starting_seconds", "computing_seconds", "checkpoint_seconds", "lost_seconds", "waiting_seconds")
+ALL_PARTS = (*PARTS, "finishing_seconds")
 
 
 def parts(outcome: Outcome) -> list[float]:
@@ -45,6 +46,13 @@ def test_a_failure_within_a_checkpoint_loses_it():
     assert simulate(JOB, failures_at([51])).lost_seconds == 31
 
 
+def test_a_failure_after_the_last_step_loses_no_step():
+    """The steps end at 128 s; the finish is begun again after a start."""
+    outcome = simulate(replace(JOB, finish_seconds=9), failures_at([131]))
+    assert parts(outcome) == [30, 100, 8, 3, 0]
+    assert (outcome.finishing_seconds, outcome.wall_seconds) == (9, 131 + 10 + 9)
+
+
 def test_a_fixed_group_waits_for_the_repair():
     outcome = simulate(replace(JOB, repair_seconds=100, workers_per_failure=2), failures_at([60]))
     assert parts(outcome) == [30, 100, 8, 8, 100]
@@ -63,6 +71,12 @@ def test_an_elastic_group_goes_on_with_fewer_and_grows_again():
     assert parts(outcome) == [20 + 10 + 10, 30 + 60 + 40, 8, 8 + 38, 0]
     assert outcome.wall_seconds == 170 + 10 + 32 + 12
     assert outcome.num_failures == 1
+
+
+def test_a_failure_strikes_once():
+    """Wherever rounding puts the time at which it strikes: each of 300 odd times is one failure."""
+    times = np.cumsum(np.random.default_rng(0).exponential(0.7, 300)).tolist()
+    assert simulate(replace(JOB, restart_seconds=0.3), failures_at(times)).num_failures == 300
 
 
 def test_below_the_fewest_an_elastic_group_waits():
@@ -85,9 +99,9 @@ def test_a_run_is_given_up_after_one_failure_too_many():
 
 @pytest.mark.parametrize("elastic", [{}, {"min_workers": 1, "num_micro_batches": 4}])
 def test_the_parts_are_the_whole(elastic):
-    job = replace(JOB, repair_seconds=50, workers_per_failure=1, resize_seconds=20, **elastic)
+    job = replace(JOB, finish_seconds=7, repair_seconds=50, workers_per_failure=1, resize_seconds=20, **elastic)
     for outcome in simulate_many(job, 600, 50):
-        assert sum(parts(outcome)) == pytest.approx(outcome.wall_seconds)
+        assert sum(getattr(outcome, name) for name in ALL_PARTS) == pytest.approx(outcome.wall_seconds)
         assert outcome.finished
 
 
@@ -101,7 +115,7 @@ def test_a_seed_decides_everything():
 @pytest.mark.parametrize("mtbf", [60, 400])
 def test_the_mean_is_that_of_the_closed_form(repair, mtbf):
     """Of the whole run, whose four workers each fail a quarter as often; within four standard errors of 3,000 runs."""
-    job = replace(JOB, work_seconds=310, repair_seconds=repair)
+    job = replace(JOB, work_seconds=310, finish_seconds=15, repair_seconds=repair)
     walls = [one.wall_seconds for one in simulate_many(job, 4 * mtbf, 3000, seed=3)]
     error = np.std(walls) / math.sqrt(len(walls))
     assert abs(np.mean(walls) - expected_wall_seconds(job, mtbf)) < 4 * error

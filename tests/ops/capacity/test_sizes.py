@@ -71,6 +71,16 @@ def test_a_cached_teacher_is_bytes_to_read_and_none_of_memory():
     assert found.cached_bytes == 10 * 2, "ten logits in float16"
 
 
+def test_of_several_teachers_each_is_read_or_held():
+    teachers = [
+        {"name": "held", **TEACHER, "pretrained": True},
+        {"name": "read", **STUDENT, "source": "cache"},
+    ]
+    found = sizes_of(teacher=None, teachers=teachers, cache={"dir": "nowhere"})
+    assert found.teacher_bytes == state_bytes(TEACHER)
+    assert found.cached_bytes == 10 * 2
+
+
 def test_activations_grow_with_the_micro_batch():
     small = sizes_of()
     large = sizes_of(train={"epochs": 2, "batch_size": 64, "micro_batch": 16})
