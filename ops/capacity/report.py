@@ -155,7 +155,7 @@ def byte_rows(found: Answer) -> list[list[str]]:
     return [
         ["memory of a GPU", decimal(sizes.memory_bytes)],
         ["  weights, and the teachers'", f"{decimal(sizes.weights_bytes)}, {decimal(sizes.teacher_bytes)}"],
-        ["  gradients, and DDP's buckets", f"{decimal(sizes.gradient_bytes)}, {decimal(sizes.gradient_bytes)}"],
+        ["  gradients, in DDP's buckets", decimal(sizes.gradient_bytes)],
         ["  optimiser, moving average", f"{decimal(sizes.optimizer_bytes)}, {decimal(sizes.ema_bytes)}"],
         ["  kept for the backward pass, float32", decimal(sizes.activation_bytes)],
         ["checkpoint", decimal(sizes.checkpoint_bytes)],

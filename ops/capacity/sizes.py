@@ -65,9 +65,9 @@ class Sizes:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of a worker: DDP keeps a second copy of the gradients, in the buckets that it averages."""
+        """Bytes of a worker. The gradients lie in the buckets that DDP averages, once."""
         state = self.weights_bytes + self.teacher_bytes + self.optimizer_bytes + self.ema_bytes
-        return state + 2 * self.gradient_bytes + self.activation_bytes
+        return state + self.gradient_bytes + self.activation_bytes
 
 
 def measure_sizes(config: RunConfig, num_images: int, num_classes: int) -> Sizes:
