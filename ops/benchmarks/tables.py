@@ -181,6 +181,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "augmentation": augmentation_table,
         "images": images_table,
         "foundation": foundation_table,
+        "first_day": first_day_table,
     },
     CAPACITY: {"clusters": clusters_table},
     TOP: {"paper3_regime": regime_sentence},
