@@ -72,6 +72,9 @@ families: env  ## every architecture family of timm in every role, by its smalle
 paper3: env   ## the feature-only paper's claim on 20 classes of ImageNet, an hour of it; DATA=FOLDER the first time
 	$(PY) -m ops reproduce paper3 $(if $(DATA),--data "$(DATA)")
 
+first-day: env  ## the first day with one's own photographs, each command timed; DATA=FOLDER WEIGHTS=FILE
+	$(PY) -m ops.benchmarks.first_day --data "$(DATA)" --weights "$(WEIGHTS)"
+
 doctor: env   ## what this machine has, and what is missing
 	$(PY) -m ops doctor
 
@@ -85,4 +88,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 doctor pins
+.PHONY: help env demo test test-ray test-rest test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins

@@ -28,7 +28,7 @@ def start_ray(**options: Any) -> None:
     except Exception as error:  # Ray raises bare exceptions here, such as where its processes take too long
         raise RunFailed(
             f"Ray did not start ({_reason(error)}); where this machine was only slow, the same command will do; "
-            "scaling.num_workers=0 runs without Ray's processes"
+            "`train` with scaling.num_workers=0 runs without Ray's processes"
         ) from error
 
 

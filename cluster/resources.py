@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,16 +91,11 @@ def uses_gpu(config: RunConfig) -> bool:
 
 def gpus_in_reach() -> Gpus:
     """Return the GPUs of the Ray cluster that is there, or of this machine where there is none."""
-    try:
-        import ray  # here alone: what works in one process needs no Ray
-    except ImportError:
-        is_cluster = False
-    else:
-        is_cluster = ray.is_initialized()
-    if not is_cluster:
+    ray = sys.modules.get("ray")  # who is connected to a cluster has imported it, which takes half a second
+    if ray is None or not ray.is_initialized():
         return Gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     is_shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
-    return Gpus(ray.cluster_resources().get("GPU", 0), gpus_to_come(), is_cluster, is_shared)
+    return Gpus(ray.cluster_resources().get("GPU", 0), gpus_to_come(), True, is_shared)
 
 
 def device_here(config: RunConfig) -> torch.device:

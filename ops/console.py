@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kdcore.credentials import without_credentials
 from ops.bar import OneLineProgress
+from ops.resizing import ResizeHook
 
 # Tables in a job's log are as wide as they need to be; a terminal knows its own width.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -55,10 +56,13 @@ class View:
     def __enter__(self) -> Self:
         if self.is_live:
             self.display.start()
+            console.push_render_hook(ResizeHook(console))
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.is_live:
+            self.display.refresh()
+            console.pop_render_hook()  # before the display's own, which its end takes away
             self.display.stop()
 
     def line_is_due(self) -> bool:

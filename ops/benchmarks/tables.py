@@ -150,6 +150,24 @@ def regime_sentence(found: dict[str, Any]) -> str:
     return textwrap.fill(text, 120) + "\n"
 
 
+def first_day_table(found: dict[str, Any]) -> str:
+    """Return what each command of a first day took, and the networks that it ends with."""
+    lines = ["| command | exit status | wall s | CPU s |", "|---|--:|--:|--:|"]
+    for name, step in found["steps"].items():
+        lines.append(f"| {name} | {step['status']} | {step['wall_seconds']:,.0f} | {step['cpu_seconds']:,.0f} |")
+    totals = [sum(step[key] for step in found["steps"].values()) for key in ("wall_seconds", "cpu_seconds")]
+    lines.append(f"| {len(found['steps'])} commands | | {totals[0]:,.0f} | {totals[1]:,.0f} |")
+    lines += ["", "| | top-1 | agreement | parameters | ratio | ms |", "|---|--:|--:|--:|--:|--:|"]
+    for name, row in found["table"].items():
+        agreement = "" if row["agreement"] is None else f"{row['agreement']:.2%}"
+        cells = [f"{row['top1']:.2%}", agreement, f"{row['parameters']:,}", f"1/{row['ratio']:.1f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['p50_ms']:.2f} |")
+    setting, machine = found["setting"], found["facts"]["machine"]
+    size = f"{setting['images_per_class']} images a class, {setting['size']} pixels, {setting['epochs']} epochs"
+    lines.append(f"\n{size}, one process, n = 1; ms: the median of one image in torch; {machine}.")
+    return "\n".join(lines) + "\n"
+
+
 REGIME_ROWS = {
     "alone": "labels alone",
     "kd": "KD",
@@ -163,6 +181,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "augmentation": augmentation_table,
         "images": images_table,
         "foundation": foundation_table,
+        "first_day": first_day_table,
     },
     CAPACITY: {"clusters": clusters_table, "capacity": kills_table},
     TOP: {"paper3_regime": regime_sentence},

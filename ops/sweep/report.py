@@ -70,7 +70,7 @@ def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
     """Return a table with one row a point, best first."""
     fields = list(plan.space.axes)
     quality = plan.scores if LAYERS in fields else None
-    val = "val/mAP" if plan.base.data.multi_label else "val/top1"
+    val = validation_rate(results)
     columns = ["", *headings(fields), *(["Q"] if quality else []), plan.sweep.metric, val, "runs"]
     rows = []
     for rank, result in enumerate(results, start=1):
@@ -93,6 +93,12 @@ def mean_text(result: PointResult) -> str:
         return "-"
     shown = f"{result.mean:.4f}"
     return f"{shown} ± {result.stdev:.4f}" if result.stdev is not None else shown
+
+
+def validation_rate(results: Sequence[PointResult]) -> str:
+    """Return the rate that the runs have on the validation set: mAP where images have several labels."""
+    seen = {name for result in results for trial in result.trials for name in trial.result.get("metrics", ())}
+    return "val/mAP" if "val/mAP" in seen else "val/top1"
 
 
 def validation_text(result: PointResult, metric: str) -> str:
