@@ -165,21 +165,23 @@ def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, con
     credentials = credentials_of(plan)
     has_workers = plan.base.scaling.num_workers or "scaling.num_workers" in plan.sweep.space
     manager = start_manager(credentials) if has_workers else None
-    tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(train_trial, manager=manager, credentials=credentials),
-            trial_resources(concurrent, nodes_here()),
-        ),
-        tune_config=tune.TuneConfig(
-            search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
-        ),
-        run_config=tune.RunConfig(
-            name=TUNE,
-            storage_path=str(folder),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=MAX_LOST_PROCESSES),
-        ),
-    ).fit()
-    if manager is not None:
-        ray.kill(manager)
+    try:
+        tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(train_trial, manager=manager, credentials=credentials),
+                trial_resources(concurrent, nodes_here()),
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE,
+                storage_path=str(folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST_PROCESSES),
+            ),
+        ).fit()
+    finally:
+        if manager is not None:
+            ray.kill(manager)
     shutil.rmtree(folder / TUNE, ignore_errors=True)

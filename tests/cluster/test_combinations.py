@@ -90,29 +90,29 @@ def test_a_cache_of_two_nodes_read_on_one_and_on_two(nodes, cached):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert results[0].metrics["train/loss"] == results[1].metrics["train/loss"]
-    assert {"one", "two"} <= runs_of_the_dashboard()
 
 
 def runs_of_the_dashboard() -> set[str]:
     """The names on Ray's page of training runs."""
     url = f"http://{ray._private.worker.get_dashboard_url()}/api/train/v2/runs/v1"
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=120) as answer:
         return {run["name"] for run in json.loads(answer.read())["train_runs"]}
 
 
 def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
-    """Its name, and both versions, in the one line that ends the run; nothing is tried again."""
+    """Its name, and both versions, in the one line that ends the run; nothing is tried again. Ray's page has the run."""
     theirs = launching.library_versions() | {"timm": "1.0.3"}
     monkeypatch.setattr(launching, "library_versions", lambda with_dali: theirs)
     said = r"^rank \d: the node \S+ has other libraries than the driver: timm [\d.]+ \(driver: 1.0.3\); give every node"
     with pytest.raises(RunFailed, match=said):
         launch(parse(cached(name="others", teacher__source="online", scaling={"num_workers": 1})))
+    assert "others" in runs_of_the_dashboard()
 
 
 def test_a_sweep_is_interrupted_and_goes_on(nodes, cached, tmp_path):
     """Ctrl-C while a run trains: exit status 130; the same command ends it, and the best recipe is there."""
-    recipe = cached(output_dir=str(tmp_path / "out"), teacher__source="online", scaling={"num_workers": 2})
-    recipe |= {"train": {"epochs": 30, "batch_size": 6, "micro_batch": 3}}
+    recipe = cached(teacher__source="online", scaling={"num_workers": 2})
+    recipe |= {"output_dir": str(tmp_path / "out"), "train": {"epochs": 30, "batch_size": 6, "micro_batch": 3}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "s", "space": {"temperature": [4.0]}}))
     command = [sys.executable, "-m", "ops", "sweep", str(tmp_path / "recipe.yaml"), "--space"]
