@@ -100,7 +100,7 @@ def runs_of_the_dashboard() -> set[str]:
 
 
 def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
-    """Its name, and both versions, in the one line that ends the run; nothing is tried again. Ray's page has the run."""
+    """Its name, and both versions, in the one line that ends the run. Ray's page has the run."""
     theirs = launching.library_versions() | {"timm": "1.0.3"}
     monkeypatch.setattr(launching, "library_versions", lambda with_dali: theirs)
     said = r"^rank \d: the node \S+ has other libraries than the driver: timm [\d.]+ \(driver: 1.0.3\); give every node"
