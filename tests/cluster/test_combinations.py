@@ -1,14 +1,8 @@
-"""What each works alone, together on two nodes: caches, other libraries, the dashboard's runs, a sweep on Ctrl-C."""
+"""What each works alone, together on two nodes: caches, other libraries, the dashboard's runs."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,18 +12,15 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-import yaml
 
 from cluster.cache.job import build
 from cluster.recipe import parse
-from cluster.sweep.journal import SweepJournal
-from cluster.sweep.run import JOURNAL
 from cluster.training import launch as launching
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
 from kdcore.models import build_model
-from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, Machines, cluster_of
 from tests.conftest import small_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -107,33 +98,6 @@ def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
     with pytest.raises(RunFailed, match=said):
         launch(parse(cached(name="others", teacher__source="online", scaling={"num_workers": 1})))
     assert "others" in runs_of_the_dashboard()
-
-
-def test_a_sweep_is_interrupted_and_goes_on(nodes, cached, tmp_path):
-    """Ctrl-C while a run trains: exit status 130; the same command ends it, and the best recipe is there."""
-    recipe = cached(teacher__source="online", scaling={"num_workers": 2})
-    recipe |= {"output_dir": str(tmp_path / "out"), "train": {"epochs": 30, "batch_size": 6, "micro_batch": 3}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "s", "space": {"temperature": [4.0]}}))
-    command = [sys.executable, "-m", "ops", "sweep", str(tmp_path / "recipe.yaml"), "--space"]
-    command += [str(tmp_path / "space.yaml"), "--concurrent", "1"]
-    options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
-    journal = tmp_path / "out" / "s" / JOURNAL
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
-        while process.poll() is None and '"report"' not in (journal.read_text() if journal.exists() else ""):
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        shown = process.communicate()[0]
-    assert process.returncode == 130, shown
-    done = subprocess.run(command, capture_output=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"continue|to be continued", done.stdout)
-    past = SweepJournal(journal)
-    past.open()
-    (trial,) = past.trials.values()
-    assert trial.end == "finished"
-    assert [row["epoch"] for row in trial.reports] == list(range(1, 31))
-    assert (tmp_path / "out" / "s" / "best.yaml").is_file()
 
 
 def weights(run: RunResult) -> dict[str, torch.Tensor]:

@@ -18,13 +18,9 @@ from unittest import mock
 import mlflow
 import psutil
 import pytest
-import safetensors.torch
 import yaml
 
-from kdcore.configs import ModelConfig
-from kdcore.models import build_model
 from ops.__main__ import main
-from pipelines.cache.manifest import load_manifest
 from tests.own_code import write_own_code, write_own_images
 
 ROOT = Path(__file__).parents[2]
@@ -163,20 +159,6 @@ class TestWithToken:
         facts = json.loads((tmp_path / "out/own/facts.json").read_text())
         assert facts["plugins"].keys() == {"own_nets", "own_losses", "own_images"}
         assert "plugins:\n- own_nets\n- own_losses\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
-
-    def test_a_job_builds_a_cache(self, head, tiny, tmp_path):
-        """Its workers fill the folder that everybody sees; the job's log says how far they are."""
-        weights = tmp_path / "teacher.safetensors"
-        teacher = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
-        safetensors.torch.save_file(teacher.state_dict(), weights)
-        words = [
-            f'teacher={{"model": "cifar_resnet8", "checkpoint": "{weights}"}}',
-            'method=[{"term": "kd", "weight": 1.0, "temperature": 4.0}]',
-            *("views.num_views=1", f"cache.dir={tmp_path / 'cache'}"),
-        ]
-        done = head.submit("cache", "build", RECIPE, *tiny, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert load_manifest(tmp_path / "cache").parts["train"].num_rows == 48
 
     def test_ray_job_submit(self, head, image_folder, tmp_path):
         """Ray's own command, with a recipe that is not there: the job's failure comes back, in this program's words."""
