@@ -39,8 +39,7 @@ TIMES, take_step = Path(__file__).parent / "times", TrainingLoop.step
 
 def step(self, *args):
     record = take_step(self, *args)
-    times = int(TIMES.read_text())
-    if self.run.rank.number == 1 and self.state.step == 8 and times:
+    if self.run.rank.number == 1 and self.state.step == 8 and (times := int(TIMES.read_text())):
         TIMES.write_text(str(times - 1))
         taken = []
         while True:
