@@ -79,7 +79,7 @@ doctor: env   ## what this machine has, and what is missing
 	$(PY) -m ops doctor
 
 pins: env     ## write requirements.txt anew from pyproject.toml
-	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet --extra demo --extra paper3 --extra dev pyproject.toml -o requirements.txt
+	.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet --extra demo --extra paper3 --extra s3 --extra dev pyproject.toml -o requirements.txt
 
 .venv/.ready: requirements.txt requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \"Python 3.11 or newer is needed: make PYTHON=python3.12 ...\")"

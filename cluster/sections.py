@@ -253,7 +253,8 @@ class ScalingConfig(Section):
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPU cores that each worker takes."""
     gpus_per_worker: float = Field(default=1, gt=0)
-    """GPUs that each worker takes where it takes any."""
+    """GPUs that each worker takes where it takes any: 1, or a part of one, so that the runs of a sweep share a GPU; the
+    workers of one run cannot."""
     max_failures: int = Field(default=2, ge=-1)
     """How often workers may be lost before the run fails; -1: without end."""
     timeout_seconds: float = Field(default=600, gt=0)
@@ -266,6 +267,15 @@ class ScalingConfig(Section):
     def _check_range(self) -> ScalingConfig:
         if self.min_workers and self.min_workers > self.num_workers:
             raise Refused(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
+        if self.gpus_per_worker > 1:
+            raise Refused(
+                f"gpus_per_worker {self.gpus_per_worker:g}: a worker computes on one GPU; take 1, and more num_workers"
+            )
+        if self.gpus_per_worker < 1 and self.num_workers > 1 and self.use_gpu is not False:
+            raise Refused(
+                f"gpus_per_worker {self.gpus_per_worker:g} would put {self.num_workers} workers of a run on one GPU, "
+                "which NCCL refuses; take 1, or num_workers: 1 (the runs of a sweep then share a GPU)"
+            )
         return self
 
 

@@ -8,6 +8,8 @@ search    which point comes next
 stoppers  the rules that end runs early, one a file
 scheduler which run goes on after a report
 journal   what has been decided and measured
+runs      what a trial gets, and how its run begins and ends
+manager   the process that does this for all trials
 trial     one run inside a trial's process
 tracking  the sweep and its runs in MLflow
 run       all of it together

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from cluster.cache.job import build
@@ -26,8 +27,10 @@ from cluster.recipe import validated
 from cluster.resources import ray_session
 from cluster.sweep.config import SweepConfig, written_axis
 from cluster.sweep.journal import Event, SweepJournal, Trial
+from cluster.sweep.manager import start_manager
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.room import local_concurrency, nodes_here, trial_resources
+from cluster.sweep.runs import payload_of
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.tracking import SweepRecord
@@ -35,7 +38,7 @@ from cluster.sweep.trial import train_trial
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import continued
-from kdcore.credentials import has_credentials, public
+from kdcore.credentials import has_credentials
 from kdcore.errors import Refused
 from pipelines.cache.manifest import differences, in_short
 from pipelines.files import make_folder, read_json, write_json
@@ -121,8 +124,7 @@ def run_trials(
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
 
     def payload(trial: Trial) -> dict[str, Any]:
-        config = public(plan.config(trial).model_dump(mode="json"))  # Tune writes payloads to files
-        return {"name": trial.name, "config": config, "command": command, "tags": record.tags(trial)}
+        return payload_of(trial.name, plan.config(trial), command, record.tags(trial))
 
     def result(trial: Trial) -> dict[str, Any]:
         return RunFolder.of(plan.config(trial)).read_result()
@@ -160,19 +162,26 @@ def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, con
     """Let Ray Tune run trials until there are no more proposals."""
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
-    tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(train_trial, credentials=credentials_of(plan)),
-            trial_resources(concurrent, nodes_here()),
-        ),
-        tune_config=tune.TuneConfig(
-            search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
-        ),
-        run_config=tune.RunConfig(
-            name=TUNE,
-            storage_path=str(folder),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=MAX_LOST_PROCESSES),
-        ),
-    ).fit()
+    credentials = credentials_of(plan)
+    has_workers = plan.base.scaling.num_workers or "scaling.num_workers" in plan.sweep.space
+    manager = start_manager(credentials) if has_workers else None
+    try:
+        tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(train_trial, manager=manager, credentials=credentials),
+                trial_resources(concurrent, nodes_here()),
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=proposals, scheduler=stopping, num_samples=-1, max_concurrent_trials=concurrent
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE,
+                storage_path=str(folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST_PROCESSES),
+            ),
+        ).fit()
+    finally:
+        if manager is not None:
+            ray.kill(manager)
     shutil.rmtree(folder / TUNE, ignore_errors=True)

@@ -1,10 +1,17 @@
-"""One trial of a sweep, in a process of its own: a run as any other, whose validations Ray Tune hears about."""
+"""One trial of a sweep, in a process of its own: a run as any other, whose validations Ray Tune hears about.
+
+Neither torch nor MLflow is imported here: a sweep has such a process for every run at a time, and it computes nothing.
+What takes the recipe itself is asked of the sweep's `RunManager`.
+"""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,61 +19,86 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.batches import Batches
-from cluster.config import RunConfig
-from cluster.images import open_data
 from cluster.polling import polling
-from cluster.recipe import assign, parse
-from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
 from cluster.training.crash import crash_of, death_of
-from cluster.training.launch import launch
+from cluster.training.fitting import fit
+from cluster.training.progress import open_board
 from cluster.training.recovery import last_line
 from cluster.training.selection import step_of_end
-from kdcore.credentials import without_credentials
 from kdcore.errors import ClusterFailed, Refused, RunFailed
+from pipelines.files import make_folder
+from pipelines.leases import leased
 
 POLL_SECONDS = 0.2
 
 
-def train_trial(payload: dict[str, Any], credentials: Mapping[str, str]) -> None:
+@dataclass(frozen=True)
+class Journal:
+    """Where a run's validations are found, and which of them is its last.
+
+    path: of its metrics; last_step: the last one that it takes, unless its patience ends before.
+    """
+
+    path: str
+    steps_per_epoch: int
+    last_step: int
+    select: str
+    patience_epochs: int | None
+    evaluate_every_epochs: int
+
+
+def train_trial(payload: dict[str, Any], manager: Any, credentials: Mapping[str, str]) -> None:
     """Train the payload's run. What it raises is its result; what ends this process Tune tries again.
 
-    credentials: {dotted key: value} of the addresses in its recipe with what was cut out of the payload.
+    manager: the sweep's `RunManager`, for runs with workers of their own; credentials: {dotted key: value} of the
+    addresses in its recipe with what was cut out of the payload.
     """
     payload = copy.deepcopy(payload)  # Tune writes its own with every report
-    for key, address in credentials.items():
-        if flat_fields(payload["config"]).get(key) == without_credentials(address):
-            assign(payload["config"], key, address)
-    config = parse(payload["config"])
     try:
-        with reporting_validations(config, tune.report):
-            if config.scaling.num_workers:
-                launch_run(payload)
+        with reporting_validations(Journal(**payload["journal"]), tune.report):
+            if payload["resources"] is None:
+                drive(payload, manager)
             else:
-                ray.get(task_for(config).remote(payload))
+                ray.get(task_for(payload["resources"]).remote(payload, credentials))
     except Exception as error:
         cause = getattr(error, "cause", error)
         tune.report({"error": error_text(cause), "is_lost": is_loss(cause)})
 
 
-def launch_run(payload: dict[str, Any]) -> None:
-    """Train the payload's run, here or on its workers."""
-    launch(parse(payload["config"]), command=payload["command"], tags=payload["tags"])
+def drive(payload: dict[str, Any], manager: Any) -> None:
+    """Let the run's workers train it, between its opening and its end, which are the manager's."""
+    started = time.perf_counter()
+    with leased(make_folder(Path(payload["run_dir"]), "output_dir"), "train") as fence:
+        job = ray.get(manager.open.remote(payload, asdict(fence)))
+        if job is None:  # by the process that had the folder until now
+            return
+        board = open_board()
+        board.open.remote(True)
+        try:
+            final = fit(job, board)
+        except Exception as error:
+            ray.get(manager.fail.remote(payload, str(error) if isinstance(error, RunFailed) else None))
+            raise
+        ray.kill(board)
+        ray.get(manager.finish.remote(payload, final, time.perf_counter() - started))
 
 
-def task_for(config: RunConfig) -> Any:
+def task_for(resources: Mapping[str, float]) -> Any:
     """Return `launch_run` as a Ray task, in another process: beside Tune there is no place for a run of num_workers 0.
 
-    Outside of the resources that Tune gives a trial, which has none to give, as Ray Train's workers are.
+    Outside of the resources that Tune gives a trial, which has none to give, as Ray Train's workers are. resources:
+    what it takes, {"num_cpus": cores, "num_gpus": devices}.
     """
-    scaling = config.scaling
-    return ray.remote(launch_run).options(
-        num_cpus=scaling.cpus_per_worker,
-        num_gpus=scaling.gpus_per_worker if scaling.use_gpu else 0,
-        max_retries=0,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )
+    nowhere = PlacementGroupSchedulingStrategy(placement_group=None)
+    return ray.remote(launch_run).options(**resources, max_retries=0, scheduling_strategy=nowhere)
+
+
+def launch_run(payload: dict[str, Any], credentials: Mapping[str, str]) -> None:
+    """Train the payload's run in this process."""
+    from cluster.sweep.runs import launch_payload  # here alone: the trial's own process needs no torch
+
+    launch_payload(payload, credentials)
 
 
 def is_loss(error: BaseException) -> bool:
@@ -81,7 +113,7 @@ def error_text(error: BaseException) -> str:
 
 
 @contextmanager
-def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def reporting_validations(journal: Journal, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Report every validation of a run once and in order, from a thread, until the run has ended.
 
     They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
@@ -91,7 +123,7 @@ def reporting_validations(config: RunConfig, report: Callable[[dict[str, Any]], 
 
     def look() -> None:
         nonlocal reported
-        for row in validations(config):
+        for row in validations(journal):
             if row["step"] > reported:
                 reported = row["step"]
                 report(row)
@@ -105,16 +137,13 @@ def is_of_student(metric: str) -> bool:
     return metric.startswith("held_out/") and not metric.startswith("held_out/teacher_")
 
 
-def validations(config: RunConfig) -> Iterator[dict[str, Any]]:
+def validations(journal: Journal) -> Iterator[dict[str, Any]]:
     """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
-    rows = [row for row in read_journal(RunFolder.of(config).metrics) if any(map(is_of_student, row))]
-    if rows:
-        num_images = len(open_data(config, reuse_index=True)["train"])
-        steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
-        last_step = min(steps_per_epoch * config.train.epochs, config.train.max_steps or float("inf"))
-        if config.train.patience_epochs is not None:
-            last_step = min(last_step, step_of_end(config, steps_per_epoch, rows) or last_step)
-        for row in rows:
-            metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}
-            epoch = row["step"] / steps_per_epoch
-            yield {"epoch": epoch, "step": row["step"], "last": row["step"] >= last_step, **metrics}
+    rows = [row for row in read_journal(Path(journal.path)) if any(map(is_of_student, row))]
+    last_step = journal.last_step
+    if journal.patience_epochs is not None:
+        last_step = min(last_step, step_of_end(journal, journal.steps_per_epoch, rows) or last_step)
+    for row in rows:
+        metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}
+        epoch = row["step"] / journal.steps_per_epoch
+        yield {"epoch": epoch, "step": row["step"], "last": row["step"] >= last_step, **metrics}

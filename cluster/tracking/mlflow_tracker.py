@@ -22,6 +22,7 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
+from cluster.tracking.buckets import bucket_problem, is_bucket_away
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
 from cluster.tracking.folder import PENDING, RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
@@ -124,7 +125,12 @@ class MlflowTracker(Tracker):
 
     def send_file(self, path: Path) -> None:
         """Store a file as an artifact of the run."""
-        self.client.log_artifact(self.run_id, str(path))
+        try:
+            self.client.log_artifact(self.run_id, str(path))
+        except Exception as error:
+            if is_away(error) or (problem := bucket_problem(error)) is None:
+                raise
+            raise Refused(f"the MLflow store {tracking_uri(self.config)} takes no {path.name}: {problem}") from error
 
     def missing_files(self) -> list[Path]:
         """Return the files that a run leaves, as far as MLflow lacks them."""
@@ -255,7 +261,8 @@ def is_away(error: BaseException) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in LASTING_ERRORS
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError)
+    is_lasting = isinstance(error, FileNotFoundError | PermissionError)
+    return is_bucket_away(error) or (isinstance(error, OSError) and not is_lasting)
 
 
 @contextmanager
@@ -271,6 +278,8 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
                 f"the MLflow store {uri} cannot be written: its disk is full; free some space, and run the same "
                 "command again"
             ) from error
+        if problem := bucket_problem(error):
+            raise Refused(f"the MLflow store {uri} cannot be used: {problem}") from error
         if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
             raise Refused(
                 f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "

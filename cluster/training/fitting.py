@@ -15,9 +15,12 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.constants import ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from cluster.provenance import JOB
 from cluster.tracking.folder import RunFolder
 from cluster.training.crash import crash_of
 from cluster.training.placement import Placement
@@ -80,6 +83,19 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
         return train_worker(payload)
 
 
+def set_up_ray_train(job: Job) -> None:
+    """Set what Ray Train reads of the environment; what is set there already, but for the first, stays."""
+    # Its own meetings of the ranks (at every checkpoint) would otherwise wait without end.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(job.timeout_seconds)
+    if JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1:
+        # The dashboard's page of runs, for a process of 115 MB a cluster: not where one machine trains for itself.
+        os.environ.setdefault(RAY_TRAIN_ENABLE_STATE_TRACKING, "1")
+    if job.uses_gpu:
+        # Writes where each rank hangs, before the process group's own patience ends the run; needs NCCL's `ncclras`.
+        os.environ.setdefault(ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, "1")
+        os.environ.setdefault(NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR, str(job.timeout_seconds / 2))
+
+
 def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
     """Train to the end, with Ray Train; return what rank 0 returned.
 
@@ -88,8 +104,7 @@ def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
     folder = None if is_remote(job.storage) else Path(job.storage) / job.name
     if folder:
         restore_checkpoint_list(folder)
-    # Ray Train's own meetings of the ranks (at every checkpoint) would otherwise wait without end.
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(job.timeout_seconds)
+    set_up_ray_train(job)
     trainer = Trainer(
         train,
         train_loop_config=job.payload | local | {"board": board},

@@ -58,6 +58,13 @@ class RunResult:
     best_step: int | None = None
 
     @classmethod
+    def of(cls, config: RunConfig, final: Mapping[str, Any], wall_seconds: float) -> RunResult:
+        """Return the result of a run that has ended. final: what rank 0 returned."""
+        run_id = RunFolder.of(config).read_run_id()
+        assert run_id is not None, "it was opened before it was trained"
+        return cls(config.name, str(config.run_dir), run_id, wall_seconds=wall_seconds, **final)
+
+    @classmethod
     def read(cls, folder: RunFolder) -> RunResult:
         """Return the result in a finished run's folder. Refused where the file is not whole, or not of such a run."""
         found = folder.read_result()
@@ -135,14 +142,7 @@ def run_to_end(
                 write_text(folder.error, str(error))
             close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
             raise
-    run_id = opening.result()
-    return RunResult(
-        name=config.name,
-        run_dir=str(config.run_dir),
-        mlflow_run_id=run_id,
-        wall_seconds=time.perf_counter() - started,
-        **final,
-    )
+    return RunResult.of(config, final, time.perf_counter() - started)
 
 
 def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class TrainingLoop:
         """Whether the run has taken its last step, or has waited long enough for better weights."""
         state, run = self.state, self.run
         return state.step >= run.total_steps or has_waited(
-            self.config, run.steps_per_epoch, state.step, state.best_step
+            self.config.train, run.steps_per_epoch, state.step, state.best_step
         )
 
     def step(self, batches: Iterator[Batch], observe: Observer | None = None) -> StepRecord:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from ray.exceptions import RayError, RuntimeEnvSetupError
+from ray.exceptions import ActorUnavailableError, RayError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
@@ -36,11 +36,16 @@ DEATH_SECONDS = 10.0  # from a worker's death to Ray's word of it, at most; a ha
 NOT_RUNNING = (InitializingState, RestartingState, ReschedulingState)
 
 
+def is_unavailable(error: BaseException | None) -> bool:
+    """Return whether Ray cannot reach a worker, and does not know yet whether it has died."""
+    return isinstance(getattr(error, "health_check_failure", None), ActorUnavailableError)
+
+
 def lacks_its_cause(errors: Sequence[BaseException | None]) -> bool:
-    """Return whether ranks were cut off from another one, of which nothing is known yet. errors: of every rank."""
+    """Return whether ranks were cut off from one of whose death nothing is known yet. errors: of every rank."""
     known = [error for error in errors if error is not None]
-    is_cut_off = bool(known) and all(CUT_OFF.search(str(error)) for error in known)
-    return is_cut_off and len(known) < len(errors)
+    is_open = len(known) < len(errors) or any(map(is_unavailable, known))
+    return bool(known) and is_open and all(is_unavailable(error) or CUT_OFF.search(str(error)) for error in known)
 
 
 class Workers(Protocol):
@@ -154,7 +159,10 @@ class RestartableGroup(WorkerGroup):
         while lacks_its_cause([status.error for status in statuses]) and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS / 4)
             later = super()._poll_workers_and_collect_errors(timeout)
-            statuses = [new if old.error is None else old for old, new in zip(statuses, later, strict=True)]
+            statuses = [
+                new if old.error is None or is_unavailable(old.error) else old
+                for old, new in zip(statuses, later, strict=True)
+            ]
         return statuses
 
     def shutdown(self) -> None:

@@ -273,7 +273,7 @@ class Recorder:
     def say_of_patience(self, state: TrainState) -> None:
         """Say that the run ends before its last epoch, on which images that was decided, and what is deployed."""
         train, total, best = self.config.train, self.run.total_steps, state.best_step
-        if state.step == total or not has_waited(self.config, self.run.steps_per_epoch, state.step, best):
+        if state.step == total or not has_waited(self.config.train, self.run.steps_per_epoch, state.step, best):
             return
         images = {"held_out": "held-out training images", "val": "the validation set, whose accuracy is optimistic"}
         self.reporter.say(

@@ -7,11 +7,21 @@ all ranks end at one step, and a run that was cut off while it waited goes on wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-from cluster.config import RunConfig
+from typing import Protocol
 
 # What weights are chosen by: the first of these that an evaluation has.
 SCORES = ("top1", "mAP", "agreement", "knn_top1", "neighbour_agreement")
+
+
+class Choice(Protocol):
+    """How a run chooses its weights, and how long it waits for better ones: a recipe's `train` section, for one."""
+
+    @property
+    def select(self) -> str: ...
+    @property
+    def patience_epochs(self) -> int | None: ...
+    @property
+    def evaluate_every_epochs(self) -> int: ...
 
 
 def score_of(select: str, metrics: Mapping[str, float]) -> float:
@@ -20,22 +30,22 @@ def score_of(select: str, metrics: Mapping[str, float]) -> float:
     return next(metrics[name] for name in names if name in metrics)
 
 
-def has_waited(config: RunConfig, steps_per_epoch: int, step: int, best_step: int) -> bool:
+def has_waited(train: Choice, steps_per_epoch: int, step: int, best_step: int) -> bool:
     """Return whether the run ends for want of a better score: at its last evaluation, up to a step, patience was over.
 
     best_step: the steps done at the evaluation of the best score; 0 before the first.
     """
-    patience = config.train.patience_epochs
-    evaluated = step - step % (config.train.evaluate_every_epochs * steps_per_epoch)
+    patience = train.patience_epochs
+    evaluated = step - step % (train.evaluate_every_epochs * steps_per_epoch)
     return patience is not None and best_step > 0 and evaluated - best_step >= patience * steps_per_epoch
 
 
-def step_of_end(config: RunConfig, steps_per_epoch: int, rows: Iterable[Mapping[str, float]]) -> int | None:
+def step_of_end(train: Choice, steps_per_epoch: int, rows: Iterable[Mapping[str, float]]) -> int | None:
     """Return the step at which patience was over, by the evaluations in a run's journal; None where it was not."""
     best, best_step = -1.0, 0
     for row in rows:
-        if (score := score_of(config.train.select, row)) > best:
+        if (score := score_of(train.select, row)) > best:
             best, best_step = score, int(row["step"])
-        if has_waited(config, steps_per_epoch, int(row["step"]), best_step):
+        if has_waited(train, steps_per_epoch, int(row["step"]), best_step):
             return int(row["step"])
     return None

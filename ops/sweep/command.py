@@ -21,7 +21,7 @@ from cluster.sweep.caches import asks_the_teacher, num_bytes
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import Costs, SweepPlan
-from cluster.sweep.room import TRIAL_BYTES, concurrency, local_concurrency
+from cluster.sweep.room import MANAGER_BYTES, TRIAL_BYTES, concurrency, local_concurrency
 from cluster.sweep.run import build_caches, exclusive_folder, has_begun, run_trials, sweep_session, trials_so_far
 from cluster.sweep.space import LAYERS, LayerScores, label, shared_recipe
 from cluster.sweep.tracking import SweepRecord
@@ -141,7 +141,7 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
             "at a time",
             f"{concurrent}" + (f" (the cluster has no room for {asked})" if asked and asked > concurrent else ""),
         ],
-        ["memory beside the workers'", f"{decimal(concurrent * TRIAL_BYTES)} ({decimal(TRIAL_BYTES)} a run at a time)"],
+        ["memory beside the workers'", memory_text(concurrent)],
         ["compared by", f"{sweep.metric} on {plan.base.data.held_out:.0%} of the training images"],
     ]
     if done:
@@ -149,6 +149,12 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
     if sweep.stop:
         rows.append(["stopped early", sweep.stop.summary()])
     return rows + cache_rows(plan) + cost_rows(plan, concurrent)
+
+
+def memory_text(concurrent: int) -> str:
+    """Return what the processes beside the workers take, as a cell shows it."""
+    each, shared = decimal(TRIAL_BYTES), decimal(MANAGER_BYTES)
+    return f"{decimal(concurrent * TRIAL_BYTES + MANAGER_BYTES)} ({each} a run at a time, {shared} for all)"
 
 
 def axis_text(axis: Any) -> str:

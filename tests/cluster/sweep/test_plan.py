@@ -38,14 +38,14 @@ NODES = [{"memory": 15 * 2**30}, {"memory": 3 * 2**30, "CPU": 64}, {"CPU": 64}] 
 
 
 def test_memory_counts(recipes, monkeypatch):
-    """Cores for 128 runs, memory for 19: no head is filled with more processes than it holds."""
+    """Cores for 128 runs, memory for 34: no head is filled with more processes than it holds."""
     config = recipes()
     monkeypatch.setattr(room, "nodes_here", lambda: NODES)
     monkeypatch.setattr(room.ray, "cluster_resources", lambda: {"CPU": 128})
     monkeypatch.setattr(room, "gpus_to_come", lambda: 0)
-    assert concurrency(config, None) == concurrency(config, 64) == 19
+    assert concurrency(config, None) == concurrency(config, 64) == 34
     assert concurrency(config, 4) == 4
-    assert trial_resources(19, NODES)["memory"] == TRIAL_BYTES
+    assert trial_resources(34, NODES)["memory"] == TRIAL_BYTES
     assert trial_resources(1, [{"memory": 5e8}])["memory"] == 1, "one goes whatever there is"
     monkeypatch.setattr(room, "nodes_here", lambda: [{"memory": 5e8}])
     assert concurrency(config, None) == 1

@@ -22,6 +22,7 @@ from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.sweep.runs import journal_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
@@ -127,7 +128,10 @@ def test_every_image_in_every_epoch(keeping: Make, tmp_path: Path) -> None:
     mean = sum(losses) / sum(len(row["sample_ids"]) for row in rows[4:8])
     recorded = {row["step"]: row["train/loss"] for row in read_journal(folder.metrics) if "train/loss" in row}
     assert recorded[4] == pytest.approx(mean, rel=1e-6)
-    assert [(row["epoch"], row["step"], row["last"]) for row in validations(config)] == [(1, 3, False), (2, 6, True)]
+    assert [(row["epoch"], row["step"], row["last"]) for row in validations(journal_of(config))] == [
+        (1, 3, False),
+        (2, 6, True),
+    ]
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])

@@ -13,6 +13,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
+from cluster.sweep.runs import journal_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
@@ -106,7 +107,7 @@ def test_as_a_sweep_reads_it(waiting: Callable[..., RunConfig]) -> None:
         optimizer={"opt": "momentum", "lr": 1e-30},
     )
     assert launch(config).steps == 4 * PER_EPOCH
-    read = [(row["epoch"], row["last"]) for row in validations(config)]
+    read = [(row["epoch"], row["last"]) for row in validations(journal_of(config))]
     assert read == [(1, False), (2, False), (3, False), (4, True)]
 
 
@@ -130,12 +131,12 @@ def test_it_counts_from_evaluation_to_evaluation(waiting: Callable[..., RunConfi
     config = waiting()
     train = config.train.model_copy(update={"evaluate_every_epochs": 2})
     config = config.model_copy(update={"train": train})
-    waited = {step for step in range(1, 41) if has_waited(config, PER_EPOCH, step, best_step=8)}
+    waited = {step for step in range(1, 41) if has_waited(config.train, PER_EPOCH, step, best_step=8)}
     assert waited == set(range(24, 41))
-    assert not any(has_waited(config, PER_EPOCH, step, best_step=0) for step in range(41))
+    assert not any(has_waited(config.train, PER_EPOCH, step, best_step=0) for step in range(41))
     rows = [{"step": step, "held_out/top1": 0.5, "val/top1": step} for step in range(8, 41, 8)]
-    assert step_of_end(config, PER_EPOCH, rows) == 24
-    assert step_of_end(config, PER_EPOCH, rows[:2]) is None
+    assert step_of_end(config.train, PER_EPOCH, rows) == 24
+    assert step_of_end(config.train, PER_EPOCH, rows[:2]) is None
     assert score_of("held_out", {"val/top1": 1.0, "held_out/agreement": 0.25}) == 0.25
 
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-from ray.exceptions import ActorDiedError, RuntimeEnvSetupError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
@@ -148,7 +148,9 @@ def test_the_first_cause_is_waited_for(monkeypatch):
     """The rank that was cut off is seen a moment before Ray knows of the death of the other one."""
     cut_off = WorkerStatus(running=False, error=RuntimeError("Connection closed by peer [10.0.0.9]:63113"))
     dead = WorkerStatus(running=False, error=WorkerHealthCheckFailedError("rank 1", failure=LOST))
-    seen = iter([[cut_off, WorkerStatus(running=True)], [WorkerStatus(running=False)] * 2, [cut_off, dead]])
+    away = WorkerHealthCheckFailedError("rank 1", failure=ActorUnavailableError("Connection reset by peer", b"1" * 16))
+    unavailable = WorkerStatus(running=False, error=away)
+    seen = iter([[cut_off, WorkerStatus(running=True)], [WorkerStatus(running=False), unavailable], [cut_off, dead]])
     monkeypatch.setattr(WorkerGroup, "_poll_workers_and_collect_errors", lambda self, timeout: next(seen))
     monkeypatch.setattr(placement.time, "sleep", lambda seconds: None)
     assert Group()._poll_workers_and_collect_errors(0.1) == [cut_off, dead]

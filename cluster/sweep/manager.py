@@ -1,0 +1,47 @@
+"""The one process of a sweep that opens and closes its trials' runs: it has torch and MLflow, and they have not.
+
+Whoever holds an actor's handle imports the actor's module; so what it does is imported in its own process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+if TYPE_CHECKING:
+    from cluster.training.fitting import Job
+
+
+class RunManager:
+    """Opens and closes the runs of a sweep's trials, one call after the other, as `cluster.sweep.runs` says.
+
+    credentials: {dotted key: value} of the addresses in their recipes with what was cut out of the payloads.
+    """
+
+    def __init__(self, credentials: Mapping[str, str]) -> None:
+        self.credentials = credentials
+
+    def open(self, payload: Mapping[str, Any], fence: Mapping[str, Any]) -> Job | None:
+        from cluster.sweep.runs import open_payload
+
+        return open_payload(payload, self.credentials, fence)
+
+    def finish(self, payload: Mapping[str, Any], final: Mapping[str, Any], wall_seconds: float) -> None:
+        from cluster.sweep.runs import finish_payload
+
+        finish_payload(payload, self.credentials, final, wall_seconds)
+
+    def fail(self, payload: Mapping[str, Any], error: str | None) -> None:
+        from cluster.sweep.runs import fail_payload
+
+        fail_payload(payload, self.credentials, error)
+
+
+def start_manager(credentials: Mapping[str, str]) -> Any:
+    """Start a `RunManager` in a process of its own beside this one, and anew whenever it is lost; return its handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2, "scheduling_strategy": here}
+    return ray.remote(RunManager).options(**options).remote(credentials)

@@ -1,0 +1,105 @@
+"""A sweep's runs as torch, MLflow and the recipe have them: what a trial gets, and how its run begins and ends.
+
+Not here: the process that does this for all trials (`cluster.sweep.manager`), and what a trial's own process does
+(`cluster.sweep.trial`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cluster.batches import Batches
+from cluster.config import RunConfig
+from cluster.images import open_data
+from cluster.recipe import assign, parse
+from cluster.sweep.trial import Journal
+from cluster.tracking.folder import RunFolder, flat_fields
+from cluster.tracking.run import close_run, open_run
+from cluster.training.check import check_run
+from cluster.training.fitting import Job
+from cluster.training.launch import RunResult, continued, job_of, launch
+from kdcore.credentials import public, without_credentials
+from pipelines.files import write_text
+from pipelines.leases import Fence
+
+
+def payload_of(name: str, config: RunConfig, command: str, tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the process of the trial of that name gets of its run."""
+    scaling = config.scaling
+    in_one_process = {
+        "num_cpus": scaling.cpus_per_worker,
+        "num_gpus": scaling.gpus_per_worker if scaling.use_gpu else 0,
+    }
+    return {
+        "name": name,
+        "config": public(config.model_dump(mode="json")),  # Tune writes payloads to files
+        "command": command,
+        "tags": dict(tags),
+        "run_dir": str(config.run_dir),
+        "journal": asdict(journal_of(config)),
+        "resources": None if scaling.num_workers else in_one_process,
+    }
+
+
+def journal_of(config: RunConfig) -> Journal:
+    """Return where a run's validations will be found."""
+    train = config.train
+    num_images = len(open_data(config, reuse_index=True)["train"])
+    steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
+    return Journal(
+        path=str(RunFolder.of(config).metrics),
+        steps_per_epoch=steps_per_epoch,
+        last_step=int(min(steps_per_epoch * train.epochs, train.max_steps or math.inf)),
+        select=train.select,
+        patience_epochs=train.patience_epochs,
+        evaluate_every_epochs=train.evaluate_every_epochs,
+    )
+
+
+def config_of(payload: Mapping[str, Any], credentials: Mapping[str, str]) -> RunConfig:
+    """Return the recipe of a payload, with the credentials in its addresses."""
+    plain = payload["config"]
+    for key, address in credentials.items():
+        if flat_fields(plain).get(key) == without_credentials(address):
+            assign(plain, key, address)
+    return parse(plain)
+
+
+def launch_payload(payload: Mapping[str, Any], credentials: Mapping[str, str]) -> None:
+    """Train the payload's run in this process."""
+    launch(config_of(payload, credentials), command=payload["command"], tags=payload["tags"])
+
+
+def open_payload(payload: Mapping[str, Any], credentials: Mapping[str, str], fence: Mapping[str, Any]) -> Job | None:
+    """Check the payload's run, make its folder and its entries in the trackers; None where it is finished already.
+
+    fence: of the lease that the trial's process has on the run's folder.
+    """
+    config = config_of(payload, credentials)
+    if continued(config) is not None:
+        return None
+    folder = RunFolder.of(config)
+    folder.error.unlink(missing_ok=True)
+    folder.claim(config, check_run(config))
+    open_run(config, payload["command"], payload["tags"])
+    return job_of(config, Fence(**fence))
+
+
+def finish_payload(
+    payload: Mapping[str, Any], credentials: Mapping[str, str], final: Mapping[str, Any], wall_seconds: float
+) -> None:
+    """Write the result of the payload's run. final: what rank 0 returned; wall_seconds: of the whole run."""
+    config = config_of(payload, credentials)
+    RunFolder.of(config).write_result(asdict(RunResult.of(config, final, wall_seconds)))
+    close_run(config, "FINISHED")
+
+
+def fail_payload(payload: Mapping[str, Any], credentials: Mapping[str, str], error: str | None) -> None:
+    """Write down how the payload's run ended. error: the line that ended it; None for a fault of the program."""
+    config = config_of(payload, credentials)
+    if error is not None:
+        write_text(RunFolder.of(config).error, error)
+    close_run(config, "FAILED" if error is not None else "KILLED")

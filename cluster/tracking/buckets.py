@@ -1,0 +1,28 @@
+"""What goes wrong where MLflow keeps files in a bucket of S3: it reads and writes there by boto3, not we by pyarrow.
+
+boto3's errors are known by the names of their classes, since it need not be installed.
+"""
+
+from __future__ import annotations
+
+AWAY = ("ConnectionError", "HTTPClientError")  # of botocore: the endpoint does not answer
+
+
+def is_bucket_away(error: BaseException) -> bool:
+    """Return whether an error of boto3 means that the bucket cannot be reached now."""
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == "botocore.exceptions")
+    return any(kind.__name__ in AWAY for kind in kinds)
+
+
+def bucket_problem(error: BaseException) -> str | None:
+    """Return what is wrong with the bucket, and what to do, in one line; None for an error of another kind."""
+    keeps = "it keeps files in a bucket of S3"
+    if isinstance(error, ModuleNotFoundError) and error.name in ("boto3", "botocore"):
+        return f"{keeps}, for which boto3 is missing; install stillhouse[s3] here and on every node"
+    if type(error).__module__.partition(".")[0] in ("boto3", "botocore"):
+        reason = " ".join(str(error).split())[:200]
+        return (
+            f"{keeps}, which refuses ({type(error).__name__}: {reason}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "AWS_REGION and MLFLOW_S3_ENDPOINT_URL on every node as that store wants them"
+        )
+    return None

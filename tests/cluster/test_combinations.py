@@ -1,0 +1,104 @@
+"""What each works alone, together on two nodes: caches, other libraries, the dashboard's runs."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import safetensors.torch
+import torch
+
+from cluster.cache.job import build
+from cluster.recipe import parse
+from cluster.training import launch as launching
+from cluster.training.launch import RunResult, launch
+from kdcore.configs import ModelConfig
+from kdcore.errors import RunFailed
+from kdcore.models import build_model
+from tests.cluster.machines import NUM_CPUS, Machines, cluster_of
+from tests.conftest import small_recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Machines]:
+    """Two nodes with room for two workers each."""
+    with cluster_of(2) as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def cached(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """A function that gives a run of 12 steps from a cache of two views, as a mapping; with fields changed."""
+    folder = tmp_path_factory.mktemp("cached")
+    torch.manual_seed(7)
+    teacher = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c"))
+    safetensors.torch.save_file(teacher.state_dict(), folder / "teacher.safetensors")
+
+    def make(**changes: Any) -> dict[str, Any]:
+        own = {
+            "teacher": {"model": "cifar_resnet8", "checkpoint": str(folder / "teacher.safetensors"), "source": "cache"},
+            "cache": {"dir": str(folder / "cache"), "batch_size": 4, "rows_per_shard": 12},
+            "views__num_views": 2,
+            "data__loader": "reference",
+            "data__held_out": 0.25,
+            "method": [{"term": "ce", "weight": 0.5}, {"term": "kd", "weight": 0.5, "temperature": 4.0}],
+            "train": {"epochs": 2, "batch_size": 6, "micro_batch": 3},
+        }
+        return small_recipe(image_folder, folder / "out", **own | changes)
+
+    return make
+
+
+class Places:
+    """Watches a run; knows on which nodes its workers were."""
+
+    def __init__(self, nodes: Machines) -> None:
+        self.nodes = nodes
+        self.seen: set[str] = set()
+
+    def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
+        if state.get("step", 0) and not self.seen:
+            self.seen = {address for address, _ in self.nodes.workers()}
+
+
+def test_a_cache_of_two_nodes_read_on_one_and_on_two(nodes, cached):
+    """Two workers on one node, and one on each of two: the same weights, to the bit, and the same losses."""
+    build(parse(cached(teacher__source="online", scaling={"num_workers": 2})))
+    results = []
+    for name, cpus in (("one", 1), ("two", NUM_CPUS)):
+        places = Places(nodes)
+        scaling = {"num_workers": 2, "cpus_per_worker": cpus}
+        results.append(launch(parse(cached(name=name, scaling=scaling)), watch=places))
+        assert len(places.seen) == {"one": 1, "two": 2}[name]
+    first, second = (weights(result) for result in results)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert results[0].metrics["train/loss"] == results[1].metrics["train/loss"]
+
+
+def runs_of_the_dashboard() -> set[str]:
+    """The names on Ray's page of training runs."""
+    url = f"http://{ray._private.worker.get_dashboard_url()}/api/train/v2/runs/v1"
+    with urllib.request.urlopen(url, timeout=120) as answer:
+        return {run["name"] for run in json.loads(answer.read())["train_runs"]}
+
+
+def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
+    """Its name, and both versions, in the one line that ends the run. Ray's page has the run."""
+    theirs = launching.library_versions() | {"timm": "1.0.3"}
+    monkeypatch.setattr(launching, "library_versions", lambda with_dali: theirs)
+    said = r"^rank \d: the node \S+ has other libraries than the driver: timm [\d.]+ \(driver: 1.0.3\); give every node"
+    with pytest.raises(RunFailed, match=said):
+        launch(parse(cached(name="others", teacher__source="online", scaling={"num_workers": 1})))
+    assert "others" in runs_of_the_dashboard()
+
+
+def weights(run: RunResult) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors")
