@@ -30,7 +30,7 @@ from cluster.training.worker import DATA_PARALLEL
 from kdcore.errors import Refused
 from ops.reproduce.lane import Lane
 from pipelines.loaders.base import Request
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
 STEPS, LAST = 6, 2  # 45 images in batches of 20 = 2 x 10, and one of 5 = 2 + 3; twice

@@ -15,7 +15,7 @@ from ray.train import PreemptionInfo
 from cluster.rank import LargestOfRanks, Rank
 from cluster.training import notices
 from cluster.training.notices import Answer, Notices
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 
 ALONE = Rank(0, 1, torch.device("cpu"))
 FIRST = PreemptionInfo(deadline_ms=1_767_225_600_000, preempted_node_to_ranks={"a1b2c3d4e5": [1, 0], "b": [2]})

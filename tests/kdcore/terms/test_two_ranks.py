@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdcore.batch import TeacherOutputs
 from kdcore.terms import TermContext, TermInputs, parse_term
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 
 B, K, D, N = 5, 4, 6, 20
 COUPLED = {
