@@ -35,7 +35,7 @@ test-ray: env
 test-rest: env
 	$(PY) -m pytest -m "$(WITHOUT_RAY)"
 
-test-long: env  ## tests of minutes each, by hand, such as sweeps that are killed
+test-long: env  ## what `make test` leaves out, by hand: minutes of kills, a C++ compiler, a second server
 	$(PY) -m pytest -m long
 
 test-fast: env  ## the tests that start no Ray cluster and take seconds
