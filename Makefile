@@ -4,6 +4,9 @@ DATA ?=
 TEACHER ?=
 WEIGHTS ?=
 OUTPUT ?= outputs/demo
+# Half of the seconds of what starts no Ray; `make check` runs the other half beside it.
+BELOW_OPS := tests/kdcore tests/pipelines tests/cluster tests/attacks
+WITHOUT_RAY := not ray and not gpu and not long
 
 help:         ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':|## ' '{printf "  make %-12s %s\n", $$1, $$NF}'
@@ -14,6 +17,15 @@ demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=
 	$(PY) -m ops demo --output $(OUTPUT) $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)") \
 	  $(if $(WEIGHTS),--teacher-weights "$(WEIGHTS)")
 
+check: env    ## before a commit: lint, types, and all of `make test` that starts no Ray
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint check-below-ops check-ops
+
+check-below-ops: env
+	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(BELOW_OPS)
+
+check-ops: env
+	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(addprefix --ignore=,$(BELOW_OPS))
+
 test: env     ## the tests that need no GPU, but for test-long: what starts Ray, beside what does not
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-rest
 
@@ -21,9 +33,9 @@ test-ray: env
 	$(PY) -m pytest -m "ray and not gpu and not long"
 
 test-rest: env
-	$(PY) -m pytest -m "not ray and not gpu"
+	$(PY) -m pytest -m "$(WITHOUT_RAY)"
 
-test-long: env  ## tests of minutes each, by hand, such as sweeps that are killed
+test-long: env  ## what `make test` leaves out, by hand: minutes of kills, a C++ compiler, a second server
 	$(PY) -m pytest -m long
 
 test-fast: env  ## the tests that start no Ray cluster and take seconds
@@ -88,4 +100,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-ray test-rest test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins
+.PHONY: help env demo test test-ray test-rest check check-below-ops check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins

@@ -84,6 +84,7 @@ def serve(path: str) -> None:
             if os.fork() == 0:
                 listener.close()
                 become(connection)
+                sys.exit()
             connection.close()
 
 

@@ -28,7 +28,7 @@ result = train(recipe)
 points = sweep(recipe, {"name": "scales", "space": {"method.0.scale": [0.5, 1.0]}})
 folder = export(result, "exported")
 taught = [f"teacher.model=local-dir:{folder}", "teacher.args={}", "teacher.source=online"]
-again = load("recipe.yaml", "name=again", *taught)
+again = load("recipe.yaml", "name=again", "scaling.num_workers=0", *taught)
 assert train(recipe).mlflow_run_id == result.mlflow_run_id  # finished: nothing is trained again
 print("package", kdcore.__file__)
 print("views", cache.plan.parts["train"].num_views)
@@ -91,11 +91,12 @@ def test_a_notebook(programs, place):
 
 
 def test_the_command(programs, place):
-    """`stillhouse` does the same, and goes on with what the notebook has left."""
+    """`stillhouse` does the same, and goes on with what the notebook has left; its runs are in its own process."""
     stillhouse = programs / "stillhouse"
     assert "logit_l1" in run(place, stillhouse, "show", "recipe.yaml")
-    run(place, stillhouse, "cache", "build", "recipe.yaml")
-    said = run(place, stillhouse, "train", "recipe.yaml", "name=typed")
+    alone = "scaling.num_workers=0"  # workers of an installed project are the notebook's
+    run(place, stillhouse, "cache", "build", "recipe.yaml", alone)
+    said = run(place, stillhouse, "train", "recipe.yaml", "name=typed", alone)
     assert "typed" in said
     assert "links verified" in " ".join(run(place, stillhouse, "lineage", "exported").split())
     run(place, stillhouse, "review", "stillhouse", "--store", "out", "-o", "review.html")

@@ -149,6 +149,7 @@ class TestWithToken:
         plugins = [f"--plugin={code / name}" for name in ("own_nets.py", "own_losses.py", "own_images")]
         own = [
             *("name=own", f"data.root={images}", "student.model=own_nets:build", "student.args={}"),
+            "scaling.num_workers=1",
             *(
                 'teacher={"model": "own_nets:build", "args": {"width": 8}}',
                 'method=[{"term": "logit_l1", "weight": 1.0}]',

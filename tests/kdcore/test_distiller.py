@@ -7,74 +7,17 @@ import dataclasses
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcore.batch import Batch, Needs, TeacherOutputs
-from kdcore.distiller import Distiller, OnlineTeacher, input_gradient, renormalisation
+from kdcore.distiller import OnlineTeacher, input_gradient, renormalisation
 from kdcore.errors import Refused
 from kdcore.taps import CLASSIFIER_INPUT
-from kdcore.terms import Term, TermContext, TermInputs, parse_term
-
-K, SIZE = 5, (16, 16)
-CE = {"term": "ce", "weight": 1}
-KD = {"term": "kd", "weight": 1, "temperature": 4}
-FEATURES = {
-    "term": "feature_mse",
-    "weight": 1,
-    "pairs": [{"student": "layer2", "teacher": "layer2"}],
-}
-
-
-class Probe(Term):
-    """A term that remembers what it was shown. Its name has no default, so that it stays out of the registry."""
-
-    declared: Any = Needs()
-    seen: Any = None
-
-    def needs(self) -> Needs:
-        return self.declared
-
-    def build(self, context: TermContext) -> nn.Module:
-        self.seen["context"] = context
-        return super().build(context)
-
-    def loss(self, inputs: TermInputs) -> Tensor:
-        self.seen["inputs"] = inputs
-        return inputs.student_logits.square().mean(dim=1)
-
-
-def probe(**needs: Any) -> Probe:
-    return Probe(term="probe", weight=1, declared=Needs(**needs), seen={})
-
-
-def network(seed: int, name: str = "cifar_resnet8") -> nn.Module:
-    torch.manual_seed(seed)
-    return timm.create_model(name, num_classes=K)
-
-
-def make(*method: Any, teacher: nn.Module | None = None, renormalise: Any = None, **kwargs: Any) -> Distiller:
-    """A distiller of a fresh cifar_resnet8 by the method's terms."""
-    terms = [parse_term(term) for term in method]
-    needs = Needs.union(term.needs() for term in terms if term.weight > 0)
-    online = None if teacher is None else OnlineTeacher(teacher, needs, renormalise)
-    return Distiller(network(0), terms, image_size=SIZE, num_samples=100, teacher=online, **kwargs)
-
-
-def batch(soft: bool = False, **kwargs: Any) -> Batch:
-    torch.manual_seed(1)
-    labels = torch.rand(4, K).softmax(dim=1) if soft else torch.tensor([0, 3, 1, 4])
-    images = torch.randn(4, 3, *SIZE).to(memory_format=torch.channels_last)
-    return Batch(images, labels, torch.tensor([7, 2, 9, 4]), torch.zeros(4), **kwargs)
-
-
-def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    module.zero_grad(set_to_none=True)
-    loss.backward()
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+from kdcore.terms import Term, TermInputs
+from tests.kdcore.distillers import CE, FEATURES, KD, SIZE, K, Probe, batch, gradients, make, network, probe
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms():
@@ -328,19 +271,3 @@ def test_a_moving_average_of_the_student_is_a_network_of_its_own():
     torch.testing.assert_close(ema.module(batch().images), expected)  # the first update copies
     assert not ema.module.training
     assert ema.module.state_dict().keys() == network(0).state_dict().keys()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_distiller_gives_the_same_loss(backend):
-    method = CE, KD | {"warmup_epochs": 2}, FEATURES, probe(detach_head_at="layer3")
-    eager, compiled = make(*method, teacher=network(9)), make(*method, teacher=network(9))
-    step = torch.compile(compiled, backend=backend, fullgraph=True)
-    for epoch in (0.0, 0.5, 1.0):
-        expected, found = eager(batch(epoch=epoch)), step(batch(epoch=epoch))
-        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found.terms, expected.terms, rtol=1e-4, atol=1e-5)
-        wanted, grads = gradients(eager, expected.loss), gradients(compiled, found.loss)
-        # What the detached head keeps from the labels has no gradient, or one of zeros when compiled.
-        assert not any(grads.pop(name).any() for name in grads.keys() - wanted.keys())
-        torch.testing.assert_close(grads, wanted, rtol=1e-3, atol=1e-4)

@@ -72,8 +72,8 @@ def test_plain_timm_loads_it(exported, expected):
     images, logits = expected
     safetensors.torch.save_file({"images": images, "logits": logits}, exported / "case.safetensors")
     line = next(line for line in (exported / "README.md").read_text().splitlines() if "timm.create_model(" in line)
-    elsewhere(exported, f"import timm\n{line}\n{COMPARE}")
-    elsewhere(exported, f"import timm\nmodel = timm.create_model('local-dir:.', pretrained=True).eval()\n{COMPARE}")
+    local = "model = timm.create_model('local-dir:.', pretrained=True).eval()"
+    elsewhere(exported, f"import timm\n{line}\n{COMPARE}\n{local}\n{COMPARE}")
 
 
 def test_plain_torch_loads_the_program(exported, expected):

@@ -93,7 +93,9 @@ def end(server: subprocess.Popen[str], number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_the_page_opens_on_the_loopback_address_and_ends_with_its_command(finished, number, status):
     port = free_port()
     words = ["-m", "ops", "ui", "--store", str(finished / "out"), "--port", str(port)]

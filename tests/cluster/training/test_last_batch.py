@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
 from pyarrow.fs import LocalFileSystem
@@ -32,6 +31,7 @@ from cluster.training.worker import DATA_PARALLEL
 from kdcore.errors import Refused
 from ops.reproduce.lane import Lane
 from pipelines.loaders.base import Request
+from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
 STEPS, LAST = 6, 2  # 45 images in batches of 20 = 2 x 10, and one of 5 = 2 + 3; twice
@@ -224,7 +224,7 @@ def test_two_ranks_with_unequal_shares(keeping: Make, tmp_path: Path, method: li
     config = keeping(method=method)
     run: Assembly = assemble(config, Rank(0, 1, CPU))
     alone = gradients_of(WatchedLoop(run, new_state(run)))
-    mp.spawn(train_rank, args=(config, str(tmp_path)), nprocs=2)
+    run_ranks(train_rank, config, str(tmp_path))
     for number in range(2):
         ours = torch.load(tmp_path / f"{number}.pt", weights_only=True)
         assert len(ours) == len(alone) == STEPS

@@ -15,6 +15,7 @@ from ray.train import PreemptionInfo
 from cluster.rank import LargestOfRanks, Rank
 from cluster.training import notices
 from cluster.training.notices import Answer, Notices
+from tests.processes import run_ranks
 
 ALONE = Rank(0, 1, torch.device("cpu"))
 FIRST = PreemptionInfo(deadline_ms=1_767_225_600_000, preempted_node_to_ranks={"a1b2c3d4e5": [1, 0], "b": [2]})
@@ -33,7 +34,7 @@ def follow(number: int, folder: str, results: Any) -> None:
 def test_two_ranks_are_told_the_same_one_call_later(tmp_path: Path) -> None:
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(follow, (str(tmp_path), results), nprocs=2)
+        run_ranks(follow, str(tmp_path), results)
         assert dict(results) == {0: [0, 0, 1, 0, 2], 1: [0, 0, 1, 0, 2]}
 
 

@@ -5,33 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-import yaml
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.training.checkpoint import whole_checkpoints
 from cluster.training.launch import launch
 from kdcore.errors import Refused
+from tests.processes import exit_code_of
 
-TRAIN = """
-import os, signal, sys, yaml
-from cluster.recipe import parse
-from cluster.training.launch import launch
 
-def watch(state, messages):
-    if state.get("step") == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
+def train_to_step_9(config: RunConfig) -> None:
+    """Train, and be killed at step 9."""
 
-if __name__ == "__main__":
-    launch(parse(yaml.safe_load(open(sys.argv[1]))), watch)
-"""
+    def watch(state: dict[str, Any], messages: list[str]) -> None:
+        if state.get("step") == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    launch(config, watch)
 
 
 def configure(recipe, tmp_path: Path, name: str) -> RunConfig:
@@ -56,11 +52,7 @@ def weights(config: RunConfig) -> dict[str, torch.Tensor]:
 def test_killed_and_continued(recipe, tmp_path):
     undisturbed, killed = (configure(recipe, tmp_path, name) for name in ("undisturbed", "killed"))
     launch(undisturbed)
-    file = tmp_path / "killed.yaml"
-    file.write_text(yaml.safe_dump(killed.model_dump(mode="json")))
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run([sys.executable, "-c", TRAIN, str(file)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert exit_code_of(train_to_step_9, killed) == -signal.SIGKILL
     assert [one.step for one in whole_checkpoints(killed)] == [4, 8]
 
     said: list[str] = []

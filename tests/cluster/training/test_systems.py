@@ -73,12 +73,12 @@ def test_a_run_in_this_process_keeps_the_newest_checkpoints(recipe):
 
 def test_simkd_between_kinds(recipe, tmp_path):
     """A CNN student whose map is smaller than a ViT teacher's grid of tokens: the tokens are pooled to it."""
-    vit = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 2}}
+    vit = {"model": "test_vit", "args": {"img_size": 16, "patch_size": 2}}
     weights = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file(build_model(ModelConfig(**vit), ("a", "b", "c")).state_dict(), weights)
     changes = {"student": NARROW | {"classifier": "reused"}, "teacher": vit | {"checkpoint": str(weights)}}
     config = parse(
-        recipe(views__size=32, method=method("simkd", "vit"), train__max_steps=2, scaling__num_workers=0, **changes)
+        recipe(views__size=16, method=method("simkd", "vit"), train__max_steps=2, scaling__num_workers=0, **changes)
     )
     metrics = launch(config).metrics
     assert math.isfinite(metrics["train/simkd"])

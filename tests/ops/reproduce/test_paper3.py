@@ -1,13 +1,9 @@
-"""`reproduce paper3`: its rows are what they say, killed it equals an undisturbed one, its page holds its results."""
+"""`reproduce paper3`: its rows are what they say, and killed it equals an undisturbed one."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +16,9 @@ from PIL import Image
 
 from kdcore.batch import Needs
 from kdcore.errors import Refused
-from ops.reproduce import paper3_page, paper3_results
-from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, LAYERS, Claim
-from ops.reproduce.identities import write_identities
+from ops.benchmarks.attack_processes import Started
+from ops.reproduce import paper3_page
+from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, LAYERS
 from ops.reproduce.paper3 import Slice
 from ops.reproduce.paper3_state import (
     CLASSES,
@@ -35,7 +31,6 @@ from ops.reproduce.paper3_state import (
     prepare_images,
 )
 
-ROOT = Path(__file__).parents[3]
 SMALL = [
     "teacher.image_size=32",
     "views.size=16",
@@ -69,27 +64,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(data: Path, weights: Path, state: Path, minutes: float) -> list[str]:
-    words = [
-        "reproduce",
-        "paper3",
-        "--experiments",
-        "pilot",
-        "--rows",
-        *ROWS,
-        "--seeds",
-        "0",
-        "--side-by-side",
-        "2",
-    ]
+def start(data: Path, weights: Path, state: Path, minutes: float = 5) -> Started:
+    """Start a slice of the pilot in a process of its own."""
+    rows = ["--experiments", "pilot", "--rows", *ROWS, "--seeds", "0", "--side-by-side", "2"]
     places = ["--data", str(data), "--weights", str(weights), "--state", str(state), "--minutes", str(minutes)]
-    return [sys.executable, "-m", "ops", *words, *places, *SMALL]
+    log = state.with_name(f"{state.name}-{time.monotonic_ns()}.log")
+    return Started(["reproduce", "paper3", *rows, *places, *SMALL], log)
 
 
 def run(data: Path, weights: Path, state: Path, minutes: float = 5) -> str:
-    done = subprocess.run(command(data, weights, state, minutes), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    started = start(data, weights, state, minutes)
+    assert started.wait() == 0, started.said()
+    return started.said()
 
 
 def outcome(state: Path) -> Any:
@@ -108,12 +94,11 @@ def test_killed_and_continued_is_undisturbed(data, weights, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert "this is done" in run(data, weights, whole)
     for path in ("cache/**/*.arrow", "*/result.json"):
-        process = subprocess.Popen(command(data, weights, broken, 5), cwd=ROOT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not list(broken.glob(path)):
+        started = start(data, weights, broken)
+        while started.is_running and not list(broken.glob(path)):
             time.sleep(0.02)
-        assert process.poll() is None, "it was done before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert started.is_running, "it was done before it could be killed"
+        started.kill()
     assert "to be continued by the same command: pilot-" in run(data, weights, broken, minutes=1 / 6000)
     assert "this is done" in run(data, weights, broken)
     assert outcome(broken) == outcome(whole)
@@ -218,143 +203,3 @@ def test_the_20_classes_of_a_larger_folder(data, tmp_path):
     with pytest.raises(Refused, match="has no class folder n03888257, which is one of the 20"):
         link_images(tmp_path / "imagenet", tmp_path / "again")
     assert not (tmp_path / "again").exists()
-
-
-def facts() -> dict[str, Any]:
-    return {"machine": "3 cores x86_64, 7 GiB", "commit": "abcdef0123456789"}
-
-
-def run_of(row: str, seed: int, top1: float) -> dict[str, Any]:
-    """A finished run as `slices.runs_of` gives it."""
-    return {
-        "name": f"regime-{row}-seed{seed}",
-        "seed": seed,
-        "finished": True,
-        "steps": 1750,
-        "train_seconds": 301.5,
-        "deployed_parameters": 310116,
-        "facts": facts(),
-        "final": {"top1": top1, "images": 1000},
-        "best": {"epoch": 40.0, "top1": top1 + 0.003},
-        "teacher": {"top1": 0.94137},
-    }
-
-
-@pytest.mark.parametrize(
-    ("values", "sign", "verdict"),
-    [
-        ([0.10, 0.11, 0.12], "above", "holds"),
-        ([0.10, 0.11, 0.12], "below", "contradicted"),
-        ([-0.10, -0.11, -0.12], "below", "holds"),
-        ([-0.10, 0.11, 0.02], "above", "within seed noise"),
-        ([0.10], "above", "one seed decides nothing"),
-        ([], "above", "not run"),
-    ],
-)
-def test_what_an_interval_says_of_a_claim(values, sign, verdict):
-    these = {seed: 0.5 + value for seed, value in enumerate(values)}
-    top1 = {"row": {**these, 7: 0.9}, "other": dict.fromkeys(these, 0.5)}  # a seed that the other has not run
-    found = paper3_results.judged(Claim("a claim", "other", sign), "row", top1)
-    assert found == {"text": "a claim", "against": "other", "sign": sign, "verdict": verdict}
-
-
-def test_differences_are_paired():
-    """By hand: differences of 0.1, 0.2 and 0.3, Student's t of 2 degrees of freedom at 97.5 % is 4.302653."""
-    these, those = {0: 0.5, 1: 0.7, 2: 0.6}, {0: 0.4, 1: 0.5, 2: 0.3}
-    found = paper3_results.difference(these, those)
-    assert found["n"] == 3
-    assert found["mean"] == pytest.approx(0.2)
-    assert found["high"] - found["mean"] == pytest.approx(4.302653 * 0.1 / 3**0.5)
-    assert found["mean"] - found["low"] == pytest.approx(4.302653 * 0.1 / 3**0.5)
-
-
-def test_published_runs_are_not_run_again(tmp_path, monkeypatch):
-    """A second machine, whose state is empty, does what is left; what has changed its recipe is run again."""
-    known = {row: [run_of(row, seed, 0.4 + seed / 100) for seed in (0, 1)] for row in ROWS}
-    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: known.get(name.removeprefix("regime-"), []))
-    results = tmp_path / "results"
-    first = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
-    monkeypatch.setattr(paper3_results, "runs_of", lambda *_: [])
-    again = json.loads(paper3_results.collect("regime", tmp_path / "other", results).read_text())
-    assert again["rows"] == first["rows"]
-    assert again["setting"] == first["setting"]
-    assert again["setting"]["epochs"] == 50
-    monkeypatch.setattr(State, "published", lambda self, overrides: tmp_path)
-    chosen = Slice("regime", State(tmp_path / "other"), [], ROWS, range(3))
-    assert chosen.runs_to_do == [(row, 2) for row in ROWS]
-    assert Slice("regime", State(tmp_path), ["train.epochs=3"], ROWS, range(3)).runs_to_do == chosen.runs
-    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: [run_of(ROWS[0], 1, 0.9)] * (ROWS[0] in name))
-    newer = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
-    assert [run["top1"] for run in newer["rows"][ROWS[0]]["runs"]] == [0.4, 0.9]
-
-
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
-
-
-def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
-    """Beyond what the page says without results: each is the text of a value of a file, as a number or in percent."""
-    rng = np.random.default_rng(0)
-    for name, experiment in EXPERIMENTS.items():
-        runs = {row: [run_of(row, seed, rng.uniform(0.2, 0.6)) for seed in range(3)] for row in experiment.rows}
-        monkeypatch.setattr(paper3_results, "runs_of", lambda state, row, runs=runs, n=name: runs[row[len(n) + 1 :]])
-        setting = {
-            "epochs": 53, "batch_size": 127, "image_size": 61, "teacher_image_size": 223, "lr": 0.0071,
-            "optimizer": "adamw", "validation_images": 997, "teacher_top1": 0.94137,
-        }  # fmt: skip
-        monkeypatch.setattr(paper3_results, "setting", lambda *_, made=setting: made)
-        if name == "layers":
-            (tmp_path / "layers").mkdir()
-            names = ("q", "separation", "information", "efficiency")
-            scores = {tap: {name: rng.uniform() for name in names} for tap in experiment.rows}
-            (tmp_path / "layers" / "layers.json").write_text(json.dumps(scores))
-        paper3_results.collect(name, tmp_path, tmp_path / "results")
-    write_identities(tmp_path / "results")
-    page = paper3_page.write_page(tmp_path).read_text()
-    plain = paper3_page.generate({name: {} for name in (*EXPERIMENTS, "identities")})
-    contents = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
-    known = set().union(*(texts(content) for content in contents))
-    said = set(NUMBER.findall(without_names(page))) - set(NUMBER.findall(plain))
-    assert len(said) > 200
-    assert said - known == set()
-    for name in EXPERIMENTS:
-        assert (tmp_path / "figures" / f"paper3_{name}.svg").stat().st_size > 1000
-
-
-def without_names(page: str) -> str:
-    """Without names of rows, files and commits, which are no measurements."""
-    rows = {row for experiment in EXPERIMENTS.values() for row in experiment.rows}
-    for word in sorted([*rows, facts()["commit"][:12], facts()["machine"]], key=len, reverse=True):
-        page = page.replace(word, "")
-    return re.sub(r"\(figures/[^)]*\)", "", page)
-
-
-def texts(content: Any) -> set[str]:
-    """Every form in which the page may show a value of a result file."""
-    if isinstance(content, dict):
-        return set().union(*(texts(value) for key, value in content.items() if key != "recipe_digest"))
-    if isinstance(content, list):
-        return {str(len(content))}.union(*(texts(value) for value in content))
-    if isinstance(content, str):
-        return set(NUMBER.findall(content))
-    if isinstance(content, bool) or content is None:
-        return set()
-    forms = ("{:.4f}", "{:g}", "{:.0f}", "{:+.2f}", "{:.1e}")
-    return {form.format(content) for form in forms} | {f"{100 * content:.2f}", f"{100 * content:+.2f}"}
-
-
-def test_without_results_nothing_is_claimed():
-    page = paper3_page.generate({name: {} for name in (*EXPERIMENTS, "identities")})
-    assert page.count("\nNot run.\n") == len(EXPERIMENTS) + 1
-    assert "verdict" not in page
-
-
-def test_the_page_is_fresh():
-    folder = paper3_page.BENCHMARKS
-    results = {name: paper3_page.result(folder, name) for name in (*EXPERIMENTS, "identities")}
-    assert (folder / paper3_page.PAGE).read_text() == paper3_page.generate(results), "run reproduce paper3 --minutes 0"
-
-
-def test_identities_hold(tmp_path):
-    found = json.loads(write_identities(tmp_path).read_text())["identities"]
-    assert [one["error"] < 1e-5 for one in found] == [True] * 4
-    assert found[3]["error"] == 0

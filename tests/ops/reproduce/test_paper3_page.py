@@ -1,0 +1,158 @@
+"""`reproduce paper3`: what its numbers say of its claims, and a page in which every number is a result's."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ops.reproduce import paper3_page, paper3_results
+from ops.reproduce.experiments import EXPERIMENTS, Claim
+from ops.reproduce.identities import write_identities
+from ops.reproduce.paper3 import Slice
+from ops.reproduce.paper3_state import State
+
+ROWS = ["alone", "feature_only", "simkd"]
+
+
+def facts() -> dict[str, Any]:
+    return {"machine": "3 cores x86_64, 7 GiB", "commit": "abcdef0123456789"}
+
+
+def run_of(row: str, seed: int, top1: float) -> dict[str, Any]:
+    """A finished run as `slices.runs_of` gives it."""
+    return {
+        "name": f"regime-{row}-seed{seed}",
+        "seed": seed,
+        "finished": True,
+        "steps": 1750,
+        "train_seconds": 301.5,
+        "deployed_parameters": 310116,
+        "facts": facts(),
+        "final": {"top1": top1, "images": 1000},
+        "best": {"epoch": 40.0, "top1": top1 + 0.003},
+        "teacher": {"top1": 0.94137},
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "sign", "verdict"),
+    [
+        ([0.10, 0.11, 0.12], "above", "holds"),
+        ([0.10, 0.11, 0.12], "below", "contradicted"),
+        ([-0.10, -0.11, -0.12], "below", "holds"),
+        ([-0.10, 0.11, 0.02], "above", "within seed noise"),
+        ([0.10], "above", "one seed decides nothing"),
+        ([], "above", "not run"),
+    ],
+)
+def test_what_an_interval_says_of_a_claim(values, sign, verdict):
+    these = {seed: 0.5 + value for seed, value in enumerate(values)}
+    top1 = {"row": {**these, 7: 0.9}, "other": dict.fromkeys(these, 0.5)}  # a seed that the other has not run
+    found = paper3_results.judged(Claim("a claim", "other", sign), "row", top1)
+    assert found == {"text": "a claim", "against": "other", "sign": sign, "verdict": verdict}
+
+
+def test_differences_are_paired():
+    """By hand: differences of 0.1, 0.2 and 0.3, Student's t of 2 degrees of freedom at 97.5 % is 4.302653."""
+    these, those = {0: 0.5, 1: 0.7, 2: 0.6}, {0: 0.4, 1: 0.5, 2: 0.3}
+    found = paper3_results.difference(these, those)
+    assert found["n"] == 3
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["high"] - found["mean"] == pytest.approx(4.302653 * 0.1 / 3**0.5)
+    assert found["mean"] - found["low"] == pytest.approx(4.302653 * 0.1 / 3**0.5)
+
+
+def test_published_runs_are_not_run_again(tmp_path, monkeypatch):
+    """A second machine, whose state is empty, does what is left; what has changed its recipe is run again."""
+    known = {row: [run_of(row, seed, 0.4 + seed / 100) for seed in (0, 1)] for row in ROWS}
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: known.get(name.removeprefix("regime-"), []))
+    results = tmp_path / "results"
+    first = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
+    monkeypatch.setattr(paper3_results, "runs_of", lambda *_: [])
+    again = json.loads(paper3_results.collect("regime", tmp_path / "other", results).read_text())
+    assert again["rows"] == first["rows"]
+    assert again["setting"] == first["setting"]
+    assert again["setting"]["epochs"] == 50
+    monkeypatch.setattr(State, "published", lambda self, overrides: tmp_path)
+    chosen = Slice("regime", State(tmp_path / "other"), [], ROWS, range(3))
+    assert chosen.runs_to_do == [(row, 2) for row in ROWS]
+    assert Slice("regime", State(tmp_path), ["train.epochs=3"], ROWS, range(3)).runs_to_do == chosen.runs
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: [run_of(ROWS[0], 1, 0.9)] * (ROWS[0] in name))
+    newer = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
+    assert [run["top1"] for run in newer["rows"][ROWS[0]]["runs"]] == [0.4, 0.9]
+
+
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
+    """Beyond what the page says without results: each is the text of a value of a file, as a number or in percent."""
+    rng = np.random.default_rng(0)
+    for name, experiment in EXPERIMENTS.items():
+        runs = {row: [run_of(row, seed, rng.uniform(0.2, 0.6)) for seed in range(3)] for row in experiment.rows}
+        monkeypatch.setattr(paper3_results, "runs_of", lambda state, row, runs=runs, n=name: runs[row[len(n) + 1 :]])
+        setting = {
+            "epochs": 53, "batch_size": 127, "image_size": 61, "teacher_image_size": 223, "lr": 0.0071,
+            "optimizer": "adamw", "validation_images": 997, "teacher_top1": 0.94137,
+        }  # fmt: skip
+        monkeypatch.setattr(paper3_results, "setting", lambda *_, made=setting: made)
+        if name == "layers":
+            (tmp_path / "layers").mkdir()
+            names = ("q", "separation", "information", "efficiency")
+            scores = {tap: {name: rng.uniform() for name in names} for tap in experiment.rows}
+            (tmp_path / "layers" / "layers.json").write_text(json.dumps(scores))
+        paper3_results.collect(name, tmp_path, tmp_path / "results")
+    write_identities(tmp_path / "results")
+    page = paper3_page.write_page(tmp_path).read_text()
+    plain = paper3_page.generate({name: {} for name in (*EXPERIMENTS, "identities")})
+    contents = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
+    known = set().union(*(texts(content) for content in contents))
+    said = set(NUMBER.findall(without_names(page))) - set(NUMBER.findall(plain))
+    assert len(said) > 200
+    assert said - known == set()
+    for name in EXPERIMENTS:
+        assert (tmp_path / "figures" / f"paper3_{name}.svg").stat().st_size > 1000
+
+
+def without_names(page: str) -> str:
+    """Without names of rows, files and commits, which are no measurements."""
+    rows = {row for experiment in EXPERIMENTS.values() for row in experiment.rows}
+    for word in sorted([*rows, facts()["commit"][:12], facts()["machine"]], key=len, reverse=True):
+        page = page.replace(word, "")
+    return re.sub(r"\(figures/[^)]*\)", "", page)
+
+
+def texts(content: Any) -> set[str]:
+    """Every form in which the page may show a value of a result file."""
+    if isinstance(content, dict):
+        return set().union(*(texts(value) for key, value in content.items() if key != "recipe_digest"))
+    if isinstance(content, list):
+        return {str(len(content))}.union(*(texts(value) for value in content))
+    if isinstance(content, str):
+        return set(NUMBER.findall(content))
+    if isinstance(content, bool) or content is None:
+        return set()
+    forms = ("{:.4f}", "{:g}", "{:.0f}", "{:+.2f}", "{:.1e}")
+    return {form.format(content) for form in forms} | {f"{100 * content:.2f}", f"{100 * content:+.2f}"}
+
+
+def test_without_results_nothing_is_claimed():
+    page = paper3_page.generate({name: {} for name in (*EXPERIMENTS, "identities")})
+    assert page.count("\nNot run.\n") == len(EXPERIMENTS) + 1
+    assert "verdict" not in page
+
+
+def test_the_page_is_fresh():
+    folder = paper3_page.BENCHMARKS
+    results = {name: paper3_page.result(folder, name) for name in (*EXPERIMENTS, "identities")}
+    assert (folder / paper3_page.PAGE).read_text() == paper3_page.generate(results), "run reproduce paper3 --minutes 0"
+
+
+def test_identities_hold(tmp_path):
+    found = json.loads(write_identities(tmp_path).read_text())["identities"]
+    assert [one["error"] < 1e-5 for one in found] == [True] * 4
+    assert found[3]["error"] == 0
