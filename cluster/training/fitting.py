@@ -87,7 +87,7 @@ def set_up_ray_train(job: Job) -> None:
     """Set what Ray Train reads of the environment; what is set there already, but for the first, stays."""
     # Its own meetings of the ranks (at every checkpoint) would otherwise wait without end.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(job.timeout_seconds)
-    if JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1:
+    if JOB in os.environ or (ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1):
         # The dashboard's page of runs, for a process of 115 MB a cluster: not where one machine trains for itself.
         os.environ.setdefault(RAY_TRAIN_ENABLE_STATE_TRACKING, "1")
     if job.uses_gpu:
