@@ -35,6 +35,7 @@ def environment(monkeypatch) -> pytest.MonkeyPatch:
     for name in (*NAMES, TRACKING, "RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    monkeypatch.setattr(fitting.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(fitting.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
     return monkeypatch
 
@@ -54,6 +55,10 @@ def test_the_dashboard_has_the_runs_of_a_cluster(environment):
     set_up_ray_train(job(CPU=1.0))
     assert TRACKING not in os.environ, "nobody looks at it where one machine trains for itself"
     environment.setattr(fitting.ray, "nodes", lambda: [{"Alive": True}] * 2)
+    environment.setattr(fitting.ray, "is_initialized", lambda: False)
+    set_up_ray_train(job(CPU=1.0))
+    assert TRACKING not in os.environ, "a run in this very process starts no Ray"
+    environment.setattr(fitting.ray, "is_initialized", lambda: True)
     set_up_ray_train(job(CPU=1.0))
     assert os.environ[TRACKING] == "1"
 
