@@ -22,6 +22,7 @@ from PIL import Image
 from tests.forked_workers import serving
 
 ROOT = Path(__file__).parents[1]
+CLUSTER_IS_SHARED = pytest.StashKey[bool]()
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -31,11 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that starts a Ray of its own finds none in its process."""
-    if starts_ray(item) and not shares_cluster(item):
+    """The first test that starts a Ray of its own finds none in its process."""
+    if starts_ray(item) and not shares_cluster(item) and item.config.stash.get(CLUSTER_IS_SHARED, False):
         import ray
 
         ray.shutdown()
+        item.config.stash[CLUSTER_IS_SHARED] = False
 
 
 def starts_ray(item: pytest.Item) -> bool:
@@ -104,7 +106,7 @@ def worker_executable() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(worker_executable: str) -> Iterator[None]:
+def ray_cluster(worker_executable: str, request: pytest.FixtureRequest) -> Iterator[None]:
     """One Ray cluster on this machine for all tests that ask for it, with room for 2 workers."""
     import ray
 
@@ -113,6 +115,7 @@ def ray_cluster(worker_executable: str) -> Iterator[None]:
     env = runtime_env(PYTHONPATH=str(ROOT)) | {"py_executable": worker_executable}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init("local", num_cpus=4, include_dashboard=True, runtime_env=env, **quiet)  # not into somebody else's
+    request.config.stash[CLUSTER_IS_SHARED] = True
     yield
     ray.shutdown()
 
