@@ -8,7 +8,7 @@ from tests.cluster.sweep.conftest import sweep
 
 REFUSED = {
     "metric": ({"metric": "val/top1"}, r"val/top1 would choose on the validation set.*data.held_out=0.02"),
-    "unknown metric": ({"metric": "held_out/f1"}, r"'held_out/f1' is no metric; take one of held_out/top1"),
+    "unknown metric": ({"metric": "held_out/accuracy"}, r"'held_out/accuracy' is no metric; take one of held_out/top1"),
     "unknown key": ({"seed_s": [1]}, r"space.yaml: unknown key 'seed_s'; did you mean seeds"),
     "a range in a grid": ({"space": {"weight": {"uniform": [0, 1]}}}, r"weight is a range, which a grid cannot list"),
     "an unknown range": ({"space": {"weight": {"normal": [0, 1]}}}, r"write a list of values, or \{uniform"),
