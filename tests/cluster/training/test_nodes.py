@@ -43,9 +43,12 @@ EPOCH = 48 // BATCH  # steps
 
 
 @pytest.fixture(scope="module")
-def nodes(worker_executable: str) -> Iterator[Machines]:
-    """Two nodes with room for two workers each; a dead node is noticed within seconds."""
-    with cluster_of(2, py_executable=worker_executable) as machines:
+def nodes() -> Iterator[Machines]:
+    """Two nodes with room for two workers each; a dead node is noticed within seconds.
+
+    Their workers start as a user's do: forked ones would outlive their node.
+    """
+    with cluster_of(2) as machines:
         yield machines
 
 
