@@ -31,6 +31,7 @@ GOALS = {
     ("a step with cached targets, resnet34 > resnet18, 128 px", "a step without a teacher"): 1 / 1.02,
     ("a build of a teacher cache", "the teacher's bare forward passes"): 1 / 1.10,
 }
+PACKAGES = {"torch": "torch", "torchvision": "torchvision", "timm": "timm", "nvidia-dali-cuda130": "DALI"}
 SETTINGS = {"plain": "crop, flip", "colours": "colours, erasing, Mixup", "deit": "DeiT's augmentation"}
 # Of `ops.benchmarks.step`: what ours is, and what theirs is.
 STEPS = {
@@ -129,16 +130,16 @@ def table_text(found: list[Comparison]) -> str:
             f"| {one.work} | {one.peer} | {middle} | {len(one.ratios)} | {one.verdict} | [{one.source}]"
             f"(results/{one.source}.json) |"
         )
-    sources = [source_text(name, read(name)["facts"]) for name in dict.fromkeys(one.source for one in found)]
+    sources = [source_text(name, read(name)) for name in dict.fromkeys(one.source for one in found)]
     return "\n".join([*lines, "", "Median [lowest, highest].", "", *sources]) + "\n"
 
 
-def source_text(name: str, facts: dict[str, Any]) -> str:
-    """Return with what a result file was measured, as an item of a list."""
-    packages = ", ".join(f"{package} {facts['packages'][package]}" for package in ("torch", "torchvision", "timm"))
-    return f"* {name}: {facts['date']}, `{facts['command']}`, {facts['machine']}, {packages}, DALI " + (
-        facts["packages"]["nvidia-dali-cuda130"] or "-"
-    )
+def source_text(name: str, content: dict[str, Any]) -> str:
+    """Return with what a result file was measured, as an item of a list; with the machine's load where it has one."""
+    facts = content["facts"]
+    load = f", at a load of {content['load']:.0f}" if "load" in content else ""
+    packages = ", ".join(f"{title} {facts['packages'][package]}" for package, title in PACKAGES.items())
+    return f"* {name}: {facts['date']}, `{facts['command']}`, {facts['machine']}{load}, {packages}"
 
 
 def draw(found: list[Comparison]) -> Figure:

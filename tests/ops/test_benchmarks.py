@@ -130,12 +130,14 @@ def test_a_table_stands_between_its_marks():
         tables.between("<b> without <a>", "<a>", "<b>", "new")
 
 
-def test_the_page_of_comparisons_is_of_the_result_files():
-    """Every goal is of a comparison that was made."""
+def test_the_page_of_comparisons_is_of_the_result_files(tmp_path):
+    """Its figure too. Every goal is of a comparison that was made."""
     found = comparisons.comparisons()
     assert comparisons.PAGE.read_text() == comparisons.page_text(found)
     assert comparisons.GOALS.keys() <= {(one.work, one.peer) for one in found}
-    assert comparisons.FIGURE.exists()
+    drawn = tmp_path / comparisons.FIGURE.name
+    comparisons.save_reproducibly(comparisons.draw(found), drawn)
+    assert drawn.read_bytes() == comparisons.FIGURE.read_bytes()
 
 
 def test_a_goal_is_missed_or_met():
