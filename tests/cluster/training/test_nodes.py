@@ -37,7 +37,7 @@ from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 72  # long enough to be hit where it is meant to be
-LONGER = 300  # for a node to come and be noticed
+LONGER = 900  # for a node to come and be noticed, on a fast machine too
 BATCH, MICRO_BATCH = 12, 2
 EPOCH = 48 // BATCH  # steps
 
