@@ -12,6 +12,7 @@ import pytest
 import ray
 import safetensors.torch
 import torch
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
 from cluster.cache.job import build
 from cluster.recipe import parse
@@ -84,9 +85,10 @@ def test_a_cache_of_two_nodes_read_on_one_and_on_two(nodes, cached):
 
 
 def runs_of_the_dashboard() -> set[str]:
-    """The names on Ray's page of training runs."""
+    """The names on Ray's page of training runs; with the token, where Ray wants one."""
     url = f"http://{ray._private.worker.get_dashboard_url()}/api/train/v2/runs/v1"
-    with urllib.request.urlopen(url, timeout=120) as answer:
+    request = urllib.request.Request(url, headers=get_auth_headers_if_auth_enabled({}))
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return {run["name"] for run in json.loads(answer.read())["train_runs"]}
 
 
