@@ -15,7 +15,7 @@ from cluster.about import AboutConfig
 from cluster.recipe import absolute, configure, validated
 from cluster.recipe_files import read_recipe
 from kdcore.errors import Refused
-from kdcore.located import local_file
+from kdcore.located import is_uri, local_file
 from ops import cifar_rows as rows
 from ops.console import say
 
@@ -54,6 +54,12 @@ def read(recipe: str) -> dict[str, Any]:
         near = difflib.get_close_matches(recipe, known, n=3) or ["a .yaml file"]
         raise Refused(f"{recipe}: no such recipe; did you mean {', '.join(near)}? `python -m ops recipes` lists them")
     return rows.recipe(recipe) if recipe in rows.names() else read_recipe(RECIPES / f"{recipe}.yaml", read)
+
+
+def require_recipe(recipe: str) -> None:
+    """Refuse a recipe that is not there or cannot be read; one at a URI is left to who fetches it."""
+    if not is_uri(recipe):
+        read(recipe)
 
 
 def about(name: str) -> AboutConfig:

@@ -23,7 +23,7 @@ def sweep(parser: Parser) -> None:
         "--retry-failed", action="store_true", help="try again, too, what failed by itself (what was lost always is)"
     )
     names = ("recipe", "overrides", "space", "concurrent", "plan", "retry_failed")
-    parser.set_defaults(function=calls("ops.sweep.command:sweep", *names))
+    parser.set_defaults(function=calls("ops.sweep.command:sweep", *names, require="ops.catalog:require_recipe"))
 
 
 @command(

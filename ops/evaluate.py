@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
-from cluster.recipe import absolute
-from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
-from kdcore.errors import Refused
 from kdcore.evaluation import report
-from ops import catalog
 from ops.console import console, percent, say, table
 from ops.evaluation_figures import alignment, confusion, reliability
+from ops.subjects import find_subject
 from pipelines.data.variants import Target
 from pipelines.files import make_folder, write_json
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
 COLUMNS = {  # {metric: its heading}; a table has those that its networks have
     "images": "images",
     "top1": "top-1",
@@ -40,19 +34,6 @@ IN_NATS = ("nll", "kl")
 SHOWN = 8  # rows of the tables of classes and of confusions
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated, and where the results go."""
-
-    config: RunConfig
-    weights: Path | None
-    """The student's weights; None: the recipe's teacher alone is evaluated."""
-    folder: Path
-    """Where results go."""
-    run_id: str | None = None
-    """The run in MLflow that the weights are of, if any."""
-
-
 def evaluate(name: str, recipe: str | None, data: str | None, variant: str | None, overrides: Sequence[str]) -> int:
     """Print and write the evaluation of a run, of a file of weights, or of a recipe's teacher."""
     subject = find_subject(name, recipe, overrides)
@@ -67,48 +48,6 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
     if subject.run_id is not None:
         log_to_mlflow(config, subject.run_id, content, paths)
     return 0
-
-
-def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
-    """Return what a word on the command line names.
-
-    Refused where something belonging to it is missing.
-    """
-    path = Path(name)
-    if not path.is_dir() and path.suffix not in WEIGHTS:
-        require_recipe(recipe or name)
-        config = catalog.load_here(recipe or name, overrides)
-        if not config.all_teachers:
-            raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
-        return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
-    run = RunFolder(path if path.is_dir() else path.parent)
-    weights = run.weights if path.is_dir() else path
-    if not weights.is_file():
-        raise Refused(f"{name}: no {weights.name}, so this run is not finished; continue it with train")
-    beside = [RunFolder(folder).recipe for folder in weights.absolute().parents[:2]]
-    found = recipe or next((str(file) for file in beside if file.is_file()), None)
-    if found is None:
-        raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
-    loaded = catalog.load(found, overrides)
-    # A run is in the store that its folder names, whatever the environment names today.
-    tracking = loaded.tracking.model_copy(update={"uri": loaded.tracking.uri or run.read_store()})
-    return Subject(
-        absolute(loaded, Path.cwd()).model_copy(update={"tracking": tracking}),
-        weights.absolute(),
-        path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
-        run.read_run_id() if path.is_dir() else None,
-    )
-
-
-def require_recipe(name: str) -> None:
-    """Refuse a word that names neither a recipe nor anything else to look at, with the runs that are near."""
-    if Path(name).suffix in (".yaml", ".yml") or name in catalog.names():
-        return
-    here = Path(name).parent if Path(name).parent.is_dir() else Path()
-    runs = sorted(file.parent.as_posix() for file in [*here.glob("*/recipe.yaml"), *here.glob("outputs/*/recipe.yaml")])
-    near = difflib.get_close_matches(Path(name).as_posix(), runs, n=3, cutoff=0.3)
-    hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` has said it"
-    raise Refused(f"{name}: there is no such run, file of weights, or recipe; {hint}")
 
 
 def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:

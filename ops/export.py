@@ -40,11 +40,11 @@ from kdcore.multi_label import THRESHOLD
 from kdcore.named_models import LOCAL_DIR
 from ops import photo_script
 from ops.console import console, say, table
-from ops.evaluate import find_subject
 from ops.lineage import write_lineage
 from ops.model_card import CARD, args_of, write_card
 from ops.quantize import write_small_files
 from ops.registry import register
+from ops.subjects import find_subject
 from pipelines.files import make_folder, write_text, write_whole
 from pipelines.leases import leased
 from pipelines.loaders.base import Request

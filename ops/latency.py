@@ -29,9 +29,9 @@ from kdcore.errors import Refused
 from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
 from ops.console import console, say, table
-from ops.evaluate import find_subject
 from ops.export import write_onnx
 from ops.facts import facts
+from ops.subjects import find_subject
 from pipelines.files import write_json
 
 ROUNDS = 5  # turns of each, over which its calls are spread

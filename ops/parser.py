@@ -168,15 +168,27 @@ def build_parser() -> Parser:
     return parser
 
 
-def calls(function: str, *names: str) -> Function:
-    """Return what calls `module:function` with the named arguments; the module is imported only then."""
-    module, _, name = function.partition(":")
+def calls(function: str, *names: str, require: str | None = None) -> Function:
+    """Return what calls `module:function` with the named arguments; the module is imported only then.
+
+    require: `module:function` of a light module, called before that with the first argument; it refuses what is not
+    there, so that nobody waits for torch to hear of it.
+    """
 
     def call(args: argparse.Namespace) -> int:
-        status: int = getattr(importlib.import_module(module), name)(*(getattr(args, argument) for argument in names))
+        if require is not None:
+            imported(require)(getattr(args, names[0]))
+        status: int = imported(function)(*(getattr(args, name) for name in names))
         return status
 
     return call
+
+
+def imported(function: str) -> Callable[..., Any]:
+    """Return `module:function`, after importing the module."""
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def add_overrides(parser: Parser, help: str) -> None:

@@ -21,7 +21,7 @@ from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
 from kdcore.multi_label import THRESHOLD
 from ops.console import console, percent, say, table
-from ops.evaluate import find_subject
+from ops.subjects import find_subject
 from pipelines.data.images import inspect_image
 from pipelines.data.index import build_index
 from pipelines.data.listing import IMAGE_SUFFIXES

@@ -13,7 +13,7 @@ from cluster.probing import Probe
 from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
 from ops.console import console, table
-from ops.evaluate import find_subject
+from ops.subjects import find_subject
 
 COLUMNS = {
     "knn_top1": "nearest neighbours' top-1",

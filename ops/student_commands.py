@@ -21,7 +21,17 @@ def evaluate(parser: Parser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="other images: FOLDER/<class>/ (default: the recipe's)")
     parser.add_argument("--variant", choices=VARIANTS, help="FOLDER is this test set of ImageNet")
     add_overrides(parser, "such as scaling.num_workers=0")
-    parser.set_defaults(function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides"))
+    parser.set_defaults(
+        function=calls(
+            "ops.evaluate:evaluate",
+            "run",
+            "recipe",
+            "data",
+            "variant",
+            "overrides",
+            require="ops.subjects:require_subject",
+        )
+    )
 
 
 @command(
@@ -37,7 +47,18 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--output", metavar="FILE", help="also write all of it as JSON")
     parser.add_argument("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
     add_overrides(parser, "such as data.root=FOLDER")
-    parser.set_defaults(function=calls("ops.predict:predict", "run", "photos", "top", "output", "picture", "overrides"))
+    parser.set_defaults(
+        function=calls(
+            "ops.predict:predict",
+            "run",
+            "photos",
+            "top",
+            "output",
+            "picture",
+            "overrides",
+            require="ops.subjects:require_subject",
+        )
+    )
 
 
 @command(
@@ -50,7 +71,7 @@ def predict(parser: Parser) -> None:
 def probe(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or a file of weights in one")
     add_overrides(parser, "such as data.root=FOLDER")
-    parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides"))
+    parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides", require="ops.subjects:require_subject"))
 
 
 @command(
@@ -68,7 +89,17 @@ def benchmark(parser: Parser) -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="(default: all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)")
     add_overrides(parser, "such as scaling.cpus_per_worker=4 or scaling.use_gpu=false")
-    parser.set_defaults(function=calls("ops.latency:benchmark", "run", "batches", "forms", "seconds", "overrides"))
+    parser.set_defaults(
+        function=calls(
+            "ops.latency:benchmark",
+            "run",
+            "batches",
+            "forms",
+            "seconds",
+            "overrides",
+            require="ops.subjects:require_subject",
+        )
+    )
 
 
 @command(
@@ -98,7 +129,9 @@ def export(parser: Parser) -> None:
     )
     add_overrides(parser, "such as data.root=FOLDER")
     names = ("run", "output", "images", "name", "precisions", "max_loss")
-    parser.set_defaults(function=calls("ops.export:export", *names, "overrides"))
+    parser.set_defaults(
+        function=calls("ops.export:export", *names, "overrides", require="ops.subjects:require_subject")
+    )
 
 
 @command(

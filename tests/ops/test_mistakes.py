@@ -142,7 +142,12 @@ def test_a_gpu_that_is_absent(place, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("typed", "absent"),
     [
-        ("train gone.yaml", ("timm", "ray", "mlflow")),
+        ("train gone.yaml", ("torch", "ray", "mlflow")),
+        ("cache plan kdd", ("torch", "ray", "mlflow")),
+        ("sweep gone.yaml --space space.yaml", ("torch", "ray", "mlflow")),
+        *((f"{name} outputs/gone", ("torch", "ray", "mlflow")) for name in ("evaluate", "benchmark", "probe")),
+        ("predict outputs/gone photo.jpg", ("torch", "ray", "mlflow")),
+        ("export outputs/gone -o files", ("torch", "ray", "mlflow")),
         ("train R data.root=nowhere", ("timm", "torchvision", "ray", "mlflow")),
         ("train R student.model=resnet81", ("torchvision", "ray", "mlflow")),
         ("train R student.checkpoint=21.pt", ("ray", "mlflow")),

@@ -1,0 +1,83 @@
+"""What `evaluate`, `predict`, `probe`, `benchmark` and `export` are asked about: a run, a file of weights, a recipe.
+
+Light on purpose: a word that names nothing is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.recipe import absolute
+from cluster.tracking.folder import RunFolder
+from kdcore.errors import Refused
+from ops import catalog
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and where the results go."""
+
+    config: RunConfig
+    weights: Path | None
+    """The student's weights; None: the recipe's teacher alone is evaluated."""
+    folder: Path
+    """Where results go."""
+    run_id: str | None = None
+    """The run in MLflow that the weights are of, if any."""
+
+
+def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
+    """Return what a word on the command line names.
+
+    Refused where something belonging to it is missing.
+    """
+    require_subject(name)
+    path = Path(name)
+    if is_recipe(path):
+        config = catalog.load_here(name, overrides)
+        if not config.all_teachers:
+            raise Refused(f"{name}: the recipe has no teacher to evaluate; give a run's folder instead")
+        return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
+    run = RunFolder(path if path.is_dir() else path.parent)
+    weights = run.weights if path.is_dir() else path
+    beside = [RunFolder(folder).recipe for folder in weights.absolute().parents[:2]]
+    found = recipe or next((str(file) for file in beside if file.is_file()), None)
+    if found is None:
+        raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
+    loaded = catalog.load(found, overrides)
+    # A run is in the store that its folder names, whatever the environment names today.
+    tracking = loaded.tracking.model_copy(update={"uri": loaded.tracking.uri or run.read_store()})
+    return Subject(
+        absolute(loaded, Path.cwd()).model_copy(update={"tracking": tracking}),
+        weights.absolute(),
+        path / "evaluation" if path.is_dir() else path.parent / f"{path.stem}-evaluation",
+        run.read_run_id() if path.is_dir() else None,
+    )
+
+
+def is_recipe(path: Path) -> bool:
+    """Return whether a word can only be a recipe: it is no folder, and has no suffix of a file of weights."""
+    return not path.is_dir() and path.suffix not in WEIGHTS
+
+
+def require_subject(name: str) -> None:
+    """Refuse a word that names no run, file of weights or recipe, with the runs that are near."""
+    path = Path(name)
+    if path.is_dir() and not RunFolder(path).weights.is_file():
+        raise Refused(f"{name}: no {RunFolder(path).weights.name}, so this run is not finished; continue it with train")
+    if path.suffix in (".yaml", ".yml") or path.exists() or name in catalog.names():
+        return
+    here = path.parent if path.parent.is_dir() else Path()
+    runs = sorted(file.parent.as_posix() for file in [*here.glob("*/recipe.yaml"), *here.glob("outputs/*/recipe.yaml")])
+    near = difflib.get_close_matches(path.as_posix(), runs, n=3, cutoff=0.3)
+    hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` has said it"
+    raise Refused(f"{name}: there is no such run, file of weights, or recipe; {hint}")
