@@ -71,7 +71,8 @@ bench-growth: env  ## seconds and memory at 50 thousand to 14 million samples
 bench-images: env  ## images/s from files, tars and packs, beside other libraries; IMAGES=FOLDER|TAR of JPEGs
 	$(PY) -m ops.benchmarks.images --images "$(IMAGES)"
 
-attack: env   ## a hundred kills, pairs of processes on one folder, 20 runs and 2,000 steps in a process; MINUTES=25
+attack: env   ## a hundred kills, pairs of processes on one folder, 30 runs and 2,000 steps in a process; MINUTES=25
+	nice -n 5 $(PY) -m ops.benchmarks.attack_soak
 	nice -n 5 $(PY) -m ops.benchmarks.attack --minutes $(or $(MINUTES),25)
 
 audit: env    ## known faults of the pinned packages, by pip-audit; by hand, it needs the network

@@ -1,9 +1,10 @@
-"""The long attacks: a hundred kills, pairs of processes on one folder, twenty runs and two thousand steps in a process.
+"""The long attacks: a hundred kills, and pairs of processes on one folder.
 
     python -m ops.benchmarks.attack --minutes 25
 
 What must hold is asserted: the log says how often it was tried, and what was measured. The short versions are tests
-(`tests/attacks/test_load.py`). Every command runs on the CPU; sweeps start Ray.
+(`tests/attacks/test_load.py`). Every command runs on the CPU; sweeps start Ray. What many runs leave behind in one
+process is measured by `ops.benchmarks.attack_soak`.
 """
 
 from __future__ import annotations
@@ -19,32 +20,13 @@ from typing import Any
 import yaml
 
 from ops.benchmarks.attack_processes import Subject, kill_and_continue, of_cache, of_index, of_pack, of_runs, pair
-from ops.benchmarks.attack_soak import many_runs, many_steps
+from ops.benchmarks.attack_soak import recipe_of
 from ops.benchmarks.families import write_images
 from ops.console import say
 from ops.facts import write
 
 KILLS = {"index": 10, "pack": 10, "build": 10, "train": 60, "sweep": 10}  # a hundred
 PAIRS = (("build", "build"), ("train", "train"), ("pack", "pack"), ("sweep", "sweep"), ("sweep", "train"))
-RUNS, STEPS, EVERY = 20, 2000, 50
-
-
-def recipe_of(images: Path, output: Path) -> dict[str, Any]:
-    """Return the recipe of a small run in one process, with a teacher that may be cached."""
-    return {
-        "name": "run",
-        "output_dir": str(output),
-        "data": {"root": str(images), "num_threads": 1, "held_out": 0.2, "loader": "reference"},
-        "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0], "num_views": 2},
-        "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
-        "teacher": {"model": "cifar_resnet8", "random": True},
-        "method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}],
-        "optimizer": {"opt": "sgd", "lr": 0.05},
-        "train": {"epochs": 3, "batch_size": 8},
-        "scaling": {"num_workers": 0},
-        "checkpoint": {"every_steps": 2},
-        "tracking": {"system_metrics": False, "every_steps": 2},
-    }
 
 
 def subjects(folder: Path, images: Path) -> dict[str, Subject]:
@@ -74,15 +56,11 @@ def subjects(folder: Path, images: Path) -> dict[str, Subject]:
     }
 
 
-def attempts(folder: Path, began: float, until: float) -> dict[str, Callable[[], dict[str, Any]]]:
+def attempts(folder: Path, until: float) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return everything that is tried, by name, in order: what takes longest last."""
-    third = began + (until - began) / 3
     images = write_images(folder / "images", per_class=16, side=32)
     known = subjects(folder, images)
-    soak = recipe_of(images, folder / "soak")
     return {
-        "many_runs": partial(many_runs, soak, RUNS, say, third),
-        "many_steps": partial(many_steps, soak | {"checkpoint": {"every_steps": 200}}, STEPS, EVERY, say),
         **{
             f"pair_{first}_{second}": partial(pair, known[first], known[second], folder / f"{first}-{second}")
             for first, second in PAIRS
@@ -109,7 +87,7 @@ def main() -> None:
     until = began + 60 * args.minutes
     tried: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="attack-", ignore_cleanup_errors=True) as folder:
-        for name, attempt in attempts(Path(folder), began, until).items():
+        for name, attempt in attempts(Path(folder), until).items():
             if args.only and name not in args.only:
                 continue
             if time.monotonic() > until:

@@ -1,11 +1,14 @@
-"""Many runs and many steps in one process: what they leave behind in it, as slopes over runs and over steps."""
+"""Many runs and many steps in one process: what they leave behind in it, as slopes over runs and over steps.
+
+python -m ops.benchmarks.attack_soak
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import math
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,23 +20,63 @@ from scipy import stats
 
 from cluster.recipe import parse
 from cluster.training.launch import launch
+from ops.benchmarks.families import write_images
+from ops.console import say
+from ops.facts import write
 
-FEWEST = 4  # samples of a slope
+RUNS, STEPS, EVERY = 30, 2000, 50
 WARM_UP = 0.5  # of the samples: caches and connections of libraries fill in them
 Say = Callable[[str], None]
+
+
+class MemoryOfMalloc(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, in bytes.
+
+    uordblks: in use; hblkhd: in use, of pieces large enough to be mapped by themselves; fordblks: free.
+    """
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks")
+    ] + [("keepcost", ctypes.c_size_t)]
+
+
+def recipe_of(images: Path, output: Path) -> dict[str, Any]:
+    """Return the recipe of a small run in one process, with a teacher that may be cached."""
+    return {
+        "name": "run",
+        "output_dir": str(output),
+        "data": {"root": str(images), "num_threads": 1, "held_out": 0.2, "loader": "reference"},
+        "views": {"size": 16, "crop": "resized", "scale": [0.3, 1.0], "num_views": 2},
+        "student": {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}},
+        "teacher": {"model": "cifar_resnet8", "random": True},
+        "method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}],
+        "optimizer": {"opt": "sgd", "lr": 0.05},
+        "train": {"epochs": 3, "batch_size": 8},
+        "scaling": {"num_workers": 0},
+        "checkpoint": {"every_steps": 2},
+        "tracking": {"system_metrics": False, "every_steps": 2},
+    }
 
 
 def footprint() -> dict[str, float]:
     """Return what this process holds: memory and shared memory in MiB, open files, threads, child processes.
 
-    Without what the C library keeps of memory that was given back to it, which it would hand out again.
+    memory_mib is the system's figure, after glibc has given back the pages that are free as a whole. Of it,
+    allocated_mib is what somebody still holds, and free_mib lies in pieces between that, to be handed out again: a
+    leak makes the first grow, fragmentation the second.
     """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    libc.mallinfo2.restype = MemoryOfMalloc
+    malloc = libc.mallinfo2()
     process = psutil.Process()
     shared = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("Pss_Shmem")]
     return {
         "memory_mib": process.memory_full_info().uss / 2**20,
+        "allocated_mib": (malloc.uordblks + malloc.hblkhd) / 2**20,
+        "free_mib": malloc.fordblks / 2**20,
         "shared_memory_mib": sum(int(line.split()[1]) for line in shared) / 2**10,
         "open_files": sum(not link.endswith(".ttf") for link in open_files()),
         "open_fonts": sum(
@@ -67,15 +110,10 @@ def slopes(at: Sequence[float], samples: Sequence[dict[str, float]]) -> dict[str
     return {name: slope(at, [sample[name] for sample in samples]) for name in samples[0]}
 
 
-def many_runs(recipe: dict[str, Any], number: int, say: Say = print, until: float = float("inf")) -> dict[str, Any]:
-    """Train a recipe under so many names, one after the other, in this process.
-
-    until: the time after which no further run begins, but for the few that a slope takes.
-    """
+def many_runs(recipe: dict[str, Any], number: int, say: Say = print) -> dict[str, Any]:
+    """Train a recipe under so many names, one after the other, in this process."""
     samples: list[dict[str, float]] = []
     for run in range(number):
-        if len(samples) >= FEWEST and time.monotonic() > until:
-            break
         launch(parse(recipe | {"name": f"run-{run:03d}"}))
         samples.append(footprint())
         say(f"run {run + 1} of {number}: {samples[-1]}")
@@ -101,3 +139,16 @@ def many_steps(recipe: dict[str, Any], steps: int, every: int, say: Say = print)
 def per_thousand(found: dict[str, float]) -> dict[str, float]:
     """Return a slope a step as one a thousand steps."""
     return found | {name: found[name] * 1000 for name in ("slope", "plus_minus")}
+
+
+def main() -> None:
+    """Run both, each in the process that the other leaves behind, and write what was seen."""
+    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
+        recipe = recipe_of(write_images(Path(folder) / "images", per_class=16, side=32), Path(folder) / "soak")
+        runs = many_runs(recipe, RUNS, say)
+        steps = many_steps(recipe | {"checkpoint": {"every_steps": 200}}, STEPS, EVERY, say)
+    say(f"written: {write('soak', {'many_runs': runs, 'many_steps': steps})}")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ops.benchmarks.attack import recipe_of, subjects
+from ops.benchmarks.attack import subjects
 from ops.benchmarks.attack_processes import Subject, kill_and_continue, pair
-from ops.benchmarks.attack_soak import footprint, many_runs, many_steps, slope
+from ops.benchmarks.attack_soak import footprint, many_runs, many_steps, recipe_of, slope
 from tests.conftest import write_image_folder
 
 FLAT = ("open_files", "threads", "children", "shared_memory_mib")
@@ -61,6 +61,7 @@ def test_runs_leave_no_file_and_no_thread_open(image_folder: Path, tmp_path: Pat
     short = small(image_folder, tmp_path) | {"train": {"epochs": 1, "max_steps": 2, "batch_size": 8}}
     found = many_runs(short, 6)["by_run"]
     assert not [name for name in FLAT if found[name]["last"] > found[name]["first"]], found
+    assert found["allocated_mib"]["last"] - found["allocated_mib"]["first"] < 2
 
 
 def test_steps_leave_nothing_behind(image_folder: Path, tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ def test_steps_leave_nothing_behind(image_folder: Path, tmp_path: Path) -> None:
     found = many_steps(recipe | {"checkpoint": {"every_steps": 50}}, steps=200, every=20)["by_1000_steps"]
     assert not [name for name in FLAT if found[name]["last"] > found[name]["first"]], found
     assert found["memory_mib"]["last"] - found["memory_mib"]["first"] < 20
+    assert found["allocated_mib"]["last"] - found["allocated_mib"]["first"] < 2
 
 
 def test_a_footprint_has_what_is_held(tmp_path: Path) -> None:
@@ -78,3 +80,4 @@ def test_a_footprint_has_what_is_held(tmp_path: Path) -> None:
         during = footprint()
     assert during["open_files"] == before["open_files"] + 1
     assert during["memory_mib"] > before["memory_mib"] + 60
+    assert during["allocated_mib"] == pytest.approx(before["allocated_mib"] + 64, abs=1)
