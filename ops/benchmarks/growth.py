@@ -33,7 +33,8 @@ from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import MANIFEST, Manifest, Part, Plan, load_manifest
 from pipelines.cache.store import Shard
 from pipelines.data.folder import list_folder
-from pipelines.data.source import Source, source_table
+from pipelines.data.source import Source
+from pipelines.data.source_table import source_table
 from pipelines.places import Place
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from pipelines.data.broken import Acceptance, Inspected, check_broken, inspect_stored
 from pipelines.data.images import too_large
 from pipelines.data.listing import Listing
-from pipelines.data.source import source_table, storage_of, with_places_in_copy
+from pipelines.data.source_table import source_table, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.places import Place
 

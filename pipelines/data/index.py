@@ -26,7 +26,8 @@ from pipelines.data.listing import Listing
 from pipelines.data.pack import INDEX, read_pack
 from pipelines.data.packing import build_pack
 from pipelines.data.parquet import ParquetPacking
-from pipelines.data.source import Source, digest_rows, open_table
+from pipelines.data.source import Source, open_table
+from pipelines.data.source_table import digest_rows
 from pipelines.data.tars import list_tars
 from pipelines.data.traces import Traces, containers_of, look_again, take_traces
 from pipelines.files import write_json, write_whole

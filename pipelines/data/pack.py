@@ -23,7 +23,7 @@ from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance, check_broken, inspect_images
 from pipelines.data.labels import COLUMN, TYPE
 from pipelines.data.listing import in_order_of_id
-from pipelines.data.source import source_table
+from pipelines.data.source_table import source_table
 from pipelines.places import Found, Place
 
 INDEX = "index.arrow"

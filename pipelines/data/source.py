@@ -6,11 +6,9 @@ kind of container the bytes lie in is `pipelines.data.storage`'s alone; it chang
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -27,16 +25,14 @@ from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import Encoded, black_image, decode_image
 from pipelines.data.labels import COLUMN as LABELS
 from pipelines.data.labels import TYPE as LABELS_TYPE
-from pipelines.data.labels import digest_of, multi_hot
-from pipelines.data.remote import RemoteExtents, RemoteFiles
-from pipelines.data.storage import Extents, Files, Storage
-from pipelines.places import Place, is_remote
+from pipelines.data.labels import multi_hot
+from pipelines.data.source_table import fingerprint, storage_of, with_places_in_copy
+from pipelines.data.storage import Storage
+from pipelines.places import is_remote
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
 
 logger = logging.getLogger("stillhouse")
-
-_VERSION = 1  # of what a fingerprint covers
 
 
 @dataclass(frozen=True)
@@ -268,57 +264,3 @@ def open_table(
     classes = tuple(json.loads(metadata[b"classes"]))
     several = LABELS in table.column_names
     return Source(root, classes, table, files, stored_in, copies, on_broken, bool(classes), several)
-
-
-def with_places_in_copy(table: pa.Table) -> pa.Table:
-    """Return a whole index's table with what a node's copy goes by: rows, and for single files an offset of each."""
-    table = table.append_column("row", pa.array(np.arange(len(table))))
-    if "file" in table.column_names:
-        return table
-    sizes = table["num_bytes"].combine_chunks().to_numpy()
-    return table.append_column("place_in_copy", pa.array(np.cumsum(sizes) - sizes))
-
-
-def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[str, int]] = ()) -> pa.Table:
-    """Return a table with the columns of `Source.table` with classes, fingerprint and files as metadata."""
-    metadata: dict[str, Any] = {"classes": json.dumps(classes), "fingerprint": fingerprint(tuple(classes), table)}
-    if files:
-        metadata["files"] = json.dumps(files)
-    return table.replace_schema_metadata(metadata)
-
-
-def storage_of(
-    root: str, table: pa.Table, files: Sequence[tuple[str, int]], copies: CopyPolicy | None = None
-) -> Storage:
-    """Return how the bytes of a table's samples are fetched. copies: None to keep nothing of an object store."""
-    if is_remote(root):
-        place = Place.of(root, "data.root")
-        return (RemoteExtents if "file" in table.column_names else RemoteFiles)(place, files, table, copies)
-    if "file" in table.column_names:
-        return Extents(root, files, table)
-    location = "location" if "location" in table.column_names else "path"
-    return Files(root, table[location].chunk(0), table["num_bytes"].chunk(0).to_numpy())
-
-
-def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
-    """Return the SHA-256 of what makes these images a data set: see `Source.fingerprint`."""
-    start: list[Any] = [_VERSION, classes]
-    if LABELS in table.column_names:
-        start.append(digest_of(table[LABELS].chunk(0)))
-    return digest_rows(json.dumps(start), table, ("label", "height", "width", "num_bytes", "crc32"))
-
-
-def digest_rows(start: str, table: pa.Table, numbers: Sequence[str]) -> str:
-    """Return the SHA-256 of a text, a table's paths and its named columns of numbers.
-
-    Of the buffers: no value becomes an object, so that 14 million rows take seconds.
-    """
-    digest = hashlib.sha256(start.encode())
-    paths = table["path"].chunk(0)
-    _, offsets, text = paths.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int64)[paths.offset : paths.offset + len(paths) + 1]
-    digest.update(np.diff(ends).astype("<i8").tobytes())
-    digest.update(memoryview(text)[ends[0] : ends[-1]])
-    for name in numbers:
-        digest.update(table[name].chunk(0).to_numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
