@@ -29,20 +29,11 @@ from kdcore.batch import TeacherOutputs
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.reused import TeacherHead
-from pipelines.cache.columns import (
-    HELD,
-    LOGITS,
-    Code,
-    Column,
-    PlainColumn,
-    columns_for,
-    encode_unchecked,
-    refuse_not_held,
-    row_bytes,
-)
+from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for
 from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CLASS_MEANS, CLASS_SIMILARITY, CLASSIFIER, CODES, codes_of
+from pipelines.cache.rows import HELD, encode_unchecked, refuse_not_held, row_bytes
 from pipelines.cache.store import Shard, Unit, write_shard
 from pipelines.loaders.base import Loader, Request
 

@@ -20,8 +20,8 @@ from cluster.resources import device_here, ray_session, use_worker_threads
 from cluster.rules import require_cache
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
-from pipelines.cache.columns import row_bytes
 from pipelines.cache.manifest import Manifest, Plan
+from pipelines.cache.rows import row_bytes
 from pipelines.cache.store import Shard, Unit
 from pipelines.files import make_folder, refuse_without_space
 from pipelines.leases import leased

@@ -16,7 +16,7 @@ from cluster.resources import use_worker_threads
 from cluster.stored_teacher import TRAIN
 from kdcore.batch import Batch
 from kdcore.terms.logits import cross_entropy
-from pipelines.cache.columns import row_bytes
+from pipelines.cache.rows import row_bytes
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.cache.columns import row_bytes
 from pipelines.cache.manifest import Plan
+from pipelines.cache.rows import row_bytes
 from pipelines.cache.store import Unit
 
 # Called a few times a second at most, with `Progress.state` (empty before there is one) and with what there is to say.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
 from cluster.rules import require_cache
-from pipelines.cache.columns import named
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_identity
 from pipelines.cache.reader import CacheReader, refuse_damaged
+from pipelines.cache.rows import named
 
 # Of a row's largest number: what batches of another size or another machine change in the teacher's arithmetic.
 ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}

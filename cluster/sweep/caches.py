@@ -24,8 +24,8 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
-from pipelines.cache.columns import row_bytes
 from pipelines.cache.manifest import MANIFEST, differences
+from pipelines.cache.rows import row_bytes
 
 CPU = torch.device("cpu")
 

@@ -36,8 +36,9 @@ from cluster.training.launch import launch
 from ops import catalog
 from ops.console import console, say, table
 from ops.facts import write
-from pipelines.cache.columns import LOGITS, row_bytes
+from pipelines.cache.columns import LOGITS
 from pipelines.cache.manifest import Manifest
+from pipelines.cache.rows import row_bytes
 
 IMAGENET_IMAGES, CLASSES = 1_281_167, 1000
 VIEWS = 50  # of a full cache: what other caches of this kind have found enough for 150 epochs

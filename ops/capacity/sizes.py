@@ -32,7 +32,8 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller, OnlineTeacher
 from kdcore.optim import build_optimizer
 from kdcore.rehearsal import rehearse
-from pipelines.cache.columns import columns_for, row_bytes
+from pipelines.cache.columns import columns_for
+from pipelines.cache.rows import row_bytes
 from pipelines.data.source import Source
 
 Network = TypeVar("Network", bound=ModelConfig)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from kdcore.batch import TeacherOutputs
-from pipelines.cache.columns import Code, Column, ProjectedColumn, SparseColumn, channels_last, named
+from pipelines.cache.columns import Code, Column, ProjectedColumn, SparseColumn, channels_last
 from pipelines.cache.projection import ChannelMoments, LostVariance, Projection
+from pipelines.cache.rows import named
 from pipelines.cache.sparse import LogitCode, measured_error
 
 Sample = Callable[[], Iterable[TeacherOutputs]]  # batches of outputs, the same at every call

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from kdcore.batch import Classifier, Needs, TeacherOutputs
 from kdcore.errors import Refused
-from pipelines.cache.columns import Code, Column, FieldSpec, ProjectedColumn, SparseColumn, decode, wanted
+from pipelines.cache.columns import Code, Column, FieldSpec, ProjectedColumn, SparseColumn
 from pipelines.cache.manifest import CONSTANTS, Manifest
 from pipelines.cache.projection import Projection
+from pipelines.cache.rows import decode, wanted
 from pipelines.cache.sparse import LogitCode
 from pipelines.cache.store import REMEDY, Shard, checksum, damage, map_shard
 

@@ -5,7 +5,8 @@ import torch
 
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused
-from pipelines.cache.columns import Storage, columns_for, decode, encode, row_bytes, wanted
+from pipelines.cache.columns import Storage, columns_for
+from pipelines.cache.rows import decode, encode, row_bytes, wanted
 
 SHAPES = {"layer2": (6, 3, 5), "tokens": (4, 6), "pooled": (7,)}
 NEEDS = Needs(teacher_logits=True, teacher_taps=frozenset(SHAPES), teacher_input_gradient=True)

@@ -6,9 +6,10 @@ import torch
 
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused
-from pipelines.cache.columns import Storage, columns_for, decode, encode, row_bytes
+from pipelines.cache.columns import Storage, columns_for
 from pipelines.cache.fitting import fitted_codes
 from pipelines.cache.projection import ChannelMoments, LostVariance
+from pipelines.cache.rows import decode, encode, row_bytes
 
 SHAPES = {"layer2": (6, 3, 5), "tokens": (4, 8), "pooled": (7,)}
 NEEDS = Needs(teacher_taps=frozenset(SHAPES))
