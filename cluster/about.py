@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.section import Section
+from kdcore.section import Section
 
 
 class ExpectedConfig(Section):

@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from cluster.about import AboutConfig
 from cluster.rules import RULES, check_not_reserved
-from cluster.section import Section
 from cluster.sections import (
     CacheConfig,
     CheckpointConfig,
@@ -33,6 +32,7 @@ from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 from kdcore.located import is_uri
+from kdcore.section import Section
 from kdcore.terms import Term, parse_term
 from pipelines.views.policy import ViewPolicy
 

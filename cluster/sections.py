@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.section import Section
 from kdcore.configs import PATH, ModelConfig
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from kdcore.located import local_file
 from kdcore.named_models import LOCAL_DIR, module_of
+from kdcore.section import Section
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import Check, OnBroken
 from pipelines.data.images import MAX_PIXELS

@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
 
-from cluster.section import Section
 from cluster.sections import StudentConfig, TeacherConfig, TrainConfig
 from kdcore.batch import Needs
 from kdcore.configs import PATH
 from kdcore.ensemble import Average, Weighting
 from kdcore.errors import Refused
+from kdcore.section import Section
 from kdcore.terms.base import Term, scheduled_weight
 from kdcore.terms.features import SimKD
 

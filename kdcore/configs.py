@@ -10,7 +10,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS, read_local_dir
@@ -25,6 +25,7 @@ from kdcore.named_models import (
     module_of,
     nearest_if_unknown,
 )
+from kdcore.section import Section
 
 
 class PathField:
@@ -52,10 +53,8 @@ _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 _NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network without a classifier cannot be trained"}
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """A network and where its weights come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     # For errors: what the section is called; how a file of weights is made; whether the classifier may know nothing of
     # the data's classes, and what to do about weights of other classes.
@@ -182,10 +181,8 @@ def _unknown(model: str, near: list[str]) -> str:
     return f"unknown model {model!r}; {hint}"
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(Section):
     """The optimiser, from timm's factory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     opt: str = "sgd"
     """timm's name of the optimiser: sgd, adamw, lamb, ... Beware: timm's `sgd` has Nesterov's momentum; `momentum` is
@@ -212,14 +209,12 @@ _READS = {
 }
 
 
-class ScheduleConfig(BaseModel):
+class ScheduleConfig(Section):
     """The course of the learning rate: timm's schedules, or OneCycle.
 
     Durations are epochs of the whole run, of which the warm-up is a part. A field that the schedule does not read is
     refused.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     sched: Literal["cosine", "multistep", "constant", "onecycle"] = "cosine"
     """The schedule: `cosine` falls to `min_lr`; `multistep` drops at the `milestones`; `constant` does not fall;

@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdcore.section import meaning
 from kdcore.terms import Term
 from ops import catalog, cifar_rows
 from ops.cifar_tables import NETWORKS, PAIRS
 from ops.console import say
 from ops.recipe_text import FIELDS
-from ops.schema import METHOD, SWEEP, Entry, Model, entries, explanation, meaning, sections, terms
+from ops.schema import METHOD, SWEEP, Entry, Model, entries, explanation, sections, terms
 
 PAGE = Path(__file__).parent / "REFERENCE.md"
 HEAD = """\

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from cluster.config import RunConfig
 from cluster.sweep import stoppers
 from cluster.sweep.config import Pairings, SweepConfig
+from kdcore.section import meaning
 from kdcore.terms import REGISTRY, Term
 from kdcore.terms.base import Pair
 from ops.yaml_text import written
@@ -109,15 +110,6 @@ def entries(model: Model) -> list[Entry]:
     ]
 
 
-def meaning(model: Model, name: str) -> str:
-    """Return the docstring below a field; where a subclass declares it again without one, that of its base."""
-    for cls in model.__mro__:
-        field = getattr(cls, "model_fields", {}).get(name)
-        if field is not None and field.description:
-            return " ".join(field.description.split())
-    return ""
-
-
 def default_text(field: FieldInfo) -> str | None:
     """Return a field's default as a recipe would write it, in words where that is nothing; None where it has none."""
     if field.is_required():
@@ -193,7 +185,7 @@ def json_schema() -> dict[str, Any]:
     What a file takes from its `base` may be missing in it, so only terms, which are not merged, have required fields.
     """
     one_of_the_terms: Any = Annotated[Union[tuple(REGISTRY.values())], Field(discriminator="term")]  # noqa: UP007
-    description = RunConfig.model_fields[METHOD].description
+    description = meaning(RunConfig, METHOD)
     method: Any = (tuple[one_of_the_terms, ...], Field(min_length=1, description=description))
     schema = create_model("Recipe", __base__=RunConfig, method=method).model_json_schema()
     required = [{"required": ["base"]}, {"required": schema.pop("required")}]

@@ -23,10 +23,10 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from cluster.recipe import validated
 from cluster.recipe_files import is_file, read_recipe
 from cluster.rules import check_not_reserved
-from cluster.sections import Section
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused, shortened
 from kdcore.located import local_file
+from kdcore.section import Section
 from kdcore.terms.base import Pair
 
 # What the search decides itself, or what would make scores incomparable.

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused, shortened
+from kdcore.section import Section
 
 REGISTRY: dict[str, type[Term]] = {}
 
@@ -88,15 +89,11 @@ def refuse_second(registry: Mapping[str, type], name: str, added: type, what: st
         raise Refused(f"two {what} are called {name!r}: {' and '.join(places)}; rename one")
 
 
-class Term(BaseModel):
+class Term(Section):
     """A weighted loss, as data: base of every term, with the fields that all of them have.
 
     The text below a field is its description, as `python -m ops fields TERM` shows it.
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=False, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
     term: str
     """The term's name."""
@@ -187,10 +184,8 @@ class Stateless(nn.Module):
         return self.config.loss(inputs)
 
 
-class Pair(BaseModel):
+class Pair(Section):
     """A tap of the student and the tap of the teacher that it is compared with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     student: str
     """A tap of the student: the name of a module in its network, as `python -m ops show RECIPE` lists them."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdcore.batch import Needs
 from kdcore.errors import Refused
+from kdcore.section import Section
 from kdcore.terms.logits import kl_divergence
 from pipelines.cache.projection import Projection
 from pipelines.cache.sparse import CodeSize, LogitCode
@@ -26,10 +27,8 @@ FEATURES = "features."
 Code = LogitCode | Projection  # what some columns are read with, fitted once per cache
 
 
-class Storage(BaseModel):
+class Storage(Section):
     """How teacher outputs are stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     logits: Literal["dense", "sparse"] = "dense"
     """`dense` keeps a number for each class; `sparse` keeps `sparse_bytes` a view, which serve every temperature within
@@ -38,7 +37,7 @@ class Storage(BaseModel):
     """The type of dense logits and of input gradients."""
     features: Literal["float16", "float32", "int8"] = "float16"
     """The type of features; int8 has one scale a row, an error of at most 1/254 of the row's largest value."""
-    project: dict[str, Annotated[int, Field(ge=1)]] = {}
+    project: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """{tap: channels}: store the features of a tap in so many principal directions, from which their original channels
     are restored on reading."""
     sparse_bytes: int = Field(default=64, ge=4)

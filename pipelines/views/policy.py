@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdcore.errors import Refused
+from kdcore.section import Section
 from pipelines.identity import identity_of
 from pipelines.views.auto_augment import AutoAugment, Colour, auto_augment
 
@@ -21,10 +22,8 @@ Value = Annotated[int, Field(ge=0, le=255)]
 _CROP_FIELDS = {"scale": "resized", "ratio": "resized", "padding": "padded", "crop_pct": "center"}
 
 
-class ViewPolicy(BaseModel):
+class ViewPolicy(Section):
     """How training images are augmented: the settings of a data set's views."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     # Do not add to these: a field that is off must not change the fingerprints of what was made before there was one.
     # fmt: off

@@ -13,6 +13,7 @@ from cluster.recipe import parse
 from cluster.sweep import stoppers
 from cluster.sweep.config import RANGES, SweepConfig
 from kdcore.errors import Refused
+from kdcore.section import meaning
 from kdcore.terms import Term
 
 
@@ -39,8 +40,8 @@ def test_the_sections_are_found():
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_field_has_a_description(section):
     assert section.__doc__
-    for name, field in section.model_fields.items():
-        description = field.description or ""
+    for name in section.model_fields:
+        description = meaning(section, name)
         assert len(description) > 10, f"{section.__name__}.{name} has no docstring below it"
         assert description.endswith((".", "...")), f"{section.__name__}.{name}: {description!r} is no sentence"
 

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ops import catalog, reference, schema
 from ops.__main__ import main
@@ -82,8 +82,6 @@ def test_an_unknown_name_is_refused_with_the_nearest(wanted, message, capsys):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
     required: int = Field(ge=1, lt=8)
     """Kept by a subclass that declares the field again."""
     optional: float | None = None

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cluster.sections import Section
 from kdcore.errors import Refused
+from kdcore.section import Section
 
 Mode = Literal["min", "max"]
 REGISTRY: dict[str, type[Stopper]] = {}

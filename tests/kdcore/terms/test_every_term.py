@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from kdcore.batch import Needs, TeacherOutputs
+from kdcore.section import meaning
 from kdcore.terms import REGISTRY, Stateless, TermContext, TermInputs, parse_term
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -293,9 +294,9 @@ def test_terms_over_pairs_sum_them(name):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_every_field_says_what_it_is(name):
-    """The docstring below a field is its description: what `python -m ops` prints, and what a schema holds."""
-    fields = REGISTRY[name].model_fields
-    assert [field for field, info in fields.items() if field != "term" and not info.description] == []
+    """The docstring below a field is its meaning: what `python -m ops` prints, and what a schema holds."""
+    term = REGISTRY[name]
+    assert [field for field in term.model_fields if field != "term" and not meaning(term, field)] == []
 
 
 def test_spectral_counts_only_where_the_teacher_is_right():

@@ -1,0 +1,63 @@
+"""The base of everything that a recipe configures: frozen, strict, each field explained by the docstring below it.
+
+pydantic can read these docstrings by itself, when a class is made: that costs every process a quarter of a second,
+workers too, for text that two commands show. Here they are read from the source when they are asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+
+
+class Section(BaseModel):
+    """Base of the sections and of the terms; the JSON schema of one has the meanings of its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties: dict[str, Any] = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, found in properties.items():
+            if text := meaning(cls, name):
+                found.setdefault("description", text)
+        return schema
+
+
+def meaning(model: type[BaseModel], name: str) -> str:
+    """Return what a field means, in one line: the docstring below it, or below that of the base it is taken from."""
+    for cls in model.__mro__:
+        if text := _docstrings(cls).get(name):
+            return text
+    return ""
+
+
+@cache
+def _docstrings(cls: type) -> dict[str, str]:
+    """Return {field: the docstring below it} of what a class declares itself; of one without a source, nothing."""
+    if cls is BaseModel or not issubclass(cls, BaseModel):
+        return {}
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, SyntaxError):  # typed at a prompt, say
+        return {}
+    return dict(_documented(tree.body[0]))
+
+
+def _documented(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """Yield the name of every annotated field that has a text right below it, with that text in one line."""
+    assert isinstance(node, ast.ClassDef)
+    for field, below in pairwise(node.body):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+            yield field.target.id, " ".join(below.value.value.split())
