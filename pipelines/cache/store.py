@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcore.errors import Refused
 from pipelines.files import write_whole
+from pipelines.vectors import to_numpy
 
 REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
 Rows = Mapping[str, NDArray[np.generic]]  # {field: [rows,width]}
@@ -144,7 +145,7 @@ def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int
 
 def _matrix(array: pa.FixedSizeListArray, num_rows: int) -> NDArray[np.generic]:
     """Return the numbers of lists of one length: [rows,width]."""
-    values: NDArray[np.generic] = array.flatten().to_numpy(zero_copy_only=True)
+    values: NDArray[np.generic] = to_numpy(array.flatten())
     return values.reshape(num_rows, array.type.list_size)
 
 

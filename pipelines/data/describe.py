@@ -19,6 +19,7 @@ from pipelines.data.listing import Listing
 from pipelines.data.source_table import source_table, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.places import Place
+from pipelines.vectors import to_numpy
 
 _READ_AT_ONCE = 64  # images of one task
 _TASKS_AT_ONCE = 64  # in flight: bounds the memory of a build, whatever the size of the data
@@ -46,7 +47,7 @@ def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acc
     storage = storage_of(
         place.location, _with_places_in_store(place, table), json.loads(table.schema.metadata[b"files"])
     )
-    sizes = np.column_stack([table[name].chunk(0).to_numpy().astype(np.int64) for name in ("height", "width")])
+    sizes = np.column_stack([to_numpy(table[name]).astype(np.int64) for name in ("height", "width")])
     rows = np.flatnonzero(sizes.prod(axis=1) > acceptance.max_pixels)
     names = storage.names(rows)
     broken = {
@@ -109,7 +110,7 @@ def _stored_order(table: pa.Table) -> NDArray[np.int64]:
     """Return the rows in the order in which a disk reads them fastest."""
     if "file" not in table.column_names:
         return np.arange(len(table))
-    return np.lexsort((table["offset"].to_numpy(), table["file"].to_numpy()))
+    return np.lexsort((to_numpy(table["offset"]), to_numpy(table["file"])))
 
 
 class IndexProgress:

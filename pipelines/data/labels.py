@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kdcore.errors import Refused
 from pipelines.data.listing import name_numbers
 from pipelines.places import Found, Place
+from pipelines.vectors import to_numpy
 
 COLUMN = "labels"  # of a table; beside it, `label` is 0 for all, so that ids are in order of path
 SEPARATOR = "|"  # of the class names in a field of a CSV
@@ -35,7 +36,7 @@ def split_names(texts: pa.Array) -> pa.Array:
 def _without_empty(lists: pa.ListArray) -> pa.ListArray:
     """Return lists of names without the empty ones."""
     kept = np.array([name != "" for name in lists.values.to_pylist()], dtype=bool)
-    ends = np.concatenate(([0], np.cumsum(kept)))[lists.offsets.to_numpy()]
+    ends = np.concatenate(([0], np.cumsum(kept)))[to_numpy(lists.offsets)]
     return pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), lists.values.filter(pa.array(kept)))
 
 
@@ -77,7 +78,7 @@ def number_lists(lists: pa.ListArray, names: Sequence[str] | None, root: str) ->
 
 def multi_hot(lists: pa.ListArray, ids: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
     """Return 1 for each class that an image shows and 0 for the others: [n,K], of the rows `ids` [n] of lists [N]."""
-    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+    offsets, values = to_numpy(lists.offsets), to_numpy(lists.values)
     found = np.zeros((len(ids), num_classes), dtype=np.float32)
     starts, sizes = offsets[ids], offsets[ids + 1] - offsets[ids]
     rows = np.repeat(np.arange(len(ids)), sizes)
@@ -88,7 +89,7 @@ def multi_hot(lists: pa.ListArray, ids: NDArray[np.int64], num_classes: int) -> 
 
 def answers_of(lists: pa.ListArray) -> NDArray[np.int64]:
     """Return the class numbers of every image, filled up with -1: [N,M], M at least 1."""
-    sizes, values = lists.value_lengths().to_numpy(), lists.flatten().to_numpy()
+    sizes, values = to_numpy(lists.value_lengths()), to_numpy(lists.flatten())
     found = np.full((len(lists), max(1, int(sizes.max(initial=0)))), -1, dtype=np.int64)
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     found[np.repeat(np.arange(len(lists)), sizes), within] = values

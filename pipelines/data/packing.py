@@ -22,6 +22,7 @@ from pipelines.data.images import Encoded
 from pipelines.data.pack import SHARD_BYTES, VERSION, Packing, Sample, finished_facts, write_index, write_shard
 from pipelines.data.source import Source
 from pipelines.places import Place
+from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.order import permutation
 
 _ORDER_STREAM = 0  # of the permutation that decides which images share a shard
@@ -102,7 +103,7 @@ class SourcePacking:
         shard = self._shards[number]
         for start in range(0, len(shard), _READ_AT_ONCE):
             ids = shard[start : start + _READ_AT_ONCE]
-            paths = self.source.table["path"].chunk(0).take(pa.array(ids)).to_pylist()
+            paths = self.source.table["path"].chunk(0).take(to_arrow(ids)).to_pylist()
             label, lists = self._labels(ids)
             names = self.source.names(ids)
             for sample_id, path, number, numbers, content, name in zip(
@@ -114,7 +115,7 @@ class SourcePacking:
     def _labels(self, ids: NDArray[np.int64]) -> tuple[list[int], list[list[int]]]:
         """Return (the label of each of these images, or 0; its several labels, or none)."""
         if self.source.multi_label:
-            return [0] * len(ids), self.source.label_lists.take(pa.array(ids)).to_pylist()
+            return [0] * len(ids), self.source.label_lists.take(to_arrow(ids)).to_pylist()
         return self.source.labels[ids].tolist(), [[]] * len(ids)
 
     @cached_property
@@ -122,7 +123,7 @@ class SourcePacking:
         """Return the sample ids of every shard."""
         num = len(self.source)
         order = permutation(num, 0, 0, _ORDER_STREAM)(np.arange(num))
-        sizes = self.source.table["num_bytes"].chunk(0).to_numpy()[order]
+        sizes = to_numpy(self.source.table["num_bytes"])[order]
         shard = (np.cumsum(sizes) - sizes) // self.shard_bytes
         return tuple(np.split(order, np.flatnonzero(np.diff(shard)) + 1))
 

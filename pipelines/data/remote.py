@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
 from pipelines.data.store import AHEAD, StoreFiles, requests
 from pipelines.places import Place
+from pipelines.vectors import to_arrow, to_numpy
 
 _MAX_GAP = 64 * 1024  # bytes between two extents that one request fetches along
 _MAX_SPAN = 8 * 2**20  # bytes of one request
@@ -36,7 +37,7 @@ class RemoteExtents:
         self._files = files
         self._paths = table["path"].chunk(0)
         names = ("row", "file", "offset", "num_bytes", "crc32")
-        self._columns = [table[name].chunk(0).to_numpy() for name in names]
+        self._columns = [to_numpy(table[name]) for name in names]
         self._copy = None if policy is None else _copy_of(place, files, self._columns[0], policy)
         self._blocks = None if policy is None or policy.window_bytes is None else _Blocks(*self._columns[1:3])
 
@@ -63,7 +64,7 @@ class RemoteExtents:
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return <file>: <path of the image>."""
-        paths = self._paths.take(pa.array(ids)).to_pylist()
+        paths = self._paths.take(to_arrow(ids)).to_pylist()
         files = self._columns[1][ids].tolist()
         return [f"{self._place.name_of(self._files[file][0])}: {path}" for file, path in zip(files, paths, strict=True)]
 
@@ -127,17 +128,17 @@ class RemoteFiles:
         self._store = StoreFiles(place, keep_open=False)
         self._paths = table["path"].chunk(0)
         names = ("row", "place_in_copy", "num_bytes", "crc32")
-        self._row, self._offset, self._num_bytes, self._crc32 = (table[name].chunk(0).to_numpy() for name in names)
+        self._row, self._offset, self._num_bytes, self._crc32 = (to_numpy(table[name]) for name in names)
         self._copy = None if policy is None else _copy_of(place, files, self._row, policy)
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the files, from the node's copy where they are kept there; Refused as by `RemoteExtents`."""
-        paths = self._paths.take(pa.array(ids)).to_pylist()
+        paths = self._paths.take(to_arrow(ids)).to_pylist()
         return list(requests().map(self._read, ids.tolist(), paths))
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the URIs of the files."""
-        return [self._place.name_of(path) for path in self._paths.take(pa.array(ids)).to_pylist()]
+        return [self._place.name_of(path) for path in self._paths.take(to_arrow(ids)).to_pylist()]
 
     @property
     def ahead(self) -> int:

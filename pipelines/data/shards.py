@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kdcore.errors import Refused
 from pipelines.data.copies import piece_of
 from pipelines.data.source import Source
+from pipelines.vectors import to_numpy
 from pipelines.views.windows import Windows
 
 _MAX_DISTANCE = 0.5  # of the classes in a window from those of all images, beyond what chance makes
@@ -25,7 +26,7 @@ def windows_of(source: Source, size: int) -> Windows:
             f"data.window_shards={size}: the images in {source.root} are single files, not shards; pack them "
             "(python -m ops data pack), or leave data.window_shards out"
         )
-    file, offset = (source.table[name].chunk(0).to_numpy() for name in ("file", "offset"))
+    file, offset = (to_numpy(source.table[name]) for name in ("file", "offset"))
     stored = np.lexsort((offset, file)).astype(np.min_scalar_type(-len(file)))
     file, piece = file[stored], piece_of(offset[stored])
     changes = 1 + np.flatnonzero((np.diff(file) != 0) | (np.diff(piece) != 0))
@@ -39,7 +40,7 @@ def in_windows(source: Source, windows: Windows | None) -> Source:
     """Return a source that is read window by window: of an object store, in whole blocks that then make room."""
     if windows is None or source.copies is None:
         return source
-    sizes = source.table["num_bytes"].chunk(0).to_numpy()[windows.stored]
+    sizes = to_numpy(source.table["num_bytes"])[windows.stored]
     largest = int(np.add.reduceat(sizes, windows.starts[:-1]).max())
     return replace(source, copies=replace(source.copies, window_bytes=windows.size * largest))
 

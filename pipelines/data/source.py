@@ -29,6 +29,7 @@ from pipelines.data.labels import multi_hot
 from pipelines.data.source_table import fingerprint, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.places import is_remote
+from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
 
@@ -88,7 +89,7 @@ class Source:
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:
         """How many samples show each class [K]."""
-        numbers = self.label_lists.flatten().to_numpy() if self.multi_label else self.labels
+        numbers = to_numpy(self.label_lists.flatten()) if self.multi_label else self.labels
         return np.bincount(numbers, minlength=len(self.classes))
 
     @cached_property
@@ -132,7 +133,7 @@ class Source:
             contents = list(self._storage.read(ids))
         except Refused:  # of one of them: which?
             return [self._read_or_replace(sample_id) for sample_id in ids]
-        expected = self.table["crc32"].chunk(0).to_numpy()[ids].tolist()
+        expected = to_numpy(self.table["crc32"])[ids].tolist()
         wrong = [row for row, content in enumerate(contents) if zlib.crc32(content) != expected[row]]
         for row in wrong:
             contents[row] = self._read_or_replace(ids[row])
@@ -190,7 +191,7 @@ class Source:
 
     def subset(self, ids: NDArray[np.int64]) -> Source:
         """Return the given samples as a source of their own, renumbered from 0 in the given order."""
-        table = self.table.take(pa.array(ids)).combine_chunks()
+        table = self.table.take(to_arrow(ids)).combine_chunks()
         return replace(self, table=table.replace_schema_metadata({"broken": json.dumps(self.broken)}))
 
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
@@ -243,7 +244,7 @@ class Source:
         return order, np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts), counts
 
     def _column(self, name: str) -> NDArray[np.int32]:
-        column: NDArray[np.int32] = self.table[name].chunk(0).to_numpy(zero_copy_only=True)
+        column: NDArray[np.int32] = to_numpy(self.table[name])
         return column
 
 

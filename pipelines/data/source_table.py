@@ -16,6 +16,7 @@ from pipelines.data.labels import digest_of
 from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.data.storage import Extents, Files, Storage
 from pipelines.places import Place, is_remote
+from pipelines.vectors import to_arrow, to_numpy
 
 _VERSION = 1  # of what a fingerprint covers
 
@@ -30,11 +31,11 @@ def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[
 
 def with_places_in_copy(table: pa.Table) -> pa.Table:
     """Return a whole index's table with what a node's copy goes by: rows, and for single files an offset of each."""
-    table = table.append_column("row", pa.array(np.arange(len(table))))
+    table = table.append_column("row", to_arrow(np.arange(len(table))))
     if "file" in table.column_names:
         return table
-    sizes = table["num_bytes"].combine_chunks().to_numpy()
-    return table.append_column("place_in_copy", pa.array(np.cumsum(sizes) - sizes))
+    sizes = to_numpy(table["num_bytes"])
+    return table.append_column("place_in_copy", to_arrow(np.cumsum(sizes) - sizes))
 
 
 def storage_of(
@@ -47,7 +48,7 @@ def storage_of(
     if "file" in table.column_names:
         return Extents(root, files, table)
     location = "location" if "location" in table.column_names else "path"
-    return Files(root, table[location].chunk(0), table["num_bytes"].chunk(0).to_numpy())
+    return Files(root, table[location].chunk(0), to_numpy(table["num_bytes"]))
 
 
 def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
@@ -70,5 +71,5 @@ def digest_rows(start: str, table: pa.Table, numbers: Sequence[str]) -> str:
     digest.update(np.diff(ends).astype("<i8").tobytes())
     digest.update(memoryview(text)[ends[0] : ends[-1]])
     for name in numbers:
-        digest.update(table[name].chunk(0).to_numpy().astype("<i8").tobytes())
+        digest.update(to_numpy(table[name]).astype("<i8").tobytes())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kdcore.errors import Refused
 from pipelines.buffers import Buffers
 from pipelines.data.images import Encoded, unreadable
+from pipelines.vectors import to_arrow, to_numpy
 
 
 class Storage(Protocol):
@@ -74,7 +75,7 @@ class Files(_OnDisk):
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the paths of the files."""
         return [
-            f"{self._root}/{path}" if path[0] != "/" else path for path in self._paths.take(pa.array(ids)).to_pylist()
+            f"{self._root}/{path}" if path[0] != "/" else path for path in self._paths.take(to_arrow(ids)).to_pylist()
         ]
 
 
@@ -90,9 +91,9 @@ class Extents(_OnDisk):
         self._root = Path(root)
         self._files = files
         self._paths = table["path"].chunk(0)
-        self._file = table["file"].chunk(0).to_numpy()
-        self._offset = table["offset"].chunk(0).to_numpy()
-        self._num_bytes = table["num_bytes"].chunk(0).to_numpy()
+        self._file = to_numpy(table["file"])
+        self._offset = to_numpy(table["offset"])
+        self._num_bytes = to_numpy(table["num_bytes"])
         self._open: dict[int, int] = {}  # {number of a file: its descriptor}
         self._opening = Lock()
 
@@ -113,7 +114,7 @@ class Extents(_OnDisk):
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return <file>: <path of the image>."""
-        paths = self._paths.take(pa.array(ids)).to_pylist()
+        paths = self._paths.take(to_arrow(ids)).to_pylist()
         files = self._file[ids].tolist()
         return [f"{self._root / self._files[file][0]}: {path}" for file, path in zip(files, paths, strict=True)]
 
