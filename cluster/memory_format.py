@@ -32,7 +32,7 @@ def runs_channels_last(config: RunConfig, network: nn.Module, device: torch.devi
     if not config.train.channels_last:
         return False
     is_small = max(config.views.height, config.views.width) < CRASHING_SIDE
-    name = None if device.type != "cpu" or is_small else crashing_convolution(network)
+    name = None if device.type == "cuda" or is_small else crashing_convolution(network)
     if name is not None:
         say_once(
             f"{type(network).__name__} runs contiguous on the CPU, not channels-last: there torch's backward of narrow "

@@ -10,12 +10,13 @@ from rich.filesize import decimal
 from torch import nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.cache.builder import cache_bytes
 from cluster.config import RunConfig
-from cluster.forecast import forecast
 from cluster.images import evaluation_policy, image_size
+from cluster.outline import outline
 from cluster.rank import Rank
 from cluster.rehearsal import stand_in
-from cluster.sweep.caches import num_bytes
+from cluster.resources import use_worker_threads
 from cluster.tracking.pictures import sheet
 from cluster.training.advice import unseen_images
 from kdcore.cost import multiply_adds
@@ -37,7 +38,8 @@ def print_run(config: RunConfig, seconds: float) -> None:
 
     seconds: of the measurement of its steps; 0 for none.
     """
-    parts = assemble(config, Rank(0, 1, torch.device("cpu")))
+    use_worker_threads(config)
+    parts = outline(config)
     console.print(table("what it takes", ["", ""], cost_rows(parts, seconds)))
     networks, sees, read = networks_of(parts)
     rows = [network_row(name, network, sees[name]) for name, network in networks.items()]
@@ -74,19 +76,28 @@ def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
     ]
     if unseen := unseen_images(parts.batches, max(1, config.scaling.num_workers)):
         rows.append(["", unseen])
-    if seconds:
-        with optional("the time it takes is", say):
-            seen = forecast(config, seconds)
-            workers = f"{seen.num_workers} worker{'s' if seen.num_workers > 1 else ''}"
-            epochs = duration(seen.seconds / max(1, parts.total_steps / parts.steps_per_epoch))
-            rows.append(["training", f"{duration(seen.seconds)} on {workers} such as this one, {epochs} an epoch"])
-            rows.append(["", f"{seen.images_per_second:,.0f} images/s, measured on one for {seconds:g} s"])
+    rows += time_rows(parts, seconds) if seconds else [["training", "--seconds 2 measures how long it takes"]]
     rows.append(["bytes", f"{decimal(deployed_parameters(parts.student) * FLOAT_BYTES)} of the student's weights"])
     if config.cache is not None and config.views.num_views is not None:
         with optional("the size of the cache is", say):
-            size = sum(num_bytes(one) for one in config.cache_recipes)
+            size = sum(cache_bytes(one) for one in config.cache_recipes)
             rows.append(["", f"{decimal(size)} of the teacher's outputs in {config.views.num_views} views"])
     return rows
+
+
+def time_rows(parts: Assembly, seconds: float) -> list[list[str]]:
+    """Return how long a run takes, from so many seconds of its steps; nothing, and why, where they cannot be run."""
+    from cluster.forecast import forecast  # with the training loop, which only a measurement needs
+
+    with optional("the time it takes is", say):
+        seen = forecast(parts.config, seconds)
+        workers = f"{seen.num_workers} worker{'s' if seen.num_workers > 1 else ''}"
+        epochs = duration(seen.seconds / max(1, parts.total_steps / parts.steps_per_epoch))
+        return [
+            ["training", f"{duration(seen.seconds)} on {workers} such as this one, {epochs} an epoch"],
+            ["", f"{seen.images_per_second:,.0f} images/s, measured on one for {seconds:g} s"],
+        ]
+    return []
 
 
 def save_views(config: RunConfig, path: Path) -> None:

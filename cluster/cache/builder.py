@@ -193,3 +193,9 @@ class Builder:
             plan = self.run.plan if part == TRAIN else self.run.evaluation_plan(part)
             self._loaders[part] = self.run.loader(part, plan, self.cache.batch_size)
         return self._loaders[part]
+
+
+def cache_bytes(build: RunConfig) -> int:
+    """Return the bytes that a cache will take on the disk, all parts of it."""
+    parts = Builder(build, torch.device("cpu")).plan().parts.values()
+    return sum(part.num_rows * part.num_views * row_bytes(part.columns) for part in parts)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cluster.assembly import assemble
-from cluster.cache.builder import Builder
+from cluster.cache.builder import cache_bytes
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
@@ -107,7 +107,7 @@ class Caches:
     def _too_many(self, sweep: SweepConfig) -> str:
         first, second = (json.loads(key) for key in list(self.groups)[:2])
         (field, *_), *_ = differences(first, second)
-        size = num_bytes(self.builds()[0])
+        size = cache_bytes(self.builds()[0])
         return (
             f"the runs differ in {field}, so they cannot share one cache of teacher outputs: they need "
             f"{len(self.groups)} of about {size / 2**30:.2f} GiB and a pass of the teacher each. Take {field} out of "
@@ -170,9 +170,3 @@ def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
             found.append(term)
             covered = covered | needs
     return found or list(configs[0].method)
-
-
-def num_bytes(build: RunConfig) -> int:
-    """Return the bytes that a cache will take on the disk, all parts of it."""
-    parts = Builder(build, CPU).plan().parts.values()
-    return sum(part.num_rows * part.num_views * row_bytes(part.columns) for part in parts)

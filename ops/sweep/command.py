@@ -13,11 +13,12 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from cluster.cache.builder import cache_bytes
 from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.resources import device_here
-from cluster.sweep.caches import asks_the_teacher, num_bytes
+from cluster.sweep.caches import asks_the_teacher
 from cluster.sweep.config import Pairings, SweepConfig, load_sweep
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import Costs, SweepPlan
@@ -176,7 +177,7 @@ def cache_rows(plan: SweepPlan) -> list[list[str]]:
         content = [*(["logits"] if needs.teacher_logits else []), *sorted(needs.teacher_taps | set(build.cache.taps))]
         state = "to be built" if build.cache.dir in missing else "there already"
         rows.append(["cache", f"{', '.join(content)} in {build.views.num_views} views, {state}"])
-        rows.append(["", f"{decimal(num_bytes(build))} in {build.cache.dir}"])
+        rows.append(["", f"{decimal(cache_bytes(build))} in {build.cache.dir}"])
     nothing = "the teacher answers online" if plan.base.all_teachers else "there is no teacher"
     return rows or [["cache", f"none: {nothing}"]]
 

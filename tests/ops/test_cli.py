@@ -141,9 +141,10 @@ def test_show(recipe, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     method = [{"term": "feature_mse", "weight": 1.0, "pairs": pairs}]
     path.write_text(yaml.safe_dump(recipe(teacher={"model": "cifar_resnet8", "random": True}, method=method)))
-    assert main(["show", str(path)]) == 0
+    assert main(["show", str(path), "--seconds", "0.1"]) == 0
     shown = capsys.readouterr().out
     for part in (
+        "images/s, measured on one for 0.1 s",
         "layer2 *",
         "8 x 8 x 8",
         "layer3 *",

@@ -1,0 +1,35 @@
+"""A run's parts for who asks only for shapes: sizes, taps, costs. No weight is drawn and nothing is multiplied."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from cluster.assembly import Assembly, assemble
+from cluster.config import RunConfig
+from cluster.images import image_size
+from cluster.rank import Rank
+from kdcore.errors import Refused
+from kdcore.layout import COMPLAINTS
+from kdcore.rehearsal import check_network
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def outline(config: RunConfig) -> Assembly:
+    """Assemble a run on torch's meta device, whose tensors have shapes and no values; on the CPU where one is needed.
+
+    A network may ask for a value while it is built or called, and files of weights may need one; what is refused, too,
+    is refused by the CPU, in its words.
+    """
+    try:
+        with META, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+            run = assemble(config, Rank(0, 1, META))
+        for network in run.networks:
+            seen = config if network is run.student else run.for_teacher.config
+            check_network(network, image_size(seen))
+    except (Refused, *COMPLAINTS):
+        return assemble(config, Rank(0, 1, CPU))
+    return run
