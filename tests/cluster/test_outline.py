@@ -1,4 +1,4 @@
-"""What is shown of a run's shapes: the same those of the run itself, without weights; a value that is asked for is had."""
+"""A run's shapes are those of the run itself, without weights; a network that asks for a value has it."""
 
 from __future__ import annotations
 
