@@ -2,9 +2,11 @@
 
 Ray starts a worker as `<py_executable> default_worker.py ...`. Here that executable is this file: it hands its command
 line, environment, folder, network and standard streams to a server, which forks a process that goes on as the worker;
-then it waits until that one has ended. A worker is a process of its own as ever, which Ray knows by its own number.
+then it waits until that one has ended. A worker is a process of its own as ever, which Ray knows by its own number; it
+ends with the process that stands for it, as what a node has started ends with a node that is killed.
 
-Programs of a test that enter or start a Ray of their own do not use it: their workers start as a user's do.
+A program of a test that enters or starts a Ray of its own uses it where it is told to (`tests/commands.py`); elsewhere
+its workers start as a user's do.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +103,7 @@ def become(connection: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    threading.Thread(target=die_with, args=(connection,), daemon=True).start()
     enter_network(network)
     os.setpgid(0, 0)  # Ray ends a worker's whole group with it
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -110,6 +114,12 @@ def become(connection: socket.socket) -> None:
     sys.argv = asked["argv"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def die_with(connection: socket.socket) -> None:
+    """End this process when the one at the other end of a connection is gone."""
+    connection.recv(1)  # nothing ever comes
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def enter_network(namespace: int) -> None:

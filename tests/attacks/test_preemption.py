@@ -39,10 +39,14 @@ def wait_for_line(training: Training, pattern: str) -> re.Match[str]:
     return found
 
 
-def test_a_checkpoint_is_written_before_the_node_is_gone(image_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_before_the_node_is_gone(
+    image_folder: Path, tmp_path: Path, worker_executable: str
+) -> None:
     recipe = endless_recipe(image_folder, tmp_path, scaling={"num_workers": 2, "max_failures": 0})
     watched = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}  # which the other tests do without
-    with cluster_of(2) as machines, Training(recipe, watched | {"RAY_ADDRESS": machines.address}) as training:
+    with cluster_of(2) as machines, Training(
+        recipe, watched | {"RAY_ADDRESS": machines.address}, worker_executable
+    ) as training:
         training.wait_for_steps()
         address = machines.busiest()
         announce_the_end(machines, address)

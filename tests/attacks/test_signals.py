@@ -42,9 +42,9 @@ def test_another_thread_has_no_signals() -> None:
     assert entered == [1]
 
 
-def end_with_checkpoint(recipe: Path, number: int, status: int, word: str) -> None:
+def end_with_checkpoint(recipe: Path, number: int, status: int, word: str, workers: str | None = None) -> None:
     """Have a run end by a signal: at its next step, with a checkpoint that it goes on from."""
-    with Training(recipe) as training:
+    with Training(recipe, workers=workers) as training:
         before = training.saved_steps
         found, said, _ = training.end(number)
         assert found == status, said
@@ -56,9 +56,9 @@ def end_with_checkpoint(recipe: Path, number: int, status: int, word: str) -> No
             assert f"continuing at step {before[-1]} of" in said
 
 
-def end_at_once(recipe: Path) -> None:
+def end_at_once(recipe: Path, workers: str) -> None:
     """Have a run end by Ctrl-C twice."""
-    with Training(recipe) as training:
+    with Training(recipe, workers=workers) as training:
         status, said, seconds = training.end(signal.SIGINT, signal.SIGINT)
     assert (status, "ended at once" in said) == (130, True), said
     assert seconds < 3
@@ -72,8 +72,8 @@ def test_a_run_in_one_process(image_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_through_ray(image_folder: Path, tmp_path: Path) -> None:
+def test_a_run_through_ray(image_folder: Path, tmp_path: Path, worker_executable: str) -> None:
     recipe = endless_recipe(image_folder, tmp_path)
-    end_with_checkpoint(recipe, signal.SIGTERM, 143, "terminated")
-    end_with_checkpoint(recipe, signal.SIGINT, 130, "interrupted")
-    end_at_once(recipe)
+    end_with_checkpoint(recipe, signal.SIGTERM, 143, "terminated", worker_executable)
+    end_with_checkpoint(recipe, signal.SIGINT, 130, "interrupted", worker_executable)
+    end_at_once(recipe, worker_executable)

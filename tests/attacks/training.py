@@ -20,6 +20,7 @@ from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.checkpoint import whole_checkpoints
 from tests.cluster.servers import wait_for
+from tests.commands import Command
 from tests.conftest import small_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -36,16 +37,24 @@ def endless_recipe(image_folder: Path, tmp_path: Path, **changes: Any) -> Path:
 
 
 class Training:
-    """A run's process. env: beside this process's, whose RAY_ADDRESS it does not have."""
+    """A run's process. env: beside this process's, whose RAY_ADDRESS it does not have.
 
-    def __init__(self, recipe: Path, env: Mapping[str, str] | None = None) -> None:
+    workers: what Ray is to start workers with; the run's process is then forked, as they are.
+    """
+
+    process: Command | subprocess.Popen[bytes]
+
+    def __init__(self, recipe: Path, env: Mapping[str, str] | None = None, workers: str | None = None) -> None:
         self.config = load_recipe(recipe)
-        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env or {})
-        command = [sys.executable, "-m", "ops", "train", str(recipe)]
+        words = ["train", str(recipe)]
         self.first, self.output = self.last_step, recipe.with_name(f"output-{time.monotonic_ns()}")
+        if workers is not None:
+            self.process = Command(words, self.output, workers, {"RAY_ADDRESS": None, **(env or {})}, ROOT)
+            return
+        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env or {})
         with self.output.open("w") as file:
             options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, **options)
+            self.process = subprocess.Popen([sys.executable, "-m", "ops", *words], cwd=ROOT, env=env, **options)
 
     def wait_for_steps(self) -> None:
         """Until it has taken some that are new."""
