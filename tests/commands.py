@@ -14,6 +14,8 @@ from typing import Any
 from ops.benchmarks import attack_processes
 from tests.processes import forking
 
+ROOT = Path(__file__).parents[1]
+
 
 class Command:
     """`python -m ops WORDS`, under way in a process group of its own; of the interface of `subprocess.Popen`.
@@ -23,7 +25,7 @@ class Command:
     """
 
     def __init__(
-        self, words: Sequence[str], output: Path, workers: str, env: Mapping[str, str | None], folder: Path
+        self, words: Sequence[str], output: Path, workers: str, env: Mapping[str, str | None], folder: Path = ROOT
     ) -> None:
         changed = dict(os.environ) | env
         environment = {name: value for name, value in changed.items() if value is not None}

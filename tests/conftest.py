@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tests.forked_workers import serving
+from tests.mlflow_tables import copy_tables
 
 ROOT = Path(__file__).parents[1]
 CLUSTER_IS_SHARED = pytest.StashKey[bool]()
@@ -32,7 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The first test that starts a Ray of its own finds none in its process."""
+    """The first test that starts a Ray of its own finds none in its process. MLflow's tables are copied."""
+    if "mlflow" in sys.modules:  # else no test of this process has a store, and to import it takes seconds
+        copy_tables()
     if starts_ray(item) and not shares_cluster(item) and item.config.stash.get(CLUSTER_IS_SHARED, False):
         import ray
 

@@ -22,10 +22,10 @@ import stillhouse
 import kdcore
 from ops.notebook import build_cache, export, load, sweep, train
 
-recipe = load("recipe.yaml")
-(cache,) = build_cache(recipe)
-result = train(recipe)
-points = sweep(recipe, {"name": "scales", "space": {"method.0.scale": [0.5, 1.0]}})
+recipe, alone = load("recipe.yaml"), load("recipe.yaml", "scaling.num_workers=0")
+(cache,) = build_cache(alone)
+result = train(recipe)  # by two workers; everything else is done in fewer processes
+points = sweep(alone, {"name": "scales", "space": {"method.0.scale": [0.5, 1.0]}})
 folder = export(result, "exported")
 taught = [f"teacher.model=local-dir:{folder}", "teacher.args={}", "teacher.source=online"]
 again = load("recipe.yaml", "name=again", "scaling.num_workers=0", *taught)
@@ -95,7 +95,6 @@ def test_the_command(programs, place):
     stillhouse = programs / "stillhouse"
     assert "logit_l1" in run(place, stillhouse, "show", "recipe.yaml")
     alone = "scaling.num_workers=0"  # workers of an installed project are the notebook's
-    run(place, stillhouse, "cache", "build", "recipe.yaml", alone)
     said = run(place, stillhouse, "train", "recipe.yaml", "name=typed", alone)
     assert "typed" in said
     assert "links verified" in " ".join(run(place, stillhouse, "lineage", "exported").split())

@@ -47,7 +47,7 @@ def test_pipelines_alone(here, capsys):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run(here, capsys):
+def test_a_run(here, ray_cluster):
     names = run_block("cluster/README.md")
     assert names["result"].steps == 4
     assert (here / "out" / "run" / "student.safetensors").is_file()

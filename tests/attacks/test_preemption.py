@@ -44,9 +44,10 @@ def test_a_checkpoint_is_written_before_the_node_is_gone(
 ) -> None:
     recipe = endless_recipe(image_folder, tmp_path, scaling={"num_workers": 2, "max_failures": 0})
     watched = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}  # which the other tests do without
-    with cluster_of(2) as machines, Training(
-        recipe, watched | {"RAY_ADDRESS": machines.address}, worker_executable
-    ) as training:
+    with (
+        cluster_of(2) as machines,
+        Training(recipe, watched | {"RAY_ADDRESS": machines.address}, worker_executable) as training,
+    ):
         training.wait_for_steps()
         address = machines.busiest()
         announce_the_end(machines, address)

@@ -49,7 +49,7 @@ class Training:
         words = ["train", str(recipe)]
         self.first, self.output = self.last_step, recipe.with_name(f"output-{time.monotonic_ns()}")
         if workers is not None:
-            self.process = Command(words, self.output, workers, {"RAY_ADDRESS": None, **(env or {})}, ROOT)
+            self.process = Command(words, self.output, workers, {"RAY_ADDRESS": None, **(env or {})})
             return
         env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env or {})
         with self.output.open("w") as file:

@@ -17,6 +17,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.tracking.journal import read_journal
+from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.mlflow_tracker import CONSTANTS
 
 
@@ -36,7 +37,8 @@ class MlflowServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it answers; leaves none behind that does not."""
+        """Returns when it answers; leaves none behind that does not. Its store is made by this process."""
+        make_store(self.store, self.folder / "artifacts")
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.store]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]

@@ -28,9 +28,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Machines]:
+def nodes(worker_executable: str) -> Iterator[Machines]:
     """Two nodes with room for two workers each."""
-    with cluster_of(2) as machines:
+    with cluster_of(2, py_executable=worker_executable) as machines:
         yield machines
 
 

@@ -97,7 +97,7 @@ def until(words: str, process: subprocess.Popen) -> Iterator[str]:
 
 @pytest.fixture
 def tiny(image_folder, tmp_path) -> list[str]:
-    """Overrides that make a run of seconds out of the demo's teacher."""
+    """Overrides that make a run of seconds, in the job's own process, out of the demo's teacher."""
     return [
         f"data.root={image_folder}",
         f"output_dir={tmp_path / 'out'}",
@@ -107,6 +107,7 @@ def tiny(image_folder, tmp_path) -> list[str]:
         "train.micro_batch=4",
         "train.max_steps=4",
         "tracking.system_metrics=false",
+        "scaling.num_workers=0",
     ]
 
 
@@ -132,8 +133,7 @@ class TestWithToken:
     def test_a_name_an_environment_and_no_waiting(self, head, tiny):
         """The job is there under its name, with the variable; a second one of that name is refused in one line."""
         words = ("--name", "named", "--env", "OF_THE_JOB=yes", "--no-wait", "--resources", "CPU=0.5", "train", RECIPE)
-        # Beside a driver that takes half a CPU there is no place for two workers.
-        here = (*tiny, "train.max_steps=1", "scaling.num_workers=0")
+        here = (*tiny, "train.max_steps=1")
         done = head.submit(*words, *here)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "job named on" in done.stdout
@@ -143,7 +143,7 @@ class TestWithToken:
         assert "--name named: the cluster has a job of that name" in one_line(again.stderr)
 
     def test_a_job_brings_its_plugins(self, head, tiny, image_folder, tmp_path):
-        """Networks, a loss and a kind of images from a folder outside, which the job's own processes do not see."""
+        """Networks, a loss and a kind of images from a folder outside, which the job and its worker do not see."""
         token_file, code = head.environment["RAY_AUTH_TOKEN_PATH"], write_own_code(tmp_path / "code")
         images = write_own_images(image_folder, tmp_path / "listed")
         plugins = [f"--plugin={code / name}" for name in ("own_nets.py", "own_losses.py", "own_images")]

@@ -1,13 +1,11 @@
-"""The walk-through of ops/README.md: every line of it is run, in an empty folder; the sweep, which needs Ray, last."""
+"""The walk-through of ops/README.md: every line of it is run, in an empty folder; the sweep, which needs Ray, apart."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub._commit_api
@@ -15,7 +13,7 @@ import pytest
 
 from ops.__main__ import main
 from ops.push import NEEDED
-from tests.ops.hub import TOKEN, Hub, hub_server
+from tests.ops.hub import TOKEN, hub_server
 
 PAGE = Path(__file__).parents[2] / "ops" / "README.md"
 FILES = {"python": "shapes.py", "yaml": "space.yaml"}  # what its blocks are kept as
@@ -46,37 +44,38 @@ def run(words: list[str]) -> None:
         subprocess.run([sys.executable, *words[1:]], check=True)
 
 
-@pytest.fixture(scope="module")
-def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """The hub after all lines but the sweep; the folder in which they were run is the current one."""
-    before = Path.cwd()
-    with pytest.MonkeyPatch.context() as patch, hub_server() as hub:
-        patch.setenv("HF_TOKEN", TOKEN)
-        patch.setattr(huggingface_hub._commit_api, "is_xet_available", lambda: False)
-        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-        os.chdir(tmp_path_factory.mktemp("walk"))
-        for kind, content in re.findall(r"```(\w+)\n(.*?)```", walk_through(), re.DOTALL):
-            Path(FILES[kind]).write_text(content)
-        for words in lines():
-            if not is_sweep(words):
-                run(words)
-        yield hub
-        os.chdir(before)
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, which has the files that the section's blocks are kept as."""
+    monkeypatch.chdir(tmp_path)
+    for kind, content in re.findall(r"```(\w+)\n(.*?)```", walk_through(), re.DOTALL):
+        Path(FILES[kind]).write_text(content)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_line_is_run(walked: Hub) -> None:
+def test_every_line_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines()) == 15
-    assert all(Path(name).exists() for name in LEFT)
-    assert set(walked.repositories["me/shapes"].files) == set(NEEDED)
+    with hub_server() as hub:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(huggingface_hub._commit_api, "is_xet_available", lambda: False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        for words in lines():
+            if not is_sweep(words):
+                run(words)
+        assert all(Path(name).exists() for name in LEFT)
+        assert set(hub.repositories["me/shapes"].files) == set(NEEDED)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_sweep_is_run(ray_cluster: None, walked: Hub) -> None:
+def test_the_sweep_is_run(ray_cluster: None) -> None:
+    """Behind what it needs: the images and the teacher."""
+    needed = [words for words in lines() if "shapes.py" in words or "teacher" in words]
     (sweep,) = filter(is_sweep, lines())
-    run(sweep)
+    assert len(needed) == 2
+    for words in (*needed, sweep):
+        run(words)
     assert Path("outputs/answers/manifest.json").exists()
     assert len(list(Path("outputs/temperatures").glob("*/result.json"))) == 2

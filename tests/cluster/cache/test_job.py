@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused, RunFailed
 from kdcore.models import build_model
-
-ROOT = Path(__file__).parents[3]
+from tests.cluster.servers import wait_for
+from tests.commands import Command
 
 
 @pytest.fixture
@@ -110,7 +108,7 @@ def test_a_broken_image_ends_the_build_with_its_name(config, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_three_times(ray_cluster, config, tmp_path):
+def test_killed_three_times(ray_cluster, config, tmp_path, worker_executable):
     """A worker, another worker, and the driver, each with SIGKILL: the bytes of an undisturbed build in one process."""
     import ray
 
@@ -118,15 +116,12 @@ def test_killed_three_times(ray_cluster, config, tmp_path):
     killed = elsewhere(config, "killed")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(killed))
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ops", "cache", "build", str(recipe)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout is not None
-        said = []
-        while "building the cache" not in "".join(said):  # told after the first shard
-            said.append(driver.stdout.readline())
-            assert said[-1], said
-        driver.send_signal(signal.SIGKILL)
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = Command(["cache", "build", str(recipe)], tmp_path / "output", worker_executable, address)
+    # Told after the first shard.
+    wait_for(lambda: "building the cache" in driver.said or driver.poll() is not None, 200)
+    driver.kill()
+    assert driver.returncode == -signal.SIGKILL, driver.said
     assert not (Path(killed.cache.dir) / "manifest.json").exists()
 
     victims: list[int] = []

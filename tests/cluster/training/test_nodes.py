@@ -3,12 +3,10 @@ with the very bits of an undisturbed one. With mixing, a moving average and grad
 
 import contextlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,8 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
 from kdcore.models import build_model
 from pipelines.views.plan import ViewPlan
-from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, Machines, cluster_of
+from tests.commands import Command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -43,12 +42,9 @@ EPOCH = 48 // BATCH  # steps
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Machines]:
-    """Two nodes with room for two workers each; a dead node is noticed within seconds.
-
-    Their workers start as a user's do: forked ones would outlive their node.
-    """
-    with cluster_of(2) as machines:
+def nodes(worker_executable: str) -> Iterator[Machines]:
+    """Two nodes with room for two workers each; a dead node is noticed within seconds."""
+    with cluster_of(2, py_executable=worker_executable) as machines:
         yield machines
 
 
@@ -251,30 +247,33 @@ def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:
 
 
 # After the elastic run: for three minutes, Ray keeps for a run whose driver is killed what an elastic one would get.
-def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path):
+def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path, worker_executable):
     """The same command goes on; what looks like a later checkpoint, half written, and a list that was cut off while it
     was written, do not disturb it."""
     config = configuration("driver")
     recipe = tmp_path / "driver.yaml"
     recipe.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "ops", "train", str(recipe)]
-    options = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as driver:
-        while driver.poll() is None:
-            rows = read_journal(config.run_dir / "metrics.jsonl")
-            if rows and rows[-1]["step"] >= random_steps(5, 1)[0]:
-                driver.kill()
-        shown = driver.stdout.read()
-    assert driver.returncode == -signal.SIGKILL, shown
+    driver = start_driver(recipe, nodes.address, worker_executable)
+    while driver.poll() is None:
+        rows = read_journal(config.run_dir / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= random_steps(5, 1)[0]:
+            driver.kill()
+    assert driver.returncode == -signal.SIGKILL, driver.said
     half = config.run_dir / f"step-{STEPS:08d}"
     half.mkdir()
     (half / "state.pt").write_bytes(b"half of it")
     listed = config.run_dir / CHECKPOINTS
     listed.write_bytes(listed.read_bytes()[:-20])
-    done = subprocess.run(command, capture_output=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 0 < int(re.search(r"continuing at step (\d+) of", done.stdout)[1]) < STEPS
+    again = start_driver(recipe, nodes.address, worker_executable)
+    assert again.wait() == 0, again.said
+    assert 0 < int(re.search(r"continuing at step (\d+) of", again.said)[1]) < STEPS
     assert_same_bits(undisturbed, launch(config))
+
+
+def start_driver(recipe: Path, address: str, workers: str) -> Command:
+    """Start `train` in a process of its own."""
+    output = recipe.with_name(f"output-{time.monotonic_ns()}")
+    return Command(["train", str(recipe)], output, workers, {"RAY_ADDRESS": address})
 
 
 def test_a_rank_hangs(nodes, configuration):

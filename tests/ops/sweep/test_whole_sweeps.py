@@ -24,7 +24,8 @@ from cluster.recipe import load_recipe
 from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.run import JOURNAL
 from ops.__main__ import main
-from tests.ops.sweep.conftest import PAIRS, ROOT
+from tests.commands import Command
+from tests.ops.sweep.conftest import PAIRS
 
 
 def trials(out: Path) -> dict[str, Trial]:
@@ -114,7 +115,7 @@ def check_mlflow(out: Path, found: dict[str, Trial]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_and_restored(ray_cluster, folder, tmp_path):
+def test_killed_and_restored(ray_cluster, folder, tmp_path, worker_executable):
     """The driver is killed while its first run trains, then a worker of the second: the same table as undisturbed,
     where runs train in their trials' processes, with the second one stopped in both. Its place is free soon after, also
     where the machine has a second cluster."""
@@ -126,11 +127,11 @@ def test_killed_and_restored(ray_cluster, folder, tmp_path):
     command = ["sweep", str(folder / "recipe.yaml"), "--space", str(space), "--concurrent", "1", "train.epochs=24"]
     assert main([*command, f"output_dir={outs[0]}"]) == 0
     command += ["scaling.num_workers=1", f"output_dir={outs[1]}"]
-    with driver(command) as process:
-        wait_for(lambda: process.poll() is not None or num_reports(outs[1], 0) >= 1)
-        process.kill()
-        shown = process.communicate()[0]
-    assert process.returncode == -signal.SIGKILL, shown
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = Command(command, tmp_path / "output", worker_executable, address)
+    wait_for(lambda: driver.poll() is not None or num_reports(outs[1], 0) >= 1)
+    driver.kill()
+    assert driver.returncode == -signal.SIGKILL, driver.said
     assert [trial.end for trial in trials(outs[1]).values()] == [None]
 
     def kill_a_worker() -> int:
@@ -172,13 +173,6 @@ def another_cluster() -> Iterator[None]:
         assert "up" in process.stdout.readline()
         yield
         process.communicate("\n")
-
-
-def driver(words: list[str]) -> subprocess.Popen:
-    address = ray.get_runtime_context().gcs_address
-    env = os.environ | {"RAY_ADDRESS": address}
-    words = [sys.executable, "-m", "ops", *words]
-    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 200) -> None:
