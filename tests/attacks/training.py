@@ -25,6 +25,7 @@ from tests.conftest import small_recipe
 
 ROOT = Path(__file__).parents[2]
 NEVER = 100_000
+HEARD = "the same signal again ends it at once"
 
 
 def endless_recipe(image_folder: Path, tmp_path: Path, **changes: Any) -> Path:
@@ -84,12 +85,13 @@ class Training:
         return " ".join(self.output.read_text()[-4000:].split())
 
     def end(self, *signals: int) -> tuple[int, str, float]:
-        """Exit status, what was said, and seconds from the first signal to the end."""
+        """Exit status, what was said, and seconds from the first signal to the end. Each is sent once the one before it
+        was heard: two that come at once are one."""
         self.wait_for_steps()
         began = time.monotonic()
         for number in signals:
             self.process.send_signal(number)
-            time.sleep(0.05)
+            wait_for(lambda: HEARD in self.said or self.process.poll() is not None, 60)
         self.process.wait(60)
         print(f"signals {signals}: exit status {self.process.returncode} after {time.monotonic() - began:.1f} s")
         return self.process.returncode, self.said, time.monotonic() - began

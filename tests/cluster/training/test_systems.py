@@ -13,7 +13,13 @@ from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 
-VIT = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8}}
+
+def made_for(size: int) -> dict[str, list[int]]:
+    """A network's own size, at which nobody looks then for the cause of its wrong answers; 160 takes 6,400 tokens."""
+    return {"input_size": [3, size, size]}
+
+
+VIT = {"model": "test_vit", "args": {"img_size": 32, "patch_size": 8, "pretrained_cfg_overlay": made_for(32)}}
 CNN = {"model": "cifar_resnet8", "args": {}}
 NARROW = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
 TAPS = {"cnn": ("layer2", "layer3"), "vit": ("blocks.2", "blocks.4")}
@@ -73,7 +79,7 @@ def test_a_run_in_this_process_keeps_the_newest_checkpoints(recipe):
 
 def test_simkd_between_kinds(recipe, tmp_path):
     """A CNN student whose map is smaller than a ViT teacher's grid of tokens: the tokens are pooled to it."""
-    vit = {"model": "test_vit", "args": {"img_size": 16, "patch_size": 2}}
+    vit = {"model": "test_vit", "args": {"img_size": 16, "patch_size": 2, "pretrained_cfg_overlay": made_for(16)}}
     weights = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file(build_model(ModelConfig(**vit), ("a", "b", "c")).state_dict(), weights)
     changes = {"student": NARROW | {"classifier": "reused"}, "teacher": vit | {"checkpoint": str(weights)}}
