@@ -36,7 +36,8 @@ class Gpus:
     """The GPUs within reach of a recipe.
 
     present: now; to_come: at most, on nodes that an autoscaler brings, None where it does not say; is_cluster: of a Ray
-    cluster rather than of this machine; is_shared: of one that is more than this machine, or that a job was sent to.
+    cluster rather than of this machine; is_shared: of one that is more than this machine, or may yet become it, or that
+    a job was sent to.
     """
 
     present: float
@@ -94,8 +95,9 @@ def gpus_in_reach() -> Gpus:
     ray = sys.modules.get("ray")  # who is connected to a cluster has imported it, which takes half a second
     if ray is None or not ray.is_initialized():
         return Gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    is_shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
-    return Gpus(ray.cluster_resources().get("GPU", 0), gpus_to_come(), True, is_shared)
+    to_come = gpus_to_come()
+    is_shared = JOB in os.environ or to_come != 0 or sum(node["Alive"] for node in ray.nodes()) > 1
+    return Gpus(ray.cluster_resources().get("GPU", 0), to_come, True, is_shared)
 
 
 def device_here(config: RunConfig) -> torch.device:
