@@ -102,6 +102,7 @@ def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
     board: where the workers say how far they are; local: what a worker gets beside the payload in this very process.
     """
     folder = None if is_remote(job.storage) else Path(job.storage) / job.name
+    crash_file = RunFolder(Path(job.run_dir)).crash
     if folder:
         restore_checkpoint_list(folder)
     set_up_ray_train(job)
@@ -121,13 +122,13 @@ def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
             # Of the controller's own errors, waiting for a place is tried again: `Placement` ends it.
             failure_config=ray.train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.keep),
-            callbacks=[Recovery(folder), Placement(job, job.each, board)],
+            callbacks=[Recovery(folder), Placement(job, job.each, board, crash_file)],
         ),
     )
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise failure_of(error, job.num_workers, board, RunFolder(Path(job.run_dir)).crash) from error
+        raise failure_of(error, job.num_workers, board, crash_file) from error
     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:  # of Ray Train's controller
         cause = crash_of(error, None) or last_line(error)
         raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error

@@ -234,7 +234,7 @@ def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
         return
 
     def look() -> None:
-        with suppress(ray.exceptions.RayActorError):  # the board is gone: nothing to see, and no reason to end a run
+        with suppress(ray.exceptions.RayError):  # the board is gone: nothing to see, and no reason to end a run
             watch(*ray.get(board.look.remote()))
 
     with polling(look, 0.3):

@@ -10,8 +10,9 @@ All of it lives in the process of Ray Train's controller.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray.exceptions import ActorUnavailableError, RayError, RuntimeEnvSetupError
@@ -28,7 +29,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
-from cluster.training.recovery import CUT_OFF, last_line, refuse_to_repeat
+from cluster.training.recovery import CUT_OFF, FINAL, describe, last_line, refuse_to_repeat
 from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 
@@ -60,10 +61,16 @@ class Workers(Protocol):
 
 
 class Placement(ControllerCallback, WorkerGroupCallback):
-    """Waits for the place of a run's workers, with words; makes the controller start groups that may lose workers."""
+    """Waits for the place of a run's workers, with words; makes the controller start groups that may lose workers.
 
-    def __init__(self, scaling: Workers, each: dict[str, float], board: Any) -> None:
-        self.scaling, self.each, self.board = scaling, each, board
+    What was lost, and of what, is said whether the run goes on or not. crash_file: gives the file in which a rank has
+    recorded the signal that it died of.
+    """
+
+    def __init__(
+        self, scaling: Workers, each: dict[str, float], board: Any, crash_file: Callable[[int], Path] | None = None
+    ) -> None:
+        self.scaling, self.each, self.board, self.crash_file = scaling, each, board, crash_file
         self.patience: Patience
 
     def after_controller_start(self, train_run_context: Any) -> None:
@@ -81,6 +88,15 @@ class Placement(ControllerCallback, WorkerGroupCallback):
         if isinstance(current_state, NOT_RUNNING) and type(current_state) is type(previous_state):
             self.wait(self.scaling.min_workers or self.scaling.num_workers)
             time.sleep(LOOK_SECONDS / 4)
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        if worker_group_status.errors:
+            self.say_failure(worker_group_status.errors)
+
+    def say_failure(self, errors: Mapping[int, Exception]) -> None:
+        """Say what a worker died of, or raised, where it may be tried again: other errors end the run, and say so."""
+        if not any(isinstance(error, FINAL) for error in errors.values()):
+            self.say(f"a worker failed: {describe(errors, self.crash_file)}")
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self.patience.end()
@@ -127,10 +143,13 @@ class WatchedPlace(PlacementGroupHandle):
 class RestartableGroup(WorkerGroup):
     """A group of workers of which one may be lost at any time. A `Placement` is one of its callbacks."""
 
+    @property
+    def _placement(self) -> Placement:
+        return next(callback for callback in self._callbacks if isinstance(callback, Placement))
+
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> PlacementGroupHandle:
-        placement = next(callback for callback in self._callbacks if isinstance(callback, Placement))
         place = super()._create_placement_group(scaling_config, worker_group_context)
-        return WatchedPlace(place, placement, worker_group_context.num_workers)
+        return WatchedPlace(place, self._placement, worker_group_context.num_workers)
 
     def _start(self) -> None:
         try:
@@ -147,6 +166,7 @@ class RestartableGroup(WorkerGroup):
             who = "a worker" if rank is None else f"rank {rank}"
             failure.add_note(f"{who}, while the workers started")
             refuse_to_repeat({rank or 0: failure})
+            self._placement.say_failure({rank or 0: failure})
             raise WorkerGroupError(str(failure), {rank or 0: failure}) from error
 
     def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:

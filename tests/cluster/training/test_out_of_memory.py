@@ -1,6 +1,7 @@
 """A node whose memory runs out: Ray kills what it has begun last there, and the run goes on, or says why it ended.
 
-The node lies in a memory cgroup of its own, as a container does, so that nothing else here is short of memory.
+The node lies in a memory cgroup of its own, as a container does, so that nothing else here is short of memory. Ray
+kills at THRESHOLD of it, so that it comes before the kernel does.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +19,19 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.training.launch import RunResult, launch
 from cluster.training.loop import TrainingLoop
-from tests.cluster.machines import Loopback, Machines, cluster_of
+from tests.cluster.machines import ROOT, Loopback, Machines, cluster_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
-LIMIT = 3_200_000_000  # bytes: two workers, and a gigabyte beside them
+LIMIT, THRESHOLD = 3_600_000_000, 0.8  # bytes: two workers, and a gigabyte beside them, and what the kernel leaves Ray
+SHARED_LIMIT = 6_000_000_000  # with the driver and the whole of Ray
 
 PLUGIN = '''
 """A worker whose memory grows without end in step 8, so often as the file beside this one says."""
@@ -42,7 +48,7 @@ def step(self, *args):
         TIMES.write_text(str(times - 1))
         taken = []
         while True:
-            taken.append(np.ones(5_000_000))
+            taken.append(np.ones(2_500_000))
             time.sleep(0.05)
     return record
 
@@ -50,30 +56,66 @@ TrainingLoop.step = step
 '''
 
 
-@pytest.fixture(scope="module")
-def cgroup() -> Iterator[Path]:
-    """A cgroup with LIMIT bytes of memory; skipped where this process may make none."""
-    folder = CGROUPS / f"stillhouse-{os.getpid()}"
+@contextlib.contextmanager
+def cgroup(limit: int) -> Iterator[list[str]]:
+    """What a command begins with that is to have so many bytes of memory, as a container has.
+
+    Skipped where this process may make no cgroup.
+    """
+    folder = CGROUPS / f"stillhouse-{os.getpid()}-{limit}"
     try:
         folder.mkdir()
-        (folder / "memory.limit_in_bytes").write_text(str(LIMIT))
+        (folder / "memory.limit_in_bytes").write_text(str(limit))
     except OSError:
         pytest.skip("needs the right to make a memory cgroup (version 1)")
-    yield folder
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:  # until the last of its processes is gone
-        with contextlib.suppress(OSError):
-            return folder.rmdir()
-        time.sleep(0.2)
+    enter = f'echo $$ > {folder}/cgroup.procs; mount --bind {folder} {CGROUPS}; exec "$@"'
+    try:
+        yield ["unshare", "--mount", "sh", "-c", enter, "sh"]
+    finally:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:  # until the last of its processes is gone
+            for process in (folder / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                break
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
-def node(cgroup) -> Iterator[Machines]:
-    """A node in that cgroup, which it sees as a container sees its own."""
-    enter = f'echo $$ > {cgroup}/cgroup.procs; mount --bind {cgroup} {CGROUPS}; exec "$@"'
-    within = ["unshare", "--mount", "sh", "-c", enter, "sh"]
-    with cluster_of(1, Machines(Loopback(), within, memory_monitor_refresh_ms=100)) as machines:
+def node() -> Iterator[Machines]:
+    """A node with LIMIT bytes."""
+    system = {"memory_monitor_refresh_ms": 100, "memory_usage_threshold": THRESHOLD}
+    with cgroup(LIMIT) as within, cluster_of(1, Machines(Loopback(), within, **system)) as machines:
         yield machines
+
+
+BALLOON = f"""
+'''A worker that leaves a process behind which takes the node's memory, in step 6, and keeps it for a while.'''
+import subprocess, sys
+from pathlib import Path
+from cluster.training.loop import TrainingLoop
+
+take_step = TrainingLoop.step
+CODE = '''
+import time
+from pathlib import Path
+usage, taken = Path("{CGROUPS}/memory.usage_in_bytes"), []
+for _ in range(1000):
+    while int(usage.read_text()) < 0.88 * {SHARED_LIMIT}:
+        taken.append(bytearray(b"x" * 20_000_000))
+    time.sleep(0.1)
+'''
+
+def step(self, *args):
+    record = take_step(self, *args)
+    if self.run.rank.number == 1 and self.state.step == 6:
+        subprocess.Popen([sys.executable, "-c", CODE], start_new_session=True)
+    return record
+
+TrainingLoop.step = step
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +147,38 @@ def test_it_goes_on_from_its_checkpoint(node, greedy):
     started = time.monotonic()
     killed = launch(greedy("short", times=1, max_failures=2), watch=lambda state, messages: heard.extend(messages))
     print(f"one kill: {time.monotonic() - started:.0f} s, undisturbed {undisturbed.wall_seconds:.0f} s")
+    print(heard)
     assert any(re.match("continuing at step [48] of 12", line) for line in heard), heard
+    said = "a worker failed: " + killed_at(next(iter(node.nodes)), LIMIT)
+    assert any(re.match(said, line) for line in heard), heard
     first, second = (weights(run) for run in (undisturbed, killed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def killed_at(address: str, limit: int) -> str:
+    """The line on a death, as a pattern: rank, node, and how much memory of how much was taken."""
+    limit_gb = f"{limit / 2**30:.2f}"
+    said = rf"killed by Ray, for its node \({re.escape(address)}\) had run out of memory: "
+    return rf"rank 1: {said}[23]\.\d+GB of {re.escape(limit_gb)}GB were taken; take a smaller train.micro_batch"
+
+
+@pytest.mark.long
+def test_the_drivers_node_has_no_memory_left(recipe, tmp_path):
+    """Ray kills whatever it can there, the run's controller among it: the command ends with that line, and status 1."""
+    plugin = tmp_path / "balloon.py"
+    plugin.write_text(BALLOON)
+    config = recipe(plugins=[str(plugin)], scaling={"num_workers": 2}, checkpoint={"every_steps": 4})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    settings = {"RAY_memory_monitor_refresh_ms": "100", "RAY_memory_usage_threshold": str(THRESHOLD)}
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | settings
+    with cgroup(SHARED_LIMIT) as within:
+        command = [*within, sys.executable, "-m", "ops", "train", str(tmp_path / "recipe.yaml")]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=400)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 1, done.stdout + done.stderr
+    line = (tmp_path / "out" / "run" / "error.txt").read_text()
+    assert re.match("Ray Train's controller, which lives beside the driver, ended: killed by Ray, for its node", line)
+    assert line in done.stderr
 
 
 def weights(run: RunResult) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from cluster.training.launch import RunResult, launch
 from cluster.training.placement import Placement, RestartableGroup, WatchedPlace, lacks_its_cause
 from cluster.training.recovery import ORPHANED
 from cluster.waiting import Room
-from kdcore.errors import RunFailed
+from kdcore.errors import Refused, RunFailed
 from tests.cluster.training.windows import NUM_STARTS
 
 PLUGIN = """
@@ -135,6 +136,7 @@ class Group(RestartableGroup):
         self._worker_group_state = None
         self._world_rank_to_ongoing_poll = {}
         self._worker_group_context = type("Context", (), {"num_workers": 8, "resources_per_worker": {"CPU": 1.0}})
+        self._callbacks = [placement_of()]
 
 
 def raising(error: Exception, cause: Exception | None = None) -> Any:
@@ -177,11 +179,23 @@ LOST = ActorDiedError()
 )
 def test_a_loss_while_a_group_starts_is_a_loss(error, cause, monkeypatch):
     monkeypatch.setattr(WorkerGroup, "_start", raising(error, cause))
+    group = Group()
     with pytest.raises(WorkerGroupError) as caught:
-        Group()._start()
+        group._start()
     (failure,) = caught.value.worker_failures.values()
     assert failure.health_check_failure is (cause or error)
     assert failure.__notes__ == ["a worker, while the workers started"]
+    (line,) = group._placement.board.said
+    assert line.startswith("a worker failed: a worker, while the workers started: ")
+
+
+def test_what_may_be_tried_again_is_said_at_once(tmp_path):
+    """Also of a run that then goes on; what ends the run says so itself."""
+    made = placement_of()
+    made.after_worker_group_poll_status(SimpleNamespace(errors={}))
+    made.after_worker_group_poll_status(SimpleNamespace(errors={1: OSError("gone")}))
+    made.after_worker_group_poll_status(SimpleNamespace(errors={0: OSError("gone"), 1: Refused("wrong")}))
+    assert made.board.said == ["a worker failed: rank 1: gone"]
 
 
 @pytest.mark.parametrize(
