@@ -111,7 +111,7 @@ for _ in range(1000):
 def step(self, *args):
     record = take_step(self, *args)
     if self.run.rank.number == 1 and self.state.step == 6:
-        subprocess.Popen([sys.executable, "-c", CODE], start_new_session=True)
+        subprocess.Popen([sys.executable, "-c", CODE], start_new_session=True).wait()
     return record
 
 TrainingLoop.step = step
