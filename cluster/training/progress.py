@@ -7,7 +7,9 @@ dashboard and Prometheus show.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +27,7 @@ GAUGES = {
     "speed/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
     "train/loss": ("stillhouse_loss", "Training loss, the mean since the last report."),
     "data/wait_share": ("stillhouse_data_wait_share", "Share of the time that training waits for data, 0 to 1."),
+    "checkpoint/seconds": ("stillhouse_checkpoint_seconds", "Seconds that the last checkpoint held training up."),
 }
 STARTS = ("stillhouse_starts", "How often the run's workers were started; each loss of one starts them anew.")
 
@@ -118,6 +121,14 @@ class Reporter:
             for key, gauge in self._gauges.items():
                 if key in state:
                     gauge.set(state[key], tags={"run": self.run})
+
+    @contextmanager
+    def timing(self, key: str) -> Iterator[None]:
+        """Give the seconds that the body takes to a gauge."""
+        started = time.perf_counter()
+        yield
+        if self._tells:
+            self._gauges[key].set(time.perf_counter() - started, tags={"run": self.run})
 
     def say(self, message: str) -> None:
         if self.watch is not None:

@@ -84,7 +84,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
                 validation.evaluate(state)
             if is_saved or loop.is_done:
                 recorder.check_fence()
-                saver.save(state)
+                with reporter.timing("checkpoint/seconds"):
+                    saver.save(state)
             if asked.notice is not None:
                 reporter.say(f"{asked.notice}: a checkpoint of step {state.step} is written")
             if is_stopping:
