@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from functools import cache
 
 from cluster.config import RunConfig
 from cluster.plugins import fingerprints_of
@@ -63,7 +64,8 @@ def git_commit() -> str:
     return Provenance.of_tree().commit
 
 
+@cache
 def packages() -> str:
-    """Return every installed distribution as name==version, one a line."""
+    """Return every installed distribution as name==version, one a line; read once, for a sweep opens many runs."""
     found = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
