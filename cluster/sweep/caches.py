@@ -25,7 +25,6 @@ from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
 from pipelines.cache.manifest import MANIFEST, differences
-from pipelines.cache.rows import row_bytes
 
 CPU = torch.device("cpu")
 
