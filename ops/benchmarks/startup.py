@@ -1,0 +1,164 @@
+"""Processor seconds until something is seen: of `show`, of a refusal, and to the end of a run's first step.
+
+A command is started, and looked at until the step is done; then its processor seconds, those of all its processes,
+are read, and it is ended. Compared, in turns, with `ops.benchmarks.startup_peers`. Index and MLflow's store are there
+already, as from a second run on. ResNet-34 > ResNet-18 at 128 pixels, a batch of 32, one thread each.
+
+    python -m ops.benchmarks.startup
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from cluster.tracking.journal import read_journal
+from ops.benchmarks.families import write_images
+from ops.benchmarks.startup_peers import BATCH, SIZE, STUDENT, TEACHER
+from ops.console import console, say, table
+from ops.facts import spread, write
+
+ROOT = Path(__file__).parents[2]
+LOOK_SECONDS, PATIENCE_SECONDS = 0.02, 300.0
+VALIDATED = 6  # images of each of three classes, which the teacher is judged by before the first step
+OPS, PEERS = "ops", "ops.benchmarks.startup_peers"
+
+
+def overrides(images: Path, output: Path, num_workers: int) -> list[str]:
+    """Return what makes the recipe `kd` the run that is measured."""
+    return [
+        f"data.root={images}",
+        "data.held_out=0",
+        f"views.size={SIZE}",
+        f"student.model={STUDENT}",
+        "teacher={model: " + TEACHER + ", random: true}",
+        f"train.batch_size={BATCH}",
+        "train.select=last",
+        f"scaling.num_workers={num_workers}",
+        f"output_dir={output}",
+        "tracking.every_steps=1",
+    ]
+
+
+def used(process: psutil.Process) -> float:
+    """Return the processor seconds of a process and its descendants, of those that have ended too."""
+    total = 0.0
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += sum(one.cpu_times()[:4])  # its own, and of the children that it has seen to their end
+    return total
+
+
+def end(process: psutil.Process) -> None:
+    """End a process and its descendants, which this script has started."""
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def seconds_until(words: list[str], is_done: Callable[[], bool], status: int = 0) -> float:
+    """Return the processor seconds that `python -m words` has used when something is done.
+
+    Never done: those of the whole command, which ends with this status.
+    """
+    started = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    process, deadline, found = psutil.Process(started.pid), time.monotonic() + PATIENCE_SECONDS, 0.0
+    while time.monotonic() < deadline and not is_done():
+        time.sleep(LOOK_SECONDS)
+        with suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                break
+            found = used(process)
+    if started.poll() is None:
+        found = used(process)
+        end(process)
+        started.wait()
+        return found
+    _, errors = started.communicate()
+    assert started.returncode == status, f"{words} ended with {started.returncode}: {errors[-500:]}"
+    return found
+
+
+def never() -> bool:
+    """Say that a command is to run to its end."""
+    return False
+
+
+def of_run(images: Path, output: Path, num_workers: int) -> float:
+    """Return the processor seconds of `train` to the end of its first step."""
+    shutil.rmtree(output / "startup", ignore_errors=True)
+    journal = output / "startup" / "metrics.jsonl"
+
+    def has_stepped() -> bool:
+        return journal.is_file() and any("train/loss" in row for row in read_journal(journal))
+
+    return seconds_until([OPS, "train", "kd", "name=startup", *overrides(images, output, num_workers)], has_stepped)
+
+
+def of_peer(peer: str, words: list[str], folder: Path) -> float:
+    """Return the processor seconds of a peer to the end of its first step."""
+    stamp = folder / "stamp"
+    stamp.unlink(missing_ok=True)
+    found = seconds_until([PEERS, peer, *words, str(stamp)], stamp.is_file)
+    assert stamp.is_file(), f"{peer} took no step"
+    return found
+
+
+def subjects(folder: Path, workers: list[int]) -> dict[str, Callable[[], float]]:
+    """Return what is measured, by name. workers: of the runs on Ray, beside the one in one process."""
+    images = write_images(folder / "images", per_class=40, side=SIZE)
+    for unused in (path for path in images.glob("val/*/*") if int(path.stem) >= VALIDATED):
+        unused.unlink()
+    recipe = overrides(images, folder / "runs", 0)
+    tap = "method=[{term: feature_mse, weight: 1, pairs: [{student: layer4, teacher: layer5}]}]"
+    found: dict[str, Callable[[], float]] = {
+        "imports": lambda: of_peer("imports", [], folder),
+        "show": lambda: seconds_until([OPS, "show", "kd", *recipe], never),
+        "wrong tap": lambda: seconds_until([OPS, "train", "kd", *recipe, tap], never, status=2),
+        "timm": lambda: of_peer("timm", [str(images)], folder),
+        "here": lambda: of_run(images, folder / "runs", 0),
+    }
+    for number in workers:
+        found[f"ray, {number}"] = lambda number=number: of_peer("ray", [str(number)], folder)
+        found[f"here, {number}"] = lambda number=number: of_run(images, folder / "runs", number)
+    return found
+
+
+def main() -> None:
+    """Measure all in turns, and write and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="after one that is not counted (%(default)s)")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="of runs on Ray (%(default)s)")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        measured = subjects(Path(name), args.workers)
+        for turn in range(args.rounds + 1):
+            for subject, take in measured.items():
+                seconds = take()
+                if turn:
+                    found.setdefault(subject, []).append(seconds)
+            say(f"round {turn}: {', '.join(f'{subject} {values[-1]:.1f}' for subject, values in found.items())}")
+    content: dict[str, Any] = {subject: spread(values) for subject, values in found.items()}
+    rows = [[one, f"{median(v):.1f}", f"{min(v):.1f} to {max(v):.1f}"] for one, v in found.items()]
+    console.print(table(f"processor seconds, n = {args.rounds}", ["", "median", "range"], rows))
+    say(f"written: {write('startup', {'load': os.getloadavg()[0], 'cpu_seconds': content})}")
+
+
+if __name__ == "__main__":
+    main()
