@@ -5,6 +5,7 @@ are read, and it is ended. Compared, in turns, with `ops.benchmarks.startup_peer
 already, as from a second run on. ResNet-34 > ResNet-18 at 128 pixels, a batch of 32, one thread each.
 
     python -m ops.benchmarks.startup
+    python -m ops.benchmarks.startup --workers 1 2
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -118,36 +120,36 @@ def of_peer(peer: str, words: list[str], folder: Path) -> float:
     return found
 
 
-def subjects(folder: Path, workers: list[int]) -> dict[str, Callable[[], float]]:
-    """Return what is measured, by name. workers: of the runs on Ray, beside the one in one process."""
+def subjects(folder: Path, workers: list[int]) -> Mapping[str, Callable[[], float]]:
+    """Return what is measured, by name: with workers, the runs on so many of them, else what needs no Ray."""
     images = write_images(folder / "images", per_class=40, side=SIZE)
     for unused in (path for path in images.glob("val/*/*") if int(path.stem) >= VALIDATED):
         unused.unlink()
-    recipe = overrides(images, folder / "runs", 0)
+    runs = folder / "runs"
+    if workers:
+        with_ray = {f"ray, {number}": partial(of_peer, "ray", [str(number)], folder) for number in workers}
+        return with_ray | {f"here, {number}": partial(of_run, images, runs, number) for number in workers}
+    recipe = overrides(images, runs, 0)
     tap = "method=[{term: feature_mse, weight: 1, pairs: [{student: layer4, teacher: layer5}]}]"
-    found: dict[str, Callable[[], float]] = {
-        "imports": lambda: of_peer("imports", [], folder),
-        "show": lambda: seconds_until([OPS, "show", "kd", *recipe], never),
-        "wrong tap": lambda: seconds_until([OPS, "train", "kd", *recipe, tap], never, status=2),
-        "timm": lambda: of_peer("timm", [str(images)], folder),
-        "here": lambda: of_run(images, folder / "runs", 0),
+    return {
+        "imports": partial(of_peer, "imports", [], folder),
+        "show": partial(seconds_until, [OPS, "show", "kd", *recipe], never),
+        "wrong tap": partial(seconds_until, [OPS, "train", "kd", *recipe, tap], never, status=2),
+        "timm": partial(of_peer, "timm", [str(images)], folder),
+        "here": partial(of_run, images, runs, 0),
     }
-    for number in workers:
-        found[f"ray, {number}"] = lambda number=number: of_peer("ray", [str(number)], folder)
-        found[f"here, {number}"] = lambda number=number: of_run(images, folder / "runs", number)
-    return found
 
 
 def main() -> None:
     """Measure all in turns, and write and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="after one that is not counted (%(default)s)")
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="of runs on Ray (%(default)s)")
+    parser.add_argument("--workers", type=int, nargs="*", default=[], help="instead: of runs on Ray, such as 1 2")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        measured = subjects(Path(name), args.workers)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = subjects(Path(folder), args.workers)
         for turn in range(args.rounds + 1):
             for subject, take in measured.items():
                 seconds = take()
@@ -157,7 +159,8 @@ def main() -> None:
     content: dict[str, Any] = {subject: spread(values) for subject, values in found.items()}
     rows = [[one, f"{median(v):.1f}", f"{min(v):.1f} to {max(v):.1f}"] for one, v in found.items()]
     console.print(table(f"processor seconds, n = {args.rounds}", ["", "median", "range"], rows))
-    say(f"written: {write('startup', {'load': os.getloadavg()[0], 'cpu_seconds': content})}")
+    name = "startup_workers" if args.workers else "startup"
+    say(f"written: {write(name, {'load': os.getloadavg()[0], 'cpu_seconds': content})}")
 
 
 if __name__ == "__main__":

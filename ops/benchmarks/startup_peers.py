@@ -38,8 +38,9 @@ def with_timm(images: str, stamp: Path) -> None:
     classes = len(data.reader.class_to_idx)
     student, teacher = (timm.create_model(name, num_classes=classes) for name in (STUDENT, TEACHER))
     config = timm.data.resolve_data_config({"img_size": SIZE}, model=student)
-    options = {"mean": config["mean"], "std": config["std"], "num_workers": 2, "use_prefetcher": False}
-    loader = timm.data.create_loader(data, (3, SIZE, SIZE), BATCH, is_training=True, color_jitter=None, **options)
+    options: dict[str, Any] = {"mean": config["mean"], "std": config["std"], "num_workers": 2, "use_prefetcher": False}
+    plain: Any = {"color_jitter": None}
+    loader = timm.data.create_loader(data, (3, SIZE, SIZE), BATCH, is_training=True, **plain, **options)
     timm.data.create_loader(judged, (3, SIZE, SIZE), BATCH, is_training=False, **options)
     task = timm.task.LogitDistillationTask(
         student, teacher, torch.nn.CrossEntropyLoss(), device=torch.device("cpu"), verbose=False
