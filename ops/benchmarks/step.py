@@ -4,6 +4,7 @@ Of the same networks, loss (cross-entropy and KD), optimiser (SGD with Nesterov'
 
 bare        a loop written by hand, on one batch that lies in memory
 timm        `timm.task.LogitDistillationTask`, on the same batch
+torchdistill  its `DistillationBox` with `KDLoss`, on the same batch, where that library is there
 online      this project's loop, drawing and reading its images, the teacher asked in every step
 cached      the same with the teacher's answers from a cache
 alone       the same without a teacher
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,7 +46,7 @@ from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from cluster.training.worker import DATA_PARALLEL
 from ops.benchmarks.families import write_images
 from ops.console import console, say, table
-from ops.facts import spread, write
+from ops.facts import spread, version, write
 
 CPU = torch.device("cpu")
 TEMPERATURE, LEARNING_RATE, MOMENTUM = 4.0, 0.05, 0.9
@@ -57,11 +59,13 @@ PAIRS = {
 RATIOS = (
     ("online", "bare"),
     ("online", "timm"),
+    ("online", "torchdistill"),
     ("cached", "alone"),
     ("cached", "online"),
     ("averaged", "online"),
     ("parallel", "online"),
 )
+WHOLE = {"path": ".", "io": "output"}  # of torchdistill: what the whole network gives
 OF_TIMMS = {"pretrained_cfg": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, "in_chans": 3, "num_classes": 10}
 
 
@@ -156,6 +160,28 @@ def timms(recipe: dict[str, Any]) -> Subject:
     return Subject(student, step)
 
 
+def torchdistills(recipe: dict[str, Any]) -> Subject | None:
+    """Return torchdistill's box of one stage; None where somebody has not got that library."""
+    try:
+        box_of = import_module("torchdistill.core.distillation").DistillationBox
+    except ImportError:
+        return None
+    student, teacher, images, labels = networks(recipe)
+    whole = {f"{network}_module_{what}": value for network in ("student", "teacher") for what, value in WHOLE.items()}
+    loss = {"key": "KDLoss", "kwargs": {**whole, "temperature": TEMPERATURE, "alpha": 1.0, "beta": 1.0}}
+    momentum = {"lr": LEARNING_RATE, "momentum": MOMENTUM, "nesterov": True}
+    stage = {
+        "num_epochs": 1,
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
+        "optimizer": {"key": "SGD", "kwargs": momentum},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}}},
+    }
+    box = box_of(teacher, student, {}, stage, CPU, None, False, 1)
+    box.pre_epoch_process(epoch=0)
+    return Subject(student, lambda: box.post_forward_process(box.forward_process(images, labels)))
+
+
 def subjects(folder: Path, pair: str) -> dict[str, Subject]:
     """Return what is measured, by name; the cache is built."""
     recipe = recipe_of(folder, pair)
@@ -163,7 +189,8 @@ def subjects(folder: Path, pair: str) -> dict[str, Subject]:
     write_teacher(recipe)
     cached = recipe | {"teacher": recipe["teacher"] | {"source": "cache"}}
     build(parse(recipe))
-    return {
+    theirs = torchdistills(recipe)
+    return ({} if theirs is None else {"torchdistill": theirs}) | {
         "bare": bare(recipe),
         "timm": timms(recipe),
         "online": product(recipe),
@@ -212,6 +239,7 @@ def main() -> None:
             ratios = {
                 f"{above} / {below}": [a / b for a, b in zip(found[above], found[below], strict=True)]
                 for above, below in RATIOS
+                if below in found
             }
             results[pair] = {
                 "batch": PAIRS[pair][3],
@@ -221,7 +249,8 @@ def main() -> None:
             rows = [[name, f"{median(v):.3f}", f"{min(v):.3f} to {max(v):.3f}"] for name, v in ratios.items()]
             console.print(table(f"{pair}, n = {args.rounds}", ["CPU time of a step", "median", "range"], rows))
         dist.destroy_process_group()
-    say(f"written: {write('step', {'load': os.getloadavg()[0], 'pairs': results})}")
+    others = {"torchdistill": version("torchdistill")}
+    say(f"written: {write('step', {'load': os.getloadavg()[0], 'others': others, 'pairs': results})}")
 
 
 if __name__ == "__main__":
