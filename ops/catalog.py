@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,14 @@ SHARED = "common"  # the name of files that recipes start from and that are none
 
 def names() -> list[str]:
     """Return every named recipe: files by name, then the rows."""
+    return [*_names_of_files(), *rows.names()]
+
+
+@cache
+def _names_of_files() -> Sequence[str]:
+    """Return the names of the files, which are looked for once."""
     files = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml") if path.stem != SHARED)
-    return sorted(path.as_posix() for path in files) + rows.names()
+    return sorted(path.as_posix() for path in files)
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -11,6 +11,8 @@ files in recipes/.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 from cluster.recipe_files import merge, read_recipe
@@ -43,13 +45,19 @@ def names() -> list[str]:
 def recipe(name: str) -> Sections:
     """Return the complete recipe of a row, as a mapping."""
     _, networks, method = name.split("/")
-    made = {"name": f"{networks}-{method}", "about": about(name), **read_recipe(COMMON)}
+    made = {"name": f"{networks}-{method}", "about": about(name), **deepcopy(_shared())}
     if method == "alone":
         return merge(made, student_sections(networks) | beside_labels())
     pair, settings = NetworkPair(*networks.split("-")), SETTINGS.get(method, {}).get(networks, "")
     merge(made, student_sections(pair.student))
     merge(made, {"teacher": {"model": f"cifar_{pair.teacher}", "checkpoint": weights_of(pair.teacher)}})
     return merge(made, METHODS[method].sections(pair, *json.loads(f"[{settings}]")))
+
+
+@cache
+def _shared() -> Sections:
+    """Return what all rows start from, its file read once."""
+    return read_recipe(COMMON)
 
 
 def student_sections(network: str) -> Sections:

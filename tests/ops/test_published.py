@@ -9,6 +9,7 @@ import pytest
 from cluster.config import RunConfig
 from kdcore.terms import REGISTRY
 from ops import catalog
+from tests.ops.named import loaded
 from tests.ops.published.base import DEFAULTS, TERM_DEFAULTS, Published
 from tests.ops.published.cifar import cifar
 from tests.ops.published.feature_only import feature_only
@@ -60,7 +61,7 @@ def deciding(config: RunConfig) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_the_published_one_or_says_where_not(name):
     """Nothing but what the table names differs, and each difference has its sentence; no sentence is without one."""
-    config, theirs = catalog.load(name), published(name)
+    config, theirs = loaded(name), published(name)
     assert deciding(config) == theirs.ours, theirs.source
     sentences = config.about.differs
     for words in theirs.words:
