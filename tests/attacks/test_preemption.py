@@ -19,7 +19,7 @@ from tests.cluster.servers import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-SECONDS = 60  # from the notice to the end of the node
+SECONDS = 25  # from the notice to the end of the node
 
 
 def announce_the_end(machines: Machines, address: str) -> None:
