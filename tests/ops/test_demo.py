@@ -39,7 +39,8 @@ def test_own_folder(tmp_path, capsys, image_folder):
     """One's own image folder, in this process, over two seeds."""
     small = ["views.size=32", "train.epochs=1", "train.batch_size=8", "train.micro_batch=4", "scaling.num_workers=0"]
     small += ["schedule.warmup_epochs=0", "tracking.system_metrics=false"]
-    assert main(["demo", "--data", str(image_folder), "--seeds", "2", "--output", str(tmp_path), *small]) == 0
+    words = ["demo", "--data", str(image_folder), "--student", "cifar_resnet8", "--seeds", "2"]
+    assert main([*words, "--output", str(tmp_path), *small]) == 0
     shown = capsys.readouterr().out
     assert "±" in shown_rows(shown)["student distilled"][0]
     assert "the worst distilled seed is" in shown

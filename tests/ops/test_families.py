@@ -25,6 +25,8 @@ KINDS = {
     "windows": "swin_transformer.SwinTransformer",
     "no logits": "gemma4_vit.Gemma4VitEncoder",
 }
+# The first three are in other tests' runs, too; the others take long.
+LONG = ("convolutions", "depthwise convolutions", "tokens", "two branches", "windows")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("families"))
 
 
-@pytest.mark.parametrize("shown", KINDS)
+@pytest.mark.parametrize("shown", [pytest.param(one, marks=pytest.mark.long) if one in LONG else one for one in KINDS])
 def test_a_family_of_each_kind(images, shown):
     row = next(row for row in FOUND["rows"] if row["family"] == KINDS[shown])
     model, own = FOUND["representatives"][row["family"]]

@@ -281,6 +281,7 @@ def test_every_imagenet_method_runs(name, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(set(IMAGENET) - set(FAST)))
 def test_every_other_imagenet_row_runs(name, tiny):
     two_steps(tiny(name, *tiny_imagenet(name)))

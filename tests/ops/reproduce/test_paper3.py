@@ -89,6 +89,7 @@ def outcome(state: Path) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_continued_is_undisturbed(data, weights, tmp_path):
     """Killed while the cache is built, and when the first run has its result; then a slice of ten milliseconds."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

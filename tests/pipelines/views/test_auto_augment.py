@@ -201,6 +201,7 @@ def test_draws_are_distributed_as_the_originals(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_100_000_draws_of_both_are_distributed_alike(name: str) -> None:
     same_distribution(name, 100_000, 100_000)
