@@ -28,8 +28,12 @@ CLUSTER_IS_SHARED = pytest.StashKey[bool]()
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts no Ray comes first, then what shares a cluster, then what starts a Ray of its own."""
+    """What starts no Ray comes first, then what shares a cluster, then what starts a Ray of its own (`own_ray`)."""
+    for item in items:
+        if starts_ray(item) and not shares_cluster(item):
+            item.add_marker("own_ray")
     items.sort(key=lambda item: (starts_ray(item), not shares_cluster(item)))
 
 
