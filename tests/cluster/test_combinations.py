@@ -1,8 +1,13 @@
-"""What each works alone, together on two nodes: caches, other libraries, the dashboard's runs."""
+"""What each works alone, together on two nodes: caches, other libraries, the dashboard's runs, a sweep on Ctrl-C."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +17,19 @@ import pytest
 import ray
 import safetensors.torch
 import torch
+import yaml
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
 from cluster.cache.job import build
-from cluster.recipe import parse
+from cluster.recipe import load_recipe, parse
+from cluster.sweep.journal import SweepJournal
+from cluster.sweep.run import JOURNAL
 from cluster.training import launch as launching
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
 from kdcore.models import build_model
-from tests.cluster.machines import NUM_CPUS, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
 from tests.conftest import small_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -93,13 +101,46 @@ def runs_of_the_dashboard() -> set[str]:
 
 
 def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
-    """Its name, and both versions, in the one line that ends the run. Ray's page has the run."""
-    theirs = launching.library_versions() | {"timm": "1.0.3"}
+    """Its name, both versions, and the DALI that it lacks, in the line that ends the run, which Ray's page has."""
+    theirs = launching.library_versions() | {"timm": "1.0.3", "nvidia-dali-cuda120": "1.9"}
     monkeypatch.setattr(launching, "library_versions", lambda with_dali: theirs)
-    said = r"^rank \d: the node \S+ has other libraries than the driver: timm [\d.]+ \(driver: 1.0.3\); give every node"
+    said = r"^rank \d: the node \S+ has other libraries than the driver: timm [\d.]+ \(driver: 1.0.3\)"
+    said += r", nvidia-dali-cuda120 is absent \(driver: 1.9\); give every node the same environment"
     with pytest.raises(RunFailed, match=said):
         launch(parse(cached(name="others", teacher__source="online", scaling={"num_workers": 1})))
     assert "others" in runs_of_the_dashboard()
+
+
+@pytest.mark.long
+def test_a_sweep_is_interrupted_and_goes_on(nodes, cached, tmp_path):
+    """Ctrl-C while a worker on each node trains: exit status 130; the same command ends it; the best recipe trains."""
+    scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS}
+    recipe = cached(teacher__source="online", scaling=scaling) | {"output_dir": str(tmp_path / "out")}
+    recipe["train"] |= {"epochs": 30}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "s", "space": {"temperature": [4.0]}}))
+    command = [sys.executable, "-m", "ops", "sweep", str(tmp_path / "recipe.yaml"), "--space"]
+    command += [str(tmp_path / "space.yaml"), "--concurrent", "1"]
+    journal, places = tmp_path / "out" / "s" / JOURNAL, set[str]()
+    options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        while process.poll() is None and '"report"' not in (journal.read_text() if journal.exists() else ""):
+            time.sleep(0.1)
+        places = {address for address, _ in nodes.workers()}
+        process.send_signal(signal.SIGINT)
+        shown = process.communicate()[0]
+    assert process.returncode == 130, shown
+    assert len(places) == 2
+    done = subprocess.run(command, capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to be continued" in done.stdout
+    past = SweepJournal(journal)
+    past.open()
+    (trial,) = past.trials.values()
+    assert trial.end == "finished"
+    assert [row["epoch"] for row in trial.reports] == list(range(1, 31)), "each reported once"
+    best = load_recipe(tmp_path / "out" / "s" / "best.yaml", ["train.max_steps=2", "name=best"])
+    assert launch(best).steps == 2
 
 
 def weights(run: RunResult) -> dict[str, torch.Tensor]:

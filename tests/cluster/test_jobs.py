@@ -18,8 +18,12 @@ from unittest import mock
 import mlflow
 import psutil
 import pytest
+import safetensors.torch
+import torch
 import yaml
 
+from kdcore.configs import ModelConfig
+from kdcore.models import build_model
 from ops.__main__ import main
 from tests.own_code import write_own_code, write_own_images
 
@@ -160,6 +164,25 @@ class TestWithToken:
         facts = json.loads((tmp_path / "out/own/facts.json").read_text())
         assert facts["plugins"].keys() == {"own_nets", "own_losses", "own_images"}
         assert "plugins:\n- own_nets\n- own_losses\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
+
+    def test_a_job_builds_a_cache(self, head, image_folder, tmp_path):
+        """File for file what this machine builds by itself."""
+        torch.manual_seed(7)
+        weights = build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c")).state_dict()
+        safetensors.torch.save_file(weights, tmp_path / "teacher.safetensors")
+        words = [
+            *(f"data.root={image_folder}", f"output_dir={tmp_path / 'out'}", "data.loader=reference"),
+            *("views.size=16", "views.num_views=2"),
+            *("train.batch_size=8", "train.micro_batch=4", "cache.batch_size=4", "cache.rows_per_shard=12"),
+            f"teacher={{model: cifar_resnet8, checkpoint: {tmp_path / 'teacher.safetensors'}}}",
+        ]
+        built = [tmp_path / "job", tmp_path / "here"]
+        done = head.submit("cache", "build", "kd", *words, f"cache.dir={built[0]}", "scaling.num_workers=2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert main(["cache", "build", "kd", *words, f"cache.dir={built[1]}", "scaling.num_workers=0"]) == 0
+        ours, theirs = ({file.relative_to(one): file.read_bytes() for file in one.rglob("[!.]*.*")} for one in built)
+        assert ours == theirs
+        assert sum(path.suffix == ".arrow" for path in ours) == 2 * 4 + 2 + 1, "train, val and held_out"
 
     def test_ray_job_submit(self, head, image_folder, tmp_path):
         """Ray's own command, with a recipe that is not there: the job's failure comes back, in this program's words."""
