@@ -165,6 +165,7 @@ class TestWithToken:
         assert facts["plugins"].keys() == {"own_nets", "own_losses", "own_images"}
         assert "plugins:\n- own_nets\n- own_losses\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
 
+    @pytest.mark.long
     def test_a_job_builds_a_cache(self, head, image_folder, tmp_path):
         """File for file what this machine builds by itself."""
         torch.manual_seed(7)

@@ -97,7 +97,7 @@ import subprocess, sys
 from pathlib import Path
 from cluster.training.loop import TrainingLoop
 
-take_step = TrainingLoop.step
+MARK, take_step = Path(__file__).parent / "taken", TrainingLoop.step
 CODE = '''
 import time
 from pathlib import Path
@@ -110,7 +110,8 @@ for _ in range(1000):
 
 def step(self, *args):
     record = take_step(self, *args)
-    if self.run.rank.number == 1 and self.state.step == 6:
+    if self.run.rank.number == 1 and self.state.step == 6 and not MARK.exists():
+        MARK.touch()
         subprocess.Popen([sys.executable, "-c", CODE], start_new_session=True).wait()
     return record
 
@@ -164,21 +165,31 @@ def killed_at(address: str, limit: int) -> str:
 
 @pytest.mark.long
 def test_the_drivers_node_has_no_memory_left(recipe, tmp_path):
-    """Ray kills whatever it can there, the run's controller among it: the command ends with that line, and status 1."""
+    """Ray kills whatever it can there, the run's controller among it: the command ends with that line, and status 1.
+
+    The same command then goes on from the checkpoint.
+    """
     plugin = tmp_path / "balloon.py"
     plugin.write_text(BALLOON)
     config = recipe(plugins=[str(plugin)], scaling={"num_workers": 2}, checkpoint={"every_steps": 4})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
     settings = {"RAY_memory_monitor_refresh_ms": "100", "RAY_memory_usage_threshold": str(THRESHOLD)}
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | settings
+    command = [sys.executable, "-m", "ops", "train", str(tmp_path / "recipe.yaml")]
+
+    def run(*within: str) -> subprocess.CompletedProcess[str]:
+        options = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "check": False, "timeout": 400}
+        return subprocess.run([*within, *command], **options)
+
     with cgroup(SHARED_LIMIT) as within:
-        command = [*within, sys.executable, "-m", "ops", "train", str(tmp_path / "recipe.yaml")]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=400)
-    print(done.stdout, done.stderr)
+        done = run(*within)
     assert done.returncode == 1, done.stdout + done.stderr
     line = (tmp_path / "out" / "run" / "error.txt").read_text()
     assert re.match("Ray Train's controller, which lives beside the driver, ended: killed by Ray, for its node", line)
     assert line in done.stderr
+    again = run()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "continuing at step 4 of 12" in again.stdout
 
 
 def weights(run: RunResult) -> dict[str, torch.Tensor]:

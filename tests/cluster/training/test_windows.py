@@ -228,9 +228,10 @@ def test_a_worker_is_killed_in_every_window(ray_cluster, recipe, tmp_path, monke
     killed = parse(
         recipe(name="killed", plugins=[str(plugin)], scaling={"num_workers": 2, "max_failures": NUM_STARTS - 1})
     )
-    started = time.monotonic()
-    result = launch(killed)
+    started, heard = time.monotonic(), list[str]()
+    result = launch(killed, watch=lambda state, messages: heard.extend(messages))
     print(f"{NUM_STARTS} starts: {time.monotonic() - started:.0f} s, undisturbed {undisturbed.wall_seconds:.0f} s")
+    assert sum(line.startswith("a worker failed: ") for line in heard) == NUM_STARTS - 1, heard
     assert {path.name for path in (tmp_path / "validated", tmp_path / "finished") if path.exists()} == {
         "validated",
         "finished",
