@@ -9,11 +9,12 @@ They take memory, which Ray is told: so trials go where there is some left, and 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import ray
 
-from cluster.autoscaling import gpus_to_come
+from cluster.autoscaling import resources_to_come
 from cluster.config import RunConfig
 from cluster.resources import run_resources
 from kdcore.errors import Refused
@@ -27,9 +28,9 @@ NO_MEMORY = 1  # Tune does not take nothing at all
 def trial_resources(concurrent: int, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return what Ray keeps for the processes of one trial. nodes: the resources of each.
 
-    Where memory for so many is not there, only one goes at a time, and it goes whatever Ray thinks of the memory.
+    One at a time goes whatever Ray thinks of the memory; of several, some wait where a cluster has yet to grow.
     """
-    fits = trials_in_memory(nodes) >= concurrent
+    fits = concurrent > 1 or trials_in_memory(nodes) >= 1
     return {"CPU": 0, "memory": TRIAL_BYTES if fits else NO_MEMORY}
 
 
@@ -44,8 +45,9 @@ def nodes_here() -> list[Mapping[str, float]]:
 
 
 def runs_that_fit(config: RunConfig, have: Mapping[str, float]) -> int:
-    """Return how many runs fit on a cluster at a time. have: {resource: amount} of the cluster."""
-    return min(int(have.get(name, 0) / amount) for name, amount in run_resources(config).items() if amount)
+    """Return how many runs fit on a cluster at a time. have: {resource: amount} of the cluster, some without end."""
+    fitting = min(have.get(name, 0) / amount for name, amount in run_resources(config).items() if amount)
+    return int(min(fitting, sys.maxsize))
 
 
 def local_concurrency(config: RunConfig, asked: int | None) -> int:
@@ -61,16 +63,21 @@ def local_concurrency(config: RunConfig, asked: int | None) -> int:
 def concurrency(config: RunConfig, asked: int | None) -> int:
     """Return how many runs go at a time on the Ray cluster that is there.
 
-    As many as fit, at most as many as asked for; the others wait. Refused where not even one fits, and none ever will.
+    As many as fit, at most as many as asked for; the others wait. A cluster that grows counts as what its autoscaler
+    can make of it, whatever there is now. Refused where not even one fits, and none ever will.
     """
-    have = ray.cluster_resources()
+    have, to_come = ray.cluster_resources(), resources_to_come()
     room = runs_that_fit(config, have)
-    if room < 1 and gpus_to_come() == 0:
+    if to_come is None:  # nobody says what can come
+        return asked or max(1, room)
+    most = {name: max(have.get(name, 0), to_come.get(name, 0)) for name in ("CPU", "GPU")}
+    at_most = runs_that_fit(config, most)
+    if at_most < 1:
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in run_resources(config).items() if amount)
         raise Refused(
-            f"a run takes {wanted}, and the cluster has {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU; lower "
-            "scaling.num_workers or scaling.cpus_per_worker"
+            f"a run takes {wanted}, and the cluster has {most['CPU']:g} CPU, {most['GPU']:g} GPU"
+            f"{' at most' if to_come else ''}; lower scaling.num_workers or scaling.cpus_per_worker"
         )
-    if room < 1:  # its nodes come when they are asked for
-        return asked or 1
+    if at_most > room:  # nodes with memory of their own, for which Ray lets trials wait
+        return min(at_most, asked or at_most)
     return max(1, min(room, asked or room, trials_in_memory(nodes_here())))

@@ -1,5 +1,7 @@
 """A sweep before it starts: points that make no run, and what fits on a cluster."""
 
+import math
+
 import pytest
 
 from cluster.resources import run_resources as resources
@@ -42,7 +44,7 @@ def test_memory_counts(recipes, monkeypatch):
     config = recipes()
     monkeypatch.setattr(room, "nodes_here", lambda: NODES)
     monkeypatch.setattr(room.ray, "cluster_resources", lambda: {"CPU": 128})
-    monkeypatch.setattr(room, "gpus_to_come", lambda: 0)
+    monkeypatch.setattr(room, "resources_to_come", dict)
     assert concurrency(config, None) == concurrency(config, 64) == 34
     assert concurrency(config, 4) == 4
     assert trial_resources(34, NODES)["memory"] == TRIAL_BYTES
@@ -51,10 +53,32 @@ def test_memory_counts(recipes, monkeypatch):
     assert concurrency(config, None) == 1
 
 
-def test_a_cluster_that_grows_has_room_later(recipes, monkeypatch):
-    monkeypatch.setattr(room.ray, "cluster_resources", dict)
-    monkeypatch.setattr(room, "gpus_to_come", lambda: 0)
-    with pytest.raises(Refused, match="a run takes 1 CPU, and the cluster has 0 CPU, 0 GPU"):
+def test_a_cluster_that_grows_counts_as_what_it_can_become(recipes, monkeypatch):
+    """The same number of runs at any moment: before its first node is there, and with a part of them."""
+    there: dict[str, float] = {}
+    monkeypatch.setattr(room.ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(room, "nodes_here", lambda: [{"memory": 5e8}])
+    monkeypatch.setattr(room, "resources_to_come", dict)
+    with pytest.raises(Refused, match="a run takes 1 CPU, and the cluster has 0 CPU, 0 GPU; lower"):
         concurrency(recipes(), None)
-    monkeypatch.setattr(room, "gpus_to_come", lambda: None)
-    assert (concurrency(recipes(), None), concurrency(recipes(), 4)) == (1, 4)
+    monkeypatch.setattr(room, "resources_to_come", lambda: {"CPU": 8.0, "GPU": 0.0})
+    for cpus in (0.0, 2.0):
+        there["CPU"] = cpus
+        assert (concurrency(recipes(), None), concurrency(recipes(), 4)) == (8, 4)
+    assert trial_resources(8, room.nodes_here())["memory"] == TRIAL_BYTES, "they wait for nodes that hold them"
+    with pytest.raises(Refused, match="a run takes 9 CPU, and the cluster has 8 CPU, 0 GPU at most; lower"):
+        concurrency(recipes(scaling__cpus_per_worker=9), None)
+    monkeypatch.setattr(room, "resources_to_come", lambda: {"CPU": math.inf, "GPU": 2.0})
+    assert concurrency(recipes(), 4) == 4
+    monkeypatch.setattr(room, "resources_to_come", lambda: None)
+    assert (concurrency(recipes(), None), concurrency(recipes(), 4)) == (2, 4)
+    there.clear()
+    assert concurrency(recipes(), None) == 1
+
+
+def test_a_machine_with_a_gpu(recipes, monkeypatch):
+    """Cores say how many runs share it, for a GPU can be shared."""
+    monkeypatch.setattr(room, "run_resources", lambda config: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(room.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(room, "trials_in_memory", lambda nodes: 9)
+    assert local_concurrency(recipes(), None) == 2
