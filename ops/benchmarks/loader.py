@@ -11,10 +11,12 @@ take turns, each in a process of its own, with one thread for torch and --worker
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,23 @@ import numpy as np
 import psutil
 import timm.data
 import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
+from ops.benchmarks.image_subjects import cutting, picture
 from ops.benchmarks.images import write_folder
+from ops.benchmarks.startup import used
 from ops.console import console, say, table
-from ops.facts import spread, write
+from ops.facts import spread, version, write
 from pipelines.data.index import build_index
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
-SIZE, BATCH, WARM, COUNTED = 224, 64, 8, 10  # COUNTED, WARM: batches
+SIZE, BATCH = 224, 64
+# Batches that do not count, and that do. Ray Data works an epoch ahead: of 8 copies of 96 images, one has 12.
+BATCHES, EPOCHS = (8, 10), (12, 36)
 MEAN, STD = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
 RAND = "rand-m9-mstd0.5-inc1"
 ERASING = {"erase_probability": 0.25, "erase_fill": "noise", "erase_first": True}
@@ -112,6 +120,38 @@ def bare_dali(root: Path, workers: int, setting: str) -> Iterator[object]:
         yield pipeline.run()
 
 
+def torchcodecs(root: Path, workers: int, setting: str) -> Iterator[object]:
+    """Yield the batches of torch's loader over pictures that torchcodec decodes and torchvision cuts."""
+    decode, cut = import_module("torchcodec.decoders").decode_jpeg, cutting()
+
+    def opened(path: str) -> torch.Tensor:
+        return cut(decode(path))
+
+    images = ImageFolder(str(root / "train"), loader=opened)
+    loader = DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)
+    while True:
+        yield from loader
+
+
+def ray_datas(root: Path, workers: int, setting: str) -> Iterator[object]:
+    """Yield the batches of Ray Data over pictures that torchvision decodes and cuts in tasks."""
+    import ray.data
+
+    def developed(row: dict[str, Any]) -> dict[str, Any]:
+        return {"image": picture(row["bytes"], cut).numpy()}
+
+    ray.init("local", num_cpus=workers + 1, log_to_driver=False, logging_level="ERROR")
+    cut = cutting()
+    data = ray.data.read_binary_files(str(root / "train"), shuffle="files").map(developed)
+    while True:
+        yield from data.iter_torch_batches(batch_size=BATCH, drop_last=True)
+
+
+OTHERS: dict[str, tuple[Callable[[Path, int, str], Iterator[object]], str]] = {
+    "here, plain": (ours, "plain"),
+    "torchcodec, plain": (torchcodecs, "plain"),
+    "Ray Data, plain": (ray_datas, "plain"),
+}
 SUBJECTS: dict[str, tuple[Callable[[Path, int, str], Iterator[object]], str]] = {
     "here, plain": (ours, "plain"),
     "bare DALI, plain": (bare_dali, "plain"),
@@ -123,24 +163,17 @@ SUBJECTS: dict[str, tuple[Callable[[Path, int, str], Iterator[object]], str]] = 
 }
 
 
-def processor_seconds() -> float:
-    """Return what this process and its children have used so far."""
-    process = psutil.Process()
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
-
-
-def take_turn(name: str, root: Path, workers: int) -> float:
+def take_turn(name: str, root: Path, workers: int, warm: int, counted: int) -> float:
     """Return processor milliseconds an image of one subject in this process."""
     torch.set_num_threads(1)
-    subject, setting = SUBJECTS[name]
-    batches = subject(root, workers, setting)
-    for _ in range(WARM):
+    subject, setting = (OTHERS | SUBJECTS)[name]
+    batches, process = subject(root, workers, setting), psutil.Process()
+    for _ in range(warm):
         next(batches)
-    started = processor_seconds()
-    for _ in range(COUNTED):
+    started = used(process)
+    for _ in range(counted):
         next(batches)
-    return 1e3 * (processor_seconds() - started) / (COUNTED * BATCH)
+    return 1e3 * (used(process) - started) / (counted * BATCH)
 
 
 def main() -> None:
@@ -150,22 +183,28 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=10, help="of each image (%(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="threads or processes (%(default)s)")
-    parser.add_argument("--turn", choices=SUBJECTS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--others", action="store_true", help="instead: torchcodec and Ray Data, of crop and flip alone"
+    )
+    parser.add_argument("--turn", choices=OTHERS | SUBJECTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turn:
-        print(take_turn(args.turn, args.images, args.workers), flush=True)
+        print(take_turn(args.turn, args.images, args.workers, *(EPOCHS if args.others else BATCHES)), flush=True)
         return
-    found: dict[str, list[float]] = {name: [] for name in SUBJECTS}
+    measured = OTHERS if args.others else SUBJECTS
+    found: dict[str, list[float]] = {name: [] for name in measured}
     with tempfile.TemporaryDirectory() as folder:
         num = write_folder(args.images, Path(folder) / "files", args.copies)
         command = [sys.executable, "-m", "ops.benchmarks.loader", "--images", f"{folder}/files"]
-        command += ["--workers", str(args.workers), "--turn"]
+        command += ["--workers", str(args.workers), *(["--others"] if args.others else []), "--turn"]
         for number in range(args.rounds):
-            for name in SUBJECTS:
+            for name in measured:
                 done = subprocess.run([*command, name], capture_output=True, text=True, check=True)
                 found[name].append(float(done.stdout.split()[-1]))
             say(f"round {number + 1}: {', '.join(f'{name} {values[-1]:.2f}' for name, values in found.items())}")
-    path = write("loader", {"num_images": num, "workers": args.workers, "batch": BATCH, "cpu_ms": spreads(found)})
+    others = {name: version(name) for name in ("torchcodec", "ray")}
+    content = {"num_images": num, "workers": args.workers, "batch": BATCH, "cpu_ms": spreads(found), "others": others}
+    path = write("loader_others" if args.others else "loader", {"load": os.getloadavg()[0], **content})
     rows = [[name, f"{np.median(values):.2f}", ratio(found, name)] for name, values in found.items()]
     console.print(
         table(f"CPU ms an image, n = {args.rounds}", ["", "median", "over here, its lowest to highest"], rows)
