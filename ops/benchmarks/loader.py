@@ -199,7 +199,7 @@ def main() -> None:
         command += ["--workers", str(args.workers), *(["--others"] if args.others else []), "--turn"]
         for number in range(args.rounds):
             for name in measured:
-                done = subprocess.run([*command, name], capture_output=True, text=True, check=True)
+                done = subprocess.run([*command, name], stdout=subprocess.PIPE, text=True, check=True)
                 found[name].append(float(done.stdout.split()[-1]))
             say(f"round {number + 1}: {', '.join(f'{name} {values[-1]:.2f}' for name, values in found.items())}")
     others = {name: version(name) for name in ("torchcodec", "ray")}

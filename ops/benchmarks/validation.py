@@ -47,7 +47,7 @@ def here(root: Path) -> tuple[float, int]:
         "train": {"epochs": 1, "batch_size": BATCH},
         "scaling": {"num_workers": 0},
     }
-    run = assemble(parse(recipe), Rank(0, 1, torch.device("cpu")), reuse_index=True)
+    run = assemble(parse(recipe), Rank(0, 1, torch.device("cpu")))
     number = len(run.indexes["val"])
     with torch.no_grad():
         run.student.eval()(images_at_random())
@@ -109,7 +109,7 @@ def main() -> None:
         command = [sys.executable, "-m", "ops.benchmarks.validation", "--images", f"{folder}/files", "--turn"]
         for turn in range(args.rounds):
             for name, values in found.items():
-                done = subprocess.run([*command, name], capture_output=True, text=True, check=True)
+                done = subprocess.run([*command, name], stdout=subprocess.PIPE, text=True, check=True)
                 values.append(float(done.stdout.split()[-1]))
             say(f"round {turn + 1}: {', '.join(f'{name} {values[-1]:.2f}' for name, values in found.items())}")
     cpu_ms = {name: spread(values) for name, values in found.items()}

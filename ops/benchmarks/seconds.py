@@ -1,0 +1,73 @@
+"""The second table of `ops.benchmarks.comparisons`: what is wanted in seconds, not in times of somebody else's.
+
+A measurement that has not been made is a row that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from ops.benchmarks.tables import RESULTS, read
+
+HEAD = "| what | here | beside it | goal | n | from |"
+SHOW_SECONDS, OWN_SECONDS = 3.0, 2.5
+BARE_RAY = "a bare Ray Train script"
+IMPORTS = "`import torch, timm` alone"
+UNMEASURED = ("seconds of a sweep's trial beyond its training",)
+
+
+def seconds_text() -> str:
+    """Return the table."""
+    return "\n".join([HEAD, "|---|--:|--:|---|--:|---|", *rows()]) + "\n"
+
+
+def rows() -> Iterator[str]:
+    """Yield the rows."""
+    found = values("startup", "cpu_seconds")
+    for name, what in (("show", "`show`, resnet34 > resnet18"), ("wrong tap", "the refusal of a wrong tap")):
+        here, imports = found[name], found["imports"]
+        goal = f"{SHOW_SECONDS:g} s: {verdict(median(here) <= SHOW_SECONDS)}"
+        yield row(what, span(here), f"{IMPORTS}: {span(imports)}", goal, len(here), "startup")
+    of_workers = values("startup_workers", "cpu_seconds")
+    for number in (1, 2):
+        what = f"the start of a run with {number} worker{'s' if number > 1 else ''}, first step included"
+        if f"here, {number}" not in of_workers:
+            yield unmeasured(what)
+            continue
+        here, bare = of_workers[f"here, {number}"], of_workers[f"ray, {number}"]
+        own = median(ours - theirs for ours, theirs in zip(here, bare, strict=True))
+        goal = f"{BARE_RAY} and {OWN_SECONDS:g} s: {verdict(own <= OWN_SECONDS)} ({own:+.1f} s)"
+        yield row(what, span(here), f"{BARE_RAY}: {span(bare)}", goal, len(here), "startup_workers")
+    for name, over in values("forecast", "over_forecast").items():
+        what = f"the forecast of `cache plan`: {name}"
+        yield row(what, span(over, " times the forecast"), "", "", len(over), "forecast")
+    yield from map(unmeasured, UNMEASURED)
+
+
+def values(name: str, key: str) -> dict[str, list[float]]:
+    """Return {subject: values} of a result file; nothing where it has not been written."""
+    content: dict[str, Any] = read(name) if (RESULTS / f"{name}.json").is_file() else {key: {}}
+    return {subject: one["values"] for subject, one in content[key].items()}
+
+
+def row(what: str, here: str, beside: str, goal: str, number: int, source: str) -> str:
+    """Return a row of the table."""
+    return f"| {what} | {here} | {beside} | {goal} | {number} | [{source}](results/{source}.json) |"
+
+
+def unmeasured(what: str) -> str:
+    """Return the row of what nobody has measured."""
+    return f"| {what} | not measured | | | | |"
+
+
+def span(found: list[float], unit: str = " s") -> str:
+    """Return median and range."""
+    digits = 1 if unit == " s" else 2
+    return f"{median(found):.{digits}f} [{min(found):.{digits}f}, {max(found):.{digits}f}]{unit}"
+
+
+def verdict(is_met: bool) -> str:
+    """Return a goal's verdict."""
+    return "met" if is_met else "**missed**"
