@@ -7,7 +7,9 @@ processor's time. What it makes is a file's pages, the same every time, so they 
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 
@@ -16,21 +18,33 @@ def copy_tables() -> None:
     """Have MLflow make the tables of one SQLite file in this process, and copy them into every further one."""
     from mlflow.store.db import utils
 
-    make, kept = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False)
+    make = utils._initialize_tables
+    kept: list[bytes] = []
 
     def make_or_copy(engine: Any) -> None:
         if engine.dialect.name != "sqlite":
             make(engine)
             return
-        with engine.connect() as connection:
+        with engine.connect() as connection, sqlite3.connect(":memory:") as tables:
             file = connection.connection.driver_connection
-            if not kept.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if not kept:
                 make(engine)
-                file.backup(kept)
+                file.backup(tables)
+                kept.append(tables.serialize())
                 return
+            tables.deserialize(kept[0])
             try:
-                kept.backup(file)
+                tables.backup(file)
             except sqlite3.Error:  # a full disk, say, of which MLflow gives an account of its own
                 make(engine)
 
     utils._initialize_tables = make_or_copy
+
+
+def keep_tables() -> None:
+    """Make the first store here and now, for processes that are forked from this one."""
+    from cluster.tracking.mlflow_store import make_store
+
+    copy_tables()
+    with tempfile.TemporaryDirectory() as folder:
+        make_store(f"sqlite:///{folder}/mlflow.db", Path(folder))

@@ -11,6 +11,9 @@ import torch.multiprocessing as mp
 
 from ops.benchmarks.attack_processes import PRELOAD
 
+if (LAST := "tests.preloaded") not in PRELOAD:
+    PRELOAD.append(LAST)
+
 
 def forking() -> ForkServerContext:
     """The context of processes that begin with what a command imports."""
