@@ -42,6 +42,7 @@ def own(tmp_path_factory, image_folder) -> Iterator[Path]:
     }
     teacher = {**recipe, "name": "teacher", "method": [{"term": "ce", "weight": 1.0}], "train": recipe["train"]}
     teacher["student"] = recipe["teacher"]
+    teacher["scaling"] = {"num_workers": 0}
     del teacher["teacher"], teacher["cache"]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "teacher.yaml").write_text(yaml.safe_dump(teacher))
@@ -68,7 +69,8 @@ def test_from_a_folder_outside(own, ray_cluster, capsys):
     facts = json.loads((own / "out" / "own" / "facts.json").read_text())
     assert set(facts["plugins"]) == {"own_losses", "own_nets", "own_images"}
     capsys.readouterr()
-    assert main(["sweep", recipe, "--space", str(own / "space.yaml"), teacher, args, "teacher.source=cache"]) == 0
+    alone = ["teacher.source=cache", "scaling.num_workers=0"]  # in the processes of its trials
+    assert main(["sweep", recipe, "--space", str(own / "space.yaml"), teacher, args, *alone]) == 0
     assert "2" in capsys.readouterr().out
     assert main(["evaluate", str(own / "out" / "own"), "scaling.num_workers=0"]) == 0
     assert main(["export", str(own / "out" / "own"), "-o", str(own / "student")]) == 0
