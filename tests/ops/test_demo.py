@@ -17,8 +17,8 @@ def shown_rows(text: str) -> dict[str, list[str]]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_digits(tmp_path, capsys, ray_cluster):
-    """The embedded digits through Ray Train with 2 workers and DALI, one epoch each."""
-    assert main(["demo", "--output", str(tmp_path), "train.epochs=1"]) == 0
+    """The embedded digits through Ray Train with 2 workers and DALI, 20 steps each."""
+    assert main(["demo", "--output", str(tmp_path), "train.epochs=1", "train.max_steps=20"]) == 0
     shown = capsys.readouterr().out
     rows = shown_rows(shown)
     assert list(rows) == ["teacher", "student alone", "student distilled"]

@@ -7,7 +7,6 @@ import math
 import re
 import signal
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,16 +128,23 @@ class Blow:
 
 
 class Blows:
-    """Watches a run and strikes blow after blow, each once the run has gone on from the one before."""
+    """Watches a run and strikes blow after blow, each once the run has gone on from the one before.
+
+    began_at: the step of a checkpoint that it went on from before the first blow.
+    """
 
     def __init__(self, *blows: Blow) -> None:
         self.blows = blows
+        self.began_at = 0
 
     def __call__(self, state: dict[str, Any], messages: list[str]) -> None:
         struck = [blow for blow in self.blows if blow.struck_at]
         for message in messages:
             if found := re.match(r"continuing at step (\d+)", message):
-                struck[-1].continued_at = int(found[1])
+                if struck:
+                    struck[-1].continued_at = int(found[1])
+                else:
+                    self.began_at = int(found[1])
         waiting = [blow for blow in self.blows if not blow.struck_at]
         gone_on = not struck or struck[-1].continued_at
         if waiting and gone_on and waiting[0].step <= state.get("step", 0):
@@ -181,20 +187,6 @@ def test_metrics_of_the_run(undisturbed, scrape):
     assert scrape.found["stillhouse_starts"] == 1
     assert 0 < scrape.found["stillhouse_step"] <= STEPS
     assert scrape.found["stillhouse_images_per_second"] > 0
-
-
-def test_workers_and_nodes_are_killed(nodes, configuration, undisturbed):
-    """A worker; every worker of a node; a whole node, whose place a spare one takes: in one run."""
-    nodes.join()
-    strikes = (
-        lambda: nodes.kill_workers(1),
-        lambda: nodes.kill_workers(address=nodes.busiest()),
-        lambda: nodes.kill_node(nodes.busiest()),
-    )
-    watch = Blows(*map(Blow, random_steps(1, len(strikes)), strikes))
-    result = launch(configuration("killed", max_failures=len(strikes)), watch=watch)
-    watch.check()
-    assert_same_bits(undisturbed, result)
 
 
 class Attendance:
@@ -258,33 +250,41 @@ def assert_the_plan_was_kept(config: RunConfig, steps: int) -> None:
 
 
 # After the elastic run: for three minutes, Ray keeps for a run whose driver is killed what an elastic one would get.
-def test_the_driver_is_killed(nodes, configuration, undisturbed, tmp_path, worker_executable):
-    """The same command goes on; what looks like a later checkpoint, half written, and a list that was cut off while it
-    was written, do not disturb it."""
-    config = configuration("driver")
-    recipe = tmp_path / "driver.yaml"
-    recipe.write_text(to_yaml(config))
-    driver = start_driver(recipe, nodes.address, worker_executable)
-    while driver.poll() is None:
-        rows = read_journal(config.run_dir / "metrics.jsonl")
-        if rows and rows[-1]["step"] >= random_steps(5, 1)[0]:
-            driver.kill()
-    assert driver.returncode == -signal.SIGKILL, driver.said
+def test_driver_workers_and_nodes_are_killed(nodes, configuration, undisturbed, tmp_path, worker_executable):
+    """The driver; then, as the run is launched again, a worker, every worker of a node, and a whole node, whose place a
+    spare one takes: all in one run. What looks like a later checkpoint, half written, and a list that was cut off while
+    it was written, do not disturb it."""
+    strikes = (
+        lambda: nodes.kill_workers(1),
+        lambda: nodes.kill_workers(address=nodes.busiest()),
+        lambda: nodes.kill_node(nodes.busiest()),
+    )
+    first, *others = random_steps(1, 1 + len(strikes))
+    config = configuration("killed", max_failures=len(strikes))
+    kill_driver(config, first, nodes.address, worker_executable, tmp_path)
     half = config.run_dir / f"step-{STEPS:08d}"
     half.mkdir()
     (half / "state.pt").write_bytes(b"half of it")
     listed = config.run_dir / CHECKPOINTS
     listed.write_bytes(listed.read_bytes()[:-20])
-    again = start_driver(recipe, nodes.address, worker_executable)
-    assert again.wait() == 0, again.said
-    assert 0 < int(re.search(r"continuing at step (\d+) of", again.said)[1]) < STEPS
-    assert_same_bits(undisturbed, launch(config))
+    nodes.join()
+    watch = Blows(*map(Blow, others, strikes))
+    result = launch(config, watch=watch)
+    assert 0 < watch.began_at < STEPS
+    watch.check()
+    assert_same_bits(undisturbed, result)
 
 
-def start_driver(recipe: Path, address: str, workers: str) -> Command:
-    """Start `train` in a process of its own."""
-    output = recipe.with_name(f"output-{time.monotonic_ns()}")
-    return Command(["train", str(recipe)], output, workers, {"RAY_ADDRESS": address})
+def kill_driver(config: RunConfig, step: int, address: str, workers: str, folder: Path) -> None:
+    """Start `train` in a process of its own, and end it with SIGKILL at a step of its journal."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(to_yaml(config))
+    driver = Command(["train", str(recipe)], folder / "output", workers, {"RAY_ADDRESS": address})
+    while driver.poll() is None:
+        rows = read_journal(config.run_dir / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= step:
+            driver.kill()
+    assert driver.returncode == -signal.SIGKILL, driver.said
 
 
 def test_a_rank_hangs(nodes, configuration):

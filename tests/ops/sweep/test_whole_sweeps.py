@@ -120,11 +120,11 @@ def test_killed_and_restored(ray_cluster, folder, tmp_path, worker_executable):
     where runs train in their trials' processes, with the second one stopped in both. Its place is free soon after, also
     where the machine has a second cluster."""
     space = tmp_path / "space.yaml"
-    stop = {"rule": "asha", "reduction_factor": 2, "grace_epochs": 16}
+    stop = {"rule": "asha", "reduction_factor": 2, "grace_epochs": 10}
     content = {"name": "s", "space": {"optimizer.lr": [0.05, 1e-6]}, "stop": stop}
     space.write_text(yaml.safe_dump(content))
     outs = tmp_path / "undisturbed", tmp_path / "disturbed"
-    command = ["sweep", str(folder / "recipe.yaml"), "--space", str(space), "--concurrent", "1", "train.epochs=24"]
+    command = ["sweep", str(folder / "recipe.yaml"), "--space", str(space), "--concurrent", "1", "train.epochs=16"]
     assert main([*command, f"output_dir={outs[0]}"]) == 0
     command += ["scaling.num_workers=1", f"output_dir={outs[1]}"]
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
