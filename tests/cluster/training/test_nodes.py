@@ -1,7 +1,6 @@
 """A cluster of several nodes on one machine, each in its own network: whatever is killed, and whenever, the run ends
 with the very bits of an undisturbed one. With mixing, a moving average and gradient accumulation on."""
 
-import _thread
 import contextlib
 import json
 import math
@@ -209,7 +208,12 @@ class Attendance:
                     self.last_step = max(int(found[1]) + 8, 40)
         if state.get("step", 0) >= self.last_step:
             self.last_step = math.inf
-            _thread.interrupt_main()
+            interrupt()
+
+
+def interrupt() -> None:
+    """Interrupt the main thread as Ctrl-C does; it waits, so that the signal has to come to it."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
@@ -228,7 +232,7 @@ def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
 
     with ThreadPoolExecutor(1) as thread:
         killed = thread.submit(kill_and_join)
-        killed.add_done_callback(lambda done: done.exception() and _thread.interrupt_main())
+        killed.add_done_callback(lambda done: done.exception() and interrupt())
         with pytest.raises(KeyboardInterrupt) as ended:
             launch(config, watch)
     killed.result()
