@@ -22,6 +22,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from cluster.autoscaling import RAY_UP_FILE
 from cluster.recipe import parse
 from cluster.resources import Gpus, gpus_in_reach, run_resources, runtime_env, uses_gpu
+from cluster.sweep.room import concurrency
 from cluster.training.launch import launch
 from kdcore.errors import Refused
 from tests.cluster.late_nodes import MAY_COME, LateNodes
@@ -120,7 +121,9 @@ def test_from_zero_nodes(from_zero, recipe):
             from_zero.touch()
 
     config = parse(recipe(scaling={"num_workers": 2, "use_gpu": False, "patience_seconds": 400}))
+    assert concurrency(config, None) == 2, "what a sweep would run at a time: on two nodes, of which none is there"
     result = launch(config, watch=let_nodes_come)
+    assert concurrency(config, None) == 2
     print(f"{heard}: {result.wall_seconds:.0f} s")
     assert from_zero.exists(), heard
     assert result.steps == 12
