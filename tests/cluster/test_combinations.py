@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,35 +113,56 @@ def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_sweep_is_interrupted_and_goes_on(nodes, cached, tmp_path):
-    """Ctrl-C while a worker on each node trains: exit status 130; the same command ends it; the best recipe trains."""
-    scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS}
+def test_a_sweep_is_interrupted_and_loses_a_worker(nodes, cached, tmp_path):
+    """Ctrl-C while a worker on each node trains: exit status 130. The same command goes on; a worker is killed: `lost`,
+    with its cause, and exit status 1. The same command once more ends it; the best recipe trains."""
+    scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS, "max_failures": 0}
     recipe = cached(teacher__source="online", scaling=scaling) | {"output_dir": str(tmp_path / "out")}
-    recipe["train"] |= {"epochs": 30}
+    recipe["train"] |= {"epochs": 60}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "s", "space": {"temperature": [4.0]}}))
     command = [sys.executable, "-m", "ops", "sweep", str(tmp_path / "recipe.yaml"), "--space"]
     command += [str(tmp_path / "space.yaml"), "--concurrent", "1"]
-    journal, places = tmp_path / "out" / "s" / JOURNAL, set[str]()
-    options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
-        while process.poll() is None and '"report"' not in (journal.read_text() if journal.exists() else ""):
-            time.sleep(0.1)
-        places = {address for address, _ in nodes.workers()}
+    journal = tmp_path / "out" / "s" / JOURNAL
+
+    def sweep(blow: Callable[[subprocess.Popen[str]], Any]) -> tuple[int, str]:
+        """Exit status and output of the command, which is struck once it has reported a validation."""
+        before = num_reports(journal)
+        options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"RAY_ADDRESS": nodes.address}, "text": True}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+            while process.poll() is None and num_reports(journal) == before:
+                time.sleep(0.1)
+            blow(process)
+            shown = process.communicate()[0]
+        return process.returncode, shown
+
+    places = set[str]()
+
+    def interrupt(process: subprocess.Popen[str]) -> None:
+        places.update(address for address, _ in nodes.workers())
         process.send_signal(signal.SIGINT)
-        shown = process.communicate()[0]
-    assert process.returncode == 130, shown
+
+    status, shown = sweep(interrupt)
+    assert status == 130, shown
     assert len(places) == 2
-    done = subprocess.run(command, capture_output=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 to be continued" in done.stdout
+    status, shown = sweep(lambda process: nodes.kill_workers(1))
+    assert status == 1, shown
+    assert "1 to be continued" in shown
+    said = r"000-seed0 lost: rank \d on \S+: the worker's process was killed and left no word"
+    assert re.search(said, " ".join(shown.split())), shown
+    status, shown = sweep(lambda process: None)
+    assert status == 0, shown
     past = SweepJournal(journal)
     past.open()
     (trial,) = past.trials.values()
     assert trial.end == "finished"
-    assert [row["epoch"] for row in trial.reports] == list(range(1, 31)), "each reported once"
+    assert [row["epoch"] for row in trial.reports] == list(range(1, 61)), "each reported once"
     best = load_recipe(tmp_path / "out" / "s" / "best.yaml", ["train.max_steps=2", "name=best"])
     assert launch(best).steps == 2
+
+
+def num_reports(journal: Path) -> int:
+    return journal.read_text().count('"report"') if journal.exists() else 0
 
 
 def weights(run: RunResult) -> dict[str, torch.Tensor]:
