@@ -6,6 +6,7 @@ begins and ends with `ray stop --force`, which ends every Ray of the machine.)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
@@ -24,7 +26,7 @@ from cluster.recipe import parse
 from cluster.resources import Gpus, gpus_in_reach, run_resources, runtime_env, uses_gpu
 from cluster.sweep.room import concurrency
 from cluster.training.launch import launch
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from tests.cluster.late_nodes import MAY_COME, LateNodes
 from tests.cluster.machines import RAY, ROOT, free_port, kill_family
 
@@ -138,3 +140,13 @@ def test_a_recipe_that_leaves_it_open_looks_at_the_node_types(from_zero, recipe)
     with pytest.raises(Refused, match=r"the workers take 2 GPUs and the cluster has 1 at most; lower"):
         uses_gpu(parse(recipe(scaling={"num_workers": 2})))
     assert not uses_gpu(parse(recipe(scaling={"num_workers": 2, "use_gpu": False})))
+
+
+def test_a_node_with_a_gpu_comes_for_a_recipe_that_leaves_it_open(from_zero, recipe):
+    """Its worker is placed there, not silently on a CPU. (That node's GPU is a number: without a real one it ends.)"""
+    from_zero.touch()
+    config = parse(recipe(name="open", scaling={"num_workers": 1, "max_failures": 0, "patience_seconds": 400}))
+    with contextlib.nullcontext() if torch.cuda.is_available() else pytest.raises(RunFailed) as caught:
+        launch(config)
+    print(caught and caught.value)
+    assert ray.cluster_resources()["GPU"] == 1
