@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
+from ops.leaving import run_and_leave
 from ops.parser import build_parser
 
 REFUSED, FAILED, FAULT, INTERRUPTED, TERMINATED = 2, 1, 70, 130, 143  # exit statuses; 70 is EX_SOFTWARE
@@ -46,4 +46,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(main)

@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="instead: of runs on Ray, such as 1 2")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    name = "startup_workers" if args.workers else "startup"
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         measured = subjects(Path(folder), args.workers)
@@ -156,11 +157,12 @@ def main() -> None:
                 if turn:
                     found.setdefault(subject, []).append(seconds)
             say(f"round {turn}: {', '.join(f'{subject} {values[-1]:.1f}' for subject, values in found.items())}")
-    content: dict[str, Any] = {subject: spread(values) for subject, values in found.items()}
+            if turn:  # after every round: a run that is cut off leaves whole rounds
+                content: dict[str, Any] = {subject: spread(values) for subject, values in found.items()}
+                path = write(name, {"load": os.getloadavg()[0], "cpu_seconds": content})
     rows = [[one, f"{median(v):.1f}", f"{min(v):.1f} to {max(v):.1f}"] for one, v in found.items()]
     console.print(table(f"processor seconds, n = {args.rounds}", ["", "median", "range"], rows))
-    name = "startup_workers" if args.workers else "startup"
-    say(f"written: {write(name, {'load': os.getloadavg()[0], 'cpu_seconds': content})}")
+    say(f"written: {path}")
 
 
 if __name__ == "__main__":

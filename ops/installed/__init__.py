@@ -26,8 +26,9 @@ def _go_first() -> None:
 _go_first()
 
 
-def main() -> int:
+def main() -> None:
     """Run the command `stillhouse`, which is `python -m ops` of a checkout."""
     from ops.__main__ import main as run
+    from ops.leaving import run_and_leave
 
-    return run()
+    run_and_leave(run)
