@@ -7,7 +7,7 @@ Every ratio is of processor time, theirs over ours of the same round, so more th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -73,8 +73,8 @@ class Comparison:
 
 def comparisons() -> list[Comparison]:
     """Return every comparison that a result file holds, in the order of the table."""
-    of_all = (of_steps, of_loaders, of_other_loaders, of_containers, of_policies, of_builds, of_validation, of_starts)
-    return [one for comparisons_of in of_all for one in comparisons_of()]
+    measured = [found for name, found in BY_FILE.items() if (RESULTS / f"{name}.json").is_file()]
+    return [one for comparisons_of in measured for one in comparisons_of()]
 
 
 def of_steps() -> Iterator[Comparison]:
@@ -147,6 +147,19 @@ def of_starts() -> Iterator[Comparison]:
     peer = "a script of timm's parts, as its train.py"
     work = "the start of a run in one process, first step included"
     yield Comparison(work, peer, quotients(found["timm"], found["here"]), "startup")
+
+
+# What each result file holds, in the order of the table.
+BY_FILE: dict[str, Callable[[], Iterator[Comparison]]] = {
+    "step": of_steps,
+    "loader": of_loaders,
+    "loader_others": of_other_loaders,
+    "images": of_containers,
+    "augmentation": of_policies,
+    "cache": of_builds,
+    "validation": of_validation,
+    "startup": of_starts,
+}
 
 
 def quotients(above: list[float], below: list[float]) -> list[float]:

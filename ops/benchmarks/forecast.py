@@ -72,10 +72,11 @@ def main() -> None:
             seen = outlook(config, CPU, args.seconds)
             found["a build"].append(seconds_of_build(config) / seen.build_seconds)
             found["an epoch with the teacher"].append(seconds_of_epoch(config) / seen.online_seconds)
+            over = {one: spread(values) for one, values in found.items()}
+            path = write("forecast", {"load": os.getloadavg()[0], "over_forecast": over})  # of whole rounds, if cut off
     rows = [[one, f"{median(v):.2f}", f"{min(v):.2f} to {max(v):.2f}"] for one, v in found.items()]
     console.print(table(f"seconds over those forecast, n = {args.rounds}", ["", "median", "range"], rows))
-    over = {one: spread(values) for one, values in found.items()}
-    say(f"written: {write('forecast', {'load': os.getloadavg()[0], 'over_forecast': over})}")
+    say(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -201,10 +201,12 @@ def main() -> None:
             for name in measured:
                 done = subprocess.run([*command, name], stdout=subprocess.PIPE, text=True, check=True)
                 found[name].append(float(done.stdout.split()[-1]))
+            # After every round: a run that is cut off leaves whole rounds.
+            others = {name: version(name) for name in ("torchcodec", "ray")}
+            content = {"num_images": num, "workers": args.workers, "batch": BATCH, "cpu_ms": spreads(found)}
+            content |= {"load": os.getloadavg()[0], "others": others}
+            path = write("loader_others" if args.others else "loader", content)
             say(f"round {number + 1}: {', '.join(f'{name} {values[-1]:.2f}' for name, values in found.items())}")
-    others = {name: version(name) for name in ("torchcodec", "ray")}
-    content = {"num_images": num, "workers": args.workers, "batch": BATCH, "cpu_ms": spreads(found), "others": others}
-    path = write("loader_others" if args.others else "loader", {"load": os.getloadavg()[0], **content})
     rows = [[name, f"{np.median(values):.2f}", ratio(found, name)] for name, values in found.items()]
     console.print(
         table(f"CPU ms an image, n = {args.rounds}", ["", "median", "over here, its lowest to highest"], rows)

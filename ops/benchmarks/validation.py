@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -35,6 +36,7 @@ def here(root: Path) -> tuple[float, int]:
     from cluster.passes import evaluate
     from cluster.rank import Rank
     from cluster.recipe import parse
+    from pipelines.loaders.base import Request
 
     recipe: dict[str, Any] = {
         "name": "validation",
@@ -51,8 +53,10 @@ def here(root: Path) -> tuple[float, int]:
     number = len(run.indexes["val"])
     with torch.no_grad():
         run.student.eval()(images_at_random())
+    loader = run.evaluation_loader("val")
+    next(loader.load([Request(0, np.arange(1))]))  # DALI is imported, as torch's loader is for the other
     started = used(psutil.Process())
-    evaluate(run.student, run.evaluation_loader("val"), number, run.rank)
+    evaluate(run.student, loader, number, run.rank)
     return used(psutil.Process()) - started, number
 
 
@@ -112,8 +116,10 @@ def main() -> None:
                 done = subprocess.run([*command, name], stdout=subprocess.PIPE, text=True, check=True)
                 values.append(float(done.stdout.split()[-1]))
             say(f"round {turn + 1}: {', '.join(f'{name} {values[-1]:.2f}' for name, values in found.items())}")
-    cpu_ms = {name: spread(values) for name, values in found.items()}
-    say(f"written: {write('validation', {'load': os.getloadavg()[0], 'num_images': number, 'cpu_ms': cpu_ms})}")
+            # After every round: a run that is cut off leaves whole rounds.
+            cpu_ms = {name: spread(values) for name, values in found.items()}
+            path = write("validation", {"load": os.getloadavg()[0], "num_images": number, "cpu_ms": cpu_ms})
+    say(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import comparisons, dry_run, step, tables
+from ops.benchmarks import comparisons, dry_run, seconds, step, tables
 from ops.reproduce import cifar100, slices
 from ops.reproduce.cifar100 import Place
 
@@ -147,6 +147,20 @@ def test_a_goal_is_missed_or_met():
         "0.97: **missed**",
     ]
     assert comparisons.Comparison(work, peer, [0.1, 0.98, 0.99], "").verdict == "0.97: met"
+
+
+def test_goals_in_seconds_and_what_nobody_measured(monkeypatch):
+    """A goal of so many seconds, one of somebody else's seconds and some more, and a row for what is not there."""
+    of_start = {"show": [2.0, 4.0, 3.0], "wrong tap": [4.0, 5.0, 6.0], "imports": [1.0, 1.0, 1.0]}
+    of_workers = {"here, 1": [9.0, 10.0, 11.0], "ray, 1": [8.0, 8.0, 8.0]}
+    found = {"startup": of_start, "startup_workers": of_workers}
+    monkeypatch.setattr(seconds, "values", lambda name, key: found.get(name, {}))
+    shown, refused, one, two, *others = seconds.rows()
+    assert "| 3.0 [2.0, 4.0] s | `import torch, timm` alone: 1.0 [1.0, 1.0] s | 3 s: met | 3 |" in shown
+    assert "| 3 s: **missed** |" in refused
+    assert "2.5 s: met (+2.0 s)" in one
+    assert "with 2 workers, first step included | not measured |" in two
+    assert all("not measured" in line for line in others)
 
 
 def test_steps_that_are_compared_do_the_same(tmp_path, monkeypatch):
