@@ -32,6 +32,7 @@ GOALS = {
     ("a whole loader: DeiT's augmentation", "timm"): 1.5,
     ("a step with cached targets, resnet56 > resnet20, 32 px", "a step without a teacher"): 1 / 1.02,
     ("a step with cached targets, resnet34 > resnet18, 128 px", "a step without a teacher"): 1 / 1.02,
+    ("the start of a run in one process, first step included", "a script of timm's parts, as its train.py"): 1 / 1.2,
     ("a build of a teacher cache", "the teacher's bare forward passes"): 1 / 1.10,
 }
 PACKAGES = {"torch": "torch", "torchvision": "torchvision", "timm": "timm", "nvidia-dali-cuda130": "DALI"}

@@ -16,6 +16,7 @@ SHOW_SECONDS, OWN_SECONDS = 3.0, 2.5
 BARE_RAY = "a bare Ray Train script"
 IMPORTS = "`import torch, timm` alone"
 UNMEASURED = ("seconds of a sweep's trial beyond its training",)
+OTHER_LOADERS = ("torchcodec as a loader", "Ray Data as a loader")
 
 
 def seconds_text() -> str:
@@ -43,10 +44,14 @@ def rows() -> Iterator[str]:
         own = median(ours - theirs for ours, theirs in zip(here, bare, strict=True))
         goal = f"{BARE_RAY} and {OWN_SECONDS:g} s: {verdict(own <= OWN_SECONDS)} ({own:+.1f} s)"
         yield row(what, span(here), f"{BARE_RAY}: {span(bare)}", goal, len(here), "startup_workers")
-    for name, over in values("forecast", "over_forecast").items():
+    over_forecast = values("forecast", "over_forecast")
+    if not over_forecast:
+        yield unmeasured("the forecast of `cache plan`")
+    for name, over in over_forecast.items():
         what = f"the forecast of `cache plan`: {name}"
         yield row(what, span(over, " times the forecast"), "", "", len(over), "forecast")
-    yield from map(unmeasured, UNMEASURED)
+    others = () if (RESULTS / "loader_others.json").is_file() else OTHER_LOADERS
+    yield from map(unmeasured, (*others, *UNMEASURED))
 
 
 def values(name: str, key: str) -> dict[str, list[float]]:
