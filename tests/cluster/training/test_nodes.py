@@ -216,7 +216,15 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
-def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, which a shell has those ignore that it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch, interruptible):
     """With a worker on each of two nodes, the run goes on with one when a node dies, and with two again when one comes:
     the same samples in the same micro-batches throughout, and losses equal to rounding."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # of the dead node's place
