@@ -59,10 +59,11 @@ def end_with_checkpoint(recipe: Path, number: int, status: int, word: str, worke
 def end_at_once(recipe: Path, workers: str) -> None:
     """Have a run that goes on from a checkpoint end by Ctrl-C twice."""
     with Training(recipe, workers=workers) as training:
+        begun_from = training.saved_steps[-1]
         status, said, seconds = training.end(signal.SIGINT, signal.SIGINT)
     assert (status, "ended at once" in said) == (130, True), said
     assert seconds < 3
-    assert f"continuing at step {training.saved_steps[-1]} of" in said
+    assert f"continuing at step {begun_from} of" in said
 
 
 def test_a_run_in_one_process(image_folder: Path, tmp_path: Path) -> None:
