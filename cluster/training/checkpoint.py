@@ -166,12 +166,17 @@ def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
 
 def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     """Return the checkpoints of a run that were written to their end, the oldest first."""
+    filesystem, _ = checkpoint_place(config)
+    # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
+    return [one for one in saved_checkpoints(config) if is_whole(filesystem, one.path)]
+
+
+def saved_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
+    """Return the checkpoints of a run, those that a kill has cut off among them, the oldest first."""
     filesystem, path = checkpoint_place(config)
     found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     saved = [SavedCheckpoint(step, i.path) for i in found if (step := step_of(i.base_name)) is not None]
-    # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
-    whole = [one for one in saved if is_whole(filesystem, one.path)]
-    return sorted(whole, key=lambda one: one.step)
+    return sorted(saved, key=lambda one: one.step)
 
 
 @contextmanager

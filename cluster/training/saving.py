@@ -25,6 +25,7 @@ from cluster.training.checkpoint import (
     checkpoint_place,
     checkpoint_up_to,
     name_of,
+    saved_checkpoints,
     step_of,
     whole_checkpoints,
 )
@@ -105,11 +106,20 @@ class LocalSaver:
         config = self.run.config
         filesystem, path = checkpoint_place(config)
         state.snapshot(checkpoint_facts(self.run)).write(filesystem, f"{path}/{name_of(state.step)}")
-        for old in whole_checkpoints(config)[: -config.checkpoint.keep]:
-            filesystem.delete_dir(old.path)
+        self.remove_old()
 
     def finish(self) -> None:
-        """Return at once: what was saved is written."""
+        """Remove what a kill has left of older checkpoints, where the run had no more to save."""
+        self.remove_old()
+
+    def remove_old(self) -> None:
+        """Remove all checkpoints, whole or cut off, that are older than the newest `checkpoint.keep` whole ones."""
+        config = self.run.config
+        filesystem, _ = checkpoint_place(config)
+        kept = whole_checkpoints(config)[-config.checkpoint.keep :]
+        for old in saved_checkpoints(config):
+            if kept and old.step < kept[0].step:
+                filesystem.delete_dir(old.path)
 
 
 def newest_step(config: RunConfig) -> int | None:

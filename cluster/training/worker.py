@@ -94,6 +94,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
                 return recorder.stop(state)
     notices.close()
     if not validation.latest:  # continued after its last step
+        saver.finish()
         validation.evaluate(state)
     return recorder.finish(state, validation)
 

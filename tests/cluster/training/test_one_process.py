@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.training.checkpoint import whole_checkpoints
+from cluster.training.checkpoint import STATE, whole_checkpoints
 from cluster.training.launch import launch
+from cluster.training.saving import LocalSaver
 from kdcore.errors import Refused
 from tests.processes import exit_code_of
 
@@ -97,3 +100,16 @@ def test_a_place_that_cannot_be_read_is_refused(recipe, tmp_path):
     storage = config.checkpoint.model_copy(update={"storage": str(tmp_path / "file" / "below")})
     with pytest.raises(Refused, match=r"checkpoint.storage: the folder .*below.run cannot be made"):
         launch(config.model_copy(update={"checkpoint": storage}))
+
+
+def test_what_a_kill_has_left_of_old_checkpoints_is_removed_at_the_end(recipe, tmp_path):
+    """Its last checkpoint was written, and the removal of older ones had not begun, or had come half way."""
+    config = configure(recipe, tmp_path, "killed")
+    launch(config)
+    names = [one.name for one in sorted(config.run_dir.glob("step-*"))]
+    assert names == ["step-00000008", "step-00000012"]
+    shutil.copytree(config.run_dir / names[0], config.run_dir / "step-00000004")
+    shutil.copytree(config.run_dir / names[0], config.run_dir / "step-00000006")
+    (config.run_dir / "step-00000006" / STATE).unlink()
+    LocalSaver(SimpleNamespace(config=config)).finish()  # type: ignore[arg-type]
+    assert [one.name for one in sorted(config.run_dir.glob("step-*"))] == names
