@@ -52,15 +52,18 @@ def train(parser: Parser) -> None:
 @command(
     "look",
     help="a recipe resolved, with the networks' shapes and cost; trains nothing",
-    description="Prints the steps and bytes that a recipe takes, with --seconds also the hours, of both networks the "
-    "parameters, the cost per image and the taps with their sizes, and the resolved recipe.",
+    description="Prints the steps, hours and bytes that a recipe takes, of both networks the parameters, the cost per "
+    "image and the taps with their sizes, and the resolved recipe.",
 )
 def show(parser: Parser) -> None:
     parser.add_argument(
         "--picture", metavar="FILE", help="instead, save sample views of some training images as a PNG or JPEG"
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.0, help="measure for so long, and two steps before, how long training takes"
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="of the measurement of its steps; 0 for none: shapes alone (default: %(default)s)",
     )
     add_recipe(parser)
     parser.set_defaults(

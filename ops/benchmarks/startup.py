@@ -133,7 +133,7 @@ def subjects(folder: Path, workers: list[int]) -> Mapping[str, Callable[[], floa
     tap = "method=[{term: feature_mse, weight: 1, pairs: [{student: layer4, teacher: layer5}]}]"
     return {
         "imports": partial(of_peer, "imports", [], folder),
-        "show": partial(seconds_until, [OPS, "show", "kd", *recipe], never),
+        "show": partial(seconds_until, [OPS, "show", "kd", "--seconds", "0", *recipe], never),
         "wrong tap": partial(seconds_until, [OPS, "train", "kd", *recipe, tap], never, status=2),
         "timm": partial(of_peer, "timm", [str(images)], folder),
         "here": partial(of_run, images, runs, 0),
