@@ -41,7 +41,7 @@ SETTINGS = {"plain": "crop, flip", "colours": "colours, erasing, Mixup", "deit":
 STEPS = {
     "online / bare": ("an online step", "a loop written by hand"),
     "online / timm": ("an online step", "timm's task for distillation"),
-    "online / torchdistill": ("an online step", "torchdistill's box"),
+    "online / torchdistill": ("an online step", "torchdistill {torchdistill}, its box"),
     "cached / alone": ("a step with cached targets", "a step without a teacher"),
     "cached / online": ("a step with cached targets", "the teacher asked in every step"),
     "averaged / online": ("a step with a moving average of the weights", "the same without"),
@@ -79,9 +79,11 @@ def comparisons() -> list[Comparison]:
 
 def of_steps() -> Iterator[Comparison]:
     """Yield what a training step costs."""
-    for pair, found in read("step")["pairs"].items():
+    content = read("step")
+    for pair, found in content["pairs"].items():
         for name, (work, peer) in STEPS.items():
             if name in found["ratios"]:
+                peer = peer.format(**content.get("others", {}))
                 yield Comparison(f"{work}, {pair}", peer, [1 / ratio for ratio in found["ratios"][name]], "step")
 
 
