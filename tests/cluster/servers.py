@@ -38,6 +38,7 @@ class MlflowServer:
 
     def start(self) -> None:
         """Returns when it answers; leaves none behind that does not. Its store is made by this process."""
+        self.stop()
         make_store(self.store, self.folder / "artifacts")
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.store]
