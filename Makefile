@@ -27,7 +27,7 @@ check-ops: env
 	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(addprefix --ignore=,$(BELOW_OPS))
 
 test: env     ## the tests that need no GPU, but for test-long: what starts Ray, in two halves, beside what does not
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-own-ray test-ray test-rest
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-own-ray test-ray check-ops check-below-ops
 
 # Tests that kill nodes and drivers wait more than they compute: three at once keep two cores busy.
 test-own-ray: env
@@ -35,9 +35,6 @@ test-own-ray: env
 
 test-ray: env
 	$(PY) -m pytest -m "ray and not own_ray and not gpu and not long"
-
-test-rest: env
-	$(PY) -m pytest -m "$(WITHOUT_RAY)"
 
 test-long: env  ## what `make test` leaves out, by hand: minutes of kills, a C++ compiler, a second server
 	$(PY) -m pytest -m long
@@ -105,4 +102,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-own-ray test-ray test-rest check check-below-ops check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins
+.PHONY: help env demo test test-own-ray test-ray check check-below-ops check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins

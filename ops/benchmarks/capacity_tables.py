@@ -82,6 +82,31 @@ def kills_table(found: dict[str, Any]) -> str:
     )
 
 
+def elastic_table(found: dict[str, Any]) -> str:
+    """Return wall seconds of elastic runs that lose a node and get another, beside those that were predicted."""
+    lines = ["| seed | node lost at, s | measured, s | predicted, s | error | with its own seconds | load |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    for run in found["runs"]:
+        measured = run["measured"]
+        texts = [f"{measured['lost']:.0f}", f"{measured['wall_seconds']:,.0f}", f"{run['predicted_seconds']:.0f}"]
+        texts += [f"{run['error']:+.1%}", f"{run['error_with_own_seconds']:+.1%}", f"{measured['load']:.0f}"]
+        lines.append(f"| {run['seed']} | {' | '.join(texts)} |")
+    settings, plain, once = found["settings"], found["plain"], found["once"]
+    errors = [plus_minus(found[name], "{:.1%}") for name in ("absolute_error", "absolute_error_with_own_seconds")]
+    restarts = " and ".join(f"{seconds:.0f}" for seconds in once["restart_seconds"])
+    slower = once["step_seconds_alone"] / once["step_seconds"]
+    lines += [
+        "",
+        f"n = {len(found['runs'])}: absolute error {errors[0]}, with its own seconds {errors[1]}.",
+        f"{settings['steps']} steps, a checkpoint every {settings['checkpoint_every_steps']}, another node",
+        f"{settings['repair_seconds']:g} s after the loss.",
+        f"Measured beforehand: {plain['wall_seconds']:.0f} s without a loss, restarts of {restarts} s,",
+        f"a step of one worker {slower:.2f} times as long as one of two (2 in the simulation);",
+        f"{found['facts']['machine']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def cells(run: dict[str, Any]) -> list[str]:
     """Return a killed run's row."""
     measured = run["measured"]

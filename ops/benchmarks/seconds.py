@@ -15,7 +15,7 @@ HEAD = "| what | here | beside it | goal | n | from |"
 SHOW_SECONDS, OWN_SECONDS = 3.0, 2.5
 BARE_RAY = "a bare Ray Train script"
 IMPORTS = "`import torch, timm` alone"
-UNMEASURED = ("seconds of a sweep's trial beyond its training",)
+TRIAL = "a sweep's trial beyond its training, one at a time"
 OTHER_LOADERS = ("torchcodec as a loader", "Ray Data as a loader")
 
 
@@ -54,7 +54,13 @@ def rows() -> Iterator[str]:
         what = f"the forecast of `cache plan`: {name}"
         yield row(what, span(over, " times the forecast"), "", "", len(over), "forecast")
     others = () if (RESULTS / "loader_others.json").is_file() else OTHER_LOADERS
-    yield from map(unmeasured, (*others, *UNMEASURED))
+    yield from map(unmeasured, others)
+    of_trials = values("trials", "seconds")
+    if not of_trials:
+        yield unmeasured(TRIAL)
+        return
+    beyond, before = of_trials["beyond training"], of_trials["before the first run"]
+    yield row(TRIAL, span(beyond), f"before a sweep's first run: {span(before)}", "", len(beyond), "trials")
 
 
 def values(name: str, key: str) -> dict[str, list[float]]:

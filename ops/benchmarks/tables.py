@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ops.benchmarks.capacity_tables import clusters_table, kills_table
+from ops.benchmarks.capacity_tables import clusters_table, elastic_table, kills_table
 from ops.console import say
 from ops.facts import RESULTS
 from ops.reproduce.paper3_page import points
@@ -183,7 +183,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "foundation": foundation_table,
         "first_day": first_day_table,
     },
-    CAPACITY: {"clusters": clusters_table, "capacity": kills_table},
+    CAPACITY: {"clusters": clusters_table, "capacity": kills_table, "elastic": elastic_table},
     TOP: {"paper3_regime": regime_sentence},
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import comparisons, dry_run, seconds, step, tables
+from ops.benchmarks import comparisons, dry_run, seconds, step, tables, trials
 from ops.reproduce import cifar100, slices
 from ops.reproduce.cifar100 import Place
 
@@ -176,6 +176,12 @@ def test_steps_that_are_compared_do_the_same(tmp_path, monkeypatch):
         assert torch.equal(before[name], before["bare"])
         torch.testing.assert_close(after[name] - before[name], after["bare"] - before["bare"], rtol=2e-3, atol=2e-5)
     assert not torch.allclose(after["alone"], after["bare"])
+
+
+def test_a_trials_seconds_beyond_its_training():
+    """Two trials in 60 s behind a start of 20, whose steps took 8 and 12 s: 20 s of each were something else."""
+    points = [{"trials": [{"result": {"train_seconds": taken}}]} for taken in (8.0, 12.0)]
+    assert trials.beyond_training({"seconds": 80.0, "before_the_first_run_seconds": 20.0, "points": points}) == 20.0
 
 
 class NotParallel(torch.nn.Module):
