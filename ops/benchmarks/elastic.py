@@ -53,7 +53,9 @@ class Nodes:
     """A cluster of WORKERS nodes of one CPU on this machine, beside a head that has none."""
 
     def __init__(self) -> None:
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SYSTEM})
+        # A node is added by a thread, where no signal can be handled: `close` ends them, not a handler of each.
+        head = {"num_cpus": 0, "_system_config": SYSTEM}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(WORKERS)]
 
     def lose(self) -> None:
