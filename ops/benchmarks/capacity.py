@@ -42,7 +42,7 @@ from pipelines.files import write_json
 
 STEPS, EVERY = 200, 20  # of a run, and from one checkpoint to the next
 KILLED_AT = 90  # the step, in the run that gives the seconds of a restart
-MTBF_SECONDS = 150.0  # of all workers together
+MTBF_SECONDS = 40.0  # of all workers together: a run has some kills
 SIMULATED_RUNS = 2000
 SETTINGS = {"steps": STEPS, "checkpoint_every_steps": EVERY, "mtbf_seconds": MTBF_SECONDS}
 RESULT = "capacity"
