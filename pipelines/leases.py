@@ -157,16 +157,23 @@ def _wait_or_refuse(path: Path, folder: Path, wait: bool) -> None:
 
 
 def _end(path: Path, holder: Holder | None, reason: str) -> None:
-    """Take a lease away from a holder that is gone, and say so; one that has a new holder meanwhile is left alone."""
-    moved = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    with suppress(FileNotFoundError):
-        path.rename(moved)
-        if _read(moved) == holder:
+    """Take a lease away from a holder that is gone, and say so; one that has a new holder meanwhile is left alone.
+
+    One process at a time looks and removes: between the two, nobody else may have put a new lease there.
+    """
+    right = path.with_name(f"{path.name}.ending")
+    try:
+        right.open("xb").close()
+    except FileExistsError:  # somebody else's turn, of an instant, unless that process was killed in it
+        if (begun := _touched(right)) is not None and time.time() - begun / 1e9 > STALE_SECONDS:
+            right.unlink(missing_ok=True)
+        return time.sleep(POLL_SECONDS)
+    try:
+        if _touched(path) is not None and _read(path) == holder:
+            path.unlink(missing_ok=True)
             logger.warning("%s: taken over, for %s", path.parent, reason)
-        else:
-            with suppress(FileExistsError):
-                os.link(moved, path)
-        moved.unlink(missing_ok=True)
+    finally:
+        right.unlink(missing_ok=True)
 
 
 def _keep_touching(path: Path, holder: Holder, ended: threading.Event) -> None:

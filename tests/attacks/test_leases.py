@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -146,6 +147,39 @@ def test_of_many_who_find_a_dead_holder_one_takes_its_place_at_a_time(tmp_path: 
         thread.join()
     assert most == 1
     assert generation_of(tmp_path, "work") == 8
+
+
+def test_a_lease_with_a_new_holder_is_not_touched_by_who_found_the_old_one_dead(tmp_path: Path, monkeypatch) -> None:
+    """Not for an instant: whoever looks then would find none, and enter, too."""
+    path, old = tmp_path / ".work.lease", replace(Holder.this("a test"), started=1)
+    changes = []
+    for name in ("rename", "replace", "unlink"):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name), path, changes))
+    with leased(tmp_path, "x"):
+        leases._end(path, old, "it has ended")
+        assert changes == []
+        assert path.exists()
+    assert changes == ["unlink"]
+
+
+def test_a_takeover_that_was_killed_does_not_stand_in_the_way(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.01)
+    (tmp_path / ".work.lease").write_text(json.dumps(asdict(replace(Holder.this("a test"), started=1))))
+    (tmp_path / ".work.lease.ending").touch()
+    os.utime(tmp_path / ".work.lease.ending", (1, 1))
+    with leased(tmp_path, "x"):
+        assert generation_of(tmp_path, "work") == 1
+
+
+def watched(call: Callable[..., Any], path: Path, changes: list[str]) -> Callable[..., Any]:
+    """The same method of a path, which notes that it was called of this one."""
+
+    def noting(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            changes.append(call.__name__)
+        return call(self, *args, **options)
+
+    return noting
 
 
 def test_the_late_worker_of_a_killed_driver_writes_nothing_more(image_folder: Path, tmp_path: Path) -> None:
