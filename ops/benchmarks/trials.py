@@ -32,10 +32,12 @@ def sweep(folder: Path, number: int) -> dict[str, Any]:
     space, path = folder / f"space-{number}.yaml", folder / "recipe.yaml"
     rates = [0.01 * (1 + trial) for trial in range(TRIALS)]
     space.write_text(yaml.safe_dump({"name": f"rates-{number}", "space": {"optimizer.lr": rates}}))
-    path.write_text(yaml.safe_dump(recipe(folder, "run", 1, max_steps=STEPS, epochs=STEPS)))
+    content = recipe(folder, "run", 1, max_steps=STEPS, epochs=STEPS)
+    content["data"] |= {"held_out": 0.1}  # by which a sweep judges
+    path.write_text(yaml.safe_dump(content))
     assert ops_main(["sweep", str(path), "--space", str(space), "--concurrent", "1"]) == 0
-    content: dict[str, Any] = json.loads((folder / "out" / f"rates-{number}" / "sweep.json").read_text())
-    return content
+    found: dict[str, Any] = json.loads((folder / "out" / f"rates-{number}" / "sweep.json").read_text())
+    return found
 
 
 def beyond_training(content: dict[str, Any]) -> float:
