@@ -164,16 +164,26 @@ def _end(path: Path, holder: Holder | None, reason: str) -> None:
     right = path.with_name(f"{path.name}.ending")
     try:
         right.open("xb").close()
-    except FileExistsError:  # somebody else's turn, of an instant, unless that process was killed in it
-        if (begun := _touched(right)) is not None and time.time() - begun / 1e9 > STALE_SECONDS:
-            right.unlink(missing_ok=True)
-        return time.sleep(POLL_SECONDS)
+    except FileExistsError:
+        return _wait_for_turn(right)
     try:
         if _touched(path) is not None and _read(path) == holder:
             path.unlink(missing_ok=True)
             logger.warning("%s: taken over, for %s", path.parent, reason)
     finally:
         right.unlink(missing_ok=True)
+
+
+def _wait_for_turn(right: Path) -> None:
+    """Return when somebody else has looked: an instant, or STALE_SECONDS where that process was killed in it.
+
+    By this machine's clock alone: that of a shared folder may be another.
+    """
+    touched, seen = _touched(right), time.monotonic()
+    while touched is not None and _touched(right) == touched:
+        if time.monotonic() - seen > STALE_SECONDS:
+            right.unlink(missing_ok=True)
+        time.sleep(POLL_SECONDS)
 
 
 def _keep_touching(path: Path, holder: Holder, ended: threading.Event) -> None:
