@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ops.parser import Parser, add_recipe, calls, command
+from ops.parser import RECIPE, Parser, add_recipe, calls, command
 
 
 @command(
@@ -23,7 +23,7 @@ def sweep(parser: Parser) -> None:
         "--retry-failed", action="store_true", help="try again, too, what failed by itself (what was lost always is)"
     )
     names = ("recipe", "overrides", "space", "concurrent", "plan", "retry_failed")
-    parser.set_defaults(function=calls("ops.sweep.command:sweep", *names, require="ops.catalog:require_recipe"))
+    parser.set_defaults(function=calls("ops.sweep.command:sweep", *names, require=RECIPE))
 
 
 @command(

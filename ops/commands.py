@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from ops.demo_arguments import NETWORKS, add_networks
-from ops.parser import Parser, add_overrides, add_plugin_option, add_recipe, calls, command
+from ops.parser import RECIPE, Parser, add_overrides, add_plugin_option, add_recipe, calls, command
 
 
 @command(
@@ -44,9 +44,7 @@ def train(parser: Parser) -> None:
         help="train nothing: compute this step of the run (1 is the first) once more, from the last checkpoint before "
         "it, and show which numbers are not finite",
     )
-    parser.set_defaults(
-        function=calls("ops.train:train", "recipe", "overrides", "replay", require="ops.catalog:require_recipe")
-    )
+    parser.set_defaults(function=calls("ops.train:train", "recipe", "overrides", "replay", require=RECIPE))
 
 
 @command(
@@ -66,11 +64,7 @@ def show(parser: Parser) -> None:
         help="of the measurement of its steps; 0 for none: shapes alone (default: %(default)s)",
     )
     add_recipe(parser)
-    parser.set_defaults(
-        function=calls(
-            "ops.show:show", "recipe", "overrides", "picture", "seconds", require="ops.catalog:require_recipe"
-        )
-    )
+    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture", "seconds", require=RECIPE))
 
 
 @command(
@@ -120,7 +114,7 @@ def layers(parser: Parser) -> None:
     )
     parser.add_argument("--output", default=f"{output_dir()}/layers", metavar="DIR", help="where it goes (%(default)s)")
     names = ("recipe", "overrides", "taps", "student_taps", "pairs", "images", "scale", "separation", "max_elements")
-    parser.set_defaults(function=calls("ops.layers:layers", *names, "output", require="ops.catalog:require_recipe"))
+    parser.set_defaults(function=calls("ops.layers:layers", *names, "output", require=RECIPE))
 
 
 @command(
@@ -174,15 +168,9 @@ def cache(parser: Parser) -> None:
     verify.add_argument("--rows", type=int, default=256, help="how many of each part (default: %(default)s)")
     plan.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
     info.add_argument("folder", metavar="DIR", help="the cache's folder or URI")
-    build.set_defaults(
-        function=calls("ops.cache:build_cache", "recipe", "overrides", require="ops.catalog:require_recipe")
-    )
-    verify.set_defaults(
-        function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows", require="ops.catalog:require_recipe")
-    )
-    plan.set_defaults(
-        function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds", require="ops.catalog:require_recipe")
-    )
+    build.set_defaults(function=calls("ops.cache:build_cache", "recipe", "overrides", require=RECIPE))
+    verify.set_defaults(function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows", require=RECIPE))
+    plan.set_defaults(function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds", require=RECIPE))
     info.set_defaults(function=calls("ops.cache:show_cache", "folder"))
     copy.set_defaults(function=calls("ops.cache:copy_cache", "folder", "location"))
 

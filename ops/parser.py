@@ -46,6 +46,9 @@ EPILOG = (
 
 Function = Callable[[argparse.Namespace], int]
 
+# What refuses a command's first argument before its module is imported; see `calls`.
+RECIPE, SUBJECT = "ops.catalog:require_recipe", "ops.subjects:require_subject"
+
 
 class Parser(argparse.ArgumentParser):
     """A command's parser.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ops.limits import FORMS, MAX_LOSS, PRECISIONS
-from ops.parser import Parser, add_overrides, calls, command
+from ops.parser import SUBJECT, Parser, add_overrides, calls, command
 
 
 @command(
@@ -22,15 +22,7 @@ def evaluate(parser: Parser) -> None:
     parser.add_argument("--variant", choices=VARIANTS, help="FOLDER is this test set of ImageNet")
     add_overrides(parser, "such as scaling.num_workers=0")
     parser.set_defaults(
-        function=calls(
-            "ops.evaluate:evaluate",
-            "run",
-            "recipe",
-            "data",
-            "variant",
-            "overrides",
-            require="ops.subjects:require_subject",
-        )
+        function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides", require=SUBJECT)
     )
 
 
@@ -48,16 +40,7 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
     add_overrides(parser, "such as data.root=FOLDER")
     parser.set_defaults(
-        function=calls(
-            "ops.predict:predict",
-            "run",
-            "photos",
-            "top",
-            "output",
-            "picture",
-            "overrides",
-            require="ops.subjects:require_subject",
-        )
+        function=calls("ops.predict:predict", "run", "photos", "top", "output", "picture", "overrides", require=SUBJECT)
     )
 
 
@@ -71,7 +54,7 @@ def predict(parser: Parser) -> None:
 def probe(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or a file of weights in one")
     add_overrides(parser, "such as data.root=FOLDER")
-    parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides", require="ops.subjects:require_subject"))
+    parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides", require=SUBJECT))
 
 
 @command(
@@ -90,15 +73,7 @@ def benchmark(parser: Parser) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)")
     add_overrides(parser, "such as scaling.cpus_per_worker=4 or scaling.use_gpu=false")
     parser.set_defaults(
-        function=calls(
-            "ops.latency:benchmark",
-            "run",
-            "batches",
-            "forms",
-            "seconds",
-            "overrides",
-            require="ops.subjects:require_subject",
-        )
+        function=calls("ops.latency:benchmark", "run", "batches", "forms", "seconds", "overrides", require=SUBJECT)
     )
 
 
@@ -129,9 +104,7 @@ def export(parser: Parser) -> None:
     )
     add_overrides(parser, "such as data.root=FOLDER")
     names = ("run", "output", "images", "name", "precisions", "max_loss")
-    parser.set_defaults(
-        function=calls("ops.export:export", *names, "overrides", require="ops.subjects:require_subject")
-    )
+    parser.set_defaults(function=calls("ops.export:export", *names, "overrides", require=SUBJECT))
 
 
 @command(

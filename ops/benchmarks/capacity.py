@@ -34,7 +34,7 @@ from cluster.training.launch import launch
 from ops.benchmarks.killer import Killer
 from ops.benchmarks.scale import image_folder, recipe
 from ops.capacity.intervals import expected_wall_seconds
-from ops.capacity.simulation import Job, failures_at, simulate, simulate_many
+from ops.capacity.simulation import Job, Outcome, failures_at, simulate, simulate_many
 from ops.console import console, say, table
 from ops.facts import RESULTS, spread, write
 from ops.spread import spread as summarise
@@ -152,10 +152,8 @@ class Subject:
         return {
             "seed": seed,
             "measured": asdict(measured),
-            "predicted_seconds": predicted.wall_seconds,
             "predicted_failures": predicted.num_failures,
-            "error": predicted.wall_seconds / measured.wall_seconds - 1,
-            "error_with_own_seconds": replayed.wall_seconds / measured.wall_seconds - 1,
+            **errors(measured.wall_seconds, predicted, replayed),
         }
 
     @property
@@ -177,6 +175,15 @@ class Subject:
             "absolute_error": spread([abs(run["error"]) for run in runs]),
             "absolute_error_with_own_seconds": spread([abs(run["error_with_own_seconds"]) for run in runs]),
         }
+
+
+def errors(wall_seconds: float, predicted: Outcome, replayed: Outcome) -> dict[str, float]:
+    """Return the predicted seconds and their error, also with the run's own seconds: over the measured, less 1."""
+    return {
+        "predicted_seconds": predicted.wall_seconds,
+        "error": predicted.wall_seconds / wall_seconds - 1,
+        "error_with_own_seconds": replayed.wall_seconds / wall_seconds - 1,
+    }
 
 
 def times_of(seed: int) -> list[float]:

@@ -32,6 +32,7 @@ from cluster.config import RunConfig
 from cluster.polling import polling
 from cluster.recipe import parse
 from cluster.training.launch import launch
+from ops.benchmarks.capacity import errors
 from ops.benchmarks.scale import image_folder, recipe
 from ops.capacity.simulation import Job, failures_at, simulate
 from ops.console import console, say, table
@@ -211,10 +212,8 @@ def compare(job: Job, seed: int, due: float, measured: Measured) -> dict[str, An
         "seed": seed,
         "due_seconds": due,
         "measured": asdict(measured),
-        "predicted_seconds": predicted.wall_seconds,
         "predicted_starts": predicted.num_starts,
-        "error": predicted.wall_seconds / measured.wall_seconds - 1,
-        "error_with_own_seconds": replayed.wall_seconds / measured.wall_seconds - 1,
+        **errors(measured.wall_seconds, predicted, replayed),
     }
 
 
