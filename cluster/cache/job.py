@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cluster.cache.builder import Builder
-from cluster.cache.crew import Crew
 from cluster.cache.progress import Progress, Watcher
 from cluster.config import RunConfig
 from cluster.resources import device_here, ray_session, use_worker_threads
@@ -27,6 +27,9 @@ from pipelines.files import make_folder, refuse_without_space
 from pipelines.leases import leased
 from pipelines.places import is_remote
 
+if TYPE_CHECKING:
+    from cluster.cache.crew import Crew
+
 
 def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     """Build the recipe's cache, or goes on building it.
@@ -38,6 +41,8 @@ def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     with exclusive(directory):
         if config.scaling.num_workers == 0:
             return fill(directory, LocalCrew(config), watch)
+        from cluster.cache.crew import Crew  # Ray, which a build in this process does without
+
         say = (lambda line: watch({}, [line])) if watch else (lambda line: None)
         with ray_session(config), closing(Crew(config, say)) as crew:
             return fill(directory, crew, watch)
