@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +94,9 @@ class LargestOfRanks:
 
 
 def set_up_torch(deterministic: bool) -> None:
-    """Let kernels give the same bits twice, where asked for."""
+    """Let kernels give the same bits twice, where asked for. Comes before the process's first product on a GPU."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, by the first of them
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # A debugging aid that goes with it fills every new tensor; nothing here reads such memory: the bits are the same.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
