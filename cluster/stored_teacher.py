@@ -39,6 +39,7 @@ from pipelines.cache.reader import (
 )
 from pipelines.data.source import Source
 from pipelines.loaders.base import Request
+from pipelines.loaders.choose import decodes_on_gpu
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
@@ -174,7 +175,7 @@ def identity(
     evaluation: how validation images are cut; statistics: (mean, std) by which images are normalised.
     """
     mean, std = statistics
-    on_gpu = config.data.decode == "gpu" or (config.data.decode == "auto" and device.type == "cuda")
+    on_gpu = decodes_on_gpu(config.data.decode, device)
     decoder = f"dali on {'gpu' if on_gpu else 'cpu'}" if config.data.loader == "dali" else "pillow"
     return {
         "data": {split: index.fingerprint for split, index in indexes.items()},

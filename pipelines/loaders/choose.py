@@ -13,6 +13,13 @@ from pipelines.loaders.base import Loader
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
 
+Decode = Literal["auto", "cpu", "gpu"]
+
+
+def decodes_on_gpu(decode: Decode, device: torch.device) -> bool:
+    """Return whether DALI decodes on the GPU for batches on the device."""
+    return decode == "gpu" or (decode == "auto" and device.type == "cuda")
+
 
 def build_loader(
     kind: Literal["dali", "reference", "resident"],
@@ -24,7 +31,7 @@ def build_loader(
     num_classes: int,
     device: torch.device,
     channels_last: bool = True,
-    decode: Literal["cpu", "gpu", "auto"] = "auto",
+    decode: Decode = "auto",
     num_threads: int = 2,
     max_batch: int = 256,
     prefetch: int = 2,
@@ -59,7 +66,7 @@ def build_loader(
     if kind == "dali":
         from pipelines.loaders.dali import DaliLoader
 
-        on_gpu = decode == "gpu" or (decode == "auto" and device.type == "cuda")
+        on_gpu = decodes_on_gpu(decode, device)
         return DaliLoader(
             source, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
         )
