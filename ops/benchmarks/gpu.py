@@ -1,7 +1,8 @@
 """What only a GPU can show, in one script whose parts take minutes each: run them one by one, or all of them.
 
+    regions         10,000 regions of JPEGs decoded on the GPU beside the same on the CPU (nvImageCodec issue 55)
     decode          images/s of DALI's loader with regions decoded on the GPU and on the CPU, and how far their pixels
-                    lie apart (nvImageCodec issue 55: a region on the GPU is read from the whole decoded image)
+                    lie apart
     graphs          a CIFAR step from the resident loader, launched operation by operation and as one CUDA graph
     deterministic   a step with train.deterministic on and off
     streams         a step whose teacher answers before the student runs, and beside it on a stream of its own
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 import warnings
@@ -28,118 +28,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from cluster.assembly import Assembly, assemble
+from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
-from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.precision import autocast
-from cluster.rank import Rank, set_up_torch
-from cluster.recipe import parse
+from cluster.rank import set_up_torch
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from ops.benchmarks.gpu_bench import KD, PAIRS, Bench
+from ops.benchmarks.gpu_regions import regions
 from ops.console import say
 from ops.facts import RESULTS, facts
 from ops.reproduce.graphs import GraphedPasses
 from pipelines.files import write_json
 
 NAME = "gpu"
-REPEATS = 5  # timings of each thing, in turns; the median and the range are written
-PICTURES = 512  # JPEGs that are written where no folder is given, 500 x 375 as ImageNet's are in the middle
-KD = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 1.0, "temperature": 4.0}]
-PAIRS: dict[str, dict[str, Any]] = {
-    "cifar_resnet56 > cifar_resnet20, 32 px, batch 64": {
-        "student": {"model": "cifar_resnet20"}, "teacher": {"model": "cifar_resnet56", "random": True},
-        "views": {"size": 32, "crop": "padded"}, "batch": 64, "last": "layer3",
-    },
-    "resnet34 > resnet18, 224 px, batch 256": {
-        "student": {"model": "resnet18"}, "teacher": {"model": "resnet34", "random": True},
-        "views": {"size": 224, "crop": "resized"}, "batch": 256, "last": "layer4",
-    },
-}  # fmt: skip
-
-Part = Callable[["Bench"], dict[str, Any]]
-
-
-class Bench:
-    """What the parts share: the device, how long to measure, and images."""
-
-    def __init__(self, device: torch.device, seconds: float, folder: Path, images: Path | None) -> None:
-        self.device, self.seconds, self.folder = device, seconds, folder
-        self.images = images or write_pictures(folder / "pictures", PICTURES, (500, 375))
-        self.small = write_pictures(folder / "small", 1024, (32, 32))
-        self.rank = Rank(0, 1, device)
-
-    def recipe(self, pair: str, **changes: Any) -> RunConfig:
-        """Return a recipe of one of PAIRS; changes: of whole sections."""
-        chosen = PAIRS[pair]
-        is_small = chosen["views"]["crop"] == "padded"
-        data: dict[str, Any] = {
-            "name": "gpu",
-            "output_dir": str(self.folder / "out"),
-            "data": {
-                "root": str(self.small if is_small else self.images),
-                "loader": "resident" if is_small else "dali",
-                "num_threads": 8,
-            },
-            "views": chosen["views"],
-            "student": chosen["student"],
-            "teacher": chosen["teacher"],
-            "method": KD,
-            "optimizer": {"opt": "momentum", "lr": 0.05},
-            "train": {"epochs": 1000, "batch_size": chosen["batch"]},
-            "scaling": {"num_workers": 0},
-            "tracking": {"system_metrics": False},
-        }
-        for name, section in changes.items():
-            data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
-        return parse(data)
-
-    def assembled(self, pair: str, **changes: Any) -> Assembly:
-        """Return a recipe's parts on the device, torch set up as training does it."""
-        config = self.recipe(pair, **changes)
-        set_up_torch(config.train.deterministic)
-        return assemble(config, self.rank)
-
-    def milliseconds(self, calls: dict[str, Callable[[], object]]) -> dict[str, Any]:
-        """Return what a call of each takes, measured in turns: the median and range of REPEATS, in milliseconds."""
-        share, found = self.seconds / len(calls) / REPEATS, {name: list[float]() for name in calls}
-        for call in calls.values():
-            for _ in range(6):  # kernels are chosen, graphs captured
-                call()
-        for _ in range(REPEATS):
-            for name, call in calls.items():
-                self.wait()
-                begun, number = time.perf_counter(), 0
-                while number < 3 or time.perf_counter() - begun < share:
-                    call()
-                    number += 1
-                self.wait()
-                found[name].append((time.perf_counter() - begun) / number * 1000)
-        return {name: {"median": statistics.median(v), "range": [min(v), max(v)]} for name, v in found.items()}
-
-    def wait(self) -> None:
-        """Wait until the device has done all that it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def write_pictures(folder: Path, number: int, size: tuple[int, int]) -> Path:
-    """Write an image folder of two classes with smooth random pictures of (width, height); return it."""
-    generator = np.random.default_rng(0)
-    for split, share in (("train", number), ("val", max(4, number // 4))):
-        for index in range(share):
-            place = folder / split / f"class{index % 2}"
-            place.mkdir(parents=True, exist_ok=True)
-            coarse = generator.integers(0, 256, (max(2, size[1] // 8), max(2, size[0] // 8), 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(place / f"{index:05d}.jpg", quality=90)
-    return folder
+Part = Callable[[Bench], dict[str, Any]]
 
 
 def decode(bench: Bench) -> dict[str, Any]:
@@ -316,6 +225,7 @@ def held(run: Assembly) -> Iterator[Batch]:
 
 
 PARTS: dict[str, Part] = {
+    "regions": regions,
     "decode": decode,
     "graphs": graphs,
     "deterministic": deterministic,

@@ -6,28 +6,29 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import gpu
+from ops.benchmarks import gpu, gpu_bench
 
 SMALL = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
 TEACHER = {**SMALL, "random": True}
 PAIRS = {
     name: {"student": SMALL, "teacher": TEACHER, "views": {**pair["views"], "size": 32}, "batch": 8, "last": "layer3"}
-    for name, pair in gpu.PAIRS.items()
+    for name, pair in gpu_bench.PAIRS.items()
 }
 
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> gpu.Bench:
-    monkeypatch.setattr(gpu, "PAIRS", PAIRS)
-    monkeypatch.setattr(gpu, "REPEATS", 2)
-    pictures = gpu.write_pictures(tmp_path / "pictures", 16, (32, 32))
-    monkeypatch.setattr(gpu, "write_pictures", lambda *arguments: pictures)
-    return gpu.Bench(torch.device("cpu"), 0.0, tmp_path, pictures)
+    for module in (gpu, gpu_bench):
+        monkeypatch.setattr(module, "PAIRS", PAIRS)
+    monkeypatch.setattr(gpu_bench, "REPEATS", 2)
+    pictures = gpu_bench.write_pictures(tmp_path / "pictures", 16, (32, 32))
+    monkeypatch.setattr(gpu_bench, "write_pictures", lambda *arguments: pictures)
+    return gpu_bench.Bench(torch.device("cpu"), 0.0, tmp_path, pictures)
 
 
 def test_parts(bench, tmp_path):
     """Each writes its numbers beside the others', with the machine's facts; what takes a GPU's decoder is left out."""
-    parts = [name for name in gpu.PARTS if name not in ("decode", "deterministic")]
+    parts = [name for name in gpu.PARTS if name not in ("regions", "decode", "deterministic")]
     gpu.measure(parts, bench, tmp_path)
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert list(found) == parts
