@@ -53,7 +53,8 @@ def _reproduce_paper3(parser: Parser) -> None:
     parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder of all of it (%(default)s)")
     _slice(parser, minutes=60.0, side_by_side=9)
     names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
-    parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce", *names, "cifar_weights", "overrides"))
+    others = ("cifar_weights", "commit", "overrides")
+    parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce", *names, *others))
 
 
 def _reproduce_cifar100(parser: Parser) -> None:
@@ -77,7 +78,6 @@ def _reproduce_cifar100(parser: Parser) -> None:
     parser.add_argument("--state", default=f"{output_dir()}/cifar100-benchmark", help="folder of runs (%(default)s)")
     parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
     parser.add_argument("--device", help="such as cpu (default: the GPU, where there is one)")
-    parser.add_argument("--commit", help="of this code, for a machine that has no git")
     parser.add_argument("--collect", action="store_true", help="write what there is into results/cifar100.json")
     _slice(parser, minutes=9.0, side_by_side=10)
     names = ("rows", "held_out", "seeds", "minutes", "side_by_side", "state", "data", "device", "commit", "collect")
@@ -85,6 +85,7 @@ def _reproduce_cifar100(parser: Parser) -> None:
 
 
 def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
+    parser.add_argument("--commit", help="of this code, for a machine that has no git")
     parser.add_argument("--minutes", type=float, default=minutes, help="stop and save after so long (%(default)s)")
     parser.add_argument("--side-by-side", type=int, default=side_by_side, help="runs that take turns (%(default)s)")
     add_overrides(parser, "fields of all recipes, for trials: such as train.epochs=1")

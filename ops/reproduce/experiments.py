@@ -20,7 +20,7 @@ VIEWS = (1, 2, 8, 50)
 # The layers of highest quality Q of the teacher, which the recipes with layers chosen by Q read.
 CHOSEN = ("blocks.3.0", "blocks.3.1", "blocks.5.0", "blocks.6.0")
 CIFAR_CACHE = {"dir": "", "head": True, "taps": ("forward_features",)}
-CROPS_CACHE = {"dir": "", "logits": "sparse", "features": "int8", "rows_per_shard": 512, "taps": CHOSEN}
+CROPS_CACHE = {"dir": "", "features": "int8", "rows_per_shard": 512, "taps": CHOSEN}
 # Every block of EfficientNet-Lite0, with its stem and its last convolution.
 LAYERS = (
     "bn1.act",

@@ -98,7 +98,8 @@ class Graphed(Generic[Output]):
         own = copy.deepcopy(batch)
         self.inputs = tensors_of(own)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+        # Other threads may allocate and copy meanwhile: the loader's, which work ahead.
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             self.output = self.function(own)
 
 

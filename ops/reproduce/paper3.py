@@ -10,9 +10,10 @@ Not here: which experiments there are (`ops.reproduce.experiments`), where every
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from kdcore.errors import Refused
 from kdcore.quality.score import INFORMATION_SCALE, SEPARATION
+from kdcore.remarks import say_once
 from ops.console import say
 from ops.facts import command
 from ops.layers import layers
@@ -32,13 +34,15 @@ from ops.reproduce.identities import write_identities
 from ops.reproduce.lane import Lane
 from ops.reproduce.paper3_page import RESULTS, write_page
 from ops.reproduce.paper3_recipes import configure
-from ops.reproduce.paper3_results import SCORES, collect, published_runs
+from ops.reproduce.paper3_results import SCORES, collect, layer_scores, published_runs
 from ops.reproduce.paper3_state import State, only_one, prepare_cifar, prepare_images
 from ops.reproduce.slices import Run, run_name, run_slice, unfinished
+from pipelines.cache.local import locked
 from pipelines.cache.manifest import MANIFEST, load_manifest
 from pipelines.files import make_folder
 
 CIFAR = "short_schedule"  # the experiment on CIFAR-100
+REPORT_SECONDS = 60.0  # between two pages while runs finish; the end of a slice always brings one
 
 
 class SliceOver(Exception):
@@ -56,6 +60,7 @@ def reproduce(
     weights: str | None,
     cifar: str | None,
     cifar_weights: str | None,
+    commit: str | None,
     overrides: Sequence[str],
 ) -> int:
     """Run as much of the experiments as the minutes allow, and write what has come of them."""
@@ -68,7 +73,7 @@ def reproduce(
         if "identities" in experiments:
             write_identities(place.published(overrides) / RESULTS)
         for name in (name for name in experiments if name in EXPERIMENTS):
-            chosen = Slice(name, place, overrides, rows, seeds)
+            chosen = Slice(name, place, overrides, rows, seeds, commit)
             left += chosen.advance(ends, side_by_side)
     say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
     return 0
@@ -76,13 +81,18 @@ def reproduce(
 
 @dataclass(frozen=True)
 class Slice:
-    """What of an experiment is asked for: some rows and seeds, or all of them."""
+    """What of an experiment is asked for: some rows and seeds, or all of them.
+
+    commit: of this code, for a machine that has no git.
+    """
 
     name: str
     state: State
     overrides: Sequence[str]
     rows: Sequence[str] | None
     seeds: Sequence[int] | None
+    commit: str | None = None
+    reported: list[float] = field(default_factory=list)  # when, by the monotonic clock
 
     @property
     def experiment(self) -> Experiment:
@@ -122,7 +132,7 @@ class Slice:
         """Build caches and run runs until the time `ends`; return the names of the runs that are left."""
         runs = self.runs_to_do
         missing = unfinished(runs, self.folder)
-        if self.name == "layers" and not (self.state.path / SCORES).exists():
+        if self.name == "layers" and not layer_scores(self.state.path, self.results):
             score_layers(self.state)
         try:
             for cache in self.experiment.builders:
@@ -139,6 +149,7 @@ class Slice:
                     device=device_here(first),
                     seconds=seconds,
                     side_by_side=side_by_side,
+                    commit=self.commit,
                     then=self.finished,
                 )
         except SliceOver:
@@ -169,18 +180,24 @@ class Slice:
         build(config, watch)
 
     def finished(self, lane: Lane) -> None:
-        """Bring a finished run to MLflow, and what it adds onto the page."""
+        """Bring a finished run to MLflow, and what it adds onto the page: now, or with the runs of the next minute."""
         track(lane.config)
-        self.report()
+        if not self.reported or time.monotonic() - self.reported[-1] > REPORT_SECONDS:
+            self.report()
 
     def report(self) -> None:
-        """Write the result file and the page."""
-        collect(self.name, self.state.path, self.results, self.overrides)
-        write_page(self.results.parent)
+        """Write the result file and the page, beside other calls whose runs lie in other folders."""
+        with locked(make_folder(self.results, "the results") / ".lock"):
+            collect(self.name, self.state.path, self.results, self.overrides)
+            write_page(self.results.parent)
+        self.reported.append(time.monotonic())
 
 
 def track(config: RunConfig) -> None:
-    """Bring a finished run to MLflow, unless it is there."""
+    """Bring a finished run to MLflow, unless it is there; a machine without MLflow leaves it to a later call."""
+    if importlib.util.find_spec("mlflow") is None:
+        say_once("MLflow is not installed here; the same command brings the runs to it where it is")
+        return
     folder = RunFolder.of(config)
     if folder.outbox.exists() or not folder.run_id.exists():
         open_run(config, command())

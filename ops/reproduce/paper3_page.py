@@ -31,7 +31,8 @@ of the papers' code; nothing was tuned. Everything that was run is here.
 Known differences from the paper: its data sets are CIFAR-10, CIFAR-100 and Tiny ImageNet; its teachers are fine-tuned
 on them; its ResNet-9 is four times as wide; it reports the best epoch on the test set; Q was measured there on maps of
 up to 262,144 values, here they are pooled to 16,384. Targets keep the scale that the teacher gives them, as in the
-paper's code; the row feature_only-standardised says what standardising each channel does.
+paper's code; the row feature_only-standardised says what standardising each channel does. Runs on a GPU take
+convolutions in TF32, PyTorch's default for float32.
 """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def configure(
         f"tracking.experiment=paper3-{name}",
         "tracking.system_metrics=false",
         "scaling.num_workers=0",
+        f"data.num_threads={max(1, (os.cpu_count() or 1) // 4)}",
         f"data.root={state.cifar if on_cifar else state.images}",
     ]
     if on_cifar:

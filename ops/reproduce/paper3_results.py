@@ -142,7 +142,9 @@ def short(run: dict[str, Any]) -> dict[str, Any]:
 def places(runs: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
     """Return {hardware and commit: how many runs were finished there}."""
     finished = [run["facts"] for found in runs.values() for run in found if run["finished"]]
-    return dict(Counter(f"{facts['machine']}, commit {(facts['commit'] or '-')[:12]}" for facts in finished))
+    machines = [", ".join([facts["machine"], *facts["gpus"]]) for facts in finished]
+    commits = [(facts["commit"] or "-")[:12] for facts in finished]
+    return dict(Counter(f"{machine}, commit {commit}" for machine, commit in zip(machines, commits, strict=True)))
 
 
 def setting(name: str, runs: dict[str, list[dict[str, Any]]], overrides: Sequence[str]) -> dict[str, Any] | None:

@@ -144,6 +144,7 @@ def test_every_row_is_a_run_whose_cache_holds_what_it_reads(name, tmp_path):
         assert builder.views.num_views >= config.views.num_views
         assert builder.for_teacher.views.appearance() == config.for_teacher.views.appearance()
         assert builder.data.images_per_class == config.data.images_per_class
+        assert builder.cache.logits == "dense" or builder.cache.sparse_bytes < 2 * len(CLASSES), "as a build refuses"
         if config.student.classifier == "reused":
             assert builder.cache.head or builder.student.classifier == "reused"
 

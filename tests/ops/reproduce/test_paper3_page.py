@@ -19,7 +19,7 @@ ROWS = ["alone", "feature_only", "simkd"]
 
 
 def facts() -> dict[str, Any]:
-    return {"machine": "3 cores x86_64, 7 GiB", "commit": "abcdef0123456789"}
+    return {"machine": "3 cores x86_64, 7 GiB", "gpus": ["GPU of a test"], "commit": "abcdef0123456789"}
 
 
 def run_of(row: str, seed: int, top1: float) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
 def without_names(page: str) -> str:
     """Without names of rows, files and commits, which are no measurements."""
     rows = {row for experiment in EXPERIMENTS.values() for row in experiment.rows}
-    for word in sorted([*rows, facts()["commit"][:12], facts()["machine"]], key=len, reverse=True):
+    for word in sorted([*rows, facts()["commit"][:12], facts()["machine"], *facts()["gpus"]], key=len, reverse=True):
         page = page.replace(word, "")
     return re.sub(r"\(figures/[^)]*\)", "", page)
 
