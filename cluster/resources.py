@@ -1,7 +1,7 @@
 """Devices and places: where a worker, a cache build, an evaluation or a look at the layers runs. Nobody else decides.
 
-A recipe says `scaling.use_gpu`: true, false, or nothing, which means GPUs where there are enough for its workers. The
-device is part of what a cache was computed with, so one rule holds for everything that belongs to one recipe.
+A recipe says `scaling.use_gpu`: true, false, or nothing, which means GPUs where there are enough for its workers. One
+rule holds for everything that belongs to one recipe: its runs, its cache, what evaluates it.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class DataConfig(Section):
     holds all images in the device's memory, decoded and resized once, and takes images of one size that every view
     shows whole or by a padded crop, such as CIFAR's."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where DALI decodes; `auto` is the GPU where the worker has one."""
+    """Where DALI decodes: `gpu` where `doctor` finds it right there; `auto` is the CPU until nvImageCodec's issue 55 is
+    seen closed."""
     num_threads: int = Field(default=2, ge=1)
     """CPU threads of each worker that read and decode."""
     prefetch: int = Field(default=2, ge=2)

@@ -166,7 +166,6 @@ def identity(
     plan: ViewPlan,
     evaluation: ViewPolicy,
     statistics: Statistics,
-    device: torch.device,
 ) -> dict[str, Any]:
     """Return what stored outputs are a function of, but for the teacher, as nested plain values.
 
@@ -175,7 +174,7 @@ def identity(
     evaluation: how validation images are cut; statistics: (mean, std) by which images are normalised.
     """
     mean, std = statistics
-    on_gpu = decodes_on_gpu(config.data.decode, device)
+    on_gpu = decodes_on_gpu(config.data.decode)
     decoder = f"dali on {'gpu' if on_gpu else 'cpu'}" if config.data.loader == "dali" else "pillow"
     return {
         "data": {split: index.fingerprint for split, index in indexes.items()},

@@ -31,7 +31,7 @@ def assemble_teacher(
     if teacher.cached:
         seen = config.for_teacher
         seen_plan = replace(plan, policy=seen.views)
-        expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics, rank.device)
+        expected = identity(seen, indexes, seen_plan, evaluation_policy(seen), statistics)
         return open_stored_teacher(config, expected, classes, rank)
     network = build_teacher(teacher, classes) if teacher.head == "own" else build_backbone(teacher)
     return online_teacher(network, statistics, config, rank)

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.console import console
-from ops.probes import PROBES, Finding, Probe
+from ops.findings import Finding, Probe
+from ops.probes import PROBES
 
 PROBE_SECONDS = 60.0  # one probe; the slowest imports DALI and builds its pipelines
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}

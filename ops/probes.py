@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import io
 import os
 import platform
 import re
@@ -16,15 +15,16 @@ import socket
 import sqlite3
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import torch
-from PIL import Image
+
+from ops.decoder_probe import probe_decoders
+from ops.findings import Finding, Probe
 
 ROOT = Path(__file__).parents[1]
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -32,21 +32,6 @@ CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 SHARED_MEMORY = Path("/dev/shm")
 CONNECT_SECONDS = 3.0
 GIB = 1024**3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    area: str
-    level: Literal["ok", "warn", "fail"]
-    """'warn' where runs work but not as they could; 'fail' where they do not, or where something cannot be used."""
-    seen: str
-    remedy: str = ""
-    """What to do; empty where all is well."""
-
-
-Probe = Callable[[Path], Iterable[Finding]]
 
 
 def probe_libraries(output_dir: Path) -> Iterator[Finding]:
@@ -139,51 +124,6 @@ def probe_distributed(output_dir: Path) -> Iterator[Finding]:
         yield Finding("distributed", "fail", seen, remedy)
     else:
         yield Finding("distributed", "ok", seen)
-
-
-def probe_decoders(output_dir: Path) -> Iterator[Finding]:
-    """Try DALI's JPEG decoders on a picture: on the CPU, and on the GPU if there is one."""
-    for device in ("cpu", "mixed") if torch.cuda.is_available() else ("cpu",):
-        try:
-            pixels = decode_jpeg(device)
-        except Exception as error:
-            remedy = (
-                "make env; on the GPU: a driver for DALI's CUDA, or data.decode: cpu"
-                if device == "mixed"
-                else "make env"
-            )
-            reason = " ".join(str(error).split())[:300]
-            yield Finding(
-                "decoders", "fail", f"DALI cannot decode a JPEG ({device}): {type(error).__name__}: {reason}", remedy
-            )
-            continue
-        off = abs(pixels.float().mean(dim=(0, 1)) - torch.tensor([200.0, 100.0, 50.0])).max().item()
-        if pixels.shape != (24, 16, 3) or off > 4:
-            seen = f"DALI decodes a JPEG wrongly ({device}): {list(pixels.shape)}, colours off by {off:.0f}"
-            yield Finding("decoders", "fail", seen, "make env, and data.decode: cpu if only the GPU's is wrong")
-        else:
-            yield Finding("decoders", "ok", f"DALI decodes JPEG ({device})")
-
-
-def decode_jpeg(device: str) -> torch.Tensor:
-    """Decode a 24x16 picture of one colour, made in memory: [24,16,3] uint8.
-
-    device: DALI's 'cpu' or 'mixed'.
-    """
-    import numpy as np
-    from nvidia.dali import fn
-    from nvidia.dali.pipeline import Pipeline
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 24), (200, 100, 50)).save(buffer, "JPEG", quality=95)
-    encoded = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
-    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=0 if device == "mixed" else None, prefetch_queue_depth=1)
-    with pipeline:
-        images = fn.decoders.image(fn.external_source(source=lambda: [encoded]), device=device)
-        pipeline.set_outputs(images)
-    pipeline.build()
-    (decoded,) = pipeline.run()
-    return torch.from_numpy(np.array((decoded.as_cpu() if device == "mixed" else decoded).at(0)))
 
 
 def probe_ray(output_dir: Path) -> Iterator[Finding]:

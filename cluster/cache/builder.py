@@ -112,7 +112,7 @@ class Builder:
         teacher = {**declared(config.teacher), "weights": weights_fingerprint(self.teacher.model)}
         teacher["precision"] = str(precision(config, self.device)).removeprefix("torch.")
         evaluation = run.evaluation_plan(TRAIN).policy
-        facts = identity(config, run.indexes, run.plan, evaluation, run.statistics, self.device)
+        facts = identity(config, run.indexes, run.plan, evaluation, run.statistics)
         return {"teacher": teacher, **facts}
 
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:

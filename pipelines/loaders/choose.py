@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader
 from pipelines.loaders.render import Finish
@@ -16,9 +17,13 @@ from pipelines.views.plan import ViewPlan
 Decode = Literal["auto", "cpu", "gpu"]
 
 
-def decodes_on_gpu(decode: Decode, device: torch.device) -> bool:
-    """Return whether DALI decodes on the GPU for batches on the device."""
-    return decode == "gpu" or (decode == "auto" and device.type == "cuda")
+def decodes_on_gpu(decode: Decode) -> bool:
+    """Return whether DALI decodes on the GPU.
+
+    Only where that is asked for: nvImageCodec 0.9 may end the process at a region of a JPEG (its issue 55). On an H100
+    10,368 regions were right, but its nvJPEG, older than 13.2, had left them to the decoder of the CPU.
+    """
+    return decode == "gpu"
 
 
 def build_loader(
@@ -39,7 +44,7 @@ def build_loader(
     """Return the loader that a run uses.
 
     mean, std: of pixels in [0, 1], per channel; channels_last: how batches lie in memory; decode: where JPEGs are
-    decoded ("auto": on the GPU where the batches go to one); num_threads: that decode, and as many that read; prefetch:
+    decoded ("auto": `decodes_on_gpu`); num_threads: that decode, and as many that read; prefetch:
     batches prepared ahead.
     """
     if decode == "gpu" and device.type != "cuda":
@@ -66,7 +71,12 @@ def build_loader(
     if kind == "dali":
         from pipelines.loaders.dali import DaliLoader
 
-        on_gpu = decodes_on_gpu(decode, device)
+        on_gpu = decodes_on_gpu(decode)
+        if decode == "auto" and device.type == "cuda":
+            say_once(
+                "data.decode=auto: JPEGs are decoded on the CPU, for nvImageCodec 0.9 may end the process at a region "
+                "on the GPU (its issue 55); data.decode=gpu decodes there, where `doctor` finds it right"
+            )
         return DaliLoader(
             source, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch
         )

@@ -6,20 +6,23 @@ import importlib.metadata
 import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from rich.console import Console
 
-from ops import doctor, probes
+from ops import decoder_probe, doctor, probes
 from ops.doctor import diagnose, failed, render, run_probe
-from ops.probes import GIB, Finding
+from ops.findings import Finding
+from ops.probes import GIB
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -166,24 +169,42 @@ def test_nccl_is_missed_only_where_there_is_a_gpu(monkeypatch):
 
 
 def test_dali_really_decodes():
-    pixels = probes.decode_jpeg("cpu")
-    assert pixels.shape == (24, 16, 3)
-    assert pixels.dtype == torch.uint8
-    assert abs(pixels[12, 8].int() - torch.tensor([200, 100, 50])).max() <= 4
+    assert decoder_probe.apart("cpu") < 0.01
+    assert decoder_probe.apart_in_a_process("cpu") == decoder_probe.apart("cpu")
+
+
+def test_another_region_is_seen(monkeypatch):
+    start, shape = decoder_probe.random_regions()
+    right = decoder_probe.a_picture()
+    monkeypatch.setattr(decoder_probe, "a_picture", lambda: (right[0], np.roll(right[1], 40, axis=1)))
+    assert decoder_probe.apart("cpu") > 10 > decoder_probe.WRONG
+    assert (start >= 0).all()
+    assert (start + shape <= [375, 500]).all()
 
 
 def test_decoders_that_fail_or_lie_are_failures(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    good = torch.tensor([200, 100, 50], dtype=torch.uint8).expand(24, 16, 3)
-    monkeypatch.setattr(probes, "decode_jpeg", {"cpu": good, "mixed": good.flip(2)}.__getitem__)
-    cpu, gpu = probes.probe_decoders(Path())
-    assert cpu == Finding("decoders", "ok", "DALI decodes JPEG (cpu)")
-    assert "wrongly (mixed)" in only([gpu], "fail").seen
-    monkeypatch.setattr(probes, "decode_jpeg", raiser(ImportError("libnvjpeg.so")))
-    cpu, gpu = probes.probe_decoders(Path())
+    monkeypatch.setattr(decoder_probe, "apart_in_a_process", {"mixed": 31.0}.__getitem__)
+    cpu, gpu = decoder_probe.probe_decoders(Path())
+    assert cpu == Finding("decoders", "ok", "DALI decodes regions of JPEGs (cpu)")
+    assert "wrongly (mixed): off by 31 of 255" in only([gpu], "fail").seen
+    monkeypatch.setattr(decoder_probe, "apart", raiser(ImportError("libnvjpeg.so")))
+    monkeypatch.setattr(decoder_probe, "apart_in_a_process", raiser(RuntimeError("ended by signal 11")))
+    cpu, gpu = decoder_probe.probe_decoders(Path())
     assert "ImportError: libnvjpeg.so" in cpu.seen
     assert (cpu.level, cpu.remedy) == ("fail", "make env")
-    assert "data.decode: cpu" in only([gpu], "fail").remedy
+    assert "signal 11" in gpu.seen
+    assert "leave data.decode at auto" in only([gpu], "fail").remedy
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("import os; os.kill(os.getpid(), 11)", "signal 11"), ("raise OSError('no')", "OSError: no")]
+)
+def test_a_decoder_that_ends_its_process_is_named(monkeypatch, code, said):
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda words, **rest: run([words[0], "-c", code], **rest))
+    with pytest.raises(RuntimeError, match=said):
+        decoder_probe.apart_in_a_process("mixed")
 
 
 def test_without_an_address_ray_is_well():

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from kdcore.errors import Refused
 from pipelines.data.index import build_index
 from pipelines.data.source import Source
+from pipelines.loaders import choose, dali
 from pipelines.loaders.base import BLOCK, Loader, Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
@@ -320,3 +321,16 @@ def test_the_data_may_lie_elsewhere(plain_index: Source, tmp_path: Path) -> None
     ask = [Request(0, np.arange(12))]
     here, there = (only(loader("reference", index, PLAIN).load(ask)) for index in (plain_index, moved))
     assert torch.equal(here.images, there.images)
+
+
+def test_auto_decodes_on_the_cpu_beside_a_gpu_and_says_why(odd_index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    said: list[str] = []
+    monkeypatch.setattr(dali, "DaliLoader", lambda *_, decode_on_gpu, **__: made.append(decode_on_gpu))
+    monkeypatch.setattr(choose, "Finish", lambda *_, **__: None)
+    monkeypatch.setattr(choose, "say_once", said.append)
+    plan, cuda = ViewPlan(ViewPolicy(size=16), 0, len(odd_index)), torch.device("cuda", 0)
+    for decode in ("auto", "cpu", "gpu"):
+        build_loader("dali", odd_index, plan, mean=(0, 0, 0), std=(1, 1, 1), num_classes=2, device=cuda, decode=decode)  # type: ignore[call-overload]
+    assert made == [False, False, True]
+    assert [line.partition(":")[0] for line in said] == ["data.decode=auto"]
