@@ -13,12 +13,14 @@ from statistics import median
 from typing import Any
 
 from ops.benchmarks.capacity_tables import clusters_table, elastic_table, kills_table
+from ops.benchmarks.gpu_tables import gpu_table
 from ops.console import say
 from ops.facts import RESULTS
 from ops.reproduce.paper3_page import points
 
 OPS = Path(__file__).parents[1] / "README.md"
 CAPACITY = Path(__file__).parent / "CAPACITY.md"
+SPEED = Path(__file__).parent / "README.md"
 TOP = OPS.parents[1] / "README.md"
 
 
@@ -184,6 +186,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "first_day": first_day_table,
     },
     CAPACITY: {"clusters": clusters_table, "capacity": kills_table, "elastic": elastic_table},
+    SPEED: {"gpu": gpu_table},
     TOP: {"paper3_regime": regime_sentence},
 }
 
