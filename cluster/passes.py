@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank
 from cluster.scores import counts_for, over_ranks
 from kdcore.batch import ClassStatistics, Needs
@@ -19,6 +20,7 @@ from kdcore.quality.collect import LayerQuality
 from kdcore.terms.wkd import class_similarity
 from pipelines.loaders.base import Loader, Request
 
+SMALLER = "take a smaller data.evaluation_batch"
 STATISTICS_BATCH = 128  # fixed, so that what training reads has the same bits whatever validation is shown in
 
 
@@ -30,6 +32,7 @@ def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[R
         yield Request(view=0, sample_ids=ids)
 
 
+@refuse_full_gpu(SMALLER)
 @torch.no_grad()
 def evaluate(
     model: nn.Module, loader: Loader, num_images: int, rank: Rank, teacher_logits: Tensor | None = None
@@ -60,6 +63,7 @@ def quality_pass(
     return collected
 
 
+@refuse_full_gpu(SMALLER)
 def teacher_pass(
     teacher: OnlineTeacher, loader: Loader, num_images: int, rank: Rank
 ) -> tuple[dict[str, float], Tensor]:

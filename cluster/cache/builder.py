@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster.assembly import assemble
 from cluster.cache.host_copies import in_host_memory
 from cluster.config import RunConfig
+from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
 from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
@@ -146,6 +147,7 @@ class Builder:
 
         return fitted_codes(columns, lambda: outputs(ids[held_back:]), lambda: outputs(ids[:held_back]))
 
+    @refuse_full_gpu("take a smaller cache.batch_size")
     def build(
         self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor], on_rows_done: Callable[[int], None]
     ) -> Shard:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.device_memory import refuse_full_gpu
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
@@ -38,6 +39,7 @@ DATA_PARALLEL: dict[str, Any] = {
 }
 
 
+@refuse_full_gpu("take a smaller train.micro_batch, or more workers")
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
     config, rank = parse(payload["config"]), Rank.of_this_worker()

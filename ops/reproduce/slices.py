@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cluster.config import RunConfig
+from cluster.device_memory import refuse_full_gpu
 from cluster.tracking.folder import RunFolder
 from ops.console import say
 from ops.facts import facts, spread
@@ -48,7 +49,8 @@ def run_slice(
             then(lane)
 
     lanes = (Lane(configure(*run), device) for run in unfinished(runs, folder_of))
-    take_turns(lanes, side_by_side, seconds, finished)
+    with refuse_full_gpu(f"give --side-by-side {side_by_side // 2} or fewer; what is saved goes on from there"):
+        take_turns(lanes, side_by_side, seconds, finished)
     for run in runs:
         folder = folder_of(*run)
         if has_failed(folder):

@@ -1,0 +1,30 @@
+"""A GPU's memory that is full: a request that must become smaller, not a fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kdcore.errors import Refused
+
+# PyTorch's own words.
+_SIZES = re.compile(
+    r"Tried to allocate ([\d.]+ \w+).*?capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", re.DOTALL
+)
+
+
+@contextmanager
+def refuse_full_gpu(remedy: str) -> Iterator[None]:
+    """Refuse what does not fit into the GPU's memory, with what to change; also a decorator.
+
+    The same step would fail again, so nothing tries it a second time.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        sizes = _SIZES.search(str(error))
+        found = f": {sizes[1]} more were wanted, {sizes[3]} of {sizes[2]} are free" if sizes else ""
+        raise Refused(f"the GPU's memory is full{found}; {remedy}") from error

@@ -1,0 +1,59 @@
+"""A full GPU is refused in a line, with what to make smaller, wherever it is met."""
+
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+from cluster import passes
+from cluster.cache import builder
+from cluster.cache.builder import Builder
+from cluster.device_memory import refuse_full_gpu
+from cluster.rank import Rank
+from cluster.training import worker
+from kdcore.errors import Refused
+from ops.reproduce import slices
+from pipelines.cache.store import Unit
+
+# As PyTorch 2.11 said it on an H100.
+SAID = (
+    "CUDA out of memory. Tried to allocate 250.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which 226.62 MiB is "
+    "free. Process 3430 has 7.32 GiB memory in use. Including non-PyTorch memory, this process has 6.32 GiB memory in "
+    "use. Of the allocated memory 5.12 GiB is allocated by PyTorch, with 3.70 GiB allocated in private pools."
+)
+
+
+def full(*_, **__):
+    raise torch.OutOfMemoryError(SAID)
+
+
+def test_what_is_said():
+    with pytest.raises(Refused) as refused, refuse_full_gpu("take less"):
+        full()
+    assert str(refused.value) == (
+        "the GPU's memory is full: 250.00 MiB more were wanted, 226.62 MiB of 79.18 GiB are free; take less"
+    )
+
+
+def test_words_that_are_not_known():
+    with pytest.raises(Refused, match=r"^the GPU's memory is full; take less$"), refuse_full_gpu("take less"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
+    monkeypatch.setattr(worker, "parse", full)
+    with pytest.raises(Refused, match=r"take a smaller train\.micro_batch"):
+        worker.train_worker({"config": {}})
+    monkeypatch.setattr(passes, "counts_for", full)
+    loader, rank = SimpleNamespace(source=None), Rank(0, 1, torch.device("cpu"))
+    for look in (passes.evaluate, passes.teacher_pass):
+        with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
+            look(torch.nn.Identity(), loader, 1, rank)
+    monkeypatch.setattr(builder, "codes_of", full)
+    unit = Unit("train", 0, 0, 1)
+    with pytest.raises(Refused, match=r"take a smaller cache\.batch_size"):
+        Builder.build(SimpleNamespace(device=None), unit, MagicMock(), "", {}, full)
+    monkeypatch.setattr(slices, "take_turns", full)
+    with pytest.raises(Refused, match=r"--side-by-side 4 or fewer"):
+        slices.run_slice([], None, None, device=None, seconds=1, side_by_side=9)
