@@ -16,6 +16,7 @@ from ops.benchmarks.capacity_tables import clusters_table, elastic_table, kills_
 from ops.benchmarks.gpu_tables import gpu_table
 from ops.console import say
 from ops.facts import RESULTS
+from ops.reproduce.experiments import AMOUNTS
 from ops.reproduce.paper3_page import points
 
 OPS = Path(__file__).parents[1] / "README.md"
@@ -145,11 +146,19 @@ def regime_sentence(found: dict[str, Any]) -> str:
     n = min(row["top1"]["n"] for row in rows.values())
     gain = points(found["rows"]["feature_only"]["differences"]["alone"])
     text = (
-        "On 20 classes of ImageNet, EfficientNet-Lite0 teaching a small ResNet from random weights for 50 epochs "
-        f"without augmentation, mean top-1 (n = {n}): {means}; features alone over labels alone {gain} points "
-        "([PAPER3.md](ops/benchmarks/PAPER3.md): every row, and what has not been run)."
+        "On 20 classes of ImageNet, EfficientNet-Lite0 teaching a small ResNet for 50 epochs without "
+        f"augmentation, mean top-1 (n = {n}): {means}; features alone over labels alone {gain} points "
+        "([PAPER3.md](ops/benchmarks/PAPER3.md): every row)."
     )
-    return textwrap.fill(text, 120) + "\n"
+    return textwrap.fill(f"{text} {amount_sentence(read('paper3_amount'))}", 120) + "\n"
+
+
+def amount_sentence(found: dict[str, Any]) -> str:
+    """Return how the gain of features alone changes with the number of images, in a sentence for the first page."""
+    gains = [points(found["rows"][f"feature_only-{number}"]["differences"][f"alone-{number}"]) for number in AMOUNTS]
+    n = min(found["rows"][f"feature_only-{number}"]["top1"]["n"] for number in AMOUNTS)
+    with_number = ", ".join(f"{gain} with {number}" for number, gain in zip(AMOUNTS, gains, strict=True))
+    return f"With fewer images a class (n = {n}): {with_number}."
 
 
 def first_day_table(found: dict[str, Any]) -> str:

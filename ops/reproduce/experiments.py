@@ -157,7 +157,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "amount": Experiment(
         "E2, how much data",
-        "Does the gain shrink with the number of images, as it would if the teacher stood in for images?",
+        "Does the gain shrink with the number of images, as it would if the teacher stood in for images? Epochs "
+        "stay, so fewer images are fewer steps, too.",
         amounts(),
         3,
         {f"one_view-{amount}": f"kd-{amount}" for amount in AMOUNTS},
