@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -28,6 +29,17 @@ CLUSTER_IS_SHARED = pytest.StashKey[bool]()
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+def pytest_configure() -> None:
+    gc.disable()  # until everything is imported, which leaves no garbage
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where `-m` asks for what starts Ray alone, files without it are not imported."""
+    asked = config.getoption("markexpr").startswith(("ray and", "own_ray and"))
+    is_test = collection_path.name.startswith("test_") and collection_path.is_file()
+    return True if asked and is_test and "mark.ray" not in collection_path.read_text() else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts no Ray comes first, then what shares a cluster, then what starts a Ray of its own (`own_ray`)."""
@@ -35,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if starts_ray(item) and not shares_cluster(item):
             item.add_marker("own_ray")
     items.sort(key=lambda item: (starts_ray(item), not shares_cluster(item)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported is here to stay: a look through it for garbage takes a second each time, and there are many."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
