@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import mlflow
@@ -19,6 +17,7 @@ from cluster.config import RunConfig
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.mlflow_tracker import CONSTANTS
+from tests.processes import forking
 
 
 def free_port() -> int:
@@ -28,24 +27,23 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`mlflow server` with its store in a folder; the same address and the same store after every start."""
+    """MLflow's server with its store in a folder; the same address and the same store after every start.
+
+    Its process is forked from one that has imported most of it. What a user types is started by `test_ui.py`.
+    """
 
     def __init__(self, folder: Path, store: str | None = None) -> None:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: BaseProcess | None = None
 
     def start(self) -> None:
         """Returns when it answers; leaves none behind that does not. Its store is made by this process."""
         self.stop()
         make_store(self.store, self.folder / "artifacts")
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", self.store]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet, start_new_session=True)
+        self.process = forking().Process(target=serve_mlflow, args=(self.store, self.folder, self.port))
+        self.process.start()
         try:
             wait_for(self.answers, 90)
         except BaseException:
@@ -54,7 +52,7 @@ class MlflowServer:
 
     def answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        assert self.process.is_alive(), (self.folder / "server.log").read_text()[-2000:]
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
                 return answer.status == 200
@@ -62,11 +60,31 @@ class MlflowServer:
             return False
 
     def stop(self) -> None:
-        """Ends it and its children."""
+        """Ends it with SIGKILL."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.process.kill()
+            self.process.join()
             self.process = None
+
+
+def serve_mlflow(store: str, folder: Path, port: int) -> None:
+    """Be `mlflow server --workers 1`, which tells the program that it starts all but the port by its environment."""
+    from mlflow.server import constants
+
+    with (folder / "server.log").open("ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: store,
+        constants.REGISTRY_STORE_URI_ENV_VAR: store,
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: str(folder / "artifacts"),
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    import uvicorn
+
+    uvicorn.run("mlflow.server.fastapi_app:app", host="127.0.0.1", port=port)
 
 
 def wait_for(condition, seconds: float) -> None:
