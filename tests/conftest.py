@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share few cores, and threads that wait take them
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # of another executable than is then asked for
 os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes first
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a run; nobody takes this machine away
 

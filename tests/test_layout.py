@@ -8,7 +8,8 @@ import importlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -66,14 +67,23 @@ def place(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module that a file imports, wherever in the file, by its full dotted name."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{place(path)}:{node.lineno}: write imports in full"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(found)
+
+
+@cache
+def providers() -> Mapping[str, list[str]]:
+    """{what can be imported here: the distributions that bring it}."""
+    return packages_distributions()
 
 
 def top(module: str) -> str:
@@ -97,6 +107,7 @@ def normalised(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
+@cache
 def declared() -> set[str]:
     found = project()["project"]
     extras = found["optional-dependencies"].values()
@@ -136,13 +147,12 @@ def test_exceptions_are_still_needed(path):
 
 @pytest.mark.parametrize("package", [*OWN, "tests"])
 def test_every_library_in_use_is_declared(package):
-    providers = packages_distributions()
     undeclared = {
         f"{place(path)}: {module}"
         for path in sources(package)
         for module in third_party(path)
         if top(module) not in {"tests", "conftest"} | PEERS.get(place(path), set())
-        and not declared() & {normalised(one) for one in providers.get(top(module), [])}
+        and not declared() & {normalised(one) for one in providers().get(top(module), [])}
     }
     assert not undeclared
 
@@ -182,7 +192,7 @@ def test_no_circle_of_imports_within_a_package(package):
 
 
 def test_no_module_is_named_like_a_top_level_library():
-    libraries = set(sys.stdlib_module_names) | set(packages_distributions()) - OWN.keys()
+    libraries = set(sys.stdlib_module_names) | set(providers()) - OWN.keys()
     names = {
         place(path): path.parent.name if path.stem == "__init__" else path.stem for p in OWN for path in sources(p)
     }
@@ -193,7 +203,7 @@ def test_no_module_is_named_like_a_top_level_library():
 def test_the_packages_are_this_trees(package):
     """Other distributions bring packages of these names; installed over ours, they would be imported unnoticed."""
     assert Path(importlib.import_module(package).__file__).parent == ROOT / package
-    assert set(packages_distributions().get(package, [])) <= {"stillhouse"}
+    assert set(providers().get(package, [])) <= {"stillhouse"}
 
 
 def test_every_package_is_listed_for_packaging():

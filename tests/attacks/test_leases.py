@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,27 @@ from ops.__main__ import main
 from pipelines import leases
 from pipelines.leases import Fence, Holder, generation_of, leased
 from tests.conftest import small_recipe
+from tests.processes import forking
 
-HOLD = "import sys, time; from pathlib import Path; from pipelines.leases import leased\n"
-HOLD += "with leased(Path(sys.argv[1]), 'a test'):\n    print('held', flush=True); time.sleep(600)"
+
+def hold(folder: Path, held: Event) -> None:
+    with leased(folder, "a test"):
+        held.set()
+        threading.Event().wait()
 
 
 @contextmanager
-def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def another_process(folder: Path) -> Iterator[BaseProcess]:
     """A process that holds the folder."""
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
+    held = forking().Event()
+    process = forking().Process(target=hold, args=(folder, held))
+    process.start()
+    try:
+        assert held.wait(60)
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def another_machine(folder: Path) -> Path:
@@ -62,7 +67,7 @@ def test_the_second_is_refused_and_the_killed_ones_place_is_free_at_once(
         ):
             pass
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
         began = time.monotonic()
         with leased(tmp_path, "x"):
             assert time.monotonic() - began < 1

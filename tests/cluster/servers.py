@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -82,9 +84,8 @@ def serve_mlflow(store: str, folder: Path, port: int) -> None:
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    import uvicorn
-
-    uvicorn.run("mlflow.server.fastapi_app:app", host="127.0.0.1", port=port)
+    sys.argv = ["uvicorn", "--host", "127.0.0.1", "--port", str(port), "mlflow.server.fastapi_app:app"]
+    runpy.run_module("uvicorn", run_name="__main__")
 
 
 def wait_for(condition, seconds: float) -> None:

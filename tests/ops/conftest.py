@@ -66,6 +66,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an exported kd-0, which tests add to but do not change."""
+    from ops.__main__ import main
+
+    folder = tmp_path_factory.mktemp("exported")
+    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def store(finished: Path) -> str:
     """The URI of their MLflow store."""
     return tracking_uri(small_run(finished, "alone-0", METHODS["alone"], 0))

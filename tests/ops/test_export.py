@@ -28,14 +28,6 @@ from tests.ops.hub import TOKEN, hub_server
 
 
 @pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):
-    """The folder of an exported kd-0."""
-    folder = tmp_path_factory.mktemp("exported")
-    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def expected(finished):
     """(validation images [120,3,32,32], the student's logits for them)."""
     return answers(finished / "out" / "kd-0")
@@ -50,7 +42,7 @@ def answers(run):
 
 def elsewhere(folder, code: str) -> None:
     """Runs code in another process, in another folder, where this project cannot be imported."""
-    guard = "import importlib.util; assert not importlib.util.find_spec('kdcore')\n"
+    guard = "import gc, importlib.util; gc.disable(); assert not importlib.util.find_spec('kdcore')\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", guard + code], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -67,19 +59,14 @@ assert len(logits) >= 100
 """
 
 
-def test_plain_timm_loads_it(exported, expected):
-    """By the line that the model card gives, and as a local folder; neither knows this project."""
+def test_plain_timm_and_torch_load_it(exported, expected):
+    """By the line that the model card gives, as a local folder, and as a program; none of them knows this project."""
     images, logits = expected
     safetensors.torch.save_file({"images": images, "logits": logits}, exported / "case.safetensors")
     line = next(line for line in (exported / "README.md").read_text().splitlines() if "timm.create_model(" in line)
     local = "model = timm.create_model('local-dir:.', pretrained=True).eval()"
-    elsewhere(exported, f"import timm\n{line}\n{COMPARE}\n{local}\n{COMPARE}")
-
-
-def test_plain_torch_loads_the_program(exported, expected):
-    images, logits = expected
-    safetensors.torch.save_file({"images": images, "logits": logits}, exported / "case.safetensors")
-    elsewhere(exported, f"import torch\nmodel = torch.export.load('model.pt2').module()\n{COMPARE}")
+    program = "model = torch.export.load('model.pt2').module()"
+    elsewhere(exported, f"import timm\n{line}\n{COMPARE}\n{local}\n{COMPARE}\n{program}\n{COMPARE}")
 
 
 def test_onnx_parity(exported, expected):

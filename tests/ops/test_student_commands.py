@@ -85,14 +85,13 @@ def test_predict_refuses(words, refusal, finished, tmp_path, capsys):
     assert refusal in capsys.readouterr().err
 
 
-def test_the_exported_script_needs_nothing_of_this_project(finished, photos, tmp_path):
+def test_the_exported_script_needs_nothing_of_this_project(finished, exported, photos):
     """Its likeliest class and probability are those of `predict`, from the export's folder alone."""
     run = finished / "out" / "kd-0"
-    assert main(["export", str(run), "-o", str(tmp_path)]) == 0
     names = sorted(photos.rglob("photo*.png"), key=lambda path: path.name)
     words = ["predict.py", *map(str, names)]
     code = f"import sys, runpy; sys.argv = {words!r}; runpy.run_path('predict.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=exported, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 120
     for line, probabilities in zip(lines, expected_of(run), strict=True):
@@ -101,7 +100,7 @@ def test_the_exported_script_needs_nothing_of_this_project(finished, photos, tmp
         assert float(share.rstrip("%")) / 100 == pytest.approx(float(probabilities.max()), abs=2e-3)
 
 
-def test_a_photograph_of_another_shape_is_cut_alike(finished, tmp_path, capsys):
+def test_a_photograph_of_another_shape_is_cut_alike(finished, exported, tmp_path, capsys):
     """Tall and wide photographs, larger than the network's input, through the script and through `predict`."""
     run, folder = finished / "out" / "kd-0", tmp_path / "photos"
     folder.mkdir()
@@ -110,10 +109,9 @@ def test_a_photograph_of_another_shape_is_cut_alike(finished, tmp_path, capsys):
         noise = torch.randint(0, 255, (size[0] // 8, size[1] // 8, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(noise.numpy()).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{name}.png")
     assert main(["predict", str(run), str(folder), "--output", str(tmp_path / "found.json")]) == 0
-    assert main(["export", str(run), "-o", str(tmp_path / "export")]) == 0
     done = subprocess.run(
         [sys.executable, "predict.py", *(str(path) for path in sorted(folder.iterdir()))],
-        cwd=tmp_path / "export",
+        cwd=exported,
         capture_output=True,
         text=True,
         check=True,

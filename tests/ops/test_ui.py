@@ -6,9 +6,7 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -18,9 +16,8 @@ from ops.__main__ import main
 from ops.history import Run
 from ops.stores import open_store, run_link
 from ops.ui import is_free, links_of
-from tests.cluster.servers import free_port
-
-ROOT = Path(__file__).parents[2]
+from tests.cluster.servers import free_port, wait_for
+from tests.commands import Command
 
 
 def test_a_folder_is_its_database(finished, store):
@@ -83,7 +80,7 @@ def test_numbers_that_no_step_changes_are_no_curves(finished, store):
     assert Run.of(record).metrics["model/parameters"] == float(record.data.tags["model/parameters"]) > 1000
 
 
-def end(server: subprocess.Popen[str], number: int) -> None:
+def end(server: Command, number: int) -> None:
     """Signal `ui`, and wait until nothing of its server is left."""
     group = int(subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.pid)], capture_output=True, text=True).stdout)
     server.send_signal(number)
@@ -96,15 +93,14 @@ def end(server: subprocess.Popen[str], number: int) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
 )
-def test_the_page_opens_on_the_loopback_address_and_ends_with_its_command(finished, number, status):
+def test_the_page_opens_on_the_loopback_address_and_ends_with_its_command(finished, tmp_path, number, status):
     port = free_port()
-    words = ["-m", "ops", "ui", "--store", str(finished / "out"), "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
-    )
+    words = ["ui", "--store", str(finished / "out"), "--port", str(port)]
+    server = Command(words, tmp_path / "output", workers="", env={})
     try:
-        lines = iter(server.stdout.readline, "")
-        assert any(line == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n" for line in lines)
+        line = f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        wait_for(lambda: line in server.said or server.poll() is not None, 300)
+        assert line in server.said
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
             assert b"MLflow" in page.read()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ajax-api/3.0/mlflow/ui-telemetry") as answer:
