@@ -8,6 +8,13 @@ from kdcore.checkpoints import load_tensors
 from ops.__main__ import main
 
 
+@pytest.fixture(autouse=True)
+def measured_briefly(monkeypatch):
+    """Steps and latencies, for tenths of a second; how right the numbers are is shown elsewhere."""
+    monkeypatch.setattr("ops.demo.MEASURED_SECONDS", 0.1)
+    monkeypatch.setattr("ops.demo.LATENCY_SECONDS", 0.1)
+
+
 def shown_rows(text: str) -> dict[str, list[str]]:
     """{first column: other columns} of the table that was printed."""
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
