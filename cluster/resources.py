@@ -159,9 +159,12 @@ def runtime_env(**env_vars: str) -> dict[str, Any]:
 @contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
     """Enter the Ray cluster that is there already, the one RAY_ADDRESS names, or one on this machine for this run."""
+    if config.scaling.num_workers == 0:
+        yield
+        return
     import ray
 
-    if ray.is_initialized() or config.scaling.num_workers == 0:
+    if ray.is_initialized():
         yield
         return
     with keeping_handlers():

@@ -21,10 +21,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.polling import polling
 from cluster.tracking.journal import read_journal
+from cluster.training.board import open_board
 from cluster.training.crash import crash_of, death_of
+from cluster.training.failures import last_line
 from cluster.training.fitting import fit
-from cluster.training.progress import open_board
-from cluster.training.recovery import last_line
 from cluster.training.selection import step_of_end
 from kdcore.errors import ClusterFailed, Refused, RunFailed
 from pipelines.files import make_folder

@@ -23,9 +23,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from cluster.provenance import JOB
 from cluster.tracking.folder import RunFolder
 from cluster.training.crash import crash_of
+from cluster.training.failures import last_line
 from cluster.training.placement import Placement
 from cluster.training.process_group import ProcessGroup
-from cluster.training.recovery import Recovery, failure_of, last_line, restore_checkpoint_list
+from cluster.training.recovery import Recovery, failure_of, restore_checkpoint_list
 from cluster.versions import refuse_other_versions
 from kdcore.errors import ClusterFailed
 from pipelines.places import is_remote
@@ -58,18 +59,13 @@ class Job:
 
 
 class Trainer(DataParallelTrainer):
-    """Ray Train's trainer, whose torch is imported by those who compute: its workers, or this process alone.
+    """Ray Train's trainer, whose torch is imported by its workers alone.
 
     Without Ray Data, whose manager is a process of 115 MB a run, also where no data set is given to it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
-
-    def _get_local_controller(self) -> Any:
-        from ray.train.v2._internal.execution.local_mode.torch import LocalTorchController
-
-        return LocalTorchController(experiment_name=self.run_config.name, datasets={})
 
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
@@ -96,11 +92,8 @@ def set_up_ray_train(job: Job) -> None:
         os.environ.setdefault(NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR, str(job.timeout_seconds / 2))
 
 
-def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
-    """Train to the end, with Ray Train; return what rank 0 returned.
-
-    board: where the workers say how far they are; local: what a worker gets beside the payload in this very process.
-    """
+def fit(job: Job, board: Any) -> dict[str, Any]:
+    """Train to the end, with Ray Train; return what rank 0 returned. board: where the workers say how far they are."""
     folder = None if is_remote(job.storage) else Path(job.storage) / job.name
     crash_file = RunFolder(Path(job.run_dir)).crash
     if folder:
@@ -108,7 +101,7 @@ def fit(job: Job, board: Any, **local: Any) -> dict[str, Any]:
     set_up_ray_train(job)
     trainer = Trainer(
         train,
-        train_loop_config=job.payload | local | {"board": board},
+        train_loop_config=job.payload | {"board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(job.min_workers, job.num_workers) if job.min_workers else job.num_workers,
             use_gpu=job.uses_gpu,

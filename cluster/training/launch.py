@@ -15,9 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
@@ -28,12 +27,14 @@ from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.check import check_run
-from cluster.training.fitting import Job, fit
-from cluster.training.progress import Watcher, open_board
+from cluster.training.progress import Watcher
 from cluster.versions import library_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from pipelines.files import make_folder, write_text
 from pipelines.leases import Fence, leased
+
+if TYPE_CHECKING:
+    from cluster.training.fitting import Job
 
 STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SIGTERM, AWS 120 s after its notice
 
@@ -150,18 +151,30 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
 
     opening: the run in its trackers, which the workers wait for once they are there.
     """
-    job = job_of(config, fence)
     if config.scaling.num_workers == 0:
-        opening.result()
-        use_worker_threads(config)
-        stop = threading.Event()
-        return fit_or_stop(partial(fit, job, None, watch=watch, stop=stop), stop.set, watch)
-    board = open_board()
+        return run_here(config, opening, watch, fence)
+    import ray  # here alone, and below: a run in one process has none
+
+    from cluster.training.board import open_board
+    from cluster.training.fitting import fit
+
+    job, board = job_of(config, fence), open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
     with polling_progress(board, watch):
         final = fit_or_stop(partial(fit, job, board), board.stop.remote, watch)
     ray.kill(board)
     return final
+
+
+def run_here(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:
+    """Be the run's one worker, in this process and without Ray; return what rank 0 returned."""
+    from cluster.training.worker import train_worker
+
+    stop = threading.Event()
+    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop}
+    opening.result()
+    use_worker_threads(config)
+    return fit_or_stop(partial(train_worker, payload), stop.set, watch)
 
 
 def fit_or_stop(
@@ -200,7 +213,7 @@ def continued(config: RunConfig) -> RunResult | None:
 
 def job_of(config: RunConfig, fence: Fence) -> Job:
     """Return what the driver of a run's workers has to know, once the run's folder is this process's."""
-    from cluster.training.saving import newest_step  # as in `check_run`
+    from cluster.training.fitting import Job
 
     scaling = config.scaling
     return Job(
@@ -215,15 +228,23 @@ def job_of(config: RunConfig, fence: Fence) -> Job:
         timeout_seconds=scaling.timeout_seconds,
         patience_seconds=scaling.patience_seconds,
         resize_seconds=scaling.resize_seconds,
-        payload={
-            "config": config.model_dump(mode="json"),
-            "plugins": fingerprints_of(config),
-            "versions": library_versions(with_dali=config.data.loader == "dali"),
-            "newest_step": newest_step(config),
-            "fence": asdict(fence),
-            "watches_nodes": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
-        },
+        payload=payload_of(config, fence),
     )
+
+
+def payload_of(config: RunConfig, fence: Fence) -> dict[str, Any]:
+    """Return the plain values that every worker of a run gets."""
+    from cluster.training.saving import newest_step  # as in `check_run`
+
+    has_watcher = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+    return {
+        "config": config.model_dump(mode="json"),
+        "plugins": fingerprints_of(config),
+        "versions": library_versions(with_dali=config.data.loader == "dali"),
+        "newest_step": newest_step(config),
+        "fence": asdict(fence),
+        "watches_nodes": config.scaling.num_workers > 0 and has_watcher,
+    }
 
 
 @contextmanager
@@ -232,6 +253,8 @@ def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
     if watch is None:
         yield
         return
+
+    import ray
 
     def look() -> None:
         with suppress(ray.exceptions.RayError):  # the board is gone: nothing to see, and no reason to end a run

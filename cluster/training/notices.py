@@ -15,9 +15,6 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
-import ray
-import ray.train
-
 from cluster.rank import LargestOfRanks, Rank
 
 LOOK_SECONDS = 5.0  # as often as Ray Train's own watcher asks which nodes are drained
@@ -58,9 +55,13 @@ class Notices:
     def after_step(self) -> Answer:
         """Return, on every rank, what is to be done; of several ranks one step after it was asked for."""
         wish = self.largest.exchange(self.own_wish())
-        if wish == Wish.LOOK and (info := ray.train.get_preemption_info()) is not None and info != self.known:
-            self.known = info
-            return Answer(notice=in_words(info))
+        if wish == Wish.LOOK:
+            import ray.train  # here alone, and below: a run in one process has no Ray
+
+            info = ray.train.get_preemption_info()
+            if info is not None and info != self.known:
+                self.known = info
+                return Answer(notice=in_words(info))
         return Answer(ends=wish == Wish.END)
 
     def own_wish(self) -> Wish:
@@ -93,6 +94,8 @@ def in_words(info: Any) -> str:
 
 def stop_event(board: Any, rank: Rank) -> threading.Event:
     """Return an event that is set, on the first rank, once the driver has asked a run's board that the run ends."""
+    import ray
+
     asked = threading.Event()
 
     def wait() -> None:

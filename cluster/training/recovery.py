@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from cluster.training.checkpoint_files import is_whole
 from cluster.training.crash import crash_of, death_of, is_own_fault, node_of
+from cluster.training.failures import last_line
 from kdcore.errors import ClusterFailed, Refused, RunFailed
 from kdcore.remarks import say_once
 from pipelines.files import write_whole
@@ -116,20 +116,6 @@ def is_json(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterator[None]:
-    """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error."""
-    try:
-        yield
-    except Exception as error:
-        from cluster.training.finite import NotFinite  # here alone: whoever drives a run has no torch
-
-        if not isinstance(error, NotFinite):  # which names the step that it began in
-            error.add_note(place())
-        on_error()
-        raise
-
-
 def failure_of(
     error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
 ) -> RunFailed:
@@ -202,8 +188,3 @@ def rank_to_name(failures: Mapping[int, BaseException]) -> int:
         return not isinstance(error, FINAL), not is_death, bool(CUT_OFF.search(str(error))), rank
 
     return min(failures, key=weight)
-
-
-def last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -7,20 +7,14 @@ Not here: what a checkpoint holds (`cluster.training.checkpoint`).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Protocol
-
-import ray.train
-from ray.train import Checkpoint, CheckpointUploadMode
 
 from cluster.assembly import Assembly, checkpoint_facts
 from cluster.config import RunConfig
 from cluster.training.checkpoint import (
-    Snapshot,
     TrainState,
     checkpoint_place,
     checkpoint_up_to,
@@ -29,7 +23,7 @@ from cluster.training.checkpoint import (
     step_of,
     whole_checkpoints,
 )
-from cluster.training.recovery import last_line
+from cluster.training.failures import last_line
 from kdcore.errors import Refused
 from pipelines.files import make_folder
 from pipelines.places import is_remote
@@ -47,49 +41,11 @@ class Saver(Protocol):
 
 def saver_of(run: Assembly) -> Saver:
     """Return what saves a run's checkpoints where it is carried out."""
-    return RaySaver(run) if run.config.scaling.num_workers else LocalSaver(run)
+    if run.config.scaling.num_workers == 0:
+        return LocalSaver(run)
+    from cluster.training.ray_saver import RaySaver  # here alone: a run in one process has no Ray
 
-
-class RaySaver:
-    """Has rank 0's state written in the background and hands it to Ray Train.
-
-    The loop waits only for a copy in the host's memory, and for the writing of the one before if that is not done:
-    there is never more than one copy.
-    """
-
-    def __init__(self, run: Assembly) -> None:
-        self.run = run
-        self.written = threading.Event()
-        self.written.set()
-
-    def save(self, state: TrainState) -> None:
-        """Copy the state, and let Ray Train have it written and listed."""
-        checkpoint, write, name = None, None, name_of(state.step)
-        if self.run.rank.first:
-            self.written.wait()
-            self.written.clear()
-            checkpoint = Checkpoint(f"{self.run.config.storage}/{self.run.config.name}/{name}")
-            write = partial(self.write, state.snapshot(checkpoint_facts(self.run)))
-        ray.train.report(
-            {"step": state.step},
-            checkpoint=checkpoint,
-            checkpoint_dir_name=name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=write,
-            delete_local_checkpoint_after_upload=False,
-        )
-
-    def finish(self) -> None:
-        """Wait until what was saved is written."""
-        self.written.wait()
-
-    def write(self, snapshot: Snapshot, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """Write a checkpoint: called by Ray Train in a thread, whose error ends the worker."""
-        try:
-            snapshot.write(checkpoint.filesystem, checkpoint.path)
-        finally:
-            self.written.set()
-        return checkpoint
+    return RaySaver(run)
 
 
 class LocalSaver:
@@ -146,7 +102,11 @@ def latest_checkpoint(config: RunConfig, newest: int | None) -> Iterator[Path | 
     Ray Train's, which knows what was saved since the run was started; or the one of `newest` steps, which the driver
     found before: of a run whose earlier part was carried out without Ray. All ranks take the same one.
     """
-    listed = ray.train.get_checkpoint() if config.scaling.num_workers else None
+    listed = None
+    if config.scaling.num_workers:
+        import ray.train
+
+        listed = ray.train.get_checkpoint()
     if listed is not None and (newest is None or (step_of(Path(listed.path).name) or 0) >= newest):
         with listed.as_directory() as directory:
             yield Path(directory)

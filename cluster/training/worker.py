@@ -1,4 +1,4 @@
-"""One rank of a training run on Ray: the loop's steps with recording, validation and checkpoints around them.
+"""One rank of a training run: the loop's steps with recording, validation and checkpoints around them.
 
 Not here: what a step is (`cluster.training.loop`), what is recorded (`cluster.training.recorder`), and how ranks are
 started (`cluster.training.launch`).
@@ -10,7 +10,6 @@ import contextlib
 from functools import partial
 from typing import Any
 
-import ray.train.torch
 import torch
 from torch import nn
 
@@ -21,13 +20,12 @@ from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
-from cluster.training.crash import record_crashes
+from cluster.training.failures import with_place
 from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
 from cluster.training.mounts import refuse_missing_mounts
 from cluster.training.notices import Notices, stop_event
 from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder, Validation
-from cluster.training.recovery import with_place
 from cluster.training.saving import latest_checkpoint, saver_of
 from pipelines.leases import Fence
 
@@ -42,10 +40,15 @@ DATA_PARALLEL: dict[str, Any] = {
 @refuse_full_gpu("take a smaller train.micro_batch, or more workers")
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
-    config, rank = parse(payload["config"]), Rank.of_this_worker()
+    config = parse(payload["config"])
     if config.scaling.num_workers:
+        from cluster.training.crash import record_crashes  # here alone: a run in one process has no Ray
+
+        rank = Rank.of_this_worker()
         refuse_missing_mounts(config)
         record_crashes(RunFolder.of(config).crash(rank.number))
+    else:
+        rank = Rank.of_this_process(config.scaling.use_gpu)
     refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)
     reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"))
@@ -59,7 +62,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         if directory is not None:
             state.restore(directory, checkpoint_facts(run))
             reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
-    model = data_parallel(state.distiller)
+    model: Any = data_parallel(state.distiller) if rank.world_size > 1 else state.distiller
     no_sync = model.no_sync if rank.world_size > 1 else contextlib.nullcontext
     step_model = torch.compile(model) if config.train.compile else model
     loop = TrainingLoop(run, state, ForwardBackward(run, step_model, no_sync))
@@ -109,6 +112,8 @@ def data_parallel(distiller: nn.Module) -> Any:
     undisturbed one. Searching for unused parameters is what keeps the first grouping, and what lets a method leave
     parts of the student without a gradient, as features alone do with its classifier.
     """
+    import ray.train.torch
+
     return ray.train.torch.prepare_model(distiller, move_to_device=False, parallel_strategy_kwargs=DATA_PARALLEL)
 
 

@@ -20,7 +20,8 @@ from ray.scripts.scripts import start
 
 from cluster.parcel import pack_parcel
 from cluster.provenance import COMMIT
-from cluster.training.progress import GAUGES, STARTS
+from cluster.training.board import STARTS
+from cluster.training.progress import GAUGES
 from kdcore import __version__
 from ops import catalog
 from ops.parser import build_parser

@@ -23,8 +23,9 @@ import torch
 from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
 from cluster.tracking.journal import read_journal
+from cluster.training.board import STARTS
 from cluster.training.launch import RunResult, launch
-from cluster.training.progress import GAUGES, STARTS
+from cluster.training.progress import GAUGES
 from cluster.training.recovery import CHECKPOINTS
 from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed

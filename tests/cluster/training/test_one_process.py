@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,14 @@ def train_to_step_9(config: RunConfig) -> None:
     launch(config, watch)
 
 
+def train_without_ray(config: RunConfig) -> None:
+    """Train where whoever imports Ray is refused it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        del sys.modules[name]
+    sys.modules["ray"] = None  # type: ignore[assignment]
+    launch(config)
+
+
 def configure(recipe, tmp_path: Path, name: str) -> RunConfig:
     """12 steps of 2 epochs, checkpoints every 4, metrics every step, mixed and averaged."""
     return parse(
@@ -50,6 +59,13 @@ def configure(recipe, tmp_path: Path, name: str) -> RunConfig:
 
 def weights(config: RunConfig) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(config.run_dir / "student.safetensors")
+
+
+def test_no_ray_is_needed(recipe, tmp_path):
+    """Which takes a second of a run's start."""
+    config = configure(recipe, tmp_path, "alone")
+    assert exit_code_of(train_without_ray, config) == 0
+    assert (config.run_dir / "student.safetensors").is_file()
 
 
 def test_killed_and_continued(recipe, tmp_path):

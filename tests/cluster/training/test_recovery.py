@@ -10,6 +10,7 @@ import torch
 from ray.train import ControllerError, WorkerGroupError
 
 from cluster.training.checkpoint import STATE, STUDENT, read_state
+from cluster.training.failures import with_place
 from cluster.training.recovery import (
     CHECKPOINTS,
     COPY,
@@ -17,7 +18,6 @@ from cluster.training.recovery import (
     describe,
     failure_summary,
     restore_checkpoint_list,
-    with_place,
 )
 from kdcore.errors import Refused, RunFailed
 

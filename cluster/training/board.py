@@ -1,0 +1,80 @@
+"""The board of a run whose workers train it: a tiny Ray actor between rank 0 and whoever watches, seen from any node.
+
+The numbers on it are Ray metrics too, which its dashboard and Prometheus show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+STARTS = ("stillhouse_starts", "How often the run's workers were started; each loss of one starts them anew.")
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Holds the latest state of one run, and what was said since the last look.
+
+    Also which ranks have raised an error, and whether the driver has opened the run in its trackers.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+        self.messages: list[str] = []
+        self.failed: set[int] = set()
+        self.stop_asked = asyncio.Event()
+        self.opening = asyncio.Event()
+        self.is_open = False
+        self.num_starts, self.starts = 0, Gauge(*STARTS, tag_keys=("run",))
+
+    def open(self, is_open: bool) -> None:
+        """Note that the driver has opened the run in its trackers, or has failed to."""
+        self.is_open = is_open
+        self.opening.set()
+
+    async def opened(self) -> bool:
+        """Return whether it has, as soon as that is known."""
+        await self.opening.wait()
+        return self.is_open
+
+    def stop(self) -> None:
+        """Note that the run is asked to end, after the step that it is at, with a checkpoint."""
+        self.stop_asked.set()
+
+    async def stopping(self) -> None:
+        """Return as soon as it is."""
+        await self.stop_asked.wait()
+
+    def begin(self, run: str) -> None:
+        """Forget errors: a new group of workers starts."""
+        self.failed.clear()
+        self.num_starts += 1
+        self.starts.set(self.num_starts, tags={"run": run})
+
+    def update(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+    def fail(self, rank: int) -> None:
+        self.failed.add(rank)
+
+    def look(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the state, and the messages that have not been handed out yet."""
+        messages, self.messages = self.messages, []
+        return self.state, messages
+
+    def end(self) -> tuple[int, set[int]]:
+        """Return, after a failure, the last step reported and the ranks that have raised an error themselves."""
+        return self.state.get("step", 0), self.failed
+
+
+def open_board() -> Any:
+    """Start a board on the driver's own node: whichever other node dies, the board stays."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

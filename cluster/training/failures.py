@@ -1,0 +1,29 @@
+"""What an error says of itself and of where it came up, for those who know nothing of Ray.
+
+Not here: what a run's workers ended by (`cluster.training.recovery`, `cluster.training.crash`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterator[None]:
+    """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error."""
+    try:
+        yield
+    except Exception as error:
+        from cluster.training.finite import NotFinite  # here alone: whoever drives a run has no torch
+
+        if not isinstance(error, NotFinite):  # which names the step that it began in
+            error.add_note(place())
+        on_error()
+        raise
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's message, or its kind where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
