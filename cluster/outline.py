@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,6 +19,14 @@ from kdcore.rehearsal import check_network
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Let the body make its tensors on torch's meta device, those of files of weights too."""
+    with META, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+        yield
+
+
 def outline(config: RunConfig) -> Assembly:
     """Assemble a run on torch's meta device, whose tensors have shapes and no values; on the CPU where one is needed.
 
@@ -24,8 +34,7 @@ def outline(config: RunConfig) -> Assembly:
     is refused by the CPU, in its words.
     """
     try:
-        with META, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+        with without_values():
             run = assemble(config, Rank(0, 1, META))
         for network in run.networks:
             seen = config if network is run.student else run.for_teacher.config

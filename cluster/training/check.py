@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 from cluster.config import RunConfig
 from cluster.environment import require_compiler
 from cluster.resources import uses_gpu
+from kdcore.errors import Refused
 from pipelines.data.folder import require_root
 from pipelines.places import Place
 
 if TYPE_CHECKING:
+    import torch
+
     from cluster.assembly import Assembly
 
 
@@ -24,25 +27,35 @@ def check_run(config: RunConfig) -> str:
 
     Return the fingerprint of its training images.
     """
-    return checked_parts(config).indexes["train"].fingerprint
-
-
-def checked_parts(config: RunConfig) -> Assembly:
-    """Return the parts of a run on the CPU, checked, and used up by having been tried. Refused as `check_run`."""
     check_names(config)
-    import torch
+    from cluster.outline import CPU, META, without_values  # here alone: a wrong name is said before these wake
 
-    from cluster.assembly import assemble  # here alone: what is wrong with a name is said before these wake
+    try:
+        with without_values():
+            parts = checked_parts(config, META)
+    except Exception as error:
+        if isinstance(error, Refused) and error.__cause__ is None:  # for a name or a shape, which no value changes
+            raise
+        parts = checked_parts(config, CPU)  # something asks for a value, or does not fit, which the CPU has words for
+    return parts.indexes["train"].fingerprint
+
+
+def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
+    """Return the parts of a run on a device, checked, and used up by having been tried. Refused as `check_run`.
+
+    On the meta device no network is built, but for its shapes: those that train are the workers'.
+    """
+    from cluster.assembly import assemble
     from cluster.probing import check_probing, wants_probing
     from cluster.rank import Rank
     from cluster.rehearsal import rehearse_run
     from kdcore.optim import build_optimizer
 
-    parts = assemble(config, Rank(0, 1, torch.device("cpu")))
-    build_optimizer(config.optimizer, parts.student)
+    parts = assemble(config, Rank(0, 1, device))
     rehearse_run(parts)
     if wants_probing(config):
         check_probing(parts)
+    build_optimizer(config.optimizer, parts.student)
     return parts
 
 

@@ -27,7 +27,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def promoted(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        with torch.autocast(device, enabled=False):
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which meta tensors know none of
             return function(*map(_promote, args), **{name: _promote(a) for name, a in kwargs.items()})
 
     return promoted

@@ -1,0 +1,64 @@
+"""A run is checked by shapes alone where that will do: its networks are built once, where they train."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cluster.recipe import parse
+from cluster.training import check
+from cluster.training.check import check_run
+from kdcore.errors import Refused
+
+TEACHER = {"model": "cifar_resnet8", "random": True}
+FEATURES = [{"term": "feature_mse", "weight": 1, "pairs": [{"student": "layer2", "teacher": "layer2"}]}]
+
+
+@pytest.fixture
+def devices(monkeypatch) -> list[str]:
+    """The devices that a run is tried on, in order."""
+    tried: list[str] = []
+    checked_parts = check.checked_parts
+
+    def noting(config, device: torch.device):
+        tried.append(device.type)
+        return checked_parts(config, device)
+
+    monkeypatch.setattr(check, "checked_parts", noting)
+    return tried
+
+
+@pytest.mark.parametrize("changes", [{}, {"teacher": TEACHER}, {"teacher": TEACHER, "method": FEATURES}])
+def test_no_network_is_built(recipe, devices, changes):
+    assert check_run(parse(recipe(**changes)))
+    assert devices == ["meta"]
+
+
+def test_nor_for_what_lacks_a_name(recipe, devices):
+    wrong = [FEATURES[0] | {"pairs": [{"student": "layer2", "teacher": "layer9"}]}]
+    with pytest.raises(Refused, match="layer9"):
+        check_run(parse(recipe(teacher=TEACHER, method=wrong)))
+    assert devices == ["meta"]
+
+
+def test_what_networks_complain_of_is_said_by_the_cpu(recipe, devices):
+    with pytest.raises(Refused, match="InceptionV3 cannot take 2 images of 64x64"):
+        check_run(parse(recipe(student={"model": "inception_v3"}, views__size=64)))
+    assert devices == ["meta", "cpu"]
+
+
+class Branching(torch.nn.Module):
+    """A network whose way depends on the images' values."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = torch.nn.Linear(3, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean(dim=(2, 3))
+        return self.classifier(means if bool(means.sum() > 0) else -means)
+
+
+def test_a_network_that_asks_for_values_has_them(recipe, devices):
+    check_run(parse(recipe(student={"model": f"{__name__}:Branching"})))
+    assert devices == ["meta", "cpu"]
