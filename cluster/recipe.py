@@ -21,6 +21,7 @@ from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characte
 from kdcore.configs import PathField
 from kdcore.credentials import public
 from kdcore.errors import Refused, shortened
+from kdcore.importing import importing
 from kdcore.located import absolute_location, local_file
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
 
     Its plug-ins are imported first: they may define what else it names.
     """
-    from cluster.config import RunConfig  # here alone: it imports torch, which reading a recipe's text does not need
+    with importing("cluster.config"):  # here alone: it imports torch, which reading a recipe's text does not need
+        from cluster.config import RunConfig
 
     plugins = data.get("plugins")
     if isinstance(plugins, list | tuple):

@@ -25,6 +25,7 @@ from cluster.provenance import JOB, submitted_job
 from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
 from kdcore.errors import Refused
+from kdcore.importing import importing
 from kdcore.remarks import say_once
 
 HOOK = "worker_process_setup_hook"
@@ -162,7 +163,8 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     if config.scaling.num_workers == 0:
         yield
         return
-    import ray
+    with importing("ray"):
+        import ray
 
     if ray.is_initialized():
         yield

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from kdcore.errors import Refused
+from kdcore.importing import importing
 from kdcore.local_dir import WEIGHTS, read_local_dir
 from kdcore.located import local_file
 from kdcore.named_models import (
@@ -159,9 +160,10 @@ class ModelConfig(Section):
     def _check_timm(self) -> None:
         if (nearest := nearest_if_unknown(self.model)) is not None:
             raise Refused(_unknown(self.model, nearest))
-        import timm
+        with importing("timm"):
+            import timm
 
-        import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
+            import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 
         if not timm.is_model(self.model):
             raise Refused(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import __version__
+from kdcore.importing import importing
 
 PROGRAM = "stillhouse" if Path(sys.argv[0]).name == "stillhouse" else "python -m ops"
 COMMAND_MODULES = (
@@ -190,7 +191,8 @@ def calls(function: str, *names: str, require: str | None = None) -> Function:
 def imported(function: str) -> Callable[..., Any]:
     """Return `module:function`, after importing the module."""
     module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    with importing(module):
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdcore.importing import importing
 from ops import catalog
 
 
@@ -21,7 +22,8 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None, seconds: fl
     from ops.console import say
 
     check_names(config if picture is None else config.model_copy(update={"teacher": None, "teachers": ()}))
-    from ops.inspection import print_run, save_views
+    with importing("ops.inspection"):
+        from ops.inspection import print_run, save_views
 
     if picture is not None:
         save_views(config, Path(picture))

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from kdcore.importing import importing
+
 
 def make_store(uri: str, artifacts: Path) -> None:
     """Make the SQLite file that a store's address names, where it is not there; do nothing for another store.
@@ -18,10 +20,13 @@ def make_store(uri: str, artifacts: Path) -> None:
     artifacts: the folder of the files of MLflow's own, unused experiment.
     """
     path = sqlite_file(uri)
-    if path is None or path.exists():
+    if path is None:
         return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # here alone: it takes seconds to import
+    with importing("mlflow.store.tracking.sqlalchemy_store"):  # here alone: it takes a second, of the client too
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    if path.exists():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:

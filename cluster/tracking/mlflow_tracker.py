@@ -31,6 +31,7 @@ from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused, RunFailed
+from kdcore.importing import importing
 from pipelines.files import write_text
 
 # Of these answers of MLflow, waiting does not help.
@@ -249,7 +250,8 @@ def tracking_uri(config: RunConfig) -> str:
 
 def open_store(config: RunConfig) -> Any:
     """Return MLflow's client for the recipe's store, which is made where it is a file that is not there."""
-    import mlflow
+    with importing("mlflow"):
+        import mlflow
 
     make_store(tracking_uri(config), Path(config.output_dir).absolute() / "artifacts")
     return mlflow.MlflowClient(tracking_uri(config))
@@ -268,7 +270,8 @@ def is_away(error: BaseException) -> bool:
 @contextmanager
 def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
     """Turn an error of the store into a Refused in one line; remedy: what it means here, and what to do."""
-    from mlflow.exceptions import MlflowException
+    with importing("mlflow"):
+        from mlflow.exceptions import MlflowException
 
     try:
         yield

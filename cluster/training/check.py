@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.environment import require_compiler
 from cluster.resources import uses_gpu
 from kdcore.errors import Refused
+from kdcore.importing import importing
 from pipelines.data.folder import require_root
 from pipelines.places import Place
 
@@ -28,7 +29,8 @@ def check_run(config: RunConfig) -> str:
     Return the fingerprint of its training images.
     """
     check_names(config)
-    from cluster.outline import CPU, META, without_values  # here alone: a wrong name is said before these wake
+    with importing("cluster.outline"):  # here alone: a wrong name is said before these wake
+        from cluster.outline import CPU, META, without_values
 
     try:
         with without_values():
@@ -52,10 +54,10 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
     from kdcore.optim import build_optimizer
 
     parts = assemble(config, Rank(0, 1, device))
+    build_optimizer(config.optimizer, parts.student)
     rehearse_run(parts)
     if wants_probing(config):
         check_probing(parts)
-    build_optimizer(config.optimizer, parts.student)
     return parts
 
 

@@ -29,6 +29,7 @@ from cluster.training.process_group import ProcessGroup
 from cluster.training.recovery import Recovery, failure_of, restore_checkpoint_list
 from cluster.versions import refuse_other_versions
 from kdcore.errors import ClusterFailed
+from kdcore.importing import importing
 from pipelines.places import is_remote
 
 
@@ -71,9 +72,10 @@ class Trainer(DataParallelTrainer):
 def train(payload: dict[str, Any]) -> dict[str, Any]:
     """Be one rank of a run, on a node with the driver's libraries; return the run's final metrics (rank 0's)."""
     refuse_other_versions(payload["versions"])
-    from ray.train.torch.config import TorchConfigContextManager
+    with importing("cluster.training.worker"):
+        from ray.train.torch.config import TorchConfigContextManager
 
-    from cluster.training.worker import train_worker
+        from cluster.training.worker import train_worker
 
     with TorchConfigContextManager():
         return train_worker(payload)

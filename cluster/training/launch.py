@@ -30,6 +30,7 @@ from cluster.training.check import check_run
 from cluster.training.progress import Watcher
 from cluster.versions import library_versions
 from kdcore.errors import Refused, RunFailed, shortened
+from kdcore.importing import importing
 from pipelines.files import make_folder, write_text
 from pipelines.leases import Fence, leased
 
@@ -153,10 +154,11 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
     """
     if config.scaling.num_workers == 0:
         return run_here(config, opening, watch, fence)
-    import ray  # here alone, and below: a run in one process has none
+    with importing("cluster.training.fitting"):  # here alone: a run in one process has no Ray
+        import ray
 
-    from cluster.training.board import open_board
-    from cluster.training.fitting import fit
+        from cluster.training.board import open_board
+        from cluster.training.fitting import fit
 
     job, board = job_of(config, fence), open_board()
     opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
@@ -168,7 +170,8 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
 
 def run_here(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:
     """Be the run's one worker, in this process and without Ray; return what rank 0 returned."""
-    from cluster.training.worker import train_worker
+    with importing("cluster.training.worker"):
+        from cluster.training.worker import train_worker
 
     stop = threading.Event()
     payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import Refused
+from kdcore.importing import importing
 from pipelines.data.images import Encoded
 from pipelines.data.source import Source
 from pipelines.loaders.ahead import ReadAhead
@@ -182,8 +183,9 @@ class DaliLoader(Loader):
 def _import_dali() -> Any:
     """Import DALI when it is first needed: it takes a second, and the other loaders do without."""
     try:
-        import nvidia.dali.fn
-        import nvidia.dali.types
+        with importing("nvidia.dali"):
+            import nvidia.dali.fn
+            import nvidia.dali.types
     except ImportError as error:
         raise Refused(
             f"DALI cannot be imported ({error}); install nvidia-dali-cuda130, or set the loader to 'reference'"
