@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 import psutil
 
@@ -101,14 +101,17 @@ def never() -> bool:
 
 
 def of_run(images: Path, output: Path, num_workers: int) -> float:
-    """Return the processor seconds of `train` to the end of its first step."""
-    shutil.rmtree(output / "startup", ignore_errors=True)
-    journal = output / "startup" / "metrics.jsonl"
+    """Return the processor seconds of `train` to the end of its first step.
+
+    Every run has a name of its own: a worker may outlive the run before by a moment, and write on.
+    """
+    name = f"startup-{uuid4().hex}"
+    journal = output / name / "metrics.jsonl"
 
     def has_stepped() -> bool:
         return journal.is_file() and any("train/loss" in row for row in read_journal(journal))
 
-    return seconds_until([OPS, "train", "kd", "name=startup", *overrides(images, output, num_workers)], has_stepped)
+    return seconds_until([OPS, "train", "kd", f"name={name}", *overrides(images, output, num_workers)], has_stepped)
 
 
 def of_peer(peer: str, words: list[str], folder: Path) -> float:
