@@ -79,7 +79,8 @@ class RunLog:
 
     first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they come
     again. What an attempt has measured after that very step, such as the last one, stays and is not written twice.
-    fence: tells whether the run is still this process's to write. While a tracker is away, lines collect in the
+    fence: tells whether the run is still this process's to write. Trackers, and what watches the machine, take seconds
+    to wake, which the first step does not share with them: they begin after it. While one is away, lines collect in the
     folder. An error that waiting does not help is raised by the next call, or by `close`.
     """
 
@@ -89,10 +90,11 @@ class RunLog:
         cut_journal(self.folder.metrics, first_step)
         self.known = {kind_of(row) for row in read_journal(self.folder.metrics) if row.get("step") == first_step}
         self.file = self.folder.metrics.open("a")
-        self.wake, self.closing = Event(), Event()
+        self.first_step = first_step
+        self.begun, self.wake, self.closing = Event(), Event(), Event()
         self.patience_ends = math.inf
         self.error: Exception | None = None
-        self.machine = MachineSampler(self.folder.system, self.wake) if config.tracking.system_metrics else None
+        self.machine: MachineSampler | None = None
         self.deliveries: list[_Delivery] = []
         self.files: list[Path] = []
         self.thread = Thread(target=self._keep_delivering, name="tracking", daemon=True)
@@ -110,7 +112,15 @@ class RunLog:
             self.file.flush()
         except OSError as error:
             raise Refused(not_written(self.folder.metrics, error)) from error
+        if step > self.first_step:
+            self.begin()
         self.wake.set()
+
+    def begin(self) -> None:
+        """Let trackers have what there is and what comes, and the machine be watched: the first step is taken."""
+        if not self.begun.is_set() and self.config.tracking.system_metrics:
+            self.machine = MachineSampler(self.folder.system, self.wake)
+        self.begun.set()
 
     def add_file(self, path: Path) -> None:
         """Have a file of the run's folder sent."""
@@ -124,6 +134,7 @@ class RunLog:
             self.machine.close()
         self.patience_ends = time.monotonic() + PATIENCE_SECONDS
         self.closing.set()
+        self.begun.set()
         self.wake.set()
         self.thread.join()
         self.file.close()
@@ -141,6 +152,7 @@ class RunLog:
     def _keep_delivering(self) -> None:
         """Deliver whenever there is something; end when the log is closed and all is delivered."""
         try:
+            self.begun.wait()
             self.deliveries = [_Delivery(tracker, self.files) for tracker in trackers_of(self.config)]
             while True:
                 self.wake.wait()

@@ -187,6 +187,8 @@ class Recorder:
 
     def after_step(self, state: TrainState, record: StepRecord) -> None:
         """At the end of every interval, log the means over steps and ranks and show them on the board."""
+        if self.log:
+            self.log.begin()
         self.window_steps += 1
         self.norms += self.finite_or_zero(record.gradient_norm.double())
         if not self.interval_ends(state.step):
