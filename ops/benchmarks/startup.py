@@ -47,6 +47,7 @@ def overrides(images: Path, output: Path, num_workers: int) -> list[str]:
         f"student.model={STUDENT}",
         "teacher={model: " + TEACHER + ", random: true}",
         f"train.batch_size={BATCH}",
+        f"train.micro_batch={BATCH // max(1, num_workers)}",
         "train.select=last",
         f"scaling.num_workers={num_workers}",
         f"output_dir={output}",
@@ -83,6 +84,7 @@ def seconds_until(words: list[str], is_done: Callable[[], bool], status: int = 0
         time.sleep(LOOK_SECONDS)
         with suppress(psutil.NoSuchProcess):
             if process.status() == psutil.STATUS_ZOMBIE:
+                started.wait()  # its threads may still be ending
                 break
             found = used(process)
     if started.poll() is None:
