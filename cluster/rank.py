@@ -27,12 +27,6 @@ class Rank:
         context = ray.train.get_context()
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
-    @classmethod
-    def of_this_process(cls, use_gpu: bool | None) -> Rank:
-        """Return the one rank of a run that this process trains alone. use_gpu: as the recipe says it."""
-        has_gpu = use_gpu is not False and torch.cuda.is_available()
-        return cls(0, 1, torch.device("cuda:0" if has_gpu else "cpu"))
-
     @property
     def first(self) -> bool:
         return self.number == 0

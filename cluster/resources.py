@@ -118,6 +118,15 @@ def rank_here(config: RunConfig) -> Rank:
     return Rank(0, 1, device_here(config))
 
 
+def rank_alone(config: RunConfig) -> Rank:
+    """Return the one rank of a run that this process trains alone: on the GPU that it sees, unless the recipe has none.
+
+    Unlike `rank_here` it asks no cluster: a sweep gives the process of such a run a GPU, or hides them all.
+    """
+    has_gpu = config.scaling.use_gpu is not False and torch.cuda.is_available()
+    return Rank(0, 1, torch.device("cuda:0" if has_gpu else "cpu"))
+
+
 def use_worker_threads(config: RunConfig) -> None:
     """Let this process compute with as many threads as Ray gives a worker: one for each of its cores."""
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))

@@ -18,6 +18,7 @@ from cluster.device_memory import refuse_full_gpu
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
+from cluster.resources import rank_alone
 from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
 from cluster.training.failures import with_place
@@ -48,7 +49,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         refuse_missing_mounts(config)
         record_crashes(RunFolder.of(config).crash(rank.number))
     else:
-        rank = Rank.of_this_process(config.scaling.use_gpu)
+        rank = rank_alone(config)
     refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)
     reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"))
