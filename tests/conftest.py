@@ -56,6 +56,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # at its end Python frees all: libraries in C++ complain of what it cannot
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The first test that starts a Ray of its own finds none in its process. MLflow's tables are copied."""
     if "mlflow" in sys.modules:  # else no test of this process has a store, and to import it takes seconds

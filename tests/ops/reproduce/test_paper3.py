@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from PIL import Image
 from kdcore.batch import Needs
 from kdcore.errors import Refused
 from ops.benchmarks.attack_processes import Started
-from ops.reproduce import paper3_page
+from ops.reproduce import paper3, paper3_page
 from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, LAYERS
 from ops.reproduce.paper3 import Slice
 from ops.reproduce.paper3_state import (
@@ -205,3 +208,52 @@ def test_the_20_classes_of_a_larger_folder(data, tmp_path):
     with pytest.raises(Refused, match="has no class folder n03888257, which is one of the 20"):
         link_images(tmp_path / "imagenet", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_without_mlflow_runs_wait_in_their_folders(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(paper3.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(paper3, "open_run", lambda *_: pytest.fail("there is no MLflow"))
+    monkeypatch.setattr(paper3, "say_once", said.append)
+    paper3.track(Slice("pilot", State(tmp_path), [], None, None).configure("alone"))
+    assert said == ["MLflow is not installed here; the same command brings the runs to it where it is"]
+
+
+def test_runs_that_finish_together_are_one_page(tmp_path, monkeypatch):
+    written: list[Path] = []
+    monkeypatch.setattr(paper3, "track", lambda config: None)
+    monkeypatch.setattr(paper3, "collect", lambda *_: None)
+    monkeypatch.setattr(paper3, "write_page", written.append)
+    chosen = Slice("pilot", State(tmp_path), ["train.epochs=1"], None, None)
+    for _ in range(3):
+        chosen.finished(SimpleNamespace(config=None))
+    assert written == [tmp_path]
+    chosen.report()
+    assert len(written) == 2
+    monkeypatch.setattr(paper3, "REPORT_SECONDS", -1.0)
+    chosen.finished(SimpleNamespace(config=None))
+    assert len(written) == 3
+
+
+def test_calls_side_by_side_write_one_file_by_turns(tmp_path, monkeypatch):
+    """The second waits for the first to have read and written."""
+    entered, leave = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def slow(*_):
+        order.append("begins")
+        entered.set()
+        assert leave.wait(60)
+        order.append("ends")
+
+    monkeypatch.setattr(paper3, "collect", slow)
+    monkeypatch.setattr(paper3, "write_page", lambda folder: None)
+    slices = [Slice("pilot", State(tmp_path), ["train.epochs=1"], None, None) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(one.report) for one in slices]
+        assert entered.wait(60)
+        assert order == ["begins"]
+        leave.set()
+        for call in calls:
+            call.result()
+    assert order == ["begins", "ends"] * 2
