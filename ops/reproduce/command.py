@@ -38,7 +38,11 @@ def _reproduce_paper3(parser: Parser) -> None:
 
     parser.add_argument("--data", metavar="DIR", help="the 20 classes in any container, or ImageNet's own folder")
     parser.add_argument("--weights", metavar="FILE", help="EfficientNet-Lite0's (default: the installed package's)")
-    parser.add_argument("--cifar", metavar="DIR", help="CIFAR-100's images, for the experiment short_schedule")
+    parser.add_argument(
+        "--cifar",
+        metavar="DIR",
+        help="CIFAR-100, as `data cifar100` writes it, or the hub's Parquet, for short_schedule",
+    )
     parser.add_argument("--cifar-weights", metavar="FILE", help="resnet56's, likewise")
     parser.add_argument(
         "--experiments",

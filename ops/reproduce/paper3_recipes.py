@@ -39,7 +39,10 @@ def configure(
         f"data.root={state.cifar if on_cifar else state.images}",
     ]
     if on_cifar:
-        places += ["data.loader=resident", "data.val_split=test"]
+        split = (
+            "val" if (state.cifar / "val").exists() else "test"
+        )  # as `data cifar100` writes it, and as the hub has it
+        places += ["data.loader=resident", f"data.val_split={split}"]
     if recipe.teacher is not None:
         places += [
             f"teacher.checkpoint={state.cifar_weights if on_cifar else state.weights}",

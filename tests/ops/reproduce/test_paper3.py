@@ -210,6 +210,13 @@ def test_the_20_classes_of_a_larger_folder(data, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+def test_cifar_as_this_project_writes_it_and_as_the_hub_has_it(tmp_path):
+    chosen = Slice("short_schedule", State(tmp_path), [], None, None)
+    assert chosen.configure("kd").data.val_split == "test"
+    (tmp_path / "cifar100" / "val").mkdir(parents=True)
+    assert chosen.configure("kd").data.val_split == "val"
+
+
 def test_without_mlflow_runs_wait_in_their_folders(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(paper3.importlib.util, "find_spec", lambda name: None)
