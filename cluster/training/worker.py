@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
@@ -42,14 +43,7 @@ DATA_PARALLEL: dict[str, Any] = {
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
     config = parse(payload["config"])
-    if config.scaling.num_workers:
-        from cluster.training.crash import record_crashes  # here alone: a run in one process has no Ray
-
-        rank = Rank.of_this_worker()
-        refuse_missing_mounts(config)
-        record_crashes(RunFolder.of(config).crash(rank.number))
-    else:
-        rank = rank_alone(config)
+    rank = rank_of_this_process(config)
     refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)
     reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"))
@@ -103,6 +97,18 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         saver.finish()
         validation.evaluate(state)
     return recorder.finish(state, validation)
+
+
+def rank_of_this_process(config: RunConfig) -> Rank:
+    """Return who this process is in a run; of a worker, once its node is looked at and its crashes are recorded."""
+    if config.scaling.num_workers == 0:
+        return rank_alone(config)
+    from cluster.training.crash import record_crashes  # here alone: a run in one process has no Ray
+
+    rank = Rank.of_this_worker()
+    refuse_missing_mounts(config)
+    record_crashes(RunFolder.of(config).crash(rank.number))
+    return rank
 
 
 def data_parallel(distiller: nn.Module) -> Any:
