@@ -31,12 +31,13 @@ def collect(name: str, state: Path, folder: Path, overrides: Sequence[str] = ())
     published = published_runs(name, folder, overrides)
     runs = {row: joined(published[row], here(name, row, state, overrides)) for row in experiment.rows}
     top1 = {row: by_seed(found) for row, found in runs.items()}
+    machines = {row: {run["seed"]: machine_of(run) for run in found if run["finished"]} for row, found in runs.items()}
     rows = {
         row: {
             "recipe": experiment.rows[row].recipe,
             "top1": spread(list(top1[row].values())) if top1[row] else None,
-            "differences": differences(experiment, row, top1),
-            "claim": judged(experiment.rows[row].claim, row, top1),
+            "differences": (found := differences(experiment, row, top1, machines)),
+            "claim": judged(experiment.rows[row].claim, found),
             "runs": runs[row],
         }
         for row in experiment.rows
@@ -88,12 +89,31 @@ def by_seed(runs: list[dict[str, Any]]) -> dict[int, float]:
     return {run["seed"]: run["top1"] for run in runs if run["finished"]}
 
 
-def differences(experiment: Experiment, row: str, top1: dict[str, dict[int, float]]) -> dict[str, Any]:
-    """Return {other row: the paired difference to it}: to the baseline, and to the row that the claim names."""
+def machine_of(run: dict[str, Any]) -> str:
+    """Return the hardware of a finished run."""
+    return ", ".join([run["facts"]["machine"], *run["facts"]["gpus"]])
+
+
+def differences(
+    experiment: Experiment, row: str, top1: dict[str, dict[int, float]], machines: dict[str, dict[int, str]]
+) -> dict[str, Any]:
+    """Return {other row: the paired difference to it}: to the baseline, and to the row that the claim names.
+
+    Each with how many of its pairs are of runs on two kinds of machine, which round differently.
+    """
     claim = experiment.rows[row].claim
     others = [experiment.baseline(row), *([claim.against] if claim else [])]
     found = {other: difference(top1[row], top1[other]) for other in others if other != row and other in top1}
-    return {other: one for other, one in found.items() if one is not None}
+    return {
+        other: {**one, "across_machines": pairs_across(machines[row], machines[other])}
+        for other, one in found.items()
+        if one is not None
+    }
+
+
+def pairs_across(these: dict[int, str], those: dict[int, str]) -> int:
+    """Return how many seeds were run on two kinds of machine. these, those: {seed: machine} of two rows."""
+    return sum(these[seed] != those[seed] for seed in these.keys() & those.keys())
 
 
 def difference(these: dict[int, float], those: dict[int, float]) -> dict[str, Any] | None:
@@ -111,12 +131,14 @@ def difference(these: dict[int, float], those: dict[int, float]) -> dict[str, An
     return {"n": len(values), "mean": found.value, "low": found.interval[0], "high": found.interval[1]}
 
 
-def judged(claim: Claim | None, row: str, top1: dict[str, dict[int, float]]) -> dict[str, str] | None:
-    """Return what a row tests, and what the runs say of it."""
+def judged(claim: Claim | None, found: dict[str, Any]) -> dict[str, str] | None:
+    """Return what a row tests, and what its runs say of it. found: its `differences`."""
     if claim is None:
         return None
-    verdict = verdict_of(difference(top1[row], top1[claim.against]), claim.sign)
-    return {"text": claim.text, "against": claim.against, "sign": claim.sign, "verdict": verdict}
+    difference = found.get(claim.against)
+    verdict = verdict_of(difference, claim.sign)
+    across = ", across machines" if difference and difference["across_machines"] else ""
+    return {"text": claim.text, "against": claim.against, "sign": claim.sign, "verdict": verdict + across}
 
 
 def verdict_of(found: dict[str, Any] | None, sign: str) -> str:
@@ -141,10 +163,8 @@ def short(run: dict[str, Any]) -> dict[str, Any]:
 
 def places(runs: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
     """Return {hardware and commit: how many runs were finished there}."""
-    finished = [run["facts"] for found in runs.values() for run in found if run["finished"]]
-    machines = [", ".join([facts["machine"], *facts["gpus"]]) for facts in finished]
-    commits = [(facts["commit"] or "-")[:12] for facts in finished]
-    return dict(Counter(f"{machine}, commit {commit}" for machine, commit in zip(machines, commits, strict=True)))
+    finished = [run for found in runs.values() for run in found if run["finished"]]
+    return dict(Counter(f"{machine_of(run)}, commit {(run['facts']['commit'] or '-')[:12]}" for run in finished))
 
 
 def setting(name: str, runs: dict[str, list[dict[str, Any]]], overrides: Sequence[str]) -> dict[str, Any] | None:

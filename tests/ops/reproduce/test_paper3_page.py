@@ -52,8 +52,20 @@ def run_of(row: str, seed: int, top1: float) -> dict[str, Any]:
 def test_what_an_interval_says_of_a_claim(values, sign, verdict):
     these = {seed: 0.5 + value for seed, value in enumerate(values)}
     top1 = {"row": {**these, 7: 0.9}, "other": dict.fromkeys(these, 0.5)}  # a seed that the other has not run
-    found = paper3_results.judged(Claim("a claim", "other", sign), "row", top1)
+    measured = paper3_results.difference(top1["row"], top1["other"])
+    differences = {"other": {**measured, "across_machines": 0}} if measured else {}
+    found = paper3_results.judged(Claim("a claim", "other", sign), differences)
     assert found == {"text": "a claim", "against": "other", "sign": sign, "verdict": verdict}
+
+
+def test_pairs_of_two_machines_are_counted_and_said():
+    top1 = {row: {0: 0.6 + gain, 1: 0.61 + gain, 2: 0.62 + gain} for row, gain in {"kd": 0.1, "alone": 0.0}.items()}
+    cpu, gpu = ("3 cores", "3 cores, a GPU")
+    machines = {"kd": {0: gpu, 1: cpu, 2: gpu, 9: gpu}, "alone": {0: cpu, 1: cpu, 2: cpu}}
+    found = paper3_results.differences(EXPERIMENTS["regime"], "kd", top1, machines)
+    assert found["alone"]["across_machines"] == 2
+    claim = EXPERIMENTS["regime"].rows["kd"].claim
+    assert paper3_results.judged(claim, found)["verdict"] == "holds, across machines"
 
 
 def test_differences_are_paired():
