@@ -32,8 +32,8 @@ Known differences from the paper: its data sets are CIFAR-10, CIFAR-100 and Tiny
 on them; its ResNet-9 is four times as wide; it reports the best epoch on the test set; Q was measured there on maps of
 up to 262,144 values, here they are pooled to 16,384. Targets keep the scale that the teacher gives them, as in the
 paper's code; the row feature_only-standardised says what standardising each channel does. Runs on a GPU take
-convolutions in TF32, PyTorch's default for float32; what is said across machines compares some of them with runs on a CPU,
-and what four runs came to that were run on both is in [LOG.md](LOG.md).
+convolutions in TF32, PyTorch's default for float32; what is said across machines compares some of them with runs on a
+CPU, and what four runs came to that were run on both is in [LOG.md](LOG.md).
 """
 
 
