@@ -20,7 +20,7 @@ from ops.findings import Finding
 
 SIZE = (500, 375)  # width, height: ImageNet's in the middle
 REGIONS = 64
-WRONG = 4.0  # of 255, in the mean over a region: decoders differ by less than 2, and another region by 30
+WRONG = 2.0  # of 255, in the mean over a region: between decoders the tests allow 1.5; a pixel beside it makes 3 here
 SECONDS = 120
 
 

@@ -1,12 +1,14 @@
 """The script for a GPU, as far as it runs without one: its parts on a CPU, with small networks, for no time."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import gpu, gpu_bench
+from ops.benchmarks import gpu, gpu_bench, gpu_regions
 
 SMALL = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
 TEACHER = {**SMALL, "random": True}
@@ -53,6 +55,34 @@ def test_a_part_that_fails_is_written_down(bench, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["graphs"]["error"] == "RuntimeError: out of memory"
     assert found["waits"]["waits"] == 0
+
+
+def test_regions_are_compared_picture_by_picture(tmp_path, monkeypatch):
+    """By both decoders, here the CPU's twice; then one whose pictures are turned over."""
+    real, turned = gpu_regions.build_loader, False
+
+    def on_the_cpu(*arguments, decode, **rest):
+        loader = real(*arguments, decode="cpu", **{**rest, "device": torch.device("cpu")})
+        load = loader.load
+        if turned and decode == "gpu":
+            loader.load = lambda requests: (replace(b, images=b.images.flip(2)) for b in load(requests))
+        return loader
+
+    monkeypatch.setattr(gpu_regions, "build_loader", on_the_cpu)
+    pictures = gpu_bench.write_pictures(tmp_path / "pictures", 8, (60, 40))
+    found = gpu_regions.compare(pictures, 20, size=32)
+    assert (found["images"], found["regions"], found["regions_wrong"]) == (8, 24, 0)
+    assert found["largest_pixel_of_255"] == 0
+    turned = True
+    assert gpu_regions.compare(pictures, 20, size=32)["regions_wrong"] == 24
+
+
+def test_how_the_process_of_regions_ended(bench, monkeypatch):
+    done = SimpleNamespace(returncode=0, stdout='{"regions": 7}\n', stderr=f"{gpu_regions.DECLINED} may\n" * 3)
+    monkeypatch.setattr(gpu_regions.subprocess, "run", lambda *_, **__: done)
+    assert gpu_regions.regions(bench) == {"regions": 7, "times_declined": 3}
+    done.returncode, done.stderr = -11, ""
+    assert gpu_regions.regions(bench) == {"error": "the process ended with -11: nothing was said"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
