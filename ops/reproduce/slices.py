@@ -49,7 +49,8 @@ def run_slice(
             then(lane)
 
     lanes = (Lane(configure(*run), device) for run in unfinished(runs, folder_of))
-    with refuse_full_gpu(f"give --side-by-side {side_by_side // 2} or fewer; what is saved goes on from there"):
+    fewer = f"give --side-by-side {side_by_side // 2} or fewer" if side_by_side > 1 else "take a GPU with more of it"
+    with refuse_full_gpu(f"{fewer}; what is saved goes on from there"):
         take_turns(lanes, side_by_side, seconds, finished)
     for run in runs:
         folder = folder_of(*run)

@@ -57,3 +57,5 @@ def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
     monkeypatch.setattr(slices, "take_turns", full)
     with pytest.raises(Refused, match=r"--side-by-side 4 or fewer"):
         slices.run_slice([], None, None, device=None, seconds=1, side_by_side=9)
+    with pytest.raises(Refused, match="take a GPU with more of it; what is saved"):
+        slices.run_slice([], None, None, device=None, seconds=1, side_by_side=1)
