@@ -17,7 +17,7 @@ from ops.benchmarks.gpu_tables import gpu_table
 from ops.console import say
 from ops.facts import RESULTS
 from ops.reproduce.experiments import AMOUNTS
-from ops.reproduce.paper3_page import points
+from ops.reproduce.paper3_page import across, points
 
 OPS = Path(__file__).parents[1] / "README.md"
 CAPACITY = Path(__file__).parent / "CAPACITY.md"
@@ -134,7 +134,7 @@ def regime_table(found: dict[str, Any]) -> str:
         spread = "" if row["top1"]["stdev"] is None else f" ± {row['top1']['stdev']:.2%}"
         claim, alone = row["claim"], row["differences"].get("alone")
         said = f"{claim['text']}: {claim['verdict']}" if claim else ""
-        gain = "" if alone is None else points(alone)
+        gain = "" if alone is None else points(alone) + across(alone)
         lines.append(f"| {name} | {row['top1']['n']} | {row['top1']['mean']:.2%}{spread} | {gain} | {said} |")
     return "\n".join(lines) + "\n"
 

@@ -100,7 +100,12 @@ def cells_of(row: str, one: dict[str, Any]) -> list[str]:
 
 def against(other: str, found: dict[str, Any]) -> str:
     """Return a difference with the row that it is to."""
-    return f"{points(found)} to {other}"
+    return f"{points(found)} to {other}{across(found)}"
+
+
+def across(found: dict[str, Any]) -> str:
+    """Return what is said of a difference between runs on two kinds of machine; nothing of others."""
+    return ", across machines" if found["across_machines"] else ""
 
 
 def points(found: dict[str, Any]) -> str:

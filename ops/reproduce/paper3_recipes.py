@@ -39,9 +39,8 @@ def configure(
         f"data.root={state.cifar if on_cifar else state.images}",
     ]
     if on_cifar:
-        split = (
-            "val" if (state.cifar / "val").exists() else "test"
-        )  # as `data cifar100` writes it, and as the hub has it
+        # As `data cifar100` writes it, or as the hub has it.
+        split = "val" if (state.cifar / "val").exists() else "test"
         places += ["data.loader=resident", f"data.val_split={split}"]
     if recipe.teacher is not None:
         places += [
