@@ -74,6 +74,24 @@ def check_workers_share_the_batch(config: Recipe) -> None:
     micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
 
 
+def check_a_step_can_be_one_graph(config: Recipe) -> None:
+    train, workers = config.train, config.scaling.num_workers
+    if not train.cuda_graph:
+        return
+    drawing = [term.term for term in config.method if term.weight > 0 and term.needs().sample_ids]
+    if workers > 1:
+        reason = f"scaling.num_workers={workers} average their gradients outside of it"
+    elif micro_batch_size(train, 1, config.views.mixes) < train.batch_size:
+        reason = f"train.micro_batch={train.micro_batch} makes several passes a step"
+    elif drawing:
+        reason = f"the term {drawing[0]} reads the numbers of the samples"
+    else:
+        return
+    raise Refused(
+        f"train.cuda_graph: a graph is the one forward and backward pass of a step, but {reason}; leave it out"
+    )
+
+
 def check_labels_are_what_the_method_reads(config: Recipe) -> None:
     if config.needs.hard_labels and config.views.mixes:
         coupled = [t.term for t in config.method if t.needs().hard_labels]
@@ -149,6 +167,7 @@ RULES = (
     check_teacher_sees_the_students_views,
     check_micro_batches_fill_the_batch,
     check_workers_share_the_batch,
+    check_a_step_can_be_one_graph,
     check_labels_are_what_the_method_reads,
     check_images_to_choose_by_are_held_out,
     check_patience_has_a_score,

@@ -199,7 +199,8 @@ class OptimizerConfig(Section):
     """Whether every parameter decays, as in the CIFAR recipes of the field. False: as in timm, all but biases, norms
     and what the network names."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimiser."""
+    """Further arguments of the optimiser, such as `{fused: true}` for PyTorch's own: one kernel for a whole step, a
+    third of AdamW's time on a GPU."""
 
 
 # What each schedule reads; another field that is set would be skipped in silence.

@@ -22,8 +22,10 @@ from cluster.recipe import parse
 from cluster.resources import rank_alone
 from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
+from cluster.training.checkpoint import TrainState
 from cluster.training.failures import with_place
-from cluster.training.loop import ForwardBackward, TrainingLoop, ends_epoch, new_state
+from cluster.training.graphs import GraphedPasses, new_stream
+from cluster.training.loop import Compute, ForwardBackward, TrainingLoop, ends_epoch, new_state
 from cluster.training.mounts import refuse_missing_mounts
 from cluster.training.notices import Notices, stop_event
 from cluster.training.progress import Reporter
@@ -57,17 +59,22 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         if directory is not None:
             state.restore(directory, checkpoint_facts(run))
             reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
-    model: Any = data_parallel(state.distiller) if rank.world_size > 1 else state.distiller
-    no_sync = model.no_sync if rank.world_size > 1 else contextlib.nullcontext
-    step_model = torch.compile(model) if config.train.compile else model
-    loop = TrainingLoop(run, state, ForwardBackward(run, step_model, no_sync))
+    loop = TrainingLoop(run, state, passes(run, state))
+    # A graph cannot be captured on the default stream; what was started on that one comes first.
+    with torch.cuda.stream(new_stream(rank.device) if config.train.cuda_graph else None):
+        return train(loop, reporter, payload)
+
+
+def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> dict[str, Any]:
+    """Take the steps that are left, with validations and checkpoints between them; return the run's final metrics."""
+    run, state, config = loop.run, loop.state, loop.config
     recorder = Recorder(config, run, state.step, reporter, Fence(**payload["fence"]))
     validation, saver = Validation(run, recorder), saver_of(run)
 
-    stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], rank)
-    notices = Notices(rank, stop, payload["watches_nodes"])
+    stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], run.rank)
+    notices = Notices(run.rank, stop, payload["watches_nodes"])
     batches = recorder.timed(run.train_batches(state.step))
-    with with_place(lambda: f"rank {rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
+    with with_place(lambda: f"rank {run.rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
         while not loop.is_done:
             with recorder.timing(state):
                 record = loop.step(batches, partial(recorder.count, state.step))
@@ -109,6 +116,15 @@ def rank_of_this_process(config: RunConfig) -> Rank:
     refuse_missing_mounts(config)
     record_crashes(RunFolder.of(config).crash(rank.number))
     return rank
+
+
+def passes(run: Assembly, state: TrainState) -> Compute:
+    """Return the forward and backward passes as the recipe wants them: averaged over ranks, compiled, or a graph."""
+    if run.config.train.cuda_graph:
+        return GraphedPasses(run, state.distiller)
+    model: Any = data_parallel(state.distiller) if run.rank.world_size > 1 else state.distiller
+    no_sync = model.no_sync if run.rank.world_size > 1 else contextlib.nullcontext
+    return ForwardBackward(run, torch.compile(model) if run.config.train.compile else model, no_sync)
 
 
 def data_parallel(distiller: nn.Module) -> Any:

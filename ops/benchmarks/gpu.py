@@ -35,6 +35,7 @@ from cluster.cache.builder import Builder
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.rank import set_up_torch
+from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
@@ -44,7 +45,6 @@ from ops.benchmarks.gpu_bench import KD, PAIRS, Bench
 from ops.benchmarks.gpu_regions import regions
 from ops.console import say
 from ops.facts import RESULTS, facts
-from ops.reproduce.graphs import GraphedPasses, new_stream
 from pipelines.files import write_json
 
 NAME = "gpu"

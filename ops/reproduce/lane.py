@@ -26,13 +26,13 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal
 from cluster.training.checkpoint import name_of
 from cluster.training.finite import NotFinite
+from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import TrainingLoop, ends_epoch, new_state
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import StepOutput
 from kdcore.errors import Refused
 from kdcore.reused import deployed_parameters
-from ops.reproduce.graphs import GraphedPasses, new_stream
 from pipelines.files import finite_or_null, make_folder, read_json, write_json, write_whole
 
 FAILED = "failed.json"

@@ -210,9 +210,10 @@ def test_timms_names_give_the_optimisers_they_promise():
         assert optimizer.param_groups[0]["lr"] == 0.1
     assert nesterov.param_groups[0]["nesterov"]
     assert not plain.param_groups[0]["nesterov"]
-    adamw = build_optimizer(OptimizerConfig(opt="adamw", lr=1e-3, args={"betas": (0.8, 0.99)}), net)
+    adamw = build_optimizer(OptimizerConfig(opt="adamw", lr=1e-3, args={"betas": (0.8, 0.99), "fused": True}), net)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["betas"] == (0.8, 0.99)
+    assert adamw.param_groups[0]["fused"]
 
 
 def test_an_unknown_optimiser_is_an_error():

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from cluster.recipe import parse
+from cluster.training.graphs import tensors_of
 from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.configs import ModelConfig
 from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model
-from ops.reproduce.graphs import tensors_of
 from ops.reproduce.lane import Lane
 from ops.reproduce.lanes import Flight, flights_of, take_turns
 
@@ -370,7 +370,7 @@ def test_graphs_on_a_gpu_compute_what_steps_without_them_do(method, config, monk
     graphed = Lane(config(method, "graphed", data__loader="resident"), cuda)
     with_graph = steps(graphed, 15)
     assert graphed.compute.graph is not None
-    monkeypatch.setattr("ops.reproduce.graphs.EAGER_STEPS", 1000)
+    monkeypatch.setattr("cluster.training.graphs.EAGER_STEPS", 1000)
     without = steps(Lane(config(method, "eager", data__loader="resident"), cuda), 15)
     assert with_graph == pytest.approx(without, rel=1e-4)
 

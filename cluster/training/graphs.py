@@ -16,6 +16,7 @@ from cluster.assembly import Assembly
 from cluster.training.loop import ForwardBackward
 from kdcore.batch import Batch
 from kdcore.distiller import Distiller, StepOutput
+from kdcore.errors import Refused
 
 EAGER_STEPS = 3  # before a graph is captured: libraries choose and load their kernels in the first steps
 
@@ -26,11 +27,12 @@ class GraphedPasses:
     """A run's forward and backward pass; on a GPU, once nothing depends on the host any more, as one CUDA graph.
 
     That is so for methods that read no sample ids, while no weight of a term warms up or decays, in steps of one
-    micro-batch.
+    micro-batch. An epoch's last, smaller batch is launched operation by operation, as are images of another size
+    than the graph's.
     """
 
     def __init__(self, run: Assembly, distiller: Distiller) -> None:
-        self.distiller = distiller
+        self.distiller, self.num_images = distiller, run.micro_batch
         self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids
         model = torch.compile(distiller) if run.config.train.compile else distiller
         self.eager = ForwardBackward(run, model)
@@ -43,7 +45,7 @@ class GraphedPasses:
         return self.graphed.graph
 
     def __call__(self, batch: Batch, share: float, synchronise: bool) -> StepOutput:
-        if not self.may_be_graphed:
+        if not self.may_be_graphed or len(batch) < self.num_images or not self.graphed.fits(batch):
             return self.eager(batch, share, synchronise)
         had_graph = self.graph is not None
         constant = all(term.is_constant_at(batch.epoch) for term in self.distiller.terms.values())
@@ -84,7 +86,7 @@ class Graphed(Generic[Output]):
         self.calls += 1
         if not constant:
             self.graph = None  # a weight has begun to decay
-        if self.graph is None and constant and batch.images.is_cuda and self.calls > EAGER_STEPS:
+        if self.graph is None and constant and self.calls > EAGER_STEPS and can_be_captured(batch):
             self.capture(batch)
         if self.graph is None:
             return self.function(batch)
@@ -93,14 +95,33 @@ class Graphed(Generic[Output]):
         self.graph.replay()
         return self.output
 
+    def fits(self, batch: Batch) -> bool:
+        """Return whether the graph, once there is one, has room for just such a batch."""
+        if self.graph is None:
+            return True
+        return [one.shape for one in self.inputs] == [one.shape for one in tensors_of(batch)]
+
     def capture(self, batch: Batch) -> None:
         """Record the function on the current stream; nothing is computed yet."""
         own = copy.deepcopy(batch)
         self.inputs = tensors_of(own)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate and copy meanwhile: the loader's, which work ahead.
-        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            self.output = self.function(own)
+        try:
+            # Other threads may allocate and copy meanwhile: the loader's, which work ahead.
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                self.output = self.function(own)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise Refused(
+                f"train.cuda_graph: the step cannot be captured, as where a term reads a number from the device "
+                f"({str(error).splitlines()[0]}); set it to false"
+            ) from error
+
+
+def can_be_captured(batch: Batch) -> bool:
+    """Return whether operations on the batch can be: those on a GPU."""
+    return batch.images.is_cuda
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
