@@ -40,8 +40,9 @@ from cluster.stored_teacher import Statistics, StoredTeacher
 from cluster.teacher_assembly import assemble_teacher, reused_head
 from cluster.weights import starting_facts
 from kdcore.batch import Batch, ClassStatistics, TeacherOutputs
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.reused import ReusedClassifierStudent
 from pipelines.data.shards import in_windows, windows_of
 from pipelines.data.source import Source

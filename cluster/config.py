@@ -4,8 +4,8 @@ A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written 
 through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size, device)
 is no part of it.
 
-Not here: the sections themselves (`cluster.sections`), what they must say together (`cluster.rules`), and how recipes
-are read, overridden and written (`cluster.recipe`).
+Not here: the sections themselves (`cluster.sections`, `cluster.run_sections`), what they must say together
+(`cluster.rules`), and how recipes are read, overridden and written (`cluster.recipe`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from cluster.about import AboutConfig
 from cluster.rules import RULES, check_not_reserved
-from cluster.sections import (
-    CacheConfig,
-    CheckpointConfig,
-    DataConfig,
-    ScalingConfig,
-    StudentConfig,
-    TeacherConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from cluster.run_sections import CheckpointConfig, ScalingConfig, TrackingConfig, TrainConfig
+from cluster.sections import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from cluster.teachers import EnsembleConfig, MemberConfig, classifier_lender, read_by
 from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig

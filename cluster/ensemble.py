@@ -17,8 +17,8 @@ from cluster.scores import counts_for, over_ranks
 from cluster.stored_teacher import StoredTeacher
 from cluster.teachers import MemberConfig
 from kdcore.batch import TeacherOutputs
-from kdcore.distiller import OnlineTeacher
 from kdcore.ensemble import Combination, Ensemble
+from kdcore.online_teacher import OnlineTeacher
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, Request
 

@@ -28,11 +28,11 @@ from cluster.resources import device_of_worker, rank_here, ray_session, worker_r
 from cluster.training.recovery import failure_reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.checkpoints import load_tensors
-from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused, RunFailed
 from kdcore.evaluation import Evaluation, LinearCKA
 from kdcore.fitting import load_fitting
 from kdcore.multi_label import MultiLabelEvaluation
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.protocol import find_classifier
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.data.kinds import locate_split

@@ -14,8 +14,8 @@ from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank
 from cluster.scores import counts_for, over_ranks
 from kdcore.batch import ClassStatistics, Needs
-from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.quality.collect import LayerQuality
 from kdcore.terms.wkd import class_similarity
 from pipelines.loaders.base import Loader, Request

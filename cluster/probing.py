@@ -17,8 +17,8 @@ from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.images import image_size
 from kdcore.batch import Batch
-from kdcore.distiller import OnlineTeacher
 from kdcore.layout import evaluating
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.probing import knn_logits, linear_probe_logits, neighbour_agreement, top1
 from kdcore.quality.collect import class_balanced_sample
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps

@@ -8,7 +8,7 @@ from cluster.assembly import Assembly
 from cluster.images import evaluation_policy, image_size
 from cluster.passes import stand_in_statistics
 from kdcore.batch import ClassStatistics
-from kdcore.distiller import OnlineTeacher
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse
 from pipelines.loaders.base import Request
 

@@ -1,6 +1,7 @@
 """What the sections of a recipe must say together; each rule refuses what does not fit, with what to write instead.
 
-Not here: what a section says alone (`cluster.sections`), and the rules of teachers (`cluster.teachers`).
+Not here: what a section says alone (`cluster.sections`, `cluster.run_sections`), and the rules of teachers
+(`cluster.teachers`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cluster import teachers
-from cluster.sections import CacheConfig, DataConfig, ScalingConfig, TeacherConfig, TrainConfig
+from cluster.run_sections import ScalingConfig, TrainConfig
+from cluster.sections import CacheConfig, DataConfig, TeacherConfig
 from cluster.teachers import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
 from kdcore.errors import Refused
 from pipelines.views.policy import ViewPolicy

@@ -13,10 +13,10 @@ from cluster.images import evaluation_policy
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher, reuses_head
 from kdcore.configs import ModelConfig
-from kdcore.distiller import OnlineTeacher, renormalisation
 from kdcore.errors import Refused
 from kdcore.fitting import remedy_for_classes
 from kdcore.models import build_backbone, build_model, input_statistics
+from kdcore.online_teacher import OnlineTeacher, renormalisation
 from kdcore.reused import TeacherHead
 from pipelines.data.source import Source
 from pipelines.views.plan import ViewPlan

@@ -24,9 +24,9 @@ from timm.data.constants import (
 from torch import Tensor
 
 from cluster.assembly import Assembly
-from kdcore.distiller import OnlineTeacher, renormalisation
 from kdcore.layout import COMPLAINTS
 from kdcore.models import input_statistics
+from kdcore.online_teacher import OnlineTeacher, renormalisation
 from pipelines.loaders.base import Loader, Request
 
 NUM_IMAGES = 1000

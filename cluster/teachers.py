@@ -14,7 +14,8 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
 
-from cluster.sections import StudentConfig, TeacherConfig, TrainConfig
+from cluster.run_sections import TrainConfig
+from cluster.sections import StudentConfig, TeacherConfig
 from kdcore.batch import Needs
 from kdcore.configs import PATH
 from kdcore.ensemble import Average, Weighting

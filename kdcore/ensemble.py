@@ -23,7 +23,7 @@ from torch import Tensor
 from kdcore.batch import Batch, TeacherOutputs
 
 if TYPE_CHECKING:  # what only reads a recipe does not wait for the networks' libraries
-    from kdcore.distiller import OnlineTeacher
+    from kdcore.online_teacher import OnlineTeacher
 
 Average = Literal["logits", "probabilities"]
 Weighting = Literal["fixed", "confidence"]

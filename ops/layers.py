@@ -21,8 +21,8 @@ from cluster.images import image_size
 from cluster.passes import quality_pass
 from cluster.resources import rank_here
 from kdcore.batch import Needs
-from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale, Quality, Separation

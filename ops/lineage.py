@@ -22,11 +22,11 @@ from cluster.tracking.description import method_name
 from cluster.tracking.folder import RunFolder
 from cluster.weights import starting_facts, tensors_fingerprint, weights_fingerprint
 from kdcore.checkpoints import load_tensors
-from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.local_dir import WEIGHTS
 from kdcore.located import is_uri, local_file
 from kdcore.named_models import LOCAL_DIR
+from kdcore.online_teacher import OnlineTeacher
 from ops.console import console, say, table
 from ops.signing import LINEAGE, Finding, examine, trusted_keys
 from pipelines.cache.manifest import MANIFEST, load_manifest

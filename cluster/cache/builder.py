@@ -27,8 +27,8 @@ from cluster.rules import require_cache
 from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
-from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.reused import TeacherHead
 from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for
 from pipelines.cache.fitting import fitted_codes

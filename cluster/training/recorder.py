@@ -1,6 +1,7 @@
-"""What a run tells while it trains: metrics, validations, pictures, the deployed weights and the result.
+"""What a run tells while it trains: metrics, pictures, the deployed weights and the result.
 
-Not here: how the lines get into MLflow (`cluster.tracking`), and the loop itself (`cluster.training.loop`).
+Not here: how the lines get into MLflow (`cluster.tracking`), what is validated (`cluster.training.validation`), and the
+loop itself (`cluster.training.loop`).
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ from torch import Tensor
 from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.images import image_size
-from cluster.passes import evaluate
-from cluster.precision import autocast
-from cluster.probing import Probe, classifier_knows_classes, wants_probing
-from cluster.scores import OF_LABELS, in_words
+from cluster.probing import classifier_knows_classes
+from cluster.scores import in_words
 from cluster.teacher_causes import likelier_cause
-from cluster.teacher_check import Answers, examine, warning, write_natural_indices
+from cluster.teacher_check import Answers, warning, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import RunLog
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
-from cluster.training.selection import has_waited, score_of
+from cluster.training.selection import has_waited
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.cost import deployment_cost
@@ -38,48 +37,6 @@ from kdcore.models import count_parameters
 from kdcore.reporting import optional
 from pipelines.files import write_whole
 from pipelines.leases import Fence
-
-
-class Validation:
-    """Evaluates the student between epochs; the teacher once, at the start."""
-
-    def __init__(self, run: Assembly, recorder: Recorder) -> None:
-        self.run, self.recorder = run, recorder
-        self.splits = [split for split in ("val", "held_out") if split in run.indexes]
-        self.loaders = {split: run.evaluation_loader(split) for split in self.splits}
-        self.teacher_logits: dict[str, Tensor] = {}
-        self.latest: dict[str, float] = {}
-        for split in self.splits:
-            if answers := run.teacher_on(split, self.loaders[split]):
-                metrics, self.teacher_logits[split] = answers
-                index = run.indexes[split]
-                if index.labelled:
-                    recorder.log_teacher(split, metrics)
-                if index.labelled and not index.multi_label:
-                    recorder.warn_of_teacher(split, examine(answers[1], index.labels, run.classes, run.rank))
-        self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
-        if self.probe is not None:
-            for name, metrics in self.probe.teacher_metrics().items():
-                recorder.log_features(name, metrics)
-
-    def evaluate(self, state: TrainState) -> None:
-        """Evaluate the student (or its moving average) on every split, and offer its weights as the best."""
-        run, student = self.run, state.evaluated
-        run.rank.share_buffers(student)
-        for split in self.splits:
-            with autocast(run.config, run.rank):
-                metrics = evaluate(
-                    student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
-                )
-            is_judged = run.indexes[split].labelled and classifier_knows_classes(run.config)
-            hidden = {"images"} if is_judged else {"images", *OF_LABELS}
-            self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
-        if self.probe is not None:
-            with autocast(run.config, run.rank):
-                self.latest |= self.probe.metrics(student)
-        if (select := run.config.train.select) != "last":
-            state.offer_best(score_of(select, self.latest), self.latest)
-        self.recorder.log_validation(state.step, self.latest)
 
 
 class Recorder:
@@ -284,14 +241,17 @@ class Recorder:
             "are deployed"
         )
 
-    def finish(self, state: TrainState, validation: Validation) -> dict[str, Any]:
-        """Write the deployed weights; return the result, whose metrics are of these weights."""
+    def finish(self, state: TrainState, validated: dict[str, float]) -> dict[str, Any]:
+        """Write the deployed weights; return the result, whose metrics are of these weights.
+
+        validated: what the last validation found.
+        """
         if self.record:
             self.record.close()
         self.say_of_patience(state)
         deployed = state.best_metrics if self.config.train.select != "last" else {}
         result = {
-            "metrics": {**self.latest, **validation.latest, **self.teacher, **deployed},
+            "metrics": {**self.latest, **validated, **self.teacher, **deployed},
             "steps": state.step,
             "train_seconds": state.train_seconds,
             "images_per_second": self.run.batches.num_until(state.step) / max(state.train_seconds, 1e-9),

@@ -29,8 +29,9 @@ from cluster.training.loop import Compute, ForwardBackward, TrainingLoop, ends_e
 from cluster.training.mounts import refuse_missing_mounts
 from cluster.training.notices import Notices, stop_event
 from cluster.training.progress import Reporter
-from cluster.training.recorder import Recorder, Validation
+from cluster.training.recorder import Recorder
 from cluster.training.saving import latest_checkpoint, saver_of
+from cluster.training.validation import Validation
 from pipelines.leases import Fence
 
 # Gradients that are views of the buckets are not held twice; torch's own broadcast of buffers is `Rank.share_buffers`.
@@ -103,7 +104,7 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
     if not validation.latest:  # continued after its last step
         saver.finish()
         validation.evaluate(state)
-    return recorder.finish(state, validation)
+    return recorder.finish(state, validation.latest)
 
 
 def rank_of_this_process(config: RunConfig) -> Rank:

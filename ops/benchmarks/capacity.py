@@ -32,7 +32,7 @@ from cluster.recipe import parse
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from ops.benchmarks.killer import Killer
-from ops.benchmarks.scale import image_folder, recipe
+from ops.benchmarks.small_run import image_folder, recipe
 from ops.capacity.intervals import expected_wall_seconds
 from ops.capacity.simulation import Job, Outcome, failures_at, simulate, simulate_many
 from ops.console import console, say, table

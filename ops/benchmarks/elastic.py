@@ -33,7 +33,7 @@ from cluster.polling import polling
 from cluster.recipe import parse
 from cluster.training.launch import launch
 from ops.benchmarks.capacity import errors
-from ops.benchmarks.scale import image_folder, recipe
+from ops.benchmarks.small_run import image_folder, recipe
 from ops.capacity.simulation import Job, failures_at, simulate
 from ops.console import console, say, table
 from ops.facts import spread, write

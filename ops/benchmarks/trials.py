@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from ops.__main__ import main as ops_main
-from ops.benchmarks.scale import image_folder, recipe
+from ops.benchmarks.small_run import image_folder, recipe
 from ops.console import say
 from ops.facts import spread, write
 

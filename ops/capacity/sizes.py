@@ -29,7 +29,8 @@ from cluster.sections import TeacherConfig
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import make_ema
 from kdcore.configs import ModelConfig
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.optim import build_optimizer
 from kdcore.rehearsal import rehearse
 from pipelines.cache.columns import columns_for

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import kdcore.networks  # noqa: F401  registers the networks with timm
 from kdcore.batch import Batch, Needs
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.reused import ReusedHead, TeacherHead
 from kdcore.terms import parse_term
 from kdcore.terms.logits import kd

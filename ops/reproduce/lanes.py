@@ -20,7 +20,7 @@ from cluster.precision import autocast
 from cluster.training.finite import NotFinite
 from cluster.training.graphs import Graphed, follow, new_stream
 from kdcore.batch import Batch, Needs, TeacherOutputs
-from kdcore.distiller import OnlineTeacher
+from kdcore.online_teacher import OnlineTeacher
 from ops.reproduce.lane import Lane
 from pipelines.loaders.base import Request
 

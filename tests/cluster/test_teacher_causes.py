@@ -10,7 +10,7 @@ from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.teacher_causes import likelier_cause
-from kdcore.distiller import OnlineTeacher
+from kdcore.online_teacher import OnlineTeacher
 from tests.conftest import small_recipe, write_image_folder
 
 KD = {"teacher": {"model": "cifar_resnet8", "random": True}, "method": [{"term": "kd", "weight": 1, "temperature": 4}]}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.batch import Batch, Needs
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.terms import Term, TermContext, TermInputs, parse_term
 
 K, SIZE = 5, (16, 16)

@@ -13,8 +13,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from kdcore.batch import Batch, Needs, TeacherOutputs
-from kdcore.distiller import OnlineTeacher, input_gradient, renormalisation
 from kdcore.errors import Refused
+from kdcore.online_teacher import OnlineTeacher, input_gradient, renormalisation
 from kdcore.taps import CLASSIFIER_INPUT
 from kdcore.terms import Term, TermInputs
 from tests.kdcore.distillers import CE, FEATURES, KD, SIZE, K, Probe, batch, gradients, make, network, probe

@@ -5,10 +5,11 @@ import torch
 
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.configs import ModelConfig
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
 from kdcore.ensemble import Combination, Ensemble
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.terms import parse_term
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

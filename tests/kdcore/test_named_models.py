@@ -13,10 +13,11 @@ from torch import nn
 from kdcore import named_models
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.models import build_model, classifier_of, input_statistics
 from kdcore.named_models import module_of, nearest_if_unknown, short_name
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network
 from kdcore.taps import FeatureTaps
 from kdcore.terms import parse_term

@@ -5,8 +5,9 @@ import timm
 import torch
 
 from kdcore.batch import Needs
-from kdcore.distiller import Distiller, OnlineTeacher
+from kdcore.distiller import Distiller
 from kdcore.errors import Refused
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse
 from kdcore.terms import parse_term
 

@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
 from cluster.recipe import parse
-from cluster.sections import ScalingConfig
+from cluster.run_sections import ScalingConfig
 from cluster.tracking.journal import read_journal
 from cluster.training import placement
 from cluster.training.launch import RunResult, launch
@@ -37,7 +37,8 @@ PLUGIN = """
 '''Two workers that die of SIGKILL, each once: rank 1 as it validates, rank 0 when all is written.'''
 import os, signal
 from pathlib import Path
-from cluster.training.recorder import Recorder, Validation
+from cluster.training.recorder import Recorder
+from cluster.training.validation import Validation
 
 FOLDER = Path(__file__).parent
 

@@ -18,9 +18,9 @@ from cluster.recipe import parse
 from cluster.training.graphs import tensors_of
 from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.configs import ModelConfig
-from kdcore.distiller import OnlineTeacher
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from kdcore.online_teacher import OnlineTeacher
 from ops.reproduce.lane import Lane
 from ops.reproduce.lanes import Flight, flights_of, take_turns
 

@@ -1,0 +1,143 @@
+"""The sections of a run's configuration that say how it goes: steps, workers, tracking and checkpoints.
+
+Not here: the sections of what it reads, its networks, images and cache (`cluster.sections`, which says more).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdcore.configs import PATH
+from kdcore.errors import Refused
+from kdcore.section import Section
+
+
+class TrainConfig(Section):
+    """How long and in which batches to train, in which precision, and which weights to keep."""
+
+    epochs: int = Field(ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(ge=1)
+    """Images of one optimiser step over all workers."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images of one forward pass; a worker runs several of them a step and adds their gradients. Batch norm and
+    batch-coupled losses see one micro-batch, so a recipe that states it means the same on any number of workers. Not
+    given: each worker's share of the batch."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """What becomes of the images that fill no whole batch at an epoch's end. `drop`: they are left out, others in each
+    epoch. `keep`: they are a last, smaller batch, whose gradient is the mean over them, at the same learning rate; what
+    batch norm and losses that compare images see is then smaller, too."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the networks compute in. `auto`: bfloat16 autocast on GPUs that have it, else float32. Losses are computed
+    in float32 throughout."""
+    channels_last: bool = True
+    """Whether images and convolutions lie in memory channels-last, which is faster on most devices."""
+    compile: bool = False
+    """Whether to run the step through `torch.compile`."""
+    cuda_graph: bool = False
+    """Whether a GPU is given a step's forward and backward pass as one CUDA graph, captured after the first few steps:
+    as soon as no weight of a term warms up or decays. It pays for small images, where launching operations takes longer
+    than computing them. For one worker, steps of one micro-batch, and methods that draw nothing by the sample. Without
+    effect on a CPU."""
+    deterministic: bool = True
+    """Whether to take kernels that give the same bits twice; false is faster on GPUs."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """The largest norm of the whole gradient; a larger one is scaled down to it. Not given: no clipping."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """The decay per step of an exponential moving average of the student, which is then what is evaluated and deployed.
+    Not given: no average."""
+    ema_warmup: bool = False
+    """Whether the average's decay rises to `ema_decay` over the first steps, as in timm."""
+    select: Literal["last", "held_out", "val"] = "last"
+    """Which weights are deployed: the last, or the best by top-1 (by mAP where images have several labels) on held-out
+    training images (`held_out`) or on the validation set (`val`, which makes its accuracy optimistic)."""
+    patience_epochs: int | None = Field(default=None, ge=1)
+    """Epochs without a better score of the images that `select` names, after which the run ends; the best weights are
+    deployed. With `held_out`, what is reported of the validation set stays a fair estimate, at the price of images that
+    are not trained on; with `val`, the accuracy reported is the best of many, and optimistic. The schedule stays that
+    of `epochs`. Not given: the run goes to its end."""
+    evaluate_every_epochs: int = Field(default=1, ge=1)
+    """Epochs from one evaluation to the next; the end of the run is evaluated in any case."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where the loss, the gradient or the weights are not finite any more: 'stop' ends the run; 'skip'
+    leaves out the steps whose gradient is not finite, and waits for the device at every step to know."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """The share of the run's steps that 'skip' may leave out before the run ends."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps after which the run ends, however many epochs are left; the schedule stays that of `epochs`."""
+
+
+class ScalingConfig(Section):
+    """How many workers train, and what each of them takes of the cluster."""
+
+    num_workers: int = Field(default=1, ge=0)
+    """Workers that train together. 0: one worker in this very process, without a Ray cluster: for a laptop, a
+    notebook or a debugger. It has the same progress and checkpoints, and goes on as exactly."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with fewer workers, down to this number, while there is no room for all. Not given: always
+    `num_workers`."""
+    resize_seconds: float = Field(default=60, gt=0)
+    """With `min_workers`, seconds between looks whether there is room for more workers."""
+    use_gpu: bool | None = None
+    """Whether each worker takes GPUs. Not given: where the cluster has enough of them."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPU cores that each worker takes."""
+    gpus_per_worker: float = Field(default=1, gt=0)
+    """GPUs that each worker takes where it takes any: 1, or a part of one, so that the runs of a sweep share a GPU; the
+    workers of one run cannot."""
+    max_failures: int = Field(default=2, ge=-1)
+    """How often workers may be lost before the run fails; -1: without end."""
+    timeout_seconds: float = Field(default=600, gt=0)
+    """Seconds that workers wait for one another before they are taken for lost."""
+    patience_seconds: float = Field(default=1200, gt=0)
+    """Seconds that a run waits for room on the cluster before it fails, while nodes start or others end; what it waits
+    for is said after ten seconds."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> ScalingConfig:
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise Refused(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
+        if self.gpus_per_worker > 1:
+            raise Refused(
+                f"gpus_per_worker {self.gpus_per_worker:g}: a worker computes on one GPU; take 1, and more num_workers"
+            )
+        if self.gpus_per_worker < 1 and self.num_workers > 1 and self.use_gpu is not False:
+            raise Refused(
+                f"gpus_per_worker {self.gpus_per_worker:g} would put {self.num_workers} workers of a run on one GPU, "
+                "which NCCL refuses; take 1, or num_workers: 1 (the runs of a sweep then share a GPU)"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    """What is recorded of a run, and where."""
+
+    uri: str | None = None
+    """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, else that of the run's first start, or else a
+    SQLite store in `output_dir`. Recipes that a run writes are without it, its folder has it in `mlflow_store`; its
+    password is nowhere written down: give it by the environment to whoever comes back to the run."""
+    experiment: str = "stillhouse"
+    """The experiment in MLflow that the run belongs to."""
+    every_steps: int = Field(default=10, ge=1)
+    """Optimiser steps from one line of training metrics to the next."""
+    system_metrics: bool = True
+    """Whether to record the machine's use of CPU, memory, disk, network and GPU."""
+    also: tuple[str, ...] = ()
+    """Trackers beside MLflow: `tensorboard` writes event files into the run's folder; further ones can be registered
+    (`cluster.tracking.tracker`)."""
+    record_batches: bool = False
+    """Whether to write every step's sample ids and losses beside the run; large, for tests and audits."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, where, and how many stay."""
+
+    storage: Annotated[str | None, PATH] = None
+    """Where checkpoints lie: a folder, or a URI that `pyarrow.fs` knows, such as s3://bucket/folder. Not given: with
+    the run, in `output_dir`."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps from one checkpoint to the next. Not given: the steps of an epoch."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay."""

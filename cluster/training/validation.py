@@ -1,0 +1,60 @@
+"""The evaluations of a run while it trains: of the student between epochs, of the teacher before the first.
+
+Not here: how metrics are counted (`cluster.passes`), and where they go (`cluster.training.recorder`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cluster.assembly import Assembly
+from cluster.passes import evaluate
+from cluster.precision import autocast
+from cluster.probing import Probe, classifier_knows_classes, wants_probing
+from cluster.scores import OF_LABELS
+from cluster.teacher_check import examine
+from cluster.training.checkpoint import TrainState
+from cluster.training.recorder import Recorder
+from cluster.training.selection import score_of
+
+
+class Validation:
+    """Evaluates the student between epochs; the teacher once, at the start."""
+
+    def __init__(self, run: Assembly, recorder: Recorder) -> None:
+        self.run, self.recorder = run, recorder
+        self.splits = [split for split in ("val", "held_out") if split in run.indexes]
+        self.loaders = {split: run.evaluation_loader(split) for split in self.splits}
+        self.teacher_logits: dict[str, Tensor] = {}
+        self.latest: dict[str, float] = {}
+        for split in self.splits:
+            if answers := run.teacher_on(split, self.loaders[split]):
+                metrics, self.teacher_logits[split] = answers
+                index = run.indexes[split]
+                if index.labelled:
+                    recorder.log_teacher(split, metrics)
+                if index.labelled and not index.multi_label:
+                    recorder.warn_of_teacher(split, examine(answers[1], index.labels, run.classes, run.rank))
+        self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
+        if self.probe is not None:
+            for name, metrics in self.probe.teacher_metrics().items():
+                recorder.log_features(name, metrics)
+
+    def evaluate(self, state: TrainState) -> None:
+        """Evaluate the student (or its moving average) on every split, and offer its weights as the best."""
+        run, student = self.run, state.evaluated
+        run.rank.share_buffers(student)
+        for split in self.splits:
+            with autocast(run.config, run.rank):
+                metrics = evaluate(
+                    student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
+                )
+            is_judged = run.indexes[split].labelled and classifier_knows_classes(run.config)
+            hidden = {"images"} if is_judged else {"images", *OF_LABELS}
+            self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
+        if self.probe is not None:
+            with autocast(run.config, run.rank):
+                self.latest |= self.probe.metrics(student)
+        if (select := run.config.train.select) != "last":
+            state.offer_best(score_of(select, self.latest), self.latest)
+        self.recorder.log_validation(state.step, self.latest)
