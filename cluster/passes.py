@@ -22,6 +22,7 @@ from pipelines.loaders.base import Loader, Request
 
 SMALLER = "take a smaller data.evaluation_batch"
 STATISTICS_BATCH = 128  # fixed, so that what training reads has the same bits whatever validation is shown in
+OF_CLASSES = f"statistics of classes take {STATISTICS_BATCH} images at once on every machine: take a GPU with more"
 
 
 def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[Request]:
@@ -52,6 +53,7 @@ def evaluate(
     return over_ranks(counts, num_images, rank)
 
 
+@refuse_full_gpu(SMALLER)
 def quality_pass(
     teacher: OnlineTeacher, loader: Loader, ids: NDArray[np.int64], num_classes: int, **options: Any
 ) -> LayerQuality:
@@ -103,6 +105,7 @@ def smallest_class(labels: NDArray[np.int64], num_classes: int) -> int:
     return fewest
 
 
+@refuse_full_gpu(OF_CLASSES)
 @torch.no_grad()
 def class_means(
     teacher: OnlineTeacher, loader: Loader, num_images: int, num_classes: int, rank: Rank
@@ -123,6 +126,7 @@ def class_means(
     return {tap: total / images[:, None] for tap, total in sums.items()}
 
 
+@refuse_full_gpu(OF_CLASSES)
 @torch.no_grad()
 def similarity_of_classes(
     teacher: OnlineTeacher, loader: Loader, labels: NDArray[np.int64], num_classes: int, rank: Rank

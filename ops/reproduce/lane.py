@@ -61,7 +61,8 @@ class Lane:
         self.state = new_state(self.run)
         self.compute = GraphedPasses(self.run, self.state.distiller)
         self.loop = TrainingLoop(self.run, self.state, self.compute)
-        self.validation = self.run.loader(self.split, self.run.evaluation_plan(self.split), VALIDATION_BATCH)
+        size = config.data.evaluation_batch or VALIDATION_BATCH
+        self.validation = self.run.loader(self.split, self.run.evaluation_plan(self.split), size)
         self.curve: list[dict[str, float]] = []  # a row for every evaluation
         self.total_loss = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last one
         self.restore()

@@ -50,6 +50,14 @@ def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
     for look in (passes.evaluate, passes.teacher_pass):
         with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
             look(torch.nn.Identity(), loader, 1, rank)
+    monkeypatch.setattr(passes, "LayerQuality", full)
+    with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
+        passes.quality_pass(None, loader, [], 2)
+    with pytest.raises(Refused, match="128 images at once on every machine: take a GPU with more"):
+        passes.class_means(None, SimpleNamespace(max_batch=1, load=full), 1, 2, rank)
+    monkeypatch.setattr(passes, "smallest_class", full)
+    with pytest.raises(Refused, match="128 images at once on every machine: take a GPU with more"):
+        passes.similarity_of_classes(None, loader, [], 2, rank)
     monkeypatch.setattr(builder, "codes_of", full)
     unit = Unit("train", 0, 0, 1)
     with pytest.raises(Refused, match=r"take a smaller cache\.batch_size"):
