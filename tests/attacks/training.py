@@ -25,6 +25,7 @@ from tests.conftest import small_recipe
 
 ROOT = Path(__file__).parents[2]
 NEVER = 100_000
+UNHURRIED = ROOT / "tests" / "unhurried.py"
 HEARD = "the same signal again ends it at once"
 
 
@@ -47,7 +48,7 @@ class Training:
 
     def __init__(self, recipe: Path, env: Mapping[str, str] | None = None, workers: str | None = None) -> None:
         self.config = load_recipe(recipe)
-        words = ["train", str(recipe)]
+        words = ["train", str(recipe), "--plugin", str(UNHURRIED)]
         self.first, self.output = self.last_step, recipe.with_name(f"output-{time.monotonic_ns()}")
         if workers is not None:
             self.process = Command(words, self.output, workers, {"RAY_ADDRESS": None, **(env or {})})

@@ -25,19 +25,21 @@ from cluster.recipe import parse, to_yaml
 from cluster.tracking.journal import read_journal
 from cluster.training.board import STARTS
 from cluster.training.launch import RunResult, launch
+from cluster.training.loop import TrainingLoop
 from cluster.training.progress import GAUGES
 from cluster.training.recovery import CHECKPOINTS
 from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
 from kdcore.models import build_model
 from pipelines.views.plan import ViewPlan
-from tests.cluster.machines import NUM_CPUS, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
 from tests.commands import Command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 72  # long enough to be hit where it is meant to be
 ENDLESS = 40_000  # until a node has come and was noticed, on a fast machine too
+UNHURRIED = ROOT / "tests" / "unhurried.py"
 BATCH, MICRO_BATCH = 12, 2
 EPOCH = 48 // BATCH  # steps
 
@@ -233,7 +235,9 @@ def test_nodes_go_and_come(nodes, configuration, undisturbed, monkeypatch, inter
     the same samples in the same micro-batches throughout, and losses equal to rounding."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # of the dead node's place
     scaling = {"num_workers": 2, "cpus_per_worker": NUM_CPUS, "min_workers": 1, "resize_seconds": 1.0}
+    monkeypatch.setattr(TrainingLoop, "step", TrainingLoop.step)  # the plug-in changes this process, too
     config = configuration("elastic", steps=ENDLESS, max_failures=2, **scaling)
+    config = config.model_copy(update={"plugins": (str(UNHURRIED),)})
     watch = Attendance(step=20)
 
     def kill_and_join() -> None:
