@@ -85,6 +85,8 @@ def check_a_step_can_be_one_graph(config: Recipe) -> None:
         reason = f"scaling.num_workers={workers} average their gradients outside of it"
     elif micro_batch_size(train, 1, config.views.mixes) < train.batch_size:
         reason = f"train.micro_batch={train.micro_batch} makes several passes a step"
+    elif config.teachers:
+        reason = "several teachers' answers are averaged by weights that may change"
     elif drawing:
         reason = f"the term {drawing[0]} reads the numbers of the samples"
     else:

@@ -39,8 +39,8 @@ class TrainConfig(Section):
     cuda_graph: bool = False
     """Whether a GPU is given a step's forward and backward pass as one CUDA graph, captured after the first few steps:
     as soon as no weight of a term warms up or decays. It pays for small images, where launching operations takes longer
-    than computing them. For one worker, steps of one micro-batch, and methods that draw nothing by the sample. Without
-    effect on a CPU."""
+    than computing them. For one worker, one teacher, steps of one micro-batch, and methods that draw nothing by the
+    sample. Without effect on a CPU."""
     deterministic: bool = True
     """Whether to take kernels that give the same bits twice; false is faster on GPUs."""
     clip_norm: float | None = Field(default=None, gt=0)

@@ -56,7 +56,7 @@ def test_a_run(here, ray_cluster):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_notebook(here, ray_cluster):
-    """Trains, then sweeps; both give objects. In one process and in those of trials: workers are the installed one's."""
+    """Trains, then sweeps; both give objects. In one process and in those of trials: the installed one has workers."""
     recipe = yaml.safe_load((here / "recipe.yaml").read_text())
     (here / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"scaling": {"num_workers": 0}}))
     names = run_block("ops/README.md", "## From a notebook")

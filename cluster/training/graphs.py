@@ -26,14 +26,14 @@ Output = TypeVar("Output")
 class GraphedPasses:
     """A run's forward and backward pass; on a GPU, once nothing depends on the host any more, as one CUDA graph.
 
-    That is so for methods that read no sample ids, while no weight of a term warms up or decays, in steps of one
-    micro-batch. An epoch's last, smaller batch is launched operation by operation, as are images of another size
-    than the graph's.
+    That is so for methods of one teacher that read no sample ids, while no weight of a term warms up or decays, in
+    steps of one micro-batch. An epoch's last, smaller batch is launched operation by operation, as are images of
+    another size than the graph's.
     """
 
     def __init__(self, run: Assembly, distiller: Distiller) -> None:
         self.distiller, self.num_images = distiller, run.micro_batch
-        self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids
+        self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids and not run.ensemble
         model = torch.compile(distiller) if run.config.train.compile else distiller
         self.eager = ForwardBackward(run, model)
         self.graphed = Graphed(self._from_no_gradients)

@@ -146,7 +146,9 @@ class Term(Section):
         return scheduled_weight(self.weight, self.warmup_epochs, self.decay_from_epoch, epoch, num_epochs)
 
     def is_constant_at(self, epoch: float) -> bool:
-        """Return whether the weight is past its warm-up and not yet decaying."""
+        """Return whether the weight is past its warm-up and not yet decaying; False for one with its own course."""
+        if type(self).weight_at is not Term.weight_at:
+            return False
         return epoch >= self.warmup_epochs and (self.decay_from_epoch is None or epoch < self.decay_from_epoch)
 
     def check_epochs(self, num_epochs: float | None) -> None:

@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.errors import Refused
+from kdcore.terms import Term, base, parse_term
 
 CPU = torch.device("cpu")
 NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
@@ -43,6 +44,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 }
 
 DRAWING = [{"term": "ce", "weight": 1}, {"term": "crd", "weight": 1.0}]
+SEVERAL = [{"name": name, **NETWORK, "random": True} for name in ("first", "second")]
 Make = Callable[..., RunConfig]
 
 
@@ -157,12 +159,26 @@ def test_a_batch_of_other_shape_does_not_go_into_the_graph() -> None:
     [
         ({"scaling__num_workers": 2, "train__batch_size": 12}, r"scaling\.num_workers=2 average their gradients"),
         ({"train__batch_size": 12, "train__micro_batch": 4}, r"train\.micro_batch=4 makes several passes a step"),
+        ({"teacher": None, "teachers": SEVERAL}, "several teachers' answers are averaged"),
         ({"method": "drawing"}, "the term crd reads the numbers of the samples"),
     ],
 )
 def test_a_step_that_is_no_single_pass_is_refused(changes: dict[str, Any], reason: str, config: Make) -> None:
     with pytest.raises(Refused, match=rf"train\.cuda_graph: .*{reason}.*; leave it out"):
         config(**changes)
+
+
+def test_a_weight_with_a_course_of_its_own_keeps_steps_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "REGISTRY", dict(base.REGISTRY))
+
+    class Rising(Term):
+        term: Literal["rising_in_a_test"] = "rising_in_a_test"
+
+        def weight_at(self, epoch: float, num_epochs: float | None = None) -> float:
+            return epoch
+
+    assert not Rising(weight=1.0).is_constant_at(3)
+    assert parse_term({"term": "ce", "weight": 1.0}).is_constant_at(3)
 
 
 @pytest.mark.gpu
