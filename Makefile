@@ -4,8 +4,9 @@ DATA ?=
 TEACHER ?=
 WEIGHTS ?=
 OUTPUT ?= outputs/demo
-# Half of the seconds of what starts no Ray; `make check` runs the other half beside it.
-BELOW_OPS := tests/kdcore tests/pipelines tests/cluster tests/attacks
+# What starts no Ray, in three parts: those below ops take a quarter of the seconds each, and fill cores to the end.
+LIBRARIES := tests/kdcore tests/pipelines tests/attacks
+CLUSTER := tests/cluster
 WITHOUT_RAY := not ray and not gpu and not long
 
 help:         ## list the targets
@@ -18,16 +19,19 @@ demo: env     ## teacher, student alone, student distilled; DATA=FOLDER TEACHER=
 	  $(if $(WEIGHTS),--teacher-weights "$(WEIGHTS)")
 
 check: env    ## before a commit: lint, types, and all of `make test` that starts no Ray
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint check-below-ops check-ops
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint check-ops check-cluster check-libraries
 
-check-below-ops: env
-	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(BELOW_OPS)
+check-libraries: env
+	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(LIBRARIES)
+
+check-cluster: env
+	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(CLUSTER)
 
 check-ops: env
-	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(addprefix --ignore=,$(BELOW_OPS))
+	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(addprefix --ignore=,$(LIBRARIES) $(CLUSTER))
 
 test: env     ## the tests that need no GPU, but for test-long: what starts Ray, in two halves, beside what does not
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-own-ray test-ray check-ops check-below-ops
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-own-ray test-ray check-ops check-cluster check-libraries
 
 # Tests that kill nodes and drivers wait more than they compute: three at once keep two cores busy.
 test-own-ray: env
@@ -102,4 +106,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-own-ray test-ray check check-below-ops check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins
+.PHONY: help env demo test test-own-ray test-ray check check-libraries check-cluster check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins
