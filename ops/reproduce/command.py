@@ -55,9 +55,10 @@ def _reproduce_paper3(parser: Parser) -> None:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="of the experiments (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="(default: as many as the experiment has)")
     parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder of all of it (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="run here what another machine has published, too")
     _slice(parser, minutes=60.0, side_by_side=9)
     names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
-    others = ("cifar_weights", "commit", "overrides")
+    others = ("cifar_weights", "commit", "again", "overrides")
     parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce", *names, *others))
 
 

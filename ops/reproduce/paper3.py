@@ -27,11 +27,12 @@ from kdcore.errors import Refused
 from kdcore.quality.score import INFORMATION_SCALE, SEPARATION
 from kdcore.remarks import say_once
 from ops.console import say
-from ops.facts import command
+from ops.facts import command, facts
 from ops.layers import layers
 from ops.reproduce.experiments import CHOSEN, EXPERIMENTS, Experiment
 from ops.reproduce.identities import write_identities
 from ops.reproduce.lane import Lane
+from ops.reproduce.machines import machine_in, machine_of
 from ops.reproduce.paper3_page import RESULTS, write_page
 from ops.reproduce.paper3_recipes import configure
 from ops.reproduce.paper3_results import SCORES, collect, layer_scores, published_runs
@@ -61,6 +62,7 @@ def reproduce(
     cifar: str | None,
     cifar_weights: str | None,
     commit: str | None,
+    again: bool,
     overrides: Sequence[str],
 ) -> int:
     """Run as much of the experiments as the minutes allow, and write what has come of them."""
@@ -73,7 +75,7 @@ def reproduce(
         if "identities" in experiments:
             write_identities(place.published(overrides) / RESULTS)
         for name in (name for name in experiments if name in EXPERIMENTS):
-            chosen = Slice(name, place, overrides, rows, seeds, commit)
+            chosen = Slice(name, place, overrides, rows, seeds, commit, again)
             left += chosen.advance(ends, side_by_side)
     say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
     return 0
@@ -83,7 +85,8 @@ def reproduce(
 class Slice:
     """What of an experiment is asked for: some rows and seeds, or all of them.
 
-    commit: of this code, for a machine that has no git.
+    commit: of this code, for a machine that has no git; again: whether runs that another machine has published are run
+    here, too.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Slice:
     rows: Sequence[str] | None
     seeds: Sequence[int] | None
     commit: str | None = None
+    again: bool = False
     reported: list[float] = field(default_factory=list)  # when, by the monotonic clock
 
     @property
@@ -110,9 +114,15 @@ class Slice:
 
     @property
     def runs_to_do(self) -> list[Run]:
-        """The runs without those whose result is published already, whatever machine they were run on."""
+        """The runs without those whose result is published already: by any machine, or `again` by this one."""
         published = published_runs(self.name, self.results, self.overrides)
-        done = {(row, one["seed"]) for row, found in published.items() for one in found}
+        here = machine_in(facts()) if self.again else None
+        done = {
+            (row, one["seed"])
+            for row, found in published.items()
+            for one in found
+            if here is None or machine_of(one) == here
+        }
         return [run for run in self.runs if run not in done]
 
     @property

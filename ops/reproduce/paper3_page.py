@@ -33,7 +33,7 @@ on them; its ResNet-9 is four times as wide; it reports the best epoch on the te
 up to 262,144 values, here they are pooled to 16,384. Targets keep the scale that the teacher gives them, as in the
 paper's code; the row feature_only-standardised says what standardising each channel does. Runs on a GPU take
 convolutions in TF32, PyTorch's default for float32; what is said across machines compares some of them with runs on a
-CPU, and what four runs came to that were run on both is in [LOG.md](LOG.md).
+CPU. Runs that were run on both are compared below the table of their experiment.
 """
 
 
@@ -68,7 +68,7 @@ def section(name: str, experiment: Experiment, found: dict[str, Any]) -> str:
     cells = [cells_of(row, one) for row, one in found["rows"].items() if one["runs"]]
     lines += table(["row", "n", "top-1", "to the baseline", "claim that it tests", "verdict"], cells)
     lines += ["", f"![{experiment.title}]({FIGURES}/{figure_name(name)})"]
-    lines += ["", *correlation_lines(found), *left_lines(found)]
+    lines += ["", *repeated_lines(found), *correlation_lines(found), *left_lines(found)]
     return "\n".join([*lines, "", *run_on(found), ""])
 
 
@@ -131,6 +131,23 @@ def score_lines(found: dict[str, Any]) -> list[str]:
     names = ("separation", "information", "efficiency", "q")
     cells = [[tap, *(f"{one[name]:.4f}" for name in names)] for tap, one in found["scores"].items()]
     return [*table(["layer, in depth order", "separation S", "information I", "efficiency E", "quality Q"], cells), ""]
+
+
+def repeated_lines(found: dict[str, Any]) -> list[str]:
+    """Return how far runs are apart that were run on two machines, for an experiment that has such."""
+    if not (entries := found.get("repeated")):
+        return []
+    lines = ["The same runs on two machines; the first of them is the baseline's:", ""]
+    cells = [
+        [
+            one["row"] or "all of these",
+            str(one["difference"]["n"]),
+            *(f"{percent(mean)} on {machine}" for mean, machine in zip(one["means"], one["machines"], strict=True)),
+            points(one["difference"]),
+        ]
+        for one in entries
+    ]
+    return [*lines, *table(["row", "n", "top-1", "and", "difference"], cells), ""]
 
 
 def correlation_lines(found: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from ops import catalog
 from ops.facts import spread, write
 from ops.rank_correlation import interval, spearman
 from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
+from ops.reproduce.machines import machine_of, most_used, one_of_each, pairs_across
 from ops.reproduce.paper3_recipes import recipe_digest
 from ops.reproduce.slices import runs_of
 from ops.review.seed_noise import paired
@@ -24,25 +25,30 @@ SCORES = "layers/layers.json"  # in the state: what `layers` has measured of the
 def collect(name: str, state: Path, folder: Path, overrides: Sequence[str] = ()) -> Path:
     """Write paper3_<name>.json into the folder: every run of an experiment, and what they say together.
 
-    Finished runs that the file has already, of the same recipes, stay in it; where the state has the same run, the
-    state's counts.
+    Finished runs that the file has already, of the same recipes, stay in it; where the state has the same run of the
+    same machine, the state's counts. Of one run on two machines, one counts, and how far they are apart is said.
     """
     experiment = EXPERIMENTS[name]
     published = published_runs(name, folder, overrides)
-    runs = {row: joined(published[row], here(name, row, state, overrides)) for row in experiment.rows}
+    found = {row: joined(published[row], here(name, row, state, overrides)) for row in experiment.rows}
+    preferred = most_used(found[next(iter(experiment.rows))])
+    runs, others = ({row: one_of_each(of_row, preferred)[n] for row, of_row in found.items()} for n in (0, 1))
     top1 = {row: by_seed(found) for row, found in runs.items()}
     machines = {row: {run["seed"]: machine_of(run) for run in found if run["finished"]} for row, found in runs.items()}
     rows = {
         row: {
             "recipe": experiment.rows[row].recipe,
             "top1": spread(list(top1[row].values())) if top1[row] else None,
-            "differences": (found := differences(experiment, row, top1, machines)),
-            "claim": judged(experiment.rows[row].claim, found),
+            "differences": (compared := differences(experiment, row, top1, machines)),
+            "claim": judged(experiment.rows[row].claim, compared),
             "runs": runs[row],
+            **({"elsewhere": others[row]} if others[row] else {}),
         }
         for row in experiment.rows
     }
     content: dict[str, Any] = {"setting": setting(name, runs, overrides), "run_on": places(runs), "rows": rows}
+    if any(others.values()) and preferred:
+        content["repeated"] = repeated(found, preferred)
     if name == "layers" and (scores := layer_scores(state, folder)):
         content["scores"] = scores
         content["correlation"] = correlations(scores, top1)
@@ -56,7 +62,7 @@ def published_runs(name: str, folder: Path, overrides: Sequence[str] = ()) -> di
     return {
         row: [
             run
-            for run in rows.get(row, {}).get("runs", [])
+            for run in (*rows.get(row, {}).get("runs", []), *rows.get(row, {}).get("elsewhere", []))
             if run["finished"] and run["recipe_digest"] == recipe_digest(experiment, one, overrides)
         ]
         for row, one in experiment.rows.items()
@@ -70,10 +76,14 @@ def here(name: str, row: str, state: Path, overrides: Sequence[str]) -> list[dic
 
 
 def joined(published: list[dict[str, Any]], these: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the runs of both by seed: a finished one before one that is not, and these before published ones."""
-    runs = {run["name"]: run for run in published}
-    runs |= {run["name"]: run for run in these if run["finished"] or run["name"] not in runs}
-    return sorted(runs.values(), key=lambda run: run["name"])
+    """Return the runs of both, one of each name and machine: these before published ones.
+
+    One that is not finished is left out where a finished one of its name is there.
+    """
+    runs = {(run["name"], machine_of(run)): run for run in published}
+    runs |= {(run["name"], machine_of(run)): run for run in these if run["finished"]}
+    names = {name for name, _ in runs}
+    return [*runs.values(), *(run for run in these if not run["finished"] and run["name"] not in names)]
 
 
 def layer_scores(state: Path, folder: Path) -> dict[str, Any]:
@@ -87,11 +97,6 @@ def layer_scores(state: Path, folder: Path) -> dict[str, Any]:
 def by_seed(runs: list[dict[str, Any]]) -> dict[int, float]:
     """Return {seed: top-1 on every validation image after the last epoch} of the finished runs."""
     return {run["seed"]: run["top1"] for run in runs if run["finished"]}
-
-
-def machine_of(run: dict[str, Any]) -> str:
-    """Return the hardware of a finished run."""
-    return ", ".join([run["facts"]["machine"], *run["facts"]["gpus"]])
 
 
 def differences(
@@ -111,9 +116,32 @@ def differences(
     }
 
 
-def pairs_across(these: dict[int, str], those: dict[int, str]) -> int:
-    """Return how many seeds were run on two kinds of machine. these, those: {seed: machine} of two rows."""
-    return sum(these[seed] != those[seed] for seed in these.keys() & those.keys())
+def repeated(runs: dict[str, list[dict[str, Any]]], machine: str) -> list[dict[str, Any]]:
+    """Return how far the same runs on a machine and on another are apart: of each row, and of all rows together.
+
+    An entry names the row (None for all), the machines, the mean of each, and the paired difference of the first to the
+    other.
+    """
+    pairs: dict[str, dict[tuple[str | None, str, int], tuple[float, float]]] = {}
+    for row, found in runs.items():
+        finished = [run for run in found if run["finished"]]
+        own = {run["seed"]: run["top1"] for run in finished if machine_of(run) == machine}
+        for run in finished:
+            if machine_of(run) != machine and run["seed"] in own:
+                of_other = pairs.setdefault(machine_of(run), {})
+                of_other[row, row, run["seed"]] = own[run["seed"]], run["top1"]
+    for of_other in pairs.values():
+        if len({row for row, _, _ in of_other}) > 1:
+            of_other |= {(None, row, seed): pair for (_, row, seed), pair in of_other.items()}
+    entries = []
+    for other, of_other in pairs.items():
+        for name in dict.fromkeys(name for name, _, _ in of_other):
+            both = [pair for (one, _, _), pair in of_other.items() if one == name]
+            ours, theirs = (dict(enumerate(values)) for values in zip(*both, strict=True))
+            means = [sum(values.values()) / len(both) for values in (ours, theirs)]
+            apart = difference(ours, theirs)
+            entries.append({"row": name, "machines": [machine, other], "means": means, "difference": apart})
+    return entries
 
 
 def difference(these: dict[int, float], those: dict[int, float]) -> dict[str, Any] | None:

@@ -16,14 +16,15 @@ from ops.reproduce.paper3 import Slice
 from ops.reproduce.paper3_state import State
 
 ROWS = ["alone", "feature_only", "simkd"]
+OTHER = "2 cores x86_64, 5 GiB"
 
 
 def facts() -> dict[str, Any]:
     return {"machine": "3 cores x86_64, 7 GiB", "gpus": ["GPU of a test"], "commit": "abcdef0123456789"}
 
 
-def run_of(row: str, seed: int, top1: float) -> dict[str, Any]:
-    """A finished run as `slices.runs_of` gives it."""
+def run_of(row: str, seed: int, top1: float, machine: str | None = None) -> dict[str, Any]:
+    """A finished run as `slices.runs_of` gives it. machine: another one, without a GPU."""
     return {
         "name": f"regime-{row}-seed{seed}",
         "seed": seed,
@@ -31,7 +32,7 @@ def run_of(row: str, seed: int, top1: float) -> dict[str, Any]:
         "steps": 1750,
         "train_seconds": 301.5,
         "deployed_parameters": 310116,
-        "facts": facts(),
+        "facts": facts() if machine is None else facts() | {"machine": machine, "gpus": []},
         "final": {"top1": top1, "images": 1000},
         "best": {"epoch": 40.0, "top1": top1 + 0.003},
         "teacher": {"top1": 0.94137},
@@ -98,6 +99,38 @@ def test_published_runs_are_not_run_again(tmp_path, monkeypatch):
     assert [run["top1"] for run in newer["rows"][ROWS[0]]["runs"]] == [0.4, 0.9]
 
 
+def test_a_row_that_is_run_on_a_second_machine(tmp_path, monkeypatch):
+    """One machine's runs count, those of which there are more; how far both are apart is on the page."""
+    first = {"alone": [0.40, 0.41, 0.42], "kd": [0.50, 0.51, 0.53], "simkd": [0.60, 0.61, 0.62]}
+    known = {row: [run_of(row, seed, top1) for seed, top1 in enumerate(found)] for row, found in first.items()}
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: known.get(name.removeprefix("regime-"), []))
+    results = tmp_path / "results"
+    paper3_results.collect("regime", tmp_path, results)
+
+    monkeypatch.setattr(State, "published", lambda self, overrides: tmp_path)
+    slices = [Slice("regime", State(tmp_path), [], ["kd"], range(4), again=again) for again in (False, True)]
+    assert [chosen.runs_to_do for chosen in slices] == [[("kd", 3)], [("kd", seed) for seed in range(4)]]
+
+    known["kd"] = [run_of("kd", seed, top1, "2 cores") for seed, top1 in enumerate([0.49, 0.48, 0.47, 0.46])]
+    known["simkd"] = [run_of("simkd", 1, 0.66, "2 cores")]
+    found = json.loads(paper3_results.collect("regime", tmp_path / "other", results).read_text())
+    assert found["rows"]["kd"]["top1"]["values"] == [0.49, 0.48, 0.47, 0.46]  # of four seeds, not three
+    assert [run["top1"] for run in found["rows"]["kd"]["elsewhere"]] == [0.50, 0.51, 0.53]
+    assert found["rows"]["simkd"]["top1"]["values"] == [0.60, 0.61, 0.62]
+    assert found["rows"]["kd"]["differences"]["alone"]["across_machines"] == 3
+    assert found["rows"]["simkd"]["differences"]["alone"]["across_machines"] == 0
+    by_row = {one["row"]: one for one in found["repeated"]}
+    assert by_row["kd"]["means"] == pytest.approx([0.51333333, 0.48])
+    assert by_row["kd"]["difference"]["mean"] == pytest.approx(0.03333333)
+    assert by_row["simkd"]["difference"] == {"n": 1, "mean": pytest.approx(-0.05), "low": None, "high": None}
+    assert by_row[None]["difference"]["n"] == 4
+    assert by_row[None]["difference"]["mean"] == pytest.approx((0.01 + 0.03 + 0.06 - 0.05) / 4)
+    page = paper3_page.section("regime", EXPERIMENTS["regime"], found)
+    assert "| kd | 3 | 51.33 on 3 cores x86_64, 7 GiB, GPU of a test | 48.00 on 2 cores | +3.33 [" in page
+    again = json.loads(paper3_results.collect("regime", tmp_path / "third", results).read_text())
+    assert again["rows"] == found["rows"]
+
+
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 
 
@@ -118,6 +151,12 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
             scores = {tap: {name: rng.uniform() for name in names} for tap in experiment.rows}
             (tmp_path / "layers" / "layers.json").write_text(json.dumps(scores))
         paper3_results.collect(name, tmp_path, tmp_path / "results")
+        if name == "regime":  # two of its rows on a second machine, too
+            again = {row: [run_of(row, seed, rng.uniform(0.2, 0.6), OTHER) for seed in range(3)] for row in ROWS[1:]}
+            monkeypatch.setattr(
+                paper3_results, "runs_of", lambda _, row, of=again: of.get(row.removeprefix("regime-"), [])
+            )
+            paper3_results.collect(name, tmp_path, tmp_path / "results")
     write_identities(tmp_path / "results")
     page = paper3_page.write_page(tmp_path).read_text()
     plain = paper3_page.generate({name: {} for name in (*EXPERIMENTS, "identities")})
@@ -133,7 +172,8 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
 def without_names(page: str) -> str:
     """Without names of rows, files and commits, which are no measurements."""
     rows = {row for experiment in EXPERIMENTS.values() for row in experiment.rows}
-    for word in sorted([*rows, facts()["commit"][:12], facts()["machine"], *facts()["gpus"]], key=len, reverse=True):
+    words = [*rows, facts()["commit"][:12], facts()["machine"], *facts()["gpus"], OTHER]
+    for word in sorted(words, key=len, reverse=True):
         page = page.replace(word, "")
     return re.sub(r"\(figures/[^)]*\)", "", page)
 

@@ -1,0 +1,52 @@
+"""Runs of one recipe and seed on several machines, which round differently: which of them counts.
+
+Not here: how far they are apart (`ops.reproduce.paper3_results`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+
+def machine_of(run: dict[str, Any]) -> str:
+    """Return the hardware of a finished run."""
+    return machine_in(run["facts"])
+
+
+def machine_in(facts: dict[str, Any]) -> str:
+    """Return the hardware that facts name."""
+    return ", ".join([facts["machine"], *facts["gpus"]])
+
+
+def most_used(runs: Sequence[dict[str, Any]]) -> str | None:
+    """Return the machine of most of the finished runs; of several with as many, the first. None without any."""
+    found = Counter(machine_of(run) for run in runs if run["finished"])
+    return max(found, key=lambda machine: found[machine]) if found else None
+
+
+def one_of_each(
+    runs: Sequence[dict[str, Any]], preferred: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return one run of each name, which counts, and the others.
+
+    That of the machine which has run most of them, so that a row is of one machine if it can be. preferred: the machine
+    that is taken where two have run as many.
+    """
+    numbers = Counter(machine_of(run) for run in runs if run["finished"])
+
+    def rank(run: dict[str, Any]) -> tuple[int, bool]:
+        machine = machine_of(run) if run["finished"] else None
+        return (numbers[machine] if machine else 0), machine == preferred
+
+    counted: dict[str, dict[str, Any]] = {}
+    for run in sorted(runs, key=rank, reverse=True):
+        counted.setdefault(run["name"], run)
+    others = [run for run in runs if run is not counted[run["name"]]]
+    return sorted(counted.values(), key=lambda run: run["name"]), sorted(others, key=lambda run: run["name"])
+
+
+def pairs_across(these: dict[int, str], those: dict[int, str]) -> int:
+    """Return how many seeds were run on two kinds of machine. these, those: {seed: machine} of two rows."""
+    return sum(these[seed] != those[seed] for seed in these.keys() & those.keys())
