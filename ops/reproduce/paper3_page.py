@@ -69,7 +69,7 @@ def section(name: str, experiment: Experiment, found: dict[str, Any]) -> str:
     lines += table(["row", "n", "top-1", "to the baseline", "claim that it tests", "verdict"], cells)
     lines += ["", f"![{experiment.title}]({FIGURES}/{figure_name(name)})"]
     lines += ["", *repeated_lines(found), *correlation_lines(found), *left_lines(found)]
-    return "\n".join([*lines, "", *run_on(found), ""])
+    return "\n".join([*lines, *run_on(found), ""])
 
 
 def described(setting: dict[str, Any]) -> str:
@@ -172,12 +172,14 @@ def left_lines(found: dict[str, Any]) -> list[str]:
     ]
     missing = [row for row, one in found["rows"].items() if not one["runs"]]
     lines = [f"Not run: {', '.join(missing)}."] if missing else []
-    return lines + ([f"Begun: {', '.join(begun)}."] if begun else [])
+    lines += [f"Begun: {', '.join(begun)}."] if begun else []
+    return [*lines, ""] if lines else []
 
 
 def run_on(found: dict[str, Any]) -> list[str]:
     """Return the hardware and commits of finished runs."""
-    return [f"Run on: {'; '.join(f'{place} ({count} runs)' for place, count in found['run_on'].items())}."]
+    counted = (f"{place} ({count} run{'s' * (count > 1)})" for place, count in found["run_on"].items())
+    return [f"Run on: {'; '.join(counted)}."]
 
 
 def identities_section(found: dict[str, Any]) -> str:
