@@ -30,12 +30,16 @@ check-cluster: env
 check-ops: env
 	$(PY) -m pytest -m "$(WITHOUT_RAY)" $(addprefix --ignore=,$(LIBRARIES) $(CLUSTER))
 
-test: env     ## the tests that need no GPU, but for test-long: what starts Ray, in two halves, beside what does not
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-own-ray test-ray check-ops check-cluster check-libraries
+test: env     ## the tests that need no GPU, but for test-long: what starts Ray, in three parts, beside what does not
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target \
+	  test-nodes test-processes test-ray check-ops check-cluster check-libraries
 
 # Tests that kill nodes and drivers wait more than they compute: three at once keep two cores busy.
-test-own-ray: env
-	$(PY) -m pytest -m "own_ray and not gpu and not long"
+test-nodes: env
+	$(PY) -m pytest -m "own_ray and not gpu and not long" $(CLUSTER)
+
+test-processes: env
+	$(PY) -m pytest -m "own_ray and not gpu and not long" --ignore=$(CLUSTER)
 
 test-ray: env
 	$(PY) -m pytest -m "ray and not own_ray and not gpu and not long"
@@ -106,4 +110,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-own-ray test-ray check check-libraries check-cluster check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins
+.PHONY: help env demo test test-nodes test-processes test-ray check check-libraries check-cluster check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,7 +42,10 @@ class Namespaces:
     environment = MappingProxyType({"GLOO_SOCKET_IFNAME": "eth0"})
 
     def __init__(self) -> None:
-        self.tag, self.subnet = f"sh{os.getpid() % 100_000}", f"10.77.{os.getpid() % 250}"
+        remove_leftovers()
+        taken = {int(number) for number in re.findall(r"10\.77\.(\d+)\.", ip("-brief", "address"))}
+        numbers = (number % 250 for number in itertools.count(os.getpid()))
+        self.tag, self.subnet = f"sh{os.getpid()}", f"10.77.{next(one for one in numbers if one not in taken)}"
         self.made: list[int] = []
         ip("link", "add", self.tag, "type", "bridge")
         ip("addr", "add", f"{self.subnet}.1/24", "dev", self.tag)
@@ -92,8 +96,18 @@ class Loopback:
         pass
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def remove_leftovers() -> None:
+    """Remove the bridges and namespaces of test processes that were killed: packets would take their way."""
+    for pid in map(int, re.findall(r"^sh(\d+)\s", ip("-brief", "link"), re.MULTILINE)):
+        if not psutil.pid_exists(pid):
+            with contextlib.suppress(subprocess.CalledProcessError):  # another process removes it at this moment
+                for namespace in re.findall(rf"^sh{pid}-\d+", ip("netns", "list"), re.MULTILINE):
+                    ip("netns", "del", namespace)
+                ip("link", "del", f"sh{pid}")
 
 
 def network() -> Namespaces | Loopback:
