@@ -23,7 +23,11 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
         raise
 
 
+# How Ray goes on once it has said which ranks are missing: a remedy that is none here, for recipes set the time.
+RAYS_ADVICE = "You can set the timeout with the RAY_TRAIN_"
+
+
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error's message, or its kind where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the last line of an error's message that says what happened, or its kind where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(RAYS_ADVICE)]
     return lines[-1] if lines else type(error).__name__

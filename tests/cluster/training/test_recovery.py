@@ -8,6 +8,7 @@ import pytest
 import ray
 import torch
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 
 from cluster.training.checkpoint import STATE, STUDENT, read_state
 from cluster.training.failures import with_place
@@ -73,6 +74,15 @@ def test_who_kept_the_others_waiting(board):
     failures = {0: noted(RuntimeError("Timed out waiting 600000ms"), "rank 0, step 7 of 9")}
     text = failure_summary(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}))
     assert text == "rank 0, step 7 of 9: Timed out waiting 600000ms; it waited for rank 2 in vain"
+
+
+def test_a_rank_that_reports_no_checkpoint_in_time(board):
+    """In Ray's words, without its advice to set a variable of its own."""
+    error = BroadcastCollectiveTimeoutError(10.0, [1], 10.0)
+    text = failure_summary(WorkerGroupError("", {0: error}), 2, board(12, {0}))
+    said = "The collective operation timed out after 10.00 seconds. "
+    said += "The following ranks have not joined the collective operation: [1]"
+    assert text == f"rank 0: {said} (the last step reported is 12); it waited for rank 1 in vain"
 
 
 def test_a_worker_that_died_without_a_word(board):
