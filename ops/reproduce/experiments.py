@@ -17,6 +17,7 @@ CIFAR_PAIR = "cifar100/resnet56-resnet20"
 FULL = 229  # training images a class
 AMOUNTS = (10, 30, 100)
 VIEWS = (1, 2, 8, 50)
+PILOT_VIEWS = (1, 4, 15)  # of 15 epochs, in each of which an image is seen in one view
 # The layers of highest quality Q of the teacher, which the recipes with layers chosen by Q read.
 CHOSEN = ("blocks.3.0", "blocks.3.1", "blocks.5.0", "blocks.6.0")
 CIFAR_CACHE = {"dir": "", "head": True, "taps": ("forward_features",)}
@@ -54,7 +55,9 @@ class Experiment:
     """Rows that are run with the same seeds.
 
     changes: of every row; builders: {cache: the row that builds it}, whose recipe reads, or names in `cache.taps`, what
-    any row reads; baselines: {row: the row that it is compared with}, where that is not `alone`.
+    any row reads; baselines: {row: the row that it is compared with}, where that is not `alone`; numbers: what the
+    names of rows end in, where the experiment is a curve over that, and label: what it counts; of_layers: whether each
+    row is a layer of the teacher, whose quality is to predict the accuracy.
     """
 
     title: str
@@ -64,6 +67,9 @@ class Experiment:
     builders: Mapping[str, str]
     changes: tuple[str, ...] = ()
     baselines: Mapping[str, str] = field(default_factory=dict)
+    numbers: tuple[int, ...] = ()
+    label: str = ""
+    of_layers: bool = False
 
     def baseline(self, row: str) -> str:
         """Return the row that a row is compared with."""
@@ -93,6 +99,8 @@ REGIME = {
     "simkd": paper3("simkd", Claim("SimKD is above KD (the SimKD paper)", "kd", "above")),
     "wttm": paper3("wttm", Claim("WTTM is above KD (the WTTM paper)", "kd", "above")),
 }
+PILOT_EPOCHS = ("train.epochs=15", "train.evaluate_every_epochs=5")
+PILOT = ("views.size=32", *PILOT_EPOCHS)
 MAIN = ("alone", "feature_only", "kd", "feature_only-ce")
 
 
@@ -105,13 +113,24 @@ def amounts() -> dict[str, Row]:
     }
 
 
-def augmented() -> dict[str, Row]:
+def augmented(title: str, size: int, numbers: tuple[int, ...], changes: tuple[str, ...] = ()) -> Experiment:
     """Return the main rows with crops and flips, over few or many views, all of which are one cache's first ones."""
-    return {
-        f"{row}-{number}": Row(f"paper3/{row}", (f"views.num_views={number}",), "crops")
-        for number in VIEWS
-        for row in MAIN
-    }
+    views = f"views={{size: {size}, crop: resized, flip_probability: 0.5}}"
+    return Experiment(
+        title,
+        "How much of the gain is left over a baseline with crops and flips, and how many cached views does that take?",
+        {
+            f"{row}-{number}": Row(f"paper3/{row}", (f"views.num_views={number}",), "crops")
+            for number in numbers
+            for row in MAIN
+        },
+        3,
+        {"crops": f"kd-{numbers[-1]}"},
+        ("data.loader=dali", views, f"cache={json.dumps(CROPS_CACHE)}", *changes),
+        {f"{row}-{number}": f"alone-{number}" for number in numbers for row in MAIN},
+        numbers,
+        "cached views",
+    )
 
 
 def layer_row(tap: str) -> Row:
@@ -119,6 +138,19 @@ def layer_row(tap: str) -> Row:
     pairs = [{"student": "layer4", "teacher": tap}]
     method = [{"term": "feature_only", "weight": 1, "pairs": pairs}, {"term": "ce", "weight": 1}]
     return Row("paper3/feature_only", (f"method={json.dumps(method)}",), "layers")
+
+
+def single_layers(title: str, changes: tuple[str, ...] = ()) -> Experiment:
+    """Return a row for every layer of the teacher, beside the student alone."""
+    return Experiment(
+        title,
+        "Do layers of higher quality Q teach better, one at a time?",
+        {"alone": Row("paper3/alone", cache="layers"), **{tap: layer_row(tap) for tap in LAYERS}},
+        3,
+        {"layers": "bn2.act"},
+        ("cache.features=int8", f"cache.taps={json.dumps(LAYERS)}", *changes),
+        of_layers=True,
+    )
 
 
 def short_schedule() -> dict[str, Row]:
@@ -145,7 +177,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         REGIME,
         3,
         {"one_view": "base_fkd"},
-        ("views.size=32", "train.epochs=15", "train.evaluate_every_epochs=5"),
+        PILOT,
     ),
     "regime": Experiment(
         "E1, the regime of the paper",
@@ -164,6 +196,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         {f"one_view-{amount}": f"kd-{amount}" for amount in AMOUNTS},
         (),
         {f"{row}-{amount}": f"alone-{amount}" for amount in AMOUNTS for row in MAIN},
+        AMOUNTS,
+        "training images of a class",
     ),
     "short_schedule": Experiment(
         "E5, a whole short schedule on CIFAR-100",
@@ -179,25 +213,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             f"cache={json.dumps(CIFAR_CACHE)}",
         ),
     ),
-    "layers": Experiment(
-        "E4, does Q predict?",
-        "Do layers of higher quality Q teach better, one at a time?",
-        {"alone": Row("paper3/alone", cache="layers"), **{tap: layer_row(tap) for tap in LAYERS}},
-        3,
-        {"layers": "bn2.act"},
-        ("cache.features=int8", f"cache.taps={json.dumps(LAYERS)}"),
-    ),
-    "augmentation": Experiment(
-        "E3, with augmentation",
-        "How much of the gain is left over a baseline with crops and flips, and how many cached views does that take?",
-        augmented(),
-        3,
-        {"crops": f"kd-{VIEWS[-1]}"},
-        (
-            "data.loader=dali",
-            "views={size: 64, crop: resized, flip_probability: 0.5}",
-            f"cache={json.dumps(CROPS_CACHE)}",
-        ),
-        {f"{row}-{number}": f"alone-{number}" for number in VIEWS for row in MAIN},
-    ),
+    "pilot_layers": single_layers("E4 in small: 32 pixels, 15 epochs", PILOT),
+    "layers": single_layers("E4, does Q predict?"),
+    "pilot_augmentation": augmented("E3 in small: 32 pixels, 15 epochs", 32, PILOT_VIEWS, PILOT_EPOCHS),
+    "augmentation": augmented("E3, with augmentation", 64, VIEWS),
 }

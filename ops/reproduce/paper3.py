@@ -142,7 +142,7 @@ class Slice:
         """Build caches and run runs until the time `ends`; return the names of the runs that are left."""
         runs = self.runs_to_do
         missing = unfinished(runs, self.folder)
-        if self.name == "layers" and not layer_scores(self.state.path, self.results):
+        if self.experiment.of_layers and not layer_scores(self.state.path, self.results):
             score_layers(self.state)
         try:
             for cache in self.experiment.builders:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ops import facts
 from ops.figures import save_reproducibly
-from ops.reproduce.experiments import AMOUNTS, EXPERIMENTS, FULL, MAIN, VIEWS, Experiment
+from ops.reproduce.experiments import EXPERIMENTS, FULL, MAIN, Experiment
 
 BENCHMARKS = facts.RESULTS.parent
 PAGE, RESULTS, FIGURES = "PAPER3.md", "results", "figures"  # in the folder of the benchmarks, or of a trial
@@ -61,12 +61,11 @@ def result(folder: Path, name: str) -> dict[str, Any]:
 
 def section(name: str, experiment: Experiment, found: dict[str, Any]) -> str:
     """Return the part of one experiment."""
-    lines = [f"## {experiment.title}", "", experiment.question, "", *score_lines(found)]
+    lines = [f"## {experiment.title}", "", experiment.question, ""]
     if not found or found["setting"] is None:
-        return "\n".join([*lines, "Not run.", ""])
+        return "\n".join([*lines, *(layers_table(found) if "scores" in found else []), "Not run.", ""])
     lines += [described(found["setting"]), ""]
-    cells = [cells_of(row, one) for row, one in found["rows"].items() if one["runs"]]
-    lines += table(["row", "n", "top-1", "to the baseline", "claim that it tests", "verdict"], cells)
+    lines += layers_table(found) if "scores" in found else rows_table(found)
     lines += ["", f"![{experiment.title}]({FIGURES}/{figure_name(name)})"]
     lines += ["", *repeated_lines(found), *correlation_lines(found), *left_lines(found)]
     return "\n".join([*lines, *run_on(found), ""])
@@ -83,19 +82,45 @@ def described(setting: dict[str, Any]) -> str:
     )
 
 
-def cells_of(row: str, one: dict[str, Any]) -> list[str]:
-    """Return a row of an experiment's table."""
-    top1, claim = one["top1"], one["claim"]
+def rows_table(found: dict[str, Any]) -> list[str]:
+    """Return the table of an experiment's rows, and of the claims that they test where they test any."""
+    rows = {row: one for row, one in found["rows"].items() if one["runs"]}
+    columns = ["row", "n", "top-1", "to the baseline"]
+    if not any(one["claim"] for one in rows.values()):
+        return table(columns, [[row, *accuracy_cells(one)] for row, one in rows.items()])
+    cells = [[row, *accuracy_cells(one), *claim_cells(one)] for row, one in rows.items()]
+    return table([*columns, "claim that it tests", "verdict"], cells)
+
+
+def layers_table(found: dict[str, Any]) -> list[str]:
+    """Return the table of the teacher's layers: their quality, and what a student learned from each alone."""
+    names = ("separation", "information", "efficiency", "q")
+    columns = ["layer, in depth order", "separation S", "information I", "efficiency E", "quality Q"]
+    rows = {"alone": ["", "", "", ""]} if found["rows"]["alone"]["runs"] else {}
+    rows |= {tap: [f"{one[name]:.4f}" for name in names] for tap, one in found["scores"].items()}
+    if found["setting"] is None:
+        return [*table(columns, [[row, *cells] for row, cells in rows.items()]), ""]
+    cells = [[row, *cells, *accuracy_cells(found["rows"][row])] for row, cells in rows.items()]
+    return table([*columns, "n", "top-1", "to the baseline"], cells)
+
+
+def accuracy_cells(one: dict[str, Any]) -> list[str]:
+    """Return a row's number of runs, its accuracy and the difference to its baseline."""
+    top1 = one["top1"]
     mean = "-" if top1 is None else percent(top1["mean"])
     spread = "" if top1 is None or top1["stdev"] is None else f" ± {percent(top1['stdev'])}"
     others = list(one["differences"].items())
-    baseline = f"{against(*others[0])}" if others else ""
-    tested, verdict = "", ""
-    if claim is not None:
-        tested = f"{claim['text']}: {claim['sign']} {claim['against']}"
-        found = one["differences"].get(claim["against"])
-        verdict = claim["verdict"] + (f" ({points(found)})" if found else "")
-    return [row, str(top1["n"] if top1 else 0), mean + spread, baseline, tested, verdict]
+    return [str(top1["n"] if top1 else 0), mean + spread, against(*others[0]) if others else ""]
+
+
+def claim_cells(one: dict[str, Any]) -> list[str]:
+    """Return what a row tests, and what came of it."""
+    claim = one["claim"]
+    if claim is None:
+        return ["", ""]
+    found = one["differences"].get(claim["against"])
+    tested = f"{claim['text']}: {claim['sign']} {claim['against']}"
+    return [tested, claim["verdict"] + (f" ({points(found)})" if found else "")]
 
 
 def against(other: str, found: dict[str, Any]) -> str:
@@ -122,15 +147,6 @@ def percent(value: float) -> str:
 def signed(value: float) -> str:
     """Return a difference of fractions in points."""
     return f"{100 * value:+.2f}"
-
-
-def score_lines(found: dict[str, Any]) -> list[str]:
-    """Return the table of the layers' quality, for the experiment that asks."""
-    if "scores" not in found:
-        return []
-    names = ("separation", "information", "efficiency", "q")
-    cells = [[tap, *(f"{one[name]:.4f}" for name in names)] for tap, one in found["scores"].items()]
-    return [*table(["layer, in depth order", "separation S", "information I", "efficiency E", "quality Q"], cells), ""]
 
 
 def repeated_lines(found: dict[str, Any]) -> list[str]:
@@ -203,24 +219,21 @@ def figure_name(name: str) -> str:
 
 def draw_figures(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     """Draw a figure of every experiment that has finished runs."""
-    for name in EXPERIMENTS:
+    for name, experiment in EXPERIMENTS.items():
         found = results[name]
         rows = {row: one["top1"] for row, one in found.get("rows", {}).items() if one["top1"] is not None}
         if not rows:
             continue
         figure = Figure(figsize=(7.0, 3.6), layout="constrained")
         axes = figure.subplots()
-        if name in CURVES:
-            draw_curves(axes, rows, *CURVES[name], results["regime"].get("rows", {}) if name == "amount" else {})
-        elif name == "layers" and "scores" in found:
+        if experiment.numbers:
+            draw_curves(axes, rows, experiment, results["regime"].get("rows", {}) if name == "amount" else {})
+        elif "scores" in found:
             draw_scatter(axes, rows, found["scores"])
         else:
             draw_rows(axes, rows)
         folder.mkdir(exist_ok=True)
         save_reproducibly(figure, folder / figure_name(name))
-
-
-CURVES = {"amount": (AMOUNTS, "training images of a class"), "augmentation": (VIEWS, "cached views")}
 
 
 def draw_rows(axes: Any, rows: dict[str, Any]) -> None:
@@ -233,18 +246,19 @@ def draw_rows(axes: Any, rows: dict[str, Any]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def draw_curves(axes: Any, rows: dict[str, Any], numbers: tuple[int, ...], label: str, whole: dict[str, Any]) -> None:
+def draw_curves(axes: Any, rows: dict[str, Any], experiment: Experiment, whole: dict[str, Any]) -> None:
     """Draw the main rows over the number that the names of their rows end in. whole: those with all images."""
     for method in MAIN:
-        places = {number: rows[f"{method}-{number}"] for number in numbers if f"{method}-{number}" in rows}
+        names = {number: f"{method}-{number}" for number in experiment.numbers}
+        places = {number: rows[name] for number, name in names.items() if name in rows}
         if whole.get(method, {}).get("top1"):
             places[FULL] = whole[method]["top1"]
         means, errors = ([100 * (one[key] or 0) for one in places.values()] for key in ("mean", "stdev"))
         axes.errorbar(list(places), means, errors, marker="o", capsize=3, label=method)
     axes.set_xscale("log")
-    axes.set_xticks(sorted({*numbers, *([FULL] if whole else [])}), labels=None)
+    axes.set_xticks(sorted({*experiment.numbers, *([FULL] if whole else [])}), labels=None)
     axes.get_xaxis().set_major_formatter("{x:g}")
-    axes.set_xlabel(label)
+    axes.set_xlabel(experiment.label)
     axes.set_ylabel("top-1 in %")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -49,7 +49,7 @@ def collect(name: str, state: Path, folder: Path, overrides: Sequence[str] = ())
     content: dict[str, Any] = {"setting": setting(name, runs, overrides), "run_on": places(runs), "rows": rows}
     if any(others.values()) and preferred:
         content["repeated"] = repeated(found, preferred)
-    if name == "layers" and (scores := layer_scores(state, folder)):
+    if experiment.of_layers and (scores := layer_scores(state, folder)):
         content["scores"] = scores
         content["correlation"] = correlations(scores, top1)
     return write(f"paper3_{name}", content, folder)

@@ -145,8 +145,8 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
             "optimizer": "adamw", "validation_images": 997, "teacher_top1": 0.94137,
         }  # fmt: skip
         monkeypatch.setattr(paper3_results, "setting", lambda *_, made=setting: made)
-        if name == "layers":
-            (tmp_path / "layers").mkdir()
+        if experiment.of_layers:
+            (tmp_path / "layers").mkdir(exist_ok=True)
             names = ("q", "separation", "information", "efficiency")
             scores = {tap: {name: rng.uniform() for name in names} for tap in experiment.rows}
             (tmp_path / "layers" / "layers.json").write_text(json.dumps(scores))
