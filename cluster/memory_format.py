@@ -8,8 +8,9 @@ from torch import nn
 from cluster.config import RunConfig
 from kdcore.remarks import say_once
 
-# Below these, torch 2.15's backward is right: tests/cluster/test_memory_format.py says when it is everywhere.
-CRASHING_CHANNELS, CRASHING_SIDE = 16, 56
+# Fewer channels than a vector has, on sides of so many pixels and more, crash torch 2.15: (channels, side) on a CPU
+# with AVX-512, and on others. tests/cluster/test_memory_format.py says when the backward is right everywhere.
+CRASHING_WITH_AVX512, CRASHING = (16, 56), (8, 1)
 
 
 def to_device(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
@@ -31,8 +32,9 @@ def runs_channels_last(config: RunConfig, network: nn.Module, device: torch.devi
     """Return whether a network runs channels-last; where the recipe wants it and torch would crash, say so once."""
     if not config.train.channels_last:
         return False
-    is_small = max(config.views.height, config.views.width) < CRASHING_SIDE
-    name = None if device.type == "cuda" or is_small else crashing_convolution(network)
+    channels, side = crashing_shapes()
+    is_small = max(config.views.height, config.views.width) < side
+    name = None if device.type == "cuda" or is_small else crashing_convolution(network, channels)
     if name is not None:
         say_once(
             f"{type(network).__name__} runs contiguous on the CPU, not channels-last: there torch's backward of narrow "
@@ -41,14 +43,18 @@ def runs_channels_last(config: RunConfig, network: nn.Module, device: torch.devi
     return name is None
 
 
-def crashing_convolution(network: nn.Module) -> str | None:
+def crashing_shapes() -> tuple[int, int]:
+    """Return below how many channels, and from which side in pixels on, convolutions crash on this CPU."""
+    return CRASHING_WITH_AVX512 if torch.cpu.get_capabilities().get("avx512_f") else CRASHING
+
+
+def crashing_convolution(network: nn.Module, channels: int) -> str | None:
     """Return the name of a convolution whose backward crashes torch 2.15 on a CPU, channels-last; None for none.
 
-    1x1, with a stride, of fewer than 16 input channels, on maps of 56 pixels and more: a segmentation fault, or a
-    double free.
+    1x1, with a stride, of fewer than so many input channels: a segmentation fault, or a double free.
     """
     for name, part in network.named_modules():
         is_strided = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and max(part.stride) > 1
-        if is_strided and part.in_channels < CRASHING_CHANNELS:
+        if is_strided and part.in_channels < channels:
             return name
     return None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cluster.assembly import assemble
-from cluster.memory_format import crashing_convolution, runs_channels_last, to_device
+from cluster.memory_format import CRASHING, CRASHING_WITH_AVX512, crashing_convolution, runs_channels_last, to_device
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.launch import launch
@@ -22,8 +22,8 @@ from kdcore.models import build_model
 CPU = torch.device("cpu")
 BACKWARD = """
 import torch
-conv = torch.nn.Conv2d(8, 8, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
-images = torch.randn(4, 8, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+conv = torch.nn.Conv2d(4, 8, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+images = torch.randn(4, 4, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
 for _ in range(5):
     conv(images).sum().backward()
 """
@@ -35,14 +35,17 @@ def test_torch_still_crashes():
     assert done.returncode < 0, "torch has mended the backward of narrow 1x1 convolutions; drop the rule"
 
 
-def test_the_rule(recipe):
+def test_the_rule(recipe, monkeypatch):
     narrow = timm.create_model("cifar_resnet8", widths=[4, 4, 8, 16])
-    assert crashing_convolution(narrow) == "layer2.0.downsample.0"
-    assert crashing_convolution(timm.create_model("resnet18")) is None
+    assert crashing_convolution(narrow, 8) == "layer2.0.downsample.0"
+    assert crashing_convolution(narrow, 4) is None
+    assert crashing_convolution(timm.create_model("resnet18"), 16) is None
     large, small = parse(recipe(views__size=64)), parse(recipe(views__size=32))
-    assert not runs_channels_last(large, narrow, CPU)
-    assert runs_channels_last(small, narrow, CPU)
-    assert runs_channels_last(large, narrow, torch.device("cuda"))
+    for shapes, small_runs in ((CRASHING_WITH_AVX512, True), (CRASHING, False)):
+        monkeypatch.setattr("cluster.memory_format.crashing_shapes", lambda shapes=shapes: shapes)
+        assert not runs_channels_last(large, narrow, CPU)
+        assert runs_channels_last(small, narrow, CPU) == small_runs
+        assert runs_channels_last(large, narrow, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("changes", [{"views__size": 64}, {"train__channels_last": False}])

@@ -25,7 +25,7 @@ from ops.reproduce.lane import Lane
 from ops.reproduce.lanes import Flight, flights_of, take_turns
 
 CPU = torch.device("cpu")
-NETWORK = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
+NETWORK = {"model": "cifar_resnet8", "args": {"widths": [8, 8, 8, 16]}}
 METHODS = {
     "dkd": [
         {"term": "ce", "weight": 1},
