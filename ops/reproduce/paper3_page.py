@@ -265,8 +265,11 @@ def draw_curves(axes: Any, rows: dict[str, Any], experiment: Experiment, whole: 
 
 
 def draw_scatter(axes: Any, rows: dict[str, Any], scores: dict[str, Any]) -> None:
-    """Draw the students' accuracy over the quality of the layer that taught them."""
-    for tap, one in rows.items():
+    """Draw the students' accuracy over the quality of the layer that taught them, and that of the student alone."""
+    if "alone" in rows:
+        axes.axhline(100 * rows["alone"]["mean"], color="gray", linestyle="--")
+        axes.annotate("alone", (0, 100 * rows["alone"]["mean"]), fontsize="x-small")
+    for tap, one in ((tap, rows[tap]) for tap in scores if tap in rows):
         axes.plot(scores[tap]["q"], 100 * one["mean"], "o", color="tab:blue")
         axes.annotate(tap, (scores[tap]["q"], 100 * one["mean"]), fontsize="x-small")
     axes.set_xlabel("quality Q of the layer")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ops.reproduce import paper3_page, paper3_results
-from ops.reproduce.experiments import EXPERIMENTS, Claim
+from ops.reproduce.experiments import EXPERIMENTS, LAYERS, Claim
 from ops.reproduce.identities import write_identities
 from ops.reproduce.paper3 import Slice
 from ops.reproduce.paper3_state import State
@@ -148,7 +148,7 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
         if experiment.of_layers:
             (tmp_path / "layers").mkdir(exist_ok=True)
             names = ("q", "separation", "information", "efficiency")
-            scores = {tap: {name: rng.uniform() for name in names} for tap in experiment.rows}
+            scores = {tap: {name: rng.uniform() for name in names} for tap in LAYERS}
             (tmp_path / "layers" / "layers.json").write_text(json.dumps(scores))
         paper3_results.collect(name, tmp_path, tmp_path / "results")
         if name == "regime":  # two of its rows on a second machine, too
