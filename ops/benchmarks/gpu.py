@@ -6,6 +6,7 @@
     graphs          a CIFAR step from the resident loader, launched operation by operation and as one CUDA graph
     deterministic   a step with train.deterministic on and off
     streams         a step whose teacher answers before the student runs, and beside it on a stream of its own
+    weights         a teacher's pass with its weights in float32, which autocast casts each time, and kept in bfloat16
     optimizers      an optimiser's step as torch has it by default, foreach and fused
     evaluation      images/s of validation, and of filling a cache
     waits           how often the host waits for the device in a step, by torch's own sync-debug mode
@@ -30,19 +31,18 @@ from typing import Any
 
 import torch
 
-from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
 from cluster.passes import evaluate
-from cluster.precision import autocast
 from cluster.rank import set_up_torch
 from cluster.training.graphs import GraphedPasses, new_stream
-from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
+from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
-from ops.benchmarks.gpu_bench import KD, PAIRS, Bench
+from ops.benchmarks.gpu_bench import KD, PAIRS, Bench, held, repeated
 from ops.benchmarks.gpu_regions import regions
+from ops.benchmarks.gpu_teacher import streams, weights
 from ops.console import say
 from ops.facts import RESULTS, facts
 from pipelines.files import write_json
@@ -89,54 +89,6 @@ def deterministic(bench: Bench) -> dict[str, Any]:
         found[pair] = both
     set_up_torch(True)
     return found
-
-
-def streams(bench: Bench) -> dict[str, Any]:
-    """Compare asking the teacher before the student runs with asking it for the next batch beside the student."""
-    found = {}
-    for pair in PAIRS:
-        run = bench.assembled(pair)
-        passes = ForwardBackward(run, new_state(run).distiller)
-        found[pair] = bench.milliseconds(
-            {"before": asked_before(run, passes, held(run)), "beside": asked_beside(run, passes, held(run), bench)}
-        )
-    return found
-
-
-def asked_before(run: Assembly, passes: ForwardBackward, batches: Iterator[Batch]) -> Callable[[], object]:
-    """Return a pass with the teacher's forward pass first, on the same stream."""
-    return lambda: passes(next(batches), 1.0, True)
-
-
-def asked_beside(
-    run: Assembly, passes: ForwardBackward, batches: Iterator[Batch], bench: Bench
-) -> Callable[[], object]:
-    """Return a pass during which the teacher answers for the batch behind it, on a stream of its own."""
-    assert run.teacher is not None, "a recipe with one"
-    teacher = run.teacher
-    if bench.device.type != "cuda":
-        return asked_before(run, passes, batches)
-    side = torch.cuda.Stream(bench.device)
-    current = torch.cuda.current_stream(bench.device)
-
-    def answered(batch: Batch) -> Batch:
-        side.wait_stream(current)
-        with torch.cuda.stream(side), autocast(run.config, run.rank):
-            targets = teacher(batch)
-        return batch.with_targets(targets)
-
-    ahead = answered(next(batches))
-
-    def call() -> None:
-        nonlocal ahead
-        current.wait_stream(side)
-        batch, ahead = ahead, answered(next(batches))
-        logits = None if batch.targets is None else batch.targets.logits
-        assert logits is not None, "the teacher has answered"
-        logits.record_stream(current)
-        passes(batch, 1.0, True)
-
-    return call
 
 
 def optimizers(bench: Bench) -> dict[str, Any]:
@@ -212,25 +164,13 @@ def stepping(loop: TrainingLoop, batches: Iterator[Batch]) -> Callable[[], objec
     return lambda: loop.step(batches)
 
 
-def repeated(run: Assembly) -> Iterator[Batch]:
-    """Yield a run's training batches without end."""
-    while True:
-        yield from run.train_batches(0)
-
-
-def held(run: Assembly) -> Iterator[Batch]:
-    """Yield one batch of a run again and again, so that no loader is measured."""
-    batch = next(repeated(run))
-    while True:
-        yield batch
-
-
 PARTS: dict[str, Part] = {
     "regions": regions,
     "decode": decode,
     "graphs": graphs,
     "deterministic": deterministic,
     "streams": streams,
+    "weights": weights,
     "optimizers": optimizers,
     "evaluation": evaluation,
     "waits": waits,

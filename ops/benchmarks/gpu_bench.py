@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
+from kdcore.batch import Batch
 
 REPEATS = 5  # timings of each thing, in turns; the median and the range are written
 PICTURES = 512  # JPEGs that are written where no folder is given, 500 x 375 as ImageNet's are in the middle
@@ -93,6 +94,19 @@ class Bench:
         """Wait until the device has done all that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def repeated(run: Assembly) -> Iterator[Batch]:
+    """Yield a run's training batches without end."""
+    while True:
+        yield from run.train_batches(0)
+
+
+def held(run: Assembly) -> Iterator[Batch]:
+    """Yield one batch of a run again and again, so that no loader is measured."""
+    batch = next(repeated(run))
+    while True:
+        yield batch
 
 
 def write_pictures(folder: Path, number: int, size: tuple[int, int]) -> Path:

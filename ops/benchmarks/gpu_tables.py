@@ -28,6 +28,8 @@ def rows(found: dict[str, Any]) -> Iterator[list[str]]:
         yield pair(f"a step, {name}", made, "on", "off", "`train.deterministic: false`")
     for name, made in measured(found, "streams").items():
         yield pair(f"a step, {name}", made, "before", "beside", "the teacher on a stream of its own")
+    for name, made in measured(found, "weights").items():
+        yield pair(f"the teacher's pass in bfloat16, {name}", made, "cast", "kept", "its weights kept in bfloat16")
     for name, made in measured(found, "optimizers").items():
         yield pair(f"the optimiser's step, {name}", made, "default", "fused", "fused")
     if made := measured(found, "decode"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import gpu, gpu_bench, gpu_regions
+from ops.benchmarks import gpu, gpu_bench, gpu_regions, gpu_teacher
 
 SMALL = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
 TEACHER = {**SMALL, "random": True}
@@ -20,7 +20,7 @@ PAIRS = {
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> gpu.Bench:
-    for module in (gpu, gpu_bench):
+    for module in (gpu, gpu_bench, gpu_teacher):
         monkeypatch.setattr(module, "PAIRS", PAIRS)
     monkeypatch.setattr(gpu_bench, "REPEATS", 2)
     pictures = gpu_bench.write_pictures(tmp_path / "pictures", 16, (32, 32))
@@ -43,6 +43,10 @@ def test_parts(bench, tmp_path):
     ]
     assert all(0 < one["range"][0] <= one["median"] <= one["range"][1] for one in timings)
     assert {name for pair in PAIRS for name in found["streams"][pair]} == {"before", "beside"}
+    for pair in PAIRS:
+        of_teacher = found["weights"][pair]
+        assert of_teacher["launches"]["kept"] < of_teacher["launches"]["cast"]
+        assert of_teacher["same_logits"]
 
 
 def test_a_part_that_fails_is_written_down(bench, tmp_path, monkeypatch):
