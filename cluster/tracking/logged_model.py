@@ -14,7 +14,8 @@ PREFIXES = ("val/", "held_out/")
 def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str], rows: Sequence[Row]) -> None:
     """Log the student of a finished run, once, with its accuracy at every validation.
 
-    params: that describe it; rows: of the run's journal. Its weights are the run's own file, `student.safetensors`.
+    name: the run's; of its dots, which MLflow allows in no model's name, dashes are made. params: that describe it;
+    rows: of the run's journal. Its weights are the run's own file, `student.safetensors`.
     """
     from mlflow.entities import Metric
 
@@ -27,7 +28,7 @@ def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str], 
         found[0]
         if found  # cut off while it was made
         else client.create_logged_model(
-            experiment, name=name, source_run_id=run_id, model_type="student", params=dict(params)
+            experiment, name=name.replace(".", "-"), source_run_id=run_id, model_type="student", params=dict(params)
         )
     )
     metrics = [
