@@ -21,7 +21,8 @@ from cluster.training.loop import TrainingLoop, new_state
 from kdcore.metrics import Counts
 
 CPU = torch.device("cpu")
-TEACHER = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}, "random": True}
+STUDENT = {"model": "cifar_resnet8", "args": {"widths": [8, 8, 8, 16]}}  # channels-last on every CPU
+TEACHER = STUDENT | {"random": True}
 LAST = [{"student": "layer3", "teacher": "layer3"}]
 CE = {"term": "ce", "weight": 1.0}
 METHODS: dict[str, list[dict[str, Any]]] = {
@@ -70,7 +71,8 @@ def test_a_step_reads_nothing(recipe, method):
     CRD's first step fixes its constants, and each micro-batch asks once whether its negatives are all drawn.
     """
     changes = {} if method == "ce" else {"teacher": TEACHER}
-    config = parse(recipe(method=METHODS[method], data__loader="reference", scaling__num_workers=0, **changes))
+    places = {"student": STUDENT, "data__loader": "reference", "scaling__num_workers": 0}
+    config = parse(recipe(method=METHODS[method], **places, **changes))
     run = assemble(config, Rank(0, 1, CPU))
     loop = TrainingLoop(run, new_state(run))
     batches = iter(list(run.train_batches(0)))
