@@ -78,7 +78,8 @@ class Lane:
         """Equal for runs whose next batches are the same, to the bit, and whose networks compute in the same way."""
         train, index, step = self.config.train, self.run.indexes["train"], self.state.step
         sizes = train.batch_size, self.run.micro_batch, self.run.steps_per_epoch
-        batches = index.fingerprint, self.run.plan.fingerprint, self.run.statistics, *sizes, step
+        views = self.run.plan.fingerprint, self.run.plan.policy.num_views  # what they look like, and which come when
+        batches = index.fingerprint, *views, self.run.statistics, *sizes, step
         seen = self.run.for_teacher.plan.fingerprint
         return *batches, seen, str(self.rank.device), train.precision, self.run.channels_last
 

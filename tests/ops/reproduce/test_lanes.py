@@ -228,6 +228,7 @@ def test_one_teacher_answers_for_all(config, monkeypatch):
     [
         {"seed": 1},
         {"views__mixup_alpha": 0.2},
+        {"views__num_views": 2},
         {"train__batch_size": 2},
         {"train__precision": "bfloat16"},
         {"train__channels_last": False},
