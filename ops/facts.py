@@ -28,11 +28,17 @@ def facts() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "command": command(),
         "commit": git_commit(),
-        "machine": f"{os.cpu_count()} cores {platform.machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "machine": machine(),
         "gpus": gpus,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def machine() -> str:
+    """Return cores, their vector instructions, which decide how sums are rounded, and memory."""
+    cores = f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{cores}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def command() -> str:
