@@ -6,7 +6,6 @@ python -m ops.benchmarks.tables
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -14,9 +13,9 @@ from typing import Any
 
 from ops.benchmarks.capacity_tables import clusters_table, elastic_table, kills_table
 from ops.benchmarks.gpu_tables import gpu_table
+from ops.benchmarks.paper3_sentences import paper3_sentences
 from ops.console import say
 from ops.facts import RESULTS
-from ops.reproduce.experiments import AMOUNTS
 from ops.reproduce.paper3_page import across, points
 
 OPS = Path(__file__).parents[1] / "README.md"
@@ -30,6 +29,11 @@ def main() -> None:
     for page in PARTS:
         page.write_text(with_parts(page))
         say(f"written: {page}")
+
+
+def read_experiments() -> dict[str, Any]:
+    """Return the results of the experiments beside the regime that the first page speaks of."""
+    return {name: read(f"paper3_{name}") for name in ("amount", "pilot_augmentation", "pilot_layers")}
 
 
 def with_parts(page: Path) -> str:
@@ -139,28 +143,6 @@ def regime_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def regime_sentence(found: dict[str, Any]) -> str:
-    """Return what the regime's main rows came to, in a sentence for the first page."""
-    rows = {name: row for name in REGIME_ROWS if (row := found["rows"][name])["top1"] is not None}
-    means = ", ".join(f"{REGIME_ROWS[name]} {row['top1']['mean']:.1%}" for name, row in rows.items())
-    n = min(row["top1"]["n"] for row in rows.values())
-    gain = points(found["rows"]["feature_only"]["differences"]["alone"])
-    text = (
-        "On 20 classes of ImageNet, EfficientNet-Lite0 teaching a small ResNet for 50 epochs without "
-        f"augmentation, mean top-1 (n = {n}): {means}; features alone over labels alone {gain} points "
-        "([PAPER3.md](ops/benchmarks/PAPER3.md): every row)."
-    )
-    return textwrap.fill(f"{text} {amount_sentence(read('paper3_amount'))}", 120) + "\n"
-
-
-def amount_sentence(found: dict[str, Any]) -> str:
-    """Return how the gain of features alone changes with the number of images, in a sentence for the first page."""
-    gains = [points(found["rows"][f"feature_only-{number}"]["differences"][f"alone-{number}"]) for number in AMOUNTS]
-    n = min(found["rows"][f"feature_only-{number}"]["top1"]["n"] for number in AMOUNTS)
-    with_number = ", ".join(f"{gain} with {number}" for number, gain in zip(AMOUNTS, gains, strict=True))
-    return f"With fewer images a class (n = {n}): {with_number}."
-
-
 def first_day_table(found: dict[str, Any]) -> str:
     """Return what each command of a first day took, and the networks that it ends with."""
     lines = ["| command | exit status | wall s | CPU s |", "|---|--:|--:|--:|"]
@@ -179,12 +161,6 @@ def first_day_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-REGIME_ROWS = {
-    "alone": "labels alone",
-    "kd": "KD",
-    "feature_only-ce": "features with labels",
-    "feature_only": "features alone",
-}
 PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     OPS: {
         "paper3_regime": regime_table,
@@ -196,7 +172,7 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     },
     CAPACITY: {"clusters": clusters_table, "capacity": kills_table, "elastic": elastic_table},
     SPEED: {"gpu": gpu_table},
-    TOP: {"paper3_regime": regime_sentence},
+    TOP: {"paper3_regime": lambda found: paper3_sentences({"regime": found, **read_experiments()})},
 }
 
 
