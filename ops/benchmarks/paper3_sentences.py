@@ -55,7 +55,7 @@ def augmentation_sentence(found: dict[str, Any]) -> str:
     done = [name.rpartition("-")[2] for name, row in found["rows"].items() if row["top1"] and "feature_only-" in name]
     gains, n = gains_of_features(found, [int(number) for number in done if number.isdecimal()])
     with_number = ", ".join(f"{gain} with {number} view{'s' * (number > 1)}" for number, gain in gains.items())
-    return f"With crops and flips, {in_small(found)} (n = {n}): {with_number}."
+    return f"The same difference with crops and flips, {in_small(found)} (n = {n}): {with_number}."
 
 
 def layers_sentence(found: dict[str, Any]) -> str:

@@ -172,7 +172,8 @@ def correlation_lines(found: dict[str, Any]) -> list[str]:
     measured = found.get("correlation")
     if not measured:
         return []
-    lines = [f"Spearman's correlation with the mean top-1, {measured['layers']} layers, {measured['seeds']} seeds:", ""]
+    number = f"{measured['layers']} layers, {measured['seeds']} seed{'s' * (measured['seeds'] > 1)}"
+    lines = [f"Spearman's correlation with the mean top-1, {number}:", ""]
     for name in ("Q", "separation", "depth"):
         one = measured[name]
         lines.append(f"* {name}: {one['spearman']:+.2f} (95 % [{one['low']:+.2f}, {one['high']:+.2f}])")
@@ -269,7 +270,8 @@ def draw_scatter(axes: Any, rows: dict[str, Any], scores: dict[str, Any]) -> Non
     """Draw the students' accuracy over the quality of the layer that taught them, and that of the student alone."""
     if "alone" in rows:
         axes.axhline(100 * rows["alone"]["mean"], color="gray", linestyle="--")
-        axes.annotate("alone", (0, 100 * rows["alone"]["mean"]), fontsize="x-small")
+        place = (0.01, 100 * rows["alone"]["mean"])
+        axes.annotate("alone", place, xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small")
     for tap, one in ((tap, rows[tap]) for tap in scores if tap in rows):
         axes.plot(scores[tap]["q"], 100 * one["mean"], "o", color="tab:blue")
         axes.annotate(tap, (scores[tap]["q"], 100 * one["mean"]), fontsize="x-small")

@@ -217,10 +217,10 @@ def setting(name: str, runs: dict[str, list[dict[str, Any]]], overrides: Sequenc
 def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> dict[str, Any]:
     """Return Spearman's correlation with the students' accuracy, and its 95 % interval, by predictor.
 
-    Over the layers that have been run with all of the seeds that any of them has. Empty with fewer than three layers.
+    Over the layers that have been run, with the seeds that all of them have. Empty with fewer than three layers.
     """
-    seeds = sorted({seed for found in top1.values() for seed in found})
-    taps = [tap for tap, found in top1.items() if tap in scores and sorted(found) == seeds]
+    taps = [tap for tap, found in top1.items() if tap in scores and found]
+    seeds = sorted(set[int]().union(*(top1[tap] for tap in taps)).intersection(*(top1[tap] for tap in taps)))
     if not seeds or len(taps) < 3:
         return {}
     accuracy = np.array([[top1[tap][seed] for seed in seeds] for tap in taps])
