@@ -64,8 +64,8 @@ def layers_sentence(found: dict[str, Any]) -> str:
     names = {"Q": "quality Q", "separation": "its part S", "depth": "depth"}
     shown = ((name, measured[key]) for key, name in names.items())
     rho = ", ".join(f"{name} {one['spearman']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for name, one in shown)
-    setting = f"{measured['layers']} layers one at a time, {in_small(found)}, n = {measured['seeds']}"
-    return f"What a layer of the teacher teaches alone ({setting}) has the rank correlation with its {rho}."
+    setting = f"{measured['layers']} layers of the teacher one at a time, n = {measured['seeds']}, {in_small(found)}"
+    return f"Top-1's rank correlation over {setting}: {rho}."
 
 
 def gains_of_features(found: dict[str, Any], numbers: Any) -> tuple[dict[int, str], int]:
