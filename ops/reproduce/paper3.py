@@ -138,10 +138,6 @@ class Slice:
         """Return the recipe of a row as one run of the experiment."""
         return configure(self.name, self.experiment, self.experiment.rows[row], row, seed, self.state, self.overrides)
 
-    def reads(self, row: str, cache: str) -> bool:
-        """Return whether a row's runs read a cache: those that need no teacher read none."""
-        return self.experiment.rows[row].cache == cache and self.configure(row).needs.teacher
-
     def advance(self, ends: float, side_by_side: int) -> list[str]:
         """Build caches and run runs until the time `ends`; return the names of the runs that are left."""
         runs = self.runs_to_do
@@ -150,7 +146,7 @@ class Slice:
             score_layers(self.state)
         try:
             for cache in self.experiment.builders:
-                rows = [row for row, _ in missing if self.reads(row, cache)]
+                rows = [row for row, _ in missing if self.experiment.rows[row].cache == cache]
                 if rows and time.monotonic() < ends:
                     self.build(cache, rows, ends)
             if missing and (seconds := ends - time.monotonic()) > 0:

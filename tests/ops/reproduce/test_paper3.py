@@ -152,12 +152,6 @@ def test_every_row_is_a_run_whose_cache_holds_what_it_reads(name, tmp_path):
             assert builder.cache.head or builder.student.classifier == "reused"
 
 
-def test_rows_without_a_teacher_wait_for_no_cache(tmp_path):
-    chosen = Slice("augmentation", State(tmp_path), [], None, None)
-    assert not chosen.reads("alone-50", "crops")
-    assert chosen.reads("kd-50", "crops")
-
-
 def test_the_regime_is_the_papers(tmp_path):
     """No augmentation, one view, AdamW under one cycle, 50 epochs in batches of 128; seeds share views and cache."""
     chosen = Slice("regime", State(tmp_path), [], None, None)
