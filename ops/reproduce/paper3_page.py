@@ -255,6 +255,8 @@ def draw_curves(axes: Any, rows: dict[str, Any], experiment: Experiment, whole: 
         places = {number: rows[name] for number, name in names.items() if name in rows}
         if whole.get(method, {}).get("top1"):
             places[FULL] = whole[method]["top1"]
+        if not places:
+            continue
         means, errors = ([100 * (one[key] or 0) for one in places.values()] for key in ("mean", "stdev"))
         axes.errorbar(list(places), means, errors, marker="o", capsize=3, label=method)
     axes.set_xscale("log")
