@@ -22,10 +22,19 @@ def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> l
     predictor [L]; accuracy [L, seeds].
     """
     rng = np.random.default_rng(0)
-    layers, seeds = accuracy.shape
-    found = []
+    num_layers, num_seeds = accuracy.shape
+    layers, seeds = [], []
     for _ in range(NUM_BOOTSTRAP):
-        chosen = rng.integers(layers, size=layers)
-        drawn = rng.integers(seeds, size=(layers, seeds))
-        found.append(spearman(predictor[chosen], np.take_along_axis(accuracy[chosen], drawn, axis=1).mean(axis=1)))
+        layers.append(rng.integers(num_layers, size=num_layers))
+        seeds.append(rng.integers(num_seeds, size=(num_layers, num_seeds)))
+    drawn = np.take_along_axis(accuracy[np.array(layers)], np.array(seeds), axis=2).mean(axis=2)
+    found = of_ranks(predictor[np.array(layers)], drawn)
     return [float(value) for value in np.percentile(found, [2.5, 97.5])]
+
+
+def of_ranks(these: NDArray[np.float64], those: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute `spearman` of each row of two arrays [N,L] at once: the correlation of their ranks; [N]."""
+    ranks = (stats.rankdata(values, axis=1) for values in (these, those))
+    one, other = (values - values.mean(axis=1, keepdims=True) for values in ranks)
+    norms = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return np.divide((one * other).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
