@@ -140,15 +140,26 @@ class Machines:
         return self.head.address
 
     def join(self, count: int = 1) -> None:
-        """So many more nodes; returns once they are there."""
+        """So many more nodes; returns once they are there.
+
+        Ray waits half a minute for a node's raylet, whatever is set: where a busy machine takes longer, once more.
+        """
         for address in [self.start() for _ in range(count)]:
-            said = []
-            for line in self.nodes[address].stdout:
-                said.append(line)
-                if "Ray runtime started" in line:
-                    break
-            else:
-                pytest.fail(f"no node at {address}: {''.join(said)}")
+            why = self.failure(address)
+            if why is not None and "timed out during startup" in why:
+                address = self.start()
+                why = self.failure(address)
+            if why is not None:
+                pytest.fail(f"no node at {address}: {why}")
+
+    def failure(self, address: str) -> str | None:
+        """Wait for a node; what its command said where it ended without one, None once it is there."""
+        said = []
+        for line in self.nodes[address].stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                return None
+        return "".join(said)
 
     def start(self) -> str:
         """The address of a node that begins to start."""
