@@ -22,8 +22,10 @@ from kdcore.models import build_model
 CPU = torch.device("cpu")
 BACKWARD = """
 import torch
-conv = torch.nn.Conv2d(4, 8, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
-images = torch.randn(4, 4, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+from cluster.memory_format import crashing_shapes
+channels = crashing_shapes()[0] // 2
+conv = torch.nn.Conv2d(channels, 8, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+images = torch.randn(4, channels, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
 for _ in range(5):
     conv(images).sum().backward()
 """
