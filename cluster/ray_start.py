@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 from typing import Any
+
+import psutil
 
 from kdcore.errors import Refused, RunFailed
 
 PATIENCE_SECONDS = 5.0  # to reach a cluster that is there
 MACHINE, ADDRESS_WORDS = "local", ("auto", "local")
+TOO_SLOW = "timed out during startup"  # in Ray's own message, half a minute after its processes began
+STARTS = 2
 
 
 def start_ray(**options: Any) -> None:
-    """Start Ray on this machine; options are those of `ray.init`. Refused, or RunFailed, where it does not start."""
+    """Start Ray on this machine; options are those of `ray.init`. Refused, or RunFailed, where it does not start.
+
+    Ray gives its processes half a minute, whatever is set. On a machine that was busy they get it once more, with the
+    files already in memory.
+    """
+    for attempt in range(1, STARTS + 1):
+        others = set(psutil.Process().children())
+        try:
+            _start_ray_once(options)
+        except RunFailed as error:
+            if attempt == STARTS or TOO_SLOW not in str(error):
+                raise
+            _kill_processes(set(psutil.Process().children()) - others)  # Ray leaves them to the end of this process
+            logging.getLogger("stillhouse").warning("Ray's processes took over half a minute to start: once more")
+        else:
+            return
+
+
+def _start_ray_once(options: dict[str, Any]) -> None:
+    """Start Ray; what goes wrong is Refused or RunFailed."""
     import ray
 
     try:
@@ -66,6 +91,17 @@ def _require_answer(address: str) -> None:
         f"RAY_ADDRESS={address}: no Ray cluster answers there ({reasons[0]}); start it, correct RAY_ADDRESS, or unset "
         "it to run on this machine alone"
     )
+
+
+def _kill_processes(processes: set[psutil.Process]) -> None:
+    """End processes, and all that they have started."""
+    family = set(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.update(process.children(recursive=True))
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 def _reason(error: Exception) -> str:
