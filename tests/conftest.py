@@ -141,11 +141,12 @@ def ray_cluster(worker_executable: str, request: pytest.FixtureRequest) -> Itera
     """One Ray cluster on this machine for all tests that ask for it, with room for 2 workers."""
     import ray
 
+    from cluster.ray_start import start_ray
     from cluster.resources import runtime_env
 
     env = runtime_env(PYTHONPATH=str(ROOT)) | {"py_executable": worker_executable}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init("local", num_cpus=4, include_dashboard=True, runtime_env=env, **quiet)  # not into somebody else's
+    start_ray(num_cpus=4, include_dashboard=True, runtime_env=env, **quiet)
     request.config.stash[CLUSTER_IS_SHARED] = True
     yield
     ray.shutdown()

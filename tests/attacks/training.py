@@ -89,6 +89,7 @@ class Training:
         """Exit status, what was said, and seconds from the first signal to the end. Each is sent once the one before it
         was heard: two that come at once are one."""
         self.wait_for_steps()
+        assert self.process.poll() is None, f"it ended by itself: {self.said}"
         began = time.monotonic()
         for number in signals:
             self.process.send_signal(number)

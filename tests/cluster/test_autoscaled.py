@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from cluster.sweep.room import concurrency
 from cluster.training.launch import launch
 from kdcore.errors import Refused, RunFailed
 from tests.cluster.late_nodes import MAY_COME, LateNodes
-from tests.cluster.machines import RAY, ROOT, free_port, kill_family
+from tests.cluster.machines import RAY, ROOT, free_port, kill_family, start_node
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -62,14 +61,9 @@ def from_zero(worker_executable: str) -> Iterator[Path]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
     }
     env.pop("RAY_ADDRESS", None)
-    options: dict[str, Any] = {"stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, **options) as process,
-    ):
+    with pytest.MonkeyPatch.context() as patch, start_node(command, env) as process:
         patch.setenv("HOME", str(folder))
         try:
-            wait_until_started(process)
             environment = runtime_env(PYTHONPATH=str(ROOT)) | {"py_executable": worker_executable}
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             ray.init(address=f"127.0.0.1:{port}", runtime_env=environment, **quiet)
@@ -100,16 +94,6 @@ def configuration(port: int) -> dict[str, Any]:
         "head_node_type": FAKE_HEAD_NODE_TYPE,
         "available_node_types": NODE_TYPES,
     }
-
-
-def wait_until_started(process: subprocess.Popen[str]) -> None:
-    said = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        if "Ray runtime started" in line:
-            return
-    pytest.fail("".join(said))
 
 
 def test_from_zero_nodes(from_zero, recipe):

@@ -25,6 +25,7 @@ import yaml
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from ops.__main__ import main
+from tests.cluster.machines import start_node
 from tests.own_code import write_own_code, write_own_images
 
 ROOT = Path(__file__).parents[2]
@@ -62,12 +63,8 @@ def head() -> Iterator[Head]:
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder / 'ray'}"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
+    with start_node(command, env) as process:
         try:
-            said = list(until("Ray runtime started", process))
-            assert process.poll() is None, "".join(said)
             yield Head(f"http://127.0.0.1:{ports['dashboard-port']}", env)
         finally:
             end(process)
@@ -89,14 +86,6 @@ def free_ports(number: int) -> list[int]:
         for probe in probes:
             probe.bind(("", 0))
         return [probe.getsockname()[1] for probe in probes]
-
-
-def until(words: str, process: subprocess.Popen) -> Iterator[str]:
-    """The lines that a process prints, to the first with these words."""
-    for line in process.stdout:
-        yield line
-        if words in line:
-            return
 
 
 @pytest.fixture
