@@ -17,27 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.batches import Batches
+from cluster.class_statistics import STATISTICS_BATCH, class_statistics
 from cluster.config import RunConfig
 from cluster.ensemble import TeacherEnsemble
-from cluster.images import (
-    check_labels,
-    evaluation_batch,
-    evaluation_policy,
-    image_size,
-    open_data,
-    sampling_of,
-)
+from cluster.images import check_labels, evaluation_batch, evaluation_policy, image_size, open_data, sampling_of
 from cluster.memory_format import runs_channels_last, to_device
-from cluster.passes import (
-    STATISTICS_BATCH,
-    class_means,
-    similarity_of_classes,
-    teacher_pass,
-)
+from cluster.passes import teacher_pass
 from cluster.rank import Rank
 from cluster.rules import micro_batch_size
 from cluster.stored_teacher import Statistics, StoredTeacher
-from cluster.teacher_assembly import assemble_teacher, reused_head
+from cluster.teacher_assembly import assemble_teacher, by_role, reused_head
 from cluster.weights import starting_facts
 from kdcore.batch import Batch, ClassStatistics, TeacherOutputs
 from kdcore.distiller import Distiller
@@ -256,21 +245,16 @@ class Assembly:
         return found
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
-        """Compute what the teacher's needs name of the training set, in one or two passes over it.
-
-        Means are taken of the images as they are trained on (their view 0), similarity of images cut as for
-        validation, both as the authors of the terms do.
-        """
+        """Compute what the teacher's needs name of the training set; see `cluster.class_statistics`."""
         if teacher is None or not teacher.needs.class_statistics:
             return ClassStatistics()
-        train, means, similarity = self.indexes["train"], {}, None
-        if teacher.needs.class_means:
-            loader = self.loader("train", self.plan, STATISTICS_BATCH)
-            means = class_means(teacher, loader, len(train), len(train.classes), self.rank)
-        if teacher.needs.class_similarity:
-            labels, loader = train.labels.astype(np.int64), self.evaluation_loader("train", STATISTICS_BATCH)
-            similarity = similarity_of_classes(teacher, loader, labels, len(train.classes), self.rank)
-        return ClassStatistics(means, similarity)
+        return class_statistics(
+            teacher,
+            self.indexes["train"],
+            lambda: self.loader("train", self.plan, STATISTICS_BATCH),
+            lambda: self.evaluation_loader("train", STATISTICS_BATCH),
+            self.rank,
+        )
 
 
 def assemble(
@@ -294,16 +278,9 @@ def assemble(
     statistics = input_statistics(student)
     if config.data.mean and config.data.std:
         statistics = (config.data.mean, config.data.std)
-    teacher, stored, ensemble = None, None, None
     with torch.random.fork_rng(devices=[]):
         found = [assemble_teacher(one, indexes, plan, statistics, rank) for one in config.teacher_recipes]
-        if config.teachers:
-            named = {member.name: one for member, one in zip(config.read_teachers, found, strict=True)}
-            online = {name: one for name, one in named.items() if isinstance(one, OnlineTeacher)}
-            kept = {name: one for name, one in named.items() if isinstance(one, StoredTeacher)}
-            ensemble = TeacherEnsemble.of(config, online, kept, image_size(config))
-        elif found:
-            teacher, stored = (found[0], None) if isinstance(found[0], OnlineTeacher) else (None, found[0])
+        teacher, stored, ensemble = by_role(config, found)
         head = reused_head(config, found)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)

@@ -21,7 +21,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.parcel import pack_parcel
 from cluster.provenance import Provenance
-from cluster.recipe import paths_of
+from cluster.recipe_paths import paths_of
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote

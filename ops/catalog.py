@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.about import AboutConfig
-from cluster.recipe import absolute, configure, validated
+from cluster.recipe import configure, validated
 from cluster.recipe_files import read_recipe
+from cluster.recipe_paths import absolute
 from kdcore.errors import Refused
 from kdcore.located import is_uri, local_file
 from ops import cifar_rows as rows

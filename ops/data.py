@@ -97,7 +97,7 @@ def verify(location: str, splits: Sequence[str]) -> int:
 def _show_loss(recipe: str, root: str, target: str) -> None:
     """Print what a recipe's teacher gets right on the validation images as they were, and as they are packed."""
     from cluster.evaluation import evaluate_networks, find_target, with_online_teacher
-    from cluster.recipe import absolute
+    from cluster.recipe_paths import absolute
     from cluster.scores import TITLES
     from ops import catalog
 

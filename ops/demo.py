@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.forecast import forecast
-from cluster.recipe import absolute, load_recipe
+from cluster.recipe import load_recipe
+from cluster.recipe_paths import absolute
 from cluster.resources import ray_session
 from cluster.tracking.folder import RunFolder
 from cluster.training.check import check_names, check_run

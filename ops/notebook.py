@@ -12,7 +12,8 @@ from typing import Any
 
 from cluster.cache.job import build
 from cluster.config import RunConfig
-from cluster.recipe import absolute, configure, validated
+from cluster.recipe import configure, validated
+from cluster.recipe_paths import absolute
 from cluster.sweep.config import SweepConfig, load_sweep
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.room import concurrency

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.recipe import absolute_store
+from cluster.recipe_paths import absolute_store
 from cluster.tracking.delivery import deliver_all
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.recipe import absolute
+from cluster.recipe_paths import absolute
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops import catalog

@@ -17,7 +17,8 @@ import numpy as np
 
 from cluster.config import RunConfig
 from cluster.field_names import near_names
-from cluster.recipe import absolute, assign, parse
+from cluster.recipe import assign, parse
+from cluster.recipe_paths import absolute
 from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused

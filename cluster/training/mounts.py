@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.recipe import paths_of
+from cluster.recipe_paths import paths_of
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 

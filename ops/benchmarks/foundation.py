@@ -27,7 +27,7 @@ from safetensors.torch import save
 
 from cluster.cache.job import build
 from cluster.config import RunConfig
-from cluster.recipe import absolute
+from cluster.recipe_paths import absolute
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import launch
 from kdcore.errors import Refused

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.recipe import absolute, load_recipe
+from cluster.recipe import load_recipe
+from cluster.recipe_paths import absolute
 from cluster.training.launch import launch
 from ops.digits import write_digits
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.recipe import absolute, apply_override
+from cluster.recipe import apply_override
+from cluster.recipe_paths import absolute
 from ops import catalog
 from ops.reproduce.experiments import Experiment, Row
 from ops.reproduce.paper3_state import State

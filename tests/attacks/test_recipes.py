@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from cluster.config import RunConfig
-from cluster.recipe import absolute, configure, load_recipe, parse, to_yaml
+from cluster.recipe import configure, load_recipe, parse, to_yaml
+from cluster.recipe_paths import absolute
 from cluster.strict_yaml import read_yaml
 from kdcore.errors import Refused
 from kdcore.terms.logits import KD

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cluster.assembly import Assembly, assemble
-from cluster.passes import every_image_once, similarity_of_classes
+from cluster.class_statistics import similarity_of_classes
+from cluster.passes import every_image_once
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.launch import check_run

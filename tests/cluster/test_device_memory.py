@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from cluster import passes
+from cluster import class_statistics, passes
 from cluster.cache import builder
 from cluster.cache.builder import Builder
 from cluster.device_memory import refuse_full_gpu
@@ -54,10 +54,10 @@ def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
     with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
         passes.quality_pass(None, loader, [], 2)
     with pytest.raises(Refused, match="128 images at once on every machine: take a GPU with more"):
-        passes.class_means(None, SimpleNamespace(max_batch=1, load=full), 1, 2, rank)
-    monkeypatch.setattr(passes, "smallest_class", full)
+        class_statistics.class_means(None, SimpleNamespace(max_batch=1, load=full), 1, 2, rank)
+    monkeypatch.setattr(class_statistics, "smallest_class", full)
     with pytest.raises(Refused, match="128 images at once on every machine: take a GPU with more"):
-        passes.similarity_of_classes(None, loader, [], 2, rank)
+        class_statistics.similarity_of_classes(None, loader, [], 2, rank)
     monkeypatch.setattr(builder, "codes_of", full)
     unit = Unit("train", 0, 0, 1)
     with pytest.raises(Refused, match=r"take a smaller cache\.batch_size"):

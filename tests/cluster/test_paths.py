@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from cluster.jobs import check_paths
-from cluster.recipe import absolute, absolute_store, parse, paths_of
+from cluster.recipe import parse
+from cluster.recipe_paths import absolute, absolute_store, paths_of
 from cluster.sweep.space import run_config
 from kdcore.configs import PATH
 from kdcore.errors import Refused

@@ -9,7 +9,8 @@ import pytest
 from cluster import plugins
 from cluster.jobs import check_paths
 from cluster.plugins import describe_code, fingerprints_of, import_plugins, refuse_other_code, to_ship
-from cluster.recipe import absolute, apply_override, parse
+from cluster.recipe import apply_override, parse
+from cluster.recipe_paths import absolute
 from cluster.tracking.delivery import recipe_to_deliver
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.tracker import Tracker
