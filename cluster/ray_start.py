@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import psutil
 
@@ -15,26 +16,29 @@ from kdcore.errors import Refused, RunFailed
 PATIENCE_SECONDS = 5.0  # to reach a cluster that is there
 MACHINE, ADDRESS_WORDS = "local", ("auto", "local")
 TOO_SLOW = "timed out during startup"  # in Ray's own message, half a minute after its processes began
-STARTS = 2
+Started = TypeVar("Started")
 
 
 def start_ray(**options: Any) -> None:
-    """Start Ray on this machine; options are those of `ray.init`. Refused, or RunFailed, where it does not start.
+    """Start Ray on this machine; options are those of `ray.init`. Refused, or RunFailed, where it does not start."""
+    start_patiently(lambda: _start_ray_once(options))
 
-    Ray gives its processes half a minute, whatever is set. On a machine that was busy they get it once more, with the
-    files already in memory.
+
+def start_patiently(start: Callable[[], Started]) -> Started:
+    """Call what starts Ray in this process; once more where the machine was too busy for it.
+
+    Ray gives its processes half a minute, whatever is set, and leaves them to the end of this process where that was
+    not enough. The second time their files are in memory.
     """
-    for attempt in range(1, STARTS + 1):
-        others = set(psutil.Process().children())
-        try:
-            _start_ray_once(options)
-        except RunFailed as error:
-            if attempt == STARTS or TOO_SLOW not in str(error):
-                raise
-            _kill_processes(set(psutil.Process().children()) - others)  # Ray leaves them to the end of this process
-            logging.getLogger("stillhouse").warning("Ray's processes took over half a minute to start: once more")
-        else:
-            return
+    others = set(psutil.Process().children())
+    try:
+        return start()
+    except Exception as error:
+        if TOO_SLOW not in str(error):
+            raise
+        _kill_processes(set(psutil.Process().children()) - others)
+        logging.getLogger("stillhouse").warning("Ray's processes took over half a minute to start: once more")
+    return start()
 
 
 def _start_ray_once(options: dict[str, Any]) -> None:

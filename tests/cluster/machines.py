@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,7 +28,7 @@ from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from cluster.ray_start import TOO_SLOW
+from cluster.ray_start import TOO_SLOW, start_patiently
 from cluster.resources import runtime_env
 
 ROOT = Path(__file__).parents[2]
@@ -119,21 +119,20 @@ def network() -> Namespaces | Loopback:
 
 
 def start_head(args: dict[str, Any]) -> Cluster:
-    """A cluster's head in this process; once more where Ray gave up on a busy machine."""
-    try:
-        return Cluster(initialize_head=True, head_node_args={"dashboard_port": free_port()} | args)
-    except Exception as error:
-        if TOO_SLOW not in str(error):
-            raise
-        return Cluster(initialize_head=True, head_node_args={"dashboard_port": free_port()} | args)
+    """A cluster's head in this process."""
+    return start_patiently(lambda: Cluster(initialize_head=True, head_node_args={"dashboard_port": free_port()} | args))
 
 
 def start_node(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """`ray start --block ...`, when its node is there; once more where Ray gave up on a busy machine."""
-    process = begin(command, env)
+    """`ray start --block ...`, when its node is there."""
+    return wait_for_node(begin(command, env), lambda: begin(command, env))
+
+
+def wait_for_node(process: subprocess.Popen[str], start: Callable[[], subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """The process whose node is there: this one, or another start's where Ray gave up on a busy machine."""
     why = failure(process)
     if why is not None and TOO_SLOW in why:
-        process = begin(command, env)
+        process = start()
         why = failure(process)
     if why is not None:
         pytest.fail(f"no node: {why}")
@@ -180,17 +179,9 @@ class Machines:
         return self.head.address
 
     def join(self, count: int = 1) -> None:
-        """So many more nodes; returns once they are there.
-
-        Ray waits half a minute for a node's raylet, whatever is set: where a busy machine takes longer, once more.
-        """
+        """So many more nodes; returns once they are there."""
         for address in [self.start() for _ in range(count)]:
-            why = failure(self.nodes[address])
-            if why is not None and TOO_SLOW in why:
-                address = self.start()
-                why = failure(self.nodes[address])
-            if why is not None:
-                pytest.fail(f"no node at {address}: {why}")
+            wait_for_node(self.nodes[address], lambda: self.nodes[self.start()])
 
     def start(self) -> str:
         """The address of a node that begins to start."""

@@ -108,7 +108,7 @@ def test_the_address_of_a_dashboard(monkeypatch):
 @pytest.mark.parametrize("slow_starts", [1, 2])
 def test_ray_that_is_slow_to_start(monkeypatch, slow_starts):
     """Ray raises a bare Exception after its 30 seconds, and leaves what it has started: ended, and begun anew."""
-    left = []
+    left, bystander = [], subprocess.Popen(["sleep", "60"])
 
     def init(*args, **options):
         if len(left) < slow_starts:
@@ -124,6 +124,8 @@ def test_ray_that_is_slow_to_start(monkeypatch, slow_starts):
         assert "\n" not in str(failed.value)
         left.pop().kill()  # the second attempt's, which Ray ends with this process
     assert [one.wait(5) for one in left] == [-signal.SIGKILL]
+    assert bystander.poll() is None
+    bystander.kill()
 
 
 def test_tensors_that_share_memory(tmp_path):
