@@ -9,7 +9,8 @@ from cluster.config import RunConfig
 from kdcore.remarks import say_once
 
 # Fewer channels than a vector has, on sides of so many pixels and more, crash torch 2.15: (channels, side) on a CPU
-# with AVX-512, and on others. tests/cluster/test_memory_format.py says when the backward is right everywhere.
+# with AVX-512, and on others (there maps of 8 pixels and more crash, which nearly every image comes to: any side).
+# tests/cluster/test_memory_format.py says when the backward is right everywhere.
 CRASHING_WITH_AVX512, CRASHING = (16, 56), (8, 1)
 
 

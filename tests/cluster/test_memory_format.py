@@ -1,5 +1,6 @@
 """Narrow ResNets at photo size run contiguous on a CPU, where torch 2.15 would crash."""
 
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from cluster.assembly import assemble
-from cluster.memory_format import CRASHING, CRASHING_WITH_AVX512, crashing_convolution, runs_channels_last, to_device
+from cluster.memory_format import (
+    CRASHING,
+    CRASHING_WITH_AVX512,
+    crashing_convolution,
+    crashing_shapes,
+    runs_channels_last,
+    to_device,
+)
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.launch import launch
@@ -35,6 +43,14 @@ def test_torch_still_crashes():
     """Fails when torch has mended it: then the rule of `cluster.memory_format` can go."""
     done = subprocess.run([sys.executable, "-c", BACKWARD], capture_output=True, check=False)
     assert done.returncode < 0, "torch has mended the backward of narrow 1x1 convolutions; drop the rule"
+
+
+def test_a_cpu_with_avx512_and_one_without(monkeypatch):
+    if platform.machine() == "x86_64":
+        assert "avx512_f" in torch.cpu.get_capabilities(), "torch names it in another way; so must crashing_shapes"
+    for has_it, shapes in ((True, CRASHING_WITH_AVX512), (False, CRASHING)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_it=has_it: {"avx512_f": has_it})
+        assert crashing_shapes() == shapes
 
 
 def test_the_rule(recipe, monkeypatch):

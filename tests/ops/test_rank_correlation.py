@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ops.rank_correlation import interval, of_ranks
+from ops import rank_correlation
+from ops.rank_correlation import interval, of_ranks, spearman
 
 
 def test_many_at_once():
@@ -33,3 +34,16 @@ def test_an_interval():
     ).confidence_interval
     assert (low, high) == pytest.approx((other.low, other.high), abs=0.06)
     assert 0 < low < stats.spearmanr(predictor, accuracy[:, 0]).statistic < high <= 1
+
+
+def test_seeds_are_drawn_for_every_layer(monkeypatch):
+    """Draw by draw, from the same random numbers."""
+    monkeypatch.setattr(rank_correlation, "NUM_BOOTSTRAP", 200)
+    rng = np.random.default_rng(2)
+    predictor, accuracy = np.arange(15.0), np.arange(15.0)[:, None] + rng.normal(scale=9, size=(15, 3))
+    draws, found = np.random.default_rng(0), []
+    for _ in range(200):
+        layers, seeds = draws.integers(15, size=15), draws.integers(3, size=(15, 3))
+        means = [accuracy[layer, of_layer].mean() for layer, of_layer in zip(layers, seeds, strict=True)]
+        found.append(spearman(predictor[layers], np.array(means)))
+    assert interval(predictor, accuracy) == pytest.approx(np.percentile(found, [2.5, 97.5]).tolist(), abs=1e-12)
