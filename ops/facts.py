@@ -43,6 +43,8 @@ def machine() -> str:
 
 def command() -> str:
     """Return how this was called, without the folders of this machine."""
+    if sys.argv[0] == "-":
+        return "python, a script on its standard input"
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     module = Path(sys.argv[0]).stem
     return " ".join(["python", "-m", "ops" if module == "__main__" else f"ops.benchmarks.{module}", *words])

@@ -29,7 +29,8 @@ def rows(found: dict[str, Any]) -> Iterator[list[str]]:
     for name, made in measured(found, "streams").items():
         yield pair(f"a step, {name}", made, "before", "beside", "the teacher on a stream of its own")
     for name, made in measured(found, "weights").items():
-        yield pair(f"the teacher's pass in bfloat16, {name}", made, "cast", "kept", "its weights kept in bfloat16")
+        how = "its weights kept in bfloat16" + ("" if made["same_logits"] else " (other logits)")
+        yield pair(f"the teacher's pass in bfloat16, {name}", made, "cast", "kept", how)
     for name, made in measured(found, "optimizers").items():
         yield pair(f"the optimiser's step, {name}", made, "default", "fused", "fused")
     if made := measured(found, "decode"):

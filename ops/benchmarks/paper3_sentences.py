@@ -6,9 +6,10 @@ Not here: the page with all of it (`ops.reproduce.paper3_page`).
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-from ops.reproduce.experiments import AMOUNTS
+from ops.reproduce.experiments import AMOUNTS, PILOT_VIEWS
 from ops.reproduce.paper3_page import points
 
 REGIME_ROWS = {
@@ -52,8 +53,7 @@ def amount_sentence(found: dict[str, Any]) -> str:
 
 def augmentation_sentence(found: dict[str, Any]) -> str:
     """Return how the gain of features alone changes with the number of views, at 32 pixels."""
-    done = [name.rpartition("-")[2] for name, row in found["rows"].items() if row["top1"] and "feature_only-" in name]
-    gains, n = gains_of_features(found, [int(number) for number in done if number.isdecimal()])
+    gains, n = gains_of_features(found, PILOT_VIEWS)
     with_number = ", ".join(f"{gain} with {number} view{'s' * (number > 1)}" for number, gain in gains.items())
     return f"The same difference with crops and flips, {in_small(found)} (n = {n}): {with_number}."
 
@@ -61,18 +61,18 @@ def augmentation_sentence(found: dict[str, Any]) -> str:
 def layers_sentence(found: dict[str, Any]) -> str:
     """Return what predicts how well a layer teaches, at 32 pixels."""
     measured = found["correlation"]
-    names = {"Q": "quality Q", "separation": "its part S", "depth": "depth"}
+    names = {"Q": "its quality Q", "separation": "Q's separation S", "depth": "its depth"}
     shown = ((name, measured[key]) for key, name in names.items())
     rho = ", ".join(f"{name} {one['spearman']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for name, one in shown)
-    setting = f"{measured['layers']} layers of the teacher one at a time, n = {measured['seeds']}, {in_small(found)}"
-    return f"Top-1's rank correlation over {setting}: {rho}."
+    setting = f"of {measured['layers']} (n = {measured['seeds']}, {in_small(found)})"
+    return f"Students taught by one layer {setting}: rank correlation of their top-1 with {rho}."
 
 
-def gains_of_features(found: dict[str, Any], numbers: Any) -> tuple[dict[int, str], int]:
-    """Return the gains over labels alone by number, and the fewest seeds of any."""
-    rows = {number: found["rows"][f"feature_only-{number}"] for number in numbers}
-    gains = {number: points(row["differences"][f"alone-{number}"]) for number, row in rows.items()}
-    return gains, min(row["top1"]["n"] for row in rows.values())
+def gains_of_features(found: dict[str, Any], numbers: Sequence[int]) -> tuple[dict[int, str], int]:
+    """Return the gains over labels alone by number, of those that were run, and the fewest seeds of any."""
+    rows = {number: found["rows"][f"feature_only-{number}"]["differences"] for number in numbers}
+    gains = {number: row[f"alone-{number}"] for number, row in rows.items() if f"alone-{number}" in row}
+    return {number: points(gain) for number, gain in gains.items()}, min(gain["n"] for gain in gains.values())
 
 
 def in_small(found: dict[str, Any]) -> str:

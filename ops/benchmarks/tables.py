@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def read_experiments() -> dict[str, Any]:
-    """Return the results of the experiments beside the regime that the first page speaks of."""
+    """Return the results of the first page's experiments other than the regime."""
     return {name: read(f"paper3_{name}") for name in ("amount", "pilot_augmentation", "pilot_layers")}
 
 
