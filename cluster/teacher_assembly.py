@@ -41,7 +41,7 @@ def assemble_teacher(
 def by_role(
     config: RunConfig, teachers: Sequence[OnlineTeacher | StoredTeacher]
 ) -> tuple[OnlineTeacher | None, StoredTeacher | None, TeacherEnsemble | None]:
-    """Return the one that answers online, the one whose answers are stored, or several as an ensemble: at most one.
+    """Return (online teacher, stored teacher, ensemble), of which at most one is not None.
 
     teachers: those of `config.teacher_recipes`, in that order.
     """
