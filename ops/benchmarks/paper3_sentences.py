@@ -54,8 +54,8 @@ def amount_sentence(found: dict[str, Any]) -> str:
 def augmentation_sentence(found: dict[str, Any]) -> str:
     """Return how the gain of features alone changes with the number of views, at 32 pixels."""
     gains, n = gains_of_features(found, PILOT_VIEWS)
-    with_number = ", ".join(f"{gain} with {number} view{'s' * (number > 1)}" for number, gain in gains.items())
-    return f"The same difference with crops and flips, {in_small(found)} (n = {n}): {with_number}."
+    with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
+    return f"The same difference with crops and flips, {in_small(found)} (n = {n}): {with_number} views."
 
 
 def layers_sentence(found: dict[str, Any]) -> str:
@@ -64,8 +64,8 @@ def layers_sentence(found: dict[str, Any]) -> str:
     names = {"Q": "its quality Q", "separation": "Q's separation S", "depth": "its depth"}
     shown = ((name, measured[key]) for key, name in names.items())
     rho = ", ".join(f"{name} {one['spearman']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for name, one in shown)
-    setting = f"of {measured['layers']} (n = {measured['seeds']}, {in_small(found)})"
-    return f"Students taught by one layer {setting}: rank correlation of their top-1 with {rho}."
+    setting = f"one of {measured['layers']} layers, as small (n = {measured['seeds']})"
+    return f"Students taught by {setting}: rank correlation of their top-1 with {rho}."
 
 
 def gains_of_features(found: dict[str, Any], numbers: Sequence[int]) -> tuple[dict[int, str], int]:
