@@ -3,6 +3,7 @@
 Those on broken checkpoints are in tests/cluster/training/test_recovery.py, those on families in test_families.py.
 """
 
+import inspect
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import torch
 import yaml
 from torch._inductor import cpp_builder
 
-from cluster.ray_start import join_cluster, start_ray
+from cluster.ray_start import TOO_SLOW, join_cluster, start_ray
 from cluster.recipe import configure, load_recipe, parse, to_yaml
 from cluster.training.launch import check_run, launch
 from kdcore.checkpoints import load_tensors, to_safetensors
@@ -103,6 +104,11 @@ def test_the_address_of_a_dashboard(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with pytest.raises(Refused, match="submit --address"):
         join_cluster()
+
+
+def test_rays_message_is_known():
+    """By its words alone is a slow start told from a broken one."""
+    assert TOO_SLOW in inspect.getsource(ray._private.node)
 
 
 @pytest.mark.parametrize("slow_starts", [1, 2])
