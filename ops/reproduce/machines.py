@@ -1,4 +1,4 @@
-"""Runs of one recipe and seed on several machines, which round differently: which of them counts.
+"""Runs of one recipe and seed on several machines, which round differently: which of them count.
 
 Not here: how far they are apart (`ops.reproduce.paper3_results`).
 """
@@ -6,7 +6,7 @@ Not here: how far they are apart (`ops.reproduce.paper3_results`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -24,6 +24,31 @@ def most_used(runs: Sequence[dict[str, Any]]) -> str | None:
     """Return the machine of most of the finished runs; of several with as many, the first. None without any."""
     found = Counter(machine_of(run) for run in runs if run["finished"])
     return max(found, key=lambda machine: found[machine]) if found else None
+
+
+def runs_that_count(
+    found: Mapping[str, Sequence[dict[str, Any]]], compared: Iterable[tuple[str, str]]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[dict[str, Any]]]]:
+    """Return of each row one run of each seed, and the others. found: {row: runs}; compared: pairs of rows.
+
+    A row counts as of the machine that has run most of it. Of several with as many, that one is taken for all rows
+    with which the fewest runs are compared across machines; of several such, the first that is found.
+    """
+    pairs = list(compared)
+    machines = dict.fromkeys(machine_of(run) for runs in found.values() for run in runs if run["finished"])
+    choices = [{row: one_of_each(runs, machine) for row, runs in found.items()} for machine in machines or [None]]
+
+    def num_across(choice: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]) -> int:
+        of_seeds = {row: machine_of_seeds(counted) for row, (counted, _) in choice.items()}
+        return sum(pairs_across(of_seeds[row], of_seeds[other]) for row, other in pairs)
+
+    best = min(choices, key=num_across)
+    return {row: counted for row, (counted, _) in best.items()}, {row: others for row, (_, others) in best.items()}
+
+
+def machine_of_seeds(runs: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Return {seed: machine} of the finished ones of one row's runs."""
+    return {run["seed"]: machine_of(run) for run in runs if run["finished"]}
 
 
 def one_of_each(

@@ -14,7 +14,7 @@ from ops import catalog
 from ops.facts import spread, write
 from ops.rank_correlation import interval, spearman
 from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
-from ops.reproduce.machines import machine_of, most_used, one_of_each, pairs_across
+from ops.reproduce.machines import machine_of, machine_of_seeds, most_used, pairs_across, runs_that_count
 from ops.reproduce.paper3_recipes import recipe_digest
 from ops.reproduce.slices import runs_of
 from ops.review.seed_noise import paired
@@ -31,10 +31,9 @@ def collect(name: str, state: Path, folder: Path, overrides: Sequence[str] = ())
     experiment = EXPERIMENTS[name]
     published = published_runs(name, folder, overrides)
     found = {row: joined(published[row], here(name, row, state, overrides)) for row in experiment.rows}
-    preferred = most_used(found[next(iter(experiment.rows))])
-    runs, others = ({row: one_of_each(of_row, preferred)[n] for row, of_row in found.items()} for n in (0, 1))
-    top1 = {row: by_seed(found) for row, found in runs.items()}
-    machines = {row: {run["seed"]: machine_of(run) for run in found if run["finished"]} for row, found in runs.items()}
+    runs, others = runs_that_count(found, [(row, other) for row in found for other in compared_with(experiment, row)])
+    top1 = {row: by_seed(of_row) for row, of_row in runs.items()}
+    machines = {row: machine_of_seeds(of_row) for row, of_row in runs.items()}
     rows = {
         row: {
             "recipe": experiment.rows[row].recipe,
@@ -47,8 +46,8 @@ def collect(name: str, state: Path, folder: Path, overrides: Sequence[str] = ())
         for row in experiment.rows
     }
     content: dict[str, Any] = {"setting": setting(name, runs, overrides), "run_on": places(runs), "rows": rows}
-    if any(others.values()) and preferred:
-        content["repeated"] = repeated(found, preferred)
+    if any(others.values()) and (machine := most_used(runs[next(iter(experiment.rows))])):
+        content["repeated"] = repeated(found, machine)
     if experiment.of_layers and (scores := layer_scores(state, folder)):
         content["scores"] = scores
         content["correlation"] = correlations(scores, top1)
@@ -106,14 +105,19 @@ def differences(
 
     Each with how many of its pairs are of runs on two kinds of machine, which round differently.
     """
-    claim = experiment.rows[row].claim
-    others = [experiment.baseline(row), *([claim.against] if claim else [])]
-    found = {other: difference(top1[row], top1[other]) for other in others if other != row and other in top1}
+    found = {other: difference(top1[row], top1[other]) for other in compared_with(experiment, row)}
     return {
         other: {**one, "across_machines": pairs_across(machines[row], machines[other])}
         for other, one in found.items()
         if one is not None
     }
+
+
+def compared_with(experiment: Experiment, row: str) -> list[str]:
+    """Return the rows to which a row's difference is told: the baseline, and the one that its claim names."""
+    claim = experiment.rows[row].claim
+    others = dict.fromkeys([experiment.baseline(row), *([claim.against] if claim else [])])
+    return [other for other in others if other != row and other in experiment.rows]
 
 
 def repeated(runs: dict[str, list[dict[str, Any]]], machine: str) -> list[dict[str, Any]]:

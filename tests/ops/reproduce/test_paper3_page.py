@@ -131,6 +131,22 @@ def test_a_row_that_is_run_on_a_second_machine(tmp_path, monkeypatch):
     assert again["rows"] == found["rows"]
 
 
+def test_rows_run_on_two_machines_are_compared_on_one(tmp_path, monkeypatch):
+    """Of a baseline that was run as often on both, those runs count with which the other rows are compared on one."""
+    found = {
+        "alone": [run_of("alone", seed, 0.40, machine) for machine in (None, OTHER) for seed in (0, 1)],
+        "kd": [run_of("kd", seed, 0.50 + 0.01 * seed, OTHER) for seed in (0, 1)],
+        "wttm": [run_of("wttm", seed, 0.45, machine) for machine in (None, OTHER) for seed in (0, 1)],
+    }
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: found.get(name.removeprefix("regime-"), []))
+    content = json.loads(paper3_results.collect("regime", tmp_path, tmp_path / "results").read_text())
+    for row in found:
+        assert [run["facts"]["machine"] for run in content["rows"][row]["runs"]] == [OTHER, OTHER]
+        assert all(one["across_machines"] == 0 for one in content["rows"][row]["differences"].values())
+    assert len(content["rows"]["alone"]["elsewhere"]) == 2
+    assert content["repeated"][0]["machines"][0] == OTHER
+
+
 def test_layers_are_ranked_over_the_seeds_that_all_have():
     """The student alone is none of them; by hand: the order of four layers by accuracy is that of their depth."""
     scores = {tap: {"q": q, "separation": -q} for tap, q in zip("abcd", (0.1, 0.4, 0.2, 0.3), strict=True)}
