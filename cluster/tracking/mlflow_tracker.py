@@ -244,8 +244,13 @@ def tracking_uri(config: RunConfig) -> str:
     known = os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = config.tracking.uri or RunFolder.of(config).read_store()
     if uri is None:
-        return f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
+        return own_store(config)
     return known if without_credentials(known) == uri else uri
+
+
+def own_store(config: RunConfig) -> str:
+    """Return the MLflow store of a recipe that names none: SQLite in the output folder."""
+    return f"sqlite:///{Path(config.output_dir).absolute() / 'mlflow.db'}"
 
 
 def open_store(config: RunConfig) -> Any:

@@ -1,7 +1,8 @@
 """Recording a run: metrics as JSON lines beside it first, then in its trackers, with all it takes to run it again.
 
-Only rank 0 writes. The driver makes the MLflow store, the experiment and the run, while the workers start (a fresh
-SQLite store does not survive several first visitors). The training loop waits for no tracker.
+Only rank 0 writes. The driver makes the MLflow store, the experiment and the run (a fresh SQLite store does not survive
+several first visitors): while the workers start where the recipe names a tracker, which may refuse the run, else after
+the first step. The training loop waits for no tracker.
 
 Not here: how lines get to a tracker (`cluster.tracking.tracker`), and what is kept back (`cluster.tracking.delivery`).
 """
@@ -12,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -22,7 +23,7 @@ from cluster.tracking.delivery import deliver, mark_end
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal, read_journal
 from cluster.tracking.machine import MachineSampler
-from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.mlflow_tracker import own_store, tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
@@ -53,6 +54,11 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
     return run_id
 
 
+def is_opened_first(config: RunConfig) -> bool:
+    """Return whether a run is opened in its trackers before its first step: one that the recipe names may refuse it."""
+    return bool(config.tracking.also) or tracking_uri(config) != own_store(config)
+
+
 def close_run(config: RunConfig, status: Status) -> None:
     """Mark the run's end in its trackers, and deliver what its log could not; or leave both for later."""
     folder, trackers = RunFolder.of(config), trackers_of(config)
@@ -79,13 +85,25 @@ class RunLog:
 
     first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they come
     again. What an attempt has measured after that very step, such as the last one, stays and is not written twice.
-    fence: tells whether the run is still this process's to write. Trackers, and what watches the machine, take seconds
-    to wake, which the first step does not share with them: they begin after it. While one is away, lines collect in the
-    folder. An error that waiting does not help is raised by the next call, or by `close`.
+    fence: tells whether the run is still this process's to write; wait_until_open: returns once it is open in its
+    trackers. These, and what watches the machine, take seconds to wake, which the first step does not share with them:
+    they begin after it. While one is away, lines collect in the folder. An error that waiting does not help is raised
+    by the next call, or by `close`.
     """
 
-    def __init__(self, config: RunConfig, first_step: int, fence: Fence | None = None) -> None:
-        self.config, self.folder, self.fence = config, RunFolder.of(config), fence
+    def __init__(
+        self,
+        config: RunConfig,
+        first_step: int,
+        fence: Fence | None = None,
+        wait_until_open: Callable[[], None] | None = None,
+    ) -> None:
+        self.config, self.folder, self.fence, self.wait_until_open = (
+            config,
+            RunFolder.of(config),
+            fence,
+            wait_until_open,
+        )
         self.check_fence()
         cut_journal(self.folder.metrics, first_step)
         self.known = {kind_of(row) for row in read_journal(self.folder.metrics) if row.get("step") == first_step}
@@ -153,6 +171,8 @@ class RunLog:
         """Deliver whenever there is something; end when the log is closed and all is delivered."""
         try:
             self.begun.wait()
+            if self.wait_until_open is not None:
+                self.wait_until_open()
             self.deliveries = [_Delivery(tracker, self.files) for tracker in trackers_of(self.config)]
             while True:
                 self.wake.wait()

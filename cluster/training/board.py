@@ -19,7 +19,7 @@ STARTS = ("stillhouse_starts", "How often the run's workers were started; each l
 class ProgressBoard:
     """Holds the latest state of one run, and what was said since the last look.
 
-    Also which ranks have raised an error, and whether the driver has opened the run in its trackers.
+    Also which ranks have raised an error, and whether the run is to be, and is, open in its trackers.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class ProgressBoard:
         self.messages: list[str] = []
         self.failed: set[int] = set()
         self.stop_asked = asyncio.Event()
-        self.opening = asyncio.Event()
+        self.asked_to_open, self.opening = asyncio.Event(), asyncio.Event()
         self.is_open = False
         self.num_starts, self.starts = 0, Gauge(*STARTS, tag_keys=("run",))
 
@@ -36,8 +36,13 @@ class ProgressBoard:
         self.is_open = is_open
         self.opening.set()
 
+    async def wanted(self) -> None:
+        """Return as soon as the run is to be open."""
+        await self.asked_to_open.wait()
+
     async def opened(self) -> bool:
-        """Return whether it has, as soon as that is known."""
+        """Ask for the run to be opened; return whether it is, as soon as that is known."""
+        self.asked_to_open.set()
         await self.opening.wait()
         return self.is_open
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
@@ -25,8 +25,9 @@ from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.run import close_run, open_run
+from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run
+from cluster.training.opening import Opening
 from cluster.training.progress import Watcher
 from cluster.versions import library_versions
 from kdcore.errors import Refused, RunFailed, shortened
@@ -127,18 +128,20 @@ def run_to_end(
 
     data: the fingerprint of its training images.
     """
-    opening: Future[str] | None = None
-    with ThreadPoolExecutor(1) as thread:  # MLflow takes seconds to wake, and so do the workers
+    opening: Opening | None = None
+    with ThreadPoolExecutor(1) as thread:
         try:
             with ray_session(config):
                 folder.error.unlink(missing_ok=True)
                 folder.claim(config, data)
-                opening = thread.submit(open_run, config, command, tags)
+                opening = Opening(partial(open_run, config, command, tags), thread)
+                if is_opened_first(config):
+                    opening.begin()  # while the workers start: both take seconds
                 final = run_workers(config, opening, watch, fence)
         except BaseException as error:  # with the workers gone, which would write on while the rest is delivered
-            if opening is None:
-                raise
-            if refusal := opening.exception():
+            if opening is None or not (opening.has_begun or isinstance(error, RunFailed)):
+                raise  # the trackers have not heard of it
+            if refusal := opening.begin().exception():
                 raise refusal from None
             if isinstance(error, RunFailed):
                 write_text(folder.error, str(error))
@@ -147,10 +150,11 @@ def run_to_end(
     return RunResult.of(config, final, time.perf_counter() - started)
 
 
-def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:
+def run_workers(config: RunConfig, opening: Opening, watch: Watcher | None, fence: Fence) -> dict[str, Any]:
     """Run the workers where the recipe wants them; return what rank 0 returned.
 
-    opening: the run in its trackers, which the workers wait for once they are there.
+    opening: the run in its trackers, which rank 0 waits for before it delivers, and before it trains where that may be
+    refused.
     """
     if config.scaling.num_workers == 0:
         return run_here(config, opening, watch, fence)
@@ -161,21 +165,26 @@ def run_workers(config: RunConfig, opening: Future[str], watch: Watcher | None, 
         from cluster.training.fitting import fit
 
     job, board = job_of(config, fence), open_board()
-    opening.add_done_callback(lambda done: board.open.remote(done.exception() is None))
+
+    def open_it(_: object) -> None:
+        opening.begin().add_done_callback(lambda done: board.open.remote(done.exception() is None))
+
+    board.wanted.remote().future().add_done_callback(open_it)
     with polling_progress(board, watch):
         final = fit_or_stop(partial(fit, job, board), board.stop.remote, watch)
     ray.kill(board)
     return final
 
 
-def run_here(config: RunConfig, opening: Future[str], watch: Watcher | None, fence: Fence) -> dict[str, Any]:
+def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: Fence) -> dict[str, Any]:
     """Be the run's one worker, in this process and without Ray; return what rank 0 returned."""
     with importing("cluster.training.worker"):
         from cluster.training.worker import train_worker
 
     stop = threading.Event()
-    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop}
-    opening.result()
+    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop, "opened": opening.wait}
+    if is_opened_first(config):
+        opening.wait()
     use_worker_threads(config)
     return fit_or_stop(partial(train_worker, payload), stop.set, watch)
 

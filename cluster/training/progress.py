@@ -33,13 +33,14 @@ GAUGES = {
 class Reporter:
     """A rank's side of the board, which never waits and never fails a run; progress is reported by rank 0 alone.
 
-    watch: called instead where there is no board, because the one worker runs in the driver's process.
+    watch, opened: called instead where there is no board, because the one worker runs in the driver's process.
     """
 
     board: Any
     rank: int
     run: str
     watch: Watcher | None = None
+    opened: Callable[[], None] | None = None
 
     def begin(self) -> None:
         if self._tells:
@@ -68,8 +69,10 @@ class Reporter:
         if self._tells:
             self.board.say.remote(message)
 
-    def wait_for_driver(self) -> None:
-        """Wait until the driver has opened the run. Refused where it could not: the driver says why."""
+    def wait_until_open(self) -> None:
+        """Have the driver open the run in its trackers, and wait for it. Refused where it could not, and says why."""
+        if self.opened is not None:
+            self.opened()
         if self.board is None:
             return
         import ray

@@ -24,7 +24,7 @@ from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, warning, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.run import RunLog
+from cluster.tracking.run import RunLog, is_opened_first
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
@@ -49,8 +49,9 @@ class Recorder:
         self.folder = RunFolder.of(config)
         self.log: RunLog | None = None
         if run.rank.first:
-            reporter.wait_for_driver()
-            self.log = RunLog(config, first_step, fence)
+            if is_opened_first(config):
+                reporter.wait_until_open()
+            self.log = RunLog(config, first_step, fence, reporter.wait_until_open)
             self.list_broken_images()
         self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
         train = run.indexes["train"]
@@ -144,11 +145,11 @@ class Recorder:
 
     def after_step(self, state: TrainState, record: StepRecord) -> None:
         """At the end of every interval, log the means over steps and ranks and show them on the board."""
-        if self.log:
-            self.log.begin()
         self.window_steps += 1
         self.norms += self.finite_or_zero(record.gradient_norm.double())
         if not self.interval_ends(state.step):
+            if self.log:
+                self.log.begin()
             return
         totals = self.run.rank.add_up(self.totals).tolist()
         now = time.perf_counter()

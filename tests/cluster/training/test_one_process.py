@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from mlflow import MlflowClient
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
+from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.run import open_run
 from cluster.training.checkpoint import STATE, whole_checkpoints
 from cluster.training.launch import launch
 from cluster.training.saving import LocalSaver
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from tests.processes import exit_code_of
 
 
@@ -66,6 +71,46 @@ def test_no_ray_is_needed(recipe, tmp_path):
     config = configure(recipe, tmp_path, "alone")
     assert exit_code_of(train_without_ray, config) == 0
     assert (config.run_dir / "student.safetensors").is_file()
+
+
+def test_mlflow_wakes_after_the_first_step(recipe, tmp_path, monkeypatch):
+    """Of a run with the store of its output folder; one that the recipe names, which may refuse it, is asked before."""
+    opened: list[bool] = []  # whether a step had been taken
+
+    def open_noting(config: RunConfig, *args: Any) -> str:
+        opened.append(RunFolder.of(config).metrics.exists() and any(read_journal(RunFolder.of(config).metrics)))
+        if tracking_uri(config).startswith("http"):
+            raise Refused("a server that refuses")
+        return open_run(config, *args)
+
+    monkeypatch.setattr("cluster.training.launch.open_run", open_noting)
+    config = configure(recipe, tmp_path, "alone")
+    result = launch(config)
+    assert opened == [True]
+    history = MlflowClient(tracking_uri(config)).get_metric_history(result.mlflow_run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 13))
+    elsewhere = parse(config.model_dump(mode="json") | {"name": "elsewhere", "tracking": {"uri": "http://127.0.0.1:9"}})
+    with pytest.raises(Refused, match="a server that refuses"):
+        launch(elsewhere)
+    assert opened == [True, False]
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_what_ends_before_its_first_step(recipe, tmp_path, monkeypatch, failing):
+    """A failure is a run in MLflow, by its reason; one that was ended by hand is not there."""
+
+    def end(*_: Any) -> None:
+        raise RunFailed("no memory") if failing else KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.training.worker.TrainingLoop.step", end)
+    config = configure(recipe, tmp_path, "alone")
+    with pytest.raises(RunFailed if failing else KeyboardInterrupt):
+        launch(config)
+    run_id = RunFolder.of(config).read_run_id()
+    assert (run_id is not None) == failing
+    if run_id is not None:
+        run = MlflowClient(tracking_uri(config)).get_run(run_id)
+        assert (run.info.status, run.data.tags["error"].endswith("no memory")) == ("FAILED", True)
 
 
 def test_killed_and_continued(recipe, tmp_path):

@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 
 from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
 from cluster.training.launch import check_run, launch
 from kdcore.errors import Refused
 from tests.conftest import small_recipe, write_image_folder
@@ -68,5 +69,7 @@ def test_a_class_of_one_image_cannot_be_held_out(tmp_path):
 
 @pytest.mark.parametrize("uri", ["mysql://me@127.0.0.1:1/x", "sqlite+nope:////tmp/x.db"])
 def test_a_store_whose_driver_is_missing(recipe, uri):
+    config = parse(recipe(scaling__num_workers=0, tracking__uri=uri))
     with pytest.raises(Refused, match="install the driver of that database"):
-        launch(parse(recipe(scaling__num_workers=0, tracking__uri=uri)))
+        launch(config)
+    assert not RunFolder.of(config).metrics.exists()

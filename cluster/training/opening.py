@@ -1,0 +1,38 @@
+"""When a run is opened in its trackers, by a thread of its driver.
+
+MLflow takes seconds of a processor to import, which the first step need not share. So a run with the store of its own
+output folder is opened when its log has something to deliver; any other store may be away, or refuse the run, and is
+asked before it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from threading import Lock
+
+
+class Opening:
+    """A run's entry in its trackers, which whoever wants it first has made.
+
+    make: opens the run, and returns its id in MLflow; thread: where that is done.
+    """
+
+    def __init__(self, make: Callable[[], str], thread: Executor) -> None:
+        self.make, self.thread, self.lock = make, thread, Lock()
+        self.future: Future[str] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anyone has wanted it."""
+        return self.future is not None
+
+    def begin(self) -> Future[str]:
+        """Have the run opened, once, without waiting for it."""
+        with self.lock:
+            self.future = self.future or self.thread.submit(self.make)
+        return self.future
+
+    def wait(self) -> None:
+        """Have the run opened, and wait for it. Raises what that has raised."""
+        self.begin().result()
