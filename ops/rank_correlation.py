@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -21,6 +23,25 @@ def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> l
 
     predictor [L]; accuracy [L, seeds].
     """
+    return percentiles(drawn_correlations([predictor], accuracy)[0])
+
+
+def lead(
+    predictor: NDArray[np.float64], other: NDArray[np.float64], accuracy: NDArray[np.float64]
+) -> tuple[float, list[float]]:
+    """Return by how much a predictor's `spearman` is above another's, and its 95 % interval over the same draws.
+
+    predictor, other [L]; accuracy [L, seeds].
+    """
+    mean = accuracy.mean(axis=1)
+    one, two = drawn_correlations([predictor, other], accuracy)
+    return spearman(predictor, mean) - spearman(other, mean), percentiles(one - two)
+
+
+def drawn_correlations(
+    predictors: Sequence[NDArray[np.float64]], accuracy: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Return each predictor's `spearman` in every draw of layers and of their seeds [NUM_BOOTSTRAP]."""
     rng = np.random.default_rng(0)
     num_layers, num_seeds = accuracy.shape
     layers, seeds = [], []
@@ -28,8 +49,12 @@ def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> l
         layers.append(rng.integers(num_layers, size=num_layers))
         seeds.append(rng.integers(num_seeds, size=(num_layers, num_seeds)))
     drawn = np.take_along_axis(accuracy[np.array(layers)], np.array(seeds), axis=2).mean(axis=2)
-    found = of_ranks(predictor[np.array(layers)], drawn)
-    return [float(value) for value in np.percentile(found, [2.5, 97.5])]
+    return [of_ranks(predictor[np.array(layers)], drawn) for predictor in predictors]
+
+
+def percentiles(values: NDArray[np.float64]) -> list[float]:
+    """Return the ends of the middle 95 % of the values."""
+    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
 def of_ranks(these: NDArray[np.float64], those: NDArray[np.float64]) -> NDArray[np.float64]:

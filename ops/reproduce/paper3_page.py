@@ -177,7 +177,10 @@ def correlation_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"Spearman's correlation with the mean top-1, {number}:", ""]
     for name in ("Q", "separation", "depth"):
         one = measured[name]
-        lines.append(f"* {name}: {one['spearman']:+.2f} (95 % [{one['low']:+.2f}, {one['high']:+.2f}])")
+        shown = f"{one['spearman']:+.2f} (95 % [{one['low']:+.2f}, {one['high']:+.2f}])"
+        if above := one.get("above_q"):
+            shown += f", above Q's by {above['difference']:+.2f} [{above['low']:+.2f}, {above['high']:+.2f}]"
+        lines.append(f"* {name}: {shown}")
     return [*lines, ""]
 
 

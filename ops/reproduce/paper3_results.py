@@ -12,7 +12,7 @@ import numpy as np
 
 from ops import catalog
 from ops.facts import spread, write
-from ops.rank_correlation import interval, spearman
+from ops.rank_correlation import interval, lead, spearman
 from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
 from ops.reproduce.machines import machine_of, machine_of_seeds, most_used, pairs_across, runs_that_count
 from ops.reproduce.paper3_recipes import recipe_digest
@@ -221,7 +221,8 @@ def setting(name: str, runs: dict[str, list[dict[str, Any]]], overrides: Sequenc
 def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> dict[str, Any]:
     """Return Spearman's correlation with the students' accuracy, and its 95 % interval, by predictor.
 
-    Over the layers that have been run, with the seeds that all of them have. Empty with fewer than three layers.
+    Of those other than Q, by how much it is above Q's, too. Over the layers that have been run, with the seeds that all
+    of them have. Empty with fewer than three layers.
     """
     taps = [tap for tap, found in top1.items() if tap in scores and found]
     seeds = sorted(set[int]().union(*(top1[tap] for tap in taps)).intersection(*(top1[tap] for tap in taps)))
@@ -229,13 +230,15 @@ def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> d
         return {}
     accuracy = np.array([[top1[tap][seed] for seed in seeds] for tap in taps])
     predictors = {
-        "Q": [scores[tap]["q"] for tap in taps],
-        "separation": [scores[tap]["separation"] for tap in taps],
-        "depth": [list(scores).index(tap) for tap in taps],
+        "Q": np.array([scores[tap]["q"] for tap in taps]),
+        "separation": np.array([scores[tap]["separation"] for tap in taps]),
+        "depth": np.array([float(list(scores).index(tap)) for tap in taps]),
     }
     found: dict[str, Any] = {"layers": len(taps), "seeds": len(seeds)}
-    for name, values in predictors.items():
-        predictor = np.array(values, dtype=float)
+    for name, predictor in predictors.items():
         low, high = interval(predictor, accuracy)
         found[name] = {"spearman": spearman(predictor, accuracy.mean(axis=1)), "low": low, "high": high}
+        if name != "Q":
+            above, (low, high) = lead(predictor, predictors["Q"], accuracy)
+            found[name]["above_q"] = {"difference": above, "low": low, "high": high}
     return found

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ops import rank_correlation
-from ops.rank_correlation import interval, of_ranks, spearman
+from ops.rank_correlation import interval, lead, of_ranks, spearman
 
 
 def test_many_at_once():
@@ -47,3 +47,17 @@ def test_seeds_are_drawn_for_every_layer(monkeypatch):
         means = [accuracy[layer, of_layer].mean() for layer, of_layer in zip(layers, seeds, strict=True)]
         found.append(spearman(predictor[layers], np.array(means)))
     assert interval(predictor, accuracy) == pytest.approx(np.percentile(found, [2.5, 97.5]).tolist(), abs=1e-12)
+
+
+def test_one_predictor_above_another():
+    """Over the same draws, so that what both miss says nothing; its own opposite is twice its correlation below it."""
+    rng = np.random.default_rng(3)
+    predictor, noise = np.arange(15.0), rng.normal(size=15)
+    accuracy = np.arange(15.0)[:, None] + rng.normal(scale=1, size=(15, 3))
+    above, (low, high) = lead(predictor, noise, accuracy)
+    mean = accuracy.mean(axis=1)
+    assert above == pytest.approx(stats.spearmanr(predictor, mean).statistic - stats.spearmanr(noise, mean).statistic)
+    assert 0 < low < above < high
+    assert lead(predictor, predictor**3, accuracy) == (0, [0, 0])
+    twice = [2 * end for end in interval(predictor, accuracy)]
+    assert lead(predictor, -predictor, accuracy)[1] == pytest.approx(twice)
