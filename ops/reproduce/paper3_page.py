@@ -278,9 +278,12 @@ def draw_scatter(axes: Any, rows: dict[str, Any], scores: dict[str, Any]) -> Non
         axes.axhline(100 * rows["alone"]["mean"], color="gray", linestyle="--")
         place = (0.01, 100 * rows["alone"]["mean"])
         axes.annotate("alone", place, xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small")
-    for tap, one in ((tap, rows[tap]) for tap in scores if tap in rows):
-        axes.plot(scores[tap]["q"], 100 * one["mean"], "o", color="tab:blue")
-        axes.annotate(tap, (scores[tap]["q"], 100 * one["mean"]), fontsize="x-small")
-    axes.set_xlabel("quality Q of the layer")
+    for tap in (tap for tap in scores if tap in rows):
+        place, beside = (scores[tap]["q"], 100 * rows[tap]["mean"]), (5, 0)
+        axes.plot(*place, "o", color="tab:blue")
+        name = tap.removeprefix("blocks.")
+        axes.annotate(name, place, beside, textcoords="offset points", va="center", fontsize="x-small")
+    axes.margins(0.08)
+    axes.set_xlabel("quality Q of the layer (numbers: its block)")
     axes.set_ylabel("top-1 in %")
     axes.grid(alpha=0.3)
