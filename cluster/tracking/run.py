@@ -98,12 +98,8 @@ class RunLog:
         fence: Fence | None = None,
         wait_until_open: Callable[[], None] | None = None,
     ) -> None:
-        self.config, self.folder, self.fence, self.wait_until_open = (
-            config,
-            RunFolder.of(config),
-            fence,
-            wait_until_open,
-        )
+        self.config, self.folder, self.fence = config, RunFolder.of(config), fence
+        self.wait_until_open = wait_until_open
         self.check_fence()
         cut_journal(self.folder.metrics, first_step)
         self.known = {kind_of(row) for row in read_journal(self.folder.metrics) if row.get("step") == first_step}

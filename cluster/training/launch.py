@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
@@ -166,14 +166,16 @@ def run_workers(config: RunConfig, opening: Opening, watch: Watcher | None, fenc
 
     job, board = job_of(config, fence), open_board()
 
-    def open_it(_: object) -> None:
-        opening.begin().add_done_callback(lambda done: board.open.remote(done.exception() is None))
+    def open_it(asked: Future[None]) -> None:
+        if asked.exception() is None:  # else the board is gone, and the run with it
+            opening.begin().add_done_callback(lambda done: board.open.remote(done.exception() is None))
 
     board.wanted.remote().future().add_done_callback(open_it)
-    with polling_progress(board, watch):
-        final = fit_or_stop(partial(fit, job, board), board.stop.remote, watch)
-    ray.kill(board)
-    return final
+    try:
+        with polling_progress(board, watch):
+            return fit_or_stop(partial(fit, job, board), board.stop.remote, watch)
+    finally:
+        ray.kill(board)
 
 
 def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: Fence) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: 
         from cluster.training.worker import train_worker
 
     stop = threading.Event()
-    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop, "opened": opening.wait}
+    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop, "open_run": opening.wait}
     if is_opened_first(config):
         opening.wait()
     use_worker_threads(config)

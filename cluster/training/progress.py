@@ -33,14 +33,14 @@ GAUGES = {
 class Reporter:
     """A rank's side of the board, which never waits and never fails a run; progress is reported by rank 0 alone.
 
-    watch, opened: called instead where there is no board, because the one worker runs in the driver's process.
+    watch, open_run: called instead where there is no board, because the one worker runs in the driver's process.
     """
 
     board: Any
     rank: int
     run: str
     watch: Watcher | None = None
-    opened: Callable[[], None] | None = None
+    open_run: Callable[[], None] | None = None
 
     def begin(self) -> None:
         if self._tells:
@@ -71,8 +71,8 @@ class Reporter:
 
     def wait_until_open(self) -> None:
         """Have the driver open the run in its trackers, and wait for it. Refused where it could not, and says why."""
-        if self.opened is not None:
-            self.opened()
+        if self.open_run is not None:
+            self.open_run()
         if self.board is None:
             return
         import ray

@@ -49,7 +49,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     rank = rank_of_this_process(config)
     refuse_other_code(config, payload["plugins"])
     set_up_torch(config.train.deterministic)
-    reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"), payload.get("opened"))
+    reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"), payload.get("open_run"))
     reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)

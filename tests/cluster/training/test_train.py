@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import safetensors.torch
 import torch
 
@@ -18,6 +19,7 @@ from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
+from cluster.training.board import open_board
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused, RunFailed
@@ -168,6 +170,22 @@ def test_no_run_without_its_mlflow(ray_cluster, recipe):
     with pytest.raises(Refused, match=r"MLflow store http://127.0.0.1:9 does not answer .* correct tracking.uri"):
         launch(config)
     assert not RunFolder.of(config).metrics.exists()
+
+
+def test_ended_by_hand_before_its_first_step(ray_cluster, recipe, monkeypatch):
+    """Nothing of it is in MLflow, and its board is gone."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.training.fitting.fit", end)
+    monkeypatch.setattr("cluster.training.launch.open_run", lambda *_: pytest.fail("nobody has asked for it"))
+    board = open_board()
+    monkeypatch.setattr("cluster.training.board.open_board", lambda: board)
+    with pytest.raises(KeyboardInterrupt):
+        launch(parse(recipe(scaling__num_workers=1)))
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(board.look.remote(), timeout=60)
 
 
 def test_few_validation_images(configure, undisturbed):
