@@ -26,22 +26,13 @@ def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> l
     return percentiles(drawn_correlations([predictor], accuracy)[0])
 
 
-def lead(
-    predictor: NDArray[np.float64], other: NDArray[np.float64], accuracy: NDArray[np.float64]
-) -> tuple[float, list[float]]:
-    """Return by how much a predictor's `spearman` is above another's, and its 95 % interval over the same draws.
-
-    predictor, other [L]; accuracy [L, seeds].
-    """
-    mean = accuracy.mean(axis=1)
-    one, two = drawn_correlations([predictor, other], accuracy)
-    return spearman(predictor, mean) - spearman(other, mean), percentiles(one - two)
-
-
 def drawn_correlations(
     predictors: Sequence[NDArray[np.float64]], accuracy: NDArray[np.float64]
 ) -> list[NDArray[np.float64]]:
-    """Return each predictor's `spearman` in every draw of layers and of their seeds [NUM_BOOTSTRAP]."""
+    """Return each predictor's `spearman` in every draw of layers and of their seeds [NUM_BOOTSTRAP].
+
+    The draws are the same for all of them, so that the differences of two have an interval of their own.
+    """
     rng = np.random.default_rng(0)
     num_layers, num_seeds = accuracy.shape
     layers, seeds = [], []
@@ -53,7 +44,7 @@ def drawn_correlations(
 
 
 def percentiles(values: NDArray[np.float64]) -> list[float]:
-    """Return the ends of the middle 95 % of the values."""
+    """Return the ends of the middle 95 % of what was drawn."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 

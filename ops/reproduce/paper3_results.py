@@ -12,7 +12,7 @@ import numpy as np
 
 from ops import catalog
 from ops.facts import spread, write
-from ops.rank_correlation import interval, lead, spearman
+from ops.rank_correlation import drawn_correlations, percentiles, spearman
 from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
 from ops.reproduce.machines import machine_of, machine_of_seeds, most_used, pairs_across, runs_that_count
 from ops.reproduce.paper3_recipes import recipe_digest
@@ -235,10 +235,12 @@ def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> d
         "depth": np.array([float(list(scores).index(tap)) for tap in taps]),
     }
     found: dict[str, Any] = {"layers": len(taps), "seeds": len(seeds)}
+    drawn = dict(zip(predictors, drawn_correlations(list(predictors.values()), accuracy), strict=True))
     for name, predictor in predictors.items():
-        low, high = interval(predictor, accuracy)
+        low, high = percentiles(drawn[name])
         found[name] = {"spearman": spearman(predictor, accuracy.mean(axis=1)), "low": low, "high": high}
         if name != "Q":
-            above, (low, high) = lead(predictor, predictors["Q"], accuracy)
+            above = found[name]["spearman"] - found["Q"]["spearman"]
+            low, high = percentiles(drawn[name] - drawn["Q"])
             found[name]["above_q"] = {"difference": above, "low": low, "high": high}
     return found
