@@ -24,8 +24,15 @@ import ray
 
 if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
     from cluster.training.loop import TrainingLoop
+    from cluster.training.progress import Reporter
 
-    step = TrainingLoop.step
+    step, update = TrainingLoop.step, Reporter.update
+
+    def tell(self, **state):
+        update(self, **state)
+        ray.get(self.board.end.remote())  # what a process has not sent yet is lost with it
+
+    Reporter.update = tell
 
     def crash(self, *args):
         if self.state.step == 4:
