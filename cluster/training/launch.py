@@ -175,7 +175,8 @@ def run_workers(config: RunConfig, opening: Opening, watch: Watcher | None, fenc
         with polling_progress(board, watch):
             return fit_or_stop(partial(fit, job, board), board.stop.remote, watch)
     finally:
-        ray.kill(board)
+        with suppress(ray.exceptions.RayError, RuntimeError):  # Ray itself may be what has failed
+            ray.kill(board)
 
 
 def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: Fence) -> dict[str, Any]:
