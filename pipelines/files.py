@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from kdcore.errors import Refused
 
 SCHEMES = ("s3:", "gs:", "gcs:", "abfs:", "abfss:", "hdfs:", "viewfs:", "http:", "https:", "file:")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
+_UNFINISHED = re.compile(r"(.+)\.[0-9a-f]{32}\.tmp")  # the names that `write_whole` writes to
 
 
 def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
@@ -48,6 +50,12 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise Refused(not_written(path, error)) from error
+
+
+def whole_name(name: str) -> str | None:
+    """Return the name that a file was to get from a `write_whole` that was killed; None for any other file."""
+    found = _UNFINISHED.fullmatch(name)
+    return found and found[1]
 
 
 def is_lasting(error: BaseException | None) -> bool:

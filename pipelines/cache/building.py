@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.cache.manifest import CONSTANTS, Manifest, Plan, differences, in_short
+from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, Plan, differences, in_short
 from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, remove_unfinished
 from pipelines.files import write_whole
 
@@ -37,8 +37,8 @@ class Building:
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.directory, self.plan = directory, plan
-        remove_unfinished(directory)
         self._claim()
+        self._remove_unfinished()
         self.note = self._constants_note()
         self.shards: dict[Unit, Shard] = {}
         if self.note is not None:
@@ -54,6 +54,13 @@ class Building:
                 raise Refused(f"{path} is no plan of a cache; take another folder (cache.dir=...)") from error
             self._refuse_other(earlier)
         write_whole(path, self.plan.model_dump_json(indent=1).encode())
+
+    def _remove_unfinished(self) -> None:
+        """Remove the half-written files of a build that was killed; once the folder is known to be this cache's."""
+        remove_unfinished(self.directory, {PLAN, MANIFEST, CONSTANTS, _CONSTANTS_NOTE})
+        for part in self.plan.parts:
+            for view in (self.directory / part).glob("view-*/"):
+                remove_unfinished(view)
 
     def _refuse_other(self, earlier: Plan) -> None:
         theirs, ours = earlier.without_views(), self.plan.without_views()

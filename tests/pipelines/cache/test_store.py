@@ -85,7 +85,9 @@ def test_a_build_cut_off_anywhere_ends_in_the_same_bytes(tmp_path):
         directory = tmp_path / f"cut-{done}"
         build(directory, stop_after=done)
         (directory / "train" / "view-00000").mkdir(parents=True, exist_ok=True)
-        (directory / "train" / "view-00000" / "rows.arrow.123.tmp").write_bytes(b"half")
+        (directory / "train" / "view-00000" / f"rows-000000000000-000000000004.arrow.{'0' * 32}.tmp").write_bytes(
+            b"half"
+        )
         assert len(Building(directory, plan()).missing()) == 6 - done
         build(directory)
         assert contents(directory) == contents(tmp_path / "whole")
@@ -140,6 +142,23 @@ def test_a_folder_of_another_cache_is_refused(tmp_path):
     build(tmp_path, stop_after=1)
     with pytest.raises(Refused, match=r"identity.views.seed is 0 there and 5 here"):
         Building(tmp_path, plan(views={"seed": 5, "fingerprint": "d" * 64}))
+
+
+def test_files_that_are_not_the_caches_stay(tmp_path):
+    """Neither in a folder that is no cache's, nor beside one: half-written shards and plans alone are removed."""
+    own = f"manifest.json.{'a' * 32}.tmp", f"train/view-00000/rows-000000000000-000000000004.json.{'b' * 32}.tmp"
+    others = "thesis.tmp", f"thesis.{'c' * 32}.tmp", f"home/rows-0-4.arrow.{'d' * 32}.tmp", "train/view-00000/x.tmp"
+    build(tmp_path, stop_after=1)
+    for name in (*own, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a year of work")
+    (tmp_path / "folder.tmp").mkdir()
+    with pytest.raises(Refused, match="holds a cache of something else"):
+        Building(tmp_path, plan(views={"seed": 5}))
+    assert all((tmp_path / name).exists() for name in (*own, *others))
+    Building(tmp_path, plan())
+    assert not any((tmp_path / name).exists() for name in own)
+    assert all((tmp_path / name).exists() for name in (*others, "folder.tmp"))
 
 
 def test_other_constants_make_other_shards(tmp_path):
