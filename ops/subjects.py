@@ -38,7 +38,7 @@ class Subject:
 def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
     """Return what a word on the command line names.
 
-    Refused where something belonging to it is missing.
+    Refused where something belonging to it is missing, and where its plug-ins are not those it was trained with.
     """
     require_subject(name)
     path = Path(name)
@@ -49,11 +49,13 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
         return Subject(config, None, Path(config.output_dir) / "evaluation" / Path(name).stem)
     run = RunFolder(path if path.is_dir() else path.parent)
     weights = run.weights if path.is_dir() else path
-    beside = [RunFolder(folder).recipe for folder in weights.absolute().parents[:2]]
-    found = recipe or next((str(file) for file in beside if file.is_file()), None)
+    beside = [RunFolder(folder) for folder in weights.absolute().parents[:2]]
+    found = recipe or next((str(one.recipe) for one in beside if one.recipe.is_file()), None)
     if found is None:
         raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
     loaded = catalog.load(found, overrides)
+    for one in beside:
+        one.refuse_other_plugins(loaded)
     # A run is in the store that its folder names, whatever the environment names today.
     tracking = loaded.tracking.model_copy(update={"uri": loaded.tracking.uri or run.read_store()})
     return Subject(

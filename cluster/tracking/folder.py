@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cluster.plugins import fingerprints_of, location
 from cluster.recipe import load_recipe, to_yaml
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
@@ -252,17 +254,23 @@ class RunFolder:
         """Refuse weights, and plug-ins, that are not those of the run."""
         from cluster.weights import starting_facts  # as in `claim`
 
-        if not self.facts.exists():  # a run from before they were recorded
-            return
-        theirs = flat_fields(read_object(self.facts, "delete it to go on without its check of the weights"))
-        ours = flat_fields(starting_facts(config))
-        for key in sorted(ours.keys() & theirs.keys()):
-            if ours[key] != (known := str(theirs[key])):
-                what = "was computed by another plug-in" if key.startswith("plugins") else "started from other weights"
-                raise Refused(
-                    f"{self.path} holds a run that {what} ({key} {known[:16]}... there, "
-                    f"{ours[key][:16]}... now); restore the file, choose another name=..., or delete that folder"
-                )
+        self._refuse_other_facts(starting_facts(config), "choose another name=..., or delete that folder")
+
+    def refuse_other_plugins(self, config: RunConfig) -> None:
+        """Refuse to look at the run's network with plug-ins that are not those that it was trained with."""
+        self._refuse_other_facts({"plugins": fingerprints_of(config)}, "or train again under another name=...")
+
+    def _refuse_other_facts(self, facts: Mapping[str, Any], remedy: str) -> None:
+        """Refuse facts that are not those of the run. remedy: what helps where a file cannot be restored."""
+        remedy_of_file = "delete it to go on without its check of weights and plug-ins"
+        theirs = flat_fields(read_object(self.facts, remedy_of_file) if self.facts.exists() else {})
+        for key, now in sorted(flat_fields(facts).items()):
+            if (known := str(theirs.get(key, now))) != now:
+                what, file = "started from other weights", "the file"
+                if key.startswith("plugins."):
+                    what, file = "was computed by another plug-in", location(sys.modules[key.removeprefix("plugins.")])
+                there = f"{self.path} holds a run that {what} ({key} {known[:16]}... there, {now[:16]}... now)"
+                raise Refused(f"{there}; restore {file}, {remedy}")
 
 
 def _moved(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
