@@ -15,17 +15,16 @@ import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.listing import find_containers
-from pipelines.data.tars import CLASS_FILES
+from pipelines.data.tars import CLASS_FILES, CODECS, plain_name
 from pipelines.files import make_folder, write_whole
 from pipelines.places import Found, Place
 
-_CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tar.bz2": "bz2", ".tar.xz": "xz"}
 _READ_BYTES = 8 * 2**20
 
 
 def find_compressed(place: Place, split: str) -> tuple[Found, ...]:
     """Return the compressed tars of a split."""
-    return find_containers(place, split, tuple(_CODECS))
+    return find_containers(place, split, tuple(CODECS))
 
 
 def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Callable[[int], object]) -> Place:
@@ -34,10 +33,11 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
     Lists of classes that lie beside them are copied. report: called with the compressed bytes that are done. Refused
     for a tar that is not whole, and where there is less room than the compressed tars take.
     """
+    _refuse_one_name(place, files)
     facts = [[file.name, file.num_bytes, file.mtime_ns] for file in files]
     target = folder / f"tars-{sha256(json.dumps([place.root, facts]).encode()).hexdigest()[:32]}"
     make_folder(target, "output_dir")
-    missing = [file for file in files if not (target / _plain_name(file.name)).exists()]
+    missing = [file for file in files if not (target / plain_name(file.name)).exists()]
     needed, free = sum(file.num_bytes for file in missing), shutil.disk_usage(target).free
     if free < needed:
         raise Refused(
@@ -47,7 +47,7 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
     for file in missing:
         with place.open(file.name) as compressed:
             parts = _decompressed(compressed, _codec(file.name), place.name_of(file.name), report)
-            write_whole(target / _plain_name(file.name), partial(_write_parts, parts))
+            write_whole(target / plain_name(file.name), partial(_write_parts, parts))
     for parent in {"", *(str(PurePosixPath(file.name).parent) for file in files)} - {"."}:
         for name in (str(PurePosixPath(parent) / name) for name in CLASS_FILES):
             if place.has(name) and not (target / name).exists():
@@ -57,8 +57,19 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
 
 def plain_files(place: Place, files: tuple[Found, ...]) -> tuple[Found, ...]:
     """Return the tars that `decompress` has made of compressed ones."""
-    found = [(_plain_name(file.name), (Path(place.root) / _plain_name(file.name)).stat()) for file in files]
+    found = [(plain_name(file.name), (Path(place.root) / plain_name(file.name)).stat()) for file in files]
     return tuple(Found(name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+def _refuse_one_name(place: Place, files: tuple[Found, ...]) -> None:
+    """Refuse two compressed tars of one name but for how they are compressed: which of them is meant?"""
+    names: dict[str, str] = {}
+    for file in files:
+        if (other := names.setdefault(plain_name(file.name), file.name)) != file.name:
+            raise Refused(
+                f"{place.name_of(other)} and {PurePosixPath(file.name).name} are both {plain_name(file.name)} when "
+                "they are decompressed; rename one, or remove it where they are the same"
+            )
 
 
 def _decompressed(compressed: pa.NativeFile, codec: str, name: str, report: Callable[[int], object]) -> Iterator[bytes]:
@@ -81,10 +92,4 @@ def _write_parts(parts: Iterable[bytes], file: BinaryIO) -> None:
 
 
 def _codec(name: str) -> str:
-    return next(codec for suffix, codec in _CODECS.items() if name.endswith(suffix))
-
-
-def _plain_name(name: str) -> str:
-    """Return what a compressed tar is called when it is decompressed."""
-    suffix = next(suffix for suffix in _CODECS if name.endswith(suffix))
-    return f"{name.removesuffix(suffix)}.tar"
+    return next(codec for suffix, codec in CODECS.items() if name.endswith(suffix))

@@ -3,16 +3,15 @@
 A sample is the files of one name before its first dot: one image, and its label as `.cls` (a number or a name), in
 `.json` (key `label`, with the original `filename` where it is kept), or, where there is neither, as the class folder
 that the image lies in. Tars without any of these hold images without labels. Names of classes that are numbers come
-from classes.txt beside the tars, a line a class.
+from classes.txt beside the tars, a line a class. No image is passed over: what cannot be read is refused by name.
 """
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BufferedReader
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -33,11 +32,17 @@ from pipelines.data.listing import (
     name_numbers,
     number_classes,
 )
+from pipelines.data.tar_members import Member, members_of
 from pipelines.places import Found, Place
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 _READ_BYTES = 8 * 2**20
+_MOST = 2**31 - 1  # as the number of a class
 _JSON_LABELS = ("label", "cls", "class")
+# Of compressed tars, and how each is compressed: see `pipelines.data.compressed`.
+CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tar.bz2": "bz2", ".tar.xz": "xz"}
+# Images of kinds that the loaders do not decode alike, or under names that nothing here looks for.
+_OTHER_IMAGES = (".gif", ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".tga", ".svg")
 _COLUMNS = pa.schema(
     {
         "class": pa.large_string(),
@@ -51,8 +56,23 @@ _COLUMNS = pa.schema(
 
 
 def find_tars(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the tars of a split."""
-    return find_containers(place, split, (".tar",))
+    """Return the tars of a split. Refused for compressed tars among them: part of the split would be left out."""
+    found = find_containers(place, split, (".tar",))
+    names = {file.name for file in found}
+    for file in find_containers(place, split, tuple(CODECS)) if found else ():
+        lies_beside = PurePosixPath(file.name).parent == PurePosixPath(found[0].name).parent
+        if lies_beside and plain_name(file.name) not in names:
+            raise Refused(
+                f"{place.name_of(file.name)} is compressed and lies beside {PurePosixPath(found[0].name).name}, which "
+                "is not; decompress all of them or none, or remove it"
+            )
+    return found
+
+
+def plain_name(name: str) -> str:
+    """Return what a compressed tar is called when it is decompressed."""
+    suffix = next(suffix for suffix in CODECS if name.endswith(suffix))
+    return f"{name.removesuffix(suffix)}.tar"
 
 
 def list_tars(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
@@ -68,24 +88,6 @@ def list_tars(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     return Listing(classes, in_order_of_id(listed.append_column("path", paths)), files)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file within a tar: its name, and where its content lies."""
-
-    path: PurePosixPath
-    offset: int
-    num_bytes: int
-
-    @property
-    def key(self) -> str:
-        """The name before its first dot, with its folder."""
-        return str(self.path.with_name(self.path.name.partition(".")[0]))
-
-    @property
-    def extension(self) -> str:
-        return self.path.suffix.lower()
-
-
 def _list_tar(place: Place, split: str, files: tuple[Found, ...], number: int) -> pa.Table:
     """Return class, name, num_bytes, file and offset of the samples of one tar, in its order."""
     name = place.name_of(files[number].name)
@@ -94,48 +96,62 @@ def _list_tar(place: Place, split: str, files: tuple[Found, ...], number: int) -
         try:
             # Of a store, much at a time is read, images and all: a request a header would take longer.
             whole = file if place.is_local else BufferedReader(file, _READ_BYTES)
-            for _, members in groupby(_members(whole, file.size()), key=lambda member: member.key):
+            seen: set[str] = set()
+            for _, members in groupby(members_of(whole, file.size(), name), key=lambda member: member.key):
                 sample = list(members)
                 image = _only_image(sample, name)
-                if image is None:
-                    continue
                 label, original = _label(sample, whole, name)
+                if image is None:
+                    _refuse_lost(sample, label, name)
+                    continue
+                if str(image.path) in seen:
+                    raise Refused(f"{name}: {image.path} is there twice; write the tar again with one of the two")
+                seen.add(str(image.path))
                 folder, own = _inside(image.path, split)
                 own = PurePosixPath(original).name if original else own if label is None else image.path.name
                 rows.append((label or folder, label is None, own, image.num_bytes, number, image.offset))
         except (tarfile.TarError, EOFError) as error:
             raise Refused(f"{name} is not a whole tar ({error}); copy it again") from error
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            raise Refused(f"{name} cannot be read ({reason}); mend its disk or store, then try again") from error
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
     return pa.table(
         [pa.array(values, type=kind) for values, kind in zip(columns, _COLUMNS.types, strict=True)], _COLUMNS
     )
 
 
-def _members(file: Any, size: int) -> Iterator[_Member]:
-    """Yield the visible files of a tar of so many bytes. TarError where it is cut off."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps one object a file
-            if member.offset_data + member.size > size:
-                raise tarfile.ReadError(f"it ends within {member.name}")
-            path = PurePosixPath(member.name)
-            if member.isreg() and not path.name.startswith("."):
-                yield _Member(path, member.offset_data, member.size)
-
-
-def _only_image(sample: list[_Member], name: str) -> _Member | None:
+def _only_image(sample: list[Member], name: str) -> Member | None:
     images = [member for member in sample if member.extension in IMAGE_SUFFIXES]
     if len(images) > 1:
         raise Refused(f"{name}: {images[0].path} and {images[1].path} are two images of one sample; keep one of them")
     return images[0] if images else None
 
 
-def _label(sample: list[_Member], file: Any, name: str) -> tuple[str | None, str | None]:
+def _refuse_lost(sample: list[Member], label: str | None, name: str) -> None:
+    """Refuse a sample without an image that is read, if it is one: it has a label, or an image of another kind."""
+    other = next((member for member in sample if member.extension in _OTHER_IMAGES), None)
+    if other is not None:
+        raise Refused(
+            f"{name}: {other.path} is an image of a kind that is not read; convert it to JPEG or PNG, or remove it"
+        )
+    if label is not None:
+        found = ", ".join(str(member.path) for member in sample)
+        raise Refused(
+            f"{name}: the sample {sample[0].key} has a label and no image (only {found}); put its image (.jpg, .png, "
+            ".webp, ...) beside it in the tar, or remove it"
+        )
+
+
+def _label(sample: list[Member], file: Any, name: str) -> tuple[str | None, str | None]:
     """Return (the label as text, the image's original name) as the files beside it say; None where they do not."""
     label = original = None
     for member in sample:
         if member.extension == ".cls":
-            label = _content(member, file).decode().strip()
+            try:
+                label = _content(member, file).decode().strip()
+            except UnicodeDecodeError as error:
+                raise Refused(f"{name}: {member.path} is not text in UTF-8 ({error}); mend or remove it") from error
         elif member.extension == ".json":
             try:
                 facts = json.loads(_content(member, file))
@@ -144,11 +160,18 @@ def _label(sample: list[_Member], file: Any, name: str) -> tuple[str | None, str
             if isinstance(facts, dict):
                 original = facts.get("filename", original)
                 found = next((facts[key] for key in _JSON_LABELS if facts.get(key) is not None), None)
+                if not isinstance(original, str | None):
+                    raise Refused(f"{name}: {member.path} gives {original!r} as filename; give a text, or leave it out")
+                if isinstance(found, list | dict):
+                    raise Refused(
+                        f"{name}: {member.path} gives {json.dumps(found)[:100]} as a label; give one number or name, "
+                        "and images with several labels as Parquet or a CSV"
+                    )
                 label = str(found) if label is None and found is not None else label
     return label, original
 
 
-def _content(member: _Member, file: Any) -> bytes:
+def _content(member: Member, file: Any) -> bytes:
     file.seek(member.offset)
     return bytes(file.read(member.num_bytes))
 
@@ -176,9 +199,12 @@ def _classes(place: Place, files: tuple[Found, ...], table: pa.Table) -> tuple[t
             f"{place.name_of(files[first['file']].name)}: {first['name']} has no label, but others have; put a .cls "
             "file beside it, or it into a class folder"
         )
-    if pc.any(table["in_folder"]).as_py() or not all(text.isdecimal() for text in names.unique().to_pylist()):
+    labels = names.unique().to_pylist()
+    if pc.any(table["in_folder"]).as_py() or not all(text.isascii() and text.isdecimal() for text in labels):
         return number_classes(names, place.root)
     folder = str(PurePosixPath(files[0].name).parent)
+    if (largest := max(map(int, labels))) > _MOST:
+        raise Refused(f"{place.root} has an image of class {largest}, which is too large a number; give a name instead")
     numbers = names.cast(pa.int64()).to_numpy()
     found = [file for where in dict.fromkeys(("" if folder == "." else folder, "")) for file in place.list_files(where)]
     class_file = next((file.name for file in found if PurePosixPath(file.name).name in CLASS_FILES), None)
