@@ -10,7 +10,8 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
-from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
+from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.evaluation import report
 from ops.console import console, percent, say, table
 from ops.evaluation_figures import alignment, confusion, reliability

@@ -24,7 +24,8 @@ from cluster.images import image_size
 from cluster.rank import Rank
 from cluster.resources import device_here, use_worker_threads
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
+from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused
 from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters

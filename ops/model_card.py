@@ -16,7 +16,8 @@ from cluster.scores import in_words
 from cluster.sections import StudentConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
+from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.cost import deployment_cost
 from ops.console import say
 from ops.history import Group, Run, runs_of, siblings

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cluster.config import RunConfig
 from cluster.tracking.description import method_name, network_pair
-from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
+from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused
 from kdcore.named_models import short_name
 

@@ -13,7 +13,8 @@ from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Event, Trial
 from cluster.sweep.space import Point, label
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.mlflow_tracker import is_away, tracking_uri
+from cluster.tracking.mlflow_errors import is_away
+from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import close_run, open_run
 from pipelines.files import write_whole
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, read_recipe
 from cluster.tracking.folder import RunFolder, folders_with_outbox
-from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals, tracking_uri
+from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Tracker, known_trackers, trackers_of
 
 

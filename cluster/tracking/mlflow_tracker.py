@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,28 +21,19 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
-from cluster.tracking.buckets import bucket_problem, is_bucket_away
+from cluster.tracking.buckets import bucket_problem
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
 from cluster.tracking.folder import PENDING, RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
 from cluster.tracking.logged_model import log_student
+from cluster.tracking.mlflow_errors import is_away, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused
 from kdcore.importing import importing
 from pipelines.files import write_text
 
-# Of these answers of MLflow, waiting does not help.
-LASTING_ERRORS = {
-    "BAD_REQUEST",
-    "ENDPOINT_NOT_FOUND",
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "PERMISSION_DENIED",
-    "RESOURCE_DOES_NOT_EXIST",
-    "UNAUTHENTICATED",
-}
 KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
 ERROR = "error"  # the tag that says why a run failed
 # What begins the names of numbers that no step changes: tags there, where a metric would be drawn as one dot.
@@ -90,18 +80,20 @@ class MlflowTracker(Tracker):
                 write_text(self.folder.run_id, self._create())
                 self._describe(command, tags)
             return
-        try:
-            self.client.update_run(self.run_id, status="RUNNING")
-            if DESCRIBED not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
-                self._describe(command, tags)
-        except Exception as error:
-            if not is_away(error):
-                raise
-            logger.warning(
-                "%s does not answer; the metrics of %s are kept in its folder",
-                without_credentials(uri),
-                self.config.name,
-            )
+        remedy = f"restore the run there, or delete {self.folder.run_id}: it is then a new one, with all its metrics"
+        with mlflow_errors_as_refusals(uri, remedy):
+            try:
+                self.client.update_run(self.run_id, status="RUNNING")
+                if DESCRIBED not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
+                    self._describe(command, tags)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                logger.warning(
+                    "%s does not answer; the metrics of %s are kept in its folder",
+                    without_credentials(uri),
+                    self.config.name,
+                )
 
     def send(self, rows: list[Row]) -> None:
         """Send the points of the rows that MLflow lacks, as one request; numbers that no step changes as tags."""
@@ -260,41 +252,3 @@ def open_store(config: RunConfig) -> Any:
 
     make_store(tracking_uri(config), Path(config.output_dir).absolute() / "artifacts")
     return mlflow.MlflowClient(tracking_uri(config))
-
-
-def is_away(error: BaseException) -> bool:
-    """Return whether an error of MLflow's client means that the server cannot be reached now, or is not well."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code not in LASTING_ERRORS
-    is_lasting = isinstance(error, FileNotFoundError | PermissionError)
-    return is_bucket_away(error) or (isinstance(error, OSError) and not is_lasting)
-
-
-@contextmanager
-def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
-    """Turn an error of the store into a Refused in one line; remedy: what it means here, and what to do."""
-    with importing("mlflow"):
-        from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except Exception as error:
-        if "disk is full" in str(error):  # whatever MLflow or SQLAlchemy make of SQLite's error
-            raise RunFailed(
-                f"the MLflow store {uri} cannot be written: its disk is full; free some space, and run the same "
-                "command again"
-            ) from error
-        if problem := bucket_problem(error):
-            raise Refused(f"the MLflow store {uri} cannot be used: {problem}") from error
-        if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
-            raise Refused(
-                f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "
-                "of that database here and on every node, or name another store as tracking.uri"
-            ) from error
-        if not (is_away(error) or isinstance(error, MlflowException)):
-            raise
-        verb = "does not answer" if is_away(error) else "refuses"
-        reason = " ".join(str(error).split())[:200]
-        raise Refused(f"the MLflow store {uri} {verb} ({reason}); {remedy}") from error

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 from plotly.offline import get_plotlyjs
 
-from cluster.tracking.mlflow_tracker import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say

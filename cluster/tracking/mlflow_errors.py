@@ -1,0 +1,68 @@
+"""What MLflow's errors mean: a server that is away, a store that refuses, a disk that is full.
+
+Not here: what MLflow is asked (`cluster.tracking.mlflow_tracker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.tracking.buckets import bucket_problem, is_bucket_away
+from kdcore.errors import Refused, RunFailed
+from kdcore.importing import importing
+
+# Of these answers of MLflow, waiting does not help.
+LASTING_ERRORS = {
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "PERMISSION_DENIED",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+}
+DAMAGED = ("file is not a database", "disk image is malformed")  # of SQLite
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error of MLflow's client means that the server cannot be reached now, or is not well."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in LASTING_ERRORS
+    is_lasting = isinstance(error, FileNotFoundError | PermissionError)
+    return is_bucket_away(error) or (isinstance(error, OSError) and not is_lasting)
+
+
+@contextmanager
+def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the store into a Refused in one line; remedy: what it means here, and what to do."""
+    with importing("mlflow"):
+        from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except Exception as error:
+        if "disk is full" in str(error):  # whatever MLflow or SQLAlchemy make of SQLite's error
+            raise RunFailed(
+                f"the MLflow store {uri} cannot be written: its disk is full; free some space, and run the same "
+                "command again"
+            ) from error
+        if problem := bucket_problem(error):
+            raise Refused(f"the MLflow store {uri} cannot be used: {problem}") from error
+        if any(sign in str(error) for sign in DAMAGED):
+            raise Refused(
+                f"the MLflow store {uri} is damaged ({' '.join(str(error).split())[:200]}); restore the file, or move "
+                "it away: a new one is made, without the runs that have ended"
+            ) from error
+        if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
+            raise Refused(
+                f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "
+                "of that database here and on every node, or name another store as tracking.uri"
+            ) from error
+        if not (is_away(error) or isinstance(error, MlflowException)):
+            raise
+        verb = "does not answer" if is_away(error) else "refuses"
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"the MLflow store {uri} {verb} ({reason}); {remedy}") from error
