@@ -15,12 +15,16 @@ SAMPLE_SECONDS = 5.0
 
 
 class MachineSampler:
-    """Samples into a journal, from a thread; steps number the samples, also over continuations. news: set by each."""
+    """Samples into a journal, from a thread; steps number the samples, also over continuations. news: set by each.
+
+    MLflow is imported here by whoever makes one, not by that thread: two threads that import it at once both fail.
+    """
 
     def __init__(self, path: Path, news: Event) -> None:
         cut_journal(path)
         self.step = max((row["step"] for row in read_journal(path)), default=-1) + 1
         self.path, self.news, self.ended = path, news, Event()
+        self.sources = monitors()
         self.thread = Thread(target=self._sample, name="machine", daemon=True)
         self.thread.start()
 
@@ -29,11 +33,10 @@ class MachineSampler:
         self.thread.join()
 
     def _sample(self) -> None:
-        sources = monitors()
         with self.path.open("a") as file:
             while not self.ended.wait(SAMPLE_SECONDS):
                 row: dict[str, Any] = {"step": self.step, "time": time.time()}
-                for source in sources:
+                for source in self.sources:
                     source.collect_metrics()
                     row |= {f"system/{name}": value for name, value in source.aggregate_metrics().items()}
                     source.clear_metrics()

@@ -55,8 +55,12 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
 
 
 def is_opened_first(config: RunConfig) -> bool:
-    """Return whether a run is opened in its trackers before its first step: one that the recipe names may refuse it."""
-    return bool(config.tracking.also) or tracking_uri(config) != own_store(config)
+    """Return whether a run is opened in its trackers before its first step.
+
+    One that the recipe names may refuse it; one that has the run already may have lost it.
+    """
+    is_known = RunFolder.of(config).read_run_id() is not None
+    return bool(config.tracking.also) or is_known or tracking_uri(config) != own_store(config)
 
 
 def close_run(config: RunConfig, status: Status) -> None:
@@ -87,8 +91,9 @@ class RunLog:
     again. What an attempt has measured after that very step, such as the last one, stays and is not written twice.
     fence: tells whether the run is still this process's to write; wait_until_open: returns once it is open in its
     trackers. These, and what watches the machine, take seconds to wake, which the first step does not share with them:
-    they begin after it. While one is away, lines collect in the folder. An error that waiting does not help is raised
-    by the next call, or by `close`.
+    they begin after it, one after the other in the log's thread, for MLflow cannot be imported by two threads at once.
+    While one is away, lines collect in the folder. An error that waiting does not help is raised by the next call, or
+    by `close`.
     """
 
     def __init__(
@@ -105,10 +110,9 @@ class RunLog:
         self.known = {kind_of(row) for row in read_journal(self.folder.metrics) if row.get("step") == first_step}
         self.file = self.folder.metrics.open("a")
         self.first_step = first_step
-        self.begun, self.wake, self.closing = Event(), Event(), Event()
+        self.begun, self.wake, self.closing, self.abandoned = Event(), Event(), Event(), Event()
         self.patience_ends = math.inf
         self.error: Exception | None = None
-        self.machine: MachineSampler | None = None
         self.deliveries: list[_Delivery] = []
         self.files: list[Path] = []
         self.thread = Thread(target=self._keep_delivering, name="tracking", daemon=True)
@@ -132,8 +136,6 @@ class RunLog:
 
     def begin(self) -> None:
         """Let trackers have what there is and what comes, and the machine be watched: the first step is taken."""
-        if not self.begun.is_set() and self.config.tracking.system_metrics:
-            self.machine = MachineSampler(self.folder.system, self.wake)
         self.begun.set()
 
     def add_file(self, path: Path) -> None:
@@ -144,15 +146,26 @@ class RunLog:
 
     def close(self) -> None:
         """Wait until everything is delivered; for a tracker that is away, a short while."""
-        if self.machine is not None:
-            self.machine.close()
+        self._end()
+        self.thread.join()
+        self.file.close()
+        self._raise_error()
+
+    def abandon(self) -> None:
+        """End without delivering what is left, for the run has failed: whoever closes the run delivers it.
+
+        Waits a short while for what is under way. An error of a tracker is not raised: it is not what the run ended by.
+        """
+        self.abandoned.set()
+        self._end()
+        self.thread.join(PATIENCE_SECONDS)
+        self.file.close()
+
+    def _end(self) -> None:
         self.patience_ends = time.monotonic() + PATIENCE_SECONDS
         self.closing.set()
         self.begun.set()
         self.wake.set()
-        self.thread.join()
-        self.file.close()
-        self._raise_error()
 
     def check_fence(self) -> None:
         """RunFailed where the run belongs to another process by now, for the driver of this one was killed."""
@@ -164,21 +177,30 @@ class RunLog:
             raise self.error
 
     def _keep_delivering(self) -> None:
-        """Deliver whenever there is something; end when the log is closed and all is delivered."""
+        """Open the run, watch the machine and deliver whenever there is something, until the log is closed."""
+        machine = None
         try:
             self.begun.wait()
+            if self.abandoned.is_set():
+                return
             if self.wait_until_open is not None:
                 self.wait_until_open()
+            if self.config.tracking.system_metrics and not self.closing.is_set():
+                machine = MachineSampler(self.folder.system, self.wake)
             self.deliveries = [_Delivery(tracker, self.files) for tracker in trackers_of(self.config)]
             while True:
                 self.wake.wait()
                 self.wake.clear()
-                is_closing = self.closing.is_set()  # whatever was written before this look is delivered below
-                away = [one for one in self.deliveries if not one.deliver()]
-                if not away and is_closing:
-                    self.folder.outbox.unlink(missing_ok=True)
+                if self.abandoned.is_set():
                     return
-                if away:
+                is_closing = self.closing.is_set()  # whatever was written before this look is delivered below
+                if is_closing and machine is not None:
+                    machine.close()
+                if self._deliver_all():
+                    if is_closing:
+                        self.folder.outbox.unlink(missing_ok=True)
+                        return
+                else:
                     if time.monotonic() > self.patience_ends:
                         return  # the outbox says that something is left
                     self.wake.set()
@@ -186,8 +208,14 @@ class RunLog:
         except Exception as error:
             self.error = error
         finally:
+            if machine is not None:
+                machine.close()
             for one in self.deliveries:
                 one.tracker.close()
+
+    def _deliver_all(self) -> bool:
+        """Deliver to every tracker; return whether none is away."""
+        return not [one for one in self.deliveries if not one.deliver()]
 
 
 def kind_of(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:

@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kdcore.errors import Refused, RunFailed
+
 
 @contextmanager
 def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterator[None]:
-    """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error."""
+    """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error.
+
+    RunFailed for what is refused inside: by then the run is under way.
+    """
     try:
         yield
     except Exception as error:
@@ -20,11 +25,21 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
         if not isinstance(error, NotFinite):  # which names the step that it began in
             error.add_note(place())
         on_error()
+        if isinstance(error, Refused):
+            raise RunFailed(str(error)) from error
         raise
 
 
 # How Ray goes on once it has said which ranks are missing: a remedy that is none here, for recipes set the time.
 RAYS_ADVICE = "You can set the timeout with the RAY_TRAIN_"
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what a run ended by: the sentence of an error that is one, or the kind and the last line of any other."""
+    if isinstance(error, Refused | RunFailed):
+        return str(error)
+    place = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {last_line(error)}{place}"
 
 
 def last_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ result.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -27,8 +28,9 @@ from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run
+from cluster.training.failures import in_one_line
 from cluster.training.opening import Opening
-from cluster.training.progress import Watcher
+from cluster.training.progress import NOT_OPENED, Watcher
 from cluster.versions import library_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from kdcore.importing import importing
@@ -37,6 +39,8 @@ from pipelines.leases import Fence, leased
 
 if TYPE_CHECKING:
     from cluster.training.fitting import Job
+
+logger = logging.getLogger("stillhouse")
 
 STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SIGTERM, AWS 120 s after its notice
 
@@ -141,11 +145,16 @@ def run_to_end(
         except BaseException as error:  # with the workers gone, which would write on while the rest is delivered
             if opening is None or not (opening.has_begun or isinstance(error, RunFailed)):
                 raise  # the trackers have not heard of it
-            if refusal := opening.begin().exception():
+            refusal = opening.begin().exception()
+            if refusal is not None and (error is refusal or NOT_OPENED in str(error)):
                 raise refusal from None
-            if isinstance(error, RunFailed):
-                write_text(folder.error, str(error))
-            close_run(config, "FAILED" if isinstance(error, RunFailed) else "KILLED")
+            has_failed = isinstance(error, Exception)  # else it was asked to end
+            if has_failed:
+                write_text(folder.error, in_one_line(error))
+            if refusal is None:
+                close_run(config, "FAILED" if has_failed else "KILLED")
+            else:
+                logger.warning("%s", refusal)  # beside what the run ended by
             raise
     return RunResult.of(config, final, time.perf_counter() - started)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Watcher = Callable[[dict[str, Any], list[str]], None]  # (state, messages since the last call)
 
+NOT_OPENED = "the driver could not open the run in MLflow"
+
 GAUGES = {
     "step": ("stillhouse_step", "Optimiser steps done."),
     "speed/images_per_second": ("stillhouse_images_per_second", "Training images per second, over all workers."),
@@ -78,7 +80,7 @@ class Reporter:
         import ray
 
         if not ray.get(self.board.opened.remote()):
-            raise Refused("the driver could not open the run in MLflow")
+            raise Refused(NOT_OPENED)
 
     def fail(self) -> None:
         """Note that this rank is about to raise an error."""

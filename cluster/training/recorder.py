@@ -24,6 +24,7 @@ from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, warning, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import cut_journal
 from cluster.tracking.run import RunLog, is_opened_first
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
@@ -57,14 +58,28 @@ class Recorder:
         train = run.indexes["train"]
         self.has_top1 = train.labelled and not train.multi_label and classifier_knows_classes(config)
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
-        self.norms = torch.zeros((), dtype=torch.float64, device=run.rank.device)
+        self.norms, self.num_norms = torch.zeros((), dtype=torch.float64, device=run.rank.device), 0
         self.wait_seconds = self.window_wait = 0.0
         self.window_start, self.window_steps = time.perf_counter(), 0
         self.latest: dict[str, float] = {}
         self.teacher: dict[str, float] = {}
         self.record = None
         if config.tracking.record_batches:
-            self.record = self.folder.batches(run.rank.number).open("a")
+            record = self.folder.batches(run.rank.number)
+            cut_journal(record, first_step - 1)  # batches of steps that come again
+            self.record = record.open("a")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
+        """Close the log of a run that has failed, and leave it to whoever started the run to deliver the rest."""
+        if kind is None:
+            return
+        if self.record:
+            self.record.close()
+        if self.log:
+            self.log.abandon()
 
     def check_fence(self) -> None:
         """RunFailed on rank 0, which writes for all, where the run belongs to another driver by now."""
@@ -147,6 +162,7 @@ class Recorder:
         """At the end of every interval, log the means over steps and ranks and show them on the board."""
         self.window_steps += 1
         self.norms += self.finite_or_zero(record.gradient_norm.double())
+        self.num_norms += 1
         if not self.interval_ends(state.step):
             if self.log:
                 self.log.begin()
@@ -160,7 +176,7 @@ class Recorder:
             "train/loss": loss / count,
             **({"train/top1": hits / count} if self.has_top1 else {}),
             **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
-            "train/gradient_norm": float(self.norms) / self.window_steps,
+            "train/gradient_norm": float(self.norms) / self.num_norms,
             **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),
             **({"data/replaced_images": self.num_replaced()} if self.config.data.on_broken == "skip" else {}),
             "train/lr": state.optimizer.param_groups[0]["lr"],
@@ -173,6 +189,7 @@ class Recorder:
         self.reporter.update(phase="training", step=state.step, total_steps=self.run.total_steps, **self.latest)
         self.totals.zero_()
         self.norms.zero_()
+        self.num_norms = 0
         self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
 
     def images_until(self, step: int, num_steps: int) -> int:

@@ -69,42 +69,41 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> dict[str, Any]:
     """Take the steps that are left, with validations and checkpoints between them; return the run's final metrics."""
     run, state, config = loop.run, loop.state, loop.config
-    recorder = Recorder(config, run, state.step, reporter, Fence(**payload["fence"]))
-    validation, saver = Validation(run, recorder), saver_of(run)
-
-    stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], run.rank)
-    notices = Notices(run.rank, stop, payload["watches_nodes"])
-    batches = recorder.timed(run.train_batches(state.step))
-    with with_place(lambda: f"rank {run.rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
-        while not loop.is_done:
-            with recorder.timing(state):
-                record = loop.step(batches, partial(recorder.count, state.step))
-            is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
-            asked = notices.after_step()
-            is_stopping = asked.ends and not loop.is_done
-            is_saved = checkpoint_is_due(state.step, run) or is_stopping or asked.notice is not None
-            if is_validated or is_saved:
-                loop.watch.verify_weights()
-            elif recorder.interval_ends(state.step):
-                loop.watch.verify()
-            recorder.after_step(state, record)
-            if is_validated:
-                validation.evaluate(state)
-            if is_saved or loop.is_done:
-                recorder.check_fence()
-                with reporter.timing("checkpoint/seconds"):
-                    saver.save(state)
-            if asked.notice is not None:
-                reporter.say(f"{asked.notice}: a checkpoint of step {state.step} is written")
-            if is_stopping:
-                saver.finish()
-                notices.close()
-                return recorder.stop(state)
-    notices.close()
-    if not validation.latest:  # continued after its last step
-        saver.finish()
-        validation.evaluate(state)
-    return recorder.finish(state, validation.latest)
+    with Recorder(config, run, state.step, reporter, Fence(**payload["fence"])) as recorder:
+        validation, saver = Validation(run, recorder), saver_of(run)
+        stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], run.rank)
+        notices = Notices(run.rank, stop, payload["watches_nodes"])
+        batches = recorder.timed(run.train_batches(state.step))
+        with with_place(lambda: f"rank {run.rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
+            while not loop.is_done:
+                with recorder.timing(state):
+                    record = loop.step(batches, partial(recorder.count, state.step))
+                is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
+                asked = notices.after_step()
+                is_stopping = asked.ends and not loop.is_done
+                is_saved = checkpoint_is_due(state.step, run) or is_stopping or asked.notice is not None
+                if is_validated or is_saved:
+                    loop.watch.verify_weights()
+                elif recorder.interval_ends(state.step):
+                    loop.watch.verify()
+                recorder.after_step(state, record)
+                if is_validated:
+                    validation.evaluate(state)
+                if is_saved or loop.is_done:
+                    recorder.check_fence()
+                    with reporter.timing("checkpoint/seconds"):
+                        saver.save(state)
+                if asked.notice is not None:
+                    reporter.say(f"{asked.notice}: a checkpoint of step {state.step} is written")
+                if is_stopping:
+                    saver.finish()
+                    notices.close()
+                    return recorder.stop(state)
+        notices.close()
+        if not validation.latest:  # continued after its last step
+            saver.finish()
+            validation.evaluate(state)
+        return recorder.finish(state, validation.latest)
 
 
 def rank_of_this_process(config: RunConfig) -> Rank:

@@ -1,0 +1,133 @@
+"""How a run ends that is not to its liking: what MLflow and the folder say of it, and that nothing of it goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from cluster.config import RunConfig
+from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import read_journal
+from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.training.launch import launch
+from cluster.training.loop import TrainingLoop
+from kdcore.errors import Refused, RunFailed
+from tests.wheel import ROOT
+
+
+@pytest.fixture
+def alone(recipe) -> dict[str, Any]:
+    """12 steps of 2 epochs in this process, with all that is recorded by default."""
+    found: dict[str, Any] = recipe(scaling__num_workers=0, data__loader="reference")
+    del found["tracking"]
+    return found
+
+
+def mlflow_run(config: RunConfig) -> Any:
+    run_id = RunFolder.of(config).read_run_id()
+    assert run_id is not None
+    return MlflowClient(tracking_uri(config)).get_run(run_id)
+
+
+def test_a_fresh_process_with_everything_by_default(alone, tmp_path: Path) -> None:
+    """Nothing has imported MLflow there: the run's entry and the machine's sampler want it at the same time."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(alone))
+    command = [sys.executable, "-m", "ops", "train", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert mlflow_run(parse(alone)).info.status == "FINISHED"
+
+
+def test_a_fault_on_the_way(alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is FAILED by its reason, and the threads of its log are gone."""
+    take = TrainingLoop.step
+
+    def step(self: TrainingLoop, *args: Any) -> Any:
+        if self.state.step == 10:
+            raise IndexError("a term of one's own")
+        return take(self, *args)
+
+    monkeypatch.setattr(TrainingLoop, "step", step)
+    config = parse(alone)
+    with pytest.raises(IndexError):
+        launch(config)
+    run, said = mlflow_run(config), "IndexError: a term of one's own (rank 0, step 11 of 12)"
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", said)
+    assert RunFolder.of(config).error.read_text() == said
+    assert not {thread.name for thread in threading.enumerate()} & {"tracking", "machine"}
+    monkeypatch.undo()
+    launch(config)
+    assert mlflow_run(config).info.status == "FINISHED"
+
+
+def test_what_is_refused_on_the_way_has_failed(alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with workers: the run is under way by then."""
+
+    def save(*_: Any) -> None:
+        raise Refused("step-00000006 cannot be written (no space)")
+
+    monkeypatch.setattr("cluster.training.saving.LocalSaver.save", save)
+    config = parse(alone)
+    with pytest.raises(RunFailed, match="no space"):
+        launch(config)
+    assert mlflow_run(config).data.tags["error"].endswith("(no space)")
+
+
+def test_a_damaged_store_does_not_hide_why_a_run_failed(alone, caplog: pytest.LogCaptureFixture) -> None:
+    config = parse(alone | {"optimizer": {"opt": "sgd", "lr": 1e30}})
+    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / "mlflow.db").write_text("no database, but long enough to be taken for one" * 100)
+    with pytest.raises(RunFailed, match="not finite"):
+        launch(config)
+    assert "not finite" in RunFolder.of(config).error.read_text()
+    assert "is damaged" in caplog.text
+
+
+def test_a_continued_run_that_mlflow_has_lost(alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before it trains, with what to do: then it is a new run there, which has all of its metrics."""
+    config = parse(alone)
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cluster.training.worker.Validation.evaluate", end)  # at the end of the first epoch
+        with pytest.raises(KeyboardInterrupt):
+            launch(config)
+    lost = "0123456789abcdef" * 2
+    RunFolder.of(config).run_id.write_text(lost)
+    with pytest.raises(Refused, match=f"{lost} not found.*delete .*mlflow_run_id"):
+        launch(config)
+    RunFolder.of(config).run_id.unlink()
+    result = launch(config)
+    history = MlflowClient(tracking_uri(config)).get_metric_history(result.mlflow_run_id, "train/loss")
+    assert result.steps == 12
+    assert [point.step for point in history] == [
+        row["step"] for row in read_journal(RunFolder.of(config).metrics) if "train/loss" in row
+    ]
+
+
+def test_the_gradients_norm_is_a_mean_over_the_steps_of_its_interval(recipe) -> None:
+    """Also where a validation came in between."""
+    norms: dict[int, dict[int, float]] = {}
+    for every in (1, 4):
+        config = parse(
+            recipe(scaling__num_workers=0, data__loader="reference", tracking__every_steps=every)
+            | {"name": f"every-{every}"}
+        )
+        launch(config)
+        rows = read_journal(RunFolder.of(config).metrics)
+        norms[every] = {row["step"]: row["train/gradient_norm"] for row in rows if "train/gradient_norm" in row}
+    assert set(norms[4]) == {4, 8, 12}
+    for step, norm in norms[4].items():
+        assert norm == pytest.approx(sum(norms[1][one] for one in range(step - 3, step + 1)) / 4)
