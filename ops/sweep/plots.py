@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from ops.sweep.report import PointResult
 from pipelines.files import write_figure
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
+MARKERS = "os^Dvp"  # of runs, in turns: two of the same scores are seen to be two
+MARKS = 20  # on a curve, at most
 
 
 def plots(plan: SweepPlan, results: Sequence[PointResult]) -> list[Path]:
@@ -53,14 +56,15 @@ def curves(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
     """Draw the score of every run over its epochs, the best point's in colour; a cross where a run was stopped."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.subplots()
-    for rank, result in reversed(list(enumerate(results))):
-        for trial in result.trials:
-            epochs = [row["epoch"] for row in trial.reports]
-            scores = [row[plan.sweep.metric] for row in trial.reports]
-            color, label = (BLUE, "best point") if rank == 0 else (GREY, None)
-            axes.plot(epochs, scores, color=color, label=label, linewidth=1.0 + (rank == 0))
-            if trial.end == "stopped":
-                axes.plot(epochs[-1:], scores[-1:], "x", color="0.4")
+    runs = [(rank, trial) for rank, result in reversed(list(enumerate(results))) for trial in result.trials]
+    for (rank, trial), marker in zip(runs, cycle(MARKERS), strict=False):
+        epochs = [row["epoch"] for row in trial.reports]
+        scores = [row[plan.sweep.metric] for row in trial.reports]
+        color, label = (BLUE, "best point") if rank == 0 else (GREY, None)
+        (line,) = axes.plot(epochs, scores, color=color, label=label, linewidth=1.0 + (rank == 0))
+        line.set(marker=marker, fillstyle="none", markevery=1 + len(epochs) // MARKS)
+        if trial.end == "stopped":
+            axes.plot(epochs[-1:], scores[-1:], "x", color="0.4")
     axes.set_xlabel("epoch")
     axes.set_ylabel(plan.sweep.metric)
     axes.set_title("runs of the best point, and of the others; x: stopped", loc="left", fontsize="medium")

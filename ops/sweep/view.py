@@ -58,6 +58,9 @@ class SweepView(View):
         return table(title, ["run", "point", "epoch", self.plan.sweep.metric, ""], rows)
 
     def shown(self, trial: Trial) -> str:
-        """Return a trial's score as people read it."""
+        """Return a trial's value at its last epoch and, where it would deploy the weights of another, that one's."""
         score = self.plan.score(trial)
-        return "-" if score is None else f"{score:.4f}"
+        if score is None:
+            return "-"
+        value = float(trial.reports[-1][self.plan.sweep.metric])
+        return f"{value:.4f}" + ("" if value == score else f" (best weights: {score:.4f})")

@@ -3,8 +3,10 @@
 import pytest
 from rich.console import Console
 
+from ops.sweep import plots as report_plots
 from ops.sweep.plots import plots
 from ops.sweep.report import ends_of_runs, ranked, result_table
+from ops.sweep.view import SweepView
 from tests.ops.sweep.conftest import ENDS, imagined
 
 
@@ -34,3 +36,27 @@ def test_pictures(tmp_path):
     made = plots(plan, ranked(plan, trials))
     assert [path.name for path in made] == ["curves.png", "response.png", "heat_temperature_weight.png", "layers.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_two_runs_of_the_same_scores_are_seen_to_be_two(tmp_path, monkeypatch):
+    plan, trials = imagined(tmp_path, {"000-seed0": ("finished", 0.5), "000-seed1": ("finished", 0.5)}, weight=[1.0])
+    drawn = []
+    monkeypatch.setattr(report_plots, "write_figure", lambda path, figure: drawn.append(figure))
+    report_plots.curves(plan, ranked(plan, trials), tmp_path / "curves.png")
+    first, second = drawn[0].axes[0].lines
+    assert list(first.get_ydata()) == list(second.get_ydata())
+    assert first.get_marker() != second.get_marker()
+
+
+def test_a_line_for_an_epoch_has_that_epochs_value(tmp_path):
+    """Beside what the run would deploy, where that is of another epoch."""
+    plan, (trial,) = imagined(tmp_path, {"000-seed0": ("finished", 0.5)}, weight=[1.0])
+    plan.score = lambda trial: trial.score("held_out/top1", selects_best=True)
+    trial.end, trial.reports = None, [{"epoch": 1, "held_out/top1": 0.5}]
+    view = SweepView(plan)
+    assert view.line({"event": "report"}, trial) == "000-seed0: epoch 1, held_out/top1 0.5000"
+    trial.reports.append({"epoch": 2, "held_out/top1": 0.25})
+    told = "held_out/top1 0.2500 (best weights: 0.5000)"
+    assert view.line({"event": "report"}, trial) == f"000-seed0: epoch 2, {told}"
+    trial.end = "finished"
+    assert view.line({"event": "end"}, trial) == f"000-seed0: finished, {told}"
