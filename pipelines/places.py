@@ -124,6 +124,11 @@ class Place:
         with self._refusing(name), self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
             file.write(content)
 
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with self._refusing(name):
+            self.filesystem.delete_file(f"{self.path}/{name}")
+
     def _refusing(self, name: str) -> _Refusing:
         return _Refusing(self.name_of(name).rstrip("/"))
 

@@ -160,6 +160,20 @@ def finished_facts(place: Place, folder: str, packing: Packing) -> dict[int, pa.
     return finished
 
 
+def remove_other_index(place: Place, folder: str, packing: Packing) -> None:
+    """Remove an index of another packing: cut off while its shards are written over, it would name other images."""
+    name = f"{folder}/{INDEX}"
+    if not place.has(name):
+        return
+    try:
+        with place.open(name) as file:
+            key = (pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"")
+    except pa.ArrowInvalid:
+        key = b""
+    if key != packing.key.encode():
+        place.remove(name)
+
+
 def write_index(place: Place, folder: str, packing: Packing, facts: Sequence[pa.Table]) -> pa.Table:
     """Write the index of finished shards, which makes the pack whole; return it.
 

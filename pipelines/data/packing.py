@@ -19,7 +19,16 @@ from PIL import Image
 from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.images import Encoded
-from pipelines.data.pack import SHARD_BYTES, VERSION, Packing, Sample, finished_facts, write_index, write_shard
+from pipelines.data.pack import (
+    SHARD_BYTES,
+    VERSION,
+    Packing,
+    Sample,
+    finished_facts,
+    remove_other_index,
+    write_index,
+    write_shard,
+)
 from pipelines.data.source import Source
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
@@ -42,8 +51,9 @@ def build_pack(
     """Write the shards that are not there yet, then the index; return the index's table.
 
     report: called with the number of images of every shard that is done. write_shards: does the writing; by default
-    threads of this process.
+    threads of this process. The index of another packing that is there is removed first.
     """
+    remove_other_index(place, folder, packing)
     facts = finished_facts(place, folder, packing)
     for done in facts.values():
         report(len(done))

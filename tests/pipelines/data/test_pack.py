@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from kdcore.errors import Refused
 from pipelines.data import packing
@@ -235,3 +237,32 @@ def test_windows_of_tars_in_order_of_class_are_refused(tmp_path: Path) -> None:
     assert windows_of(tars, 6).num_shards == 6
     job = PackJob(str(tmp_path / "tars"), "train", str(tmp_path / "packed"), str(tmp_path / "index"), 20_000)
     assert windows_of(run_pack_job(job, job.prepare()), 4).num_shards > 4
+
+
+def coloured(root: Path, colours: tuple[str, str]) -> Source:
+    """Two classes of PPMs, all of one size whatever their colours."""
+    for name, colour in zip(("cat", "dog"), colours, strict=True):
+        (root / "train" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8), colour).save(root / "train" / name / f"{number:02d}.ppm")
+    return build_index(root, "train", root / "index", progress=False)
+
+
+@pytest.mark.parametrize("store", [fs.LocalFileSystem(), fs.SubTreeFileSystem("/", fs.LocalFileSystem())])
+def test_packing_again_cut_off_leaves_no_index_of_other_images(store: fs.FileSystem, tmp_path: Path) -> None:
+    """Shards of the same sizes, as of corrected labels, under the old index would be images of other classes."""
+
+    def cut_off(_: list[int]) -> Iterable[tuple[int, pa.Table]]:
+        raise InterruptedError
+        yield
+
+    first, second = (coloured(tmp_path / "-".join(colours), colours) for colours in (("red", "blue"), ("blue", "red")))
+    (tmp_path / "pack" / "train").mkdir(parents=True)
+    place = Place(str(tmp_path / "pack"), "pack", store, str(tmp_path / "pack"))
+    packing.build_pack(packing.SourcePacking(first, 2000), place, "train")
+    with pytest.raises(InterruptedError):
+        packing.build_pack(packing.SourcePacking(first, 2000), place, "train", write_shards=cut_off)
+    assert read_pack(place, "train").num_rows == 40, "the same images again: their index is right all the time"
+    with pytest.raises(InterruptedError):
+        packing.build_pack(packing.SourcePacking(second, 2000), place, "train", write_shards=cut_off)
+    assert not (tmp_path / "pack" / "train" / "index.arrow").exists()
