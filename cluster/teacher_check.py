@@ -24,6 +24,7 @@ from cluster.tracking.folder import RunFolder
 from pipelines.files import write_json
 
 DEVIATIONS = 3.0  # standard deviations that are no accident
+SPLITS = {"val": "validation", "held_out": "held-out"}
 FAR_BELOW = 0.05  # of top-1, and more than an accident: the data or the preprocessing are not the card's
 
 
@@ -45,9 +46,27 @@ class Answers:
         """Whether its outputs stand for the classes in natural order, which is not the data's."""
         return self.reordered is not None and self.reordered > self.top1 + self.noise(self.top1)
 
+    @property
+    def half_way(self) -> float:
+        """The top-1 in the middle between chance and perfect."""
+        return (1 + self.chance) / 2
+
+    @property
+    def too_few(self) -> bool:
+        """Whether the images are too few to tell a teacher that is half-way from one at chance."""
+        return self.chance + self.noise(self.chance) > self.half_way
+
     def noise(self, top1: float) -> float:
         """Return how far above a true top-1 the measured one may be by accident."""
         return DEVIATIONS * math.sqrt(max(top1 * (1 - top1), 1 / self.images) / self.images)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What is wrong with a teacher. remedy: its likely causes, or what helps; empty where nothing is certain."""
+
+    text: str
+    remedy: str = ""
 
 
 def examine(logits: Tensor, labels: NDArray[np.int32], classes: Sequence[str], rank: Rank) -> Answers:
@@ -81,30 +100,41 @@ def natural_order(classes: Sequence[str]) -> list[int]:
     return sorted(range(len(classes)), key=lambda number: natural_key(classes[number]))
 
 
-def warning(answers: Answers, config: RunConfig, classes: Sequence[str]) -> str | None:
-    """Return what is wrong with a teacher that answers so, with its likely causes, in one line; None for nothing."""
-    expected = expected_top1(config)
-    top1 = f"the teacher {teacher_names(config)} is right on {answers.top1:.2%}"
+def complaint(answers: Answers, config: RunConfig, classes: Sequence[str], split: str) -> Complaint | None:
+    """Return what is wrong with a teacher that answers so on a split; None for nothing."""
+    images = f"{answers.images:,} {SPLITS.get(split, split)} images"
+    hits = f"the teacher {teacher_names(config)} is right on {round(answers.top1 * answers.images):,} of {images}"
     if answers.in_natural_order:
         first = ", ".join(classes[number] for number in natural_order(classes)[:3])
-        return (
-            f"{top1} of the validation images, but on {answers.reordered:.2%} if its outputs stand for the classes in "
-            f"natural order ({first}, ...), as timm sorts them; give it teacher.args.num_classes={len(classes)} and "
-            f"teacher.class_indices={natural_indices(config)}"
+        return Complaint(
+            f"{hits} ({answers.top1:.2%}), but on {answers.reordered:.2%} if its outputs stand for the classes in "
+            f"natural order ({first}, ...), as timm sorts them",
+            f"give it teacher.args.num_classes={len(classes)} and teacher.class_indices={natural_indices(config)}",
         )
-    size = f"{config.data.evaluation_size or config.views.height} pixels"
-    causes = (
-        "other weights, its outputs in another order of the classes (teacher.class_indices), another normalisation "
-        "than it was trained with (teacher.args.pretrained_cfg_overlay={mean: [...], std: [...]}), or another size of "
-        f"images than {size}"
-    )
-    if config.has_random_teacher:
-        causes = "its weights are random, as teacher.random: true asks for"
     if answers.top1 <= answers.chance + answers.noise(answers.chance):
-        return f"{top1} of the validation images, no better than chance ({answers.chance:.2%}); likely causes: {causes}"
+        if answers.too_few:
+            if answers.top1 > answers.half_way:
+                return None
+            return Complaint(f"{hits}: too few to tell from chance ({answers.chance:.2%})")
+        chance = f"({answers.top1:.2%}), no better than chance ({answers.chance:.2%})"
+        return Complaint(f"{hits} {chance}", likely_causes(config))
+    expected = expected_top1(config)
     if expected is not None and answers.top1 < expected - max(FAR_BELOW, answers.noise(expected)):
-        return f"{top1} of the validation images, far below the {expected:.2%} of its own card; likely causes: {causes}"
+        return Complaint(
+            f"{hits} ({answers.top1:.2%}), far below the {expected:.2%} of its own card", likely_causes(config)
+        )
     return None
+
+
+def likely_causes(config: RunConfig) -> str:
+    """Return why a teacher may answer badly."""
+    if config.has_random_teacher:
+        return "likely causes: its weights are random, as teacher.random: true asks for"
+    return (
+        "likely causes: other weights, its outputs in another order of the classes (teacher.class_indices), another "
+        "normalisation than it was trained with (teacher.args.pretrained_cfg_overlay={mean: [...], std: [...]}), or "
+        f"another size of images than {config.data.evaluation_size or config.views.height} pixels"
+    )
 
 
 def expected_top1(config: RunConfig) -> float | None:

@@ -21,7 +21,7 @@ from cluster.images import image_size
 from cluster.probing import classifier_knows_classes
 from cluster.scores import in_words
 from cluster.teacher_causes import likelier_cause
-from cluster.teacher_check import Answers, warning, write_natural_indices
+from cluster.teacher_check import Answers, complaint, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal
@@ -63,6 +63,7 @@ class Recorder:
         self.window_start, self.window_steps = time.perf_counter(), 0
         self.latest: dict[str, float] = {}
         self.teacher: dict[str, float] = {}
+        self.has_told_causes = False  # of a teacher's bad answers
         self.record = None
         if config.tracking.record_batches:
             record = self.folder.batches(run.rank.number)
@@ -215,14 +216,21 @@ class Recorder:
             self.reporter.say(f"teacher on {split}, by its features: {shown}")
 
     def warn_of_teacher(self, split: str, answers: Answers) -> None:
-        """Say what is wrong with the teacher's answers, if anything is, and what of its likely causes it is."""
-        if (found := warning(answers, self.config, self.run.classes)) is None:
+        """Say what is wrong with the teacher's answers, if anything is, and once a run what of its causes it is."""
+        if (found := complaint(answers, self.config, self.run.classes, split)) is None:
             return
-        if self.log:
-            write_natural_indices(self.config, self.run.classes)
-        if self.run.teacher is not None and not answers.in_natural_order and not self.config.has_random_teacher:
-            found += f"; {likelier_cause(self.run, split)}"
-        self.reporter.say(f"WARNING: {found}")
+        if not found.remedy:
+            self.reporter.say(found.text)
+            return
+        text = f"WARNING: {found.text}"
+        if not self.has_told_causes:
+            if self.log:
+                write_natural_indices(self.config, self.run.classes)
+            text += f"; {found.remedy}"
+            if self.run.teacher is not None and not answers.in_natural_order and not self.config.has_random_teacher:
+                text += f"; {likelier_cause(self.run, split)}"
+            self.has_told_causes = True
+        self.reporter.say(text)
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         if self.log:

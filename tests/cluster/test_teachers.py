@@ -19,7 +19,7 @@ from cluster.rehearsal import rehearse_run
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.space import run_config, shared_recipe
-from cluster.teacher_check import Answers, warning
+from cluster.teacher_check import Answers, complaint
 from cluster.tracking.description import network_pair, run_tags
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import check_run
@@ -202,7 +202,7 @@ def test_all_are_named_and_known_by_their_weights(recipes):
     assert len({row["fingerprint"] for row in rows}) == 2
     assert [one["weights"] for one in teachers_of(run)] == [row["fingerprint"] for row in rows]
     answers = Answers(images=100, top1=0.1, chance=0.3, reordered=None)
-    assert "cifar_resnet8+cifar_resnet8 is right on" in str(warning(answers, config, ("a", "b", "c")))
+    assert "cifar_resnet8+cifar_resnet8 is right on" in str(complaint(answers, config, ("a", "b", "c"), "val"))
 
 
 def test_the_weights_of_each_are_the_runs(recipes, tmp_path):
