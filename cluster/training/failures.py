@@ -26,7 +26,9 @@ def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterat
             error.add_note(place())
         on_error()
         if isinstance(error, Refused):
-            raise RunFailed(str(error)) from error
+            failed = RunFailed(str(error))
+            failed.add_note(place())
+            raise failed from error
         raise
 
 
