@@ -134,7 +134,7 @@ def duration(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return "under 1 s" if 0 < seconds < 0.5 else f"{seconds:.0f} s"
 
 
 def part_of(teacher: float, student: float) -> str:

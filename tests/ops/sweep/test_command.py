@@ -1,11 +1,14 @@
 """The command: its plan, its options, as a job."""
 
+import json
 from contextlib import nullcontext
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
 import ray
 
+from cluster.cache.outlook import Outlook, Speeds
 from cluster.sweep.journal import Trial
 from kdcore.errors import Refused
 from ops.__main__ import main
@@ -78,3 +81,21 @@ def test_the_exit_status_says_whether_all_runs_ended_well(ends, status, hint, co
     for trial in trials:
         assert (f"{trial.name} {trial.end}: why {trial.end}" in shown) == (trial.end in ("failed", "lost"))
     assert hint in shown
+
+
+@pytest.mark.parametrize(("stop", "more"), [(None, ""), ({"rule": "asha"}, "; less with runs that are stopped early")])
+def test_the_plan_says_what_is_not_in_its_hours(stop, more, monkeypatch):
+    """'At most 0 s' was promised of runs whose processes take 12 s each."""
+    measured = json.loads((ROOT / "ops" / "benchmarks" / "results" / "trials.json").read_text())
+    assert round(median(measured["seconds"]["beyond training"]["values"])) == sweep_command.RUN_SECONDS
+    speeds = Outlook(Speeds(1e4, 1e4, 1e4, overlap=False), 100, 1, 1, 1, 1)
+    monkeypatch.setattr(sweep_command, "measured_speeds", lambda plan: speeds)
+    plan = SimpleNamespace(
+        base=SimpleNamespace(teachers=()),
+        sweep=SimpleNamespace(stop=stop),
+        num_trials=2,
+        caches=SimpleNamespace(missing=list, groups=[]),
+    )
+    first, second = sweep_command.cost_rows(plan, 1)
+    assert first == ["expected training", f"under 1 s with the teacher online{more}"]
+    assert second == ["not in it", "Ray's start, and what each run's processes take: 12 s a run where it was measured"]
