@@ -24,7 +24,7 @@ from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, complaint, write_natural_indices
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.journal import cut_journal
+from cluster.tracking.journal import cut_journal, read_journal
 from cluster.tracking.run import RunLog, is_opened_first
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import StepRecord
@@ -193,6 +193,11 @@ class Recorder:
         self.num_norms = 0
         self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
 
+    def latest_before(self) -> dict[str, float]:
+        """Return the last metrics of training that an earlier process has logged, for a run continued after its end."""
+        rows = [row for row in read_journal(self.folder.metrics) if "train/loss" in row] if self.log else []
+        return {name: value for name, value in rows[-1].items() if name not in ("step", "time")} if rows else {}
+
     def images_until(self, step: int, num_steps: int) -> int:
         """Return how many images the last so many steps before a step have seen."""
         return self.run.batches.num_until(step) - self.run.batches.num_until(step - num_steps)
@@ -277,7 +282,7 @@ class Recorder:
         self.say_of_patience(state)
         deployed = state.best_metrics if self.config.train.select != "last" else {}
         result = {
-            "metrics": {**self.latest, **validated, **self.teacher, **deployed},
+            "metrics": {**(self.latest or self.latest_before()), **validated, **self.teacher, **deployed},
             "steps": state.step,
             "train_seconds": state.train_seconds,
             "images_per_second": self.run.batches.num_until(state.step) / max(state.train_seconds, 1e-9),

@@ -147,6 +147,23 @@ def test_killed_and_continued(recipe, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_killed_after_its_last_step(recipe, tmp_path, monkeypatch):
+    """The result has the same metrics as an undisturbed run's, those of its last steps too."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    undisturbed, killed = (configure(recipe, tmp_path, name) for name in ("undisturbed", "killed"))
+    theirs = launch(undisturbed).metrics
+    with monkeypatch.context() as patched:
+        patched.setattr("cluster.training.worker.Recorder.finish", end)
+        with pytest.raises(KeyboardInterrupt):
+            launch(killed)
+    ours = launch(killed).metrics
+    assert ours.keys() == theirs.keys()
+    assert ours["train/loss"] == theirs["train/loss"]
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_taken(recipe, tmp_path):
     config = configure(recipe, tmp_path, "run")
     result = launch(config)
