@@ -25,6 +25,7 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | t
 port=$((20000 + SLURM_JOB_ID % 10000))
 cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
 gpus=${SLURM_GPUS_ON_NODE:-0}
+export SRUN_CPUS_PER_TASK=$cpus # which srun does not take over from sbatch, since SLURM 22.05
 
 # The cluster's token, for this job alone and for its user alone.
 folder=$(mktemp -d "${SCRATCH:-$HOME}/stillhouse-ray-$SLURM_JOB_ID-XXXXXX")
