@@ -106,7 +106,9 @@ def leased(folder: Path, purpose: str, *, name: str = "work", wait: bool = False
     finally:
         ended.set()
         thread.join()
-        if (found := _read(path)) is not None and found.key == holder.key:
+        # One that cannot be read is this holder's, unless it is known to be another's: where no file can be opened any
+        # more, a lease that stayed would make this process wait for itself.
+        if (found := _read(path)) is None or found.key == holder.key:
             path.unlink(missing_ok=True)
 
 
@@ -188,7 +190,7 @@ def _wait_for_turn(right: Path) -> None:
 
 def _keep_touching(path: Path, holder: Holder, ended: threading.Event) -> None:
     while not ended.wait(TOUCH_SECONDS):
-        if (found := _read(path)) is None or found.key != holder.key:
+        if (found := _read(path)) is not None and found.key != holder.key:
             return  # taken over, while this process was held up; its fence tells those who write for it
         with suppress(OSError):
             os.utime(path)

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
+from pipelines.data.disk import OpenFile, OpenFiles
 from pipelines.files import make_folder
 
 PIECE_BYTES = 2**30
@@ -100,7 +101,7 @@ class LocalCopy:
             self._pieces = pieces.reshape(-1, 2)  # (bytes that are kept, time in ns)
             with _locked(self.folder / "in-size"):
                 self._size[:] = _SIZE.pack(allowed, self.kept_bytes)
-        self._files: dict[tuple[int, int], int] = {}  # {(number of the store's file, piece): descriptor}
+        self._files = OpenFiles()  # by (number of the store's file, piece)
         _check_room(policy, allowed, sum(file_bytes))
 
     def read(self, extent: Extent) -> bytes | None:
@@ -108,7 +109,8 @@ class LocalCopy:
         if not self._present[extent.row]:
             return None
         piece = piece_of(extent.offset)
-        content = os.pread(self._file(extent.file, piece), extent.num_bytes, extent.offset - piece * PIECE_BYTES)
+        file = self._file(extent.file, piece)
+        content = os.pread(file.descriptor, extent.num_bytes, extent.offset - piece * PIECE_BYTES)
         if len(content) == extent.num_bytes and zlib.crc32(content) == extent.crc32:
             return content
         self._present[extent.row] = 0
@@ -119,7 +121,8 @@ class LocalCopy:
         piece = piece_of(extent.offset)
         if self._present[extent.row] or not self._take(len(content), extent.file, piece):
             return
-        os.pwrite(self._file(extent.file, piece), content, extent.offset - piece * PIECE_BYTES)
+        file = self._file(extent.file, piece)
+        os.pwrite(file.descriptor, content, extent.offset - piece * PIECE_BYTES)
         self._present[extent.row] = 1  # after its bytes
 
     @contextmanager
@@ -162,18 +165,15 @@ class LocalCopy:
         self._pieces[oldest] = 0
         return freed
 
-    def _file(self, number: int, piece: int) -> int:
-        if (number, piece) not in self._files:
-            path = self.folder / _piece_name(number, piece)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if self._files.setdefault((number, piece), descriptor) != descriptor:
-                os.close(descriptor)  # another thread was first
-        return self._files[number, piece]
+    def _file(self, number: int, piece: int) -> OpenFile:
+        if (found := self._files.get((number, piece))) is not None:
+            return found
+        path = str(self.folder / _piece_name(number, piece))
+        return self._files.open((number, piece), lambda: OpenFile(path, os.O_RDWR | os.O_CREAT))
 
     def __del__(self) -> None:
-        for descriptor in [*getattr(self, "_files", {}).values(), getattr(self, "_in_use", None)]:
-            if descriptor is not None:
-                os.close(descriptor)
+        if (descriptor := getattr(self, "_in_use", None)) is not None:
+            os.close(descriptor)
 
 
 def _piece_name(file: int, piece: int) -> str:

@@ -124,7 +124,8 @@ class Source:
         """Return the encoded images of these samples, in this order; callable from any thread.
 
         Refused, with the name of the image, where one is no longer what was indexed; or, where broken images are
-        skipped, a black picture of its size takes its place: a function of the sample alone, on every rank.
+        skipped, a black picture of its size takes its place: a function of the sample alone, on every rank. RunFailed
+        where a disk or a store fails, which says nothing of the image.
         Images in memory that is used again hold all of it, those of one call together, for as long as one is kept.
         """
         if self.on_broken == "refuse":
@@ -149,6 +150,10 @@ class Source:
             (content,) = self._storage.read(np.array([sample_id]))
             self.check(int(sample_id), content)
         except Refused as error:
+            # A file that is there and may not be read is not broken: its node is set up wrongly.
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+                raise
             if int(sample_id) not in self.replaced:
                 self.replaced[int(sample_id)] = str(error)
                 logger.warning("shown as a black picture: %s", error)

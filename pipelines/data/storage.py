@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from kdcore.errors import Refused
 from pipelines.buffers import Buffers
+from pipelines.data.disk import OpenFile, OpenFiles, is_passing, patiently
 from pipelines.data.images import Encoded, unreadable
 from pipelines.vectors import to_arrow, to_numpy
 
@@ -29,7 +29,10 @@ class Storage(Protocol):
     """The bytes of the samples of one source, by sample id; its methods may be called from several threads."""
 
     def read(self, ids: NDArray[np.int64]) -> Sequence[Encoded]:
-        """Return the encoded images; Refused, with the name, where one is not what the index says."""
+        """Return the encoded images; Refused, with the name, where one is not what the index says.
+
+        RunFailed where the disk or the store fails, which says nothing of the image.
+        """
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return where each sample lies, in words for an error."""
@@ -83,7 +86,7 @@ class Extents(_OnDisk):
     """Images that are parts of larger files on a local disk: tars, or shards of a pack.
 
     root: the folder; files: (name, bytes) of each when it was indexed; table: file, offset, num_bytes and path of every
-    sample. A file is opened when it is first needed, and stays open.
+    sample. A file is opened when it is first needed, and stays open: see `OpenFiles`.
     """
 
     def __init__(self, root: str, files: Sequence[tuple[str, int]], table: pa.Table) -> None:
@@ -94,20 +97,17 @@ class Extents(_OnDisk):
         self._file = to_numpy(table["file"])
         self._offset = to_numpy(table["offset"])
         self._num_bytes = to_numpy(table["num_bytes"])
-        self._open: dict[int, int] = {}  # {number of a file: its descriptor}
-        self._opening = Lock()
+        self._open = OpenFiles()
 
     def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
-        """Return the extents. Refused where a file is not as long as it was, or its disk fails."""
+        """Return the extents. Refused where a file is not as long as it was; RunFailed where its disk fails."""
         room = self._room(self._num_bytes[ids].tolist())
         for file, offset, into in zip(self._file[ids].tolist(), self._offset[ids].tolist(), room, strict=True):
-            descriptor = self._open.get(file)
-            if descriptor is None:
-                descriptor = self._descriptor(file)
             try:
-                num_read = os.preadv(descriptor, [into], offset)
+                opened = self._open.get(file) or self._opened(file)
+                num_read = os.preadv(opened.descriptor, [into], offset)
             except OSError as error:
-                raise _lost(str(self._root / self._files[file][0]), error) from error
+                num_read = self._read_again(file, into, offset, error)
             if num_read != len(into):
                 raise _changed(str(self._root / self._files[file][0]))
         return room
@@ -118,25 +118,33 @@ class Extents(_OnDisk):
         files = self._file[ids].tolist()
         return [f"{self._root / self._files[file][0]}: {path}" for file, path in zip(files, paths, strict=True)]
 
-    def _descriptor(self, file: int) -> int:
-        """Return the open file; Refused where it is gone, or is not the one that was indexed."""
-        with self._opening:
-            if file not in self._open:
-                name, num_bytes = self._files[file]
-                path = str(self._root / name)
-                try:
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise _lost(path, error) from error
-                if os.fstat(descriptor).st_size != num_bytes:
-                    os.close(descriptor)
-                    raise _changed(path)
-                self._open[file] = descriptor
-            return self._open[file]
+    def _read_again(self, number: int, into: memoryview, offset: int, error: OSError) -> int:
+        """Return how many bytes are read of an extent that could not be read; its file may be stale: opened anew."""
+        path = str(self._root / self._files[number][0])
 
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        def read() -> int:
+            self._open.forget(number)
+            opened = self._opened(number)
+            return os.preadv(opened.descriptor, [into], offset)
+
+        try:
+            if not is_passing(error):
+                raise error
+            return patiently(path, read)
+        except OSError as lasting:
+            raise _lost(path, lasting) from lasting
+
+    def _opened(self, number: int) -> OpenFile:
+        """Return a file, opened; Refused where it is not the one that was indexed."""
+        name, num_bytes = self._files[number]
+
+        def opened() -> OpenFile:
+            file = OpenFile(str(self._root / name), os.O_RDONLY)
+            if os.fstat(file.descriptor).st_size != num_bytes:
+                raise _changed(str(self._root / name))
+            return file
+
+        return self._open.open(number, opened)
 
 
 def _lost(path: str, error: OSError) -> Refused:
@@ -151,13 +159,12 @@ def _read_file(path: str, into: memoryview) -> memoryview:
     """Return the content of a file, read into room for one byte more; Refused where it has another size."""
     num_bytes = len(into) - 1
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            num_read = os.readv(file, [into])
-            while 0 < num_read < num_bytes and (more := os.readv(file, [into[num_read:]])):
-                num_read += more
-        finally:
-            os.close(file)
+            num_read = _read_into(path, into)
+        except OSError as error:
+            if not is_passing(error):
+                raise
+            num_read = patiently(path, lambda: _read_into(path, into))
     except OSError as error:
         raise unreadable(path, error) from error
     if num_read != num_bytes:
@@ -166,3 +173,15 @@ def _read_file(path: str, into: memoryview) -> memoryview:
             "repair or remove it, then build the index again"
         )
     return into[:num_bytes]
+
+
+def _read_into(path: str, into: memoryview) -> int:
+    """Return how many bytes are read from a file, as many as there is room for at most."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        num_read = os.readv(file, [into])
+        while 0 < num_read < len(into) - 1 and (more := os.readv(file, [into[num_read:]])):
+            num_read += more
+        return num_read
+    finally:
+        os.close(file)

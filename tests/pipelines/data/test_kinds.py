@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
 import hashlib
 import json
@@ -143,17 +142,6 @@ def test_images_in_use_are_not_written_over(container: str, folder: Path, tmp_pa
     for _ in range(3):
         assert source.read(ids[::-1]) == expected[::-1]
     assert last == expected[-1]
-
-
-def test_a_disk_that_fails_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    CONTAINERS["pack"](folder, "train", tmp_path)
-    source = build(tmp_path)
-    monkeypatch.setattr(os, "preadv", fail)
-    with pytest.raises(Refused, match=r"shard-00000.arrow cannot be read \(Input/output error\); put it back"):
-        source.read(np.arange(3))
 
 
 def test_a_tar_with_labels_for_some(tmp_path: Path) -> None:
