@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import RunConfig
+from cluster.images import image_size
 from cluster.plugins import fingerprint_of_module
 from cluster.rank import Rank
 from cluster.scores import counts_for, over_ranks
@@ -22,11 +23,12 @@ from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
 from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused
-from kdcore.layout import Layout
+from kdcore.layout import Layout, in_proportion
 from kdcore.models import build_backbone, build_model
 from kdcore.named_models import module_of
 from kdcore.reused import TeacherHead
-from pipelines.cache.columns import FEATURES
+from kdcore.taps import gives_channels_last
+from pipelines.cache.columns import FEATURES, INPUT_GRADIENT
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, library_versions, load_manifest, refuse_other_identity
 from pipelines.cache.reader import (
@@ -44,6 +46,7 @@ from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
 TRAIN = "train"
+CHANNELS_FIRST = "channels_first"  # of a teacher's identity: the taps whose channels it has last, and a cache first
 NORM = "norm."
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -119,6 +122,7 @@ def open_stored_teacher(
         built = build_model(config.teacher, classes) if config.teacher.head == "own" else build_backbone(config.teacher)
         teacher["weights"] = weights_fingerprint(built)
     refuse_other_identity(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
+    refuse_channels_last(manifest, config, str(directory))
     stored_views = manifest.plan.parts[TRAIN].num_views
     if config.views.num_views is None or config.views.num_views > stored_views:
         raise Refused(
@@ -132,6 +136,31 @@ def open_stored_teacher(
     stored = StoredTeacher(manifest, train, evaluations, load_constants(directory, manifest))
     require_class_statistics(stored, config.needs)
     return stored
+
+
+def refuse_channels_last(manifest: Manifest, config: RunConfig, where: str) -> None:
+    """Refused where maps are stored [H,W,C], as the teacher has them: as taps gave them before they moved channels."""
+    assert config.teacher is not None, "checked by RunConfig"
+    seen = image_size(config.for_teacher)
+    moved = manifest.plan.identity["teacher"].get(CHANNELS_FIRST, ())
+    maps = {column.name.removeprefix(FEATURES): column.shape for column in manifest.plan.parts[TRAIN].columns}
+    suspects = {
+        tap: shape
+        for tap, shape in maps.items()
+        if len(shape) == 3 and tap not in moved and tap != INPUT_GRADIENT and in_proportion(shape[0], shape[1], seen)
+    }
+    if not suspects:
+        return  # of nearly every cache: that the teacher's network is not made for it
+    bare = config.teacher.model_copy(update={"pretrained": False, "checkpoint": None, "random": True})
+    with torch.device("meta"):
+        network = build_backbone(bare)
+    for tap, shape in suspects.items():
+        if gives_channels_last(network, tap, (1, *shape), seen):
+            raise Refused(
+                f"the cache {where} holds tap {tap!r} as {config.teacher.model} lays it out, with its channels last "
+                f"{list(shape)}, and maps are read with their channels first; build the cache again in another folder "
+                "(cache.dir=...)"
+            )
 
 
 def require_class_statistics(stored: StoredTeacher, needs: Needs) -> None:

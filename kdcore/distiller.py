@@ -110,7 +110,7 @@ class Distiller(nn.Module):
             class_similarity=class_similarity,
             sample_labels=sample_labels,
             class_counts=class_counts,
-            pool_teacher=getattr(student, "pool_teacher", None),
+            compared=getattr(student, "compared", None),
         )
         self.extras = nn.ModuleDict({name: self._build(name, context) for name in self.terms})
 

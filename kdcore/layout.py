@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ from kdcore.errors import Refused
 
 # How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
 COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+
+# Layers that torch defines on [B,C,H,W], whatever the network around them.
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+# Zoos whose maps have the images' proportions, and whose channels-last maps mostly go undeclared.
+_ZOOS = ("timm.", "torchvision.")
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,10 @@ class Layout:
             return grid.unflatten(2, self.grid), prefix
         grid = features if self.kind == "NCHW" else features.permute(0, 3, 1, 2)
         return grid, grid.new_empty(grid.shape[0], grid.shape[1], 0)
+
+    def untapped(self, features: Tensor) -> Tensor:
+        """Return features as the network lays them out, of what `kdcore.taps` hands out of it."""
+        return features.permute(0, 2, 3, 1) if self.kind == "NHWC" else features
 
     def as_map(self, grid: Tensor, prefix: Tensor) -> Tensor:
         """Return what convolutions read: the grid [B,C,H,W], or for tokens the column [B,C,P+H*W,1]."""
@@ -73,9 +90,9 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
 def layout_of(network: nn.Module, features: Tensor, image_size: tuple[int, int]) -> Layout:
     """Find the layout of a network's last features. Refused where tokens form no grid of the images' proportions."""
     if features.ndim == 4:
-        kind: Any = "NHWC" if getattr(network, "output_fmt", "NCHW") == "NHWC" else "NCHW"
-        channels, height, width = features.shape[1:] if kind == "NCHW" else features.permute(0, 3, 1, 2).shape[1:]
-        return Layout(channels, (height, width), kind)
+        last = is_channels_last(features.shape, image_size, network)
+        channels, height, width = features.permute(0, 3, 1, 2).shape[1:] if last else features.shape[1:]
+        return Layout(channels, (height, width), "NHWC" if last else "NCHW")
     num_prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
     patches = features.shape[1] - num_prefix_tokens
     height = round(math.sqrt(patches * image_size[0] / image_size[1]))
@@ -85,6 +102,35 @@ def layout_of(network: nn.Module, features: Tensor, image_size: tuple[int, int])
             f"proportions of images of {list(image_size)}"
         )
     return Layout(features.shape[2], (height, patches // height), "tokens", num_prefix_tokens)
+
+
+def is_channels_last(
+    shape: Sequence[int], image_size: tuple[int, int], network: nn.Module, module: nn.Module | None = None
+) -> bool:
+    """Whether a map that a network gives, of shape [B,.,.,.], is [B,H,W,C] and not [B,C,H,W].
+
+    module: the one inside the network that gives it; None for the network's own last features.
+
+    Never of a convolution, batch norm, group norm or pooling layer. Else, in a network of timm or torchvision and in
+    one that declares `output_fmt = "NHWC"`, the sides tell: a map has the proportions of the images [H,W], to less than
+    one place. Where its first two sides have them and its last two do not, it is channels-last; the other way round it
+    is not; where both have them (as many channels as places), or neither, the network's declaration decides. A network
+    from elsewhere that declares nothing gives [B,C,H,W]. So the blocks of a Swin are read rightly as well as the
+    convolution of its stem, and those of a GCViT or a TinyViT, which declare nothing.
+    """
+    if len(shape) != 4 or isinstance(module, _CHANNELS_FIRST):
+        return False
+    declared = getattr(network, "output_fmt", None) == "NHWC"
+    if not (declared or type(network).__module__.startswith(_ZOOS)):
+        return False
+    _, one, two, three = shape
+    last, first = in_proportion(one, two, image_size), in_proportion(two, three, image_size)
+    return declared if last == first else last
+
+
+def in_proportion(height: int, width: int, image_size: tuple[int, int]) -> bool:
+    """Whether sides are to each other as those of the images [H,W], to less than one place."""
+    return abs(height * image_size[1] - width * image_size[0]) < max(image_size)
 
 
 @contextmanager

@@ -4,6 +4,7 @@
     forward_features, forward_head                      for the tap `forward_features`, and for SimKD; both together
     get_classifier() -> nn.Module                       for the tap `classifier_input`, and for terms that read the
                                                         classifier; without it, the one linear layer with K outputs
+    output_fmt = "NHWC"                                 where maps lie [B,H,W,C] in it: taps hand them out as [B,C,H,W]
     pretrained_cfg = {"mean": (...), "std": (...)}      what images are normalised by; without it, ImageNet's
     no_weight_decay() -> set of parameters' names       optional
 

@@ -147,6 +147,11 @@ class ReusedClassifierStudent(nn.Module):
         grid, prefix = self.teacher_layout.split(features)
         return self.layout.from_map(self.layout.as_map(_pool(grid, self.teacher_layout, self.layout), prefix))
 
+    def compared(self, student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring both last features, as taps give them, to the teacher's layout and one size: what SimKD compares."""
+        student_features, teacher_features = map(self.layout.untapped, (student_features, teacher_features))
+        return student_features, self.pool_teacher(teacher_features)
+
     def get_classifier(self) -> nn.Module:
         """Return the teacher's linear layer, frozen."""
         return self.head.classifier

@@ -2,19 +2,22 @@
 
 A tap is a module's path ("layer3.1"), or one of two names that every network of timm has: "forward_features" (the last
 map [B,C,H,W], or tokens [B,N,D], before pooling) and "classifier_input" (the vector [B,D] that the classifier reads).
+
+Maps are handed out as [B,C,H,W] by every network: what lies [B,H,W,C] in it (`kdcore.layout.is_channels_last`: the
+blocks of a Swin, say) is handed out as a view with its channels moved first, while the network goes on with its own.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS, evaluating
+from kdcore.layout import COMPLAINTS, evaluating, is_channels_last
 from kdcore.protocol import find_classifier, has_features
 
 FORWARD_FEATURES = "forward_features"
@@ -27,6 +30,7 @@ class FeatureTaps:
     Behind the tap `detach_head_at` the network sees a detached copy, so that no loss on the logits reaches what stands
     before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights and only watches the network,
     while a call of its own lasts. Its hooks are closures, so that they do nothing in a deep copy of the network.
+    moved: the taps that were found channels-last when `shapes` was last asked.
 
     Refused for a tap that the network does not have.
     """
@@ -37,6 +41,8 @@ class FeatureTaps:
         self.detach_head_at = detach_head_at
         self._captured: dict[str, Tensor] | None = None  # a mapping only while this object runs the network
         self._versions: dict[str, int] | None = None  # likewise, while it probes
+        self._image_size = (0, 0)  # of the images that it runs the network on
+        self.moved: frozenset[str] = frozenset()
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
         for name in sorted(self.names):
@@ -54,7 +60,7 @@ class FeatureTaps:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         captured: dict[str, Tensor] = {}
-        self._captured = captured
+        self._captured, self._image_size = captured, (images.shape[2], images.shape[3])
         try:
             logits = self._forward(images)
         finally:
@@ -104,7 +110,7 @@ class FeatureTaps:
         Refused where the network takes no such images.
         """
         versions: dict[str, int] = {}
-        self._versions = versions
+        self._versions, self.moved = versions, frozenset()
         try:
             with evaluating(self.model), torch.set_grad_enabled(images.requires_grad):
                 logits, captured = self(images)
@@ -132,9 +138,11 @@ class FeatureTaps:
             return self._refuse(
                 name, value, f"tap {name!r} runs more than once in a forward pass; tap the block that contains it"
             )
-        self._captured[name] = value
+        moves = gives_channels_last(self.model, name, value.shape, self._image_size)
+        self._captured[name] = value.permute(0, 3, 1, 2) if moves else value
         if self._versions is not None:
-            self._versions[name] = value._version
+            self._versions[name] = value._version  # a view's, too: both count the same writes
+            self.moved |= {name} if moves else set()
         return value.detach() if name == self.detach_head_at else value
 
     def _refuse(self, name: str, value: Any, reason: str) -> Any:
@@ -188,6 +196,20 @@ class _Survey(FeatureTaps):
     def _refuse(self, name: str, value: Any, reason: str) -> Any:
         self._unusable.add(name)
         return value
+
+
+def gives_channels_last(model: nn.Module, tap: str, shape: Sequence[int], image_size: tuple[int, int]) -> bool:
+    """Whether what the network itself has at a tap, of shape [B,...], is a map [B,H,W,C].
+
+    Asked is the innermost network around the tap: SimKD's student is one inside another.
+    """
+    if len(shape) != 4 or tap in (FORWARD_FEATURES, CLASSIFIER_INPUT):
+        return is_channels_last(shape, image_size, model)
+    network = module = model
+    for key in tap.split("."):
+        network = module if hasattr(module, "forward_features") else network
+        module = module.get_submodule(key)
+    return is_channels_last(shape, image_size, network, module)
 
 
 def _classifier(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from cluster.images import image_size
 from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
 from cluster.rules import require_cache
-from cluster.stored_teacher import TRAIN, cache_needs, declared, head_facts, identity, reuses_head
+from cluster.stored_teacher import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
@@ -112,6 +112,8 @@ class Builder:
         assert config.teacher is not None, "checked by the caller"
         teacher = {**declared(config.teacher), "weights": weights_fingerprint(self.teacher.model)}
         teacher["precision"] = str(precision(config, self.device)).removeprefix("torch.")
+        if moved := sorted(self.teacher.taps.moved):
+            teacher[CHANNELS_FIRST] = moved
         evaluation = run.evaluation_plan(TRAIN).policy
         facts = identity(config, run.indexes, run.plan, evaluation, run.statistics)
         return {"teacher": teacher, **facts}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
 from cluster.rules import require_cache
+from cluster.stored_teacher import refuse_channels_last
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_identity
 from pipelines.cache.reader import CacheReader, refuse_damaged
@@ -46,6 +47,7 @@ def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0
     refuse_damaged(directory, list(manifest.shards), full=True)
     builder = Builder(config, device)
     refuse_other_identity(manifest, builder.identity(), str(directory), cache.trust)
+    refuse_channels_last(manifest, config, str(directory))
     rng = np.random.default_rng(seed)
     found = []
     for part in manifest.plan.parts:

@@ -65,8 +65,8 @@ class TermContext:
     classes: their names, in the order of the outputs; class_means: {teacher tap: [K,D]} where declared;
     class_similarity [K,K]: how alike the teacher takes two classes to be, where declared; sample_labels [num_samples]
     int64: the class of every training sample, by sample id, where each has one; class_counts [K] int64: how many
-    training samples show each class; pool_teacher: of a student that reuses the teacher's classifier, what brings the
-    teacher's last features to the size of its own.
+    training samples show each class; compared: of a student that reuses the teacher's classifier, what brings its own
+    last features and the teacher's to one layout and size.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -78,7 +78,7 @@ class TermContext:
     class_similarity: Tensor | None = None
     sample_labels: Tensor | None = None
     class_counts: Tensor | None = None
-    pool_teacher: Callable[[Tensor], Tensor] | None = None
+    compared: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def refuse_second(registry: Mapping[str, type], name: str, added: type, what: str) -> None:

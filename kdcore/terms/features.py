@@ -223,8 +223,8 @@ class SimKD(Term):
         return Needs(student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}))
 
     def build(self, context: TermContext) -> nn.Module:
-        """Build the term, with what pools the teacher's features where the student knows it."""
-        return PooledTeacher(self, context.pool_teacher) if context.pool_teacher else Stateless(self)
+        """Build the term, with what brings both features to one form where the student knows it."""
+        return InTeachersLayout(self, context.compared) if context.compared else Stateless(self)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss: [B]. Refused for a student's map that is the larger one."""
@@ -239,15 +239,17 @@ class SimKD(Term):
         return feature_mse(student, teacher)
 
 
-class PooledTeacher(nn.Module):
+class InTeachersLayout(nn.Module):
     """`SimKD` for a student that knows its teacher's layout: tokens, too, are pooled to the student's grid."""
 
-    def __init__(self, config: SimKD, pool_teacher: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, config: SimKD, compared: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.config, self.pool_teacher = config, pool_teacher
+        self.config, self.compared = config, compared
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Return the loss: [B]."""
-        tap = self.config.teacher_tap
-        features = {**inputs.teacher.features, tap: self.pool_teacher(inputs.teacher.features[tap])}
-        return self.config.loss(replace(inputs, teacher=replace(inputs.teacher, features=features)))
+        mine, theirs = self.config.student_tap, self.config.teacher_tap
+        features, of_teacher = inputs.student_features, inputs.teacher.features
+        student, teacher = self.compared(features[mine], of_teacher[theirs])
+        answer = replace(inputs.teacher, features={**of_teacher, theirs: teacher})
+        return self.config.loss(replace(inputs, student_features={**features, mine: student}, teacher=answer))
