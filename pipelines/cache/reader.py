@@ -28,6 +28,8 @@ from pipelines.cache.rows import decode, wanted
 from pipelines.cache.sparse import LogitCode
 from pipelines.cache.store import REMEDY, Shard, checksum, damage, map_shard
 
+# Of a reader at a time, in the views that it read last: Linux lets a process have 65,530, unless it is told otherwise.
+_MAPPED_SHARDS = 8192
 Fields = dict[str, NDArray[np.generic]]  # {field: [rows,width]} of one shard
 
 CODES, CLASSIFIER = "codes.", "classifier."
@@ -58,7 +60,8 @@ class CacheReader:
         constants = load_constants(directory, manifest)
         self.codes = codes_of(self.columns, constants, device)
         self.classifier = classifier_of(constants, device) if needs and needs.teacher_classifier else None
-        self._views: dict[int, list[Fields]] = {}
+        self._views: dict[int, list[Fields]] = {}  # those read last, in order
+        self._checked: set[int] = set()  # views whose shards were read whole
 
     def outputs(self, views: NDArray[np.int64] | int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
         """Return what the teacher answered for these samples in their views, in their order.
@@ -88,7 +91,8 @@ class CacheReader:
         self, views: NDArray[np.int64], ids: NDArray[np.int64]
     ) -> Iterator[tuple[Fields, NDArray[np.int64], int]]:
         """Yield (a shard, the rows in it, where they begin) for rows that ascend by view and by id."""
-        for view in np.unique(views).tolist():
+        asked = np.unique(views).tolist()
+        for view in asked:
             shards = self._opened(view)
             first, stop = np.searchsorted(views, (view, view + 1))
             bounds = np.arange(len(shards) + 1) * self.rows_per_shard
@@ -97,6 +101,12 @@ class CacheReader:
                 if ends[number] < ends[number + 1]:
                     rows = ids[ends[number] : ends[number + 1]] - bounds[number]
                     yield shard, rows, int(ends[number])
+        self._let_go(len(asked))
+
+    def _let_go(self, num_views: int) -> None:
+        """Unmap the views that were read longest ago, where there are many; not the last so many, which are in use."""
+        while len(self._views) > max(2, num_views) and sum(map(len, self._views.values())) > _MAPPED_SHARDS:
+            del self._views[next(iter(self._views))]
 
     def _buffer(self, num: int, spec: FieldSpec) -> Tensor:
         """Memory for a batch, pinned where the batch goes to a GPU: torch's allocator lends it again once copied."""
@@ -104,16 +114,19 @@ class CacheReader:
         return torch.empty((num, spec.width), dtype=getattr(torch, spec.dtype), pin_memory=on_gpu)
 
     def _opened(self, view: int) -> list[Fields]:
-        """Return a view's shards, mapped; checked at the first use."""
-        if view not in self._views:
+        """Return a view's shards, mapped; read whole and checked at the first use, by their sizes later."""
+        shards = self._views.pop(view, None)
+        if shards is None:
             if not 0 <= view < self.part.num_views:
                 raise Refused(
                     f"the cache {self.directory} has {self.part.num_views} views, there is no view {view}; set "
                     f"views.num_views={self.part.num_views}, or build more of them"
                 )
-            refuse_damaged(self.directory, self.shards[view], full=True)
-            self._views[view] = [map_shard(self.directory, shard, self.fields) for shard in self.shards[view]]
-        return self._views[view]
+            refuse_damaged(self.directory, self.shards[view], full=view not in self._checked)
+            self._checked.add(view)
+            shards = [map_shard(self.directory, shard, self.fields) for shard in self.shards[view]]
+        self._views[view] = shards  # the last of them
+        return shards
 
 
 def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:

@@ -10,6 +10,7 @@ build that was killed anywhere goes on by doing what is not there.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -24,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from pipelines.files import whole_name, write_whole
 from pipelines.vectors import to_numpy
 
@@ -127,6 +128,7 @@ def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int
     """Return {field: [rows,width]} of a shard, memory-mapped, nothing read yet.
 
     fields: {name: (type, width)}. Refused for a file that has not these fields in so many rows as the shard says.
+    RunFailed where the process can map no more.
     """
     path = directory / shard.unit.path
     try:
@@ -134,7 +136,9 @@ def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int
             batch = file.get_batch(0)
         batch.validate()  # that its buffers are as long as it says
         mapped = {name: _matrix(batch.column(name), len(batch)) for name in fields}
-    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
+    except OSError as error:
+        raise _not_mapped(path, error) from error
+    except (pa.ArrowException, KeyError, ValueError, AttributeError) as error:
         raise Refused(f"{path} is no shard of a cache ({' '.join(str(error).split())[:100]}); {REMEDY}") from error
     for name, (dtype, width) in fields.items():
         found, rows = mapped[name], shard.stop - shard.start
@@ -144,6 +148,20 @@ def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int
                 f"manifest says; {REMEDY}"
             )
     return mapped
+
+
+def _not_mapped(path: Path, error: OSError) -> Refused | RunFailed:
+    """Return what is raised for a file that cannot be mapped: that no more can be is no fault of the file."""
+    if error.errno == errno.ENOMEM:
+        return RunFailed(
+            f"{path} cannot be mapped into memory ({os.strerror(error.errno)}): this process has as many mappings as it "
+            "may have, a shard each, or no memory; raise vm.max_map_count (sysctl) on this machine, or its memory"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return RunFailed(
+            f"{path} cannot be opened ({os.strerror(error.errno)}); raise the limit of open files (ulimit -n)"
+        )
+    return Refused(f"{path} is no shard of a cache ({' '.join(str(error).split())[:100]}); {REMEDY}")
 
 
 def _matrix(array: pa.FixedSizeListArray, num_rows: int) -> NDArray[np.generic]:

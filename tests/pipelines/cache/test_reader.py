@@ -1,18 +1,20 @@
 """Rows come back in the order asked for, from any shards; nothing damaged is served."""
 
+import errno
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from kdcore.batch import Needs
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import load_manifest
 from pipelines.cache.reader import CacheReader, refuse_damaged
-from pipelines.cache.store import Unit, write_shard
+from pipelines.cache.store import Unit, checksum, write_shard
 from tests.pipelines.cache.test_store import build, plan, rows_of
 
 CPU = torch.device("cpu")
@@ -146,6 +148,40 @@ def test_damaged_constants(cache, damage):
     damage(cache / "constants.safetensors")
     with pytest.raises(Refused, match=r"the cache is damaged: .*constants.safetensors"):
         reader(cache)
+
+
+def num_mapped(directory: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f"{directory}/train")
+
+
+def test_views_read_long_ago_are_unmapped(tmp_path, monkeypatch):
+    """A process may have so many mappings; the views of one batch stay, and none is read whole twice."""
+    build(tmp_path, plan(num_views=6))
+    monkeypatch.setattr("pipelines.cache.reader._MAPPED_SHARDS", 7)  # 3 shards a view
+    opened, hashed = reader(tmp_path), []
+    monkeypatch.setattr("pipelines.cache.store.checksum", lambda path: hashed.append(path) or checksum(path))
+    for view in (0, 1, 2, 3, 4, 5, 0, 5):
+        assert opened.outputs(view, np.array([7])).logits.tolist() == [[7, 7 + 100 * view, -7]]
+        assert num_mapped(tmp_path) <= 6
+    logits = opened.outputs(np.arange(6), np.full(6, 9)).logits
+    assert logits[:, 1].tolist() == [9, 109, 209, 309, 409, 509]
+    assert num_mapped(tmp_path) == 18
+    mapped = list(opened._views.values())
+    opened.outputs(np.arange(6), np.full(6, 3))
+    assert all(any(one is other for other in mapped) for one in opened._views.values()), "nothing is mapped anew"
+    assert len(hashed) == 18
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"), [(errno.ENOMEM, r"raise vm.max_map_count"), (errno.EMFILE, r"\(ulimit -n\)")]
+)
+def test_a_healthy_shard_is_not_accused_where_no_more_can_be_mapped(cache, monkeypatch, error, remedy):
+    def fail(_: str) -> None:
+        raise OSError(error, "no more")
+
+    monkeypatch.setattr(pa, "memory_map", fail)
+    with pytest.raises(RunFailed, match=rf"rows-000000000000-000000000004.arrow cannot be (mapped|opened).*{remedy}"):
+        reader(cache).outputs(0, np.array([7]))
 
 
 def test_a_remote_cache_is_copied_once(cache, tmp_path):
