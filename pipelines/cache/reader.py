@@ -106,7 +106,7 @@ class CacheReader:
     def _let_go(self, num_views: int) -> None:
         """Unmap the views that were read longest ago, where there are many; not the last so many, which are in use."""
         while len(self._views) > max(2, num_views) and sum(map(len, self._views.values())) > _MAPPED_SHARDS:
-            del self._views[next(iter(self._views))]
+            self._views.pop(next(iter(self._views)), None)  # another thread may have
 
     def _buffer(self, num: int, spec: FieldSpec) -> Tensor:
         """Memory for a batch, pinned where the batch goes to a GPU: torch's allocator lends it again once copied."""

@@ -154,8 +154,8 @@ def _not_mapped(path: Path, error: OSError) -> Refused | RunFailed:
     """Return what is raised for a file that cannot be mapped: that no more can be is no fault of the file."""
     if error.errno == errno.ENOMEM:
         return RunFailed(
-            f"{path} cannot be mapped into memory ({os.strerror(error.errno)}): this process has as many mappings as it "
-            "may have, a shard each, or no memory; raise vm.max_map_count (sysctl) on this machine, or its memory"
+            f"{path} cannot be mapped into memory ({os.strerror(error.errno)}): this process has no memory, or as many "
+            "mappings as it may have, a shard each; raise vm.max_map_count (sysctl) on this machine, or its memory"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return RunFailed(
