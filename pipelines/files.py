@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -126,6 +127,18 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused(f"{path} holds a {type(content).__name__}, not an object; {remedy}")
     return content
+
+
+def own_temporary_folder(name: str) -> Path:
+    """Return where this user's files of a kind lie on this machine by default: another user's could not be written to.
+
+    One of the name alone, as earlier versions made it, is used further by whom it belongs to.
+    """
+    earlier = Path(tempfile.gettempdir()) / name
+    with suppress(OSError):
+        if earlier.stat().st_uid == os.getuid():
+            return earlier
+    return earlier.with_name(f"{name}-{os.getuid()}")
 
 
 def make_folder(path: Path, setting: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 
 from pyarrow import fs
@@ -11,7 +10,7 @@ from pyarrow import fs
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from pipelines.cache.local import locked
-from pipelines.files import make_folder, write_whole
+from pipelines.files import make_folder, own_temporary_folder, write_whole
 from pipelines.places import filesystem_of
 
 
@@ -32,7 +31,7 @@ def fetched(uri: str) -> Path:
     if isinstance(filesystem, fs.LocalFileSystem):
         return Path(path)
     key = hashlib.sha256(f"{shown} {info.size} {info.mtime_ns}".encode()).hexdigest()[:20]
-    folder = make_folder(Path(tempfile.gettempdir()) / "stillhouse-files" / key, "the machine's temporary folder")
+    folder = make_folder(own_temporary_folder("stillhouse-files") / key, "the machine's temporary folder")
     copy = folder / Path(path).name
     with locked(folder / ".lock"):
         if not copy.exists():

@@ -8,17 +8,18 @@
 What is once kept stays: epochs are read in random order, so that any part of the data is as good as another. Where they
 are read window by window, the piece that was filled longest ago makes room for the next. A sample's checksum is
 compared when it is read: a machine that lost power may have kept the byte that says it is there, and a piece may just
-have been removed.
+have been removed. A copy is a help and no more: where the disk is full, samples are fetched as if there were none.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import mmap
 import os
 import shutil
 import struct
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -33,12 +34,14 @@ from numpy.typing import NDArray
 
 from kdcore.errors import Refused
 from pipelines.data.disk import OpenFile, OpenFiles
-from pipelines.files import make_folder
+from pipelines.files import FULL, make_folder, not_written, own_temporary_folder
 
 PIECE_BYTES = 2**30
 _SIZE = struct.Struct("<qq")  # (bytes that may be kept, bytes that are)
 _FETCHING = 256  # locks, for any number of blocks
 _Offsets = TypeVar("_Offsets", int, NDArray[np.int64])
+
+logger = logging.getLogger("stillhouse")
 
 
 def piece_of(offset: _Offsets) -> _Offsets:
@@ -62,7 +65,7 @@ class CopyPolicy:
     @property
     def path(self) -> Path:
         """The folder of the copies."""
-        return Path(self.folder or Path(tempfile.gettempdir()) / "stillhouse-images")
+        return Path(self.folder) if self.folder else own_temporary_folder("stillhouse-images")
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,14 @@ class LocalCopy:
     """The copy of one source on this node; its methods may be called from several threads and processes.
 
     key: what the data are; file_bytes: the size of each file of the source; num_rows: of the whole source. Refused
-    where there is no room for two windows.
+    where there is no room for two windows; see `copy_of` for a disk that is full.
     """
 
     def __init__(self, policy: CopyPolicy, key: str, file_bytes: Sequence[int], num_rows: int) -> None:
         self.folder = policy.path / sha256(key.encode()).hexdigest()[:32]
         self._makes_room = policy.window_bytes is not None
+        self._keeps = True
+        self._is_full = False
         counts = [piece_of(num_bytes) + 1 for num_bytes in file_bytes]
         self._first_pieces = np.cumsum([0, *counts])
         make_folder(policy.path, "data.copies_dir")
@@ -109,20 +114,37 @@ class LocalCopy:
         if not self._present[extent.row]:
             return None
         piece = piece_of(extent.offset)
-        file = self._file(extent.file, piece)
-        content = os.pread(file.descriptor, extent.num_bytes, extent.offset - piece * PIECE_BYTES)
+        try:
+            file = self._file(extent.file, piece)
+            content = os.pread(file.descriptor, extent.num_bytes, extent.offset - piece * PIECE_BYTES)
+        except OSError:  # the store has it as well
+            return None
         if len(content) == extent.num_bytes and zlib.crc32(content) == extent.crc32:
             return content
         self._present[extent.row] = 0
         return None
 
     def keep(self, extent: Extent, content: bytes) -> None:
-        """Keep a sample, where there is room for it."""
+        """Keep a sample, where there is room for it. What fails here is said once: nothing depends on it."""
+        if not self._keeps:
+            return
+        try:
+            self._write(extent, content)
+        except OSError as error:
+            # Where old pieces make room for new ones, there may be some later.
+            self._keeps = self._makes_room
+            if not self._is_full:
+                self._is_full = True
+                problem = not_written(self.folder, error)
+                logger.warning("data.copies_dir: %s; images are fetched from the store", problem)
+
+    def _write(self, extent: Extent, content: bytes) -> None:
         piece = piece_of(extent.offset)
         if self._present[extent.row] or not self._take(len(content), extent.file, piece):
             return
         file = self._file(extent.file, piece)
-        os.pwrite(file.descriptor, content, extent.offset - piece * PIECE_BYTES)
+        if os.pwrite(file.descriptor, content, extent.offset - piece * PIECE_BYTES) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._present[extent.row] = 1  # after its bytes
 
     @contextmanager
@@ -176,6 +198,21 @@ class LocalCopy:
             os.close(descriptor)
 
 
+def copy_of(policy: CopyPolicy, key: str, file_bytes: Sequence[int], num_rows: int) -> LocalCopy | None:
+    """Return this node's copy of a source; None, with a word, where its disk is full.
+
+    Refused where it cannot be written to, and where it is full and windows are to be read, which need a copy.
+    """
+    try:
+        return LocalCopy(policy, key, file_bytes, num_rows)
+    except OSError as error:
+        problem = f"data.copies_dir: {not_written(policy.path, error)}"
+        if error.errno not in FULL or policy.window_bytes is not None:
+            raise Refused(problem) from error
+        logger.warning("%s; images are fetched from the store every time", problem)
+        return None
+
+
 def _piece_name(file: int, piece: int) -> str:
     return f"{file:05d}-{piece}"
 
@@ -226,11 +263,15 @@ def _remove_unused(folder: Path) -> bool:
 
 
 def _map(path: Path, num_bytes: int) -> mmap.mmap:
-    """Return a file's bytes, shared with every process that maps it; made, of zeros, where it is not there."""
+    """Return a file's bytes, shared with every process that maps it; made, of zeros, where it is not there.
+
+    On the disk to its end: a page of a mapping for which there is no room ends the process when it is written to.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if os.fstat(descriptor).st_size < num_bytes:
-            os.ftruncate(descriptor, num_bytes)
+        status = os.fstat(descriptor)
+        if num_bytes and min(status.st_size, status.st_blocks * 512) < num_bytes:
+            os.posix_fallocate(descriptor, 0, num_bytes)
         return mmap.mmap(descriptor, max(1, num_bytes))
     finally:
         os.close(descriptor)

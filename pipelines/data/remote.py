@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.data.copies import CopyPolicy, Extent, LocalCopy
+from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
 from pipelines.data.store import AHEAD, StoreFiles, requests
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
@@ -158,10 +158,12 @@ class RemoteFiles:
         return content
 
 
-def _copy_of(place: Place, files: Sequence[tuple[str, int]], rows: NDArray[np.int64], policy: CopyPolicy) -> LocalCopy:
+def _copy_of(
+    place: Place, files: Sequence[tuple[str, int]], rows: NDArray[np.int64], policy: CopyPolicy
+) -> LocalCopy | None:
     """Return this node's copy of these files."""
     key = json.dumps([_COPY_VERSION, place.location, files])
-    return LocalCopy(policy, key, [num_bytes for _, num_bytes in files], int(rows.max(initial=-1)) + 1)
+    return copy_of(policy, key, [num_bytes for _, num_bytes in files], int(rows.max(initial=-1)) + 1)
 
 
 class _Blocks:

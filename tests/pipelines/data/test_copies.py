@@ -1,0 +1,84 @@
+"""A node's copy of a store's images where its disk is full, fails, or another user's."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+
+from kdcore.errors import Refused
+from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
+from pipelines.files import own_temporary_folder
+
+
+def extent(row: int, content: bytes) -> Extent:
+    return Extent(row, 0, 100 * row, len(content), zlib.crc32(content))
+
+
+def failing(error: int) -> object:
+    def fail(*_: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    return fail
+
+
+@pytest.mark.parametrize("how", ["raises", "writes a part"])
+def test_a_disk_that_fills_up_is_said_once(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was kept before is read further; what is not, is fetched."""
+    copy = LocalCopy(CopyPolicy(str(tmp_path)), "key", [1000], 10)
+    copy.keep(extent(0, b"first"), b"first")
+    with monkeypatch.context() as full, caplog.at_level(logging.WARNING):
+        full.setattr(os, "pwrite", failing(errno.ENOSPC) if how == "raises" else lambda *_: 3)
+        for row in range(1, 5):
+            copy.keep(extent(row, b"other"), b"other")
+    (record,) = caplog.records
+    assert "cannot be written (No space left on device" in record.getMessage()
+    assert record.getMessage().endswith("images are fetched from the store")
+    assert [copy.read(extent(row, b"first")) for row in range(3)] == [b"first", None, None]
+
+
+def test_a_copy_that_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = LocalCopy(CopyPolicy(str(tmp_path)), "key", [1000], 10)
+    copy.keep(extent(0, b"first"), b"first")
+    monkeypatch.setattr(os, "pread", failing(errno.EIO))
+    assert copy.read(extent(0, b"first")) is None
+
+
+def test_what_is_mapped_lies_on_the_disk(tmp_path: Path) -> None:
+    """Also where an earlier version left a file that is sparse: writing to it on a full disk ends the process."""
+    policy = CopyPolicy(str(tmp_path))
+    folder = LocalCopy(policy, "key", [1000], 10**6).folder
+    (folder / "present").write_bytes(b"")
+    os.truncate(folder / "present", 10**6)
+    copy = LocalCopy(policy, "key", [1000], 10**6)
+    assert (copy.folder / "present").stat().st_blocks * 512 >= 10**6
+
+
+def test_a_disk_that_is_full_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
+    with caplog.at_level(logging.WARNING):
+        assert copy_of(CopyPolicy(str(tmp_path)), "key", [1000], 10) is None
+    assert "No space left on device" in caplog.text
+    with pytest.raises(Refused, match=r"data.copies_dir: .* cannot be written \(No space left on device"):
+        copy_of(CopyPolicy(str(tmp_path), window_bytes=10), "key", [1000], 10)
+
+
+def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default each has one of their own; one that was named is refused by the setting."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert CopyPolicy().path == tmp_path / f"stillhouse-images-{os.getuid()}"
+    (tmp_path / "stillhouse-images").mkdir()
+    assert own_temporary_folder("stillhouse-images") == tmp_path / "stillhouse-images", "of an earlier version"
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert CopyPolicy().path == tmp_path / "stillhouse-images-4711"
+    monkeypatch.setattr(os, "open", failing(errno.EACCES))
+    with pytest.raises(Refused, match=r"data.copies_dir: .* cannot be written \(Permission denied\); give a place"):
+        copy_of(CopyPolicy(), "key", [1000], 10)
