@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cluster.assembly import Assembly
 from cluster.config import RunConfig
-from cluster.images import image_size
 from cluster.probing import classifier_knows_classes
 from cluster.scores import in_words
 from cluster.teacher_causes import likelier_cause
@@ -27,14 +26,13 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal, read_journal
 from cluster.tracking.run import RunLog, is_opened_first
 from cluster.training.checkpoint import TrainState
+from cluster.training.costs import run_costs
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
 from cluster.training.selection import has_waited
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
-from kdcore.cost import deployment_cost
 from kdcore.distiller import StepOutput, unique_names
-from kdcore.models import count_parameters
 from kdcore.reporting import optional
 from pipelines.files import write_whole
 from pipelines.leases import Fence
@@ -245,21 +243,6 @@ class Recorder:
         self.reporter.say(f"step {step}: {shown}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 
-    def costs(self, state: TrainState) -> dict[str, float]:
-        """Return what the run took, and what its student will take."""
-        run, seconds = self.run, state.train_seconds
-        deployment = deployment_cost(state.evaluated, image_size(self.config), self.reporter.say)
-        costs = {
-            "cost/train_seconds": seconds,
-            "cost/device_hours": seconds * run.rank.world_size / 3600,
-            "speed/mean_images_per_second": run.batches.num_until(state.step) / max(seconds, 1e-9),
-            **{f"model/{name}": value for name, value in deployment.items()},
-        }
-        if run.teacher is not None:
-            costs["model/teacher_parameters"] = float(count_parameters(run.teacher.model))
-        stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
-        return costs | ({"data/cache_bytes": sum(one.manifest.num_bytes for one in stored)} if stored else {})
-
     def say_of_patience(self, state: TrainState) -> None:
         """Say that the run ends before its last epoch, on which images that was decided, and what is deployed."""
         train, total, best = self.config.train, self.run.total_steps, state.best_step
@@ -295,6 +278,9 @@ class Recorder:
             write_whole(weights, to_safetensors(state.deployed(self.config.train.select != "last")))
             self.log.add_file(weights)
             self.list_broken_images()
-            self.log.log(state.step, self.costs(state) | {f"deployed/{name}": v for name, v in deployed.items()})
+            self.log.log(
+                state.step,
+                run_costs(self.run, state, self.reporter.say) | {f"deployed/{name}": v for name, v in deployed.items()},
+            )
             self.log.close()
         return result

@@ -102,7 +102,7 @@ def recipe_columns(metric: str) -> list[Column]:
             "ratio",
             "ratio",
             ratio_cell,
-            "the student's parameters beside its teacher's",
+            "the student's parameters beside its one teacher's; empty where a run has not logged that one's",
             shown=lambda rows: any(ratio_cell(row).text for row in rows),
         ),
         mean_column(
