@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -14,12 +15,16 @@ from kdcore.terms.logits import LogitTerm
 from kdcore.terms.precision import full_precision
 
 _EPSILON = 1e-8  # of the published form; it mutes classes whose probability hardly varies over the batch
+_LEAST_DEVIATION = 0.01  # of the student's logits / temperature; see `dist`
 
 
-def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Return Pearson's correlation of a and b along dim; 0 where either is constant."""
+def pearson(a: Tensor, b: Tensor, dim: int, least: Tensor) -> Tensor:
+    """Return Pearson's correlation of a and b along dim; 0 where either is constant.
+
+    least: what the length of a, less its mean, is taken to be where it is less.
+    """
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
-    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + _EPSILON)
+    return (a * b).sum(dim) / (torch.maximum(a.norm(dim=dim), least) * b.norm(dim=dim) + _EPSILON)
 
 
 @full_precision
@@ -31,12 +36,17 @@ def dist(
     r_b correlates the two softmax(logits / temperature) over the classes of sample b, r_k over the samples of class k.
     student_logits, teacher_logits [B,K]. 0 (to rounding and epsilon) when student equals teacher. Each sample carries
     the whole column part, so that the mean over the batch is the published value.
+    Where the student's probabilities vary as little as logits of a standard deviation below 0.01 * temperature make
+    them, they are divided by the length that such logits would give and not by their own: it has no such bound in the
+    published form, whose gradient is 10^6 for a classifier that starts at zero. All other values are the published.
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
     """
     require_same_classes(student_logits, teacher_logits)
     require_batch(student_logits)
     p, q = F.softmax(teacher_logits / temperature, dim=1), F.softmax(student_logits / temperature, dim=1)
-    inter, intra = 1 - pearson(q, p, dim=1), 1 - pearson(q, p, dim=0).mean()
+    slope = (q * (1 - q)).detach()  # of each probability by its own logit
+    by_rows, by_columns = (pearson(q, p, dim, _LEAST_DEVIATION * slope.norm(dim=dim)) for dim in (1, 0))
+    inter, intra = 1 - by_rows, 1 - by_columns.mean()
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
@@ -44,7 +54,8 @@ class DIST(LogitTerm):
     """DIST, correlation with the teacher's predictions: `dist`, beside a cross-entropy of weight 1.
 
     Published: weight 2, temperature 4 on CIFAR-100, temperature 1 on ImageNet. The column part is taken over the
-    micro-batch, which is the reference batch: of one size on however many ranks.
+    micro-batch, which is the reference batch: of one size on however many ranks. Differs from the published form where
+    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do.
     """
 
     term: Literal["dist"] = "dist"
