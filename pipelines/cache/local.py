@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import tempfile
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,36 +12,104 @@ from uuid import uuid4
 
 from pyarrow import fs
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
-from pipelines.files import make_folder
-from pipelines.places import filesystem_of, is_remote
+from pipelines.cache.store import REMEDY, checksum, damage
+from pipelines.files import FULL, is_lasting, make_folder, not_written, own_temporary_folder
+from pipelines.places import Place, filesystem_of, is_remote
 
 
 def local_folder(location: str, copies_dir: str | None = None) -> Path:
     """Return the folder to read a cache from: itself, or for a URI this machine's copy of it.
 
     The copy is made by the first process that asks, while the others wait, and is named by the manifest's digest: a
-    cache that was built anew is copied anew. copies_dir: where copies lie; by default the machine's temporary folder.
+    cache that was built anew is copied anew, and so is one whose copy lacks something. copies_dir: where copies lie; by
+    default in the machine's temporary folder. Refused where its disk has no room for one.
     """
     if not is_remote(location):
         return Path(location)
-    filesystem, path = filesystem_of(location, "cache.dir")
+    place = Place.of(location, "cache.dir")
     try:
-        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
+        with place.filesystem.open_input_stream(f"{place.path}/{MANIFEST}") as file:
             manifest = read_manifest(file.read(), location)
     except FileNotFoundError as error:
         raise Refused(f"{location} holds no {MANIFEST}: no cache, or one that is not finished") from error
-    root = Path(copies_dir or Path(tempfile.gettempdir()) / "stillhouse-caches")
+    root = Path(copies_dir) if copies_dir else own_temporary_folder("stillhouse-caches")
     make_folder(root, "cache.copies_dir")
     copy = root / manifest.digest
-    with locked(root / f"{manifest.digest}.lock"):
-        if not copy.exists():
+    with _refusing(root), locked(root / f"{manifest.digest}.lock"):
+        for partial in root.glob(f"{manifest.digest}.*.tmp"):  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)
+        if _lacks(copy, manifest) is not None:
+            shutil.rmtree(copy, ignore_errors=True)
             partial = root / f"{manifest.digest}.{uuid4().hex}.tmp"
-            fs.copy_files(path, str(partial), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
-            partial.rename(copy)
+            try:
+                _fetch(place, manifest, partial)
+                partial.rename(copy)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return copy
+
+
+def _fetch(place: Place, manifest: Manifest, folder: Path) -> None:
+    """Copy a cache's files, those that its manifest names and no others; Refused where they are not what it says."""
+    needed, free = manifest.num_bytes, shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise Refused(
+            f"cache.copies_dir: a copy of {place.root} takes {needed:,} bytes, and {folder.parent} has {free:,} free; "
+            "free some, or name a larger disk as cache.copies_dir"
+        )
+    names = [MANIFEST, CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
+    for name in {str(Path(name).parent) for name in names}:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda name: _take(place, name, folder / name), names))
+    if problem := _lacks(folder, manifest):
+        raise Refused(f"the cache is damaged: {problem.replace(str(folder), place.root)}; {REMEDY}")
+
+
+def _take(place: Place, name: str, target: Path) -> None:
+    """Copy a file of a cache; OSError where the target's disk is full."""
+    try:
+        fs.copy_files(
+            f"{place.path}/{name}",
+            str(target),
+            source_filesystem=place.filesystem,
+            destination_filesystem=fs.LocalFileSystem(),
+            use_threads=False,
+        )
+    except FileNotFoundError as error:
+        raise Refused(f"the cache is damaged: {place.name_of(name)} is missing; {REMEDY}") from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailed(f"{place.name_of(name)} cannot be copied ({reason}); run the same command again") from error
+
+
+def _lacks(copy: Path, manifest: Manifest) -> str | None:
+    """Return what is wrong with a copy, by its shards' sizes; None for nothing. Their content is checked when read."""
+    constants = copy / CONSTANTS
+    if not constants.is_file() or checksum(constants) != manifest.constants:
+        return f"{constants} is missing, or not the one that was written"
+    if not (copy / MANIFEST).is_file() or load_manifest(copy).digest != manifest.digest:
+        return f"{copy / MANIFEST} is missing, or another's"
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(lambda shard: damage(copy, shard, full=False), manifest.shards)
+        return next((problem for problem in found if problem is not None), None)
+
+
+@contextmanager
+def _refusing(root: Path) -> Iterator[None]:
+    """Turn a disk that is full, or may not be written to, into a Refused that names the setting."""
+    try:
+        yield
+    except OSError as error:
+        is_local = error.errno in FULL or error.filename is not None  # those of a store name no file
+        if not (is_local and is_lasting(error)):
+            raise
+        raise Refused(f"cache.copies_dir: {not_written(root, error)}") from error
 
 
 def publish(directory: Path, location: str) -> Manifest:

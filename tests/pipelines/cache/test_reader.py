@@ -1,6 +1,7 @@
 """Rows come back in the order asked for, from any shards; nothing damaged is served."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -194,6 +195,56 @@ def test_a_remote_cache_is_copied_once(cache, tmp_path):
     assert (copy / "manifest.json").stat().st_mtime_ns == written
     build(cache, plan(num_views=3))
     assert local_folder(uri, copies) not in (copy, cache)
+
+
+def left(copies: Path) -> list[str]:
+    return sorted(path.name.split(".")[-1] for path in copies.iterdir() if path.is_dir())
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(cache, tmp_path):
+    """Nor what a process left that was killed at it; the next one has the manifest's files and no others."""
+    copies = tmp_path / "copies"
+    shard = cache / Unit("train", 1, 4, 8).path
+    content = shard.read_bytes()
+    (cache / "notes").mkdir()
+    (cache / "notes" / "mine.txt").write_text("not of the cache")
+    shard.unlink()
+    for complaint in (r"view-00001/rows-000000000004-000000000008.arrow is missing", r"has \d+ bytes, not \d+"):
+        with pytest.raises(Refused, match=rf"the cache is damaged: .*/cache/train/.*{complaint}.*; restore the file"):
+            local_folder(cache.as_uri(), str(copies))
+        assert left(copies) == []
+        shard.write_bytes(content[:-100])
+    shard.write_bytes(content)
+    digest = load_manifest(cache).digest
+    (copies / f"{digest}.0.tmp" / "train").mkdir(parents=True)
+    copy = local_folder(cache.as_uri(), str(copies))
+    assert left(copies) == [digest]
+    assert not (copy / "notes").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "constants.safetensors", UNIT.path])
+def test_a_damaged_copy_is_made_again(cache, tmp_path, name):
+    copies = str(tmp_path / "copies")
+    copy = local_folder(cache.as_uri(), copies)
+    (copy / name).unlink()
+    assert reader(local_folder(cache.as_uri(), copies)).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
+
+
+def test_a_copy_without_room(cache, tmp_path, monkeypatch):
+    copies = tmp_path / "copies"
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+        with pytest.raises(Refused, match=r"cache.copies_dir: a copy of .*/cache takes [\d,]+ bytes, .* has 100 free"):
+            local_folder(cache.as_uri(), str(copies))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipelines.cache.local.fs.copy_files", fail)
+    with pytest.raises(Refused, match=r"cache.copies_dir: .* cannot be written \(No space left on device"):
+        local_folder(cache.as_uri(), str(copies))
+    assert left(copies) == []
 
 
 def test_a_cache_is_put_into_object_storage(cache, tmp_path):
