@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdcore.terms.base import TermInputs
+from kdcore.errors import Refused
+from kdcore.terms.base import TermContext, TermInputs
 from kdcore.terms.checks import require_batch, require_same_classes
 from kdcore.terms.logits import LogitTerm
 from kdcore.terms.precision import full_precision
@@ -55,7 +56,8 @@ class DIST(LogitTerm):
 
     Published: weight 2, temperature 4 on CIFAR-100, temperature 1 on ImageNet. The column part is taken over the
     micro-batch, which is the reference batch: of one size on however many ranks. Differs from the published form where
-    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do.
+    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do. Of two classes the row
+    part is 0 or 2 and has no gradient: the column part alone teaches, and without it the term is refused.
     """
 
     term: Literal["dist"] = "dist"
@@ -66,6 +68,14 @@ class DIST(LogitTerm):
     intra_weight: float = Field(default=1.0, ge=0)
     """Factor of the part that correlates each class's samples (the paper's gamma)."""
     batch_coupled: ClassVar[bool] = True
+
+    def build(self, context: TermContext) -> nn.Module:
+        """Build the term. Refused for two classes without the column part."""
+        if context.num_classes == 2 and not self.intra_weight:
+            raise Refused(
+                "of 2 classes, the correlation of a row is 1 or -1, so none learns; set intra_weight, or take kd"
+            )
+        return super().build(context)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the weighted sum of both parts: [B]."""

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcore.batch import Needs
-from kdcore.terms.base import TermInputs
+from kdcore.terms.base import TermContext, TermInputs
 from kdcore.terms.checks import require_hard_labels, require_same_classes
 from kdcore.terms.logits import LogitTerm, kl_divergence
-from kdcore.terms.lskd import standardise
+from kdcore.terms.lskd import require_scale, standardise
 from kdcore.terms.precision import full_precision
 
 
@@ -112,7 +112,13 @@ class DKD(HardLabelTerm):
     non_target_weight: float = Field(ge=0)
     """Factor of the part on the other classes' distribution (the paper's beta)."""
     standardise: bool = False
-    """Whether both networks' logits are standardised first, row by row (DKD + LSKD)."""
+    """Whether both networks' logits are standardised first, row by row (DKD + LSKD); not of two classes."""
+
+    def build(self, context: TermContext) -> nn.Module:
+        """Build the term. Refused for standardised logits of two classes."""
+        if self.standardise:
+            require_scale(context.num_classes, "set standardise: false")
+        return super().build(context)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the weighted sum of both parts: [B] nats."""

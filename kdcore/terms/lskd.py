@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdcore.terms.base import TermInputs
+from kdcore.errors import Refused
+from kdcore.terms.base import TermContext, TermInputs
 from kdcore.terms.checks import require_same_classes
 from kdcore.terms.logits import LogitTerm, kd
 from kdcore.terms.precision import full_precision
@@ -26,6 +27,14 @@ def standardise(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / variance.sqrt()
 
 
+def require_scale(num_classes: int, remedy: str) -> None:
+    """Refuse two classes: whatever their logits, the standardised ones are these two numbers."""
+    if num_classes == 2:
+        raise Refused(
+            f"of 2 classes, standardised logits are 0.71 and -0.71 whatever they were, so none learns; {remedy}"
+        )
+
+
 @full_precision
 def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return `kd` of `standardise`d logits: [B] nats.
@@ -41,13 +50,19 @@ def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> 
 class LSKD(LogitTerm):
     """Distillation of standardised logits (LSKD): `lskd`, a temperature on each row's own scale.
 
-    Published for CIFAR-100: temperature 2 and weight 9 for most pairs, beside a cross-entropy of weight 0.1. Differs from
-    the published form where logits deviate by less than 0.01, as those of a classifier that starts at zero do.
+    Published for CIFAR-100: temperature 2 and weight 9 for most pairs, beside a cross-entropy of weight 0.1. It differs
+    from the published form where logits deviate by less than 0.01, as those of a classifier that starts at zero do. Of
+    two classes it is refused: standardised, two logits are always the same two numbers.
     """
 
     term: Literal["lskd"] = "lskd"
     temperature: float = Field(gt=0)
     """Temperature of both networks, in standard deviations of a row of logits."""
+
+    def build(self, context: TermContext) -> nn.Module:
+        """Build the term. Refused for two classes."""
+        require_scale(context.num_classes, "take kd or ttm")
+        return super().build(context)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss: [B] nats."""

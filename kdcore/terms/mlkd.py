@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdcore.terms.base import TermInputs
+from kdcore.terms.base import TermContext, TermInputs
 from kdcore.terms.checks import require_batch, require_same_classes
 from kdcore.terms.logits import LogitTerm, kd
-from kdcore.terms.lskd import lskd
+from kdcore.terms.lskd import lskd, require_scale
 from kdcore.terms.precision import full_precision
 
 
@@ -82,8 +82,14 @@ class MLKD(LogitTerm):
     temperatures: tuple[float, ...] = Field(default=(2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
     """Temperatures of both networks, each with a part of its own; one that is named twice counts twice."""
     standardise: bool = False
-    """Whether the part by samples compares standardised logits (MLKD + LSKD)."""
+    """Whether the part by samples compares standardised logits (MLKD + LSKD); not of two classes."""
     batch_coupled: ClassVar[bool] = True
+
+    def build(self, context: TermContext) -> nn.Module:
+        """Build the term. Refused for standardised logits of two classes."""
+        if self.standardise:
+            require_scale(context.num_classes, "set standardise: false")
+        return super().build(context)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the sum over temperatures and levels: [B]."""

@@ -1,11 +1,15 @@
-"""Students whose classifier starts at zero: losses on correlation and scale have a gradient that one step survives."""
+"""Losses on correlation and scale: a gradient that one step survives at constant logits, and none of two classes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from kdcore.errors import Refused
+from kdcore.terms import TermContext, parse_term
 from kdcore.terms.dist import dist
 from kdcore.terms.dkd import dkd
 from kdcore.terms.logits import cross_entropy, kd
@@ -96,3 +100,30 @@ def test_ordinary_logits_have_the_published_values_and_gradients(classes, scale,
         torch.testing.assert_close(found, published, rtol=1e-12, atol=1e-12)
         gradients = (torch.autograd.grad(one.sum(), student, retain_graph=True)[0] for one in (found, published))
         torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+TWO = TermContext({}, {}, num_classes=2, num_samples=8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"term": "lskd", "temperature": 2}, "take kd or ttm"),
+        ({"term": "dkd", "temperature": 2, "non_target_weight": 1, "standardise": True}, "set standardise: false"),
+        ({"term": "mlkd", "standardise": True}, "set standardise: false"),
+        ({"term": "dist", "temperature": 2, "intra_weight": 0}, "set intra_weight, or take kd"),
+    ],
+)
+def test_two_classes_that_teach_nothing_are_refused(fields, remedy):
+    term = parse_term(fields | {"weight": 1})
+    with pytest.raises(Refused, match=f"of 2 classes.* so none learns; {remedy}"):
+        term.build(TWO)
+    term.build(replace(TWO, num_classes=3))
+
+
+def test_two_classes_leave_dist_its_column_part():
+    student, teacher = logits(1, classes=2).requires_grad_(), logits(2, classes=2)
+    alone, both = (torch.autograd.grad(dist(student, teacher, 1.0, w, 1.0).mean(), student)[0] for w in (0.0, 1.0))
+    torch.testing.assert_close(both, alone, rtol=1e-3, atol=1e-5)
+    assert alone.norm() > 1e-2
+    parse_term({"term": "dist", "weight": 1, "temperature": 2}).build(TWO)
