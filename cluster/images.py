@@ -39,7 +39,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
 
     def find(split: str) -> Source:
         if reuse_index:
-            return open_index(data.root, split, cache_dir, copies)
+            return open_index(data.root, split, cache_dir, copies, acceptance)
         make_folder(cache_dir, "output_dir")
         return build_index(data.root, split, cache_dir, acceptance=acceptance, copies=copies)
 

@@ -62,7 +62,7 @@ class PackJob:
         if self._is_streamed:
             place = Place.of(self.root, "SOURCE")
             return ParquetPacking(place, self.split, recognise(place, self.split)[1], self.shard_bytes, self.acceptance)
-        source = open_index(self.root, self.split, self.index_dir)
+        source = open_index(self.root, self.split, self.index_dir, acceptance=self.acceptance)
         return SourcePacking(source, self.shard_bytes, self.max_side, self.quality, self.acceptance)
 
     @property

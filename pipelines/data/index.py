@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,43 +81,60 @@ def build_index(
     """
     place = Place.of(root, "data.root")
     kind, containers = recognise(place, split)
-    pointer = _pointer(place, split, cache_dir)
-    latest = None if relist else _read_latest(pointer)
+    latest = None if relist else _read_latest(place, split, cache_dir, acceptance)
     if latest is not None and _is_good(latest, place, kind, containers, acceptance, Path(cache_dir)):
         return _open(place, latest, Path(cache_dir), copies)
     progress_bar = IndexProgress(progress, place.root)
     with leased(Path(cache_dir), "index", name="index", wait=True):
-        made = None if relist else _read_latest(pointer)  # by a process that was at it until now
+        # By a process that was at it until now:
+        made = None if relist else _read_latest(place, split, cache_dir, acceptance)
         if made == latest or made is None or not _is_good(made, place, kind, containers, acceptance, Path(cache_dir)):
             made = _make(place, split, kind, containers, Path(cache_dir), progress_bar, acceptance)
-            write_json(pointer, made.model_dump(mode="json"))
+            write_json(_pointer(place, split, cache_dir, acceptance), made.model_dump(mode="json"))
     return _open(place, made, Path(cache_dir), copies)
 
 
-def open_index(root: str | Path, split: str, cache_dir: str | Path, copies: CopyPolicy | None = None) -> Source:
+def open_index(
+    root: str | Path,
+    split: str,
+    cache_dir: str | Path,
+    copies: CopyPolicy | None = None,
+    acceptance: Acceptance = USUAL,
+) -> Source:
     """Return the images whose index `build_index` has made or found last, without a look at where they lie.
 
-    For the workers of a run, whose driver has just looked. Refused where there is no such index.
+    For the workers of a run, whose driver has just looked. acceptance: the driver's; another run, which accepts other
+    images, may have looked meanwhile. Refused where there is no such index.
     """
     place = Place.of(root, "data.root")
-    latest = _read_latest(_pointer(place, split, cache_dir))
+    latest = _read_latest(place, split, cache_dir, acceptance)
     if latest is None:
+        settings = ", ".join(f"data.{name}={value}" for name, value in asdict(acceptance).items())
         raise Refused(
-            f"there is no index of {place.name_of(split)} in {cache_dir}; that folder must be one all nodes see"
+            f"there is no index of {place.name_of(split)} in {cache_dir} with {settings}; that folder must be one all "
+            "nodes see"
         )
     return _open(place, latest, Path(cache_dir), copies)
 
 
-def _pointer(place: Place, split: str, cache_dir: str | Path) -> Path:
-    """Return the file that says which index was made or found last."""
-    return Path(cache_dir) / f"latest-{hashlib.sha256(place.name_of(split).encode()).hexdigest()[:16]}.json"
+def _pointer(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> Path:
+    """Return the file that says which index was made or found last by those who accept the same images."""
+    name = place.name_of(split)
+    if acceptance != USUAL:
+        name += json.dumps(asdict(acceptance))
+    return Path(cache_dir) / f"latest-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
-def _read_latest(pointer: Path) -> _Latest | None:
-    try:
-        return _Latest.model_validate_json(pointer.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
+def _read_latest(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> _Latest | None:
+    # Those of earlier versions have one name, whatever was accepted.
+    for pointer in dict.fromkeys(_pointer(place, split, cache_dir, one) for one in (acceptance, USUAL)):
+        try:
+            latest = _Latest.model_validate_json(pointer.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            continue
+        if latest.acceptance == acceptance:
+            return latest
+    return None
 
 
 def _is_good(
