@@ -5,12 +5,13 @@ Not here: what a teacher answers that is asked beside it (`kdcore.online_teacher
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -173,6 +174,20 @@ class Distiller(nn.Module):
             if hasattr(module, "no_weight_decay")
             for name in module.no_weight_decay()
         }
+
+    @property
+    def group_matcher(self) -> Callable[..., Callable[[str], tuple[int]]]:
+        """What timm asks a network for where the rate falls from layer to layer (`layer_decay`).
+
+        The student's parameters lie as deep as they do in the student alone, those of terms as deep as its last layer.
+        Absent, as in the student, where that says nothing of its layers.
+        """
+        if not hasattr(self.student, "group_matcher"):
+            raise AttributeError(f"{type(self.student).__name__} has no group_matcher")
+        matcher = self.student.group_matcher
+        depths = group_parameters(self.student, matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        last = max(depths.values())
+        return lambda coarse=False: lambda name: (depths.get(name.removeprefix("student."), last),)
 
     def forward(self, batch: Batch) -> StepOutput:
         """Compute the loss of one micro-batch; ask the teacher, without gradient, if the batch brings no targets."""

@@ -34,6 +34,7 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         raise Refused(
             f"optimizer.opt {config.opt!r} takes second derivatives, which no step keeps; take another, such as adamw"
         )
+    _check_layer_decay(config, module)
     try:
         return create_optimizer_v2(
             [p for p in module.parameters() if p.requires_grad] if config.decay_all else module,
@@ -50,6 +51,26 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         ) from error
 
 
+def _check_layer_decay(config: OptimizerConfig, module: nn.Module) -> None:
+    """Refuse rates that fall from layer to layer where timm would take the network for one layer, or for none."""
+    asked = sorted(name for name in config.args if name.startswith("layer_decay"))
+    if not asked:
+        return
+    if config.args.get("layer_decay") is None:
+        raise Refused(f"optimizer.args: {asked[0]} has no effect without layer_decay; add it, such as 0.75")
+    if config.decay_all:
+        raise Refused(
+            "optimizer.args: layer_decay has no effect with decay_all, which puts all parameters into one group; leave "
+            "one of the two out"
+        )
+    if not hasattr(module, "group_matcher"):
+        network = type(getattr(module, "student", module)).__name__
+        raise Refused(
+            f"optimizer.args: layer_decay asks a network for its layers, and {network} has no group_matcher to name "
+            "them, as timm's networks have; leave layer_decay out"
+        )
+
+
 class Schedule:
     """Sets the learning rate that the update of a step uses.
 
@@ -62,7 +83,7 @@ class Schedule:
         self._scheduler: Scheduler | None = None
         if config.sched == "onecycle":
             self._scheduler = OneCycle(optimizer, num_epochs * steps_per_epoch)
-        elif config.sched != "constant" or config.warmup_epochs:
+        elif config.sched != "constant" or config.warmup_epochs or any("lr_scale" in g for g in optimizer.param_groups):
             sched = "multistep" if config.sched == "constant" else config.sched
             prefix = config.warmup_epochs if config.warmup_prefix else 0
             if prefix >= num_epochs:
