@@ -13,21 +13,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.labels import number_lists
 from pipelines.data.listing import canonical_paths, find_containers, name_numbers, number_classes
 from pipelines.data.pack import SHARD_BYTES, VERSION, Sample
+from pipelines.data.parquet_labels import is_list, open_parquet, read_labels
 from pipelines.places import Found, Place
 
 _LABELS = ("label", "fine_label", "labels")  # fine_label: CIFAR-100's
+# Of shards that a row group must be larger than to be cut: a shard is held in memory.
+_MOST_SHARDS = 2
+_READ_BYTES = 8 * 2**20  # of a file at once: a column of a row group may be larger than memory
 
 
 def find_parquet(place: Place, split: str) -> tuple[Found, ...]:
@@ -37,11 +42,17 @@ def find_parquet(place: Place, split: str) -> tuple[Found, ...]:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The row groups of one file that become one shard. first_row: of the split, the number of its first row."""
+    """The rows of one file that become one shard: those of some row groups, or a part of one that is large.
+
+    first_row: of the split, the number of its first row; skipped: rows of the first group before it.
+    """
 
     file: str
     groups: tuple[int, ...]
     first_row: int
+    num_rows: int
+    skipped: int = 0
+    is_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class ParquetPacking:
         """A digest of the files' names, sizes and times, and of how they are cut."""
         parts = [[file.name, file.num_bytes, file.mtime_ns] for file in self.files]
         cut = [VERSION, self.place.root, self.split, parts, self.shard_bytes, *self.acceptance.key]
+        if any(shard.is_part for shard in self._shards):
+            cut.append("large row groups are cut")
         return sha256(json.dumps(cut).encode()).hexdigest()
 
     @property
@@ -70,11 +83,11 @@ class ParquetPacking:
     def multi_label(self) -> bool:
         """Whether an image may have several labels: whether their column is one of lists."""
         column = self._columns[1]
-        return column is not None and _is_list(self._schema.field(column).type)
+        return column is not None and is_list(self._schema.field(column).type)
 
     @property
     def num_shards(self) -> int:
-        """How many shards the row groups make."""
+        """How many shards the rows make."""
         return len(self._shards)
 
     def samples(self, number: int) -> Iterator[Sample]:
@@ -85,7 +98,7 @@ class ParquetPacking:
         width = len(str(self.num_rows))
         start = 0
         with self.place.open(shard.file) as file:
-            for batch in pq.ParquetFile(file).iter_batches(256, row_groups=list(shard.groups), columns=[image]):
+            for batch in self._batches(file, shard, image):
                 column = batch.column(0)
                 contents = column.field("bytes") if pa.types.is_struct(column.type) else column
                 given = column.field("path").to_pylist() if _has_paths(column.type) else [None] * len(batch)
@@ -108,27 +121,54 @@ class ParquetPacking:
         if len(images) != 1:
             found = f"columns {', '.join(schema.names)}, {len(images) or 'none'} of which hold images"
             raise Refused(f"{name} has {found}; give Parquet with one column of struct {{bytes, path}}")
-        return images[0], next((label for label in _LABELS if label in schema.names), None)
+        label = next((label for label in _LABELS if label in schema.names), None)
+        if label is None and (others := [other for other in schema.names if other not in images]):
+            say_once(
+                f"{name} has the columns {', '.join(others)} beside its images and none of {', '.join(_LABELS)}: its "
+                "images have no labels; rename the column that holds them"
+            )
+        return images[0], label
+
+    def _batches(self, file: pa.NativeFile, shard: _Shard, image: str) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a shard, a few at a time."""
+        opened = open_parquet(file, self.place.name_of(shard.file), buffer_size=_READ_BYTES)
+        at, stop = 0, shard.skipped + shard.num_rows
+        for batch in opened.iter_batches(256, row_groups=list(shard.groups), columns=[image]):
+            rows = batch.slice(max(0, shard.skipped - at), max(0, stop - max(at, shard.skipped)))
+            if len(rows):
+                yield rows
+            at += len(batch)
+            if at >= stop:
+                return
 
     @cached_property
     def _schema(self) -> pa.Schema:
         with self.place.open(self.files[0].name) as file:
-            return _open(file, self.place.name_of(self.files[0].name)).schema_arrow
+            return open_parquet(file, self.place.name_of(self.files[0].name)).schema_arrow
 
     @cached_property
     def _shards(self) -> tuple[_Shard, ...]:
-        shards, row = [], 0
+        shards: list[_Shard] = []
+        row = 0
         for found in self.files:
             with self.place.open(found.name) as file:
-                metadata = _open(file, self.place.name_of(found.name)).metadata
+                metadata = open_parquet(file, self.place.name_of(found.name)).metadata
             groups: list[int] = []
             first, size = row, 0
             for group in range(metadata.num_row_groups):
+                num_rows, num_bytes = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
+                if num_bytes > _MOST_SHARDS * self.shard_bytes and num_rows > 1:
+                    if groups:
+                        shards.append(_Shard(found.name, tuple(groups), first, row - first))
+                    shards += _parts(found.name, group, row, num_rows, -(-num_bytes // self.shard_bytes))
+                    row += num_rows
+                    groups, first, size = [], row, 0
+                    continue
                 groups.append(group)
-                size += metadata.row_group(group).total_byte_size
-                row += metadata.row_group(group).num_rows
+                size += num_bytes
+                row += num_rows
                 if size >= self.shard_bytes or group == metadata.num_row_groups - 1:
-                    shards.append(_Shard(found.name, tuple(groups), first))
+                    shards.append(_Shard(found.name, tuple(groups), first, row - first))
                     groups, first, size = [], row, 0
         return tuple(shards)
 
@@ -138,7 +178,7 @@ class ParquetPacking:
         rows = 0
         for found in self.files:
             with self.place.open(found.name) as file:
-                rows += _open(file, self.place.name_of(found.name)).metadata.num_rows
+                rows += open_parquet(file, self.place.name_of(found.name)).metadata.num_rows
         return rows
 
     @property
@@ -156,33 +196,26 @@ class ParquetPacking:
     @cached_property
     def _classes_and_labels(self) -> tuple[tuple[str, ...], NDArray[np.int32] | pa.ListArray]:
         """Return (the names of the classes, the label of every row, or its several labels)."""
-        column, parts = self._columns[1], []
+        column = self._columns[1]
         if column is None:
             return (), np.zeros(self._rows_in_shards, dtype=np.int32)
-        for found in self.files:
-            with self.place.open(found.name) as file:
-                parts.append(_open(file, self.place.name_of(found.name)).read([column])[column].combine_chunks())
-        values = pa.chunked_array(parts).combine_chunks()
+        values = read_labels(self.place, self.files, column)
         if self.multi_label:
             return number_lists(values, _class_names(self._schema, column), self.place.root)
         if not len(values) or values.null_count:
             raise Refused(f"{self.place.root}: column {column!r} has {values.null_count} rows without a label")
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        if not pa.types.is_integer(values.type):
             return number_classes(values, self.place.root)
-        numbers = values.cast(pa.int64()).to_numpy()
+        numbers = values.to_numpy()
         return name_numbers(numbers, _class_names(self._schema, column), self.place.root), numbers.astype(np.int32)
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    """Return whether a column holds a list a row."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _open(file: pa.NativeFile, name: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise Refused(f"{name} is no whole Parquet file ({error}); fetch it again") from error
+def _parts(file: str, group: int, first_row: int, num_rows: int, num_parts: int) -> list[_Shard]:
+    """Return a row group in parts of about as many rows each."""
+    bounds = np.linspace(0, num_rows, min(num_parts, num_rows) + 1).astype(int).tolist()
+    return [
+        _Shard(file, (group,), first_row + start, stop - start, start, is_part=True) for start, stop in pairwise(bounds)
+    ]
 
 
 def _holds_images(kind: pa.DataType) -> bool:
