@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from kdcore.configs import PATH
 from kdcore.errors import Refused
-from kdcore.section import Section
+from kdcore.section import Section, refuse_idle
 
 
 class TrainConfig(Section):
@@ -68,6 +68,14 @@ class TrainConfig(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps after which the run ends, however many epochs are left; the schedule stays that of `epochs`."""
 
+    @model_validator(mode="after")
+    def _check_idle(self) -> TrainConfig:
+        if self.ema_decay is None:
+            refuse_idle(self, ["ema_warmup"], "ema_decay, such as 0.9999")
+        if self.on_nonfinite != "skip":
+            refuse_idle(self, ["max_skipped"], "on_nonfinite: skip")
+        return self
+
 
 class ScalingConfig(Section):
     """How many workers train, and what each of them takes of the cluster."""
@@ -97,6 +105,8 @@ class ScalingConfig(Section):
 
     @model_validator(mode="after")
     def _check_range(self) -> ScalingConfig:
+        if self.min_workers is None:
+            refuse_idle(self, ["resize_seconds"], "min_workers")
         if self.min_workers and self.min_workers > self.num_workers:
             raise Refused(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
         if self.gpus_per_worker > 1:

@@ -12,14 +12,14 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdcore.configs import PATH, ModelConfig
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from kdcore.located import local_file
 from kdcore.named_models import LOCAL_DIR, module_of
-from kdcore.section import Section
+from kdcore.section import Section, refuse_idle
 from pipelines.cache.columns import Storage
 from pipelines.data.broken import Check, OnBroken
 from pipelines.data.images import MAX_PIXELS
@@ -96,6 +96,12 @@ class DataConfig(Section):
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Pixels that an image may have; a larger one, which takes seconds to decode, counts as broken."""
 
+    @model_validator(mode="after")
+    def _check_idle(self) -> DataConfig:
+        if self.loader != "dali" and self.decode == "gpu":  # `cpu` is what the others do
+            refuse_idle(self, ["decode"], "loader: dali")
+        return self
+
     @property
     def name(self) -> str:
         """What the images are called: the last part of where they lie."""
@@ -113,6 +119,17 @@ class StudentConfig(ModelConfig):
     classifier take its place."""
     factor: int = Field(default=2, ge=1)
     """With `classifier: reused`, the projector's bottleneck has the teacher's channels divided by this."""
+
+    @model_validator(mode="after")
+    def _check_idle(self) -> StudentConfig:
+        if self.classifier == "own":
+            refuse_idle(self, ["factor"], "classifier: reused")
+        return self
+
+    def with_own_classifier(self) -> StudentConfig:
+        """Return the student without SimKD's projector and what that alone reads."""
+        factor = type(self).model_fields["factor"].default
+        return self.model_copy(update={"classifier": "own", "factor": factor})
 
 
 class TeacherConfig(ModelConfig):

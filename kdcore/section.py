@@ -9,13 +9,15 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
+
+from kdcore.errors import Refused
 
 
 class Section(BaseModel):
@@ -31,6 +33,17 @@ class Section(BaseModel):
             if text := meaning(cls, name):
                 found.setdefault("description", text)
         return schema
+
+
+def refuse_idle(section: BaseModel, fields: Iterable[str], needed: str, place: str = "") -> None:
+    """Refuse fields that nothing reads without `needed`, where they are set to another value than their default.
+
+    place: what stands before their names where a section is checked from outside, such as 'data.'.
+    """
+    for name in fields:
+        value = getattr(section, name)
+        if value != type(section).model_fields[name].get_default(call_default_factory=True):
+            raise Refused(f"{place}{name}={value} has no effect without {needed}; leave it out, or give that")
 
 
 def meaning(model: type[BaseModel], name: str) -> str:

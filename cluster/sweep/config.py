@@ -26,7 +26,7 @@ from cluster.rules import check_not_reserved
 from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
 from kdcore.errors import Refused, shortened
 from kdcore.located import local_file
-from kdcore.section import Section
+from kdcore.section import Section, refuse_idle
 from kdcore.terms.base import Pair
 
 # What the search decides itself, or what would make scores incomparable.
@@ -145,6 +145,8 @@ class Pairings(Section):
     def _check(self) -> Pairings:
         if (self.pairs is None) == (self.ranked is None):
             raise Refused("give either pairs: [[{student: TAP, teacher: TAP}, ...], ...] or ranked: N")
+        if self.ranked is None:
+            refuse_idle(self, ["sizes"], "ranked: N, whose choices it makes")
         if self.ranked is not None and max(self.sizes) > self.ranked:
             raise Refused(f"sizes {max(self.sizes)} of the {self.ranked} best layers; raise ranked")
         return self
@@ -265,6 +267,10 @@ class SweepConfig(Section):
         ranges = [field for field, axis in self.space.items() if isinstance(axis, Range)]
         if self.search == "grid" and ranges:
             raise Refused(f"{ranges[0]} is a range, which a grid cannot list; give values, or search: random or tpe")
+        if self.search == "grid":
+            refuse_idle(self, ["seed"], "search: random or tpe, for a grid draws nothing")
+        if self.teacher == "online":
+            refuse_idle(self, ["max_caches"], "teacher: cache")
         if (self.search == "grid") != (self.num_points is None):
             raise Refused(
                 "a grid has as many points as it has; leave num_points out"

@@ -89,7 +89,13 @@ def test_defaults_that_the_published_recipes_rest_on():
 
 @pytest.mark.parametrize(
     "override",
-    ["optimizer.lr=0.04", "train.batch_size=128", "method.0.weight=2", "views.padding=3", "data.crop_pct=0.9"],
+    [
+        "optimizer.lr=0.04",
+        "train.batch_size=128",
+        "method.0.weight=2",
+        "views.padding=3",
+        "data.evaluation_interpolation=bicubic",
+    ],
 )
 def test_a_recipe_that_changes_is_noticed(override):
     name = "cifar100/resnet56-resnet20/lskd"
