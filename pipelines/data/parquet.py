@@ -15,6 +15,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -131,7 +132,9 @@ class ParquetPacking:
 
     def _batches(self, file: pa.NativeFile, shard: _Shard, image: str) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a shard, a few at a time."""
-        opened = open_parquet(file, self.place.name_of(shard.file), buffer_size=_READ_BYTES)
+        # Else the group's whole column is read ahead.
+        sparing: dict[str, Any] = {"buffer_size": _READ_BYTES, "pre_buffer": False} if shard.is_part else {}
+        opened = open_parquet(file, self.place.name_of(shard.file), **sparing)
         at, stop = 0, shard.skipped + shard.num_rows
         for batch in opened.iter_batches(256, row_groups=list(shard.groups), columns=[image]):
             rows = batch.slice(max(0, shard.skipped - at), max(0, stop - max(at, shard.skipped)))
