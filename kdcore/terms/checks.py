@@ -37,3 +37,12 @@ def require_batch(student: Tensor) -> None:
     """Refuse a batch of one, which has no relations."""
     if len(student) < 2:
         raise Refused("a micro-batch of 1 sample has no relations; make it larger, or drop the last, partial batch")
+
+
+def require_places(feature_map: Tensor) -> None:
+    """Refuse maps [B,C,H,W] of one place, which has nothing to be compared with."""
+    if feature_map.shape[2:].numel() == 1:
+        raise Refused(
+            "maps of one place (or vectors) say nothing of where features are strong, so none learns; take taps of "
+            "larger maps, or fitnet or rkd"
+        )

@@ -11,10 +11,12 @@ from torch import Tensor
 from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.terms.base import TermInputs
+from kdcore.terms.checks import require_places
 from kdcore.terms.features import PairedTerm
 from kdcore.terms.precision import full_precision
 
-_EPSILON = 1e-12  # a constant map has no range to be scaled to
+_EPSILON = 1e-12
+_ROUNDING = 1e-6  # a map that varies by less of its largest value is constant: it has no range to be scaled to
 
 
 def dct(maps: Tensor) -> Tensor:
@@ -41,15 +43,18 @@ def spectrum(feature_map: Tensor) -> Tensor:
 
 
 def _to_unit_range(maps: Tensor) -> Tensor:
+    """Scale each map [B,H,W] to [0,1]; one that is constant, but for rounding, to 0, and without a gradient."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return (maps - low) / (high - low + _EPSILON)
+    varies = high - low > _ROUNDING * torch.maximum(high.abs(), low.abs())
+    return varies * (maps - low) / (torch.where(varies, high - low, 1.0) + _EPSILON)
 
 
 @full_precision
 def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Return |spectrum(student) - spectrum(teacher)|_2: [B], no unit. 0 when student equals teacher.
 
-    Both [B,C,H,W], of any channels and one size: the transform of a resized map would be another one.
+    Both [B,C,H,W], of any channels and one size: the transform of a resized map would be another one. Refused for maps
+    of one place, whose only frequency is taken off with the mean.
     The transform is the cosine transform that the paper names. The authors' code takes the real part of a Fourier
     transform in its place, which cannot tell a map from the same map turned by 180 degrees, and divides by the largest
     value where this divides by the range (plus an epsilon, so that a constant map gives 0 and not NaN).
@@ -61,6 +66,7 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
             f"maps [B,C,H,W] of one size are needed, got {list(student_map.shape)} and {list(teacher_map.shape)}; pair "
             "stages of equal resolution"
         )
+    require_places(student_map)
     return (spectrum(student_map) - spectrum(teacher_map)).norm(dim=1)
 
 
