@@ -13,6 +13,8 @@ from kdcore.errors import Refused
 from kdcore.located import is_uri
 from pipelines.files import write_whole
 
+SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the commonest
+
 
 def is_remote(location: str) -> bool:
     """Return whether a location is a URI (s3://bucket/path, gs://..., file:///path) rather than a folder."""
@@ -24,8 +26,13 @@ def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
-        raise Refused(f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows") from error
+        raise Refused(no_place(location, setting, error)) from error
     return filesystem, path
+
+
+def no_place(location: str, setting: str, error: Exception) -> str:
+    """Return that a setting names no place, why, and what does."""
+    return f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows ({', '.join(SCHEMES)})"
 
 
 @dataclass(frozen=True)

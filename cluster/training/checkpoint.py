@@ -26,6 +26,7 @@ from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from pipelines.cache.manifest import flat, in_short
 from pipelines.files import is_lasting, not_written
+from pipelines.places import no_place
 
 
 @dataclass
@@ -159,9 +160,12 @@ class SavedCheckpoint:
 
 
 def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
-    """Return the store of a run's checkpoints, and the path of the run's folder there."""
+    """Return the store of a run's checkpoints, and the path of the run's folder there. Refused for an unknown kind."""
     location = f"{config.storage}/{config.name}"
-    return FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
+    try:
+        return FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
+    except ValueError as error:  # pyarrow's own among them; that a store does not answer is an OSError
+        raise Refused(no_place(config.storage, "checkpoint.storage", error)) from error
 
 
 def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:

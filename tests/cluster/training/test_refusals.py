@@ -8,6 +8,7 @@ import pytest
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import check_run, launch
+from cluster.training.saving import newest_step
 from kdcore.errors import Refused
 from tests.conftest import small_recipe, write_image_folder
 
@@ -73,3 +74,13 @@ def test_a_store_whose_driver_is_missing(recipe, uri):
     with pytest.raises(Refused, match="install the driver of that database"):
         launch(config)
     assert not RunFolder.of(config).metrics.exists()
+
+
+@pytest.mark.parametrize("storage", ["s4://bucket/runs", "gopher://x"])
+def test_a_store_of_no_known_kind(recipe, storage):
+    config = parse(recipe(checkpoint__storage=storage))
+    message = (
+        rf"checkpoint.storage={storage}: Unrecognized .*; give a folder, or a URI that pyarrow.fs knows \(s3://, gs"
+    )
+    with pytest.raises(Refused, match=message):
+        newest_step(config)
