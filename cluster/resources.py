@@ -30,6 +30,10 @@ from kdcore.remarks import say_once
 
 HOOK = "worker_process_setup_hook"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+NO_GPU = (
+    "scaling.use_gpu is true, but PyTorch sees no GPU on this machine; leave it out, or set it to false, "
+    "to use the CPU (`python -m ops doctor` says what is missing)"
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,7 @@ def uses_gpu(config: RunConfig) -> bool:
     gpus = gpus_in_reach()
     if scaling.use_gpu:
         if not gpus.is_cluster and gpus.present == 0:
-            raise Refused(
-                "scaling.use_gpu is true, but PyTorch sees no GPU on this machine; leave it out, or set it to false, "
-                "to use the CPU (`python -m ops doctor` says what is missing)"
-            )
+            raise Refused(NO_GPU)
         return True
     needed = (scaling.min_workers or max(1, scaling.num_workers)) * scaling.gpus_per_worker
     if gpus.present >= needed:
@@ -121,9 +122,12 @@ def rank_here(config: RunConfig) -> Rank:
 def rank_alone(config: RunConfig) -> Rank:
     """Return the one rank of a run that this process trains alone: on the GPU that it sees, unless the recipe has none.
 
-    Unlike `rank_here` it asks no cluster: a sweep gives the process of such a run a GPU, or hides them all.
+    Unlike `rank_here` it asks no cluster: a sweep gives the process of such a run a GPU, or hides them all. Refused
+    where the recipe asks for a GPU that is absent.
     """
     has_gpu = config.scaling.use_gpu is not False and torch.cuda.is_available()
+    if config.scaling.use_gpu and not has_gpu:
+        raise Refused(NO_GPU)
     return Rank(0, 1, torch.device("cuda:0" if has_gpu else "cpu"))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
 from cluster.environment import require_compiler
-from cluster.resources import uses_gpu
+from cluster.resources import rank_alone, uses_gpu
 from kdcore.errors import Refused
 from kdcore.importing import importing
 from pipelines.data.folder import require_root
@@ -73,3 +73,14 @@ def check_names(config: RunConfig) -> None:
     uses_gpu(config)
     if config.train.compile:
         require_compiler()
+
+
+def check_this_process(config: RunConfig) -> None:
+    """Refuse what this process lacks to train a run without Ray's workers, whatever a cluster's nodes have.
+
+    A sweep's driver checks such runs as well, and trains none: their own processes may lie on other machines.
+    """
+    if config.scaling.num_workers == 0:
+        rank_alone(config)
+        if config.train.compile:
+            require_compiler()

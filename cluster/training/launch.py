@@ -27,7 +27,7 @@ from cluster.polling import polling
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, is_opened_first, open_run
-from cluster.training.check import check_run
+from cluster.training.check import check_run, check_this_process
 from cluster.training.failures import in_one_line
 from cluster.training.opening import Opening
 from cluster.training.progress import NOT_OPENED, Watcher
@@ -108,6 +108,7 @@ def launch(
     folder = RunFolder.of(config)
     if (finished := continued(config)) is not None:
         return finished
+    check_this_process(config)
     make_folder(Path(config.output_dir), "output_dir")
     with leased(folder.path, "train") as fence:
         if (finished := continued(config)) is not None:  # by the process that had the folder until now

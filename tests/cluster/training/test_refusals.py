@@ -4,9 +4,11 @@ import shutil
 import unicodedata
 
 import pytest
+import torch
 
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
+from cluster.training import check
 from cluster.training.launch import check_run, launch
 from cluster.training.saving import newest_step
 from kdcore.errors import Refused
@@ -84,3 +86,22 @@ def test_a_store_of_no_known_kind(recipe, storage):
     )
     with pytest.raises(Refused, match=message):
         newest_step(config)
+
+
+def test_what_this_machine_lacks_where_there_is_a_cluster(recipe, monkeypatch):
+    """A run in this process is trained here, whatever the nodes have; it came to the CPU without a word."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    alone = parse(recipe(scaling={"num_workers": 0, "use_gpu": True}))
+    with pytest.raises(Refused, match=r"scaling.use_gpu is true, but PyTorch sees no GPU on this machine"):
+        launch(alone)
+    assert RunFolder.of(alone).state() == "new"
+
+    def lacks_one() -> None:
+        raise Refused("train.compile is true, but")
+
+    monkeypatch.setattr(check, "require_compiler", lacks_one)
+    with pytest.raises(Refused, match=r"train.compile is true"):
+        launch(parse(recipe(scaling={"num_workers": 0}, train__compile=True)))
+    check.check_this_process(parse(recipe(scaling={"num_workers": 1, "use_gpu": True}, train__compile=True)))
+    check.check_names(alone)  # as the driver of a sweep does, whose runs lie on other nodes
