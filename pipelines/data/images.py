@@ -90,15 +90,19 @@ def refusing_broken(name: str) -> Iterator[None]:
     except Refused:
         raise
     except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # the last of readers such as AVIF's
-        raise unreadable(name, error) from error
+        raise _broken(name, error) from error
 
 
 def unreadable(name: str, error: Exception) -> Refused:
-    """Return the refusal of an image for what the system or Pillow raised about it."""
-    reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
+    """Return the refusal of an indexed image for what the system raised about it, on whatever node it is read."""
     if isinstance(error, FileNotFoundError):
         return Refused(
-            f"{name} cannot be read as an image ({reason}) on the node {socket.gethostname()}; mount its folder there "
-            "as on the other nodes, or where it was removed on purpose, build the index again"
+            f"{name} cannot be read as an image ({error.strerror}) on the node {socket.gethostname()}; mount its folder "
+            "there as on the other nodes, or where it was removed on purpose, build the index again"
         )
+    return _broken(name, error)
+
+
+def _broken(name: str, error: Exception) -> Refused:
+    reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
     return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then build the index again")

@@ -23,6 +23,7 @@ _VAL_NAME = "ILSVRC2012_val_"
 _TRUTHS = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
 _TRUTH_FOLDERS = ("", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
 _DEVKIT_CLASSES = 1000
+_LOOKED_AT = 4096  # files of one task: an object each for all of them would be more than their table
 
 
 def find_csv(place: Place, split: str) -> tuple[Found, ...]:
@@ -61,7 +62,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
         classes, labels = number_classes(table["label"].chunk(0), name)
     locations = table["path"].chunk(0)
     names = pc.replace_substring_regex(locations, ".*/", "")
-    return _listing(place, split, classes, labels, names, locations, lists)
+    return _listing(place, split, classes, labels, names, locations, lists, table=name)
 
 
 def find_flat_imagenet(place: Place, split: str) -> tuple[Found, ...]:
@@ -129,16 +130,19 @@ def _listing(
     names: pa.Array,
     locations: pa.Array,
     lists: pa.ListArray | None = None,
+    table: str | None = None,
 ) -> Listing:
     """Return the listing of files anywhere below the root. Refused for one that is not there.
 
-    lists: the class numbers of images that may have several; their labels are 0.
+    lists: the class numbers of images that may have several; their labels are 0. table: the name of the file that names
+    them, row by row, for an error.
     """
     if not place.is_local:
         raise Refused(f"{place.root}: single images in an object store are not read; pack them: ops data pack")
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(lambda path: _size_and_time(Path(place.root) / path), locations.to_pylist()))
-    sizes, times = zip(*found, strict=True)
+        starts = range(0, len(locations), _LOOKED_AT)
+        parts = list(threads.map(lambda start: _sizes_and_times(place, locations, start, table), starts))
+    sizes, times = np.concatenate(parts).T
     columns = {
         "path": canonical_paths(split, () if lists is not None else classes, labels, names),
         "label": labels,
@@ -151,8 +155,23 @@ def _listing(
     return Listing(tuple(classes), in_order_of_id(pa.table(columns)))
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    with refusing_broken(str(path)):
-        status = path.stat()
-    require_file(str(path), status)
-    return status.st_size, status.st_mtime_ns
+def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str | None) -> NDArray[np.int64]:
+    """Return (size, time of modification) of some files [n,2], from one on. table: see `_listing`."""
+    paths = locations.slice(start, _LOOKED_AT).to_pylist()
+    found = np.empty((len(paths), 2), dtype=np.int64)
+    for number, path in enumerate(paths):
+        full = Path(place.root) / path
+        with refusing_broken(str(full)):
+            try:
+                status = full.stat()
+            except OSError as error:
+                if table is None:
+                    raise
+                row = f"row {start + number + 1:,} below the header"
+                raise Refused(
+                    f"{table}: {full}, of {row}, cannot be read ({error.strerror}); mend the path, which is taken from "
+                    f"{place.root} on"
+                ) from error
+        require_file(str(full), status)
+        found[number] = status.st_size, status.st_mtime_ns
+    return found

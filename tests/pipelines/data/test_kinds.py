@@ -278,7 +278,7 @@ def test_parquet_that_holds_something_else(table: dict, complaint: str, tmp_path
         ("file,label\na.jpg,cat", r"train.csv has no column 'path'; it needs the columns path and label"),
         ("path,label\n", r"train.csv has no rows"),
         ("path,label\na.jpg,cat\nb", r"train.csv cannot be read as a CSV \(.*Expected 2 columns, got 1"),
-        ("path,label\na.jpg,cat", r"a.jpg cannot be read as an image \(No such file or directory\)"),
+        ("path,label\na.jpg,cat", r"train.csv: /.*/a.jpg, of row 1 below the header, cannot be read \(No such file"),
         ("path,label\na.jpg,", r"has images of a class without a name"),
     ],
 )
