@@ -20,6 +20,7 @@ from pipelines.places import Found, Place
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".img")
 )
+_COUNTED = 1000  # numbers of classes up to which a split may lack most: it is a small part of more
 _ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}  # of a split, in names of files
 
 
@@ -104,11 +105,18 @@ def number_classes(names: pa.Array, root: str) -> tuple[tuple[str, ...], NDArray
 def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: str) -> tuple[str, ...]:
     """Return the names of classes that are given as numbers; without names, the numbers in digits of one width.
 
-    Refused for a number that has no name.
+    Refused for a number that has no name, and for numbers without names that are ids rather than counted from 0.
     """
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or (names is not None and highest >= len(names)):
         wrong = lowest if lowest < 0 else highest
         known = "labels count from 0" if names is None else f"there are names of {len(names)} classes"
         raise Refused(f"{root} has an image of class {wrong}, but {known}; mend the label, or the list of classes")
+    num_found = len(np.unique(labels))
+    if names is None and highest >= _COUNTED and 2 * num_found < highest + 1:
+        raise Refused(
+            f"{root} has images of {num_found:,} classes whose numbers go up to {highest:,}: ids rather than numbers "
+            "counted from 0, each of which would be a class; give names in the place of numbers, count them from 0, or "
+            "name every class in a list (classes.txt beside tars or a CSV, the names of a ClassLabel in Parquet)"
+        )
     return tuple(names) if names is not None else tuple(f"{i:0{len(str(highest))}d}" for i in range(highest + 1))
