@@ -97,8 +97,8 @@ def unreadable(name: str, error: Exception) -> Refused:
     """Return the refusal of an indexed image for what the system raised about it, on whatever node it is read."""
     if isinstance(error, FileNotFoundError):
         return Refused(
-            f"{name} cannot be read as an image ({error.strerror}) on the node {socket.gethostname()}; mount its folder "
-            "there as on the other nodes, or where it was removed on purpose, build the index again"
+            f"{name} cannot be read as an image ({error.strerror}) on the node {socket.gethostname()}; mount its "
+            "folder there as on the other nodes, or where it was removed on purpose, build the index again"
         )
     return _broken(name, error)
 

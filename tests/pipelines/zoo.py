@@ -502,6 +502,7 @@ def webps() -> Zoo:
         "clear pixels kept": lambda: saved("WEBP", "RGBA", lossless=True, exact=True),
         "exif 6": lambda: saved("WEBP", exif=exif(6)),
         "profile": lambda: saved("WEBP", icc_profile=profile()),
+        **{f"exif behind {n} bytes": lambda n=n: saved("WEBP", exif=exif(6), icc_profile=bytes(n)) for n in (200, 201)},
         "animated": _animated_webp,
         "1x1": lambda: saved("WEBP", size=(1, 1)),
         "2x2": lambda: saved("WEBP", size=(2, 2)),

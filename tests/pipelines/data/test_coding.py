@@ -10,6 +10,8 @@ from PIL import Image
 from kdcore.errors import Refused
 from pipelines.data.images import inspect_image
 
+EXIF = Image.Exif()
+EXIF[274] = 6  # turned
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 80, 3)).astype(np.uint8)
 
 
@@ -45,7 +47,12 @@ UNLIKE = {
     "ppm of 5 bits": lambda: b"P6\n# a comment\n2 1\n31\n" + bytes(range(6)),
     "pgm of 16 bits": lambda: b"P5 2 1 65535\n" + struct.pack(">2H", 1, 2),
     "grey and alpha tiff": lambda: coded("TIFF", "LA"),
+    "webp, exif behind an odd chunk": lambda: coded("WEBP", exif=EXIF, icc_profile=bytes(201)),
 }
+
+
+def test_a_webp_with_exif_behind_even_chunks_passes():
+    assert inspect_image(coded("WEBP", exif=EXIF, icc_profile=bytes(200)), "a")[:2] == (64, 80)
 
 
 @pytest.mark.parametrize("case", UNLIKE)

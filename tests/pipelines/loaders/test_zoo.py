@@ -42,7 +42,7 @@ _REFUSED = {
     "mode I;16; mode LA; mode LAB; orientation 2; orientation 3; orientation 4; orientation 5; orientation 6; "
     "orientation 7; orientation 8; rgba, multiplied",
     "ppm": "16 bits; 5 bits; black and white text; cut; grey of 5 bits; grey text; mode F; mode I;16; pam; text",
-    "webp": "cut at -1; cut at -99; cut at 20; cut at 200; cut at 40; lossless, cut",
+    "webp": "cut at -1; cut at -99; cut at 20; cut at 200; cut at 40; exif behind 201 bytes; lossless, cut",
     "jpeg2000": "cut; grey code stream alone; mode I;16; mode LA; mode YCbCr",
 }
 REFUSED = {f"{kind}, {name}" for kind, names in _REFUSED.items() for name in names.split("; ")}
