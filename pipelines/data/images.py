@@ -18,6 +18,8 @@ Encoded = bytes | memoryview  # an encoded image; a view is of memory that is us
 
 # A quarter of a GiB of RGB, where Pillow begins to warn. ImageNet's largest image has 61 million.
 MAX_PIXELS = 89_478_485
+# To which validation resizes an image before it cuts the centre out, as it is usual; the longer one in proportion.
+_SHORTER_SIDE = 256
 # Of one image's pixels `inspect_image` decides, and `decode_image` opens no other than those that were inspected.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -39,6 +41,11 @@ def inspect_image(
         size = look_at(content, name, max_pixels, decode)
     elif size[0] * size[1] > max_pixels:
         raise too_large(name, size, max_pixels)
+    if max(size) * _SHORTER_SIDE**2 > max(max_pixels, MAX_PIXELS) * min(size):
+        raise Refused(
+            f"{name} has {size[0]}x{size[1]} pixels: resized to a shorter side of {_SHORTER_SIDE}, for a centre crop, "
+            f"it has more than data.max_pixels={max_pixels}; crop or remove it, or raise data.max_pixels"
+        )
     return *size, zlib.crc32(content)
 
 

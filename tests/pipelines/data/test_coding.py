@@ -63,3 +63,19 @@ def test_what_is_decoded_otherwise_is_refused(case):
 
 def test_a_ppm_with_a_comment_passes():
     assert inspect_image(b"P6\n# made by hand\n2 1 # wide\n255\n" + bytes(range(6)), "a")[:2] == (1, 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1400), (1400, 1), (1, 65500)])
+def test_an_image_that_a_centre_crop_makes_huge_is_refused(height, width):
+    """Of 1x65500 pixels, resized to a shorter side of 256, a worker would hold 15 GB."""
+    file = BytesIO()
+    Image.new("RGB", (width, height)).save(file, "JPEG")
+    with pytest.raises(Refused, match=rf"^a has {height}x{width} pixels: resized to a shorter side of 256.*max_pixels"):
+        inspect_image(file.getvalue(), "a")
+    assert inspect_image(file.getvalue(), "a", max_pixels=5 * 10**9)[:2] == (height, width)
+
+
+def test_a_long_image_passes():
+    file = BytesIO()
+    Image.new("RGB", (1300, 1)).save(file, "JPEG")
+    assert inspect_image(file.getvalue(), "a", max_pixels=5000)[:2] == (1, 1300)
