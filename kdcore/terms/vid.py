@@ -54,8 +54,9 @@ class VIDModule(nn.Module):
         self.config = config
         channels = config.channels(context)
         self.regressors = nn.ModuleList(_regressor(s, t) for s, t in channels)
-        # softplus(scale) + the least variance is the initial variance
-        scale = torch.tensor(config.initial_variance - _LEAST_VARIANCE).expm1().log()
+        # softplus(scale) + the least variance is the initial variance; above 20 torch's softplus is the identity
+        scale = torch.tensor(config.initial_variance - _LEAST_VARIANCE)
+        scale = scale if scale > 20 else scale.expm1().log()
         self.scales = nn.ParameterList(nn.Parameter(scale.repeat(t)) for _, t in channels)
 
     def forward(self, inputs: TermInputs) -> Tensor:
