@@ -129,8 +129,14 @@ class Distiller(nn.Module):
                 )
             return term.build(context)
         except (Refused, ValueError, TypeError, IndexError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term") from error
+            raise self.refusal(name, error) from error
+
+    def refusal(self, name: str, error: Exception) -> Refused:
+        """Return what refuses a term that has raised this: with its taps and, unless the error has one, a remedy."""
+        if isinstance(error, Refused):
+            return Refused(f"{self.describe_term(name)}: {error}")
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term")
 
     def _check_teachers(self) -> None:
         """Refuse terms whose teacher there is not, or that read of several what has no average."""

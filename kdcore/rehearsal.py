@@ -1,7 +1,8 @@
 """A step tried out on two random images, before anything costs time: what does not fit is refused by its name.
 
-Every network is called in every shape in which the run will call it, and every loss is computed. Nothing is updated;
-the running statistics of batch norm move, so a rehearsed distiller is not to be trained.
+Every network is called in every shape in which the run will call it, and every loss is computed: it must be finite, and
+have one value an image. Nothing is updated; the running statistics of batch norm move, so a rehearsed distiller is not
+to be trained.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ def rehearse(
     if targets is not None and (stored := targets(len(images))) is not None:
         batch = batch.with_targets(stored)
     begun: list[str] = []
-    hooks = [module.register_forward_pre_hook(_noting(name, begun)) for name, module in distiller.extras.items()]
+    hooks = []
+    for name, module in distiller.extras.items():
+        hooks.append(module.register_forward_pre_hook(_noting(name, begun)))
+        hooks.append(module.register_forward_hook(_checking(len(images))))
     distiller.train()
     try:
         distiller(batch)
     except (*COMPLAINTS, Refused) as error:
         if begun:
-            raise Refused(
-                f"{distiller.describe_term(begun[-1])}: {_reason(error)}; choose taps that fit, or another term"
-            ) from error
+            raise distiller.refusal(begun[-1], error) from error
         if isinstance(error, Refused):
             raise
         raise Refused(_not_taken(distiller.student, images, error)) from error
@@ -86,6 +88,22 @@ def random_images(network: nn.Module, number: int, image_size: tuple[int, int]) 
 
 def _noting(name: str, begun: list[str]) -> Callable[[nn.Module, object], None]:
     return lambda module, inputs: begun.append(name)
+
+
+def _checking(number: int) -> Callable[[nn.Module, object, object], None]:
+    """Return a hook that refuses what a term gives of a number of images, unless that is one finite value an image."""
+
+    def check(module: nn.Module, inputs: object, value: object) -> None:
+        if not isinstance(value, Tensor) or value.shape != (number,):
+            found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise Refused(f"it gives {found}, not one value an image [{number}]; do not reduce the loss over the batch")
+        if not value.isfinite().all():
+            raise Refused(
+                f"its loss of random images is {value[~value.isfinite()][0].item()}; correct its fields, or the "
+                "weights of the networks"
+            )
+
+    return check
 
 
 def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:

@@ -9,7 +9,8 @@ from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse
-from kdcore.terms import parse_term
+from kdcore.terms import Term, parse_term
+from kdcore.terms.logits import cross_entropy
 
 PAIRS = [{"student": "layer3", "teacher": "blocks.1"}]
 
@@ -68,6 +69,44 @@ def test_a_size_that_a_network_does_not_take(name, size):
 def test_a_network_without_logits():
     with pytest.raises(Refused, match="not with logits"):
         check_network(timm.create_model("test_resnet", features_only=True), (32, 32))
+
+
+class Own(Term):
+    """A loss of a user, which a field makes wrong. Its name has no default, so that it stays out of the registry."""
+
+    form: str
+
+    def loss(self, inputs):
+        value = cross_entropy(inputs.student_logits, inputs.labels)
+        forms = {
+            "right": value,
+            "mean": value.mean(),
+            "column": value[:, None],
+            "inf": value / 0,
+            "pair": (value, value),
+        }
+        return forms[self.form]
+
+
+def rehearse_own(form):
+    ce, own = parse_term({"term": "ce", "weight": 1}), Own(term="own", weight=1, form=form)
+    rehearse(Distiller(cnn(), [ce, own], image_size=(32, 32), num_samples=8), (32, 32), 8, mixes=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("mean", r"it gives a tensor \[\], not one value an image \[2\]; do not reduce the loss over the batch$"),
+        ("column", r"it gives a tensor \[2, 1\], not one value an image \[2\]"),
+        ("pair", "it gives a tuple, not one value an image"),
+        ("inf", "its loss of random images is inf; correct its fields, or the weights of the networks$"),
+    ],
+)
+def test_a_loss_that_is_no_value_an_image(form, reason):
+    """They trained, without a word."""
+    rehearse_own("right")
+    with pytest.raises(Refused, match=f"^term own: {reason}"):
+        rehearse_own(form)
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
