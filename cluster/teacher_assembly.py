@@ -19,6 +19,7 @@ from kdcore.fitting import remedy_for_classes
 from kdcore.models import build_backbone, build_model, input_statistics
 from kdcore.online_teacher import OnlineTeacher, renormalisation
 from kdcore.reused import TeacherHead
+from kdcore.terms.base import tap_askers, unique_names
 from pipelines.data.source import Source
 from pipelines.views.plan import ViewPlan
 
@@ -89,4 +90,5 @@ def online_teacher(model: nn.Module, statistics: Statistics, config: RunConfig, 
     scale = renormalisation(statistics, input_statistics(model))
     if scale is not None:
         scale = (scale[0].to(rank.device), scale[1].to(rank.device))
-    return OnlineTeacher(model.to(rank.device), config.needs, scale)
+    asked_by = tap_askers(unique_names(config.method), "teacher")
+    return OnlineTeacher(model.to(rank.device), config.needs, scale, asked_by)

@@ -20,6 +20,7 @@ from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher, input_gradient
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
+from kdcore.terms.base import tap_askers, unique_names
 
 LOGITS = Needs(teacher_logits=True)
 
@@ -78,7 +79,7 @@ class Distiller(nn.Module):
         num_epochs: float | None = None,
     ) -> None:
         super().__init__()
-        self.terms = unique_names([term for term in terms if term.weight > 0])
+        self.terms = unique_names(terms)
         if not self.terms:
             raise Refused("the method has no term with a weight above 0, so nothing would be learnt; add one")
         self.num_epochs = num_epochs
@@ -91,7 +92,13 @@ class Distiller(nn.Module):
                 "such gradient; drop one of the two (kdiga and feature_only, say)"
             )
         self.student = student
-        self.taps = FeatureTaps(student, self.needs.student_taps, self.needs.detach_head_at)
+        self.taps = FeatureTaps(
+            student,
+            self.needs.student_taps,
+            self.needs.detach_head_at,
+            role="student",
+            asked_by=tap_askers(self.terms, "student"),
+        )
         self._teacher = (teacher,)  # in a tuple, hidden from nn.Module's registration
         if isinstance(teacher, OnlineTeacher) and teacher_shapes is None:
             teacher_shapes = teacher.taps.shapes(image_size)
@@ -251,12 +258,3 @@ def describe_shape(shape: Sequence[int]) -> str:
     """Name the kind of a tap's features by their shape without the batch: 'map [C,H,W]', 'tokens [N,D]', ..."""
     kind = {1: "vector", 2: "tokens", 3: "map"}.get(len(shape), "tensor")
     return f"{kind} [{','.join(map(str, shape))}]"
-
-
-def unique_names(terms: Sequence[Term]) -> dict[str, Term]:
-    """{name: term}; a second term of one kind gets a number: ce, kd, kd_2."""
-    named: dict[str, Term] = {}
-    for term in terms:
-        number = sum(other.term == term.term for other in named.values()) + 1
-        named[term.term if number == 1 else f"{term.term}_{number}"] = term
-    return named

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ class OnlineTeacher:
     Kept in eval mode and outside every module tree. renormalise: (scale, shift) that turn the batch's images into those
     the teacher was trained with, where the two differ (`renormalisation`). Gradients are with respect to the batch's
     images, so that they compare with the student's. One without a head (num_classes 0) answers with features alone.
+    asked_by: which term asks for a tap, for the sentence that refuses it (`kdcore.terms.base.tap_askers`).
     """
 
     def __init__(
@@ -24,11 +27,12 @@ class OnlineTeacher:
         model: nn.Module,
         needs: Needs,
         renormalise: tuple[Tensor, Tensor] | None = None,
+        asked_by: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.needs = needs
         self.has_head = int(model.num_classes) > 0  # type: ignore[arg-type]
-        self.taps = FeatureTaps(model, needs.teacher_taps | needs.class_means)
+        self.taps = FeatureTaps(model, needs.teacher_taps | needs.class_means, role="teacher", asked_by=asked_by)
         self.classifier = None
         if needs.teacher_classifier:
             linear = classifier_of(model)

@@ -10,7 +10,7 @@ blocks of a Swin, say) is handed out as a view with its channels moved first, wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,10 +32,19 @@ class FeatureTaps:
     while a call of its own lasts. Its hooks are closures, so that they do nothing in a deep copy of the network.
     moved: the taps that were found channels-last when `shapes` was last asked.
 
-    Refused for a tap that the network does not have.
+    Refused for a tap that the network does not have. For that sentence: role is what the network is in its run
+    (student, teacher), asked_by {tap: who asks for it}, as `kdcore.terms.base.tap_askers` gives it.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str], detach_head_at: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[str],
+        detach_head_at: str | None = None,
+        *,
+        role: str | None = None,
+        asked_by: Mapping[str, str] | None = None,
+    ) -> None:
         self.model = model
         self.names = frozenset(taps) | ({detach_head_at} if detach_head_at else frozenset())
         self.detach_head_at = detach_head_at
@@ -45,17 +54,20 @@ class FeatureTaps:
         self.moved: frozenset[str] = frozenset()
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
+        architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+        network = f"the {role} {architecture or type(model).__name__}" if role else type(model).__name__
         for name in sorted(self.names):
+            who = f"{asked_by[name]}: {network}" if asked_by and name in asked_by else network
             if name == FORWARD_FEATURES and not has_features(model):
                 raise Refused(
-                    f"{type(model).__name__} has no forward_features and forward_head, so no tap {name!r}; tap a "
+                    f"{who} has no forward_features and forward_head, so no tap {name!r}; tap a "
                     "module instead, or give the network the two"
                 )
             if name == CLASSIFIER_INPUT:
-                self._handles.append(_classifier(model).register_forward_pre_hook(self._hook_before(name)))
+                self._handles.append(_classifier(model, who).register_forward_pre_hook(self._hook_before(name)))
             elif name != FORWARD_FEATURES:
                 if name not in modules or name == "":
-                    raise Refused(unknown_tap(name, modules, type(model).__name__))
+                    raise Refused(unknown_tap(name, modules, who))
                 self._handles.append(modules[name].register_forward_hook(self._hook(name)))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -212,7 +224,7 @@ def gives_channels_last(model: nn.Module, tap: str, shape: Sequence[int], image_
     return is_channels_last(shape, image_size, network, module)
 
 
-def _classifier(model: nn.Module) -> nn.Module:
+def _classifier(model: nn.Module, who: str) -> nn.Module:
     classifier = find_classifier(model)
     if classifier is not None:
         return classifier
@@ -220,7 +232,7 @@ def _classifier(model: nn.Module) -> nn.Module:
         reason = f"no get_classifier(), and not one linear layer with {model.num_classes} outputs"
     else:
         reason = f"no single classifier (but a {type(model.get_classifier()).__name__})"  # type: ignore[operator]
-    raise Refused(f"{type(model).__name__} has {reason}, so no tap {CLASSIFIER_INPUT!r}; tap a module instead")
+    raise Refused(f"{who} has {reason}, so no tap {CLASSIFIER_INPUT!r}; tap a module instead")
 
 
 def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:

@@ -32,8 +32,9 @@ from cluster.training.progress import Reporter
 from cluster.training.selection import has_waited
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
-from kdcore.distiller import StepOutput, unique_names
+from kdcore.distiller import StepOutput
 from kdcore.reporting import optional
+from kdcore.terms.base import unique_names
 from pipelines.files import write_whole
 from pipelines.leases import Fence
 
@@ -52,7 +53,7 @@ class Recorder:
                 reporter.wait_until_open()
             self.log = RunLog(config, first_step, fence, reporter.wait_until_open)
             self.list_broken_images()
-        self.term_names = list(unique_names([term for term in config.method if term.weight > 0]))
+        self.term_names = list(unique_names(config.method))
         train = run.indexes["train"]
         self.has_top1 = train.labelled and not train.multi_label and classifier_knows_classes(config)
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -193,6 +193,36 @@ class Pair(Section):
     """A tap of the student: the name of a module in its network, as `python -m ops show RECIPE` lists them."""
     teacher: str
     """The tap of the teacher."""
+
+
+def unique_names(terms: Iterable[Term]) -> dict[str, Term]:
+    """{name: term}, of those with a weight above 0; a second term of one kind gets a number: ce, kd, kd_2."""
+    named: dict[str, Term] = {}
+    for term in (term for term in terms if term.weight > 0):
+        number = sum(other.term == term.term for other in named.values()) + 1
+        named[term.term if number == 1 else f"{term.term}_{number}"] = term
+    return named
+
+
+def tap_askers(terms: Mapping[str, Term], side: Literal["student", "teacher"]) -> dict[str, str]:
+    """{tap: 'term fitnet, pairs'}: the first term that asks a network for a tap, and the field that names it.
+
+    terms: by name, as `unique_names` gives them.
+    """
+    askers: dict[str, str] = {}
+    for name, term in terms.items():
+        needs = term.needs()
+        for tap in needs.student_taps if side == "student" else needs.teacher_taps | needs.class_means:
+            values = {field: getattr(term, field) for field in type(term).model_fields}
+            fields = [field for field, value in values.items() if _names_tap(field, value, tap, side)]
+            askers.setdefault(tap, ", ".join([f"term {name}", *fields[:1]]))
+    return askers
+
+
+def _names_tap(field: str, value: object, tap: str, side: str) -> bool:
+    if isinstance(value, tuple):
+        return any(isinstance(pair, Pair) and getattr(pair, side) == tap for pair in value)
+    return value == tap and field.startswith(side)
 
 
 def parse_term(data: Any) -> Term:

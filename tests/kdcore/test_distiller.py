@@ -13,10 +13,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from kdcore.batch import Batch, Needs, TeacherOutputs
+from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher, input_gradient, renormalisation
 from kdcore.taps import CLASSIFIER_INPUT
-from kdcore.terms import Term, TermInputs
+from kdcore.terms import Term, TermInputs, parse_term
+from kdcore.terms.base import tap_askers
 from tests.kdcore.distillers import CE, FEATURES, KD, SIZE, K, Probe, batch, gradients, make, network, probe
 
 
@@ -271,3 +273,25 @@ def test_a_moving_average_of_the_student_is_a_network_of_its_own():
     torch.testing.assert_close(ema.module(batch().images), expected)  # the first update copies
     assert not ema.module.training
     assert ema.module.state_dict().keys() == network(0).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (FEATURES | {"pairs": [{"student": "layer4", "teacher": "layer2"}]}, "feature_mse, pairs: the student"),
+        (FEATURES | {"pairs": [{"student": "layer2", "teacher": "layer4"}]}, "feature_mse, pairs: the teacher"),
+        ({"term": "nd", "weight": 1, "student_tap": "layer4"}, "nd, student_tap: the student"),
+        ({"term": "nd", "weight": 1, "teacher_tap": "layer4"}, "nd, teacher_tap: the teacher"),
+    ],
+)
+def test_a_tap_that_is_not_there_says_whose_it_is(fields, reason):
+    term = parse_term(fields)
+    asked_by = tap_askers({term.term: term}, "teacher")
+    with pytest.raises(Refused, match=rf"^term {reason} cifar_resnet8 has no tap 'layer4'; did you mean layer"):
+        Distiller(
+            network(0),
+            [parse_term(CE), term],
+            image_size=SIZE,
+            num_samples=8,
+            teacher=OnlineTeacher(network(1), term.needs(), asked_by=asked_by),
+        )

@@ -97,7 +97,7 @@ def test_unknown_tap(refused):
         teacher={"model": "cifar_resnet8", "random": True},
         method=[{"term": "feature_mse", "weight": 1.0, "pairs": pairs}],
     )
-    assert "CifarResNet has no tap 'layer9'; did you mean layer" in line
+    assert "term feature_mse, pairs: the student cifar_resnet8 has no tap 'layer9'; did you mean layer" in line
 
 
 def test_unknown_data_folder(refused, tmp_path):

@@ -61,7 +61,7 @@ MISTAKES = [
         f"train R {KD} teacher.model=cifar_resnet8 teacher.checkpoint=21.pt teacher.new_head=true",
         "with new_head it answers at random; a teacher has to know the data's classes: fine-tune it",
     ),
-    (f"train R {FEATURES} {' '.join(TEACHER)}", "CifarResNet has no tap 'layer9'; did you mean layer"),
+    (f"train R {FEATURES} {' '.join(TEACHER)}", "student cifar_resnet8 has no tap 'layer9'; did you mean layer"),
     ("train used", "holds a run of another recipe (train.epochs: 2 there, 5 now); choose another name=..."),
     ("show R data.root=nowhere", "nowhere does not exist; give the folder that holds"),
     (

@@ -19,7 +19,7 @@ def test_a_point_that_makes_no_run(recipes):
     plan = planned(recipes(method=[*KD, MSE]), scores(layer2=1.0, layer9=1.0), space=space)
     ((point, problem),) = plan.problems.items()
     assert "layer9" in point
-    assert "CifarResNet has no tap 'layer9'; did you mean layer3" in problem
+    assert "term feature_mse, pairs: the teacher cifar_resnet8 has no tap 'layer9'; did you mean layer3" in problem
     with pytest.raises(Refused, match="no tap 'layer9'"):
         plan.config(Trial("t", 1, {"layers": wrong}, 0))
     with pytest.raises(Refused, match=r"none of the sweep's points makes a run: .*unknown key 'optimizer.rl'"):
