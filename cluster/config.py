@@ -151,7 +151,7 @@ class RunConfig(Section):
         terms = tuple(term.model_copy(update={"teacher": None}) for term in read_by(self, member))
         own: dict[str, Any] = {"teacher": member.alone(), "teachers": (), "ensemble": EnsembleConfig()}
         if member.name != classifier_lender(self):
-            own["student"] = self.student.with_own_classifier()
+            own["student"] = self.student.model_copy(update={"classifier": "own"})
         return self.model_copy(update={**own, "cache": cache, "method": terms})
 
     @property

@@ -14,7 +14,6 @@ from cluster.run_sections import ScalingConfig, TrainConfig
 from cluster.sections import CacheConfig, DataConfig, TeacherConfig
 from cluster.teachers import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
 from kdcore.errors import Refused
-from kdcore.section import refuse_idle
 from pipelines.views.policy import ViewPolicy
 
 
@@ -161,11 +160,6 @@ def check_statistics_are_whole(config: Recipe) -> None:
         raise Refused("data.mean and data.std belong together; give both or neither")
 
 
-def check_crop_of_validation_is_read(config: Recipe) -> None:
-    if config.views.crop == "padded":
-        refuse_idle(config.data, ["crop_pct"], "another views.crop than padded", "data.")
-
-
 # What sections must say together; each refuses what does not fit.
 RULES = (
     check_something_is_learnt,
@@ -184,7 +178,6 @@ RULES = (
     check_sampling_is_of_a_full_shuffle,
     check_several_labels_are_read_class_by_class,
     check_statistics_are_whole,
-    check_crop_of_validation_is_read,
 )
 
 

@@ -120,17 +120,6 @@ class StudentConfig(ModelConfig):
     factor: int = Field(default=2, ge=1)
     """With `classifier: reused`, the projector's bottleneck has the teacher's channels divided by this."""
 
-    @model_validator(mode="after")
-    def _check_idle(self) -> StudentConfig:
-        if self.classifier == "own":
-            refuse_idle(self, ["factor"], "classifier: reused")
-        return self
-
-    def with_own_classifier(self) -> StudentConfig:
-        """Return the student without SimKD's projector and what that alone reads."""
-        factor = type(self).model_fields["factor"].default
-        return self.model_copy(update={"classifier": "own", "factor": factor})
-
 
 class TeacherConfig(ModelConfig):
     """The network to learn from."""

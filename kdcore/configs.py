@@ -26,7 +26,7 @@ from kdcore.named_models import (
     module_of,
     nearest_if_unknown,
 )
-from kdcore.section import Section, refuse_idle
+from kdcore.section import Section
 
 
 class PathField:
@@ -245,8 +245,6 @@ class ScheduleConfig(Section):
                     f"{name} has no meaning for sched {self.sched!r}, which reads "
                     f"{', '.join(sorted(reads)) or 'nothing else'}; leave it out"
                 )
-        if self.warmup_epochs == 0:
-            refuse_idle(self, ["warmup_lr", "warmup_prefix"], "warmup_epochs above 0")
         if self.sched == "multistep" and not self.milestones:
             raise Refused("sched 'multistep' needs milestones: the epochs at which the rate drops")
         if any(later <= earlier for earlier, later in zip((0, *self.milestones), self.milestones, strict=False)):

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kdcore.batch import Needs
 from kdcore.errors import Refused
-from kdcore.section import Section, refuse_idle
+from kdcore.section import Section
 from kdcore.terms.logits import kl_divergence
 from pipelines.cache.projection import Projection
 from pipelines.cache.sparse import CodeSize, LogitCode
@@ -44,12 +44,6 @@ class Storage(Section):
     """Bytes of a view's sparse logits."""
     sparse_top: int = Field(default=8, ge=1)
     """Classes of a view's sparse logits that are corrected one by one."""
-
-    @model_validator(mode="after")
-    def _check_idle(self) -> Storage:
-        if self.logits != "sparse":
-            refuse_idle(self, ["sparse_bytes", "sparse_top"], "logits: sparse")
-        return self
 
 
 class FieldSpec(NamedTuple):

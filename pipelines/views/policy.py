@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field, field_validator, model_validator
 
 from kdcore.errors import Refused
-from kdcore.section import Section, refuse_idle
+from kdcore.section import Section
 from pipelines.identity import identity_of
 from pipelines.views.auto_augment import AutoAugment, Colour, auto_augment
 
@@ -147,16 +147,6 @@ class ViewPolicy(Section):
                 f"auto_augment_fill={self.auto_augment_fill} has no effect without auto_augment; remove it, or name a "
                 "policy"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _no_idle_boxes_and_mixtures(self) -> ViewPolicy:
-        if self.erase_probability == 0:
-            refuse_idle(self, ["erase_scale", "erase_ratio", "erase_fill"], "erase_probability above 0")
-        if not (self.mixup_alpha or self.cutmix_alpha):
-            refuse_idle(self, ["mix_probability"], "mixup_alpha or cutmix_alpha above 0")
-        if not (self.mixup_alpha and self.cutmix_alpha):
-            refuse_idle(self, ["switch_probability"], "both mixup_alpha and cutmix_alpha above 0")
         return self
 
     @field_validator("sizes")
