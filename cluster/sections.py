@@ -79,8 +79,8 @@ class DataConfig(Section):
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How validation images are resized, for the teacher as for the student."""
     copies_dir: Annotated[str | None, PATH] = None
-    """The folder in which a node keeps what it has read of images in an object store. Not given: `stillhouse-images` in
-    the machine's temporary folder."""
+    """The folder in which a node keeps what it has read of images in an object store. Not given: one of this
+    user's in the machine's temporary folder, `stillhouse-images-UID`."""
     copies_bytes: int | None = Field(default=None, ge=0)
     """How many bytes a node keeps there at most. Not given: half of what is free when the first copy is begun."""
     window_shards: int | None = Field(default=None, ge=1)
