@@ -12,6 +12,7 @@ from kdcore.metrics import Counts, ranking
 from kdcore.multi_label import MultiLabelEvaluation
 
 NUM_BINS = 15
+_ROUNDING = 1e-12  # of sums of squares: less of them is what is left of a constant, less its mean
 
 
 class Evaluation:
@@ -178,10 +179,10 @@ class LinearCKA:
         blocks = [rows.split(split, dim=1) for rows in centred.split(split)]
         norms = [[float(block.square().sum()) for block in row] for row in blocks]
         taps = list(self.widths)
+        raw = [float(rows.split(split, dim=1)[i].square().sum()) for i, rows in enumerate(self.products.split(split))]
+        varies = [norms[i][i] > _ROUNDING**2 * raw[i] for i in range(len(taps))]
         return {
-            (one, other): norms[i][j] / (norms[i][i] * norms[j][j]) ** 0.5
-            if norms[i][i] and norms[j][j]
-            else float("nan")
+            (one, other): norms[i][j] / (norms[i][i] * norms[j][j]) ** 0.5 if varies[i] and varies[j] else float("nan")
             for i, one in enumerate(taps)
             for j, other in enumerate(taps)
         }

@@ -1,5 +1,7 @@
 """Sums over images: literal values, merging, several right answers, and CKA against its definition."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,16 @@ def test_cka_of_workers_merges_and_maps_are_averaged():
         first.merge(other)
     assert first.images == 20
     assert first.result()["map", "tokens"] == pytest.approx(whole.result()["map", "tokens"], rel=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.1, 1 / 3, 1.0, 1e4])
+def test_a_constant_tap_has_no_cka(level):
+    """Whether it was NaN hung on whether the cancellation was exact."""
+    cka, generator = LinearCKA(), torch.Generator().manual_seed(0)
+    for _ in range(7):
+        varying = torch.randn(13, 5, generator=generator)
+        cka.add({"constant": torch.full((13, 6), level), "varying": varying, "hardly": 1 + 1e-4 * varying})
+    found = cka.result()
+    assert math.isnan(found["constant", "varying"])
+    assert math.isnan(found["constant", "constant"])
+    assert found["hardly", "varying"] == pytest.approx(1, abs=1e-3)
