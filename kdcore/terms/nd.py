@@ -97,7 +97,11 @@ def _checked_means(context: TermContext, tap: str) -> Tensor:
     means = context.class_means[tap].float()
     if len(means) != context.num_classes:
         raise Refused(f"{len(means)} class means of tap {tap!r} for {context.num_classes} classes; compute them anew")
-    empty = (means.norm(dim=1) == 0).nonzero().flatten().tolist()
+    empty = (~(means.norm(dim=1) > 0)).nonzero().flatten().tolist()  # a mean of no images is not a number
     if empty:
-        raise Refused(f"classes {empty} have a zero mean at tap {tap!r}: the training set lacks images of them")
+        names = [context.classes[number] if context.classes else number for number in empty[:6]]
+        raise Refused(
+            f"classes {names} have no mean at tap {tap!r}, or one of zeros: the training set lacks images of them; add "
+            "some, or leave nd out"
+        )
     return means

@@ -334,3 +334,16 @@ def test_diffkd_noise_is_the_samples_own():
     assert torch.equal(module(inputs), module(inputs))
     later = TermInputs(**{**vars(inputs), "epoch": 3.0})
     assert not torch.equal(module(inputs), module(later))
+
+
+@pytest.mark.parametrize("mean", [0.0, math.nan])
+def test_nd_refuses_a_class_without_images(mean):
+    """The mean of no images is not a number, which the sentence about it never met."""
+    means = torch.ones(3, 6)
+    means[1] = mean
+    shapes = {"classifier_input": torch.Size((6,))}
+    context = TermContext(shapes, shapes, 3, 8, classes=("ant", "bee", "cow"), class_means={"classifier_input": means})
+    with pytest.raises(
+        Refused, match=r"classes \['bee'\] have no mean .*the training set lacks images of them; add some"
+    ):
+        build({"term": "nd"}, context)
