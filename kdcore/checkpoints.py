@@ -41,6 +41,10 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         loaded = _load_safetensors(path) if str(path).endswith(".safetensors") else _load_torch(path)
     except (OSError, Refused):
         raise
+    except safetensors.SafetensorError as error:
+        raise Refused(
+            f"{path}: not a file of tensors, but damaged or cut off ({error}); fetch or write it again"
+        ) from error
     except Exception as error:
         raise Refused(f"{path}: not a file of tensors ({type(error).__name__}); convert it to .safetensors") from error
     return _tensors_in(loaded, path)
@@ -112,10 +116,20 @@ def _tensors_in(loaded: Any, path: str | Path) -> dict[str, Tensor]:
     tensors = inside[trained[0]] if trained else {k: v for k, v in found.items() if isinstance(v, Tensor)}
     if not tensors:
         raise Refused(
-            f"{path}: no tensors at its top level, nor under a key such as 'state_dict', but {type(loaded).__name__} "
-            f"{list(found)[:6]}; save the network's state_dict()"
+            f"{path}: no tensors at its top level, nor under a key such as 'state_dict', but {_kind(loaded)}; save the "
+            "network's state_dict()"
         )
     return tensors
+
+
+def _kind(loaded: Any) -> str:
+    """Say what a file holds that holds no tensors."""
+    if isinstance(loaded, _Inert):
+        return "a pickled network object"
+    if not isinstance(loaded, dict):
+        return type(loaded).__name__
+    pickled = [key for key, value in loaded.items() if isinstance(value, _Inert)]
+    return f"dict {list(loaded)[:6]}" + (f", with a pickled network object under {pickled[0]!r}" if pickled else "")
 
 
 def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:

@@ -53,6 +53,8 @@ PLUGINS = PathField(only_with=("/", "\\", ".py"))
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 _NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network without a classifier cannot be trained"}
 
+_IN_FOLDERS = ("student.safetensors", WEIGHTS)  # the weights in a run's folder, and in an export's
+
 
 class ModelConfig(Section):
     """A network and where its weights come from."""
@@ -91,6 +93,15 @@ class ModelConfig(Section):
         self._check_name()
         for name in ("checkpoint", "class_indices"):
             path = getattr(self, name)
+            if path is not None and local_file(path).is_dir():
+                inside = next(
+                    (f"{path.rstrip('/')}/{file}" for file in _IN_FOLDERS if (local_file(path) / file).is_file()),
+                    "FILE",
+                )
+                raise Refused(
+                    f"{path}: a folder, where the model {self.model!r} of the recipe names a file; give "
+                    f"{self.section}.{name}={inside if name == 'checkpoint' else 'FILE'}"
+                )
             if path is not None and not local_file(path).is_file():
                 raise Refused(
                     f"{path}: no such file, named by the model {self.model!r} of the recipe; give "

@@ -139,7 +139,11 @@ def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[
     try:
         indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(local_file(path).read_bytes())
     except ValidationError as error:
-        raise Refused(f"{path}: not a JSON file {{class folder: index}} ({error.errors()[0]['msg']})") from error
+        example = ", ".join(f'"{name}": {index}' for name, index in zip(class_names, (0, 3), strict=False))
+        raise Refused(
+            f"{path}: not a JSON file {{class folder: index}}, such as {{{example}}} "
+            f"({error.errors()[0]['msg']}); write it so"
+        ) from error
     missing = [name for name in class_names if name not in indices]
     if missing:
         raise Refused(f"{path} has no index for the class folder {missing[0]!r} ({len(missing)} missing); add it")

@@ -6,6 +6,7 @@ import datetime
 import json
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from timm.utils import CheckpointSaver, ModelEmaV3
@@ -224,3 +225,51 @@ def test_a_tensor_that_is_missing_stays_missing(trained):
     state = trained.state_dict()
     gone = next(name for name in state if name.endswith("num_batches_tracked"))
     assert gone not in fit_names(state, {name: tensor for name, tensor in state.items() if name != gone}, "w.pt")
+
+
+def test_a_pickled_network_is_called_one(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    torch.save({"net": torch.nn.Linear(2, 2), "epoch": 3}, tmp_path / "inside.pt")
+    with pytest.raises(Refused, match=r"but a pickled network object; save the network's state_dict\(\)"):
+        load_tensors(tmp_path / "whole.pt")
+    with pytest.raises(Refused, match=r"but dict \['net', 'epoch'\], with a pickled network object under 'net'; save"):
+        load_tensors(tmp_path / "inside.pt")
+
+
+@pytest.mark.parametrize("kept", [-10, 40, 4])
+def test_a_safetensors_file_that_is_cut_off_is_called_so(tmp_path, kept):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"a": torch.randn(100)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        Refused,
+        match=r"w.safetensors: not a file of tensors, but damaged or cut off.*header.*; fetch or write it again$",
+    ):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("inside", "remedy"),
+    [
+        ("student.safetensors", "runs/a/student.safetensors"),
+        ("model.safetensors", "runs/a/model.safetensors"),
+        ("x", "FILE"),
+    ],
+)
+def test_a_folder_as_a_checkpoint_is_called_one(tmp_path, monkeypatch, inside, remedy):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / inside).touch()
+    config = ModelConfig(model="cifar_resnet8", checkpoint="runs/a/")
+    with pytest.raises(
+        Refused, match=f"runs/a/: a folder, where the model .* names a file; give .*checkpoint={remedy}$"
+    ):
+        config.check()
+
+
+def test_a_list_of_class_indices_shows_what_is_meant(tmp_path):
+    (tmp_path / "indices.json").write_text("[0, 3]")
+    args = {"num_classes": 7}
+    config = ModelConfig(model="cifar_resnet8", class_indices=str(tmp_path / "indices.json"), args=args)
+    with pytest.raises(Refused, match=r'such as \{"ant": 0, "bee": 3\} \(Input should be an object\); write it so'):
+        build_model(config, ["ant", "bee", "cow"])
