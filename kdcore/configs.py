@@ -211,7 +211,8 @@ class OptimizerConfig(Section):
     and what the network names."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimiser, such as `{fused: true}` for PyTorch's own: one kernel for a whole step, a
-    third of AdamW's time on a GPU."""
+    third of AdamW's time on a GPU. `{layer_decay: 0.75}` multiplies the rate by so much from each of the student's
+    layers to the one before it, as timm counts them."""
 
 
 # What each schedule reads; another field that is set would be skipped in silence.
