@@ -20,7 +20,7 @@ from kdcore.batch import Needs
 from kdcore.configs import PATH
 from kdcore.ensemble import Average, Weighting
 from kdcore.errors import Refused
-from kdcore.section import Section, refuse_idle
+from kdcore.section import Section
 from kdcore.terms.base import Term, scheduled_weight
 from kdcore.terms.features import SimKD
 
@@ -70,8 +70,6 @@ class Recipe(Protocol):
     @property
     def teachers(self) -> tuple[MemberConfig, ...]: ...
     @property
-    def ensemble(self) -> EnsembleConfig: ...
-    @property
     def method(self) -> tuple[Term, ...]: ...
     @property
     def student(self) -> StudentConfig: ...
@@ -110,7 +108,6 @@ def check_teachers(config: Recipe) -> None:
             hint = f"did you mean {', '.join(near)}?" if near else "the recipe has no 'teachers:', so leave teacher out"
             raise Refused(f"term {term.term}: there is no teacher called {term.teacher!r}; {hint}")
     if not names:
-        refuse_idle(config.ensemble, ["average", "weighting"], "several teachers", "ensemble.")
         return
     if twice := [name for name in names if names.count(name) > 1]:
         raise Refused(f"two teachers are called {twice[0]!r}; rename one")

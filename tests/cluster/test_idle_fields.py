@@ -30,11 +30,6 @@ def test_what_nothing_reads_is_refused(recipe, place, idle, default, read_with):
     parse(recipe(**fields | {key: idle} | read_with))
 
 
-def test_how_several_teachers_are_averaged_needs_several(recipe):
-    with pytest.raises(Refused, match=r"ensemble.average=probabilities has no effect without several teachers"):
-        parse(recipe(ensemble={"average": "probabilities"}))
-
-
 @pytest.mark.parametrize(
     ("field", "wrong", "right"),
     [

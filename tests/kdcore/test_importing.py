@@ -44,7 +44,7 @@ def test_what_is_made_after_the_imports_is_collected(library):
     frozen_by_then = gc.get_freeze_count()
     with importing(library):
         assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen_by_then
+    assert gc.get_freeze_count() <= frozen_by_then  # of what is frozen, something may have gone
 
 
 def test_no_library_complains_at_the_end_of_a_process():

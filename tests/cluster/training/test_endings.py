@@ -58,13 +58,14 @@ def test_a_fault_on_the_way(alone, monkeypatch: pytest.MonkeyPatch) -> None:
         return take(self, *args)
 
     monkeypatch.setattr(TrainingLoop, "step", step)
-    config = parse(alone)
+    config, before = parse(alone), set(threading.enumerate())
     with pytest.raises(IndexError):
         launch(config)
     run, said = mlflow_run(config), "IndexError: a term of one's own (rank 0, step 11 of 12)"
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", said)
     assert RunFolder.of(config).error.read_text() == said
-    assert not {thread.name for thread in threading.enumerate()} & {"tracking", "machine"}
+    left = set(threading.enumerate()) - before
+    assert not {thread.name for thread in left} & {"tracking", "machine"}
     monkeypatch.undo()
     launch(config)
     assert mlflow_run(config).info.status == "FINISHED"
