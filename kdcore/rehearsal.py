@@ -1,8 +1,8 @@
 """A step tried out on two random images, before anything costs time: what does not fit is refused by its name.
 
-Every network is called in every shape in which the run will call it, and every loss is computed: it must be finite, and
-have one value an image. Nothing is updated; the running statistics of batch norm move, so a rehearsed distiller is not
-to be trained.
+Every network is called in every shape in which the run will call it, and every loss is computed: it must have one value
+an image, and a finite one, unless all is tried by shapes alone (on the meta device, which has no values). Nothing is
+updated; the running statistics of batch norm move, so a rehearsed distiller is not to be trained.
 """
 
 from __future__ import annotations

@@ -35,15 +35,12 @@ class Section(BaseModel):
         return schema
 
 
-def refuse_idle(section: BaseModel, fields: Iterable[str], needed: str, place: str = "") -> None:
-    """Refuse fields that nothing reads without `needed`, where they are set to another value than their default.
-
-    place: what stands before their names where a section is checked from outside, such as 'data.'.
-    """
+def refuse_idle(section: BaseModel, fields: Iterable[str], needed: str) -> None:
+    """Refuse fields that nothing reads without `needed`, where they are set to another value than their default."""
     for name in fields:
         value = getattr(section, name)
         if value != type(section).model_fields[name].get_default(call_default_factory=True):
-            raise Refused(f"{place}{name}={value} has no effect without {needed}; leave it out, or give that")
+            raise Refused(f"{name}={value} has no effect without {needed}; leave it out, or give that")
 
 
 def meaning(model: type[BaseModel], name: str) -> str:
