@@ -65,6 +65,13 @@ format: env   ## let ruff format and mend what it can
 bench: env     ## the table and the figure of ops/benchmarks/README.md, from the result files
 	$(PY) -m ops.benchmarks.comparisons
 
+pages: env     ## every generated page and table anew, from the result files, the recipes and the fields
+	$(PY) -m ops.benchmarks.tables
+	$(PY) -m ops.benchmarks.papers
+	$(PY) -m ops.benchmarks.comparisons
+	$(PY) -m ops.benchmarks.families --page
+	$(PY) -m ops.reference
+
 bench-step: env  ## what a training step costs beside a loop by hand, timm's task, and by its parts
 	$(PY) -m ops.benchmarks.step
 
@@ -110,4 +117,4 @@ pins: env     ## write requirements.txt anew from pyproject.toml
 	.venv/bin/uv pip sync --quiet --python $(PY) --require-hashes --compile-bytecode requirements.txt requirements-uv.txt
 	@touch $@
 
-.PHONY: help env demo test test-nodes test-processes test-ray check check-libraries check-cluster check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pins
+.PHONY: help env demo test test-nodes test-processes test-ray check check-libraries check-cluster check-ops test-long test-fast test-gpu lint format bench bench-step bench-cache bench-scale bench-growth bench-images attack audit families paper3 first-day doctor pages pins

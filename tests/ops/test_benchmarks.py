@@ -121,7 +121,7 @@ def test_the_estimate_of_a_full_run():
 
 def test_the_page_has_the_tables_of_the_result_files():
     for page in tables.PARTS:
-        assert tables.with_parts(page) == page.read_text(), "python -m ops.benchmarks.tables"
+        assert tables.with_parts(page) == page.read_text(), "run make pages"
 
 
 def test_a_table_stands_between_its_marks():
@@ -134,7 +134,7 @@ def test_a_table_stands_between_its_marks():
 def test_the_page_of_comparisons_is_of_the_result_files(tmp_path):
     """Its figure too. Every goal is of a comparison that was made."""
     found = comparisons.comparisons()
-    assert comparisons.PAGE.read_text() == comparisons.page_text(found)
+    assert comparisons.PAGE.read_text() == comparisons.page_text(found), "run make pages"
     assert comparisons.GOALS.keys() <= {(one.work, one.peer) for one in found}
     drawn = tmp_path / comparisons.FIGURE.name
     comparisons.save_reproducibly(comparisons.draw(found), drawn)

@@ -60,4 +60,4 @@ def test_every_module_of_timm_is_represented():
 
 
 def test_the_table_is_of_these_results():
-    assert with_table(PAGE.read_text(), FOUND) == PAGE.read_text()
+    assert with_table(PAGE.read_text(), FOUND) == PAGE.read_text(), "run make pages"

@@ -185,8 +185,8 @@ def test_the_schema_is_printed_with_meanings(capsys):
 
 
 def test_the_reference_page_is_fresh():
-    assert reference.PAGE.read_text() == reference.generate(), "run python -m ops.reference"
-    assert reference.FIELDS.read_text() == reference.meanings(), "run python -m ops.reference"
+    assert reference.PAGE.read_text() == reference.generate(), "run make pages"
+    assert reference.FIELDS.read_text() == reference.meanings(), "run make pages"
 
 
 def test_the_reference_page_has_everything():

@@ -33,7 +33,7 @@ def results(tmp_path, monkeypatch):
 
 
 def test_the_page_is_fresh():
-    assert papers.PAGE.read_text() == papers.generate(), "run python -m ops.benchmarks.papers"
+    assert papers.PAGE.read_text() == papers.generate(), "run make pages"
 
 
 def test_without_results_nothing_is_claimed(results):

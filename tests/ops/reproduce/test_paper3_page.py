@@ -231,7 +231,7 @@ def test_without_results_nothing_is_claimed():
 def test_the_page_is_fresh():
     folder = paper3_page.BENCHMARKS
     results = {name: paper3_page.result(folder, name) for name in (*EXPERIMENTS, "identities")}
-    assert (folder / paper3_page.PAGE).read_text() == paper3_page.generate(results), "run reproduce paper3 --minutes 0"
+    assert (folder / paper3_page.PAGE).read_text() == paper3_page.generate(results), "run make pages"
 
 
 def test_identities_hold(tmp_path):
