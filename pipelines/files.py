@@ -48,15 +48,23 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
         finally:
             os.close(folder)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise Refused(not_written(path, error)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # unless it has its name, whatever ended the writer
 
 
-def whole_name(name: str) -> str | None:
-    """Return the name that a file was to get from a `write_whole` that was killed; None for any other file."""
-    found = _UNFINISHED.fullmatch(name)
-    return found and found[1]
+def remove_unfinished(folder: Path, is_written: Callable[[str], object]) -> None:
+    """Remove what a `write_whole` that was killed has left in a folder. Only where nobody is writing.
+
+    is_written: whether a file of this name, cut as `write_whole` cuts it, is written there. All else is somebody's.
+    """
+    with os.scandir(folder) as entries:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    for file in files:
+        found = _UNFINISHED.fullmatch(file.name)
+        if found and is_written(found[1]):
+            Path(file.path).unlink(missing_ok=True)
 
 
 def is_lasting(error: BaseException | None) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kdcore.errors import Refused
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, Plan, differences, in_short
-from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, remove_unfinished
-from pipelines.files import write_whole
+from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, is_file_of_shard
+from pipelines.files import remove_unfinished, write_whole
 
 PLAN = "plan.json"
 _CONSTANTS_NOTE = "constants.json"
@@ -57,10 +57,10 @@ class Building:
 
     def _remove_unfinished(self) -> None:
         """Remove the half-written files of a build that was killed; once the folder is known to be this cache's."""
-        remove_unfinished(self.directory, {PLAN, MANIFEST, CONSTANTS, _CONSTANTS_NOTE})
+        remove_unfinished(self.directory, {PLAN, MANIFEST, CONSTANTS, _CONSTANTS_NOTE}.__contains__)
         for part in self.plan.parts:
             for view in (self.directory / part).glob("view-*/"):
-                remove_unfinished(view)
+                remove_unfinished(view, is_file_of_shard)
 
     def _refuse_other(self, earlier: Plan) -> None:
         theirs, ours = earlier.without_views(), self.plan.without_views()

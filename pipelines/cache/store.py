@@ -14,7 +14,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcore.errors import Refused, RunFailed
-from pipelines.files import whole_name, write_whole
+from pipelines.files import write_whole
 from pipelines.vectors import to_numpy
 
 REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
-_SHARD = re.compile(r"rows-\d+-\d+\.(arrow|json)")
+_FILE_OF_SHARD = re.compile(r"rows-\d+-\d+\.(arrow|json)")
 Rows = Mapping[str, NDArray[np.generic]]  # {field: [rows,width]}
 
 
@@ -207,13 +207,6 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_unfinished(folder: Path, names: Container[str] | None = None) -> None:
-    """Remove what writers that were killed have left in a folder. Only where nobody is writing.
-
-    names: of the files that they wrote; None: of shards and notes. Whatever else lies there is somebody's.
-    """
-    with os.scandir(folder) as entries:
-        found = [(entry.path, whole_name(entry.name)) for entry in entries if entry.is_file(follow_symlinks=False)]
-    for path, name in found:
-        if name is not None and (name in names if names is not None else _SHARD.fullmatch(name)):
-            Path(path).unlink(missing_ok=True)
+def is_file_of_shard(name: str) -> bool:
+    """Return whether a file of this name, within the folder of its view, is a shard or its note."""
+    return _FILE_OF_SHARD.fullmatch(name) is not None

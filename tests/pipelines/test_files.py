@@ -1,0 +1,36 @@
+"""Files that are under their name whole or not at all: nothing of one that was not written is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from kdcore.errors import Refused
+from pipelines.files import remove_unfinished, write_whole
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Refused("cut off"), KeyboardInterrupt()])
+def test_what_ends_while_it_is_written_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+    """Of a disk that is full, of what is refused on the way, of Ctrl-C."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half of it")
+        raise error
+
+    write_whole(tmp_path / "file", b"first")
+    with pytest.raises((Refused, KeyboardInterrupt)):
+        write_whole(tmp_path / "file", write)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
+
+
+def test_what_was_killed_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    key = "0" * 32
+    (tmp_path / f"shard.{key}.tmp").write_bytes(b"half of it")
+    others = [f"thesis.{key}.tmp", "shard.tmp", "shard", f"linked.{key}.tmp"]
+    for name in others[:-1]:
+        (tmp_path / name).touch()
+    (tmp_path / others[-1]).symlink_to(tmp_path / "shard")
+    remove_unfinished(tmp_path, lambda name: name in ("shard", "linked"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
