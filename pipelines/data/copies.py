@@ -18,8 +18,6 @@ import fcntl
 import logging
 import mmap
 import os
-import shutil
-import struct
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -33,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
+from pipelines.data.copies_folder import IN_USE, PRESENT, SIZE, SIZES, hold, locked, make_room
 from pipelines.data.disk import OpenFile, OpenFiles
 from pipelines.files import FULL, make_folder, not_written, own_temporary_folder
 
 PIECE_BYTES = 2**30
-_SIZE = struct.Struct("<qq")  # (bytes that may be kept, bytes that are)
 _FETCHING = 256  # locks, for any number of blocks
 _Offsets = TypeVar("_Offsets", int, NDArray[np.int64])
 
@@ -94,18 +92,16 @@ class LocalCopy:
         counts = [piece_of(num_bytes) + 1 for num_bytes in file_bytes]
         self._first_pieces = np.cumsum([0, *counts])
         make_folder(policy.path, "data.copies_dir")
-        with _locked(policy.path / "lock"):
-            allowed = _make_room(policy, self.folder, sum(file_bytes))
-            if _size_of(self.folder)[1] > allowed:
-                _remove_unused(self.folder)
+        with locked(policy.path / "lock"):
+            allowed = make_room(policy.path, self.folder, sum(file_bytes), policy.num_bytes)
             self.folder.mkdir(exist_ok=True)
-            self._in_use = _hold(self.folder / "in-use", fcntl.LOCK_SH)
-            self._present = _map(self.folder / "present", num_rows)
-            self._size = _map(self.folder / "size", _SIZE.size)
+            self._in_use = hold(self.folder / IN_USE, fcntl.LOCK_SH)
+            self._present = _map(self.folder / PRESENT, num_rows)
+            self._size = _map(self.folder / SIZE, SIZES.size)
             pieces = np.frombuffer(_map(self.folder / "pieces", 16 * sum(counts)), dtype=np.int64)
             self._pieces = pieces.reshape(-1, 2)  # (bytes that are kept, time in ns)
-            with _locked(self.folder / "in-size"):
-                self._size[:] = _SIZE.pack(allowed, self.kept_bytes)
+            with locked(self.folder / "in-size"):
+                self._size[:] = SIZES.pack(allowed, self.kept_bytes)
         self._files = OpenFiles()  # by (number of the store's file, piece)
         _check_room(policy, allowed, sum(file_bytes))
 
@@ -139,53 +135,56 @@ class LocalCopy:
                 logger.warning("data.copies_dir: %s; images are fetched from the store", problem)
 
     def _write(self, extent: Extent, content: bytes) -> None:
+        """Write a sample, and only then count it; whoever else writes waits, so that no bytes are counted twice."""
         piece = piece_of(extent.offset)
-        if self._present[extent.row] or not self._take(len(content), extent.file, piece):
-            return
-        file = self._file(extent.file, piece)
-        if os.pwrite(file.descriptor, content, extent.offset - piece * PIECE_BYTES) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._present[extent.row] = 1  # after its bytes
+        number = int(self._first_pieces[extent.file]) + piece
+        with locked(self.folder / "in-size"):
+            if self._present[extent.row] or not self._has_room(len(content), number):
+                return
+            file = self._file(extent.file, piece)
+            if os.pwrite(file.descriptor, content, extent.offset - piece * PIECE_BYTES) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._count(number, int(self._pieces[number, 0]) + len(content))
+            self._present[extent.row] = 1  # after its bytes
 
     @contextmanager
     def fetching(self, file: int, block: int) -> Iterator[None]:
         """Let no other thread or process of this node fetch a block of a file while the body runs."""
-        with _locked(self.folder / f"fetching-{hash((file, block)) % _FETCHING:03d}"):
+        with locked(self.folder / f"fetching-{hash((file, block)) % _FETCHING:03d}"):
             yield
 
     @property
     def kept_bytes(self) -> int:
         """How many bytes are kept."""
-        return int(_SIZE.unpack(self._size[:])[1])
+        return int(SIZES.unpack(self._size[:])[1])
 
-    def _take(self, num_bytes: int, file: int, piece: int) -> bool:
-        """Return whether there is room for more bytes in a piece, which then count as kept."""
-        number = int(self._first_pieces[file]) + piece
-        with _locked(self.folder / "in-size"):
-            allowed, kept = _SIZE.unpack(self._size[:])
-            while self._makes_room and kept + num_bytes > allowed and (freed := self._remove_oldest(number)):
-                kept -= freed
-            has_room = bool(kept + num_bytes <= allowed)
-            self._size[:] = _SIZE.pack(allowed, kept + num_bytes if has_room else kept)
-            if has_room:
-                self._pieces[number] = self._pieces[number, 0] + num_bytes, time.time_ns()
-            return has_room
+    def _has_room(self, num_bytes: int, number: int) -> bool:
+        """Return whether there is room for more bytes in a piece; others are removed for it where they may be."""
+        while self.kept_bytes + num_bytes > SIZES.unpack(self._size[:])[0]:
+            if not self._makes_room or not self._remove_oldest(number):
+                return False
+        return True
 
-    def _remove_oldest(self, other: int) -> int:
-        """Remove the piece that was filled longest ago, but for one; return how many bytes it held.
+    def _remove_oldest(self, other: int) -> bool:
+        """Remove the piece that was filled longest ago, but for one; return whether there was any.
 
         Who reads it at this moment finds that the checksum is wrong, and fetches again.
         """
         candidates = np.flatnonzero(self._pieces[:, 0])
         candidates = candidates[candidates != other]
         if not candidates.size:
-            return 0
+            return False
         oldest = int(candidates[np.argmin(self._pieces[candidates, 1])])
         file = int(np.searchsorted(self._first_pieces, oldest, side="right")) - 1
         os.truncate(self.folder / _piece_name(file, oldest - int(self._first_pieces[file])), 0)
-        freed = int(self._pieces[oldest, 0])
-        self._pieces[oldest] = 0
-        return freed
+        self._count(oldest, 0)
+        return True
+
+    def _count(self, number: int, num_bytes: int) -> None:
+        """Note how many bytes a piece keeps from now on."""
+        allowed, kept = SIZES.unpack(self._size[:])
+        self._size[:] = SIZES.pack(allowed, kept + num_bytes - int(self._pieces[number, 0]))
+        self._pieces[number] = num_bytes, time.time_ns() if num_bytes else 0
 
     def _file(self, number: int, piece: int) -> OpenFile:
         if (found := self._files.get((number, piece))) is not None:
@@ -228,40 +227,6 @@ def _check_room(policy: CopyPolicy, allowed: int, total_bytes: int) -> None:
         )
 
 
-def _make_room(policy: CopyPolicy, ours: Path, total_bytes: int) -> int:
-    """Return how many bytes a copy may keep; others that no process uses are removed where it needs their room."""
-    folders = [path for path in policy.path.iterdir() if path.is_dir() and path != ours]
-    taken = {path: _size_of(path)[0] for path in sorted(folders, key=lambda path: path.stat().st_mtime)}
-    limit = policy.num_bytes
-    if limit is None:
-        kept = sum(_size_of(path)[1] for path in [ours, *folders])
-        limit = (shutil.disk_usage(policy.path).free + kept) // 2
-    for path in list(taken):
-        if limit - sum(taken.values()) < total_bytes and _remove_unused(path):
-            del taken[path]
-    return max(0, min(total_bytes, limit - sum(taken.values())))
-
-
-def _size_of(folder: Path) -> tuple[int, int]:
-    """Return (bytes that a copy may keep, bytes that it keeps)."""
-    try:
-        allowed, kept = _SIZE.unpack((folder / "size").read_bytes())
-    except (FileNotFoundError, struct.error):
-        return 0, 0
-    return allowed, kept
-
-
-def _remove_unused(folder: Path) -> bool:
-    """Remove a copy, unless a process uses it; return whether it is gone."""
-    try:
-        descriptor = _hold(folder / "in-use", fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    shutil.rmtree(folder)
-    os.close(descriptor)
-    return True
-
-
 def _map(path: Path, num_bytes: int) -> mmap.mmap:
     """Return a file's bytes, shared with every process that maps it; made, of zeros, where it is not there.
 
@@ -273,26 +238,5 @@ def _map(path: Path, num_bytes: int) -> mmap.mmap:
         if num_bytes and min(status.st_size, status.st_blocks * 512) < num_bytes:
             os.posix_fallocate(descriptor, 0, num_bytes)
         return mmap.mmap(descriptor, max(1, num_bytes))
-    finally:
-        os.close(descriptor)
-
-
-def _hold(path: Path, kind: int) -> int:
-    """Return a descriptor that holds a lock for as long as it is open."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, kind)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock against threads and processes while the body runs."""
-    descriptor = _hold(path, fcntl.LOCK_EX)
-    try:
-        yield
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A node's copy of a store's images where its disk is full, fails, or another user's."""
+"""A node's copy of a store's images where its disk is full, fails, or holds what is others'."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.errors import Refused
+from pipelines.data import copies
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
 from pipelines.files import own_temporary_folder
 
@@ -82,3 +83,40 @@ def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "open", failing(errno.EACCES))
     with pytest.raises(Refused, match=r"data.copies_dir: .* cannot be written \(Permission denied\); give a place"):
         copy_of(CopyPolicy(), "key", [1000], 10)
+
+
+def test_only_copies_make_room(tmp_path: Path) -> None:
+    """On a disk that holds other things: folders, links, files, and what no more than looks like a copy."""
+    digest = "0123456789abcdef" * 2
+    for name in ("thesis", "lost+found", digest, "scratch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text").write_text("of others")
+    for name in ("in-use", "present", "size"):
+        (tmp_path / "scratch" / name).write_bytes(bytes(16))
+    (tmp_path / digest[::-1]).symlink_to(tmp_path / "scratch")
+    (tmp_path / "thesis").chmod(0)
+    unused = LocalCopy(CopyPolicy(str(tmp_path)), "unused", [1000], 10).folder
+    others = {path.name for path in tmp_path.iterdir()} - {unused.name}
+    copy = LocalCopy(CopyPolicy(str(tmp_path), 1000), "key", [1000], 10)
+    assert {path.name for path in tmp_path.iterdir()} == others | {copy.folder.name}
+    (tmp_path / "thesis").chmod(0o700)
+    assert all((tmp_path / name / "text").is_file() for name in ("thesis", "lost+found", digest, "scratch"))
+    assert len(list((tmp_path / "lost+found").iterdir())) == 1
+
+
+def test_what_is_not_written_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor makes room: images that are kept stay while the disk is full."""
+    monkeypatch.setattr(copies, "PIECE_BYTES", 100)
+    copy = LocalCopy(CopyPolicy(str(tmp_path), 10, window_bytes=5), "key", [1000], 10)
+    for row in range(2):
+        copy.keep(extent(row, b"first"), b"first")
+    copy = LocalCopy(CopyPolicy(str(tmp_path), 20, window_bytes=5), "key", [1000], 10)
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", failing(errno.ENOSPC))
+        for row in range(2, 10):
+            copy.keep(extent(row, b"other"), b"other")
+    assert copy.kept_bytes == 10
+    for row in range(2, 5):
+        copy.keep(extent(row, b"other"), b"other")
+    assert [copy.read(extent(row, b"first")) for row in range(2)] == [None, b"first"], "the oldest made room"
+    assert copy.kept_bytes == 20
