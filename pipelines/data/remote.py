@@ -95,10 +95,11 @@ class RemoteExtents:
         with self._copy.fetching(*block):
             kept = {extent.row: self._copy.read(extent) for extent in wanted}
             found = {row: content for row, content in kept.items() if content is not None}
-            if len(found) == len(wanted):  # another has just fetched them
+            if len(found) == len(kept):  # another has just fetched them
                 return found
             whole = self._extents(self._blocks.samples(*block))
-            missing = [extent for extent in whole if extent.row not in found and self._copy.read(extent) is None]
+            kept |= {extent.row: self._copy.read(extent) for extent in whole if extent.row not in kept}
+            missing = [extent for extent in whole if kept[extent.row] is None]
             stop = max(extent.offset + extent.num_bytes for extent in missing)
             span, fetched = self._fetch(_Span(block[0], min(extent.offset for extent in missing), stop, ()))
             for extent in missing:

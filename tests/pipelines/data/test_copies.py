@@ -6,14 +6,21 @@ import errno
 import logging
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 from kdcore.errors import Refused
 from pipelines.data import copies
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
+from pipelines.data.remote import RemoteExtents
 from pipelines.files import own_temporary_folder
+from pipelines.places import Place
 
 
 def extent(row: int, content: bytes) -> Extent:
@@ -120,3 +127,28 @@ def test_what_is_not_written_is_not_counted(tmp_path: Path, monkeypatch: pytest.
         copy.keep(extent(row, b"other"), b"other")
     assert [copy.read(extent(row, b"first")) for row in range(2)] == [None, b"first"], "the oldest made room"
     assert copy.kept_bytes == 20
+
+
+def test_a_block_that_another_fetches_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that is asked for twice, as repeated views ask for it, is there once."""
+    content = bytes(range(200))
+    (tmp_path / "shard").write_bytes(content)
+    columns = {"row": range(20), "file": [0] * 20, "offset": range(0, 200, 10), "num_bytes": [10] * 20}
+    table = pa.table({name: np.array(values) for name, values in columns.items()})
+    parts = [content[start : start + 10] for start in range(0, 200, 10)]
+    table = table.append_column("crc32", pa.array(map(zlib.crc32, parts), type=pa.int64()))
+    table = table.append_column("path", pa.array(map(str, range(20)), type=pa.large_string()))
+    place = Place("s3://b", "s3://b", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "")
+    policy = CopyPolicy(str(tmp_path / "copies"), window_bytes=200)
+    one, other = (RemoteExtents(place, [("shard", 200)], table, policy) for _ in range(2))
+    fetching = LocalCopy.fetching
+
+    @contextmanager
+    def overtaken(copy: LocalCopy, file: int, block: int) -> Iterator[None]:
+        monkeypatch.undo()
+        other.read(np.array([1]))
+        with fetching(copy, file, block):
+            yield
+
+    monkeypatch.setattr(LocalCopy, "fetching", overtaken)
+    assert one.read(np.array([5, 5, 7])) == [parts[5], parts[5], parts[7]]
