@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from kdcore.errors import Refused
 from pipelines.data.listing import find_containers
-from pipelines.data.tars import CLASS_FILES, CODECS, plain_name
+from pipelines.data.tars import CODECS, is_tar, plain_name, with_class_list
 from pipelines.files import make_folder, write_whole
 from pipelines.places import Found, Place
 
@@ -23,16 +23,17 @@ _READ_BYTES = 8 * 2**20
 
 
 def find_compressed(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the compressed tars of a split."""
-    return find_containers(place, split, tuple(CODECS))
+    """Return the compressed tars of a split, then the list of classes beside them, if any."""
+    return with_class_list(place, find_containers(place, split, tuple(CODECS)))
 
 
 def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Callable[[int], object]) -> Place:
     """Return a place within `folder` with these tars decompressed, those that are there already left as they are.
 
-    Lists of classes that lie beside them are copied. report: called with the compressed bytes that are done. Refused
-    for a tar that is not whole, and where there is less room than the compressed tars take.
+    files: as `find_compressed` returns them. report: called with the compressed bytes that are done. Refused for a tar
+    that is not whole, and where there is less room than the compressed tars take.
     """
+    files = tuple(filter(is_tar, files))
     _refuse_one_name(place, files)
     facts = [[file.name, file.num_bytes, file.mtime_ns] for file in files]
     target = folder / f"tars-{sha256(json.dumps([place.root, facts]).encode()).hexdigest()[:32]}"
@@ -48,17 +49,16 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
         with place.open(file.name) as compressed:
             parts = _decompressed(compressed, _codec(file.name), place.name_of(file.name), report)
             write_whole(target / plain_name(file.name), partial(_write_parts, parts))
-    for parent in {"", *(str(PurePosixPath(file.name).parent) for file in files)} - {"."}:
-        for name in (str(PurePosixPath(parent) / name) for name in CLASS_FILES):
-            if place.has(name) and not (target / name).exists():
-                write_whole(target / name, place.read(name))
     return Place.of(target, "output_dir")
 
 
 def plain_files(place: Place, files: tuple[Found, ...]) -> tuple[Found, ...]:
-    """Return the tars that `decompress` has made of compressed ones."""
-    found = [(plain_name(file.name), (Path(place.root) / plain_name(file.name)).stat()) for file in files]
-    return tuple(Found(name, status.st_size, status.st_mtime_ns) for name, status in found)
+    """Return the tars that `decompress` has put into a place, then the list of classes, which it left where it is."""
+    found = [
+        (name, (Path(place.root) / name).stat()) for name in (plain_name(file.name) for file in files if is_tar(file))
+    ]
+    plain = tuple(Found(name, status.st_size, status.st_mtime_ns) for name, status in found)
+    return plain + tuple(file for file in files if not is_tar(file))
 
 
 def _refuse_one_name(place: Place, files: tuple[Found, ...]) -> None:

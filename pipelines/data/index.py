@@ -36,6 +36,9 @@ from pipelines.leases import leased
 from pipelines.places import Place
 
 _VERSION = 2  # of the name of an index; 1 held images that the loaders do not decode alike
+# Of how a split is listed: one that an earlier version has listed is listed again. Its index is found again where it is
+# the same. 2 guessed the labels of tars and of Parquet files that differ.
+_LISTED = 3
 
 
 class _Latest(BaseModel):
@@ -56,7 +59,7 @@ class _Latest(BaseModel):
     """Which images were accepted, and what was done about the others."""
 
     version: int
-    """The version of the index."""
+    """The version of the listing."""
 
     traces: Traces
     """What was seen of the split then."""
@@ -142,7 +145,7 @@ def _is_good(
 ) -> bool:
     """Return whether an index is still that of what lies there, as far as is cheap to see."""
     return (
-        (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _VERSION)
+        (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _LISTED)
         and latest.traces.containers == containers_of(containers)
         and bool(latest.traces.containers or latest.traces.folders)  # single files in a store leave none
         and (cache_dir / latest.index).exists()
@@ -180,7 +183,7 @@ def _make(
         with progress.of(sum(file.num_bytes for file in containers)):
             plain = decompress(place, containers, cache_dir, progress.advance)
         stored_in, tars = Path(plain.root).name, plain_files(plain, containers)
-        name = _make_index(plain, split, tars, list_tars(plain, split, tars), cache_dir, progress, acceptance)
+        name = _make_index(plain, split, tars, list_tars(plain, split, tars, place), cache_dir, progress, acceptance)
     else:
         listing = None if kind.list is None else kind.list(place, split, containers)
         name = _make_index(place, split, containers, listing, cache_dir, progress, acceptance)
@@ -189,7 +192,7 @@ def _make(
         index=name,
         stored_in=stored_in,
         acceptance=acceptance,
-        version=_VERSION,
+        version=_LISTED,
         traces=take_traces(containers, listing),
     )
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.listing import name_numbers
+from pipelines.data.listing import name_numbers, read_class_list
 from pipelines.places import Found, Place
 from pipelines.vectors import to_numpy
 
@@ -44,7 +44,7 @@ def read_names(place: Place, files: Sequence[Found]) -> list[str] | None:
     """Return the names of all classes, a line each, from the classes.txt among files; None where it is not."""
     if not any(file.name == NAMES for file in files):
         return None
-    return [line.strip() for line in place.read(NAMES).decode().splitlines() if line.strip()]
+    return [name for name in read_class_list(place, NAMES) if name]
 
 
 def number_lists(lists: pa.ListArray, names: Sequence[str] | None, root: str) -> tuple[tuple[str, ...], pa.ListArray]:

@@ -21,7 +21,9 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".img")
 )
 _COUNTED = 1000  # numbers of classes up to which a split may lack most: it is a small part of more
-_ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}  # of a split, in names of files
+# Of a split, in names of files and folders; the splits that data sets have.
+_ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
+CLASS_FILES = ("classes.txt", "classnames.txt")
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,23 @@ def require_name(path: str) -> None:
         raise Refused(f"{path!a} has a name that is not UTF-8; rename it") from error
 
 
+def names_of(split: str) -> tuple[str, ...]:
+    """Return what a split is called in the names of files and folders."""
+    return _ALIASES.get(split, (split,))
+
+
+def names_of_others(split: str) -> frozenset[str]:
+    """Return what the other splits of a data set are called."""
+    return frozenset(name for names in _ALIASES.values() for name in names).difference(names_of(split))
+
+
 def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tuple[Found, ...]:
     """Return the files with one of these suffixes that hold a split.
 
     These are all such files in a folder of the split's name; else those beside it, or in `data`, with the split as a
     word of their name: train.tar, imagenet-train-0001.tar, data/train-00000-of-00014.parquet.
     """
-    names = _ALIASES.get(split, (split,))
+    names = names_of(split)
     for folder in names:
         if found := tuple(file for file in place.list_files(folder) if file.name.endswith(suffixes)):
             return found
@@ -71,6 +83,23 @@ def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tupl
         if found := tuple(file for file in files if not set(names).isdisjoint(words[file.name])):
             return found
     return ()
+
+
+def find_class_list(place: Place, folders: Sequence[str]) -> tuple[Found, ...]:
+    """Return the list of classes in the first of these folders that has one; nothing where none has."""
+    for folder in dict.fromkeys(folders):
+        if found := [file for file in place.list_files(folder) if PurePosixPath(file.name).name in CLASS_FILES]:
+            return (found[0],)
+    return ()
+
+
+def read_class_list(place: Place, name: str) -> list[str]:
+    """Return the lines of a list of classes, without spaces around them and empty lines at the end."""
+    try:
+        text = place.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{place.name_of(name)} is not text in UTF-8 ({error}); save it as UTF-8") from error
+    return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def canonical_paths(split: str, classes: Sequence[str], labels: NDArray[np.int32], names: pa.Array) -> pa.Array:
@@ -110,13 +139,13 @@ def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: s
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or (names is not None and highest >= len(names)):
         wrong = lowest if lowest < 0 else highest
-        known = "labels count from 0" if names is None else f"there are names of {len(names)} classes"
+        known = "labels count from 0" if names is None or lowest < 0 else f"there are names of {len(names)} classes"
         raise Refused(f"{root} has an image of class {wrong}, but {known}; mend the label, or the list of classes")
     num_found = len(np.unique(labels))
     if names is None and highest >= _COUNTED and 2 * num_found < highest + 1:
         raise Refused(
             f"{root} has images of {num_found:,} classes whose numbers go up to {highest:,}: ids rather than numbers "
             "counted from 0, each of which would be a class; give names in the place of numbers, count them from 0, or "
-            "name every class in a list (classes.txt beside tars or a CSV, the names of a ClassLabel in Parquet)"
+            "name every class in a list (classes.txt beside tars, the names of a ClassLabel in Parquet)"
         )
     return tuple(names) if names is not None else tuple(f"{i:0{len(str(highest))}d}" for i in range(highest + 1))

@@ -28,6 +28,10 @@ def listed(root: Path) -> Listing:
     return list_tars(place, "train", find_tars(place, "train"))
 
 
+def paths(root: Path) -> list[str]:
+    return listed(root).table["path"].to_pylist()
+
+
 def write(path: Path, members: Members) -> None:
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in members:
@@ -102,8 +106,8 @@ def test_tars_that_were_joined(tmp_path: Path) -> None:
         ([("a/1.jpg", IMAGE), ("a/2.jpg", (LINK, "a/1.jpg"))], r"train.tar: a/2.jpg is a link to 'a/1.jpg', not a"),
         ([("a/1.jpg", IMAGE), ("b", (SYMLINK, "a"))], r"train.tar: b is a link to 'a', not a file; write the tar"),
         ([("a/1.jpg", IMAGE), ("b/1.jpg", (tarfile.FIFOTYPE, ""))], r"b/1.jpg is a pipe, a device or the like; write"),
-        ([("0.jpg", IMAGE), ("0.cls", b"0"), ("1.gif", b""), ("1.cls", b"1")], r"1.gif is an image of a kind that is"),
-        ([("a/1.jpg", IMAGE), ("b/1.jfif", IMAGE)], r"b/1.jfif is an image of a kind that is not read; convert it"),
+        ([("a/0.jpg", IMAGE), ("a/0.mask.png", IMAGE)], r"a/0.jpg and a/0.mask.png are two images of one sample; keep"),
+        ([("a/0.jpg", IMAGE), ("a/0.jpg_orig", IMAGE)], r"a/0.jpg and a/0.jpg_orig are two images of one sample; keep"),
         ([("0.jpg", IMAGE), ("0.cls", b"0"), ("1.txt", b""), ("1.cls", b"1")], r"sample 1 has a label and no image"),
         ([("0.jpg", IMAGE), ("1.jpg", IMAGE), ("0.cls", b"0")], r"sample 0 has a label and no image \(only 0.cls\)"),
         ([("0.jpg", IMAGE), ("0.json", b'{"label": [0, 2]}')], r"0.json gives \[0, 2\] as a label; give one number"),
@@ -120,10 +124,32 @@ def test_what_is_not_read_is_named(members: Members, complaint: str, tmp_path: P
         listed(tmp_path)
 
 
-def test_what_belongs_to_no_sample_is_passed_over(tmp_path: Path) -> None:
-    """Folders, hidden files, captions and facts about the whole."""
-    write(tmp_path / "train.tar", [("about.json", b"{}"), ("a/._1.jpg", b""), ("a/read me.txt", b""), *FOLDERS])
-    assert len(listed(tmp_path).table) == 20
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("about.json", b"{}"), ("a/._1.jpg", b""), ("a/read me.txt", b""), ("LICENSE", b"")],
+        [("index.json", b'{"a": 1}\n{"b": 2}\n'), ("metadata.json", b'{"class": "Dataset"}')],
+        [("train/.thumbnails/a.jpg", IMAGE), ("__MACOSX/a/._0.jpg", b"")],
+    ],
+)
+def test_what_belongs_to_no_sample_is_passed_over(members: Members, tmp_path: Path) -> None:
+    """Hidden files and folders, captions and facts about the whole."""
+    write(tmp_path / "train.tar", [*members, *FOLDERS])
+    assert (len(listed(tmp_path).table), listed(tmp_path).classes) == (20, ("a", "b"))
+
+
+def test_what_could_be_an_image_is_one(tmp_path: Path) -> None:
+    """Of any suffix or none, alone in its sample; what it is, reading it tells."""
+    write(tmp_path / "train.tar", [("a/0.jpg", IMAGE), ("a/1", IMAGE), ("a/2.jpg_orig", IMAGE), ("b/1.gif", b"")])
+    assert paths(tmp_path) == ["train/a/0.jpg", "train/a/1", "train/a/2.jpg_orig", "train/b/1.gif"]
+    write(tmp_path / "train.tar", [("0.jfif", IMAGE), ("0.cls", b"0"), ("1.jpg", IMAGE), ("1.cls", b"1")])
+    assert paths(tmp_path) == ["train/0/0.jfif", "train/1/1.jpg"]
+
+
+def test_names_with_dots_are_samples_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path / "train.tar", [(f"train/{name}/{name}.{n}.jpg", IMAGE) for name in ("cat", "dog") for n in (0, 1)])
+    expected = ["train/cat/cat.0.jpg", "train/cat/cat.1.jpg", "train/dog/dog.0.jpg", "train/dog/dog.1.jpg"]
+    assert paths(tmp_path) == expected
 
 
 def compressed(root: Path, *names: str) -> None:
