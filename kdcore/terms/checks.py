@@ -39,10 +39,20 @@ def require_batch(student: Tensor) -> None:
         raise Refused("a micro-batch of 1 sample has no relations; make it larger, or drop the last, partial batch")
 
 
-def require_places(feature_map: Tensor) -> None:
-    """Refuse maps [B,C,H,W] of one place, which has nothing to be compared with."""
-    if feature_map.shape[2:].numel() == 1:
+def require_other_classes(num_classes: int, remedy: str) -> None:
+    """Refuse two classes to what compares those beside the label: the one that is left has all of their probability."""
+    if num_classes == 2:
         raise Refused(
-            "maps of one place (or vectors) say nothing of where features are strong, so none learns; take taps of "
-            "larger maps, or fitnet or rkd"
+            "of 2 classes, one alone is left beside the label and has probability 1 among those, so none learns; "
+            f"{remedy}"
         )
+
+
+def require_places(feature_map: Tensor, least: int = 2) -> None:
+    """Refuse maps [B,C,H,W] of fewer than `least` places, 2 or 3: there is too little to compare."""
+    places = feature_map.shape[2:].numel()
+    if places < least:
+        said = "one place (or vectors) say nothing of where features are strong"
+        if places == 2:
+            said = "two places say no more than which of them is stronger"
+        raise Refused(f"maps of {said}, so none learns; take taps of larger maps, or fitnet or rkd")

@@ -56,8 +56,9 @@ class DIST(LogitTerm):
 
     Published: weight 2, temperature 4 on CIFAR-100, temperature 1 on ImageNet. The column part is taken over the
     micro-batch, which is the reference batch: of one size on however many ranks. Differs from the published form where
-    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do. Of two classes the row
-    part is 0 or 2 and has no gradient: the column part alone teaches, and without it the term is refused.
+    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do. Of two classes the
+    row part is 0 or 2, without a gradient, wherever the student's logits do vary: the column part alone teaches, and
+    without it the term is refused.
     """
 
     term: Literal["dist"] = "dist"
@@ -73,7 +74,8 @@ class DIST(LogitTerm):
         """Build the term. Refused for two classes without the column part."""
         if context.num_classes == 2 and not self.intra_weight:
             raise Refused(
-                "of 2 classes, the correlation of a row is 1 or -1, so none learns; set intra_weight, or take kd"
+                "of 2 classes, the correlation of a row is 1 or -1 once its logits differ, so none learns; set "
+                "intra_weight, or take kd"
             )
         return super().build(context)
 

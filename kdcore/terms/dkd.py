@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdcore.batch import Needs
 from kdcore.terms.base import TermContext, TermInputs
-from kdcore.terms.checks import require_hard_labels, require_same_classes
+from kdcore.terms.checks import require_hard_labels, require_other_classes, require_same_classes
 from kdcore.terms.logits import LogitTerm, kl_divergence
 from kdcore.terms.lskd import require_scale, standardise
 from kdcore.terms.precision import full_precision
@@ -101,7 +101,8 @@ class DKD(HardLabelTerm):
 
     Published: CIFAR-100 temperature 4, non_target_weight 8 (6 or 2 for some pairs), warmup_epochs 20; ImageNet
     temperature 1, non_target_weight 0.5 (ResNet-34 to 18) or 2 (ResNet-50 to MobileNetV1), no warm-up: the authors'
-    WARMUP of 1 counts epochs from 1, so it is none.
+    WARMUP of 1 counts epochs from 1, so it is none. Of two classes the part on the label alone teaches, and without it
+    the term is refused.
     """
 
     term: Literal["dkd"] = "dkd"
@@ -115,7 +116,9 @@ class DKD(HardLabelTerm):
     """Whether both networks' logits are standardised first, row by row (DKD + LSKD); not of two classes."""
 
     def build(self, context: TermContext) -> nn.Module:
-        """Build the term. Refused for standardised logits of two classes."""
+        """Build the term. Refused for two classes without the part on the label, or with standardised logits."""
+        if not self.target_weight:
+            require_other_classes(context.num_classes, "set target_weight, or take kd")
         if self.standardise:
             require_scale(context.num_classes, "set standardise: false")
         return super().build(context)

@@ -6,10 +6,10 @@ from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdcore.terms.base import TermInputs
-from kdcore.terms.checks import require_hard_labels, require_same_classes
+from kdcore.terms.base import TermContext, TermInputs
+from kdcore.terms.checks import require_hard_labels, require_other_classes, require_same_classes
 from kdcore.terms.dkd import HardLabelTerm, target_and_rest
 from kdcore.terms.logits import kl_divergence
 from kdcore.terms.precision import full_precision
@@ -54,7 +54,8 @@ class RLD(HardLabelTerm):
 
     Source: Sun et al., "Knowledge Distillation with Refined Logits", arXiv 2408.07703, and the authors' code.
     Published: weights 1 and 8, temperature 4 and warmup_epochs 20 on CIFAR-100; correlation_weight 0.5 (ResNet-34 to
-    18) or 2 (ResNet-50 to MobileNetV1) and temperature 1 on ImageNet.
+    18) or 2 (ResNet-50 to MobileNetV1) and temperature 1 on ImageNet. Of two classes the first part alone teaches, and
+    without it the term is refused.
     """
 
     term: Literal["rld"] = "rld"
@@ -66,6 +67,12 @@ class RLD(HardLabelTerm):
     """Factor of the part on the sample's confidence (the paper's alpha)."""
     correlation_weight: float = Field(ge=0)
     """Factor of the part on the classes below the label (the paper's beta)."""
+
+    def build(self, context: TermContext) -> nn.Module:
+        """Build the term. Refused for two classes without the part on the confidence."""
+        if not self.confidence_weight:
+            require_other_classes(context.num_classes, "set confidence_weight, or take kd")
+        return super().build(context)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the weighted sum of both parts: [B] nats."""

@@ -54,7 +54,7 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Return |spectrum(student) - spectrum(teacher)|_2: [B], no unit. 0 when student equals teacher.
 
     Both [B,C,H,W], of any channels and one size: the transform of a resized map would be another one. Refused for maps
-    of one place, whose only frequency is taken off with the mean.
+    of one place, whose only frequency is taken off with the mean, and of two, whose scaled values are 0 and 1.
     The transform is the cosine transform that the paper names. The authors' code takes the real part of a Fourier
     transform in its place, which cannot tell a map from the same map turned by 180 degrees, and divides by the largest
     value where this divides by the range (plus an epsilon, so that a constant map gives 0 and not NaN).
@@ -66,7 +66,7 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
             f"maps [B,C,H,W] of one size are needed, got {list(student_map.shape)} and {list(teacher_map.shape)}; pair "
             "stages of equal resolution"
         )
-    require_places(student_map)
+    require_places(student_map, least=3)
     return (spectrum(student_map) - spectrum(teacher_map)).norm(dim=1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.terms.base import Term, TermContext, TermInputs
-from kdcore.terms.checks import require_hard_labels, require_same_classes, require_same_shape
+from kdcore.terms.checks import require_hard_labels, require_other_classes, require_same_classes, require_same_shape
 from kdcore.terms.dkd import HardLabelTerm
 from kdcore.terms.features import aligned_maps, num_channels
 from kdcore.terms.precision import full_precision
@@ -84,6 +84,7 @@ class WKDL(HardLabelTerm):
     Those two, of weight 1, are the paper's parts on the label; their weights do not decay where this one's does.
     Published for ImageNet: weight 30, sharpness 1 (ResNet-34 to 18), weight 25, sharpness 2 (ResNet-50 to MobileNetV1),
     both at temperature 2. How alike two classes are is measured once, on the teacher's logits for the training images.
+    Of two classes it is refused: one alone is left beside the label.
     """
 
     term: Literal["wkd_l"] = "wkd_l"
@@ -101,7 +102,8 @@ class WKDL(HardLabelTerm):
         return super().needs() | Needs(labels=True, class_similarity=True)
 
     def build(self, context: TermContext) -> nn.Module:
-        """Build the term with its costs."""
+        """Build the term with its costs. Refused for two classes."""
+        require_other_classes(context.num_classes, "take kd or ttm")
         return WKDLModule(self, context)
 
 

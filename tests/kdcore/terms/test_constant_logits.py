@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
-from kdcore.terms import TermContext, parse_term
+from kdcore.terms import TermContext, TermInputs, parse_term
 from kdcore.terms.dist import dist
 from kdcore.terms.dkd import dkd
 from kdcore.terms.logits import cross_entropy, kd
@@ -102,7 +103,7 @@ def test_ordinary_logits_have_the_published_values_and_gradients(classes, scale,
         torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
-TWO = TermContext({}, {}, num_classes=2, num_samples=8)
+TWO = TermContext({}, {}, num_classes=2, num_samples=8, class_similarity=torch.eye(2))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,15 @@ TWO = TermContext({}, {}, num_classes=2, num_samples=8)
         ({"term": "dkd", "temperature": 2, "non_target_weight": 1, "standardise": True}, "set standardise: false"),
         ({"term": "mlkd", "standardise": True}, "set standardise: false"),
         ({"term": "dist", "temperature": 2, "intra_weight": 0}, "set intra_weight, or take kd"),
+        ({"term": "wkd_l", "temperature": 2}, "take kd or ttm"),
+        (
+            {"term": "rld", "temperature": 2, "correlation_weight": 8, "confidence_weight": 0},
+            "set confidence_weight, or take kd",
+        ),
+        (
+            {"term": "dkd", "temperature": 2, "non_target_weight": 8, "target_weight": 0},
+            "set target_weight, or take kd",
+        ),
     ],
 )
 def test_two_classes_that_teach_nothing_are_refused(fields, remedy):
@@ -126,4 +136,20 @@ def test_two_classes_leave_dist_its_column_part():
     alone, both = (torch.autograd.grad(dist(student, teacher, 1.0, w, 1.0).mean(), student)[0] for w in (0.0, 1.0))
     torch.testing.assert_close(both, alone, rtol=1e-3, atol=1e-5)
     assert alone.norm() > 1e-2
-    parse_term({"term": "dist", "weight": 1, "temperature": 2}).build(TWO)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"term": "dist", "temperature": 2},
+        {"term": "rld", "temperature": 2, "correlation_weight": 8},
+        {"term": "dkd", "temperature": 2, "non_target_weight": 8},
+        {"term": "nkd", "non_target_weight": 1},
+    ],
+)
+def test_two_classes_of_which_a_part_teaches_are_taken(fields):
+    module = parse_term(fields | {"weight": 1}).build(TWO)
+    student = logits(1, classes=2).requires_grad_()
+    labels = torch.arange(len(student)) % 2
+    module(TermInputs(labels, student, TeacherOutputs(logits=logits(2, classes=2)))).mean().backward()
+    assert student.grad.norm() > 1e-2

@@ -20,9 +20,19 @@ def test_attention_of_one_place_is_refused(student):
     at(torch.randn(2, 3, 1, 4), torch.randn(2, 3, 1, 2))
 
 
-def test_frequencies_of_one_place_are_refused():
-    with pytest.raises(Refused, match="maps of one place"):
-        spectral(torch.randn(2, 3, 1, 1), torch.randn(2, 4, 1, 1))
+@pytest.mark.parametrize(("size", "places"), [((1, 1), "one place"), ((2, 1), "two places"), ((1, 2), "two places")])
+def test_frequencies_of_one_or_two_places_are_refused(size, places):
+    """The scaled values of two are 0 and 1: the loss was 0 or the root of 2, and taught nothing."""
+    with pytest.raises(Refused, match=f"maps of {places}.*none learns; take taps of larger maps"):
+        spectral(torch.randn(2, 3, *size), torch.randn(2, 4, *size))
+
+
+@pytest.mark.parametrize("size", [(3, 1), (1, 3), (2, 2)])
+def test_frequencies_of_three_places_teach(size):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(8, 3, *size, generator=generator) for _ in range(2))
+    spectral(student.requires_grad_(), teacher).mean().backward()
+    assert student.grad.norm() > 1e-2
 
 
 def test_the_rehearsal_names_the_term():
