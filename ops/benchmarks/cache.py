@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +40,7 @@ from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CacheReader
 from pipelines.cache.store import Unit, write_shard
+from pipelines.files import make_folder
 from pipelines.loaders.base import Request
 
 NUM_ROWS, ROWS_PER_SHARD, BATCH = 196_608, 16_384, 256
@@ -53,14 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--output", default="outputs/cache_benchmark", help="made anew, and removed at the end")
+    parser.add_argument("--output", default="outputs", help="has a folder of the caches, removed at the end")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = Path(args.output)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     load = [os.getloadavg()[0]]
-    read, built = measure_reading(folder, args.rounds), measure_building(folder, args.rounds)
+    with tempfile.TemporaryDirectory(prefix="cache-", dir=make_folder(Path(args.output), "--output")) as name:
+        read, built = (measure(Path(name), args.rounds) for measure in (measure_reading, measure_building))
     load.append(os.getloadavg()[0])
     content = {
         "threads": args.threads,
@@ -75,7 +74,6 @@ def main() -> None:
     ]
     console.print(table("teacher cache", ["", "mean", "deviation", "n"], rows))
     say(f"written to {path}")
-    shutil.rmtree(folder)
 
 
 def run_rounds(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

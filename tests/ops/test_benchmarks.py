@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import comparisons, dry_run, seconds, step, tables, trials
+from ops.benchmarks import cache, comparisons, dry_run, seconds, step, tables, trials
 from ops.reproduce import cifar100, slices
 from ops.reproduce.cifar100 import Place
 
@@ -191,3 +191,13 @@ class NotParallel(torch.nn.Module):
     def __init__(self, module):
         super().__init__()
         self.module, self.forward, self.no_sync = module, module.forward, nullcontext
+
+
+def test_the_benchmark_of_the_cache_removes_its_own_folder_alone(tmp_path, monkeypatch):
+    (tmp_path / "thesis").touch()
+    monkeypatch.setattr("sys.argv", ["cache", "--output", str(tmp_path), "--threads", str(torch.get_num_threads())])
+    for part in ("measure_reading", "measure_building"):
+        monkeypatch.setattr(cache, part, lambda folder, rounds: (folder / "made").touch() or {"results": {}})
+    monkeypatch.setattr(cache, "write", lambda *_: tmp_path)
+    cache.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
