@@ -32,40 +32,45 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
     place = Place.of(location, "cache.dir")
     try:
         with place.filesystem.open_input_stream(f"{place.path}/{MANIFEST}") as file:
-            manifest = read_manifest(file.read(), location)
+            content = file.read()
     except FileNotFoundError as error:
         raise Refused(f"{location} holds no {MANIFEST}: no cache, or one that is not finished") from error
+    manifest = read_manifest(content, location)
     root = Path(copies_dir) if copies_dir else own_temporary_folder("stillhouse-caches")
     make_folder(root, "cache.copies_dir")
     copy = root / manifest.digest
     with _refusing(root), locked(root / f"{manifest.digest}.lock"):
         for partial in root.glob(f"{manifest.digest}.*.tmp"):  # of a process that was killed
             shutil.rmtree(partial, ignore_errors=True)
-        if _lacks(copy, manifest) is not None:
+        if _lacks(copy, manifest, content) is not None:
             shutil.rmtree(copy, ignore_errors=True)
             partial = root / f"{manifest.digest}.{uuid4().hex}.tmp"
             try:
-                _fetch(place, manifest, partial)
+                _fetch(place, manifest, content, partial)
                 partial.rename(copy)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return copy
 
 
-def _fetch(place: Place, manifest: Manifest, folder: Path) -> None:
-    """Copy a cache's files, those that its manifest names and no others; Refused where they are not what it says."""
+def _fetch(place: Place, manifest: Manifest, content: bytes, folder: Path) -> None:
+    """Copy a cache's files, those that its manifest names and no others; Refused where they are not what it says.
+
+    content: the manifest as it is stored.
+    """
     needed, free = manifest.num_bytes, shutil.disk_usage(folder.parent).free
     if free < needed:
         raise Refused(
             f"cache.copies_dir: a copy of {place.root} takes {needed:,} bytes, and {folder.parent} has {free:,} free; "
             "free some, or name a larger disk as cache.copies_dir"
         )
-    names = [MANIFEST, CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
+    names = [CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
     for name in {str(Path(name).parent) for name in names}:
         (folder / name).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda name: _take(place, name, folder / name), names))
-    if problem := _lacks(folder, manifest):
+    (folder / MANIFEST).write_bytes(content)
+    if problem := _lacks(folder, manifest, content):
         raise Refused(f"the cache is damaged: {problem.replace(str(folder), place.root)}; {REMEDY}")
 
 
@@ -88,13 +93,16 @@ def _take(place: Place, name: str, target: Path) -> None:
         raise RunFailed(f"{place.name_of(name)} cannot be copied ({reason}); run the same command again") from error
 
 
-def _lacks(copy: Path, manifest: Manifest) -> str | None:
-    """Return what is wrong with a copy, by its shards' sizes; None for nothing. Their content is checked when read."""
+def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:
+    """Return what is wrong with a copy, by its shards' sizes; None for nothing. Their content is checked when read.
+
+    content: the manifest as it is stored.
+    """
     constants = copy / CONSTANTS
     if not constants.is_file() or checksum(constants) != manifest.constants:
         return f"{constants} is missing, or not the one that was written"
-    if not (copy / MANIFEST).is_file() or load_manifest(copy).digest != manifest.digest:
-        return f"{copy / MANIFEST} is missing, or another's"
+    if not (copy / MANIFEST).is_file() or (copy / MANIFEST).read_bytes() != content:
+        return f"{copy / MANIFEST} is missing, damaged, or another's"
     with ThreadPoolExecutor() as threads:
         found = threads.map(lambda shard: damage(copy, shard, full=False), manifest.shards)
         return next((problem for problem in found if problem is not None), None)

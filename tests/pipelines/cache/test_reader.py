@@ -222,11 +222,15 @@ def test_a_copy_that_fails_leaves_nothing_behind(cache, tmp_path):
     assert not (copy / "notes").exists()
 
 
+@pytest.mark.parametrize("num_bytes", [None, 0, 50], ids=["gone", "empty", "cut off"])
 @pytest.mark.parametrize("name", ["manifest.json", "constants.safetensors", UNIT.path])
-def test_a_damaged_copy_is_made_again(cache, tmp_path, name):
+def test_a_damaged_copy_is_made_again(cache, tmp_path, name, num_bytes):
     copies = str(tmp_path / "copies")
     copy = local_folder(cache.as_uri(), copies)
+    content = (copy / name).read_bytes()
     (copy / name).unlink()
+    if num_bytes is not None:
+        (copy / name).write_bytes(content[:num_bytes])
     assert reader(local_folder(cache.as_uri(), copies)).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
 
 
