@@ -89,7 +89,7 @@ class DataConfig(Section):
     shuffled together."""
     on_broken: OnBroken = "refuse"
     """What is done about broken images: `refuse` them by name, or `skip` them. Up to 1 % of a split is then left out
-    when it is indexed, and one that breaks later is shown as a black picture; all are listed with the run."""
+    when it is indexed, and as many that break later are shown as black pictures; all are listed with the run."""
     check: Check = "headers"
     """What of each image is read when it is indexed: its `headers`, or all of it (`decode`), which finds damage within
     and takes a core 0.2 ms for a JPEG of 224x224, 1.3 ms for one of 500x375."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import zlib
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcore.errors import Refused
-from pipelines.data.broken import OnBroken
+from kdcore.errors import Refused, RunFailed
+from pipelines.data.broken import MAX_SHARE, OnBroken
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import Encoded, black_image, decode_image
 from pipelines.data.labels import COLUMN as LABELS
@@ -125,7 +127,7 @@ class Source:
 
         Refused, with the name of the image, where one is no longer what was indexed; or, where broken images are
         skipped, a black picture of its size takes its place: a function of the sample alone, on every rank. RunFailed
-        where a disk or a store fails, which says nothing of the image.
+        where a disk or a store fails, which says nothing of the image, and where too many images are replaced.
         Images in memory that is used again hold all of it, those of one call together, for as long as one is kept.
         """
         if self.on_broken == "refuse":
@@ -150,15 +152,35 @@ class Source:
             (content,) = self._storage.read(np.array([sample_id]))
             self.check(int(sample_id), content)
         except Refused as error:
-            # A file that is there and may not be read is not broken: its node is set up wrongly.
-            cause = error.__cause__
-            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+            if not self._is_of_the_image(error):
                 raise
-            if int(sample_id) not in self.replaced:
-                self.replaced[int(sample_id)] = str(error)
-                logger.warning("shown as a black picture: %s", error)
+            self._note_replaced(int(sample_id), str(error))
             return black_image(int(self.heights[sample_id]), int(self.widths[sample_id]))
         return content
+
+    def _is_of_the_image(self, error: Refused) -> bool:
+        """Return whether an image could not be read for its own fault: else its node is set up wrongly.
+
+        A file that is there and may not be read is not broken, nor is one whose root, tar or shard is gone.
+        """
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
+            return True
+        is_gone = isinstance(cause, FileNotFoundError | NotADirectoryError)
+        return is_gone and "file" not in self.table.column_names and Path(self.stored_in or self.root).is_dir()
+
+    def _note_replaced(self, sample_id: int, reason: str) -> None:
+        """Note an image that is replaced; RunFailed where there are more of them than an index may leave out."""
+        if sample_id in self.replaced:
+            return
+        self.replaced[sample_id] = reason
+        logger.warning("shown as a black picture: %s", reason)
+        if len(self.replaced) > max(1, MAX_SHARE * len(self)):
+            raise RunFailed(
+                f"{len(self.replaced)} of the {len(self)} images in {self.root} cannot be read on the node "
+                f"{socket.gethostname()} as they were indexed, more than the {MAX_SHARE:.0%} that "
+                f"data.on_broken=skip shows as black pictures; mend them, or index them again: {reason}"
+            )
 
     @property
     def ahead(self) -> int:

@@ -105,6 +105,26 @@ def test_a_missing_file_is_a_black_picture(tmp_path: Path, caplog: pytest.LogCap
     assert list(source.replaced) == [3]
 
 
+@pytest.mark.parametrize("container", ["folder", "tar of folders", "pack"])
+def test_a_node_without_its_mount_shows_no_black_pictures(container: str, tmp_path: Path) -> None:
+    source = source_of(container, tmp_path)
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(Refused, match=r"cannot be read.*\(No such file or directory\)"):
+        source.read(np.arange(8))
+    assert not source.replaced
+
+
+def test_black_pictures_are_bounded(tmp_path: Path) -> None:
+    """As where a folder is there and nothing is mounted on it."""
+    source = source_of("folder", tmp_path)
+    for name in source.names(np.array([3, 5])):
+        Path(name).unlink()
+    with pytest.raises(
+        RunFailed, match=r"^2 of the 8 images in .* cannot be read on the node .* more than the 1%"
+    ):
+        source.read(np.arange(8))
+
+
 def limited(monkeypatch: pytest.MonkeyPatch, num: int) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (num, num))
 
