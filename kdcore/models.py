@@ -76,14 +76,13 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
     num_classes = own_classes.get("num_classes", config.args.get("num_classes", 1000))
     try:
         if module_of(config.model) is not None:
-            return conform(builder_of(config.model)(**own_classes, **config.args), config.model, num_classes)
-        if config.model.startswith(TORCHVISION):
-            return conform(_from_torchvision(config, own_classes), config.model, num_classes)
-        with hub_if_it_answers() if fetches(config) else nullcontext():
-            made: nn.Module = timm.create_model(
-                config.model, pretrained=config.pretrained, **own_classes, **config.args
-            )
-        return made
+            made = builder_of(config.model)(**own_classes, **config.args)
+        elif config.model.startswith(TORCHVISION):
+            made = _from_torchvision(config, own_classes)
+        else:
+            with hub_if_it_answers() if fetches(config) else nullcontext():
+                made = timm.create_model(config.model, pretrained=config.pretrained, **own_classes, **config.args)
+        return conform(made, config.model, num_classes)
     except Refused:
         raise
     except OSError as error:  # no network, or no such weights

@@ -74,6 +74,20 @@ def test_a_network_in_plain_torch():
         FeatureTaps(network, ["bodi"])
 
 
+def test_a_network_in_plain_torch_that_timm_lists(monkeypatch):
+    """What is registered with timm, and says nothing of itself, is as good as the same function by its name."""
+    from own_nets import build as own
+
+    def own_small(pretrained, pretrained_cfg, pretrained_cfg_overlay, cache_dir, **args):
+        return own(**args)
+
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "own_small", own_small)
+    network = build("own_small", args={"width": 6})
+    assert network.num_classes == 3
+    assert classifier_of(network) is network.out
+    assert input_statistics(network) == input_statistics(build("own_nets:build", args={"width": 6}))
+
+
 def test_it_is_distilled_and_teaches():
     """Gradients reach it as a student; as a teacher its features and classifier are read."""
     student, teacher = build("own_nets:build"), build("own_nets:build", args={"width": 8})
