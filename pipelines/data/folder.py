@@ -27,6 +27,8 @@ from pipelines.data.listing import (
 from pipelines.places import Found, Place
 
 SHOWN = 8  # folders that an error lists
+_BESIDE = "lies beside the class folders; move it into one, or remove it"
+_NO_CLASSES = "has no class folders; put each class's images into a folder of its name"
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
 
 
@@ -61,22 +63,25 @@ def require_root(root: Path) -> None:
 
 
 def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
-    """Return the images of <split>/<class>/ in an object store, in order of sample id; there, folders have no times.
+    """Return the files of <split>/<class>/ in an object store, in order of sample id; there, folders have no times.
 
-    Refused for an image beside the class folders, unless all lie there: those have no labels.
+    As on a disk, every file is an image, and one beside the class folders is refused, unless all are images and lie
+    there: those have no labels.
     """
     found = place.list_below(split)
-    images = [file for file in found if PurePosixPath(file.name).suffix.lower() in IMAGE_SUFFIXES]
-    parts = [file.name.split("/")[1:] for file in images]
-    if beside := [file.name for file, part in zip(images, parts, strict=True) if len(part) == 1]:
-        if len(beside) < len(images):
-            raise Refused(f"{place.name_of(beside[0])} lies beside the class folders; move it into one, or remove it")
+    parts = [file.name.split("/")[1:] for file in found]
+    beside = [file for file, part in zip(found, parts, strict=True) if len(part) == 1]
+    if not found:
+        raise Refused(f"{place.name_of(split)} {_NO_CLASSES}")
+    if len(beside) == len(found) and all(map(_is_called_image, (file.name for file in found))):
         classes: tuple[str, ...] = ()
-        labels = np.zeros(len(images), dtype=np.int32)
+        labels = np.zeros(len(found), dtype=np.int32)
+    elif beside:
+        raise Refused(f"{place.name_of(beside[0].name)} {_BESIDE}")
     else:
         classes, labels = number_classes(pa.array([part[0] for part in parts], pa.large_string()), place.root)
-    rows = [[file.name for file in images], labels, [file.num_bytes for file in images]]
-    table = pa.table([*rows, [file.mtime_ns for file in images]], schema=_LISTING)
+    rows = [[file.name for file in found], labels, [file.num_bytes for file in found]]
+    table = pa.table([*rows, [file.mtime_ns for file in found]], schema=_LISTING)
     return Listing(classes, in_order_of_id(table))
 
 
@@ -92,9 +97,11 @@ def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]
 def _holds_images_alone(folder: Path) -> bool:
     """Return whether a folder has images and nothing else: images without labels."""
     entries = _visible(folder)
-    return bool(entries) and all(
-        Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not is_folder(entry) for entry in entries
-    )
+    return bool(entries) and all(_is_called_image(entry.name) and not is_folder(entry) for entry in entries)
+
+
+def _is_called_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -113,9 +120,9 @@ def _class_names(folder: Path) -> list[str]:
     entries = sorted(_visible(folder), key=lambda entry: entry.name)
     for entry in entries:
         if not is_folder(entry):
-            raise Refused(f"{entry.path} lies beside the class folders; move it into one, or remove it")
+            raise Refused(f"{entry.path} {_BESIDE}")
     if not entries:
-        raise Refused(f"{folder} has no class folders; put each class's images into a folder of its name")
+        raise Refused(f"{folder} {_NO_CLASSES}")
     return [entry.name for entry in entries]
 
 
