@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.data.images import refusing_broken
 from pipelines.data.labels import COLUMN, NAMES, number_lists, read_names, split_names
 from pipelines.data.listing import Listing, canonical_paths, in_order_of_id, number_classes, require_file
@@ -50,6 +52,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
         missing = "no rows" if "path" in table.column_names else "no column 'path'"
         raise Refused(f"{name} has {missing}; it needs the columns path and label")
     table = table.combine_chunks()
+    _refuse_rows(table["path"].chunk(0), name, place)
     classes: tuple[str, ...] = ()
     labels, lists = np.zeros(len(table), dtype=np.int32), None
     if {"label", COLUMN} <= set(table.column_names):
@@ -60,9 +63,33 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
         classes, lists = number_lists(split_names(table[COLUMN].chunk(0)), read_names(place, files), name)
     elif "label" in table.column_names:
         classes, labels = number_classes(table["label"].chunk(0), name)
+    elif others := [repr(other) for other in table.column_names if other != "path"]:
+        say_once(
+            f"{name} has the columns {', '.join(others)} beside 'path' and neither 'label' nor '{COLUMN}': its images "
+            "have no labels; rename the column that holds them"
+        )
     locations = table["path"].chunk(0)
     names = pc.replace_substring_regex(locations, ".*/", "")
     return _listing(place, split, classes, labels, names, locations, lists, table=name)
+
+
+def _refuse_rows(paths: pa.Array, name: str, place: Place) -> None:
+    """Refuse rows of a CSV without a path, or with one that an earlier row has."""
+    if (row := pc.index(pc.utf8_trim_whitespace(paths), pa.scalar("", paths.type)).as_py()) >= 0:
+        raise Refused(f"{name}: {_row(row)} has no path; give one, from {place.root} on, or remove the row")
+    distinct = paths.dictionary_encode()
+    if len(distinct.dictionary) < len(paths):
+        indices = distinct.indices.to_numpy()
+        first = np.unique(indices, return_index=True)[1]
+        again = int(np.setdiff1d(np.arange(len(paths)), first)[0])
+        raise Refused(
+            f"{name}: {_row(again)} names {paths[again]}, as row {first[indices[again]] + 1:,} does; remove one of "
+            f"them, or give the classes of an image that shows several in one row, in a column {COLUMN!r}"
+        )
+
+
+def _row(row: int) -> str:
+    return f"row {row + 1:,} below the header"
 
 
 def find_flat_imagenet(place: Place, split: str) -> tuple[Found, ...]:
@@ -167,11 +194,14 @@ def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str |
             except OSError as error:
                 if table is None:
                     raise
-                row = f"row {start + number + 1:,} below the header"
-                raise Refused(
-                    f"{table}: {full}, of {row}, cannot be read ({error.strerror}); mend the path, which is taken from "
-                    f"{place.root} on"
-                ) from error
+                raise _wrong(full, f"cannot be read ({error.strerror})", table, start + number, place) from error
+        if table is not None and stat.S_ISDIR(status.st_mode):
+            raise _wrong(full, "is a folder, not an image", table, start + number, place)
         require_file(str(full), status)
         found[number] = status.st_size, status.st_mtime_ns
     return found
+
+
+def _wrong(path: Path, what: str, table: str, row: int, place: Place) -> Refused:
+    """Return the refusal of a path in a row of a table."""
+    return Refused(f"{table}: {path}, of {_row(row)}, {what}; mend the path, which is taken from {place.root} on")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -28,6 +30,47 @@ def test_a_wrong_path_is_said_by_its_row(tmp_path: Path) -> None:
     assert "node" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (["a.jpg,cat", ",dog"], r"train.csv: row 2 below the header has no path; give one, from /.* on, or remove the"),
+        (["a.jpg,cat", " ,dog"], r"train.csv: row 2 below the header has no path"),
+        (["a.jpg,cat", "b,dog"], r"/b, of row 2 below the header, is a folder, not an image; mend the path, which is"),
+        (
+            ["a.jpg,cat", "c.jpg,dog", "a.jpg,dog"],
+            r"train.csv: row 3 below the header names a.jpg, as row 1 does; remov",
+        ),
+        (["a.jpg,cat", "a.jpg,cat"], r"row 2 below the header names a.jpg, as row 1 does; .*, in a column 'labels'"),
+    ],
+)
+def test_rows_that_are_wrong(rows: list[str], complaint: str, tmp_path: Path) -> None:
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(Refused, match=complaint):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["class", " label"])
+def test_a_column_of_another_name_is_said(column: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "train.csv").write_text(f"path,{column}\na.jpg, cat\n")
+    with caplog.at_level(logging.INFO):
+        assert listed(tmp_path).classes == ()
+    assert f"train.csv has the columns '{column}' beside 'path' and neither 'label' nor 'labels': its" in caplog.text
+
+
+def test_a_list_of_classes_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "train.csv").write_text("path,labels\na.jpg,cat\n")
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\ncat")
+    with pytest.raises(Refused, match=r"classes.txt is not text in UTF-8 \(.*\); save it as UTF-8"):
+        listed(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfbird\n\n cat \n")
+    assert listed(tmp_path).classes == ("bird", "cat")
+
+
 def test_a_link_to_nowhere_is_no_matter_of_nodes(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").symlink_to("/nowhere")
@@ -35,10 +78,15 @@ def test_a_link_to_nowhere_is_no_matter_of_nodes(tmp_path: Path) -> None:
         list_folder(Place.of(tmp_path, "data.root"), "train")
 
 
-def test_a_long_table_takes_little_memory(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    num = 30_000
-    (tmp_path / "train.csv").write_text("path,label\n" + "a.jpg,cat\n" * num)
+def test_a_long_table_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.data.tables._LOOKED_AT", 512)
+    num = 5_000
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "0").write_bytes(b"x")
+    for number in range(1, num):
+        os.link(tmp_path / "files" / "0", tmp_path / "files" / str(number))
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"files/{number},cat\n" for number in range(num)))
+    listed(tmp_path)  # what is imported on the way, and the names of files, which pathlib keeps
     tracemalloc.start()
     try:
         listing = listed(tmp_path)
