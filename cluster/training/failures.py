@@ -8,27 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cluster.training.opening import NotOpened
 from kdcore.errors import Refused, RunFailed
+
+
+class FailedAt(RunFailed):
+    """A run that failed by a sentence; the message begins with the place, such as 'rank 3, step 120'."""
 
 
 @contextmanager
 def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterator[None]:
     """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error.
 
-    RunFailed for what is refused inside: by then the run is under way.
+    FailedAt for what is refused inside, since by then the run is under way, and for what has failed by a sentence.
     """
     try:
         yield
     except Exception as error:
         from cluster.training.finite import NotFinite  # here alone: whoever drives a run has no torch
 
-        if not isinstance(error, NotFinite):  # which names the step that it began in
-            error.add_note(place())
         on_error()
-        if isinstance(error, Refused):
-            failed = RunFailed(str(error))
-            failed.add_note(place())
-            raise failed from error
+        if isinstance(error, NotFinite | NotOpened):  # which names the step that it began in; which the driver explains
+            raise
+        if isinstance(error, Refused | RunFailed):
+            raise FailedAt(f"{place()}: {error}") from error
+        error.add_note(place())
         raise
 
 

@@ -29,8 +29,8 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run, check_this_process
 from cluster.training.failures import in_one_line
-from cluster.training.opening import Opening
-from cluster.training.progress import NOT_OPENED, Watcher
+from cluster.training.opening import NotOpened, Opening
+from cluster.training.progress import Watcher
 from cluster.versions import library_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from kdcore.importing import importing
@@ -139,16 +139,19 @@ def run_to_end(
             with ray_session(config):
                 folder.error.unlink(missing_ok=True)
                 folder.claim(config, data)
-                opening = Opening(partial(open_run, config, command, tags), thread)
-                if is_opened_first(config):
+                opening = Opening(partial(open_run, config, command, tags), thread, is_opened_first(config))
+                if opening.is_first:
                     opening.begin()  # while the workers start: both take seconds
                 final = run_workers(config, opening, watch, fence)
         except BaseException as error:  # with the workers gone, which would write on while the rest is delivered
             if opening is None or not (opening.has_begun or isinstance(error, RunFailed)):
                 raise  # the trackers have not heard of it
             refusal = opening.begin().exception()
-            if refusal is not None and (error is refusal or NOT_OPENED in str(error)):
-                raise refusal from None
+            if refusal is not None and isinstance(error, NotOpened):
+                if opening.is_first:
+                    raise refusal from None
+                write_text(folder.error, in_one_line(refusal))
+                raise (RunFailed(str(refusal)) if isinstance(refusal, Refused) else refusal) from None
             has_failed = isinstance(error, Exception)  # else it was asked to end
             if has_failed:
                 write_text(folder.error, in_one_line(error))
@@ -196,7 +199,7 @@ def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: 
 
     stop = threading.Event()
     payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop, "open_run": opening.wait}
-    if is_opened_first(config):
+    if opening.is_first:
         opening.wait()
     use_worker_threads(config)
     return fit_or_stop(partial(train_worker, payload), stop.set, watch)

@@ -11,15 +11,22 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from threading import Lock
 
+from kdcore.errors import RunFailed
+
+
+class NotOpened(RunFailed):
+    """A run that its driver could not open in its trackers. Why, the driver knows, and says it in place of this."""
+
 
 class Opening:
     """A run's entry in its trackers, which whoever wants it first has made.
 
-    make: opens the run, and returns its id in MLflow; thread: where that is done.
+    make: opens the run, and returns its id in MLflow; thread: where that is done; is_first: whether that comes before
+    the first step.
     """
 
-    def __init__(self, make: Callable[[], str], thread: Executor) -> None:
-        self.make, self.thread, self.lock = make, thread, Lock()
+    def __init__(self, make: Callable[[], str], thread: Executor, is_first: bool) -> None:
+        self.make, self.thread, self.is_first, self.lock = make, thread, is_first, Lock()
         self.future: Future[str] | None = None
 
     @property
@@ -34,5 +41,6 @@ class Opening:
         return self.future
 
     def wait(self) -> None:
-        """Have the run opened, and wait for it. Raises what that has raised."""
-        self.begin().result()
+        """Have the run opened, and wait for it. NotOpened where that has failed."""
+        if error := self.begin().exception():
+            raise NotOpened(str(error)) from error

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kdcore.errors import Refused
+from cluster.training.opening import NotOpened
 
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
 
 Watcher = Callable[[dict[str, Any], list[str]], None]  # (state, messages since the last call)
-
-NOT_OPENED = "the driver could not open the run in MLflow"
 
 GAUGES = {
     "step": ("stillhouse_step", "Optimiser steps done."),
@@ -72,7 +70,7 @@ class Reporter:
             self.board.say.remote(message)
 
     def wait_until_open(self) -> None:
-        """Have the driver open the run in its trackers, and wait for it. Refused where it could not, and says why."""
+        """Have the driver open the run in its trackers, and wait for it. NotOpened where it could not."""
         if self.open_run is not None:
             self.open_run()
         if self.board is None:
@@ -80,7 +78,7 @@ class Reporter:
         import ray
 
         if not ray.get(self.board.opened.remote()):
-            raise Refused(NOT_OPENED)
+            raise NotOpened("the driver could not open the run in its trackers")
 
     def fail(self) -> None:
         """Note that this rank is about to raise an error."""

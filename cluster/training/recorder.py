@@ -73,7 +73,10 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
-        """Close the log of a run that has failed, and leave it to whoever started the run to deliver the rest."""
+        """Abandon the log of a run that an exception ends, be it a Ctrl-C: whoever started it delivers the rest.
+
+        Of any other run, `stop` or `finish` has closed it.
+        """
         if kind is None:
             return
         if self.record:

@@ -22,7 +22,8 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from cluster.training.checkpoint_files import is_whole
 from cluster.training.crash import crash_of, death_of, is_own_fault, node_of
-from cluster.training.failures import last_line
+from cluster.training.failures import FailedAt, last_line
+from cluster.training.opening import NotOpened
 from kdcore.errors import ClusterFailed, Refused, RunFailed
 from kdcore.remarks import say_once
 from pipelines.files import write_whole
@@ -62,6 +63,8 @@ class Recovery(UserCallback):
 
 def refuse_to_repeat(worker_exceptions: Mapping[int, Exception]) -> None:
     """Raise RunFailed for what would happen again, and for what must not start anew."""
+    if any(isinstance(error, NotOpened) for error in worker_exceptions.values()):
+        raise NotOpened(describe(worker_exceptions))
     if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
         raise RunFailed(describe(worker_exceptions))
     if any(ORPHANED in str(error) for error in worker_exceptions.values()):
@@ -169,6 +172,8 @@ def describe(failures: Mapping[int, BaseException], crash_file: Callable[[int], 
     """Return the error of one rank, with its place. crash_file: as for `failure_summary`."""
     rank = rank_to_name(failures)
     error = failures[rank]
+    if isinstance(error, FailedAt):
+        return last_line(error)
     notes = getattr(error, "__notes__", [])
     place, node = notes[0] if notes else f"rank {rank}", node_of(error)
     cause = crash_of(error, crash_file(rank) if crash_file else None) or last_line(error)

@@ -74,7 +74,7 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
         stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], run.rank)
         notices = Notices(run.rank, stop, payload["watches_nodes"])
         batches = recorder.timed(run.train_batches(state.step))
-        with with_place(lambda: f"rank {run.rank.number}, step {state.step + 1} of {run.total_steps}", reporter.fail):
+        with with_place(lambda: place_of(loop), reporter.fail):
             while not loop.is_done:
                 with recorder.timing(state):
                     record = loop.step(batches, partial(recorder.count, state.step))
@@ -99,11 +99,18 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
                     saver.finish()
                     notices.close()
                     return recorder.stop(state)
-        notices.close()
-        if not validation.latest:  # continued after its last step
-            saver.finish()
-            validation.evaluate(state)
-        return recorder.finish(state, validation.latest)
+            notices.close()
+            if not validation.latest:  # continued after its last step
+                saver.finish()
+                validation.evaluate(state)
+            return recorder.finish(state, validation.latest)
+
+
+def place_of(loop: TrainingLoop) -> str:
+    """Return which rank this is, and the step that it is at, or which was its last."""
+    step, total = loop.state.step, loop.run.total_steps
+    where = f"after step {step} of {total}" if loop.is_done else f"step {step + 1} of {total}"
+    return f"rank {loop.run.rank.number}, {where}"
 
 
 def rank_of_this_process(config: RunConfig) -> Rank:

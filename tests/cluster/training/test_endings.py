@@ -17,6 +17,7 @@ from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.run import RunLog
 from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop
 from kdcore.errors import Refused, RunFailed
@@ -79,9 +80,72 @@ def test_what_is_refused_on_the_way_has_failed(alone, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("cluster.training.saving.LocalSaver.save", save)
     config = parse(alone)
-    with pytest.raises(RunFailed, match="no space"):
+    said = "rank 0, step 7 of 12: step-00000006 cannot be written (no space)"
+    with pytest.raises(RunFailed) as caught:
         launch(config)
-    assert mlflow_run(config).data.tags["error"].endswith("(no space)")
+    assert str(caught.value) == said
+    assert RunFolder.of(config).error.read_text() == said
+    assert mlflow_run(config).data.tags["error"] == said
+
+
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_what_is_refused_after_the_last_step_has_failed(alone, monkeypatch: pytest.MonkeyPatch, is_continued) -> None:
+    """Deployed weights that cannot be written; of a run continued there, the validation."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def refuse(*_: Any) -> None:
+        raise Refused("photo 3 is gone")
+
+    config, failed = parse(alone), []
+    if is_continued:
+        with monkeypatch.context() as patched:
+            patched.setattr("cluster.training.worker.Recorder.finish", end)
+            with pytest.raises(KeyboardInterrupt):
+                launch(config)
+        monkeypatch.setattr("cluster.training.worker.Validation.evaluate", refuse)
+    else:
+        RunFolder.of(config).weights.mkdir(parents=True)
+    monkeypatch.setattr("cluster.training.worker.Reporter.fail", lambda reporter: failed.append(reporter.rank))
+    what = "photo 3 is gone" if is_continued else r"\S+student\.safetensors"
+    with pytest.raises(RunFailed, match=f"^rank 0, after step 12 of 12: {what}") as caught:
+        launch(config)
+    assert RunFolder.of(config).error.read_text() == str(caught.value)
+    assert failed == [0]
+
+
+@pytest.mark.parametrize("noticed", ["while it trains", "at its end"])
+def test_a_store_that_refuses_a_run_under_way_has_failed_it(
+    alone, noticed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By one sentence, said once, whenever it is noticed."""
+    ending, begin, end = threading.Event(), RunLog.begin, RunLog._end
+
+    def refuse(*_: Any) -> str:
+        if noticed == "at its end":
+            ending.wait(60)
+        raise Refused("the store is damaged; restore the file")
+
+    def begin_and_wait(log: RunLog) -> None:
+        begin(log)
+        if noticed == "while it trains":
+            log.thread.join(60)
+
+    def note_end(log: RunLog) -> None:
+        ending.set()
+        end(log)
+
+    monkeypatch.setattr("cluster.training.launch.open_run", refuse)
+    monkeypatch.setattr(RunLog, "begin", begin_and_wait)
+    monkeypatch.setattr(RunLog, "_end", note_end)
+    config = parse(alone)
+    with pytest.raises(RunFailed, match=r"^the store is damaged; restore the file$"):
+        launch(config)
+    folder = RunFolder.of(config)
+    assert folder.error.read_text() == "the store is damaged; restore the file"
+    assert folder.weights.exists() == (noticed == "at its end")
+    assert "damaged" not in caplog.text
 
 
 def test_a_damaged_store_does_not_hide_why_a_run_failed(alone, caplog: pytest.LogCaptureFixture) -> None:

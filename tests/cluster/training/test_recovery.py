@@ -11,13 +11,16 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 
 from cluster.training.checkpoint import STATE, STUDENT, read_state
-from cluster.training.failures import with_place
+from cluster.training.failures import FailedAt, with_place
+from cluster.training.opening import NotOpened
 from cluster.training.recovery import (
     CHECKPOINTS,
     COPY,
     Recovery,
     describe,
+    failure_of,
     failure_summary,
+    refuse_to_repeat,
     restore_checkpoint_list,
 )
 from kdcore.errors import Refused, RunFailed
@@ -37,6 +40,27 @@ def test_located():
         raise RuntimeError("lost")
     assert told == [3]
     assert describe({3: caught.value}) == "rank 3, step 12 of 40: lost"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (Refused("a.png is cut"), FailedAt, "rank 3, after step 40 of 40: a.png is cut"),
+        (RunFailed("the disk is gone"), FailedAt, "rank 3, after step 40 of 40: the disk is gone"),
+        (NotOpened("not open"), NotOpened, "rank 3: not open"),
+    ],
+)
+def test_what_ends_a_run_by_a_sentence_says_its_place_once(error, kind, said):
+    with pytest.raises(kind) as caught, with_place(lambda: "rank 3, after step 40 of 40", lambda: None):
+        raise error
+    assert describe({0: RuntimeError("Connection closed"), 3: caught.value}) == said
+
+
+def test_the_driver_is_told_that_it_could_not_open_the_run(board):
+    """It knows why, and says that alone."""
+    with pytest.raises(NotOpened) as caught:
+        refuse_to_repeat({0: NotOpened("not open"), 1: RuntimeError("Connection closed")})
+    assert isinstance(failure_of(ControllerError(caught.value), 2, board(3, {0})), NotOpened)
 
 
 def test_the_error_that_stays_is_named_first():
