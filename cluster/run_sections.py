@@ -49,7 +49,8 @@ class TrainConfig(Section):
     """The decay per step of an exponential moving average of the student, which is then what is evaluated and deployed.
     Not given: no average."""
     ema_warmup: bool = False
-    """Whether the average's decay rises to `ema_decay` over the first steps, as in timm."""
+    """Whether the average's decay rises to `ema_decay` over the first steps, as in timm. Without effect where there is
+    no average."""
     select: Literal["last", "held_out", "val"] = "last"
     """Which weights are deployed: the last, or the best by top-1 (by mAP where images have several labels) on held-out
     training images (`held_out`) or on the validation set (`val`, which makes its accuracy optimistic)."""
@@ -64,17 +65,9 @@ class TrainConfig(Section):
     """What happens where the loss, the gradient or the weights are not finite any more: 'stop' ends the run; 'skip'
     leaves out the steps whose gradient is not finite, and waits for the device at every step to know."""
     max_skipped: float = Field(default=0.01, ge=0, le=1)
-    """The share of the run's steps that 'skip' may leave out before the run ends."""
+    """The share of the run's steps that 'skip' may leave out before the run ends. Without effect with 'stop'."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps after which the run ends, however many epochs are left; the schedule stays that of `epochs`."""
-
-    @model_validator(mode="after")
-    def _check_idle(self) -> TrainConfig:
-        if self.ema_decay is None:
-            refuse_idle(self, ["ema_warmup"], "ema_decay, such as 0.9999")
-        if self.on_nonfinite != "skip":
-            refuse_idle(self, ["max_skipped"], "on_nonfinite: skip")
-        return self
 
 
 class ScalingConfig(Section):

@@ -36,7 +36,12 @@ class Section(BaseModel):
 
 
 def refuse_idle(section: BaseModel, fields: Iterable[str], needed: str) -> None:
-    """Refuse fields that nothing reads without `needed`, where they are set to another value than their default."""
+    """Refuse fields that nothing reads without `needed`, where they are set to another value than their default.
+
+    For fields that say where something runs, and those of a sweep's space: what they need is written beside them. Not
+    for details of what a recipe turns on, such as a warm-up, a moving average or erasing: one override, or an axis of a
+    sweep, turns that off. Its details then stand without effect, and their docstrings say so.
+    """
     for name in fields:
         value = getattr(section, name)
         if value != type(section).model_fields[name].get_default(call_default_factory=True):

@@ -13,8 +13,6 @@ from ops import catalog
 @pytest.mark.parametrize(
     ("place", "idle", "default", "read_with"),
     [
-        ("train.ema_warmup", True, False, {"train__ema_decay": 0.9}),
-        ("train.max_skipped", 0.5, 0.01, {"train__on_nonfinite": "skip"}),
         ("scaling.resize_seconds", 1.0, 60, {"scaling__min_workers": 1, "train__micro_batch": 4}),
         ("data.decode", "gpu", "auto", {"data__loader": "dali"}),
     ],
@@ -51,12 +49,14 @@ def test_sizes_of_choices_that_are_given():
 
 
 def test_what_one_override_turns_off_needs_no_second():
-    """A recipe's warm-up, erasing and mixing are left out by their own field alone, in a sweep, too."""
+    """A recipe's warm-up, erasing, mixing, average and skipping are left out by their own field, in a sweep, too."""
     recipe = "imagenet/deit3_small-deit_tiny-wttm"
     off = ["schedule.warmup_epochs=0", "views.erase_probability=0", "views.mixup_alpha=0", "views.cutmix_alpha=0"]
+    off += ["train.ema_warmup=true", "train.ema_decay=null", "train.max_skipped=0.5", "train.on_nonfinite=stop"]
     config = catalog.load(recipe, off)
     assert config.schedule.warmup_lr == 1e-6
     assert config.views.erase_fill == "noise"
+    assert (config.train.ema_warmup, config.train.max_skipped) == (True, 0.5)
 
 
 def test_no_shipped_recipe_has_one():
