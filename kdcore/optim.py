@@ -80,6 +80,7 @@ class Schedule:
     def __init__(
         self, config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_epochs: int, steps_per_epoch: int
     ) -> None:
+        self._optimizer = optimizer
         self._scheduler: Scheduler | None = None
         if config.sched == "onecycle":
             self._scheduler = OneCycle(optimizer, num_epochs * steps_per_epoch)
@@ -110,6 +111,12 @@ class Schedule:
         """Set the rate for the update of `step` (0 for the first)."""
         if self._scheduler is not None:
             self._scheduler.step_update(step)
+
+    @property
+    def rate(self) -> float:
+        """Return the rate that is set, of the schedule itself: with `layer_decay`, a layer has a share of it."""
+        group = max(self._optimizer.param_groups, key=lambda group: group.get("lr_scale", 1.0))
+        return float(group["lr"] / group.get("lr_scale", 1.0))
 
 
 class OneCycle(Scheduler):

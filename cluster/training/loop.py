@@ -67,12 +67,14 @@ class ForwardBackward:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimiser step was: its number (0 for the first), and the norm of the whole gradient before clipping.
+    """What one optimiser step was: its number (0 for the first), rate, and norm of the whole gradient before clipping.
 
-    gradient_norm: a tensor of no dimensions on the device, equal on all ranks; reading it waits for the device.
+    rate: of the schedule; a layer may have a share of it. gradient_norm: a tensor of no dimensions on the device, equal
+    on all ranks; reading it waits for the device.
     """
 
     step: int
+    rate: float
     gradient_norm: Tensor
 
 
@@ -112,7 +114,7 @@ class TrainingLoop:
             self.watch.see(number, output)
             if observe is not None:
                 observe(number, batch, output)
-        record = StepRecord(state.step, self.clip_gradient())
+        record = StepRecord(state.step, self.schedule.rate, self.clip_gradient())
         if self.watch.allows_update(record.gradient_norm):
             state.optimizer.step()
             if state.ema:

@@ -57,7 +57,7 @@ class Recorder:
         train = run.indexes["train"]
         self.has_top1 = train.labelled and not train.multi_label and classifier_knows_classes(config)
         self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
-        self.norms, self.num_norms = torch.zeros((), dtype=torch.float64, device=run.rank.device), 0
+        self.norms = torch.zeros(2, dtype=torch.float64, device=run.rank.device)  # their number, and their sum
         self.wait_seconds = self.window_wait = 0.0
         self.window_start, self.window_steps = time.perf_counter(), 0
         self.latest: dict[str, float] = {}
@@ -164,8 +164,8 @@ class Recorder:
     def after_step(self, state: TrainState, record: StepRecord) -> None:
         """At the end of every interval, log the means over steps and ranks and show them on the board."""
         self.window_steps += 1
-        self.norms += self.finite_or_zero(record.gradient_norm.double())
-        self.num_norms += 1
+        norm = record.gradient_norm.double()
+        self.norms += self.finite_or_zero(torch.stack([torch.ones_like(norm), norm]))
         if not self.interval_ends(state.step):
             if self.log:
                 self.log.begin()
@@ -175,14 +175,15 @@ class Recorder:
         seconds, wait = now - self.window_start, self.wait_seconds - self.window_wait
         count, loss, hits, *terms = totals
         count = max(count, 1.0)  # every step of the interval may have been left out
+        num_norms, norms = self.norms.tolist()
         self.latest = {
             "train/loss": loss / count,
             **({"train/top1": hits / count} if self.has_top1 else {}),
             **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
-            "train/gradient_norm": float(self.norms) / self.num_norms,
+            "train/gradient_norm": norms / max(num_norms, 1.0),
             **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),
             **({"data/replaced_images": self.num_replaced()} if self.config.data.on_broken == "skip" else {}),
-            "train/lr": state.optimizer.param_groups[0]["lr"],
+            "train/lr": record.rate,
             "train/epoch": state.step / self.run.steps_per_epoch,
             "data/wait_share": wait / seconds,
             "speed/images_per_second": self.images_until(state.step, self.window_steps) / seconds,
@@ -192,7 +193,6 @@ class Recorder:
         self.reporter.update(phase="training", step=state.step, total_steps=self.run.total_steps, **self.latest)
         self.totals.zero_()
         self.norms.zero_()
-        self.num_norms = 0
         self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
 
     def latest_before(self) -> dict[str, float]:

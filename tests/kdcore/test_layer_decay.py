@@ -62,6 +62,7 @@ def test_every_schedule_scales_the_rates(sched):
     for step in range(10):
         schedule.set_step(step)
         full = max(group["lr"] for group in optimizer.param_groups)
+        assert schedule.rate == full
         assert [group["lr"] / full for group in optimizer.param_groups] == pytest.approx(
             [group["lr_scale"] for group in optimizer.param_groups]
         )

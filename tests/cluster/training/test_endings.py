@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 
@@ -196,3 +197,28 @@ def test_the_gradients_norm_is_a_mean_over_the_steps_of_its_interval(recipe) -> 
     assert set(norms[4]) == {4, 8, 12}
     for step, norm in norms[4].items():
         assert norm == pytest.approx(sum(norms[1][one] for one in range(step - 3, step + 1)) / 4)
+
+
+def test_the_gradients_norm_leaves_out_the_steps_that_are_left_out(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the loss does; they counted as a norm of 0."""
+    clip, norms = TrainingLoop.clip_gradient, []
+
+    def clip_gradient(loop: TrainingLoop) -> Any:
+        norms.append(clip(loop) if loop.state.step in (1, 2) else torch.tensor(float("nan")))
+        return norms[-1]
+
+    monkeypatch.setattr(TrainingLoop, "clip_gradient", clip_gradient)
+    changes = {"train__on_nonfinite": "skip", "train__max_skipped": 1.0, "tracking__every_steps": 4}
+    config = parse(recipe(scaling__num_workers=0, data__loader="reference", **changes))
+    launch(config)
+    logged = [row["train/gradient_norm"] for row in read_journal(RunFolder.of(config).metrics) if "train/lr" in row]
+    assert logged == [pytest.approx(float(norms[1] + norms[2]) / 2), 0, 0]
+
+
+def test_the_rate_that_is_logged_is_the_schedules(recipe) -> None:
+    """The first layer has a small share of it."""
+    decayed = {"opt": "adamw", "lr": 1e-3, "args": {"layer_decay": 0.5}}
+    own = {"scaling__num_workers": 0, "data__loader": "reference", "train__max_steps": 1, "optimizer": decayed}
+    student = {"model": "test_efficientnet"}
+    config = parse(recipe(**own, student=student, schedule={"sched": "constant"}))
+    assert launch(config).metrics["train/lr"] == 1e-3
