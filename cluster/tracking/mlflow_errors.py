@@ -23,6 +23,7 @@ LASTING_ERRORS = {
     "UNAUTHENTICATED",
 }
 DAMAGED = ("file is not a database", "disk image is malformed")  # of SQLite
+READ_ONLY = "attempt to write a readonly database"  # of SQLite, which says it of a file that was deleted, too
 
 
 def is_away(error: BaseException) -> bool:
@@ -33,6 +34,11 @@ def is_away(error: BaseException) -> bool:
         return error.error_code not in LASTING_ERRORS
     is_lasting = isinstance(error, FileNotFoundError | PermissionError)
     return is_bucket_away(error) or (isinstance(error, OSError) and not is_lasting)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether an error says that the store's file takes nothing: no server is to come back."""
+    return READ_ONLY in str(error)
 
 
 @contextmanager
@@ -55,6 +61,11 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
             raise Refused(
                 f"the MLflow store {uri} is damaged ({' '.join(str(error).split())[:200]}); restore the file, or move "
                 "it away: a new one is made, without the runs that have ended"
+            ) from error
+        if is_read_only(error):
+            raise Refused(
+                f"the MLflow store {uri} cannot be written: this process had its file open when it was deleted or "
+                "replaced, or may not write it; start Python anew, or give it the right to write the file"
             ) from error
         if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
             raise Refused(

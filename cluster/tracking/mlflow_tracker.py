@@ -26,7 +26,7 @@ from cluster.tracking.description import about_paragraphs, packages, run_tags, r
 from cluster.tracking.folder import PENDING, RunFolder, flat_fields
 from cluster.tracking.journal import read_journal
 from cluster.tracking.logged_model import log_student
-from cluster.tracking.mlflow_errors import is_away, mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import is_away, is_read_only, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
@@ -87,7 +87,7 @@ class MlflowTracker(Tracker):
                 if DESCRIBED not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
                     self._describe(command, tags)
             except Exception as error:
-                if not is_away(error):
+                if not is_away(error) or is_read_only(error):
                     raise
                 logger.warning(
                     "%s does not answer; the metrics of %s are kept in its folder",
