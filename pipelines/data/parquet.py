@@ -22,15 +22,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
 from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.labels import number_lists
 from pipelines.data.listing import canonical_paths, find_containers, name_numbers, number_classes
 from pipelines.data.pack import SHARD_BYTES, VERSION, Sample
-from pipelines.data.parquet_labels import is_list, open_parquet, read_labels
+from pipelines.data.parquet_files import (
+    Footer,
+    class_names,
+    columns_of,
+    open_parquet,
+    read_footers,
+    refusing_damaged,
+    with_rows,
+)
+from pipelines.data.parquet_labels import is_list, read_labels
 from pipelines.places import Found, Place
 
-_LABELS = ("label", "fine_label", "labels")  # fine_label: CIFAR-100's
 # Of shards that a row group must be larger than to be cut: a shard is held in memory.
 _MOST_SHARDS = 2
 _READ_BYTES = 8 * 2**20  # of a file at once: a column of a row group may be larger than memory
@@ -84,7 +91,7 @@ class ParquetPacking:
     def multi_label(self) -> bool:
         """Whether an image may have several labels: whether their column is one of lists."""
         column = self._columns[1]
-        return column is not None and is_list(self._schema.field(column).type)
+        return column is not None and is_list(with_rows(self._footers)[0].schema.field(column).type)
 
     @property
     def num_shards(self) -> int:
@@ -116,73 +123,52 @@ class ParquetPacking:
 
     @cached_property
     def _columns(self) -> tuple[str, str | None]:
-        """Return the names of (the column of images, that of labels if any). Refused for no images, or several."""
-        schema, name = self._schema, self.place.name_of(self.files[0].name)
-        images = [field.name for field in schema if _holds_images(field.type)]
-        if len(images) != 1:
-            found = f"columns {', '.join(schema.names)}, {len(images) or 'none'} of which hold images"
-            raise Refused(f"{name} has {found}; give Parquet with one column of struct {{bytes, path}}")
-        label = next((label for label in _LABELS if label in schema.names), None)
-        if label is None and (others := [other for other in schema.names if other not in images]):
-            say_once(
-                f"{name} has the columns {', '.join(others)} beside its images and none of {', '.join(_LABELS)}: its "
-                "images have no labels; rename the column that holds them"
-            )
-        return images[0], label
+        """Return the names of (the column of images, that of labels if any)."""
+        return columns_of(self._footers)
 
     def _batches(self, file: pa.NativeFile, shard: _Shard, image: str) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a shard, a few at a time."""
         # Else the group's whole column is read ahead.
         sparing: dict[str, Any] = {"buffer_size": _READ_BYTES, "pre_buffer": False} if shard.is_part else {}
-        opened = open_parquet(file, self.place.name_of(shard.file), **sparing)
+        name = self.place.name_of(shard.file)
+        opened = open_parquet(file, name, **sparing)
         at, stop = 0, shard.skipped + shard.num_rows
-        for batch in opened.iter_batches(256, row_groups=list(shard.groups), columns=[image]):
-            rows = batch.slice(max(0, shard.skipped - at), max(0, stop - max(at, shard.skipped)))
-            if len(rows):
-                yield rows
-            at += len(batch)
-            if at >= stop:
-                return
+        with refusing_damaged(name):
+            for batch in opened.iter_batches(256, row_groups=list(shard.groups), columns=[image]):
+                rows = batch.slice(max(0, shard.skipped - at), max(0, stop - max(at, shard.skipped)))
+                rows.validate(full=True)  # names that are no UTF-8
+                if len(rows):
+                    yield rows
+                at += len(batch)
+                if at >= stop:
+                    return
 
     @cached_property
-    def _schema(self) -> pa.Schema:
-        with self.place.open(self.files[0].name) as file:
-            return open_parquet(file, self.place.name_of(self.files[0].name)).schema_arrow
+    def _footers(self) -> tuple[Footer, ...]:
+        return read_footers(self.place, self.files)
 
     @cached_property
     def _shards(self) -> tuple[_Shard, ...]:
         shards: list[_Shard] = []
         row = 0
-        for found in self.files:
-            with self.place.open(found.name) as file:
-                metadata = open_parquet(file, self.place.name_of(found.name)).metadata
+        for found in self._footers:
             groups: list[int] = []
             first, size = row, 0
-            for group in range(metadata.num_row_groups):
-                num_rows, num_bytes = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
+            for group, (num_rows, num_bytes) in enumerate(found.groups):
                 if num_bytes > _MOST_SHARDS * self.shard_bytes and num_rows > 1:
                     if groups:
-                        shards.append(_Shard(found.name, tuple(groups), first, row - first))
-                    shards += _parts(found.name, group, row, num_rows, -(-num_bytes // self.shard_bytes))
+                        shards.append(_Shard(found.file, tuple(groups), first, row - first))
+                    shards += _parts(found.file, group, row, num_rows, -(-num_bytes // self.shard_bytes))
                     row += num_rows
                     groups, first, size = [], row, 0
                     continue
                 groups.append(group)
                 size += num_bytes
                 row += num_rows
-                if size >= self.shard_bytes or group == metadata.num_row_groups - 1:
-                    shards.append(_Shard(found.name, tuple(groups), first, row - first))
+                if size >= self.shard_bytes or group == len(found.groups) - 1:
+                    shards.append(_Shard(found.file, tuple(groups), first, row - first))
                     groups, first, size = [], row, 0
         return tuple(shards)
-
-    @property
-    def _rows_in_shards(self) -> int:
-        """How many rows the files have, by their metadata."""
-        rows = 0
-        for found in self.files:
-            with self.place.open(found.name) as file:
-                rows += open_parquet(file, self.place.name_of(found.name)).metadata.num_rows
-        return rows
 
     @property
     def num_rows(self) -> int:
@@ -201,16 +187,16 @@ class ParquetPacking:
         """Return (the names of the classes, the label of every row, or its several labels)."""
         column = self._columns[1]
         if column is None:
-            return (), np.zeros(self._rows_in_shards, dtype=np.int32)
-        values = read_labels(self.place, self.files, column)
+            return (), np.zeros(sum(footer.num_rows for footer in self._footers), dtype=np.int32)
+        values = read_labels(self.place, self._footers, column)
         if self.multi_label:
-            return number_lists(values, _class_names(self._schema, column), self.place.root)
+            return number_lists(values, class_names(self._footers, column), self.place.root)
         if not len(values) or values.null_count:
             raise Refused(f"{self.place.root}: column {column!r} has {values.null_count} rows without a label")
         if not pa.types.is_integer(values.type):
             return number_classes(values, self.place.root)
         numbers = values.to_numpy()
-        return name_numbers(numbers, _class_names(self._schema, column), self.place.root), numbers.astype(np.int32)
+        return name_numbers(numbers, class_names(self._footers, column), self.place.root), numbers.astype(np.int32)
 
 
 def _parts(file: str, group: int, first_row: int, num_rows: int, num_parts: int) -> list[_Shard]:
@@ -221,12 +207,6 @@ def _parts(file: str, group: int, first_row: int, num_rows: int, num_parts: int)
     ]
 
 
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def _has_paths(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
@@ -234,11 +214,3 @@ def _has_paths(kind: pa.DataType) -> bool:
 def _name(path: str | None, row: int, width: int) -> str:
     """Return what an image is called; one without a name is called by its row."""
     return PurePosixPath(path).name if path else f"{row:0{width}d}"
-
-
-def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Return the names that Hugging Face's libraries keep in the schema's metadata; None where there are none."""
-    stored = (schema.metadata or {}).get(b"huggingface")
-    feature = json.loads(stored).get("info", {}).get("features", {}).get(column, {}) if stored else {}
-    names = (feature.get("feature") or feature).get("names")  # of a list, those of its items
-    return [str(name) for name in names] if names else None

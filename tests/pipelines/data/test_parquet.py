@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def write(root: Path, *labels: pa.Array, column: str = "label") -> None:
         ([pa.array([0, 1]), pa.array([], pa.null())], (("0", "1"), [0, 1])),
         ([pa.array([True, False])], (("0", "1"), [1, 0])),
         ([pa.array([0.0, 1.0])], (("0", "1"), [0, 1])),
+        ([pa.array([], pa.null()), NAMES], (("cat", "dog"), [0, 1, 0])),
+        ([pa.array([], pa.binary()), pa.array([0])], (("0",), [0])),
     ],
 )
 def test_labels_of_every_kind(labels: list[pa.Array], expected: tuple, tmp_path: Path) -> None:
@@ -62,11 +65,80 @@ def test_labels_of_no_kind_are_refused_by_file(labels: list[pa.Array], complaint
         assert packing(tmp_path).classes
 
 
-def test_a_file_without_the_column_of_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (pa.list_(pa.int64()), pa.list_(pa.int32()), pa.large_list(pa.uint8()), pa.null()),
+        (pa.null(), pa.list_(pa.string()), pa.large_list(pa.large_string())),
+        (pa.list_(pa.int64(), 2), pa.list_(pa.int64())),
+    ],
+)
+def test_lists_of_every_kind(kinds: tuple[pa.DataType, ...], tmp_path: Path) -> None:
+    """A file of null has no rows."""
+    lists = [[0, 1], [1, 2]] if "int" in str(kinds) else [["a", "b"], ["b", "c"]]
+    write(tmp_path, *(pa.array([] if kind == pa.null() else lists, kind) for kind in kinds), column="labels")
+    found = packing(tmp_path)
+    assert (len(found.classes), found.multi_label) == (3, True)
+    assert found._labels(0)[1].to_pylist() == [[0, 1], [1, 2]] * sum(kind != pa.null() for kind in kinds)
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_file_without_the_column_of_labels(lacking: int, tmp_path: Path) -> None:
     write(tmp_path, NAMES, NAMES)
-    pq.write_table(pa.table({"image": pa.array([b"x"], pa.binary())}), tmp_path / "train-1.parquet")
-    with pytest.raises(Refused, match=r"train-1.parquet has no column 'label', which other files of the split have"):
+    unlabelled = pa.table({"image": pa.array([b"x"], pa.binary())})
+    pq.write_table(unlabelled, tmp_path / f"train-{lacking}.parquet")
+    with pytest.raises(Refused, match=rf"train-{lacking}.parquet has no column 'label', which other files of the spl"):
         assert packing(tmp_path).classes
+    pq.write_table(unlabelled[:0], tmp_path / f"train-{lacking}.parquet")
+    assert packing(tmp_path).classes == ("cat", "dog"), "one without rows has no images without labels"
+
+
+def named(root: Path, number: int, *names: str) -> None:
+    table = pa.table({"image": pa.array([b"x"], pa.binary()), "label": [0]})
+    about = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})} if names else None
+    pq.write_table(table.replace_schema_metadata(about), root / f"train-{number}.parquet")
+
+
+def test_names_of_classes_that_differ(tmp_path: Path) -> None:
+    named(tmp_path, 0)
+    named(tmp_path, 1, "cat", "dog")
+    assert packing(tmp_path).classes == ("cat", "dog"), "a file may leave them out"
+    named(tmp_path, 2, "dog", "cat")
+    with pytest.raises(Refused, match=r"train-2.parquet has 'dog' as class 0, and .*/train-1.parquet 'cat'; write the"):
+        assert packing(tmp_path).classes
+    named(tmp_path, 2, "cat")
+    with pytest.raises(Refused, match=r"train-2.parquet has 1 classes, and .*/train-1.parquet 2; write the files"):
+        assert packing(tmp_path).classes
+
+
+def test_metadata_of_another_kind(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([b"x"], pa.binary()), "label": [0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": "a hub"}), tmp_path / "train.parquet")
+    with pytest.raises(Refused, match=r"train.parquet has something else than features under 'huggingface' in its met"):
+        assert packing(tmp_path).classes
+
+
+def test_a_column_of_images_of_another_name(tmp_path: Path) -> None:
+    write(tmp_path, NAMES, NAMES)
+    pq.write_table(pa.table({"img": pa.array([b"x"], pa.binary()), "label": ["cat"]}), tmp_path / "train-1.parquet")
+    with pytest.raises(Refused, match=r"train-1.parquet has its images in the column 'img', and .*-0.parquet in 'imag"):
+        assert packing(tmp_path).num_rows
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_damaged_page_is_named(column: str, tmp_path: Path) -> None:
+    """Whose file has a whole end."""
+    write_groups(tmp_path, 50, 10)
+    path = tmp_path / "train.parquet"
+    group = pq.ParquetFile(path).metadata.row_group(2)
+    page = group.column(0 if column != "label" else group.num_columns - 1)
+    content = bytearray(path.read_bytes())
+    content[page.data_page_offset : page.data_page_offset + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(
+        Refused, match=r"train.parquet is no whole Parquet file, or cannot be read \(.*\); fetch it aga"
+    ):
+        list(packing(tmp_path).samples(0))
 
 
 def test_a_column_of_another_name_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
