@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cluster.about import AboutConfig
-from cluster.rules import RULES, check_not_reserved
+from cluster.rules import RULES, check_not_reserved, require_teacher
 from cluster.run_sections import CheckpointConfig, ScalingConfig, TrackingConfig, TrainConfig
 from cluster.sections import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from cluster.teachers import EnsembleConfig, MemberConfig, classifier_lender, read_by
@@ -139,9 +139,12 @@ class RunConfig(Section):
 
     @property
     def cache_recipes(self) -> list[RunConfig]:
-        """The recipes, each with one teacher, whose caches this one builds: of all that read one, or else of all."""
-        recipes = self.teacher_recipes
-        return [one for one in recipes if one.teacher and one.teacher.cached] or recipes or [self]
+        """The recipes, each with one teacher, whose caches this one builds: of all that read one, or else of all.
+
+        Refused where there is no teacher.
+        """
+        recipes = self.teacher_recipes or [self]
+        return [one for one in recipes if require_teacher(one).cached] or recipes
 
     def _with_one(self, member: MemberConfig) -> RunConfig:
         """Return the recipe that one of several teachers alone would have: its own cache, the terms that read it."""

@@ -191,6 +191,13 @@ def check_not_reserved(name: str) -> None:
         raise Refused(f"{name!r} is where the output folder keeps other things; choose another name")
 
 
+def require_teacher(config: Recipe) -> TeacherConfig:
+    """Return the recipe's one teacher. Refused where there is none."""
+    if config.teacher is None:
+        raise Refused("the recipe has no teacher; name one, such as teacher.model=resnet50 teacher.checkpoint=FILE")
+    return config.teacher
+
+
 def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
     """Return the recipe's cache section. Refused where there is none, or where the number of views is open."""
     if cache is None:

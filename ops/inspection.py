@@ -78,7 +78,7 @@ def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
         rows.append(["", unseen])
     rows += time_rows(parts, seconds) if seconds else [["training", "--seconds 2 measures how long it takes"]]
     rows.append(["bytes", f"{decimal(deployed_parameters(parts.student) * FLOAT_BYTES)} of the student's weights"])
-    if config.cache is not None and config.views.num_views is not None:
+    if config.cache is not None and config.all_teachers and config.views.num_views is not None:
         with optional("the size of the cache is", say):
             size = sum(cache_bytes(one) for one in config.cache_recipes)
             rows.append(["", f"{decimal(size)} of the teacher's outputs in {config.views.num_views} views"])

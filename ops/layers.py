@@ -20,6 +20,7 @@ from cluster.config import RunConfig
 from cluster.images import image_size
 from cluster.passes import quality_pass
 from cluster.resources import rank_here
+from cluster.rules import require_teacher
 from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher
@@ -94,8 +95,8 @@ def score(
         names = ", ".join(member.name for member in config.teachers)
         raise Refused(f"{config.name} has several teachers ({names}); give the one whose layers are scored as teacher")
     config = config.for_teacher
-    if config.teacher is None or config.teacher.cached:
-        raise Refused(f"{config.name} has no online teacher, whose layers could be scored; set teacher.source=online")
+    if require_teacher(config).cached:
+        raise Refused(f"{config.name}: a cached teacher's layers cannot be scored; set teacher.source=online")
     parts = assemble(config, rank_here(config))
     assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(config)

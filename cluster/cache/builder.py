@@ -23,7 +23,7 @@ from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
 from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
-from cluster.rules import require_cache
+from cluster.rules import require_cache, require_teacher
 from cluster.stored_teacher import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
@@ -49,10 +49,10 @@ class Builder:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         config = config.for_teacher
-        assert config.teacher is not None, "checked by the caller"
+        teacher = require_teacher(config)
         self.cache = require_cache(config.cache, config.views)
         set_up_torch(config.train.deterministic)
-        online = config.teacher.model_copy(update={"source": "online"})
+        online = teacher.model_copy(update={"source": "online"})
         self.run = assemble(config.model_copy(update={"teacher": online}), Rank(0, 1, device))
         assert self.run.teacher is not None, "the recipe's teacher answers online here"
         self.needs = cache_needs(config)

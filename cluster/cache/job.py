@@ -17,7 +17,7 @@ from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress, Watcher
 from cluster.config import RunConfig
 from cluster.resources import device_here, ray_session, use_worker_threads
-from cluster.rules import require_cache
+from cluster.rules import require_cache, require_teacher
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import Manifest, Plan
@@ -50,14 +50,13 @@ def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
 def checked_directory(config: RunConfig) -> Path:
     """Make the folder of the recipe's cache. Refused for a recipe that cannot build one."""
+    teacher = require_teacher(config)
     cache = require_cache(config.cache, config.views)
-    if config.teacher is None:
-        raise Refused("the recipe has no teacher whose outputs could be stored; add a 'teacher:' section")
     if is_remote(cache.dir):
         raise Refused(
             f"cache.dir={cache.dir}: a cache is built in a folder, and `python -m ops cache copy` puts it there"
         )
-    for model in (config.student, config.teacher.model_copy(update={"source": "online"})):
+    for model in (config.student, teacher.model_copy(update={"source": "online"})):
         model.check()
     return make_folder(Path(cache.dir), "cache.dir")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
-from cluster.rules import require_cache
+from cluster.rules import require_cache, require_teacher
 from cluster.stored_teacher import refuse_channels_last
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_identity
@@ -41,6 +41,7 @@ def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0
 
     Refused for a damaged file, and for a cache that belongs to something else than the recipe.
     """
+    require_teacher(config)
     cache = require_cache(config.cache, config.views)
     directory = local_folder(cache.dir, cache.copies_dir)
     manifest = load_manifest(directory)

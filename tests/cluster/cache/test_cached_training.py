@@ -342,8 +342,10 @@ def test_recipes_that_can_have_no_cache(recipes):
         build(recipes(views__num_views=None))
     with pytest.raises(Refused, match=r"the recipe has no cache; add a 'cache:' section"):
         recipes(cached=True, cache=None)
-    with pytest.raises(Refused, match=r"has no teacher whose outputs could be stored"):
-        build(recipes(teacher=None, method=[{"term": "ce", "weight": 1.0}]))
+    alone = recipes(teacher=None, cache=None, views__num_views=None, method=[{"term": "ce", "weight": 1.0}])
+    for ask in (build, lambda recipe: recipe.cache_recipes, lambda recipe: verify(recipe, 1, torch.device("cpu"))):
+        with pytest.raises(Refused, match=r"the recipe has no teacher; name one"):
+            ask(alone)
     with pytest.raises(Refused, match=r"reads no outputs of a teacher"):
         build(recipes(method=[{"term": "ce", "weight": 1.0}]))
     with pytest.raises(Refused, match=r"a cache is built in a folder"):
