@@ -147,13 +147,19 @@ def _offsets(content: pa.Buffer) -> pa.Array:
 
 
 def finished_facts(place: Place, folder: str, packing: Packing) -> dict[int, pa.Table]:
-    """Return {number: facts} of the shards that are there, of this packing and of the size that they had."""
+    """Return {number: facts} of the shards that are there, of this packing and of the size that they had.
+
+    Facts that are cut off or damaged are of none.
+    """
     sizes = {file.name: file.num_bytes for file in place.list_files(folder)}
     finished = {}
     for number in range(packing.num_shards):
         name = f"{folder}/{facts_name(number)}"
         if name in sizes:
-            facts = pa.ipc.open_file(pa.py_buffer(place.read(name))).read_all()
+            try:
+                facts = pa.ipc.open_file(pa.py_buffer(place.read(name))).read_all()
+            except pa.ArrowInvalid:
+                continue
             about = _about(facts)
             if about["key"] == packing.key and sizes.get(f"{folder}/{shard_name(number)}") == about["num_bytes"]:
                 finished[number] = facts

@@ -88,13 +88,14 @@ def test_what_is_there_is_not_written_again(folder: Path) -> None:
     before = shards(folder)
     (folder.parent / "pack" / "train" / "shard-00001.arrow").unlink()
     (folder.parent / "pack" / "train" / "shard-00002.facts.arrow").unlink()
+    os.truncate(folder.parent / "pack" / "train" / "shard-00003.facts.arrow", 100)
     run_pack_job(job, job.prepare())
     after = shards(folder)
     assert {name: content for name, (_, content) in after.items()} == {
         name: content for name, (_, content) in before.items()
     }
     written = {name for name, (time, _) in after.items() if time != before[name][0]}
-    assert written == {"index.arrow", *(f"shard-0000{n}{kind}.arrow" for n in (1, 2) for kind in ("", ".facts"))}
+    assert written == {"index.arrow", *(f"shard-0000{n}{kind}.arrow" for n in (1, 2, 3) for kind in ("", ".facts"))}
 
 
 def test_another_packing_replaces_the_first(folder: Path, original: Source) -> None:
