@@ -58,8 +58,8 @@ def _import_file(plugin: str) -> str:
     name = path.name if is_package else path.stem
     if not source.is_file() or source.suffix != ".py":
         raise Refused(
-            f"plugins: {plugin} is no Python file and no folder with __init__.py; name one, or a module that is "
-            "installed, such as my_package.distil"
+            f"plugins: {path} is no Python file and no folder with __init__.py; name one, by a path that is whole or "
+            "starts from the working directory, or a module that is installed, such as my_package.distil"
         )
     if not name.isidentifier():
         raise Refused(f"plugins: {plugin}: {name!r} is no name of a module; rename it, such as {_as_identifier(name)}")

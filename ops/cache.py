@@ -67,7 +67,7 @@ def show_cache(folder: str) -> int:
     show_contents(folder, manifest)
     console.print(table("it belongs to", ["", ""], [[k, str(v)] for k, v in flat(manifest.plan.identity).items()]))
     served = list(recipes_served(manifest, folder))
-    say(f"recipes it holds the outputs for: {', '.join(served) if served else 'none of those that come along'}")
+    say(f"named recipes that could read it, if images and views were these: {', '.join(served) or 'none'}")
     return 0
 
 
@@ -102,7 +102,11 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
     served = []
     for name in catalog.names():
         config = catalog.load(name)
-        if config.teacher is None or config.teacher.model != manifest.plan.identity["teacher"]["model"]:
+        if (
+            config.teacher is None
+            or not config.needs.teacher
+            or config.teacher.model != manifest.plan.identity["teacher"]["model"]
+        ):
             continue
         try:
             wanted(manifest.plan.parts[TRAIN].columns, config.needs, folder)

@@ -95,7 +95,8 @@ def score(
         names = ", ".join(member.name for member in config.teachers)
         raise Refused(f"{config.name} has several teachers ({names}); give the one whose layers are scored as teacher")
     config = config.for_teacher
-    if require_teacher(config).cached:
+    asked = require_teacher(config)
+    if asked.cached:
         raise Refused(f"{config.name}: a cached teacher's layers cannot be scored; set teacher.source=online")
     parts = assemble(config, rank_here(config))
     assert parts.teacher is not None
@@ -106,7 +107,7 @@ def score(
     ids = class_balanced_sample(train.labels, per_class, config.seed)
     teacher = OnlineTeacher(parts.teacher.model, Needs(teacher_taps=frozenset(taps)), parts.teacher.renormalise)
     check_memory(teacher, size, len(ids), max_elements)
-    say(f"{len(taps)} taps of {config.teacher.model} over {len(ids):,} images, {per_class} of each class")
+    say(f"{len(taps)} taps of {asked.model} over {len(ids):,} images, {per_class} of each class")
     collected = quality_pass(
         teacher,
         parts.evaluation_loader("train"),

@@ -130,8 +130,9 @@ class TopParser(Parser):
         """Parse as argparse does; a command that there is not is refused with the nearest."""
         words = [word for word in (sys.argv[1:] if args is None else args) if not word.startswith("-")]
         if words and words[0] not in COMMANDS:
-            near = difflib.get_close_matches(words[0], COMMANDS, n=2) or ["--help"]
-            self.error(f"there is no command {words[0]!r}; did you mean {' or '.join(near)}?")
+            near = difflib.get_close_matches(words[0], COMMANDS, n=2)
+            remedy = f"did you mean {' or '.join(near)}?" if near else "--help lists them"
+            self.error(f"there is no command {words[0]!r}; {remedy}")
         return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
@@ -196,10 +197,15 @@ def imported(function: str) -> Callable[..., Any]:
     return found
 
 
+def goes_on(parser: Parser, how: str = "continues from the last checkpoint") -> None:
+    """Have it said, where a command is interrupted, that the same one goes on, and how."""
+    parser.set_defaults(again=f"the same command {how}")
+
+
 def add_overrides(parser: Parser, help: str) -> None:
     """Add the key=value that overrides fields of a recipe."""
     add_plugin_option(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
 def add_recipe(parser: Parser) -> None:

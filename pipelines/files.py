@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -98,8 +99,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_figure(path: Path, figure: Any, **options: Any) -> None:
-    """Write a figure of matplotlib, whole or not at all, in the format that the path's suffix names."""
-    write_whole(path, lambda file: figure.savefig(file, format=path.suffix.lstrip("."), **options))
+    """Write a figure of matplotlib, whole or not at all, in the format that the path's suffix names.
+
+    Where no font is installed that has a letter, as of a class's name, a box stands for it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        write_whole(path, lambda file: figure.savefig(file, format=path.suffix.lstrip("."), **options))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -40,6 +40,7 @@ def test_build_verify_info_train(recipe_file, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "cifar_resnet8" in shown
     assert "demo/distilled" in shown
+    assert "demo/alone" not in shown, "which reads no teacher"
     assert main(["train", recipe_file, "teacher.source=cache"]) == 0
     assert "agreement with the teacher" in capsys.readouterr().out
 

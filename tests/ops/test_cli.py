@@ -15,11 +15,16 @@ import yaml
 from PIL import Image
 
 import kdcore
+import ops.parser
 from cluster.config import RunConfig
+from cluster.interruption import Terminated
+from cluster.run_sections import TrackingConfig
 from cluster.sweep.config import Pairings
 from ops import layers
 from ops.__main__ import main
+from ops.exported_files import exporting
 from ops.parser import COMMANDS, EXAMPLES, GROUPS, build_parser
+from ops.train import mlflow_hint
 from pipelines.data.variants import VARIANTS
 from tests.conftest import write_image_folder
 
@@ -50,6 +55,41 @@ def test_help_lists_the_commands(capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     assert all(f"  {command} " in shown for command in COMMAND_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["review", "stillhouse"], "terminated"),
+        (["export", "run", "-o", "here"], "terminated"),
+        (["train", "kd"], "terminated; the same command continues from the last checkpoint"),
+        (["demo"], "terminated; the same command continues from the last checkpoint"),
+        (["sweep", "kd", "--space", "s.yaml"], "terminated; the same command goes on with the sweep, its runs from"),
+        (["cache", "build", "kd"], "terminated; the same command goes on with what is missing"),
+        (["cache", "info", "here"], "terminated"),
+        (["data", "pack", "a", "-o", "b"], "terminated; the same command goes on with the pack"),
+        (["reproduce", "cifar100"], "terminated; the same command continues from the last checkpoint"),
+    ],
+)
+def test_only_what_goes_on_is_said_to(words, said, monkeypatch, capsys):
+    """Whatever was asked for is replaced by SIGTERM's exception; the words are parsed as they are."""
+
+    def terminate(*args):
+        raise Terminated("terminated")
+
+    monkeypatch.setattr(ops.parser, "imported", lambda function: terminate)
+    assert main(words) == 143
+    line = " ".join(capsys.readouterr().err.split())
+    assert line.startswith(f"stillhouse: {said}")
+    assert ";" in said or line == f"stillhouse: {said}"
+
+
+def test_commands_that_are_shown_can_be_typed(tmp_path):
+    """Also where a folder has a space in its name."""
+    folder = f"{tmp_path}/my runs"
+    config = RunConfig.model_construct(output_dir=folder, tracking=TrackingConfig())
+    assert shlex.split(mlflow_hint(config))[2:] == ["-m", "ops", "ui", "--store", folder]
+    assert shlex.split(exporting(Path(folder)))[-2:] == ["-o", folder]
 
 
 @pytest.mark.parametrize("command", COMMAND_NAMES)
@@ -190,7 +230,7 @@ def test_every_command_is_in_a_group_of_the_help():
     assert set(COMMANDS) >= set(COMMAND_NAMES)
 
 
-@pytest.mark.parametrize(("typed", "hint"), [("trian", "did you mean train?"), ("qqq", "did you mean --help?")])
+@pytest.mark.parametrize(("typed", "hint"), [("trian", "did you mean train?"), ("qqq", "--help lists them")])
 def test_an_unknown_command_is_refused_with_the_nearest(typed, hint, capsys):
     with pytest.raises(SystemExit) as ended:
         main([typed, "kd"])

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from matplotlib.figure import Figure
 
 from kdcore.errors import Refused
-from pipelines.files import remove_unfinished, write_whole
+from pipelines.files import remove_unfinished, write_figure, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Refused("cut off"), KeyboardInterrupt()])
@@ -34,3 +35,11 @@ def test_what_was_killed_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / others[-1]).symlink_to(tmp_path / "shard")
     remove_unfinished(tmp_path, lambda name: name in ("shard", "linked"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_figure_with_letters_of_no_font_is_written(tmp_path: Path) -> None:
+    figure = Figure(figsize=(1, 1))
+    figure.text(0.5, 0.5, "\N{CJK UNIFIED IDEOGRAPH-732B}")
+    write_figure(tmp_path / "cat.png", figure)
+    assert (tmp_path / "cat.png").stat().st_size
