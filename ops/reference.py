@@ -28,8 +28,8 @@ one section, term or field; `python -m ops recipes NAME` prints a recipe with th
 
 A recipe is a YAML file of the sections below. It may start from others with `base: FILE.yaml` (or a list of files):
 mappings are merged, everything else is replaced. On the command line any field is set with `section.field=value`; an
-item of a list by its number, counted from 0, as in `method.1.temperature=2`. Relative paths, of plug-ins too, start from
-the working directory, wherever the recipe lies; those of `base` from the folder of the file that names it.
+item of a list by its number, counted from 0, as in `method.1.temperature=2`. Relative paths, of plug-ins too, start
+from the working directory, wherever the recipe lies; those of `base` from the folder of the file that names it.
 """
 
 

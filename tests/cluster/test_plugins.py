@@ -1,7 +1,6 @@
 """Plug-ins: imported by name, file or folder; refused in a line; their source is part of what a run is."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -161,7 +160,7 @@ def test_what_does_not_import_is_refused_in_a_line(tmp_path, text, message):
 def test_names_that_are_none(tmp_path):
     with pytest.raises(Refused, match=r"there is no module 'my_package.distil'; give its whole dotted name, a file"):
         import_plugins(["my_package.distil"])
-    with pytest.raises(Refused, match=rf"{re.escape(os.getcwd())}/nowhere\.py is no Python file and no folder"):
+    with pytest.raises(Refused, match=rf"{re.escape(str(Path.cwd()))}/nowhere\.py is no Python file and no folder"):
         import_plugins(["./nowhere.py"])
     with pytest.raises(Refused, match="'my-losses' is no name of a module; rename it, such as my_my_losses"):
         import_plugins([plugin(tmp_path, "", "my-losses")])
