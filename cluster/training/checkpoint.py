@@ -33,8 +33,9 @@ from pipelines.places import no_place
 class TrainState:
     """What changes while a run trains.
 
-    step: the number of optimiser steps done. best: the student's best weights so far with their score, their step, and
-    all that was measured of them, where the recipe chooses by one.
+    step: the number of optimiser steps done. interval: what was added up since the last row of metrics
+    (`cluster.training.interval`). best: the student's best weights so far with their score, their step, and all that
+    was measured of them, where the recipe chooses by one.
     """
 
     distiller: Distiller
@@ -43,6 +44,7 @@ class TrainState:
     step: int = 0
     train_seconds: float = 0.0
     skipped_steps: int = 0
+    interval: list[float] = field(default_factory=list)
     best_score: float = -1.0
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class TrainState:
                     "best_step": self.best_step,
                     "best_metrics": self.best_metrics,
                     "skipped_steps": self.skipped_steps,
+                    "interval": self.interval,
                     "facts": facts,
                 }
             )
@@ -107,6 +110,7 @@ class TrainState:
             self.ema.module.load_state_dict(saved["ema"])
         self.step, self.train_seconds = saved["step"], saved["train_seconds"]
         self.skipped_steps = saved.get("skipped_steps", 0)  # checkpoints from before steps could be left out
+        self.interval = saved.get("interval", [])  # checkpoints from before a row could begin ahead of one
         self.best_score, self.best_student = saved["best_score"], saved["best_student"]
         self.best_step, self.best_metrics = saved.get("best_step", 0), saved.get("best_metrics", {})
 

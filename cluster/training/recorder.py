@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cluster.assembly import Assembly
 from cluster.config import RunConfig
@@ -27,6 +26,7 @@ from cluster.tracking.journal import cut_journal, read_journal
 from cluster.tracking.run import RunLog, is_opened_first
 from cluster.training.checkpoint import TrainState
 from cluster.training.costs import run_costs
+from cluster.training.interval import Interval
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
 from cluster.training.selection import has_waited
@@ -56,8 +56,7 @@ class Recorder:
         self.term_names = list(unique_names(config.method))
         train = run.indexes["train"]
         self.has_top1 = train.labelled and not train.multi_label and classifier_knows_classes(config)
-        self.totals = torch.zeros(3 + len(self.term_names), dtype=torch.float64, device=run.rank.device)
-        self.norms = torch.zeros(2, dtype=torch.float64, device=run.rank.device)  # their number, and their sum
+        self.interval = Interval(run.rank, 2 + len(self.term_names), skips=config.train.on_nonfinite == "skip")
         self.wait_seconds = self.window_wait = 0.0
         self.window_start, self.window_steps = time.perf_counter(), 0
         self.latest: dict[str, float] = {}
@@ -122,9 +121,8 @@ class Recorder:
     def count(self, step: int, number: int, batch: Batch, output: StepOutput) -> None:
         """Add one micro-batch to the sums, without waiting for the device."""
         hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
-        values = [torch.ones_like(output.loss), output.loss.detach(), hits / len(batch), *output.terms.values()]
         weight = len(batch) / self.run.micro_batch  # 1, but in an epoch's last batch where that is kept
-        self.totals += self.finite_or_zero(torch.stack([value.double() for value in values])) * weight
+        self.interval.add([output.loss.detach(), hits / len(batch), *output.terms.values()], weight)
         if step == self.first_step == 0 and number == 0 and self.log:
             with optional("the picture of the first batch is", self.reporter.say):
                 shown = self.run.classes if self.run.indexes["train"].labelled else ()
@@ -143,12 +141,6 @@ class Recorder:
             self.record.write(json.dumps({**row, "loss": float(output.loss.detach())}) + "\n")
             self.record.flush()
 
-    def finite_or_zero(self, values: Tensor) -> Tensor:
-        """Return the values, or zeros where steps that are not finite are left out and one of these is not."""
-        if self.config.train.on_nonfinite == "stop":
-            return values
-        return torch.where(values.isfinite().all(), values, torch.zeros_like(values))
-
     def stop(self, state: TrainState) -> dict[str, Any]:
         """Close the log of a run that ends before its time; return where it stands."""
         if self.record:
@@ -164,23 +156,19 @@ class Recorder:
     def after_step(self, state: TrainState, record: StepRecord) -> None:
         """At the end of every interval, log the means over steps and ranks and show them on the board."""
         self.window_steps += 1
-        norm = record.gradient_norm.double()
-        self.norms += self.finite_or_zero(torch.stack([torch.ones_like(norm), norm]))
+        self.interval.add_norm(record.gradient_norm)
         if not self.interval_ends(state.step):
             if self.log:
                 self.log.begin()
             return
-        totals = self.run.rank.add_up(self.totals).tolist()
+        loss, top1, *terms, norm = self.interval.end()
         now = time.perf_counter()
         seconds, wait = now - self.window_start, self.wait_seconds - self.window_wait
-        count, loss, hits, *terms = totals
-        count = max(count, 1.0)  # every step of the interval may have been left out
-        num_norms, norms = self.norms.tolist()
         self.latest = {
-            "train/loss": loss / count,
-            **({"train/top1": hits / count} if self.has_top1 else {}),
-            **{f"train/{name}": value / count for name, value in zip(self.term_names, terms, strict=True)},
-            "train/gradient_norm": norms / max(num_norms, 1.0),
+            "train/loss": loss,
+            **({"train/top1": top1} if self.has_top1 else {}),
+            **{f"train/{name}": value for name, value in zip(self.term_names, terms, strict=True)},
+            "train/gradient_norm": norm,
             **({"train/skipped_steps": state.skipped_steps} if self.config.train.on_nonfinite == "skip" else {}),
             **({"data/replaced_images": self.num_replaced()} if self.config.data.on_broken == "skip" else {}),
             "train/lr": record.rate,
@@ -191,8 +179,6 @@ class Recorder:
         if self.log:
             self.log.log(state.step, self.latest)
         self.reporter.update(phase="training", step=state.step, total_steps=self.run.total_steps, **self.latest)
-        self.totals.zero_()
-        self.norms.zero_()
         self.window_start, self.window_wait, self.window_steps = now, self.wait_seconds, 0
 
     def latest_before(self) -> dict[str, float]:

@@ -70,6 +70,7 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
     """Take the steps that are left, with validations and checkpoints between them; return the run's final metrics."""
     run, state, config = loop.run, loop.state, loop.config
     with Recorder(config, run, state.step, reporter, Fence(**payload["fence"])) as recorder:
+        recorder.interval.restore(state.interval)
         validation, saver = Validation(run, recorder), saver_of(run)
         stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], run.rank)
         notices = Notices(run.rank, stop, payload["watches_nodes"])
@@ -91,6 +92,7 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
                     validation.evaluate(state)
                 if is_saved or loop.is_done:
                     recorder.check_fence()
+                    state.interval = recorder.interval.so_far()
                     with reporter.timing("checkpoint/seconds"):
                         saver.save(state)
                 if asked.notice is not None:

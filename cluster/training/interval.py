@@ -1,0 +1,58 @@
+"""What a run adds up between two rows of its metrics: on the device, without waiting for it.
+
+Not here: what is measured, and where the rows go (`cluster.training.recorder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cluster.rank import Rank
+
+
+class Interval:
+    """The sums since the last row: of the values of micro-batches, and of the gradient's norm, which all ranks share.
+
+    num_values: of a micro-batch. skips: whether what is not finite is left out, as the run leaves such steps out.
+    """
+
+    def __init__(self, rank: Rank, num_values: int, skips: bool) -> None:
+        self.rank, self.skips = rank, skips
+        self.values = torch.zeros(1 + num_values, dtype=torch.float64, device=rank.device)  # behind their weight
+        self.norms = torch.zeros(2, dtype=torch.float64, device=rank.device)  # behind their number
+
+    def add(self, values: Sequence[Tensor], weight: float) -> None:
+        """Add what a micro-batch gave, scalars; weight: of a smaller one than others."""
+        self.values += self._counted(values) * weight
+
+    def add_norm(self, norm: Tensor) -> None:
+        """Add the norm of a step's whole gradient."""
+        self.norms += self._counted([norm])
+
+    def end(self) -> list[float]:
+        """Return the means over steps and ranks, the norm's last, and begin anew. 0 where every step was left out."""
+        *values, count, norms = self.so_far()
+        weight, *sums = values
+        means = [*(value / max(weight, 1.0) for value in sums), norms / max(count, 1.0)]
+        self.values.zero_()
+        self.norms.zero_()
+        return means
+
+    def so_far(self) -> list[float]:
+        """Return the sums over all ranks, for a checkpoint to hold; waits for the device."""
+        return [*self.rank.add_up(self.values.clone()).tolist(), *self.norms.tolist()]
+
+    def restore(self, sums: Sequence[float]) -> None:
+        """Go on with the sums that a checkpoint holds; one of an earlier version holds none."""
+        if sums:
+            self.norms += self.norms.new_tensor(sums[-2:])
+            if self.rank.first:  # which has them for all ranks
+                self.values += self.values.new_tensor(sums[:-2])
+
+    def _counted(self, values: Sequence[Tensor]) -> Tensor:
+        """Return 1 and the values, or zeros where they are to be left out."""
+        found = torch.stack([torch.ones_like(values[0], dtype=torch.float64), *(value.double() for value in values)])
+        return torch.where(found.isfinite().all(), found, torch.zeros_like(found)) if self.skips else found
