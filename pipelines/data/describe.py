@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance, Inspected, check_broken, inspect_stored
-from pipelines.data.images import too_large
+from pipelines.data.images import is_too_large, refuse_too_large
 from pipelines.data.listing import Listing
 from pipelines.data.source_table import source_table, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
@@ -40,26 +41,31 @@ def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance
 def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
     """Return the table of a pack's index, whose images were looked at when they were packed, without those refused.
 
-    By `acceptance`: for their pixels, or for what decoding them says.
+    By `acceptance`: for their pixels, of which another may have packed more, or for what decoding them says.
     """
-    if acceptance.key == []:
-        return table
     storage = storage_of(
         place.location, _with_places_in_store(place, table), json.loads(table.schema.metadata[b"files"])
     )
-    sizes = np.column_stack([to_numpy(table[name]).astype(np.int64) for name in ("height", "width")])
-    rows = np.flatnonzero(sizes.prod(axis=1) > acceptance.max_pixels)
-    names = storage.names(rows)
-    broken = {
-        int(row): str(too_large(name, (int(sizes[row, 0]), int(sizes[row, 1])), acceptance.max_pixels))
-        for row, name in zip(rows, names, strict=True)
-    }
+    rows = too_large(table, acceptance.max_pixels)
+    sizes = zip(table["height"].take(rows).to_pylist(), table["width"].take(rows).to_pylist(), strict=True)
+    broken = {}
+    for row, name, size in zip(rows.tolist(), storage.names(rows), sizes, strict=True):
+        try:
+            refuse_too_large(name, size, acceptance.max_pixels)
+        except Refused as error:
+            broken[row] = str(error)
     if acceptance.check == "decode":
         broken |= _look_at_all(storage, table, progress, acceptance)[1]
     before = json.loads(table.schema.metadata.get(b"broken", b"[]"))
     num = len(table) + len(before)
     check_broken([broken[row] for row in sorted(broken)], num, acceptance.on_broken, place.root)
     return _without(table, broken)
+
+
+def too_large(table: pa.Table, max_pixels: int) -> NDArray[np.int64]:
+    """Return the rows of a table whose images have too many pixels: see `is_too_large`."""
+    sides = np.sort([to_numpy(table[name]).astype(np.int64) for name in ("height", "width")], axis=0)
+    return np.flatnonzero(is_too_large(sides[0], sides[1], max_pixels))
 
 
 def _without(table: pa.Table, broken: dict[int, str]) -> pa.Table:

@@ -7,7 +7,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from kdcore.errors import Refused
@@ -22,6 +25,8 @@ MAX_PIXELS = 89_478_485
 _SHORTER_SIDE = 256
 # Of one image's pixels `inspect_image` decides, and `decode_image` opens no other than those that were inspected.
 Image.MAX_IMAGE_PIXELS = None
+
+_Pixels = TypeVar("_Pixels", int, NDArray[np.int64])
 
 # Whose end says nothing: only decoding tells whether they are whole.
 _DECODED = ("BMP", "TIFF", "PPM", "JPEG2000")
@@ -39,13 +44,8 @@ def inspect_image(
     size = None if decode else plain_size(content)
     if size is None:
         size = look_at(content, name, max_pixels, decode)
-    elif size[0] * size[1] > max_pixels:
-        raise too_large(name, size, max_pixels)
-    if max(size) * _SHORTER_SIDE**2 > max(max_pixels, MAX_PIXELS) * min(size):
-        raise Refused(
-            f"{name} has {size[0]}x{size[1]} pixels: resized to a shorter side of {_SHORTER_SIDE}, for a centre crop, "
-            f"it has more than data.max_pixels={max_pixels}; crop or remove it, or raise data.max_pixels"
-        )
+    else:
+        refuse_too_large(name, size, max_pixels)
     return *size, zlib.crc32(content)
 
 
@@ -53,11 +53,10 @@ def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
     """Return the size of an image as Pillow reads it; Refused as by `inspect_image`."""
     with refusing_broken(name), Image.open(BytesIO(content)) as image:
         size = image.height, image.width
-        if size[0] * size[1] > max_pixels:
-            raise too_large(name, size, max_pixels)
+        refuse_too_large(name, size, max_pixels)
         reason = differs(content, image)
         # A JPEG that does not end in its end marker is cut short, or has something appended: decoding tells which.
-        ends = image.format != "JPEG" or b"\xff\xd9" in content[-64:]
+        ends = image.format not in ("JPEG", "MPO") or b"\xff\xd9" in content[-64:]
         if reason is None and (decode or not ends or image.format in _DECODED):
             image.load()
     if reason:
@@ -65,12 +64,35 @@ def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
     return size
 
 
-def too_large(name: str, size: Size, max_pixels: int) -> Refused:
-    """Return the refusal of an image with too many pixels."""
-    return Refused(
-        f"{name} has {size[0]}x{size[1]} pixels, more than data.max_pixels={max_pixels}, and takes long to decode; "
-        "make it smaller or remove it, or raise data.max_pixels"
-    )
+def is_too_large(shorter: _Pixels, longer: _Pixels, max_pixels: int) -> bool | NDArray[np.bool_]:
+    """Return whether an image, or each of several, has too many pixels, also once it is resized for a centre crop.
+
+    shorter, longer: the sides in pixels.
+    """
+    most = float(_most_resized(max_pixels))
+    return (shorter * longer > max_pixels) | (longer * _SHORTER_SIDE**2 > most * shorter)
+
+
+def refuse_too_large(name: str, size: Size, max_pixels: int) -> None:
+    """Refuse an image with too many pixels: see `is_too_large`."""
+    shorter, longer = sorted(size)
+    if shorter * longer > max_pixels:
+        raise Refused(
+            f"{name} has {size[0]}x{size[1]} pixels, more than data.max_pixels={max_pixels}, and takes long to decode; "
+            "make it smaller or remove it, or raise data.max_pixels"
+        )
+    if is_too_large(shorter, longer, max_pixels):
+        resized = -(-longer * _SHORTER_SIDE**2 // max(1, shorter))
+        raise Refused(
+            f"{name} has {size[0]}x{size[1]} pixels: resized to a shorter side of {_SHORTER_SIDE}, for a centre crop, "
+            f"it has {resized:,}, more than {_most_resized(max_pixels):,}; crop or remove it, or allow it with "
+            f"data.max_pixels={resized}"
+        )
+
+
+def _most_resized(max_pixels: int) -> int:
+    """Return the pixels that an image may have once it is resized: an image that is allowed by its own passes."""
+    return max(max_pixels, MAX_PIXELS)
 
 
 def decode_image(content: Encoded, name: str, height: int, width: int) -> Image.Image:

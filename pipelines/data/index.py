@@ -21,10 +21,10 @@ from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.compressed import decompress, plain_files
 from pipelines.data.copies import CopyPolicy
-from pipelines.data.describe import IndexProgress, accepted_of_pack, describe
+from pipelines.data.describe import IndexProgress, accepted_of_pack, describe, too_large
 from pipelines.data.kinds import COMPRESSED, PARQUET, Containers, Kind, recognise
 from pipelines.data.listing import Listing
-from pipelines.data.pack import INDEX, read_pack
+from pipelines.data.pack import INDEX, find_pack, read_pack
 from pipelines.data.packing import build_pack
 from pipelines.data.parquet import ParquetPacking
 from pipelines.data.source import Source, open_table
@@ -35,10 +35,9 @@ from pipelines.files import write_json, write_whole
 from pipelines.leases import leased
 from pipelines.places import Place
 
-_VERSION = 2  # of the name of an index; 1 held images that the loaders do not decode alike
-# Of how a split is listed: one that an earlier version has listed is listed again. Its index is found again where it is
-# the same. 2 guessed the labels of tars and of Parquet files that differ.
-_LISTED = 3
+# Of how a split is listed, and of which images are accepted: what is of an earlier version is made again. 1 held images
+# that the loaders do not decode alike; 2 and 3 some more of these, lines of pixels, and guessed labels.
+_VERSION = 4
 
 
 class _Latest(BaseModel):
@@ -59,7 +58,7 @@ class _Latest(BaseModel):
     """Which images were accepted, and what was done about the others."""
 
     version: int
-    """The version of the listing."""
+    """The version of the index."""
 
     traces: Traces
     """What was seen of the split then."""
@@ -145,17 +144,31 @@ def _is_good(
 ) -> bool:
     """Return whether an index is still that of what lies there, as far as is cheap to see."""
     return (
-        (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _LISTED)
+        (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _VERSION)
         and latest.traces.containers == containers_of(containers)
         and bool(latest.traces.containers or latest.traces.folders)  # single files in a store leave none
-        and (cache_dir / latest.index).exists()
-        and (latest.stored_in is None or (cache_dir / latest.stored_in).is_dir())
+        and _is_whole(latest, cache_dir)
         and look_again(place.root, latest.traces)
     )
 
 
+def _is_whole(latest: _Latest, cache_dir: Path) -> bool:
+    """Return whether an index can be read, and the files that were put beside it have the size that they had."""
+    table = _read(cache_dir / latest.index)
+    if table is None or latest.stored_in is None:
+        return table is not None
+    folder = cache_dir / latest.stored_in
+    try:
+        files = json.loads(table.schema.metadata[b"files"])
+        return all((folder / name).stat().st_size == num_bytes for name, num_bytes in files)
+    except OSError:
+        return False
+
+
 def _open(place: Place, latest: _Latest, cache_dir: Path, copies: CopyPolicy | None) -> Source:
-    table = pa.ipc.open_file(pa.memory_map(str(cache_dir / latest.index))).read_all()
+    table = _read(cache_dir / latest.index)
+    if table is None:
+        raise Refused(f"{cache_dir / latest.index} is not there, or cut off; index {place.root} again")
     on_broken = latest.acceptance.on_broken
     if latest.stored_in is not None:
         return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()), None, on_broken)
@@ -176,9 +189,12 @@ def _make(
     if kind is PARQUET:
         packing = ParquetPacking(place, split, containers, acceptance=acceptance)
         stored_in = f"pack-{packing.key[:32]}"
+        packed = Place.of(cache_dir / stored_in, "output_dir")
         with progress.of(packing.num_rows):
-            build_pack(packing, Place.of(cache_dir / stored_in, "output_dir"), split, progress.advance)
+            table = build_pack(packing, packed, split, progress.advance)
         name = f"{stored_in}/{split}/{INDEX}"
+        if too_large(table, acceptance.max_pixels).size:  # packed by an earlier version, which accepted more
+            name = _make_index(packed, split, find_pack(packed, split), None, cache_dir, progress, acceptance)
     elif kind is COMPRESSED:
         with progress.of(sum(file.num_bytes for file in containers)):
             plain = decompress(place, containers, cache_dir, progress.advance)
@@ -192,7 +208,7 @@ def _make(
         index=name,
         stored_in=stored_in,
         acceptance=acceptance,
-        version=_LISTED,
+        version=_VERSION,
         traces=take_traces(containers, listing),
     )
 
@@ -211,7 +227,7 @@ def _make_index(
     listing: None for a pack, which has an index of its own.
     """
     name = f"index-{_listing_digest(place, split, containers, listing, acceptance)[:32]}.arrow"
-    if not (cache_dir / name).exists():
+    if _read(cache_dir / name) is None:
         if listing is None:
             table = accepted_of_pack(place, read_pack(place, split), progress, acceptance)
         else:
@@ -233,6 +249,14 @@ def _listing_digest(
         return hashlib.sha256(start.encode()).hexdigest()
     columns = ("num_bytes", "mtime_ns", "file", "offset")
     return digest_rows(start, listing.table, [name for name in columns if name in listing.table.column_names])
+
+
+def _read(path: Path) -> pa.Table | None:
+    """Return the table of an index, memory-mapped; None where it is not there or cut off."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
 
 
 def _write(path: Path, table: pa.Table) -> None:

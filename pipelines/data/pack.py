@@ -82,14 +82,14 @@ def find_pack(place: Place, split: str) -> tuple[Found, ...]:
 def read_pack(place: Place, split: str) -> pa.Table:
     """Return the table of a pack's split, as `pipelines.data.source.open_table` takes it.
 
-    Refused where a shard is not there or not of the size that was written.
+    Refused where a shard is not there or not of the size that was written, and for an index of something else.
     """
     name = f"{split}/{INDEX}"
     try:
         table = pa.ipc.open_file(pa.py_buffer(place.read(name))).read_all().combine_chunks()
     except pa.ArrowInvalid as error:
         raise Refused(f"{place.name_of(name)} is not a whole index of a pack ({error}); pack again") from error
-    version = int(table.schema.metadata.get(b"version", b"0"))
+    version = int(_metadata(place, name, table.schema).get(b"version", b"0"))
     if version != VERSION:
         raise Refused(f"{place.name_of(name)} is a pack of version {version}, not {VERSION}; pack again")
     sizes = {file.name: file.num_bytes for file in place.list_files(split)}
@@ -98,6 +98,16 @@ def read_pack(place: Place, split: str) -> pa.Table:
             found = f"has {sizes[shard]:,} bytes" if shard in sizes else "is not there"
             raise Refused(f"{place.name_of(shard)} {found}, and was packed with {num_bytes:,}; copy it or pack again")
     return table
+
+
+def _metadata(place: Place, name: str, schema: pa.Schema) -> dict[bytes, bytes]:
+    """Return what stands in the metadata of a pack's index; Refused for an Arrow file of something else."""
+    found: dict[bytes, bytes] = schema.metadata or {}
+    if not {b"classes", b"files"} <= found.keys():
+        raise Refused(
+            f"{place.name_of(name)} is an Arrow file of something else than a pack's index; move it elsewhere"
+        )
+    return found
 
 
 def write_shard(place: Place, folder: str, packing: Packing, number: int) -> pa.Table:
@@ -167,13 +177,16 @@ def finished_facts(place: Place, folder: str, packing: Packing) -> dict[int, pa.
 
 
 def remove_other_index(place: Place, folder: str, packing: Packing) -> None:
-    """Remove an index of another packing: cut off while its shards are written over, it would name other images."""
+    """Remove an index of another packing: cut off while its shards are written over, it would name other images.
+
+    Refused for an Arrow file of this name that is no index of a pack: it is somebody's.
+    """
     name = f"{folder}/{INDEX}"
     if not place.has(name):
         return
     try:
         with place.open(name) as file:
-            key = (pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"")
+            key = _metadata(place, name, pa.ipc.open_file(file).schema).get(b"key", b"")
     except pa.ArrowInvalid:
         key = b""
     if key != packing.key.encode():
