@@ -16,7 +16,7 @@ import pyarrow as pa
 from kdcore.errors import Refused
 from pipelines.data.listing import find_containers
 from pipelines.data.tars import CODECS, is_tar, plain_name, with_class_list
-from pipelines.files import make_folder, write_whole
+from pipelines.files import make_folder, remove_unfinished, write_whole
 from pipelines.places import Found, Place
 
 _READ_BYTES = 8 * 2**20
@@ -38,6 +38,9 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
     facts = [[file.name, file.num_bytes, file.mtime_ns] for file in files]
     target = folder / f"tars-{sha256(json.dumps([place.root, facts]).encode()).hexdigest()[:32]}"
     make_folder(target, "output_dir")
+    for made in {(target / plain_name(file.name)).parent for file in files}:
+        if made.is_dir():
+            remove_unfinished(made, lambda _: True)  # nobody else writes there, and of these tars nobody does now
     missing = [file for file in files if not (target / plain_name(file.name)).exists()]
     needed, free = sum(file.num_bytes for file in missing), shutil.disk_usage(target).free
     if free < needed:

@@ -64,6 +64,17 @@ def test_a_file_beside_the_index_that_is_gone(container: str, folder: Path) -> N
     assert build(root).read(np.arange(NUM)) == content
 
 
+def test_what_a_killed_decompression_left_is_removed(folder: Path) -> None:
+    root = contained("compressed tars", folder)
+    build(root)
+    (tar,) = (folder.parent / "index").rglob("0000.tar")
+    left = tar.with_name(f"{tar.name}.{'0' * 32}.tmp")
+    tar.rename(left)
+    build(root)
+    assert tar.is_file()
+    assert not left.exists()
+
+
 def test_an_arrow_file_of_something_else_is_no_pack(folder: Path, tmp_path: Path) -> None:
     """Nor is it removed where a pack is to be written."""
     path = tmp_path / "pack" / "train" / "index.arrow"
