@@ -201,7 +201,7 @@ def _refuse_unlabelled(unlabelled: pa.Array, table: pa.Table, where: Callable[[i
     if len(rows):
         labelled = int(np.flatnonzero(~unlabelled.to_numpy(zero_copy_only=False))[0])
         other = _path(table.slice(labelled, 1).to_pylist()[0])
-        raise Refused(f"{where(int(rows[0]))} has no label, but others have; {remedy}, as {other} has, or remove it")
+        raise Refused(f"{where(int(rows[0]))} has no label, but others have; {remedy}, or remove it ({other} has one)")
 
 
 def _classes_of_labels(

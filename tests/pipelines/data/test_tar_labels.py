@@ -92,7 +92,7 @@ def test_labels_by_number(tmp_path: Path) -> None:
         (
             [*sample("data/0", "0"), ("data/1.jpg", IMAGE)],
             "cat",
-            r"data/1.jpg has no label, but others have; put a .cls file beside it, as data/0.jpg has, or remove it",
+            r"data/1.jpg has no label, but others have; put a .cls file beside it, or remove it \(data/0.jpg has",
         ),
         ([*sample("0", "0"), *sample("1", "-1")], "cat", r"has an image of class -1, but labels count from 0; mend"),
         ([*sample("0", "3"), ("0.json", b'{"label": 1}')], None, r"0.cls gives the label '3', and 0.json '1'; remove"),
