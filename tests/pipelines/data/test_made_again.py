@@ -89,14 +89,6 @@ def test_an_arrow_file_of_something_else_is_no_pack(folder: Path, tmp_path: Path
     assert path.is_file()
 
 
-def test_facts_that_are_cut_off_are_made_again(folder: Path, tmp_path: Path) -> None:
-    packing, place = SourcePacking(build(folder)), Place.of(tmp_path / "pack", "place")
-    whole = build_pack(packing, place, "train")
-    facts = tmp_path / "pack" / "train" / "shard-00000.facts.arrow"
-    facts.write_bytes(facts.read_bytes()[:100])
-    assert build_pack(packing, place, "train").equals(whole)
-
-
 @pytest.mark.parametrize("container", ["folder", "parquet", "pack"])
 def test_what_an_earlier_version_accepted_is_looked_at_again(
     container: str, folder: Path, monkeypatch: pytest.MonkeyPatch
