@@ -10,10 +10,12 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.evaluation import report
 from ops.console import console, percent, say, table
+from ops.evaluated_images import name_images
 from ops.evaluation_figures import alignment, confusion, reliability
 from ops.subjects import find_subject
 from pipelines.data.variants import Target
@@ -41,7 +43,7 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
     config = with_online_teacher(subject.config)
     target = find_target(config, data, variant)
     findings = evaluate_networks(config, subject.weights, target)
-    images = variant or Path(data or config.data.val_split).name
+    images = name_images(config, RunFolder(subject.folder.parent), target, data, variant)
     content = describe(findings, target, images)
     show(content)
     paths = write(content, subject.folder, images)

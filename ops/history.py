@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,12 @@ class Run:
         return self.recipe.get("seed", "")
 
     @property
+    def view_seed(self) -> str:
+        """The seed of the views, as text: the run's own unless the recipe gives another."""
+        given = self.recipe.get("view_seed", "None")
+        return self.seed if given == "None" else given
+
+    @property
     def method(self) -> str:
         """The names of the method's terms, such as ce+kd."""
         return self.tags.get("method", "")
@@ -113,14 +120,27 @@ class Group:
         """The names of the method's terms, such as ce+kd."""
         return self.runs[0].method
 
-    def values(self, metric: str) -> list[float]:
-        """Return a metric's value in every run that has it."""
-        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+    def repetitions(self, metric: str) -> dict[str, Run]:
+        """Return {seed: its run} of the runs that have a metric; of several runs of one seed the latest.
+
+        Where runs of one seed differ in view_seed, each is a repetition, and named by both.
+        """
+        runs = sorted((run for run in self.runs if metric in run.metrics), key=lambda run: run.started)
+        latest = {(run.seed, run.view_seed): run for run in runs}
+        seeds = Counter(seed for seed, _ in latest)
+        return {seed if seeds[seed] == 1 else f"{seed}, views {views}": run for (seed, views), run in latest.items()}
 
     def by_seed(self, metric: str) -> dict[str, float]:
-        """Return {seed: value}; of two runs of a seed the later one's."""
-        runs = sorted(self.runs, key=lambda run: run.started)
-        return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
+        """Return {seed: a metric's value}, of the repetitions that have it."""
+        return {seed: run.metrics[metric] for seed, run in self.repetitions(metric).items()}
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric's value of every repetition that has it."""
+        return list(self.by_seed(metric).values())
+
+    def set_aside(self, metric: str) -> int:
+        """Return how many runs that have a metric are not counted, since a later one repeats them."""
+        return sum(metric in run.metrics for run in self.runs) - len(self.repetitions(metric))
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:

@@ -80,7 +80,7 @@ def recipe_columns(metric: str) -> list[Column]:
     """Return the columns of the table of recipes, each a group of runs."""
     return [
         Column("recipe", "recipe", recipe_cell, is_number=False),
-        Column("runs", "n", lambda row: Cell(str(row.score["n"]), row.score["n"]), "finished runs, one a seed"),
+        Column("runs", "n", runs_cell, "finished runs, one a seed; of several with the same seeds the latest counts"),
         Column(
             "score",
             metric,
@@ -176,6 +176,11 @@ def recipe_cell(row: Row) -> Cell:
     if more := row.flags[FLAGS_SHOWN:]:
         badges.append(Badge(f"and in {len(more)} more", "flag", "; ".join(more)))
     return Cell(row.label, badges=badges)
+
+
+def runs_cell(row: Row) -> Cell:
+    """Return how many runs a recipe's score is of, with how many more were set aside."""
+    return Cell(str(row.score["n"]), row.score["n"], f"{row.set_aside} set aside" if row.set_aside else "")
 
 
 def score_cell(row: Row, metric: str) -> Cell:

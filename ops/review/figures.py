@@ -61,7 +61,8 @@ def curves(rows: Sequence[Row], histories: Histories, metric: str, title: str, p
     """Draw the mean of every group over its seeds, above the range of the seeds."""
     traces: list[Any] = []
     for number, row in enumerate(rows):
-        seeds = [dict(histories[run.run_id].get(metric, ())) for run in row.group.runs]
+        runs = row.group.repetitions(metric).values()
+        seeds = [dict(histories[run.run_id].get(metric, ())) for run in runs]
         steps = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
         if not steps:
             continue
@@ -196,12 +197,12 @@ def dimension(field: str, values: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def class_differences(names: Sequence[str], classes: Sequence[tuple[str, float]]) -> Figure:
-    """Draw by how many points of accuracy the second run is better, class by class, sorted."""
+def class_differences(names: Sequence[str], images: str, classes: Sequence[tuple[str, float]]) -> Figure:
+    """Draw by how many points of accuracy the second run is better, class by class, sorted. images: what they saw."""
     ordered = sorted(classes, key=lambda item: item[1])
     colours = [PALETTE[2] if value >= 0 else PALETTE[5] for _, value in ordered]
     points = [100 * value for _, value in ordered]
     trace = go.Bar(x=[name for name, _ in ordered], y=points, marker={"color": colours})
     places = {"xaxis": {"type": "category"}, "yaxis": {"ticksuffix": " "}}
     title = f"Accuracy by class: {names[1]} minus {names[0]}"
-    return figure("pair-classes", title, "On the validation images, in points.", [trace], **places)
+    return figure("pair-classes", title, f"On {images}, in points.", [trace], **places)

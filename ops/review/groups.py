@@ -29,8 +29,8 @@ ALONE_LABEL = "student alone"
 class Row:
     """A group of runs on the page.
 
-    key: its name in figures; by_seed: its scores; gain: over the student alone; flags: in what else it differs from
-    most others.
+    key: its name in figures; by_seed: its scores; set_aside: its runs that later ones repeat; gain: over the student
+    alone; flags: in what else it differs from most others.
     """
 
     key: str
@@ -40,9 +40,10 @@ class Row:
     score: dict[str, Any]
     gain: Difference | None
     flags: list[str]
+    set_aside: int = 0
 
     def mean(self, metric: str) -> float | None:
-        """Return the mean of a metric over the runs that have it."""
+        """Return the mean of a metric over the repetitions that have it."""
         values = self.group.values(metric)
         return spread(values)["mean"] if values else None
 
@@ -61,7 +62,7 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
         if group in teachers:
             label = f"the teacher: {group.fields.get('student.model')}"
         score, flags = spread(group.values(metric)), [] if group in teachers else flags_of(group, usual)
-        made.append(Row(f"g{number}", label, group, group.by_seed(metric), score, gain, flags))
+        made.append(Row(f"g{number}", label, group, group.by_seed(metric), score, gain, flags, group.set_aside(metric)))
     return sorted(made, key=lambda row: row.score["mean"], reverse=mode_of(metric) == "max")
 
 

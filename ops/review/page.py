@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def review(
     path = Path(output or f"{experiment}-review.html")
     write_text(path, text)
     say(f"{len(rows)} recipes, {sum(len(row.group.runs) for row in rows)} finished runs of {len(runs)}")
+    if set_aside := sum(row.set_aside for row in rows):
+        say(f"set aside: {set_aside} finished runs that later ones with the same recipe and seeds repeat")
     for line in sentences(rows, metric):
         say(f"  {line}")
     say(f"written: {path}")
@@ -130,24 +132,33 @@ def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Hi
     """Return what differs between two runs: in the recipe, in the curves, by class."""
     one, other = pair
     drawn = [figures.pair_curves(pair, histories, name, *how) for name, how in CURVES.items()]
-    classes = [by_class(client, run) for run in pair]
-    shared = [(name, classes[1][name] - classes[0][name]) for name in classes[0] if name in classes[1]]
+    evaluated = same_evaluations(client, pair)
+    split = one.recipe.get("data.val_split", "val")
+    classes = [by_class(content) for content in evaluated.get(split, ())]
+    shared = (
+        [(name, classes[1][name] - classes[0][name]) for name in classes[0] if name in classes[1]] if classes else []
+    )
     if shared:
-        drawn.append(figures.class_differences([run.name for run in pair], shared))
+        drawn.append(figures.class_differences([run.name for run in pair], images_of(evaluated[split][0]), shared))
     return {
         "runs": pair,
         "recipe": recipe_differences(one, other),
-        "metrics": shared_metrics(one, other),
+        "metrics": shared_metrics(one, other, evaluated),
         "figures": [f for f in drawn if f],
         "by_class": bool(shared),
     }
 
 
-def shared_metrics(one: Run, other: Run) -> list[tuple[str, float, float]]:
-    """Return (metric, of one, of the other): from evaluations where both have them, else from the last validations."""
+def shared_metrics(one: Run, other: Run, images: Iterable[str]) -> list[tuple[str, float, float]]:
+    """Return (metric, of one, of the other): from evaluations where both have them, else from the last validations.
+
+    images: the names of those that both were evaluated on.
+    """
     names = sorted(one.metrics.keys() & other.metrics.keys())
-    evaluated = [name for name in names if name.startswith("evaluation/")]
-    chosen = evaluated or [name for name in names if name.startswith(("val/", "held_out/"))]
+    prefixes = tuple(f"evaluation/{name}/" for name in images)
+    chosen = [name for name in names if name.startswith(prefixes)] or [
+        name for name in names if name.startswith(("val/", "held_out/"))
+    ]
     return [
         (name, one.metrics[name], other.metrics[name])
         for name in chosen
@@ -155,12 +166,30 @@ def shared_metrics(one: Run, other: Run) -> list[tuple[str, float, float]]:
     ]
 
 
-def by_class(client: mlflow.MlflowClient, run: Run) -> dict[str, float]:
-    """Return {class: the student's accuracy, or average precision} of the evaluation on validation images, if any."""
-    there = {artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")}
-    if "evaluation/val.json" not in there:
-        return {}
+def same_evaluations(client: mlflow.MlflowClient, pair: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Return {images: what `evaluate` found of each run} for the images that both were evaluated on.
+
+    Those have one fingerprint: of one name alone, two runs' validation images may be others.
+    """
+    one, other = (evaluations_of(client, run) for run in pair)
+    shared = (name for name in one.keys() & other.keys() if one[name]["fingerprint"] == other[name]["fingerprint"])
+    return {name: [one[name], other[name]] for name in shared}
+
+
+def evaluations_of(client: mlflow.MlflowClient, run: Run) -> dict[str, dict[str, Any]]:
+    """Return {images: what `evaluate` found of a run on them}."""
+    there = [artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")]
     with tempfile.TemporaryDirectory() as folder:
-        content = json.loads(Path(client.download_artifacts(run.run_id, "evaluation/val.json", folder)).read_text())
+        paths = [Path(client.download_artifacts(run.run_id, one, folder)) for one in there if one.endswith(".json")]
+        return {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
+
+
+def images_of(content: Mapping[str, Any]) -> str:
+    """Return which images an evaluation saw, in words, as far as the recipe's split goes by its name."""
+    return f"the {content['metrics']['student']['images']:,} images of {content['images']} ({content['data']})"
+
+
+def by_class(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return {class: the student's accuracy, or average precision} of an evaluation."""
     found = {row["class"]: rate_of_class(row["student"]) for row in content["classes"]}
     return {name: rate for name, rate in found.items() if rate is not None}

@@ -40,6 +40,11 @@ def test_a_recipe():
     assert found["model/gmacs"] == Cell("")
 
 
+def test_runs_that_were_set_aside_are_told():
+    assert cells(ROW)["runs"] == Cell("2", 2)
+    assert cells(replace(ROW, set_aside=3))["runs"] == Cell("2", 2, "3 set aside")
+
+
 def test_a_score_that_is_no_rate_is_no_percentage():
     found = cells(ROW, "val/nll")
     assert found["score"] == Cell("0.5000", 0.5, "± 0.0125")

@@ -1,8 +1,11 @@
 """`review`: what the page says, and the page itself in a browser: sorting, filtering, keyboard, no network."""
 
+import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from ops.__main__ import main
 from ops.history import PARENT, Group, Run, grouped, runs_of
 from ops.review.groups import change_together, label_of, recipe_differences, rows_of, sentences, varied_fields
+from ops.review.page import same_evaluations, shared_metrics
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -100,6 +104,70 @@ def test_differences_between_two_recipes():
         ("kd.temperature", "4.0", "2.0"),
         ("seed", "0", "1"),
     ]
+
+
+def test_a_seed_counts_once():
+    """Score, spread and gain are of the same runs: of two that repeat each other the later one, which is said."""
+    repeated = replace(alone(0, 0.9), name="again", started=5.0)
+    rows = rows_of(grouped([alone(0, 0.5), alone(1, 0.6), kd(0, 0.7), kd(1, 0.8), repeated]), "val/top1")
+    student = next(row for row in rows if row.label == "student alone")
+    assert student.score["n"] == 2
+    assert student.score["mean"] == pytest.approx(0.75)
+    assert student.by_seed == {"0": 0.9, "1": 0.6}
+    assert student.set_aside == 1
+    kd_row = next(row for row in rows if row.label == "ce+kd")
+    assert kd_row.gain.value == pytest.approx(kd_row.score["mean"] - student.score["mean"])
+    assert (kd_row.gain.test, kd_row.set_aside) == ("paired t, n = 2 seeds", 0)
+
+
+@pytest.mark.parametrize(
+    ("views", "seeds"),
+    [
+        ((None, None, None), {"0": 0.7, "1": 0.9}),
+        (("0", "None", "1"), {"0": 0.7, "1": 0.9}),
+        (("5", "5", "5"), {"0": 0.7, "1": 0.9}),
+        ((None, "5", None), {"0, views 0": 0.5, "0, views 5": 0.7, "1": 0.9}),
+    ],
+)
+def test_views_of_another_seed_are_a_repetition(views, seeds):
+    """As long as nothing else tells two runs of a seed apart; where all share their views, seeds are paired."""
+    scores = ((0, 0.5), (0, 0.7), (1, 0.9))
+    runs = [alone(*one, **({} if v is None else {"view_seed": v})) for one, v in zip(scores, views, strict=True)]
+    (group,) = grouped([replace(run, started=number) for number, run in enumerate(runs)])
+    assert group.by_seed("val/top1") == seeds
+    assert group.values("val/top1") == list(seeds.values())
+    assert group.set_aside("val/top1") == 3 - len(seeds)
+
+
+def test_evaluations_are_compared_on_the_same_images_alone():
+    """One name may be of two sets: another root's validation images, or what an earlier version wrote over them."""
+    client = Artifacts(one={"val": "a", "other": "b", "third": "c"}, other={"val": "x", "other": "b"})
+    pair = [replace(kd(0, 0.5), run_id=run_id) for run_id in ("one", "other")]
+    same = same_evaluations(client, pair)
+    assert {name: [found["run"] for found in both] for name, both in same.items()} == {"other": ["one", "other"]}
+    metrics = {"evaluation/val/ece": 0.1, "evaluation/other/ece": 0.2, "val/top1": 0.5}
+    one, other = (replace(run, metrics=metrics) for run in pair)
+    assert shared_metrics(one, other, same) == [("evaluation/other/ece", 0.2, 0.2)]
+    assert shared_metrics(one, other, {}) == [("val/top1", 0.5, 0.5)]
+
+
+class Artifacts:
+    """What MLflow's client gives of runs that were evaluated on {images: their fingerprint}."""
+
+    def __init__(self, **runs: dict[str, str]) -> None:
+        self.runs = runs
+
+    def list_artifacts(self, run_id: str, path: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(path=f"{path}/{name}") for images in self.runs[run_id] for name in files_of(images)]
+
+    def download_artifacts(self, run_id: str, path: str, folder: str) -> str:
+        made = Path(folder) / Path(path).name
+        made.write_text(json.dumps({"run": run_id, "fingerprint": self.runs[run_id][made.stem]}))
+        return str(made)
+
+
+def files_of(images: str) -> tuple[str, str]:
+    return f"{images}.json", f"{images}-cka.png"
 
 
 @pytest.fixture(scope="module")
