@@ -4,7 +4,7 @@ model.safetensors, config.json   timm's form: weights, architecture, classes, pr
 model.pt2                        torch.export's form: the whole network, SimKD's too; torch alone loads it
 model.onnx                       for ONNX Runtime and other engines; names its classes and preprocessing
 predict.py                       names what photographs show, with ONNX Runtime alone
-lineage.json                     what it was made of, which `lineage` prints and verifies
+lineage.json                     what it was made of, and the digests of these files; `lineage` prints and verifies it
 README.md                        the model card
 """
 
@@ -40,8 +40,9 @@ from kdcore.multi_label import THRESHOLD
 from kdcore.named_models import LOCAL_DIR
 from ops import photo_script
 from ops.console import console, say, table
+from ops.exported_files import remove_earlier
 from ops.lineage import write_lineage
-from ops.model_card import CARD, args_of, write_card
+from ops.model_card import args_of, write_card
 from ops.quantize import write_small_files
 from ops.registry import register
 from ops.subjects import find_subject
@@ -57,11 +58,15 @@ TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
 
 @dataclass(frozen=True)
 class Export:
-    """The student in eval mode on the CPU, and where its files go. images [n,3,H,W]: for the checks."""
+    """The student in eval mode on the CPU, and where its files go.
+
+    images [n,3,H,W]: for the checks; logits [n,K]: the student's for them.
+    """
 
     parts: Assembly
     student: nn.Module
     images: Tensor
+    logits: Tensor
     folder: Path
 
     @property
@@ -89,7 +94,8 @@ def export(
 ) -> int:
     """Write the files, check them, and register the model.
 
-    precisions, max_loss: as `ops.quantize.write_small_files` has them. Refused where a file answers differently.
+    precisions, max_loss: as `ops.quantize.write_small_files` has them. Refused, before anything is written, for a
+    student whose logits are not finite, and where a file answers differently.
     """
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
@@ -97,20 +103,21 @@ def export(
     use_worker_threads(subject.config)
     parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
     student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
-    folder = Path(output)
+    images, folder = sample_images(parts, num_images), Path(output)
+    job = Export(parts, student, images, finite_logits(student, images, subject.weights), folder)
     make_folder(folder, "--output")
-    job = Export(parts, student, sample_images(parts, num_images), folder)
     with leased(folder, "export"):
-        (folder / CARD).unlink(missing_ok=True)  # the last to be written: with it, an export is whole
+        remove_earlier(folder)
         write_weights(job)
         write_programs(job)
         shutil.copyfile(SCRIPT, folder / "predict.py")
         checks = compare_files(job)
-        show(checks, len(job.images), "classes" if parts.config.data.multi_label else "top-1")
+        show(checks, len(images), "classes" if parts.config.data.multi_label else "top-1")
         if precisions:
             write_small_files(parts, folder, precisions, max_loss)
-        write_lineage(job.folder, job.parts, Path(run))
-        card = write_card(job.folder, job.parts, job.student, Path(run), checks, len(job.images))
+        write_lineage(folder, parts, Path(run), job.in_timm)
+        facts = onnx_facts(job)
+        card = write_card(folder, parts, student, Path(run), job.in_timm, facts, checks, len(images))
         written = sorted(str(path) for path in folder.iterdir() if not path.name.startswith("."))
         say(f"written: {', '.join(written)}")
         if subject.run_id is not None:
@@ -125,6 +132,18 @@ def sample_images(parts: Assembly, number: int) -> Tensor:
     chunks = np.array_split(ids, -(-len(ids) // _BATCH))
     batches = parts.evaluation_loader("val", _BATCH).load(Request(view=0, sample_ids=chunk) for chunk in chunks)
     return torch.cat([batch.images.float().contiguous() for batch in batches])
+
+
+@torch.no_grad()
+def finite_logits(student: nn.Module, images: Tensor, weights: Path) -> Tensor:
+    """Return the student's logits for some images: [n,K]. Refused where one is not finite."""
+    logits: Tensor = student(images)
+    if not logits.isfinite().all():
+        raise Refused(
+            f"{weights}: the student's logits for {int((~logits.isfinite()).any(dim=1).sum())} of {len(images)} "
+            "validation images are not finite; train again with a smaller optimizer.lr, or export another run"
+        )
+    return logits
 
 
 def write_weights(job: Export) -> None:
@@ -226,14 +245,13 @@ def compare_files(job: Export) -> list[dict[str, Any]]:
     image may show several}. Refused where they differ by more than rounding.
     """
     named = classes_named if job.parts.config.data.multi_label else likeliest
+    rows = []
     with torch.no_grad():
-        expected = job.student(job.images)
-        rows = []
         for file, network in exported_networks(job).items():
             found = network(job.images)
-            difference = float((found - expected).abs().max())
-            equal = float((named(found) == named(expected)).all(dim=1).double().mean())
-            if difference > TOLERANCE * float(expected.abs().max()):
+            difference = float((found - job.logits).abs().max())
+            equal = float((named(found) == named(job.logits)).all(dim=1).double().mean())
+            if not difference <= TOLERANCE * float(job.logits.abs().max()):  # NaN is no small difference
                 raise Refused(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
             rows.append({"file": file, "difference": difference, "equal": equal})
     return rows

@@ -28,7 +28,8 @@ from kdcore.located import is_uri, local_file
 from kdcore.named_models import LOCAL_DIR
 from kdcore.online_teacher import OnlineTeacher
 from ops.console import console, say, table
-from ops.signing import LINEAGE, Finding, examine, trusted_keys
+from ops.exported_files import LINEAGE, digests_of
+from ops.signing import Finding, examine, trusted_keys
 from pipelines.cache.manifest import MANIFEST, load_manifest
 from pipelines.cache.reader import load_constants, refuse_damaged
 from pipelines.files import read_json, write_json
@@ -58,14 +59,16 @@ class Link(NamedTuple):
         return HERE if self.found == self.fingerprint else f"DIFFERS: {self.found[:12]}"
 
 
-def write_lineage(folder: Path, parts: Assembly, run_dir: Path) -> None:
-    """Write the lineage of a student that has just been exported to `folder`."""
+def write_lineage(folder: Path, parts: Assembly, run_dir: Path, in_timm: bool) -> None:
+    """Write the lineage of a student that has just been exported to `folder`. in_timm: timm alone can build it."""
     config = parts.config
     content = {
         "run": config.name,
         "run_dir": str(run_dir.absolute()),
         "method": method_name(config),
         "model": config.student.resolved().model,
+        "in_timm": in_timm,
+        "files": digests_of(folder),
         "weights": tensors_fingerprint(load_tensors(folder / WEIGHTS)),
         "data": {split: index.fingerprint for split, index in parts.indexes.items()},
         "views": parts.plan.fingerprint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.cost import deployment_cost
 from ops.console import say
+from ops.evaluated_images import distinct_name
+from ops.exported_files import CARD
 from ops.history import Group, Run, runs_of, siblings
 from ops.lineage import teachers_of
 from ops.markdown import as_block, as_code, as_text
 from ops.spread import spread
 from pipelines.files import read_json, write_text
 
-CARD = "README.md"  # the last file that an export writes
 TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
     "val/top1": ("top-1", "{:.2%}"),
@@ -57,10 +58,18 @@ def environment() -> jinja2.Environment:
 
 
 def write_card(
-    folder: Path, parts: Assembly, student: nn.Module, run_dir: Path, checks: list[dict[str, Any]], num_images: int
+    folder: Path,
+    parts: Assembly,
+    student: nn.Module,
+    run_dir: Path,
+    in_timm: bool,
+    facts: Mapping[str, Any],
+    checks: list[dict[str, Any]],
+    num_images: int,
 ) -> str:
-    """Write the card; return its text."""
+    """Write the card; return its text. facts: what model.onnx says of itself."""
     config = parts.config
+    numbers, set_aside = reported_metrics(run_dir, parts)
     text = (
         environment()
         .get_template("model_card.md.j2")
@@ -69,19 +78,20 @@ def write_card(
             method=method_name(config),
             pair=network_pair(config),
             reused=config.student.classifier == "reused",
-            in_timm=any(row["file"] == "model.safetensors" for row in checks),
+            in_timm=in_timm,
             model=config.student.resolved().model,
             args="".join(f", {key}={value!r}" for key, value in args_of(config.student.resolved()).items()),
             classes=parts.indexes["train"].classes,
             cost=deployment_cost(student, image_size(config), say),
             policy=evaluation_policy(config),
-            statistics=parts.statistics,
+            preprocessing=facts["preprocessing"],
             teachers=teacher_rows(parts),
             data=data_facts(parts),
             views=config.views.model_dump(mode="json", exclude_defaults=True),
             select=config.train.select,
-            numbers=reported_metrics(run_dir, parts),
-            evaluations=evaluations(run_dir),
+            numbers=numbers,
+            set_aside=set_aside,
+            evaluations=evaluations(run_dir, parts.indexes["val"].fingerprint),
             multi_label=config.data.multi_label,
             latencies=latencies(run_dir),
             checks=checks,
@@ -121,15 +131,19 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
     }
 
 
-def reported_metrics(run_dir: Path, parts: Assembly) -> list[dict[str, str]]:
-    """Return every reported metric of this run, and its spread over the runs of its recipe with other seeds."""
+def reported_metrics(run_dir: Path, parts: Assembly) -> tuple[list[dict[str, str]], int]:
+    """Return every reported metric of this run, and its spread over the runs of its recipe with other seeds.
+
+    The number: of runs that are not in it, since later ones repeat their seeds.
+    """
     metrics = RunFolder(run_dir).read_result()["metrics"]
     group = repetitions_in_mlflow(run_dir, parts)
-    return [
+    reported = {key: how for key, how in REPORTED.items() if key in metrics}
+    rows = [
         {"name": title, "value": value_text([metrics[key]], form), "all": value_text(group.values(key), form)}
-        for key, (title, form) in REPORTED.items()
-        if key in metrics
+        for key, (title, form) in reported.items()
     ]
+    return rows, max((group.set_aside(key) for key in reported), default=0)
 
 
 def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
@@ -157,10 +171,20 @@ def value_text(values: Sequence[float], form: str) -> str:
     return text if found["stdev"] is None else f"{text} ± {form.format(found['stdev'])} (n = {found['n']})"
 
 
-def evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the results of `evaluate` that lie with the run, with the student's rates in words."""
+def evaluations(run_dir: Path, own: str) -> list[dict[str, Any]]:
+    """Return the results of `evaluate` that lie with the run, with the student's rates in words.
+
+    own: the fingerprint of the run's validation images, which alone go by their split's name.
+    """
     found = [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]
-    return [{**one, "rates": in_words(one["metrics"]["student"])} for one in found]
+    return [
+        {
+            **one,
+            "images": distinct_name(one["images"], one["fingerprint"], own),
+            "rates": in_words(one["metrics"]["student"]),
+        }
+        for one in found
+    ]
 
 
 def latencies(run_dir: Path) -> dict[str, Any] | None:

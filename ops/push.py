@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -27,14 +27,11 @@ from kdcore.checkpoints import load_tensors
 from kdcore.errors import Refused
 from kdcore.local_dir import CONFIG, WEIGHTS
 from ops.console import say
-from ops.limits import PRECISIONS
-from ops.lineage import LINEAGE, read_lineage
-from ops.model_card import CARD
-from ops.signing import SIGNATURE, covered, examine
+from ops.exported_files import CARD, FILES, LINEAGE, NEEDED, SIGNATURE, exporting, refuse_others
+from ops.lineage import read_lineage
+from ops.signing import covered, examine
 from pipelines.leases import leased
 
-NEEDED = (CONFIG, WEIGHTS, "model.pt2", "model.onnx", "predict.py", LINEAGE, CARD)
-FILES = (*NEEDED, *(f"model.{precision}.onnx" for precision in PRECISIONS))
 PLACES = ("run_dir", "dir", "file")  # keys of a lineage whose values are places on the machine that exported
 A_PATH = re.compile(r"(?<![\w.~/])(?:/[\w.@+~-]+){2,}")  # of a folder or a file, from the root
 A_VALUE = re.compile(r"""(?<=: )(['"]?)(/[^'"\n]*)\1$""", re.MULTILINE)  # a path that is a line's whole value, in YAML
@@ -65,7 +62,7 @@ def push(folder: str, repository: str, public: bool, message: str | None, hub: s
                 commit_message=message or f"{exported.lineage['run']}: {exported.lineage['method']}",
             )
     say(f"pushed: {', '.join(exported.files)}" + (f"; removed: {', '.join(stale)}" if stale else ""))
-    say(f"{address}/{made.repo_id} ({commit.oid[:12]}); timm.create_model('hf-hub:{made.repo_id}', pretrained=True)")
+    say(f"{address}/{made.repo_id} ({commit.oid[:12]}); {exported.loading(made.repo_id)}")
     return 0
 
 
@@ -79,27 +76,38 @@ class Exported:
     @classmethod
     def read(cls, folder: Path) -> Exported:
         """Return what lies in a folder. Refused, with the way out, where an export was cut off or its files changed."""
-        again = f"run `python -m ops export RUN -o {folder}` to its end"
+        again = f"run `{exporting(folder)}` to its end"
         if missing := [name for name in NEEDED if not (folder / name).is_file()]:
             raise Refused(f"{folder} holds no finished export: it has no {missing[0]}; {again}")
         lineage = read_lineage(folder)
         if tensors_fingerprint(load_tensors(folder / WEIGHTS)) != lineage["weights"]:
             raise Refused(f"{folder / WEIGHTS} is not what {LINEAGE} tells of; {again}")
+        refuse_others(folder)
         if (folder / SIGNATURE).is_file():
             if (problem := examine(folder, {}).problem) is not None:
                 raise Refused(f"{folder} is not as it was signed ({problem}); sign it again, or restore it")
             return cls({name: str(folder / name) for name in (*covered(folder)[1], SIGNATURE)}, lineage)
         found: dict[str, str | bytes] = {name: str(folder / name) for name in FILES if (folder / name).is_file()}
         card = (folder / CARD).read_text("utf-8")
-        found[CARD] = (front_matter(folder) + without_folders(card, places_in(lineage))).encode()
+        found[CARD] = (front_matter(folder, is_of_timm(lineage)) + without_folders(card, places_in(lineage))).encode()
         found[LINEAGE] = (json.dumps(without_places(lineage), indent=2) + "\n").encode()
         return cls(found, lineage)
 
+    def loading(self, repository: str) -> str:
+        """Return the Python that loads the network from a hub: by timm alone where timm can build it."""
+        if is_of_timm(self.lineage):
+            return f"timm.create_model('hf-hub:{repository}', pretrained=True)"
+        return f"torch.export.load(huggingface_hub.hf_hub_download('{repository}', 'model.pt2')).module()"
 
-def front_matter(folder: Path) -> str:
+
+def is_of_timm(lineage: Mapping[str, Any]) -> bool:
+    """Return whether timm alone can build an exported network; not where an export of earlier does not say so."""
+    return lineage.get("in_timm") is True
+
+
+def front_matter(folder: Path, in_timm: bool) -> str:
     """Return what the hub reads of a card: the task, the library that loads it, and words to find it by."""
     model = json.loads((folder / CONFIG).read_text("utf-8"))["architecture"]
-    in_timm = "timm.create_model(" in (folder / CARD).read_text("utf-8")
     library = ["library_name: timm"] if in_timm else []
     tags = ["image-classification", "knowledge-distillation", "onnx", "stillhouse", *(["timm"] if in_timm else [])]
     lines = ["pipeline_tag: image-classification", *library, f"tags: {json.dumps(tags)}", f"architecture: {model}"]

@@ -6,6 +6,7 @@ A file that answers worse than the student by more than is allowed is not kept.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ BATCH = 64
 class Answers:
     """How a file answers: top-1 on the validation images (mAP where they have several labels), in [0,1].
 
-    num_bytes: of the file.
+    It is NaN where a logit is not finite. num_bytes: of the file.
     """
 
     file: str
@@ -72,7 +73,7 @@ def write_small_files(parts: Assembly, folder: Path, precisions: Sequence[str], 
         path = folder / f"model.{precision}.onnx"
         (write_float16 if precision == "fp16" else write_int8)(folder / "model.onnx", path, parts)
         found.append(answers_of(path, parts))
-        if exact.rate - found[-1].rate > max_loss:
+        if not exact.rate - found[-1].rate <= max_loss:  # a rate that is NaN is refused, too
             path.unlink()
             raise Refused(
                 f"{path} has a {title} of {percent(found[-1].rate)} on the validation images where model.onnx has "
@@ -119,6 +120,8 @@ def answers_of(path: Path, parts: Assembly) -> Answers:
     counts = counts_for(images, "cpu")
     for batch in loader.load(every_image_once(len(images), parts.rank, loader.max_batch)):
         logits = session.run(["logits"], {"images": batch.images.float().contiguous().numpy()})[0]
+        if not np.isfinite(logits).all():
+            return Answers(path.name, math.nan, path.stat().st_size)
         counts.add(torch.from_numpy(logits), batch.labels)
     return Answers(path.name, counts.result()[rate_name(parts)], path.stat().st_size)
 

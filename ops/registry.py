@@ -36,8 +36,8 @@ def default_name(config: RunConfig) -> str:
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:
     """Register a version of the model, unless these very bytes are one already; return the sentence that says which.
 
-    As ONNX, which no pickle is needed to load. Refused where the server does not answer, or where the version predicts
-    otherwise than the file.
+    As ONNX, which no pickle is needed to load. Refused where the server does not answer; nothing is registered where
+    what MLflow loads back predicts otherwise than the file.
     """
     import mlflow
 
@@ -71,7 +71,10 @@ def using_store(uri: str) -> Iterator[None]:
 
 
 def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) -> str:
-    """Log the ONNX file with its signature and an example, and compare what MLflow loads back with it."""
+    """Log the ONNX file with its signature and an example; register it once what MLflow loads back predicts the same.
+
+    Returns the version's number.
+    """
     import mlflow
 
     logging.getLogger("mlflow.onnx").setLevel(logging.ERROR)  # that this machine may have no GPU is no news
@@ -85,16 +88,18 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
                 name="student",
                 signature=mlflow.models.infer_signature(example, {"logits": logits[:2]}),
                 input_example=example,
-                registered_model_name=name,
                 pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
                 save_as_external_data=False,
             )
         client.set_terminated(run_id, ended)
-        number = str(logged.registered_model_version)
-        again = mlflow.pyfunc.load_model(f"models:/{name}/{number}").predict(images.numpy())["logits"]
-    if not np.array_equal(again, logits):
-        raise Refused(f"models:/{name}/{number} predicts otherwise than {folder / 'model.onnx'}; delete that version")
-    return number
+        again = mlflow.pyfunc.load_model(logged.model_uri).predict(images.numpy())["logits"]
+        if not np.array_equal(again, logits):
+            client.delete_logged_model(logged.model_id)
+            raise Refused(
+                f"what MLflow loads back of {folder / 'model.onnx'} predicts otherwise than that file, so no version "
+                f"of {name} was registered; export again with the packages that requirements.txt pins"
+            )
+        return str(mlflow.register_model(logged.model_uri, name).version)
 
 
 def predict_file(path: Path, images: Tensor) -> np.ndarray:

@@ -27,13 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcore.errors import Refused
 from ops.console import say
+from ops.exported_files import LINEAGE, SIGNATURE, refuse_others
 from ops.keys import fingerprint, raw, read_private, read_public
 from pipelines.cache.manifest import MANIFEST, load_manifest
 from pipelines.cache.store import checksum
 from pipelines.files import read_object, write_json
 from pipelines.leases import leased
 
-SIGNATURE, LINEAGE = "signature.json", "lineage.json"
 Trusted = Mapping[bytes, str]  # {public key: the signer's name}
 
 
@@ -88,9 +88,11 @@ class Finding(NamedTuple):
 
 
 def sign(folder: str, key: str) -> int:
-    """Sign a cache, or an export with its model card."""
+    """Sign a cache, or an export with its model card. Refused for an export beside files of another one."""
     private, place = read_private(Path(key)), Path(folder)
     kind, covers = covered(place)
+    if kind == "export":
+        refuse_others(place)
     with leased(place, "sign"):
         statement = Statement(kind=kind, date=datetime.now(UTC).isoformat(timespec="seconds"), covers=covers)
         made = private.sign(statement.to_bytes())

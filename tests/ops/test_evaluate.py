@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 
+from cluster.tracking.folder import RunFolder
+from ops import evaluated_images
 from ops.__main__ import main
+from ops.evaluated_images import name_images
+from ops.model_card import evaluations
 
 
 def evaluation(folder, name: str = "val") -> dict:
@@ -61,9 +66,47 @@ def test_other_images_by_a_variant(finished, tmp_path):
     for name in ("class0", "class2"):
         shutil.copytree(finished / "images" / "val" / name, images / name)
     assert main(["evaluate", str(run), "--data", str(images), "--variant", "a"]) == 0
-    found = evaluation(run, "a")
+    (path,) = (run / "evaluation").glob("a-*.json")
+    found = evaluation(run, path.stem)
+    assert path.stem == f"a-{found['fingerprint'][:8]}"
     assert [row["class"] for row in found["classes"]] == ["class0", "class2"]
     assert found["metrics"]["student"]["images"] == 80
+
+
+@pytest.mark.parametrize(
+    ("data", "variant", "fingerprint", "training", "name"),
+    [
+        (None, None, "f" * 64, "t", "val"),
+        (None, None, "f" * 64, None, "val"),
+        (None, "real", "f" * 64, "t", "real"),
+        ("/the/same/images", None, "f" * 64, "t", "val"),
+        ("/other/val", None, "a" * 64, "t", "val-aaaaaaaa"),
+        ("/another/val/", None, "b" * 64, "t", "val-bbbbbbbb"),
+        ("s3://bucket/cats&dogs", None, "a" * 64, "t", "cats-dogs-aaaaaaaa"),
+        ("/imagenetv2", "v2", "a" * 64, "t", "v2-aaaaaaaa"),
+        (None, None, "f" * 64, "another run's", "val-ffffffff"),  # the recipe's data are not what the run was given
+    ],
+)
+def test_two_sets_of_images_never_have_one_name(monkeypatch, tmp_path, data, variant, fingerprint, training, name):
+    """The split's name is that of the run's own validation images, wherever they lie; a folder's is not enough."""
+    images = {split: SimpleNamespace(fingerprint=digits * 64) for split, digits in (("train", "7"), ("val", "f"))}
+    monkeypatch.setattr(evaluated_images, "open_data", lambda config, reuse_index: images)
+    if training is not None:
+        facts = {"data": "7" * 64 if training == "t" else training}
+        (tmp_path / "facts.json").write_text(json.dumps(facts))
+    config = SimpleNamespace(data=SimpleNamespace(val_split="val"))
+    target = SimpleNamespace(index=SimpleNamespace(fingerprint=fingerprint))
+    assert name_images(config, RunFolder(tmp_path), target, data, variant) == name
+
+
+def test_the_card_takes_no_other_images_for_the_validation_split(tmp_path):
+    """Nor of results as earlier versions wrote them, where any folder of the name could be meant."""
+    (tmp_path / "evaluation").mkdir()
+    for name, fingerprint in {"val": "a" * 64, "test-bbbbbbbb": "b" * 64}.items():
+        content = {"images": name, "fingerprint": fingerprint, "metrics": {"student": {"images": 15, "top1": 0.5}}}
+        (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps(content))
+    named = {own: [one["images"] for one in evaluations(tmp_path, own * 64)] for own in "ac"}
+    assert named == {"a": ["test-bbbbbbbb", "val"], "c": ["test-bbbbbbbb", "val-aaaaaaaa"]}
 
 
 def test_a_run_that_is_not_finished(finished, tmp_path, capsys):

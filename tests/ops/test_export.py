@@ -1,8 +1,11 @@
 """`export`: files that answer like the student, in plain timm and torch, in ONNX Runtime, from MLflow."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import huggingface_hub._commit_api
 import mlflow
@@ -19,10 +22,11 @@ from cluster.evaluation import load_student
 from cluster.rank import Rank
 from cluster.recipe import load_recipe
 from cluster.training.launch import launch
+from kdcore.errors import Refused
 from ops.__main__ import main
 from ops.export import sample_images
-from ops.push import NEEDED
-from ops.registry import using_store
+from ops.exported_files import NEEDED, SIGNATURE
+from ops.registry import log_version, using_store
 from tests.ops.conftest import small_run
 from tests.ops.hub import TOKEN, hub_server
 
@@ -101,6 +105,8 @@ def test_the_model_card(exported, finished):
         "`cifar_resnet8`, weights with SHA-256",
         "Licence: not stated",
         "fingerprint",
+        "covers 36 x 36 pixels",
+        "cut out the centre of\n32 x 32, scale",
         "temperature: 4.0",
         "## Intended use",
     ):
@@ -136,6 +142,7 @@ def test_simkd_is_loaded_in_one_line(finished, tmp_path):
     safetensors.torch.save_file({"images": images, "logits": logits}, tmp_path / "exported" / "case.safetensors")
     elsewhere(tmp_path / "exported", f"import torch\nmodel = torch.export.load('model.pt2').module()\n{COMPARE}")
     assert "ends in its teacher's own classifier" in (tmp_path / "exported" / "README.md").read_text()
+    assert json.loads((tmp_path / "exported" / "lineage.json").read_text())["in_timm"] is False
 
 
 def test_a_recipe_cannot_be_exported(finished, tmp_path, capsys):
@@ -202,12 +209,66 @@ def test_a_hub_takes_it(exported, monkeypatch, tmp_path):
 
 
 def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch):
-    """The card, which says that an export is whole, is taken away before anything is written."""
-    (tmp_path / "README.md").write_text("of another export")
+    """All files of an earlier export are taken away before anything is written; what somebody added stays."""
+    added = {"LICENSE", "model.int4.onnx", "notes.txt"}
+    for name in ("README.md", "model.onnx", "model.int8.onnx", "model.fp16.onnx", "lineage.json", SIGNATURE, *added):
+        (tmp_path / name).write_text("of another export")
 
     def cut_off(job):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ops.export, "write_programs", cut_off)
     assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 130
-    assert not (tmp_path / "README.md").exists()
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert left == {*added, "model.safetensors", "config.json"}
+    assert (tmp_path / "model.safetensors").read_bytes()[:5] != b"of an"
+
+
+def test_an_export_tells_of_its_own_files(exported):
+    """By their digests, but for the card, which is written later, and the file that tells it."""
+    told = json.loads((exported / "lineage.json").read_text())
+    assert told["in_timm"] is True
+    assert set(told["files"]) == set(NEEDED) - {"README.md", "lineage.json"}
+    assert told["files"] == {name: hashlib.sha256((exported / name).read_bytes()).hexdigest() for name in told["files"]}
+
+
+def test_a_network_that_answers_nan_is_refused_before_anything_is_written(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "out" / "kd-0", run)
+    tensors = safetensors.torch.load_file(run / "student.safetensors")
+    tensors["fc.weight"][0, 0] = torch.nan
+    safetensors.torch.save_file(tensors, run / "student.safetensors")
+    assert main(["export", str(run), "-o", str(tmp_path / "exported")]) == 2
+    assert "student.safetensors: the student's logits for 120 of 120 validation images are not finite" in said(capsys)
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, 3.0])
+def test_a_file_that_answers_otherwise_is_refused(monkeypatch, tmp_path, wrong):
+    """NaN is less than no tolerance, and more than none."""
+    logits = torch.tensor([[1.0, 2.0]])
+    parts = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(multi_label=False)))
+    job = SimpleNamespace(parts=parts, images=torch.zeros(1, 3, 2, 2), logits=logits, folder=tmp_path)
+    answer = logits.clone()
+    answer[0, 0] = wrong
+    monkeypatch.setattr(ops.export, "exported_networks", lambda job: {"model.pt2": lambda images: answer})
+    with pytest.raises(Refused, match=r"model\.pt2 answers otherwise than the student"):
+        ops.export.compare_files(job)
+
+
+def test_what_predicts_otherwise_is_not_registered(exported, finished, store, monkeypatch):
+    """It is compared before it is a version of anything, and nothing of it stays in the store."""
+    other = SimpleNamespace(predict=lambda images: {"logits": np.zeros((len(images), 3))})
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri: other)
+    client, run_id = mlflow.MlflowClient(store), (finished / "out" / "kd-2" / "mlflow_run_id").read_text()
+    experiment = client.get_run(run_id).info.experiment_id
+    before = {model.model_id for model in client.search_logged_models([experiment])}
+    with pytest.raises(Refused, match="predicts otherwise than that file, so no version of never was registered"):
+        log_version(store, run_id, exported, torch.zeros(2, 3, 32, 32), "never")
+    assert client.search_model_versions("name='never'") == []
+    assert {model.model_id for model in client.search_logged_models([experiment])} == before
+
+
+def said(capsys) -> str:
+    """All that was printed as an error, in one line."""
+    return " ".join(capsys.readouterr().err.split())

@@ -56,7 +56,7 @@ def test_what_an_export_writes_is_read_back(tmp_path, recipe, capsys):
         student = {"architecture": "cifar_resnet8", "num_classes": 3, "label_names": list(parts.classes)}
         student |= {"model_args": parts.config.student.args}
         (tmp_path / name / "config.json").write_text(json.dumps(student))
-        write_lineage(tmp_path / name, parts, parts.config.run_dir)
+        write_lineage(tmp_path / name, parts, parts.config.run_dir, in_timm=False)
     assert lineage(str(tmp_path / "student"), [], thorough=True) == 0
     assert "4 of 4 links verified" in " ".join(capsys.readouterr().out.split())
 

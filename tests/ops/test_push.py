@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ import yaml
 from cluster.recipe import to_yaml
 from cluster.weights import tensors_fingerprint
 from ops.__main__ import main
-from ops.push import FILES, NEEDED, without_folders
+from ops.exported_files import FILES, NEEDED, digests_of
+from ops.push import without_folders
 from ops.signing import examine
 from tests.ops.conftest import METHODS, small_run
 from tests.ops.hub import TOKEN, Hub, hub_server
@@ -36,11 +38,12 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run_dir": str(folder / "out" / "alone"),
         "method": "ce",
         "model": "test_resnet",
+        "in_timm": True,
         "weights": tensors_fingerprint(weights),
         "teachers": [{"model": "t", "cache": cache, "file": str(folder / "t.pt")}],
     }
     recipe = to_yaml(small_run(folder, "alone", METHODS["alone"], 0))
-    card = f"# alone\n\ntimm.create_model('test_resnet')\n\n```yaml\n{recipe}```\n"
+    card = f"# alone\n\n```yaml\n{recipe}```\n"
     contents = {"config.json": json.dumps({"architecture": "test_resnet"}), "predict.py": "print()"}
     contents |= {"model.pt2": "program", "model.onnx": "graph", "README.md": card, "lineage.json": json.dumps(lineage)}
     for name, content in contents.items():
@@ -112,11 +115,50 @@ def test_again_and_after_another_export(copied: Path, hub: Hub, capsys: pytest.C
     assert "removed: model.int8.onnx" in said(capsys)
 
 
+def test_how_it_is_loaded(copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """By timm where timm can build it; whatever the card's text says, another network by its program."""
+    assert push(copied, hub) == 0
+    assert f"timm.create_model('hf-hub:{NAME}', pretrained=True)" in said(capsys)
+    (copied / "README.md").write_text("# like timm.create_model('test_resnet')")
+    change_lineage(copied, in_timm=False)
+    assert push(copied, hub) == 0
+    shown = said(capsys)
+    assert f"torch.export.load(huggingface_hub.hf_hub_download('{NAME}', 'model.pt2')).module()" in shown
+    assert "timm.create_model" not in shown
+    front = hub.repositories[NAME].files["README.md"].decode().split("---\n\n", 1)[0]
+    assert "timm" not in front
+
+
+@pytest.mark.parametrize("name", ["model.int8.onnx", "model.onnx"])
+def test_files_of_another_export_are_refused(
+    copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    """By push and by sign; a note that somebody added is none."""
+    change_lineage(copied, files=digests_of(copied))
+    (copied / "notes.txt").write_text("mine")
+    assert push(copied, hub) == 0
+    (copied / name).write_text("of another network")
+    assert main(["keys", str(tmp_path / "me")]) == 0
+    sign = ["sign", str(copied), "--key", str(tmp_path / "me")]
+    for command in (lambda: push(copied, hub), lambda: main(sign)):
+        assert command() == 2
+        assert f"{name} is not what lineage.json tells of; run `python -m ops export RUN -o" in said(capsys)
+    (copied / name).unlink()
+    assert main(sign) == 0
+    assert examine(copied, {}).problem is None
+
+
+def change_lineage(folder: Path, **facts: object) -> None:
+    """Have an export tell something else."""
+    path = folder / "lineage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
 @pytest.mark.parametrize("name", NEEDED)
 def test_an_unfinished_export_is_refused(copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (copied / name).unlink()
     assert push(copied, hub) == 2
-    again = f"run `python -m ops export RUN -o {copied}` to its end"
+    again = f"run `python -m ops export RUN -o {shlex.quote(str(copied))}` to its end"
     assert f"holds no finished export: it has no {name}; {again}" in said(capsys)
     assert not hub.asked
 
