@@ -25,8 +25,11 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt or Terminated in the main thread at the first signal; end the process at the second."""
+def ending_on_signals(remark: str = "") -> Iterator[None]:
+    """Raise KeyboardInterrupt or Terminated in the main thread at the first signal; end the process at the second.
+
+    remark: what is said then, behind that it has ended.
+    """
     if not in_main_thread():
         yield
         return
@@ -34,7 +37,7 @@ def ending_on_signals() -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if seen:
-            os.write(2, b"\nstillhouse: ended at once; the same command continues from the last checkpoint\n")
+            os.write(2, f"\nstillhouse: ended at once{remark}\n".encode())
             os._exit(STATUS[signal.Signals(number)])
         seen.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated("terminated")

@@ -21,24 +21,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from kdcore.errors import Refused, RunFailed
     from ops.console import complain, print_traceback
 
+    remark = f"; {args.again}" if hasattr(args, "again") else ""
     try:
         if getattr(args, "plugin", None) and not hasattr(args, "overrides"):  # else its recipe names them
             from cluster.plugins import import_plugins
 
             import_plugins(args.plugin)
-        with ending_on_signals():
+        with ending_on_signals(remark):
             return args.function(args)
     except (Refused, RunFailed) as error:
         if args.debug:
             raise
         complain(str(error))
         return REFUSED if isinstance(error, Refused) else FAILED
-    except KeyboardInterrupt as error:
-        complain(f"{in_words(error)}; the same command continues from the last checkpoint")
-        return INTERRUPTED
-    except Terminated as error:
-        complain(f"{in_words(error)}; the same command continues from the last checkpoint")
-        return TERMINATED
+    except (KeyboardInterrupt, Terminated) as error:
+        complain(f"{in_words(error)}{remark}")
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     except Exception as error:
         print_traceback()
         complain(f"{type(error).__name__} is a fault of stillhouse, not of the request; please report the lines above")

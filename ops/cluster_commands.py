@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ops.parser import RECIPE, Parser, add_recipe, calls, command
+from ops.parser import RECIPE, Parser, add_recipe, calls, command, goes_on
 
 
 @command(
@@ -24,6 +24,7 @@ def sweep(parser: Parser) -> None:
     )
     names = ("recipe", "overrides", "space", "concurrent", "plan", "retry_failed")
     parser.set_defaults(function=calls("ops.sweep.command:sweep", *names, require=RECIPE))
+    goes_on(parser, "goes on with the sweep, its runs from their last checkpoints")
 
 
 @command(

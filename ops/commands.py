@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from ops.demo_arguments import NETWORKS, add_networks
-from ops.parser import RECIPE, Parser, add_overrides, add_plugin_option, add_recipe, calls, command
+from ops.parser import RECIPE, Parser, add_overrides, add_plugin_option, add_recipe, calls, command, goes_on
 
 
 @command(
@@ -27,6 +27,7 @@ def demo(parser: Parser) -> None:
     parser.add_argument("--output", default=f"{output_dir()}/demo", metavar="DIR", help="where all goes (%(default)s)")
     add_overrides(parser, "fields of all three recipes, such as train.epochs=5")
     parser.set_defaults(function=calls("ops.demo:demo", "data", *NETWORKS, "seeds", "output", "overrides"))
+    goes_on(parser)
 
 
 @command(
@@ -45,6 +46,7 @@ def train(parser: Parser) -> None:
         "it, and show which numbers are not finite",
     )
     parser.set_defaults(function=calls("ops.train:train", "recipe", "overrides", "replay", require=RECIPE))
+    goes_on(parser)
 
 
 @command(
@@ -169,6 +171,7 @@ def cache(parser: Parser) -> None:
     plan.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
     info.add_argument("folder", metavar="DIR", help="the cache's folder or URI")
     build.set_defaults(function=calls("ops.cache:build_cache", "recipe", "overrides", require=RECIPE))
+    goes_on(build, "goes on with what is missing")
     verify.set_defaults(function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows", require=RECIPE))
     plan.set_defaults(function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds", require=RECIPE))
     info.set_defaults(function=calls("ops.cache:show_cache", "folder"))

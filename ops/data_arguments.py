@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ops.parser import Parser, add_plugin_option, calls
+from ops.parser import Parser, add_plugin_option, calls, goes_on
 
 
 def add_data_actions(parser: Parser, index_dir: str) -> None:
@@ -45,6 +45,7 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     show.set_defaults(function=calls("ops.data:show_source", "root", "split", "index", "relist", *accepted))
     names = ("root", "output", "split", "max_side", "quality", "shard_mib", "index", *accepted, "teacher")
     pack.set_defaults(function=calls("ops.data:pack", *names))
+    goes_on(pack, "goes on with the pack")
     verify.set_defaults(function=calls("ops.data:verify", "root", "split"))
     _add_cifar100(actions)
 

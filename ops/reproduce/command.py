@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ops.commands import output_dir
-from ops.parser import Parser, add_overrides, calls, command
+from ops.parser import Parser, add_overrides, calls, command, goes_on
 
 
 @command(
@@ -90,6 +90,7 @@ def _reproduce_cifar100(parser: Parser) -> None:
 
 
 def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
+    goes_on(parser)
     parser.add_argument("--commit", help="of this code, for a machine that has no git")
     parser.add_argument("--minutes", type=float, default=minutes, help="stop and save after so long (%(default)s)")
     parser.add_argument("--side-by-side", type=int, default=side_by_side, help="runs that take turns (%(default)s)")
