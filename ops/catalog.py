@@ -59,8 +59,9 @@ def read(recipe: str) -> dict[str, Any]:
         return read_recipe(local_file(recipe), read)
     known = names()
     if recipe not in known:
-        near = difflib.get_close_matches(recipe, known, n=3) or ["a .yaml file"]
-        raise Refused(f"{recipe}: no such recipe; did you mean {', '.join(near)}? `python -m ops recipes` lists them")
+        near = difflib.get_close_matches(recipe, known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "give the name of one, or a file that ends in .yaml;"
+        raise Refused(f"{recipe}: no such recipe; {hint} `python -m ops recipes` lists them")
     return rows.recipe(recipe) if recipe in rows.names() else read_recipe(RECIPES / f"{recipe}.yaml", read)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ Network = dict[str, Any]  # a row of `benchmark`
 
 def run(config: RunConfig) -> RunResult:
     """Run one job with its progress on the console."""
-    command = f"python -m ops train {RunFolder.of(config).recipe}"
+    command = shlex.join(["python", "-m", "ops", "train", str(RunFolder.of(config).recipe)])
     return watched(config, command)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from shlex import quote
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -37,9 +38,10 @@ def keys(file: str) -> int:
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     write_whole(public, private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    sign, verify = f"sign DIR --key {quote(str(path))}", f"lineage DIR --trust {quote(str(public))}"
     say(
-        f"{path} signs (`python -m ops sign DIR --key {path}`): keep it to yourself. {public} verifies (`python -m ops "
-        f"lineage DIR --trust {public}`): give it to others, with its fingerprint {fingerprint(private.public_key())}"
+        f"{path} signs (`python -m ops {sign}`): keep it to yourself. {public} verifies (`python -m ops {verify}`): "
+        f"give it to others, with its fingerprint {fingerprint(private.public_key())}"
     )
     return 0
 

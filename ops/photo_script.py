@@ -11,11 +11,15 @@ import onnxruntime
 from PIL import Image
 
 SHOWN = 5
+MODES = ("1", "CMYK", "L", "LA", "P", "RGB", "RGBA", "YCbCr")  # Pillow's names of those with 8 bits a colour at most
 
 
 def prepare(photo, seen):
     """Return a photograph as the network sees it: float32 [1,3,H,W]."""
-    image = Image.open(photo).convert("RGB")
+    opened = Image.open(photo)
+    if opened.mode not in MODES:  # converted, its brightness would be cut off
+        sys.exit(f"{photo} is a {opened.format} image of mode {opened.mode}; convert it to 8-bit RGB")
+    image = opened.convert("RGB")
     (height, width), (cover_height, cover_width) = seen["size"], seen["cover"]
     if image.width * cover_height >= cover_width * image.height:  # the smallest picture of its shape that covers
         resized = image.width * cover_height // image.height, cover_height

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 NUM_BOOTSTRAP = 10_000
+FEWEST = 5  # layers of an interval: of fewer, many draws hold one layer alone, whose correlation is not defined
 
 
 def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

@@ -70,5 +70,6 @@ def summary(result: RunResult) -> str:
 def mlflow_hint(config: RunConfig) -> str:
     """Return the line that opens the MLflow page."""
     uri = config.tracking.uri
-    served = uri is not None and uri.startswith("http")
-    return f"MLflow: {uri}" if served else f"MLflow: .venv/bin/python -m ops ui --store {uri or config.output_dir}"
+    if uri is not None and uri.startswith("http"):
+        return f"MLflow: {uri}"
+    return "MLflow: " + shlex.join([".venv/bin/python", "-m", "ops", "ui", "--store", uri or config.output_dir])

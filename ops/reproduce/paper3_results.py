@@ -12,7 +12,7 @@ import numpy as np
 
 from ops import catalog
 from ops.facts import spread, write
-from ops.rank_correlation import drawn_correlations, percentiles, spearman
+from ops.rank_correlation import FEWEST, drawn_correlations, percentiles, spearman
 from ops.reproduce.experiments import EXPERIMENTS, Claim, Experiment
 from ops.reproduce.machines import machine_of, machine_of_seeds, most_used, pairs_across, runs_that_count
 from ops.reproduce.paper3_recipes import recipe_digest
@@ -222,11 +222,11 @@ def correlations(scores: dict[str, Any], top1: dict[str, dict[int, float]]) -> d
     """Return Spearman's correlation with the students' accuracy, and its 95 % interval, by predictor.
 
     Of those other than Q, by how much it is above Q's, too. Over the layers that have been run, with the seeds that all
-    of them have. Empty with fewer than three layers.
+    of them have. Empty with fewer layers than an interval needs.
     """
     taps = [tap for tap, found in top1.items() if tap in scores and found]
     seeds = sorted(set[int]().union(*(top1[tap] for tap in taps)).intersection(*(top1[tap] for tap in taps)))
-    if not seeds or len(taps) < 3:
+    if not seeds or len(taps) < FEWEST:
         return {}
     accuracy = np.array([[top1[tap][seed] for seed in seeds] for tap in taps])
     predictors = {

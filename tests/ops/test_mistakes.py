@@ -31,6 +31,10 @@ TEACHER = ["teacher.model=cifar_resnet8", "teacher.random=true"]
 MISTAKES = [
     ("train nowhere.yaml", "nowhere.yaml: no such recipe"),
     ("train kdd", "kdd: no such recipe; did you mean kd?"),
+    (
+        "train nothere",
+        "nothere: no such recipe; give the name of one, or a file that ends in .yaml; `python -m ops recipes`",
+    ),
     ("train R train.epoch=3", "unknown key 'train.epoch'; did you mean epochs"),
     ("train R epochs=3", "unknown key 'epochs'; did you mean train.epochs?"),
     ("train R train.lr=0.1", "unknown key 'train.lr'; did you mean optimizer.lr?"),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +19,11 @@ from cluster.assembly import assemble
 from cluster.evaluation import load_student
 from cluster.rank import Rank
 from cluster.recipe import load_recipe
+from ops import photo_script
 from ops.__main__ import main
 from ops.export import sample_images
 from ops.latency import ROUNDS, Subject, let_take_turns
+from pipelines.data import coding
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,15 @@ def test_the_exported_script_needs_nothing_of_this_project(finished, exported, p
         name, share = line.split("\t")[1].split(" ")
         assert name == f"class{int(probabilities.argmax())}"
         assert float(share.rstrip("%")) / 100 == pytest.approx(float(probabilities.max()), abs=2e-3)
+
+
+def test_the_exported_script_refuses_what_predict_refuses(tmp_path):
+    """An image of 16 bits, whose brightness Pillow would cut off; the modes are those of the index."""
+    assert set(photo_script.MODES) == {mode for modes in coding._ALIKE.values() for mode in modes}
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(path)
+    with pytest.raises(SystemExit, match=r"deep\.png is a PNG image of mode I;16; convert it to 8-bit RGB"):
+        photo_script.prepare(path, {})
 
 
 def test_a_photograph_of_another_shape_is_cut_alike(finished, exported, tmp_path, capsys):

@@ -148,16 +148,16 @@ def test_rows_run_on_two_machines_are_compared_on_one(tmp_path, monkeypatch):
 
 
 def test_layers_are_ranked_over_the_seeds_that_all_have():
-    """The student alone is none of them; by hand: the order of four layers by accuracy is that of their depth."""
-    scores = {tap: {"q": q, "separation": -q} for tap, q in zip("abcd", (0.1, 0.4, 0.2, 0.3), strict=True)}
-    top1 = {tap: {0: 0.1 * place} for place, tap in enumerate("abcd")}
+    """The student alone is none of them; by hand: the order of five layers by accuracy is that of their depth."""
+    scores = {tap: {"q": q, "separation": -q} for tap, q in zip("abcde", (0.1, 0.4, 0.2, 0.3, 0.5), strict=True)}
+    top1 = {tap: {0: 0.1 * place} for place, tap in enumerate("abcde")}
     top1 |= {"alone": {0: 0.9, 1: 0.9}, "b": {0: 0.1, 1: 0.99}}
     found = paper3_results.correlations(scores, top1)
-    assert (found["layers"], found["seeds"]) == (4, 1)
+    assert (found["layers"], found["seeds"]) == (5, 1)
     assert found["depth"]["spearman"] == pytest.approx(1)
-    assert found["Q"]["spearman"] == pytest.approx(1 - 6 * (0 + 4 + 1 + 1) / (4 * 15))
+    assert found["Q"]["spearman"] == pytest.approx(1 - 6 * (0 + 4 + 1 + 1 + 0) / (5 * 24))
     assert found["separation"]["spearman"] == pytest.approx(-found["Q"]["spearman"])
-    assert paper3_results.correlations(scores, {"a": {0: 0.1}, "b": {0: 0.2}}) == {}
+    assert paper3_results.correlations(scores, {tap: top1[tap] for tap in "abcd"}) == {}, "too few for an interval"
     assert paper3_results.correlations(scores, {}) == {}
 
 
