@@ -13,7 +13,17 @@ from kdcore.errors import Refused
 from kdcore.located import is_uri
 from pipelines.files import write_whole
 
+_OF_WINDOWS = frozenset({"thumbs.db", "desktop.ini"})
 SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the commonest
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a file, or a folder that it lies in, is hidden from people, and so not there for a source.
+
+    So is what begins with a dot, and what Windows keeps beside pictures.
+    """
+    parts = [part for part in path.split("/") if part not in (".", "..")]
+    return any(part.startswith(".") or part.lower() in _OF_WINDOWS for part in parts)
 
 
 def is_remote(location: str) -> bool:
@@ -87,7 +97,7 @@ class Place:
         found = [
             Found(prefix + info.base_name, info.size, info.mtime_ns or 0)
             for info in infos
-            if info.type == fs.FileType.File and not info.base_name.startswith(".")
+            if info.type == fs.FileType.File and not is_hidden(info.base_name)
         ]
         return sorted(found, key=lambda file: file.name)
 
@@ -99,7 +109,7 @@ class Place:
         found = [
             Found(info.path[len(self.path) + 1 :], info.size, info.mtime_ns or 0)
             for info in infos
-            if info.type == fs.FileType.File and "/." not in info.path[len(top) :]
+            if info.type == fs.FileType.File and not is_hidden(info.path[len(top) :])
         ]
         return sorted(found, key=lambda file: file.name)
 

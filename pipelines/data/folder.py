@@ -24,7 +24,7 @@ from pipelines.data.listing import (
     require_file,
     require_name,
 )
-from pipelines.places import Found, Place
+from pipelines.places import Found, Place, is_hidden
 
 SHOWN = 8  # folders that an error lists
 _BESIDE = "lies beside the class folders; move it into one, or remove it"
@@ -129,7 +129,7 @@ def _class_names(folder: Path) -> list[str]:
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
+            found = [entry for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         raise Refused(f"{folder} cannot be listed ({error.strerror}); make it readable, or remove it") from error
     for entry in found:

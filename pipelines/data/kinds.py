@@ -15,7 +15,7 @@ from pipelines.data.pack import find_pack
 from pipelines.data.parquet import find_parquet
 from pipelines.data.tables import find_csv, find_flat_imagenet, list_csv, list_flat_imagenet
 from pipelines.data.tars import find_tars, list_tars
-from pipelines.places import Found, Place
+from pipelines.places import Found, Place, is_hidden
 
 Containers = tuple[Found, ...]
 
@@ -89,4 +89,4 @@ def _has_class_folders(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return any(not entry.name.startswith(".") and is_folder(entry) for entry in entries)
+        return any(not is_hidden(entry.name) and is_folder(entry) for entry in entries)

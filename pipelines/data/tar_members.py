@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kdcore.errors import Refused
+from pipelines.places import is_hidden
 
 _READ_BYTES = 2**20
 _DEREFERENCE = "write the tar again with the files themselves (tar --dereference --hard-dereference)"
@@ -41,18 +42,13 @@ def members_of(file: Any, size: int, name: str) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps one object a file
-            if member.isdir() or _is_hidden(member.name):
+            if member.isdir() or is_hidden(member.name):
                 continue
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"it ends within {member.name!a}")
             _refuse_other_than_file(member, name)
             yield Member(PurePosixPath(member.name), member.offset_data, member.size)
         _refuse_without_end(file, tar.offset, size, name)
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether a file, or a folder that it lies in, begins with a dot: as in an image folder, it is not there."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _refuse_other_than_file(member: tarfile.TarInfo, name: str) -> None:

@@ -31,7 +31,7 @@ def write(root: Path, *names: str) -> None:
 def test_every_file_is_an_image(kind: str, tmp_path: Path) -> None:
     """Whatever its suffix: what it is, reading it tells. Hidden ones are not there."""
     names = ["bird/a.jpe", "cat/0.jpg", "cat/1", "cat/2.jpg_orig", "dog/x.jfif", "dog/y.gif"]
-    write(tmp_path, *names, "dog/.hidden", ".cache/x.jpg")
+    write(tmp_path, *names, "dog/.hidden", ".cache/x.jpg", "Thumbs.db", "cat/desktop.ini")
     listing = listed(tmp_path, kind)
     assert listing.table["path"].to_pylist() == [f"train/{name}" for name in names]
     assert (listing.classes, listing.table["label"].to_pylist()) == (("bird", "cat", "dog"), [0, 1, 1, 1, 2, 2])
