@@ -76,7 +76,7 @@ def test_a_network_in_plain_torch():
 
 def test_a_network_in_plain_torch_that_timm_lists(monkeypatch):
     """What is registered with timm, and says nothing of itself, is as good as the same function by its name."""
-    from own_nets import build as own
+    own = named_models.builder_of("own_nets:build")
 
     def own_small(pretrained, pretrained_cfg, pretrained_cfg_overlay, cache_dir, **args):
         return own(**args)
