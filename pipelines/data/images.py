@@ -60,7 +60,9 @@ def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
         if reason is None and (decode or not ends or image.format in _DECODED):
             image.load()
     if reason:
-        raise Refused(f"{name} is {reason}, which the loaders do not decode alike; convert it to JPEG or PNG")
+        raise Refused(
+            f"{name} is {reason}, which the loaders do not decode alike; convert it to a JPEG or PNG in 8-bit RGB"
+        )
     return size
 
 

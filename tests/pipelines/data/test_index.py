@@ -196,7 +196,7 @@ def test_files_that_are_no_images(root: Path) -> None:
 )
 def test_images_that_loaders_decode_differently(root: Path, mode: str, suffix: str, kind: str) -> None:
     picture(9, 9, 1).convert("L").convert(mode).save(root / "train" / "1" / f"x{suffix}")
-    with pytest.raises(Refused, match=f"x{suffix} is a {kind}.*convert it to JPEG or PNG"):
+    with pytest.raises(Refused, match=f"x{suffix} is a {kind}.*convert it to a JPEG or PNG in 8-bit RGB"):
         build(root)
 
 

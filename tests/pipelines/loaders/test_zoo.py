@@ -90,7 +90,12 @@ def test_what_is_refused() -> None:
     assert {name for name in PICTURES if complaint(name, decode=True)} == REFUSED | DAMAGED_WITHIN
     for name, message in refused.items():
         assert message.startswith(f"{name}.img "), "the file"
-        assert re.search("convert it to JPEG or PNG$|; repair or remove it", message), "and the remedy"
+        assert re.search("convert it to a JPEG or PNG in 8-bit RGB$|; repair or remove it", message), "and the remedy"
+
+
+def test_the_readme_says_how_many() -> None:
+    said = f"{len(PICTURES)} files of all formats: {len(REFUSED | DAMAGED_WITHIN)} refused, the others at most 1 of 255"
+    assert said in (Path(__file__).parents[3] / "README.md").read_text()
 
 
 def test_what_is_accepted_is_decoded_alike() -> None:
