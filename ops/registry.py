@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused
-from kdcore.named_models import short_name
+from kdcore.named_models import module_of, short_name
 
 DIGEST = "sha256"
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
@@ -28,9 +29,12 @@ REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
 def default_name(config: RunConfig) -> str:
     """Return the name of the student and the data that it answers for.
 
-    All methods that train the student compete for one name.
+    All methods that train the student compete for one name. A person's own function has its module before it, and what
+    is neither letter, digit, `_`, `.` nor `-` becomes a `-`.
     """
-    return f"{short_name(config.student.model)}-{config.data.name}"
+    model = config.student.model
+    student = short_name(model) if module_of(model) is None else model.replace(":", ".")
+    return re.sub(r"[^\w.-]+", "-", f"{student}-{config.data.name}")
 
 
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:

@@ -26,7 +26,7 @@ from kdcore.errors import Refused
 from ops.__main__ import main
 from ops.export import sample_images
 from ops.exported_files import NEEDED, SIGNATURE
-from ops.registry import log_version, using_store
+from ops.registry import default_name, log_version, using_store
 from tests.ops.conftest import small_run
 from tests.ops.hub import TOKEN, hub_server
 
@@ -254,6 +254,19 @@ def test_a_file_that_answers_otherwise_is_refused(monkeypatch, tmp_path, wrong):
     monkeypatch.setattr(ops.export, "exported_networks", lambda job: {"model.pt2": lambda images: answer})
     with pytest.raises(Refused, match=r"model\.pt2 answers otherwise than the student"):
         ops.export.compare_files(job)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "name"),
+    [
+        ("test_resnet", "images", "test_resnet-images"),
+        ("own_nets:build", "my photos", "own_nets.build-my-photos"),
+        ("local-dir:/x/it's", "images", "it-s-images"),
+    ],
+)
+def test_the_name_of_a_registered_model(model, data, name):
+    config = SimpleNamespace(student=SimpleNamespace(model=model), data=SimpleNamespace(name=data))
+    assert default_name(config) == name
 
 
 def test_what_predicts_otherwise_is_not_registered(exported, finished, store, monkeypatch):
