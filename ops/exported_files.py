@@ -1,7 +1,8 @@
 """The files of an export by name, which it alone has in its folder; `lineage.json` holds their digests.
 
 An export begins by removing those of an earlier one, so that no file of another network lies beside its own. What
-somebody adds to the folder (a licence, a note) is no file of the export, and is left as it is.
+somebody adds to the folder (a licence, a note) is no file of the export, and is left as it is; a folder that has files
+of these names without an export is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from kdcore.local_dir import CONFIG, WEIGHTS
 from ops.limits import PRECISIONS
 from pipelines.cache.manifest import MANIFEST
 from pipelines.cache.store import checksum
-from pipelines.files import read_object
+from pipelines.files import read_object, write_json
 
 CARD = "README.md"  # the last file that an export writes
 LINEAGE, SIGNATURE = "lineage.json", "signature.json"
@@ -23,10 +24,21 @@ FILES = (*NEEDED, *(f"model.{precision}.onnx" for precision in PRECISIONS))
 
 
 def remove_earlier(folder: Path) -> None:
-    """Remove the files of an earlier export, and its signature: the card first, with which an export is whole."""
+    """Remove the files of an earlier export, and its signature: the card first, with which an export is whole.
+
+    A lineage of no files stands there meanwhile, by which an export that was cut off is known as one. Refused where
+    files of these names lie without a lineage: somebody else's.
+    """
+    if not (folder / LINEAGE).is_file():
+        for name in FILES:
+            if (folder / name).exists():
+                raise Refused(f"{folder / name} is of no export; give a folder that is empty or new, or move it away")
+    (folder / CARD).unlink(missing_ok=True)
+    write_json(folder / LINEAGE, {"files": {}})
     signature = [] if (folder / MANIFEST).is_file() else [SIGNATURE]  # beside a manifest it is the cache's
-    for name in (CARD, *FILES, *signature):
-        (folder / name).unlink(missing_ok=True)
+    for name in (*FILES, *signature):
+        if name != LINEAGE:
+            (folder / name).unlink(missing_ok=True)
 
 
 def digests_of(folder: Path) -> dict[str, str]:

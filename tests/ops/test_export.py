@@ -220,8 +220,18 @@ def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(ops.export, "write_programs", cut_off)
     assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 130
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert left == {*added, "model.safetensors", "config.json"}
+    assert left == {*added, "model.safetensors", "config.json", "lineage.json"}
     assert (tmp_path / "model.safetensors").read_bytes()[:5] != b"of an"
+    monkeypatch.undo()
+    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_files_of_somebody_elses_are_not_an_earlier_export(name, finished, tmp_path, capsys):
+    (tmp_path / name).write_text("of a project")
+    assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 2
+    assert f"{name} is of no export; give a folder that is empty or new" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "of a project"
 
 
 def test_an_export_tells_of_its_own_files(exported):

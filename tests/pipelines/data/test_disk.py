@@ -119,9 +119,7 @@ def test_black_pictures_are_bounded(tmp_path: Path) -> None:
     source = source_of("folder", tmp_path)
     for name in source.names(np.array([3, 5])):
         Path(name).unlink()
-    with pytest.raises(
-        RunFailed, match=r"^2 of the 8 images in .* cannot be read on the node .* more than the 1%"
-    ):
+    with pytest.raises(RunFailed, match=r"^2 of the 8 images in .* cannot be read on the node .* more than the 1%"):
         source.read(np.arange(8))
 
 
