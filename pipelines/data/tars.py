@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.data.listing import (
     Listing,
     canonical_paths,
@@ -211,7 +212,8 @@ def _classes_of_labels(
     distinct = labels.dictionary_encode()
     texts = distinct.dictionary.to_pylist()
     if not all(map(is_number, texts)):
-        return _with_no_other_names(place, class_list, *number_classes(labels, place.root))
+        _say_unread(place, class_list)
+        return number_classes(labels, place.root)
     if (large := next((text for text in texts if _number(text) is None), None)) is not None:
         raise Refused(
             f"{place.root} has an image of class {large[:40]}, which is too large a number; give a name instead"
@@ -242,16 +244,14 @@ def _classes_of_folders(
     if pc.all(unlabelled).as_py():
         return (), np.zeros(len(folders), dtype=np.int32)
     _refuse_unlabelled(unlabelled, table, where, "put it into a class folder")
-    return _with_no_other_names(place, class_list, *number_classes(folders, place.root))
+    _say_unread(place, class_list)
+    return number_classes(folders, place.root)
 
 
-def _with_no_other_names(
-    place: Place, class_list: str | None, classes: tuple[str, ...], labels: NDArray[np.int32]
-) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Return (class names, labels) that are no numbers; Refused where a list says that they are others."""
-    if class_list is not None and tuple(read_class_list(place, class_list)) != classes:
-        raise Refused(
-            f"{place.name_of(class_list)} names classes that are given as numbers, and those of {place.root} are given "
-            f"by name, {classes[0]!r} being the first; remove the list, or give it these {len(classes)} names in order"
+def _say_unread(place: Place, class_list: str | None) -> None:
+    """Say that a list is not read where classes have names of their own, which it may call otherwise."""
+    if class_list is not None:
+        say_once(
+            f"{place.name_of(class_list)} is not read: it names classes that are given as numbers, and those of "
+            f"{place.root} are given by name"
         )
-    return classes, labels

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.data.index import build_index
 from pipelines.data.tars import find_tars, list_tars
 from pipelines.places import Place
@@ -103,8 +104,6 @@ def test_labels_by_number(tmp_path: Path) -> None:
             None,
             r"the sample 1 has a label and no image \(only 1.json\); put its image",
         ),
-        ([*sample("0", "cat")], "dog\ncat", r"classes.txt names classes that are given as numbers, and those of .* by"),
-        ([("dog/0.jpg", IMAGE)], "cat", r"those of .* are given by name, 'dog' being the first; remove the list"),
         ([*sample("0", "0")], "cat\n\ndog", r"classes.txt has nothing in line 2, and numbers are names of lines"),
         ([*sample("0", "0")], b"caf\xe9", r"classes.txt is not text in UTF-8 \(.*\); save it as UTF-8"),
     ],
@@ -119,10 +118,22 @@ def test_labels_that_are_not_guessed(
         listed(tmp_path)
 
 
-def test_a_list_of_the_names_that_are_there(tmp_path: Path) -> None:
-    write(tmp_path / "train.tar", [*sample("0", "dog"), *sample("1", "cat")])
-    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfcat \r\ndog\r\n\r\n")
-    assert listed(tmp_path).classes == ("cat", "dog")
+def test_a_list_beside_names_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may have readable names for ids, which stay the classes; that is said."""
+    members = [[*sample("0", "n02"), *sample("1", "n01")], [("n02/0.jpg", IMAGE), ("n01/1.jpg", IMAGE)]]
+    (tmp_path / "classes.txt").write_text("goldfish\ngreat white shark\ntench\n")
+    for named in members:
+        say_once.cache_clear()
+        write(tmp_path / "train.tar", named)
+        assert listed(tmp_path).classes == ("n01", "n02")
+        assert "classes.txt is not read: it names classes that are given as numbers" in caplog.messages[-1]
+
+
+def test_the_lines_of_a_list(tmp_path: Path) -> None:
+    """Without a mark of byte order, spaces around them, and empty ones at the end."""
+    write(tmp_path / "train.tar", [*sample("0", "1"), *sample("1", "0")])
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog \r\ncat\r\n\r\n")
+    assert listed(tmp_path).classes == ("dog", "cat")
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])
