@@ -36,7 +36,8 @@ def _first(indices: pa.Array, number: int) -> int:
 def _layers_above(folders: Folders, split: str, where: Callable[[int], str]) -> int:
     """Return how many layers lie above the class folders: down to the split's own folder, if all images lie in one.
 
-    where: names an image in a folder of that number.
+    where: names an image in a folder of that number. A folder of the split's name beside others is a class, unless it
+    has folders of its own.
     """
     own, others = set(names_of(split)), names_of_others(split)
     layer = 0
@@ -45,7 +46,8 @@ def _layers_above(folders: Folders, split: str, where: Callable[[int], str]) -> 
         found = set(names)
         if len(found) == 1 and found <= own:
             return layer + 1
-        if split in found or (found & others and (found <= others or found & own)):
+        divided = any(len(parts) > layer + 1 for parts, name in zip(folders, names, strict=True) if name == split)
+        if divided or (found & others and (found <= others or found & own)):
             wrong = int(np.flatnonzero([name not in own for name in names])[0])
             beside = next((f"beside the folder {name!r} of the split" for name in sorted(found & own)), None)
             raise Refused(

@@ -43,7 +43,9 @@ def test_layers_of_folders_above_the_classes(split: str, layers: str, tmp_path: 
 
 
 def test_folders_below_the_classes_are_in_the_name(tmp_path: Path) -> None:
-    """A class may be called as the split is, once all lie in the split's own folder."""
+    """A class may be called as the split is, once all lie in the split's own folder, or where it has no folders."""
+    write(tmp_path / "train.tar", [("train/0.jpg", IMAGE), ("car/0.jpg", IMAGE)])
+    assert listed(tmp_path).table["path"].to_pylist() == ["train/car/0.jpg", "train/train/0.jpg"]
     write(tmp_path / "train.tar", [("train/train/x/0.jpg", IMAGE), ("train/car/0.jpg", IMAGE)])
     assert listed(tmp_path).table["path"].to_pylist() == ["train/car/0.jpg", "train/train/x/0.jpg"]
 
