@@ -7,6 +7,7 @@
     deterministic   a step with train.deterministic on and off
     streams         a step whose teacher answers before the student runs, and beside it on a stream of its own
     weights         a teacher's pass with its weights in float32, which autocast casts each time, and kept in bfloat16
+    train           a whole run through `train`, its passes launched and replayed as one CUDA graph
     optimizers      an optimiser's step as torch has it by default, foreach and fused
     evaluation      images/s of validation, and of filling a cache
     waits           how often the host waits for the device in a step, by torch's own sync-debug mode
@@ -43,6 +44,7 @@ from kdcore.models import build_model
 from ops.benchmarks.gpu_bench import KD, PAIRS, Bench, held, repeated
 from ops.benchmarks.gpu_regions import regions
 from ops.benchmarks.gpu_teacher import streams, weights
+from ops.benchmarks.gpu_train import train
 from ops.console import say
 from ops.facts import RESULTS, facts
 from pipelines.files import write_json
@@ -171,6 +173,7 @@ PARTS: dict[str, Part] = {
     "deterministic": deterministic,
     "streams": streams,
     "weights": weights,
+    "train": train,
     "optimizers": optimizers,
     "evaluation": evaluation,
     "waits": waits,

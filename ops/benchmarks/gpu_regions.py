@@ -8,6 +8,7 @@ In a process of its own, for what is looked for (nvImageCodec issue 55) may end 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -82,7 +83,20 @@ def compare(images: Path, number: int, size: int = 224) -> dict[str, Any]:
         "largest_pixel_of_255": largest,
         "regions_wrong": int((mean > WRONG).sum()),
         "wrong_from": WRONG,
+        "nvjpeg": nvjpeg_version(),
     }
+
+
+def nvjpeg_version() -> str | None:
+    """Return the version of nvJPEG that this process decodes with; None where there is none, as without a GPU."""
+    try:
+        library = ctypes.CDLL("libnvjpeg.so.13")  # of that name, what DALI has loaded
+    except OSError:
+        return None
+    parts = [ctypes.c_int(-1) for _ in range(3)]  # major, minor, patch
+    for number, part in enumerate(parts):
+        library.nvjpegGetProperty(number, ctypes.byref(part))
+    return ".".join(str(part.value) for part in parts)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def rows(found: dict[str, Any]) -> Iterator[list[str]]:
     for name, made in measured(found, "weights").items():
         how = "its weights kept in bfloat16" + ("" if made["same_logits"] else " (other logits)")
         yield pair(f"the teacher's pass in bfloat16, {name}", made, "cast", "kept", how)
+    for name, made in measured(found, "train").items():
+        how = "`train.cuda_graph: true`" + ("" if made["same_losses"] else " (other losses)")
+        yield pair(f"a step of a run of `train`, {name}", made, "launched", "graph", how)
     for name, made in measured(found, "optimizers").items():
         yield pair(f"the optimiser's step, {name}", made, "default", "fused", "fused")
     if made := measured(found, "decode"):
@@ -55,7 +58,7 @@ def notes(found: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{made['regions']:,} regions of {made['images']} JPEGs for the GPU: {made['regions_wrong']} wrong, "
             f"the worst {made['mean_of_255']['100%']:.2f} of 255 from the CPU's in its mean, "
-            f"{made['largest_pixel_of_255']:.0f} in a pixel"
+            f"{made['largest_pixel_of_255']:.0f} in a pixel{of_nvjpeg(made)}"
         )
     for name, made in measured(found, "evaluation").items():
         what = {"validation": "validation of resnet18", "cache": "a cache of resnet34's logits and last map"}[name]
@@ -68,6 +71,13 @@ def notes(found: dict[str, Any]) -> Iterator[str]:
             f"{facts['date']}, {', '.join(facts['gpus'])}, {facts['machine']}, torch {packages['torch']}, "
             f"DALI {packages['nvidia-dali-cuda130']}"
         )
+
+
+def of_nvjpeg(made: dict[str, Any]) -> str:
+    """Return which nvJPEG was asked for regions, and how often it left one to another decoder; empty if unknown."""
+    if "nvjpeg" not in made:
+        return ""
+    return f"; by nvJPEG {made['nvjpeg']}, which declined {made['times_declined']} times"
 
 
 def measured(found: dict[str, Any], part: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from ops.benchmarks import gpu, gpu_bench, gpu_regions, gpu_teacher
+from ops.benchmarks import gpu, gpu_bench, gpu_regions, gpu_teacher, gpu_train
 
 SMALL = {"model": "cifar_resnet8", "args": {"widths": [4, 4, 8, 16]}}
 TEACHER = {**SMALL, "random": True}
@@ -20,8 +20,10 @@ PAIRS = {
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> gpu.Bench:
-    for module in (gpu, gpu_bench, gpu_teacher):
+    for module in (gpu, gpu_bench, gpu_teacher, gpu_train):
         monkeypatch.setattr(module, "PAIRS", PAIRS)
+    monkeypatch.setattr(gpu_train, "EPOCHS", 1)
+    monkeypatch.setattr(gpu_train, "TURNS", 1)
     monkeypatch.setattr(gpu_bench, "REPEATS", 2)
     pictures = gpu_bench.write_pictures(tmp_path / "pictures", 16, (32, 32))
     monkeypatch.setattr(gpu_bench, "write_pictures", lambda *arguments: pictures)
@@ -47,6 +49,9 @@ def test_parts(bench, tmp_path):
         of_teacher = found["weights"][pair]
         assert of_teacher["launches"]["kept"] < of_teacher["launches"]["cast"]
         assert of_teacher["same_logits"]
+    (of_runs,) = (found["train"][pair] for pair in PAIRS if pair in found["train"])
+    assert of_runs["same_losses"]
+    assert of_runs["graph"]["median"] > 0
 
 
 def test_a_part_that_fails_is_written_down(bench, tmp_path, monkeypatch):

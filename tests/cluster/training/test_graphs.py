@@ -194,6 +194,25 @@ def test_a_graph_of_a_gpu_gives_the_launched_steps_bits(method: str, config: Mak
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_train_takes_it_on_a_gpu(config: Make) -> None:
+    """The whole command: every step's loss is that of the same command whose steps are launched."""
+    losses = {}
+    for cuda_graph in (False, True):
+        made = config(
+            name=f"graph-{cuda_graph}",
+            train__cuda_graph=cuda_graph,
+            train__precision="float32",
+            scaling__use_gpu=True,
+            tracking__record_batches=True,
+        )
+        launch(made)
+        rows = (made.run_dir / "batches-0.jsonl").read_text().splitlines()
+        losses[cuda_graph] = [json.loads(line)["loss"] for line in rows]
+    assert losses[True] == losses[False]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_that_reads_from_the_gpu_is_refused() -> None:
     def reads(batch: Batch) -> Tensor:
         return batch.images * batch.images.mean().item()
