@@ -6,7 +6,9 @@ Not here: what is computed. A graph replays what was captured, so nothing the ho
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -108,7 +110,8 @@ class Graphed(Generic[Output]):
         self.graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may allocate and copy meanwhile: the loader's, which work ahead.
-            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            stream = torch.cuda.current_stream()
+            with nothing_collected(), torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
                 self.output = self.function(own)
         except torch.OutOfMemoryError:
             raise
@@ -117,6 +120,22 @@ class Graphed(Generic[Output]):
                 f"train.cuda_graph: the step cannot be captured, as where a term reads a number from the device "
                 f"({str(error).splitlines()[0]}); set it to false"
             ) from error
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Collect Python's garbage now, and none until the end.
+
+    An older run's graph in it, destroyed while another one is captured, would invalidate the capture.
+    """
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def can_be_captured(batch: Batch) -> bool:

@@ -7,6 +7,7 @@ and the gradients where the first ones lie, and sets nothing in Python.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -144,9 +145,79 @@ def test_train_takes_it(config: Make, recorded: list[Recorded]) -> None:
     assert [graph.replays for graph in recorded] == [9]
 
 
+def test_no_older_graph_is_destroyed_while_one_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage is collected before, and not in between, however much of it there is."""
+    said: list[str] = []
+
+    class Older:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            said.append("destroyed")
+
+    class Capture:
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            said.append("begun")
+
+        def __exit__(self, *error: object) -> None:
+            said.append("ended")
+
+    def leave_garbage(batch: Batch) -> None:
+        for _ in range(9):
+            Older()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    before, was_enabled = gc.get_threshold(), gc.isenabled()
+    gc.enable()
+    gc.set_threshold(1)
+    try:
+        Older()
+        Graphed(leave_garbage).capture(two_images())
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)
+        if not was_enabled:
+            gc.disable()
+    assert said[:3] == ["destroyed", "begun", "ended"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_is_captured_beside_others_that_are_garbage() -> None:
+    def double(batch: Batch) -> list[Tensor]:
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        return [batch.images * 2]
+
+    cuda = torch.device("cuda", torch.cuda.current_device())
+    batch = two_images()
+    batch = replace(batch, images=batch.images.to(cuda), labels=batch.labels.to(cuda))
+    before = gc.get_threshold()
+    gc.enable()
+    gc.set_threshold(1)
+    try:
+        with torch.cuda.stream(graphs.new_stream(cuda)):
+            for _ in range(20):
+                graphed = Graphed(double)
+                graphed.capture(batch)
+                graphed.itself = graphed  # type: ignore[attr-defined]
+    finally:
+        gc.set_threshold(*before)
+
+
+def two_images() -> Batch:
+    return Batch(torch.rand(2, 3, 6, 6), torch.tensor([1, 0]), torch.tensor([7, 8]), torch.zeros(2))
+
+
 def test_a_batch_of_other_shape_does_not_go_into_the_graph() -> None:
     graphed: Graphed[Tensor] = Graphed(lambda batch: batch.images)
-    batch = Batch(torch.rand(2, 3, 6, 6), torch.tensor([1, 0]), torch.tensor([7, 8]), torch.zeros(2))
+    batch = two_images()
     assert graphed.fits(batch)
     graphed.graph, graphed.inputs = object(), tensors_of(batch)  # type: ignore[assignment]
     assert graphed.fits(batch)
@@ -217,7 +288,7 @@ def test_a_step_that_reads_from_the_gpu_is_refused() -> None:
     def reads(batch: Batch) -> Tensor:
         return batch.images * batch.images.mean().item()
 
-    batch = Batch(torch.rand(2, 3, 6, 6), torch.tensor([1, 0]), torch.tensor([7, 8]), torch.zeros(2))
+    batch = two_images()
     device = torch.device("cuda", torch.cuda.current_device())
     batch = replace(batch, images=batch.images.to(device), labels=batch.labels.to(device))
     with (
