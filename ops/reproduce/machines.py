@@ -16,8 +16,8 @@ def machine_of(run: dict[str, Any]) -> str:
 
 
 def machine_in(facts: dict[str, Any]) -> str:
-    """Return the hardware that facts name."""
-    return ", ".join([facts["machine"], *facts["gpus"]])
+    """Return the hardware that facts name and that computes: the GPUs, or where there is none the CPU."""
+    return ", ".join(facts["gpus"] or [facts["machine"]])
 
 
 def most_used(runs: Sequence[dict[str, Any]]) -> str | None:

@@ -33,9 +33,9 @@ on them; its ResNet-9 is four times as wide; it reports the best epoch on the te
 up to 262,144 values, here they are pooled to 16,384. Targets keep the scale that the teacher gives them, as in the
 paper's code; the row feature_only-standardised says what standardising each channel does. Runs on a GPU take
 convolutions in TF32, PyTorch's default for float32; what is said across machines compares some of them with runs on a
-CPU. Runs that were run on both are compared below the table of their experiment. CPUs with other vector instructions
-count as different machines, too; results from before 2026-11-26 do not say which a CPU had, and count as of another
-machine than every later one.
+CPU. Runs that were run on both are compared below the table of their experiment. A run on a GPU counts as that kind of
+GPU's, whatever CPU is beside it. CPUs with other vector instructions count as different machines, too; results from
+before 2026-11-26 do not say which a CPU had, and count as of another machine than every later one.
 """
 
 
