@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 CIFAR_PAIR = "cifar100/resnet56-resnet20"
@@ -101,6 +101,7 @@ REGIME = {
 }
 PILOT_EPOCHS = ("train.epochs=15", "train.evaluate_every_epochs=5")
 PILOT = ("views.size=32", *PILOT_EPOCHS)
+LARGE = ("views.size=224", "student.args.widths=[64, 64, 128, 256, 512]")
 MAIN = ("alone", "feature_only", "kd", "feature_only-ce")
 
 
@@ -186,6 +187,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         REGIME,
         5,
         {"one_view": "base_fkd"},
+    ),
+    "regime_large": Experiment(
+        "E1 at full width and 224 pixels",
+        "Does the claim hold for the paper's own width, on images as large as the teacher sees?",
+        {row: replace(REGIME[row], cache="one_view-large") for row in MAIN},
+        3,
+        {"one_view-large": "kd"},
+        LARGE,
     ),
     "amount": Experiment(
         "E2, how much data",
