@@ -14,7 +14,7 @@ def gpu_table(found: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(cells)} |" for cells in rows(found)]
     return (
         "\n".join(lines)
-        + "\n\nMedian [lowest, highest] of 5.\n"
+        + "\n\nMedian [lowest, highest] of 5, of whole runs 3.\n"
         + "".join(f"\n* {line}" for line in notes(found))
         + "\n"
     )
@@ -37,7 +37,7 @@ def rows(found: dict[str, Any]) -> Iterator[list[str]]:
     for name, made in measured(found, "optimizers").items():
         yield pair(f"the optimiser's step, {name}", made, "default", "fused", "fused")
     if made := measured(found, "decode"):
-        yield pair("256 crops of 224 px from 500 x 375", made, "cpu", "gpu", "`data.decode: gpu`")
+        yield pair("256 crops of 224 px, 8 threads", made, "cpu", "gpu", "`data.decode: gpu`")
 
 
 def pair(what: str, made: dict[str, Timing], one: str, other: str, how: str) -> list[str]:
@@ -65,12 +65,17 @@ def notes(found: dict[str, Any]) -> Iterator[str]:
         yield f"{what} at 224 px: {made['images_per_second']:,.0f} images/s"
     if made := measured(found, "waits"):
         yield f"the host waits for the device {max(one['waits'] for one in made.values())} times in a step"
-    for facts in {str(part["facts"]["gpus"]): part["facts"] for part in found.values()}.values():
-        packages = facts["packages"]
-        yield (
-            f"{facts['date']}, {', '.join(facts['gpus'])}, {facts['machine']}, torch {packages['torch']}, "
-            f"DALI {packages['nvidia-dali-cuda130']}"
-        )
+    parts: dict[str, list[str]] = {}
+    for name, part in found.items():
+        parts.setdefault(place_of(part["facts"]), []).append(name)
+    yield from (f"{', '.join(names)}: {place}" for place, names in parts.items())
+
+
+def place_of(facts: dict[str, Any]) -> str:
+    """Return when and where a part was measured."""
+    packages = {"torch": facts["packages"]["torch"], "DALI": facts["packages"]["nvidia-dali-cuda130"]}
+    installed = [f"{name} {version}" for name, version in packages.items() if version]
+    return ", ".join([facts["date"], *facts["gpus"], facts["machine"], *installed])
 
 
 def of_nvjpeg(made: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ def paper3_sentences(found: dict[str, dict[str, Any]]) -> str:
         regime_sentence(found["regime"]),
         amount_sentence(found["amount"]),
         augmentation_sentence(found["pilot_augmentation"]),
-        layers_sentence(found["pilot_layers"]),
+        layers_sentence(found["layers"]),
         "[PAPER3.md](ops/benchmarks/PAPER3.md) has every row.",
     ]
     return textwrap.fill(" ".join(sentences), 120) + "\n"
@@ -59,13 +59,13 @@ def augmentation_sentence(found: dict[str, Any]) -> str:
 
 
 def layers_sentence(found: dict[str, Any]) -> str:
-    """Return what predicts how well a layer teaches, at 32 pixels."""
+    """Return what predicts how well a layer teaches."""
     measured = found["correlation"]
     names = {"Q": "its quality Q", "separation": "Q's separation S", "depth": "its depth"}
     shown = ((name, measured[key]) for key, name in names.items())
     rho = ", ".join(f"{name} {one['spearman']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for name, one in shown)
-    setting = f"one of {measured['layers']} layers, as small (n = {measured['seeds']})"
-    return f"Students taught by {setting}: rank correlation of their top-1 with {rho}."
+    setting = f"one of {measured['layers']} layers alone"
+    return f"Students taught by {setting} (n = {measured['seeds']}): rank correlation of their top-1 with {rho}."
 
 
 def gains_of_features(found: dict[str, Any], numbers: Sequence[int]) -> tuple[dict[int, str], int]:
