@@ -87,7 +87,8 @@ class ScalingConfig(Section):
     """CPU cores that each worker takes."""
     gpus_per_worker: float = Field(default=1, gt=0)
     """GPUs that each worker takes where it takes any: 1, or a part of one, so that the runs of a sweep share a GPU; the
-    workers of one run cannot."""
+    workers of one run cannot. Runs that share one take turns on it, unless NVIDIA's MPS is started on its node
+    (`nvidia-cuda-mps-control -d`): small networks' kernels then run side by side."""
     max_failures: int = Field(default=2, ge=-1)
     """How often workers may be lost before the run fails; -1: without end."""
     timeout_seconds: float = Field(default=600, gt=0)
