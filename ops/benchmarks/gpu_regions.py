@@ -88,7 +88,7 @@ def compare(images: Path, number: int, size: int = 224) -> dict[str, Any]:
 
 
 def nvjpeg_version() -> str | None:
-    """Return the version of nvJPEG that this process decodes with; None where there is none, as without a GPU."""
+    """Return the version of nvJPEG that this process decodes with; None where none can be loaded."""
     try:
         library = ctypes.CDLL("libnvjpeg.so.13")  # of that name, what DALI has loaded
     except OSError:
