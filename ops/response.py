@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.sweep.stoppers import Mode
+from ops.console import percent
 
 RATES = ("top1", "top5", "mAP", "f1", "agreement", "agreement_top5")
 LOGARITHMIC_FROM = 8  # the largest value divided by the smallest
@@ -134,3 +135,8 @@ def is_logarithmic(values: Sequence[float]) -> bool:
 def is_rate(metric: str) -> bool:
     """Return whether a metric is a share of images, read as a percentage."""
     return metric.rpartition("/")[2] in RATES
+
+
+def score_text(metric: str, value: float) -> str:
+    """Return a value of a metric as tables and figures write it: a rate in percent."""
+    return percent(value) if is_rate(metric) else f"{value:.4f}"

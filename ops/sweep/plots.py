@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis as Scale
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from cluster.sweep.config import Axis, LogRange, Values
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, label
-from ops.response import HeatMap, heat_maps, is_logarithmic, response
+from ops.response import HeatMap, heat_maps, is_logarithmic, is_rate, response, score_text
 from ops.sweep.report import PointResult
 from pipelines.files import write_figure
 
@@ -66,7 +68,7 @@ def curves(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
         if trial.end == "stopped":
             axes.plot(epochs[-1:], scores[-1:], "x", color="0.4")
     axes.set_xlabel("epoch")
-    axes.set_ylabel(plan.sweep.metric)
+    label_scores(axes.yaxis, plan.sweep.metric)
     axes.set_title("runs of the best point, and of the others; x: stopped", loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
     write_figure(path, figure)
@@ -86,7 +88,7 @@ def responses(plan: SweepPlan, results: Sequence[PointResult], names: Sequence[s
         axes.set_xlabel(name)
         axes.set_title(textwrap.fill(shown.caption, 58), loc="left", fontsize="small")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(plan.sweep.metric)
+    label_scores(panels[0].yaxis, plan.sweep.metric)
     write_figure(path, figure)
     return path
 
@@ -94,6 +96,13 @@ def responses(plan: SweepPlan, results: Sequence[PointResult], names: Sequence[s
 def by_axis(marks: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Return the values and the scores of marks."""
     return [x for x, _ in marks], [y for _, y in marks]
+
+
+def label_scores(scale: Scale, metric: str, remark: str = "") -> None:
+    """Name the metric beside a scale, which shows a rate in percent."""
+    scale.set_label_text(metric + remark)
+    if is_rate(metric):
+        scale.set_major_formatter(PercentFormatter(1.0))
 
 
 def scale_to_values(axes: Axes, axis: Axis) -> None:
@@ -118,9 +127,9 @@ def draw_heat_map(shown: HeatMap, metric: str, path: Path) -> Path:
     lighter_from = grid.min() + 0.6 * (grid.max() - grid.min())
     for (row, column), score in np.ma.ndenumerate(grid):
         color = "white" if score < lighter_from else "black"
-        axes.text(column, row, f"{score:.4f}", ha="center", va="center", color=color, fontsize="small")
+        axes.text(column, row, score_text(metric, score), ha="center", va="center", color=color, fontsize="small")
     axes.set_title(textwrap.fill(shown.caption, 18 + 14 * len(shown.columns)), loc="left", fontsize="small")
-    figure.colorbar(image, label=metric)
+    label_scores(figure.colorbar(image).ax.yaxis, metric)
     write_figure(path, figure)
     return path
 
@@ -138,7 +147,7 @@ def layer_choices(plan: SweepPlan, results: Sequence[PointResult], path: Path) -
     for place, (_, _, scores, reached) in enumerate(choices):
         right.plot(scores, [place] * len(scores), "o", color=BLUE, alpha=0.6)
         right.plot(reached, [place] * len(reached), "o", color=BLUE, alpha=0.6, fillstyle="none")
-    right.set_xlabel(f"{plan.sweep.metric} (hollow: stopped early)")
+    label_scores(right.xaxis, plan.sweep.metric, " (hollow: stopped early)")
     right.locator_params(axis="x", nbins=6)
     for axes in (left, right):
         axes.grid(alpha=0.3)

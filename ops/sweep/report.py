@@ -16,7 +16,7 @@ from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, describe, label
 from ops.console import percent, table
-from ops.response import ScoredPoint
+from ops.response import ScoredPoint, score_text
 from pipelines.files import write_json, write_text
 
 # What sweep.json keeps of a run's result.
@@ -77,7 +77,7 @@ def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
         row = [str(rank), *(label(result.point[name]) for name in fields)]
         if quality:
             row.append(f"{quality.of(result.point[LAYERS]):.4f}")
-        rows.append([*row, mean_text(result), validation_text(result, val), ends_of_runs(result)])
+        rows.append([*row, mean_text(result, plan.sweep.metric), validation_text(result, val), ends_of_runs(result)])
     return table(f"{plan.sweep.name}: best by {plan.sweep.metric}", columns, rows)
 
 
@@ -87,12 +87,12 @@ def headings(fields: Sequence[str]) -> list[str]:
     return last if len(set(last)) == len(last) else list(fields)
 
 
-def mean_text(result: PointResult) -> str:
+def mean_text(result: PointResult, metric: str) -> str:
     """Return a point's mean, with the deviation over seeds where it has one."""
     if result.mean is None:
         return "-"
-    shown = f"{result.mean:.4f}"
-    return f"{shown} ± {result.stdev:.4f}" if result.stdev is not None else shown
+    shown = score_text(metric, result.mean)
+    return f"{shown} ± {score_text(metric, result.stdev)}" if result.stdev is not None else shown
 
 
 def validation_rate(results: Sequence[PointResult]) -> str:
@@ -129,7 +129,8 @@ def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunCon
     config = parse(data, f"{sweep.name}-best")
     text = (
         f"# The best of the {len(results)} points of the sweep {sweep.name}: {describe(best.point)}\n"
-        f"# {sweep.metric} {mean_text(best)}, n = {len(best.scores)} seeds; chosen by that, so expect less.\n"
+        f"# {sweep.metric} {mean_text(best, sweep.metric)}, n = {len(best.scores)} seeds; chosen by that, "
+        "so expect less.\n"
         "# The teacher's outputs are in the sweep's cache: keep that, or set teacher.source=online.\n"
     )
     return config, text + to_yaml(config)

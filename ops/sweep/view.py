@@ -11,6 +11,7 @@ from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import describe
 from ops.console import View, console, say, table
+from ops.response import score_text
 
 ROWS = 20  # of the live table: what runs, and what has ended last
 
@@ -62,5 +63,7 @@ class SweepView(View):
         score = self.plan.score(trial)
         if score is None:
             return "-"
-        value = float(trial.reports[-1][self.plan.sweep.metric])
-        return f"{value:.4f}" + ("" if value == score else f" (best weights: {score:.4f})")
+        metric = self.plan.sweep.metric
+        value = float(trial.reports[-1][metric])
+        best = "" if value == score else f" (best weights: {score_text(metric, score)})"
+        return score_text(metric, value) + best

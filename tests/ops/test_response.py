@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ops.history import Run
-from ops.response import ScoredPoint, best_means, heat_map, heat_maps, is_logarithmic, is_rate, response
+from ops.response import ScoredPoint, best_means, heat_map, heat_maps, is_logarithmic, is_rate, response, score_text
 from ops.review import figures
 from ops.review.sweeps import scored_points
 from ops.sweep.plots import plots
@@ -131,3 +131,5 @@ def test_scales():
     assert not is_logarithmic([0, 1])
     assert is_rate("held_out/top1")
     assert not is_rate("val/nll")
+    assert score_text("held_out/top1", 0.9675) == "96.75%"
+    assert score_text("held_out/nll", 0.9675) == "0.9675"

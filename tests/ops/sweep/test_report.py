@@ -27,7 +27,7 @@ def test_ranking(tmp_path):
     with shown.capture() as capture:
         shown.print(result_table(plan, results))
     lines = [line.replace("│", " ").split() for line in capture.get().splitlines() if line.startswith("│")]
-    assert lines[0] == ["1", "2", "1", "0.7500", "±", "0.2121", "74.00%", "2", "finished"]
+    assert lines[0] == ["1", "2", "1", "75.00%", "±", "21.21%", "74.00%", "2", "finished"]
 
 
 def test_pictures(tmp_path):
@@ -54,9 +54,9 @@ def test_a_line_for_an_epoch_has_that_epochs_value(tmp_path):
     plan.score = lambda trial: trial.score("held_out/top1", selects_best=True)
     trial.end, trial.reports = None, [{"epoch": 1, "held_out/top1": 0.5}]
     view = SweepView(plan)
-    assert view.line({"event": "report"}, trial) == "000-seed0: epoch 1, held_out/top1 0.5000"
+    assert view.line({"event": "report"}, trial) == "000-seed0: epoch 1, held_out/top1 50.00%"
     trial.reports.append({"epoch": 2, "held_out/top1": 0.25})
-    told = "held_out/top1 0.2500 (best weights: 0.5000)"
+    told = "held_out/top1 25.00% (best weights: 50.00%)"
     assert view.line({"event": "report"}, trial) == f"000-seed0: epoch 2, {told}"
     trial.end = "finished"
     assert view.line({"event": "end"}, trial) == f"000-seed0: finished, {told}"
