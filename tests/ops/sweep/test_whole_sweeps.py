@@ -87,7 +87,7 @@ def check_files(folder: Path, shown: str) -> None:
     first = content["points"][0]
     assert first["whole"]
     assert first["mean"] == first["trials"][0]["curve"][-1]["held_out/top1"]
-    assert f"{first['mean']:.4f}" in shown
+    assert f"{first['mean']:.2%}" in shown
     best = load_recipe(folder / "best.yaml")
     assert best.teacher.source == "cache"
     assert best.method[2].pairs[0].model_dump() == first["point"]["layers"][0]
