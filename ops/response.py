@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.sweep.stoppers import Mode
-from ops.console import percent
 
-RATES = ("top1", "top5", "mAP", "f1", "agreement", "agreement_top5")
 LOGARITHMIC_FROM = 8  # the largest value divided by the smallest
 
 
@@ -130,13 +128,3 @@ def values_of(points: Iterable[ScoredPoint], field: str) -> list[Any]:
 def is_logarithmic(values: Sequence[float]) -> bool:
     """Return whether values are so far apart that only a logarithmic scale shows them all."""
     return min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
-
-
-def is_rate(metric: str) -> bool:
-    """Return whether a metric is a share of images, read as a percentage."""
-    return metric.rpartition("/")[2] in RATES
-
-
-def score_text(metric: str, value: float) -> str:
-    """Return a value of a metric as tables and figures write it: a rate in percent."""
-    return percent(value) if is_rate(metric) else f"{value:.4f}"

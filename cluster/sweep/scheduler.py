@@ -5,10 +5,12 @@ The answer is a function of the journal, and is in the journal before Tune hears
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from cluster.score_text import score_text
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.search import Unsaved
@@ -44,8 +46,9 @@ class EarlyStopping(Unsaved, FIFOScheduler):
         trials = self.journal.trials
         run = [*self.curve(trials[name]), self.report(row)]
         others = [self.curve(other) for other in trials.values() if other.name != name]
-        why = self.sweep.stop.reason(run, others, self.sweep.mode)
-        score = f"{self.sweep.metric} {row[self.sweep.metric]:.4f}"
+        write = partial(score_text, self.sweep.metric)
+        why = self.sweep.stop.reason(run, others, self.sweep.mode, write)
+        score = f"{self.sweep.metric} {write(row[self.sweep.metric])}"
         return f"stopped by {self.sweep.stop.rule} at epoch {row['epoch']:g}: {score}; {why}" if why else ""
 
     def curve(self, trial: Trial) -> list[Report]:

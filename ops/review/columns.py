@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.score_text import is_rate
 from ops.console import part_of
-from ops.response import is_rate
 from ops.review.groups import Row
 
 FLAGS_SHOWN = 3

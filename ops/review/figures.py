@@ -13,9 +13,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from cluster.score_text import is_rate
 from cluster.sweep.config import mode_of
 from ops.history import Run
-from ops.response import HeatMap, Response, ScoredPoint, heat_maps, is_logarithmic, is_rate, response, values_of
+from ops.response import HeatMap, Response, ScoredPoint, heat_maps, is_logarithmic, response, values_of
 from ops.review.groups import Row
 
 PALETTE = ("#3d85b8", "#c8743a", "#4d9d6b", "#a8609c", "#97913a", "#cf5566", "#6a72c4", "#7d8590")

@@ -12,10 +12,10 @@ from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
 
+from cluster.score_text import is_rate
 from cluster.sweep.config import mode_of
 from cluster.tracking.folder import RunFolder
 from ops.history import Group, Run
-from ops.response import is_rate
 from ops.review.seed_noise import Difference, difference, sentence
 from ops.spread import spread
 

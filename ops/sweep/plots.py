@@ -17,10 +17,11 @@ from matplotlib.axis import Axis as Scale
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from cluster.score_text import is_rate, score_text
 from cluster.sweep.config import Axis, LogRange, Values
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, label
-from ops.response import HeatMap, heat_maps, is_logarithmic, is_rate, response, score_text
+from ops.response import HeatMap, heat_maps, is_logarithmic, response
 from ops.sweep.report import PointResult
 from pipelines.files import write_figure
 

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
+from cluster.score_text import score_text
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, describe, label
 from ops.console import percent, table
-from ops.response import ScoredPoint, score_text
+from ops.response import ScoredPoint
 from pipelines.files import write_json, write_text
 
 # What sweep.json keeps of a run's result.

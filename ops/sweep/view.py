@@ -7,11 +7,11 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
+from cluster.score_text import score_text
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import describe
 from ops.console import View, console, say, table
-from ops.response import score_text
 
 ROWS = 20  # of the live table: what runs, and what has ended last
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ops.history import Run
-from ops.response import ScoredPoint, best_means, heat_map, heat_maps, is_logarithmic, is_rate, response, score_text
+from ops.response import ScoredPoint, best_means, heat_map, heat_maps, is_logarithmic, response
 from ops.review import figures
 from ops.review.sweeps import scored_points
 from ops.sweep.plots import plots
@@ -129,7 +129,3 @@ def test_scales():
     assert is_logarithmic([1, 2, 8])
     assert not is_logarithmic([1, 7])
     assert not is_logarithmic([0, 1])
-    assert is_rate("held_out/top1")
-    assert not is_rate("val/nll")
-    assert score_text("held_out/top1", 0.9675) == "96.75%"
-    assert score_text("held_out/nll", 0.9675) == "0.9675"

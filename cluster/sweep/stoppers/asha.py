@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ class Asha(Stopper):
         """Return the score with which a run came to a rung; None for one that has not come there."""
         return next((score for epoch, score in run if self.rung(epoch) == rung), None)
 
-    def reason(self, run: Curve, others: Sequence[Curve], mode: Mode) -> str:
+    def reason(self, run: Curve, others: Sequence[Curve], mode: Mode, write: Callable[[float], str] = str) -> str:
         """Return why a run ends with its last report; empty where it goes on."""
         epoch, score = run[-1]
         rung = self.rung(epoch)

@@ -13,7 +13,7 @@ Not here: who asks, and what Ray Tune hears (`cluster.sweep.scheduler`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -54,12 +54,12 @@ class Stopper(Section):
             raise Refused(f"two stopping rules are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
         REGISTRY[name] = cls
 
-    def reason(self, run: Curve, others: Sequence[Curve], mode: Mode) -> str:
+    def reason(self, run: Curve, others: Sequence[Curve], mode: Mode, write: Callable[[float], str] = str) -> str:
         """Return why a run ends with its last report, to be read after its score; empty where it goes on.
 
         others: the curves of the sweep's other runs so far, without what a run reports at its very end: there its
         learning rate has come down, and nothing in the midst of a run compares with that. mode: which scores are
-        better.
+        better. write: gives a score as people read it.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no reason()")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -33,7 +33,7 @@ class Median(Stopper):
         mean = statistics.fmean(scores) if scores else math.nan
         return mean if math.isfinite(mean) else None
 
-    def reason(self, run: Curve, others: Sequence[Curve], mode: Mode) -> str:
+    def reason(self, run: Curve, others: Sequence[Curve], mode: Mode, write: Callable[[float], str] = str) -> str:
         """Return why a run ends with its last report; empty where it goes on."""
         epoch, score = run[-1]
         if epoch < self.grace_epochs:
@@ -47,7 +47,7 @@ class Median(Stopper):
         if sign * best >= sign * median:
             return ""  # where no score is a number, the comparison is false
         return (
-            f"its best, {best:.4f}, is worse than {median:.4f}, the median of the running averages of the "
+            f"its best, {write(best)}, is worse than {write(median)}, the median of the running averages of the "
             f"{len(averages)} other runs that have come as far"
         )
 

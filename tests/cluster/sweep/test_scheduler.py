@@ -32,10 +32,20 @@ def test_why_a_run_was_stopped(tmp_path):
     trial = scheduler.journal.trials["2"]
     assert (trial.end, trial.reason) == (
         "stopped",
-        "stopped by asha at epoch 1: held_out/top1 0.4000; 2 of the 2 runs that came to rung 1 before it are better, "
+        "stopped by asha at epoch 1: held_out/top1 40.00%; 2 of the 2 runs that came to rung 1 before it are better, "
         "and the best 1/2 go on",
     )
     assert trial.reports == [{"epoch": 1, "step": 4, "last": False, "held_out/top1": 0.4}]
+
+
+def test_a_reason_shows_rates_in_percent(tmp_path):
+    scheduler = opened(tmp_path / "j", rule="median", min_runs=2)
+    for name, score in (("0", 0.5), ("1", 0.7), ("2", 0.4)):
+        report(scheduler, name, 1, score)
+    assert scheduler.journal.trials["2"].reason == (
+        "stopped by median at epoch 1: held_out/top1 40.00%; its best, 40.00%, is worse than 60.00%, the median of the "
+        "running averages of the 2 other runs that have come as far"
+    )
 
 
 def test_the_last_report_stops_nothing_and_is_compared_with_nothing(tmp_path):
