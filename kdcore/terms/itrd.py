@@ -20,6 +20,7 @@ from kdcore.terms.checks import require_batch, require_same_shape
 from kdcore.terms.precision import at_least_float32, full_precision
 
 _LEAST_DEVIATION = 1e-6  # a feature that is constant over the batch is taken as uncorrelated, not divided by 0
+_LEAST_TRACE = 1e-6  # a vector of length 1 adds 1
 
 
 def over_batch(features: Tensor) -> Tensor:
@@ -56,9 +57,9 @@ def mutual_information(student_features: Tensor, teacher_features: Tensor) -> Te
         normalised @ normalised.T
         for normalised in (F.normalize(f, dim=1) for f in (student_features, teacher_features))
     )
-    joint = student * teacher
-    difference = (student / student.trace()).square() - (joint / joint.trace()).square()
-    return len(student) * difference.sum(dim=1)
+    # Features that are 0 have no cosine with anything; they are not divided by 0.
+    student, joint = (matrix / matrix.trace().clamp_min(_LEAST_TRACE) for matrix in (student, student * teacher))
+    return len(student) * (student.square() - joint.square()).sum(dim=1)
 
 
 class ITRD(Term):

@@ -102,6 +102,16 @@ def test_mutual_information_is_never_negative_and_0_for_a_teacher_that_tells_not
     torch.testing.assert_close(mutual_information(s, parallel), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("zero", ["student", "teacher"])
+def test_mutual_information_and_its_gradient_are_finite_where_all_features_are_0(zero):
+    features = {"student": normal(1, 6, 4), "teacher": normal(2, 6, 4)} | {zero: torch.zeros(6, 4)}
+    student = features["student"].requires_grad_()
+    loss = mutual_information(student, features["teacher"])
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert student.grad.isfinite().all()
+
+
 def test_wkd_f_of_whole_maps_is_the_distance_of_their_gaussians():
     """Shifting a map moves its means alone; scaling it about the means moves the deviations alone."""
     t = normal(2, 2, 3, 4, 4)
