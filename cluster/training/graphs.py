@@ -117,8 +117,8 @@ class Graphed(Generic[Output]):
             raise
         except RuntimeError as error:
             raise Refused(
-                f"train.cuda_graph: the step cannot be captured, as where a term reads a number from the device "
-                f"({str(error).splitlines()[0]}); set it to false"
+                f"train.cuda_graph: the step cannot be captured: {str(error).splitlines()[0]}; set it to false. Most "
+                "often a term reads a number from the device"
             ) from error
 
 
