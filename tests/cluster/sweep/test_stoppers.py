@@ -108,7 +108,8 @@ def test_the_median_rule_by_hand():
     others = [curve(0, 2, 9), curve(1, 3, 9), curve(2, 4)]
     median = Median()
     assert median.reason(curve(1.75, 0), others, "max") == (
-        "its best, 1.75, is worse than 2.0, the median of the running averages of the 3 other runs that have come as far"
+        "its best, 1.75, is worse than 2.0, the median of the running averages of the 3 other runs that have come "
+        "as far"
     )
     assert median.reason(curve(2, 0), others, "max") == ""
     assert median.reason(curve(0, 0, 0), others, "max") == ""  # only two others are there
