@@ -2,7 +2,8 @@
 
 A lease is a file with its holder's machine, process and time, touched every few seconds. It is made by a hard link,
 which is there for one alone, also on NFS. Of a holder on this machine it is known at once whether it lives; one on
-another machine is watched: a lease that nobody touches any more is taken over. No clock is compared with another.
+another machine, or one that the system hides from this user, is watched: a lease that nobody touches any more is taken
+over. No clock is compared with another.
 
 A folder's generation counts who has held it. Whoever writes for a holder that may be gone (the workers of a driver that
 was killed live on for seconds) asks its `Fence` before it writes.
@@ -27,7 +28,7 @@ from kdcore.errors import Refused, RunFailed
 from pipelines.files import make_folder, write_text
 
 TOUCH_SECONDS = 4.0
-STALE_SECONDS = 30.0  # without a touch, of a holder on another machine
+STALE_SECONDS = 30.0  # without a touch, of a holder of which it is not known whether it lives
 POLL_SECONDS = 0.2
 
 logger = logging.getLogger("stillhouse")
@@ -35,13 +36,16 @@ logger = logging.getLogger("stillhouse")
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder. machine: of this boot and process namespace; started: when the process began, in ticks."""
+    """Who holds a folder.
+
+    machine: of this boot and process namespace; started: when the process began, in ticks; None: it cannot see that.
+    """
 
     key: str
     host: str
     machine: str
     process: int
-    started: int
+    started: int | None
     since: str
     purpose: str
 
@@ -53,14 +57,21 @@ class Holder:
         return Holder(uuid4().hex, socket.gethostname(), _machine(), process, _started(process), since, purpose)
 
     @property
-    def is_here(self) -> bool:
-        """Whether it is a process of this machine."""
-        return self.machine == _machine()
+    def is_alive(self) -> bool | None:
+        """Whether it lives; None where that cannot be known from here.
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether it is known to have ended."""
-        return self.is_here and _started(self.process) != self.started
+        A number that is a process's again says nothing until it is seen when that process began: /proc may hide it.
+        """
+        if self.machine != _machine():
+            return None
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            pass
+        started = _started(self.process)
+        return None if started is None or self.started is None else started == self.started
 
     def __str__(self) -> str:
         """Return the holder in words."""
@@ -142,11 +153,12 @@ def _wait_or_refuse(path: Path, folder: Path, wait: bool) -> None:
     """Return when the lease may be tried for again. Refused where its holder lives, and nobody is to wait."""
     holder, touched, seen = _read(path), _touched(path), time.monotonic()
     while touched is not None:
-        if holder is not None and holder.is_gone:
+        is_alive = None if holder is None else holder.is_alive
+        if is_alive is False:
             return _end(path, holder, f"{holder} has ended without giving it back")
-        if holder is not None and holder.is_here and not wait:
+        if is_alive and not wait:
             break
-        if time.monotonic() - seen > STALE_SECONDS and not (holder is not None and holder.is_here):
+        if time.monotonic() - seen > STALE_SECONDS and not is_alive:
             return _end(path, holder, f"{holder or 'a process'} has not been heard of for {STALE_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
         if (now := _touched(path)) != touched:
@@ -221,10 +233,10 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _started(process: int) -> int:
-    """Return when a process of this machine began, in the system's ticks; -1 where there is none, or it is a zombie."""
+def _started(process: int) -> int | None:
+    """Return when a process of this machine began, in ticks of the system; -1 of a zombie, None where it is hidden."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return -1
+    except OSError:  # hidden from this user, or it has just ended
+        return None
     return -1 if fields[0] in "ZX" else int(fields[19])

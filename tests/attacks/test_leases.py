@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +82,34 @@ def test_a_number_of_a_process_that_another_has_now_is_no_holder(tmp_path: Path)
     (tmp_path / ".work.lease").write_text(json.dumps(asdict(holder)))
     with leased(tmp_path, "x"):
         pass
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, ProcessLookupError])
+def test_a_holder_that_the_system_hides_is_watched_as_one_elsewhere(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As /proc does with hidepid; and a process that ends while its file there is read. Touched, it is alive."""
+
+    def hide(self: Path, *args: Any, **options: Any) -> str:
+        if self.match("/proc/*/stat"):
+            raise error
+        return read_text(self, *args, **options)
+
+    read_text, alive, path = Path.read_text, Holder.this("a test"), tmp_path / ".work.lease"
+    monkeypatch.setattr(Path, "read_text", hide)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.01)
+    path.write_text(json.dumps(asdict(alive)))
+    touching = threading.Timer(0.1, lambda: os.utime(path, ns=(1, 1)))
+    touching.start()
+    with pytest.raises(Refused, match=f"in use by process {os.getpid()} "), leased(tmp_path, "x"):
+        pass
+    touching.join()
+    monkeypatch.setattr(leases, "STALE_SECONDS", 0.1)
+    with leased(tmp_path, "x"):
+        assert "has not been heard of" in caplog.text
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert replace(alive, process=ended.pid).is_alive is False
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": 1}'])
