@@ -46,7 +46,7 @@ class Rank:
         return torch.stack(everyone)
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank the buffers of rank 0: batch norm's running statistics are rank 0's own."""
+        """Give every rank the buffers of rank 0; of batch norm's, all ranks have the same already."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)

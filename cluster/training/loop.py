@@ -23,6 +23,7 @@ from cluster.precision import autocast
 from cluster.rank import seed_micro_batch
 from cluster.training.checkpoint import TrainState
 from cluster.training.finite import FiniteWatch
+from cluster.training.running_statistics import RunningStatistics
 from cluster.training.selection import has_waited
 from kdcore.batch import Batch
 from kdcore.distiller import StepOutput
@@ -89,6 +90,7 @@ class TrainingLoop:
         self.compute: Compute = compute or ForwardBackward(run, state.distiller)
         self.schedule = Schedule(self.config.schedule, state.optimizer, self.config.train.epochs, run.steps_per_epoch)
         self.watch = FiniteWatch(run, state)
+        self.statistics = RunningStatistics(run, state.distiller)
         self.parameters = [parameter for parameter in state.distiller.parameters() if parameter.requires_grad]
 
     @property
@@ -105,6 +107,7 @@ class TrainingLoop:
         self.schedule.set_step(state.step)
         state.distiller.train()
         self.watch.begin_step()
+        self.statistics.begin_step()
         for number in run.micro_batches:
             seed_micro_batch(self.config.seed, state.step, number)
             batch = next(batches)
@@ -114,9 +117,11 @@ class TrainingLoop:
             self.watch.see(number, output)
             if observe is not None:
                 observe(number, batch, output)
+        self.statistics.end_step()
         record = StepRecord(state.step, self.schedule.rate, self.clip_gradient())
         if self.watch.allows_update(record.gradient_norm):
             state.optimizer.step()
+            state.distiller.end_step()
             if state.ema:
                 state.ema.update(state.distiller.student, state.step + 1)
         state.optimizer.zero_grad(set_to_none=True)
