@@ -36,7 +36,8 @@ class Interval:
         """Return the means over steps and ranks, the norm's last, and begin anew. 0 where every step was left out."""
         *values, count, norms = self.so_far()
         weight, *sums = values
-        means = [*(value / max(weight, 1.0) for value in sums), norms / max(count, 1.0)]
+        # Where the weight is 0, so are the sums. It may be below 1: an epoch's last batch counts by its size.
+        means = [*(value / (weight or 1.0) for value in sums), norms / (count or 1.0)]
         self.values.zero_()
         self.norms.zero_()
         return means

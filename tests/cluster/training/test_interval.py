@@ -62,3 +62,10 @@ def test_what_is_not_finite_is_left_out_where_its_steps_are(skips, means):
     one = interval(skips=skips)
     add(one, 1.0, torch.inf, 3.0)
     assert one.end() == means
+
+
+def test_a_smaller_batch_alone_in_a_row():
+    """Its weight counts among others, and makes its own mean no smaller."""
+    one = interval()
+    one.add([torch.tensor(2.0), torch.tensor(1.0)], weight=0.1)  # of each of two ranks
+    assert one.end() == pytest.approx([2, 1, 0])
