@@ -20,7 +20,7 @@ from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher, input_gradient
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
-from kdcore.terms.base import tap_askers, unique_names
+from kdcore.terms.base import SteppedModule, tap_askers, unique_names
 
 LOGITS = Needs(teacher_logits=True)
 
@@ -238,6 +238,20 @@ class Distiller(nn.Module):
     def _read_by(self, name: str, inputs: TermInputs) -> TermInputs:
         """Return what a term reads: of several teachers the answers of its own, or their average."""
         teacher = self.terms[name].teacher
+    def end_step(self) -> None:
+        """Let terms do what they do once a step; for whoever trains to call on every rank, after the optimiser."""
+        for module in self._stepped:
+            module.end_step()
+
+    def drop_step(self) -> None:
+        """Let terms forget a step that is left out, in the place of `end_step`, once the buffers are put back."""
+        for module in self._stepped:
+            module.drop_step()
+
+    @property
+    def _stepped(self) -> list[SteppedModule]:
+        return [module for module in self.extras.values() if isinstance(module, SteppedModule)]
+
         return inputs if teacher is None else replace(inputs, teacher=inputs.teacher.members[teacher])
 
     def targets(self, batch: Batch) -> TeacherOutputs | None:

@@ -77,6 +77,7 @@ class FiniteWatch:
             return True
         for buffer, before in self.buffers:
             buffer.copy_(before)
+        self.state.distiller.drop_step()
         self.state.skipped_steps += 1
         share = self.state.skipped_steps / self.run.total_steps
         if share > self.train.max_skipped:

@@ -186,6 +186,21 @@ class Stateless(nn.Module):
         return self.config.loss(inputs)
 
 
+class SteppedModule(nn.Module):
+    """A term's module that does something once an optimiser step, however many micro-batches each rank runs in it.
+
+    A collective belongs here: in `forward`, ranks with unequal numbers of micro-batches would wait for one another.
+    """
+
+    def end_step(self) -> None:
+        """Do what follows the last micro-batch of a step that was taken; called on every rank."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what ends a step")
+
+    def drop_step(self) -> None:
+        """Undo on the host what a step did that is left out; the buffers have their values from before it again."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what undoes a step")
+
+
 class Pair(Section):
     """A tap of the student and the tap of the teacher that it is compared with."""
 

@@ -1,10 +1,10 @@
 """Contrastive representation distillation: a student's embedding must pick its own teacher's out of thousands.
 
 Both networks' embeddings of every training sample are kept in a bank, by sample id. The bank is a buffer, so it is in
-every checkpoint, and it is one and the same on all ranks: each forward pass in training gathers the ranks' sample ids
-and embeddings and writes them in rank order. Hence all ranks must run equally many forward passes (their micro-batches
-may differ in size), and a data-parallel wrapper should not broadcast buffers at every step (broadcast_buffers=False).
-A micro-batch sees what earlier micro-batches of its own step have written, one rank or many.
+every checkpoint, and it is one and the same on all ranks: it is written once an optimiser step, after the last
+micro-batch, with the embeddings of all ranks' micro-batches. So every micro-batch of a step sees the bank that the step
+before has left, and its loss is the same on however many ranks; how many micro-batches each of them runs is free. A
+data-parallel wrapper should not broadcast buffers at every step (broadcast_buffers=False).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdcore.batch import Needs
 from kdcore.errors import Refused
-from kdcore.terms.base import Term, TermContext, TermInputs
+from kdcore.terms.base import SteppedModule, Term, TermContext, TermInputs
 from kdcore.terms.draws import Draws
 from kdcore.terms.precision import at_least_float32, full_precision
 
@@ -46,8 +46,7 @@ def nce(positive: Tensor, negatives: Tensor, noise: float) -> Tensor:
 def likelihoods(embeddings: Tensor, bank: Tensor, samples: Tensor, temperature: float) -> Tensor:
     """Return exp(<embeddings_b, bank[samples_bj]> / temperature): [B,J].
 
-    embeddings [B,D]; bank [N,D]; samples [B,J]. The bank's rows are copied, not multiplied in place: the bank is
-    written to before the backward pass reads them.
+    embeddings [B,D]; bank [N,D]; samples [B,J].
     """
     return (torch.einsum("bd,bjd->bj", embeddings, bank[samples]) / temperature).exp()
 
@@ -132,11 +131,12 @@ class CRD(Term):
         return CRDModule(self, context)
 
 
-class CRDModule(nn.Module):
+class CRDModule(SteppedModule):
     """The embeddings and the bank of `CRD`.
 
     banks [2,N,D]: the student's and the teacher's; constants [2]: what the likelihoods of each direction are divided
-    by, estimated once, from the first micro-batch of rank 0 (the same samples whatever the number of ranks).
+    by, estimated once, from the first micro-batch of rank 0 (the same samples whatever the number of ranks). kept: the
+    sample ids [B] and embeddings [B,2,D] of this rank's micro-batches, until the step ends.
     """
 
     banks: Tensor
@@ -152,10 +152,11 @@ class CRDModule(nn.Module):
         self.register_buffer("constants", torch.zeros(2))
         self.class_index = _class_index(context) if config.negatives == "other_classes" else None
         self.are_constants_fixed = False  # what the host knows of them, so that no step waits for the device to tell
+        self.kept: list[tuple[Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(_look_again)
 
     def forward(self, inputs: TermInputs) -> Tensor:
-        """Return the loss of both directions: [B] nats. In training, the bank takes the new embeddings in."""
+        """Return the loss of both directions: [B] nats. In training, the new embeddings are kept for the bank."""
         assert inputs.sample_ids is not None, "the term did not declare sample_ids"
         student = _embed(self.student_embedding, inputs.student_features[self.config.student_tap])
         teacher = _embed(self.teacher_embedding, inputs.teacher.features[self.config.teacher_tap])
@@ -168,7 +169,7 @@ class CRDModule(nn.Module):
         )
         self.fix_constants(directions)
         if self.training:
-            self.remember(inputs.sample_ids, torch.stack([student, teacher], dim=1).detach())
+            self.kept.append((inputs.sample_ids, torch.stack([student, teacher], dim=1).detach()))
         of_student, of_teacher = directions / self.constants[:, None, None]
         noise = 1 / self.num_samples
         return nce(of_student[:, 0], of_student[:, 1:], noise) + nce(of_teacher[:, 0], of_teacher[:, 1:], noise)
@@ -196,12 +197,19 @@ class CRDModule(nn.Module):
                 dist.broadcast(self.constants, src=0)
 
     @torch.no_grad()
-    def remember(self, sample_ids: Tensor, embeddings: Tensor) -> None:
-        """Move the bank's entries of all ranks' samples towards embeddings [B,2,D], and back to length 1."""
-        sample_ids, embeddings = gather_rows(sample_ids), gather_rows(embeddings)
+    def end_step(self) -> None:
+        """Move the bank's entries of all ranks' samples of the step towards their embeddings, and back to length 1."""
+        if not self.kept:
+            return
+        sample_ids, embeddings = (gather_rows(torch.cat(rows)) for rows in zip(*self.kept, strict=True))
+        self.kept = []
         old = self.banks[:, sample_ids].transpose(0, 1)
         new = F.normalize(torch.lerp(embeddings, old, self.config.momentum), dim=2)
         self.banks[:, sample_ids] = new.transpose(0, 1)
+
+    def drop_step(self) -> None:
+        """Forget what was kept, and whether the constants are fixed: they may have been in the step left out."""
+        self.kept, self.are_constants_fixed = [], False
 
 
 def _look_again(module: nn.Module, keys: object) -> None:

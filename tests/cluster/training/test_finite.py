@@ -130,6 +130,25 @@ def test_a_step_that_is_skipped_changes_nothing(loop):
     assert not torch.equal(before["student.conv1.weight"], made.state.distiller.state_dict()["student.conv1.weight"])
 
 
+def test_a_first_step_that_is_skipped_is_as_if_it_had_not_been(loop):
+    """CRD's constants are estimated in a run's first step, and its bank is written by it: both are of the next one."""
+    method = [{"term": "ce", "weight": 1.0}, {"term": "crd", "weight": 0.8, "num_negatives": 8}]
+    changes = {"method": method, "teacher": {"model": "cifar_resnet8", "random": True}}
+    made, batches = loop(train__on_nonfinite="skip", train__max_skipped=0.2, **changes)
+    crd = made.state.distiller.extras["crd"]
+    before = crd.banks.clone()
+    handle = made.state.distiller.student.conv1.weight.register_hook(lambda gradient: gradient * float("nan"))
+    made.step(batches)
+    handle.remove()
+    assert made.state.skipped_steps == 1
+    assert torch.equal(crd.banks, before)
+    assert not crd.constants.any()
+    made.step(batches)
+    assert made.state.skipped_steps == 1
+    assert (crd.constants > 0).all()
+    assert not torch.equal(crd.banks, before)
+
+
 def test_more_steps_than_allowed_are_not_skipped(loop):
     made, batches = loop(train__on_nonfinite="skip", train__max_skipped=0.1)
     made.state.distiller.student.conv1.weight.register_hook(lambda gradient: gradient * float("nan"))

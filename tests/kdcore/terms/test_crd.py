@@ -67,6 +67,7 @@ def test_the_bank_moves_half_way_and_back_to_length_1():
     crd, batch = module(), inputs([4, 17, 29])
     before = crd.banks.clone()
     crd(batch)
+    crd.end_step()
     for bank, layer, features in (
         (0, crd.student_embedding, batch.student_features),
         (1, crd.teacher_embedding, batch.teacher.features),
@@ -79,15 +80,34 @@ def test_the_bank_moves_half_way_and_back_to_length_1():
     assert torch.equal(crd.banks[:, untouched], before[:, untouched])
 
 
-def test_the_backward_pass_follows_the_bank_before_its_update():
-    """Gradients as if the bank had not been written to between the forward and the backward pass."""
-    crd, frozen = module(), module()
-    batch, same = inputs([4, 17, 29]), inputs([4, 17, 29])
-    crd(batch).mean().backward()
-    frozen.eval()(same).mean().backward()
-    torch.testing.assert_close(
-        batch.student_features["classifier_input"].grad, same.student_features["classifier_input"].grad
-    )
+def test_a_steps_micro_batches_see_the_bank_of_the_step_before():
+    """Whatever their order, and as one micro-batch would; the bank has all of their samples once the step ends."""
+    first, second = inputs([4, 17, 29]), inputs([5, 0], seed=2)
+    crd, other = module(), module()
+    for one in (crd, other):
+        one(inputs([1, 2, 3]))  # which fixes the constants
+    before = crd.banks.clone()
+    losses, others = (crd(first), crd(second)), (other(second), other(first))
+    assert all(torch.equal(one, same) for one, same in zip(losses, reversed(others), strict=True))
+    assert torch.equal(crd.banks, before)
+    for one in (crd, other):
+        one.end_step()
+    assert torch.equal(crd.banks, other.banks)
+    moved = (crd.banks != before).any(dim=2).all(dim=0).nonzero().flatten()
+    assert moved.tolist() == [0, 1, 2, 3, 4, 5, 17, 29]
+
+
+def test_a_step_that_is_left_out_leaves_nothing_behind():
+    """Its samples do not reach the bank, and the constants are looked at again where they are put back."""
+    crd, fresh = module(), module()
+    crd(inputs([1, 2, 3]))
+    crd.constants.zero_()
+    crd.drop_step()
+    batch = inputs([4, 17, 29])
+    assert torch.equal(crd(batch), fresh(batch))
+    for one in (crd, fresh):
+        one.end_step()
+    assert torch.equal(crd.banks, fresh.banks)
 
 
 def others_of(sample):
@@ -123,11 +143,14 @@ def test_negatives_may_come_from_all_samples():
 def test_draws_and_state_resume_where_they_were():
     crd = module()
     crd(inputs([1, 2, 3]))
+    crd.end_step()
     resumed = module(seed=5)
     resumed.load_state_dict(crd.state_dict())
     resumed.config = crd.config
     batch = inputs([3, 20, 8], seed=2, epoch=1.0)
     assert torch.equal(resumed(batch), crd(batch))
+    for one in (resumed, crd):
+        one.end_step()
     assert torch.equal(resumed.banks, crd.banks)
     assert torch.equal(resumed.constants, crd.constants)
 

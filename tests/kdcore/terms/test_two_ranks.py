@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ INDEPENDENT = {
 }
 TERMS = {**COUPLED, **INDEPENDENT}
 MICRO_BATCHES = ([3, 17, 8, 0, 11], [4, 9, 1, 19, 6])
-CRD_STEPS = (([3, 17, 8], [4, 9]), ([0, 11], [1, 19, 6, 3]))  # sample ids of either rank, unequal in number
+# Sample ids by step, rank and micro-batch, all of them unequal in number.
+CRD_STEPS = ([[[3, 17, 8]], [[4, 9], [2, 5, 7]]], [[[0, 11]], [[1, 19], [6, 12, 10]]])
 
 
 class Student(nn.Module):
@@ -86,24 +88,29 @@ def loss_and_gradients(name: str, sample_ids: list[int]) -> list[Tensor]:
     return [loss.detach(), *(torch.zeros(1) if g is None else g for g in gradients)]
 
 
-def crd_bank(steps: list[list[int]]) -> dict[str, Tensor]:
-    """CRD's bank after the steps of one process, each over the given sample ids."""
+def crd_run(steps: list[list[list[int]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return CRD's losses, and its buffers after the steps of one process, each of micro-batches of sample ids."""
     crd, student = module("crd", {"dim": 4, "num_negatives": 8}), Student()
-    for sample_ids in steps:
-        crd(student(torch.tensor(sample_ids))).mean().backward()
-    return {name: buffer.clone() for name, buffer in crd.named_buffers()}
+    losses = []
+    for micro_batches in steps:
+        for sample_ids in micro_batches:
+            losses.append(crd(student(torch.tensor(sample_ids))).detach())
+        crd.end_step()
+    return torch.cat(losses), {name: buffer.clone() for name, buffer in crd.named_buffers()}
 
 
 def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
     results: dict[str, object] = {}
     for name in TERMS:
         results[name] = loss_and_gradients(name, MICRO_BATCHES[rank])
         for tensor in results[name]:
             dist.all_reduce(tensor)
             tensor /= 2
-    results["crd"] = crd_bank([step[rank] for step in CRD_STEPS])
+    results["crd"] = crd_run([step[rank] for step in CRD_STEPS])
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -133,17 +140,21 @@ def test_a_coupled_term_over_both_micro_batches_at_once_is_another_number(name):
 
 
 def test_the_contrastive_bank_is_one_and_the_same_on_all_ranks(ranks):
-    first, second = (rank["crd"] for rank in ranks)
+    (_, first), (_, second) = (rank["crd"] for rank in ranks)
     assert first.keys() >= {"banks", "constants"}
     for name in first:
         assert torch.equal(first[name], second[name]), name
 
 
-def test_the_contrastive_bank_holds_both_ranks_samples(ranks):
-    alone = crd_bank([first + second for first, second in CRD_STEPS])
-    torch.testing.assert_close(ranks[0]["crd"]["banks"], alone["banks"])
-
-
-def test_the_contrastive_constants_are_those_of_the_first_micro_batch(ranks):
-    alone = crd_bank([CRD_STEPS[0][0]])
-    torch.testing.assert_close(ranks[1]["crd"]["constants"], alone["constants"])
+def test_contrastive_steps_are_those_of_one_rank_with_all_micro_batches(ranks):
+    """However many micro-batches each rank has: its losses, the bank, and the constants, of the first micro-batch."""
+    losses, buffers = crd_run([first + second for first, second in CRD_STEPS])
+    parts = iter(losses.split([len(ids) for step in CRD_STEPS for rank in step for ids in rank]))
+    expected: list[list[Tensor]] = [[], []]
+    for step in CRD_STEPS:
+        for rank, micro_batches in enumerate(step):
+            expected[rank] += [next(parts) for _ in micro_batches]
+    for (found, theirs), own in zip((rank["crd"] for rank in ranks), expected, strict=True):
+        torch.testing.assert_close(found, torch.cat(own))
+        for name in ("banks", "constants"):
+            torch.testing.assert_close(theirs[name], buffers[name])
