@@ -41,6 +41,7 @@ RESERVED = {
 METRICS = ("top1", "top5", "mAP", "f1", "agreement", "nll", "kl")
 OF_KIND = {False: ("top1", "top5"), True: ("mAP", "f1")}  # metrics of images with one label, and with several
 LOWER_IS_BETTER = ("nll", "kl", "ece", "loss")
+LAYERS = "layers"  # the axis of a space that pairs taps
 
 
 def mode_of(metric: str) -> Mode:
@@ -123,7 +124,7 @@ class Integers(Range):
 class Pairings(Section):
     """Which taps are paired: choices that are given, or those that the teacher's layers of highest quality allow."""
 
-    pairs: tuple[tuple[Pair, ...], ...] | None = None
+    pairs: tuple[Annotated[tuple[Pair, ...], Field(min_length=1)], ...] | None = Field(default=None, min_length=1)
     """The choices, each a list of pairs of a student's and a teacher's tap."""
 
     ranked: int | None = Field(default=None, ge=1)
@@ -238,6 +239,14 @@ class SweepConfig(Section):
             written = ", ".join(f"{name}: {value}" for name, value in rule.items())
             raise Refused(f"asha is one of several stopping rules; write stop: {{{written}}}")
         return {name: value for name, value in given.items() if name != "asha"}
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _read_layers(cls, given: Any) -> Any:
+        """Read a list of layers as the choices that it gives: their quality is measured as that of any others."""
+        if isinstance(given, Mapping) and isinstance(given.get(LAYERS), list):
+            return {**given, LAYERS: {"pairs": given[LAYERS]}}
+        return given
 
     @field_validator("name")
     @classmethod

@@ -19,6 +19,7 @@ from cluster.config import RunConfig
 from cluster.field_names import near_names
 from cluster.recipe import assign, parse
 from cluster.recipe_paths import absolute
+from cluster.sweep.config import LAYERS as LAYERS
 from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.errors import Refused
@@ -30,7 +31,6 @@ from kdcore.terms.features import PairedTerm
 from kdcore.terms.logits import LogitTerm
 
 Point = dict[str, Any]
-LAYERS = "layers"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.sweep.config import load_sweep
 from kdcore.errors import Refused
-from tests.cluster.sweep.conftest import sweep
+from tests.cluster.sweep.conftest import PAIRS, sweep
 
 REFUSED = {
     "metric": ({"metric": "val/top1"}, r"val/top1 would choose on the validation set.*data.held_out=0.02"),
@@ -35,6 +35,8 @@ REFUSED = {
         {"space": {"layers": {"ranked": 2, "pairs": [[{"student": "a", "teacher": "b"}]]}}},
         r"give either pairs.* or ranked",
     ),
+    "no layers": ({"space": {"layers": []}}, r"space.layers.pairs: .* at least 1 item"),
+    "a choice of none": ({"space": {"layers": [PAIRS, []]}}, r"space.layers.pairs.1: .* at least 1 item"),
     "too many layers at once": ({"space": {"layers": {"ranked": 2, "sizes": [3]}}}, r"sizes 3 of the 2 best layers"),
 }
 
@@ -50,6 +52,11 @@ def test_a_space_as_a_file(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text("name: s\nspace: {weight: [1, 2]}\nstop: {rule: asha, grace_epochs: 2}\n")
     assert load_sweep(path) == sweep(space={"weight": [1, 2]}, stop={"rule": "asha", "grace_epochs": 2})
+
+
+def test_layers_may_be_a_list():
+    """Their quality is measured all the same: the pictures of a sweep show it."""
+    assert sweep(space={"layers": [PAIRS]}) == sweep(space={"layers": {"pairs": [PAIRS]}})
 
 
 def test_which_scores_are_better():
