@@ -16,7 +16,7 @@ from rich.progress import Progress
 from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance, Inspected, check_broken, inspect_stored
 from pipelines.data.images import is_too_large, refuse_too_large
-from pipelines.data.listing import Listing
+from pipelines.data.listing import Listing, in_order_of_id
 from pipelines.data.source_table import source_table, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.places import Place
@@ -27,7 +27,7 @@ _TASKS_AT_ONCE = 64  # in flight: bounds the memory of a build, whatever the siz
 
 
 def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
-    """Return the table of an index: every image looked at, in the order in which they lie."""
+    """Return the table of an index: every image looked at, in order of id."""
     files = [(file.name, file.num_bytes) for file in listing.files]
     storage = storage_of(place.location, _with_places_in_store(place, listing.table), files)
     facts, broken = _look_at_all(storage, listing.table, progress, acceptance)
@@ -35,7 +35,8 @@ def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance
     table = listing.table.drop_columns([name for name in ("mtime_ns",) if name in listing.table.column_names])
     for name, kind, values in zip(("height", "width", "crc32"), (np.int32, np.int32, np.uint32), facts.T, strict=True):
         table = table.append_column(name, pa.array(values.astype(kind)))
-    return _without(source_table(listing.classes, table, files), broken)
+    table = in_order_of_id(_without(table, broken))  # that of samples of one path shows now
+    return _naming(source_table(listing.classes, table, files), broken)
 
 
 def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
@@ -59,7 +60,11 @@ def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acc
     before = json.loads(table.schema.metadata.get(b"broken", b"[]"))
     num = len(table) + len(before)
     check_broken([broken[row] for row in sorted(broken)], num, acceptance.on_broken, place.root)
-    return _without(table, broken)
+    if not broken:
+        return table
+    metadata = table.schema.metadata
+    kept = source_table(json.loads(metadata[b"classes"]), _without(table, broken))
+    return _naming(kept.replace_schema_metadata({**metadata, **kept.schema.metadata}), broken)
 
 
 def too_large(table: pa.Table, max_pixels: int) -> NDArray[np.int64]:
@@ -69,15 +74,18 @@ def too_large(table: pa.Table, max_pixels: int) -> NDArray[np.int64]:
 
 
 def _without(table: pa.Table, broken: dict[int, str]) -> pa.Table:
-    """Return the table of an index without some rows, which it then names as broken. broken: {row: why}."""
+    """Return a table without some rows. broken: {row: why}."""
+    rows = np.setdiff1d(np.arange(len(table)), list(broken))
+    return table.take(pa.array(rows)).combine_chunks() if broken else table
+
+
+def _naming(table: pa.Table, broken: dict[int, str]) -> pa.Table:
+    """Return the table of an index that names, after those that it names already, what was left out as broken."""
     if not broken:
         return table
-    metadata = dict(table.schema.metadata)
+    metadata = table.schema.metadata
     messages = json.loads(metadata.get(b"broken", b"[]")) + [broken[row] for row in sorted(broken)]
-    rows = np.setdiff1d(np.arange(len(table)), list(broken))
-    kept = source_table(json.loads(metadata[b"classes"]), table.take(pa.array(rows)).combine_chunks())
-    changed = {**kept.schema.metadata, b"broken": json.dumps(messages).encode()}
-    return kept.replace_schema_metadata({**metadata, **changed})
+    return table.replace_schema_metadata({**metadata, b"broken": json.dumps(messages).encode()})
 
 
 def _look_at_all(

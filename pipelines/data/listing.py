@@ -114,11 +114,15 @@ def canonical_paths(split: str, classes: Sequence[str], labels: NDArray[np.int32
 
 
 def in_order_of_id(table: pa.Table) -> pa.Table:
-    """Return the rows by label, then by path; samples of one path stay as they lie.
+    """Return the rows by label, then by path; samples of one path by size and, where it is known, by checksum.
 
-    So that the same images have the same ids, in whatever order a container holds them.
+    So that the same images have the same ids, in whatever order and in however many files a container holds them.
     """
-    order = pc.sort_indices(table, sort_keys=[("label", "ascending"), ("path", "ascending")])
+    keys = table.select([name for name in ("label", "path", "num_bytes", "crc32") if name in table.column_names])
+    for column in (column for column in table.schema if pa.types.is_list(column.type)):
+        texts = table[column.name].cast(pa.list_(pa.string()))  # an image may be there twice, with other labels
+        keys = keys.append_column(column.name, pc.binary_join(texts, " "))
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
     return table.take(order).combine_chunks()
 
 

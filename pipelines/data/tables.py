@@ -179,23 +179,7 @@ def _listing(
     }
     if lists is not None:
         columns[COLUMN] = lists
-    return Listing(tuple(classes), _told_apart(in_order_of_id(pa.table(columns))))
-
-
-def _told_apart(table: pa.Table) -> pa.Table:
-    """Return rows in order of id with paths that are all different, as the ids of samples of one path are not defined.
-
-    Where files of several folders have one name in one class, the path has their whole location in that name's place.
-    """
-    paths = table["path"].chunk(0)
-    again = pc.equal(paths[1:], paths[:-1]).to_numpy(zero_copy_only=False)
-    if not again.any():
-        return table
-    repeated = pa.array(np.append(again, False) | np.append(False, again))
-    folders = pc.replace_substring_regex(paths, "[^/]*$", "")
-    whole = pc.binary_join_element_wise(folders, table["location"].chunk(0), pa.scalar("", type=paths.type))
-    renamed = pc.if_else(repeated, whole, paths)
-    return in_order_of_id(table.set_column(table.column_names.index("path"), "path", renamed))
+    return Listing(tuple(classes), in_order_of_id(pa.table(columns)))
 
 
 def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str | None) -> NDArray[np.int64]:
