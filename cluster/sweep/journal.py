@@ -7,16 +7,17 @@ where it stood: the search has heard the same scores in the same order, and no d
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.sweep.space import Point
-from cluster.tracking.journal import cut_journal, read_journal
+from cluster.tracking.journal import cut_journal, nan_for_null, read_journal
 from cluster.training.selection import score_of
 from kdcore.errors import Refused
-from pipelines.files import make_folder, not_written
+from pipelines.files import finite_or_null, make_folder, not_written
 
 End = Literal["finished", "stopped", "failed", "lost"]
 Event = dict[str, Any]
@@ -27,9 +28,9 @@ Listener = Callable[[Event, "Trial"], None]
 class Trial:
     """One run of a sweep: a point, by its number, with a seed.
 
-    reports: {epoch, step, metric: value, ...} of every validation so far; end: None while it runs, or waits to be
-    continued; reason: why it was stopped, failed or lost; result: of a finished run. A run is lost when what it ran on
-    was: the same command tries it again.
+    reports: {epoch, step, metric: value, ...} of every validation so far, NaN for a value that was not finite; end:
+    None while it runs, or waits to be continued; reason: why it was stopped, failed or lost; result: of a finished run.
+    A run is lost when what it ran on was: the same command tries it again.
     """
 
     name: str
@@ -49,13 +50,14 @@ class Trial:
     def score(self, metric: str, selects_best: bool) -> float | None:
         """Return the score of the weights that the run deploys, or would if it ended here.
 
-        Those are the last, or those that were best on the held-out images. None before the first report, and of a run
-        that failed.
+        Those are the last, or those that were best on the held-out images. None before the first report, of a run that
+        failed, and where the value is no number: it compares with nothing.
         """
         if not self.reports or self.end in ("failed", "lost"):
             return None
         row = max(self.reports, key=lambda row: score_of("held_out", row)) if selects_best else self.reports[-1]
-        return float(row[metric])
+        value = float(row[metric])
+        return value if math.isfinite(value) else None
 
 
 class SweepJournal:
@@ -90,7 +92,7 @@ class SweepJournal:
 
     def report(self, name: str, row: dict[str, Any], stop: str) -> None:
         """Write down a validation of a trial. stop: why the trial ends with it; empty where it goes on."""
-        self._write({"event": "report", "trial": name, "row": row, "stop": stop})
+        self._write({"event": "report", "trial": name, "row": finite_or_null(row), "stop": stop})
 
     def end(self, name: str, end: End, reason: str = "", result: dict[str, Any] | None = None) -> None:
         """Write that a trial has ended, and how. reason: why it failed or was lost; result: of a run that finished."""
@@ -114,7 +116,7 @@ class SweepJournal:
             self.trials[name] = Trial(name, event["number"], event["point"], event["seed"])
         trial = self.trials[name]
         if event["event"] == "report":
-            trial.reports.append(event["row"])
+            trial.reports.append(nan_for_null(event["row"]))
             if event["stop"]:
                 trial.end, trial.reason = "stopped", event["stop"]
         elif event["event"] == "end":

@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.polling import polling
-from cluster.tracking.journal import read_journal
+from cluster.tracking.journal import nan_for_null, read_journal
 from cluster.training.board import open_board
 from cluster.training.crash import crash_of, death_of
 from cluster.training.failures import last_line
@@ -138,8 +138,11 @@ def is_of_student(metric: str) -> bool:
 
 
 def validations(journal: Journal) -> Iterator[dict[str, Any]]:
-    """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric."""
-    rows = [row for row in read_journal(Path(journal.path)) if any(map(is_of_student, row))]
+    """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric.
+
+    A metric that was not finite is NaN.
+    """
+    rows = [nan_for_null(row) for row in read_journal(Path(journal.path)) if any(map(is_of_student, row))]
     last_step = journal.last_step
     if journal.patience_epochs is not None:
         last_step = min(last_step, step_of_end(journal, journal.steps_per_epoch, rows) or last_step)

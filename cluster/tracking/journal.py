@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ def cut_journal(path: Path, last_step: int | None = None) -> None:
     """Delete from a journal what comes after a step, and a line that was cut off."""
     rows = [row for row in read_journal(path) if last_step is None or row.get("step", 0) <= last_step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def nan_for_null(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with NaN in the place of every null, which stands for a number that was not finite.
+
+    For whoever computes with what a file of JSON says; `finite_or_null` wrote it.
+    """
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.folder import RunFolder
+from cluster.tracking.journal import nan_for_null
 from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run, check_this_process
 from cluster.training.failures import in_one_line
@@ -82,6 +83,8 @@ class RunResult:
                 "and run the same command again: the run goes on from its last checkpoint"
             )
         own = {name: value for name, value in found.items() if name in known}
+        if isinstance(own["metrics"], dict):
+            own["metrics"] = nan_for_null(own["metrics"])
         try:
             result = TypeAdapter(cls).validate_python(own)
         except ValidationError as error:

@@ -43,7 +43,10 @@ class PointResult(ScoredPoint):
 
 
 def ranked(plan: SweepPlan, trials: Iterable[Trial]) -> list[PointResult]:
-    """Rank points: first those whose every seed went to its end, by their mean; the others by how far they came."""
+    """Rank points: first those whose every seed went to its end, by their mean; the others by how far they came.
+
+    Points without any score are last.
+    """
     groups: dict[int, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.number, []).append(trial)
@@ -51,8 +54,9 @@ def ranked(plan: SweepPlan, trials: Iterable[Trial]) -> list[PointResult]:
     sign = 1 if plan.sweep.mode == "max" else -1
 
     def key(result: PointResult) -> tuple[Any, ...]:
-        mean = float("-inf") if result.mean is None else sign * result.mean
-        return (-result.whole, 0 if result.whole else -result.epoch, -mean, result.number)
+        if result.mean is None:
+            return (True, False, -result.epoch, 0, result.number)
+        return (False, not result.whole, 0 if result.whole else -result.epoch, -sign * result.mean, result.number)
 
     return sorted(results, key=key)
 

@@ -1,12 +1,19 @@
 """What Tune hears after a report, and what the journal says of it."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.scheduler import EarlyStopping
+from cluster.sweep.trial import Journal, validations
 from tests.cluster.sweep.conftest import sweep
+
+NLL = "held_out/nll"
 
 
 def opened(path: Path, **stop: Any) -> EarlyStopping:
@@ -75,3 +82,31 @@ def test_without_a_rule_every_run_goes_on(tmp_path):
     scheduler = EarlyStopping(sweep(), SweepJournal(tmp_path / "j"))
     scheduler.journal.open()
     assert [report(scheduler, f"{number}", 1, -float(number)) for number in range(5)] == ["CONTINUE"] * 5
+
+
+@pytest.mark.parametrize("stop", [{"rule": "asha"}, {"rule": "median", "min_runs": 1}])
+def test_a_validation_that_is_no_number(stop, tmp_path):
+    """The run's file has null for it, and the sweep's journal too: it ends its own run, which has no score."""
+    scheduler = EarlyStopping(sweep(metric=NLL, stop=stop), SweepJournal(tmp_path / "j"))
+    scheduler.journal.open()
+    words = [report_file(scheduler, tmp_path, name, losses) for name, losses in (("0", "2.0"), ("1", "null"))]
+    assert words == ["CONTINUE", "STOP"]
+    assert report_file(scheduler, tmp_path, "2", "1.0") == "CONTINUE"
+    assert f"{NLL} nan" in scheduler.journal.trials["1"].reason
+    for line in (tmp_path / "j").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    again = SweepJournal(tmp_path / "j")
+    again.open()
+    assert again.trials == scheduler.journal.trials
+    assert math.isnan(again.trials["1"].reports[-1][NLL])
+    for selects_best in (False, True):
+        assert [trial.score(NLL, selects_best) for trial in again.trials.values()] == [2.0, None, 1.0]
+
+
+def report_file(scheduler: EarlyStopping, folder: Path, name: str, loss: str) -> str:
+    """Return Tune's word after the validation in a run's own file. loss: as it stands there."""
+    path = folder / f"{name}.jsonl"
+    path.write_text(f'{{"step": 10, "time": 1.0, "held_out/top1": 0.1, "{NLL}": {loss}}}\n')
+    scheduler.journal.begin(name, int(name), {"temperature": 1}, 0)
+    (row,) = validations(Journal(str(path), 10, 90, "held_out", 2, 1))
+    return scheduler.on_trial_result(None, SimpleNamespace(config={"name": name}), row)

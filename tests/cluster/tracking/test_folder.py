@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -61,6 +62,15 @@ def test_the_state_of_a_run(make, tmp_path):
     folder.weights.touch()
     assert folder.state() == "finished"
     assert RunResult.read(folder) == RunResult(**RESULT | {"run_dir": str(folder.path)})
+
+
+def test_a_metric_of_a_result_may_be_no_number(tmp_path):
+    """A validation's loss that was not finite: the file has null, and whoever reads it NaN."""
+    folder = RunFolder(tmp_path)
+    folder.write_result(RESULT | {"metrics": {"val/top1": 0.5, "val/nll": math.inf}})
+    found = RunResult.read(folder).metrics
+    assert found["val/top1"] == 0.5
+    assert math.isnan(found["val/nll"])
 
 
 def test_another_teacher_is_another_run(make, tmp_path):

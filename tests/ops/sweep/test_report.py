@@ -1,11 +1,13 @@
 """What a sweep amounts to: its table and its pictures."""
 
+import math
+
 import pytest
 from rich.console import Console
 
 from ops.sweep import plots as report_plots
 from ops.sweep.plots import plots
-from ops.sweep.report import ends_of_runs, ranked, result_table
+from ops.sweep.report import best_recipe, ends_of_runs, ranked, result_table
 from ops.sweep.view import SweepView
 from tests.ops.sweep.conftest import ENDS, imagined
 
@@ -36,6 +38,16 @@ def test_pictures(tmp_path):
     made = plots(plan, ranked(plan, trials))
     assert [path.name for path in made] == ["curves.png", "response.png", "heat_temperature_weight.png", "layers.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_a_score_that_is_no_number_is_below_every_other(tmp_path):
+    """It is no best; what has no score at all is last."""
+    ends = {f"{name}-seed0": ("finished", score) for name, score in (("000", math.nan), ("001", 0.5), ("002", 0.9))}
+    plan, trials = imagined(tmp_path, ends | {"003-seed0": ("stopped", 0.1)}, weight=[1.0, 0.1, 0.2, 0.3])
+    results = ranked(plan, trials)
+    assert [(result.number, result.mean) for result in results] == [(2, 0.9), (1, 0.5), (3, 0.1), (0, None)]
+    plan, trials = imagined(tmp_path, {"000-seed0": ("finished", math.nan)}, weight=[1.0])
+    assert best_recipe(plan, ranked(plan, trials)) is None
 
 
 def test_two_runs_of_the_same_scores_are_seen_to_be_two(tmp_path, monkeypatch):
