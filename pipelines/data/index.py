@@ -240,10 +240,12 @@ def _make_index(
 def _listing_digest(
     place: Place, split: str, containers: Containers, listing: Listing | None, acceptance: Acceptance
 ) -> str:
-    """Return a digest of all that an index is a function of, as far as a listing shows it."""
-    start = f"{_VERSION} {split}"
-    if containers:
-        start += json.dumps([place.root, containers_of(containers)])
+    """Return a digest of all that an index is a function of, as far as a listing shows it.
+
+    The root is part of it: files of other folders may agree in name, size and time, as those of an archive without
+    times do.
+    """
+    start = f"{_VERSION} {split}" + json.dumps([place.root, containers_of(containers)])
     if acceptance != USUAL:
         start += json.dumps([acceptance.on_broken, *acceptance.key])
     if listing is None:

@@ -105,6 +105,19 @@ def test_fingerprint_does_not_depend_on_the_place(root: Path, tmp_path: Path) ->
     assert build(other).fingerprint != build(root).fingerprint
 
 
+def test_two_folders_whose_files_agree_in_name_size_and_time(tmp_path: Path) -> None:
+    """As where images without compression are unpacked without their times: clean ones and noisy ones, for example."""
+    for number, name in enumerate(("clean", "noisy")):
+        (tmp_path / name / "train" / "a").mkdir(parents=True)
+        file = tmp_path / name / "train" / "a" / "0.bmp"
+        picture(9, 9, number).save(file)
+        os.utime(file, (0, 0))
+    sources = [build(tmp_path / name) for name in ("clean", "noisy")]
+    assert sources[0].fingerprint != sources[1].fingerprint
+    for source in sources:
+        source.check(0, source.read(np.array([0]))[0])
+
+
 def test_hidden_files_do_not_exist_and_folders_may_nest(root: Path) -> None:
     before = build(root).names(np.arange(6))
     (root / "train" / ".cache").mkdir()
