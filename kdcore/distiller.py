@@ -21,6 +21,7 @@ from kdcore.online_teacher import OnlineTeacher, input_gradient
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
 from kdcore.terms.base import SteppedModule, tap_askers, unique_names
+from kdcore.terms.foreign import complaints_of, is_foreign, refusal_of_foreign
 
 LOGITS = Needs(teacher_logits=True)
 
@@ -124,8 +125,8 @@ class Distiller(nn.Module):
 
     def _build(self, name: str, context: TermContext) -> nn.Module:
         """Build a term's module. Refused, with the taps and their shapes, where they are not what it can read."""
+        term = self.terms[name]
         try:
-            term = self.terms[name]
             if term.teacher is not None:
                 found = self._statistics.get(term.teacher, ClassStatistics())
                 context = replace(
@@ -135,13 +136,15 @@ class Distiller(nn.Module):
                     class_similarity=found.similarity,
                 )
             return term.build(context)
-        except (Refused, ValueError, TypeError, IndexError, RuntimeError) as error:
+        except complaints_of(term) as error:
             raise self.refusal(name, error) from error
 
     def refusal(self, name: str, error: Exception) -> Refused:
         """Return what refuses a term that has raised this: with its taps and, unless the error has one, a remedy."""
         if isinstance(error, Refused):
             return Refused(f"{self.describe_term(name)}: {error}")
+        if is_foreign(self.terms[name]):
+            return refusal_of_foreign(self.describe_term(name), self.terms[name], error)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term")
 
@@ -151,13 +154,13 @@ class Distiller(nn.Module):
             if term.teacher not in self.teacher_shapes:
                 known = ", ".join(sorted(other for other in self.teacher_shapes if other))
                 raise Refused(
-                    f"term {name}: there is no teacher {term.teacher!r} among several"
-                    + (f"; there are {known}" if known else "; leave teacher out, there is one")
+                    f"term {name}: no teacher is called {term.teacher!r}"
+                    + (f"; the teachers are {known}" if known else "; leave out `teacher`, as there is only one")
                 )
             theirs = term.needs().of_teacher
             if term.teacher is None and len(self.teacher_shapes) > 1 and theirs not in (Needs(), LOGITS):
                 raise Refused(
-                    f"term {name} reads more of a teacher than logits, which alone are averaged; name one: "
+                    f"term {name} reads more than logits, and only logits are averaged over teachers; name one: "
                     f"teacher: {next(other for other in self.teacher_shapes if other)}"
                 )
 
@@ -235,9 +238,6 @@ class Distiller(nn.Module):
             teacher_logits=None if targets is None else targets.logits,
         )
 
-    def _read_by(self, name: str, inputs: TermInputs) -> TermInputs:
-        """Return what a term reads: of several teachers the answers of its own, or their average."""
-        teacher = self.terms[name].teacher
     def end_step(self) -> None:
         """Let terms do what they do once a step; for whoever trains to call on every rank, after the optimiser."""
         for module in self._stepped:
@@ -252,6 +252,9 @@ class Distiller(nn.Module):
     def _stepped(self) -> list[SteppedModule]:
         return [module for module in self.extras.values() if isinstance(module, SteppedModule)]
 
+    def _read_by(self, name: str, inputs: TermInputs) -> TermInputs:
+        """Return what a term reads: of several teachers the answers of its own, or their average."""
+        teacher = self.terms[name].teacher
         return inputs if teacher is None else replace(inputs, teacher=inputs.teacher.members[teacher])
 
     def targets(self, batch: Batch) -> TeacherOutputs | None:

@@ -1,14 +1,15 @@
 """A step tried out on two random images, before anything costs time: what does not fit is refused by its name.
 
 Every network is called in every shape in which the run will call it, and every loss is computed: it must have one value
-an image, and a finite one, unless all is tried by shapes alone (on the meta device, which has no values). Nothing is
-updated; the running statistics of batch norm move, so a rehearsed distiller is not to be trained.
+an image, with a gradient, and a finite one, unless all is tried by shapes alone (on the meta device, which has no
+values). Nothing is updated; the running statistics of batch norm move, so a rehearsed distiller is not to be trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.layout import COMPLAINTS, evaluating
 from kdcore.protocol import check_answers
+from kdcore.terms import TermInputs
+from kdcore.terms.foreign import complaints_of
 
 
 def rehearse(
@@ -48,14 +51,14 @@ def rehearse(
     hooks = []
     for name, module in distiller.extras.items():
         hooks.append(module.register_forward_pre_hook(_noting(name, begun)))
-        hooks.append(module.register_forward_hook(_checking(len(images))))
+        hooks.append(module.register_forward_hook(_checking(len(images), begun)))
     distiller.train()
     try:
         distiller(batch)
-    except (*COMPLAINTS, Refused) as error:
-        if begun:
+    except Exception as error:
+        if begun and isinstance(error, complaints_of(distiller.terms[begun[-1]])):
             raise distiller.refusal(begun[-1], error) from error
-        if isinstance(error, Refused):
+        if begun or not isinstance(error, COMPLAINTS) or isinstance(error, Refused):
             raise
         raise Refused(_not_taken(distiller.student, images, error)) from error
     finally:
@@ -90,20 +93,44 @@ def _noting(name: str, begun: list[str]) -> Callable[[nn.Module, object], None]:
     return lambda module, inputs: begun.append(name)
 
 
-def _checking(number: int) -> Callable[[nn.Module, object, object], None]:
-    """Return a hook that refuses what a term gives of a number of images, unless that is one finite value an image."""
+def _checking(number: int, begun: list[str]) -> Callable[[nn.Module, Any, object], None]:
+    """Return a hook that refuses what a term gives of a number of images, unless that is one finite value an image.
 
-    def check(module: nn.Module, inputs: object, value: object) -> None:
-        if not isinstance(value, Tensor) or value.shape != (number,):
-            found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise Refused(f"it gives {found}, not one value an image [{number}]; do not reduce the loss over the batch")
+    The value must have a gradient where what the term reads of the student has one. begun: the terms that are being
+    computed, of which the one that has passed is taken.
+    """
+
+    def check(module: nn.Module, inputs: tuple[TermInputs], value: object) -> None:
+        if not isinstance(value, Tensor):
+            raise Refused(f"it gives a {type(value).__name__}; return a tensor of one value an image [{number}]")
+        if value.shape != (number,):
+            raise Refused(f"it gives a tensor {list(value.shape)}, not one value an image [{number}]; {_mend(value)}")
+        if not value.is_floating_point() or (_have_gradients(inputs[0]) and not value.requires_grad):
+            raise Refused(
+                f"its loss ({str(value.dtype).removeprefix('torch.')}) has no gradient, so the student would learn "
+                "nothing of it; compute it from what it reads of the student, without detach, argmax and comparisons"
+            )
         if not value.is_meta and not value.isfinite().all():  # by shapes alone there are no values to look at
             raise Refused(
                 f"its loss of random images is {value[~value.isfinite()][0].item()}; correct its fields, or the "
                 "weights of the networks"
             )
+        begun.pop()
 
     return check
+
+
+def _mend(value: Tensor) -> str:
+    """Return what makes a loss of another shape one value an image."""
+    if value.ndim == 0:
+        return "do not reduce the loss over the batch"
+    return "reduce it over every dimension but the first" if value.ndim > 1 else "keep every image of the batch"
+
+
+def _have_gradients(inputs: TermInputs) -> bool:
+    """Whether something that a term may read of the student has a gradient."""
+    read = [inputs.student_logits, *inputs.student_features.values(), inputs.student_input_gradient]
+    return any(tensor.requires_grad for tensor in read if tensor is not None)
 
 
 def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:

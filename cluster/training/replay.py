@@ -19,6 +19,7 @@ from cluster.assembly import Assembly, assemble, checkpoint_facts
 from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
 from cluster.rules import micro_batch_size
+from cluster.training.check import check_run
 from cluster.training.checkpoint import checkpoint_up_to
 from cluster.training.finite import NotFinite
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
@@ -73,8 +74,9 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     """Compute a step (0 for the first) of a run again and look at every tensor on its way.
 
     watch: called with (steps done, steps to do) while the weights are brought forward. Refused for a step that the run
-    has not; NotFinite, which names it, where an earlier one is not finite already.
+    has not, and for what a run is refused for; NotFinite, which names it, where an earlier one is not finite already.
     """
+    check_run(config)
     # A micro-batch is what one of the run's workers held.
     size = micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
     config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": size})})

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from kdcore.batch import Needs
 from kdcore.distiller import Distiller
@@ -52,6 +53,15 @@ def test_tokens_against_a_map_name_taps_and_kinds(term):
     assert term in text
 
 
+def test_a_tap_that_training_alone_overwrites_is_refused():
+    """torchvision's EfficientNets have a dropout in place behind their pooling, which evaluation leaves out."""
+    student = cnn()
+    student.layer3.register_forward_hook(lambda module, args, out: F.dropout(out, 0.5, module.training, inplace=True))
+    term = {"term": "feature_mse", "weight": 1, "pairs": [{"student": "layer3.0", "teacher": "layer3"}]}
+    with pytest.raises(Refused, match=r"tap 'layer3.0' is overwritten in place"):
+        rehearse(make(student, term, teacher=cnn()), (32, 32), 8, mixes=False)
+
+
 def test_batch_norm_with_one_value_a_channel():
     """pytorch: Expected more than 1 value per channel when training."""
     student = timm.create_model("test_resnet", num_classes=3)
@@ -79,34 +89,106 @@ class Own(Term):
     def loss(self, inputs):
         value = cross_entropy(inputs.student_logits, inputs.labels)
         forms = {
-            "right": value,
-            "mean": value.mean(),
-            "column": value[:, None],
-            "inf": value / 0,
-            "pair": (value, value),
+            "right": lambda: value,
+            "mean": value.mean,
+            "column": lambda: value[:, None],
+            "first": lambda: value[:1],
+            "inf": lambda: value / 0,
+            "pair": lambda: (value, value),
+            "none": lambda: None,
+            "detached": value.detach,
+            "wrong": lambda: (inputs.student_logits.argmax(1) != inputs.labels).float(),
+            "whole": lambda: (inputs.student_logits.argmax(1) != inputs.labels).long(),
+            "tap": lambda: inputs.student_features["layer3"].flatten(1).mean(1),
+            "teacher": lambda: inputs.teacher_logits.mean(1),
+            "attribute": lambda: inputs.logits.mean(1),
         }
-        return forms[self.form]
+        return forms[self.form]()
 
 
-def rehearse_own(form):
+def rehearse_own(form, device="cpu"):
     ce, own = parse_term({"term": "ce", "weight": 1}), Own(term="own", weight=1, form=form)
-    rehearse(Distiller(cnn(), [ce, own], image_size=(32, 32), num_samples=8), (32, 32), 8, mixes=False)
+    with torch.device(device):
+        rehearse(Distiller(cnn(), [own, ce], image_size=(32, 32), num_samples=8), (32, 32), 8, mixes=False)
 
 
 @pytest.mark.parametrize(
     ("form", "reason"),
     [
         ("mean", r"it gives a tensor \[\], not one value an image \[2\]; do not reduce the loss over the batch$"),
-        ("column", r"it gives a tensor \[2, 1\], not one value an image \[2\]"),
-        ("pair", "it gives a tuple, not one value an image"),
-        ("inf", "its loss of random images is inf; correct its fields, or the weights of the networks$"),
+        ("column", r"it gives a tensor \[2, 1\], not one value an image \[2\]; reduce it over every dimension but"),
+        ("first", r"it gives a tensor \[1\], not one value an image \[2\]; keep every image of the batch$"),
+        ("pair", r"it gives a tuple; return a tensor of one value an image \[2\]$"),
+        ("none", "it gives a NoneType; return a tensor"),
+        (
+            "detached",
+            r"its loss \(float32\) has no gradient, so the student would learn nothing of it; compute it from",
+        ),
+        ("wrong", r"its loss \(float32\) has no gradient"),
+        ("whole", r"its loss \(int64\) has no gradient"),
     ],
 )
-def test_a_loss_that_is_no_value_an_image(form, reason):
+def test_a_loss_that_is_no_value_an_image_with_a_gradient(form, reason):
     """They trained, without a word."""
     rehearse_own("right")
     with pytest.raises(Refused, match=f"^term own: {reason}"):
         rehearse_own(form)
+
+
+def test_a_gradient_is_missed_by_shapes_alone():
+    with pytest.raises(Refused, match=r"^term own: its loss \(float32\) has no gradient"):
+        rehearse_own("wrong", "meta")
+
+
+def test_a_loss_that_is_not_finite():
+    reason = "its loss of random images is inf; correct its fields, or the weights of the networks"
+    with pytest.raises(Refused, match=f"^term own: {reason}$"):
+        rehearse_own("inf")
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("tap", "KeyError: 'layer3'"),
+        ("attribute", "AttributeError: .* has no attribute 'logits'"),
+        ("teacher", "AssertionError: the term did not declare teacher_logits"),
+    ],
+)
+def test_what_a_users_loss_raises_is_said_with_its_line(form, reason):
+    """It was called a fault of the project, or blamed on the choice of taps."""
+    with pytest.raises(
+        Refused, match=rf"^term own at .*test_rehearsal\.py:\d+: {reason}; correct the loss: .*\(nothing"
+    ):
+        rehearse_own(form)
+
+
+class Weighted(Term):
+    """A loss of a user whose weights have the shape of a tap that it has not declared."""
+
+    def build(self, context):
+        return torch.nn.Linear(context.student_shapes["layer3"][0], 1)
+
+
+def test_so_is_what_is_raised_where_its_weights_are_made():
+    with pytest.raises(Refused, match=r"^term own at .*test_rehearsal\.py:\d+: KeyError: 'layer3'; correct the loss"):
+        Distiller(cnn(), [Weighted(term="own", weight=1)], image_size=(32, 32), num_samples=8)
+
+
+def test_a_loss_of_nothing_that_trains_may_be_without_a_gradient():
+    """A frozen student's, which some other loss of its own weights trains."""
+    student = cnn().requires_grad_(False)
+    own = Own(term="own", weight=1, form="right")
+    rehearse(Distiller(student, [own], image_size=(32, 32), num_samples=8), (32, 32), 8, mixes=False)
+
+
+def test_a_loss_of_ours_that_fails_keeps_its_traceback(monkeypatch):
+    def fails(term, inputs):
+        raise KeyError("no declared tap")
+
+    distiller = make(cnn(), {"term": "ce", "weight": 1})
+    monkeypatch.setattr(type(distiller.terms["ce"]), "loss", fails)
+    with pytest.raises(KeyError, match="no declared tap"):
+        rehearse(distiller, (32, 32), 8, mixes=False)
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

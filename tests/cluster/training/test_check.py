@@ -8,7 +8,9 @@ import torch
 from cluster.recipe import parse
 from cluster.training import check
 from cluster.training.check import check_run
+from cluster.training.replay import replay_step
 from kdcore.errors import Refused
+from kdcore.terms import REGISTRY
 
 TEACHER = {"model": "cifar_resnet8", "random": True}
 FEATURES = [{"term": "feature_mse", "weight": 1, "pairs": [{"student": "layer2", "teacher": "layer2"}]}]
@@ -62,3 +64,10 @@ class Branching(torch.nn.Module):
 def test_a_network_that_asks_for_values_has_them(recipe, devices):
     check_run(parse(recipe(student={"model": f"{__name__}:Branching"})))
     assert devices == ["meta", "cpu"]
+
+
+def test_a_replay_is_refused_as_the_run_is(recipe, monkeypatch):
+    """A loss that gives nothing was a traceback."""
+    monkeypatch.setattr(REGISTRY["ce"], "loss", lambda term, inputs: None)
+    with pytest.raises(Refused, match="term ce: it gives a NoneType"):
+        replay_step(parse(recipe()), 0, torch.device("cpu"), lambda done, to_do: None)
