@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from cluster.cache.outlook import Outlook
 from cluster.config import RunConfig
+from cluster.images import open_data
+from cluster.sections import DataConfig
 from cluster.sweep.caches import Caches
-from cluster.sweep.config import OF_KIND, SweepConfig
+from cluster.sweep.config import OF_KIND, RESERVED, SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, Point, Space, build_space, describe, num_points, run_config, shared_recipe
 from cluster.training.check import check_run
@@ -18,7 +23,7 @@ from kdcore.errors import Refused
 class SweepPlan:
     """What a sweep will do. recipe: with its paths absolute; scores: of the layers, where the space has some.
 
-    Refused where nothing of it could run, or where the runs need more caches than allowed.
+    Refused where nothing of it could run, where the runs could not be compared, or need more caches than allowed.
     """
 
     def __init__(self, recipe: RunConfig, sweep: SweepConfig, scores: LayerScores | None) -> None:
@@ -28,10 +33,13 @@ class SweepPlan:
         self.space: Space = build_space(sweep, scores)
         self.checked: dict[tuple[object, ...], str] = {}  # {what is checked: what is wrong with it}
         self.problems: dict[str, str] = {}  # {point: what is wrong with it}
-        fit = [config for point in self.examples if (config := self._fitting(point))]
+        fit = [(point, config) for point in self.examples if (config := self._fitting(point))]
         if not fit:
             raise Refused(f"none of the sweep's points makes a run: {next(iter(self.problems.values()))}")
-        self.caches = Caches(sweep, fit)
+        for point, config in fit:
+            require_own_fields(self.base, point, config)
+        require_same_images(fit)
+        self.caches = Caches(sweep, [config for _, config in fit])
 
     @cached_property
     def examples(self) -> list[Point]:
@@ -90,6 +98,42 @@ def require_metric(recipe: RunConfig, sweep: SweepConfig) -> None:
         kind = "several labels" if several else "one label"
         raise Refused(
             f"metric: {sweep.metric} is not measured of images with {kind}; take held_out/{OF_KIND[several][0]}"
+        )
+
+
+def require_own_fields(base: RunConfig, point: Point, config: RunConfig) -> None:
+    """Refuse a point whose section, given as a whole, changes a field that belongs to the sweep."""
+    for axis, (field, remedy) in itertools.product(point, RESERVED.items()):
+        if field.startswith(f"{axis}."):
+            ours, theirs = field_of(base, field), field_of(config, field)
+            if None not in (ours, theirs) and ours != theirs:
+                raise Refused(f"{axis} cannot be searched with {field} {theirs}, for the recipe has {ours}: {remedy}")
+
+
+def field_of(config: RunConfig, field: str) -> Any:
+    """Return a field of a run's section; None where the run has no such section."""
+    section, _, name = field.partition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def require_same_images(runs: Sequence[tuple[Point, RunConfig]]) -> None:
+    """Refuse axes that change which images are held out: scores on different images cannot be compared."""
+    if len({(config.data, config.plan_seed) for _, config in runs}) == 1:
+        return  # as in most sweeps: no index is opened
+    found: dict[tuple[DataConfig, int], str] = {}  # {what decides about the images: their fingerprint}
+    firsts: dict[tuple[str, ...], tuple[Point, str]] = {}  # {axes: the first point of them, its images}
+    changing: list[list[str]] = []
+    for point, config in runs:
+        key = (config.data, config.plan_seed)
+        if key not in found:
+            found[key] = open_data(config, reuse_index=True)["held_out"].fingerprint
+        first, images = firsts.setdefault(tuple(point), (point, found[key]))
+        if found[key] != images:
+            changing.append([axis for axis in point if point[axis] != first[axis]])
+    if changing:
+        raise Refused(
+            f"{' and '.join(min(changing, key=len))} cannot be searched: the runs would be compared on different "
+            "held-out images; take a sweep for each value"
         )
 
 

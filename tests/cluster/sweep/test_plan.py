@@ -1,6 +1,7 @@
 """A sweep before it starts: points that make no run, and what fits on a cluster."""
 
 import math
+import shutil
 
 import pytest
 
@@ -24,6 +25,33 @@ def test_a_point_that_makes_no_run(recipes):
         plan.config(Trial("t", 1, {"layers": wrong}, 0))
     with pytest.raises(Refused, match=r"none of the sweep's points makes a run: .*unknown key 'optimizer.rl'"):
         planned(recipes(), space={"optimizer.rl": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"temperature": [1, 2], "view_seed": [0, 1]}, "^view_seed cannot be searched: .* different held-out images"),
+        ({"data.images_per_class": {"integers": [8, 12]}}, "^data.images_per_class cannot be searched"),
+        ({"data": [{}, {"held_out": 0.5}]}, "^data cannot be searched with data.held_out 0.5, for the recipe has 0.25"),
+    ],
+)
+def test_runs_are_compared_on_the_same_images(space, message, recipes):
+    recipe, search = recipes(), {}
+    if "data" in space:
+        space = {"data": [recipe.data.model_dump(mode="json") | changes for changes in space["data"]]}
+    if "data.images_per_class" in space:
+        search = {"search": "tpe", "num_points": 2}
+    with pytest.raises(Refused, match=message):
+        planned(recipe, space=space, teacher="online", **search)
+
+
+def test_what_changes_no_image_can_be_searched(recipes):
+    """Among it whole sections that leave the sweep's own fields as they are, and other folders of the same images."""
+    recipe = recipes()
+    data = recipe.data.model_dump(mode="json")
+    shutil.copytree(data["root"], other := f"{data['root']}-copied")
+    space = {"data": [data, data | {"num_threads": 3}, data | {"root": other}]}
+    assert planned(recipe, space=space, teacher="online").problems == {}
 
 
 def test_no_cluster_is_filled_with_drivers(recipes):
