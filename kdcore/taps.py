@@ -49,7 +49,8 @@ class FeatureTaps:
         self.names = frozenset(taps) | ({detach_head_at} if detach_head_at else frozenset())
         self.detach_head_at = detach_head_at
         self._captured: dict[str, Tensor] | None = None  # a mapping only while this object runs the network
-        self._versions: dict[str, int] | None = None  # likewise, while it probes
+        self._versions: dict[str, int] | None = None  # likewise: how often each tap's memory was written to
+        self._is_probing = False
         self._image_size = (0, 0)  # of the images that it runs the network on
         self.moved: frozenset[str] = frozenset()
         self._handles: list[Any] = []
@@ -72,12 +73,18 @@ class FeatureTaps:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         captured: dict[str, Tensor] = {}
+        versions: dict[str, int] = {}
         self._captured, self._image_size = captured, (images.shape[2], images.shape[3])
+        self._versions = versions if writes_are_counted() else None
         try:
             logits = self._forward(images)
         finally:
-            self._captured = None
+            self._captured = self._versions = None
         self._check_missing(self.names - captured.keys())
+        # In every pass: a dropout, say, writes in training alone.
+        for name in versions:
+            if captured[name]._version != versions[name]:
+                self._refuse(name, captured[name], overwritten(name))
         return logits, captured
 
     def _check_missing(self, missing: frozenset[str]) -> None:
@@ -103,12 +110,7 @@ class FeatureTaps:
         Runs two blank images through the network in eval mode, which changes no state.
         """
         images = next(self.model.parameters()).new_zeros(2, 3, *image_size, requires_grad=bool(self.detach_head_at))
-        logits, captured, overwritten = self._probe(images)
-        if overwritten:
-            raise Refused(
-                f"tap {overwritten[0]!r} is overwritten in place by the layer behind it (an in-place activation, say); "
-                "tap that layer, or the block that contains it, instead"
-            )
+        logits, captured = self._probe(images)
         if logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None:
             raise Refused(
                 f"the head cannot be detached at tap {self.detach_head_at!r}: a skip connection leads around it; "
@@ -116,16 +118,12 @@ class FeatureTaps:
             )
         return {name: tensor.shape[1:] for name, tensor in captured.items()}
 
-    def _probe(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], list[str]]:
-        """Return the logits, {tap: tensor}, and the taps that a later layer has written over, of a pass in eval mode.
-
-        Refused where the network takes no such images.
-        """
-        versions: dict[str, int] = {}
-        self._versions, self.moved = versions, frozenset()
+    def _probe(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and {tap: tensor} of a pass in eval mode. Refused where the network takes no such images."""
+        self._is_probing, self.moved = True, frozenset()
         try:
             with evaluating(self.model), torch.set_grad_enabled(images.requires_grad):
-                logits, captured = self(images)
+                return self(images)
         except Refused:
             raise
         except COMPLAINTS as error:
@@ -135,8 +133,7 @@ class FeatureTaps:
                 "{img_size: ...}"
             ) from error
         finally:
-            self._versions = None
-        return logits, captured, [name for name, tensor in captured.items() if tensor._version != versions[name]]
+            self._is_probing = False
 
     def _visit(self, name: str, value: Any) -> Any:
         """Keep the value of a tap, and return what the rest of the network shall see."""
@@ -154,6 +151,7 @@ class FeatureTaps:
         self._captured[name] = value.permute(0, 3, 1, 2) if moves else value
         if self._versions is not None:
             self._versions[name] = value._version  # a view's, too: both count the same writes
+        if self._is_probing:
             self.moved |= {name} if moves else set()
         return value.detach() if name == self.detach_head_at else value
 
@@ -198,8 +196,7 @@ class _Survey(FeatureTaps):
     def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
         """{tap: shape without the batch} of those that can be used, as of `FeatureTaps`."""
         images = next(self.model.parameters()).new_zeros(2, 3, *image_size)
-        _, captured, overwritten = self._probe(images)
-        self._unusable.update(overwritten)
+        _, captured = self._probe(images)
         return {name: tensor.shape[1:] for name, tensor in captured.items() if name not in self._unusable}
 
     def _check_missing(self, missing: frozenset[str]) -> None:
@@ -208,6 +205,19 @@ class _Survey(FeatureTaps):
     def _refuse(self, name: str, value: Any, reason: str) -> Any:
         self._unusable.add(name)
         return value
+
+
+def writes_are_counted() -> bool:
+    """Return whether tensors tell how often they were written to: not those of inference mode, or of a compiler."""
+    return not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+
+
+def overwritten(name: str) -> str:
+    """Write the sentence that refuses a tap whose tensor is another one when the forward pass ends."""
+    return (
+        f"tap {name!r} is overwritten in place by the layer behind it (an in-place activation, or in training a "
+        "dropout); tap that layer, or the block that contains it, instead"
+    )
 
 
 def gives_channels_last(model: nn.Module, tap: str, shape: Sequence[int], image_size: tuple[int, int]) -> bool:

@@ -183,6 +183,35 @@ def test_a_tap_that_is_overwritten_in_place_is_refused():
     assert FeatureTaps(model, {"act1"}).shapes((32, 32)) == {"act1": (16, 32, 32)}
 
 
+class Dropping(nn.Module):
+    """A network with an in-place dropout behind its pooling, as torchvision's EfficientNets have one."""
+
+    def __init__(self, probability):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)
+        self.drop, self.fc = nn.Dropout(probability, inplace=True), nn.Linear(4, 5)
+        self.num_classes = 5
+
+    def forward(self, images):
+        return self.fc(self.drop(self.pool(self.conv(images)).flatten(1)))
+
+
+def test_a_tap_that_is_overwritten_in_training_alone_is_refused_there():
+    """Terms would read features after the dropout; what an evaluation or a dropout of 0 leaves alone is read."""
+    images = torch.ones(2, 3, 4, 4)
+    taps, never = (FeatureTaps(Dropping(probability), {"pool"}) for probability in (0.5, 0.0))
+    for one in (taps, never):
+        assert one.shapes((4, 4)) == {"pool": (4, 1, 1)}
+    taps.model.eval()
+    with torch.inference_mode():
+        taps(images)
+    never.model.train()
+    never(images)
+    taps.model.train()
+    with pytest.raises(Refused, match=r"'pool' is overwritten in place.*in training a dropout.*tap that layer, or"):
+        taps(images)
+
+
 def test_a_tap_that_never_runs_is_refused():
     taps = FeatureTaps(Plain(nn.Conv2d(3, 4, 1)), {"idle"})
     with pytest.raises(Refused, match="'idle' of Plain does not run"):
