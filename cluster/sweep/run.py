@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.error import TuneError
 
 from cluster.cache.job import build
 from cluster.cache.progress import Watcher
@@ -159,7 +160,10 @@ def credentials_of(plan: SweepPlan) -> dict[str, str]:
 
 
 def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, concurrent: int) -> None:
-    """Let Ray Tune run trials until there are no more proposals."""
+    """Let Ray Tune run trials until there are no more proposals.
+
+    Raises what `proposals` and `stopping` refuse, in the place of what Tune makes of it.
+    """
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it
     credentials = credentials_of(plan)
@@ -181,6 +185,10 @@ def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, con
                 failure_config=tune.FailureConfig(max_failures=MAX_LOST_PROCESSES),
             ),
         ).fit()
+    except TuneError:
+        if refusal := proposals.refusal or stopping.refusal:
+            raise refusal from refusal.__cause__
+        raise
     finally:
         if manager is not None:
             ray.kill(manager)

@@ -13,11 +13,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from cluster.score_text import score_text
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import SweepJournal, Trial
-from cluster.sweep.search import Unsaved
+from cluster.sweep.search import AskedByTune
 from cluster.sweep.stoppers import Report
 
 
-class EarlyStopping(Unsaved, FIFOScheduler):
+class EarlyStopping(AskedByTune, FIFOScheduler):
     """Asks the sweep's rule, if it has one, on every report, and writes report and answer into the journal.
 
     A report that is there already, of a trial that is being continued, changes nothing.
@@ -32,8 +32,9 @@ class EarlyStopping(Unsaved, FIFOScheduler):
         name, row = trial.config["name"], row_of(result)
         if "step" not in row or any(row["step"] == known["step"] for known in self.journal.trials[name].reports):
             return TrialScheduler.CONTINUE
-        reason = self.reason(name, row)
-        self.journal.report(name, row, reason)
+        with self.keeping_refusal():
+            reason = self.reason(name, row)
+            self.journal.report(name, row, reason)
         return TrialScheduler.STOP if reason else TrialScheduler.CONTINUE
 
     def reason(self, name: str, row: dict[str, Any]) -> str:

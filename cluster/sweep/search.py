@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
@@ -19,15 +20,30 @@ from ray.tune.search.optuna import OptunaSearch
 from cluster.sweep.config import Axis, Integers, LogRange, Values
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.space import Point, Space, num_points
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 
 Score = Callable[[Trial], float | None]
 
 
-class Unsaved:
-    """Tune pickles what it is given, for a restore of its own. Here the journal is all there is to keep."""
+class AskedByTune:
+    """Whatever Tune asks while it runs: it is not saved, and a refusal stays one.
+
+    Tune pickles what it is given, for a restore of its own; here the journal is all there is to keep. Of an error in an
+    answer it makes one of its own, with a traceback for a message: the first that is a sentence for people is kept.
+    """
+
+    refusal: Refused | RunFailed | None = None
+
+    @contextmanager
+    def keeping_refusal(self) -> Iterator[None]:
+        """Keep the refusal, or the failure, that the body ends in."""
+        try:
+            yield
+        except (Refused, RunFailed) as error:
+            self.refusal = self.refusal or error
+            raise
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         return object, ()
@@ -84,7 +100,7 @@ def domain(axis: Axis) -> Any:
     return tune.loguniform(axis.low, axis.high) if isinstance(axis, LogRange) else tune.uniform(axis.low, axis.high)
 
 
-class Proposals(Unsaved, Searcher):
+class Proposals(AskedByTune, Searcher):
     """Hands out trials: those that were interrupted first, then new ones, point by point with every seed.
 
     prepare: makes what a trial's process gets; Refused for a point that makes no run, which is a failed trial.
@@ -118,16 +134,17 @@ class Proposals(Unsaved, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return what the next trial's process gets; Tune's word for the end when there is none."""
-        while trial := self._next():
-            self.handed_out.add(trial.name)
-            try:
-                payload = self.prepare(trial)
-            except Refused as error:
-                self.journal.end(trial.name, "failed", str(error))
-                continue
-            self.names[trial_id] = trial.name
-            return payload
-        return Searcher.FINISHED
+        with self.keeping_refusal():
+            while trial := self._next():
+                self.handed_out.add(trial.name)
+                try:
+                    payload = self.prepare(trial)
+                except Refused as error:
+                    self.journal.end(trial.name, "failed", str(error))
+                    continue
+                self.names[trial_id] = trial.name
+                return payload
+            return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Write down that a trial has ended: by itself, because it was stopped, or lost."""
@@ -135,12 +152,15 @@ class Proposals(Unsaved, Searcher):
         if trial.end is not None:
             return
         result = result or {}
-        if error:
-            self.journal.end(trial.name, "lost", "its process was lost, and lost again whenever it was started anew")
-        elif reason := result.get("error", ""):
-            self.journal.end(trial.name, "lost" if result.get("is_lost") else "failed", reason)
-        else:
-            self.journal.end(trial.name, "finished", result=self.result(trial))
+        with self.keeping_refusal():
+            if error:
+                self.journal.end(
+                    trial.name, "lost", "its process was lost, and lost again whenever it was started anew"
+                )
+            elif reason := result.get("error", ""):
+                self.journal.end(trial.name, "lost" if result.get("is_lost") else "failed", reason)
+            else:
+                self.journal.end(trial.name, "finished", result=self.result(trial))
 
     def _next(self) -> Trial | None:
         for trial in self.journal.trials.values():

@@ -1,11 +1,20 @@
-"""A sweep's folder belongs to one sweep, and to one process."""
+"""A sweep's folder belongs to one sweep, and to one process; what ends a sweep is said as it is."""
 
+import errno
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+from ray.tune.error import TuneError
 
+from cluster.sweep import run
+from cluster.sweep.journal import SweepJournal
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.run import exclusive_folder
+from cluster.sweep.run import exclusive_folder, run_tune
+from cluster.sweep.scheduler import EarlyStopping
+from cluster.sweep.search import Proposals
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import planned
 
@@ -47,3 +56,37 @@ def test_a_field_that_came_later_makes_no_other_sweep(recipes):
 def enter(plan: SweepPlan) -> None:
     with exclusive_folder(plan):
         pass
+
+
+ASKED: dict[str, Callable[[Proposals, EarlyStopping], object]] = {
+    "the next trial": lambda proposals, stopping: proposals.suggest("second"),
+    "a trial's end": lambda proposals, stopping: proposals.on_trial_complete("first"),
+    "a report": lambda proposals, stopping: stopping.on_trial_result(
+        None, SimpleNamespace(config={"name": "000-seed0"}), {"step": 4, "epoch": 1, "last": False}
+    ),
+    "what nobody knows": lambda proposals, stopping: proposals.on_trial_complete("unknown"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_refusal_stays_one(asked, recipes, monkeypatch):
+    """Of a full disk, while Tune asks, which makes of every error one of its own; a fault of the program stays that."""
+    plan = planned(recipes())
+    journal = SweepJournal(plan.parent.run_dir / "journal.jsonl")
+    proposals = Proposals(plan.space, journal, plan.score, vars, lambda trial: {})
+    stopping = EarlyStopping(plan.sweep, journal)
+    journal.open()
+    proposals.suggest("first")
+    journal.file = MagicMock(**{"write.side_effect": OSError(errno.ENOSPC, "No space left on device")})
+
+    def fit() -> None:
+        try:
+            ASKED[asked](proposals, stopping)
+        except Exception as error:
+            raise TuneError("Traceback (most recent call last): ...") from error
+
+    monkeypatch.setattr(run, "tune", MagicMock(**{"Tuner.return_value.fit": fit}))
+    monkeypatch.setattr(run, "nodes_here", list)
+    expected = (TuneError, "^Traceback") if asked == "what nobody knows" else (Refused, r"journal.jsonl cannot be writ")
+    with pytest.raises(expected[0], match=expected[1]):
+        run_tune(plan, proposals, stopping, concurrent=1)
