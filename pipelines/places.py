@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,23 +139,38 @@ class Place:
         if self.is_local:
             write_whole(Path(self.path) / name, memoryview(content))
             return
-        with self._refusing(name), self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
+        with self._refusing(name, "written"), self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
             file.write(content)
+
+    def put(self, source: Path, name: str) -> None:
+        """Write a copy of a file of this machine, of any size, whole or not at all."""
+        if self.is_local:
+            with source.open("rb") as file:
+                write_whole(Path(self.path) / name, lambda copy: shutil.copyfileobj(file, copy))
+            return
+        target = f"{self.path}/{name}"
+        with self._refusing(name, "written"):
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            fs.copy_files(str(source), target, fs.LocalFileSystem(), self.filesystem, use_threads=False)
 
     def remove(self, name: str) -> None:
         """Remove a file."""
-        with self._refusing(name):
+        with self._refusing(name, "removed"):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
-    def _refusing(self, name: str) -> _Refusing:
-        return _Refusing(self.name_of(name).rstrip("/"))
+    def _refusing(self, name: str, done: str = "read") -> _Refusing:
+        return _Refusing(self.name_of(name).rstrip("/"), done)
 
 
 @dataclass(frozen=True)
 class _Refusing:
-    """A context that turns what the file system raises into a Refused that names the file."""
+    """A context that turns what the file system raises into a Refused that names the file.
+
+    done: what is done with it: read, written or removed.
+    """
 
     name: str
+    done: str
 
     def __enter__(self) -> None:
         return None
@@ -162,6 +178,7 @@ class _Refusing:
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         if isinstance(error, OSError):
             reason = error.strerror or " ".join(str(error).split())
-            raise Refused(
-                f"{self.name} cannot be read ({reason}); check that it is there, and that this machine may read it"
-            ) from error
+            remedy = "it is there, and that this machine may read it"
+            if self.done != "read":
+                remedy = "the place is there, and that this machine may write to it"
+            raise Refused(f"{self.name} cannot be {self.done} ({reason}); check that {remedy}") from error

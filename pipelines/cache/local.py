@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifes
 from pipelines.cache.reader import refuse_damaged
 from pipelines.cache.store import REMEDY, checksum, damage
 from pipelines.files import FULL, is_lasting, make_folder, not_written, own_temporary_folder
-from pipelines.places import Place, filesystem_of, is_remote
+from pipelines.places import Place, is_remote
 
 
 def local_folder(location: str, copies_dir: str | None = None) -> Path:
@@ -30,12 +31,10 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
     if not is_remote(location):
         return Path(location)
     place = Place.of(location, "cache.dir")
-    try:
-        with place.filesystem.open_input_stream(f"{place.path}/{MANIFEST}") as file:
-            content = file.read()
-    except FileNotFoundError as error:
-        raise Refused(f"{location} holds no {MANIFEST}: no cache, or one that is not finished") from error
-    manifest = read_manifest(content, location)
+    if not place.has(MANIFEST):
+        raise Refused(f"{place.root} holds no {MANIFEST}: no such place, no cache, or one that is not finished")
+    content = place.read(MANIFEST)
+    manifest = read_manifest(content, place.root)
     root = Path(copies_dir) if copies_dir else own_temporary_folder("stillhouse-caches")
     make_folder(root, "cache.copies_dir")
     copy = root / manifest.digest
@@ -127,30 +126,29 @@ def publish(directory: Path, location: str) -> Manifest:
     """
     manifest = load_manifest(directory)
     refuse_damaged(directory, list(manifest.shards), full=False)
-    filesystem, path = filesystem_of(
-        location if is_remote(location) else Path(location).absolute().as_uri(), "cache.dir"
-    )
-    if filesystem.get_file_info(f"{path}/{MANIFEST}").type != fs.FileType.NotFound:
-        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
-            if read_manifest(file.read(), location).digest == manifest.digest:
-                return manifest
-        raise Refused(f"{location} holds another cache; take another place, or remove that one")
+    place = Place.of(location, "cache.dir")
+    there = _manifest_at(place)
+    if there is not None:
+        if there.digest != manifest.digest:
+            raise Refused(f"{place.root} holds another cache; take another place, or remove that one")
+        return manifest
     names = [CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
     with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda name: _put(directory / name, filesystem, f"{path}/{name}"), names))
-    _put(directory / MANIFEST, filesystem, f"{path}/{MANIFEST}")
+        list(threads.map(lambda name: place.put(directory / name, name), names))
+    place.put(directory / MANIFEST, MANIFEST)
     return manifest
 
 
-def _put(source: Path, filesystem: fs.FileSystem, target: str) -> None:
-    filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-    fs.copy_files(
-        str(source),
-        target,
-        source_filesystem=fs.LocalFileSystem(),
-        destination_filesystem=filesystem,
-        use_threads=False,
-    )
+def _manifest_at(place: Place) -> Manifest | None:
+    """Return the manifest that is there; None for none, and for one that was cut off while it was written."""
+    if not place.has(MANIFEST):
+        return None
+    content = place.read(MANIFEST)
+    try:
+        json.loads(content)
+    except ValueError:
+        return None
+    return read_manifest(content, place.root)
 
 
 @contextmanager
