@@ -60,15 +60,15 @@ class RunConfig(Section):
     """Your own modules, imported wherever the run computes: a dotted name, a file such as `./my_losses.py`, or a
     package's folder. Losses, networks, optimisers, kinds of images and trackers in them register themselves."""
     about: AboutConfig | None = None
-    """What the recipe follows, is meant to reach, and departs from; for people, and no part of the run."""
+    """What the recipe follows, should reach, and departs from; documentation only, without effect on the run."""
     output_dir: Annotated[str, PATH] = "outputs"
     """The folder of this run and its siblings, which every node of a cluster sees. What can be kept in an object store
     has fields of its own: `checkpoint.storage`, and `cache.dir` to read from."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides the student's first weights and everything drawn in training."""
     view_seed: int | None = Field(default=None, ge=0, lt=2**32)
-    """Decides what the data look like: views, order, held-out images. Not given: `seed`. Runs of several seeds that
-    read one cache share it."""
+    """Decides views, order and held-out images. Not given: `seed`. Runs with different seeds that read one cache share
+    it."""
     data: DataConfig
     """The images."""
     views: ViewPolicy

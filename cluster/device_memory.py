@@ -27,4 +27,4 @@ def refuse_full_gpu(remedy: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         sizes = _SIZES.search(str(error))
         found = f": {sizes[1]} more were wanted, {sizes[3]} of {sizes[2]} are free" if sizes else ""
-        raise Refused(f"the GPU's memory is full{found}; {remedy}") from error
+        raise Refused(f"out of GPU memory{found}; {remedy}") from error

@@ -176,7 +176,9 @@ def follow(client: Any, job: str, address: str, show: Callable[[str], None]) -> 
     except KeyboardInterrupt:
         raise Detached(f"{job} runs on; see it: {again}; end it: ray job stop --address {address} {job}") from None
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise RunFailed(f"lost sight of {job} ({first_line(error)}); it may run on, see it: {again}") from error
+        raise RunFailed(
+            f"lost sight of {job} ({first_line(error)}); it may still be running; to follow it: {again}"
+        ) from error
     if info.status == "SUCCEEDED":
         return 0
     show(f"job {job}: {info.status}; {info.message or ''}\n")

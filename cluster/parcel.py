@@ -64,8 +64,8 @@ class Parcel:
         largest = sorted(self.files, key=lambda name: -self.files[name])[:3]
         named = ", ".join(f"{name} ({self.files[name] / 2**20:.1f} MiB)" for name in largest)
         raise Refused(
-            f"the job would take {self.summary()} along, more than the {limit / 2**20:.0f} MiB that a head takes; the "
-            f"largest: {named}; leave them out, or lay them where every node sees them"
+            f"the job would upload {self.summary()}, more than the {limit / 2**20:.0f} MiB that Ray's head accepts; "
+            f"the largest: {named}; leave them out, or put them where every node sees them"
         )
 
     def lay_out(self, folder: Path, provenance: Provenance) -> None:

@@ -37,7 +37,7 @@ def start_patiently(start: Callable[[], Started]) -> Started:
         if TOO_SLOW not in str(error):
             raise
         _kill_processes(set(psutil.Process().children()) - others)
-        logging.getLogger("stillhouse").warning("Ray's processes took over half a minute to start: once more")
+        logging.getLogger("stillhouse").warning("Ray's processes took over half a minute to start; trying once more")
     return start()
 
 
@@ -56,7 +56,7 @@ def _start_ray_once(options: dict[str, Any]) -> None:
         raise RunFailed(f"Ray did not start ({_reason(error)})") from error
     except Exception as error:  # Ray raises bare exceptions here, such as where its processes take too long
         raise RunFailed(
-            f"Ray did not start ({_reason(error)}); where this machine was only slow, the same command will do; "
+            f"Ray did not start ({_reason(error)}); if the machine was just slow, run the same command again; "
             "`train` with scaling.num_workers=0 runs without Ray's processes"
         ) from error
 

@@ -97,16 +97,20 @@ def check_a_step_can_be_one_graph(config: Recipe) -> None:
 
 
 def check_labels_are_what_the_method_reads(config: Recipe) -> None:
-    if config.needs.hard_labels and config.views.mixes:
-        coupled = [t.term for t in config.method if t.needs().hard_labels]
+    if (config.needs.hard_labels or config.needs.unmixed) and config.views.mixes:
+        needs = {term.term: term.needs() for term in config.method if term.weight > 0}
+        coupled = [name for name, one in needs.items() if one.hard_labels or one.unmixed]
         raise Refused(
-            f"{', '.join(coupled)} has no meaning for mixed images; set views.mixup_alpha and views.cutmix_alpha to 0"
+            f"{', '.join(coupled)} does not work with mixed images; set views.mixup_alpha and views.cutmix_alpha to 0"
         )
 
 
 def check_images_to_choose_by_are_held_out(config: Recipe) -> None:
     if config.train.select == "held_out" and config.data.held_out == 0:
-        raise Refused("train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02")
+        raise Refused(
+            "train.select is held_out, but data.held_out is 0; keep back a fraction such as 0.02, or set "
+            "train.select=last"
+        )
 
 
 def check_sampling_is_of_a_full_shuffle(config: Recipe) -> None:
@@ -188,7 +192,7 @@ RESERVED_NAMES = ("index", "artifacts", "mlflow.db", "mlruns")
 def check_not_reserved(name: str) -> None:
     """Refuse the name of a run or a sweep that would lie where an output folder keeps something else."""
     if name.lower() in RESERVED_NAMES or name.lower().startswith("mlflow.db"):
-        raise Refused(f"{name!r} is where the output folder keeps other things; choose another name")
+        raise Refused(f"{name!r} is reserved in the output folder; choose another name")
 
 
 def require_teacher(config: Recipe) -> TeacherConfig:

@@ -26,8 +26,8 @@ class TrainConfig(Section):
     batch-coupled losses see one micro-batch, so a recipe that states it means the same on any number of workers. Not
     given: each worker's share of the batch."""
     last_batch: Literal["drop", "keep"] = "drop"
-    """What becomes of the images that fill no whole batch at an epoch's end. `drop`: they are left out, others in each
-    epoch. `keep`: they are a last, smaller batch, whose gradient is the mean over them, at the same learning rate; what
+    """What happens to the images left over at an epoch's end. `drop`: they are skipped, different ones in each epoch.
+    `keep`: they form a last, smaller batch, whose gradient is the mean over them, at the same learning rate; what
     batch norm and losses that compare images see is then smaller, too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the networks compute in. `auto`: bfloat16 autocast on GPUs that have it, else float32. Losses are computed
@@ -37,9 +37,9 @@ class TrainConfig(Section):
     compile: bool = False
     """Whether to run the step through `torch.compile`."""
     cuda_graph: bool = False
-    """Whether a GPU is given a step's forward and backward pass as one CUDA graph, captured after the first few steps:
-    as soon as no weight of a term warms up or decays. It pays for small images, where launching operations takes longer
-    than computing them. For one worker, one teacher, steps of one micro-batch, and methods that draw nothing by the
+    """Whether a step's forward and backward pass run as one CUDA graph, captured after the first few steps, once no
+    term's weight is warming up or decaying. Pays off for small images, where launching kernels takes longer than
+    running them. Requires one worker, one teacher, one micro-batch per step, and terms that draw no random numbers per
     sample. Without effect on a CPU."""
     deterministic: bool = True
     """Whether to take kernels that give the same bits twice; false is faster on GPUs."""
@@ -62,8 +62,8 @@ class TrainConfig(Section):
     evaluate_every_epochs: int = Field(default=1, ge=1)
     """Epochs from one evaluation to the next; the end of the run is evaluated in any case."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What happens where the loss, the gradient or the weights are not finite any more: 'stop' ends the run; 'skip'
-    leaves out the steps whose gradient is not finite, and waits for the device at every step to know."""
+    """What happens when the loss, the gradient or the weights stop being finite: 'stop' ends the run; 'skip' leaves out
+    steps whose gradient is not finite, which requires waiting for the device in every step."""
     max_skipped: float = Field(default=0.01, ge=0, le=1)
     """The share of the run's steps that 'skip' may leave out before the run ends. Without effect with 'stop'."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -74,15 +74,15 @@ class ScalingConfig(Section):
     """How many workers train, and what each of them takes of the cluster."""
 
     num_workers: int = Field(default=1, ge=0)
-    """Workers that train together. 0: one worker in this very process, without a Ray cluster: for a laptop, a
-    notebook or a debugger. It has the same progress and checkpoints, and goes on as exactly."""
+    """Number of workers. 0: train in this process, without a Ray cluster: for a laptop, a notebook or a debugger.
+    Progress, checkpoints and exact resumption are the same."""
     min_workers: int | None = Field(default=None, ge=1)
     """Go on with fewer workers, down to this number, while there is no room for all. Not given: always
     `num_workers`."""
     resize_seconds: float = Field(default=60, gt=0)
-    """With `min_workers`, seconds between looks whether there is room for more workers."""
+    """With `min_workers`: seconds between checks for room for more workers."""
     use_gpu: bool | None = None
-    """Whether each worker takes GPUs. Not given: where the cluster has enough of them."""
+    """Whether workers use GPUs. Not given: yes, if the cluster has enough of them."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPU cores that each worker takes."""
     gpus_per_worker: float = Field(default=1, gt=0)
@@ -90,9 +90,9 @@ class ScalingConfig(Section):
     workers of one run cannot. Runs that share one take turns on it, unless NVIDIA's MPS is started on its node
     (`nvidia-cuda-mps-control -d`): small networks' kernels then run side by side."""
     max_failures: int = Field(default=2, ge=-1)
-    """How often workers may be lost before the run fails; -1: without end."""
+    """How often workers may be lost before the run fails; -1: any number of times."""
     timeout_seconds: float = Field(default=600, gt=0)
-    """Seconds that workers wait for one another before they are taken for lost."""
+    """Seconds that workers wait for one another before they are considered lost."""
     patience_seconds: float = Field(default=1200, gt=0)
     """Seconds that a run waits for room on the cluster before it fails, while nodes start or others end; what it waits
     for is said after ten seconds."""
@@ -120,12 +120,12 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     """MLflow's address. Not given: the environment's MLFLOW_TRACKING_URI, else that of the run's first start, or else a
-    SQLite store in `output_dir`. Recipes that a run writes are without it, its folder has it in `mlflow_store`; its
-    password is nowhere written down: give it by the environment to whoever comes back to the run."""
+    SQLite store in `output_dir`. Recipes written by a run omit it; the run's folder has it in `mlflow_store`. Passwords
+    are never stored: to resume the run, set them in the environment again."""
     experiment: str = "stillhouse"
     """The experiment in MLflow that the run belongs to."""
     every_steps: int = Field(default=10, ge=1)
-    """Optimiser steps from one line of training metrics to the next."""
+    """Optimiser steps between two rows of training metrics."""
     system_metrics: bool = True
     """Whether to record the machine's use of CPU, memory, disk, network and GPU."""
     also: tuple[str, ...] = ()

@@ -48,17 +48,17 @@ class DataConfig(Section):
     sampling: Sampling = "images"
     """How often the images of each class are shown. `images`: each once an epoch. `classes`: every class equally often,
     whatever its size (class-balanced sampling); `sqrt`: in proportion to the square root of its size, half-way between.
-    An epoch stays as long; an image's next showing is its next view, and no image comes again before all others of its
-    class have. Partners of mixed images are drawn from all images, by none of this."""
+    The length of an epoch stays the same. Each time an image is shown, it is in its next view, and it is not repeated
+    before all others of its class were shown. Partners for mixing are drawn from all images, whatever the sampling."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    """The fraction of the training images, class by class, that is kept back for choosing the best checkpoint."""
+    """The fraction of each class's training images that is held out for choosing the best checkpoint."""
     loader: Literal["dali", "reference", "resident"] = "dali"
     """What decodes and augments: `dali`; `reference`, which is Pillow, slower, and needs no DALI; or `resident`, which
     holds all images in the device's memory, decoded and resized once, and takes images of one size that every view
     shows whole or by a padded crop, such as CIFAR's."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where DALI decodes: `gpu` where `doctor` finds it right there; `auto` is the CPU until nvImageCodec's issue 55 is
-    seen closed."""
+    """Where DALI decodes. Choose `gpu` only if `doctor` finds that it decodes correctly there; `auto` means the CPU
+    until issue 55 of nvImageCodec is closed."""
     num_threads: int = Field(default=2, ge=1)
     """CPU threads of each worker that read and decode."""
     prefetch: int = Field(default=2, ge=2)
@@ -72,17 +72,17 @@ class DataConfig(Section):
     """The side of validation images in pixels. Not given: `views.size`."""
     evaluation_batch: int | None = Field(default=None, ge=1)
     """How many validation images a network sees at once, which changes no result beyond rounding. Not given: as many as
-    128 of 224 x 224 pixels have pixels, at most 1,024, and fewer where a worker's share of memory is below 13 GB."""
+    have the pixels of 128 images of 224 x 224, at most 1,024; fewer if a worker's share of memory is below 13 GB."""
     crop_pct: float = Field(default=0.875, gt=0, le=1)
-    """How validation images are cut: the shorter side is resized to size / crop_pct, then the centre is taken. With
-    `views.crop: padded`, 1 stands in for it."""
+    """How validation images are cropped: the shorter side is resized to size / crop_pct, then the centre is taken. With
+    `views.crop: padded`, 1 is used instead."""
     evaluation_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How validation images are resized, for the teacher as for the student."""
     copies_dir: Annotated[str | None, PATH] = None
     """The folder in which a node keeps what it has read of images in an object store. Not given: one of this
     user's in the machine's temporary folder, `stillhouse-images-UID`."""
     copies_bytes: int | None = Field(default=None, ge=0)
-    """How many bytes a node keeps there at most. Not given: half of what is free when the first copy is begun."""
+    """The most bytes that a node keeps in `copies_dir`. Not given: half of what is free when the first copy starts."""
     window_shards: int | None = Field(default=None, ge=1)
     """For images in an object store that do not fit a node's disk: shards (files of a pack or tars) that are shuffled
     together, one such window after the other, so that a node needs room for two windows. Not given: all images are
@@ -91,8 +91,8 @@ class DataConfig(Section):
     """What is done about broken images: `refuse` them by name, or `skip` them. Up to 1 % of a split is then left out
     when it is indexed, and as many that break later are shown as black pictures; all are listed with the run."""
     check: Check = "headers"
-    """What of each image is read when it is indexed: its `headers`, or all of it (`decode`), which finds damage within
-    and takes a core 0.2 ms for a JPEG of 224x224, 1.3 ms for one of 500x375."""
+    """What is read of each image at indexing: its `headers`, or all of it (`decode`), which also finds damaged pixels
+    and takes one core 0.2 ms for a JPEG of 224x224, 1.3 ms for one of 500x375."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Pixels that an image may have; a larger one, which takes seconds to decode, counts as broken."""
 
@@ -134,11 +134,11 @@ class TeacherConfig(ModelConfig):
     )
 
     source: Literal["online", "cache"] = "online"
-    """`online`: the teacher answers beside the student. `cache`: its answers are read from the recipe's cache; its
-    weights are then not needed, but where they are there, the cache is checked against them."""
+    """`online`: the teacher runs alongside the student. `cache`: its outputs are read from the recipe's cache; its
+    weights are then not needed, but if they are available, the cache is checked against them."""
     head: Literal["own", "none"] = "own"
-    """`none`: the network without its classifier, of which terms on features alone are read: a foundation model, such
-    as DINOv2 or SigLIP, whose classes are not the data's. Students are then judged by their features, too."""
+    """`none`: the network without its classifier, so only terms on features can read it: for a foundation model, such
+    as DINOv2 or SigLIP, whose classes are not the data's. Students are then also rated by their features."""
     random: bool = False
     """Whether the teacher may have fresh, random weights, for a test of speed or of a method; a teacher that has
     neither `checkpoint` nor `pretrained`, nor is from a folder or your own code, is refused otherwise."""
@@ -181,7 +181,7 @@ class CacheConfig(Storage):
     dir: Annotated[str, PATH]
     """The cache's folder; to read from, also a URI such as s3://bucket/folder."""
     taps: tuple[str, ...] = ()
-    """Further taps of the teacher to store, for the sake of other recipes."""
+    """Further taps of the teacher to store, for use by other recipes."""
     head: bool = False
     """Whether to store what SimKD reuses of a teacher also where this recipe does not need it."""
     rows_per_shard: int | None = Field(default=None, ge=1)
@@ -189,6 +189,6 @@ class CacheConfig(Storage):
     batch_size: int = Field(default=128, ge=1)
     """Images of one forward pass of the teacher while the cache is built."""
     trust: bool = False
-    """Whether to read a cache that other versions of the libraries have built."""
+    """Whether to accept a cache that was built with other library versions."""
     copies_dir: Annotated[str | None, PATH] = None
     """The folder for this machine's copies of remote caches. Not given: the machine's temporary folder."""

@@ -22,7 +22,7 @@ from kdcore.errors import Refused, shortened
 MAX_BYTES = 2**20  # of a file
 MAX_VALUES = 100_000  # of a text, every alias counted as what it stands for
 MAX_DEPTH = 50  # of lists and mappings in one another
-TOO_DEEP = f"more than {MAX_DEPTH} lists or mappings lie in one another; write it flatter"
+TOO_DEEP = f"more than {MAX_DEPTH} nested lists or mappings; flatten it"
 MAX_NUMBER = 2**63  # the size of a whole number, below which every library here can hold it
 
 _CORE = "tag:yaml.org,2002:"

@@ -157,7 +157,7 @@ def _check_one_classifier(config: Recipe) -> None:
         return
     some = next((name for name in names if name), config.teachers[0].name)
     raise Refused(
-        "student.classifier: reused takes the map and the classifier of one teacher, and there is no average of them; "
+        "student.classifier: reused takes map and classifier from one teacher, as they cannot be averaged; "
         f"have one simkd term name it: {{term: simkd, teacher: {some}}}"
     )
 
@@ -174,8 +174,8 @@ def _check_average(config: Recipe) -> None:
     for term in averaged:
         if term.needs().of_teacher != Needs(teacher_logits=True):
             raise Refused(
-                f"{term.term} reads more of a teacher than logits, which alone are averaged; name the one it reads: "
-                f"teacher: {config.teachers[0].name}"
+                f"{term.term} reads more than logits, and only logits are averaged over teachers; name the one it "
+                f"reads: teacher: {config.teachers[0].name}"
             )
     for member in config.teachers:
         if member.decay_from_epoch is not None and member.decay_from_epoch >= config.train.epochs:

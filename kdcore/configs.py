@@ -80,7 +80,7 @@ class ModelConfig(Section):
     """Whether to start from timm's own weights, which timm downloads."""
     new_head: bool = False
     """Whether the network's classifier starts afresh, whatever the file of weights has: to fine-tune a network of other
-    classes. Downloaded weights of another number of classes need no such word."""
+    classes. Downloaded weights with another number of classes do not need it."""
     class_indices: Annotated[str | None, PATH] = None
     """A JSON file, or its URI, {class folder: index in the network's classifier}: those rows of the classifier are
     kept, in the data's order."""
@@ -198,8 +198,8 @@ class OptimizerConfig(Section):
     """The optimiser, from timm's factory."""
 
     opt: str = "sgd"
-    """timm's name of the optimiser: sgd, adamw, lamb, ... Beware: timm's `sgd` has Nesterov's momentum; `momentum` is
-    SGD with the plain one."""
+    """timm's name of the optimiser: sgd, adamw, lamb, ... Note: timm's `sgd` uses Nesterov momentum; `momentum` is
+    SGD with plain momentum."""
     lr: float = Field(gt=0)
     """The learning rate of a whole batch, before the schedule."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -211,8 +211,8 @@ class OptimizerConfig(Section):
     and what the network names."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimiser, such as `{fused: true}` for PyTorch's own: one kernel for a whole step, a
-    third of AdamW's time on a GPU. `{layer_decay: 0.75}` multiplies the rate by so much from each of the student's
-    layers to the one before it, as timm counts them."""
+    third of AdamW's time on a GPU. `{layer_decay: 0.75}` multiplies the rate by that factor from each of the
+    student's layers to the one before it, as timm counts them."""
 
 
 # What each schedule reads; another field that is set would be skipped in silence.
@@ -225,7 +225,7 @@ _READS = {
 
 
 class ScheduleConfig(Section):
-    """The course of the learning rate: timm's schedules, or OneCycle.
+    """The learning-rate schedule: timm's schedules, or OneCycle.
 
     Durations are epochs of the whole run, of which the warm-up is a part. A field that the schedule does not read is
     refused.
@@ -239,8 +239,8 @@ class ScheduleConfig(Section):
     warmup_lr: float = Field(default=1e-5, ge=0)
     """The rate at the first step of the warm-up."""
     warmup_prefix: bool = False
-    """With `cosine`: whether it begins behind the warm-up and takes the epochs that are left. False: it begins at epoch
-    0, and the warm-up takes the place of its first epochs."""
+    """With `cosine`: whether it begins after the warm-up and spans the remaining epochs. False: it begins at epoch 0,
+    and the warm-up replaces its first epochs."""
     min_lr: float = Field(default=0.0, ge=0)
     """The rate that `cosine` ends at."""
     milestones: tuple[int, ...] = ()

@@ -78,6 +78,8 @@ class Distiller(nn.Module):
         sample_labels: Tensor | None = None,
         class_counts: Tensor | None = None,
         num_epochs: float | None = None,
+        seed: int = 0,
+        num_views: int | None = None,
     ) -> None:
         super().__init__()
         self.terms = unique_names(terms)
@@ -120,6 +122,8 @@ class Distiller(nn.Module):
             sample_labels=sample_labels,
             class_counts=class_counts,
             compared=getattr(student, "compared", None),
+            seed=seed,
+            num_views=num_views,
         )
         self.extras = nn.ModuleDict({name: self._build(name, context) for name in self.terms})
 
@@ -223,6 +227,7 @@ class Distiller(nn.Module):
             student_features=features,
             teacher=targets or TeacherOutputs(),
             sample_ids=batch.sample_ids,
+            views=batch.views,
             epoch=batch.epoch,
             student_input_gradient=input_gradient(student_logits, batch.labels, images, create_graph=True)
             if self.needs.student_input_gradient

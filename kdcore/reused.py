@@ -59,7 +59,7 @@ class TeacherHead:
                 signed=bool((features < 0).any()),
             )
             if not _gives_own_logits(head, teacher, features):
-                raise Refused(f"{name} does more than that behind its last features: {_REMEDY}")
+                raise Refused(f"{name} computes more than a pooled linear head after its last features: {_REMEDY}")
         return head
 
 
@@ -291,4 +291,4 @@ def _smaller(student: tuple[int, int], teacher: tuple[int, int]) -> tuple[int, i
     for one, other in ((student, teacher), (teacher, student)):
         if one[0] <= other[0] and one[1] <= other[1]:
             return one
-    raise Refused(f"of the student's map {list(student)} and the teacher's {list(teacher)}, neither is the larger")
+    raise Refused(f"the student's map {list(student)} and the teacher's {list(teacher)}: neither contains the other")

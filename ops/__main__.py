@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     except Exception as error:
         print_traceback()
-        complain(f"{type(error).__name__} is a fault of stillhouse, not of the request; please report the lines above")
+        complain(f"{type(error).__name__} is a bug in stillhouse, not in your request; please report the lines above")
         return FAULT
 
 

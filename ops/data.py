@@ -107,7 +107,7 @@ def _show_loss(recipe: str, root: str, target: str) -> None:
         images = find_target(config, None, None)
         findings = evaluate_networks(with_online_teacher(config), None, images)
         if findings.teacher is None:
-            raise Refused(f"--teacher {recipe}: the recipe's teacher cannot answer; give one with its weights")
+            raise Refused(f"--teacher {recipe}: the recipe's teacher has no weights; give a recipe that has them")
         rate = "mAP" if config.data.multi_label else "top1"
         found[name] = findings.teacher.metrics()[rate]
     say(

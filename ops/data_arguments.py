@@ -17,30 +17,38 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     show = actions.add_parser("show", help="index a source's splits, and print what they hold")
     pack = actions.add_parser(
         "pack",
-        help="put a source into a pack of Arrow shards, or go on with one",
+        help="pack a source into Arrow shards, or resume packing",
         description="Every image is read, checked and put into Arrow shards, which are then read back: on the Ray "
-        "cluster that RAY_ADDRESS names, else in this process. The same command again goes on with a pack that was cut "
-        "off.",
+        "cluster that RAY_ADDRESS names, else in this process. The same command resumes an interrupted pack.",
     )
     verify = actions.add_parser("verify", help="read every byte of a pack")
     for action in (show, pack):
         action.add_argument("root", metavar="SOURCE", help="the folder or URI of the images")
-        action.add_argument("--index", default=index_dir, metavar="DIR", help="where indexes lie (%(default)s)")
+        action.add_argument("--index", default=index_dir, metavar="DIR", help="folder of the indexes (%(default)s)")
         add_plugin_option(action)
         action.add_argument("--skip-broken", action="store_true", help="leave out broken images, up to 1%% of a split")
-        action.add_argument("--check", choices=CHECKS, default=CHECKS[0], help="how images are looked at")
-        pixels = "images with more are broken (%(default)s)"
+        action.add_argument(
+            "--check",
+            choices=CHECKS,
+            default=CHECKS[0],
+            help="what to read of each image: its headers, or all of it (default: headers)",
+        )
+        pixels = "treat images with more pixels as broken (%(default)s)"
         action.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
     verify.add_argument("root", metavar="PLACE", help="the folder or URI of the pack")
     for action in (show, pack, verify):
-        action.add_argument("--split", action="append", default=[], metavar="NAME", help="(default: train and val)")
-    show.add_argument("--relist", action="store_true", help="look at every file, however unchanged a folder looks")
+        action.add_argument(
+            "--split", action="append", default=[], metavar="NAME", help="a split; repeatable (default: train and val)"
+        )
+    show.add_argument("--relist", action="store_true", help="list every file again, even if a folder looks unchanged")
     pack.add_argument("-o", "--output", required=True, metavar="PLACE", help="a folder, or a URI: s3://bucket/folder")
-    pack.add_argument("--max-side", type=int, metavar="N", help="make images smaller whose longer side has more pixels")
+    pack.add_argument("--max-side", type=int, metavar="N", help="shrink images whose longer side exceeds N pixels")
     pack.add_argument("--quality", type=int, metavar="Q", help="store all images as JPEG of this quality")
     shard_mib = SHARD_BYTES // 2**20
-    pack.add_argument("--shard-mib", type=int, default=shard_mib, metavar="N", help="size of a shard (%(default)s)")
-    pack.add_argument("--teacher", metavar="RECIPE", help="measure what its teacher loses by the packing")
+    pack.add_argument("--shard-mib", type=int, default=shard_mib, metavar="N", help="shard size in MiB (%(default)s)")
+    pack.add_argument(
+        "--teacher", metavar="RECIPE", help="measure how much accuracy this recipe's teacher loses on the packed images"
+    )
     accepted = ("skip_broken", "check", "max_pixels")
     show.set_defaults(function=calls("ops.data:show_source", "root", "split", "index", "relist", *accepted))
     names = ("root", "output", "split", "max_side", "quality", "shard_mib", "index", *accepted, "teacher")
@@ -53,11 +61,17 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
 def _add_cifar100(actions: Any) -> None:
     cifar100 = actions.add_parser(
         "cifar100",
-        help="CIFAR-100 as published into an image folder",
+        help="unpack the published CIFAR-100 into an image folder",
         description="Unpacks CIFAR-100 into an image folder: from Parquet files (train-*.parquet and test-*.parquet, "
         "with columns img and fine_label), or from the authors' cifar-100-python folder, whose pickles are opened only "
         "with the published checksums.",
     )
-    cifar100.add_argument("--from", dest="source", required=True, metavar="DIR", help="the folder of either")
+    cifar100.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="DIR",
+        help="the folder with the Parquet files, or with cifar-100-python",
+    )
     cifar100.add_argument("--to", default="data/cifar100", metavar="DIR", help="the folder to write (%(default)s)")
     cifar100.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))

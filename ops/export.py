@@ -252,7 +252,7 @@ def compare_files(job: Export) -> list[dict[str, Any]]:
             difference = float((found - job.logits).abs().max())
             equal = float((named(found) == named(job.logits)).all(dim=1).double().mean())
             if not difference <= TOLERANCE * float(job.logits.abs().max()):  # NaN is no small difference
-                raise Refused(f"{job.folder / file} answers otherwise than the student (by {difference:.3g})")
+                raise Refused(f"{job.folder / file} gives other outputs than the student (by {difference:.3g})")
             rows.append({"file": file, "difference": difference, "equal": equal})
     return rows
 

@@ -32,7 +32,9 @@ def remove_earlier(folder: Path) -> None:
     if not (folder / LINEAGE).is_file():
         for name in FILES:
             if (folder / name).exists():
-                raise Refused(f"{folder / name} is of no export; give a folder that is empty or new, or move it away")
+                raise Refused(
+                    f"{folder / name} does not belong to an export; give an empty or new folder, or move it away"
+                )
     (folder / CARD).unlink(missing_ok=True)
     write_json(folder / LINEAGE, {"files": {}})
     signature = [] if (folder / MANIFEST).is_file() else [SIGNATURE]  # beside a manifest it is the cache's
@@ -63,6 +65,6 @@ def refuse_others(folder: Path) -> None:
     for name, digest in digests_of(folder).items():
         if not isinstance(recorded, dict) or recorded.get(name) != digest:
             raise Refused(
-                f"{folder / name} is not what {LINEAGE} tells of; run `{exporting(folder)}` to its end, or take "
-                "that file away"
+                f"{folder / name} is not the file that {LINEAGE} records; run `{exporting(folder)}` to its end, or "
+                "move that file away"
             )

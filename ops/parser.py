@@ -31,8 +31,8 @@ COMMAND_MODULES = (
 DESCRIPTION = "Distils big image classifiers into small ones."
 GROUPS = {
     "run": "train",
-    "look": "understand recipes, teachers, students and results",
-    "keep": "what outlives a run",
+    "look": "inspect recipes, teachers, students and results",
+    "keep": "handle what outlives a run",
     "prepare": "before the first run",
 }
 EXAMPLES = (
@@ -41,8 +41,8 @@ EXAMPLES = (
     f"{PROGRAM} sweep kd --space SPACE.yaml --plan data.root=FOLDER",
 )
 EPILOG = (
-    "exit status: 0 done; 1 a run failed; 2 something in the request is wrong, and the one line says what to do; 70 a "
-    "fault of the program"
+    "exit status: 0 success; 1 a run failed; 2 the request was refused, with one line that says what to do; 70 a bug "
+    "in the program; 130 Ctrl-C; 143 SIGTERM"
 )
 
 Function = Callable[[argparse.Namespace], int]
@@ -91,7 +91,7 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         action="append",
         metavar="MODULE",
-        help="your own module, file (./my_losses.py) or package's folder, imported wherever this runs; repeatable",
+        help="your own module, file (./my_losses.py) or package folder, imported in every process; repeatable",
     )
 
 
@@ -210,5 +210,7 @@ def add_overrides(parser: Parser, help: str) -> None:
 
 def add_recipe(parser: Parser) -> None:
     """Add a recipe and the overrides of its fields."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `recipes` lists, such as kd")
-    add_overrides(parser, "fields to set, such as train.epochs=5")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe (see `recipes`), such as kd"
+    )
+    add_overrides(parser, "recipe fields to override, such as train.epochs=5")

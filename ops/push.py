@@ -81,7 +81,7 @@ class Exported:
             raise Refused(f"{folder} holds no finished export: it has no {missing[0]}; {again}")
         lineage = read_lineage(folder)
         if tensors_fingerprint(load_tensors(folder / WEIGHTS)) != lineage["weights"]:
-            raise Refused(f"{folder / WEIGHTS} is not what {LINEAGE} tells of; {again}")
+            raise Refused(f"{folder / WEIGHTS} is not the file that {LINEAGE} records; {again}")
         refuse_others(folder)
         if (folder / SIGNATURE).is_file():
             if (problem := examine(folder, {}).problem) is not None:

@@ -7,7 +7,7 @@ from ops.parser import Parser, calls, command
 
 @command(
     "keep",
-    help="an export as a repository on a model hub: files and card, in one commit",
+    help="upload an export to a repository on a model hub, in one commit",
     description="Sends the files and the card of an export to a repository on a hub, which is made, private, where "
     "there is none. The token is HF_TOKEN, or that of `hf auth login`. Places on this machine are named by their last "
     "part alone.",
@@ -15,7 +15,7 @@ from ops.parser import Parser, calls, command
 def push(parser: Parser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a folder that `export` has written")
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository", dest="repository")
-    parser.add_argument("--public", action="store_true", help="whoever finds a new repository may read it")
-    parser.add_argument("--message", help="of the commit (default: the run and its method)")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--message", help="commit message (default: the run and its method)")
     parser.add_argument("--hub", metavar="URL", help="another hub (default: HF_ENDPOINT, or huggingface_hub's own)")
     parser.set_defaults(function=calls("ops.push:push", "folder", "repository", "public", "message", "hub"))

@@ -100,8 +100,8 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
         if not np.array_equal(again, logits):
             client.delete_logged_model(logged.model_id)
             raise Refused(
-                f"what MLflow loads back of {folder / 'model.onnx'} predicts otherwise than that file, so no version "
-                f"of {name} was registered; export again with the packages that requirements.txt pins"
+                f"what MLflow loads back of {folder / 'model.onnx'} gives other predictions than that file, so no "
+                f"version of {name} was registered; export again with the packages that requirements.txt pins"
             )
         return str(mlflow.register_model(logged.model_uri, name).version)
 

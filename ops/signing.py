@@ -108,7 +108,7 @@ def covered(folder: Path) -> tuple[Literal["export", "cache"], dict[str, str]]:
     if (folder / MANIFEST).is_file():
         return "cache", {MANIFEST: load_manifest(folder).digest}
     if not (folder / LINEAGE).is_file():
-        raise Refused(f"{folder} is neither an export nor a finished cache; give a folder that holds one")
+        raise Refused(f"{folder} is neither an export nor a finished cache; give the folder of one")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and is_covered(path.relative_to(folder)))
     return "export", {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 

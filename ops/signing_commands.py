@@ -7,9 +7,9 @@ from ops.parser import Parser, calls, command
 
 @command(
     "keep",
-    help="a pair of keys to sign with",
-    description="Makes an Ed25519 key as a PEM file that its owner alone may read, and its public key beside it, as "
-    ".pub. OpenSSL makes and reads the same files.",
+    help="generate a key pair for `sign`",
+    description="Generates an Ed25519 key as a PEM file that only its owner may read, with its public key next to "
+    "it, as .pub. OpenSSL makes and reads the same files.",
 )
 def keys(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="where the private key goes, such as ~/.keys/maria.pem")
@@ -18,7 +18,7 @@ def keys(parser: Parser) -> None:
 
 @command(
     "keep",
-    help="vouch for a cache, or for an export with its model card",
+    help="sign a cache, or an export with its model card",
     description="Signs the digests of a finished cache, or of every file of an export, its model card and its lineage "
     "among them. `lineage DIR --trust FILE` says whose signature it is and what has changed since.",
 )

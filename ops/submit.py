@@ -39,7 +39,10 @@ def submit(
     """
     parsed = build_parser().parse_args(command)
     if parsed.command in NOT_JOBS:
-        raise Refused(f"{command[0]} is no job; submit what computes: train, sweep, cache build, evaluate, export, ...")
+        raise Refused(
+            f"{command[0]} cannot be submitted; submit a command that computes: train, sweep, cache build, evaluate, "
+            f"export, ..."
+        )
     check_places(parsed)
     words, modules, files = list(command), [], list(include)
     if getattr(parsed, "recipe", None):

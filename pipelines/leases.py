@@ -90,7 +90,7 @@ class Fence:
         """RunFailed where the folder has another holder by now."""
         if (now := generation_of(Path(self.folder), self.name)) != self.generation:
             raise RunFailed(
-                f"{self.folder} belongs to another process by now (holder number {now}, after number "
+                f"{self.folder} now belongs to another process (holder number {now}, after number "
                 f"{self.generation}); nothing more is written to it from here"
             )
 

@@ -166,7 +166,7 @@ class Crew:
         if theirs is None:
             return
         if theirs.without_views() != plan.without_views():
-            raise RunFailed("the nodes of the cluster differ in their libraries, devices or data; make them equal")
+            raise RunFailed("the nodes of the cluster differ in libraries, devices or data; make them the same")
         self.losses[None] = 0
         self.idle.append(worker)
 

@@ -57,9 +57,7 @@ class Caches:
             if key not in self.groups and not asks_the_teacher(one):
                 continue
             if key not in self.groups:
-                raise Refused(
-                    "its views or its teacher are others than the caches of this sweep hold; use search: grid"
-                )
+                raise Refused("its views or teacher differ from those in this sweep's caches; use search: grid")
             if member is not None:
                 data["teachers"][names.index(member)] |= {"source": "cache", "cache_dir": self.directory(key)}
             else:

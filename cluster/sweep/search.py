@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.sweep.config import Axis, Integers, LogRange, Values
+from cluster.sweep.axes import Axis, Integers, LogRange, Values
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.space import Point, Space, num_points
 from kdcore.errors import Refused, RunFailed
@@ -183,7 +183,8 @@ class Proposals(AskedByTune, Searcher):
             if json.dumps(self._point(trial.number)) != json.dumps(trial.point):  # as text, for nan is not nan
                 raise Refused(
                     f"point {trial.number} of this sweep was {trial.point}, and the search now gives "
-                    f"{self.asked[trial.number]}: are numpy and optuna others? Bring them back, or take another name"
+                    f"{self.asked[trial.number]}: have numpy or optuna changed? Restore their versions, or choose "
+                    f"another name"
                 )
         elif trial.end is not None and trial.number not in self.told:
             self._tell(trial.number)

@@ -225,7 +225,7 @@ class RunFolder:
         if self.state() == "new":
             return
         known = self.read_recipe(config)
-        ours, theirs = (flat_fields(public(c.model_dump(mode="json"))) for c in (config, known))
+        ours, theirs = _fields(config), _fields(known)
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         free = config.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
         changed = [key for key in changed if key.split(".")[0] not in config.INCIDENTAL and key not in free]
@@ -247,7 +247,7 @@ class RunFolder:
         if known is None or open_data(config)["train"].fingerprint != known:
             raise Refused(
                 f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are "
-                f"{'others' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
+                f"{'different' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
             )
 
     def _refuse_other_start(self, config: RunConfig) -> None:
@@ -271,6 +271,13 @@ class RunFolder:
                     what, file = "was computed by another plug-in", location(sys.modules[key.removeprefix("plugins.")])
                 there = f"{self.path} holds a run that {what} ({key} {known[:16]}... there, {now[:16]}... now)"
                 raise Refused(f"{there}; restore {file}, {remedy}")
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    """Return {dotted key: value} of a recipe, a term's seed that is not given as what it is: the run's."""
+    fields = flat_fields(public(config.model_dump(mode="json")))
+    open_seeds = (key for key in fields if re.fullmatch(r"method\.\d+\.seed", key) and fields[key] is None)
+    return fields | dict.fromkeys(open_seeds, config.seed)
 
 
 def _moved(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:

@@ -65,7 +65,7 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
         if is_read_only(error):
             raise Refused(
                 f"the MLflow store {uri} cannot be written: this process had its file open when it was deleted or "
-                "replaced, or may not write it; start Python anew, or give it the right to write the file"
+                "replaced, or may not write to it; restart Python, or grant it write access to the file"
             ) from error
         if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
             raise Refused(

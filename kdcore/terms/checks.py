@@ -11,8 +11,8 @@ def require_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None
     """Refuse logits unless both are [B,K]: broadcasting would hide a teacher of other classes."""
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         raise Refused(
-            f"student_logits {list(student_logits.shape)} and teacher_logits {list(teacher_logits.shape)} must be one "
-            "[B,K]; choose a teacher trained on the student's classes"
+            f"student_logits {list(student_logits.shape)} and teacher_logits {list(teacher_logits.shape)} must have "
+            "the same shape [B,K]; choose a teacher trained on the student's classes"
         )
 
 
@@ -29,7 +29,7 @@ def require_same_shape(student_features: Tensor, teacher_features: Tensor) -> No
     if student_features.shape != teacher_features.shape:
         raise Refused(
             f"student features {list(student_features.shape)} and teacher features {list(teacher_features.shape)} must "
-            "be of one shape; choose taps that are"
+            "have the same shape; choose taps that do"
         )
 
 
@@ -43,8 +43,8 @@ def require_other_classes(num_classes: int, remedy: str) -> None:
     """Refuse two classes to what compares those beside the label: the one that is left has all of their probability."""
     if num_classes == 2:
         raise Refused(
-            "of 2 classes, one alone is left beside the label and has probability 1 among those, so none learns; "
-            f"{remedy}"
+            "with 2 classes, only one is left besides the label; its probability among the rest is 1, so nothing is "
+            f"learnt; {remedy}"
         )
 
 

@@ -74,8 +74,8 @@ class DIST(LogitTerm):
         """Build the term. Refused for two classes without the column part."""
         if context.num_classes == 2 and not self.intra_weight:
             raise Refused(
-                "of 2 classes, the correlation of a row is 1 or -1 once its logits differ, so none learns; set "
-                "intra_weight, or take kd"
+                "with 2 classes, a row's correlation is 1 or -1 as soon as its logits differ, so nothing is learnt; "
+                "set intra_weight, or take kd"
             )
         return super().build(context)
 

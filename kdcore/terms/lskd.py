@@ -30,9 +30,7 @@ def standardise(logits: Tensor) -> Tensor:
 def require_scale(num_classes: int, remedy: str) -> None:
     """Refuse two classes: whatever their logits, the standardised ones are these two numbers."""
     if num_classes == 2:
-        raise Refused(
-            f"of 2 classes, standardised logits are 0.71 and -0.71 whatever they were, so none learns; {remedy}"
-        )
+        raise Refused(f"with 2 classes, standardised logits are always 0.71 and -0.71, so nothing is learnt; {remedy}")
 
 
 @full_precision

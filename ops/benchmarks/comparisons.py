@@ -41,9 +41,9 @@ SETTINGS = {"plain": "crop, flip", "colours": "colours, erasing, Mixup", "deit":
 STEPS = {
     "online / bare": ("an online step", "a loop written by hand"),
     "online / timm": ("an online step", "timm's task for distillation"),
-    "online / torchdistill": ("an online step", "torchdistill {torchdistill}, its box"),
+    "online / torchdistill": ("an online step", "torchdistill {torchdistill}, its DistillationBox"),
     "cached / alone": ("a step with cached targets", "a step without a teacher"),
-    "cached / online": ("a step with cached targets", "the teacher asked in every step"),
+    "cached / online": ("a step with cached targets", "the teacher run in every step"),
     "averaged / online": ("a step with a moving average of the weights", "the same without"),
     "parallel / online": ("a step through DDP, one rank", "the same without"),
 }
@@ -171,7 +171,7 @@ def quotients(above: list[float], below: list[float]) -> list[float]:
 
 def table_text(found: list[Comparison]) -> str:
     """Return the table and, below it, what each result file was measured with."""
-    lines = ["| here | beside | their CPU time over ours | n | goal | from |", "|---|---|--:|--:|---|---|"]
+    lines = ["| ours | compared with | their CPU time / ours | n | goal | source |", "|---|---|--:|--:|---|---|"]
     for one in found:
         middle = f"{median(one.ratios):.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]"
         lines.append(
@@ -205,7 +205,7 @@ def draw(found: list[Comparison]) -> Figure:
     axes.plot(*zip(*goals, strict=True), linestyle="", marker="|", markersize=12, color="tab:red", label="goal")
     axes.axvline(1.0, color="grey", linewidth=0.8)
     axes.set_yticks(list(places), [f"{one.work.replace('`', '')}  |  {one.peer}" for one in found], fontsize=7)
-    axes.set_xlabel("their CPU time over ours")
+    axes.set_xlabel("their CPU time / ours")
     axes.legend(fontsize="small", loc="lower right")
     axes.grid(axis="x", alpha=0.3)
     return figure

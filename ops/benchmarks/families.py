@@ -255,16 +255,19 @@ def with_table(page: str, found: dict[str, Any]) -> str:
 def table(found: dict[str, Any]) -> str:
     """Return what works as Markdown: how many families in each role, and which are refused, and why."""
     rows, left = found["rows"], found["representatives"].keys() - {row["family"] for row in found["rows"]}
-    lines = [f"Of {len(rows)} families, each by its smallest network, at the smallest size that it takes:", ""]
+    lines = [
+        f"{len(rows)} families, each represented by its smallest network at the smallest image size that it accepts:",
+        "",
+    ]
     if left:
         lines[:0] = [f"Not tried yet: {', '.join(f'`{name}`' for name in sorted(left))}.", ""]
-    lines += ["| as | works | refused before training |", "|---|--:|--:|"]
+    lines += ["| role | works | refused before training |", "|---|--:|--:|"]
     for role in ROLES:
         works = sum(row[role] == "works" for row in rows)
         lines.append(f"| {role} | {works} | {sum(kind(row[role]) == 'refused' for row in rows)} |")
     everywhere = sorted(row["family"] for row in rows if all(row[role] == "works" for role in ROLES))
-    lines += ["", f"In every role: {', '.join(f'`{name}`' for name in everywhere)}.", ""]
-    lines += ["| family | tried | not as | because |", "|---|---|---|---|"]
+    lines += ["", f"Families that work in every role: {', '.join(f'`{name}`' for name in everywhere)}.", ""]
+    lines += ["| family | tested | fails as | because |", "|---|---|---|---|"]
     for row in rows:
         reasons: dict[str, list[str]] = {}
         for role in ROLES:

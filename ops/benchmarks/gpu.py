@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the numbers go (%(default)s)")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise Refused("there is no GPU here, and nothing of this is about a CPU; run it where `doctor` shows one")
+        raise Refused("this benchmark needs a GPU, and this machine has none; run it where `doctor` shows one")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(torch.device("cuda", 0), args.seconds, Path(folder), args.images)
         measure(args.parts or list(PARTS), bench, args.results)

@@ -10,7 +10,7 @@ Timing = dict[str, Any]
 
 def gpu_table(found: dict[str, Any]) -> str:
     """Return each pair of ways that was compared, with its times, their ratio, and where it was measured."""
-    lines = ["| what | one way | the other | ratio |", "|---|--:|--:|--:|"]
+    lines = ["| what | A | B | A / B |", "|---|--:|--:|--:|"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(found)]
     return (
         "\n".join(lines)
@@ -56,7 +56,7 @@ def notes(found: dict[str, Any]) -> Iterator[str]:
     """Yield what is no comparison of times: pictures, rates, waits, and where all of it was measured."""
     if made := measured(found, "regions"):
         yield (
-            f"{made['regions']:,} regions of {made['images']} JPEGs for the GPU: {made['regions_wrong']} wrong, "
+            f"{made['regions']:,} regions of {made['images']} JPEGs decoded on the GPU: {made['regions_wrong']} wrong, "
             f"the worst {made['mean_of_255']['100%']:.2f} of 255 from the CPU's in its mean, "
             f"{made['largest_pixel_of_255']:.0f} in a pixel{of_nvjpeg(made)}"
         )

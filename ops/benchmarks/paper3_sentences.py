@@ -39,8 +39,9 @@ def regime_sentence(found: dict[str, Any]) -> str:
     n = min(row["top1"]["n"] for row in rows.values())
     gain = points(found["rows"]["feature_only"]["differences"]["alone"])
     return (
-        "On 20 classes of ImageNet, EfficientNet-Lite0 teaching a small ResNet for 50 epochs without "
-        f"augmentation, mean top-1 (n = {n}): {means}; features alone over labels alone {gain} points."
+        "On 20 classes of ImageNet, EfficientNet-Lite0 teaches a small ResNet for 50 epochs without augmentation. Mean "
+        f"top-1 over {n} seeds: {means}. Features alone gain {gain} points over labels alone (in brackets: 95% "
+        f"intervals)."
     )
 
 
@@ -48,24 +49,24 @@ def amount_sentence(found: dict[str, Any]) -> str:
     """Return how the gain of features alone changes with the number of images."""
     gains, n = gains_of_features(found, AMOUNTS)
     with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
-    return f"With fewer images a class (n = {n}): {with_number}."
+    return f"The gain with fewer images per class ({n} seeds): {with_number}."
 
 
 def augmentation_sentence(found: dict[str, Any]) -> str:
     """Return how the gain of features alone changes with the number of views, at 32 pixels."""
     gains, n = gains_of_features(found, PILOT_VIEWS)
     with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
-    return f"The same difference with crops and flips, {in_small(found)} (n = {n}): {with_number} views."
+    return f"With crops and flips, {in_small(found)} ({n} seeds): {with_number} cached views."
 
 
 def layers_sentence(found: dict[str, Any]) -> str:
     """Return what predicts how well a layer teaches."""
     measured = found["correlation"]
-    names = {"Q": "its quality Q", "separation": "Q's separation S", "depth": "its depth"}
+    names = {"Q": "the layer's Q", "separation": "Q's part S", "depth": "depth"}
     shown = ((name, measured[key]) for key, name in names.items())
     rho = ", ".join(f"{name} {one['spearman']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for name, one in shown)
-    setting = f"one of {measured['layers']} layers alone"
-    return f"Students taught by {setting} (n = {measured['seeds']}): rank correlation of their top-1 with {rho}."
+    setting = f"each of {measured['layers']} layers"
+    return f"Taught by {setting} alone ({measured['seeds']} seeds), students' top-1 has these rank correlations: {rho}."
 
 
 def gains_of_features(found: dict[str, Any], numbers: Sequence[int]) -> tuple[dict[int, str], int]:

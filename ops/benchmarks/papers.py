@@ -97,7 +97,7 @@ def cifar_section() -> str:
     lines += markdown(["row", "published", "best epoch", "last epoch", "n"], cells)
     lines += [
         "",
-        f"Behind a semicolon: {ALSO_SOURCE}. Highest published for this pair by any method: {highest}.",
+        f"After the semicolon: {ALSO_SOURCE}. Highest published for this pair by any method: {highest}.",
         "",
         *differences({row: recipe for row, (recipe, _) in cifar100.ROWS.items()}, cifar100.DIFFERENCES),
     ]
@@ -118,7 +118,8 @@ def beyond_section() -> str:
     lines = [
         "## Beyond the papers: the same pair",
         "",
-        "Chosen by the last epoch on a tenth of the training images; the students do not see them, the teacher did.",
+        "Selected by last-epoch accuracy on a tenth of the training images, which the students never see (the teacher "
+        "did).",
         "",
     ]
     lines += markdown(["row", "deployed parameters", "held out", "best epoch", "last epoch", "n"], cells)
@@ -188,7 +189,7 @@ def short_section() -> str:
         return f"{title}Not run.\n"
     cells = [[row, published(one["recipe"]), percent(one["top1"]), str(one["top1"]["n"])] for row, one in found.items()]
     lines = markdown(["row", "published, 240 epochs", "ours, last epoch", "n"], cells)
-    return title + "\n".join([*lines, "", "More of it on [PAPER3.md](PAPER3.md).", ""])
+    return title + "\n".join([*lines, "", "Details: E5 in [PAPER3.md](PAPER3.md).", ""])
 
 
 def imagenet_section() -> str:
@@ -198,8 +199,8 @@ def imagenet_section() -> str:
     lines = [
         "## ImageNet",
         "",
-        "None of these has been run. Rehearsed ones have gone every line of the path on 20 classes (`dry_run.py`) "
-        f"with teachers of random weights. Hours are an estimate for 8 / 64 GPUs: {assumptions()}.",
+        "None of these has been run. Rehearsed recipes ran end to end for two epochs on 20 classes (`dry_run.py`), "
+        f"mostly with randomly initialised teachers. Hours are estimated for 8 / 64 GPUs: {assumptions()}.",
         "",
     ]
     cells = []
@@ -247,7 +248,7 @@ def other_section() -> str:
 
 def missing_section() -> str:
     """Return what the field has and this project has not, with the reason."""
-    lines = ["## Not here", "", "Methods of the field without a term here, and why:", ""]
+    lines = ["## Not implemented", "", "Published methods that have no term here, and why:", ""]
     return "\n".join([*lines, *(f"* {method}: {reason}." for method, reason in MISSING.items()), ""])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ops.benchmarks.tables import RESULTS, read
 
-HEAD = "| what | here | beside it | goal | n | from |"
+HEAD = "| what | here | for comparison | goal | n | source |"
 SHOW_SECONDS, OWN_SECONDS = 3.0, 2.5
 BARE_RAY = "a bare Ray Train script"
 IMPORTS = "`import torch, timm` alone"

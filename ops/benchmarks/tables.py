@@ -81,7 +81,7 @@ def augmentation_table(found: dict[str, Any]) -> str:
 def foundation_table(found: dict[str, Any]) -> str:
     """Return what each student came to, mean and deviation over the seeds; what its features know; and the teachers."""
     measures = {"top1": "top-1", "knn_top1": "nearest neighbours", "probe_top1": "linear probe"}
-    lines = [f"| | n | {' | '.join(measures.values())} | top-1 against |", "|---|--:|" + "--:|" * 3 + "---|"]
+    lines = [f"| | n | {' | '.join(measures.values())} | top-1 difference |", "|---|--:|" + "--:|" * 3 + "---|"]
     for name, teacher in found["teachers"].items():
         known = f"{teacher['knn_top1']:.2%} | {teacher['probe_top1']:.2%}"
         lines.append(f"| the teacher {name} itself | | - | {known} | |")
@@ -130,7 +130,9 @@ def _range(values: list[float], form: str) -> str:
 
 def regime_table(found: dict[str, Any]) -> str:
     """Return each method's accuracy in the regime of the feature-only paper, and its difference to labels alone."""
-    lines = ["| method | n | top-1 | to the student alone | a published claim, and what these runs say of it |"]
+    lines = [
+        "| method | n | top-1 | gain over the student alone | a published claim, and what these runs say about it |"
+    ]
     lines.append("|---|--:|--:|--:|---|")
     for name, row in found["rows"].items():
         if row["top1"] is None:

@@ -8,19 +8,19 @@ from ops.parser import Parser, add_recipe, calls, command
 
 @command(
     "look",
-    help="what a recipe would take on a cluster: speed, bytes, memory, failures, hours, cost",
+    help="estimate a recipe on a cluster: speed, bytes, memory, failures, hours, cost",
     description="Computes what a recipe takes on N GPUs: images a second, bytes from disk and cache, all-reduce, "
     "memory, checkpoints, failures with the goodput that follows (by simulation), hours and cost. The speed of one GPU "
     "is measured here or given; what is neither is assumed, and shown as such. Trains nothing.",
 )
 def capacity(parser: Parser) -> None:
     add_recipe(parser)
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs, each with one worker")
-    parser.add_argument("--nodes", type=int, metavar="M", help="on which they are (default: 8 GPUs on each)")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs, one worker each")
+    parser.add_argument("--nodes", type=int, metavar="M", help="number of nodes (default: one per 8 GPUs)")
     for option in OPTIONS.values():
         assumed = "" if option.assumed is None else f" (assumed: {option.assumed:g})"
         parser.add_argument(option.flag, type=float, metavar="X", help=option.help + assumed)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of the measurement (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of the measurement (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
     names = ("recipe", "overrides", "gpus", "nodes", "seconds", "json", *OPTIONS)
     parser.set_defaults(function=calls("ops.capacity.report:capacity", *names))

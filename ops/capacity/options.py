@@ -36,20 +36,20 @@ MTBF_HOURS = 50_000.0
 OPTIONS = {
     option.name: option
     for option in (
-        Option("images_per_second", "of one GPU alone, from loader through backward pass (default: measured here)"),
-        Option("num_images", "training images, where they are not here (default: the recipe's)"),
-        Option("num_classes", "their classes, likewise"),
+        Option("images_per_second", "training speed of one GPU alone, loader included (default: measured here)"),
+        Option("num_images", "number of training images, if they are not on this machine (default: the recipe's)"),
+        Option("num_classes", "number of their classes, likewise"),
         Option("image_kb", "mean size of an encoded image in kB (default: of the recipe's images)", 115.0),
-        Option("read_mb_per_second", "that a node reads from its disk or object store", 1000.0),
-        Option("link_gbit", "per second, of a node's network link", 100.0),
-        Option("gpu_link_gbit", "per second, of a link between two GPUs of a node", 2400.0),
-        Option("link_microseconds", "from one worker to the next", 10.0, may_be_zero=True),
-        Option("checkpoint_seconds", "for which a checkpoint holds the steps up (default: measured here)"),
-        Option("write_mb_per_second", "at which a checkpoint is written (default: measured here)"),
-        Option("mtbf_hours", "mean time between failures of one GPU with its share of the node", MTBF_HOURS),
-        Option("repair_minutes", "until a node that failed, or another, is there again", 0.0, may_be_zero=True),
-        Option("restart_seconds", "from a failure to the next step; of the first start, too", 60.0),
-        Option("cost_per_gpu_hour", "in any currency (default: no cost is shown)", may_be_zero=True),
+        Option("read_mb_per_second", "read bandwidth of a node, from its disk or object store", 1000.0),
+        Option("link_gbit", "bandwidth of a node's network link, in Gbit/s", 100.0),
+        Option("gpu_link_gbit", "bandwidth between two GPUs of a node, in Gbit/s", 2400.0),
+        Option("link_microseconds", "latency from one worker to the next", 10.0, may_be_zero=True),
+        Option("checkpoint_seconds", "how long a checkpoint blocks training (default: measured here)"),
+        Option("write_mb_per_second", "bandwidth at which checkpoints are written (default: measured here)"),
+        Option("mtbf_hours", "mean time between failures of one GPU, including its share of the node", MTBF_HOURS),
+        Option("repair_minutes", "time until a failed node is back or replaced", 0.0, may_be_zero=True),
+        Option("restart_seconds", "time from a failure to the next step, and of the first start", 60.0),
+        Option("cost_per_gpu_hour", "price, in any currency (default: no cost is shown)", may_be_zero=True),
     )
 }
 

@@ -56,7 +56,7 @@ def nodes_of(gpus: int, nodes: int | None) -> int:
         raise Refused(f"--gpus {gpus}: a run takes at least 1")
     number = -(-gpus // GPUS_OF_A_NODE) if nodes is None else nodes
     if number < 1 or gpus % number:
-        raise Refused(f"{gpus} GPUs on {number} nodes: each node has as many; give --nodes that divides --gpus")
+        raise Refused(f"{gpus} GPUs cannot be spread evenly over {number} nodes; give a --nodes that divides --gpus")
     return number
 
 

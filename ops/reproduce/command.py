@@ -10,7 +10,7 @@ from ops.parser import Parser, add_overrides, calls, command, goes_on
 
 @command(
     "run",
-    help="the papers' rows, from the data to the results, in slices of some minutes",
+    help="re-run published experiments, some minutes per call",
     description="Runs published experiments again: the same command goes on where it stopped, however it was stopped, "
     "and says when it is done. Files in the folder --state are all that it needs for that.",
 )
@@ -37,25 +37,29 @@ def _reproduce_paper3(parser: Parser) -> None:
     from ops.reproduce.experiments import EXPERIMENTS
 
     parser.add_argument("--data", metavar="DIR", help="the 20 classes in any container, or ImageNet's own folder")
-    parser.add_argument("--weights", metavar="FILE", help="EfficientNet-Lite0's (default: the installed package's)")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="EfficientNet-Lite0's weights (default: from the installed package)"
+    )
     parser.add_argument(
         "--cifar",
         metavar="DIR",
         help="CIFAR-100, as `data cifar100` writes it, or the hub's Parquet, for short_schedule",
     )
-    parser.add_argument("--cifar-weights", metavar="FILE", help="resnet56's, likewise")
+    parser.add_argument("--cifar-weights", metavar="FILE", help="resnet56's weights, likewise")
     parser.add_argument(
         "--experiments",
         nargs="+",
         choices=["identities", *EXPERIMENTS],
         metavar="NAME",
         default=["identities", "pilot", "regime"],
-        help=f"of identities, {', '.join(EXPERIMENTS)} (default: the first three)",
+        help=f"any of identities, {', '.join(EXPERIMENTS)} (default: the first three)",
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of the experiments (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="(default: as many as the experiment has)")
-    parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder of all of it (%(default)s)")
-    parser.add_argument("--again", action="store_true", help="run here what another machine has published, too")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="rows of the experiments (default: all)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", help="seeds (default: as many as the experiment has)"
+    )
+    parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder for all state (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="also run what another machine has already published")
     _slice(parser, minutes=60.0, side_by_side=9)
     names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
     others = ("cifar_weights", "commit", "again", "overrides")
@@ -70,20 +74,20 @@ def _reproduce_cifar100(parser: Parser) -> None:
         nargs="+",
         choices=ROWS | BEYOND,
         metavar="ROW",
-        help="(default: the papers' but the teacher; with --held-out, beyond)",
+        help="rows (default: the papers' rows except the teacher; with --held-out, those beyond the papers)",
     )
     parser.add_argument(
         "--held-out",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="this fraction of the training images judges instead of the test set",
+        help="evaluate on this held-out fraction of the training images instead of the test set",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the students; the teacher's is 0")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the students; the teacher's is 0")
     parser.add_argument("--state", default=f"{output_dir()}/cifar100-benchmark", help="folder of runs (%(default)s)")
     parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
     parser.add_argument("--device", help="such as cpu (default: the GPU, where there is one)")
-    parser.add_argument("--collect", action="store_true", help="write what there is into results/cifar100.json")
+    parser.add_argument("--collect", action="store_true", help="write the results so far to results/cifar100.json")
     _slice(parser, minutes=9.0, side_by_side=10)
     names = ("rows", "held_out", "seeds", "minutes", "side_by_side", "state", "data", "device", "commit", "collect")
     parser.set_defaults(function=calls("ops.reproduce.cifar100:reproduce", *names, "overrides"))
@@ -91,7 +95,11 @@ def _reproduce_cifar100(parser: Parser) -> None:
 
 def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
     goes_on(parser)
-    parser.add_argument("--commit", help="of this code, for a machine that has no git")
-    parser.add_argument("--minutes", type=float, default=minutes, help="stop and save after so long (%(default)s)")
-    parser.add_argument("--side-by-side", type=int, default=side_by_side, help="runs that take turns (%(default)s)")
-    add_overrides(parser, "fields of all recipes, for trials: such as train.epochs=1")
+    parser.add_argument("--commit", help="the commit of this code, on a machine without git")
+    parser.add_argument(
+        "--minutes", type=float, default=minutes, help="stop and save after this many minutes (%(default)s)"
+    )
+    parser.add_argument(
+        "--side-by-side", type=int, default=side_by_side, help="number of interleaved runs (%(default)s)"
+    )
+    add_overrides(parser, "fields to override in all recipes, for trials, such as train.epochs=1")

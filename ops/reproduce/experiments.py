@@ -119,7 +119,7 @@ def augmented(title: str, size: int, numbers: tuple[int, ...], changes: tuple[st
     views = f"views={{size: {size}, crop: resized, flip_probability: 0.5}}"
     return Experiment(
         title,
-        "How much of the gain is left over a baseline with crops and flips, and how many cached views does that take?",
+        "How much of the gain remains over a baseline with crops and flips, and how many cached views does it take?",
         {
             f"{row}-{number}": Row(f"paper3/{row}", (f"views.num_views={number}",), "crops")
             for number in numbers
@@ -174,7 +174,7 @@ def short_schedule() -> dict[str, Row]:
 EXPERIMENTS: dict[str, Experiment] = {
     "pilot": Experiment(
         "E1 in small: 32 pixels, 15 epochs",
-        "Is the claim of the feature-only paper seen at all, at a small part of E1's cost?",
+        "Does the feature-only paper's claim show at all, at a fraction of E1's cost?",
         REGIME,
         3,
         {"one_view": "base_fkd"},
@@ -198,8 +198,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "amount": Experiment(
         "E2, how much data",
-        "Does the gain shrink with the number of images, as it would if the teacher stood in for images? Epochs "
-        "stay, so fewer images are fewer steps, too.",
+        "Does the gain change with the number of images, as it would if the teacher made up for missing images? The "
+        "number of epochs stays the same, so fewer images also mean fewer steps.",
         amounts(),
         3,
         {f"one_view-{amount}": f"kd-{amount}" for amount in AMOUNTS},
@@ -210,7 +210,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "short_schedule": Experiment(
         "E5, a whole short schedule on CIFAR-100",
-        "Which methods can be told apart after 12 epochs of one cycle, resnet56 to resnet20?",
+        "Which methods differ measurably after a 12-epoch one-cycle schedule, resnet56 teaching resnet20?",
         short_schedule(),
         3,
         {"cifar100": "kd"},

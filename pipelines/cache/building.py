@@ -51,7 +51,7 @@ class Building:
             try:
                 earlier = Plan.model_validate_json(path.read_bytes())
             except ValidationError as error:
-                raise Refused(f"{path} is no plan of a cache; take another folder (cache.dir=...)") from error
+                raise Refused(f"{path} is not the plan of a cache; choose another folder (cache.dir=...)") from error
             self._refuse_other(earlier)
         write_whole(path, self.plan.model_dump_json(indent=1).encode())
 

@@ -38,8 +38,8 @@ class Storage(Section):
     features: Literal["float16", "float32", "int8"] = "float16"
     """The type of features; int8 has one scale a row, an error of at most 1/254 of the row's largest value."""
     project: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """{tap: channels}: store the features of a tap in so many principal directions, from which their original channels
-    are restored on reading."""
+    """{tap: channels}: store the features of a tap as this many principal components, from which the original
+    channels are restored on reading."""
     sparse_bytes: int = Field(default=64, ge=4)
     """Bytes of a view's sparse logits."""
     sparse_top: int = Field(default=8, ge=1)

@@ -22,7 +22,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 _LIBRARIES = ("torch", "torchvision", "nvidia-dali-cuda130", "pillow", "numpy")
-_UNFINISHED = "is not finished, or is no cache; `python -m ops cache build RECIPE` builds it, or goes on building it"
+_UNFINISHED = "is not finished, or is no cache; `python -m ops cache build RECIPE` builds it, or resumes building it"
 
 
 class Part(BaseModel):

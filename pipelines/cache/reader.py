@@ -168,7 +168,7 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
                 codes[column.name] = Projection.of(tensors)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise Refused(
-                f"the cache is damaged: {CONSTANTS} has not what {column.name} is read with; {REMEDY}"
+                f"the cache is damaged: {CONSTANTS} lacks what decoding {column.name} needs; {REMEDY}"
             ) from error
     return codes
 

@@ -29,7 +29,7 @@ from kdcore.errors import Refused, RunFailed
 from pipelines.files import write_whole
 from pipelines.vectors import to_numpy
 
-REMEDY = "restore the file, or run `python -m ops cache build`, which computes anew what is damaged or missing"
+REMEDY = "restore the file, or run `python -m ops cache build`, which recomputes what is damaged or missing"
 _FILE_OF_SHARD = re.compile(r"rows-\d+-\d+\.(arrow|json)")
 Rows = Mapping[str, NDArray[np.generic]]  # {field: [rows,width]}
 
@@ -154,8 +154,8 @@ def _not_mapped(path: Path, error: OSError) -> Refused | RunFailed:
     """Return what is raised for a file that cannot be mapped: that no more can be is no fault of the file."""
     if error.errno == errno.ENOMEM:
         return RunFailed(
-            f"{path} cannot be mapped into memory ({os.strerror(error.errno)}): this process has no memory, or as many "
-            "mappings as it may have, a shard each; raise vm.max_map_count (sysctl) on this machine, or its memory"
+            f"{path} cannot be mapped into memory ({os.strerror(error.errno)}): the process is out of memory, or has "
+            "reached the limit of memory mappings, one per shard; raise vm.max_map_count (sysctl), or add memory"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return RunFailed(

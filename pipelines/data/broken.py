@@ -93,5 +93,5 @@ def check_broken(messages: list[str], num_images: int, on_broken: OnBroken, root
     if len(messages) > MAX_SHARE * num_images:
         raise Refused(
             f"{len(messages)} of the {num_images} images in {root} are broken, more than the {MAX_SHARE:.0%} that "
-            f"data.on_broken=skip leaves out; mend them: {messages[0]}"
+            f"data.on_broken=skip leaves out; repair them: {messages[0]}"
         )

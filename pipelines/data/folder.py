@@ -59,7 +59,9 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
 def require_root(root: Path) -> None:
     """Refuse a folder of images that is not there."""
     if not root.is_dir():
-        raise Refused(f"the data folder {root} does not exist; give the folder that holds <split>/<class>/<images>")
+        raise Refused(
+            f"data.root={root}: no such folder; set data.root to the folder that holds <split>/<class>/<images>"
+        )
 
 
 def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:

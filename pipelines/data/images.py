@@ -61,7 +61,7 @@ def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
             image.load()
     if reason:
         raise Refused(
-            f"{name} is {reason}, which the loaders do not decode alike; convert it to a JPEG or PNG in 8-bit RGB"
+            f"{name} is {reason}, which the loaders decode differently; convert it to a JPEG or PNG in 8-bit RGB"
         )
     return size
 

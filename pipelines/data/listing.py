@@ -144,7 +144,7 @@ def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: s
     if lowest < 0 or (names is not None and highest >= len(names)):
         wrong = lowest if lowest < 0 else highest
         known = "labels count from 0" if names is None or lowest < 0 else f"there are names of {len(names)} classes"
-        raise Refused(f"{root} has an image of class {wrong}, but {known}; mend the label, or the list of classes")
+        raise Refused(f"{root} has an image of class {wrong}, but {known}; correct the label, or the list of classes")
     num_found = len(np.unique(labels))
     if names is None and highest >= _COUNTED and 2 * num_found < highest + 1:
         raise Refused(

@@ -44,7 +44,8 @@ def refusing_damaged(name: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(
-            f"{name} is no whole Parquet file, or cannot be read ({reason}); fetch it again, or mend its disk or store"
+            f"{name} is no whole Parquet file, or cannot be read ({reason}); fetch it again, or repair its disk or "
+            f"store"
         ) from error
 
 

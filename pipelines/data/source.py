@@ -69,6 +69,11 @@ class Source:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    @property
+    def has_one_label(self) -> bool:
+        """Whether every image is of one class."""
+        return self.labelled and not self.multi_label
+
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """The class number of every sample [N]; of images with one label each."""
@@ -179,7 +184,7 @@ class Source:
             raise RunFailed(
                 f"{len(self.replaced)} of the {len(self)} images in {self.root} cannot be read on the node "
                 f"{socket.gethostname()} as they were indexed, more than the {MAX_SHARE:.0%} that "
-                f"data.on_broken=skip shows as black pictures; mend them, or index them again: {reason}"
+                f"data.on_broken=skip replaces by black pictures; repair them, or rebuild the index: {reason}"
             )
 
     @property
@@ -224,29 +229,20 @@ class Source:
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
         """Return (the rest, a held-out slice): `fraction` of every class, rounded, chosen by the seed.
 
-        Of images without labels, or with several, the fraction of all. Ids stay in order. Refused where a class would
-        be missing on either side.
+        Of a class of two or more images at least one lies on either side; a class of one stays in the rest. Of images
+        without labels, or with several, the fraction of all. Ids stay in order. Refused where none would be held out.
         """
         order, rank, counts = self._drawn(seed, Stream.HELD_OUT)
-        num_held = np.rint(fraction * counts).astype(np.int64)
-        short = np.flatnonzero((num_held < 1) | (num_held >= counts))
-        if short.size:
-            name, count = self._name_of(short[0]), counts[short[0]]
-            if count < 2:
-                raise Refused(
-                    f"{name} has {count} image in {self.root}, which cannot be both trained on and held out; "
-                    "add images to it, leave the class out, or set data.held_out=0"
-                )
+        rounded = np.rint(fraction * counts).astype(np.int64)
+        num_held = np.minimum(np.maximum(rounded, self.has_one_label), np.maximum(counts - 1, 0))
+        if not num_held.any():
+            reason = "no class has two" if self.has_one_label else f"there are {len(self)}"
             raise Refused(
-                f"holding out {fraction} of {name} ({count} images in {self.root}) leaves it without images on "
-                f"one side; choose a fraction that takes at least 1 and at most {count - 1} of them"
+                f"data.held_out={fraction:g} keeps back none of the images in {self.root} ({reason}); give more, or "
+                "set data.held_out=0 train.select=last"
             )
         held = rank < np.repeat(num_held, counts)
         return self.subset(np.sort(order[~held])), self.subset(np.sort(order[held]))
-
-    def _name_of(self, number: int) -> str:
-        """Name the images of a class, or all of them where they are of no one class."""
-        return f"class {self.classes[number]!r}" if self.labelled and not self.multi_label else "the split"
 
     def sample(self, per_class: int, seed: int) -> Source:
         """Return so many samples of every class, chosen by the seed; fewer are part of more. Ids stay in order.
@@ -267,7 +263,7 @@ class Source:
         """Return (ids by class, within it in an order drawn from the seed; their place in their class; class sizes)."""
         labels = self._column("label")
         order = np.lexsort((permutation(len(self), seed, 0, stream)(np.arange(len(self))), labels))
-        counts = np.bincount(labels, minlength=len(self.classes) if self.labelled and not self.multi_label else 1)
+        counts = np.bincount(labels, minlength=len(self.classes) if self.has_one_label else 1)
         return order, np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts), counts
 
     def _column(self, name: str) -> NDArray[np.int32]:

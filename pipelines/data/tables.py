@@ -76,7 +76,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
 def _refuse_rows(paths: pa.Array, name: str, place: Place) -> None:
     """Refuse rows of a CSV without a path, or with one that an earlier row has."""
     if (row := pc.index(pc.utf8_trim_whitespace(paths), pa.scalar("", paths.type)).as_py()) >= 0:
-        raise Refused(f"{name}: {_row(row)} has no path; give one, from {place.root} on, or remove the row")
+        raise Refused(f"{name}: {_row(row)} has no path; give one relative to {place.root}, or remove the row")
     distinct = paths.dictionary_encode()
     if len(distinct.dictionary) < len(paths):
         indices = distinct.indices.to_numpy()
@@ -204,4 +204,4 @@ def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str |
 
 def _wrong(path: Path, what: str, table: str, row: int, place: Place) -> Refused:
     """Return the refusal of a path in a row of a table."""
-    return Refused(f"{table}: {path}, of {_row(row)}, {what}; mend the path, which is taken from {place.root} on")
+    return Refused(f"{table}: {path}, of {_row(row)}, {what}; correct the path, which is relative to {place.root}")

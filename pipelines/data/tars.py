@@ -179,7 +179,7 @@ def _refusing_damaged(name: str) -> Iterator[None]:
         raise Refused(f"{name} is not a whole tar ({error}); copy it again") from error
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise Refused(f"{name} cannot be read ({reason}); mend its disk or store, then try again") from error
+        raise Refused(f"{name} cannot be read ({reason}); repair its disk or store, then try again") from error
 
 
 def _refuse_lost(place: Place, tars: tuple[Found, ...], listed: list[_Listed]) -> None:

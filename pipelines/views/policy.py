@@ -75,11 +75,11 @@ class ViewPolicy(Section):
     instead of `size`, which networks are built for and judged at. With `num_views` a view keeps the size of the epoch
     that first shows it."""
     repeats: int = Field(default=1, ge=1)
-    """How many rows of an epoch show one sample, each in a view of its own (repeated augmentation; DeiT takes 3). An
-    epoch has as many rows as it has samples, and so shows one in `repeats` of them. `num_views` is a multiple of it."""
+    """How many rows of an epoch show the same sample, each in its own view (repeated augmentation; DeiT uses 3). An
+    epoch keeps its number of rows, so it shows one in `repeats` samples. `num_views` must be a multiple of it."""
     erase_first: bool = False
-    """Whether pictures are erased before they are mixed, as timm does it, so that a mixture holds what is left of an
-    erased partner. By default the mixture is erased."""
+    """Whether pictures are erased before they are mixed, as timm does it, so that a mixed image can contain
+    an erased partner. By default the mixed image is erased."""
     mixup_alpha: float = Field(default=0.0, ge=0)
     """Mixup: a sample's share in its mixture is drawn from Beta(alpha, alpha). 0 turns it off."""
     cutmix_alpha: float = Field(default=0.0, ge=0)
@@ -89,8 +89,8 @@ class ViewPolicy(Section):
     switch_probability: Probability = 0.5
     """The probability of CutMix, rather than Mixup, where both are on."""
     num_views: int | None = Field(default=None, ge=1)
-    """The number of views: a run shows view `epoch mod num_views`. Not given: a new view every epoch. It says how many
-    views are used, not what they look like, and is no part of a cache's fingerprint."""
+    """The number of views: an epoch shows view `epoch mod num_views`. Not given: a new view every epoch. It does not
+    change what views look like, and is not part of a cache's fingerprint."""
     auto_augment: str | None = None
     """The augmentation policy that is applied after crop and flip: `rand-m9-mstd0.5-inc1` (RandAugment as timm writes
     it), `ra-2-9` (torchvision's, operations and magnitude), `aa-imagenet`, `aa-cifar`, `aa-svhn` (AutoAugment by

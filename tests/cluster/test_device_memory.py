@@ -32,12 +32,12 @@ def test_what_is_said():
     with pytest.raises(Refused) as refused, refuse_full_gpu("take less"):
         full()
     assert str(refused.value) == (
-        "the GPU's memory is full: 250.00 MiB more were wanted, 226.62 MiB of 79.18 GiB are free; take less"
+        "out of GPU memory: 250.00 MiB more were wanted, 226.62 MiB of 79.18 GiB are free; take less"
     )
 
 
 def test_words_that_are_not_known():
-    with pytest.raises(Refused, match=r"^the GPU's memory is full; take less$"), refuse_full_gpu("take less"):
+    with pytest.raises(Refused, match=r"^out of GPU memory; take less$"), refuse_full_gpu("take less"):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

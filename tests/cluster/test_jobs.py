@@ -186,7 +186,7 @@ class TestWithToken:
         """What only the job can find out: its exit status is the job's."""
         done = head.submit("train", RECIPE, *tiny, "data.root=/nowhere")
         assert done.returncode == 2
-        assert "the data folder /nowhere does not exist" in done.stdout
+        assert "data.root=/nowhere: no such folder" in done.stdout
 
     def test_wrong_token(self, head, tiny, tmp_path):
         wrong = tmp_path / "token"

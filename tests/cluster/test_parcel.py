@@ -40,7 +40,7 @@ def test_tracked_files_and_named_ones(tree, tmp_path_factory):
     named.lay_out(folder, Provenance("abc", "the diff"))
     sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert sent == {"ops/train.py", "outputs/large.bin", "notes.txt", NOTE}
-    with pytest.raises(Refused, match=r"take 4 files, 3.0 MiB along, .* 1 MiB .*: outputs/large.bin \(3.0 MiB"):
+    with pytest.raises(Refused, match=r"upload 4 files, 3.0 MiB, .* 1 MiB .*: outputs/large.bin \(3.0 MiB"):
         named.refuse_too_large(1 << 20)
     for wrong, said in (("nowhere", "no such file"), ("/etc/hosts", "lies outside")):
         with pytest.raises(Refused, match=said):
@@ -98,7 +98,7 @@ def test_every_command_that_computes_is_a_job(sent, tmp_path):
     for command, said in (
         (["evaluate", "outputs/first"], "run is 'outputs/first'; a job needs a place that every node sees"),
         (["demo"], "output is 'outputs/demo'; a job needs a place"),
-        (["ui"], "ui is no job; submit what computes"),
+        (["ui"], "ui cannot be submitted; submit a command that computes"),
     ):
         with pytest.raises(Refused, match=re.escape(said)):
             sent(*command)

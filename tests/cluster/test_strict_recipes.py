@@ -92,7 +92,7 @@ def test_what_is_meant_is_read(write):
 
 @pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db-wal", "index", "artifacts", "mlruns", "Index"])
 def test_names_that_the_output_folder_keeps(recipe, name):
-    with pytest.raises(Refused, match="where the output folder keeps other things"):
+    with pytest.raises(Refused, match="is reserved in the output folder"):
         parse(recipe(name=name))
-    with pytest.raises(ValueError, match="where the output folder keeps other things"):
+    with pytest.raises(ValueError, match="is reserved in the output folder"):
         SweepConfig(name=name, space={"optimizer.lr": [0.1, 0.2]})

@@ -228,22 +228,22 @@ def test_the_weights_of_each_are_the_runs(recipes, tmp_path):
     [
         ({"teacher": {"model": "cifar_resnet8", "random": True}}, "teacher and teachers are both given"),
         ({"method": [{**KD, "teacher": "frist"}]}, "kd: there is no teacher called 'frist'; did you mean first"),
-        ({"method": [{**FITNET, "teacher": None}]}, "fitnet reads more of a teacher than logits, .* teacher: first"),
+        ({"method": [{**FITNET, "teacher": None}]}, "fitnet reads more than logits, .* teacher: first"),
         ({"method": [{**KD, "teacher": "first"}]}, "teacher second is read by no term; leave it out, or name it"),
         ({"student__classifier": "reused"}, r"have one simkd term name it: \{term: simkd, teacher: first\}"),
         (
             {"student__classifier": "reused", "method": [{"term": "simkd", "weight": 1.0}]},
-            r"classifier of one teacher, and there is no average of them; .* \{term: simkd, teacher: first\}",
+            r"map and classifier from one teacher, as they cannot be averaged; .* \{term: simkd, teacher: first\}",
         ),
         (
             {
                 "student__classifier": "reused",
                 "method": [{"term": "simkd", "weight": 1.0, "teacher": name} for name in ("first", "second")],
             },
-            "takes the map and the classifier of one teacher",
+            "takes map and classifier from one teacher",
         ),
-        ({"method": [{"term": "nd", "weight": 1.0}]}, "nd reads more of a teacher than logits, .* teacher: first"),
-        ({"method": [WKD_L]}, "wkd_l reads more of a teacher than logits, .* teacher: first"),
+        ({"method": [{"term": "nd", "weight": 1.0}]}, "nd reads more than logits, .* teacher: first"),
+        ({"method": [WKD_L]}, "wkd_l reads more than logits, .* teacher: first"),
     ],
 )
 def test_what_several_cannot_be(recipes, changes, message):

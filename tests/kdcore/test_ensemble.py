@@ -118,9 +118,11 @@ def test_features_of_one():
     fitnet = {"term": "fitnet", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer3"}], "teacher": "b"}
     teachers = ensemble({"a": [KD], "b": [KD, fitnet]})
     assert distiller(teachers, KD, fitnet)(BATCH).terms.keys() == {"kd", "fitnet"}
-    with pytest.raises(Refused, match="fitnet reads more of a teacher than logits, which alone are averaged; name one"):
+    with pytest.raises(
+        Refused, match="fitnet reads more than logits, and only logits are averaged over teachers; name"
+    ):
         distiller(teachers, {**fitnet, "teacher": None})
-    with pytest.raises(Refused, match="there is no teacher 'c' among several; there are a, b"):
+    with pytest.raises(Refused, match="term kd: no teacher is called 'c'; the teachers are a, b"):
         distiller(teachers, {**KD, "teacher": "c"})
-    with pytest.raises(Refused, match="leave teacher out, there is one"):
+    with pytest.raises(Refused, match="leave out .teacher., as there is only one"):
         distiller(OnlineTeacher(network(1), parse_term(KD).needs()), {**KD, "teacher": "c"})

@@ -167,7 +167,7 @@ def test_a_head_may_come_without_its_network():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("cifar_mobilenetv2_half", "CifarMobileNetV2 does more than that behind its last features"),
+        ("cifar_mobilenetv2_half", "CifarMobileNetV2 computes more than a pooled linear head after its last features"),
         ("cifar_shufflenetv2", "CifarShuffleNetV2 does more"),
         ("test_vit3", "VisionTransformer does more"),  # attention pooling
         ("mobilenetv3_small_050", "MobileNetV3 does more"),  # a hidden layer
@@ -235,7 +235,7 @@ def test_the_class_token_is_never_pooled_with_patches():
 
 def test_maps_of_which_neither_is_the_larger_are_refused():
     head = TeacherHead(Classifier(torch.randn(7, 64), None), Layout(64, (4, 16)))
-    with pytest.raises(Refused, match=r"\[8, 8\] and the teacher's \[4, 16\], neither is the larger"):
+    with pytest.raises(Refused, match=r"\[8, 8\] and the teacher's \[4, 16\]: neither contains the other"):
         ReusedClassifierStudent(build("cifar_resnet8"), head, CIFAR)
 
 

@@ -230,7 +230,7 @@ def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch):
 def test_files_of_somebody_elses_are_not_an_earlier_export(name, finished, tmp_path, capsys):
     (tmp_path / name).write_text("of a project")
     assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 2
-    assert f"{name} is of no export; give a folder that is empty or new" in capsys.readouterr().err
+    assert f"{name} does not belong to an export; give an empty or new folder" in capsys.readouterr().err
     assert (tmp_path / name).read_text() == "of a project"
 
 
@@ -262,7 +262,7 @@ def test_a_file_that_answers_otherwise_is_refused(monkeypatch, tmp_path, wrong):
     answer = logits.clone()
     answer[0, 0] = wrong
     monkeypatch.setattr(ops.export, "exported_networks", lambda job: {"model.pt2": lambda images: answer})
-    with pytest.raises(Refused, match=r"model\.pt2 answers otherwise than the student"):
+    with pytest.raises(Refused, match=r"model\.pt2 gives other outputs than the student"):
         ops.export.compare_files(job)
 
 

@@ -44,7 +44,10 @@ MISTAKES = [
     ("train R method.0.term=kdd", "method.0: unknown term 'kdd'; did you mean kd"),
     ("train R student.model=cifar_resnet7", "unknown model 'cifar_resnet7'; did you mean cifar_resnet"),
     ("train R optimizer.opt=sdg", "unknown optimiser 'sdg'; did you mean sgd"),
-    ("train R data.root=nowhere", "nowhere does not exist; give the folder that holds <split>/<class>/<images>"),
+    (
+        "train R data.root=nowhere",
+        "nowhere: no such folder; set data.root to the folder that holds <split>/<class>/<images>",
+    ),
     ("train R data.root=P/train", "has no split 'train', but the folder around it has; give data.root="),
     ("train R data.train_split=trian", "has no split 'trian'; it holds train, val: name one of them, or create"),
     ("train R train.batch_size=64", "train.batch_size 64 is more than the 39 training images"),
@@ -67,7 +70,7 @@ MISTAKES = [
     ),
     (f"train R {FEATURES} {' '.join(TEACHER)}", "student cifar_resnet8 has no tap 'layer9'; did you mean layer"),
     ("train used", "holds a run of another recipe (train.epochs: 2 there, 5 now); choose another name=..."),
-    ("show R data.root=nowhere", "nowhere does not exist; give the folder that holds"),
+    ("show R data.root=nowhere", "nowhere: no such folder; set data.root to the folder that holds"),
     (
         "evaluate outputs/gone",
         "outputs/gone: there is no such run, file of weights, or recipe; give the folder of a run",

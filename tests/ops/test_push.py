@@ -142,7 +142,7 @@ def test_files_of_another_export_are_refused(
     sign = ["sign", str(copied), "--key", str(tmp_path / "me")]
     for command in (lambda: push(copied, hub), lambda: main(sign)):
         assert command() == 2
-        assert f"{name} is not what lineage.json tells of; run `python -m ops export RUN -o" in said(capsys)
+        assert f"{name} is not the file that lineage.json records; run `python -m ops export RUN -o" in said(capsys)
     (copied / name).unlink()
     assert main(sign) == 0
     assert examine(copied, {}).problem is None
@@ -189,7 +189,7 @@ def test_other_weights_than_those_of_the_export(copied: Path, hub: Hub, capsys: 
     tensors = safetensors.torch.load_file(copied / "model.safetensors")
     safetensors.torch.save_file({name: tensor + 1 for name, tensor in tensors.items()}, copied / "model.safetensors")
     assert push(copied, hub) == 2
-    assert "model.safetensors is not what lineage.json tells of; run" in said(capsys)
+    assert "model.safetensors is not the file that lineage.json records; run" in said(capsys)
 
 
 @pytest.mark.parametrize(

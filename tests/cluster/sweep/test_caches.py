@@ -54,5 +54,5 @@ def test_caches_of_a_search_that_goes_on(recipes):
     plan = planned(recipes(), space=space, search="tpe", num_points=4)
     (build,) = plan.caches.builds()
     assert build.needs.teacher_logits
-    with pytest.raises(Refused, match="its views or its teacher are others"):
+    with pytest.raises(Refused, match="its views or teacher differ from those in this sweep's caches"):
         Caches(plan.sweep, [build]).reading(run_config(plan.base, {"views.flip_probability": 0.1}, "r", 0))

@@ -21,10 +21,10 @@ REFUSED = {
         {"space": {"weight": {"log_uniform": [0, 1]}}, "search": "random", "num_points": 3},
         r"space.weight.low: .*greater than 0",
     ),
-    "no number of points": ({"search": "tpe"}, r"search: tpe goes on for ever; say how many points"),
-    "a number for a grid": ({"num_points": 3}, r"a grid has as many points as it has"),
+    "no number of points": ({"search": "tpe"}, r"search: tpe has no end; set num_points"),
+    "a number for a grid": ({"num_points": 3}, r"the number of points in a grid is fixed"),
     "the seed": ({"space": {"seed": [0, 1]}}, r"seed cannot be searched: give seeds: \[0, 1, ...\]"),
-    "one seed twice": ({"seeds": [1, 1]}, r"seeds \[1, 1\]: one stands there twice"),
+    "one seed twice": ({"seeds": [1, 1]}, r"seeds \[1, 1\]: one is listed twice"),
     "a rule by its former key": (
         {"asha": {"grace_epochs": 2}},
         r"asha is one of several stopping rules; write stop: \{rule: asha, grace_epochs: 2\}",
@@ -37,6 +37,16 @@ REFUSED = {
     ),
     "no layers": ({"space": {"layers": []}}, r"space.layers.pairs: .* at least 1 item"),
     "a choice of none": ({"space": {"layers": [PAIRS, []]}}, r"space.layers.pairs.1: .* at least 1 item"),
+    "a value twice": (
+        {"space": {"temperature": [1, 4, 1.0]}},
+        r"space.temperature.values: 1.0 is listed twice; remove it",
+    ),
+    "layers twice": ({"space": {"layers": [PAIRS, PAIRS]}}, r"space.layers.pairs: .* is listed twice"),
+    "a size twice": ({"space": {"layers": {"ranked": 2, "sizes": [1, 1]}}}, r"space.layers.sizes: 1 is listed twice"),
+    "a fraction among integers": (
+        {"space": {"train.epochs": {"integers": [8.5, 10]}}, "search": "random", "num_points": 1},
+        r"space.train.epochs.low: integers go from one whole number to another, and 8.5 is none",
+    ),
     "too many layers at once": ({"space": {"layers": {"ranked": 2, "sizes": [3]}}}, r"sizes 3 of the 2 best layers"),
 }
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -165,14 +166,38 @@ def test_a_sample_is_part_of_every_larger_one(plain_index: Source) -> None:
         plain_index.sample(5, seed=1)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
-def test_split_leaves_no_class_empty(plain_index: Source, fraction: float) -> None:
-    with pytest.raises(Refused, match=r"class '0' \(4 images .* at least 1 and at most 3"):
-        plain_index.split(fraction, seed=1)
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [(0.02, [1, 1, 1, 1, 0]), (0.34, [14, 7, 3, 1, 0]), (0.98, [39, 19, 7, 2, 0])],
+)
+def test_classes_too_small_for_the_fraction_are_held_out_as_far_as_they_go(
+    fraction: float, expected: list[int]
+) -> None:
+    """At least one image of two, none of one: a long tail had four refusals that named one another."""
+    sizes = [40, 20, 8, 3, 1]
+    source = of_sizes(sizes)
+    rest, held = source.split(fraction, seed=1)
+    assert held.class_counts.tolist() == expected
+    assert (rest.class_counts + held.class_counts).tolist() == sizes
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [1, 0]])
+def test_where_nothing_can_be_held_out(sizes: list[int]) -> None:
+    with pytest.raises(
+        Refused,
+        match=r"keeps back none of the images in root \(no class has two\); .*data.held_out=0 train.select=last",
+    ):
+        of_sizes(sizes).split(0.5, seed=1)
+
+
+def of_sizes(sizes: list[int]) -> Source:
+    """A source of classes of these sizes, of whose images nothing is known but the label."""
+    labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+    return Source("root", tuple(map(str, range(len(sizes)))), pa.table({"label": labels}))
 
 
 def test_missing_folders(root: Path) -> None:
-    with pytest.raises(Refused, match="nowhere does not exist; give the folder"):
+    with pytest.raises(Refused, match=r"nowhere: no such folder; set data\.root to the folder"):
         build_index(root / "nowhere", "train", root.parent / "cache")
     with pytest.raises(Refused, match="no split 'val'; it holds train"):
         build(root, "val")

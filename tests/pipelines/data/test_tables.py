@@ -25,7 +25,7 @@ def test_a_wrong_path_is_said_by_its_row(tmp_path: Path) -> None:
     """And where it is taken from; nothing of nodes, of which there are none yet."""
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "train.csv").write_text("path,label\na.jpg,cat\nfiles/b.jpg,dog\n")
-    with pytest.raises(Refused, match=r"train.csv: .*/files/b.jpg, of row 2 below .* taken from /") as refused:
+    with pytest.raises(Refused, match=r"train.csv: .*/files/b.jpg, of row 2 below .* relative to /") as refused:
         listed(tmp_path)
     assert "node" not in str(refused.value)
 
@@ -33,9 +33,15 @@ def test_a_wrong_path_is_said_by_its_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        (["a.jpg,cat", ",dog"], r"train.csv: row 2 below the header has no path; give one, from /.* on, or remove the"),
+        (
+            ["a.jpg,cat", ",dog"],
+            r"train.csv: row 2 below the header has no path; give one relative to /.*, or remove the",
+        ),
         (["a.jpg,cat", " ,dog"], r"train.csv: row 2 below the header has no path"),
-        (["a.jpg,cat", "b,dog"], r"/b, of row 2 below the header, is a folder, not an image; mend the path, which is"),
+        (
+            ["a.jpg,cat", "b,dog"],
+            r"/b, of row 2 below the header, is a folder, not an image; correct the path, which is",
+        ),
         (
             ["a.jpg,cat", "c.jpg,dog", "a.jpg,dog"],
             r"train.csv: row 3 below the header names a.jpg, as row 1 does; remov",
