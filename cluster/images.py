@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cluster.batches import Batches
@@ -51,6 +52,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
     if data.images_per_class is not None:
         indexes["train"] = indexes["train"].sample(data.images_per_class, config.plan_seed)
     if data.held_out:
+        _say_classes_too_small(indexes["train"], data.held_out)
         indexes["train"], indexes["held_out"] = indexes["train"].split(data.held_out, config.plan_seed)
         _require_shown_classes(indexes["held_out"], data.held_out)
     if len(indexes["train"]) < config.train.batch_size:
@@ -100,6 +102,20 @@ def evaluation_batch(config: RunConfig, device: torch.device) -> int:
         memory = total // max(1, config.scaling.num_workers)
     pixels = min(_PIXELS, memory // _MEMORY_PER_PIXEL)
     return int(max(1, min(_MOST, pixels // (policy.height * policy.width))))
+
+
+def _say_classes_too_small(train: Source, fraction: float) -> None:
+    """Remark classes of which the fraction is less than an image, so that `Source.split` takes one, or none of one."""
+    if not train.has_one_label:
+        return
+    counts = train.class_counts
+    few, single = int(((np.rint(fraction * counts) < 1) | (counts < 2)).sum()), int((counts < 2).sum())
+    if few:
+        excepted = f", but none of the {single} that have fewer than two" if single else ""
+        say_once(
+            f"data.held_out={fraction:g} is less than one image of {few} of the {len(counts)} classes: one image "
+            f"of each is held out{excepted}"
+        )
 
 
 def _require_shown_classes(held_out: Source, fraction: float) -> None:

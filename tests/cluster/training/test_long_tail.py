@@ -15,10 +15,12 @@ from pyarrow.fs import LocalFileSystem
 from cluster.assembly import Assembly, assemble, checkpoint_facts
 from cluster.cache.job import build
 from cluster.config import RunConfig
+from cluster.images import open_data
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.errors import Refused
+from kdcore.remarks import say_once
 from pipelines.loaders.base import Request
 from tests.conftest import small_recipe, write_image_folder
 
@@ -116,6 +118,28 @@ def test_weights_of_classes_reach_the_loss(long_tail: Make) -> None:
     torch.testing.assert_close(distiller(batch).loss, (-weights * log_q).mean())
     with pytest.raises(Refused, match=r"class_weights: there is no class 'class9'; did you mean class2"):
         assembled(long_tail(method=[{"term": "ce", "weight": 1.0, "class_weights": {"class9": 2}}])).distiller()
+
+
+@pytest.mark.parametrize(
+    ("kept", "held", "said"),
+    [
+        (2, [2, 1, 1], "data.held_out=0.1 is less than one image of 1 of the 3 classes: one image of each is held out"),
+        (
+            1,
+            [2, 1, 0],
+            "of 1 of the 3 classes: one image of each is held out, but none of the 1 that have fewer than two",
+        ),
+    ],
+)
+def test_small_classes_are_held_out_as_far_as_they_go(
+    long_tail: Make, caplog: pytest.LogCaptureFixture, kept: int, held: list[int], said: str
+) -> None:
+    say_once.cache_clear()
+    config = long_tail(data__held_out=0.1, train__select="held_out")
+    for file in sorted((Path(config.data.root) / "train" / "class2").iterdir())[kept:]:
+        file.unlink()
+    assert open_data(config)["held_out"].class_counts.tolist() == held
+    assert [record.message[-len(said) :] for record in caplog.records] == [said]
 
 
 @pytest.mark.parametrize(

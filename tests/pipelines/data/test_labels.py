@@ -96,7 +96,7 @@ def test_parts_of_a_source_keep_their_labels(source: Source) -> None:
             assert row == names[path]
     with pytest.raises(Refused, match=r"several labels each, and data\.images_per_class needs one"):
         source.sample(2, seed=0)
-    with pytest.raises(Refused, match=r"holding out 0\.001 of the split"):
+    with pytest.raises(Refused, match=r"data\.held_out=0\.001 keeps back none of the images in .* \(there are 20\)"):
         source.split(0.001, seed=0)
 
 
