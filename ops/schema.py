@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 
 from cluster.config import RunConfig
 from cluster.sweep import stoppers
-from cluster.sweep.config import Pairings, SweepConfig
+from cluster.sweep.axes import Pairings
+from cluster.sweep.config import SweepConfig
 from kdcore.section import meaning
 from kdcore.terms import REGISTRY, Term
 from kdcore.terms.base import Pair

@@ -1,6 +1,7 @@
 """Many runs of one recipe over shared caches, driven by Ray Tune and restored from a journal.
 
 config    what SPACE.yaml says
+axes      of its space: values, ranges, pairs of taps
 space     points, and the runs they make
 caches    which runs share a cache
 plan      all of that before anything starts, with its cost

@@ -15,7 +15,17 @@ from cluster.sections import DataConfig
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import OF_KIND, RESERVED, SweepConfig
 from cluster.sweep.journal import Trial
-from cluster.sweep.space import LayerScores, Point, Space, build_space, describe, num_points, run_config, shared_recipe
+from cluster.sweep.space import (
+    LayerScores,
+    Point,
+    Space,
+    build_space,
+    describe,
+    num_points,
+    refuse_overwriting,
+    run_config,
+    shared_recipe,
+)
 from cluster.training.check import check_run
 from kdcore.errors import Refused
 
@@ -31,6 +41,7 @@ class SweepPlan:
         require_metric(recipe, sweep)
         self.base = shared_recipe(recipe, sweep)
         self.space: Space = build_space(sweep, scores)
+        refuse_overwriting(self.base, self.space)
         self.checked: dict[tuple[object, ...], str] = {}  # {what is checked: what is wrong with it}
         self.problems: dict[str, str] = {}  # {point: what is wrong with it}
         fit = [(point, config) for point in self.examples if (config := self._fitting(point))]
@@ -131,9 +142,10 @@ def require_same_images(runs: Sequence[tuple[Point, RunConfig]]) -> None:
         if found[key] != images:
             changing.append([axis for axis in point if point[axis] != first[axis]])
     if changing:
+        axes = min(changing, key=len)
         raise Refused(
-            f"{' and '.join(min(changing, key=len))} cannot be searched: the runs would be compared on different "
-            "held-out images; take a sweep for each value"
+            f"{' and '.join(axes)} cannot be searched: the runs would be compared on different held-out images; take a "
+            "sweep for each value"
         )
 
 

@@ -26,7 +26,8 @@ from cluster.cache.progress import Watcher
 from cluster.config import RunConfig
 from cluster.recipe import validated
 from cluster.resources import ray_session
-from cluster.sweep.config import SweepConfig, written_axis
+from cluster.sweep.axes import written_axis
+from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.manager import start_manager
 from cluster.sweep.plan import SweepPlan

@@ -5,27 +5,31 @@ A point is {field: value} as in the sweep's space, plain values; a trial is a po
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from cluster.config import RunConfig
 from cluster.field_names import near_names
-from cluster.recipe import assign, parse
+from cluster.recipe import assign, parse, validated
 from cluster.recipe_paths import absolute
-from cluster.sweep.config import LAYERS as LAYERS
-from cluster.sweep.config import Axis, Pairings, SweepConfig, Values
+from cluster.sweep.axes import LAYERS as LAYERS
+from cluster.sweep.axes import Axis, Pairings, Values
+from cluster.sweep.config import SweepConfig
 from cluster.tracking.mlflow_tracker import tracking_uri
-from kdcore.errors import Refused
+from kdcore.errors import Refused, shortened
 from kdcore.quality.collect import LayerScores as LayerScores
 from kdcore.quality.collect import recommend_pairs
-from kdcore.terms import parse_term
+from kdcore.section import Section
+from kdcore.terms import Term, parse_term
 from kdcore.terms.base import Pair
 from kdcore.terms.features import PairedTerm
 from kdcore.terms.logits import LogitTerm
@@ -134,46 +138,85 @@ def run_config(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig
     """Return the run of a point and a seed. Refused for a point that makes no run."""
     data = base.model_dump(mode="json")
     data |= {"name": name, "seed": seed}
-    for field, value in point.items():
-        if field not in SHORT_WORDS:
-            assign(data, field, value)
-    for word in point.keys() & SHORT_WORDS.keys():
-        SHORT_WORDS[word](data["method"], point[word])
+    set_point(data, point)
     return absolute(parse(data, describe(point)), Path.cwd())
 
 
-def set_temperature(method: list[dict[str, Any]], temperature: float) -> None:
-    """Set the temperature of every term on logits; of those that have a gamma instead, its inverse."""
-    terms = [term for term in method if isinstance(parse_term(term), LogitTerm)]
+def set_point(data: dict[str, Any], point: Point) -> dict[str, list[str]]:
+    """Set a point's values in a recipe's mapping, in place; return {axis: the fields that it has set}, in that order.
+
+    Whole sections come before their fields, and short words last: they stand for fields of the method that is there.
+    """
+    done = {}
+    for axis in sorted(point, key=lambda axis: (axis in SHORT_WORDS, axis.count("."))):
+        word, value = SHORT_WORDS.get(axis), point[axis]
+        values = {axis: value} if word is None else word(terms_of(data, point), value)
+        for field, one in values.items():
+            assign(data, field, copy.deepcopy(one))  # a later axis may set a part of it, and the point stays as it is
+        done[axis] = list(values)
+    return done
+
+
+def refuse_overwriting(base: RunConfig, space: Space) -> None:
+    """Refuse two axes of which one sets all that the other has set: its values would be those of no run."""
+    first = {axis: values.ends[0] for axis, values in space.axes.items()}
+    try:
+        done = set_point(base.model_dump(mode="json"), first)
+    except Refused:
+        return  # it makes no run, for which there are words of their own
+    for (earlier, fields), (later, others) in itertools.combinations(done.items(), 2):
+        for field, other in itertools.product(fields, others):
+            if f"{field}.".startswith(f"{other}."):
+                raise Refused(f"space: {earlier} and {later} both set {field}; take one of them out")
+
+
+class Method(Section):
+    """The terms of a recipe, whatever else is in it."""
+
+    method: tuple[Annotated[SerializeAsAny[Term], BeforeValidator(parse_term)], ...] = Field(min_length=1)
+    """As in a recipe."""
+
+
+def terms_of(data: Mapping[str, Any], point: Point) -> tuple[Term, ...]:
+    """Return the terms of a recipe's mapping. Refused, with the point, for what is wrong with them."""
+    return validated(Method, {"method": data["method"]}, describe(point)).method
+
+
+def temperature_fields(method: Sequence[Term], temperature: float) -> dict[str, Any]:
+    """Return the temperature of every term on logits; of those that have a gamma instead, its inverse."""
+    terms = {i: term for i, term in enumerate(method) if isinstance(term, LogitTerm)}
     if not terms:
         raise Refused("temperature: the recipe has no term on logits; name the field, such as method.1.temperature")
-    for term in terms:
-        if "gamma" in type(parse_term(term)).model_fields:
-            term["gamma"] = 1 / temperature
+    if not isinstance(temperature, int | float) or temperature <= 0:
+        raise Refused(f"temperature: {shortened(repr(temperature))} is no number above 0")
+    fields = {}
+    for i, term in terms.items():
+        if "gamma" in type(term).model_fields:
+            fields[f"method.{i}.gamma"] = 1 / temperature
         else:
-            term["temperature"] = temperature
+            fields[f"method.{i}.temperature"] = temperature
+    return fields
 
 
-def set_weight(method: list[dict[str, Any]], weight: float) -> None:
-    """Set the weight of the one term that reads the teacher."""
-    numbers = [i for i, term in enumerate(method) if parse_term(term).needs().teacher]
+def weight_field(method: Sequence[Term], weight: float) -> dict[str, Any]:
+    """Return the weight of the one term that reads the teacher."""
+    numbers = [i for i, term in enumerate(method) if term.needs().teacher]
     if len(numbers) != 1:
         fields = ", ".join(f"method.{i}.weight" for i in numbers) or "none"
         raise Refused(f"weight: the recipe has {len(numbers)} terms that read a teacher ({fields}); name the field")
-    method[numbers[0]]["weight"] = weight
+    return {f"method.{numbers[0]}.weight": weight}
 
 
-def set_layers(method: list[dict[str, Any]], pairs: list[dict[str, str]]) -> None:
-    """Set the pairs of every term that has pairs."""
-    terms = [term for term in method if isinstance(parse_term(term), PairedTerm)]
-    if not terms:
+def layer_fields(method: Sequence[Term], pairs: list[dict[str, str]]) -> dict[str, Any]:
+    """Return the pairs of every term that has pairs."""
+    numbers = [i for i, term in enumerate(method) if isinstance(term, PairedTerm)]
+    if not numbers:
         raise Refused("layers: the recipe has no term with pairs; add one, such as feature_mse")
-    for term in terms:
-        term["pairs"] = pairs
+    return {f"method.{i}.pairs": pairs for i in numbers}
 
 
-Setter = Callable[[list[dict[str, Any]], Any], None]
-SHORT_WORDS: dict[str, Setter] = {"temperature": set_temperature, "weight": set_weight, LAYERS: set_layers}
+ShortWord = Callable[[Sequence[Term], Any], dict[str, Any]]  # returns {field of the recipe: its value}
+SHORT_WORDS: dict[str, ShortWord] = {"temperature": temperature_fields, "weight": weight_field, LAYERS: layer_fields}
 
 
 def label(value: Any) -> str:

@@ -18,13 +18,14 @@ from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.resources import device_here
+from cluster.sweep.axes import LAYERS, Pairings
 from cluster.sweep.caches import asks_the_teacher
-from cluster.sweep.config import Pairings, SweepConfig, load_sweep
+from cluster.sweep.config import SweepConfig, load_sweep
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import Costs, SweepPlan
 from cluster.sweep.room import MANAGER_BYTES, TRIAL_BYTES, concurrency, local_concurrency
 from cluster.sweep.run import build_caches, exclusive_folder, has_begun, run_trials, sweep_session, trials_so_far
-from cluster.sweep.space import LAYERS, LayerScores, label, shared_recipe
+from cluster.sweep.space import LayerScores, label, shared_recipe
 from cluster.sweep.tracking import SweepRecord
 from kdcore.quality.score import Quality
 from ops import catalog, layers

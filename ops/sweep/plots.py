@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cluster.score_text import is_rate, score_text
-from cluster.sweep.config import Axis, LogRange, Values
+from cluster.sweep.axes import LAYERS, Axis, LogRange, Values
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.space import LAYERS, label
+from cluster.sweep.space import label
 from ops.response import HeatMap, heat_maps, is_logarithmic, response
 from ops.sweep.report import PointResult
 from pipelines.files import write_figure

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.sweep import stoppers
-from cluster.sweep.config import RANGES, SweepConfig
+from cluster.sweep.axes import RANGES
+from cluster.sweep.config import SweepConfig
 from kdcore.errors import Refused
 from kdcore.section import meaning
 from kdcore.terms import Term

@@ -19,7 +19,7 @@ import ops.parser
 from cluster.config import RunConfig
 from cluster.interruption import Terminated
 from cluster.run_sections import TrackingConfig
-from cluster.sweep.config import Pairings
+from cluster.sweep.axes import Pairings
 from ops import layers
 from ops.__main__ import main
 from ops.exported_files import exporting

@@ -1,8 +1,10 @@
 """Points of a space, and the runs that they make."""
 
+import copy
+
 import pytest
 
-from cluster.sweep.space import build_space, describe, run_config, shared_recipe
+from cluster.sweep.space import build_space, describe, refuse_overwriting, run_config, shared_recipe
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, scores, sweep
 
@@ -39,9 +41,13 @@ def test_the_word_temperature(recipes):
     assert run_config(base, {"temperature": 5}, "r", 0).method[1].gamma == pytest.approx(0.2)
     with pytest.raises(Refused, match="gamma"):
         run_config(base, {"temperature": 0.5}, "r", 0)  # gamma 2
+    with pytest.raises(Refused, match=r"^temperature: 0 is no number above 0"):
+        run_config(base, {"temperature": 0}, "r", 0)
     base = shared_recipe(recipes(method=[{"term": "crd", "weight": 1.0}]), sweep())
     with pytest.raises(Refused, match="temperature: the recipe has no term on logits"):
         run_config(base, {"temperature": 0.5}, "r", 0)
+    with pytest.raises(Refused, match=r"unknown key 'method.0.weigth'; did you mean weight"):
+        run_config(base, {"temperature": 0.5, "method.0.weigth": 1}, "r", 0)
 
 
 def test_the_word_weight(recipes):
@@ -61,6 +67,33 @@ def test_any_field_and_the_seed(recipes):
     for field, message in {"optimizer.rl": "unknown key 'optimizer.rl'", "method.7.weight": "'7' is no item"}.items():
         with pytest.raises(Refused, match=message):
             run_config(shared_recipe(recipes(), sweep()), {field: 1}, "r", 0)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"temperature": [1], "method.1.temperature": [2]}, "method.1.temperature and temperature both set method.1.t"),
+        ({"weight": [0.1], "method.1.weight": [0.2]}, "method.1.weight and weight both set method.1.weight"),
+        ({"layers": [PAIRS], "method.2.pairs.0.teacher": ["x"]}, "both set method.2.pairs.0.teacher; take one of them"),
+    ],
+)
+def test_two_axes_that_set_one_field(space, message, recipes):
+    method = [*KD, MSE] if "layers" in space else KD
+    base = shared_recipe(recipes(method=method), sweep())
+    with pytest.raises(Refused, match=f"^space: .*{message}"):
+        refuse_overwriting(base, build_space(sweep(space=space), None))
+
+
+def test_a_section_and_a_field_of_it(recipes):
+    """In either order the field is set within each section, and the point says what it said."""
+    method = [KD[0], KD[1] | {"term": "lskd"}]
+    values = {"temperature": 2, "method.0.weight": 0.25, "method": method}
+    base, space = shared_recipe(recipes(), sweep()), sweep(space={name: [value] for name, value in values.items()})
+    refuse_overwriting(base, build_space(space, None))
+    before = copy.deepcopy(values)
+    run = run_config(base, values, "r", 0)
+    assert (run.method[0].weight, run.method[1].temperature, run.method[1].term) == (0.25, 2, "lskd")
+    assert values == before
 
 
 def test_a_recipe_without_held_out_images_is_refused(recipes):
