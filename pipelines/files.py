@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -144,26 +145,41 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def own_temporary_folder(name: str) -> Path:
-    """Return where this user's files of a kind lie on this machine by default: another user's could not be written to.
+    """Return where this user's files of a kind lie on this machine by default, a folder that only this user writes to.
 
-    One of the name alone, as earlier versions made it, is used further by whom it belongs to.
+    One of the name alone, as earlier versions made it, is used further by whom it belongs to. Refused where another
+    user has put something in its place, who could exchange what lies there.
     """
     earlier = Path(tempfile.gettempdir()) / name
-    with suppress(OSError):
-        if earlier.stat().st_uid == os.getuid():
-            return earlier
-    return earlier.with_name(f"{name}-{os.getuid()}")
+    if _is_own(earlier):
+        return earlier
+    own = make_folder(earlier.with_name(f"{name}-{os.getuid()}"), "the machine's temporary folder", mode=0o700)
+    if not _is_own(own):
+        raise Refused(f"{own} is another user's, or a link; remove it, or set TMPDIR to a folder of your own")
+    return own
 
 
-def make_folder(path: Path, setting: str) -> Path:
-    """Return the folder, made with its parents where it is not there.
+def _is_own(folder: Path) -> bool:
+    """Return whether a path is a folder of this user, and no link; others may no longer write to it then."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if is_own and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+    return is_own
+
+
+def make_folder(path: Path, setting: str, mode: int = 0o777) -> Path:
+    """Return the folder, made with its parents where it is not there. mode: of a new one, less the process's mask.
 
     Refused, naming the setting, where that cannot be, and for what was a URI before it became a path.
     """
     if scheme := next((part for part in path.parts if part in SCHEMES), None):
         raise Refused(f"{setting}: {path} was given as a URI ({scheme}//...); give a folder")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(
             f"{setting}: the folder {path} cannot be made ({error.strerror}); give a place that can be written to"

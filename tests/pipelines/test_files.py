@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdcore.errors import Refused
-from pipelines.files import remove_unfinished, write_figure, write_whole
+from pipelines.files import own_temporary_folder, remove_unfinished, write_figure, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Refused("cut off"), KeyboardInterrupt()])
@@ -35,6 +36,29 @@ def test_what_was_killed_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / others[-1]).symlink_to(tmp_path / "shard")
     remove_unfinished(tmp_path, lambda name: name in ("shard", "linked"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_temporary_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the mask; one that another user has made beforehand, or a link, is refused."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    mask = os.umask(0)
+    try:
+        (tmp_path / "earlier").mkdir()
+        folders = [own_temporary_folder(name) for name in ("files", "earlier")]
+    finally:
+        os.umask(mask)
+    assert folders == [tmp_path / f"files-{os.getuid()}", tmp_path / "earlier"]
+    assert not any(folder.stat().st_mode & 0o022 for folder in folders)
+    (tmp_path / f"link-{os.getuid()}").symlink_to(tmp_path / "earlier")
+    (tmp_path / "link").symlink_to(tmp_path / "earlier")
+    with pytest.raises(
+        Refused, match=r"link-\d+ is another user's, or a link; remove it, or set TMPDIR to a folder of"
+    ):
+        own_temporary_folder("link")
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    (tmp_path / "files-4711").mkdir()
+    with pytest.raises(Refused, match=r"files-4711 is another user's"):
+        own_temporary_folder("files")
 
 
 @pytest.mark.filterwarnings("error")
