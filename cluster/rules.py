@@ -96,6 +96,14 @@ def check_a_step_can_be_one_graph(config: Recipe) -> None:
     )
 
 
+def check_a_step_can_be_compiled(config: Recipe) -> None:
+    term = next((t.term for t in config.method if t.weight > 0 and t.needs().student_input_gradient), None)
+    if config.train.compile and term:
+        raise Refused(
+            f"train.compile: the term {term} takes a gradient of a gradient, which is not compiled; leave it out"
+        )
+
+
 def check_labels_are_what_the_method_reads(config: Recipe) -> None:
     if (config.needs.hard_labels or config.needs.unmixed) and config.views.mixes:
         needs = {term.term: term.needs() for term in config.method if term.weight > 0}
@@ -176,6 +184,7 @@ RULES = (
     check_micro_batches_fill_the_batch,
     check_workers_share_the_batch,
     check_a_step_can_be_one_graph,
+    check_a_step_can_be_compiled,
     check_labels_are_what_the_method_reads,
     check_images_to_choose_by_are_held_out,
     check_patience_has_a_score,

@@ -123,7 +123,8 @@ class TrainingLoop:
             state.optimizer.step()
             state.distiller.end_step()
             if state.ema:
-                state.ema.update(state.distiller.student, state.step + 1)
+                # timm's average begins as a copy of the first update, which may not be the first step's.
+                state.ema.update(state.distiller.student, state.step + 1 - state.skipped_steps)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         return record

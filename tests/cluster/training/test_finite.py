@@ -149,6 +149,17 @@ def test_a_first_step_that_is_skipped_is_as_if_it_had_not_been(loop):
     assert not torch.equal(crd.banks, before)
 
 
+def test_a_moving_average_begins_with_the_first_update(loop):
+    """That it begins with the first step, left out, would keep the first weights in it for as long as it remembers."""
+    made, batches = loop(train__on_nonfinite="skip", train__max_skipped=0.2, train__ema_decay=0.9999)
+    handle = made.state.distiller.student.conv1.weight.register_hook(lambda gradient: gradient * float("nan"))
+    made.step(batches)
+    handle.remove()
+    made.step(batches)
+    assert made.state.skipped_steps == 1
+    assert torch.equal(made.state.ema.module.conv1.weight, made.state.distiller.student.conv1.weight)
+
+
 def test_more_steps_than_allowed_are_not_skipped(loop):
     made, batches = loop(train__on_nonfinite="skip", train__max_skipped=0.1)
     made.state.distiller.student.conv1.weight.register_hook(lambda gradient: gradient * float("nan"))
