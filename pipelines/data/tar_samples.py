@@ -133,7 +133,7 @@ def _differ(label: str, other: str) -> bool:
 
 def _text(file: Member, read: Read, name: str) -> str:
     try:
-        return read(file).decode().strip()
+        return read(file).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise Refused(f"{name}: {file.path} is not text in UTF-8 ({error}); mend or remove it") from error
 
@@ -155,6 +155,10 @@ def _json_facts(file: Member, read: Read, name: str) -> tuple[str | None, str | 
             f"{name}: {file.path} gives {json.dumps(label)[:100]} as a label; give one number or name, and images with "
             "several labels as Parquet or a CSV"
         )
+    if isinstance(label, float):  # as pandas writes the numbers of a column that has gaps
+        if not label.is_integer():
+            raise Refused(f"{name}: {file.path} gives {label} as a label; give a whole number, or a name")
+        label = int(label)
     return (None if label is None else str(label)), filename
 
 

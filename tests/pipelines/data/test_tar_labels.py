@@ -76,6 +76,19 @@ def test_labels_by_number(tmp_path: Path) -> None:
     assert (len(listing.classes), listing.table["label"].to_pylist()) == (11, [2, 9, 10])
 
 
+def test_labels_as_tools_write_them(tmp_path: Path) -> None:
+    """Whole floats, as pandas writes them, are numbers, not names in order of text; a mark of byte order is none."""
+    write(
+        tmp_path / "train.tar",
+        [
+            *sample("0", '{"label": 10.0}', ".json"),
+            *sample("1", "\ufeff9"),
+            *sample("2", '\ufeff{"label": 2}', ".json"),
+        ],
+    )
+    assert listed(tmp_path).table["label"].to_pylist() == [2, 9, 10]
+
+
 @pytest.mark.parametrize(
     ("members", "names", "complaint"),
     [
@@ -106,6 +119,12 @@ def test_labels_by_number(tmp_path: Path) -> None:
             None,
             r"the sample 1 has a label and no image \(only 1.json\); put its image",
         ),
+        (
+            [*sample("0", '{"label": NaN}', ".json")],
+            None,
+            r"0.json gives nan as a label; give a whole number, or a name",
+        ),
+        ([*sample("0", '{"label": 0.5}', ".json")], None, r"0.json gives 0.5 as a label; give a whole number, or a n"),
         ([*sample("0", "0")], "cat\n\ndog", r"classes.txt has nothing in line 2, and numbers are names of lines"),
         ([*sample("0", "0")], b"caf\xe9", r"classes.txt is not text in UTF-8 \(.*\); save it as UTF-8"),
     ],
