@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from cluster.tracking.tracker import Row, number_or_none
 
 MODEL = "student.model"  # the run's tag with the model's id: it is there once the model is complete
 PREFIXES = ("val/", "held_out/")
 
 
-def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str], rows: Sequence[Row]) -> None:
+def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str]) -> None:
     """Log the student of a finished run, once, with its accuracy at every validation.
 
-    name: the run's; of its dots, which MLflow allows in no model's name, dashes are made. params: that describe it;
-    rows: of the run's journal. Its weights are the run's own file, `student.safetensors`.
+    name: the run's; of its dots, which MLflow allows in no model's name, dashes are made. params: that describe it.
+    The validations are those that MLflow has of the run: as the very same points they are not the run's a second time.
+    Its weights are the run's own file, `student.safetensors`.
     """
     from mlflow.entities import Metric
 
@@ -32,10 +31,10 @@ def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str], 
         )
     )
     metrics = [
-        Metric(key, value, int(row["time"] * 1000), row["step"], model_id=model.model_id)
-        for row in rows
-        for key in row
-        if key.startswith(PREFIXES) and (value := number_or_none(row[key])) is not None
+        Metric(key, point.value, point.timestamp, point.step, model_id=model.model_id)
+        for key in run.data.metrics
+        if key.startswith(PREFIXES)
+        for point in client.get_metric_history(run_id, key)
     ]
     if metrics:
         client.log_batch(run_id, metrics=metrics)

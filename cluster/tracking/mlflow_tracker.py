@@ -24,7 +24,6 @@ from cluster.recipe import to_yaml
 from cluster.tracking.buckets import bucket_problem
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
 from cluster.tracking.folder import PENDING, RunFolder, flat_fields
-from cluster.tracking.journal import read_journal
 from cluster.tracking.logged_model import log_student
 from cluster.tracking.mlflow_errors import is_away, is_read_only, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store
@@ -136,8 +135,7 @@ class MlflowTracker(Tracker):
             self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
         if status == "FINISHED":
             description = {"student": run_tags(self.config)["student"], "method": run_tags(self.config)["method"]}
-            rows = read_journal(self.folder.metrics)
-            log_student(self.client, self.run_id, self.config.name, description, rows)
+            log_student(self.client, self.run_id, self.config.name, description)
         if status != "FAILED" and ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
             self.client.delete_tag(self.run_id, ERROR)
         self.client.set_terminated(self.run_id, status)

@@ -390,6 +390,22 @@ def test_the_student_is_a_model(recipe, store):
     assert points(config, "val/top1") == [(3, 0.5), (6, 0.75)]
 
 
+def test_a_validation_that_comes_again_is_one_point(config):
+    """Measured at step 30, killed, continued from step 20 and measured again: it is the run's once, and its model's."""
+    for first_step in (0, 20):
+        run_log = opened_log(config, first_step)
+        for step in range(first_step + 10, first_step + 31, 10):
+            run_log.log(step, {"val/top1": step / 100})
+        run_log.close()
+    close_run(config, "FINISHED")
+    measured = [(step, step / 100) for step in (10, 20, 30, 40, 50)]
+    assert points(config, "val/top1") == measured
+    client = mlflow.MlflowClient(tracking_uri(config))
+    run = client.get_run(RunFolder.of(config).run_id.read_text())
+    model = client.get_logged_model(run.data.tags["student.model"])
+    assert [(one.step, one.value) for one in model.metrics] == measured
+
+
 def test_the_images_are_an_input(config):
     """By the digest of their index; who runs it, and where, are tags."""
     write_json(RunFolder.of(config).facts, {"data": "ab" * 32})
