@@ -36,6 +36,7 @@ RESERVED = {
     "teacher.source": "give teacher: cache or online beside the space",
     "cache.dir": "all runs read one cache",
     "data.held_out": "scores on different images cannot be compared",
+    "train.select": "scores of weights chosen in different ways cannot be compared",
 }
 METRICS = ("top1", "top5", "mAP", "f1", "agreement", "nll", "kl")
 OF_KIND = {False: ("top1", "top5"), True: ("mAP", "f1")}  # metrics of images with one label, and with several

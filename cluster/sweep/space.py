@@ -111,11 +111,16 @@ def as_mappings(pairs: Sequence[Pair]) -> list[dict[str, str]]:
 def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     """Return what all runs of a sweep share: the folder, the MLflow store, the views and the place of a cache.
 
-    Refused where no training images are held out to compare on.
+    Refused where no training images are held out to compare on, or where weights are chosen by others.
     """
     if recipe.data.held_out == 0:
         raise Refused(
             f"{sweep.metric} is measured on held-out training images, but data.held_out is 0; set data.held_out=0.02"
+        )
+    if recipe.train.select == "val":
+        raise Refused(
+            "train.select is val: a run would end with the weights that are best on the validation set, and a sweep "
+            f"compares runs by {sweep.metric}; set train.select=held_out or train.select=last"
         )
     data = recipe.model_dump(mode="json")
     data["output_dir"] = f"{recipe.output_dir}/{sweep.name}"

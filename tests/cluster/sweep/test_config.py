@@ -24,6 +24,7 @@ REFUSED = {
     "no number of points": ({"search": "tpe"}, r"search: tpe has no end; set num_points"),
     "a number for a grid": ({"num_points": 3}, r"the number of points in a grid is fixed"),
     "the seed": ({"space": {"seed": [0, 1]}}, r"seed cannot be searched: give seeds: \[0, 1, ...\]"),
+    "the choice of weights": ({"space": {"train.select": ["last", "held_out"]}}, r"train.select cannot be searched"),
     "one seed twice": ({"seeds": [1, 1]}, r"seeds \[1, 1\]: one is listed twice"),
     "a rule by its former key": (
         {"asha": {"grace_epochs": 2}},

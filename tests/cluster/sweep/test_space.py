@@ -99,6 +99,8 @@ def test_a_section_and_a_field_of_it(recipes):
 def test_a_recipe_without_held_out_images_is_refused(recipes):
     with pytest.raises(Refused, match=r"data.held_out is 0; set data.held_out=0.02"):
         shared_recipe(recipes(data__held_out=0), sweep())
+    with pytest.raises(Refused, match=r"train.select is val: .* set train.select=held_out or train.select=last"):
+        shared_recipe(recipes(train__select="val"), sweep())
     with pytest.raises(Refused, match=r"grace_epochs 9 leaves nothing to stop in runs of 9"):
         shared_recipe(recipes(), sweep(stop={"rule": "asha", "grace_epochs": 9}))
 
