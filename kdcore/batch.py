@@ -64,6 +64,7 @@ class Needs:
     sample_ids: bool = False
     hard_labels: bool = False  # [B] class numbers: the term has no meaning for mixed labels
     labels: bool = False  # of the images, hard or mixed
+    unmixed: bool = False  # images of one sample each: the term takes a row for its sample
     detach_head_at: str | None = None  # student tap behind which the network sees a detached copy
 
     def __or__(self, other: Needs) -> Needs:
@@ -84,6 +85,7 @@ class Needs:
             sample_ids=self.sample_ids or other.sample_ids,
             hard_labels=self.hard_labels or other.hard_labels,
             labels=self.labels or other.labels,
+            unmixed=self.unmixed or other.unmixed,
             detach_head_at=self.detach_head_at or other.detach_head_at,
         )
 

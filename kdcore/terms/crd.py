@@ -122,6 +122,7 @@ class CRD(Term):
         return Needs(
             student_taps=frozenset({self.student_tap}),
             teacher_taps=frozenset({self.teacher_tap}),
+            unmixed=True,
             sample_ids=True,
             labels=self.negatives == "other_classes",
         )
@@ -202,6 +203,7 @@ class CRDModule(SteppedModule):
         if not self.kept:
             return
         sample_ids, embeddings = (gather_rows(torch.cat(rows)) for rows in zip(*self.kept, strict=True))
+        embeddings = means_of_equal(sample_ids, embeddings)
         self.kept = []
         old = self.banks[:, sample_ids].transpose(0, 1)
         new = F.normalize(torch.lerp(embeddings, old, self.config.momentum), dim=2)
@@ -242,6 +244,20 @@ def initial_banks(num_samples: int, dim: int, seed: int) -> Tensor:
     """Draw [2,num_samples,dim] uniform in +-sqrt(3 / dim): of length about 1, and equal on every rank."""
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.rand(2, num_samples, dim, generator=generator) - 1) * math.sqrt(3 / dim)
+
+def means_of_equal(sample_ids: Tensor, rows: Tensor) -> Tensor:
+    """Return each row [B,...] as the mean of all rows of its sample; one alone stays as it is, to the bit.
+
+    Added up in float64, where the order of these few shows in no bit, and without the host's knowing which are equal.
+    """
+    in_order, order = sample_ids.sort(stable=True)
+    begins = torch.ones_like(in_order)
+    begins[1:] = in_order[1:] != in_order[:-1]
+    group = torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - 1)
+    sums = torch.zeros_like(rows, dtype=torch.float64).index_add_(0, group, rows.double())
+    counts = torch.zeros_like(group).index_add_(0, group, torch.ones_like(group))
+    return (sums[group] / counts[group].view(-1, *[1] * (rows.ndim - 1))).to(rows.dtype)
+
 
 
 def data_parallel() -> bool:

@@ -44,6 +44,14 @@ REFUSED = {
     "name": ({"name": "a/b"}, r"name: "),
 }
 
+    "mixed images": (
+        {
+            "method": [{"term": "ce", "weight": 1.0}, {"term": "crd", "weight": 0.8, "negatives": "all"}],
+            "teacher": {"model": "resnet18"},
+            "views__mixup_alpha": 0.2,
+        },
+        r"crd does not work with mixed images; set views.mixup_alpha",
+    ),
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(recipe, case):

@@ -10,6 +10,7 @@ import torch
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.terms import TermContext, TermInputs, parse_term
+from kdcore.terms.crd import means_of_equal
 from kdcore.terms.draws import Draws
 
 N, K, NEGATIVES = 30, 3, 8
@@ -95,6 +96,28 @@ def test_a_steps_micro_batches_see_the_bank_of_the_step_before():
     assert torch.equal(crd.banks, other.banks)
     moved = (crd.banks != before).any(dim=2).all(dim=0).nonzero().flatten()
     assert moved.tolist() == [0, 1, 2, 3, 4, 5, 17, 29]
+
+
+def test_a_sample_that_a_step_shows_twice_moves_towards_the_mean():
+    """Of its embeddings, in whichever micro-batches they are."""
+    batches = inputs([4, 17, 4]), inputs([4, 3], seed=2)
+    crd = module()
+    before = crd.banks.clone()
+    for batch in batches:
+        crd(batch)
+    crd.end_step()
+    embedded = torch.cat([crd.student_embedding(one.student_features["classifier_input"]) for one in batches])
+    mean = torch.stack([unit(embedded[row]) for row in (0, 2, 3)]).mean(dim=0)
+    torch.testing.assert_close(crd.banks[0, 4], unit(0.5 * before[0, 4] + 0.5 * mean).detach())
+
+
+def test_rows_of_equal_samples_are_meaned_and_others_kept():
+    ids, rows = torch.tensor([7, 2, 7, 5, 7]), torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    found = means_of_equal(ids, rows)
+    assert torch.equal(found[[1, 3]], rows[[1, 3]])
+    for row in (0, 2, 4):
+        torch.testing.assert_close(found[row], rows[[0, 2, 4]].mean(dim=0))
+    assert torch.equal(found[0], found[2])
 
 
 def test_a_step_that_is_left_out_leaves_nothing_behind():
