@@ -159,9 +159,8 @@ class RunConfig(Section):
 
     @property
     def has_random_teacher(self) -> bool:
-        """Whether the teachers beside the student have fresh, random weights."""
-        teachers = self.all_teachers
-        return bool(teachers) and not any(one.checkpoint or one.pretrained or one.cached for one in teachers)
+        """Whether all teachers have fresh, random weights, as the recipe asks for."""
+        return bool(self.all_teachers) and all(teacher.is_random for teacher in self.all_teachers)
 
     @property
     def run_dir(self) -> Path:

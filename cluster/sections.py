@@ -161,12 +161,22 @@ class TeacherConfig(ModelConfig):
             raise Refused(
                 f"teacher {self.model!r}: head is none, so no output stands for a class; leave class_indices out"
             )
-        brings_its_own = self.model.startswith(LOCAL_DIR) or module_of(self.model) is not None
+        brings_its_own = self.is_folder or module_of(self.model) is not None
         if not (self.checkpoint or self.pretrained or self.random or brings_its_own):
             raise Refused(
                 f"teacher {self.model!r} has no weights, so there is nothing to learn from it; give "
                 "teacher.checkpoint=FILE or teacher.pretrained=true (teacher.random=true takes fresh weights)"
             )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it has fresh, random weights, as `random` asks for."""
+        return self.random and not (self.checkpoint or self.pretrained or self.cached or self.is_folder)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of a network with its weights."""
+        return self.model.startswith(LOCAL_DIR)
 
     @property
     def has_weights(self) -> bool:

@@ -21,6 +21,7 @@ from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.tracking.description import teacher_names
 from cluster.tracking.folder import RunFolder
+from kdcore.named_models import module_of
 from pipelines.files import write_json
 
 DEVIATIONS = 3.0  # standard deviations that are no accident
@@ -116,7 +117,7 @@ def complaint(answers: Answers, config: RunConfig, classes: Sequence[str], split
             if answers.top1 > answers.half_way:
                 return None
             return Complaint(f"{hits}: too few to tell from chance ({answers.chance:.2%})")
-        chance = f"({answers.top1:.2%}), no better than chance ({answers.chance:.2%})"
+        chance = f"({answers.top1:.2%}), not clearly better than chance ({answers.chance:.2%})"
         return Complaint(f"{hits} {chance}", likely_causes(config))
     expected = expected_top1(config)
     if expected is not None and answers.top1 < expected - max(FAR_BELOW, answers.noise(expected)):
@@ -130,8 +131,12 @@ def likely_causes(config: RunConfig) -> str:
     """Return why a teacher may answer badly."""
     if config.has_random_teacher:
         return "likely causes: its weights are random, as teacher.random: true asks for"
+    is_function = any(
+        module_of(teacher.model) and not (teacher.checkpoint or teacher.cached) for teacher in config.all_teachers
+    )
+    weights = "other weights, or none if its function loads none" if is_function else "other weights"
     return (
-        "likely causes: other weights, its outputs in another order of the classes (teacher.class_indices), another "
+        f"likely causes: {weights}, its outputs in another order of the classes (teacher.class_indices), another "
         "normalisation than it was trained with (teacher.args.pretrained_cfg_overlay={mean: [...], std: [...]}), or "
         f"another size of images than {config.data.evaluation_size or config.views.height} pixels"
     )

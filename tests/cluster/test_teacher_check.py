@@ -53,7 +53,7 @@ def test_chance_knows_frequent_classes(recipe):
     labels = np.array([0] * 900 + [1] * 100, dtype=np.int32)
     answers = examine(torch.tensor([[1.0, 0.0]]).expand(1000, 2), labels, ("a", "b"), LONE)
     assert answers == Answers(images=1000, top1=0.9, chance=pytest.approx(0.9), reordered=None)
-    assert "no better than chance (90.00%)" in complaint(answers, config_of(recipe), ("a", "b"), "val").text
+    assert "not clearly better than chance (90.00%)" in complaint(answers, config_of(recipe), ("a", "b"), "val").text
 
 
 def test_too_few_images_to_tell(recipe):
@@ -62,9 +62,31 @@ def test_too_few_images_to_tell(recipe):
     assert found.text.endswith("is right on 2 of 4 held-out images: too few to tell from chance (25.00%)")
     assert found.remedy == ""
     found = complaint(Answers(400, 0.25, 0.25, None), config_of(recipe), CLASSES, "held_out")
-    assert found.text.endswith("is right on 100 of 400 held-out images (25.00%), no better than chance (25.00%)")
+    assert found.text.endswith(
+        "is right on 100 of 400 held-out images (25.00%), not clearly better than chance (25.00%)"
+    )
     assert "random" in found.remedy
     assert complaint(Answers(4, 1.0, 0.25, None), config_of(recipe), CLASSES, "held_out") is None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "is_random", "cause"),
+    [
+        ({"model": "cifar_resnet8", "random": True}, True, "its weights are random, as teacher.random: true asks for"),
+        ({"model": "local-dir:exported"}, False, "other weights, its outputs in another order"),
+        ({"model": "local-dir:exported", "random": True}, False, "other weights, its outputs in another order"),
+        ({"model": "own_nets:build"}, False, "other weights, or none if its function loads none, its outputs"),
+        ({"model": "own_nets:build", "random": True}, True, "its weights are random"),
+        ({"model": "own_nets:build", "checkpoint": "weights.pt"}, False, "other weights, its outputs in another order"),
+    ],
+)
+def test_random_weights_are_a_cause_where_they_are_asked_for(recipe, teacher, is_random, cause):
+    """A weak teacher from a folder or from a function was said to be random, and no other cause was looked for."""
+    config = parse(recipe(teacher=teacher, method=[{"term": "kd", "weight": 1.0, "temperature": 4}]))
+    assert config.has_random_teacher == is_random
+    assert complaint(Answers(400, 0.25, 0.25, None), config, CLASSES, "val").remedy.startswith(
+        f"likely causes: {cause}"
+    )
 
 
 @pytest.mark.parametrize(("top1", "is_warned"), [(0.80, True), (0.93, False), (0.99, False)])
@@ -127,9 +149,9 @@ def test_a_run_says_so(recipe, tmp_path):
     said: list[str] = []
     result = launch(parse(recipe(**changes)), watch=lambda state, messages: said.extend(messages))
     first, second = [message for message in said if message.startswith("WARNING")]
-    assert "is right on 20 of 60 validation images (33.33%), no better than chance" in first
+    assert "is right on 20 of 60 validation images (33.33%), not clearly better than chance" in first
     assert "likely causes" in first
     assert "tried in vain on 60 of them" in first
-    assert second.endswith("is right on 10 of 30 held-out images (33.33%), no better than chance (33.33%)")
+    assert second.endswith("is right on 10 of 30 held-out images (33.33%), not clearly better than chance (33.33%)")
     indices = json.loads((Path(result.run_dir) / "natural_order.json").read_text())
     assert indices == {"2": 0, "3": 1, "10": 2}
