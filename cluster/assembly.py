@@ -228,6 +228,8 @@ class Assembly:
             sample_labels=None if train.multi_label else torch.from_numpy(train.labels.astype(np.int64)),
             class_counts=torch.from_numpy(train.class_counts),
             num_epochs=self.config.train.epochs,
+            seed=self.config.seed,
+            num_views=self.config.views.num_views,
         )
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller

@@ -37,9 +37,9 @@ class TermInputs:
     All tensors are as the networks gave them (any float type).
 
     labels [B] int64, or [B,K] soft or of several labels; student_logits [B,K]; student_features {tap: tensor}; teacher:
-    its outputs; sample_ids [B]; student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph;
-    epoch: epochs done before this step, as in `Batch` (what a term draws at random is a function of it and of the
-    sample's number).
+    its outputs; sample_ids [B]; views [B]: in which view each row shows its sample, not given where all are in one;
+    student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph; epoch: epochs done before this
+    step, as in `Batch` (what a term draws at random is a function of it, of the sample's number and of its view).
     """
 
     labels: Tensor
@@ -47,6 +47,7 @@ class TermInputs:
     teacher: TeacherOutputs
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
     sample_ids: Tensor | None = None
+    views: Tensor | None = None
     student_input_gradient: Tensor | None = None
     epoch: float | None = None
 
@@ -66,7 +67,8 @@ class TermContext:
     class_similarity [K,K]: how alike the teacher takes two classes to be, where declared; sample_labels [num_samples]
     int64: the class of every training sample, by sample id, where each has one; class_counts [K] int64: how many
     training samples show each class; compared: of a student that reuses the teacher's classifier, what brings its own
-    last features and the teacher's to one layout and size.
+    last features and the teacher's to one layout and size; seed: the run's; num_views: of a sample, where views come
+    round again.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -79,6 +81,8 @@ class TermContext:
     sample_labels: Tensor | None = None
     class_counts: Tensor | None = None
     compared: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    seed: int = 0
+    num_views: int | None = None
 
 
 def refuse_second(registry: Mapping[str, type], name: str, added: type, what: str) -> None:

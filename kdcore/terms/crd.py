@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from kdcore.batch import Needs
 from kdcore.errors import Refused
-from kdcore.terms.base import SteppedModule, Term, TermContext, TermInputs
-from kdcore.terms.draws import Draws
+from kdcore.terms.base import SteppedModule, TermContext, TermInputs
+from kdcore.terms.draws import DrawingTerm, Draws, DrawSource
 from kdcore.terms.precision import at_least_float32, full_precision
 
 _EPSILON = 1e-7
@@ -89,7 +89,7 @@ class ClassIndex(nn.Module):
         return self.by_class[places + step]
 
 
-class CRD(Term):
+class CRD(DrawingTerm):
     """Contrastive representation distillation (CRD) between the two classifier inputs, usually at weight 0.8.
 
     Each vector is embedded by a linear layer (the teacher's is trained too) and set to length 1. `nce` is summed over
@@ -114,17 +114,15 @@ class CRD(Term):
     """Divisor of the cosines before they are exponentiated."""
     negatives: Literal["other_classes", "all"] = "other_classes"
     """Where negatives come from: samples of other classes, as in the published tables, or all samples."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the bank's first values and, with the epoch, of the negatives."""
 
     def needs(self) -> Needs:
         """Return what this term reads: a vector of each network, which samples they are of, and the labels of those."""
         return Needs(
             student_taps=frozenset({self.student_tap}),
             teacher_taps=frozenset({self.teacher_tap}),
-            unmixed=True,
             sample_ids=True,
             labels=self.negatives == "other_classes",
+            unmixed=True,
         )
 
     def build(self, context: TermContext) -> nn.Module:
@@ -149,7 +147,8 @@ class CRDModule(SteppedModule):
         self.num_samples = context.num_samples
         self.student_embedding = nn.Linear(_width(context.student_shapes, config.student_tap), config.dim)
         self.teacher_embedding = nn.Linear(_width(context.teacher_shapes, config.teacher_tap), config.dim)
-        self.register_buffer("banks", initial_banks(context.num_samples, config.dim, config.seed))
+        self.source = DrawSource.of(config, context)
+        self.register_buffer("banks", initial_banks(context.num_samples, config.dim, self.source.seed))
         self.register_buffer("constants", torch.zeros(2))
         self.class_index = _class_index(context) if config.negatives == "other_classes" else None
         self.are_constants_fixed = False  # what the host knows of them, so that no step waits for the device to tell
@@ -176,9 +175,9 @@ class CRDModule(SteppedModule):
         return nce(of_student[:, 0], of_student[:, 1:], noise) + nce(of_teacher[:, 0], of_teacher[:, 1:], noise)
 
     def draw_negatives(self, inputs: TermInputs) -> Tensor:
-        """Draw [B,num_negatives] sample ids, a function of the seed, the epoch and each row's own id."""
+        """Draw [B,num_negatives] sample ids, a function of the seed, the epoch, and each row's own id and view."""
         assert inputs.sample_ids is not None
-        draws = Draws(inputs, self.config.seed)
+        draws = self.source.draws(inputs)
         if self.class_index is not None:
             return self.class_index.others(inputs.sample_ids, draws, self.config.num_negatives)
         numbers = torch.full_like(inputs.sample_ids, self.num_samples)
@@ -203,8 +202,8 @@ class CRDModule(SteppedModule):
         if not self.kept:
             return
         sample_ids, embeddings = (gather_rows(torch.cat(rows)) for rows in zip(*self.kept, strict=True))
-        embeddings = means_of_equal(sample_ids, embeddings)
         self.kept = []
+        embeddings = means_of_equal(sample_ids, embeddings)
         old = self.banks[:, sample_ids].transpose(0, 1)
         new = F.normalize(torch.lerp(embeddings, old, self.config.momentum), dim=2)
         self.banks[:, sample_ids] = new.transpose(0, 1)
@@ -245,6 +244,7 @@ def initial_banks(num_samples: int, dim: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.rand(2, num_samples, dim, generator=generator) - 1) * math.sqrt(3 / dim)
 
+
 def means_of_equal(sample_ids: Tensor, rows: Tensor) -> Tensor:
     """Return each row [B,...] as the mean of all rows of its sample; one alone stays as it is, to the bit.
 
@@ -257,7 +257,6 @@ def means_of_equal(sample_ids: Tensor, rows: Tensor) -> Tensor:
     sums = torch.zeros_like(rows, dtype=torch.float64).index_add_(0, group, rows.double())
     counts = torch.zeros_like(group).index_add_(0, group, torch.ones_like(group))
     return (sums[group] / counts[group].view(-1, *[1] * (rows.ndim - 1))).to(rows.dtype)
-
 
 
 def data_parallel() -> bool:

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs
-from kdcore.terms.base import Term, TermContext, TermInputs
-from kdcore.terms.draws import Draws
+from kdcore.terms.base import TermContext, TermInputs
+from kdcore.terms.draws import DrawingTerm, DrawSource
 from kdcore.terms.features import aligned_maps, as_map, feature_mse, num_channels
 from kdcore.terms.logits import kd
 from kdcore.terms.precision import at_least_float32
@@ -125,17 +125,19 @@ class Denoiser(nn.Module):
         noisy = add_noise(teacher_map, noise, self.shares[times])
         return feature_mse(self.predict_noise(noisy, times), noise)
 
-    def forward(self, student_map: Tensor, teacher_map: Tensor, inputs: TermInputs, seed: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, student_map: Tensor, teacher_map: Tensor, inputs: TermInputs, source: DrawSource
+    ) -> tuple[Tensor, Tensor]:
         """Return the refined student's map, and `noise_loss` [B] at a random time a sample."""
         count = student_map[0].numel()
         student_noise, teacher_noise = (
-            Draws(inputs, seed, stream).normals(count).view_as(student_map) for stream in (0, 1)
+            source.draws(inputs, stream).normals(count).view_as(student_map) for stream in (0, 1)
         )
-        times = Draws(inputs, seed, 2).integers(NUM_TIMES)
+        times = source.draws(inputs, 2).integers(NUM_TIMES)
         return self.refine(student_map, student_noise), self.noise_loss(teacher_map, teacher_noise, times)
 
 
-class DiffKD(Term):
+class DiffKD(DrawingTerm):
     """DiffKD on maps: the student's is denoised before it is compared with the teacher's.
 
     MSE(refined student, teacher) + noise prediction on the teacher + its autoencoder's MSE, each of weight 1.
@@ -155,8 +157,6 @@ class DiffKD(Term):
     """Channels to which an autoencoder compresses the teacher's map. Not given: no autoencoder."""
     num_steps: int = Field(default=5, ge=1, le=NUM_TIMES // 2)
     """Steps in which the student's map is denoised."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise."""
 
     def needs(self) -> Needs:
         """Return what this term reads: one map of each network, and which samples they are of."""
@@ -175,6 +175,7 @@ class DiffKDModule(nn.Module):
     def __init__(self, config: DiffKD, context: TermContext) -> None:
         super().__init__()
         self.config = config
+        self.source = DrawSource.of(config, context)
         teacher_channels = num_channels(context.teacher_shapes[config.teacher_tap])
         channels = config.latent_channels or teacher_channels
         self.project = nn.Conv2d(num_channels(context.student_shapes[config.student_tap]), channels, 1)
@@ -189,7 +190,7 @@ class DiffKDModule(nn.Module):
         )
         target, reconstruction = self.compress(at_least_float32(teacher_map))
         projected = at_least_float32(self.project(student_map))
-        refined, noise_loss = self.denoiser(projected, target, inputs, self.config.seed)
+        refined, noise_loss = self.denoiser(projected, target, inputs, self.source)
         return feature_mse(refined, target) + noise_loss + reconstruction
 
     def compress(self, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +201,7 @@ class DiffKDModule(nn.Module):
         return at_least_float32(latent.detach()), feature_mse(self.decode(latent), teacher_map)
 
 
-class DiffKDLogits(Term):
+class DiffKDLogits(DrawingTerm):
     """DiffKD on logits: the student's are denoised before they are compared with the teacher's.
 
     D(teacher || refined student) at temperature 1 + noise prediction on the teacher's logits, each of weight 1.
@@ -211,8 +212,6 @@ class DiffKDLogits(Term):
     term: Literal["diffkd_logits"] = "diffkd_logits"
     num_steps: int = Field(default=5, ge=1, le=NUM_TIMES // 2)
     """Steps in which the student's logits are denoised."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise."""
 
     def needs(self) -> Needs:
         """Return what this term reads: the teacher's logits, and which samples they are of."""
@@ -229,6 +228,7 @@ class DiffKDLogitsModule(nn.Module):
     def __init__(self, config: DiffKDLogits, context: TermContext) -> None:
         super().__init__()
         self.config = config
+        self.source = DrawSource.of(config, context)
         self.project = nn.Conv2d(context.num_classes, context.num_classes, 1)
         self.denoiser = Denoiser(context.num_classes, spatial=False, num_steps=config.num_steps)
 
@@ -236,5 +236,5 @@ class DiffKDLogitsModule(nn.Module):
         """Return the sum of both parts: [B]."""
         projected = at_least_float32(self.project(as_map(inputs.student_logits)))
         target = as_map(at_least_float32(inputs.teacher_logits))
-        refined, noise_loss = self.denoiser(projected, target, inputs, self.config.seed)
+        refined, noise_loss = self.denoiser(projected, target, inputs, self.source)
         return kd(refined.flatten(1), target.flatten(1), 1.0) + noise_loss

@@ -1,18 +1,21 @@
-"""Random numbers of terms, as a pure function of (seed, stream, epoch, sample id).
+"""Random numbers of terms, as a pure function of (seed, stream, epoch, sample id, view).
 
 Masks, noises and negatives are drawn here and from no stateful generator: a resumed run draws what the unbroken run
-would have drawn, and a sample draws the same on whichever rank it lands. The generator is SplitMix64 (Steele, Lea,
-Flood, OOPSLA 2014): a counter passed through a mixing function of 64 bits.
+would have drawn, and a sample draws the same on whichever rank it lands. A sample that an epoch shows several times
+draws anew in each of its views; where an epoch shows all samples in one, the view changes no bit. The generator is
+SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a counter passed through a mixing function of 64 bits.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from kdcore.terms.base import TermInputs
+from kdcore.terms.base import Term, TermContext, TermInputs
 
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio; these three are written as signed integers
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -20,16 +23,46 @@ _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
 _ROUNDS = 8  # of a Feistel network: no bias is seen in 200,000 permutations of 18 values or more
 
 
-class Draws:
-    """The numbers of one micro-batch: each method gives [B,count], row by row a function of the sample alone.
+class DrawingTerm(Term):
+    """Base of the terms that draw: masks, noises, negatives."""
 
-    seed: the term's; stream: which of the term's draws (two streams are independent). Drawn anew every whole epoch.
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Seed of what the term draws, which is a function of the epoch, the sample and its view too. Not given: the run's
+    `seed`."""
+
+
+@dataclass(frozen=True)
+class DrawSource:
+    """What a term's draws are a function of in a whole run. num_views: of a sample, where they come round again."""
+
+    seed: int = 0
+    num_views: int | None = None
+
+    @classmethod
+    def of(cls, term: DrawingTerm, context: TermContext) -> DrawSource:
+        """Return the source of a term: its own seed, or the run's."""
+        return cls(context.seed if term.seed is None else term.seed, context.num_views)
+
+    def draws(self, inputs: TermInputs, stream: int = 0) -> Draws:
+        """Return the numbers of a micro-batch. stream: which of the term's draws (two streams are independent)."""
+        return Draws(inputs, self.seed, stream, self.num_views)
+
+
+class Draws:
+    """The numbers of one micro-batch: each method gives [B,count], row by row a function of the sample in its view.
+
+    seed, stream, num_views: see `DrawSource`. Drawn anew every whole epoch.
     """
 
-    def __init__(self, inputs: TermInputs, seed: int, stream: int = 0) -> None:
+    def __init__(self, inputs: TermInputs, seed: int, stream: int = 0, num_views: int | None = None) -> None:
         assert inputs.sample_ids is not None, "a term that draws must declare sample_ids"
         assert inputs.epoch is not None, "a term that draws reads TermInputs.epoch, which whoever makes it must fill"
-        self.rows = row_states(inputs.sample_ids, seed, stream, math.floor(inputs.epoch))
+        epoch = math.floor(inputs.epoch)
+        self.rows = row_states(inputs.sample_ids, seed, stream, epoch)
+        if inputs.views is not None:
+            # View e is the one of epoch e where each sample is shown once: there the rows stay as they are.
+            others = inputs.views - epoch if num_views is None else (inputs.views - epoch) % num_views
+            self.rows = torch.where(others == 0, self.rows, mix(self.rows + others + _INCREMENT))
 
     def below(self, bounds: Tensor, count: int) -> Tensor:
         """Draw int64 in [0, bound), bounds [B]. The modulo's bias is below bound / 2^63."""

@@ -13,7 +13,7 @@ from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.terms.base import Pair, TermContext, TermInputs
 from kdcore.terms.checks import require_same_shape
-from kdcore.terms.draws import Draws
+from kdcore.terms.draws import DrawingTerm, DrawSource
 from kdcore.terms.features import PairedTerm
 from kdcore.terms.precision import at_least_float32, full_precision
 
@@ -45,7 +45,7 @@ def generation(generated_tokens: Tensor, teacher_tokens: Tensor, masked: Tensor,
     return (errors * masked).sum(dim=1) / mask_ratio
 
 
-class ViTKD(PairedTerm):
+class ViTKD(DrawingTerm, PairedTerm):
     """ViTKD: shallow blocks mimic the teacher's, the deepest must generate its tokens.
 
     mimic_weight * `mimicking`, summed over the shallow pairs, + generation_weight * `generation` of the deep one.
@@ -70,8 +70,6 @@ class ViTKD(PairedTerm):
     """Tokens of the student in front of the patches: class, distillation and register tokens."""
     teacher_prefix_tokens: int = Field(default=1, ge=0)
     """Tokens of the teacher in front of the patches, likewise."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the mask, which is a function of the epoch and the sample too."""
 
     def needs(self) -> Needs:
         """Return what this term reads: the taps of its pairs, and which samples they are of."""
@@ -89,6 +87,7 @@ class ViTKDModule(nn.Module):
     def __init__(self, config: ViTKD, context: TermContext) -> None:
         super().__init__()
         self.config = config
+        self.source = DrawSource.of(config, context)
         shapes = [(context.student_shapes[p.student], context.teacher_shapes[p.teacher]) for p in config.pairs]
         student_shape, teacher_shape = (
             context.student_shapes[config.deep.student],
@@ -128,7 +127,7 @@ class ViTKDModule(nn.Module):
         """Draw which tokens are masked, the same number in each row: [B,N] bool."""
         num_tokens = self.side**2
         num_kept = int(num_tokens * (1 - self.config.mask_ratio))
-        return Draws(inputs, self.config.seed).order(num_tokens) >= num_kept
+        return self.source.draws(inputs).order(num_tokens) >= num_kept
 
     def generated(self, tokens: Tensor, masked: Tensor) -> Tensor:
         """Replace the masked tokens of [B,N,D] and pass them through the convolutions over the grid: [B,N,D]."""

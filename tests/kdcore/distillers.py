@@ -62,7 +62,7 @@ def batch(soft: bool = False, **kwargs: Any) -> Batch:
     torch.manual_seed(1)
     labels = torch.rand(4, K).softmax(dim=1) if soft else torch.tensor([0, 3, 1, 4])
     images = torch.randn(4, 3, *SIZE).to(memory_format=torch.channels_last)
-    return Batch(images, labels, torch.tensor([7, 2, 9, 4]), torch.zeros(4), **kwargs)
+    return Batch(images, labels, torch.tensor([7, 2, 9, 4]), torch.zeros(4, dtype=torch.int64), **kwargs)
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -73,6 +73,24 @@ def test_a_metric_of_a_result_may_be_no_number(tmp_path):
     assert math.isnan(found["val/nll"])
 
 
+@pytest.mark.parametrize(("seed", "is_same"), [(0, True), (1, False)])
+def test_a_terms_seed_that_is_not_given_is_the_runs(recipe, seed, is_same):
+    """A run of seed 0 goes on whose recipe was written when a term's own seed was 0 unless given."""
+
+    def make(**fields):
+        method = [KD[0], {"term": "crd", "weight": 0.8, **fields}]
+        return parse(recipe(teacher={"model": "cifar_resnet8", "random": True}, method=method, seed=seed))
+
+    folder = RunFolder.of(make())
+    folder.claim(make(seed=0))
+    folder.refuse_another(make(seed=0))
+    if is_same:
+        folder.refuse_another(make())
+    else:
+        with pytest.raises(Refused, match=r"another recipe \(method.1.seed: 0 there, 1 now\)"):
+            folder.refuse_another(make())
+
+
 def test_another_teacher_is_another_run(make, tmp_path):
     """The file's content counts, not its name or format: the same tensors elsewhere are the same teacher."""
     config = make(write_teacher(tmp_path / "t.safetensors", 1))

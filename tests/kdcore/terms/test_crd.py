@@ -169,7 +169,7 @@ def test_draws_and_state_resume_where_they_were():
     crd.end_step()
     resumed = module(seed=5)
     resumed.load_state_dict(crd.state_dict())
-    resumed.config = crd.config
+    resumed.config, resumed.source = crd.config, crd.source
     batch = inputs([3, 20, 8], seed=2, epoch=1.0)
     assert torch.equal(resumed(batch), crd(batch))
     for one in (resumed, crd):

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from kdcore.batch import TeacherOutputs
-from kdcore.terms import TermInputs
-from kdcore.terms.draws import Draws, bits, expected_passes, mix, uniforms
+from kdcore.terms import TermContext, TermInputs, parse_term
+from kdcore.terms.draws import Draws, DrawSource, bits, expected_passes, mix, uniforms
 
 BITS = 2**64
 
 
-def inputs(sample_ids, epoch=0.0):
+def inputs(sample_ids, epoch=0.0, views=None):
     none = torch.zeros(len(sample_ids), 2)
-    return TermInputs(none, none, TeacherOutputs(), sample_ids=torch.as_tensor(sample_ids), epoch=epoch)
+    views = None if views is None else torch.tensor(views)
+    return TermInputs(none, none, TeacherOutputs(), sample_ids=torch.as_tensor(sample_ids), views=views, epoch=epoch)
 
 
 def test_splitmix64_known_answers():
@@ -43,6 +44,29 @@ def test_a_row_depends_on_its_sample_alone():
     both = Draws(inputs([5, 9]), seed=1).normals(7)
     assert torch.equal(both[1:], Draws(inputs([9]), seed=1).normals(7))
     assert torch.equal(both, Draws(inputs([5, 9], epoch=0.99), seed=1).normals(7))
+
+
+def test_views_of_one_sample_draw_anew():
+    """An epoch may show a sample more than once; where each is shown once, in the epoch's view, no bit changes."""
+    several = Draws(inputs([5, 5, 5, 9], views=[6, 7, 8, 7], epoch=3.5), seed=1).normals(7)
+    assert len({tuple(row.tolist()) for row in several}) == 4
+    assert torch.equal(several[1:2], Draws(inputs([5], views=[7], epoch=3.5), seed=1).normals(7))
+    plain = Draws(inputs([5, 9], epoch=3.5), seed=1).normals(7)
+    assert torch.equal(Draws(inputs([5, 9], views=[3, 3], epoch=3.5), seed=1).normals(7), plain)
+    round_again = Draws(inputs([5, 9], views=[1, 0], epoch=3.5), seed=1, num_views=2).normals(7)  # view 3 of 2 is 1
+    assert torch.equal(round_again[0], plain[0])
+    assert not torch.equal(round_again[1], plain[1])
+
+
+@pytest.mark.parametrize("name", ["crd", "vitkd", "diffkd", "diffkd_logits"])
+def test_a_terms_seed_is_the_runs_unless_it_has_its_own(name):
+    """0 of either is the same."""
+    plain, own = (parse_term({"term": name, "weight": 1, **fields}) for fields in ({}, {"seed": 0}))
+    sources = [
+        DrawSource.of(term, TermContext({}, {}, num_classes=2, num_samples=9, seed=seed, num_views=4))
+        for term, seed in ((plain, 3), (plain, 0), (own, 3))
+    ]
+    assert sources == [DrawSource(3, 4), DrawSource(0, 4), DrawSource(0, 4)]
 
 
 @pytest.mark.parametrize("change", [{"epoch": 1.0}, {"seed": 2}, {"stream": 1}, {"ids": [6]}])
