@@ -52,7 +52,10 @@ def by_position(own: dict[str, Tensor], checkpoint: dict[str, Tensor], config: M
         raise Refused(f"{config.checkpoint}: {len(checkpoint)} tensors, but {config.model} has {len(own)}")
     suffixes = [(a, b) for a, b in zip(own, checkpoint, strict=True) if a.split(".")[-1] != b.split(".")[-1]]
     if suffixes:
-        raise Refused(f"{config.checkpoint}: at one position stand {suffixes[0][1]!r} and {suffixes[0][0]!r}")
+        raise Refused(
+            f"{config.checkpoint}: its tensors are not those of {config.model}, at one position {suffixes[0][1]!r} and "
+            f"{suffixes[0][0]!r}; give weights of this network"
+        )
     return dict(zip(own, checkpoint.values(), strict=True))
 
 

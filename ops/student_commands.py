@@ -44,7 +44,7 @@ def predict(parser: Parser) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="also write all of it as JSON")
     parser.add_argument("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
-    add_overrides(parser, "such as data.root=FOLDER")
+    add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
     parser.set_defaults(
         function=calls("ops.predict:predict", "run", "photos", "top", "output", "picture", "overrides", require=SUBJECT)
     )
@@ -59,7 +59,7 @@ def predict(parser: Parser) -> None:
 )
 def probe(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or a weights file inside one")
-    add_overrides(parser, "such as data.root=FOLDER")
+    add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
     parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides", require=SUBJECT))
 
 
@@ -111,7 +111,7 @@ def export(parser: Parser) -> None:
         metavar="SHARE",
         help="largest loss of top-1; a file of lower precision that loses more is refused (default: %(default)s)",
     )
-    add_overrides(parser, "such as data.root=FOLDER")
+    add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
     names = ("run", "output", "images", "name", "precisions", "max_loss")
     parser.set_defaults(function=calls("ops.export:export", *names, "overrides", require=SUBJECT))
 

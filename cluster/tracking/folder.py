@@ -213,7 +213,7 @@ class RunFolder:
             return load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
         except Refused as error:
             raise Refused(
-                f"{self.recipe} is not the recipe of a run as it was written: {error}; restore that file, or delete it "
+                f"{self.recipe} is not a recipe as a run writes it: {error}; restore that file, or delete it "
                 "to go on by the recipe that you give"
             ) from error
 

@@ -79,6 +79,6 @@ def _refuse_without_end(file: Any, offset: int, size: int, name: str) -> None:
     while part := file.read(_READ_BYTES):
         if part.count(0) != len(part):
             raise Refused(
-                f"{name} goes on behind its end, at byte {offset:,} of {size:,}: it is damaged, or several tars in one "
-                "file; copy it again, or give each tar a file of its own"
+                f"{name} has data after its end-of-archive mark, at byte {offset:,} of {size:,}: it is damaged, or "
+                "several tars in one file; copy it again, or give each tar a file of its own"
             )

@@ -222,8 +222,8 @@ def _classes_of_labels(
     given = read_class_list(place, class_list) if class_list else None
     if given is not None and "" in given:
         raise Refused(
-            f"{place.name_of(str(class_list))} has nothing in line {given.index('') + 1}, and numbers are names of "
-            "lines; give each class a name there"
+            f"{place.name_of(str(class_list))} has nothing in line {given.index('') + 1}, and each line names the "
+            "class of its number; give each class a name there"
         )
     return name_numbers(numbers, given, place.root), numbers.astype(np.int32)
 

@@ -119,7 +119,7 @@ def test_positions_must_agree_in_number_suffix_and_shape(trained, tmp_path):
     with refuse(f"{number - 1} tensors, but cifar_resnet8 has {number}"):
         by_position(tmp_path, dict(list(state.items())[:-1]))
     swapped = dict([("a.bias", state["fc.bias"]), *list(state.items())[1:]])
-    with refuse(r"at one position stand 'a.bias' and 'conv1.weight'"):
+    with refuse(r"at one position 'a.bias' and 'conv1.weight'"):
         by_position(tmp_path, swapped)
     with refuse(r"1 tensors differ, the first is 'conv1.weight' \(network: \[16, 3, 3, 3\], file: \[16, 3, 5, 5\]\)"):
         by_position(tmp_path, state | {"conv1.weight": torch.zeros(16, 3, 5, 5)})

@@ -110,7 +110,7 @@ def test_labels_as_tools_write_them(tmp_path: Path) -> None:
             "cat",
             r"data/1.jpg has no label, but others have; put a .cls file beside it, or remove it \(data/0.jpg has",
         ),
-        ([*sample("0", "0"), *sample("1", "-1")], "cat", r"has an image of class -1, but labels count from 0; mend"),
+        ([*sample("0", "0"), *sample("1", "-1")], "cat", r"has an image of class -1, but labels count from 0; correct"),
         ([*sample("0", "3"), ("0.json", b'{"label": 1}')], None, r"0.cls gives the label '3', and 0.json '1'; remove"),
         ([*sample("0", "1" * 5000)], None, r"has an image of class 1{40}, which is too large a number; give a name"),
         ([*sample("0", "[" * 200_000, ".json")], None, r"0.json is not JSON \(maximum recursion depth"),
@@ -125,7 +125,11 @@ def test_labels_as_tools_write_them(tmp_path: Path) -> None:
             r"0.json gives nan as a label; give a whole number, or a name",
         ),
         ([*sample("0", '{"label": 0.5}', ".json")], None, r"0.json gives 0.5 as a label; give a whole number, or a n"),
-        ([*sample("0", "0")], "cat\n\ndog", r"classes.txt has nothing in line 2, and numbers are names of lines"),
+        (
+            [*sample("0", "0")],
+            "cat\n\ndog",
+            r"classes.txt has nothing in line 2, and each line names the class of its number",
+        ),
         ([*sample("0", "0")], b"caf\xe9", r"classes.txt is not text in UTF-8 \(.*\); save it as UTF-8"),
     ],
 )

@@ -96,7 +96,9 @@ def _padded(num_bytes: int) -> int:
 def test_tars_that_were_joined(tmp_path: Path) -> None:
     write(tmp_path / "x", FOLDERS[:4])
     (tmp_path / "train.tar").write_bytes(2 * (tmp_path / "x").read_bytes())
-    with pytest.raises(Refused, match=r"train.tar goes on behind its end, at byte [\d,]+ of 20,480: it is damaged, or"):
+    with pytest.raises(
+        Refused, match=r"train.tar has data after its end-of-archive mark, at byte [\d,]+ of 20,480: it is damaged, or"
+    ):
         listed(tmp_path)
 
 
