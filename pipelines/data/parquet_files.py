@@ -90,6 +90,9 @@ def columns_of(footers: Sequence[Footer]) -> tuple[str, str | None]:
     lacking = next((footer.name for footer in (first, *others) if label not in footer.schema.names), None)
     if label is not None and lacking is not None:
         raise Refused(f"{lacking} has no column {label!r}, which other files of the split have; add or remove it")
+    twice = next((footer.name for footer in (first, *others) if footer.schema.names.count(label) > 1), None)
+    if twice is not None:
+        raise Refused(f"{twice} has the column {label!r} twice; keep one of them")
     if label is None and (more := [name for name in first.schema.names if name != image]):
         say_once(
             f"{first.name} has the columns {', '.join(more)} beside its images and none of {', '.join(LABELS)}: its "

@@ -41,17 +41,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     class. The classes are then those that classes.txt names, where it is there, for a split may lack a rare one.
     Without either column, the images have no labels.
     """
-    name = place.name_of(files[0].name)
-    types = {"path": pa.large_string(), "label": pa.large_string(), COLUMN: pa.string()}
-    try:
-        with place.open(files[0].name) as file:
-            table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
-    except pa.ArrowInvalid as error:
-        raise Refused(f"{name} cannot be read as a CSV ({error}); give one with columns path and label") from error
-    if "path" not in table.column_names or not len(table):
-        missing = "no rows" if "path" in table.column_names else "no column 'path'"
-        raise Refused(f"{name} has {missing}; it needs the columns path and label")
-    table = table.combine_chunks()
+    name, table = place.name_of(files[0].name), _read_csv(place, files[0].name)
     _refuse_rows(table["path"].chunk(0), name, place)
     classes: tuple[str, ...] = ()
     labels, lists = np.zeros(len(table), dtype=np.int32), None
@@ -73,17 +63,38 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     return _listing(place, split, classes, labels, names, locations, lists, table=name)
 
 
+def _read_csv(place: Place, file_name: str) -> pa.Table:
+    """Return the rows of a CSV with the column path; Refused for what is none, and for a column that is there twice."""
+    name = place.name_of(file_name)
+    types = {"path": pa.large_string(), "label": pa.large_string(), COLUMN: pa.string()}
+    try:
+        with place.open(file_name) as file:
+            table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
+        columns = table.column_names
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise Refused(
+            f"{name} cannot be read as a CSV ({error}); give one in UTF-8 with columns path and label"
+        ) from error
+    if "path" not in columns or not len(table):
+        missing = "no rows" if "path" in columns else "no column 'path'"
+        raise Refused(f"{name} has {missing}; it needs the columns path and label")
+    if (twice := next((column for column in types if columns.count(column) > 1), None)) is not None:
+        raise Refused(f"{name} has the column {twice!r} twice; keep one of them")
+    return table.combine_chunks()
+
+
 def _refuse_rows(paths: pa.Array, name: str, place: Place) -> None:
     """Refuse rows of a CSV without a path, or with one that an earlier row has."""
     if (row := pc.index(pc.utf8_trim_whitespace(paths), pa.scalar("", paths.type)).as_py()) >= 0:
         raise Refused(f"{name}: {_row(row)} has no path; give one relative to {place.root}, or remove the row")
-    distinct = paths.dictionary_encode()
+    files = pc.replace_substring_regex(pc.replace_substring_regex(paths, r"/(\./|/)+", "/"), r"^(\./)+", "")
+    distinct = files.dictionary_encode()
     if len(distinct.dictionary) < len(paths):
         indices = distinct.indices.to_numpy()
         first = np.unique(indices, return_index=True)[1]
         again = int(np.setdiff1d(np.arange(len(paths)), first)[0])
         raise Refused(
-            f"{name}: {_row(again)} names {paths[again]}, as row {first[indices[again]] + 1:,} does; remove one of "
+            f"{name}: {_row(again)} names {files[again]}, as row {first[indices[again]] + 1:,} does; remove one of "
             f"them, or give the classes of an image that shows several in one row, in a column {COLUMN!r}"
         )
 

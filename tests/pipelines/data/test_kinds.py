@@ -261,9 +261,10 @@ def test_labels_that_are_text(tmp_path: Path) -> None:
         ({"image": [b"x"], "label": pa.array([None], pa.int64())}, r"column 'label' has 1 rows without a label"),
         ({"image": [b"x"], "label": [-1]}, r"has an image of class -1, but labels count from 0"),
         ({"image": [b"x"], "label": [0]}, r"train.parquet: train/0/0 cannot be read as an image"),
+        (pa.Table.from_arrays([pa.array([b"x"]), *[pa.array([0])] * 2], ["image", "label", "label"]), r"'label' twice"),
     ],
 )
-def test_parquet_that_holds_something_else(table: dict, complaint: str, tmp_path: Path) -> None:
+def test_parquet_that_holds_something_else(table: dict | pa.Table, complaint: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "train.parquet")
     with pytest.raises(Refused, match=complaint):
         build(tmp_path)

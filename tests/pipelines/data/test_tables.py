@@ -47,6 +47,12 @@ def test_a_wrong_path_is_said_by_its_row(tmp_path: Path) -> None:
             r"train.csv: row 3 below the header names a.jpg, as row 1 does; remov",
         ),
         (["a.jpg,cat", "a.jpg,cat"], r"row 2 below the header names a.jpg, as row 1 does; .*, in a column 'labels'"),
+        (["a.jpg,cat", "./a.jpg,cat"], r"row 2 below the header names a.jpg, as row 1 does; remove one"),
+        (["b/../a.jpg,cat", "b/.././/../a.jpg,cat"], r"a.jpg, of row 2 below the header, cannot be read"),
+        (
+            ["b/.//../a.jpg,cat", "b/../a.jpg,cat"],
+            r"row 2 below the header names b/../a.jpg, as row 1 does; remove one",
+        ),
     ],
 )
 def test_rows_that_are_wrong(rows: list[str], complaint: str, tmp_path: Path) -> None:
@@ -54,6 +60,25 @@ def test_rows_that_are_wrong(rows: list[str], complaint: str, tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "b").mkdir()
     (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(Refused, match=complaint):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("path,label,label", r"train.csv has the column 'label' twice; keep one of them"),
+        ("path,labels,labels", r"train.csv has the column 'labels' twice; keep one of them"),
+        ("path,path,label", r"train.csv has the column 'path' twice; keep one of them"),
+        (
+            "path,label,gr\xf6\xdfe",
+            r"train.csv cannot be read as a CSV \(.* can't decode .*\); give one in UTF-8 with col",
+        ),
+    ],
+)
+def test_headers_that_are_wrong(header: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "train.csv").write_text(f"{header}\na.jpg,a.jpg,cat\n", "latin-1")
     with pytest.raises(Refused, match=complaint):
         listed(tmp_path)
 
