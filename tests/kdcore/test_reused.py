@@ -168,9 +168,9 @@ def test_a_head_may_come_without_its_network():
     ("name", "reason"),
     [
         ("cifar_mobilenetv2_half", "CifarMobileNetV2 computes more than a pooled linear head after its last features"),
-        ("cifar_shufflenetv2", "CifarShuffleNetV2 does more"),
-        ("test_vit3", "VisionTransformer does more"),  # attention pooling
-        ("mobilenetv3_small_050", "MobileNetV3 does more"),  # a hidden layer
+        ("cifar_shufflenetv2", "CifarShuffleNetV2 computes more"),
+        ("test_vit3", "VisionTransformer computes more"),  # attention pooling
+        ("mobilenetv3_small_050", "MobileNetV3 computes more"),  # a hidden layer
     ],
 )
 def test_teacher_with_another_head_is_refused(name, reason):

@@ -125,7 +125,7 @@ def test_ray_that_is_slow_to_start(monkeypatch, slow_starts):
     if slow_starts == 1:
         start_ray()
     else:
-        with pytest.raises(RunFailed, match=r"Ray did not start \(The current node timed out .* only slow") as failed:
+        with pytest.raises(RunFailed, match=r"Ray did not start \(The current node timed out .* just slow") as failed:
             start_ray()
         assert "\n" not in str(failed.value)
         left.pop().kill()  # the second attempt's, which Ray ends with this process

@@ -20,5 +20,5 @@ def test_a_file_that_was_deleted_under_mlflow(recipe, gone):
     close_run(config, "KILLED")
     place = Path(config.output_dir) / gone
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    with pytest.raises(Refused, match=r"mlflow.db cannot be written: .* deleted or replaced.*; start Python anew"):
+    with pytest.raises(Refused, match=r"mlflow.db cannot be written: .* deleted or replaced.*; restart Python"):
         open_run(config, "train")

@@ -375,7 +375,7 @@ def test_broken_images_are_left_out_on_request(tmp_path: Path) -> None:
             assert open_index(out, "train", out / "index", acceptance=Acceptance("skip")).broken == source.broken
     for name in "abc":
         (bad.parent / f"{name}.jpg").write_bytes(b"nor this")
-    with pytest.raises(Refused, match=r"4 of the 244 images in .* are broken, more than the 1% .*; mend them"):
+    with pytest.raises(Refused, match=r"4 of the 244 images in .* are broken, more than the 1% .*; repair them"):
         build(tmp_path / "images", acceptance=Acceptance("skip"))
 
 
