@@ -30,8 +30,9 @@ class TrainConfig(Section):
     `keep`: they form a last, smaller batch, whose gradient is the mean over them, at the same learning rate; what
     batch norm and losses that compare images see is then smaller, too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the networks compute in. `auto`: bfloat16 autocast on GPUs that have it, else float32. Losses are computed
-    in float32 throughout."""
+    """What the networks compute in, and the layers of losses. `auto`: bfloat16 autocast on GPUs that have it, else
+    float32. Losses themselves are computed in float32 throughout, and so are the embeddings of `crd` and `itrd`, of
+    whose products they are made."""
     channels_last: bool = True
     """Whether images and convolutions lie in memory channels-last, which is faster on most devices."""
     compile: bool = False

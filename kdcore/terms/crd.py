@@ -23,7 +23,7 @@ from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.terms.base import SteppedModule, TermContext, TermInputs
 from kdcore.terms.draws import DrawingTerm, Draws, DrawSource
-from kdcore.terms.precision import at_least_float32, full_precision
+from kdcore.terms.precision import embed, full_precision
 
 _EPSILON = 1e-7
 
@@ -227,7 +227,7 @@ def _width(shapes: Mapping[str, torch.Size], tap: str) -> int:
 
 
 def _embed(layer: nn.Linear, features: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(layer(at_least_float32(features))), dim=1)
+    return F.normalize(embed(layer, features), dim=1)
 
 
 def _class_index(context: TermContext) -> ClassIndex:

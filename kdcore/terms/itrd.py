@@ -17,7 +17,7 @@ from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.terms.base import Term, TermContext, TermInputs
 from kdcore.terms.checks import require_batch, require_same_shape
-from kdcore.terms.precision import at_least_float32, full_precision
+from kdcore.terms.precision import at_least_float32, embed, full_precision
 
 _LEAST_DEVIATION = 1e-6  # a feature that is constant over the batch is taken as uncorrelated, not divided by 0
 _LEAST_TRACE = 1e-6  # a vector of length 1 adds 1
@@ -114,7 +114,7 @@ class ITRDModule(nn.Module):
         config = self.config
         student = at_least_float32(inputs.student_features[config.student_tap])
         teacher = inputs.teacher.features[config.teacher_tap]
-        embedded = self.embedding(student)
+        embedded = embed(self.embedding, student)
         compared = student if self.student_width == self.teacher_width else embedded
         return config.correlation_weight * correlation(
             embedded, teacher, config.alpha

@@ -1,4 +1,8 @@
-"""The number format of every loss: float32 at least, whatever the networks ran in."""
+"""The number format of every loss: float32 at least, whatever the networks ran in.
+
+Layers of terms are networks and run as those do, but for embeddings whose cosines or correlations are the loss: these
+cost nothing, and rounded to bfloat16 they would be what is compared.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +35,13 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*map(_promote, args), **{name: _promote(a) for name, a in kwargs.items()})
 
     return promoted
+
+
+@full_precision
+def embed(layer: nn.Module, features: Tensor) -> Tensor:
+    """Return what a layer makes of features in float32 at least, under autocast too."""
+    embedded: Tensor = layer(features)
+    return embedded
 
 
 def _promote(argument: Any) -> Any:

@@ -225,6 +225,16 @@ def test_a_weight_must_be_given_and_unknown_fields_are_refused(name):
         parse_term({"term": name, "weight": 1, "lambda": 1, **TERMS[name]})
 
 
+@pytest.mark.parametrize("name", ["crd", "itrd"])
+def test_embeddings_whose_products_are_the_loss_are_not_rounded(name):
+    """Autocast, which a run's networks are under, changes no bit."""
+    term, module = make(name)
+    inputs = declared(term.needs())
+    plain = module.eval()(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(inputs), plain)
+
+
 @pytest.mark.parametrize("name", [name for name in TERMS if isinstance(make(name)[1], Stateless)])
 def test_terms_without_weights_read_any_float_type(name):
     term, module = make(name)
