@@ -15,13 +15,12 @@ from cluster.config import RunConfig
 from cluster.recipe import configure, validated
 from cluster.recipe_paths import absolute
 from cluster.sweep.config import SweepConfig, load_sweep
-from cluster.sweep.plan import SweepPlan
 from cluster.sweep.room import concurrency
 from cluster.sweep.run import exclusive_folder, sweep_session
 from cluster.training.launch import RunResult
 from ops import catalog
 from ops.export import export as write_files
-from ops.sweep.command import layer_scores, run
+from ops.sweep.command import plan_sweep, run
 from ops.sweep.report import PointResult
 from ops.train import watched
 from pipelines.cache.manifest import Manifest
@@ -65,6 +64,6 @@ def sweep(
     started = time.perf_counter()
     wanted = validated(SweepConfig, space, "space") if isinstance(space, Mapping) else load_sweep(space)
     concurrent = concurrent or wanted.concurrent
-    plan = SweepPlan(config, wanted, layer_scores(config, wanted))
+    plan = plan_sweep(config, wanted)
     with sweep_session(plan.base, concurrent), exclusive_folder(plan):
         return run(plan, concurrency(plan.base, concurrent), "ops.notebook.sweep", started)

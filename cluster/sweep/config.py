@@ -68,7 +68,8 @@ class SweepConfig(Section):
     """How many points random and tpe look at."""
 
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0,), min_length=1)
-    """The seeds with which every point is run. All of them show the same views."""
+    """The seeds with which every point is run. All of them show the same views. More may be given later, unless stop or
+    tpe decides by scores."""
 
     metric: str = "held_out/top1"
     """What is compared, measured on held-out training images; of images with several labels `held_out/mAP`."""
@@ -92,6 +93,13 @@ class SweepConfig(Section):
     def mode(self) -> Mode:
         """Which scores are better."""
         return mode_of(self.metric)
+
+    @property
+    def decides_by(self) -> str | None:
+        """What decides by the scores of earlier runs; None where nothing does, so that runs may be added."""
+        if self.search == "tpe":
+            return "search: tpe"
+        return f"stop: {self.stop.rule}" if self.stop else None
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from cluster.sweep.space import (
     build_space,
     describe,
     num_points,
+    parent_of,
     refuse_overwriting,
     run_config,
     shared_recipe,
@@ -76,7 +78,7 @@ class SweepPlan:
     @property
     def parent(self) -> RunConfig:
         """The sweep itself as MLflow and its folder know it: the recipe under the sweep's name."""
-        return self.recipe.model_copy(update={"name": self.sweep.name})
+        return parent_of(self.recipe, self.sweep)
 
     def _fitting(self, point: Point) -> RunConfig | None:
         """Return the run of a point with the first seed; None, with the problem noted, where it makes none."""
@@ -151,10 +153,10 @@ def require_same_images(runs: Sequence[tuple[Point, RunConfig]]) -> None:
 
 @dataclass(frozen=True)
 class Costs:
-    """The seconds of a sweep whose runs all go to their ends, from the speeds of each part measured alone."""
+    """The seconds of what a sweep has left to do, if all runs go to their ends, from the speeds of each part alone."""
 
     outlook: Outlook
-    num_trials: int
+    num_trials: int  # that have not ended
     concurrent: int
     num_caches: int  # to be built
 
@@ -180,4 +182,4 @@ class Costs:
         return None if epochs is None else epochs / self.outlook.epochs
 
     def _all(self, epoch_seconds: float) -> float:
-        return epoch_seconds * self.outlook.epochs * self.num_trials / self.concurrent
+        return epoch_seconds * self.outlook.epochs * math.ceil(self.num_trials / self.concurrent)

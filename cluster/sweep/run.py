@@ -35,6 +35,7 @@ from cluster.sweep.room import local_concurrency, nodes_here, trial_resources
 from cluster.sweep.runs import payload_of
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
+from cluster.sweep.space import parent_of
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
 from cluster.tracking.folder import RunFolder, flat_fields
@@ -71,19 +72,34 @@ def exclusive_folder(plan: SweepPlan) -> Iterator[None]:
 
 def mark_folder(plan: SweepPlan) -> None:
     """Mark the folder as this sweep's. Refused where it holds one of another recipe or space."""
-    continued(plan.parent)
-    folder, ours = plan.parent.run_dir, sweep_identity(plan.sweep)
-    if (folder / SPACE).exists():
-        # Read as a sweep, so that fields that came later have their defaults.
-        theirs = sweep_identity(validated(SweepConfig, read_json(folder / SPACE, REMEDY), str(folder / SPACE)))
-        if changed := differences(theirs, ours):
-            field, there, here = changed[0]
-            raise Refused(
-                f"{folder} holds another sweep ({field} is {in_short(there)} there and {in_short(here)} now); choose "
-                "another name, or delete that folder"
-            )
+    require_same_sweep(plan.recipe, plan.sweep)
+    folder = plan.parent.run_dir
     RunFolder(folder).write_recipe(plan.parent)
-    write_json(folder / SPACE, ours)
+    write_json(folder / SPACE, sweep_identity(plan.sweep))
+
+
+def require_same_sweep(recipe: RunConfig, sweep: SweepConfig) -> None:
+    """Refuse a sweep whose folder holds one of another recipe or space. Nothing is written.
+
+    Seeds may be added where nothing is decided by scores: each is more runs of the same points.
+    """
+    parent = parent_of(recipe, sweep)
+    continued(parent)
+    folder = parent.run_dir
+    if not has_begun(folder):
+        return
+    # Read as a sweep, so that fields that came later have their defaults.
+    theirs = validated(SweepConfig, read_json(folder / SPACE, REMEDY), str(folder / SPACE))
+    changed = differences(sweep_identity(theirs), sweep_identity(sweep))
+    adds_seeds = [field for field, _, _ in changed] == ["seeds"] and set(theirs.seeds) < set(sweep.seeds)
+    if not changed or (adds_seeds and sweep.decides_by is None):
+        return
+    field, there, here = changed[0]
+    why = f", and {sweep.decides_by} has decided by the runs with those seeds" if adds_seeds else ""
+    raise Refused(
+        f"{folder} holds another sweep ({field} is {in_short(there)} there and {in_short(here)} now{why}); choose "
+        "another name, or delete that folder"
+    )
 
 
 def has_begun(folder: Path) -> bool:

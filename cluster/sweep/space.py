@@ -108,6 +108,11 @@ def as_mappings(pairs: Sequence[Pair]) -> list[dict[str, str]]:
     return [pair.model_dump() for pair in pairs]
 
 
+def parent_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
+    """Return a sweep itself as MLflow and its folder know it: the recipe under the sweep's name."""
+    return recipe.model_copy(update={"name": sweep.name})
+
+
 def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     """Return what all runs of a sweep share: the folder, the MLflow store, the views and the place of a cache.
 
@@ -126,7 +131,7 @@ def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     data["output_dir"] = f"{recipe.output_dir}/{sweep.name}"
     data["about"] = None  # no point of a space is what the recipe was published as
     data["view_seed"] = recipe.plan_seed
-    data["tracking"]["uri"] = tracking_uri(recipe.model_copy(update={"name": sweep.name}))
+    data["tracking"]["uri"] = tracking_uri(parent_of(recipe, sweep))
     if recipe.all_teachers:
         for one in data["teachers"] or [data["teacher"]]:
             one["source"] = "online"  # until there is a cache

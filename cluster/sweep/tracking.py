@@ -85,11 +85,12 @@ class SweepRecord:
         close_run(self.parent, "KILLED")
 
     def close(self, files: Iterable[Path], metrics: dict[str, float], best: Point | None = None) -> None:
-        """Add what came out, the best point as parameters where there is one, and mark the end."""
-        there = self.client.get_run(self.run_id).data.params
+        """Add what came out, the best point as tags where there is one, and mark the end.
+
+        No parameters, which are written once: with more runs another point may be the best.
+        """
         for name, value in (best or {}).items():
-            if f"best.{name}" not in there:  # a parameter is written once
-                self.client.log_param(self.run_id, f"best.{name}", label(value)[:500])
+            self.client.set_tag(self.run_id, f"sweep.best.{name}", label(value)[:500])
         for path in files:
             self.client.log_artifact(self.run_id, str(path))
         for name, value in metrics.items():

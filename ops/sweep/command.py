@@ -24,7 +24,15 @@ from cluster.sweep.config import SweepConfig, load_sweep
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import Costs, SweepPlan
 from cluster.sweep.room import MANAGER_BYTES, TRIAL_BYTES, concurrency, local_concurrency
-from cluster.sweep.run import build_caches, exclusive_folder, has_begun, run_trials, sweep_session, trials_so_far
+from cluster.sweep.run import (
+    build_caches,
+    exclusive_folder,
+    has_begun,
+    require_same_sweep,
+    run_trials,
+    sweep_session,
+    trials_so_far,
+)
 from cluster.sweep.space import LayerScores, label, shared_recipe
 from cluster.sweep.tracking import SweepRecord
 from kdcore.quality.score import Quality
@@ -57,7 +65,7 @@ def sweep(
     started = time.perf_counter()
     config, wanted = catalog.load_here(recipe, overrides), load_sweep(space)
     concurrent = concurrent or wanted.concurrent
-    plan = SweepPlan(config, wanted, layer_scores(config, wanted))
+    plan = plan_sweep(config, wanted)
     # A cluster has to be asked what fits on it; for a plan, this machine need not become one.
     here = plan_only and not os.environ.get("RAY_ADDRESS")
     with nullcontext() if here else sweep_session(plan.base, concurrent):
@@ -74,6 +82,12 @@ def sweep(
     if without_end:
         say(retry_hint(without_end))
     return 1 if without_end else 0
+
+
+def plan_sweep(config: RunConfig, wanted: SweepConfig) -> SweepPlan:
+    """Return the plan of a sweep. Refused first where its folder holds another, whose measurements are not for it."""
+    require_same_sweep(config, wanted)
+    return SweepPlan(config, wanted, layer_scores(config, wanted))
 
 
 def retry_hint(trials: Sequence[Trial]) -> str:
@@ -152,7 +166,7 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
         rows.insert(len(plan.space.axes) + 1, ["of these ended", f"{ended}; {len(done) - ended} to be continued"])
     if sweep.stop:
         rows.append(["stopped early", sweep.stop.summary()])
-    return rows + cache_rows(plan) + cost_rows(plan, concurrent)
+    return rows + cache_rows(plan) + cost_rows(plan, concurrent, plan.num_trials - ended)
 
 
 def memory_text(concurrent: int) -> str:
@@ -185,14 +199,16 @@ def cache_rows(plan: SweepPlan) -> list[list[str]]:
     return rows or [["cache", f"none: {nothing}"]]
 
 
-def cost_rows(plan: SweepPlan, concurrent: int) -> list[list[str]]:
-    """Return the hours, from measured speeds, and when the cache is paid for."""
+def cost_rows(plan: SweepPlan, concurrent: int, num_left: int) -> list[list[str]]:
+    """Return the hours of the runs that are left, from measured speeds, and when the cache is paid for."""
+    if num_left == 0:
+        return [["expected training", "none: every run has ended"]]
     if plan.base.teachers:
         return [["expected training", "not measured with several teachers; `cache plan` measures each"]]
     seen = measured_speeds(plan)
     if seen is None:
         return []
-    costs = Costs(seen, plan.num_trials, concurrent, len(plan.caches.missing()))
+    costs = Costs(seen, num_left, concurrent, len(plan.caches.missing()))
     trials = costs.break_even_trials
     paid = "never: the loader is the bottleneck" if trials is None else f"after {trials:.1f} runs"
     online = f"{duration(costs.online_seconds)} with the teacher online"

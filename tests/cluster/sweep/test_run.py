@@ -3,20 +3,23 @@
 import errno
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 from ray.tune.error import TuneError
 
+from cluster.recipe import parse
 from cluster.sweep import run
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.run import exclusive_folder, run_tune
+from cluster.sweep.run import exclusive_folder, require_same_sweep, run_tune, sweep_identity
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
+from cluster.sweep.space import parent_of
 from kdcore.errors import Refused
-from tests.cluster.sweep.conftest import planned
+from tests.cluster.sweep.conftest import planned, sweep
 
 
 def test_the_name_belongs_to_one_sweep(recipes):
@@ -51,6 +54,34 @@ def test_a_field_that_came_later_makes_no_other_sweep(recipes):
     enter(planned(recipes()))
     with pytest.raises(Refused, match=r"holds another sweep \(stop"):
         enter(planned(recipes(), stop={"rule": "median"}))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "more", "message"),
+    [
+        ([0, 1, 2], {}, None),
+        ([2, 1, 0], {"space": {"temperature": {"uniform": [1, 4]}}, "search": "random", "num_points": 2}, None),
+        ([0], {}, r"\(seeds is \[0, 1\] there and \[0\] now\); choose"),
+        ([1, 0], {}, r"\(seeds is \[0, 1\] there and \[1, 0\] now\); choose"),
+        (
+            [0, 1, 2],
+            {"stop": {"rule": "asha"}},
+            r"now, and stop: asha has decided by the runs",
+        ),
+        (
+            [0, 1, 2],
+            {"search": "tpe", "num_points": 2},
+            r"now, and search: tpe has decided by the runs",
+        ),
+    ],
+)
+def test_seeds_may_be_added_where_nothing_is_decided(seeds, more, message, recipe):
+    recipe, begun = parse(recipe()), sweep(seeds=[0, 1], **more)
+    folder = parent_of(recipe, begun).run_dir
+    folder.mkdir(parents=True)
+    (folder / "space.json").write_text(json.dumps(sweep_identity(begun)))
+    with pytest.raises(Refused, match=message) if message else nullcontext():
+        require_same_sweep(recipe, sweep(seeds=seeds, **more))
 
 
 def enter(plan: SweepPlan) -> None:

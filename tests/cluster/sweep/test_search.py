@@ -139,6 +139,15 @@ def test_what_was_decided_stays_decided(search, cut, tmp_path):
         assert end != "finished" or len(steps) == 9
 
 
+def test_seeds_are_added(tmp_path):
+    """To a grid that has ended: its runs stay as they are, and all is as if the seeds had been given at once."""
+    space = {"weight": [0.1, 0.2, 0.3]}
+    first = Tune(tmp_path / "j", sweep(space=space, seeds=[0])).run()
+    after = Tune(tmp_path / "j", sweep(space=space, seeds=[0, 1])).run()
+    assert list(after)[:3] == list(first)
+    assert after == Tune(tmp_path / "whole", sweep(space=space, seeds=[0, 1])).run()
+
+
 def test_what_was_lost_is_tried_again(tmp_path):
     """By the same command; what failed by itself only where that was asked for. Then all is as if nothing had been."""
     config = sweep(space={"weight": [0.1, 0.2, 0.3]}, seeds=[0, 1])

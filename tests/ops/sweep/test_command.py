@@ -39,6 +39,25 @@ def test_the_plan(command, tmp_path, capsys):
     ]
 
 
+def test_the_plan_of_what_the_command_refuses(command, tmp_path, capsys):
+    (tmp_path / "out" / "s").mkdir(parents=True)
+    (tmp_path / "out" / "s" / "space.json").write_text(json.dumps({"name": "s", "space": {"temperature": [1, 4]}}))
+    assert main(command("--plan", space={"temperature": [1, 2]})) == 2
+    assert "holds another sweep (space.temperature is [1, 4] there and [1, 2] now)" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out" / "s").iterdir()] == ["space.json"]
+
+
+def test_the_plan_counts_what_is_left(monkeypatch):
+    """Of 5 runs 3 at a time 4 have ended: one run's time, which was that of 5."""
+    speeds = Outlook(Speeds(1, 1, 1, overlap=False), 60, 1, 1, 1, 1)
+    monkeypatch.setattr(sweep_command, "measured_speeds", lambda plan: speeds)
+    caches = SimpleNamespace(missing=list, groups=[])
+    plan = SimpleNamespace(base=SimpleNamespace(teachers=()), sweep=SimpleNamespace(stop=None), caches=caches)
+    times = [sweep_command.cost_rows(plan, 3, num_left)[0][1].split(" with ")[0] for num_left in (1, 3, 4, 0)]
+    assert times[0] == times[1] != times[2]
+    assert times[3] == "none: every run has ended"
+
+
 def test_options_before_and_after(command, capsys):
     """key=value may stand behind options; what is no key=value is refused."""
     with pytest.raises(SystemExit):
@@ -96,6 +115,6 @@ def test_the_plan_says_what_is_not_in_its_hours(stop, more, monkeypatch):
         num_trials=2,
         caches=SimpleNamespace(missing=list, groups=[]),
     )
-    first, second = sweep_command.cost_rows(plan, 1)
+    first, second = sweep_command.cost_rows(plan, 1, 2)
     assert first == ["expected training", f"under 1 s with the teacher online{more}"]
     assert second == ["not in it", "Ray's start, and what each run's processes take: 12 s a run where it was measured"]
