@@ -52,7 +52,8 @@ def write_page(folder: Path) -> Path:
 
 def generate(results: dict[str, dict[str, Any]]) -> str:
     """Return the whole page. results: {experiment: the content of its file, empty where nothing has been run}."""
-    sections = [section(name, experiment, results[name]) for name, experiment in EXPERIMENTS.items()]
+    in_order = sorted(EXPERIMENTS.items(), key=lambda one: one[1].title[:2])  # E1, E2, ...; within one as they stand
+    sections = [section(name, experiment, results[name]) for name, experiment in in_order]
     return "\n".join([HEAD, *sections, identities_section(results["identities"])])
 
 
