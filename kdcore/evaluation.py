@@ -45,11 +45,13 @@ class Evaluation:
         self.counts.add(logits, labels, teacher_logits)
         predictions = ranking(logits)[:, 0]
         correct = predictions == labels
-        confidence = logits.softmax(dim=1).gather(1, predictions[:, None])[:, 0]
+        named = predictions >= 0  # an answer that is not finite names no class
+        confidence = logits.softmax(dim=1).gather(1, predictions.clamp_min(0)[:, None])[:, 0]
+        confidence = confidence.where(named, 0.0)
         self.calibration += binned(confidence, correct)
         self.classes[0] += labels.bincount(minlength=self.num_classes)
         self.classes[1] += labels[correct].bincount(minlength=self.num_classes)
-        self.mistakes.append((labels * self.num_classes + predictions)[~correct].cpu())
+        self.mistakes.append((labels * self.num_classes + predictions)[named & ~correct].cpu())
 
     def merge(self, other: Evaluation) -> None:
         """Take in the sums of another worker."""
@@ -114,7 +116,8 @@ def most_probable(logits: Tensor, answers: Tensor) -> Tensor:
 def overlap(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Sum over the images of the share that the five most probable classes of both networks have in common."""
     ours, theirs = ranking(logits), ranking(teacher_logits)
-    return (ours[:, :, None] == theirs[:, None, :]).any(dim=2).double().mean(dim=1).sum()
+    shared = (ours[:, :, None] == theirs[:, None, :]) & (ours >= 0)[:, :, None]
+    return shared.any(dim=2).double().mean(dim=1).sum()
 
 
 def binned(confidence: Tensor, correct: Tensor) -> Tensor:

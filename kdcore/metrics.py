@@ -32,7 +32,7 @@ class Counts:
         agreement = kl = zero
         if teacher_logits is not None:
             self.has_teacher = True
-            agreement = (top[:, 0] == ranking(teacher_logits)[:, 0]).sum()
+            agreement = ((top[:, 0] == ranking(teacher_logits)[:, 0]) & (top[:, 0] >= 0)).sum()
             kl = F.kl_div(log_q, F.log_softmax(teacher_logits.float(), dim=1), reduction="sum", log_target=True)
         images, nll = torch.full_like(zero, len(labels)), F.nll_loss(log_q, labels, reduction="sum")
         sums = (images, hits[:, 0].sum(), hits.sum(), nll, agreement, kl)
@@ -58,5 +58,7 @@ def ranking(logits: Tensor) -> Tensor:
     """Rank the five most probable classes [B,5], or all if there are fewer.
 
     Low-precision logits often tie, and `argmax` settles a tie otherwise than `topk`: both networks are ranked by this.
+    -1 in the row of an image whose largest logit is not finite (NaN among them): its answer is wrong, and no class.
     """
-    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return top.masked_fill(logits.amax(dim=1, keepdim=True).isfinite().logical_not(), -1)

@@ -19,8 +19,10 @@ def average_precision(scores: Tensor, positives: Tensor) -> float:
 
     scores [N]: of one class for N images; positives [N] bool: which images show it, at least one; P_n, R_n: precision
     and recall of the images whose score is not below the n-th. It depends on the order of the scores alone; equal
-    scores are taken together, as by scikit-learn's `average_precision_score`. No interpolation.
+    scores are taken together, as by scikit-learn's `average_precision_score`. No interpolation. A score that is NaN is
+    wrong: the last of all where the image shows the class, the first where it does not.
     """
+    scores = scores.where(~scores.isnan(), torch.where(positives, -torch.inf, torch.inf))
     values, order = scores.double().sort(descending=True)
     found = positives[order].double().cumsum(dim=0)
     last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])  # of those of one score
@@ -117,7 +119,8 @@ class MultiLabelCounts:
         }
         if self.has_teacher:
             theirs = self.teacher_logits
-            found["agreement"] = float((named == (theirs.sigmoid() >= THRESHOLD)).all(dim=1).double().mean())
+            alike = (named == (theirs.sigmoid() >= THRESHOLD)) & ~(logits.isnan() | theirs.isnan())
+            found["agreement"] = float(alike.all(dim=1).double().mean())
             found["kl"] = _mean_over_images(binary_kl_divergence(theirs, logits))
         return found
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
+from kdcore.evaluation import Evaluation
 from kdcore.metrics import FIELDS, Counts
 
 
@@ -86,6 +87,20 @@ def test_a_network_agrees_with_itself_where_its_logits_tie():
     counts.add(tied, torch.arange(4), tied.clone())
     assert counts.result()["agreement"] == 1.0
     assert counts.result()["kl"] == 0.0
+
+
+def test_answers_that_are_not_finite_are_wrong_and_agree_with_none():
+    """NaN was ranked before all others: two networks of NaNs agreed, and were right about the first class."""
+    logits = torch.tensor([[1.0, 0.0, 0.0]]).repeat(5, 1)
+    logits[1:, 0] = torch.tensor([math.nan, math.inf, -math.inf, -math.inf])
+    logits[1, 1] = logits[3, 1:] = -math.inf  # the fourth has no class at all, the fifth two
+    evaluation = Evaluation(3)
+    evaluation.add(logits, torch.tensor([0, 0, 0, 0, 1])[:, None], logits.clone())
+    result = evaluation.metrics()
+    assert [result[name] for name in ("top1", "top5", "agreement", "agreement_top5")] == [0.4] * 4
+    assert math.isnan(result["nll"])
+    assert result["ece"] < 1
+    assert evaluation.confusion_matrix().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_counts_stay_exact_where_float32_would_not():

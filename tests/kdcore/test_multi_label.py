@@ -49,6 +49,18 @@ def test_average_precision_is_scikit_learns(seed):
     assert average_precision(torch.arange(8.0), torch.arange(8) > 4) == 1.0
 
 
+def test_scores_that_are_nan_are_wrong():
+    """They were sorted before all others, each a threshold of its own: right where an image of the class came first."""
+    shows = torch.tensor([True, False, False, False])
+    nan = torch.full((4,), math.nan)
+    assert average_precision(nan, shows) == 1 / 4
+    assert average_precision(torch.tensor([2.0, 1.0, math.nan, 0.0]), shows) == 1 / 2
+    counts, logits = MultiLabelCounts(2), torch.zeros(3, 2)
+    logits[0, 1] = math.nan
+    counts.add(logits, torch.zeros(3, 2), logits.clone())
+    assert counts.result()["agreement"] == pytest.approx(2 / 3)
+
+
 def test_metrics_equal_a_plain_restatement():
     logits, labels, teacher = data()
     counts = MultiLabelCounts(7)
