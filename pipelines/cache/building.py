@@ -40,9 +40,7 @@ class Building:
         self._claim()
         self._remove_unfinished()
         self.note = self._constants_note()
-        self.shards: dict[Unit, Shard] = {}
-        if self.note is not None:
-            self.shards = {shard.unit: shard for shard in finished_shards(directory, plan.units(), self.key)}
+        self.shards = self._finished_shards()
 
     def _claim(self) -> None:
         """Write the plan into the folder, or compare it with the one that is there."""
@@ -85,11 +83,21 @@ class Building:
             return None
         return note if whole else None
 
+    def _finished_shards(self) -> dict[Unit, Shard]:
+        """Return the shards that are there; none without constants, which say what they mean."""
+        if self.note is None:
+            return {}
+        return {shard.unit: shard for shard in finished_shards(self.directory, self.plan.units(), self.key)}
+
     def write_constants(self, tensors: Mapping[str, Tensor], error: dict[str, float]) -> None:
-        """Write what is stored once; shards come after it, since their meaning may depend on it."""
+        """Write what is stored once; shards come after it, since their meaning may depend on it.
+
+        Those of constants that were lost or damaged count again where the new ones are the same.
+        """
         write_whole(self.directory / CONSTANTS, safetensors.torch.save(dict(tensors)))
         self.note = ConstantsNote(key=self.plan.key(""), sha256=checksum(self.directory / CONSTANTS), error=error)
         write_whole(self.directory / _CONSTANTS_NOTE, self.note.model_dump_json(indent=1).encode())
+        self.shards = self._finished_shards()
 
     def constants(self) -> dict[str, Tensor]:
         return safetensors.torch.load_file(self.directory / CONSTANTS)

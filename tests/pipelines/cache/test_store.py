@@ -170,6 +170,22 @@ def test_other_constants_make_other_shards(tmp_path):
     assert len(Building(tmp_path, plan()).missing()) == 6
 
 
+@pytest.mark.parametrize("content", [None, b"", b"x" * 100])
+def test_constants_that_are_lost_cost_no_shards(content, tmp_path):
+    """They come out the same when they are made again."""
+    build(tmp_path)
+    whole, path = contents(tmp_path), tmp_path / "constants.safetensors"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    again = Building(tmp_path, plan())
+    assert again.note is None
+    again.write_constants({"classifier.weight": torch.ones(2, 2)}, {})
+    assert again.missing() == []
+    again.finish()
+    assert contents(tmp_path) == whole
+
+
 def test_a_shard_on_another_nodes_disk_is_noticed(tmp_path):
     """The manifest is not written for files that the driver does not see."""
     building = build(tmp_path, stop_after=5)
