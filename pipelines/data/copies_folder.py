@@ -18,6 +18,7 @@ from pathlib import Path
 IN_USE, PRESENT, SIZE = "in-use", "present", "size"  # the files that tell a copy; what they hold: `copies`
 SIZES = struct.Struct("<qq")  # of the last: (bytes that may be kept, bytes that are)
 _NAME = re.compile(r"[0-9a-f]{32}")
+_REMOVED = ".removed"  # behind the name of a copy that is being removed
 
 
 def make_room(folder: Path, ours: Path, total_bytes: int, limit: int | None) -> int:
@@ -25,6 +26,9 @@ def make_room(folder: Path, ours: Path, total_bytes: int, limit: int | None) -> 
 
     Itself as well, where it keeps more than it may. limit: bytes of all copies; None: half of what is free.
     """
+    for path in folder.glob(f"*{_REMOVED}"):  # by a process that was killed at it
+        if _NAME.fullmatch(path.name.removesuffix(_REMOVED)) and not path.is_symlink():
+            shutil.rmtree(path)
     sizes = {path: _sizes_of(path) for path in folder.iterdir() if _is_copy(path)}
     if limit is None:
         limit = (shutil.disk_usage(folder).free + sum(kept for _, kept in sizes.values())) // 2
@@ -77,11 +81,14 @@ def _sizes_of(copy: Path) -> tuple[int, int]:
 
 
 def _remove_unused(copy: Path) -> bool:
-    """Remove a copy, unless a process uses it; return whether it is gone."""
+    """Remove a copy, unless a process uses it; return whether it is gone.
+
+    Under another name, since what a process that is killed leaves of it is no copy any more.
+    """
     try:
         descriptor = hold(copy / IN_USE, fcntl.LOCK_EX | fcntl.LOCK_NB, flags=0)
     except BlockingIOError:
         return False
-    shutil.rmtree(copy)
+    shutil.rmtree(copy.rename(copy.with_name(copy.name + _REMOVED)))
     os.close(descriptor)
     return True

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -31,14 +33,17 @@ from pipelines.data.source import Source, open_table
 from pipelines.data.source_table import digest_rows
 from pipelines.data.tars import list_tars
 from pipelines.data.traces import Traces, containers_of, look_again, take_traces
-from pipelines.files import write_json, write_whole
+from pipelines.files import remove_unfinished, write_json, write_whole
 from pipelines.leases import leased
 from pipelines.places import Place
+
+logger = logging.getLogger("stillhouse")
 
 # Of how a split is listed, and of which images are accepted: what is of an earlier version is made again. 1 held images
 # that the loaders do not decode alike; 2 and 3 some more of these, lines of pixels, and guessed labels; 4 had samples
 # of one path in the order of their storage, and one index for two folders whose files agree in name, size and time.
 _VERSION = 5
+_INDEX_NAME = re.compile(r"index-[0-9a-f]{32}\.arrow")
 
 
 class _Latest(BaseModel):
@@ -89,12 +94,22 @@ def build_index(
         return _open(place, latest, Path(cache_dir), copies)
     progress_bar = IndexProgress(progress, place.root)
     with leased(Path(cache_dir), "index", name="index", wait=True):
+        remove_unfinished(Path(cache_dir), _INDEX_NAME.fullmatch)
         # By a process that was at it until now:
         made = None if relist else _read_latest(place, split, cache_dir, acceptance)
         if made == latest or made is None or not _is_good(made, place, kind, containers, acceptance, Path(cache_dir)):
             made = _make(place, split, kind, containers, Path(cache_dir), progress_bar, acceptance)
             write_json(_pointer(place, split, cache_dir, acceptance), made.model_dump(mode="json"))
+            _say_what_is_left(latest, made, place.name_of(split), Path(cache_dir))
     return _open(place, made, Path(cache_dir), copies)
+
+
+def _say_what_is_left(latest: _Latest | None, made: _Latest, name: str, cache_dir: Path) -> None:
+    """Say where the images of a split are that has changed: a run that reads them there may still be at work."""
+    if latest is None or latest.stored_in in (None, made.stored_in):
+        return
+    if (left := cache_dir / str(latest.stored_in)).is_dir():
+        logger.info("%s holds the images of %s as they were before; remove it once no run reads them", left, name)
 
 
 def open_index(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ INDEX = "index.arrow"
 VERSION = 2  # 1 held images that the loaders do not decode alike
 SHARD_BYTES = 256 * 2**20
 _FILES = b"shards"  # of the index's metadata
+_FILE_OF_SHARD = re.compile(r"shard-\d+(\.facts)?\.arrow")
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,11 @@ def verify_shards(place: Place, table: pa.Table) -> None:
                 digest.update(part)
         if digest.hexdigest() != expected:
             raise Refused(f"{place.name_of(name)} has changed since it was packed; remove it and pack again")
+
+
+def is_file_of_pack(name: str) -> bool:
+    """Return whether a file of this name, within the folder of its split, is a shard, its facts or the index."""
+    return name == INDEX or _FILE_OF_SHARD.fullmatch(name) is not None
 
 
 def shard_name(number: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,13 @@ from pipelines.data.pack import (
     Packing,
     Sample,
     finished_facts,
+    is_file_of_pack,
     remove_other_index,
     write_index,
     write_shard,
 )
 from pipelines.data.source import Source
+from pipelines.files import make_folder, remove_unfinished
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.order import permutation
@@ -51,8 +54,11 @@ def build_pack(
     """Write the shards that are not there yet, then the index; return the index's table.
 
     report: called with the number of images of every shard that is done. write_shards: does the writing; by default
-    threads of this process. The index of another packing that is there is removed first.
+    threads of this process. The index of another packing that is there is removed first, and what a process that was
+    killed has left half-written; for one process at a time, therefore.
     """
+    if place.is_local:
+        remove_unfinished(make_folder(Path(place.path) / folder, "the pack"), is_file_of_pack)
     remove_other_index(place, folder, packing)
     facts = finished_facts(place, folder, packing)
     for done in facts.values():

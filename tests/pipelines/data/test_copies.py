@@ -109,6 +109,23 @@ def test_only_copies_make_room(tmp_path: Path) -> None:
     assert len(list((tmp_path / "lost+found").iterdir())) == 1
 
 
+def test_a_removal_that_is_killed_is_ended_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is killed: what is left of a copy may lack the files that tell one."""
+    unused = LocalCopy(CopyPolicy(str(tmp_path)), "unused", [1000], 10).folder
+
+    def killed(folder: Path) -> None:
+        (folder / "present").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as short:
+        short.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            LocalCopy(CopyPolicy(str(tmp_path), 1000), "key", [1000], 10)
+    copy = LocalCopy(CopyPolicy(str(tmp_path), 1000), "key", [1000], 10)
+    assert not unused.exists()
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [copy.folder]
+
+
 def test_what_is_not_written_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor makes room: images that are kept stay while the disk is full."""
     monkeypatch.setattr(copies, "PIECE_BYTES", 100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,34 @@ def test_what_a_killed_decompression_left_is_removed(folder: Path) -> None:
     build(root)
     assert tar.is_file()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("container", ["folder", "parquet"])
+def test_what_a_killed_build_left_is_removed(container: str, folder: Path) -> None:
+    """Of shards and of indexes; what is somebody's stays."""
+    root, unfinished = contained(container, folder), "0" * 32 + ".tmp"
+    build(root)
+    index = folder.parent / "index"
+    left = [index / f"index-{'a' * 32}.arrow.{unfinished}"]
+    for pack in index.glob("pack-*/train"):
+        left += [pack / f"{name}.{unfinished}" for name in ("shard-00000.arrow", "shard-00000.facts.arrow")]
+    others = [path.with_name(f"thesis.{unfinished}") for path in left]
+    for path in (*left, *others):
+        path.touch()
+    build_index(root, "train", index, progress=False, relist=True)
+    assert [path for path in (*left, *others) if path.exists()] == others
+
+
+def test_a_pack_that_a_changed_parquet_leaves_is_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And stays, since a run may read it."""
+    root = contained("parquet", folder)
+    first = build(root)
+    for path in (root / "data").iterdir():
+        os.utime(path, (1, 1))
+    with caplog.at_level(logging.INFO):
+        assert build(root).fingerprint == first.fingerprint
+    assert f"{first.stored_in} holds the images of {root}/train as they were before; remove it once no" in caplog.text
+    first.read(np.arange(NUM))
 
 
 def test_an_arrow_file_of_something_else_is_no_pack(folder: Path, tmp_path: Path) -> None:
