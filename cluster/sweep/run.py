@@ -12,7 +12,7 @@ its last save, seconds before the kill: what was decided in between would be dec
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,17 @@ def trials_so_far(plan: SweepPlan) -> dict[str, Trial]:
     return journal.trials
 
 
+def is_to_retry(trial: Trial, retry_failed: bool) -> bool:
+    """Return whether a trial that has ended is tried again: one that was lost and, if that was asked for, failed."""
+    return trial.end == "lost" or (retry_failed and trial.end == "failed")
+
+
+def has_nothing_to_run(plan: SweepPlan, trials: Collection[Trial], retry_failed: bool) -> bool:
+    """Return whether all trials of a sweep are among these and have ended, none of them to be tried again."""
+    over = [trial for trial in trials if trial.end is not None and not is_to_retry(trial, retry_failed)]
+    return len(over) == plan.num_trials
+
+
 def build_caches(plan: SweepPlan, watch: Watcher | None) -> None:
     """Build what the runs will read and is not there yet."""
     for config in plan.caches.missing():
@@ -165,8 +176,7 @@ def run_trials(
 
 def retry_trials(journal: SweepJournal, retry_failed: bool) -> None:
     """Have trials continued that were lost; those, too, that failed by themselves, where that was asked for."""
-    again = ("lost", "failed") if retry_failed else ("lost",)
-    for trial in [trial for trial in journal.trials.values() if trial.end in again]:
+    for trial in [trial for trial in journal.trials.values() if is_to_retry(trial, retry_failed)]:
         journal.retry(trial.name)
 
 

@@ -93,8 +93,10 @@ class SweepRecord:
             self.client.set_tag(self.run_id, f"sweep.best.{name}", label(value)[:500])
         for path in files:
             self.client.log_artifact(self.run_id, str(path))
+        known = self.client.get_run(self.run_id).data.metrics
         for name, value in metrics.items():
-            self.client.log_metric(self.run_id, name, value)
+            if known.get(name) != value:
+                self.client.log_metric(self.run_id, name, value)
         close_run(self.parent, "FINISHED")
 
     def _run_of(self, trial: Trial) -> str:

@@ -28,6 +28,7 @@ from cluster.sweep.run import (
     build_caches,
     exclusive_folder,
     has_begun,
+    has_nothing_to_run,
     require_same_sweep,
     run_trials,
     sweep_session,
@@ -35,12 +36,13 @@ from cluster.sweep.run import (
 )
 from cluster.sweep.space import LayerScores, label, shared_recipe
 from cluster.sweep.tracking import SweepRecord
+from cluster.tracking.folder import RunFolder
 from kdcore.quality.score import Quality
 from ops import catalog, layers
 from ops.cache import BuildView
 from ops.console import console, duration, say, table
 from ops.sweep.plots import plots
-from ops.sweep.report import PointResult, ranked, result_table, write_files
+from ops.sweep.report import PointResult, are_written, ranked, result_table, write_files
 from ops.sweep.view import SweepView
 from ops.train import mlflow_hint
 from pipelines.files import read_json, write_json
@@ -100,7 +102,17 @@ def retry_hint(trials: Sequence[Trial]) -> str:
 def run(
     plan: SweepPlan, concurrent: int, command: str, started: float, retry_failed: bool = False
 ) -> list[PointResult]:
-    """Build what is missing, run the trials, show and keep what came out, and return it, the best first."""
+    """Build what is missing, run the trials, show and keep what came out, and return it, the best first.
+
+    A sweep that is all there, also in MLflow, is shown as it is.
+    """
+    trials = trials_so_far(plan).values()
+    if has_nothing_to_run(plan, trials, retry_failed) and not RunFolder(plan.parent.run_dir).outbox.exists():
+        results = ranked(plan, trials)
+        if are_written(plan, results):
+            console.print(result_table(plan, results))
+            say(mlflow_hint(plan.parent))
+            return results
     record = SweepRecord(plan.parent, plan.sweep, command)
     with record.marking_interruption(), BuildView() as build_view:
         build_caches(plan, build_view)

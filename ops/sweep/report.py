@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from cluster.score_text import score_text
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, describe, label
+from kdcore.errors import Refused
 from ops.console import percent, table
 from ops.response import ScoredPoint
-from pipelines.files import write_json, write_text
+from pipelines.files import finite_or_null, read_object, write_json, write_text
 
-# What sweep.json keeps of a run's result.
+SUMMARY = "sweep.json"
+# What it keeps of a run's result.
 RESULT_FIELDS = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")
 
 
@@ -142,14 +146,27 @@ def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunCon
 
 
 def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> list[Path]:
-    """Write sweep.json, and best.yaml where there is a best; return their paths."""
+    """Write sweep.json, and best.yaml where there is a best; return their paths.
+
+    facts: of the session that has measured the results; where they are written already, those of that one stay.
+    """
     folder = plan.parent.run_dir
-    files = [folder / "sweep.json"]
-    write_json(files[0], summary(plan, results, facts))
+    files = [folder / SUMMARY]
+    if not are_written(plan, results):
+        write_json(files[0], summary(plan, results, facts))
     if best := best_recipe(plan, results):
         files.append(folder / "best.yaml")
         write_text(files[1], best[1])
     return files
+
+
+def are_written(plan: SweepPlan, results: Sequence[PointResult]) -> bool:
+    """Return whether sweep.json has these very results."""
+    ours = json.loads(json.dumps(finite_or_null(summary(plan, results, {}))))
+    with suppress(Refused):  # a file that is absent, or not whole, is written anew
+        found = read_object(plan.parent.run_dir / SUMMARY, "")
+        return found | ours == found
+    return False
 
 
 def summary(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> dict[str, Any]:
