@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-RATES = ("top1", "top5", "mAP", "f1", "agreement", "agreement_top5")
+RATES = (
+    "top1",
+    "top5",
+    "class_mean_top1",
+    "mAP",
+    "f1",
+    "agreement",
+    "agreement_top5",
+    "knn_top1",
+    "neighbour_agreement",
+)
 
 
 def is_rate(metric: str) -> bool:

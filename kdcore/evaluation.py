@@ -25,10 +25,9 @@ class Evaluation:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        self.counts = Counts(device)
+        self.counts = Counts(num_classes, device)
         self.overlap = torch.zeros((), dtype=torch.float64, device=device)
         self.calibration = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)
-        self.classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
         self.mistakes: list[Tensor] = []  # label * num_classes + prediction of every wrong answer
 
     @torch.no_grad()
@@ -49,8 +48,6 @@ class Evaluation:
         confidence = logits.softmax(dim=1).gather(1, predictions.clamp_min(0)[:, None])[:, 0]
         confidence = confidence.where(named, 0.0)
         self.calibration += binned(confidence, correct)
-        self.classes[0] += labels.bincount(minlength=self.num_classes)
-        self.classes[1] += labels[correct].bincount(minlength=self.num_classes)
         self.mistakes.append((labels * self.num_classes + predictions)[named & ~correct].cpu())
 
     def merge(self, other: Evaluation) -> None:
@@ -58,17 +55,15 @@ class Evaluation:
         self.counts.merge(other.counts)
         self.overlap += other.overlap
         self.calibration += other.calibration
-        self.classes += other.classes
         self.mistakes += other.mistakes
 
     def to(self, device: torch.device | str) -> None:
         """Move the sums."""
         self.counts.totals = self.counts.totals.to(device)
         self.overlap, self.calibration = self.overlap.to(device), self.calibration.to(device)
-        self.classes = self.classes.to(device)
 
     def metrics(self) -> dict[str, float]:
-        """{images, top1, top5, nll, ece} and, with a teacher, {agreement, agreement_top5, kl}; rates in [0,1], nats."""
+        """Return the metrics of `Counts`, {ece} and, with a teacher, {agreement_top5}; rates in [0,1]."""
         found = self.counts.result() | {"ece": expected_calibration_error(self.calibration)}
         if self.counts.has_teacher:
             found["agreement_top5"] = float(self.overlap) / found["images"]
@@ -80,7 +75,7 @@ class Evaluation:
         accuracy: the share of its images that are found (recall), None without images; precision: the share of the
         images taken for it that are its own, None where none is.
         """
-        images, correct, taken = *self.classes.tolist(), self.confusion_matrix().sum(dim=0).tolist()
+        images, correct, taken = *self.counts.by_class.long().tolist(), self.confusion_matrix().sum(dim=0).tolist()
         return [
             {"images": n, "accuracy": right / n if n else None, "precision": right / all_taken if all_taken else None}
             for n, right, all_taken in zip(images, correct, taken, strict=True)
@@ -90,7 +85,7 @@ class Evaluation:
         """Return how many images of each class (row) were taken for each class (column): [K,K] int64, on the host."""
         size = self.num_classes
         codes = torch.cat(self.mistakes) if self.mistakes else torch.zeros(0, dtype=torch.int64)
-        return codes.bincount(minlength=size * size).view(size, size) + torch.diag(self.classes[1].cpu())
+        return codes.bincount(minlength=size * size).view(size, size) + torch.diag(self.counts.by_class[1].long().cpu())
 
     def confusions(self, limit: int) -> list[tuple[int, int, int]]:
         """Return the worst pairs as (label, prediction, images), the most frequent first."""

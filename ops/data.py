@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kdcore.errors import Refused
 from ops.console import console, say, table
 from pipelines.data.broken import Acceptance, Check
+from pipelines.data.classes import check_same_classes
 from pipelines.data.convert import PackJob, run_pack_job, verify_pack
 from pipelines.data.index import build_index
 from pipelines.data.kinds import recognise
@@ -30,15 +31,20 @@ def show_source(
     root: str, splits: Sequence[str], index_dir: str, relist: bool, skip_broken: bool, check: Check, max_pixels: int
 ) -> int:
     """Index the splits of a source, or look whether their indexes are still good, and print what they hold."""
-    rows, started = [], time.perf_counter()
+    rows, labelled, started = [], {}, time.perf_counter()
     acceptance = Acceptance("skip" if skip_broken else "refuse", check, max_pixels)
     for split in splits or SPLITS:
         source = build_index(root, split, index_dir, relist=relist, acceptance=acceptance)
         kind, _ = recognise(Place.of(root, "ROOT"), split)
         rows.append(_row(split, kind.name, source))
+        if source.labelled:
+            labelled[split] = source
         for message in source.broken:
             say(f"left out: {message}")
     console.print(table(root, _COLUMNS, rows))
+    for split, source in labelled.items():
+        say(f"{split}: {_sizes(source)}")
+    _say_other_classes(list(labelled.values()))
     say(f"indexes in {index_dir}, {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -120,6 +126,25 @@ def _row(split: str, kind: str, source: Source) -> list[str]:
     size = decimal(int(source.table["num_bytes"].to_numpy().sum()))
     counts = [f"{len(source):,}", f"{len(source.classes):,}", size, f"{len(source.broken):,}"]
     return [split, kind, *counts, source.fingerprint[:16]]
+
+
+def _sizes(source: Source) -> str:
+    """Return how many images the smallest and the largest class have."""
+    counts = source.class_counts
+    few, many = int(counts.argmin()), int(counts.argmax())
+    return (
+        f"{counts[few]:,} images of the smallest class ({source.classes[few]}), {counts[many]:,} of the largest "
+        f"({source.classes[many]})"
+    )
+
+
+def _say_other_classes(sources: Sequence[Source]) -> None:
+    """Say that splits do not have the same classes, which a run on them refuses."""
+    for other in sources[1:]:
+        try:
+            check_same_classes(sources[0], other)
+        except Refused as refused:
+            say(f"no run can use these together: {refused}")
 
 
 def _on_cluster(job: PackJob) -> Shards | None:

@@ -25,6 +25,7 @@ COLUMNS = {  # {metric: its heading}; a table has those that its networks have
     "images": "images",
     "top1": "top-1",
     "top5": "top-5",
+    "class_mean_top1": "mean per-class accuracy",
     "mAP": "mAP",
     "f1": "F1",
     "nll": "nll (nats)",
@@ -80,7 +81,8 @@ def show(content: dict[str, Any]) -> None:
     judged = next(iter(content["metrics"]))
     worst = [row for row in content["classes"] if row[judged]["images"]]
     worst = sorted(worst, key=lambda row: rate_of_class(row[judged]) or 0.0)[:SHOWN]
-    console.print(table(f"the {judged}'s worst classes", ["class", *content["metrics"]], [class_row(r) for r in worst]))
+    headings = ["class", "images", *content["metrics"]]
+    console.print(table(f"the {judged}'s worst classes", headings, [class_row(row) for row in worst]))
     pairs = [
         [f"{p['label']} taken for {p['prediction']}", f"{p['images']:,}"] for p in content["confusions"].get(judged, ())
     ]
@@ -110,8 +112,9 @@ def rate_of_class(found: dict[str, Any]) -> float | None:
 
 
 def class_row(row: dict[str, Any]) -> list[str]:
-    """Return a class's row of the table of accuracies."""
-    return [row["class"], *(percent(rate_of_class(value)) for name, value in row.items() if name != "class")]
+    """Return a class's row of the table of accuracies; its images are the same to every network."""
+    found = [value for name, value in row.items() if name != "class"]
+    return [row["class"], f"{found[0]['images']:,}", *(percent(rate_of_class(one)) for one in found)]
 
 
 def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:

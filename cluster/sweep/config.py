@@ -38,8 +38,11 @@ RESERVED = {
     "data.held_out": "scores on different images cannot be compared",
     "train.select": "scores of weights chosen in different ways cannot be compared",
 }
-METRICS = ("top1", "top5", "mAP", "f1", "agreement", "nll", "kl")
-OF_KIND = {False: ("top1", "top5"), True: ("mAP", "f1")}  # metrics of images with one label, and with several
+METRICS = ("top1", "top5", "class_mean_top1", "mAP", "f1", "agreement", "nll", "kl")
+OF_KIND = {  # metrics of images with one label, and with several
+    False: ("top1", "top5", "class_mean_top1"),
+    True: ("mAP", "f1"),
+}
 LOWER_IS_BETTER = ("nll", "kl", "ece", "loss")
 
 

@@ -17,7 +17,8 @@ import torch
 from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.probing import classifier_knows_classes
-from cluster.scores import in_words
+from cluster.score_text import score_text
+from cluster.scores import in_words, says_more
 from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import Answers, complaint, write_natural_indices
 from cluster.tracking import pictures
@@ -29,7 +30,7 @@ from cluster.training.costs import run_costs
 from cluster.training.interval import Interval
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
-from cluster.training.selection import has_waited
+from cluster.training.selection import SCORES, has_waited
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import StepOutput
@@ -37,6 +38,8 @@ from kdcore.reporting import optional
 from kdcore.terms.base import unique_names
 from pipelines.files import write_whole
 from pipelines.leases import Fence
+
+TOLD = (*SCORES, "class_mean_top1")  # what a line says of a validation
 
 
 class Recorder:
@@ -228,8 +231,8 @@ class Recorder:
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         if self.log:
             self.log.log(step, metrics)
-        told = ("top1", "mAP", "agree")
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if any(one in name for one in told))
+        told = [name for name in metrics if name.rpartition("/")[2] in TOLD and says_more(name, metrics)]
+        shown = ", ".join(f"{name} {score_text(name, metrics[name])}" for name in told)
         self.reporter.say(f"step {step}: {shown}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 
@@ -241,7 +244,7 @@ class Recorder:
         images = {"held_out": "held-out training images", "val": "the validation set, whose accuracy is optimistic"}
         self.reporter.say(
             f"step {state.step} of {total}: {train.patience_epochs} epochs without a better score on "
-            f"{images[train.select]}; the run ends, and the weights of step {best} ({state.best_score:.4f}) "
+            f"{images[train.select]}; the run ends, and the weights of step {best} ({state.best_score:.2%}) "
             "are deployed"
         )
 

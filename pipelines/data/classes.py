@@ -22,16 +22,22 @@ def check_same_classes(train: Source, validation: Source) -> None:
                     f"the class {name!a} of the training split is {twin!a} in the validation split of "
                     f"{validation.root}: the same to the eye, in another form of Unicode or with spaces; rename one"
                 )
+        number = len(missing) + len(surplus)
         first, where = (missing[0], "training") if missing else (surplus[0], "validation")
         raise Refused(
-            f"the splits in {train.root} and {validation.root} differ in {len(missing) + len(surplus)} classes; "
-            f"the first, {first!r}, is in the {where} split only: add it to the other, or remove it"
+            f"{_splits(train, validation)} differ in {number} {'class' if number == 1 else 'classes'}; the first, "
+            f"{first!r}, is in the {where} split only: add it to the other, or remove it"
             + (", or name all classes in a classes.txt beside the CSVs" if train.multi_label else "")
         )
     raise Refused(
-        f"the splits in {train.root} and {validation.root} number the same {len(train.classes)} classes in two orders; "
-        "give both the same list of classes"
+        f"{_splits(train, validation)} number the same {len(train.classes)} classes in two orders; give both the "
+        "same list of classes"
     )
+
+
+def _splits(train: Source, validation: Source) -> str:
+    """Name where two splits lie, once where that is one place."""
+    return f"the splits in {' and '.join(dict.fromkeys([str(train.root), str(validation.root)]))}"
 
 
 def _as_seen(name: str) -> str:

@@ -28,13 +28,14 @@ def restated(logits, labels, teacher_logits):
         rank = int((z > z[label]).sum())
         kl = sum(p_k * math.log(p_k / q_k) for p_k, q_k in zip(p, q, strict=True))
         rows.append((rank < 1, rank < 5, -math.log(q[label]), z.argmax() == v.argmax(), kl))
-    return dict(zip(FIELDS[1:], np.mean(rows, axis=0), strict=True))
+    recalls = [np.mean([row[0] for row, one in zip(rows, labels, strict=True) if one == k]) for k in labels.unique()]
+    return dict(zip(FIELDS[1:], np.mean(rows, axis=0), strict=True)) | {"class_mean_top1": np.mean(recalls)}
 
 
 @pytest.mark.parametrize("num_classes", [2, 4, 5, 30])
 def test_metrics_equal_a_plain_restatement(num_classes):
     logits, labels, teacher_logits = data(101, num_classes)
-    counts = Counts()
+    counts = Counts(num_classes)
     for start in (0, 7, 64):
         end = {0: 7, 7: 64, 64: 101}[start]
         counts.add(logits[start:end], labels[start:end], teacher_logits[start:end])
@@ -46,7 +47,7 @@ def test_metrics_equal_a_plain_restatement(num_classes):
 
 def test_ranks_merge_by_adding_totals():
     logits, labels, teacher_logits = data(23, 7)
-    whole, ranks = Counts(), [Counts(), Counts(), Counts()]  # the last rank has no image
+    whole, ranks = Counts(7), [Counts(7) for _ in range(3)]  # the last rank has no image
     whole.add(logits, labels, teacher_logits)
     ranks[0].add(logits[:20], labels[:20], teacher_logits[:20])
     ranks[1].add(logits[20:], labels[20:], teacher_logits[20:])
@@ -58,7 +59,7 @@ def test_ranks_merge_by_adding_totals():
 
 def test_an_empty_batch_counts_nothing():
     logits, labels, teacher_logits = data(6, 4)
-    counts = Counts()
+    counts = Counts(4)
     counts.add(logits, labels, teacher_logits)
     before = counts.totals.clone()
     counts.add(logits[:0], labels[:0], teacher_logits[:0])
@@ -66,7 +67,7 @@ def test_an_empty_batch_counts_nothing():
 
 
 def test_a_literal_example():
-    counts = Counts()
+    counts = Counts(2)
     counts.add(torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]), torch.tensor([0, 1]), torch.zeros(2, 2))
     result = counts.result()
     assert result["nll"] == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
@@ -75,15 +76,23 @@ def test_a_literal_example():
 
 def test_without_a_teacher_nothing_is_said_of_one():
     logits, labels, _ = data(5, 4)
-    counts = Counts()
+    counts = Counts(4)
     counts.add(logits, labels)
-    assert counts.result().keys() == {"images", "top1", "top5", "nll"}
+    assert counts.result().keys() == {"images", "top1", "top5", "nll", "class_mean_top1"}
+
+
+def test_each_class_counts_alike():
+    """Nine images of one class, one of another, none of a third: all said to be of the first."""
+    counts = Counts(3)
+    counts.add(torch.tensor([[1.0, 0.0, 0.0]]).expand(10, 3), torch.tensor([0] * 9 + [1]))
+    assert (counts.result()["top1"], counts.result()["class_mean_top1"]) == (0.9, 0.5)
+    assert counts.by_class.tolist() == [[9, 1, 0], [9, 0, 0]]
 
 
 def test_a_network_agrees_with_itself_where_its_logits_tie():
     tied = torch.zeros(4, 50, dtype=torch.bfloat16)
     tied[:, 20:40] = 1.0
-    counts = Counts()
+    counts = Counts(50)
     counts.add(tied, torch.arange(4), tied.clone())
     assert counts.result()["agreement"] == 1.0
     assert counts.result()["kl"] == 0.0
@@ -104,7 +113,7 @@ def test_answers_that_are_not_finite_are_wrong_and_agree_with_none():
 
 
 def test_counts_stay_exact_where_float32_would_not():
-    counts = Counts()
+    counts = Counts(2)
     counts.totals[0] = counts.totals[1] = 2**24
     counts.add(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
     assert counts.result()["images"] == 2**24 + 1
@@ -113,7 +122,7 @@ def test_counts_stay_exact_where_float32_would_not():
 
 def test_low_precision_logits_are_measured_in_float32():
     logits, labels, teacher_logits = data(40, 6)
-    low, full = Counts(), Counts()
+    low, full = Counts(6), Counts(6)
     low.add(logits.bfloat16(), labels, teacher_logits.bfloat16())
     full.add(logits.bfloat16().float(), labels, teacher_logits.bfloat16().float())
     assert torch.equal(low.totals, full.totals)
@@ -121,4 +130,4 @@ def test_low_precision_logits_are_measured_in_float32():
 
 def test_no_image_is_an_error():
     with pytest.raises(Refused, match="no image was counted"):
-        Counts().result()
+        Counts(2).result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def test_show_pack_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["data", "show", str(images), *index]) == 0
     shown = capsys.readouterr().out
     assert "image folder" in shown
+    assert "train: 16 images of the smallest class (class0), 16 of the largest (class0)" in shown
     assert main(["data", "pack", str(images), "-o", pack, *index]) == 0
     assert f"data.root={pack}" in capsys.readouterr().out
     assert main(["data", "verify", pack]) == 0
@@ -26,9 +28,21 @@ def test_show_pack_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert fingerprint in again
 
 
+def test_show_of_classes_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_image_folder(tmp_path / "images")
+    for file in sorted((images / "train" / "class1").iterdir())[2:]:
+        file.unlink()
+    shutil.rmtree(images / "val" / "class2")
+    assert main(["data", "show", str(images), "--index", str(tmp_path / "index")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "train: 2 images of the smallest class (class1), 16 of the largest (class0)" in shown
+    expected = f"the splits in {images} differ in 1 class; the first, 'class2', is in the training split only"
+    assert f"no run can use these together: {expected}" in shown
+
+
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, complaint in (
-        (["show", str(tmp_path / "nowhere")], "does not exist"),
+        (["show", str(tmp_path / "nowhere")], "nowhere: no such folder"),
         (["pack", str(tmp_path), "-o", str(tmp_path / "x"), "--shard-mib", "0"], "--shard-mib 0: give at least 1"),
         (["verify", str(tmp_path)], "train/index.arrow cannot be read"),
     ):

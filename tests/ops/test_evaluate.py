@@ -23,10 +23,14 @@ def test_a_run(finished, store, capsys):
     assert main(["evaluate", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "linear CKA" in shown
+    assert "mean per-class" in shown
+    assert [cell.strip() for cell in shown.partition("class0")[2].split("│")[1:2]] == ["40"]
     found = evaluation(run)
     result = json.loads((run / "result.json").read_text())["metrics"]
     assert found["metrics"]["student"]["top1"] == pytest.approx(result["val/top1"])
     assert found["metrics"]["student"]["kl"] == pytest.approx(result["val/kl"], rel=1e-4)
+    student = found["metrics"]["student"]
+    assert student["class_mean_top1"] == pytest.approx(student["top1"])  # of classes of one size
     assert [row["class"] for row in found["classes"]] == ["class0", "class1", "class2"]
     assert {(pair["student"], pair["teacher"]) for pair in found["cka"]} >= {("layer1", "layer2")}
     for picture in ("val-reliability.png", "val-cka.png", "val-student-classes.png", "val-teacher-classes.png"):

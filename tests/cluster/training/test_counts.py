@@ -99,7 +99,7 @@ class OnOneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_evaluation_copies_nothing_to_the_device(with_teacher):
     """The counts of a batch are made where its logits are."""
-    counts = Counts("meta")
+    counts = Counts(5, "meta")
     logits, labels = torch.empty(8, 5, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
     with OnOneDevice():
         counts.add(logits, labels, logits if with_teacher else None)

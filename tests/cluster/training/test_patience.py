@@ -67,7 +67,7 @@ def test_the_run_ends_and_its_best_weights_are_deployed(waiting: Callable[..., R
     assert (result.steps, result.best_step, result.best_score) == (20, 8, 0.6)
     where = {"held_out": "held-out training images", "val": "the validation set, whose accuracy is optimistic"}[select]
     assert (
-        f"step 20 of 40: 3 epochs without a better score on {where}; the run ends, and the weights of step 8 (0.6000) "
+        f"step 20 of 40: 3 epochs without a better score on {where}; the run ends, and the weights of step 8 (60.00%) "
         "are deployed" in said
     )
     deployed, best = weights(config.run_dir), weights(config.run_dir / "step-00000008")
