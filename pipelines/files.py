@@ -6,6 +6,7 @@ Whatever is written at once is written here; journals, which grow line by line, 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -14,15 +15,16 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 from kdcore.errors import Refused
 
-SCHEMES = ("s3:", "gs:", "gcs:", "abfs:", "abfss:", "hdfs:", "viewfs:", "http:", "https:", "file:")
+# Of URIs, as the first part of a path that was one.
+_PARTS_OF_URIS = ("s3:", "gs:", "gcs:", "abfs:", "abfss:", "hdfs:", "viewfs:", "http:", "https:", "file:")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
 _UNFINISHED = re.compile(r"(.+)\.[0-9a-f]{32}\.tmp")  # the names that `write_whole` writes to
 
@@ -54,6 +56,36 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # unless it has its name, whatever ended the writer
+
+
+def claim_name(whole: Path, path: Path) -> None:
+    """Give a whole file another name, which one process alone gets: FileExistsError where somebody has it.
+
+    By a hard link, which is there at once, also on NFS, and replaces nothing. On a file system without these, the first
+    to make the file has the name, and fills it then.
+    """
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("xb") as file:
+            try:
+                file.write(whole.read_bytes())
+            except BaseException:
+                path.unlink()
+                raise
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file against threads and processes; the system gives it back when the process ends, however it ends.
+
+    BlockingIOError where another holds it and wait is false.
+    """
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def remove_unfinished(folder: Path, is_written: Callable[[str], object]) -> None:
@@ -176,7 +208,7 @@ def make_folder(path: Path, setting: str, mode: int = 0o777) -> Path:
 
     Refused, naming the setting, where that cannot be, and for what was a URI before it became a path.
     """
-    if scheme := next((part for part in path.parts if part in SCHEMES), None):
+    if scheme := next((part for part in path.parts if part in _PARTS_OF_URIS), None):
         raise Refused(f"{setting}: {path} was given as a URI ({scheme}//...); give a folder")
     try:
         path.mkdir(mode, parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from kdcore.errors import Refused, RunFailed
-from pipelines.files import make_folder, write_text
+from pipelines.files import claim_name, make_folder, write_text
 
 TOUCH_SECONDS = 4.0
 STALE_SECONDS = 30.0  # without a touch, of a holder of which it is not known whether it lives
@@ -136,13 +136,8 @@ def _take(path: Path, holder: Holder) -> bool:
     own = path.with_name(f"{path.name}.{holder.key}.tmp")
     write_text(own, json.dumps(asdict(holder), indent=1) + "\n")
     try:
-        os.link(own, path)
+        claim_name(own, path)
     except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: the first to make the file has it, and fills it then
-        with suppress(FileExistsError), path.open("xb") as file:
-            file.write(own.read_bytes())
-            return True
         return False
     finally:
         own.unlink(missing_ok=True)

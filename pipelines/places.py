@@ -15,7 +15,7 @@ from kdcore.located import is_uri
 from pipelines.files import write_whole
 
 _OF_WINDOWS = frozenset({"thumbs.db", "desktop.ini"})
-SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the commonest
+_SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the commonest, for an error
 
 
 def is_hidden(path: str) -> bool:
@@ -43,7 +43,7 @@ def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
 
 def no_place(location: str, setting: str, error: Exception) -> str:
     """Return that a setting names no place, why, and what does."""
-    return f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows ({', '.join(SCHEMES)})"
+    return f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows ({', '.join(_SCHEMES)})"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from pyarrow import fs
 
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
-from pipelines.cache.local import locked
-from pipelines.files import make_folder, own_temporary_folder, write_whole
+from pipelines.files import locked, make_folder, own_temporary_folder, write_whole
 from pipelines.places import filesystem_of
 
 

@@ -6,12 +6,12 @@ neither used nor made afterwards.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from kdcore.importing import importing
+from pipelines.files import claim_name
 
 
 def make_store(uri: str, artifacts: Path) -> None:
@@ -33,7 +33,7 @@ def make_store(uri: str, artifacts: Path) -> None:
         store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri())
         store.engine.dispose()
         with suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename, it leaves what another run has made meanwhile
+            claim_name(temporary, path)  # unlike a rename, it leaves what another run has made meanwhile
     finally:
         for left in path.parent.glob(f"{temporary.name}*"):  # with what SQLite keeps beside it
             left.unlink()

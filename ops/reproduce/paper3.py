@@ -38,9 +38,8 @@ from ops.reproduce.paper3_recipes import configure
 from ops.reproduce.paper3_results import SCORES, collect, layer_scores, published_runs
 from ops.reproduce.paper3_state import State, only_one, prepare_cifar, prepare_images
 from ops.reproduce.slices import Run, run_name, run_slice, unfinished
-from pipelines.cache.local import locked
 from pipelines.cache.manifest import MANIFEST, load_manifest
-from pipelines.files import make_folder
+from pipelines.files import locked, make_folder
 
 CIFAR = "short_schedule"  # the experiment on CIFAR-100
 REPORT_SECONDS = 60.0  # between two pages while runs finish; the end of a slice always brings one

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from kdcore.errors import Refused
 from ops.reproduce.paper3_page import BENCHMARKS
-from pipelines.cache.local import locked
-from pipelines.files import write_json, write_whole
+from pipelines.files import locked, write_json, write_whole
 
 # {folder of one of the 20 classes: its number in ImageNet-1k}.
 CLASSES = {

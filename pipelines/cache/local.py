@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from kdcore.errors import Refused, RunFailed
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
 from pipelines.cache.store import REMEDY, checksum, damage
-from pipelines.files import FULL, is_lasting, make_folder, not_written, own_temporary_folder
+from pipelines.files import FULL, is_lasting, locked, make_folder, not_written, own_temporary_folder
 from pipelines.places import Place, is_remote
 
 
@@ -149,14 +148,3 @@ def _manifest_at(place: Place) -> Manifest | None:
     except ValueError:
         return None
     return read_manifest(content, place.root)
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file; the system gives it back when the process ends, however it ends.
-
-    BlockingIOError where another process holds it and wait is false.
-    """
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield

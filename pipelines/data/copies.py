@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.copies_folder import IN_USE, PRESENT, SIZE, SIZES, hold, locked, make_room
+from pipelines.data.copies_folder import IN_USE, PRESENT, SIZE, SIZES, hold, make_room
 from pipelines.data.disk import OpenFile, OpenFiles
-from pipelines.files import FULL, make_folder, not_written, own_temporary_folder
+from pipelines.files import FULL, locked, make_folder, not_written, own_temporary_folder
 
 PIECE_BYTES = 2**30
 _FETCHING = 256  # locks, for any number of blocks

@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 IN_USE, PRESENT, SIZE = "in-use", "present", "size"  # the files that tell a copy; what they hold: `copies`
@@ -52,16 +50,6 @@ def hold(path: Path, kind: int, flags: int = os.O_CREAT) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock against threads and processes while the body runs."""
-    descriptor = hold(path, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_copy(path: Path) -> bool:

@@ -122,11 +122,11 @@ class SourcePacking:
             paths = self.source.table["path"].chunk(0).take(to_arrow(ids)).to_pylist()
             label, lists = self._labels(ids)
             names = self.source.names(ids)
-            for sample_id, path, number, numbers, content, name in zip(
+            for sample_id, path, class_number, class_numbers, content, name in zip(
                 ids.tolist(), paths, label, lists, self.source.read(ids), names, strict=True
             ):
                 self.source.check(sample_id, content)
-                yield Sample(path, number, self._stored(sample_id, content), name, tuple(numbers))
+                yield Sample(path, class_number, self._stored(sample_id, content), name, tuple(class_numbers))
 
     def _labels(self, ids: NDArray[np.int64]) -> tuple[list[int], list[list[int]]]:
         """Return (the label of each of these images, or 0; its several labels, or none)."""

@@ -27,7 +27,7 @@ from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import Encoded, black_image, decode_image
 from pipelines.data.labels import COLUMN as LABELS
 from pipelines.data.labels import TYPE as LABELS_TYPE
-from pipelines.data.labels import multi_hot
+from pipelines.data.labels import is_multi_label, multi_hot
 from pipelines.data.source_table import fingerprint, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.places import is_remote
@@ -286,5 +286,4 @@ def open_table(
     if "place_in_copy" in table.column_names:
         files = ((table["path"][0].as_py().partition("/")[0], pc.sum(table["num_bytes"]).as_py()),)
     classes = tuple(json.loads(metadata[b"classes"]))
-    several = LABELS in table.column_names
-    return Source(root, classes, table, files, stored_in, copies, on_broken, bool(classes), several)
+    return Source(root, classes, table, files, stored_in, copies, on_broken, bool(classes), is_multi_label(table))

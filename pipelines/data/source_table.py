@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.labels import COLUMN as LABELS
-from pipelines.data.labels import digest_of
+from pipelines.data.labels import digest_of, is_multi_label
 from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.data.storage import Extents, Files, Storage
 from pipelines.places import Place, is_remote
@@ -54,7 +54,7 @@ def storage_of(
 def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
     """Return the SHA-256 of what makes these images a data set: see `Source.fingerprint`."""
     start: list[Any] = [_VERSION, classes]
-    if LABELS in table.column_names:
+    if is_multi_label(table):
         start.append(digest_of(table[LABELS].chunk(0)))
     return digest_rows(json.dumps(start), table, ("label", "height", "width", "num_bytes", "crc32"))
 

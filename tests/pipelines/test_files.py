@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdcore.errors import Refused
-from pipelines.files import own_temporary_folder, remove_unfinished, write_figure, write_whole
+from pipelines.files import claim_name, own_temporary_folder, remove_unfinished, write_figure, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Refused("cut off"), KeyboardInterrupt()])
@@ -36,6 +37,26 @@ def test_what_was_killed_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / others[-1]).symlink_to(tmp_path / "shard")
     remove_unfinished(tmp_path, lambda name: name in ("shard", "linked"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_is_for_one_alone(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a file system has no hard links; nothing of one that could not be filled is left."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for name in ("ours", "theirs"):
+        (tmp_path / name).write_bytes(name.encode())
+    claim_name(tmp_path / "theirs", tmp_path / "name")
+    with pytest.raises(FileExistsError):
+        claim_name(tmp_path / "ours", tmp_path / "name")
+    assert (tmp_path / "name").read_bytes() == b"theirs"
+    with pytest.raises(FileNotFoundError):
+        claim_name(tmp_path / "absent", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_temporary_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

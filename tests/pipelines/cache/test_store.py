@@ -12,9 +12,9 @@ import torch
 from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.columns import PlainColumn
-from pipelines.cache.local import locked
 from pipelines.cache.manifest import Part, Plan, load_manifest, refuse_other_identity
 from pipelines.cache.store import Unit, map_shard, units_of, write_shard
+from pipelines.files import locked
 
 IDENTITY = {
     "teacher": {"model": "big", "weights": "a" * 64},
