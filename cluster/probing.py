@@ -20,6 +20,7 @@ from kdcore.batch import Batch
 from kdcore.layout import evaluating
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.probing import knn_logits, linear_probe_logits, neighbour_agreement, top1
+from kdcore.protocol import find_classifier
 from kdcore.quality.collect import class_balanced_sample
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.loaders.base import Loader, Request
@@ -45,13 +46,14 @@ def classifier_knows_classes(config: RunConfig) -> bool:
 
 
 class Probe:
-    """A run's networks by their features: of the student what its classifier reads, of the teacher what it answers.
+    """A run's networks by their features: what their classifiers read, and of a teacher without one what it answers.
 
+    of_any_teacher: whether also of a teacher that has a classifier, whose answers can be compared otherwise.
     The bank is the same images for every network: a class-balanced sample of the training images, cut as for
     validation; there is none where those have no labels. A teacher with a size of its own sees them in that size.
     """
 
-    def __init__(self, run: Assembly, splits: Sequence[str]) -> None:
+    def __init__(self, run: Assembly, splits: Sequence[str], of_any_teacher: bool = False) -> None:
         self.run, self.splits = run, splits
         train = run.indexes["train"]
         self.bank: NDArray[np.int64] | None = None
@@ -59,7 +61,7 @@ class Probe:
             per_class = min(BANK_PER_CLASS, int(np.bincount(train.labels, minlength=len(train.classes)).min()))
             self.bank = class_balanced_sample(train.labels, per_class, run.plan.seed) if per_class else None
         self.loaders = self.loaders_of(run)
-        self.teacher = headless_teacher(run)
+        self.teacher = probed_teacher(run, of_any_teacher)
         self.seen = self.loaders if run.for_teacher is run else self.loaders_of(run.for_teacher)
         self.theirs = {split: self.embed_by_teacher(split) for split in splits} if self.teacher else {}
 
@@ -68,37 +70,34 @@ class Probe:
         return {split: run.evaluation_loader(split) for split in ("train", *self.splits)}
 
     def embed_by_teacher(self, split: str, ids: NDArray[np.int64] | None = None) -> Tensor:
-        """Return what the teacher answers for a split's images, or for some of them: [n,D]."""
+        """Return the teacher's features of a split's images, or of some of them: [n,D]."""
         return self.embed(self.teacher_embedding, split, ids, self.seen)
 
     def teacher_embedding(self, batch: Batch) -> Tensor:
-        """Return what the teacher without a head answers: [B,D]."""
+        """Return what the teacher's classifier reads, or, without a head, what it answers: [B,D]."""
         assert self.teacher is not None, "asked only where there is one"
-        found: Tensor = self.teacher.model(self.teacher.normalised(batch.images))
+        model, images = self.teacher.model, self.teacher.normalised(batch.images)
+        found: Tensor = classifier_input(model, images) if self.teacher.has_head else model(images)
         return found
 
     def metrics(self, student: nn.Module, linear: bool = False) -> dict[str, float]:
         """Return {split/metric} of the student on every split. linear: with a probe, which takes longer."""
-        taps = FeatureTaps(student, [CLASSIFIER_INPUT])
+        found: dict[str, float] = {}
 
         def embedding(batch: Batch) -> Tensor:
-            return taps(batch.images)[1][CLASSIFIER_INPUT].flatten(1)
+            return classifier_input(student, batch.images)
 
-        found: dict[str, float] = {}
-        try:
-            with evaluating(student):
-                bank = None if self.bank is None else self.embed(embedding, "train", self.bank)
-                for split in self.splits:
-                    ours = self.embed(embedding, split)
-                    found |= {f"{split}/{name}": value for name, value in self.judge(bank, ours, split, linear).items()}
-                    if split in self.theirs:
-                        found[f"{split}/neighbour_agreement"] = neighbour_agreement(ours, self.theirs[split])
-        finally:
-            taps.remove()
+        with evaluating(student):
+            bank = None if self.bank is None else self.embed(embedding, "train", self.bank)
+            for split in self.splits:
+                ours = self.embed(embedding, split)
+                found |= {f"{split}/{name}": value for name, value in self.judge(bank, ours, split, linear).items()}
+                if split in self.theirs:
+                    found[f"{split}/neighbour_agreement"] = neighbour_agreement(ours, self.theirs[split])
         return found
 
     def teacher_metrics(self, linear: bool = False) -> dict[str, dict[str, float]]:
-        """Return {split: metrics} of a teacher without a head that answers online; nothing for another."""
+        """Return {split: metrics} of the teacher that is probed; nothing without one."""
         if self.teacher is None:
             return {}
         bank = None if self.bank is None else self.embed_by_teacher("train", self.bank)
@@ -146,10 +145,23 @@ class Probe:
         return rank.add_up(found)
 
 
-def headless_teacher(run: Assembly) -> OnlineTeacher | None:
-    """Return the run's first teacher without a head that answers online; None where there is none."""
+def classifier_input(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network's classifier reads of images: [B,D]."""
+    taps = FeatureTaps(network, [CLASSIFIER_INPUT])
+    try:
+        return taps(images)[1][CLASSIFIER_INPUT].flatten(1)
+    finally:
+        taps.remove()
+
+
+def probed_teacher(run: Assembly, of_any: bool) -> OnlineTeacher | None:
+    """Return the run's first teacher without a head that answers online; None where there is none.
+
+    of_any: or, after those, the first whose classifier's input can be read.
+    """
     online = [run.teacher] if run.teacher else list(run.ensemble.online.values()) if run.ensemble else []
-    return next((teacher for teacher in online if not teacher.has_head), None)
+    readable = [teacher for teacher in online if of_any and find_classifier(teacher.model) is not None]
+    return next((teacher for teacher in online if not teacher.has_head), next(iter(readable), None))
 
 
 def check_probing(run: Assembly) -> None:

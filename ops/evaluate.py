@@ -25,7 +25,7 @@ COLUMNS = {  # {metric: its heading}; a table has those that its networks have
     "images": "images",
     "top1": "top-1",
     "top5": "top-5",
-    "class_mean_top1": "mean per-class accuracy",
+    "class_mean_top1": "per class",
     "mAP": "mAP",
     "f1": "F1",
     "nll": "nll (nats)",

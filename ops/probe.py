@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from cluster.assembly import assemble
+from cluster.config import RunConfig
 from cluster.evaluation import load_student
 from cluster.probing import Probe
 from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
-from ops.console import console, table
+from kdcore.protocol import find_classifier
+from ops.console import console, say, table
 from ops.subjects import find_subject
 
 COLUMNS = {
@@ -26,13 +28,15 @@ COLUMNS = {
 class Knowledge:
     """What frozen features know: {split/metric} of each network, by the keys of COLUMNS.
 
-    bank: the labelled training images that neighbours are looked for among, and probes fitted to.
+    bank: the labelled training images that neighbours are looked for among, and probes fitted to; without_teacher: why
+    there is nothing of a teacher.
     """
 
     student: Mapping[str, float]
     teacher: Mapping[str, float]
     splits: Sequence[str]
     bank: int
+    without_teacher: str = ""
 
 
 def probe(run: str, overrides: Sequence[str]) -> int:
@@ -46,11 +50,13 @@ def probe(run: str, overrides: Sequence[str]) -> int:
     ]
     size = f"{found.bank:,} training images" if found.bank else "no labelled training images"
     console.print(table(f"frozen features, from {size}", ["", "images", *COLUMNS.values()], rows))
+    if found.without_teacher:
+        say(f"without the teacher: {found.without_teacher}")
     return 0
 
 
 def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
-    """Return what the features of a finished run's student, and of its headless teacher that answers online, know."""
+    """Return what the features of a finished run's student, and of its teacher where it answers online, know."""
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
@@ -60,12 +66,28 @@ def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
     if parts.config.data.multi_label:
         parts.indexes["train"].require_one_label("a probe by nearest neighbours")
     splits = [split for split in ("val", "held_out") if split in parts.indexes]
-    judged = Probe(parts, splits)
-    student = judged.metrics(load_student(parts, subject.weights), linear=True)
+    network = load_student(parts, subject.weights)
+    if find_classifier(network) is None:
+        raise Refused(
+            f"the student {subject.config.student.model} has no one linear classifier, whose input is what a probe "
+            f"reads; `python -m ops evaluate {run}` judges its answers"
+        )
+    judged = Probe(parts, splits, of_any_teacher=True)
+    student = judged.metrics(network, linear=True)
     teacher = judged.teacher_metrics(linear=True)
     return Knowledge(
         student,
         {f"{split}/{key}": value for split, values in teacher.items() for key, value in values.items()},
         splits,
         0 if judged.bank is None else len(judged.bank),
+        "" if judged.teacher else _why_no_teacher(subject.config),
     )
+
+
+def _why_no_teacher(config: RunConfig) -> str:
+    """Return why no teacher's features are known; nothing where the recipe has none."""
+    if not config.all_teachers:
+        return ""
+    if all(teacher.cached for teacher in config.all_teachers):
+        return "it is read from a cache, and its features are not; add teacher.source=online"
+    return "it has no one linear classifier, whose input is what a probe reads"

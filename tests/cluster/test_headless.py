@@ -157,6 +157,16 @@ def test_features_are_judged(recipes):
     assert probe.metrics(student)["val/neighbour_agreement"] == 1.0
 
 
+def test_a_teacher_with_a_classifier_is_judged_by_what_that_reads(recipes):
+    """Where it is asked for: beside a run, which can compare answers, it is not."""
+    run = assemble(recipes(teacher={"model": "cifar_resnet8", "random": True}), Rank(0, 1, CPU))
+    assert Probe(run, ["val"]).teacher is None
+    probe = Probe(run, ["val"], of_any_teacher=True)
+    assert probe.metrics(run.teacher.model)["val/neighbour_agreement"] == 1.0
+    assert probe.metrics(run.student).keys() == {"val/knn_top1", "val/neighbour_agreement"}
+    assert probe.teacher_metrics().keys() == {"val"}
+
+
 def test_a_teacher_is_judged_in_its_own_size(recipes):
     """Its features are those of the images as it sees them, not of the student's."""
     teacher = {"model": "cifar_resnet8", "random": True, "head": "none", "image_size": 32}

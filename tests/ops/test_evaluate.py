@@ -23,7 +23,7 @@ def test_a_run(finished, store, capsys):
     assert main(["evaluate", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "linear CKA" in shown
-    assert "mean per-class" in shown
+    assert "per class" in shown
     assert [cell.strip() for cell in shown.partition("class0")[2].split("│")[1:2]] == ["40"]
     found = evaluation(run)
     result = json.loads((run / "result.json").read_text())["metrics"]
