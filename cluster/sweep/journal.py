@@ -76,13 +76,17 @@ class SweepJournal:
         """Call a listener with every event from now on."""
         self.listeners.append(listener)
 
+    def read(self) -> None:
+        """Read the past, event by event, and leave the file alone: another process may be adding to it."""
+        for event in read_journal(self.path):
+            self._happened(event)
+
     def open(self) -> None:
-        """Read the past, event by event; from now on events can be added."""
+        """Read the past, and remove a line that was cut off; from now on events can be added."""
         make_folder(self.path.parent, "output_dir")
         if self.path.exists():
             cut_journal(self.path)
-        for event in read_journal(self.path):
-            self._happened(event)
+        self.read()
         self.file = self.path.open("a")
 
     def begin(self, name: str, number: int, point: Point, seed: int) -> Trial:

@@ -116,8 +116,7 @@ def sweep_identity(sweep: SweepConfig) -> dict[str, Any]:
 def trials_so_far(plan: SweepPlan) -> dict[str, Trial]:
     """Read the trials of a sweep so far, by name; none of a new one."""
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
-    if journal.path.exists():
-        journal.open()
+    journal.read()
     return journal.trials
 
 
