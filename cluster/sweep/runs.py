@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.recipe import assign, parse
 from cluster.sweep.trial import Journal
+from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.run import close_run, open_run
 from cluster.training.check import check_run
@@ -80,6 +81,7 @@ def open_payload(payload: Mapping[str, Any], credentials: Mapping[str, str], fen
     """
     config = config_of(payload, credentials)
     if continued(config) is not None:
+        deliver_rest(config)
         return None
     folder = RunFolder.of(config)
     folder.error.unlink(missing_ok=True)
@@ -93,8 +95,7 @@ def finish_payload(
 ) -> None:
     """Write the result of the payload's run. final: what rank 0 returned; wall_seconds: of the whole run."""
     config = config_of(payload, credentials)
-    RunFolder.of(config).write_result(asdict(RunResult.of(config, final, wall_seconds)))
-    close_run(config, "FINISHED")
+    close_run(config, "FINISHED", asdict(RunResult.of(config, final, wall_seconds)))
 
 
 def fail_payload(payload: Mapping[str, Any], credentials: Mapping[str, str], error: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from cluster.config import RunConfig
@@ -11,6 +12,9 @@ from cluster.tracking.folder import RunFolder, folders_with_outbox
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Tracker, known_trackers, trackers_of
+from kdcore.errors import Refused, RunFailed
+
+logger = logging.getLogger("stillhouse")
 
 
 def deliver(config: RunConfig) -> None:
@@ -38,6 +42,23 @@ def mark_end(folder: RunFolder, trackers: list[Tracker]) -> None:
         folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
 
 
+def deliver_or_refuse(config: RunConfig) -> None:
+    """Deliver what a run has kept back. Refused where a store does not answer, or refuses; it stays there."""
+    folder = RunFolder.of(config)
+    remedy = f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to leave it at that"
+    with mlflow_errors_as_refusals(tracking_uri(config), remedy):
+        deliver(config)
+
+
+def deliver_rest(config: RunConfig) -> None:
+    """Deliver what a finished run has kept back, if it has, its end included; what hinders that is said."""
+    if RunFolder.of(config).outbox.exists():
+        try:
+            deliver_or_refuse(config)
+        except (Refused, RunFailed) as error:
+            logger.warning("%s", error)
+
+
 def recipe_to_deliver(folder: RunFolder) -> RunConfig:
     """Return the recipe of a run as far as delivering takes it: without its plug-ins, and so without its terms.
 
@@ -62,11 +83,7 @@ def deliver_all(output_dir: Path) -> list[str]:
         config = recipe_to_deliver(folder)
         if set(config.tracking.also) - known_trackers().keys():
             continue  # a plug-in's tracker: continuing the run delivers to it
-        remedy = (
-            f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to leave it at that"
-        )
-        with mlflow_errors_as_refusals(tracking_uri(config), remedy):
-            deliver(config)
+        deliver_or_refuse(config)
         if not folder.outbox.exists():
             delivered.append(folder.path.name)
     return delivered

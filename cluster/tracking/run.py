@@ -43,8 +43,7 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
     """
     folder = RunFolder.of(config)
     make_folder(folder.path, "output_dir")
-    if not folder.outbox.exists():
-        write_text(folder.outbox, "")
+    write_text(folder.outbox, "")  # an end that was kept back is none any more
     # A fresh SQLite store does not survive several first visitors.
     with leased(folder.path.parent, "open a run in MLflow", name="mlflow", wait=True):
         for tracker in trackers_of(config):
@@ -63,11 +62,17 @@ def is_opened_first(config: RunConfig) -> bool:
     return bool(config.tracking.also) or is_known or tracking_uri(config) != own_store(config)
 
 
-def close_run(config: RunConfig, status: Status) -> None:
-    """Mark the run's end in its trackers, and deliver what its log could not; or leave both for later."""
+def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | None = None) -> None:
+    """Mark the run's end in its trackers, and deliver what its log could not; or leave both for later.
+
+    result: of a run that is finished, written into its folder after its status: cut off in between, the run goes on;
+    cut off later, its end is there to be delivered.
+    """
     folder, trackers = RunFolder.of(config), trackers_of(config)
     is_complete = not folder.outbox.exists()
     write_text(folder.outbox, status)
+    if result is not None:
+        folder.write_result(result)
     try:
         if is_complete:
             mark_end(folder, trackers)

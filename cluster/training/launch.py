@@ -25,6 +25,7 @@ from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
 from cluster.resources import ray_session, use_worker_threads, worker_resources
+from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import nan_for_null
 from cluster.tracking.run import close_run, is_opened_first, open_run
@@ -109,16 +110,17 @@ def launch(
     """
     started = time.perf_counter()
     folder = RunFolder.of(config)
-    if (finished := continued(config)) is not None:
+    if (finished := continued(config)) is None:
+        check_this_process(config)
+    elif not folder.outbox.exists():
         return finished
-    check_this_process(config)
     make_folder(Path(config.output_dir), "output_dir")
     with leased(folder.path, "train") as fence:
         if (finished := continued(config)) is not None:  # by the process that had the folder until now
+            deliver_rest(config)
             return finished
         result = run_to_end(config, folder, fence, watch, command, tags, data or check_run(config), started)
-        folder.write_result(asdict(result))
-        close_run(config, "FINISHED")
+        close_run(config, "FINISHED", asdict(result))
     return result
 
 

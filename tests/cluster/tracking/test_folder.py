@@ -183,7 +183,7 @@ def test_a_run_goes_on_where_only_the_machine_changed(image_folder, tmp_path):
     moved = shutil.copytree(image_folder, tmp_path / "moved")
     folder.refuse_another(parse(small_recipe(moved, tmp_path / "out", **changes)))
     next((moved / "train" / "class0").iterdir()).unlink()
-    with pytest.raises(Refused, match=r"holds a run on the images in .*others; give data.root="):
+    with pytest.raises(Refused, match=r"holds a run on the images in .*different; give data.root="):
         folder.refuse_another(parse(small_recipe(moved, tmp_path / "out")))
     with pytest.raises(Refused, match="another recipe"):
         folder.refuse_another(parse(small_recipe(image_folder, tmp_path / "out", data__crop_pct=0.9)))

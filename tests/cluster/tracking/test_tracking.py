@@ -26,20 +26,6 @@ from pipelines.files import write_json
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> str:
-    """One store for all: making one takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    client.create_experiment("stillhouse", artifact_location=(folder / "artifacts").as_uri())
-    return client.tracking_uri
-
-
-@pytest.fixture
-def config(recipe, store):
-    return parse(recipe(tracking__uri=store))
-
-
 @pytest.fixture
 def away(monkeypatch):
     """A switch: while `away.on`, every request to MLflow fails as it does without a network."""

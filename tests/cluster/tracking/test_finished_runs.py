@@ -1,0 +1,66 @@
+"""A run's end in its trackers, whatever cut it off between its result and that."""
+
+from typing import Any
+
+import mlflow
+import pytest
+
+from cluster.sweep.runs import open_payload
+from cluster.tracking import delivery
+from cluster.tracking import run as tracking
+from cluster.tracking.delivery import deliver_all, deliver_rest
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.run import RunLog, close_run, open_run
+from cluster.training.launch import launch
+from pipelines.files import write_text
+
+FINISHING = {
+    "the same command": lambda config: launch(config),
+    "the sweep of its trial": lambda config: open_payload({"config": config.model_dump(mode="json")}, {}, {}),
+    "deliver": lambda config: deliver_all(config.run_dir.parent),
+}
+
+
+@pytest.mark.parametrize("by", FINISHING)
+def test_cut_off_between_its_result_and_its_end(by, config, monkeypatch):
+    """Killed once the folder says that the run is finished: MLflow hears of it, and has its student, all the same."""
+    RunFolder.of(config).claim(config)
+    open_run(config, "")
+    RunLog(config, first_step=0).close()
+    RunFolder.of(config).weights.touch()
+    result = {"name": "run", "run_dir": "", "mlflow_run_id": RunFolder.of(config).read_run_id(), "metrics": {}}
+    result |= {"steps": 1, "train_seconds": 1.0, "images_per_second": 1.0, "wall_seconds": 1.0}
+
+    def be_killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "mark_end", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            close_run(config, "FINISHED", result)
+    assert RunFolder.of(config).state() == "finished"
+    FINISHING[by](config)
+    run = mlflow.MlflowClient(tracking_uri(config)).get_run(result["mlflow_run_id"])
+    assert (run.info.status, "student.model" in run.data.tags) == ("FINISHED", True)
+    assert not RunFolder.of(config).outbox.exists()
+
+
+def test_a_finished_run_has_its_result_whatever_its_store_says(config, monkeypatch, caplog):
+    """What was kept back for a store that is damaged, or gone, is kept on."""
+
+    def fail(*_: Any) -> None:
+        raise ConnectionError("no route")
+
+    write_text(RunFolder.of(config).outbox, "FINISHED")
+    monkeypatch.setattr(delivery, "deliver", fail)
+    deliver_rest(config)
+    assert "does not answer (no route); the metrics of" in caplog.text
+    assert RunFolder.of(config).outbox.exists()
+
+
+def test_a_run_that_goes_on_has_no_end(config):
+    """One that was kept back, as the server was away, would else be delivered while it trains."""
+    write_text(RunFolder.of(config).outbox, "KILLED")
+    open_run(config, "")
+    assert RunFolder.of(config).ended_as() == ""
