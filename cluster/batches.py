@@ -93,11 +93,12 @@ class Batches:
         """Refuse a last batch, where it is kept, that is too small for its micro-batches."""
         if not self.keeps_last or self.shares_last:
             return
-        near = f"; train.batch_size={better} does" if (better := self.nearest_that_shares()) else ""
+        better, number = self.nearest_that_shares(), self.num_micro_batches
+        near = f"train.batch_size={better} does, or take" if better else "take"
+        each = f"each of the step's {number} micro-batches" if number > 1 else "the step's one micro-batch"
         raise Refused(
             f"train.last_batch=keep: the last batch of an epoch would have {self.num_left} of {self.num_images:,} "
-            f"images, which does not give {LEAST} to each of the step's {self.num_micro_batches} micro-batches{near}, "
-            "or take train.last_batch=drop"
+            f"images, which does not give {LEAST} to {each}; {near} train.last_batch=drop"
         )
 
     def nearest_that_shares(self) -> int | None:

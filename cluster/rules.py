@@ -233,9 +233,9 @@ def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
                 "or set train.micro_batch"
             )
         micro_batch = train.batch_size // num_workers
-    if train.batch_size // micro_batch < num_workers:
+    if (number := train.batch_size // micro_batch) < num_workers:
         raise Refused(
-            f"train.batch_size {train.batch_size} is {train.batch_size // micro_batch} micro-batches of {micro_batch}, "
+            f"train.batch_size={train.batch_size} is {number} micro-batch{'es' * (number > 1)} of {micro_batch}, "
             f"fewer than scaling.num_workers {num_workers}; take a smaller train.micro_batch or fewer workers"
         )
     if mixes and micro_batch % 2:

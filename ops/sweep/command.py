@@ -163,10 +163,11 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
     """Return the rows of the plan. concurrent: runs at a time; asked: as many as were wanted."""
     sweep, done = plan.sweep, trials_so_far(plan)
     num_points = plan.num_trials // len(sweep.seeds)
+    seeds = f"{len(sweep.seeds)} seed{'s' if len(sweep.seeds) > 1 else ''}"
     ended = sum(trial.end not in (None, "lost") for trial in done.values())
     rows = [[name, axis_text(axis)] for name, axis in plan.space.axes.items()]
     rows += [
-        ["runs", f"{num_points} points ({sweep.search}) x {len(sweep.seeds)} seeds = {plan.num_trials}"],
+        ["runs", f"{num_points} points ({sweep.search}) x {seeds} = {plan.num_trials}"],
         [
             "at a time",
             f"{concurrent}" + (f" (the cluster has no room for {asked})" if asked and asked > concurrent else ""),

@@ -51,6 +51,12 @@ def test_a_last_batch_too_small_is_refused_with_one_that_is_not(num_images: int,
     Batches(num_images, batch_size, workers).check()
 
 
+def test_where_no_size_of_batch_fits() -> None:
+    expected = r"1 of 3 images, which does not give 2 to the step's one micro-batch; take train.last_batch=drop$"
+    with pytest.raises(Refused, match=expected):
+        Batches(3, 2, 1, keeps_last=True, in_pairs=True).check()
+
+
 def test_it_is_refused_before_anything_starts(recipe) -> None:
     changes = {"train__batch_size": 15, "train__micro_batch": 5, "train__last_batch": "keep"}
     with pytest.raises(Refused, match=r"3 of 48 images, which does not give 2 to each of the step's 3 micro-batches"):
