@@ -67,7 +67,14 @@ def aligned_maps(student_features: Tensor, teacher_features: Tensor) -> tuple[Te
             f"tokens [B,N,D] of different number, {student_features.shape[1]} and {teacher_features.shape[1]}; choose "
             "networks of one patch grid and one number of class tokens"
         )
-    return pool_larger(as_map(student_features), as_map(teacher_features))
+    try:
+        return pool_larger(as_map(student_features), as_map(teacher_features))
+    except Refused as error:
+        kinds = {3: "tokens [B,N,D]", 4: "a map [B,C,H,W]"}
+        student, teacher = kinds[student_features.ndim], kinds[teacher_features.ndim]  # a vector is never refused
+        if student == teacher:
+            raise
+        raise Refused(f"the student's tap is {student}, the teacher's {teacher}; choose taps of one kind") from error
 
 
 def num_channels(shape: torch.Size) -> int:

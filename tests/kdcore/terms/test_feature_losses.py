@@ -247,6 +247,10 @@ def test_maps_across_each_other_are_refused():
 def test_tokens_of_different_number_are_refused_and_equal_ones_kept():
     with pytest.raises(Refused, match="10 and 17"):
         aligned_maps(normal(1, 2, 10, 3), normal(2, 2, 17, 3))
+    with pytest.raises(
+        Refused, match=r"the student's tap is a map \[B,C,H,W\], the teacher's tokens \[B,N,D\]; choose"
+    ):
+        aligned_maps(normal(1, 2, 3, 4, 4), normal(2, 2, 17, 3))
     maps = aligned_maps(normal(1, 2, 10, 3), normal(2, 2, 10, 4))
     assert [list(m.shape) for m in maps] == [[2, 3, 10, 1], [2, 4, 10, 1]]
 
