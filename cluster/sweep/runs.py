@@ -15,7 +15,7 @@ from cluster.batches import Batches
 from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.recipe import assign, parse
-from cluster.sweep.trial import Journal
+from cluster.sweep.trial import RunValidations
 from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder, flat_fields
 from cluster.tracking.run import close_run, open_run
@@ -40,17 +40,17 @@ def payload_of(name: str, config: RunConfig, command: str, tags: Mapping[str, st
         "command": command,
         "tags": dict(tags),
         "run_dir": str(config.run_dir),
-        "journal": asdict(journal_of(config)),
+        "validations": asdict(validations_of(config)),
         "resources": None if scaling.num_workers else in_one_process,
     }
 
 
-def journal_of(config: RunConfig) -> Journal:
+def validations_of(config: RunConfig) -> RunValidations:
     """Return where a run's validations will be found."""
     train = config.train
     num_images = len(open_data(config, reuse_index=True)["train"])
     steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
-    return Journal(
+    return RunValidations(
         path=str(RunFolder.of(config).metrics),
         steps_per_epoch=steps_per_epoch,
         last_step=int(min(steps_per_epoch * train.epochs, train.max_steps or math.inf)),

@@ -34,7 +34,7 @@ POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Journal:
+class RunValidations:
     """Where a run's validations are found, and which of them is its last.
 
     path: of its metrics; last_step: the last one that it takes, unless its patience ends before.
@@ -56,7 +56,7 @@ def train_trial(payload: dict[str, Any], manager: Any, credentials: Mapping[str,
     """
     payload = copy.deepcopy(payload)  # Tune writes its own with every report
     try:
-        with reporting_validations(Journal(**payload["journal"]), tune.report):
+        with reporting_validations(RunValidations(**payload["validations"]), tune.report):
             if payload["resources"] is None:
                 drive(payload, manager)
             else:
@@ -113,7 +113,7 @@ def error_text(error: BaseException) -> str:
 
 
 @contextmanager
-def reporting_validations(journal: Journal, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def reporting_validations(run: RunValidations, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Report every validation of a run once and in order, from a thread, until the run has ended.
 
     They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
@@ -123,7 +123,7 @@ def reporting_validations(journal: Journal, report: Callable[[dict[str, Any]], N
 
     def look() -> None:
         nonlocal reported
-        for row in validations(journal):
+        for row in validations(run):
             if row["step"] > reported:
                 reported = row["step"]
                 report(row)
@@ -137,16 +137,16 @@ def is_of_student(metric: str) -> bool:
     return metric.startswith("held_out/") and not metric.startswith("held_out/teacher_")
 
 
-def validations(journal: Journal) -> Iterator[dict[str, Any]]:
+def validations(run: RunValidations) -> Iterator[dict[str, Any]]:
     """Yield the validations in a run's journal: epoch, step, whether it is the last, and every metric.
 
     A metric that was not finite is NaN.
     """
-    rows = [nan_for_null(row) for row in read_journal(Path(journal.path)) if any(map(is_of_student, row))]
-    last_step = journal.last_step
-    if journal.patience_epochs is not None:
-        last_step = min(last_step, step_of_end(journal, journal.steps_per_epoch, rows) or last_step)
+    rows = [nan_for_null(row) for row in read_journal(Path(run.path)) if any(map(is_of_student, row))]
+    last_step = run.last_step
+    if run.patience_epochs is not None:
+        last_step = min(last_step, step_of_end(run, run.steps_per_epoch, rows) or last_step)
     for row in rows:
         metrics = {name: value for name, value in row.items() if name.startswith(("held_out/", "val/"))}
-        epoch = row["step"] / journal.steps_per_epoch
+        epoch = row["step"] / run.steps_per_epoch
         yield {"epoch": epoch, "step": row["step"], "last": row["step"] >= last_step, **metrics}

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.scheduler import EarlyStopping
-from cluster.sweep.trial import Journal, validations
+from cluster.sweep.trial import RunValidations, validations
 from tests.cluster.sweep.conftest import sweep
 
 NLL = "held_out/nll"
@@ -108,5 +108,5 @@ def report_file(scheduler: EarlyStopping, folder: Path, name: str, loss: str) ->
     path = folder / f"{name}.jsonl"
     path.write_text(f'{{"step": 10, "time": 1.0, "held_out/top1": 0.1, "{NLL}": {loss}}}\n')
     scheduler.journal.begin(name, int(name), {"temperature": 1}, 0)
-    (row,) = validations(Journal(str(path), 10, 90, "held_out", 2, 1))
+    (row,) = validations(RunValidations(str(path), 10, 90, "held_out", 2, 1))
     return scheduler.on_trial_result(None, SimpleNamespace(config={"name": name}), row)

@@ -4,7 +4,7 @@ import json
 
 from cluster.images import open_data
 from cluster.stored_teacher import TRAIN
-from cluster.sweep.runs import journal_of
+from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import reporting_validations
 
 
@@ -20,7 +20,7 @@ def test_every_validation_is_told_once(recipes):
 
     write(6, 9)
     assert len(open_data(config)[TRAIN]) == 36
-    with reporting_validations(journal_of(config), reported.append):
+    with reporting_validations(validations_of(config), reported.append):
         write(6)
         write(6, 9, 12)
     assert reported == [

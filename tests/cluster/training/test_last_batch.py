@@ -21,7 +21,7 @@ from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
-from cluster.sweep.runs import journal_of
+from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
@@ -128,7 +128,7 @@ def test_every_image_in_every_epoch(keeping: Make, tmp_path: Path) -> None:
     mean = sum(losses) / sum(len(row["sample_ids"]) for row in rows[4:8])
     recorded = {row["step"]: row["train/loss"] for row in read_journal(folder.metrics) if "train/loss" in row}
     assert recorded[4] == pytest.approx(mean, rel=1e-6)
-    assert [(row["epoch"], row["step"], row["last"]) for row in validations(journal_of(config))] == [
+    assert [(row["epoch"], row["step"], row["last"]) for row in validations(validations_of(config))] == [
         (1, 3, False),
         (2, 6, True),
     ]

@@ -13,7 +13,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.sweep.runs import journal_of
+from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
@@ -107,7 +107,7 @@ def test_as_a_sweep_reads_it(waiting: Callable[..., RunConfig]) -> None:
         optimizer={"opt": "momentum", "lr": 1e-30},
     )
     assert launch(config).steps == 4 * PER_EPOCH
-    read = [(row["epoch"], row["last"]) for row in validations(journal_of(config))]
+    read = [(row["epoch"], row["last"]) for row in validations(validations_of(config))]
     assert read == [(1, False), (2, False), (3, False), (4, True)]
 
 
