@@ -14,7 +14,7 @@ from cluster.recipe import parse
 from cluster.sweep import run
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.plan import SweepPlan
-from cluster.sweep.run import exclusive_folder, require_same_sweep, run_tune, sweep_identity
+from cluster.sweep.run import JOURNAL, exclusive_folder, require_same_sweep, run_tune, sweep_identity, trials_so_far
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.space import parent_of
@@ -87,6 +87,20 @@ def test_seeds_may_be_added_where_nothing_is_decided(seeds, more, message, recip
 def enter(plan: SweepPlan) -> None:
     with exclusive_folder(plan):
         pass
+
+
+def test_who_looks_at_a_sweep_that_runs_takes_nothing_from_its_journal(recipes):
+    """`sweep --plan` reads it, in the middle of a line, too; what the sweep writes then is in the same file."""
+    plan = planned(recipes())
+    journal = SweepJournal(plan.parent.run_dir / JOURNAL)
+    journal.open()
+    journal.begin("000-seed0", 0, {"temperature": 1}, 0)
+    journal.file.write('{"event": "begin", "trial": "001-')
+    journal.file.flush()
+    assert trials_so_far(plan).keys() == {"000-seed0"}
+    journal.file.write('seed0", "number": 1, "point": {"temperature": 4}, "seed": 0}\n')
+    journal.file.close()
+    assert trials_so_far(plan).keys() == {"000-seed0", "001-seed0"}
 
 
 ASKED: dict[str, Callable[[Proposals, EarlyStopping], object]] = {
