@@ -55,4 +55,4 @@ def require_places(feature_map: Tensor, least: int = 2) -> None:
         said = "one place (or vectors) say nothing of where features are strong"
         if places == 2:
             said = "two places say no more than which of them is stronger"
-        raise Refused(f"maps of {said}, so none learns; take taps of larger maps, or fitnet or rkd")
+        raise Refused(f"maps of {said}, so nothing is learnt; take taps of larger maps, or fitnet or rkd")

@@ -126,7 +126,7 @@ TWO = TermContext({}, {}, num_classes=2, num_samples=8, class_similarity=torch.e
 )
 def test_two_classes_that_teach_nothing_are_refused(fields, remedy):
     term = parse_term(fields | {"weight": 1})
-    with pytest.raises(Refused, match=f"of 2 classes.* so none learns; {remedy}"):
+    with pytest.raises(Refused, match=f"with 2 classes.* so nothing is learnt; {remedy}"):
         term.build(TWO)
     term.build(replace(TWO, num_classes=3))
 

@@ -307,7 +307,7 @@ def test_hcl_skips_grids_that_are_not_smaller():
 
 @pytest.mark.parametrize("loss", [feature_mse, hcl, kdiga, lambda s, t: vid(s, t, VARIANCE)])
 def test_other_shapes_are_refused(loss):
-    with pytest.raises(Refused, match="one shape"):
+    with pytest.raises(Refused, match="must have the same shape"):
         loss(normal(1, 2, 3, 4, 4), normal(2, 2, 1, 4, 4))
 
 

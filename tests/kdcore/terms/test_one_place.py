@@ -15,7 +15,7 @@ from tests.kdcore.distillers import make, network
 @pytest.mark.parametrize("student", [(2, 3), (2, 3, 1, 1), (2, 3, 4, 4), (2, 1, 3)])
 def test_attention_of_one_place_is_refused(student):
     """Of vectors, of 1x1 maps, of a map beside a vector, of one token: it was 0, and taught nothing."""
-    with pytest.raises(Refused, match=r"maps of one place.*none learns; take taps of larger maps, or fitnet or rkd"):
+    with pytest.raises(Refused, match=r"maps of one place.*nothing is learnt; take taps of larger maps, or fitnet or rkd"):
         at(torch.randn(student), torch.randn(2, 5) if len(student) != 3 else torch.randn(2, 1, 5))
     at(torch.randn(2, 3, 1, 4), torch.randn(2, 3, 1, 2))
 
@@ -23,7 +23,7 @@ def test_attention_of_one_place_is_refused(student):
 @pytest.mark.parametrize(("size", "places"), [((1, 1), "one place"), ((2, 1), "two places"), ((1, 2), "two places")])
 def test_frequencies_of_one_or_two_places_are_refused(size, places):
     """The scaled values of two are 0 and 1: the loss was 0 or the root of 2, and taught nothing."""
-    with pytest.raises(Refused, match=f"maps of {places}.*none learns; take taps of larger maps"):
+    with pytest.raises(Refused, match=f"maps of {places}.*nothing is learnt; take taps of larger maps"):
         spectral(torch.randn(2, 3, *size), torch.randn(2, 4, *size))
 
 
