@@ -34,16 +34,16 @@ REFUSED = {
         {"method": [{"term": "ce", "weight": 1.0, "decay_from_epoch": 2}]},
         r"term 'ce': its weight decays from epoch 2 on, but the run has 2 epochs; lower decay_from_epoch",
     ),
-    "held out": ({"train__select": "held_out"}, r"data.held_out is 0; keep back"),
+    "held out": ({"train__select": "held_out"}, r"data.held_out is 0; keep back .*train.select=last"),
     "mean without std": ({"data__mean": [0.5, 0.5, 0.5]}, r"data.mean and data.std belong together"),
+    "second derivative, compiled": (
+        {"method": [{"term": "kdiga", "weight": 1.0}], "teacher": {"model": "resnet18"}, "train__compile": True},
+        r"train.compile: the term kdiga takes a gradient of a gradient",
+    ),
     "odd pairs": (
         {"views__mixup_alpha": 0.2, "train__batch_size": 9, "train__micro_batch": 3},
         r"micro-batch must be even",
     ),
-    "range": ({"train__epochs": 0}, r"train.epochs: .*greater than or equal to 1 \(got 0\)"),
-    "name": ({"name": "a/b"}, r"name: "),
-}
-
     "mixed images": (
         {
             "method": [{"term": "ce", "weight": 1.0}, {"term": "crd", "weight": 0.8, "negatives": "all"}],
@@ -52,6 +52,10 @@ REFUSED = {
         },
         r"crd does not work with mixed images; set views.mixup_alpha",
     ),
+    "range": ({"train__epochs": 0}, r"train.epochs: .*greater than or equal to 1 \(got 0\)"),
+    "name": ({"name": "a/b"}, r"name: "),
+}
+
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(recipe, case):
