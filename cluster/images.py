@@ -12,7 +12,7 @@ import torch
 from cluster.batches import Batches
 from cluster.config import RunConfig
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.data.broken import Acceptance
 from pipelines.data.classes import check_same_classes
 from pipelines.data.copies import CopyPolicy
@@ -112,7 +112,7 @@ def _say_classes_too_small(train: Source, fraction: float) -> None:
     few, single = int(((np.rint(fraction * counts) < 1) | (counts < 2)).sum()), int((counts < 2).sum())
     if few:
         excepted = f", but none of the {single} that have fewer than two" if single else ""
-        say_once(
+        warn_once(
             f"data.held_out={fraction:g} is less than one image of {few} of the {len(counts)} classes: one image "
             f"of each is held out{excepted}"
         )
@@ -142,7 +142,7 @@ def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:
                 f"the student by; sort them into the class folders that {config.data.train_split} has, as ILSVRC's "
                 "50,000 have to be"
             )
-        say_once(
+        warn_once(
             f"the images of {val.root}/{config.data.val_split} have no labels, unlike those of "
             f"{config.data.train_split}: the student's agreement with the teacher is measured, and no accuracy"
         )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cluster.config import RunConfig
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 
 # Fewer channels than a vector has, on sides of so many pixels and more, crash torch 2.15: (channels, side) on a CPU
 # with AVX-512, and on others (there maps of 8 pixels and more crash, which nearly every image comes to: any side).
@@ -37,7 +37,7 @@ def runs_channels_last(config: RunConfig, network: nn.Module, device: torch.devi
     is_small = max(config.views.height, config.views.width) < side
     name = None if device.type == "cuda" or is_small else crashing_convolution(network, channels)
     if name is not None:
-        say_once(
+        warn_once(
             f"{type(network).__name__} runs contiguous on the CPU, not channels-last: there torch's backward of narrow "
             f"1x1 convolutions with a stride ({name}) crashes"
         )

@@ -26,7 +26,7 @@ from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
 from kdcore.errors import Refused
 from kdcore.importing import importing
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 
 HOOK = "worker_process_setup_hook"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -84,11 +84,11 @@ def uses_gpu(config: RunConfig) -> bool:
             "lower scaling.num_workers, give scaling.min_workers, or add scaling.use_gpu=false to use the CPU"
         )
     if most:
-        say_once(f"on the CPU: the workers take {needed:g} GPUs, and {most:g} are there; see scaling.num_workers")
+        warn_once(f"on the CPU: the workers take {needed:g} GPUs, and {most:g} are there; see scaling.num_workers")
     elif gpus.is_shared:
-        say_once("on the CPU: no node of the cluster has a GPU (scaling.use_gpu=true waits for one)")
+        warn_once("on the CPU: no node of the cluster has a GPU (scaling.use_gpu=true waits for one)")
     elif NVIDIA_DRIVER.exists():
-        say_once("on the CPU: this machine has NVIDIA's driver, but PyTorch sees no GPU (see `python -m ops doctor`)")
+        warn_once("on the CPU: this machine has NVIDIA's driver, but PyTorch sees no GPU (see `python -m ops doctor`)")
     return False
 
 

@@ -85,15 +85,17 @@ def read_by(config: Recipe, member: MemberConfig) -> Sequence[Term]:
         term
         for term in config.method
         if term.weight > 0
-        and term.needs().teacher
+        and term.needs().reads_teacher
         and (term.teacher == member.name or (term.teacher is None and member.weight > 0 and member.head == "own"))
     ]
 
 
 def check_a_teacher_is_there(config: Recipe) -> None:
     """Refuse a method that reads a teacher where there is none."""
-    if not (config.teacher or config.teachers) and (config.needs.teacher or config.student.classifier == "reused"):
-        wants = [t.term for t in config.method if t.needs().teacher] or ["student.classifier: reused"]
+    if not (config.teacher or config.teachers) and (
+        config.needs.reads_teacher or config.student.classifier == "reused"
+    ):
+        wants = [t.term for t in config.method if t.needs().reads_teacher] or ["student.classifier: reused"]
         raise Refused(f"{', '.join(wants)} needs a teacher; add a 'teacher:' section with a model")
 
 
@@ -164,7 +166,9 @@ def _check_one_classifier(config: Recipe) -> None:
 
 def _check_average(config: Recipe) -> None:
     """Refuse an average of nothing, and terms that read of it what has none."""
-    averaged = [term for term in config.method if term.weight > 0 and term.teacher is None and term.needs().teacher]
+    averaged = [
+        term for term in config.method if term.weight > 0 and term.teacher is None and term.needs().reads_teacher
+    ]
     parts = [member for member in config.teachers if member.weight > 0 and member.head == "own"]
     if averaged and not any(member.warmup_epochs == 0 for member in parts):
         raise Refused(

@@ -120,7 +120,7 @@ class Needs:
         return bool(self.class_means) or self.class_similarity
 
     @property
-    def teacher(self) -> bool:
+    def reads_teacher(self) -> bool:
         """Whether anything of a teacher is needed at all."""
         return self.of_teacher != Needs()
 

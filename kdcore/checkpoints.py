@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 
 LFS_POINTER = b"version https://git-lfs"
 # Names under which programs keep a moving average beside the weights that are trained; timm's is `state_dict_ema`.
@@ -106,7 +106,7 @@ def _tensors_in(loaded: Any, path: str | Path) -> dict[str, Tensor]:
     trained = [key for key in inside if key not in AVERAGES]
     if len(averages) == 1 and len(trained) <= 1:
         if trained:
-            say_once(f"{path}: took {averages[0]!r}, the moving average, which stands beside {trained[0]!r}")
+            warn_once(f"{path}: took {averages[0]!r}, the moving average, which stands beside {trained[0]!r}")
         return inside[averages[0]]
     if len(inside) > 1:
         raise Refused(
@@ -161,5 +161,5 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
         f"began batch norm's counts of batches at 0, which decide nothing ({len(added)} are missing)": added,
     }
     if any(done.values()):
-        say_once(f"{path}: {'; '.join(text for text, is_done in done.items() if is_done)}")
+        warn_once(f"{path}: {'; '.join(text for text, is_done in done.items() if is_done)}")
     return fitted | added

@@ -267,9 +267,9 @@ class Distiller(nn.Module):
 
         Of several teachers, those whose answers the batch lacks are asked.
         """
-        if self.teacher is not None and not isinstance(self.teacher, OnlineTeacher) and self.needs.teacher:
+        if self.teacher is not None and not isinstance(self.teacher, OnlineTeacher) and self.needs.reads_teacher:
             return self.teacher(batch)
-        if batch.targets is not None or not self.needs.teacher:
+        if batch.targets is not None or not self.needs.reads_teacher:
             return batch.targets
         if self.teacher is None:
             raise Refused("the method needs a teacher's outputs, but there is neither a teacher nor a cache")

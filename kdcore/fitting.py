@@ -17,7 +17,7 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.located import local_file
 from kdcore.protocol import find_classifier
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 
 WORDNET_ID = re.compile(r"n\d{8}")  # what ImageNet's class folders are called
 Remedy = Callable[[int], str]
@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, config: ModelConfig, class_names: Sequence[st
                 "leave out new_head"
             )
         load_all_but_classifier(model, checkpoint, path, name)
-        say_once(f"{path}: the classifier of {name} starts afresh (new_head); all else is taken from the file")
+        warn_once(f"{path}: the classifier of {name} starts afresh (new_head); all else is taken from the file")
     else:
         load_fitting(model, checkpoint, path, name, partial(remedy_for_classes, config, class_names))
 

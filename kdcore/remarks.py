@@ -9,6 +9,6 @@ logger = logging.getLogger("stillhouse")
 
 
 @cache
-def say_once(text: str) -> None:
+def warn_once(text: str) -> None:
     """Log a line once a process: driver and worker may be the same one."""
     logger.warning("%s", text)

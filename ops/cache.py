@@ -104,7 +104,7 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
         config = catalog.load(name)
         if (
             config.teacher is None
-            or not config.needs.teacher
+            or not config.needs.reads_teacher
             or config.teacher.model != manifest.plan.identity["teacher"]["model"]
         ):
             continue

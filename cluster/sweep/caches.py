@@ -114,7 +114,7 @@ class Caches:
 
 def asks_the_teacher(config: RunConfig) -> bool:
     """Return whether a run reads anything of a teacher."""
-    return config.teacher is not None and (config.needs.teacher or reuses_head(config))
+    return config.teacher is not None and (config.needs.reads_teacher or reuses_head(config))
 
 
 def cache_key(config: RunConfig) -> str:

@@ -210,7 +210,7 @@ def temperature_fields(method: Sequence[Term], temperature: float) -> dict[str, 
 
 def weight_field(method: Sequence[Term], weight: float) -> dict[str, Any]:
     """Return the weight of the one term that reads the teacher."""
-    numbers = [i for i, term in enumerate(method) if term.needs().teacher]
+    numbers = [i for i, term in enumerate(method) if term.needs().reads_teacher]
     if len(numbers) != 1:
         fields = ", ".join(f"method.{i}.weight" for i in numbers) or "none"
         raise Refused(f"weight: the recipe has {len(numbers)} terms that read a teacher ({fields}); name the field")

@@ -24,7 +24,7 @@ from cluster.rank import seed_micro_batch
 from cluster.training.checkpoint import TrainState
 from cluster.training.finite import FiniteWatch
 from cluster.training.running_statistics import RunningStatistics
-from cluster.training.selection import has_waited
+from cluster.training.selection import patience_is_over
 from kdcore.batch import Batch
 from kdcore.distiller import StepOutput
 from kdcore.optim import Schedule, build_optimizer
@@ -97,7 +97,7 @@ class TrainingLoop:
     def is_done(self) -> bool:
         """Whether the run has taken its last step, or has waited long enough for better weights."""
         state, run = self.state, self.run
-        return state.step >= run.total_steps or has_waited(
+        return state.step >= run.total_steps or patience_is_over(
             self.config.train, run.steps_per_epoch, state.step, state.best_step
         )
 

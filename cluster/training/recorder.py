@@ -30,7 +30,7 @@ from cluster.training.costs import run_costs
 from cluster.training.interval import Interval
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
-from cluster.training.selection import SCORES, has_waited
+from cluster.training.selection import SCORES, patience_is_over
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import StepOutput
@@ -239,7 +239,7 @@ class Recorder:
     def say_of_patience(self, state: TrainState) -> None:
         """Say that the run ends before its last epoch, on which images that was decided, and what is deployed."""
         train, total, best = self.config.train, self.run.total_steps, state.best_step
-        if state.step == total or not has_waited(self.config.train, self.run.steps_per_epoch, state.step, best):
+        if state.step == total or not patience_is_over(self.config.train, self.run.steps_per_epoch, state.step, best):
             return
         images = {"held_out": "held-out training images", "val": "the validation set, whose accuracy is optimistic"}
         self.reporter.say(

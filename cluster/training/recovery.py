@@ -25,7 +25,7 @@ from cluster.training.crash import crash_of, death_of, is_own_fault, node_of
 from cluster.training.failures import FailedAt, last_line
 from cluster.training.opening import NotOpened
 from kdcore.errors import ClusterFailed, Refused, RunFailed
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
@@ -101,7 +101,7 @@ def leave_out_broken(folder: Path) -> None:
     broken = [result["checkpoint_dir_name"] for i, result in enumerate(results) if i not in kept]
     newest = max(kept, key=lambda i: indices[i], default=None)
     start = "the start" if newest is None else results[newest]["checkpoint_dir_name"]
-    say_once(f"{folder}: {', '.join(broken)} cut off or gone; the run goes on from {start}")
+    warn_once(f"{folder}: {', '.join(broken)} cut off or gone; the run goes on from {start}")
     if newest is None:
         (folder / CHECKPOINTS).unlink()
         return

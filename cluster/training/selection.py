@@ -30,7 +30,7 @@ def score_of(select: str, metrics: Mapping[str, float]) -> float:
     return next(metrics[name] for name in names if name in metrics)
 
 
-def has_waited(train: Choice, steps_per_epoch: int, step: int, best_step: int) -> bool:
+def patience_is_over(train: Choice, steps_per_epoch: int, step: int, best_step: int) -> bool:
     """Return whether the run ends for want of a better score: at its last evaluation, up to a step, patience was over.
 
     best_step: the steps done at the evaluation of the best score; 0 before the first.
@@ -46,6 +46,6 @@ def step_of_end(train: Choice, steps_per_epoch: int, rows: Iterable[Mapping[str,
     for row in rows:
         if (score := score_of(train.select, row)) > best:
             best, best_step = score, int(row["step"])
-        if has_waited(train, steps_per_epoch, int(row["step"]), best_step):
+        if patience_is_over(train, steps_per_epoch, int(row["step"]), best_step):
             return int(row["step"])
     return None

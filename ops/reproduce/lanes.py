@@ -98,7 +98,7 @@ def grouped(lanes: Iterable[Lane], key: Callable[[Lane], Key]) -> dict[Key, list
 
 def asks_online(lane: Lane) -> bool:
     """Return whether a teacher answers beside the lane's student."""
-    return lane.config.needs.teacher and lane.run.teacher is not None
+    return lane.config.needs.reads_teacher and lane.run.teacher is not None
 
 
 def teacher_of(lane: Lane) -> str:

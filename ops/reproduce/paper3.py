@@ -25,7 +25,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from kdcore.errors import Refused
 from kdcore.quality.score import INFORMATION_SCALE, SEPARATION
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from ops.console import say
 from ops.facts import command, facts
 from ops.layers import layers
@@ -205,7 +205,7 @@ class Slice:
 def track(config: RunConfig) -> None:
     """Bring a finished run to MLflow, unless it is there; a machine without MLflow leaves it to a later call."""
     if importlib.util.find_spec("mlflow") is None:
-        say_once("MLflow is not installed here; the same command brings the runs to it where it is")
+        warn_once("MLflow is not installed here; the same command brings the runs to it where it is")
         return
     folder = RunFolder.of(config)
     if folder.outbox.exists() or not folder.run_id.exists():

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.places import Found, Place
 
 LABELS = ("label", "fine_label", "labels")  # fine_label: CIFAR-100's
@@ -94,7 +94,7 @@ def columns_of(footers: Sequence[Footer]) -> tuple[str, str | None]:
     if twice is not None:
         raise Refused(f"{twice} has the column {label!r} twice; keep one of them")
     if label is None and (more := [name for name in first.schema.names if name != image]):
-        say_once(
+        warn_once(
             f"{first.name} has the columns {', '.join(more)} beside its images and none of {', '.join(LABELS)}: its "
             "images have no labels; rename the column that holds them"
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.data.images import refusing_broken
 from pipelines.data.labels import COLUMN, NAMES, number_lists, read_names, split_names
 from pipelines.data.listing import Listing, canonical_paths, in_order_of_id, number_classes, require_file
@@ -54,7 +54,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     elif "label" in table.column_names:
         classes, labels = number_classes(table["label"].chunk(0), name)
     elif others := [repr(other) for other in table.column_names if other != "path"]:
-        say_once(
+        warn_once(
             f"{name} has the columns {', '.join(others)} beside 'path' and neither 'label' nor '{COLUMN}': its images "
             "have no labels; rename the column that holds them"
         )

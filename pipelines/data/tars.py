@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.data.listing import (
     Listing,
     canonical_paths,
@@ -251,7 +251,7 @@ def _classes_of_folders(
 def _say_unread(place: Place, class_list: str | None) -> None:
     """Say that a list is not read where classes have names of their own, which it may call otherwise."""
     if class_list is not None:
-        say_once(
+        warn_once(
             f"{place.name_of(class_list)} is not read: it names classes that are given as numbers, and those of "
             f"{place.root} are given by name"
         )

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader
 from pipelines.loaders.render import Finish
@@ -74,7 +74,7 @@ def build_loader(
 
         on_gpu = decodes_on_gpu(decode)
         if decode == "auto" and device.type == "cuda":
-            say_once(
+            warn_once(
                 "data.decode=auto: JPEGs are decoded on the CPU, for nvImageCodec 0.9 may end the process at a region "
                 "on the GPU (its issue 55); data.decode=gpu decodes there, where `doctor` finds it right"
             )

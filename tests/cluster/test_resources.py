@@ -12,7 +12,7 @@ from cluster import resources
 from cluster.recipe import parse
 from cluster.resources import Gpus, device_here, run_resources, uses_gpu
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 
 MACHINE, CLUSTER, SHARED = (False, False), (True, False), (True, True)
 EVERYWHERE = (MACHINE, CLUSTER, SHARED)
@@ -61,7 +61,7 @@ def test_the_rule(where, gpus, to_come, workers, fewest, asked, answer, recipe, 
     ],
 )
 def test_falling_back_to_the_cpu_is_said(gpus, said, recipe, monkeypatch, caplog, tmp_path):
-    say_once.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setattr(resources, "gpus_in_reach", lambda: gpus)
     monkeypatch.setattr(resources, "NVIDIA_DRIVER", tmp_path)
     assert not uses_gpu(parse(recipe(scaling={"num_workers": 2})))

@@ -57,7 +57,7 @@ def test_two_places_to_detach_at_are_refused_and_one_place_twice_is_not():
     ],
 )
 def test_what_reads_a_teacher_says_so(needs):
-    assert needs.teacher
+    assert needs.reads_teacher
 
 
 def test_what_reads_only_the_student_needs_no_teacher():

@@ -15,7 +15,7 @@ from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -27,7 +27,7 @@ def trained():
 
 
 def build(path):
-    say_once.cache_clear()
+    warn_once.cache_clear()
     return build_model(ModelConfig(model="cifar_resnet8", checkpoint=str(path)), CLASSES)
 
 

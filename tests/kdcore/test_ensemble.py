@@ -124,5 +124,5 @@ def test_features_of_one():
         distiller(teachers, {**fitnet, "teacher": None})
     with pytest.raises(Refused, match="term kd: no teacher is called 'c'; the teachers are a, b"):
         distiller(teachers, {**KD, "teacher": "c"})
-    with pytest.raises(Refused, match="leave out .teacher., as there is only one"):
+    with pytest.raises(Refused, match=r"leave out `teacher`, as there is only one"):
         distiller(OnlineTeacher(network(1), parse_term(KD).needs()), {**KD, "teacher": "c"})

@@ -20,7 +20,7 @@ from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.loaders.base import Request
 from tests.conftest import small_recipe, write_image_folder
 
@@ -134,7 +134,7 @@ def test_weights_of_classes_reach_the_loss(long_tail: Make) -> None:
 def test_small_classes_are_held_out_as_far_as_they_go(
     long_tail: Make, caplog: pytest.LogCaptureFixture, kept: int, held: list[int], said: str
 ) -> None:
-    say_once.cache_clear()
+    warn_once.cache_clear()
     config = long_tail(data__held_out=0.1, train__select="held_out")
     for file in sorted((Path(config.data.root) / "train" / "class2").iterdir())[kept:]:
         file.unlink()

@@ -20,7 +20,7 @@ from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.checkpoint import TrainState
 from cluster.training.launch import launch
-from cluster.training.selection import has_waited, score_of, step_of_end
+from cluster.training.selection import patience_is_over, score_of, step_of_end
 from kdcore.errors import Refused
 from ops.history import Run
 from tests.cluster.training.test_train import interrupt_at_step
@@ -131,9 +131,9 @@ def test_it_counts_from_evaluation_to_evaluation(waiting: Callable[..., RunConfi
     config = waiting()
     train = config.train.model_copy(update={"evaluate_every_epochs": 2})
     config = config.model_copy(update={"train": train})
-    waited = {step for step in range(1, 41) if has_waited(config.train, PER_EPOCH, step, best_step=8)}
+    waited = {step for step in range(1, 41) if patience_is_over(config.train, PER_EPOCH, step, best_step=8)}
     assert waited == set(range(24, 41))
-    assert not any(has_waited(config.train, PER_EPOCH, step, best_step=0) for step in range(41))
+    assert not any(patience_is_over(config.train, PER_EPOCH, step, best_step=0) for step in range(41))
     rows = [{"step": step, "held_out/top1": 0.5, "val/top1": step} for step in range(8, 41, 8)]
     assert step_of_end(config.train, PER_EPOCH, rows) == 24
     assert step_of_end(config.train, PER_EPOCH, rows[:2]) is None

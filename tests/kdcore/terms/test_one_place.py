@@ -15,7 +15,9 @@ from tests.kdcore.distillers import make, network
 @pytest.mark.parametrize("student", [(2, 3), (2, 3, 1, 1), (2, 3, 4, 4), (2, 1, 3)])
 def test_attention_of_one_place_is_refused(student):
     """Of vectors, of 1x1 maps, of a map beside a vector, of one token: it was 0, and taught nothing."""
-    with pytest.raises(Refused, match=r"maps of one place.*nothing is learnt; take taps of larger maps, or fitnet or rkd"):
+    with pytest.raises(
+        Refused, match=r"maps of one place.*nothing is learnt; take taps of larger maps, or fitnet or rkd"
+    ):
         at(torch.randn(student), torch.randn(2, 5) if len(student) != 3 else torch.randn(2, 1, 5))
     at(torch.randn(2, 3, 1, 4), torch.randn(2, 3, 1, 2))
 

@@ -137,7 +137,7 @@ def test_every_row_is_a_run_whose_cache_holds_what_it_reads(name, tmp_path):
         assert experiment.baseline(row) in experiment.rows
         if (claim := experiment.rows[row].claim) is not None:
             assert claim.against in experiment.rows
-        if config.teacher is None or not config.needs.teacher:
+        if config.teacher is None or not config.needs.reads_teacher:
             continue
         assert config.cache.dir == str(tmp_path / "cache" / experiment.rows[row].cache)
         builder = chosen.configure(experiment.builders[experiment.rows[row].cache])
@@ -221,7 +221,7 @@ def test_without_mlflow_runs_wait_in_their_folders(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(paper3.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(paper3, "open_run", lambda *_: pytest.fail("there is no MLflow"))
-    monkeypatch.setattr(paper3, "say_once", said.append)
+    monkeypatch.setattr(paper3, "warn_once", said.append)
     paper3.track(Slice("pilot", State(tmp_path), [], None, None).configure("alone"))
     assert said == ["MLflow is not installed here; the same command brings the runs to it where it is"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcore.errors import Refused
-from kdcore.remarks import say_once
+from kdcore.remarks import warn_once
 from pipelines.data.index import build_index
 from pipelines.data.tars import find_tars, list_tars
 from pipelines.places import Place
@@ -148,7 +148,7 @@ def test_a_list_beside_names_is_not_read(tmp_path: Path, caplog: pytest.LogCaptu
     members = [[*sample("0", "n02"), *sample("1", "n01")], [("n02/0.jpg", IMAGE), ("n01/1.jpg", IMAGE)]]
     (tmp_path / "classes.txt").write_text("goldfish\ngreat white shark\ntench\n")
     for named in members:
-        say_once.cache_clear()
+        warn_once.cache_clear()
         write(tmp_path / "train.tar", named)
         assert listed(tmp_path).classes == ("n01", "n02")
         assert "classes.txt is not read: it names classes that are given as numbers" in caplog.messages[-1]

@@ -328,7 +328,7 @@ def test_auto_decodes_on_the_cpu_beside_a_gpu_and_says_why(odd_index: Source, mo
     said: list[str] = []
     monkeypatch.setattr(dali, "DaliLoader", lambda *_, decode_on_gpu, **__: made.append(decode_on_gpu))
     monkeypatch.setattr(choose, "Finish", lambda *_, **__: None)
-    monkeypatch.setattr(choose, "say_once", said.append)
+    monkeypatch.setattr(choose, "warn_once", said.append)
     plan, cuda = ViewPlan(ViewPolicy(size=16), 0, len(odd_index)), torch.device("cuda", 0)
     for decode in ("auto", "cpu", "gpu"):
         build_loader("dali", odd_index, plan, mean=(0, 0, 0), std=(1, 1, 1), num_classes=2, device=cuda, decode=decode)  # type: ignore[call-overload]
