@@ -68,7 +68,7 @@ def test_what_reads_only_the_student_needs_no_teacher():
         hard_labels=True,
         detach_head_at="s",
     )
-    assert not student_side.teacher
+    assert not student_side.reads_teacher
 
 
 def test_of_several_methods_answers_each_reads_its_own():
