@@ -51,7 +51,8 @@ class DataConfig(Section):
     The length of an epoch stays the same. Each time an image is shown, it is in its next view, and it is not repeated
     before all others of its class were shown. Partners for mixing are drawn from all images, whatever the sampling."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    """The fraction of each class's training images that is held out for choosing the best checkpoint."""
+    """The fraction of each class's training images that is held out for choosing the best checkpoint: of a class with
+    two images or more at least one and never all, of a class with one image none."""
     loader: Literal["dali", "reference", "resident"] = "dali"
     """What decodes and augments: `dali`; `reference`, which is Pillow, slower, and needs no DALI; or `resident`, which
     holds all images in the device's memory, decoded and resized once, and takes images of one size that every view
