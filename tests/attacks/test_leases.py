@@ -227,9 +227,9 @@ def test_the_late_worker_of_a_killed_driver_writes_nothing_more(image_folder: Pa
     late = RunLog.__new__(RunLog)
     late.fence, late.error, late.folder = fence, None, folder
     with leased(folder.path, "x"):
-        with pytest.raises(RunFailed, match="belongs to another process by now"):
+        with pytest.raises(RunFailed, match="now belongs to another process"):
             late.log(3, {"train/loss": 1.0})
-        with pytest.raises(RunFailed, match="belongs to another process by now"):
+        with pytest.raises(RunFailed, match="now belongs to another process"):
             RunLog(config, 2, fence)
     assert [row["step"] for row in read_journal(folder.metrics)] == [2]
 

@@ -252,4 +252,4 @@ def test_recipe_outside_the_tree(refused, tiny, tmp_path):
 
 
 def test_not_a_job(refused):
-    assert "doctor is no job" in refused("doctor")
+    assert "doctor cannot be submitted" in refused("doctor")

@@ -286,7 +286,7 @@ def test_what_predicts_otherwise_is_not_registered(exported, finished, store, mo
     client, run_id = mlflow.MlflowClient(store), (finished / "out" / "kd-2" / "mlflow_run_id").read_text()
     experiment = client.get_run(run_id).info.experiment_id
     before = {model.model_id for model in client.search_logged_models([experiment])}
-    with pytest.raises(Refused, match="predicts otherwise than that file, so no version of never was registered"):
+    with pytest.raises(Refused, match="gives other predictions than that file, so no version of never was registered"):
         log_version(store, run_id, exported, torch.zeros(2, 3, 32, 32), "never")
     assert client.search_model_versions("name='never'") == []
     assert {model.model_id for model in client.search_logged_models([experiment])} == before

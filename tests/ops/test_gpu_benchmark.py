@@ -97,5 +97,5 @@ def test_how_the_process_of_regions_ended(bench, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu"])
-    with pytest.raises(Refused, match="there is no GPU here"):
+    with pytest.raises(Refused, match="this benchmark needs a GPU, and this machine has none"):
         gpu.main()

@@ -57,8 +57,8 @@ def test_the_table_says_when_the_recipe_would_give_up(path, capsys):
     ("words", "said"),
     [
         (["--gpus", "0"], "--gpus 0: a run takes at least 1"),
-        (["--gpus", "8", "--nodes", "3"], "8 GPUs on 3 nodes"),
-        (["--gpus", "8", "--nodes", "0"], "8 GPUs on 0 nodes"),
+        (["--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
+        (["--gpus", "8", "--nodes", "0"], "8 GPUs cannot be spread evenly over 0 nodes"),
         (["--gpus", "8", "--mtbf-hours", "-1"], "--mtbf-hours -1: give a number above 0"),
         (["--gpus", "8", "--mtbf-hours", "nan"], "--mtbf-hours nan"),
         (["--gpus", "8", "--link-gbit", "0"], "--link-gbit 0"),
