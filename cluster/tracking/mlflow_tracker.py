@@ -133,7 +133,7 @@ class MlflowTracker(Tracker):
         """Mark the run as ended; one that failed with the line that it ended by."""
         if status == "FAILED" and self.folder.error.is_file():
             self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
-        if status == "FINISHED":
+        if status == "FINISHED" and self.folder.weights.exists():  # a sweep itself has no student
             description = {"student": run_tags(self.config)["student"], "method": run_tags(self.config)["method"]}
             log_student(self.client, self.run_id, self.config.name, description)
         if status != "FAILED" and ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt

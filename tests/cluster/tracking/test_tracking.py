@@ -366,6 +366,7 @@ def test_the_student_is_a_model(recipe, store):
         run_log.log(step, {"val/top1": top1})
         run_log.log(step, {"train/loss": 1.0})
     run_log.close()
+    RunFolder.of(config).weights.touch()
     close_run(config, "FINISHED")
     close_run(config, "FINISHED")
     client = mlflow.MlflowClient(tracking_uri(config))
@@ -376,6 +377,17 @@ def test_the_student_is_a_model(recipe, store):
     assert points(config, "val/top1") == [(3, 0.5), (6, 0.75)]
 
 
+def test_what_trains_no_student_has_no_model(recipe, store):
+    """A sweep's own run, which is the parent of its trials'."""
+    config = parse(recipe(name="sweep", tracking__uri=store))
+    run_id = open_run(config, "")
+    close_run(config, "FINISHED")
+    client = mlflow.MlflowClient(tracking_uri(config))
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert not client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+
+
 def test_a_validation_that_comes_again_is_one_point(config):
     """Measured at step 30, killed, continued from step 20 and measured again: it is the run's once, and its model's."""
     for first_step in (0, 20):
@@ -383,6 +395,7 @@ def test_a_validation_that_comes_again_is_one_point(config):
         for step in range(first_step + 10, first_step + 31, 10):
             run_log.log(step, {"val/top1": step / 100})
         run_log.close()
+    RunFolder.of(config).weights.touch()
     close_run(config, "FINISHED")
     measured = [(step, step / 100) for step in (10, 20, 30, 40, 50)]
     assert points(config, "val/top1") == measured
