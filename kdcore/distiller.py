@@ -49,6 +49,15 @@ class StepOutput:
     teacher_logits: Tensor | None
 
 
+def require_an_input_gradient(needs: Needs) -> None:
+    """Refuse a method that reads the gradient at the student's input and cuts the graph on the way to it."""
+    if needs.student_input_gradient and needs.detach_head_at:
+        raise Refused(
+            "the method has a term on the student's input gradient and one that detaches its head, which leaves no "
+            "such gradient; drop one of the two (kdiga and feature_only, say)"
+        )
+
+
 class Distiller(nn.Module):
     """Trains `student` by the `terms`.
 
@@ -89,11 +98,7 @@ class Distiller(nn.Module):
         for term in self.terms.values():
             term.check_epochs(num_epochs)
         self.needs = Needs.union(term.needs() for term in self.terms.values())
-        if self.needs.student_input_gradient and self.needs.detach_head_at:
-            raise Refused(
-                "the method has a term on the student's input gradient and one that detaches its head, which leaves no "
-                "such gradient; drop one of the two (kdiga and feature_only, say)"
-            )
+        require_an_input_gradient(self.needs)
         self.student = student
         self.taps = FeatureTaps(
             student,
