@@ -19,6 +19,7 @@ from kdcore.located import local_file
 from kdcore.named_models import (
     HF_HUB,
     LOCAL_DIR,
+    OWN,
     TORCHVISION,
     builder_of,
     check_hub,
@@ -191,7 +192,8 @@ class ModelConfig(Section):
 def _unknown(model: str, near: list[str]) -> str:
     """Return that there is no model of a name, with those that are near."""
     hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
-    return f"unknown model {model!r}; {hint}"
+    of_cifar = "" if model.startswith(OWN) else " (this project's for images of 32 pixels are cifar_resnet20 and so on)"
+    return f"unknown model {model!r}; {hint}{of_cifar}"
 
 
 class OptimizerConfig(Section):

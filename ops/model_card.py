@@ -12,7 +12,7 @@ from torch import nn
 from cluster.assembly import Assembly
 from cluster.images import evaluation_policy, image_size
 from cluster.recipe import to_yaml
-from cluster.scores import in_words
+from cluster.scores import in_words, says_more
 from cluster.sections import StudentConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder
@@ -32,6 +32,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = {
     "val/top1": ("top-1", "{:.2%}"),
     "val/top5": ("top-5", "{:.2%}"),
+    "val/class_mean_top1": ("mean per-class accuracy", "{:.2%}"),
     "val/mAP": ("mAP", "{:.2%}"),
     "val/f1": ("F1 (micro, of probabilities from 0.5 on)", "{:.2%}"),
     "val/agreement": ("agreement with the teacher", "{:.2%}"),
@@ -138,7 +139,7 @@ def reported_metrics(run_dir: Path, parts: Assembly) -> tuple[list[dict[str, str
     """
     metrics = RunFolder(run_dir).read_result()["metrics"]
     group = repetitions_in_mlflow(run_dir, parts)
-    reported = {key: how for key, how in REPORTED.items() if key in metrics}
+    reported = {key: how for key, how in REPORTED.items() if says_more(key, metrics)}
     rows = [
         {"name": title, "value": value_text([metrics[key]], form), "all": value_text(group.values(key), form)}
         for key, (title, form) in reported.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -35,6 +36,11 @@ class Values(Section):
         return self.values[drawn]
 
     @property
+    def size(self) -> float:
+        """The number of values."""
+        return len(self.values)
+
+    @property
     def ends(self) -> tuple[Any, ...]:
         """Values that show whether the axis can be searched at all: of several, each."""
         return self.values
@@ -62,6 +68,11 @@ class Range(Section):
     def value(self, drawn: Any) -> Any:
         """Return the value that a search has drawn, as the recipe takes it."""
         return drawn
+
+    @property
+    def size(self) -> float:
+        """The number of values: of a range of numbers, no end of them."""
+        return math.inf
 
     @property
     def ends(self) -> tuple[Any, ...]:
@@ -97,6 +108,11 @@ class Integers(Range):
     def value(self, drawn: Any) -> Any:
         """Return the value that a search has drawn, as a whole number."""
         return int(drawn)
+
+    @property
+    def size(self) -> float:
+        """The number of whole numbers from low to high."""
+        return int(self.high) - int(self.low) + 1
 
 
 class Pairings(Section):

@@ -56,15 +56,21 @@ class Space:
         return [dict(zip(self.axes, combination, strict=True)) for combination in itertools.product(*values)]
 
     def random_points(self) -> list[Point]:
-        """Draw num_points points at random: no point of a finite space twice."""
+        """Draw num_points points at random, none of them twice. Refused where the space has fewer."""
         assert self.sweep.num_points is not None, "checked by SweepConfig"
         rng, num = np.random.default_rng(self.sweep.seed), self.sweep.num_points
-        if not all(isinstance(axis, Values) for axis in self.axes.values()):
-            return [{name: axis.draw(rng) for name, axis in self.axes.items()} for _ in range(num)]
-        grid = self.grid_points()
-        if num > len(grid):
-            raise Refused(f"num_points is {num}, but the space has only {len(grid)} points; take search: grid")
-        return [grid[i] for i in rng.permutation(len(grid))[:num]]
+        size = math.prod(axis.size for axis in self.axes.values())
+        if num > size:
+            raise Refused(f"num_points is {num}, but the space has only {size} points; set num_points={size}")
+        if all(isinstance(axis, Values) for axis in self.axes.values()):
+            grid = self.grid_points()
+            return [grid[i] for i in rng.permutation(len(grid))[:num]]
+        points: list[Point] = []
+        while len(points) < num:
+            point = {name: axis.draw(rng) for name, axis in self.axes.items()}
+            if point not in points:
+                points.append(point)
+        return points
 
     def probes(self) -> list[Point]:
         """Return points of one field each, which together try every value, or both ends of a range."""

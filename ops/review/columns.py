@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.score_text import is_rate
+from cluster.scores import says_more
 from ops.console import part_of
 from ops.review.groups import Row
 
 FLAGS_SHOWN = 3
+CLASS_MEAN = "val/class_mean_top1"
 DIFFERS = "differs from most recipes here in more than the studied fields"
 
 
@@ -130,6 +132,7 @@ def run_columns(metric: str, labels: Mapping[str, str], links: Mapping[str, str]
         Column("state", "state", lambda run: Cell(run.outcome), is_number=False),
         run_column(metric),
         run_column("val/top5", only_where_some=True),
+        *([run_column(CLASS_MEAN, only_where_some=True)] if metric != CLASS_MEAN else []),
         run_column("val/nll"),
         Column("seconds", "train s", lambda run: number(run.metrics.get("cost/train_seconds"), "{:,.0f}")),
     ]
@@ -149,13 +152,13 @@ def mean_column(
 
 
 def run_column(metric: str, only_where_some: bool = False) -> Column:
-    """Return a column of a run's own value of a metric. only_where_some: left out where no run has the metric."""
+    """Return a column of a run's own value of a metric. only_where_some: left out where it says nothing of any run."""
     form, scale = ("{:.2f}%", 100) if is_rate(metric) else ("{:.4f}", 1)
     return Column(
         metric,
         metric,
         lambda run: number(run.metrics.get(metric), form, scale),
-        shown=(lambda runs: any(metric in run.metrics for run in runs)) if only_where_some else always,
+        shown=(lambda runs: any(says_more(metric, run.metrics) for run in runs)) if only_where_some else always,
     )
 
 

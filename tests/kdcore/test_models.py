@@ -213,6 +213,7 @@ def test_a_network_without_one_linear_classifier_is_refused():
     ("fields", "complaint"),
     [
         ({"model": "cifar_resnet81"}, r"unknown model 'cifar_resnet81'; did you mean .*cifar_resnet\d"),
+        ({"model": "resnet20"}, r"unknown model 'resnet20'; did you mean .*32 pixels are cifar_resnet20"),
         ({"model": "zqzqzqzqzqzq"}, r"unknown model 'zqzqzqzqzqzq'; timm.list_models\(\) lists the names"),
         ({"model": "cifar_resnet8", "checkpoint": "no/such.pt"}, "no/such.pt: no such file, named by the model 'cifar"),
         ({"model": "cifar_resnet8", "class_indices": "none.json"}, "none.json: no such file"),

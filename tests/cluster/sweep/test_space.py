@@ -32,6 +32,11 @@ def test_random_points():
     assert sorted(point["temperature"] for point in drawn) == [1, 4]
     with pytest.raises(Refused, match="num_points is 3, but the space has only 2 points"):
         build_space(sweep(search="random", num_points=3), None).points()
+    whole = {"temperature": [1, 4], "train.epochs": {"integers": [2, 4]}}
+    drawn = build_space(sweep(space=whole, search="random", num_points=6), None).points()
+    assert sorted(map(describe, drawn)) == [f"temperature {t}, train.epochs {n}" for t in (1, 4) for n in (2, 3, 4)]
+    with pytest.raises(Refused, match="num_points is 7, but the space has only 6 points; set num_points=6"):
+        build_space(sweep(space=whole, search="random", num_points=7), None).points()
 
 
 def test_the_word_temperature(recipes):

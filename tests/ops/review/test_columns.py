@@ -75,3 +75,17 @@ def test_a_run():
     ], "no run here has a top-5"
     assert "val/top5" in [column.name for column in table("runs", columns, [run(**{"val/top5": 0.9})]).columns]
     assert made.rows[0][0].link == "http://mlflow/runs/id"
+
+
+@pytest.mark.parametrize(
+    ("metric", "class_mean", "shown"),
+    [
+        ("val/top1", 0.25, ["val/top1", "val/class_mean_top1"]),
+        ("val/top1", 0.5, ["val/top1"]),  # classes of equal size: it is top-1
+        ("val/class_mean_top1", 0.25, ["val/class_mean_top1"]),
+    ],
+)
+def test_the_mean_over_classes_of_a_run(metric, class_mean, shown):
+    found = run(**{"val/top1": 0.5, "val/class_mean_top1": class_mean})
+    columns = table("runs", run_columns(metric, {}, {"id": ""}), [found]).columns
+    assert [column.name for column in columns if column.name.endswith("top1")] == shown
