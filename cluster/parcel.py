@@ -9,12 +9,11 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.provenance import NOTE, Provenance
+from cluster.provenance import NOTE, Provenance, git
 from kdcore.errors import Refused
 
 MAX_BYTES = 100 * 2**20  # what a head's dashboard takes at once; more it answers with 413
@@ -97,13 +96,12 @@ def pack_parcel(tree: Path, include: Sequence[str] = ()) -> Parcel:
 
 
 def tracked_files(tree: Path) -> list[str] | None:
-    """Return the files of a tree that git tracks, relative to it; None where it is no repository's own."""
-    try:
-        done = subprocess.run(["git", "ls-files", "-z"], cwd=tree, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    names = [name for name in done.stdout.split("\0") if name]
-    return names if done.returncode == 0 and names else None
+    """Return the files of a tree that git tracks, relative to it; None where it is no repository's own.
+
+    Refused where git cannot read the repository: the tree holds what no job should get.
+    """
+    listed = git(tree, "ls-files", "-z")
+    return [os.fsdecode(name) for name in listed.split(b"\0") if name] if listed else None
 
 
 def walked_files(tree: Path) -> list[str]:

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcore.errors import Refused
+from kdcore.remarks import warn_once
+
 TREE = Path(__file__).parents[1]
 COMMIT = "STILLHOUSE_COMMIT"  # in the environment of an image
 NOTE = "stillhouse-provenance.json"  # at the root of a tree that was sent
@@ -33,12 +36,19 @@ class Provenance:
 
     @classmethod
     def of_tree(cls, tree: Path = TREE) -> Provenance:
-        """Return the provenance of a tree of this project."""
+        """Return the provenance of a tree of this project; a warning says why git does not know it, where it should."""
         me = {"user": user_here(), "host": socket.gethostname()}
-        if commit := _git(tree, "describe", "--always", "--dirty", "--abbrev=40").strip():
-            return cls(commit, _git(tree, "diff", "HEAD", "--no-color")[:MAX_DIFF], **me)
+        git_failed = ""
+        try:
+            if commit := (git(tree, "describe", "--always", "--dirty", "--abbrev=40") or b"").decode().strip():
+                diff = (git(tree, "diff", "HEAD", "--no-color") or b"").decode(errors="replace")
+                return cls(commit, diff[:MAX_DIFF], **me)
+        except Refused as error:
+            git_failed = str(error)
         if (tree / NOTE).is_file():
             return cls(**json.loads((tree / NOTE).read_text()))
+        if git_failed and COMMIT not in os.environ:
+            warn_once(f"the commit of this code is recorded as unknown: {git_failed}")
         return cls(os.environ.get(COMMIT, "unknown"), **me)
 
     def note(self) -> str:
@@ -74,10 +84,22 @@ def job_tags() -> dict[str, str]:
     return found | {tag: str(metadata[name]) for name, tag in names.items() if metadata.get(name)}
 
 
-def _git(tree: Path, *words: str) -> str:
-    """Return what git prints; nothing where there is no git, or no repository."""
+def git(tree: Path, *words: str) -> bytes | None:
+    """Return what git prints in a tree; None where the tree is in no repository.
+
+    Refused where there is a repository and git does not read it: what it would have said must not be guessed.
+    """
+    repository = next((folder for folder in (tree, *tree.parents) if (folder / ".git").exists()), None)
     try:
-        done = subprocess.run(["git", *words], cwd=tree, capture_output=True, text=True, check=False, errors="replace")
+        done = subprocess.run(["git", *words], cwd=tree, capture_output=True, check=False)
     except FileNotFoundError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        if repository is None:
+            return None
+        raise Refused(f"{repository} is a git repository, and there is no git to read it; install git") from None
+    if done.returncode == 0:
+        return done.stdout
+    if repository is None:
+        return None
+    said = next(iter(done.stderr.decode(errors="replace").splitlines()), f"exit status {done.returncode}")
+    trust = f"if you trust its owner: git config --global --add safe.directory {repository}"
+    raise Refused(f"git does not read {repository}: {said}; {trust if 'ownership' in said else 'mend the repository'}")

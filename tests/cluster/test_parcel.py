@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -45,6 +47,21 @@ def test_tracked_files_and_named_ones(tree, tmp_path_factory):
     for wrong, said in (("nowhere", "no such file"), ("/etc/hosts", "lies outside")):
         with pytest.raises(Refused, match=said):
             pack_parcel(tree, [wrong])
+
+
+def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
+    """As where another user owns the checkout: what git ignores must not travel. A tree without one is walked."""
+    with monkeypatch.context() as changed:
+        changed.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+        changed.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        with pytest.raises(Refused, match=f"ownership.*git config --global --add safe.directory {tree}"):
+            pack_parcel(tree)
+    (tree / ".git" / "HEAD").write_text("nothing")
+    with pytest.raises(Refused, match="mend the repository"):
+        pack_parcel(tree)
+    shutil.rmtree(tree / ".git")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.parent))
+    assert set(pack_parcel(tree).files) == {"ops/train.py", ".gitignore", "notes.txt"}
 
 
 def test_words_for_the_environment_and_the_driver(monkeypatch):

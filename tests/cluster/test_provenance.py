@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 
@@ -35,6 +36,19 @@ def test_the_commit_of_a_repository(repository):
     assert dirty.commit == f"{clean.commit}-dirty"
     assert "-a = 1\n+a = 2\n" in dirty.diff
     assert len(git_commit().removesuffix("-dirty")) == 40
+
+
+def test_a_repository_that_git_does_not_read(repository, monkeypatch, caplog):
+    """As where another user owns it: the commit is unknown, and a line says why and what to do."""
+    monkeypatch.delenv(COMMIT, raising=False)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    assert Provenance.of_tree(repository).commit == "unknown"
+    (line,) = caplog.messages
+    assert "recorded as unknown" in line
+    assert f"git config --global --add safe.directory {repository}" in line
+    monkeypatch.setenv(COMMIT, "abc")
+    assert Provenance.of_tree(repository).commit == "abc"
 
 
 def test_code_that_travelled(repository, tmp_path_factory, monkeypatch):
