@@ -45,14 +45,15 @@ def resources_of_ray_up(config: Mapping[str, Any]) -> dict[str, float] | None:
     types = config.get("available_node_types") or {}
     most = {"CPU": 0.0, "GPU": 0.0}
     for name, kind in types.items():
-        resources = kind.get("resources") or {}
-        if name == config.get("head_node_type"):
+        # Workers may be of the head's type too: all are in what Ray makes of a file for machines of one's own.
+        unstated = 0 if name == config.get("head_node_type") else config.get("max_workers", 0)
+        number, resources = float(kind.get("max_workers", unstated)), kind.get("resources") or {}
+        if not number:
             continue
         if "CPU" not in resources and "GPU" not in resources:
             return None
-        if number := float(kind.get("max_workers", config.get("max_workers", 0))):
-            most["CPU"] += number * float(resources.get("CPU", math.inf))
-            most["GPU"] += number * float(resources.get("GPU", 0))
+        most["CPU"] += number * float(resources.get("CPU", math.inf))
+        most["GPU"] += number * float(resources.get("GPU", 0))
     return most if types else None
 
 

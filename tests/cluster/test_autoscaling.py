@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config
 
 from cluster import autoscaling
 from cluster.autoscaling import gpus_to_come, resources_of_ray_up, resources_to_come
 
-DEPLOY = Path(autoscaling.__file__).parent / "deploy"
+OURS = yaml.safe_load((Path(autoscaling.__file__).parent / "deploy" / "ray-cluster.yaml").read_text())
 
 
 def types(**kinds):
@@ -24,7 +25,11 @@ def types(**kinds):
         (types(cpu={"resources": {"CPU": 8}, "max_workers": 4}), (32, 0)),
         (types(gpu={"resources": {"GPU": 2}, "max_workers": 0}), (0, 0)),
         (types(any={"max_workers": 4}), None),
-        (yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text()), None),
+        (types(any={"max_workers": 0}), (0, 0)),
+        (types() | {"max_workers": 3}, (0, 0)),
+        (types(head={"resources": {"CPU": 8, "GPU": 2}, "max_workers": 4}), (32, 8)),
+        (OURS, None),
+        (prepare_config(OURS), None),  # as it lies on the head: of one type, the head's, without resources
     ],
 )
 def test_the_file_of_ray_up(config, most, tmp_path, monkeypatch):
