@@ -27,6 +27,8 @@ from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
 
 TREE = Path(__file__).parents[1]
+# What `ray job stop` leaves a run to finish its step and to write a checkpoint before it kills; 3 s without this.
+TIME_TO_END = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
 class Detached(Exception):
@@ -59,47 +61,60 @@ def submit(
     job's log, in pieces. Gives the job's exit status. Refused where the cluster cannot be reached or refuses the
     token, and for more than it takes; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
     """
+    refuse_other_address(address)
     use_token(token_file)
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
     logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of every upload
     refuse_credentials(command)
     parcel = pack_parcel(TREE, options.include)
     if parcel.secrets:
         show(f"left out of the job, for their names say that they hold secrets: {', '.join(parcel.secrets)}\n")
     parcel.refuse_too_large()
-    provenance = Provenance.of_tree(TREE)
-    show(f"sending {parcel.summary()} of commit {provenance.commit} to {without_credentials(address)}\n")
+    provenance, shown = Provenance.of_tree(TREE), without_credentials(address)
+    show(f"sending {parcel.summary()} of commit {provenance.commit} to {shown}\n")
+    with as_packages(options.modules) as packages, tempfile.TemporaryDirectory() as folder:
+        parcel.lay_out(Path(folder), provenance)
+        client, job = send(
+            address,
+            options.name,
+            entrypoint=shlex.join(command),
+            runtime_env={
+                "working_dir": folder,
+                **({"py_modules": packages} if packages else {}),
+                "env_vars": {**TIME_TO_END, **options.env},
+            },
+            metadata={
+                "command": shlex.join(command),
+                "commit": provenance.commit,
+                "submitter_host": f"{provenance.user}@{provenance.host}",
+            },
+            **driver_resources(options.resources),
+        )
+    if not options.wait:
+        show(f"job {job} on {shown}; see it: ray job logs --follow --address {shown} {job}\n")
+        return 0
+    return follow(client, job, shown, show)
+
+
+def refuse_other_address(address: str) -> None:
+    """Refuse an address that is no web page's: Ray would take it for one of a cluster, and wait for that."""
+    if not address.startswith(("http://", "https://")):
+        raise Refused(f"--address {address}: give the address of the head's dashboard, such as http://head:8265")
+
+
+def send(address: str, name: str | None, **job: Any) -> tuple[Any, str]:
+    """Hand a job to the cluster; return Ray's client, and the job's name there."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     try:
         client = JobSubmissionClient(address)
-        with as_packages(options.modules) as packages, tempfile.TemporaryDirectory() as folder:
-            parcel.lay_out(Path(folder), provenance)
-            job = client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=options.name,
-                runtime_env={
-                    "working_dir": folder,
-                    **({"py_modules": packages} if packages else {}),
-                    **({"env_vars": dict(options.env)} if options.env else {}),
-                },
-                metadata={
-                    "command": shlex.join(command),
-                    "commit": provenance.commit,
-                    "submitter_host": f"{provenance.user}@{provenance.host}",
-                },
-                **driver_resources(options.resources),
-            )
+        return client, client.submit_job(submission_id=name, **job)
     except AuthenticationError as error:
         raise Refused(
             f"{address} refuses the token; give the cluster's own with --token-file, or as ~/.ray/auth_token"
         ) from error
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise Refused(refusal_of(address, options.name, error)) from error
-    if not options.wait:
-        show(f"job {job} on {address}; see it: ray job logs --follow --address {address} {job}\n")
-        return 0
-    return follow(client, job, address, show)
+        raise Refused(refusal_of(address, name, error)) from error
 
 
 def refusal_of(address: str, name: str | None, error: BaseException) -> str:

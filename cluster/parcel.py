@@ -70,13 +70,19 @@ class Parcel:
     def lay_out(self, folder: Path, provenance: Provenance) -> None:
         """Put the files, and the note of what they are, into an empty folder.
 
-        No .gitignore: Ray would leave out what it names, also what was asked for.
+        No .gitignore: Ray would leave out what it names, also what was asked for. Refused where there is no room.
         """
-        for name in self.files:
-            if Path(name).name != ".gitignore":
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.tree / name, folder / name)
-        (folder / NOTE).write_text(provenance.note())
+        try:
+            for name in self.files:
+                if Path(name).name != ".gitignore":
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.tree / name, folder / name)
+            (folder / NOTE).write_text(provenance.note())
+        except OSError as error:
+            raise Refused(
+                f"the job's files cannot be copied to {folder} ({error}); make room there, or set TMPDIR to a folder "
+                "that has it"
+            ) from error
 
 
 def pack_parcel(tree: Path, include: Sequence[str] = ()) -> Parcel:

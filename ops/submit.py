@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,12 +102,14 @@ def environment(words: Sequence[str]) -> dict[str, str]:
 def amounts(text: str | None) -> dict[str, float]:
     """Return {resource: amount} of a text such as CPU=4,GPU=1,memory=8e9."""
     found: dict[str, float] = {}
-    for part in (text or "").split(","):
+    for part in filter(None, (text or "").split(",")):
         name, _, amount = part.partition("=")
         try:
-            found |= {name: float(amount)} if part else {}
-        except ValueError as error:
-            raise Refused(f"--resources {part}: give NAME=AMOUNT,..., such as CPU=1,memory=8e9 (bytes)") from error
+            found[name] = float(amount)
+        except ValueError:
+            found[name] = math.nan
+        if not (name and 0 <= found[name] < math.inf):
+            raise Refused(f"--resources {part}: give NAME=AMOUNT,..., such as CPU=1,memory=8e9 (bytes)")
     return found
 
 

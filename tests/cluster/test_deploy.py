@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from cluster.jobs import TIME_TO_END
 from cluster.parcel import pack_parcel
 from cluster.provenance import COMMIT
 from cluster.training.board import STARTS
@@ -278,7 +279,7 @@ def test_the_job_runs_a_recipe_that_fits():
     assert config.scaling.num_workers == group.replicas * int(limits["nvidia.com/gpu"])
     assert config.scaling.num_workers * config.scaling.cpus_per_worker <= group.replicas * int(limits["cpu"])
     home = re.search(r"^WORKDIR (\S+)", (DEPLOY / "Dockerfile").read_text(), re.M)[1]
-    assert yaml.safe_load(job.runtimeEnvYAML) == {"working_dir": home}
+    assert yaml.safe_load(job.runtimeEnvYAML) == {"working_dir": home, "env_vars": TIME_TO_END}
 
 
 def test_ray_cluster():

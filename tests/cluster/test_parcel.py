@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import subprocess
+from unittest import mock
 
 import pytest
 
-from cluster.jobs import driver_resources, refusal_of
+from cluster import jobs
+from cluster.jobs import JobOptions, driver_resources, refusal_of
 from cluster.parcel import pack_parcel
 from cluster.provenance import NOTE, Provenance
 from kdcore.errors import Refused
@@ -77,8 +80,54 @@ def test_words_for_the_environment_and_the_driver(monkeypatch):
         "entrypoint_memory": 4_000_000_000,
         "entrypoint_resources": {"head": 0.1},
     }
-    with pytest.raises(Refused, match="--resources CPU: give NAME=AMOUNT"):
-        amounts("CPU")
+    for word in ("CPU", "CPU=nan", "memory=inf", "CPU=-1", "=1"):
+        with pytest.raises(Refused, match=f"--resources {word}: give NAME=AMOUNT"):
+            amounts(word)
+
+
+@pytest.fixture
+def client(tree, monkeypatch):
+    """Ray's client in place of a cluster; jobs go there from a small tree."""
+    found = mock.Mock()
+    found.return_value.submit_job.return_value = "first"
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", found)
+    monkeypatch.setattr(jobs, "TREE", tree)
+    return found
+
+
+def hand_in(address: str = "http://me:secret@head:8265", **options: object) -> str:
+    """Hand a job in without following it; give what is said."""
+    said: list[str] = []
+    assert jobs.submit(address, ["python"], None, said.append, JobOptions(wait=False, **options)) == 0
+    return "".join(said)
+
+
+def test_a_job_has_time_to_write_a_checkpoint_when_it_is_stopped(client):
+    """Ray reads the variable in the job's own environment; who gives another has it."""
+    for given, waits in ({}, "60"), ({"RAY_JOB_STOP_WAIT_TIME_S": "5"}, "5"):
+        hand_in(env=given)
+        sent = client.return_value.submit_job.call_args.kwargs["runtime_env"]["env_vars"]
+        assert sent["RAY_JOB_STOP_WAIT_TIME_S"] == waits
+
+
+def test_an_address_without_a_scheme_is_refused_before_ray_looks_for_a_cluster(client):
+    for address in ("head:8265", "auto", "ray://head:10001"):
+        with pytest.raises(Refused, match=f"--address {address}: give .* such as http://head:8265"):
+            hand_in(address)
+    assert not client.called
+
+
+def test_a_full_temporary_folder_is_not_blamed_on_the_cluster(client, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("cluster.parcel.shutil.copyfile", mock.Mock(side_effect=full))
+    with pytest.raises(Refused, match=r"cannot be copied to .*No space left.*TMPDIR"):
+        hand_in()
+
+
+def test_the_password_of_an_address_is_not_said(client):
+    said = hand_in()
+    assert "job first on http://head:8265; see it: ray job logs --follow --address http://head:8265 first" in said
+    assert "me:secret" not in said
 
 
 def test_a_name_that_is_taken():
