@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig  # it imports torch, which whoever only reads a run's journal does not need
 
 State = Literal["new", "unfinished", "finished"]
+NAME_IN_MLFLOW = re.compile(r"[\w.\-/ :]+")
 PENDING = "new "  # begins the content of `run_id` while the run is being made in MLflow; its tag follows
 
 
@@ -297,10 +298,14 @@ def folders_with_outbox(output_dir: Path) -> list[RunFolder]:
 
 
 def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {dotted key: value} of nested mappings; those in a list are numbered, as in `method.1.temperature`."""
+    """Return {dotted key: value} of nested mappings; those in a list are numbered, as in `method.1.temperature`.
+
+    A mapping whose keys MLflow would not take in a parameter's name, such as weights of a class `b's`, is one value.
+    """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value)}
-        leaves |= flat_fields(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        is_nested = isinstance(value, dict) and all(NAME_IN_MLFLOW.fullmatch(name) for name in value)
+        leaves |= flat_fields(value, f"{prefix}{key}.") if is_nested else {f"{prefix}{key}": value}
     return leaves

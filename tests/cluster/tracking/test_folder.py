@@ -172,6 +172,8 @@ def test_flattened_lists():
     """Lists of mappings are numbered; other lists are values."""
     tree = {"a": {"b": 1}, "method": [{"term": "ce"}, {"term": "kd"}], "sizes": [1, 2], "none": []}
     assert flat_fields(tree) == {"a.b": 1, "method.0.term": "ce", "method.1.term": "kd", "sizes": [1, 2], "none": []}
+    weights = {"tench, Tinca tinca": 2.0, "b's": 1.0}
+    assert flat_fields({"a": {"class_weights": weights, "b": {}}}) == {"a.class_weights": weights}
 
 
 def test_a_run_goes_on_where_only_the_machine_changed(image_folder, tmp_path):
