@@ -84,18 +84,21 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
     logging.getLogger("mlflow.onnx").setLevel(logging.ERROR)  # that this machine may have no GPU is no news
     client, example = mlflow.MlflowClient(uri), images[:2].numpy()
     logits = predict_file(folder / "model.onnx", images)
-    ended = client.get_run(run_id).info.status
+    run = client.get_run(run_id)
+    # Made and logged by ids: mlflow.start_run would end the run anew, as failed where this is interrupted.
+    model = client.create_logged_model(
+        run.info.experiment_id, name="student", source_run_id=run_id, params=dict(run.data.params)
+    )
     with using_store(uri):
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.onnx.log_model(
-                onnx.load(folder / "model.onnx"),
-                name="student",
-                signature=mlflow.models.infer_signature(example, {"logits": logits[:2]}),
-                input_example=example,
-                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-                save_as_external_data=False,
-            )
-        client.set_terminated(run_id, ended)
+        logged = mlflow.onnx.log_model(
+            onnx.load(folder / "model.onnx"),
+            model_id=model.model_id,
+            run_id=run_id,
+            signature=mlflow.models.infer_signature(example, {"logits": logits[:2]}),
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            save_as_external_data=False,
+        )
         again = mlflow.pyfunc.load_model(logged.model_uri).predict(images.numpy())["logits"]
         if not np.array_equal(again, logits):
             client.delete_logged_model(logged.model_id)
