@@ -20,26 +20,37 @@ logger = logging.getLogger("stillhouse")
 def deliver(config: RunConfig) -> None:
     """Bring the trackers up to date with a run's folder, its end included. Raises what their clients raise.
 
-    While the run goes on, its own process writes to those that bear one writer alone.
+    While the run goes on, its own process writes to those that bear one writer alone. Refused at the end for a file
+    that a tracker does not take: the rest is there then, and the file is sent again next time.
     """
     has_ended = bool(RunFolder.of(config).ended_as())
     trackers = [tracker for tracker in trackers_of(config) if has_ended or tracker.is_shared]
+    refusals = []
     for tracker in trackers:
         Courier(tracker).deliver()
         for path in tracker.missing_files():
-            tracker.send_file(path)
-    mark_end(RunFolder.of(config), trackers)
+            try:
+                tracker.send_file(path)
+            except Refused as refusal:
+                refusals.append(refusal)
+    mark_end(RunFolder.of(config), trackers, is_complete=not refusals)
     for tracker in trackers:
         tracker.close()
+    if refusals:
+        raise refusals[0]
 
 
-def mark_end(folder: RunFolder, trackers: list[Tracker]) -> None:
-    """Mark a run's end in its trackers as the outbox says, if it does; nothing is left then."""
+def mark_end(folder: RunFolder, trackers: list[Tracker], is_complete: bool = True) -> None:
+    """Mark a run's end in its trackers as the outbox says, if it does.
+
+    is_complete: nothing is left then, so the outbox is removed.
+    """
     status = folder.ended_as()
     if status in ("FINISHED", "FAILED", "KILLED"):
         for tracker in trackers:
             tracker.end(status)  # type: ignore[arg-type]
-        folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
+        if is_complete:
+            folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
 
 
 def deliver_or_refuse(config: RunConfig) -> None:

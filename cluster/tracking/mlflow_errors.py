@@ -23,6 +23,8 @@ LASTING_ERRORS = {
     "UNAUTHENTICATED",
 }
 DAMAGED = ("file is not a database", "disk image is malformed")  # of SQLite
+BUSY = (408, 429)  # of HTTP's statuses below 500, those that mean: later
+TOO_LARGE = 413
 READ_ONLY = "attempt to write a readonly database"  # of SQLite, which says it of a file that was deleted, too
 
 
@@ -32,8 +34,33 @@ def is_away(error: BaseException) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in LASTING_ERRORS
+    if (status := http_status(error)) is not None:
+        return status in BUSY or status >= 500
     is_lasting = isinstance(error, FileNotFoundError | PermissionError)
     return is_bucket_away(error) or (isinstance(error, OSError) and not is_lasting)
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the status that a server of files has answered with; None for an error that is no answer of one.
+
+    MLflow raises such an answer as requests does, as an OSError.
+    """
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def file_problem(error: BaseException, num_bytes: int) -> str | None:
+    """Return why a file of so many bytes is not taken, and what to do, in one line; None for an error of another kind.
+
+    A server that is away is none of these.
+    """
+    if is_away(error):
+        return None
+    if (status := http_status(error)) is None:
+        return bucket_problem(error)
+    limit = "raise the limit of what stands before the server (of nginx, client_max_body_size)"
+    remedy = limit if status == TOO_LARGE else "let whoever runs this write files there"
+    return f"HTTP status {status} for {num_bytes:,} bytes; {remedy}"
 
 
 def is_read_only(error: BaseException) -> bool:
@@ -72,7 +99,7 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
                 f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "
                 "of that database here and on every node, or name another store as tracking.uri"
             ) from error
-        if not (is_away(error) or isinstance(error, MlflowException)):
+        if not (is_away(error) or isinstance(error, MlflowException) or http_status(error)):
             raise
         verb = "does not answer" if is_away(error) else "refuses"
         reason = " ".join(str(error).split())[:200]

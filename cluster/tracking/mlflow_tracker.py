@@ -21,16 +21,16 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
-from cluster.tracking.buckets import bucket_problem
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
 from cluster.tracking.folder import PENDING, RunFolder, flat_fields
 from cluster.tracking.logged_model import log_student
-from cluster.tracking.mlflow_errors import is_away, is_read_only, mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import file_problem, is_away, is_read_only, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
 from kdcore.importing import importing
+from kdcore.remarks import warn_once
 from pipelines.files import write_text
 
 KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
@@ -116,11 +116,11 @@ class MlflowTracker(Tracker):
         self.last_steps = steps
 
     def send_file(self, path: Path) -> None:
-        """Store a file as an artifact of the run."""
+        """Store a file as an artifact of the run. Refused for one that the store does not take, now or later."""
         try:
             self.client.log_artifact(self.run_id, str(path))
         except Exception as error:
-            if is_away(error) or (problem := bucket_problem(error)) is None:
+            if (problem := file_problem(error, path.stat().st_size)) is None:
                 raise
             raise Refused(f"the MLflow store {tracking_uri(self.config)} takes no {path.name}: {problem}") from error
 
@@ -130,15 +130,14 @@ class MlflowTracker(Tracker):
         return [path for path in self.folder.artifacts if path.name not in there and path.exists()]
 
     def end(self, status: Status) -> None:
-        """Mark the run as ended; one that failed with the line that it ended by."""
+        """Mark the run as ended; one that failed with the line that it ended by, a finished one with its student."""
         if status == "FAILED" and self.folder.error.is_file():
             self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
-        if status == "FINISHED" and self.folder.weights.exists():  # a sweep itself has no student
-            description = {"student": run_tags(self.config)["student"], "method": run_tags(self.config)["method"]}
-            log_student(self.client, self.run_id, self.config.name, description)
         if status != "FAILED" and ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
             self.client.delete_tag(self.run_id, ERROR)
         self.client.set_terminated(self.run_id, status)
+        if status == "FINISHED" and self.folder.weights.exists():  # a sweep itself has no student
+            self._log_student()
 
     def is_away(self, error: BaseException) -> bool:
         """Return whether the server cannot be reached now."""
@@ -190,6 +189,19 @@ class MlflowTracker(Tracker):
         self.client.log_batch(
             run_id, tags=[RunTag(key, without_credentials(value)) for key, value in described.items()]
         )
+
+    def _log_student(self) -> None:
+        """Log the student among MLflow's models; a line says so where the server, older than these, has none."""
+        from mlflow.exceptions import MlflowException
+
+        description = {name: run_tags(self.config)[name] for name in ("student", "method")}
+        try:
+            log_student(self.client, self.run_id, self.config.name, description)
+        except MlflowException as error:
+            if error.error_code != "ENDPOINT_NOT_FOUND":
+                raise
+            uri = without_credentials(tracking_uri(self.config))
+            warn_once(f"{uri} lists no students as models, which needs MLflow 3; its runs are complete without that")
 
     def _log_images(self) -> None:
         """Log the training images as the run's data set, by the digest of their index."""

@@ -78,6 +78,8 @@ def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | Non
             mark_end(folder, trackers)
         else:
             deliver(config)
+    except Refused as error:  # of a file, which the run has all the same
+        logger.warning("%s; then send it: python -m ops deliver %s", error, config.output_dir)
     except Exception as error:
         if not any(tracker.is_away(error) for tracker in trackers):
             raise
@@ -203,7 +205,8 @@ class RunLog:
                     machine.close()
                 if self._deliver_all():
                     if is_closing:
-                        self.folder.outbox.unlink(missing_ok=True)
+                        if not any(one.is_refused for one in self.deliveries):
+                            self.folder.outbox.unlink(missing_ok=True)
                         return
                 else:
                     if time.monotonic() > self.patience_ends:
@@ -229,17 +232,24 @@ def kind_of(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
 
 
 class _Delivery:
-    """One tracker's share of a run's log. files: all that are to be sent, of which it remembers how many were."""
+    """One tracker's share of a run's log. files: all that are to be sent, of which it remembers how many were.
+
+    A file that the tracker refuses is left to the run's end, which says so: training does not stop for it.
+    """
 
     def __init__(self, tracker: Tracker, files: list[Path]) -> None:
         self.tracker, self.courier, self.files, self.num_sent = tracker, Courier(tracker), files, 0
+        self.is_refused = False  # a file
 
     def deliver(self) -> bool:
         """Send what there is; return False where the tracker is away. Raises an error that waiting does not help."""
         try:
             self.courier.deliver()
             while self.num_sent < len(self.files):
-                self.tracker.send_file(self.files[self.num_sent])
+                try:
+                    self.tracker.send_file(self.files[self.num_sent])
+                except Refused:
+                    self.is_refused = True
                 self.num_sent += 1
         except Exception as error:
             if not self.tracker.is_away(error):
