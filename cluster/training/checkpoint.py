@@ -94,14 +94,17 @@ class TrainState:
             | {"best_student": self.best_student}  # replaced as a whole, never changed
         )
 
-    def restore(self, directory: Path, facts: dict[str, Any]) -> None:
-        """Take the state of a checkpoint; Refused where its facts (data, views, weights) are not this run's."""
-        saved = read_state(directory)
+    def restore(self, directory: Path, facts: dict[str, Any], place: str | None = None) -> None:
+        """Take the state of a checkpoint; Refused where its facts (data, views, weights) are not this run's.
+
+        place: where the checkpoint is kept, if the directory is a copy of it.
+        """
+        saved = read_state(directory, place)
         theirs, ours = flat(saved["facts"]), flat(facts)
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
             if theirs[name] != ours[name]:
                 raise Refused(
-                    f"checkpoint {directory}: its {name} is {in_short(theirs[name])}, this run's is "
+                    f"checkpoint {place or directory}: its {name} is {in_short(theirs[name])}, this run's is "
                     f"{in_short(ours[name])}; restore what has changed, or give the run another name to start afresh"
                 )
         self.distiller.load_state_dict(saved["distiller"])
@@ -143,14 +146,14 @@ class Snapshot:
             raise
 
 
-def read_state(directory: Path) -> dict[str, Any]:
-    """Return what a checkpoint's file of state holds. Refused where it is damaged."""
+def read_state(directory: Path, place: str | None = None) -> dict[str, Any]:
+    """Return what a checkpoint's file of state holds; place: as of `restore`. Refused where it is damaged."""
     try:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
         raise Refused(
-            f"checkpoint {directory}: its {STATE} is damaged ({' '.join(str(error).split())[:100]}); delete that "
-            "folder, and the same command goes on from the checkpoint before it"
+            f"checkpoint {place or directory}: its {STATE} is damaged ({' '.join(str(error).split())[:100]}); delete "
+            "that folder, and the same command goes on from the checkpoint before it"
         ) from error
     return state
 
@@ -188,21 +191,21 @@ def saved_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
 
 
 @contextmanager
-def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[Path | None]:
-    """Give the folder of a run's newest checkpoint of at most `step` steps; None where there is none.
+def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[tuple[Path, str] | None]:
+    """Give the folder of a run's newest checkpoint of at most `step` steps, and its place; None where there is none.
 
-    One in an object store is copied to a temporary folder, which is gone afterwards.
+    One in an object store is copied to a temporary folder, which is gone afterwards; its place is there.
     """
     filesystem, _ = checkpoint_place(config)
     earlier = [one for one in whole_checkpoints(config) if one.step <= step]
     if not earlier:
         yield None
     elif isinstance(filesystem, LocalFileSystem):
-        yield Path(earlier[-1].path)
+        yield Path(earlier[-1].path), earlier[-1].path
     else:
         with tempfile.TemporaryDirectory() as copy:
             copy_files(earlier[-1].path, copy, source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
-            yield Path(copy)
+            yield Path(copy), earlier[-1].path
 
 
 def name_of(step: int) -> str:

@@ -26,11 +26,11 @@ from cluster.training.crash import crash_of
 from cluster.training.failures import last_line
 from cluster.training.placement import Placement
 from cluster.training.process_group import ProcessGroup
-from cluster.training.recovery import Recovery, failure_of, restore_checkpoint_list
+from cluster.training.recovery import Recovery, failure_of, leave_out_broken, restore_checkpoint_list
 from cluster.versions import refuse_other_versions
 from kdcore.errors import ClusterFailed
 from kdcore.importing import importing
-from pipelines.places import is_remote
+from pipelines.places import filesystem_of, is_remote
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ def fit(job: Job, board: Any) -> dict[str, Any]:
     crash_file = RunFolder(Path(job.run_dir)).crash
     if folder:
         restore_checkpoint_list(folder)
+    else:
+        filesystem, path = filesystem_of(job.storage, "checkpoint.storage")
+        leave_out_broken(filesystem, f"{path}/{job.name}")
     set_up_ray_train(job)
     trainer = Trainer(
         train,

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 from ray.train import UserCallback
 from ray.train.v2.api.exceptions import PreemptionError
 
@@ -87,15 +87,21 @@ def restore_checkpoint_list(folder: Path) -> None:
         else:
             listed.unlink()  # cut off while the first checkpoint was reported: the run begins again
             return
-    leave_out_broken(folder)
+    leave_out_broken(LocalFileSystem(), str(folder))
 
 
-def leave_out_broken(folder: Path) -> None:
-    """Take out of the list what a full disk, a lost machine or a hand has cut off or removed, and say so in a line."""
-    found = json.loads((folder / CHECKPOINTS).read_bytes())
+def leave_out_broken(filesystem: FileSystem, folder: str) -> None:
+    """Take out of the list what a full disk, a lost machine or a hand has cut off or removed, and say so in a line.
+
+    folder: of the run's checkpoints, on a disk or in an object store.
+    """
+    place = f"{folder}/{CHECKPOINTS}"
+    if filesystem.get_file_info(place).type != FileType.File:
+        return
+    with filesystem.open_input_file(place) as file:
+        found = json.loads(file.read())
     results, indices = found.get("checkpoint_results", []), found.get("checkpoint_report_indices", [])
-    local = LocalFileSystem()
-    kept = [i for i, result in enumerate(results) if is_whole(local, f"{folder}/{result['checkpoint_dir_name']}")]
+    kept = [i for i, result in enumerate(results) if is_whole(filesystem, f"{folder}/{result['checkpoint_dir_name']}")]
     if len(kept) == len(results):
         return
     broken = [result["checkpoint_dir_name"] for i, result in enumerate(results) if i not in kept]
@@ -103,12 +109,17 @@ def leave_out_broken(folder: Path) -> None:
     start = "the start" if newest is None else results[newest]["checkpoint_dir_name"]
     warn_once(f"{folder}: {', '.join(broken)} cut off or gone; the run goes on from {start}")
     if newest is None:
-        (folder / CHECKPOINTS).unlink()
+        filesystem.delete_file(place)
         return
     found["checkpoint_results"] = [results[i] for i in kept]
     found["checkpoint_report_indices"] = [indices[i] for i in kept]
     found["latest_checkpoint_result"] = results[newest]
-    write_whole(folder / CHECKPOINTS, json.dumps(found).encode())
+    content = json.dumps(found).encode()
+    if isinstance(filesystem, LocalFileSystem):
+        write_whole(Path(place), content)
+    else:  # which replaces a file as a whole
+        with filesystem.open_output_stream(place) as file:
+            file.write(content)
 
 
 def is_json(path: Path) -> bool:

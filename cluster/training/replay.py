@@ -85,9 +85,10 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     if not 0 <= step < run.total_steps:
         raise Refused(f"--replay {step + 1}: the run has steps 1 to {run.total_steps}; give one of these")
     state = new_state(run)
-    with checkpoint_up_to(config, step) as directory:
-        if directory is not None:
-            state.restore(directory, checkpoint_facts(run))
+    with checkpoint_up_to(config, step) as checkpoint:
+        if checkpoint is not None:
+            directory, place = checkpoint
+            state.restore(directory, checkpoint_facts(run), place)
     found = Replay(step, state.step)
     passes = InspectedPasses(run, state.distiller, found)
     loop = TrainingLoop(run, state, passes)

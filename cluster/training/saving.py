@@ -96,8 +96,8 @@ def newest_step(config: RunConfig) -> int | None:
 
 
 @contextmanager
-def latest_checkpoint(config: RunConfig, newest: int | None) -> Iterator[Path | None]:
-    """Give the folder of the checkpoint that this rank goes on from; None where the run begins.
+def latest_checkpoint(config: RunConfig, newest: int | None) -> Iterator[tuple[Path, str] | None]:
+    """Give the folder of the checkpoint that this rank goes on from, and its place; None where the run begins.
 
     Ray Train's, which knows what was saved since the run was started; or the one of `newest` steps, which the driver
     found before: of a run whose earlier part was carried out without Ray. All ranks take the same one.
@@ -109,9 +109,9 @@ def latest_checkpoint(config: RunConfig, newest: int | None) -> Iterator[Path | 
         listed = ray.train.get_checkpoint()
     if listed is not None and (newest is None or (step_of(Path(listed.path).name) or 0) >= newest):
         with listed.as_directory() as directory:
-            yield Path(directory)
+            yield Path(directory), listed.path
     elif newest is not None:
-        with checkpoint_up_to(config, newest) as folder:
-            yield folder
+        with checkpoint_up_to(config, newest) as found:
+            yield found
     else:
         yield None

@@ -56,9 +56,10 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     if unseen := unseen_images(run.batches, rank.world_size):
         reporter.say(unseen)
     state = new_state(run)
-    with latest_checkpoint(config, payload["newest_step"]) as directory:
-        if directory is not None:
-            state.restore(directory, checkpoint_facts(run))
+    with latest_checkpoint(config, payload["newest_step"]) as checkpoint:
+        if checkpoint is not None:
+            directory, place = checkpoint
+            state.restore(directory, checkpoint_facts(run), place)
             reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
     loop = TrainingLoop(run, state, passes(run, state))
     # A graph cannot be captured on the default stream; what was started on that one comes first.

@@ -207,6 +207,6 @@ def test_the_newest_checkpoint_before_a_step(make, tmp_path):
             torch.save({}, folder / f"step-{step:08d}" / name)
     chosen = {}
     for step in (1, 2, 5, 9):
-        with checkpoint_up_to(config, step) as directory:
-            chosen[step] = directory and directory.name
+        with checkpoint_up_to(config, step) as found:
+            chosen[step] = found and found[0].name
     assert chosen == {1: None, 2: "step-00000002", 5: "step-00000004", 9: "step-00000004"}

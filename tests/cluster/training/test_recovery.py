@@ -7,11 +7,14 @@ import threading
 import pytest
 import ray
 import torch
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 
+from cluster.training import fitting
 from cluster.training.checkpoint import STATE, STUDENT, read_state
 from cluster.training.failures import FailedAt, with_place
+from cluster.training.fitting import Job
 from cluster.training.opening import NotOpened
 from cluster.training.recovery import (
     CHECKPOINTS,
@@ -20,6 +23,7 @@ from cluster.training.recovery import (
     describe,
     failure_of,
     failure_summary,
+    leave_out_broken,
     refuse_to_repeat,
     restore_checkpoint_list,
 )
@@ -215,6 +219,31 @@ def test_a_checkpoint_cut_off_is_passed_over(tmp_path, harm):
     assert listed["checkpoint_report_indices"] == [0, 1]
 
 
+def test_a_checkpoint_removed_from_an_object_store_is_passed_over(tmp_path, monkeypatch, caplog):
+    """Ray Train would end at it at every start, with the advice to delete all the others."""
+
+    def begin(job: Job) -> None:
+        raise InterruptedError  # before Ray is asked
+
+    monkeypatch.setattr(fitting, "set_up_ray_train", begin)
+    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, {})
+    (tmp_path / "run").mkdir()
+    first, second, third = write_checkpoints(tmp_path / "run", 1, 2, 3)
+    store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    shutil.rmtree(tmp_path / "run" / third)
+    with pytest.raises(InterruptedError):
+        fitting.fit(job, None)
+    listed = json.loads((tmp_path / "run" / CHECKPOINTS).read_text())
+    assert [result["checkpoint_dir_name"] for result in listed["checkpoint_results"]] == [first, second]
+    assert listed["latest_checkpoint_result"]["checkpoint_dir_name"] == second
+    assert f"/run: {third} cut off or gone; the run goes on from {second}" in caplog.text
+    for name in (first, second):
+        shutil.rmtree(tmp_path / "run" / name)
+    leave_out_broken(store, "run")
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+    leave_out_broken(store, "run")  # a new run
+
+
 def test_no_checkpoint_is_left(tmp_path):
     (only,) = write_checkpoints(tmp_path, 1)
     (tmp_path / only / STATE).write_bytes(b"")
@@ -229,3 +258,5 @@ def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / name / STATE).write_bytes(content)
     with pytest.raises(Refused, match=r"state.pt is damaged .* delete that folder"):
         read_state(tmp_path / name)
+    with pytest.raises(Refused, match=f"checkpoint bucket/runs/{name}: its state.pt is damaged"):
+        read_state(tmp_path / name, f"bucket/runs/{name}")  # a copy, which is gone by then
