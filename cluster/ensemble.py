@@ -83,7 +83,8 @@ class TeacherEnsemble:
         counts, logits = counts_for(source, rank.device), torch.empty(0)
         if len(share):
             logits = self.judged.logits({name: answer for name, (_, answer) in answers.items()}, epoch=0.0)
-            counts.add(logits, torch.from_numpy(source.targets(np.arange(share.start, share.stop))))
+            labels = torch.from_numpy(source.targets(np.arange(share.start, share.stop)))
+            counts.add(logits.to(rank.device), labels.to(rank.device))  # the answers lie in host memory
         return {**over_ranks(counts, len(source), rank), **each}, logits
 
 

@@ -9,9 +9,14 @@ from cluster.rank import Rank
 
 
 def precision(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it."""
+    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it.
+
+    Emulated, as on GPUs before Ampere, it is slower than float32: such a device does not have it.
+    """
     wanted = config.train.precision == "bfloat16" or (
-        config.train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        config.train.precision == "auto"
+        and device.type == "cuda"
+        and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     return torch.bfloat16 if wanted else torch.float32
 
