@@ -5,6 +5,8 @@ Groups of runs, their differences, and what sets them apart beside the studied f
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,10 @@ from typing import Any
 from cluster.score_text import is_rate
 from cluster.sweep.config import mode_of
 from cluster.tracking.folder import RunFolder
+from kdcore.errors import Refused
+from kdcore.named_models import LOCAL_DIR
 from ops.history import Group, Run
+from ops.lineage import read_lineage
 from ops.review.seed_noise import Difference, difference, sentence
 from ops.spread import spread
 
@@ -23,6 +28,8 @@ from ops.spread import spread
 STUDIED = ("method", "student.classifier", "student.factor")
 ALONE = ("ce", "bce")  # methods that read the labels alone
 ALONE_LABEL = "student alone"
+TAUGHT = ("teacher", "teachers", "cache")  # sections that a student alone need not have
+TEACHERS_FIELD = re.compile(r"teachers?(\.\d+)?\.(checkpoint|model)")
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Row:
     """A group of runs on the page.
 
     key: its name in figures; by_seed: its scores; set_aside: its runs that later ones repeat; gain: over the student
-    alone; flags: in what else it differs from most others.
+    alone; flags: in what else it differs from most others; is_teacher: others among the groups learn from it.
     """
 
     key: str
@@ -41,6 +48,7 @@ class Row:
     gain: Difference | None
     flags: list[str]
     set_aside: int = 0
+    is_teacher: bool = False
 
     def mean(self, metric: str) -> float | None:
         """Return the mean of a metric over the repetitions that have it."""
@@ -52,24 +60,37 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
     """Return a row for every group that has the metric, the best first."""
     groups = [group for group in groups if group.values(metric)]
     teachers = teachers_among(groups)
-    usual = usual_fields(groups, studied)
-    alone = baseline([group for group in groups if group not in teachers], metric, usual)
+    students = [group for group in groups if group not in teachers]
+    usual = usual_fields(students, studied)
+    alone = baseline(students, metric, usual)
     made = []
-    for number, group in enumerate(groups):
+    for number, (group, label) in enumerate(zip(groups, labels_of(groups), strict=True)):
         compared = alone is not None and group is not alone and same_task(group, alone)
         gain = difference(group.by_seed(metric), alone.by_seed(metric)) if alone and compared else None
-        label = ALONE_LABEL if group is alone else label_of(group, groups)
-        if group in teachers:
-            label = f"the teacher: {group.fields.get('student.model')}"
-        score, flags = spread(group.values(metric)), [] if group in teachers else flags_of(group, usual)
-        made.append(Row(f"g{number}", label, group, group.by_seed(metric), score, gain, flags, group.set_aside(metric)))
+        is_teacher, flags = group in teachers, flags_of(group, usual)
+        if is_teacher:
+            label, flags = f"the teacher: {group.fields.get('student.model')}", []
+        elif group is alone:
+            label = ALONE_LABEL
+        by_seed, score, set_aside = group.by_seed(metric), spread(group.values(metric)), group.set_aside(metric)
+        made.append(Row(f"g{number}", label, group, by_seed, score, gain, flags, set_aside, is_teacher))
     return sorted(made, key=lambda row: row.score["mean"], reverse=mode_of(metric) == "max")
 
 
 def teachers_among(groups: Sequence[Group]) -> list[Group]:
     """Return the groups whose weights are the teacher's of others: it is the student of a run that lies there."""
-    named = {value for group in groups for field, value in group.fields.items() if field.endswith(".checkpoint")}
+    fields = {item for group in groups for item in group.fields.items() if TEACHERS_FIELD.fullmatch(item[0])}
+    named = {weights_of_teacher(value) for _, value in fields}
     return [group for group in groups if any(weights_of(run) in named for run in group.runs)]
+
+
+def weights_of_teacher(value: str) -> str:
+    """Return the file of weights that a teacher's checkpoint or model names; an export's are those of its run."""
+    if value.startswith(LOCAL_DIR):
+        with contextlib.suppress(Refused):  # an export that tells nothing, or is not on this machine
+            run_dir = read_lineage(Path(value.removeprefix(LOCAL_DIR)))["run_dir"]
+            return str(RunFolder(Path(run_dir)).weights)
+    return value
 
 
 def weights_of(run: Run) -> str:
@@ -93,27 +114,42 @@ def same_task(one: Group, other: Group) -> bool:
 
 def is_task(field: str) -> bool:
     """Return whether a field says what is trained on what."""
-    return field == "data.root" or (field.startswith("student.") and not is_studied(field, STUDIED))
+    return field == "data.root" or (field.startswith("student.") and not is_within(field, STUDIED))
 
 
-def is_studied(field: str, studied: Sequence[str]) -> bool:
-    """Return whether recipes are meant to differ in a field."""
-    return any(f"{field}.".startswith(f"{name}.") for name in studied)
+def is_within(field: str, names: Sequence[str]) -> bool:
+    """Return whether a field is one of these, or in a section that is."""
+    return any(f"{field}.".startswith(f"{name}.") for name in names)
+
+
+def is_taught(group: Group) -> bool:
+    """Return whether the group's recipe has a teacher, be it in a cache."""
+    return any("." in field and is_within(field, TAUGHT) for field in group.fields)
 
 
 def usual_fields(groups: Sequence[Group], studied: Sequence[str]) -> dict[str, str]:
-    """Return the value that most groups have of every field that is not studied."""
-    fields = {field for group in groups for field in group.fields if not is_studied(field, studied)}
-    return {field: Counter(group.fields.get(field, "") for group in groups).most_common(1)[0][0] for field in fields}
+    """Return the value that most groups have of every field that is not studied; of a teacher's, most that have one."""
+    fields = {field for group in groups for field in group.fields if not is_within(field, studied)}
+    taught = [group for group in groups if is_taught(group)] or groups
+    asked = {field: taught if is_within(field, TAUGHT) else groups for field in fields}
+    return {
+        field: Counter(group.fields.get(field, "") for group in asked[field]).most_common(1)[0][0] for field in fields
+    }
 
 
 def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
     """Return 'train.batch_size 32, not 64' for every field in which a group is not as most are.
 
-    For a section that only the group has, or only it has not, 'cache given' or 'cache absent'.
+    For a section that only the group has, or only it has not, 'cache given' or 'cache absent'. That a student alone has
+    no teacher is what it is.
     """
     flags = []
-    changed = [field for field, value in sorted(usual.items()) if group.fields.get(field, "") != value]
+    skipped = () if is_taught(group) else TAUGHT
+    changed = [
+        field
+        for field, value in sorted(usual.items())
+        if group.fields.get(field, "") != value and not is_within(field, skipped)
+    ]
     for section, fields in groupby(changed, key=lambda field: field.partition(".")[0]):
         pairs = {field: (group.fields.get(field, ""), usual[field]) for field in fields}
         if len(pairs) > 1 and not any(theirs for _, theirs in pairs.values()):
@@ -135,12 +171,18 @@ def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> 
     )
 
 
-def label_of(group: Group, groups: Sequence[Group]) -> str:
-    """Return the group's method, and where several have the same, what sets it apart from them."""
-    rivals = [other.runs[0] for other in groups if other.method == group.method]
-    varied = varied_fields(rivals)
-    details = ", ".join(f"{field_name(field, group)} {shown(group.fields.get(field))}" for field in varied)
-    return f"{group.method}: {details}" if details else group.method
+def labels_of(groups: Sequence[Group]) -> list[str]:
+    """Return each group's method, and where several have the same, what sets it apart from them."""
+    varied = {
+        method: varied_fields([group.runs[0] for group in groups if group.method == method])
+        for method in {group.method for group in groups}
+    }
+    labels = []
+    for group in groups:
+        fields = varied[group.method]
+        details = ", ".join(f"{field_name(field, group)} {shown(group.fields.get(field))}" for field in fields)
+        labels.append(f"{group.method}: {details}" if details else group.method)
+    return labels
 
 
 def field_name(field: str, group: Group | Run) -> str:
@@ -160,7 +202,7 @@ def sentences(rows: Sequence[Row], metric: str) -> list[str]:
         for row in rows
         if row.gain is not None
     ]
-    best = [row for row in rows if row.label != ALONE_LABEL][:2]
+    best = [row for row in rows if row.label != ALONE_LABEL and not row.is_teacher][:2]
     if len(best) < 2 or not same_task(best[0].group, best[1].group):
         return gains
     found = difference(best[0].by_seed, best[1].by_seed)
@@ -185,7 +227,8 @@ def varied_fields(runs: Sequence[Run]) -> dict[str, list[str]]:
     Of those that always change together, as two weights that add up to 1, only the last term's, and the method's before
     others.
     """
-    columns = {field: tuple(run.fields.get(field, "-") for run in runs) for run in runs for field in run.fields}
+    fields = dict.fromkeys(field for run in runs for field in run.fields)
+    columns = {field: tuple(run.fields.get(field, "-") for run in runs) for field in fields}
     varied = {field: column for field, column in columns.items() if len(set(column)) > 1}
     kept: dict[str, tuple[str, ...]] = {}
     for field in sorted(varied, key=lambda field: (field.startswith("method."), field), reverse=True):

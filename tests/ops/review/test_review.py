@@ -12,7 +12,7 @@ import pytest
 
 from ops.__main__ import main
 from ops.history import PARENT, Group, Run, grouped, runs_of
-from ops.review.groups import change_together, label_of, recipe_differences, rows_of, sentences, varied_fields
+from ops.review.groups import change_together, labels_of, recipe_differences, rows_of, sentences, varied_fields
 from ops.review.page import same_evaluations, shared_metrics
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -74,7 +74,7 @@ def test_a_section_that_others_have_not_is_one_flag():
 
 def test_labels_say_what_sets_groups_apart():
     groups = [Group((kd(0, 0.5, temperature=t),)) for t in ("1.0", "4.0")]
-    assert [label_of(group, groups) for group in groups] == ["ce+kd: kd.temperature 1.0", "ce+kd: kd.temperature 4.0"]
+    assert labels_of(groups) == ["ce+kd: kd.temperature 1.0", "ce+kd: kd.temperature 4.0"]
 
 
 def test_another_network_has_no_gain():

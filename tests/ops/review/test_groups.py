@@ -1,0 +1,113 @@
+"""Which groups of runs are the teacher and the student alone, and what telling them apart costs."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from ops.history import Run, grouped
+from ops.review import groups as module
+from ops.review.groups import labels_of, rows_of, sentences, varied_fields
+
+METRIC = "val/top1"
+
+
+def made(name: str, method: str, score: float = 0.5, **fields: str) -> Run:
+    """A finished run of one seed, in the folder /out; a dot in a field's name is written as two underscores."""
+    terms = {f"method.{number}.term": term for number, term in enumerate(method.split("+"))}
+    shared = {"output_dir": "/out", "data.root": "/images", "student.model": "small"}
+    given = {key.replace("__", "."): value for key, value in fields.items()}
+    recipe = {"name": name, "seed": "0", **shared, **terms, **given}
+    return Run(name, "1", name, "FINISHED", 0.0, recipe, {"method": method}, {METRIC: score})
+
+
+def labels(*runs: Run) -> dict[str, str]:
+    """{name of the run: label of its row}."""
+    return {row.group.runs[0].name: row.label for row in rows_of(grouped(runs), METRIC)}
+
+
+def test_a_student_that_starts_from_another_is_not_taught_by_it():
+    start = "/out/alone/student.safetensors"
+    runs = [made("alone", "ce"), made("kd", "ce+kd", 0.6), made("tuned", "ce+kd", student__checkpoint=start)]
+    rows = rows_of(grouped(runs), METRIC)
+    assert labels(*runs)["alone"] == "student alone"
+    assert [row.gain is None for row in rows if row.group.runs[0].name == "kd"] == [False]
+
+
+@pytest.mark.parametrize("name", ["teacher", "teachers__1"])
+def test_a_teacher_is_known_by_its_weights(name):
+    taught = {f"{name}__model": "large", f"{name}__checkpoint": "/out/large/student.safetensors"}
+    runs = [made("large", "ce", student__model="large"), made("alone", "ce"), made("kd", "ce+kd", **taught)]
+    assert labels(*runs) == {"large": "the teacher: large", "alone": "student alone", "kd": "ce+kd"}
+
+
+def test_a_teacher_is_known_by_its_export(tmp_path):
+    """The export tells whose weights it holds; one that is not here is nobody's."""
+    told = {"run": "large", "run_dir": "/out/large", "weights": "0", "teachers": []}
+    (tmp_path / "lineage.json").write_text(json.dumps(told))
+    runs = [made("large", "ce", student__model="large"), made("alone", "ce")]
+    known = made("kd", "ce+kd", teacher__model=f"local-dir:{tmp_path}")
+    assert labels(*runs, known)["large"] == "the teacher: large"
+    unknown = made("kd", "ce+kd", teacher__model=f"local-dir:{tmp_path}/none")
+    assert labels(*runs, unknown)["large"] == "ce: student.model large"
+
+
+def test_the_best_method_is_compared_with_methods():
+    teacher = made("large", "ce", 0.9)  # a network of the student's own kind
+    taught = {"teacher__model": "small", "teacher__checkpoint": "/out/large/student.safetensors"}
+    rows = rows_of(grouped([teacher, made("kd", "ce+kd", 0.7, **taught), made("dkd", "ce+dkd", 0.6, **taught)]), METRIC)
+    assert rows[0].is_teacher
+    assert sentences(rows, METRIC)[0].startswith("ce+kd")
+    assert "the teacher" not in sentences(rows, METRIC)[0]
+
+
+def test_that_the_student_alone_has_no_teacher_is_no_other_difference():
+    taught = {"teacher__model": "large", "teacher__checkpoint": "/out/large/student.safetensors", "cache__dir": "/c"}
+    runs = [made("large", "ce", student__model="large"), made("alone", "ce"), made("kd", "ce+kd", 0.6, **taught)]
+    rows = rows_of(grouped(runs), METRIC)
+    assert [row.flags for row in rows] == [[], [], []]
+    assert not any("more than the method" in text for text in sentences(rows, METRIC))
+    odd = made("odd", "ce+dkd", **taught | {"teacher__model": "larger"})
+    flags = {row.label: row.flags for row in rows_of(grouped([*runs, odd]), METRIC) if row.flags}
+    assert flags == {"ce+dkd": ["teacher.model larger, not large"]}
+
+
+def test_students_need_not_be_as_their_teachers_are():
+    """However many those are: three of them, trained at another rate, are not what is usual."""
+    terms = ("kd", "dkd", "dist")
+    teachers = [made(f"large{term}", "ce", train__lr="2", train__epochs=str(len(term))) for term in terms]
+    runs = [
+        made(term, f"ce+{term}", train__lr="1", teacher__checkpoint=f"/out/large{term}/student.safetensors")
+        for term in terms[:2]
+    ]
+    third = made("third", "ce+dist", train__lr="3", teacher__checkpoint="/out/largedist/student.safetensors")
+    flags = {row.label: row.flags for row in rows_of(grouped([*teachers, *runs, third]), METRIC)}
+    assert not any(flag.startswith("train.lr") for label in ("ce+kd", "ce+dkd") for flag in flags[label])
+    assert "train.lr 3, not 1" in flags["ce+dist"]
+
+
+class CountedFields(dict):
+    """Fields of which every reading is counted."""
+
+    reads = 0
+
+    def get(self, key, default=None):
+        type(self).reads += 1
+        return super().get(key, default)
+
+
+def test_fields_are_read_once_a_run(monkeypatch):
+    """However many recipes there are: 100 took half a minute where each column was read anew for every run."""
+    monkeypatch.setattr(CountedFields, "reads", 0)
+    names = {f"train.field{number}": "same" for number in range(30)}
+    runs = [SimpleNamespace(fields=CountedFields({**names, "train.lr": str(number)})) for number in range(20)]
+    assert varied_fields(runs) == {"train.lr": sorted(map(str, range(20)), key=float)}
+    assert CountedFields.reads == 20 * 31
+
+
+def test_recipes_of_one_method_are_told_apart_at_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "varied_fields", lambda runs: calls.append(len(runs)) or {"train.lr": []})
+    runs = [made(f"run{number}", "ce+kd", train__lr=str(number)) for number in range(5)]
+    assert labels_of(grouped(runs)) == [f"ce+kd: train.lr {number}" for number in range(5)]
+    assert calls == [5]
