@@ -66,6 +66,24 @@ def test_the_rule(recipe, monkeypatch):
         assert runs_channels_last(large, narrow, torch.device("cuda"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"views__size": 46},  # the least side seen to crash
+        {"views__size": 16, "views__sizes": [[1, [16, 64]]]},
+        {
+            "views__size": 16,
+            "teacher": {"model": "cifar_resnet8", "random": True, "image_size": 64},
+            "method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}],
+        },
+    ],
+)
+def test_the_largest_image_of_a_run_counts(recipe, monkeypatch, changes):
+    monkeypatch.setattr("cluster.memory_format.crashing_shapes", lambda: CRASHING_WITH_AVX512)
+    narrow = timm.create_model("cifar_resnet8", widths=[4, 4, 8, 16])
+    assert not runs_channels_last(parse(recipe(**changes)), narrow, CPU)
+
+
 @pytest.mark.parametrize("changes", [{"views__size": 64}, {"train__channels_last": False}])
 def test_batches_follow(recipe, changes):
     parts = assemble(parse(recipe(scaling__num_workers=0, **changes)), Rank(0, 1, CPU))
