@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.parcel import pack_parcel
+from cluster.parcel import pack_parcel, place_in
 from cluster.provenance import Provenance
-from cluster.recipe_paths import paths_of
+from cluster.recipe_paths import absolute_store, paths_of
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
@@ -207,10 +207,9 @@ def first_line(error: BaseException) -> str:
 
 def shipped(path: str) -> str:
     """Return a recipe file's place in the tree as the job finds it; Refused for one that lies outside."""
-    absolute = Path(path).absolute()
-    if not absolute.is_relative_to(TREE):
+    if (name := place_in(TREE, path)) is None:
         raise Refused(f"{path} lies outside {TREE}, which is what the job gets; copy it to ops/recipes/")
-    return absolute.relative_to(TREE).as_posix()
+    return name
 
 
 def check_paths(config: RunConfig) -> None:
@@ -218,3 +217,9 @@ def check_paths(config: RunConfig) -> None:
     for key, path in paths_of(config):
         if key != "plugins" and not is_remote(path) and not Path(path).is_absolute():
             raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")
+    uri = config.tracking.uri
+    if uri is not None and absolute_store(uri, Path("/here")) != absolute_store(uri, Path("/there")):
+        raise Refused(
+            f"tracking.uri is {uri!r}; a job needs a store that every node sees: give a server's address, or a file "
+            "such as tracking.uri=sqlite:////shared/mlflow.db, or none for one in output_dir"
+        )

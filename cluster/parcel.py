@@ -74,6 +74,8 @@ class Parcel:
         """
         try:
             for name in self.files:
+                if ".." in Path(name).parts:
+                    raise Refused(f"{name} lies outside {self.tree}, which is what the job gets; copy it there")
                 if Path(name).name != ".gitignore":
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.tree / name, folder / name)
@@ -121,13 +123,20 @@ def walked_files(tree: Path) -> list[str]:
 
 def files_below(tree: Path, named: str) -> Iterable[str]:
     """Yield the files of a named file or folder, relative to the tree."""
-    place = Path(named).absolute()
-    if not place.exists():
+    name = place_in(tree, named)
+    if not Path(named).exists():
         raise Refused(f"--include {named}: no such file or folder")
-    if not place.is_relative_to(tree):
+    if name is None:
         raise Refused(f"--include {named} lies outside {tree}, which is what the job gets; copy it there")
+    place = tree / name
     found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     return [path.relative_to(tree).as_posix() for path in found if "__pycache__" not in path.parts]
+
+
+def place_in(tree: Path, path: str | Path) -> str | None:
+    """Return the place of a file or folder in a tree, relative to it and without `..`; None where it lies outside."""
+    place = Path(os.path.normpath(Path(path).absolute()))
+    return place.relative_to(tree).as_posix() if place.is_relative_to(tree) else None
 
 
 def _matches_part(name: str, patterns: Sequence[str]) -> bool:

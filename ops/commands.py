@@ -19,14 +19,14 @@ from ops.parser import RECIPE, Parser, add_overrides, add_plugin_option, add_rec
     "real handwritten digits, or on your own image folder; ends with a table.",
 )
 def demo(parser: Parser) -> None:
-    parser.add_argument(
+    parser.add_place(
         "--data", metavar="FOLDER", help="your image folder, FOLDER/train/<class>/ and FOLDER/val/<class>/"
     )
     add_networks(parser)
     parser.add_argument(
         "--seeds", type=int, default=1, help="number of seeds to train the two students with (default: %(default)s)"
     )
-    parser.add_argument(
+    parser.add_place(
         "--output", default=f"{output_dir()}/demo", metavar="DIR", help="output folder (default: %(default)s)"
     )
     add_overrides(parser, "fields to override in all three recipes, such as train.epochs=5")
@@ -60,7 +60,7 @@ def train(parser: Parser) -> None:
     "their shapes of both networks; and the resolved recipe.",
 )
 def show(parser: Parser) -> None:
-    parser.add_argument(
+    parser.add_place(
         "--picture",
         metavar="FILE",
         help="instead of printing, save sample views of training images as a PNG or JPEG",
@@ -134,7 +134,7 @@ def layers(parser: Parser) -> None:
         metavar="N",
         help="pool maps with more elements than this (%(default)s)",
     )
-    parser.add_argument("--output", default=f"{output_dir()}/layers", metavar="DIR", help="output folder (%(default)s)")
+    parser.add_place("--output", default=f"{output_dir()}/layers", metavar="DIR", help="output folder (%(default)s)")
     names = ("recipe", "overrides", "taps", "student_taps", "pairs", "images", "scale", "separation", "max_elements")
     parser.set_defaults(function=calls("ops.layers:layers", *names, "output", require=RECIPE))
 
@@ -148,7 +148,7 @@ def layers(parser: Parser) -> None:
 def review(parser: Parser) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", help="its name in MLflow")
     _store(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="the page (default: EXPERIMENT-review.html)")
+    parser.add_place("-o", "--output", metavar="FILE", help="the page (default: EXPERIMENT-review.html)")
     parser.add_argument("--compare", nargs=2, metavar="RUN", help="show these two runs side by side")
     parser.add_argument(
         "--metric", help="the score to compare (default: val/top1, or val/mAP for images with several labels)"
@@ -190,11 +190,11 @@ def cache(parser: Parser) -> None:
     copy = actions.add_parser("copy", help="copy a finished cache to object storage or to another folder")
     for action in (build, verify, plan):
         add_recipe(action)
-    copy.add_argument("folder", metavar="DIR", help="the cache's folder")
-    copy.add_argument("location", metavar="URI", help="the destination, such as s3://bucket/folder")
+    copy.add_place("folder", metavar="DIR", help="the cache's folder")
+    copy.add_place("location", metavar="URI", help="the destination, such as s3://bucket/folder")
     verify.add_argument("--rows", type=int, default=256, help="rows to recompute in each part (default: %(default)s)")
     plan.add_argument("--seconds", type=float, default=4.0, help="length of each measurement (default: %(default)s)")
-    info.add_argument("folder", metavar="DIR", help="the cache's folder or URI")
+    info.add_place("folder", metavar="DIR", help="the cache's folder or URI")
     build.set_defaults(function=calls("ops.cache:build_cache", "recipe", "overrides", require=RECIPE))
     goes_on(build, "goes on with what is missing")
     verify.set_defaults(function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows", require=RECIPE))
@@ -210,7 +210,7 @@ def cache(parser: Parser) -> None:
     "sends it, once and in order. `ui` and `review` do the same for the folder that they show.",
 )
 def deliver(parser: Parser) -> None:
-    parser.add_argument(
+    parser.add_place(
         "folder", metavar="DIR", nargs="?", default=output_dir(), help="the output folder (default: %(default)s)"
     )
     parser.set_defaults(function=calls("ops.ui:deliver", "folder"))
@@ -247,7 +247,7 @@ def data(parser: Parser) -> None:
     description="Checks GPUs, decoders, Ray, the MLflow store, disks and cores, and says how to fix what is wrong.",
 )
 def doctor(parser: Parser) -> None:
-    parser.add_argument("--output", default=output_dir(), metavar="DIR", help="the runs' folder (%(default)s)")
+    parser.add_place("--output", default=output_dir(), metavar="DIR", help="the runs' folder (%(default)s)")
     parser.set_defaults(function=calls("ops.doctor:doctor", "output"))
 
 
@@ -261,4 +261,4 @@ def output_dir() -> str:
 
 def _store(parser: Parser) -> None:
     default = f"MLFLOW_TRACKING_URI, or {output_dir()}"
-    parser.add_argument("--store", metavar="DIR|URI", help=f"an output folder or MLflow's URI (default: {default})")
+    parser.add_place("--store", metavar="DIR|URI", help=f"an output folder or MLflow's URI (default: {default})")

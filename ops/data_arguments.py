@@ -23,8 +23,8 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     )
     verify = actions.add_parser("verify", help="read every byte of a pack")
     for action in (show, pack):
-        action.add_argument("root", metavar="SOURCE", help="the folder or URI of the images")
-        action.add_argument("--index", default=index_dir, metavar="DIR", help="folder of the indexes (%(default)s)")
+        action.add_place("root", metavar="SOURCE", help="the folder or URI of the images")
+        action.add_place("--index", default=index_dir, metavar="DIR", help="folder of the indexes (%(default)s)")
         add_plugin_option(action)
         action.add_argument("--skip-broken", action="store_true", help="leave out broken images, up to 1%% of a split")
         action.add_argument(
@@ -35,13 +35,13 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
         )
         pixels = "treat images with more pixels as broken (%(default)s)"
         action.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=pixels)
-    verify.add_argument("root", metavar="PLACE", help="the folder or URI of the pack")
+    verify.add_place("root", metavar="PLACE", help="the folder or URI of the pack")
     for action in (show, pack, verify):
         action.add_argument(
             "--split", action="append", default=[], metavar="NAME", help="a split; repeatable (default: train and val)"
         )
     show.add_argument("--relist", action="store_true", help="list every file again, even if a folder looks unchanged")
-    pack.add_argument("-o", "--output", required=True, metavar="PLACE", help="a folder, or a URI: s3://bucket/folder")
+    pack.add_place("-o", "--output", required=True, metavar="PLACE", help="a folder, or a URI: s3://bucket/folder")
     pack.add_argument("--max-side", type=int, metavar="N", help="shrink images whose longer side exceeds N pixels")
     pack.add_argument("--quality", type=int, metavar="Q", help="store all images as JPEG of this quality")
     shard_mib = SHARD_BYTES // 2**20
@@ -66,12 +66,12 @@ def _add_cifar100(actions: Any) -> None:
         "with columns img and fine_label), or from the authors' cifar-100-python folder, whose pickles are opened only "
         "with the published checksums.",
     )
-    cifar100.add_argument(
+    cifar100.add_place(
         "--from",
         dest="source",
         required=True,
         metavar="DIR",
         help="the folder with the Parquet files, or with cifar-100-python",
     )
-    cifar100.add_argument("--to", default="data/cifar100", metavar="DIR", help="the folder to write (%(default)s)")
+    cifar100.add_place("--to", default="data/cifar100", metavar="DIR", help="the folder to write (%(default)s)")
     cifar100.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))

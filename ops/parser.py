@@ -62,6 +62,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.add_arguments = add_arguments
 
+    def add_place(self, *names: str, **options: Any) -> None:
+        """Add an argument that names a file, a folder or a URI: a job needs one that every node sees (`ops.submit`)."""
+        action = self.add_argument(*names, **options)
+        self.set_defaults(places=(*(self.get_default("places") or ()), action.dest))
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Add the arguments, then parse as argparse does."""
         add, self.add_arguments = self.add_arguments, None

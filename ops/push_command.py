@@ -13,7 +13,7 @@ from ops.parser import Parser, calls, command
     "part alone.",
 )
 def push(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a folder that `export` has written")
+    parser.add_place("folder", metavar="DIR", help="a folder that `export` has written")
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository", dest="repository")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--message", help="commit message (default: the run and its method)")

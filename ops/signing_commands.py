@@ -12,7 +12,7 @@ from ops.parser import Parser, calls, command
     "it, as .pub. OpenSSL makes and reads the same files.",
 )
 def keys(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="where the private key goes, such as ~/.keys/maria.pem")
+    parser.add_place("file", metavar="FILE", help="where the private key goes, such as ~/.keys/maria.pem")
     parser.set_defaults(function=calls("ops.keys:keys", "file"))
 
 
@@ -23,6 +23,6 @@ def keys(parser: Parser) -> None:
     "among them. `lineage DIR --trust FILE` says whose signature it is and what has changed since.",
 )
 def sign(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="an export, or a cache")
-    parser.add_argument("--key", required=True, metavar="FILE", help="the private key: a PEM file of mode 600")
+    parser.add_place("folder", metavar="DIR", help="an export, or a cache")
+    parser.add_place("--key", required=True, metavar="FILE", help="the private key: a PEM file of mode 600")
     parser.set_defaults(function=calls("ops.signing:sign", "folder", "key"))

@@ -16,11 +16,11 @@ from ops.parser import SUBJECT, Parser, add_overrides, calls, command
 def evaluate(parser: Parser) -> None:
     from pipelines.data.variants import VARIANTS
 
-    parser.add_argument("run", metavar="RUN", help="a run's folder (outputs/my-run), a file of weights, or a recipe")
+    parser.add_place("run", metavar="RUN", help="a run's folder (outputs/my-run), a file of weights, or a recipe")
     parser.add_argument(
         "--recipe", metavar="RECIPE", help="the recipe of a file of weights that has no recipe.yaml next to it"
     )
-    parser.add_argument(
+    parser.add_place(
         "--data", metavar="FOLDER", help="evaluate on these images, FOLDER/<class>/ (default: the recipe's)"
     )
     parser.add_argument("--variant", choices=VARIANTS, help="treat --data FOLDER as this ImageNet test set")
@@ -37,13 +37,13 @@ def evaluate(parser: Parser) -> None:
     "the run's validation.",
 )
 def predict(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or a file of its weights")
-    parser.add_argument("photos", metavar="PHOTO|FOLDER", help="an image, or a folder of images")
+    parser.add_place("run", metavar="RUN", help="the folder of a finished run, or a file of its weights")
+    parser.add_place("photos", metavar="PHOTO|FOLDER", help="an image, or a folder of images")
     parser.add_argument(
         "--top", type=int, default=3, metavar="N", help="classes to print per photograph (default: %(default)s)"
     )
-    parser.add_argument("--output", metavar="FILE", help="also write all of it as JSON")
-    parser.add_argument("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
+    parser.add_place("--output", metavar="FILE", help="also write all of it as JSON")
+    parser.add_place("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
     add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
     parser.set_defaults(
         function=calls("ops.predict:predict", "run", "photos", "top", "output", "picture", "overrides", require=SUBJECT)
@@ -58,7 +58,7 @@ def predict(parser: Parser) -> None:
     "that both networks have in common.",
 )
 def probe(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or a weights file inside one")
+    parser.add_place("run", metavar="RUN", help="the folder of a finished run, or a weights file inside one")
     add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
     parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides", require=SUBJECT))
 
@@ -71,7 +71,7 @@ def probe(parser: Parser) -> None:
     "run's folder and go into the model card of an export.",
 )
 def benchmark(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_place("run", metavar="RUN", help="the folder of a finished run")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1, 64], metavar="N", help="batch sizes (default: 1 64)"
     )
@@ -90,8 +90,8 @@ def benchmark(parser: Parser) -> None:
     "against the trained network, writes a model card, and registers the model in MLflow.",
 )
 def export(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the files go")
+    parser.add_place("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_place("-o", "--output", required=True, metavar="DIR", help="where the files go")
     parser.add_argument(
         "--images", type=int, default=256, metavar="N", help="validation images for the checks (default: %(default)s)"
     )
@@ -123,8 +123,8 @@ def export(parser: Parser) -> None:
     "export itself. Fingerprints are recomputed and compared where the files are available; signatures are verified.",
 )
 def lineage(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="an export, or a cache")
-    parser.add_argument(
+    parser.add_place("folder", metavar="DIR", help="an export, or a cache")
+    parser.add_place(
         "--trust",
         nargs="+",
         default=[],

@@ -6,11 +6,12 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cluster.jobs import TREE, Detached, JobOptions, check_paths, shipped
 from cluster.jobs import submit as submit_job
+from cluster.parcel import place_in
 from cluster.plugins import by_name, to_ship
 from cluster.recipe_files import files_read
 from kdcore.errors import Refused
@@ -20,8 +21,8 @@ from ops.console import console, say
 from ops.parser import build_parser
 
 NOT_JOBS = ("submit", "ui", "fields", "recipes", "review", "doctor", "deliver")
-# Arguments that name places, which a job looks for on the cluster.
-PLACES = ("run", "output", "folder", "data", "index", "photos", "picture")
+# What an argument that names a place takes beside places.
+WORDS: dict[str, Callable[[], Iterable[str]]] = {"run": catalog.names, "student_weights": lambda: ("timm",)}
 
 
 def submit(
@@ -72,18 +73,20 @@ def submit(
 
 def check_places(parsed: argparse.Namespace) -> None:
     """Refuse a place that a job would look for in its own working folder, which begins without it and is not kept."""
-    for argument in PLACES:
-        place = getattr(parsed, argument, None)
-        is_recipe = argument == "run" and isinstance(place, str) and place in catalog.names()
-        if isinstance(place, str) and not is_recipe and not is_uri(place) and not Path(place).is_absolute():
-            raise Refused(f"{argument} is {place!r}; a job needs a place that every node sees: give /shared/...")
+    for argument in getattr(parsed, "places", ()):
+        given = getattr(parsed, argument)
+        for place in given if isinstance(given, list) else [given]:
+            if place is None or is_uri(place) or Path(place).is_absolute():
+                continue
+            if argument not in WORDS or place not in WORDS[argument]():
+                raise Refused(f"{argument} is {place!r}; a job needs a place that every node sees: give /shared/...")
 
 
 def files_of(recipe: str) -> list[Path]:
     """Return the files of the tree that a recipe's file is put together from, itself included; none of a named one."""
     if is_uri(recipe) or not Path(recipe).is_file():
         return []
-    return [path for path in files_read(Path(recipe), catalog.read) if path.is_relative_to(TREE)]
+    return [path for path in files_read(Path(recipe), catalog.read) if place_in(TREE, path)]
 
 
 def environment(words: Sequence[str]) -> dict[str, str]:

@@ -36,16 +36,16 @@ def reproduce(parser: Parser) -> None:
 def _reproduce_paper3(parser: Parser) -> None:
     from ops.reproduce.experiments import EXPERIMENTS
 
-    parser.add_argument("--data", metavar="DIR", help="the 20 classes in any container, or ImageNet's own folder")
-    parser.add_argument(
+    parser.add_place("--data", metavar="DIR", help="the 20 classes in any container, or ImageNet's own folder")
+    parser.add_place(
         "--weights", metavar="FILE", help="EfficientNet-Lite0's weights (default: from the installed package)"
     )
-    parser.add_argument(
+    parser.add_place(
         "--cifar",
         metavar="DIR",
         help="CIFAR-100, as `data cifar100` writes it, or the hub's Parquet, for short_schedule",
     )
-    parser.add_argument("--cifar-weights", metavar="FILE", help="resnet56's weights, likewise")
+    parser.add_place("--cifar-weights", metavar="FILE", help="resnet56's weights, likewise")
     parser.add_argument(
         "--experiments",
         nargs="+",
@@ -58,7 +58,7 @@ def _reproduce_paper3(parser: Parser) -> None:
     parser.add_argument(
         "--seeds", nargs="+", type=int, metavar="N", help="seeds (default: as many as the experiment has)"
     )
-    parser.add_argument("--state", default=f"{output_dir()}/paper3", help="folder for all state (%(default)s)")
+    parser.add_place("--state", default=f"{output_dir()}/paper3", help="folder for all state (%(default)s)")
     parser.add_argument("--again", action="store_true", help="also run what another machine has already published")
     _slice(parser, minutes=60.0, side_by_side=9)
     names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
@@ -84,8 +84,8 @@ def _reproduce_cifar100(parser: Parser) -> None:
         help="evaluate on this held-out fraction of the training images instead of the test set",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the students; the teacher's is 0")
-    parser.add_argument("--state", default=f"{output_dir()}/cifar100-benchmark", help="folder of runs (%(default)s)")
-    parser.add_argument("--data", default="data/cifar100", help="image folder (%(default)s)")
+    parser.add_place("--state", default=f"{output_dir()}/cifar100-benchmark", help="folder of runs (%(default)s)")
+    parser.add_place("--data", default="data/cifar100", help="image folder (%(default)s)")
     parser.add_argument("--device", help="such as cpu (default: the GPU, where there is one)")
     parser.add_argument("--collect", action="store_true", help="write the results so far to results/cifar100.json")
     _slice(parser, minutes=9.0, side_by_side=10)

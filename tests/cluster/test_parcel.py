@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -13,10 +14,11 @@ import pytest
 
 from cluster import jobs
 from cluster.jobs import JobOptions, driver_resources, refusal_of
-from cluster.parcel import pack_parcel
+from cluster.parcel import Parcel, pack_parcel
 from cluster.provenance import NOTE, Provenance
 from kdcore.errors import Refused
 from ops import submit as submit_module
+from ops.parser import Parser, build_parser
 from ops.submit import amounts, environment, submit
 from tests.cluster.test_jobs import RECIPE, ROOT
 
@@ -47,9 +49,13 @@ def test_tracked_files_and_named_ones(tree, tmp_path_factory):
     assert sent == {"ops/train.py", "outputs/large.bin", "notes.txt", NOTE}
     with pytest.raises(Refused, match=r"upload 4 files, 3.0 MiB, .* 1 MiB .*: outputs/large.bin \(3.0 MiB"):
         named.refuse_too_large(1 << 20)
-    for wrong, said in (("nowhere", "no such file"), ("/etc/hosts", "lies outside")):
+    (tree.parent / "beside").touch()
+    for wrong, said in (("nowhere", "no such file"), ("/etc/hosts", "lies outside"), (f"{tree}/../beside", "outside")):
         with pytest.raises(Refused, match=said):
             pack_parcel(tree, [wrong])
+    assert "notes.txt" in pack_parcel(tree, [f"{tree}/ops/../notes.txt"]).files
+    with pytest.raises(Refused, match=r"\.\./beside lies outside"):
+        Parcel(tree, {"../beside": 0}, ()).lay_out(folder, Provenance("abc"))
 
 
 def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
@@ -65,6 +71,13 @@ def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
     shutil.rmtree(tree / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.parent))
     assert set(pack_parcel(tree).files) == {"ops/train.py", ".gitignore", "notes.txt"}
+
+
+def test_a_recipe_reached_by_the_folder_above(tree, monkeypatch):
+    monkeypatch.setattr(jobs, "TREE", tree)
+    assert jobs.shipped(f"{tree}/../{tree.name}/ops/my.yaml") == "ops/my.yaml"
+    with pytest.raises(Refused, match="my.yaml lies outside"):
+        jobs.shipped(f"{tree}/../my.yaml")
 
 
 def test_words_for_the_environment_and_the_driver(monkeypatch):
@@ -161,10 +174,42 @@ def test_every_command_that_computes_is_a_job(sent, tmp_path):
     words, options = sent("train", RECIPE, "data.root=/s", "output_dir=/o")
     assert words[:2] == ["train", RECIPE]
     assert f"{ROOT}/{RECIPE}" in options.include
+    shared = ("data.root=/s", "output_dir=/o")
+    for uri in ("sqlite:////shared/mlflow.db", "http://h:5000", "file:/shared/stores", "databricks"):
+        sent("train", RECIPE, *shared, f"tracking.uri={uri}")
+    sent("demo", "--output", "/shared/demo", "--student-weights", "timm")
     for command, said in (
         (["evaluate", "outputs/first"], "run is 'outputs/first'; a job needs a place that every node sees"),
         (["demo"], "output is 'outputs/demo'; a job needs a place"),
+        (["cache", "copy", "/shared/cache", "copied"], "location is 'copied'; a job needs a place"),
+        (["reproduce", "paper3"], "state is 'outputs/paper3'; a job needs a place"),
+        (["keys", "my.pem"], "file is 'my.pem'; a job needs a place"),
+        (["sign", "/shared/export", "--key", "my.pem"], "key is 'my.pem'; a job needs a place"),
+        (["lineage", "/shared/export", "--trust", "/shared/a.pub", "b.pub"], "trust is 'b.pub'; a job needs a place"),
+        (
+            ["train", RECIPE, *shared, "tracking.uri=sqlite:///mlflow.db"],
+            "tracking.uri is 'sqlite:///mlflow.db'; a job",
+        ),
+        (["train", RECIPE, *shared, "tracking.uri=stores"], "tracking.uri is 'stores'; a job"),
         (["ui"], "ui cannot be submitted; submit a command that computes"),
     ):
         with pytest.raises(Refused, match=re.escape(said)):
             sent(*command)
+
+
+def test_every_argument_for_a_place_is_marked():
+    """What is not looks for its file in the job's working folder, or leaves its result there."""
+    kinds, missing = re.compile(r"DIR|FILE|FOLDER|PLACE|SOURCE|URI"), set()
+
+    def look(parser: Parser, name: str) -> None:
+        if parser.add_arguments:
+            parser.add_arguments(parser)
+        for action in parser._actions:
+            for inner, one in (action.choices if isinstance(action, argparse._SubParsersAction) else {}).items():
+                look(one, f"{name} {inner}".strip())
+            is_place = isinstance(action.metavar, str) and kinds.search(action.metavar)
+            if is_place and action.dest not in (parser.get_default("places") or ()):
+                missing.add(f"{name} {action.dest}")
+
+    look(build_parser(), "")
+    assert missing == {"submit token_file"}, "which is of this machine"
