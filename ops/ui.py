@@ -77,9 +77,13 @@ def is_free(port: int) -> bool:
 def served(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run MLflow's server meanwhile, with all of its processes in a group of their own; end them all afterwards."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level critical"]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here asks for its background jobs
-    server = subprocess.Popen(command, env=quiet, start_new_session=True)
+    command += ["--uvicorn-opts", "--log-level critical"]
+    env = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not in the command, which every user of the machine may read
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nothing here asks for its background jobs
+    }
+    server = subprocess.Popen(command, env=env, start_new_session=True)
     try:
         yield server
     finally:

@@ -76,7 +76,7 @@ def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
 def test_a_recipe_reached_by_the_folder_above(tree, monkeypatch):
     monkeypatch.setattr(jobs, "TREE", tree)
     assert jobs.shipped(f"{tree}/../{tree.name}/ops/my.yaml") == "ops/my.yaml"
-    with pytest.raises(Refused, match="my.yaml lies outside"):
+    with pytest.raises(Refused, match=r"my\.yaml lies outside"):
         jobs.shipped(f"{tree}/../my.yaml")
 
 

@@ -10,12 +10,13 @@ import urllib.request
 
 import mlflow
 import pytest
+from mlflow.cli import server as mlflow_server
 
 from cluster.tracking.folder import RunFolder
 from ops.__main__ import main
 from ops.history import Run
 from ops.stores import open_store, run_link
-from ops.ui import is_free, links_of
+from ops.ui import is_free, links_of, served
 from tests.cluster.servers import free_port, wait_for
 from tests.commands import Command
 
@@ -78,6 +79,27 @@ def test_numbers_that_no_step_changes_are_no_curves(finished, store):
     record = mlflow.MlflowClient(store).get_run(RunFolder(finished / "out" / "kd-0").read_run_id())
     assert not [name for name in record.data.metrics if name.startswith("model/")]
     assert Run.of(record).metrics["model/parameters"] == float(record.data.tags["model/parameters"]) > 1000
+
+
+def test_the_password_of_a_store_is_not_in_the_command_of_its_server(monkeypatch):
+    """Commands are there for every user of a machine to read; the environment is not."""
+    started = []
+    monkeypatch.setattr("ops.ui.subprocess.Popen", lambda words, **options: started.append((words, options)) or Ended())
+    uri = "postgresql://me:secret@host/runs"
+    with served(uri, 5000):
+        (words, options) = started.pop()
+    assert "secret" not in " ".join(words)
+    option = next(one for one in mlflow_server.params if one.name == "backend_store_uri")
+    assert options["env"][option.envvar] == uri
+
+
+class Ended:
+    """A server's process that has ended."""
+
+    pid = 2**30  # which no process has
+
+    def wait(self, seconds: float) -> int:
+        return 0
 
 
 def end(server: Command, number: int) -> None:
