@@ -18,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ from kdcore.multi_label import THRESHOLD
 from kdcore.named_models import LOCAL_DIR
 from ops import photo_script
 from ops.console import console, say, table
+from ops.construction import Construction
 from ops.exported_files import remove_earlier
 from ops.lineage import write_lineage
-from ops.model_card import args_of, write_card
+from ops.model_card import write_card
 from ops.quantize import write_small_files
 from ops.registry import register
 from ops.subjects import find_subject
@@ -77,10 +79,10 @@ class Export:
     def classes(self) -> tuple[str, ...]:
         return self.parts.indexes["train"].classes
 
-    @property
-    def in_timm(self) -> bool:
-        """Whether timm alone can build the network."""
-        return type(self.student).__module__.startswith("timm.")
+    @cached_property
+    def construction(self) -> Construction:
+        """What builds the network around its weights."""
+        return Construction.of(self.parts.config.student, self.student)
 
 
 def export(
@@ -115,9 +117,9 @@ def export(
         show(checks, len(images), "classes" if parts.config.data.multi_label else "top-1")
         if precisions:
             write_small_files(parts, folder, precisions, max_loss)
-        write_lineage(folder, parts, Path(run), job.in_timm)
+        write_lineage(folder, parts, Path(run), job.construction.in_timm)
         facts = onnx_facts(job)
-        card = write_card(folder, parts, student, Path(run), job.in_timm, facts, checks, len(images))
+        card = write_card(folder, parts, student, Path(run), job.construction, facts, checks, len(images))
         written = sorted(str(path) for path in folder.iterdir() if not path.name.startswith("."))
         say(f"written: {', '.join(written)}")
         if subject.run_id is not None:
@@ -169,16 +171,15 @@ def timm_config(job: Export) -> dict[str, Any]:
         "first_conv": own.get("first_conv"),
         "classifier": own.get("classifier"),
     }
-    student = job.parts.config.student.resolved()
     features = getattr(job.student, "num_features", None)
     return {
-        "architecture": student.model,
+        "architecture": job.construction.architecture,
         "num_classes": len(job.classes),
         **({} if features is None else {"num_features": features}),
         "label_names": list(job.classes),
-        "model_args": args_of(student),
+        "model_args": job.construction.args,
         "pretrained_cfg": pretrained,
-        **({"classifier": "reused"} if student.classifier == "reused" else {}),
+        **({"classifier": "reused"} if job.parts.config.student.classifier == "reused" else {}),
     }
 
 
@@ -274,15 +275,14 @@ def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
         "model.pt2": torch.export.load(job.folder / "model.pt2").module(),
         "model.onnx": lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
     }
-    student = job.parts.config.student.resolved()
-    if job.in_timm:
+    if job.construction.in_timm:
         found["model.safetensors"] = timm.create_model(
-            student.model,
+            job.construction.architecture,
             checkpoint_path=str(job.folder / "model.safetensors"),
             num_classes=len(job.classes),
-            **args_of(student),
+            **job.construction.args,
         ).eval()
-    elif student.classifier == "own":
+    elif job.parts.config.student.classifier == "own":
         folder = ModelConfig(model=f"{LOCAL_DIR}{job.folder.absolute()}")
         found["config.json, model.safetensors"] = build_model(folder, job.classes).eval()
     return found

@@ -13,13 +13,13 @@ from cluster.assembly import Assembly
 from cluster.images import evaluation_policy, image_size
 from cluster.recipe import to_yaml
 from cluster.scores import in_words, says_more
-from cluster.sections import StudentConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.cost import deployment_cost
 from ops.console import say
+from ops.construction import Construction
 from ops.evaluated_images import distinct_name
 from ops.exported_files import CARD
 from ops.history import Group, Run, runs_of, siblings
@@ -63,12 +63,12 @@ def write_card(
     parts: Assembly,
     student: nn.Module,
     run_dir: Path,
-    in_timm: bool,
+    made: Construction,
     facts: Mapping[str, Any],
     checks: list[dict[str, Any]],
     num_images: int,
 ) -> str:
-    """Write the card; return its text. facts: what model.onnx says of itself."""
+    """Write the card; return its text. made: what builds the network; facts: what model.onnx says of itself."""
     config = parts.config
     numbers, set_aside = reported_metrics(run_dir, parts)
     text = (
@@ -79,9 +79,8 @@ def write_card(
             method=method_name(config),
             pair=network_pair(config),
             reused=config.student.classifier == "reused",
-            in_timm=in_timm,
-            model=config.student.resolved().model,
-            args="".join(f", {key}={value!r}" for key, value in args_of(config.student.resolved()).items()),
+            made=made,
+            args="".join(f", {key}={value!r}" for key, value in made.args.items()),
             classes=parts.indexes["train"].classes,
             cost=deployment_cost(student, image_size(config), say),
             policy=evaluation_policy(config),
@@ -102,11 +101,6 @@ def write_card(
     )
     write_text(folder / CARD, text)
     return text
-
-
-def args_of(student: StudentConfig) -> dict[str, Any]:
-    """Return what builds the network as it is deployed, beside its number of classes."""
-    return {key: value for key, value in student.args.items() if key != "num_classes"}
 
 
 def teacher_rows(parts: Assembly) -> list[dict[str, str]]:
