@@ -50,11 +50,18 @@ def check_a_cache_is_there(config: Recipe) -> None:
 
 
 def check_teacher_sees_the_students_views(config: Recipe) -> None:
+    sides = next((sides for sides in config.views.all_sizes if sides[0] != sides[1]), None)
     for teacher in config.all_teachers:
         if teacher.image_size is not None and (fixed := config.views.in_pixels):
             raise Refused(
                 f"teacher.image_size={teacher.image_size}, but {fixed} counts pixels of views.size, so that the "
                 f"teacher would see another view than the student; turn {fixed} off, or leave teacher.image_size out"
+            )
+        if teacher.image_size is not None and sides is not None:
+            raise Refused(
+                f"teacher.image_size={teacher.image_size} is a square, but views of {sides[0]} x {sides[1]} pixels "
+                "(views.size, views.sizes) are none, so that the teacher would see another part of the image than the "
+                "student; give one number for each size, or leave teacher.image_size out"
             )
 
 

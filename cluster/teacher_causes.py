@@ -53,6 +53,7 @@ class Trial:
 
 def likelier_cause(run: Assembly, split: str) -> str:
     """Return what makes the teacher answer better, with its remedy, or what was tried in vain; equal on all ranks."""
+    run = run.for_teacher
     teacher, index = run.teacher, run.indexes[split]
     assert teacher is not None, "the answers of a cached teacher are what they are"
     ids = np.unique(np.linspace(0, len(index) - 1, min(NUM_IMAGES, len(index))).astype(np.int64))
@@ -91,7 +92,7 @@ def trials(run: Assembly, teacher: OnlineTeacher, split: str, loader: Loader) ->
         plan = replace(run.evaluation_plan(split), policy=policy.model_copy(update={"size": size}))
         yield Trial(
             f"at {size} pixels",
-            f"set views.size={size}, or build a cache with teacher.image_size={size}",
+            f"set teacher.image_size={size}, or leave it out and set views.size={size}",
             run.loader(split, plan, BATCH),
             teacher.normalised,
         )

@@ -18,6 +18,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor
 
 from cluster.config import RunConfig
+from cluster.images import evaluation_policy
 from cluster.rank import Rank
 from cluster.tracking.description import teacher_names
 from cluster.tracking.folder import RunFolder
@@ -138,7 +139,7 @@ def likely_causes(config: RunConfig) -> str:
     return (
         f"likely causes: {weights}, its outputs in another order of the classes (teacher.class_indices), another "
         "normalisation than it was trained with (teacher.args.pretrained_cfg_overlay={mean: [...], std: [...]}), or "
-        f"another size of images than {config.data.evaluation_size or config.views.height} pixels"
+        f"another size of images than {evaluation_policy(config.for_teacher).height} pixels"
     )
 
 

@@ -137,8 +137,11 @@ def plan_one(config: RunConfig, seconds: float) -> None:
 
 
 def speed_rows(seen: Outlook) -> list[list[str]]:
-    """Return the speeds of loader, teacher and student, each alone."""
-    speeds = {"loader": seen.speeds.loader, "teacher": seen.speeds.teacher, "student's step": seen.speeds.student}
+    """Return the speeds of loaders, teacher and student, each alone."""
+    speeds = {"loader": seen.speeds.loader}
+    if seen.speeds.teacher_loader is not None:
+        speeds["loader, in the teacher's size"] = seen.speeds.teacher_loader
+    speeds |= {"teacher": seen.speeds.teacher, "student's step": seen.speeds.student}
     return [[name, f"{speed:,.0f}"] for name, speed in speeds.items()]
 
 

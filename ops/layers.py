@@ -94,13 +94,13 @@ def score(
     if config.teachers:
         names = ", ".join(member.name for member in config.teachers)
         raise Refused(f"{config.name} has several teachers ({names}); give the one whose layers are scored as teacher")
-    config = config.for_teacher
     asked = require_teacher(config)
     if asked.cached:
         raise Refused(f"{config.name}: a cached teacher's layers cannot be scored; set teacher.source=online")
-    parts = assemble(config, rank_here(config))
+    run = assemble(config, rank_here(config))
+    parts = run.for_teacher
     assert parts.teacher is not None
-    train, size = parts.indexes["train"], image_size(config)
+    train, size = parts.indexes["train"], image_size(parts.config)
     train.require_one_label("a score of layers")
     taps = taps or block_taps(parts.teacher.model, size)
     per_class = min(max(2, num_images // len(train.classes)), int(np.bincount(train.labels).min()))
@@ -118,7 +118,9 @@ def score(
         max_elements=max_elements,
     )
     found = collected.result(len(train), device=parts.rank.device)
-    return LayerScores({tap: found[tap] for tap in taps}, student_taps or block_taps(parts.student, size))
+    return LayerScores(
+        {tap: found[tap] for tap in taps}, student_taps or block_taps(run.student, image_size(run.config))
+    )
 
 
 def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:

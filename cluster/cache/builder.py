@@ -45,23 +45,26 @@ _FIT_ROWS, _HELD_BACK = 16_384, 2_048
 
 
 class Builder:
-    """The teacher of a recipe, with the data, on one device."""
+    """The teacher of a recipe, with the data, on one device.
+
+    run, config: with the images as the teacher sees them; students_run: with those that the student sees.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        config = config.for_teacher
         teacher = require_teacher(config)
         self.cache = require_cache(config.cache, config.views)
         set_up_torch(config.train.deterministic)
         online = teacher.model_copy(update={"source": "online"})
-        self.run = assemble(config.model_copy(update={"teacher": online}), Rank(0, 1, device))
+        self.students_run = assemble(config.model_copy(update={"teacher": online}), Rank(0, 1, device))
+        self.run = self.students_run.for_teacher
         assert self.run.teacher is not None, "the recipe's teacher answers online here"
         self.needs = cache_needs(config)
         self.teacher = OnlineTeacher(self.run.teacher.model, self.needs, self.run.teacher.renormalise)
-        self.config, self.device = config, device
+        self.config, self.device = self.run.config, device
         self._loaders: dict[str, Loader] = {}
         self.head = None
         if self.cache.head or reuses_head(config):
-            self.head = TeacherHead.of(self.teacher.model, image_size(config))
+            self.head = TeacherHead.of(self.teacher.model, image_size(self.config))
 
     def plan(self) -> Plan:
         """Return what the cache will hold. Refused where the recipe reads nothing of its teacher."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import torch
 
+from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
 from cluster.precision import autocast
@@ -23,18 +24,24 @@ from pipelines.cache.rows import row_bytes
 class Speeds:
     """Images a second of each part alone on one worker.
 
-    overlap: whether the loader works while the networks do (on a GPU), or takes its turn on the same cores.
+    overlap: whether the loader works while the networks do (on a GPU), or takes its turn on the same cores;
+    teacher_loader: of the images in the teacher's own size, None where it sees the student's.
     """
 
     loader: float
     teacher: float
     student: float
     overlap: bool
+    teacher_loader: float | None = None
 
-    def seconds(self, *networks: float) -> float:
-        """Return the seconds of one image, from the loader through networks of these speeds."""
-        together = sum(1 / speed for speed in networks)
-        return max(1 / self.loader, together) if self.overlap else 1 / self.loader + together
+    def seconds(self, student: bool, teacher: bool) -> float:
+        """Return the seconds of one image, from the loaders through the networks that look at it."""
+        networks = student / self.student + teacher / self.teacher
+        if self.teacher_loader is None:
+            loading = 1 / self.loader
+        else:
+            loading = student / self.loader + teacher / self.teacher_loader
+        return max(loading, networks) if self.overlap else loading + networks
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,16 @@ class Outlook:
     @property
     def online_seconds(self) -> float:
         """Seconds of an epoch with the teacher beside the student."""
-        return self._all(self.speeds.seconds(self.speeds.teacher, self.speeds.student))
+        return self._all(self.speeds.seconds(student=True, teacher=True))
 
     @property
     def cached_seconds(self) -> float:
         """Seconds of an epoch from the cache; reading a row takes microseconds, which is left out."""
-        return self._all(self.speeds.seconds(self.speeds.student))
+        return self._all(self.speeds.seconds(student=True, teacher=False))
 
     @property
     def build_seconds(self) -> float:
-        return self._all(self.speeds.seconds(self.speeds.teacher)) * self.num_views
+        return self._all(self.speeds.seconds(student=False, teacher=True)) * self.num_views
 
     @property
     def num_bytes(self) -> int:
@@ -99,29 +106,33 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     use_worker_threads(config)
     builder = Builder(config, device)
     plan = builder.plan()
-    columns = plan.parts[TRAIN].columns
-    batch, loader = measured_loader(builder, seconds)
-    student = builder.run.student.train()
+    columns, run = plan.parts[TRAIN].columns, builder.students_run
+    batch, loader = measured_loader(replace(run, teacher=None), seconds)
+    theirs, teacher_loader = batch, None
+    if builder.run is not run:
+        theirs, teacher_loader = measured_loader(builder.run, seconds)
+    student = run.student.train()
 
     def ask() -> None:
-        with autocast(config, builder.run.rank):
-            builder.teacher(batch)
+        with autocast(config, run.rank):
+            builder.teacher(theirs)
 
     def learn() -> None:
-        with autocast(config, builder.run.rank):
+        with autocast(config, run.rank):
             loss = cross_entropy(student(batch.images), batch.labels).mean()
         loss.backward()
         student.zero_grad()
 
     speeds = Speeds(
         loader=loader,
-        teacher=len(batch) * rate(ask, device, seconds),
+        teacher=len(theirs) * rate(ask, device, seconds),
         student=len(batch) * rate(learn, device, seconds),
         overlap=device.type == "cuda",
+        teacher_loader=teacher_loader,
     )
     return Outlook(
         speeds=speeds,
-        num_images=builder.run.plan.num_samples,
+        num_images=run.plan.num_samples,
         num_views=plan.parts[TRAIN].num_views,
         epochs=config.train.epochs,
         num_workers=max(1, config.scaling.num_workers),
@@ -129,12 +140,11 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     )
 
 
-def measured_loader(builder: Builder, seconds: float) -> tuple[Batch, float]:
+def measured_loader(run: Assembly, seconds: float) -> tuple[Batch, float]:
     """Return a batch of training, and its loader's images a second without those prepared before the clock."""
-    run = builder.run
     requests = (request for _ in cycle([None]) for request in run.train_requests(0))
     batches = run.train_loader().load(requests)
-    for _ in range(builder.config.data.prefetch + 1):
+    for _ in range(run.config.data.prefetch + 1):
         batch = next(batches)
     return batch, len(batch) * rate(lambda: next(batches), run.rank.device, seconds)
 

@@ -52,7 +52,7 @@ READERS = {
     "blue first": (OfMeans(lambda images: means(images).flip(1)), "with red and blue exchanged it is right on 100.00%"),
     "larger": (
         OfMeans(lambda x: means(x) * (1 if x.shape[-1] == 24 else 0), size=24),
-        "at 24 pixels it is right on 100.00%, not 33.33%; set views.size=24, or build a cache with",
+        "at 24 pixels it is right on 100.00%, not 33.33%; set teacher.image_size=24, or leave it out",
     ),
     "nothing": (OfMeans(lambda images: torch.zeros(len(images), 3)), "tried in vain on 60 of them: with mean 0.485"),
 }
