@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, Plan, differences, in_short
+from pipelines.cache.manifest import (
+    CONSTANTS,
+    MANIFEST,
+    Manifest,
+    Part,
+    Plan,
+    differences,
+    in_short,
+    load_manifest,
+)
 from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, is_file_of_shard
 from pipelines.files import remove_unfinished, write_whole
 
@@ -32,7 +41,7 @@ class Building:
     """A cache that grows in a folder, for one process at a time: the plan, the constants, the shards, the manifest.
 
     Killed anywhere, it is started again with the same plan and goes on with what is not there. Refused where the
-    folder holds a cache of another plan; more views of the same are added to it.
+    folder holds shards of another plan, or a finished cache of more views; more views of the same are added to it.
     """
 
     def __init__(self, directory: Path, plan: Plan) -> None:
@@ -43,15 +52,21 @@ class Building:
         self.shards = self._finished_shards()
 
     def _claim(self) -> None:
-        """Write the plan into the folder, or compare it with the one that is there."""
+        """Write the plan into the folder, compared with the one that is there where anything has come of that."""
         path = self.directory / PLAN
         if path.exists():
             try:
                 earlier = Plan.model_validate_json(path.read_bytes())
             except ValidationError as error:
                 raise Refused(f"{path} is not the plan of a cache; choose another folder (cache.dir=...)") from error
-            self._refuse_other(earlier)
+            if self._has_shards(earlier):
+                self._refuse_other(earlier)
         write_whole(path, self.plan.model_dump_json(indent=1).encode())
+
+    def _has_shards(self, plan: Plan) -> bool:
+        """Return whether a plan's shards are there: a manifest, or the note of one."""
+        notes = (note for part in plan.parts for note in (self.directory / part).glob("view-*/rows-*.json"))
+        return (self.directory / MANIFEST).exists() or any(is_file_of_shard(note.name) for note in notes)
 
     def _remove_unfinished(self) -> None:
         """Remove the half-written files of a build that was killed; once the folder is known to be this cache's."""
@@ -68,11 +83,18 @@ class Building:
                 f"{self.directory} holds a cache of something else: {key} is {in_short(there)} there and "
                 f"{in_short(here)} here; restore what has changed, or take another folder (cache.dir=...)"
             )
-        for name, part in earlier.parts.items():
+        for name, part in self._finished_parts().items():
             if part.num_views > self.plan.parts[name].num_views:
                 raise Refused(
                     f"{self.directory} holds {part.num_views} views already; runs that show fewer can read it as it is"
                 )
+
+    def _finished_parts(self) -> Mapping[str, Part]:
+        """Return the parts of the cache that is finished here; none where none is, or its manifest is damaged."""
+        try:
+            return load_manifest(self.directory).plan.parts
+        except Refused:
+            return {}
 
     def _constants_note(self) -> ConstantsNote | None:
         """Return the note of constants that are there and whole; None where they are not."""

@@ -138,6 +138,33 @@ def test_more_views_are_added_and_fewer_refused(tmp_path):
         Building(tmp_path, plan(num_views=2))
 
 
+@pytest.mark.parametrize("shards", [0, 4])
+def test_an_interrupted_build_may_want_fewer_views(tmp_path, shards):
+    """`cache build` said that it held views that were not there, and a run that it was not finished."""
+    build(tmp_path, plan(num_views=3), stop_after=shards)
+    build(tmp_path, plan(num_views=1))
+    assert load_manifest(tmp_path).plan.parts["train"].num_views == 1
+    build(tmp_path, plan(num_views=3))
+    build(tmp_path.with_name("three"), plan(num_views=3))
+    assert contents(tmp_path) == contents(tmp_path.with_name("three"))
+
+
+def test_more_views_that_were_given_up_do_not_bind(tmp_path):
+    build(tmp_path, plan(num_views=2))
+    build(tmp_path, plan(num_views=3), stop_after=1)
+    build(tmp_path, plan(num_views=2))
+    assert load_manifest(tmp_path).plan.parts["train"].num_views == 2
+
+
+def test_a_build_that_has_stored_nothing_does_not_bind(tmp_path):
+    """A full GPU ended its first batch, and its advice of a smaller cache.batch_size was refused."""
+    build(tmp_path, plan(), stop_after=0)
+    smaller = plan().model_copy(update={"batch_size": 2})
+    build(tmp_path, smaller)
+    build(tmp_path.with_name("smaller"), smaller)
+    assert contents(tmp_path) == contents(tmp_path.with_name("smaller"))
+
+
 def test_a_folder_of_another_cache_is_refused(tmp_path):
     build(tmp_path, stop_after=1)
     with pytest.raises(Refused, match=r"identity.views.seed is 0 there and 5 here"):
