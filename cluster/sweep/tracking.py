@@ -37,7 +37,8 @@ class SweepRecord:
         tags |= {f"sweep.space.{name}": str(axis)[:500] for name, axis in space_as_text(sweep).items()}
         self.run_id = open_run(parent, command, tags)
         self.client = mlflow.MlflowClient(tracking_uri(parent))
-        self.client.log_dict(self.run_id, sweep.model_dump(mode="json"), "space.yaml")
+        with tolerating_mlflow_outage():  # a sweep that goes on has sent it before
+            self.client.log_dict(self.run_id, sweep.model_dump(mode="json"), "space.yaml")
 
     @contextmanager
     def marking_interruption(self) -> Iterator[None]:
@@ -87,17 +88,23 @@ class SweepRecord:
     def close(self, files: Iterable[Path], metrics: dict[str, float], best: Point | None = None) -> None:
         """Add what came out, the best point as tags where there is one, and mark the end.
 
-        No parameters, which are written once: with more runs another point may be the best.
+        No parameters, which are written once: with more runs another point may be the best. While MLflow does not
+        answer, the outbox says that something is left: the same command adds it.
         """
-        for name, value in (best or {}).items():
-            self.client.set_tag(self.run_id, f"sweep.best.{name}", label(value)[:500])
-        for path in files:
-            self.client.log_artifact(self.run_id, str(path))
-        known = self.client.get_run(self.run_id).data.metrics
-        for name, value in metrics.items():
-            if known.get(name) != value:
-                self.client.log_metric(self.run_id, name, value)
+        is_told = False
+        with tolerating_mlflow_outage():
+            for name, value in (best or {}).items():
+                self.client.set_tag(self.run_id, f"sweep.best.{name}", label(value)[:500])
+            for path in files:
+                self.client.log_artifact(self.run_id, str(path))
+            known = self.client.get_run(self.run_id).data.metrics
+            for name, value in metrics.items():
+                if known.get(name) != value:
+                    self.client.log_metric(self.run_id, name, value)
+            is_told = True
         close_run(self.parent, "FINISHED")
+        if not is_told:
+            RunFolder.of(self.parent).outbox.touch()
 
     def _run_of(self, trial: Trial) -> str:
         folder = self._folder(trial)
@@ -120,7 +127,7 @@ def space_as_text(sweep: SweepConfig) -> Point:
 
 @contextmanager
 def tolerating_mlflow_outage() -> Iterator[None]:
-    """Go on where MLflow does not answer: what it misses here is written at the end."""
+    """Go on where MLflow does not answer: what it misses here is written at the end, or by the same command again."""
     try:
         yield
     except Exception as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, read_recipe
 from cluster.tracking.folder import RunFolder, folders_with_outbox
-from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import is_away, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Tracker, known_trackers, trackers_of
 from kdcore.errors import Refused, RunFailed
@@ -84,17 +84,46 @@ def recipe_to_deliver(folder: RunFolder) -> RunConfig:
 def deliver_all(output_dir: Path) -> list[str]:
     """Deliver what the runs in a folder have kept back; return the names of those that are complete now.
 
-    Runs that have not ended keep their outbox: whoever trains them delivers, and continuing them does. Refused where
-    a store does not answer, or refuses.
+    Runs that have not ended keep their outbox: whoever trains them delivers, and continuing them does. Refused at the
+    end where a store does not answer, or refuses, with the first reason and the names of the runs.
     """
-    delivered = []
+    delivered: list[str] = []
+    problems: dict[str, Refused | RunFailed] = {}
+    away: dict[str, Refused | RunFailed] = {}  # of stores that have not answered, and would be waited for again
     for folder in folders_with_outbox(output_dir):
-        if not folder.recipe.exists() or folder.read_run_id() is None:
-            continue
-        config = recipe_to_deliver(folder)
-        if set(config.tracking.also) - known_trackers().keys():
-            continue  # a plug-in's tracker: continuing the run delivers to it
-        deliver_or_refuse(config)
-        if not folder.outbox.exists():
-            delivered.append(folder.path.name)
+        config = None
+        try:
+            config = config_to_deliver(folder)
+            if config is None:
+                continue
+            if tracking_uri(config) in away:
+                raise away[tracking_uri(config)]
+            deliver_or_refuse(config)
+            if not folder.outbox.exists():
+                delivered.append(folder.path.name)
+        except PermissionError as error:
+            problems[folder.path.name] = Refused(
+                f"{folder.path} cannot be delivered ({error.strerror}: {error.filename}); let the user do so whose run "
+                "it is"
+            )
+        except (Refused, RunFailed) as error:
+            problems[folder.path.name] = error
+            if config is not None and error.__cause__ is not None and is_away(error.__cause__):
+                away[tracking_uri(config)] = error
+    if problems:
+        name, first = next(iter(problems.items()))
+        others = (
+            f"; nor are these delivered: {', '.join(sorted(problems.keys() - {name}))}" if len(problems) > 1 else ""
+        )
+        done = f"; delivered all the same: {', '.join(delivered)}" if delivered else ""
+        raise type(first)(f"{first}{others}{done}") from first
     return delivered
+
+
+def config_to_deliver(folder: RunFolder) -> RunConfig | None:
+    """Return the recipe of a run, as `recipe_to_deliver`; None for one that is not delivered from its folder alone."""
+    if not folder.recipe.exists() or folder.read_run_id() is None:
+        return None
+    config = recipe_to_deliver(folder)
+    # A plug-in's tracker is none here: continuing the run delivers to it.
+    return None if set(config.tracking.also) - known_trackers().keys() else config

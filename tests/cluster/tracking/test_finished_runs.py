@@ -1,5 +1,8 @@
 """A run's end in its trackers, whatever cut it off between its result and that."""
 
+import errno
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -13,6 +16,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run
 from cluster.training.launch import launch
+from kdcore.errors import Refused
 from pipelines.files import write_text
 
 FINISHING = {
@@ -57,6 +61,49 @@ def test_a_finished_run_has_its_result_whatever_its_store_says(config, monkeypat
     deliver_rest(config)
     assert "does not answer (no route); the metrics of" in caplog.text
     assert RunFolder.of(config).outbox.exists()
+
+
+@pytest.fixture
+def kept_back(tmp_path, monkeypatch):
+    """A function that delivers runs of these names and stores by another function, and gives who was asked for."""
+
+    def deliver_by(function, **stores: str) -> tuple[str, list[str]]:
+        asked = []
+
+        def deliver_one(config: Any) -> None:
+            asked.append(config.name)
+            function(config)
+            (tmp_path / config.name / "outbox").unlink()
+
+        for name in stores:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "outbox").write_text("FINISHED")
+        monkeypatch.setattr(delivery, "deliver", deliver_one)
+        monkeypatch.setattr(delivery, "tracking_uri", lambda config: stores[config.name])
+        monkeypatch.setattr(delivery, "config_to_deliver", lambda folder: SimpleNamespace(name=folder.path.name))
+        monkeypatch.setattr(delivery.RunFolder, "of", lambda config: RunFolder(tmp_path / config.name))
+        with pytest.raises(Refused) as told:
+            deliver_all(tmp_path)
+        return str(told.value), asked
+
+    return deliver_by
+
+
+def test_a_run_that_cannot_be_delivered_keeps_no_other_back(kept_back):
+    """Be it refused, or another user's; a store that does not answer is waited for once."""
+
+    def one(config: Any) -> None:
+        if config.name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", "a/outbox")
+        if config.name == "b":
+            raise Refused("no such run")
+        if config.name in ("c", "d"):
+            raise ConnectionError("no route")
+
+    said, asked = kept_back(one, a="one", b="one", c="two", d="two", e="one")
+    assert asked == ["a", "b", "c", "e"]
+    assert re.search(r"/a cannot be delivered \(Permission denied: a/outbox\); let the user do so", said)
+    assert said.endswith("; nor are these delivered: b, c, d; delivered all the same: e")
 
 
 def test_a_run_that_goes_on_has_no_end(config):

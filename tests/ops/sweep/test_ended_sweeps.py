@@ -9,6 +9,7 @@ from unittest.mock import MagicMock, call
 import pytest
 
 from cluster.sweep import tracking
+from cluster.tracking.folder import RunFolder
 from ops.sweep import command as sweep_command
 from ops.sweep import report
 from tests.ops.sweep.conftest import ENDS, imagined
@@ -66,6 +67,32 @@ def test_it_is_shown_and_not_written_again(run_again, tmp_path, capsys):
     assert run_again() == everything
     assert run_again() == []
     assert run_again(lost="003-seed0") == everything
+
+
+def test_mlflow_is_away_when_a_sweep_ends(tmp_path, monkeypatch):
+    """The sweep ends with its table, and the same command adds what MLflow lacks."""
+    ends = []
+    monkeypatch.setattr(tracking, "close_run", lambda config, status: ends.append(status))
+    record, folder = object.__new__(tracking.SweepRecord), RunFolder(tmp_path)
+    monkeypatch.setattr(tracking.RunFolder, "of", lambda config: folder)
+    record.parent, record.run_id, record.client = None, "id", MagicMock()
+    record.client.set_tag.side_effect = ConnectionError("no route")
+    record.close([], {}, {"temperature": 1})
+    assert (ends, folder.outbox.exists()) == (["FINISHED"], True)
+    folder.outbox.unlink()
+    record.client.set_tag.side_effect = None
+    record.close([], {}, {"temperature": 1})
+    assert not folder.outbox.exists()
+
+
+def test_mlflow_is_away_when_a_sweep_goes_on(monkeypatch):
+    client = MagicMock()
+    client.log_dict.side_effect = ConnectionError("no route")
+    monkeypatch.setattr("mlflow.MlflowClient", lambda uri: client)
+    monkeypatch.setattr(tracking, "open_run", lambda *args: "id")
+    monkeypatch.setattr(tracking, "tracking_uri", lambda config: "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "space_as_text", lambda sweep: {})
+    assert tracking.SweepRecord(MagicMock(), MagicMock(), "sweep").run_id == "id"
 
 
 @pytest.mark.parametrize(("known", "num_points"), [({}, 1), ({"sweep/best": 0.5}, 0), ({"sweep/best": 0.25}, 1)])
