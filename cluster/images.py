@@ -87,6 +87,12 @@ def evaluation_policy(config: RunConfig) -> ViewPolicy:
     return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
 
 
+def deployed_size(config: RunConfig) -> tuple[int, int]:
+    """Return the height and width at which the student is validated and deployed."""
+    policy = evaluation_policy(config)
+    return (policy.height, policy.width)
+
+
 def evaluation_batch(config: RunConfig, device: torch.device) -> int:
     """Return how many images validation shows a network at once: `data.evaluation_batch`, or by size and memory.
 
@@ -181,5 +187,5 @@ def sampling_of(config: RunConfig, train: Source) -> ClassSampling | None:
 
 
 def image_size(config: RunConfig) -> tuple[int, int]:
-    """Return the height and width that the student sees."""
+    """Return the height and width that the student is trained at."""
     return (config.views.height, config.views.width)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cluster.assembly import assemble
 from cluster.config import RunConfig
 from cluster.evaluation import load_student, with_online_teacher
-from cluster.images import image_size
+from cluster.images import deployed_size
 from cluster.rank import Rank
 from cluster.resources import device_here, use_worker_threads
 from cluster.tracking.folder import RunFolder
@@ -45,12 +45,14 @@ Infer = Callable[[], object]
 class Subject:
     """A network in one form on a batch of one size.
 
-    parameters: how many numbers are deployed; infer: answers the batch; seconds: what each call took.
+    size: height and width of an image; parameters: how many numbers are deployed; infer: answers the batch; seconds:
+    what each call took.
     """
 
     network: str
     form: str
     batch: int
+    size: tuple[int, int]
     parameters: int
     infer: Infer
     seconds: list[float] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Subject:
             "network": self.network,
             "form": self.form,
             "batch": self.batch,
+            "size": list(self.size),
             "parameters": self.parameters,
             "n": len(self.seconds),
             "p50_ms": 1000 * float(p50),
@@ -88,7 +91,7 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
     config, path = found.config, RunFolder(found.folder.parent).benchmark
     rows = measure_networks(config, found.weights, batches, forms, seconds)
     device, threads = str(device_here(config)), torch.get_num_threads()
-    show(rows, f"{device}, {threads} threads, {config.views.height}x{config.views.width} pixels")
+    show(rows, f"{device}, {threads} threads")
     write_json(path, {"facts": facts(), "device": device, "threads": threads, "rows": rows})
     say(f"written: {path}")
     if found.run_id is not None:
@@ -127,6 +130,7 @@ def measure_networks(
     use_worker_threads(config)
     parts = assemble(config, Rank(0, 1, device))
     networks: dict[str, nn.Module] = {"student": load_student(parts, weights)}
+    sizes = {"student": deployed_size(config), "teacher": deployed_size(parts.for_teacher.config)}
     if parts.teacher is not None:
         networks["teacher"] = parts.teacher.model
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -134,7 +138,7 @@ def measure_networks(
             subject
             for name, network in networks.items()
             for form in forms
-            for subject in subjects_of(name, network.eval(), form, batches, image_size(config), device, Path(folder))
+            for subject in subjects_of(name, network.eval(), form, batches, sizes[name], device, Path(folder))
         ]
         let_take_turns(subjects, seconds)
     return [subject.summary() for subject in subjects]
@@ -162,7 +166,7 @@ def subjects_of(
             infer = onnx_call(session, images) if form == "onnx" else torch_call(runner, images)
             for _ in range(WARM_UP):
                 infer()
-            made.append(Subject(name, form, batch, deployed_parameters(network), infer))
+            made.append(Subject(name, form, batch, size, deployed_parameters(network), infer))
     return made
 
 
@@ -206,6 +210,7 @@ def show(rows: Sequence[dict[str, Any]], place: str) -> None:
         shown.append(
             [
                 f"{row['network']}, {row['form']}",
+                "{} x {}".format(*row["size"]),
                 f"{row['batch']}",
                 f"{row['p50_ms']:.2f}",
                 f"{row['p95_ms']:.2f}",
@@ -214,5 +219,5 @@ def show(rows: Sequence[dict[str, Any]], place: str) -> None:
                 f"{row['n']:,}",
             ]
         )
-    columns = ["network", "batch", "p50 ms", "p95 ms", "images/s", "teacher / student", "calls"]
+    columns = ["network", "pixels", "batch", "p50 ms", "p95 ms", "images/s", "teacher / student", "calls"]
     console.print(table(place, columns, shown))

@@ -10,7 +10,7 @@ import jinja2
 from torch import nn
 
 from cluster.assembly import Assembly
-from cluster.images import evaluation_policy, image_size
+from cluster.images import deployed_size, evaluation_policy
 from cluster.recipe import to_yaml
 from cluster.scores import in_words, says_more
 from cluster.tracking.description import method_name, network_pair
@@ -82,7 +82,7 @@ def write_card(
             made=made,
             args="".join(f", {key}={value!r}" for key, value in made.args.items()),
             classes=parts.indexes["train"].classes,
-            cost=deployment_cost(student, image_size(config), say),
+            cost=deployment_cost(student, deployed_size(config), say),
             policy=evaluation_policy(config),
             preprocessing=facts["preprocessing"],
             teachers=teacher_rows(parts),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from cluster.assembly import Assembly
-from cluster.images import image_size
+from cluster.images import deployed_size
 from cluster.sections import TeacherConfig
 from cluster.training.checkpoint import TrainState
 from kdcore.cost import deployment_cost
@@ -18,7 +18,7 @@ from kdcore.reporting import optional
 def run_costs(run: Assembly, state: TrainState, say: Callable[[str], None]) -> dict[str, float]:
     """Return {metric: value} of a run at its end. say: told what cannot be computed."""
     seconds = state.train_seconds
-    deployment = deployment_cost(state.evaluated, image_size(run.config), say)
+    deployment = deployment_cost(state.evaluated, deployed_size(run.config), say)
     stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
     return {
         "cost/train_seconds": seconds,
