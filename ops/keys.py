@@ -30,11 +30,13 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def keys(file: str) -> int:
-    """Make a pair of keys: the private one in the file, the public one beside it."""
+    """Make a pair of keys: the private one in the file, the public one beside it. Refused where there is either."""
     path = Path(file)
     public = path.with_suffix(".pub")
     if public == path:
         raise Refused(f"{path} is the name of the public key; give that of the private one: {path.stem}.pem")
+    if public.exists():
+        raise Refused(f"{public} is there already, and may be the public key of another private one; give another name")
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     write_whole(public, private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

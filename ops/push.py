@@ -86,7 +86,7 @@ class Exported:
         if (folder / SIGNATURE).is_file():
             if (problem := examine(folder, {}).problem) is not None:
                 raise Refused(f"{folder} is not as it was signed ({problem}); sign it again, or restore it")
-            return cls({name: str(folder / name) for name in (*covered(folder)[1], SIGNATURE)}, lineage)
+            return cls({name: str(folder / name) for name in (*covered(folder), SIGNATURE)}, lineage)
         found: dict[str, str | bytes] = {name: str(folder / name) for name in FILES if (folder / name).is_file()}
         card = (folder / CARD).read_text("utf-8")
         found[CARD] = (front_matter(folder, is_of_timm(lineage)) + without_folders(card, places_in(lineage))).encode()

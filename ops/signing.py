@@ -35,6 +35,7 @@ from pipelines.files import read_object, write_json
 from pipelines.leases import leased
 
 Trusted = Mapping[bytes, str]  # {public key: the signer's name}
+Kind = Literal["export", "cache"]
 
 
 class Statement(BaseModel):
@@ -44,7 +45,7 @@ class Statement(BaseModel):
 
     format: Literal["stillhouse signature 1"] = "stillhouse signature 1"
     """What this is: signed with the rest, so that it is no signature of anything else."""
-    kind: Literal["export", "cache"]
+    kind: Kind
     """What kind of folder is signed."""
     date: str = Field(max_length=40)
     """When it was signed, by the signer's clock."""
@@ -90,10 +91,11 @@ class Finding(NamedTuple):
 def sign(folder: str, key: str) -> int:
     """Sign a cache, or an export with its model card. Refused for an export beside files of another one."""
     private, place = read_private(Path(key)), Path(folder)
-    kind, covers = covered(place)
-    if kind == "export":
-        refuse_others(place)
+    kind = kind_of(place)
     with leased(place, "sign"):
+        if kind == "export":
+            refuse_others(place)
+        covers = covered(place)
         statement = Statement(kind=kind, date=datetime.now(UTC).isoformat(timespec="seconds"), covers=covers)
         made = private.sign(statement.to_bytes())
         public = private.public_key()
@@ -103,14 +105,31 @@ def sign(folder: str, key: str) -> int:
     return 0
 
 
-def covered(folder: Path) -> tuple[Literal["export", "cache"], dict[str, str]]:
-    """Return the kind of a folder, and the digests that stand for all that is in it. Refused for another folder."""
+def kind_of(folder: Path) -> Kind:
+    """Return what kind of folder that may be signed this is. Refused for another."""
     if (folder / MANIFEST).is_file():
-        return "cache", {MANIFEST: load_manifest(folder).digest}
+        return "cache"
     if not (folder / LINEAGE).is_file():
         raise Refused(f"{folder} is neither an export nor a finished cache; give the folder of one")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and is_covered(path.relative_to(folder)))
-    return "export", {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+    return "export"
+
+
+def covered(folder: Path) -> dict[str, str]:
+    """Return the digests that stand for all that is in a folder.
+
+    Refused where that cannot be: what a link in an export leads to may change, and Python imports from it.
+    """
+    if kind_of(folder) == "cache":
+        return {MANIFEST: load_manifest(folder).digest}
+    entries = sorted(folder.rglob("*"))
+    for path in entries:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            what = "a link" if path.is_symlink() else "neither a file nor a folder"
+            raise Refused(
+                f"{path} is {what}, which no signature covers; remove it, or put a copy of what it means there"
+            )
+    files = [path for path in entries if path.is_file() and is_covered(path.relative_to(folder))]
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 
 
 def is_covered(path: Path) -> bool:
@@ -149,7 +168,7 @@ def examine(folder: Path, trusted: Trusted) -> Finding:
 def changes(folder: Path, statement: Statement) -> str | None:
     """Return which files were changed, added or removed since a folder was signed; None for none."""
     try:
-        kind, now = covered(folder)
+        kind, now = kind_of(folder), covered(folder)
     except Refused as error:
         return f"ALTERED: {error}"
     if kind != statement.kind:

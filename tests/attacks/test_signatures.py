@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import ops.signing
 from kdcore.errors import Refused
 from ops.__main__ import main
 from ops.keys import keys, read_private, read_public
@@ -80,6 +81,16 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "README.md was changed",
     ),
     "a file more": (lambda at: (at / "export/model.onnx").write_bytes(b"x"), "model.onnx is not signed"),
+    "a linked package, which Python would import": (
+        lambda at: (at / "export/numpy").symlink_to(at / "run", target_is_directory=True),
+        "numpy is a link, which no signature covers",
+    ),
+    "a link to nothing yet": (
+        lambda at: (at / "export/onnxruntime.py").symlink_to("later.py"),
+        "onnxruntime.py is a link",
+    ),
+    "a file replaced by a link to its like": (lambda at: link_away(at / "export/README.md"), "README.md is a link"),
+    "a pipe": (lambda at: os.mkfifo(at / "export/pipe"), "pipe is neither a file nor a folder"),
     "a file less": (lambda at: (at / "export/README.md").unlink(), "README.md is gone"),
     "other weights": (lambda at: weights(at / "export/model.safetensors", 2.0), "is not what this network was made of"),
     "another lineage": (
@@ -108,6 +119,12 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "signed anew by another": (lambda at: sign(str(at / "export"), str(at / "mallory.pem")), "not trusted"),
 }
+
+
+def link_away(path: Path) -> None:
+    """Move a file elsewhere, and leave a link to it."""
+    path.rename(path.parent.parent / path.name)
+    path.symlink_to(path.parent.parent / path.name)
 
 
 def swap_key(path: Path, public: Path) -> None:
@@ -176,6 +193,34 @@ def test_openssls_keys_do_as_well_and_other_keys_do_not(chain: Path) -> None:
         read_private(chain / "maria.pub")
 
 
+def test_what_a_signature_cannot_cover_is_not_signed(chain: Path) -> None:
+    (chain / "export" / "numpy").symlink_to(chain / "run", target_is_directory=True)
+    with pytest.raises(Refused, match=r"numpy is a link, which no signature covers; remove it"):
+        sign(str(chain / "export"), str(chain / "maria.pem"))
+    assert not (chain / "export" / SIGNATURE).exists()
+
+
+def test_what_is_signed_is_read_under_the_lease(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that another process is writing meanwhile is not signed half old, half new."""
+    held = []
+    lease, read = chain / "export" / ".work.lease", ops.signing.covered
+    monkeypatch.setattr(ops.signing, "covered", lambda folder: held.append(lease.exists()) or read(folder))
+    monkeypatch.setattr(ops.signing, "refuse_others", lambda folder: held.append(lease.exists()))
+    sign(str(chain / "export"), str(chain / "maria.pem"))
+    assert held == [True, True]
+
+
+def test_nobodys_public_key_is_replaced(tmp_path: Path) -> None:
+    """Private keys of two names may have one public key's name: that of the first stays, and nothing is made."""
+    keys(str(tmp_path / "maria.key"))
+    before = (tmp_path / "maria.pub").read_bytes()
+    with pytest.raises(Refused, match=r"maria\.pub is there already, and may be the public key of another"):
+        keys(str(tmp_path / "maria.pem"))
+    assert (tmp_path / "maria.pub").read_bytes() == before
+    assert not (tmp_path / "maria.pem").exists()
+
+
 def test_a_folder_that_is_neither_is_not_signed(chain: Path) -> None:
     with pytest.raises(Refused, match="is neither an export nor a finished cache"):
         sign(str(chain / "run"), str(chain / "maria.pem"))
+    assert [path.name for path in (chain / "run").iterdir()] == ["student.safetensors"]
