@@ -215,11 +215,13 @@ def identity(
 
 
 def declared(teacher: TeacherConfig) -> dict[str, Any]:
-    """Return what of a teacher is known without its weights."""
-    built = teacher.resolved() if teacher.has_weights else teacher
+    """Return what of a teacher is known without its weights; of a folder that is not here, no more than its head."""
+    head = {} if teacher.head == "own" else {"head": teacher.head}
+    if teacher.is_folder and not (teacher.weights_file and teacher.weights_file.is_file()):
+        return head
+    built = teacher.resolved()
     module = module_of(built.model)
     code = {} if module is None else {"code": fingerprint_of_module(module)}
-    head = {} if teacher.head == "own" else {"head": teacher.head}
     return {"model": built.model, "args": json.dumps(built.args, sort_keys=True), **code, **head}
 
 

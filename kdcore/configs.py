@@ -135,7 +135,7 @@ class ModelConfig(Section):
     def weights_file(self) -> Path | None:
         """The file of the weights that it starts from, where it names one."""
         if self.model.startswith(LOCAL_DIR):
-            return Path(self.model.removeprefix(LOCAL_DIR)) / WEIGHTS
+            return Path(self.model.removeprefix(LOCAL_DIR)).expanduser() / WEIGHTS
         return local_file(self.checkpoint) if self.checkpoint else None
 
     def resolved(self) -> Self:
