@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import mlflow
+from mlflow.entities import LifecycleStage
 from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
@@ -160,6 +161,17 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
     runs = [Run.of(record) for record in records if "name" in record.data.params]
     parents = {run.parent for run in runs}
     return [run for run in runs if run.run_id not in parents]
+
+
+def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+    """Return a run by its id; None for one that the store has not, or no longer: it may have been deleted there."""
+    try:
+        found = client.get_run(run_id)
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return Run.of(found) if found.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:

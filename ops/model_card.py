@@ -22,7 +22,7 @@ from ops.console import say
 from ops.construction import Construction
 from ops.evaluated_images import distinct_name
 from ops.exported_files import CARD
-from ops.history import Group, Run, runs_of, siblings
+from ops.history import Group, find_run, runs_of, siblings
 from ops.lineage import teachers_of
 from ops.markdown import as_block, as_code, as_text
 from ops.spread import spread
@@ -153,7 +153,9 @@ def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
     with mlflow_errors_as_refusals(
         uri, "the model card tells of the other seeds' runs there: export again when it is back"
     ):
-        run = Run.of(client.get_run(run_id))
+        run = find_run(client, run_id)
+        if run is None:
+            return Group(())
         return siblings(run, runs_of(client, client.get_experiment(run.experiment_id).name))
 
 

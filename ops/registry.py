@@ -19,8 +19,10 @@ from cluster.config import RunConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from kdcore.named_models import module_of, short_name
+from ops.history import find_run
 
 DIGEST = "sha256"
 REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
@@ -41,7 +43,7 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
     """Register a version of the model, unless these very bytes are one already; return the sentence that says which.
 
     As ONNX, which no pickle is needed to load. Refused where the server does not answer; nothing is registered where
-    what MLflow loads back predicts otherwise than the file.
+    what MLflow loads back predicts otherwise than the file, or where the run is not in MLflow any more.
     """
     import mlflow
 
@@ -53,6 +55,8 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
         known = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(DIGEST) == digest]
         if known:
             return f"registered already: models:/{name}/{known[0].version}"
+        if find_run(client, run_id) is None:
+            return f"not registered: {without_credentials(uri)} no longer has the run {run_id} to register a model of"
         number = log_version(uri, run_id, folder, images, name)
         tags = {DIGEST: digest, "method": method_name(config), "pair": network_pair(config), "run": config.name}
         for key, value in tags.items():

@@ -1,6 +1,7 @@
 """The registry: a model is logged beside a finished run, which stays as it ended."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import onnx
@@ -8,7 +9,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from ops.registry import log_version
+from cluster.tracking.folder import RunFolder
+from kdcore.errors import Refused
+from ops.model_card import repetitions_in_mlflow
+from ops.registry import log_version, register
+from tests.ops.conftest import METHODS, small_run
 
 ENDED = 1_700_000_000_000  # milliseconds since 1970
 
@@ -70,3 +75,30 @@ def test_the_run_stays_as_it_ended(run, monkeypatch, error):
             log(run)
     info = mlflow.MlflowClient(run[0]).get_run(run[1]).info
     assert (info.status, info.end_time) == ("FINISHED", ENDED)
+
+
+@pytest.mark.parametrize("way", ["deleted", "never there"])
+def test_a_run_that_mlflow_no_longer_has_is_exported_without_it(run, way):
+    """Its card tells of its own result alone, and no version is registered, which is said."""
+    store, run_id, folder = run
+    if way == "deleted":
+        mlflow.MlflowClient(store).delete_run(run_id)
+    else:
+        run_id = "0" * 32
+    config = small_run(folder, "alone", METHODS["alone"], 0, tracking={"uri": store})
+    RunFolder(folder).run_id.write_text(run_id)
+    assert repetitions_in_mlflow(folder, SimpleNamespace(config=config)).runs == ()
+    said = register(config, run_id, folder, torch.rand(3, 3, 4, 4), "means", "the card")
+    assert said == f"not registered: {store} no longer has the run {run_id} to register a model of"
+    assert mlflow.MlflowClient(store).search_model_versions("name='means'") == []
+
+
+def test_a_store_that_is_away_is_no_store_without_the_run(run, monkeypatch):
+    def away(*args):
+        raise mlflow.MlflowException("no answer")
+
+    store, run_id, folder = run
+    monkeypatch.setattr(mlflow.MlflowClient, "get_run", away)
+    config = small_run(folder, "alone", METHODS["alone"], 0, tracking={"uri": store})
+    with pytest.raises(Refused, match="does not answer"):
+        register(config, run_id, folder, torch.rand(3, 3, 4, 4), "means", "the card")
