@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from ops.parser import Parser
 
 NETWORKS = ("teacher", "teacher_weights", "student", "student_weights")
 
 
-def add_networks(parser: ArgumentParser) -> None:
+def add_networks(parser: Parser) -> None:
     """Add --teacher and --student, each with a file of weights of whatever classes."""
     parser.add_argument(
         "--teacher", metavar="NAME", help="a timm model, fine-tuned on your data from timm's weights or a file's"
