@@ -61,13 +61,15 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
 def claim_name(whole: Path, path: Path) -> None:
     """Give a whole file another name, which one process alone gets: FileExistsError where somebody has it.
 
-    By a hard link, which is there at once, also on NFS, and replaces nothing. On a file system without these, the first
-    to make the file has the name, and fills it then.
+    whole: of one name until now. By a hard link, which is there at once, also on NFS, and replaces nothing. On a file
+    system without these, the first to make the file has the name, and fills it then.
     """
     try:
         os.link(whole, path)
     except FileExistsError:
-        raise
+        # Where NFS's answer was lost, the request is sent again and finds the link that it has made itself.
+        if whole.stat().st_nlink != 2:
+            raise
     except OSError:
         with path.open("xb") as file:
             try:

@@ -97,6 +97,7 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
                     with reporter.timing("checkpoint/seconds"):
                         saver.save(state)
                 if asked.notice is not None:
+                    saver.finish()
                     reporter.say(f"{asked.notice}: a checkpoint of step {state.step} is written")
                 if is_stopping:
                     saver.finish()

@@ -184,11 +184,6 @@ def failure_rows(found: Answer) -> list[list[str]]:
     return rows if price is None else [*rows, ["cost", f"{price:,.0f}"]]
 
 
-def number(value: float) -> str:
-    """Return a whole number whole, another to four digits."""
-    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
-
-
 def milliseconds(seconds: float) -> str:
     """Return seconds in milliseconds."""
     return f"{1e3 * seconds:,.1f} ms"

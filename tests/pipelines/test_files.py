@@ -59,6 +59,20 @@ def test_a_name_is_for_one_alone(links: bool, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "other").exists()
 
 
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, whose client asks again, and hears of the name that it has just made."""
+    link = os.link
+
+    def ask_twice(*paths: Path) -> None:
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", ask_twice)
+    (tmp_path / "ours").write_bytes(b"ours")
+    claim_name(tmp_path / "ours", tmp_path / "name")
+    assert (tmp_path / "name").read_bytes() == b"ours"
+
+
 def test_a_temporary_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the mask; one that another user has made beforehand, or a link, is refused."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))

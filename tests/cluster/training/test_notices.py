@@ -13,8 +13,12 @@ import torch.distributed as dist
 from ray.train import PreemptionInfo
 
 from cluster.rank import LargestOfRanks, Rank
+from cluster.recipe import parse
 from cluster.training import notices
+from cluster.training.launch import launch
 from cluster.training.notices import Answer, Notices
+from cluster.training.progress import Reporter
+from cluster.training.saving import LocalSaver
 from tests.processes import run_ranks
 
 ALONE = Rank(0, 1, torch.device("cpu"))
@@ -75,3 +79,14 @@ def test_a_run_that_is_to_end_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> N
     stop = threading.Event()
     stop.set()
     assert Notices(ALONE, stop, watches_nodes=True).after_step().ends
+
+
+def test_a_checkpoint_is_written_before_that_is_said(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train writes beside the training: a node may be gone before it is done."""
+    answers, done = iter([Answer(notice="node a is taken away soon")]), []
+    monkeypatch.setattr(Notices, "after_step", lambda self: next(answers, Answer()))
+    monkeypatch.setattr(LocalSaver, "finish", lambda self: done.append("written"))
+    monkeypatch.setattr(Reporter, "say", lambda self, text: done.append(text))
+    launch(parse(recipe(scaling__num_workers=0, train__max_steps=2, data__loader="reference")))
+    said = done.index("node a is taken away soon: a checkpoint of step 1 is written")
+    assert done[said - 1] == "written"
