@@ -12,6 +12,7 @@ import torch
 from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
+from cluster.device_memory import refuse_full_gpu
 from cluster.precision import autocast
 from cluster.resources import use_worker_threads
 from cluster.stored_teacher import TRAIN
@@ -101,6 +102,7 @@ class Outlook:
         return self.num_images * seconds / self.num_workers
 
 
+@refuse_full_gpu("take a smaller train.micro_batch")
 def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     """Measures each part for about `seconds` on this device. Refused as for a build."""
     use_worker_threads(config)

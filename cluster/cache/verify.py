@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.cache.builder import Builder
+from cluster.cache.builder import SMALLER, Builder
 from cluster.config import RunConfig
+from cluster.device_memory import refuse_full_gpu
 from cluster.rules import require_cache, require_teacher
 from cluster.stored_teacher import refuse_channels_last
 from pipelines.cache.local import local_folder
@@ -36,6 +37,7 @@ class Agreement:
     wrong: int = 0
 
 
+@refuse_full_gpu(SMALLER)
 def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
     """Read the whole cache, then compute random rows of every part anew, for which the teacher is needed.
 

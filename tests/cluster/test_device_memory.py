@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster import class_statistics, passes
-from cluster.cache import builder
+from cluster.cache import builder, outlook, verify
 from cluster.cache.builder import Builder
 from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank
@@ -62,6 +62,15 @@ def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
     unit = Unit("train", 0, 0, 1)
     with pytest.raises(Refused, match=r"take a smaller cache\.batch_size"):
         Builder.build(SimpleNamespace(device=None), unit, MagicMock(), "", {}, full)
+    full_run = SimpleNamespace(class_statistics=full)
+    with pytest.raises(Refused, match=r"take a smaller cache\.batch_size"):
+        Builder.constants(SimpleNamespace(teacher=SimpleNamespace(classifier=None), head=None, run=full_run), None)
+    monkeypatch.setattr(verify, "require_teacher", full)
+    with pytest.raises(Refused, match=r"take a smaller cache\.batch_size"):
+        verify.verify(None, 1, None)
+    monkeypatch.setattr(outlook, "use_worker_threads", full)
+    with pytest.raises(Refused, match=r"take a smaller train\.micro_batch"):
+        outlook.outlook(None, None, 1)
     monkeypatch.setattr(slices, "take_turns", full)
     with pytest.raises(Refused, match=r"--side-by-side 4 or fewer"):
         slices.run_slice([], None, None, device=None, seconds=1, side_by_side=9)
