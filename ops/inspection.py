@@ -106,18 +106,20 @@ def save_views(config: RunConfig, path: Path) -> None:
         raise Refused(f"--picture {path}: give a name that ends in .png or .jpg")
     if not path.absolute().parent.is_dir():
         raise Refused(f"--picture {path}: there is no folder {path.absolute().parent}; make it first")
-    run = assemble(config.model_copy(update={"teacher": None, "teachers": ()}), Rank(0, 1, torch.device("cpu")))
+    views = config.views.model_copy(update={"sizes": ()})  # a sheet has cells of one size
+    alone = config.model_copy(update={"teacher": None, "teachers": (), "views": views})
+    run = assemble(alone, Rank(0, 1, torch.device("cpu")))
     num = len(run.indexes["train"])
     ids = np.unique(np.linspace(0, num - 1, _SAMPLES).astype(np.int64))
     centre = ViewPlan(evaluation_policy(config).model_copy(update={"size": config.views.size}), run.plan.seed, num)
-    views = range(min(_VIEWS, config.views.num_views or _VIEWS))
+    shown = range(min(_VIEWS, views.num_views or _VIEWS))
     batches = [
         *run.loader("train", centre, len(ids)).load([Request(0, ids)]),
-        *run.loader("train", run.plan, len(ids)).load(Request(view, ids) for view in views),
+        *run.loader("train", run.plan, len(ids)).load(Request(view, ids) for view in shown),
     ]
     images = torch.stack([batch.images for batch in batches], dim=1).flatten(0, 1)
     sheet(images, run.statistics, path, columns=len(batches))
-    say(f"written: {path}: {len(ids)} training images, one a row; the centre, then views 0 to {views[-1]}")
+    say(f"written: {path}: {len(ids)} training images, one a row; the centre, then views 0 to {shown[-1]}")
 
 
 def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
