@@ -7,9 +7,9 @@ reference loader, bit for bit. Colours, mixing and erasing are `pipelines.loader
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipelines.loaders.reference import FILTERS
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan
 
+MEMINFO = Path("/proc/meminfo")
 _REMEDY = "take data.loader=dali (or reference)"
 _READ_AT_ONCE = 256  # images of one read
 
@@ -121,7 +122,8 @@ def _shown_size(plan: ViewPlan, height: int, width: int) -> tuple[int, int]:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return how many bytes of memory the device has free."""
+    """Return how many bytes of memory the device has free; a CPU's, with what the page cache of files gives back."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024

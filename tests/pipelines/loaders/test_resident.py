@@ -143,6 +143,16 @@ def test_data_that_do_not_fit_are_refused(index: Source, monkeypatch: pytest.Mon
         loader("resident", index, POLICIES["padded"])
 
 
+def test_files_in_the_page_cache_are_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that had just read its data set was said to be full."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(
+        "MemTotal:       64 kB\nMemFree:         2 kB\nMemAvailable:   40 kB\nHugePages_Total:       0\n"
+    )
+    monkeypatch.setattr(resident, "MEMINFO", meminfo)
+    assert resident._free_bytes(torch.device("cpu")) == 40 * 1024
+
+
 def test_a_file_that_cannot_be_decoded_is_named(index: Source, tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     path = tmp_path / "train" / "a" / "0.png"
