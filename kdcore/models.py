@@ -6,6 +6,8 @@ have (`kdcore.protocol`), and SimKD's student graph (`kdcore.reused`).
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -134,9 +136,10 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
 
 
 def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[int]:
-    """Read the index of each class from a JSON file {class folder: index}."""
+    """Read the index of each class from a JSON file {class folder: index}. Refused for two classes of one index."""
+    content = local_file(path).read_bytes()
     try:
-        indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(local_file(path).read_bytes())
+        indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(content)
     except ValidationError as error:
         example = ", ".join(f'"{name}": {index}' for name, index in zip(class_names, (0, 3), strict=False))
         raise Refused(
@@ -146,7 +149,21 @@ def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[
     missing = [name for name in class_names if name not in indices]
     if missing:
         raise Refused(f"{path} has no index for the class folder {missing[0]!r} ({len(missing)} missing); add it")
+    twice = [name for name, times in Counter(json.loads(content, object_pairs_hook=_names)).items() if times > 1]
+    if twice:
+        raise Refused(f"{path} gives the class folder {twice[0]!r} an index twice; leave the wrong one out")
+    first: dict[int, str] = {}
+    for name in class_names:
+        if (other := first.setdefault(indices[name], name)) != name:
+            raise Refused(
+                f"{path} gives the class folders {other!r} and {name!r} the same index {indices[name]}, and an output "
+                "stands for one class; correct it"
+            )
     return [indices[name] for name in class_names]
+
+
+def _names(pairs: list[tuple[str, Any]]) -> list[str]:
+    return [name for name, _ in pairs]
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:

@@ -168,6 +168,8 @@ def test_without_num_classes_the_indices_count_in_the_models_usual_classifier(tm
         ('["cat", "dog", "eel"]', r"not a JSON file \{class folder: index\}"),
         ('{"cat": 0, "dog": -1, "eel": 2}', r"not a JSON file .*greater than or equal to 0"),
         ("cat: 0", r"not a JSON file .*Invalid JSON"),
+        ('{"cat": 0, "dog": 2, "eel": 2}', r"'dog' and 'eel' the same index 2, and an output stands for one class"),
+        ('{"cat": 0, "dog": 2, "eel": 1, "dog": 3}', r"gives the class folder 'dog' an index twice"),
     ],
 )
 def test_class_indices_that_say_something_else_are_refused(tmp_path, text, complaint):
