@@ -15,7 +15,7 @@ from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.evaluation import report
 from ops.console import console, percent, say, table
-from ops.evaluated_images import name_images
+from ops.evaluated_images import changed_views, name_images
 from ops.evaluation_figures import alignment, confusion, reliability
 from ops.subjects import find_subject
 from pipelines.data.variants import Target
@@ -44,8 +44,9 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
     config = with_online_teacher(subject.config)
     target = find_target(config, data, variant)
     findings = evaluate_networks(config, subject.weights, target)
-    images = name_images(config, RunFolder(subject.folder.parent), target, data, variant)
-    content = describe(findings, target, images)
+    run = RunFolder(subject.folder.parent)
+    images = name_images(config, run, target, data, variant)
+    content = {**describe(findings, target, images), "views": changed_views(config, run)}
     show(content)
     paths = write(content, subject.folder, images)
     say(f"written: {', '.join(map(str, paths))}")

@@ -20,7 +20,7 @@ from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.cost import deployment_cost
 from ops.console import say
 from ops.construction import Construction
-from ops.evaluated_images import distinct_name
+from ops.evaluated_images import changed_views, distinct_name
 from ops.exported_files import CARD
 from ops.history import Group, find_run, runs_of, siblings
 from ops.lineage import teachers_of
@@ -70,7 +70,8 @@ def write_card(
 ) -> str:
     """Write the card; return its text. made: what builds the network; facts: what model.onnx says of itself."""
     config = parts.config
-    numbers, set_aside = reported_metrics(run_dir, parts)
+    changed = changed_views(config, RunFolder(run_dir))
+    numbers, set_aside = reported_metrics(run_dir, parts) if changed is None else ([], 0)
     text = (
         environment()
         .get_template("model_card.md.j2")
@@ -91,9 +92,9 @@ def write_card(
             select=config.train.select,
             numbers=numbers,
             set_aside=set_aside,
-            evaluations=evaluations(run_dir, parts.indexes["val"].fingerprint),
+            evaluations=evaluations(run_dir, parts.indexes["val"].fingerprint, changed),
             multi_label=config.data.multi_label,
-            latencies=latencies(run_dir),
+            latencies=latencies(run_dir, deployed_size(config)),
             checks=checks,
             num_images=num_images,
             recipe=to_yaml(config),
@@ -168,12 +169,14 @@ def value_text(values: Sequence[float], form: str) -> str:
     return text if found["stdev"] is None else f"{text} ± {form.format(found['stdev'])} (n = {found['n']})"
 
 
-def evaluations(run_dir: Path, own: str) -> list[dict[str, Any]]:
+def evaluations(run_dir: Path, own: str, changed: str | None = None) -> list[dict[str, Any]]:
     """Return the results of `evaluate` that lie with the run, with the student's rates in words.
 
-    own: the fingerprint of the run's validation images, which alone go by their split's name.
+    own: the fingerprint of the run's validation images, which alone go by their split's name; changed: as of
+    `changed_views`. Results on images that were shown otherwise are left out.
     """
     found = [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]
+    found = [one for one in found if one.get("views") == changed]
     return [
         {
             **one,
@@ -184,10 +187,15 @@ def evaluations(run_dir: Path, own: str) -> list[dict[str, Any]]:
     ]
 
 
-def latencies(run_dir: Path) -> dict[str, Any] | None:
-    """Return what `benchmark` measured of the run, with the student's rows alone; None where it has not been run."""
+def latencies(run_dir: Path, size: tuple[int, int]) -> dict[str, Any] | None:
+    """Return what `benchmark` measured of the student on images of a size; None where it has measured no such thing.
+
+    Earlier versions did not say the size.
+    """
     path = RunFolder(run_dir).benchmark
     if not path.is_file():
         return None
     found = read_json(path, "run `python -m ops benchmark` again")
-    return {**found, "rows": [row for row in found["rows"] if row["network"] == "student"]}
+    students = [row for row in found["rows"] if row["network"] == "student"]
+    rows = [row for row in students if tuple(row.get("size", size)) == size]
+    return {**found, "rows": rows} if rows else None

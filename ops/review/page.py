@@ -17,6 +17,7 @@ from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say
 from ops.evaluate import rate_of_class
+from ops.evaluated_images import split_name
 from ops.history import Run, grouped, runs_of
 from ops.model_card import environment
 from ops.review import figures
@@ -133,7 +134,7 @@ def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Hi
     one, other = pair
     drawn = [figures.pair_curves(pair, histories, name, *how) for name, how in CURVES.items()]
     evaluated = same_evaluations(client, pair)
-    split = one.recipe.get("data.val_split", "val")
+    split = split_name(one.recipe.get("data.val_split", "val"))
     classes = [by_class(content) for content in evaluated.get(split, ())]
     shared = (
         [(name, classes[1][name] - classes[0][name]) for name in classes[0] if name in classes[1]] if classes else []
@@ -162,7 +163,7 @@ def shared_metrics(one: Run, other: Run, images: Iterable[str]) -> list[tuple[st
     return [
         (name, one.metrics[name], other.metrics[name])
         for name in chosen
-        if "teacher_" not in name and "images" not in name
+        if not name.rpartition("/")[2].startswith(("teacher_", "images"))
     ]
 
 

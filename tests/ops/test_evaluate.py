@@ -10,8 +10,9 @@ import pytest
 from cluster.tracking.folder import RunFolder
 from ops import evaluated_images
 from ops.__main__ import main
-from ops.evaluated_images import name_images
-from ops.model_card import evaluations
+from ops.evaluated_images import changed_views, name_images
+from ops.model_card import evaluations, latencies
+from tests.ops.conftest import METHODS, small_run
 
 
 def evaluation(folder, name: str = "val") -> dict:
@@ -101,6 +102,39 @@ def test_two_sets_of_images_never_have_one_name(monkeypatch, tmp_path, data, var
     config = SimpleNamespace(data=SimpleNamespace(val_split="val"))
     target = SimpleNamespace(index=SimpleNamespace(fingerprint=fingerprint))
     assert name_images(config, RunFolder(tmp_path), target, data, variant) == name
+
+
+@pytest.mark.parametrize(
+    ("size", "split", "name"),
+    [(32, "val", "val"), (24, "val", "val-views-"), (32, "images/val", "images-val"), (24, "a:b", "a-b-views-")],
+)
+def test_other_views_of_the_images_have_another_name(monkeypatch, tmp_path, size, split, name):
+    """So that no override replaces a run's own results; the name is one part of a path and of a metric."""
+    own = small_run(tmp_path, "run", METHODS["alone"], 0)
+    own = own.model_copy(update={"data": own.data.model_copy(update={"val_split": split})})
+    RunFolder(tmp_path).write_recipe(own)
+    images = {split: SimpleNamespace(fingerprint="7" * 64) for split in ("train", "val")}
+    monkeypatch.setattr(evaluated_images, "open_data", lambda config, reuse_index: images)
+    config = own.model_copy(update={"views": own.views.model_copy(update={"size": size})})
+    target, changed = SimpleNamespace(index=images["val"]), changed_views(config, RunFolder(tmp_path))
+    assert (changed is None) == (size == 32)
+    assert name_images(config, RunFolder(tmp_path), target, None, None) == name + (changed or "")[:8]
+
+
+def test_the_card_has_no_numbers_of_other_views(tmp_path):
+    """Neither those of overrides on a card of the run's own views, nor the other way round."""
+    (tmp_path / "evaluation").mkdir()
+    for name, views in {"val": None, "val-views-cccccccc": "c" * 64}.items():
+        content = {"images": name, "fingerprint": "a" * 64, "metrics": {"student": {"images": 15, "top1": 0.5}}}
+        (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps({**content, "views": views}))
+    found = {
+        changed: [one["images"] for one in evaluations(tmp_path, "a" * 64, changed)] for changed in (None, "c" * 64)
+    }
+    assert found == {None: ["val"], "c" * 64: ["val-views-cccccccc"]}
+    row = {"network": "student", "size": [32, 32]}
+    (tmp_path / "benchmark.json").write_text(json.dumps({"rows": [row]}))
+    assert latencies(tmp_path, (24, 24)) is None
+    assert latencies(tmp_path, (32, 32)) == {"rows": [row]}
 
 
 def test_the_card_takes_no_other_images_for_the_validation_split(tmp_path):

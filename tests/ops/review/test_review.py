@@ -151,6 +151,12 @@ def test_evaluations_are_compared_on_the_same_images_alone():
     assert shared_metrics(one, other, {}) == [("val/top1", 0.5, 0.5)]
 
 
+def test_what_images_are_called_hides_no_metric():
+    metrics = {f"evaluation/teacher_images/{name}": 0.1 for name in ("top1", "images", "teacher_top1")}
+    one, other = (replace(kd(seed, 0.5), metrics=metrics) for seed in (0, 1))
+    assert shared_metrics(one, other, ["teacher_images"]) == [("evaluation/teacher_images/top1", 0.1, 0.1)]
+
+
 class Artifacts:
     """What MLflow's client gives of runs that were evaluated on {images: their fingerprint}."""
 
