@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
@@ -108,7 +108,7 @@ def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
     shares = [share.remote(payload, weights, target, n, scaling.num_workers) for n in range(scaling.num_workers)]
     try:
         first, *others = ray.get(shares)
-    except RayTaskError as error:
+    except RayError as error:
         raise RunFailed(failure_reason(error)) from error
     for other in others:
         first.merge(other)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError
 
 from cluster.training.recovery import failure_reason
 from kdcore.errors import RunFailed
@@ -27,7 +27,7 @@ def shards_on_cluster(job: PackJob) -> Shards:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             try:
                 yield waiting.pop(done), ray.get(done)
-            except (RayTaskError, WorkerCrashedError) as error:
+            except RayError as error:
                 raise RunFailed(f"packing {job.root}: {failure_reason(error)}") from error
 
     return write

@@ -114,6 +114,8 @@ def find_photos(path: Path) -> tuple[list[Path], list[str]]:
             inspect_image(file.read_bytes(), str(file))
         except Refused as error:
             broken.append(str(error))
+        except OSError as error:
+            broken.append(f"{file} cannot be read ({error.strerror or error}); make it readable, or fetch it again")
         else:
             found.append(file)
     return found, broken
@@ -126,12 +128,14 @@ def _images_below(folder: Path) -> list[Path]:
 def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Source:
     """Return an index of the photographs, in this order, without labels and with the run's classes.
 
-    An index is of a folder, so links to the photographs are made in one.
+    An index is of a folder, so links to the photographs are made in one. What each is its content says, whatever it is
+    called; an index lists files that are called like images alone.
     """
     staged = folder / "photos" / SPLIT
     staged.mkdir(parents=True)
     for number, photo in enumerate(photos):
-        (staged / f"{number:08}{photo.suffix}").symlink_to(photo.absolute())
+        suffix = photo.suffix if photo.suffix.lower() in IMAGE_SUFFIXES else ".img"
+        (staged / f"{number:08}{suffix}").symlink_to(photo.absolute())
     source = build_index(folder / "photos", SPLIT, folder / "index")
     return replace(source, classes=parts.classes, multi_label=parts.config.data.multi_label)
 

@@ -1,16 +1,21 @@
 """Evaluating by shares: what a validation pass says, whatever the number of workers."""
 
+from types import SimpleNamespace
+
 import pytest
 import safetensors.torch
 import torch
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+import cluster.evaluation
+import cluster.packing
 from cluster.assembly import assemble
 from cluster.evaluation import evaluate_networks, evaluate_share, find_target, load_student
 from cluster.images import evaluation_batch
 from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
-from kdcore.errors import Refused
+from kdcore.errors import Refused, RunFailed
 from tests.conftest import write_image_folder
 
 CPU = torch.device("cpu")
@@ -127,3 +132,30 @@ def test_workers_of_a_cluster(ray_cluster, run, recipe):
     assert found.images == 15
     assert found.student.metrics()["top1"] == alone.metrics()["top1"]
     assert found.student.metrics()["nll"] == pytest.approx(alone.metrics()["nll"], rel=1e-5)
+
+
+LOSSES = [WorkerCrashedError(), OutOfMemoryError("out of memory"), RayTaskError("f", "Traceback", ValueError("a bug"))]
+
+
+@pytest.mark.parametrize("error", LOSSES, ids=lambda error: type(error).__name__)
+def test_a_worker_that_stays_lost_ends_it_in_one_line(run, monkeypatch, error):
+    """However it was lost: not all of Ray's errors are those of a task's own code."""
+
+    def lost(*args):
+        raise error
+
+    tasks = SimpleNamespace(remote=lambda *args: "a share")
+    ray = SimpleNamespace(
+        remote=lambda **takes: lambda function: tasks,
+        put=lambda value: value,
+        get=lost,
+        wait=lambda waiting, num_returns: (waiting, []),
+    )
+    for module in (cluster.evaluation, cluster.packing):
+        monkeypatch.setattr(module, "ray", ray)
+    config, weights = run
+    with pytest.raises(RunFailed):
+        cluster.evaluation.gather(config, weights, None)
+    write = cluster.packing.shards_on_cluster(SimpleNamespace(root="/images"))
+    with pytest.raises(RunFailed, match="packing /images"):
+        next(write([0]))

@@ -65,10 +65,12 @@ def test_predict_gives_what_validation_sees(finished, photos, tmp_path, capsys):
     assert matplotlib.image.imread(picture).std() > 0.05
 
 
-def test_predict_one_photograph(finished, photos, capsys):
-    assert main(["predict", str(finished / "out" / "kd-0"), str(photos / "album1" / "photo 001.png")]) == 0
+@pytest.mark.parametrize("name", ["photo 001.png", "download"])
+def test_predict_one_photograph(finished, photos, tmp_path, capsys, name):
+    photo = shutil.copyfile(photos / "album1" / "photo 001.png", tmp_path / name)
+    assert main(["predict", str(finished / "out" / "kd-0"), str(photo)]) == 0
     printed = capsys.readouterr().out
-    assert "photo 001.png" in printed
+    assert name in printed
     assert printed.count("%") == 3
 
 
