@@ -194,6 +194,7 @@ def test_a_marker_in_the_environment_is_nowhere_afterwards(
     assert main(["ui"]) == 0
     recipe_as_run = Path(run, "recipe.yaml").read_text()
     assert Path(run, "mlflow_store").read_text() == f"http://127.0.0.1:{server.port}\n"
+    assert leaks(tmp_path, server.folder) == []  # the run's folder is removed below
     server.stop()
     shutil.rmtree(run)
     assert main(["train", "recipe.yaml"]) == 2  # the store does not answer

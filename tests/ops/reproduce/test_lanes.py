@@ -354,7 +354,7 @@ def test_a_run_that_diverges_leaves_the_others_alone(config):
 def test_no_ray_dali_or_mlflow_is_needed():
     """The slices run on machines that have none of them."""
     code = (
-        "import sys, ops.reproduce.cifar100, ops.layers, pipelines.loaders.resident;"
+        "import sys, ops.reproduce.cifar100, ops.reproduce.paper3, ops.layers, pipelines.loaders.resident;"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'ray', 'mlflow', 'nvidia'}))"
     )
     done = subprocess.run(
