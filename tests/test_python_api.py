@@ -45,9 +45,7 @@ def test_pipelines_alone(here, capsys):
     assert capsys.readouterr().out.count("torch.Size([8, 3, 32, 32])") == 3
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_run(here, ray_cluster):
+def test_a_run(here):
     names = run_block("cluster/README.md")
     assert names["result"].steps == 4
     assert (here / "out" / "run" / "student.safetensors").is_file()

@@ -89,3 +89,25 @@ def test_simkd_between_kinds(recipe, tmp_path):
     metrics = launch(config).metrics
     assert math.isfinite(metrics["train/simkd"])
     assert 0 <= metrics["val/top1"] <= 1  # nothing trains the classifier, but it is the teacher's
+
+
+def test_mlflow_holds_the_run(recipe):
+    """The resolved recipe, the packages, the pictures, the metrics by step and the weights."""
+    import mlflow
+
+    held_out = {"data__held_out": 0.25, "train__select": "held_out"}
+    config = parse(recipe(scaling__num_workers=0, train__max_steps=4, **held_out))
+    result = launch(config, command="python -m ops train x.yaml")
+    client = mlflow.MlflowClient(f"sqlite:///{Path(config.output_dir) / 'mlflow.db'}")
+    run = client.get_run(result.mlflow_run_id)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names >= {"recipe.yaml", "packages.txt", "first_batch.png", "student.safetensors"}
+    assert run.data.tags["method"] == "ce"
+    assert "python -m ops train x.yaml" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["train.batch_size"] == "8"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [2, 4]
+    assert {"val/top1", "held_out/top1", "data/wait_share", "speed/images_per_second"} <= run.data.metrics.keys()
+    assert result.best_score == pytest.approx(
+        max(m.value for m in client.get_metric_history(run.info.run_id, "held_out/top1"))
+    )
