@@ -3,8 +3,8 @@
 reading   rows/s of shuffled batches of 256 from a cache of more than 1 GB (1,000 logits and 2,048 features, float16),
           beside numpy.memmap on one raw file a column, and beside a plain copy of as many bytes in memory
 step      a training step with cached targets over the same step with no teacher (goal: at most 1.02)
-build     a unit of a build, decoding and writing included, over the teacher's bare forward passes on the same batches
-          already in memory (goal: at most 1.10)
+build     CPU time of a unit of a build, decoding and writing included, over that of the teacher's bare forward passes
+          on the same batches already in memory (goal: at most 1.10)
 
 Each comparison in turns, A B A B. Weights are random: speed does not depend on them.
 
@@ -33,6 +33,7 @@ from cluster.stored_teacher import TRAIN
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from kdcore.terms.logits import cross_entropy, kd
+from ops.benchmarks.comparisons import CPU_SECONDS
 from ops.console import console, say, table
 from ops.facts import spread, write
 from pipelines.cache.building import Building
@@ -210,23 +211,26 @@ def measure_building(folder: Path, rounds: int, num_images: int = 256) -> dict[s
     requests = [Request(0, np.arange(start, start + size)) for start in range(0, num_images, size)]
     batches = list(loader.load(requests))
 
+    # Of all threads, DALI's too: there is no other process.
     def forward() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for batch in batches:
             builder.teacher(batch)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     def unit() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         builder.build(Unit(TRAIN, 0, 0, num_images), plan, "key", constants, lambda rows: None)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     found = run_rounds({"build": unit, "forward": forward}, rounds)
-    return {"build": {"images": num_images, "batch": size, "median seconds": statistics.median(found["build"])}} | {
+    median = statistics.median(found["build"])
+    return {
+        "build": {"images": num_images, "batch": size, CPU_SECONDS: median},
         "results": {
-            "build: images/s": spread([num_images / seconds for seconds in found["build"]]),
+            "build: images per CPU second": spread([num_images / seconds for seconds in found["build"]]),
             "build: over the bare forward pass": ratios(found["build"], found["forward"]),
-        }
+        },
     }
 
 

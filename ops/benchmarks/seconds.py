@@ -5,7 +5,7 @@ A measurement that has not been made is a row that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -35,7 +35,7 @@ def rows() -> Iterator[str]:
             yield unmeasured(what)
             continue
         here, imports = found[name], found["imports"]
-        goal = f"{SHOW_SECONDS:g} s: {verdict(median(here) <= SHOW_SECONDS)}"
+        goal = f"{SHOW_SECONDS:g} s: {verdict([taken <= SHOW_SECONDS for taken in here])}"
         yield row(what, span(here), f"{IMPORTS}: {span(imports)}", goal, len(here), "startup")
     of_workers = values("startup_workers", "cpu_seconds")
     for number in (1, 2):
@@ -44,8 +44,9 @@ def rows() -> Iterator[str]:
             yield unmeasured(what)
             continue
         here, bare = of_workers[f"here, {number}"], of_workers[f"ray, {number}"]
-        own = median(ours - theirs for ours, theirs in zip(here, bare, strict=True))
-        goal = f"{BARE_RAY} and {OWN_SECONDS:g} s: {verdict(own <= OWN_SECONDS)} ({own:+.1f} s)"
+        own = [ours - theirs for ours, theirs in zip(here, bare, strict=True)]
+        reached = verdict([taken <= OWN_SECONDS for taken in own])
+        goal = f"{BARE_RAY} and {OWN_SECONDS:g} s: {reached} ({median(own):+.1f} s)"
         yield row(what, span(here), f"{BARE_RAY}: {span(bare)}", goal, len(here), "startup_workers")
     over_forecast = values("forecast", "over_forecast")
     if not over_forecast:
@@ -85,6 +86,8 @@ def span(found: list[float], unit: str = " s") -> str:
     return f"{median(found):.{digits}f} [{min(found):.{digits}f}, {max(found):.{digits}f}]{unit}"
 
 
-def verdict(is_met: bool) -> str:
-    """Return a goal's verdict."""
-    return "met" if is_met else "**missed**"
+def verdict(reached: Sequence[bool]) -> str:
+    """Return a goal's verdict; reached: by each round. What some rounds reach and others do not is not decided."""
+    if any(reached) and not all(reached):
+        return "not to be told from it"
+    return "met" if all(reached) else "**missed**"
