@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
-import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
@@ -32,18 +32,19 @@ def test_a_file_that_was_deleted_under_mlflow(recipe, gone):
         open_run(config, "train")
 
 
-def answer(status: int) -> requests.HTTPError:
-    """What MLflow raises where a server of files answers with this status."""
-    response = requests.Response()
-    response.status_code = status
-    return requests.HTTPError(f"{status} Client Error", response=response)
+class Answer(OSError):
+    """What MLflow raises where a server of files answers with a status: requests' HTTPError is such an error."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} Client Error")
+        self.response = SimpleNamespace(status_code=status)
 
 
 def test_which_answers_waiting_helps():
-    assert [status for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 507) if is_away(answer(status))] == [
+    assert [status for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 507) if is_away(Answer(status))] == [
         *(408, 429, 500, 503, 507)
     ]
-    assert is_away(requests.ConnectionError("no route"))
+    assert is_away(ConnectionError("no route"))
 
 
 def finished_run(config) -> tuple[str, RunFolder]:
@@ -65,7 +66,7 @@ def test_a_file_that_is_too_large_for_what_stands_before_the_server(config, monk
 
     def take_small_ones(self, run_id: str, path: str, *more: object) -> None:
         if path.endswith(".safetensors"):
-            raise answer(413)
+            raise Answer(413)
         take(self, run_id, path, *more)
 
     with monkeypatch.context() as patched:
