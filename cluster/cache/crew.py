@@ -70,7 +70,7 @@ class Crew:
         self.patience = Patience(config.scaling.patience_seconds, say, remedy_for(1, None))
         self.starting: dict[Any, Any] = {}  # {reference to its plan: worker}
         self.arriving: dict[Any, Any] = {}  # {what is ready once it has a place: worker}
-        self.busy: dict[Any, tuple[Any, Unit]] = {}  # {reference to its shard: (worker, unit)}
+        self.busy: dict[Any, tuple[Any, Unit, Any]] = {}  # {reference to its shard: (worker, unit, ready at its start)}
         self.idle: list[Any] = []
         self.losses: Counter[Unit | None] = Counter()
 
@@ -111,14 +111,15 @@ class Crew:
         while queue or self.busy:
             while queue and self.idle:
                 worker, unit = self.idle.pop(), queue.pop()
-                self.busy[worker.build.remote(unit, plan, key, constants)] = (worker, unit)
+                begun = worker.__ray_ready__.remote()  # a worker's calls are done in order
+                self.busy[worker.build.remote(unit, plan, key, constants)] = (worker, unit, begun)
             self.grow(len(queue))
             for reference in self.next_answers():
                 if reference in self.starting:
                     self.admit(reference, building.plan)
                     continue
-                worker, unit = self.busy.pop(reference)
-                shard = self.answer(reference, unit)
+                worker, unit, begun = self.busy.pop(reference)
+                shard = self.answer(reference, unit, begun)
                 if shard is None:
                     queue.append(unit)
                     progress.done.pop(unit, None)
@@ -170,13 +171,18 @@ class Crew:
         self.losses[None] = 0
         self.idle.append(worker)
 
-    def answer(self, reference: Any, unit: Unit | None) -> Any:
-        """Return what a worker answers, None where it was lost. RunFailed for its own error, and for the third loss."""
+    def answer(self, reference: Any, unit: Unit | None, begun: Any = None) -> Any:
+        """Return what a worker answers, None where it was lost. RunFailed for its own error, and for the third loss.
+
+        begun: ready once the worker has come to the unit; no loss of that before, as of those idle on a node that went.
+        """
         try:
             return ray.get(reference)
         except RayTaskError as error:
             raise RunFailed(failure_reason(error)) from error
         except RayActorError as error:
+            if begun is not None and self.was_gone(begun):
+                return None
             self.losses[unit] += 1
             if self.losses[unit] >= MAX_LOST_WORKERS:
                 raise RunFailed(
@@ -184,12 +190,20 @@ class Crew:
                 ) from error
             return None
 
+    def was_gone(self, begun: Any) -> bool:
+        """Return whether a worker was lost before it came to its unit."""
+        try:
+            ray.get(begun)
+        except RayActorError:
+            return True
+        return False
+
     def look(self, progress: Progress) -> None:
         """Bring the rows of the units at work up to date."""
-        at_work = {unit for _, unit in self.busy.values()}
+        at_work = {unit for _, unit, _ in self.busy.values()}
         progress.done |= {unit: rows for unit, rows in ray.get(self.tally.look.remote()).items() if unit in at_work}
         progress.tell()
 
     def close(self) -> None:
-        for worker in [*self.idle, *self.starting.values(), *(worker for worker, _ in self.busy.values()), self.tally]:
+        for worker in [*self.idle, *self.starting.values(), *(worker for worker, *_ in self.busy.values()), self.tally]:
             ray.kill(worker)
