@@ -168,11 +168,12 @@ class SavedCheckpoint:
 
 def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
     """Return the store of a run's checkpoints, and the path of the run's folder there. Refused for an unknown kind."""
-    location = f"{config.storage}/{config.name}"
+    location = config.storage
     try:
-        return FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
+        filesystem, path = FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
     except ValueError as error:  # pyarrow's own among them; that a store does not answer is an OSError
-        raise Refused(no_place(config.storage, "checkpoint.storage", error)) from error
+        raise Refused(no_place(location, "checkpoint.storage", error)) from error
+    return filesystem, f"{path.rstrip('/')}/{config.name}"
 
 
 def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:

@@ -12,7 +12,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from cluster.assembly import Assembly, checkpoint_facts
-from cluster.training.checkpoint import Snapshot, TrainState, name_of
+from cluster.training.checkpoint import Snapshot, TrainState, checkpoint_place, name_of
 
 
 class RaySaver:
@@ -33,7 +33,8 @@ class RaySaver:
         if self.run.rank.first:
             self.written.wait()
             self.written.clear()
-            checkpoint = Checkpoint(f"{self.run.config.storage}/{self.run.config.name}/{name}")
+            filesystem, folder = checkpoint_place(self.run.config)
+            checkpoint = Checkpoint(f"{folder}/{name}", filesystem)
             write = partial(self.write, state.snapshot(checkpoint_facts(self.run)))
         ray.train.report(
             {"step": state.step},

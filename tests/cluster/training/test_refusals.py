@@ -9,6 +9,7 @@ import torch
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
+from cluster.training.checkpoint import checkpoint_place
 from cluster.training.launch import check_run, launch
 from cluster.training.saving import newest_step
 from kdcore.errors import Refused
@@ -84,6 +85,13 @@ def test_a_store_of_no_known_kind(recipe, storage):
     )
     with pytest.raises(Refused, match=message):
         newest_step(config)
+
+
+@pytest.mark.parametrize("folder", ["runs", "runs/"])
+def test_the_options_of_a_store_are_no_part_of_its_folders(recipe, folder):
+    storage = f"s3://bucket/{folder}?region=eu-west-1&endpoint_override=127.0.0.1:1&scheme=http"
+    filesystem, path = checkpoint_place(parse(recipe(checkpoint__storage=storage)))
+    assert (filesystem.type_name, path) == ("s3", "bucket/runs/run")
 
 
 def test_what_this_machine_lacks_where_there_is_a_cluster(recipe, monkeypatch):
