@@ -56,4 +56,8 @@ def test_a_checkpoint_is_written_before_the_node_is_gone(
         found = wait_for_line(training, r"continuing at step (\d+) of")
         assert int(found[1]) == saved
         assert address not in {where for where, _ in machines.workers()}
-        assert training.end(signal.SIGTERM)[0] == 143
+        before = training.saved_steps
+        status, said, _ = training.end(signal.SIGTERM)
+        assert status == 143, said
+        (last,) = set(training.saved_steps) - set(before)
+        assert f"stillhouse: terminated; a checkpoint of step {last} is written; the same command continues" in said
