@@ -38,7 +38,7 @@ def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
         raise Refused(no_place(location, setting, error)) from error
-    return filesystem, path
+    return filesystem, path.rstrip("/") or path  # `s3://bucket/folder/?region=...` ends in none
 
 
 def no_place(location: str, setting: str, error: Exception) -> str:
