@@ -2,6 +2,8 @@
 
 import gc
 
+from nvidia.dali import fn, types  # noqa: F401  which the loader imports in every process that trains
+
 from tests.mlflow_tables import keep_tables
 
 keep_tables()

@@ -7,6 +7,11 @@ import torch
 from kdcore.checkpoints import load_tensors
 from ops.__main__ import main
 
+SMALL = [
+    *("views.size=32", "train.epochs=1", "train.batch_size=8", "train.micro_batch=4", "scaling.num_workers=0"),
+    *("schedule.warmup_epochs=0", "tracking.system_metrics=false"),
+]
+
 
 @pytest.fixture(autouse=True)
 def measured_briefly(monkeypatch):
@@ -24,11 +29,12 @@ def shown_rows(text: str) -> dict[str, list[str]]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_digits(tmp_path, capsys, ray_cluster):
-    """The embedded digits through Ray Train with 2 workers and DALI, 20 steps each."""
+    """The embedded digits through Ray Train with 2 workers and DALI, 20 steps each; a table of 80 columns."""
     assert main(["demo", "--output", str(tmp_path), "train.epochs=1", "train.max_steps=20"]) == 0
     shown = capsys.readouterr().out
     rows = shown_rows(shown)
     assert list(rows) == ["teacher", "student alone", "student distilled"]
+    assert max(len(line) for line in shown.splitlines() if line.startswith(("│", "┏"))) <= 80
     for top1, agreement, parameters, ratio, milliseconds, wall_seconds in rows.values():
         assert float(milliseconds) > 0
         assert parameters == ("78,042" if agreement == "-" else "5,214")
@@ -43,34 +49,38 @@ def test_digits(tmp_path, capsys, ray_cluster):
 
 
 def test_own_folder(tmp_path, capsys, image_folder):
-    """One's own image folder, in this process, over two seeds."""
-    small = ["views.size=32", "train.epochs=1", "train.batch_size=8", "train.micro_batch=4", "scaling.num_workers=0"]
-    small += ["schedule.warmup_epochs=0", "tracking.system_metrics=false"]
-    words = ["demo", "--data", str(image_folder), "--student", "cifar_resnet8", "--seeds", "2"]
-    assert main([*words, "--output", str(tmp_path), *small]) == 0
-    shown = capsys.readouterr().out
-    assert "±" in shown_rows(shown)["student distilled"][0]
-    assert "the worst distilled seed is" in shown
-    assert "teacher: resnet34, trained from scratch, on 48 images in 6 steps: about" in shown
-    assert "a teacher that has seen ImageNet learns a folder better" in shown
+    """One's own images and a teacher's file of other classes, in this process, over two seeds.
 
-
-def test_own_folder_with_a_file_of_other_classes(tmp_path, capsys, image_folder):
-    """The teacher is fine-tuned from the file; nothing in the table is wider than 80 columns."""
+    The teacher is fine-tuned from the file.
+    """
     torch.manual_seed(0)
     weights = tmp_path / "other.pth"
     torch.save({"state_dict": timm.create_model("test_resnet", num_classes=1000).state_dict()}, weights)
-    small = ["views.size=32", "train.epochs=1", "train.batch_size=8", "train.micro_batch=4", "scaling.num_workers=0"]
-    small += ["schedule.warmup_epochs=0", "tracking.system_metrics=false", "optimizer.lr=1.0e-9"]
     words = ["demo", "--data", str(image_folder), "--teacher", "test_resnet", "--teacher-weights", str(weights)]
-    assert main([*words, "--student", "cifar_resnet8", "--output", str(tmp_path / "out"), *small]) == 0
+    words += ["--student", "cifar_resnet8", "--seeds", "2", "--output", str(tmp_path / "out")]
+    assert main([*words, *SMALL, "optimizer.lr=1.0e-9"]) == 0
     shown = capsys.readouterr().out
-    assert f"teacher: test_resnet, fine-tuned from {weights}, on 48 images" in shown
-    assert max(len(line) for line in shown.splitlines() if line.startswith(("│", "┏"))) <= 80
+    assert f"teacher: test_resnet, fine-tuned from {weights}, on 48 images in 6 steps: about" in shown
+    assert "a teacher that has seen ImageNet" not in shown
+    assert "±" in shown_rows(shown)["student distilled"][0]
+    assert "the worst distilled seed is" in shown
     made = load_tensors(tmp_path / "out" / "teacher" / "student.safetensors")
     given = load_tensors(weights)
     assert made["fc.weight"].shape[0] == 3
     assert torch.allclose(made["conv1.0.weight"], given["conv1.0.weight"], atol=1e-5)
+
+
+def test_own_folder_by_defaults(tmp_path, capsys, image_folder, monkeypatch):
+    """What is said before the first run, at which it is ended: of a teacher from scratch, and what would be better."""
+
+    def end(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ops.demo.ray_session", end)
+    assert main(["demo", "--data", str(image_folder), "--output", str(tmp_path), *SMALL]) == 130
+    shown = capsys.readouterr().out
+    assert "teacher: resnet34, trained from scratch, on 48 images in 6 steps: about" in shown
+    assert "a teacher that has seen ImageNet learns a folder better" in shown
 
 
 def test_teacher_without_data(capsys):

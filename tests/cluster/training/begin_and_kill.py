@@ -1,14 +1,11 @@
-"""Runs that are killed and continued, each in a process of its own: for `test_kill_on_every_kind`.
-
-One process reads the libraries and forks another for every start, so that a start takes no seconds.
-"""
+"""Training that is killed and continued: for `test_kill_on_every_kind`."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,20 +48,9 @@ def note(seen: list[Any], _number: int, batch: Batch, output: StepOutput) -> Non
     seen.extend((output.loss.item(), float(batch.images.sum())))
 
 
-def in_a_process(recipe: dict[str, Any], folder: Path, kill: bool) -> int:
-    """Return how a process ended that trained: negative, the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        train(recipe, folder, kill)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-if __name__ == "__main__":
-    from nvidia.dali import fn, types  # noqa: F401  which the loader would import in every process
-
-    for line in sys.stdin:
-        words = json.loads(line)
-        ends = [in_a_process(words["recipe"], Path(words["folder"]), kill) for kill in (True, False)]
-        print(json.dumps(ends), flush=True)
+def train_in(environment: Mapping[str, str], recipe: dict[str, Any], folder: Path, kill: bool) -> None:
+    """Train in this process, which has one thread, and the environment of the test that has forked it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    train(recipe, folder, kill)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
-from tests.cluster.training.begin_and_kill import KILLED_AT, SAVED_AT, STEPS, train
+from tests.cluster.training.begin_and_kill import KILLED_AT, SAVED_AT, STEPS, train, train_in
 from tests.conftest import small_recipe, write_image_folder
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.stores import s3_server, store, uri, use_test_credentials
+from tests.processes import exit_code_of
 
 IN_STORE = {"pack in a store": "pack", "folder in a store": "folder", "tar in a store": "tar of folders"}
-Start = Callable[[Path, str], list[int]]
 
 
 def recipe_of(root: str, folder: Path) -> dict[str, object]:
@@ -54,31 +52,15 @@ def port() -> Iterator[int]:
         yield port
 
 
-@pytest.fixture(scope="module")
-def start(port: int) -> Iterator[Start]:
-    """A function that lets a run be killed and continued; it gives how the two processes ended."""
-    command = [sys.executable, "-m", "tests.cluster.training.begin_and_kill"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def ask(folder: Path, root: str) -> list[int]:
-            print(
-                json.dumps({"recipe": recipe_of(root, folder), "folder": str(folder)}), file=process.stdin, flush=True
-            )
-            ends: list[int] = json.loads(process.stdout.readline())
-            return ends
-
-        yield ask
-        process.stdin.close()
+def ends_of(root: str, folder: Path) -> list[int | None]:
+    """Let a run be killed and continued; return how the two processes ended."""
+    recipe, environment = recipe_of(root, folder), dict(os.environ)
+    return [exit_code_of(train_in, environment, recipe, folder, kill) for kill in (True, False)]
 
 
 @pytest.mark.parametrize("kind", [*CONTAINERS, *IN_STORE])
 def test_killed_and_continued(
-    kind: str, images: Path, undisturbed: list[list[float]], start: Start, port: int, tmp_path: Path
+    kind: str, images: Path, undisturbed: list[list[float]], port: int, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -90,7 +72,7 @@ def test_killed_and_continued(
         store(port).create_dir(bucket)
         fs.copy_files(str(root), f"{bucket}/images", fs.LocalFileSystem(), store(port))
         place = uri(bucket, port)
-    assert start(tmp_path, place) == [-signal.SIGKILL, 0]
+    assert ends_of(place, tmp_path) == [-signal.SIGKILL, 0]
     steps = steps_of(tmp_path)
     assert [int(step[0]) for step in steps] == [*range(KILLED_AT), *range(SAVED_AT, STEPS)]
     assert steps[:KILLED_AT] == undisturbed[:KILLED_AT]
