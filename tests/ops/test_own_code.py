@@ -37,7 +37,7 @@ def own(tmp_path_factory, image_folder) -> Iterator[Path]:
         "method": [{"term": "logit_l1", "weight": 1.0}],
         "optimizer": {"opt": "sgd", "lr": 0.05},
         "train": {"epochs": 2, "batch_size": 8, "micro_batch": 4, "select": "held_out"},
-        "scaling": {"num_workers": 2},
+        "scaling": {"num_workers": 1},
         "tracking": {"system_metrics": False, "every_steps": 2},
     }
     teacher = {**recipe, "name": "teacher", "method": [{"term": "ce", "weight": 1.0}], "train": recipe["train"]}
