@@ -21,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
@@ -125,13 +126,16 @@ class TestWithToken:
 
     def test_a_name_an_environment_and_no_waiting(self, head, tiny):
         """The job is there under its name, with the variable; a second one of that name is refused in one line."""
-        words = ("--name", "named", "--env", "OF_THE_JOB=yes", "--no-wait", "--resources", "CPU=0.5", "train", RECIPE)
-        here = (*tiny, "data.root=/nowhere")  # what becomes of it is not looked at
-        done = head.submit(*words, *here)
+        words = ("--name", "named", "--env", "OF_THE_JOB=yes", "--no-wait", "--resources", "CPU=64", "train", RECIPE)
+        done = head.submit(*words, *tiny)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "job named on" in done.stdout
         assert "yes" not in done.stdout
-        again = head.submit(*words, *here)
+        token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        job = JobSubmissionClient(head.address, headers={"Authorization": f"Bearer {token}"}).get_job_info("named")
+        assert job.status == JobStatus.PENDING  # of a cluster with fewer CPUs: it never starts
+        assert job.runtime_env["env_vars"]["OF_THE_JOB"] == "yes"
+        again = head.submit(*words, *tiny)
         assert again.returncode == 2
         assert "--name named: the cluster has a job of that name" in one_line(again.stderr)
 
