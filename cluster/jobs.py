@@ -63,7 +63,6 @@ def submit(
     """
     refuse_other_address(address)
     use_token(token_file)
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it tells of every upload
     refuse_credentials(command)
     parcel = pack_parcel(TREE, options.include)
     if parcel.secrets:
@@ -106,6 +105,8 @@ def send(address: str, name: str | None, **job: Any) -> tuple[Any, str]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    # It tells of every upload, and sets its level itself when it is imported.
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
         return client, client.submit_job(submission_id=name, **job)
