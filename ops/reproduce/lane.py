@@ -44,9 +44,10 @@ class Lane:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.rank, self.folder = config, Rank(0, 1, device), RunFolder.of(config)
-        self.folder.claim(config)
+        self.folder.refuse_another(config)
         set_up_torch(config.train.deterministic)
         self.run = assemble(config, self.rank)
+        self.folder.claim(config, self.run.indexes["train"].fingerprint)  # by which images that have moved are known
         self.split = "held_out" if "held_out" in self.run.indexes else "val"
         if config.train.select not in ("last", self.split):
             raise Refused(

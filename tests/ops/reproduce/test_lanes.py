@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -271,6 +272,24 @@ def test_stopped_before_its_result(config):
     lanes = (Lane(config("simkd", name, data__loader="resident", **changes), CPU) for name, changes in made.items())
     take_turns(lanes, 2, 300, lambda lane: finished.setdefault(lane.config.name, lane.state.step))
     assert finished == {"short": 10, "long": 15}
+
+
+def test_a_state_goes_on_elsewhere(config, data, tmp_path):
+    """Folders of runs and of images that were moved, as to another machine; beside other images it is refused."""
+    here = config("dkd", "moved", data__loader="resident")
+    lane = Lane(here, CPU)
+    steps(lane, 2)
+    lane.save()
+    images, state = tmp_path / "images", tmp_path / "state"
+    shutil.copytree(data, images)
+    shutil.move(here.output_dir, state)
+    there = here.model_copy(
+        update={"output_dir": str(state), "data": here.data.model_copy(update={"root": str(images)})}
+    )
+    assert Lane(there, CPU).state.step == 2
+    (images / "train" / "class0" / "0.png").unlink()
+    with pytest.raises(Refused, match=r"its data is \w+..., this run's is"):
+        Lane(there, CPU)
 
 
 def test_a_graph_has_inputs_of_its_own():
