@@ -78,7 +78,7 @@ def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | Non
             mark_end(folder, trackers)
         else:
             deliver(config)
-    except Refused as error:  # of a file, which the run has all the same
+    except Refused as error:  # a store that does not take a file, say; the run's folder has all of it
         logger.warning("%s; then send it: python -m ops deliver %s", error, config.output_dir)
     except Exception as error:
         if not any(tracker.is_away(error) for tracker in trackers):

@@ -11,6 +11,7 @@ import subprocess
 from unittest import mock
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from cluster import jobs
 from cluster.jobs import JobOptions, driver_resources, refusal_of
@@ -141,6 +142,15 @@ def test_the_password_of_an_address_is_not_said(client):
     said = hand_in()
     assert "job first on http://head:8265; see it: ray job logs --follow --address http://head:8265 first" in said
     assert "me:secret" not in said
+    address = "http://me:secret@head:8265"
+    lost = ConnectionError(f"Failed to connect to Ray at address: {address}.")
+    for error in (lost, AuthenticationError("wrong token")):
+        client.side_effect = error
+        with pytest.raises(Refused, match=r"^http://head:8265 ") as caught:
+            hand_in(address)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(Refused, match=r"--address ray://head:10001: give") as caught:
+        hand_in("ray://me:secret@head:10001")
 
 
 def test_a_name_that_is_taken():
