@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from cluster.rank import Rank
 from cluster.rules import micro_batch_size
 from cluster.stored_teacher import Statistics, StoredTeacher
 from cluster.teacher_assembly import assemble_teacher, by_role, reused_head
-from cluster.weights import starting_facts
 from kdcore.batch import Batch, ClassStatistics, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
@@ -290,13 +288,3 @@ def assemble(
     for network in run.networks:
         to_device(network, rank.device, run.channels_last)
     return run
-
-
-def checkpoint_facts(run: Assembly) -> dict[str, Any]:
-    """Return what must be the same for a checkpoint to be continued: nested plain values."""
-    return {
-        "data": run.indexes["train"].fingerprint,
-        "views": run.plan.fingerprint,
-        "total_steps": run.total_steps,
-        **starting_facts(run.config),
-    }

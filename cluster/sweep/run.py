@@ -38,7 +38,8 @@ from cluster.sweep.search import Proposals
 from cluster.sweep.space import parent_of
 from cluster.sweep.tracking import SweepRecord
 from cluster.sweep.trial import train_trial
-from cluster.tracking.folder import RunFolder, flat_fields
+from cluster.tracking.fields import flat_fields
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import continued
 from kdcore.credentials import has_credentials

@@ -17,7 +17,8 @@ from cluster.images import open_data
 from cluster.recipe import assign, parse
 from cluster.sweep.trial import RunValidations
 from cluster.tracking.delivery import deliver_rest
-from cluster.tracking.folder import RunFolder, flat_fields
+from cluster.tracking.fields import flat_fields
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.check import check_run
 from cluster.training.fitting import Job

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.plugins import fingerprints_of, location
 from cluster.recipe import load_recipe, to_yaml
-from kdcore.credentials import public, without_credentials
+from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
+from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
-from kdcore.named_models import LOCAL_DIR
 from pipelines.files import make_folder, read_object, write_json, write_text
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig  # it imports torch, which whoever only reads a run's journal does not need
 
 State = Literal["new", "unfinished", "finished"]
-NAME_IN_MLFLOW = re.compile(r"[\w.\-/ :]+")
 PENDING = "new "  # begins the content of `run_id` while the run is being made in MLflow; its tag follows
 
 
@@ -226,9 +225,9 @@ class RunFolder:
         if self.state() == "new":
             return
         known = self.read_recipe(config)
-        ours, theirs = _fields(config), _fields(known)
+        ours, theirs = fields_of(config), fields_of(known)
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        free = config.INCIDENTAL_FIELDS.union(_moved(ours, theirs))
+        free = config.INCIDENTAL_FIELDS.union(places_of_weights(ours, theirs))
         changed = [key for key in changed if key.split(".")[0] not in config.INCIDENTAL and key not in free]
         if changed:
             key = changed[0]
@@ -274,38 +273,7 @@ class RunFolder:
                 raise Refused(f"{there}; restore {file}, {remedy}")
 
 
-def _fields(config: RunConfig) -> dict[str, Any]:
-    """Return {dotted key: value} of a recipe, a term's seed that is not given as what it is: the run's."""
-    fields = flat_fields(public(config.model_dump(mode="json")))
-    open_seeds = (key for key in fields if re.fullmatch(r"method\.\d+\.seed", key) and fields[key] is None)
-    return fields | dict.fromkeys(open_seeds, config.seed)
-
-
-def _moved(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
-    """Return the fields that say where a network's weights lie: what they are is compared instead."""
-    networks = {
-        key.removesuffix(".model") for key in ours if re.fullmatch(r"(student|teacher|teachers\.\d+)\.model", key)
-    }
-    paths = {f"{network}.{field}" for network in networks for field in ("checkpoint", "class_indices", "cache_dir")}
-    folders = {f"{network}.model" for network in networks}
-    return paths | {key for key in folders if all(str(one.get(key)).startswith(LOCAL_DIR) for one in (ours, theirs))}
-
-
 def folders_with_outbox(output_dir: Path) -> list[RunFolder]:
     """Return the runs below a folder that may have kept something back; a sweep's lie one deeper."""
     found = sorted([*output_dir.glob("*/outbox"), *output_dir.glob("*/*/outbox")])
     return [RunFolder(path.parent) for path in found]
-
-
-def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {dotted key: value} of nested mappings; those in a list are numbered, as in `method.1.temperature`.
-
-    A mapping whose keys MLflow would not take in a parameter's name, such as weights of a class `b's`, is one value.
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            value = {str(number): item for number, item in enumerate(value)}
-        is_nested = isinstance(value, dict) and all(NAME_IN_MLFLOW.fullmatch(name) for name in value)
-        leaves |= flat_fields(value, f"{prefix}{key}.") if is_nested else {f"{prefix}{key}": value}
-    return leaves

@@ -22,7 +22,8 @@ from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
-from cluster.tracking.folder import PENDING, RunFolder, flat_fields
+from cluster.tracking.fields import flat_fields
+from cluster.tracking.folder import PENDING, RunFolder
 from cluster.tracking.logged_model import log_student
 from cluster.tracking.mlflow_errors import file_problem, is_away, is_read_only, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store

@@ -19,8 +19,10 @@ from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
+from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
@@ -227,3 +229,13 @@ def on_host(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: on_host(value) for key, value in tree.items()}
     return [on_host(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def checkpoint_facts(run: Assembly) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to be continued: nested plain values."""
+    return {
+        "data": run.indexes["train"].fingerprint,
+        "views": run.plan.fingerprint,
+        "total_steps": run.total_steps,
+        **starting_facts(run.config),
+    }

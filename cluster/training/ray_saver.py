@@ -11,8 +11,8 @@ from functools import partial
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from cluster.assembly import Assembly, checkpoint_facts
-from cluster.training.checkpoint import Snapshot, TrainState, checkpoint_place, name_of
+from cluster.assembly import Assembly
+from cluster.training.checkpoint import Snapshot, TrainState, checkpoint_facts, checkpoint_place, name_of
 
 
 class RaySaver:

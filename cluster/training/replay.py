@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
 from cluster.rules import micro_batch_size
 from cluster.training.check import check_run
-from cluster.training.checkpoint import checkpoint_up_to
+from cluster.training.checkpoint import checkpoint_facts, checkpoint_up_to
 from cluster.training.finite import NotFinite
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from kdcore.batch import Batch, TeacherOutputs

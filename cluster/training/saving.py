@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from cluster.assembly import Assembly, checkpoint_facts
+from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.training.checkpoint import (
     TrainState,
+    checkpoint_facts,
     checkpoint_place,
     checkpoint_up_to,
     name_of,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.plugins import refuse_other_code
@@ -22,7 +22,7 @@ from cluster.recipe import parse
 from cluster.resources import rank_alone
 from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
-from cluster.training.checkpoint import TrainState
+from cluster.training.checkpoint import TrainState, checkpoint_facts
 from cluster.training.failures import with_place
 from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import Compute, ForwardBackward, TrainingLoop, ends_epoch, new_state

@@ -17,14 +17,14 @@ import torch
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
-from cluster.assembly import assemble, checkpoint_facts
+from cluster.assembly import assemble
 from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal
-from cluster.training.checkpoint import name_of
+from cluster.training.checkpoint import checkpoint_facts, name_of
 from cluster.training.finite import NotFinite
 from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import TrainingLoop, ends_epoch, new_state

@@ -17,7 +17,8 @@ from cluster.parcel import pack_parcel
 from cluster.provenance import Provenance
 from cluster.recipe import load_recipe, parse, to_yaml
 from cluster.recipe_paths import absolute
-from cluster.tracking.folder import RunFolder, flat_fields
+from cluster.tracking.fields import flat_fields
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed

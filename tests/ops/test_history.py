@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.tracking.folder import flat_fields
+from cluster.tracking.fields import flat_fields
 from ops.defaults import with_defaults
 from ops.history import Run, grouped, siblings
 

@@ -12,7 +12,8 @@ import torch
 
 from cluster.images import open_data
 from cluster.recipe import parse
-from cluster.tracking.folder import RunFolder, flat_fields
+from cluster.tracking.fields import flat_fields
+from cluster.tracking.folder import RunFolder
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
@@ -119,8 +120,9 @@ def test_a_checkpoint_of_another_teacher_is_not_continued(make, tmp_path):
     """Where the folder's own record is lost, the checkpoint's is left."""
     from pyarrow.fs import LocalFileSystem
 
-    from cluster.assembly import assemble, checkpoint_facts
+    from cluster.assembly import assemble
     from cluster.rank import Rank
+    from cluster.training.checkpoint import checkpoint_facts
     from cluster.training.loop import new_state
 
     config = make(write_teacher(tmp_path / "t.safetensors", 1))

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import assemble, checkpoint_facts
+from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.distiller import StepOutput

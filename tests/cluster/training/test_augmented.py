@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.assembly import Assembly, assemble
 from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig

@@ -16,7 +16,7 @@ from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.assembly import Assembly, assemble
 from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.rank import Rank
@@ -25,6 +25,7 @@ from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
+from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.launch import launch
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from cluster.training.worker import DATA_PARALLEL

@@ -12,12 +12,13 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.assembly import Assembly, assemble
 from cluster.cache.job import build
 from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from cluster.assembly import Assembly, assemble, checkpoint_facts
+from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.rank import Rank
@@ -22,6 +22,7 @@ from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
