@@ -30,7 +30,7 @@ from kdcore.reused import TeacherHead
 from kdcore.taps import gives_channels_last
 from pipelines.cache.columns import FEATURES, INPUT_GRADIENT
 from pipelines.cache.local import local_folder
-from pipelines.cache.manifest import Manifest, library_versions, load_manifest, refuse_other_identity
+from pipelines.cache.manifest import Manifest, load_manifest, pixel_versions, refuse_other_identity
 from pipelines.cache.reader import (
     CLASS_MEANS,
     CLASS_SIMILARITY,
@@ -196,7 +196,7 @@ def identity(
     evaluation: ViewPolicy,
     statistics: Statistics,
 ) -> dict[str, Any]:
-    """Return what stored outputs are a function of, but for the teacher, as nested plain values.
+    """Return what stored outputs are a function of, except the teacher, as nested plain values.
 
     So a difference has a name.
 
@@ -210,7 +210,7 @@ def identity(
         "views": {**plan.policy.appearance(), "seed": plan.seed, "fingerprint": plan.appearance},
         "evaluation": evaluation.appearance(),
         "preprocessing": {"mean": list(mean), "std": list(std), "decoder": decoder},
-        "versions": library_versions(),
+        "versions": pixel_versions(),
     }
 
 

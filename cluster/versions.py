@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "safe
 DALI = tuple(f"nvidia-dali-cuda{number}0" for number in (11, 12, 13, 14))  # a distribution for each version of CUDA
 
 
-def library_versions(with_dali: bool = True) -> dict[str, str]:
+def node_versions(with_dali: bool = True) -> dict[str, str]:
     """Return {distribution: version} of what is installed here, as pip names it.
 
     Without what follows a plus sign, such as `+cpu`, which says how a version was built: a head without GPUs may well
@@ -38,7 +38,7 @@ def refuse_other_versions(theirs: Mapping[str, str]) -> None:
 
     What the driver itself lacks does not count.
     """
-    ours = library_versions()
+    ours = node_versions()
     if other := [name for name in theirs if ours.get(name) != theirs[name]]:
         differing = ", ".join(f"{name} {ours.get(name, 'is absent')} (driver: {theirs[name]})" for name in other)
         raise Refused(

@@ -20,8 +20,9 @@ from ops import catalog
 from ops.bar import clock
 from ops.console import BarView, console, percent, say, table
 from pipelines.cache.local import local_folder, publish
-from pipelines.cache.manifest import Manifest, flat, load_manifest
+from pipelines.cache.manifest import Manifest, load_manifest
 from pipelines.cache.rows import row_bytes, wanted
+from pipelines.nested import flat
 
 
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:

@@ -24,7 +24,8 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
-from pipelines.cache.manifest import MANIFEST, differences
+from pipelines.cache.manifest import MANIFEST
+from pipelines.nested import differences
 
 CPU = torch.device("cpu")
 

@@ -44,9 +44,9 @@ from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.launch import continued
 from kdcore.credentials import has_credentials
 from kdcore.errors import Refused
-from pipelines.cache.manifest import differences, in_short
 from pipelines.files import make_folder, read_json, write_json
 from pipelines.leases import leased
+from pipelines.nested import differences, in_short
 
 REMEDY = "delete it: the sweep then writes it anew"
 JOURNAL, SPACE, TUNE = "journal.jsonl", "space.json", "tune"

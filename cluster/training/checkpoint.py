@@ -26,8 +26,8 @@ from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
-from pipelines.cache.manifest import flat, in_short
 from pipelines.files import is_lasting, not_written
+from pipelines.nested import flat, in_short
 from pipelines.places import no_place
 
 

@@ -33,7 +33,7 @@ from cluster.training.check import check_run, check_this_process
 from cluster.training.failures import in_one_line
 from cluster.training.opening import NotOpened, Opening
 from cluster.training.progress import Watcher
-from cluster.versions import library_versions
+from cluster.versions import node_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from kdcore.importing import importing
 from pipelines.files import make_folder, write_text
@@ -273,7 +273,7 @@ def payload_of(config: RunConfig, fence: Fence) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "plugins": fingerprints_of(config),
-        "versions": library_versions(with_dali=config.data.loader == "dali"),
+        "versions": node_versions(with_dali=config.data.loader == "dali"),
         "newest_step": newest_step(config),
         "fence": asdict(fence),
         "watches_nodes": config.scaling.num_workers > 0 and has_watcher,

@@ -10,18 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.cache.manifest import (
-    CONSTANTS,
-    MANIFEST,
-    Manifest,
-    Part,
-    Plan,
-    differences,
-    in_short,
-    load_manifest,
-)
+from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, Part, Plan, load_manifest
 from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, is_file_of_shard
 from pipelines.files import remove_unfinished, write_whole
+from pipelines.nested import differences, in_short
 
 PLAN = "plan.json"
 _CONSTANTS_NOTE = "constants.json"

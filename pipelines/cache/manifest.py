@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +14,7 @@ from pipelines.cache.columns import Column
 from pipelines.cache.store import PartName, Shard, Unit, units_of
 from pipelines.files import write_whole
 from pipelines.identity import identity_of
+from pipelines.nested import differences, digest_of, flat, in_short
 
 # Raise this with any change to what a stored number means.
 VERSION = 1
@@ -166,23 +165,7 @@ def refuse_other_identity(manifest: Manifest, expected: Mapping[str, Any], where
     )
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, theirs, ours) of nested values that differ.
-
-    Library versions come last but for fingerprints, which say least.
-    """
-    there, here = flat(theirs), flat(ours)
-    keys = [key for key in there | here if there.get(key) != here.get(key)]
-    keys.sort(key=lambda key: (key.endswith("fingerprint"), ".versions." in f".{key}"))
-    return [(key, there.get(key), here.get(key)) for key in keys]
-
-
-def in_short(value: Any) -> str:
-    """Return a value as it stands in a sentence; of a fingerprint the beginning."""
-    return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
-
-
-def library_versions() -> dict[str, str]:
+def pixel_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide about pixels and outputs."""
 
     def one(name: str) -> str:
@@ -192,19 +175,3 @@ def library_versions() -> dict[str, str]:
             return "absent"
 
     return {name: one(name) for name in _LIBRARIES}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested mappings, sequences as lists."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return leaves
-
-
-def digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -103,8 +103,8 @@ def runs_of_the_dashboard() -> set[str]:
 
 def test_a_node_of_other_libraries(nodes, cached, monkeypatch):
     """Its name, both versions, and the DALI that it lacks, in the line that ends the run, which Ray's page has."""
-    theirs = launching.library_versions() | {"timm": "1.0.3", "nvidia-dali-cuda120": "1.9"}
-    monkeypatch.setattr(launching, "library_versions", lambda with_dali: theirs)
+    theirs = launching.node_versions() | {"timm": "1.0.3", "nvidia-dali-cuda120": "1.9"}
+    monkeypatch.setattr(launching, "node_versions", lambda with_dali: theirs)
     said = r"^rank \d: the node \S+ has other libraries than the driver: timm [\d.]+ \(driver: 1.0.3\)"
     said += r", nvidia-dali-cuda120 is absent \(driver: 1.9\); give every node the same environment"
     with pytest.raises(RunFailed, match=said):

@@ -5,15 +5,15 @@ import socket
 import pytest
 
 from cluster import versions
-from cluster.versions import library_versions, refuse_other_versions
+from cluster.versions import node_versions, refuse_other_versions
 from kdcore.errors import Refused
 
 
 def test_the_same_environment():
-    ours = library_versions()
+    ours = node_versions()
     assert {"torch", "timm", "nvidia-dali-cuda130", "stillhouse"} <= ours.keys()
     assert not any("+" in version for version in ours.values()), "how a version was built does not count"
-    assert not any("dali" in name for name in library_versions(with_dali=False))
+    assert not any("dali" in name for name in node_versions(with_dali=False))
     refuse_other_versions(ours)
 
 
@@ -28,13 +28,13 @@ def test_the_same_environment():
 def test_another_version_or_none(change, said):
     """In one line, with the node's name."""
     with pytest.raises(Refused, match=said) as caught:
-        refuse_other_versions({**change, "numpy": library_versions()["numpy"]})
+        refuse_other_versions({**change, "numpy": node_versions()["numpy"]})
     assert str(caught.value).startswith(f"the node {socket.gethostname()} ")
     assert "\n" not in str(caught.value)
 
 
 def test_what_the_driver_lacks_does_not_count(monkeypatch):
     """A head that trains nothing may be without DALI."""
-    theirs = library_versions(with_dali=False)
+    theirs = node_versions(with_dali=False)
     monkeypatch.setattr(versions, "LIBRARIES", (*versions.LIBRARIES, "pydantic"))
     refuse_other_versions(theirs)
