@@ -17,7 +17,7 @@ from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.terms.wkd import class_similarity
 from pipelines.data.source import Source
-from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.base import Loader, requests_of
 
 STATISTICS_BATCH = 128  # fixed, so that what training reads has the same bits whatever validation is shown in
 OF_CLASSES = f"statistics of classes take {STATISTICS_BATCH} images at once on every machine: take a GPU with more"
@@ -105,10 +105,8 @@ def similarity_of_classes(
     ids = np.concatenate([np.flatnonzero(labels == number)[:fewest] for number in range(num_classes)])
     share = rank.slice_of(len(ids))
     logits = torch.zeros(len(ids), num_classes, device=rank.device)
-    starts = range(share.start, share.stop, loader.max_batch)
-    requests = (Request(view=0, sample_ids=ids[i : min(i + loader.max_batch, share.stop)]) for i in starts)
     done = share.start
-    for batch in loader.load(requests):
+    for batch in loader.load(requests_of(ids[share.start : share.stop], loader.max_batch)):
         answer = teacher(batch).logits
         assert answer is not None
         logits[done : done + len(batch)] = answer.float()

@@ -15,7 +15,7 @@ from cluster.rank import Rank
 from cluster.scores import counts_for, over_ranks
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.quality.collect import LayerQuality
-from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.base import Loader, Request, requests_of
 
 SMALLER = "take a smaller data.evaluation_batch"
 
@@ -23,9 +23,7 @@ SMALLER = "take a smaller data.evaluation_batch"
 def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[Request]:
     """Yield this rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
     share = rank.slice_of(num_images)
-    for start in range(share.start, share.stop, batch_size):
-        ids = np.arange(start, min(start + batch_size, share.stop))
-        yield Request(view=0, sample_ids=ids)
+    return requests_of(np.arange(share.start, share.stop), batch_size)
 
 
 @refuse_full_gpu(SMALLER)
@@ -54,8 +52,7 @@ def quality_pass(
 ) -> LayerQuality:
     """Collect the features of the given images at the teacher's taps for their scores; see `LayerQuality`."""
     collected = LayerQuality(num_classes, **options)
-    size = loader.max_batch
-    for batch in loader.load(Request(view=0, sample_ids=ids[at : at + size]) for at in range(0, len(ids), size)):
+    for batch in loader.load(requests_of(ids, loader.max_batch)):
         collected.add(teacher(batch).features, batch.labels, batch.sample_ids)
     return collected
 

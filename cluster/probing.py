@@ -23,7 +23,7 @@ from kdcore.probing import knn_logits, linear_probe_logits, neighbour_agreement,
 from kdcore.protocol import find_classifier
 from kdcore.quality.collect import class_balanced_sample
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
-from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.base import Loader, requests_of
 
 BANK_PER_CLASS = 100  # training images of each class that neighbours are looked for among, and probes fitted to
 
@@ -132,9 +132,7 @@ class Probe:
         ids = np.arange(len(self.run.indexes[split])) if ids is None else ids
         share, rows = rank.slice_of(len(ids)), []
         loader = (loaders or self.loaders)[split]
-        starts = range(share.start, share.stop, loader.max_batch)
-        requests = (Request(0, ids[start : min(start + loader.max_batch, share.stop)]) for start in starts)
-        for batch in loader.load(requests):
+        for batch in loader.load(requests_of(ids[share.start : share.stop], loader.max_batch)):
             rows.append(embedding(batch).float())
         width = torch.tensor([rows[0].shape[1] if rows else 0], dtype=torch.float64, device=rank.device)
         count = torch.tensor([1.0 if rows else 0.0], dtype=torch.float64, device=rank.device)

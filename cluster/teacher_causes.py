@@ -27,7 +27,8 @@ from cluster.assembly import Assembly
 from kdcore.layout import COMPLAINTS
 from kdcore.models import input_statistics
 from kdcore.online_teacher import OnlineTeacher, renormalisation
-from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.base import Loader, requests_of
+from pipelines.spread import evenly_spread
 
 NUM_IMAGES = 1000
 BATCH = 128  # whatever the size that is tried
@@ -56,7 +57,7 @@ def likelier_cause(run: Assembly, split: str) -> str:
     run = run.for_teacher
     teacher, index = run.teacher, run.indexes[split]
     assert teacher is not None, "the answers of a cached teacher are what they are"
-    ids = np.unique(np.linspace(0, len(index) - 1, min(NUM_IMAGES, len(index))).astype(np.int64))
+    ids = evenly_spread(len(index), NUM_IMAGES)
     loader = run.loader(split, run.evaluation_plan(split), BATCH)
     as_it_is = top1(run, Trial("", "", loader, teacher.normalised), split, ids)
     found = [(top1(run, trial, split, ids), trial) for trial in trials(run, teacher, split, loader)]
@@ -104,10 +105,8 @@ def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> flo
     teacher, rank = run.teacher, run.rank
     assert teacher is not None
     share = rank.slice_of(len(ids))
-    mine = ids[share.start : share.stop]
-    chunks = [mine[start : start + BATCH] for start in range(0, len(mine), BATCH)]
     hits = torch.zeros((), dtype=torch.float64, device=rank.device)
-    for batch in trial.loader.load(Request(view=0, sample_ids=chunk) for chunk in chunks):
+    for batch in trial.loader.load(requests_of(ids[share.start : share.stop], BATCH)):
         try:
             hits += (teacher.model(trial.change(batch.images)).argmax(dim=1) == batch.labels).sum()
         except COMPLAINTS:  # a size that it is not made for

@@ -1,6 +1,6 @@
 """Recipes by name: the files in recipes/ without their suffix, and the rows of `ops.cifar_rows`.
 
-Its `about` section is a recipe's manual: the paper, the data and hardware it is meant for, what to expect, where that
+A recipe's `about` section is its manual: the paper, the data and hardware it is meant for, what to expect, where that
 number is from, and what differs from the published script.
 """
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-SHARED = "common"  # the name of files that recipes start from and that are none by themselves
+SHARED = "common"  # the name of files that recipes start from, and that are not recipes themselves
 
 
 def names() -> list[str]:
-    """Return every named recipe: files by name, then the rows."""
+    """Return the names of all recipes: files by name, then the rows."""
     return [*_names_of_files(), *rows.names()]
 
 
 @cache
 def _names_of_files() -> Sequence[str]:
-    """Return the names of the files, which are looked for once."""
+    """Return the names of the files, which are listed once."""
     files = (path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml") if path.stem != SHARED)
     return sorted(path.as_posix() for path in files)
 
@@ -43,7 +43,7 @@ def _names_of_files() -> Sequence[str]:
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a YAML file or of a named recipe, with overrides.
 
-    Refused in one line, as `cluster.recipe.load_recipe`.
+    Refused in one line, as in `cluster.recipe.load_recipe`.
     """
     return configure(read(str(recipe)), overrides, str(recipe))
 
@@ -66,13 +66,13 @@ def read(recipe: str) -> dict[str, Any]:
 
 
 def require_recipe(recipe: str) -> None:
-    """Refuse a recipe that is not there or cannot be read; one at a URI is left to who fetches it."""
+    """Refuse a recipe that is missing or unreadable; one at a URI is checked when it is fetched."""
     if not is_uri(recipe):
         read(recipe)
 
 
 def about(name: str) -> AboutConfig:
-    """Return what a named recipe follows, is expected to reach, and where it differs."""
+    """Return what a named recipe follows, what it is expected to reach, and where it differs."""
     section = rows.about(name) if name in rows.names() else read(name).get("about", {})
     return validated(AboutConfig, section, name)
 
@@ -84,15 +84,15 @@ def text(name: str) -> str:
     return f"# python -m ops train {name}\n# Every other field: python -m ops fields\n\n{recipe_text(read(name))}"
 
 
-def recipes(wanted: str | None) -> int:
-    """Print the recipe of that name; else the names that contain it (all, without one), with what to expect."""
+def recipes(name: str | None) -> int:
+    """Print the recipe of a name; else the names that contain it (all, for None), with what to expect."""
     known = names()
-    if wanted in known:
-        say(text(wanted).rstrip())
+    if name in known:
+        say(text(name).rstrip())
         return 0
-    shown = [name for name in known if wanted is None or wanted in name]
+    shown = [one for one in known if name is None or name in one]
     if not shown:
-        read(str(wanted))  # raises, and names the nearest
-    for name in shown:
-        say(f"{name:<48} {about(name).expected}")
+        read(str(name))  # raises, and names the nearest
+    for one in shown:
+        say(f"{one:<48} {about(one).expected}")
     return 0

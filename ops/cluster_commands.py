@@ -20,14 +20,15 @@ def sweep(parser: Parser) -> None:
     parser.add_argument(
         "--concurrent", type=int, metavar="N", help="number of concurrent runs (default: as many as fit)"
     )
-    parser.add_argument("--plan", action="store_true", help="show what would run and what it would cost, and exit")
+    parser.add_argument(
+        "--plan", dest="plan_only", action="store_true", help="show what would run and what it would cost, and exit"
+    )
     parser.add_argument(
         "--retry-failed",
         action="store_true",
         help="also retry runs that failed by their own error (lost ones are always retried)",
     )
-    names = ("recipe", "overrides", "space", "concurrent", "plan", "retry_failed")
-    parser.set_defaults(function=calls("ops.sweep.command:sweep", *names, require=RECIPE))
+    parser.set_defaults(function=calls("ops.sweep.command:sweep", require=RECIPE))
     goes_on(parser, "goes on with the sweep, its runs from their last checkpoints")
 
 
@@ -66,5 +67,4 @@ def submit(parser: Parser) -> None:
         metavar="COMMAND ...",
         help="the command to run, such as: train RECIPE key=value",
     )
-    names = ("address", "token_file", "include", "env", "name", "no_wait", "resources")
-    parser.set_defaults(function=calls("ops.submit:submit", *names, "job"))
+    parser.set_defaults(function=calls("ops.submit:submit"))

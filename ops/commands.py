@@ -1,14 +1,14 @@
-"""What may be typed: every command with its arguments.
+"""The command line: every command with its arguments.
 
 A command is a function here, which adds its arguments and names the function of the project that does the work. It runs
-only for the command that was typed, so that it may import the module that owns a default or a list of choices.
+only for the command that was typed, so it may import the module that owns a default or a list of choices.
 """
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
-from ops.demo_arguments import NETWORKS, add_networks
+from ops.demo_arguments import add_networks
 from ops.parser import RECIPE, Parser, add_overrides, add_plugin_option, add_recipe, calls, command, goes_on
 
 
@@ -30,7 +30,7 @@ def demo(parser: Parser) -> None:
         "--output", default=f"{output_dir()}/demo", metavar="DIR", help="output folder (default: %(default)s)"
     )
     add_overrides(parser, "fields to override in all three recipes, such as train.epochs=5")
-    parser.set_defaults(function=calls("ops.demo:demo", "data", *NETWORKS, "seeds", "output", "overrides"))
+    parser.set_defaults(function=calls("ops.demo:demo"))
     goes_on(parser)
 
 
@@ -49,7 +49,7 @@ def train(parser: Parser) -> None:
         help="do not train: recompute this step of the run (1 is the first) from the last checkpoint before it, and "
         "show which numbers are not finite",
     )
-    parser.set_defaults(function=calls("ops.train:train", "recipe", "overrides", "replay", require=RECIPE))
+    parser.set_defaults(function=calls("ops.train:train", require=RECIPE))
     goes_on(parser)
 
 
@@ -72,7 +72,7 @@ def show(parser: Parser) -> None:
         help="how long to time training steps; 0: do not time, show shapes only (default: %(default)s)",
     )
     add_recipe(parser)
-    parser.set_defaults(function=calls("ops.show:show", "recipe", "overrides", "picture", "seconds", require=RECIPE))
+    parser.set_defaults(function=calls("ops.show:show", require=RECIPE))
 
 
 @command(
@@ -87,8 +87,13 @@ def show(parser: Parser) -> None:
 def fields(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="a section, a term, or a field")
     add_plugin_option(parser)
-    parser.add_argument("--json-schema", action="store_true", help="print the JSON schema of recipes, for editors")
-    parser.set_defaults(function=calls("ops.fields:fields", "name", "json_schema"))
+    parser.add_argument(
+        "--json-schema",
+        dest="as_json_schema",
+        action="store_true",
+        help="print the JSON schema of recipes, for editors",
+    )
+    parser.set_defaults(function=calls("ops.fields:fields"))
 
 
 @command(
@@ -110,9 +115,16 @@ def layers(parser: Parser) -> None:
     parser.add_argument(
         "--student-taps", nargs="+", metavar="TAP", help="taps of the student, in depth order (default: its blocks)"
     )
-    parser.add_argument("--pairs", type=int, metavar="N", help="number of pairs to recommend (default: up to 4)")
     parser.add_argument(
-        "--images", type=int, default=images, metavar="N", help="number of training images to sample (%(default)s)"
+        "--pairs", dest="num_pairs", type=int, metavar="N", help="number of pairs to recommend (default: up to 4)"
+    )
+    parser.add_argument(
+        "--images",
+        dest="num_images",
+        type=int,
+        default=images,
+        metavar="N",
+        help="number of training images to sample (%(default)s)",
     )
     parser.add_argument(
         "--scale",
@@ -134,9 +146,14 @@ def layers(parser: Parser) -> None:
         metavar="N",
         help="pool maps with more elements than this (%(default)s)",
     )
-    parser.add_place("--output", default=f"{output_dir()}/layers", metavar="DIR", help="output folder (%(default)s)")
-    names = ("recipe", "overrides", "taps", "student_taps", "pairs", "images", "scale", "separation", "max_elements")
-    parser.set_defaults(function=calls("ops.layers:layers", *names, "output", require=RECIPE))
+    parser.add_place(
+        "--output",
+        dest="output_dir",
+        default=f"{output_dir()}/layers",
+        metavar="DIR",
+        help="output folder (%(default)s)",
+    )
+    parser.set_defaults(function=calls("ops.layers:layers", require=RECIPE))
 
 
 @command(
@@ -159,8 +176,7 @@ def review(parser: Parser) -> None:
         metavar="FIELD",
         help="the fields under study: those in which recipes are meant to differ (default: the method)",
     )
-    names = ("experiment", "store", "output", "compare", "metric", "studied")
-    parser.set_defaults(function=calls("ops.review.page:review", *names))
+    parser.set_defaults(function=calls("ops.review.page:review"))
 
 
 @command(
@@ -172,7 +188,7 @@ def review(parser: Parser) -> None:
 def ui(parser: Parser) -> None:
     _store(parser)
     parser.add_argument("--port", type=int, default=5000, help="TCP port (default: %(default)s)")
-    parser.set_defaults(function=calls("ops.ui:ui", "store", "port"))
+    parser.set_defaults(function=calls("ops.ui:ui"))
 
 
 @command(
@@ -192,15 +208,21 @@ def cache(parser: Parser) -> None:
         add_recipe(action)
     copy.add_place("folder", metavar="DIR", help="the cache's folder")
     copy.add_place("location", metavar="URI", help="the destination, such as s3://bucket/folder")
-    verify.add_argument("--rows", type=int, default=256, help="rows to recompute in each part (default: %(default)s)")
+    verify.add_argument(
+        "--rows",
+        dest="num_rows",
+        type=int,
+        default=256,
+        help="rows to recompute in each part (default: %(default)s)",
+    )
     plan.add_argument("--seconds", type=float, default=4.0, help="length of each measurement (default: %(default)s)")
     info.add_place("folder", metavar="DIR", help="the cache's folder or URI")
-    build.set_defaults(function=calls("ops.cache:build_cache", "recipe", "overrides", require=RECIPE))
+    build.set_defaults(function=calls("ops.cache:build_cache", require=RECIPE))
     goes_on(build, "goes on with what is missing")
-    verify.set_defaults(function=calls("ops.cache:verify_cache", "recipe", "overrides", "rows", require=RECIPE))
-    plan.set_defaults(function=calls("ops.cache:plan_cache", "recipe", "overrides", "seconds", require=RECIPE))
-    info.set_defaults(function=calls("ops.cache:show_cache", "folder"))
-    copy.set_defaults(function=calls("ops.cache:copy_cache", "folder", "location"))
+    verify.set_defaults(function=calls("ops.cache:verify_cache", require=RECIPE))
+    plan.set_defaults(function=calls("ops.cache:plan_cache", require=RECIPE))
+    info.set_defaults(function=calls("ops.cache:show_cache"))
+    copy.set_defaults(function=calls("ops.cache:copy_cache"))
 
 
 @command(
@@ -213,7 +235,7 @@ def deliver(parser: Parser) -> None:
     parser.add_place(
         "folder", metavar="DIR", nargs="?", default=output_dir(), help="the output folder (default: %(default)s)"
     )
-    parser.set_defaults(function=calls("ops.ui:deliver", "folder"))
+    parser.set_defaults(function=calls("ops.ui:deliver"))
 
 
 @command(
@@ -226,7 +248,7 @@ def recipes(parser: Parser) -> None:
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="the name of a recipe, or a part that several names share"
     )
-    parser.set_defaults(function=calls("ops.catalog:recipes", "name"))
+    parser.set_defaults(function=calls("ops.catalog:recipes"))
 
 
 @command(
@@ -247,12 +269,14 @@ def data(parser: Parser) -> None:
     description="Checks GPUs, decoders, Ray, the MLflow store, disks and cores, and says how to fix what is wrong.",
 )
 def doctor(parser: Parser) -> None:
-    parser.add_place("--output", default=output_dir(), metavar="DIR", help="the runs' folder (%(default)s)")
-    parser.set_defaults(function=calls("ops.doctor:doctor", "output"))
+    parser.add_place(
+        "--output", dest="output_dir", default=output_dir(), metavar="DIR", help="the runs' folder (%(default)s)"
+    )
+    parser.set_defaults(function=calls("ops.doctor:doctor"))
 
 
 def output_dir() -> str:
-    """Return where runs lie if their recipe does not say it."""
+    """Return the folder of runs whose recipe names none."""
     from cluster.config import RunConfig
 
     default: str = RunConfig.model_fields["output_dir"].default

@@ -1,4 +1,4 @@
-"""`data`: what a source of images holds, and any source into a pack of Arrow shards."""
+"""`data`: shows what a source of images holds, and packs any source into Arrow shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint
 def show_source(
     root: str, splits: Sequence[str], index_dir: str, relist: bool, skip_broken: bool, check: Check, max_pixels: int
 ) -> int:
-    """Index the splits of a source, or look whether their indexes are still good, and print what they hold."""
+    """Index the splits of a source, or check that their indexes are still valid, and print what they hold."""
     rows, labelled, started = [], {}, time.perf_counter()
     acceptance = Acceptance("skip" if skip_broken else "refuse", check, max_pixels)
     for split in splits or SPLITS:
@@ -62,7 +62,7 @@ def pack(
     max_pixels: int,
     teacher: str | None,
 ) -> int:
-    """Put the splits of a source into a pack, or go on with one that was cut off, and verify it."""
+    """Pack the splits of a source, or resume an interrupted pack, and verify it."""
     if shard_mib < 1:
         raise Refused(f"--shard-mib {shard_mib}: give at least 1; 256 to 1024 suit object stores and disks")
     rows = []
@@ -92,16 +92,16 @@ def pack(
     return 0
 
 
-def verify(location: str, splits: Sequence[str]) -> int:
+def verify(root: str, splits: Sequence[str]) -> int:
     """Read every byte of a pack."""
-    rows = [_row(split, "pack", verify_pack(location, split)) for split in splits or SPLITS]
-    console.print(table(location, _COLUMNS, rows))
+    rows = [_row(split, "pack", verify_pack(root, split)) for split in splits or SPLITS]
+    console.print(table(root, _COLUMNS, rows))
     say("every byte is what was packed")
     return 0
 
 
 def _show_loss(recipe: str, root: str, target: str) -> None:
-    """Print what a recipe's teacher gets right on the validation images as they were, and as they are packed."""
+    """Print the accuracy of a recipe's teacher on the validation images, original and packed."""
     from cluster.evaluation import evaluate_networks, find_target, with_online_teacher
     from cluster.recipe_paths import absolute
     from cluster.scores import TITLES
@@ -129,7 +129,7 @@ def _row(split: str, kind: str, source: Source) -> list[str]:
 
 
 def _sizes(source: Source) -> str:
-    """Return how many images the smallest and the largest class have."""
+    """Return the number of images of the smallest and of the largest class, as text."""
     counts = source.class_counts
     few, many = int(counts.argmin()), int(counts.argmax())
     return (
@@ -139,7 +139,7 @@ def _sizes(source: Source) -> str:
 
 
 def _say_other_classes(sources: Sequence[Source]) -> None:
-    """Say that splits do not have the same classes, which a run on them refuses."""
+    """Print that splits do not have the same classes, if so: a run on them would be refused."""
     for other in sources[1:]:
         try:
             check_same_classes(sources[0], other)
@@ -148,7 +148,7 @@ def _say_other_classes(sources: Sequence[Source]) -> None:
 
 
 def _on_cluster(job: PackJob) -> Shards | None:
-    """Return what packs on the Ray cluster that RAY_ADDRESS names; None where there is none: in this process."""
+    """Return what packs on the Ray cluster that RAY_ADDRESS names; None without one: then this process packs."""
     if not os.environ.get("RAY_ADDRESS"):
         return None
     import ray
@@ -163,7 +163,7 @@ def _on_cluster(job: PackJob) -> Shards | None:
 
 
 class _PackView:
-    """A bar on a terminal; counts the images that are packed."""
+    """Counts packed images, with a bar on a terminal."""
 
     def __init__(self, split: str) -> None:
         self.images = 0
@@ -179,6 +179,6 @@ class _PackView:
         self._bar.stop()
 
     def advance(self, images: int) -> None:
-        """Count images of a shard that is done."""
+        """Count the images of a finished shard."""
         self.images += images
         self._bar.update(self._task, completed=self.images)

@@ -1,4 +1,4 @@
-"""What may be typed after `data`: its actions with their arguments."""
+"""The command line of `data`: its actions with their arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ops.parser import Parser, add_plugin_option, calls, goes_on
 
 
 def add_data_actions(parser: Parser, index_dir: str) -> None:
-    """Add the actions of `data`. index_dir: where indexes lie if nothing else is said."""
+    """Add the actions of `data`. index_dir: the default folder of indexes."""
     from pipelines.data.broken import CHECKS
     from pipelines.data.images import MAX_PIXELS
     from pipelines.data.pack import SHARD_BYTES
@@ -24,7 +24,9 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     verify = actions.add_parser("verify", help="read every byte of a pack")
     for action in (show, pack):
         action.add_place("root", metavar="SOURCE", help="the folder or URI of the images")
-        action.add_place("--index", default=index_dir, metavar="DIR", help="folder of the indexes (%(default)s)")
+        action.add_place(
+            "--index", dest="index_dir", default=index_dir, metavar="DIR", help="folder of the indexes (%(default)s)"
+        )
         add_plugin_option(action)
         action.add_argument("--skip-broken", action="store_true", help="leave out broken images, up to 1%% of a split")
         action.add_argument(
@@ -38,10 +40,17 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     verify.add_place("root", metavar="PLACE", help="the folder or URI of the pack")
     for action in (show, pack, verify):
         action.add_argument(
-            "--split", action="append", default=[], metavar="NAME", help="a split; repeatable (default: train and val)"
+            "--split",
+            dest="splits",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="a split; repeatable (default: train and val)",
         )
     show.add_argument("--relist", action="store_true", help="list every file again, even if a folder looks unchanged")
-    pack.add_place("-o", "--output", required=True, metavar="PLACE", help="a folder, or a URI: s3://bucket/folder")
+    pack.add_place(
+        "-o", "--output", dest="target", required=True, metavar="PLACE", help="a folder, or a URI: s3://bucket/folder"
+    )
     pack.add_argument("--max-side", type=int, metavar="N", help="shrink images whose longer side exceeds N pixels")
     pack.add_argument("--quality", type=int, metavar="Q", help="store all images as JPEG of this quality")
     shard_mib = SHARD_BYTES // 2**20
@@ -49,12 +58,10 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     pack.add_argument(
         "--teacher", metavar="RECIPE", help="measure how much accuracy this recipe's teacher loses on the packed images"
     )
-    accepted = ("skip_broken", "check", "max_pixels")
-    show.set_defaults(function=calls("ops.data:show_source", "root", "split", "index", "relist", *accepted))
-    names = ("root", "output", "split", "max_side", "quality", "shard_mib", "index", *accepted, "teacher")
-    pack.set_defaults(function=calls("ops.data:pack", *names))
+    show.set_defaults(function=calls("ops.data:show_source"))
+    pack.set_defaults(function=calls("ops.data:pack"))
     goes_on(pack, "goes on with the pack")
-    verify.set_defaults(function=calls("ops.data:verify", "root", "split"))
+    verify.set_defaults(function=calls("ops.data:verify"))
     _add_cifar100(actions)
 
 
@@ -73,5 +80,7 @@ def _add_cifar100(actions: Any) -> None:
         metavar="DIR",
         help="the folder with the Parquet files, or with cifar-100-python",
     )
-    cifar100.add_place("--to", default="data/cifar100", metavar="DIR", help="the folder to write (%(default)s)")
-    cifar100.set_defaults(function=calls("ops.cifar_data:unpack", "source", "to"))
+    cifar100.add_place(
+        "--to", dest="target", default="data/cifar100", metavar="DIR", help="the folder to write (%(default)s)"
+    )
+    cifar100.set_defaults(function=calls("ops.cifar_data:unpack"))

@@ -27,14 +27,14 @@ from ops.train import mlflow_hint, watched
 
 LATENCY_SECONDS = 1.0
 MEASURED_SECONDS = 2.0  # of the steps of a recipe
-LONG_SECONDS = 3600.0  # from which on a person wants to know what takes less
+LONG_SECONDS = 3600.0  # above which a hint names settings that take less
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that were asked for. A name of None is the recipe's; weights of None: see `weights_of`."""
+    """The requested networks. A name of None: the recipe's; weights of None: see `for_teacher` and `for_student`."""
 
     teacher: str | None = None
     teacher_weights: str | None = None
@@ -42,7 +42,7 @@ class Networks:
     student_weights: str | None = None
 
     def check(self, data: str | None) -> None:
-        """Refuse weights of no network, and networks for the digits, which have their own."""
+        """Refuse weights without a network, and networks for the digits, whose recipes have their own."""
         for role, name, weights in (
             ("teacher", self.teacher, self.teacher_weights),
             ("student", self.student, self.student_weights),
@@ -53,20 +53,20 @@ class Networks:
                 raise Refused(f"--{role}-weights {weights}: say of which network they are: --{role} NAME")
 
     def for_teacher(self) -> list[str]:
-        """Return the overrides that make it the network to train in the teacher's recipe: from timm's own weights."""
+        """Return the teacher recipe's overrides that train the requested teacher, by default from timm's weights."""
         if self.teacher is None:
             return []
         start = weights_of(self.teacher_weights) if self.teacher_weights else ["student.pretrained=true"]
         return [f"student.model={self.teacher}", *start]
 
     def for_student(self) -> list[str]:
-        """Return the overrides that make it the network to train in the students' recipes: without weights, afresh."""
+        """Return the student recipes' overrides that train the requested student, by default from scratch."""
         name = [f"student.model={self.student}"] if self.student else []
         return [*name, *(weights_of(self.student_weights) if self.student_weights else [])]
 
 
 def weights_of(file: str) -> list[str]:
-    """Return the overrides that start the network to train from a file of whatever classes; `timm`: from timm's own."""
+    """Return the overrides that start training from a file of weights, of any classes; 'timm': from timm's own."""
     if file == "timm":
         return ["student.pretrained=true"]
     return [f"student.checkpoint={Path(file).absolute()}", "student.new_head=true"]
@@ -80,33 +80,33 @@ def demo(
     student_weights: str | None,
     seeds: int,
     output: str,
-    changes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> int:
-    """Run the three jobs, the two students once a seed, and print the table.
+    """Run the three jobs, the two students once per seed, and print the table.
 
-    changes: overrides of every recipe.
+    overrides: of every recipe.
     """
     if seeds < 1:
         raise Refused(f"--seeds {seeds}: at least one")
     networks = Networks(teacher, teacher_weights, student, student_weights)
     networks.check(data)
     if data:
-        folder, overrides = "folder", [f"data.root={Path(data).absolute()}"]
+        folder, given = "folder", [f"data.root={Path(data).absolute()}"]
     else:
         say("writing the digits")
         root = write_digits(Path(output) / "digits")
-        folder, overrides = "demo", [f"data.root={root.absolute()}"]
-    overrides += [f"output_dir={Path(output).absolute()}", *changes]
+        folder, given = "demo", [f"data.root={root.absolute()}"]
+    given += [f"output_dir={Path(output).absolute()}", *overrides]
 
     def recipe(name: str, *more: str) -> RunConfig:
-        return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*overrides, *more]), Path.cwd())
+        return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*given, *more]), Path.cwd())
 
     first = recipe("teacher", *networks.for_teacher())
     theirs = [f"teacher.model={first.student.model}", f"teacher.checkpoint={RunFolder.of(first).weights}"]
     theirs += networks.for_student()
     untaught = recipe("distilled", *theirs, "teacher.checkpoint=null", "teacher.random=true")
     RunFolder.of(first).refuse_another(first)
-    for check in (check_names, check_run):  # of both before the first takes its time
+    for check in (check_names, check_run):  # on both, before the first takes its time
         check(first)
         check(untaught)
     if data and RunFolder.of(first).state() != "finished":
@@ -132,7 +132,7 @@ def demo(
 
 
 def outlook(teacher: RunConfig, distilled: RunConfig, seeds: int) -> Iterator[str]:
-    """Give, before anything is trained, what is trained from what, how long it takes, and what would be better."""
+    """Yield what will be trained from which weights, how long that takes, and what would be better."""
     seen, theirs = forecast(teacher, MEASURED_SECONDS), forecast(distilled, MEASURED_SECONDS)
     for role, config, one in (("teacher", teacher, seen), ("students", distilled, theirs)):
         start = "timm's own weights" if config.student.pretrained else config.student.checkpoint
@@ -151,7 +151,7 @@ def outlook(teacher: RunConfig, distilled: RunConfig, seeds: int) -> Iterator[st
     yield f"together about {duration(total)}, measured here for some seconds; Ctrl-C and the same command go on{hint}"
 
 
-# 80 columns wide; ms: of one image at a time.
+# For a table 80 columns wide; ms: per image, one at a time.
 COLUMNS = ["", "top-1", "agreement", "parameters", "ratio", "ms", "wall s"]
 
 Network = dict[str, Any]  # a row of `benchmark`
@@ -170,7 +170,7 @@ def title_of(config: RunConfig, seeds: int) -> str:
 
 
 def networks_of(config: RunConfig, run_dir: Path) -> dict[str, Network]:
-    """Return {student, teacher}, as far as they can be measured: what each costs here, one image at a time in torch."""
+    """Return {network: its cost here, one image at a time in torch}, of student and teacher where measurable."""
     rows = measure_networks(config, RunFolder(run_dir).weights, [1], ["torch"], LATENCY_SECONDS)
     if run_id := RunFolder(run_dir).read_run_id():
         with optional("their cost on the run's page is", say):
@@ -179,7 +179,7 @@ def networks_of(config: RunConfig, run_dir: Path) -> dict[str, Network]:
 
 
 def comparison(networks: dict[str, Network]) -> str:
-    """Say in a sentence how much smaller and faster than the teacher the student is."""
+    """Return a sentence on how much smaller and faster the student is than the teacher."""
     student, teacher = networks["student"], networks["teacher"]
     return (
         f"the student has {part_of(teacher['parameters'], student['parameters'])} of the teacher's parameters and "
@@ -188,7 +188,7 @@ def comparison(networks: dict[str, Network]) -> str:
 
 
 def row(title: str, runs: list[RunResult], network: Network | None, teacher: Network | None) -> list[str]:
-    """Return the table's row of one recipe's runs. network, teacher: None where they could not be measured."""
+    """Return the table's row for one recipe's runs. network, teacher: None where they could not be measured."""
     compared = "val/agreement" in runs[0].metrics
     return [
         title,
@@ -208,7 +208,7 @@ def mean_and_half_range(values: list[float], show: Any) -> str:
 
 
 def verdict(results: dict[str, list[RunResult]]) -> str:
-    """Say whether distillation helped, in a sentence that claims no more than the seeds show."""
+    """Return a sentence on whether distillation helped, which claims no more than the seeds show."""
     alone, distilled = ([r.metrics["val/top1"] for r in results[f"student {how}"]] for how in ("alone", "distilled"))
     gain = statistics.mean(distilled) - statistics.mean(alone)
     said = f"distillation changed the student's top-1 by {gain * 100:+.2f} points"

@@ -1,14 +1,12 @@
-"""The arguments of `demo` that name networks for one's own images."""
+"""The arguments of `demo` that name networks for the user's own images."""
 
 from __future__ import annotations
 
 from ops.parser import Parser
 
-NETWORKS = ("teacher", "teacher_weights", "student", "student_weights")
-
 
 def add_networks(parser: Parser) -> None:
-    """Add --teacher and --student, each with a file of weights of whatever classes."""
+    """Add --teacher and --student, each with a file of weights of any classes."""
     parser.add_argument(
         "--teacher", metavar="NAME", help="a timm model, fine-tuned on your data from timm's weights or a file's"
     )

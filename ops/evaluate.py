@@ -1,4 +1,4 @@
-"""`evaluate`: all there is to say about a student's answers, beside its teacher's."""
+"""`evaluate`: every measure of a student's answers, next to its teacher's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ops.subjects import find_subject
 from pipelines.data.variants import Target
 from pipelines.files import make_folder, write_json
 
-COLUMNS = {  # {metric: its heading}; a table has those that its networks have
+COLUMNS = {  # {metric: its heading}; a table shows those that its networks have
     "images": "images",
     "top1": "top-1",
     "top5": "top-5",
@@ -38,15 +38,15 @@ IN_NATS = ("nll", "kl")
 SHOWN = 8  # rows of the tables of classes and of confusions
 
 
-def evaluate(name: str, recipe: str | None, data: str | None, variant: str | None, overrides: Sequence[str]) -> int:
+def evaluate(run: str, recipe: str | None, data: str | None, variant: str | None, overrides: Sequence[str]) -> int:
     """Print and write the evaluation of a run, of a file of weights, or of a recipe's teacher."""
-    subject = find_subject(name, recipe, overrides)
+    subject = find_subject(run, recipe, overrides)
     config = with_online_teacher(subject.config)
     target = find_target(config, data, variant)
     findings = evaluate_networks(config, subject.weights, target)
-    run = RunFolder(subject.folder.parent)
-    images = name_images(config, run, target, data, variant)
-    content = {**describe(findings, target, images), "views": changed_views(config, run)}
+    folder = RunFolder(subject.folder.parent)
+    images = name_images(config, folder, target, data, variant)
+    content = {**describe(findings, target, images), "views": changed_views(config, folder)}
     show(content)
     paths = write(content, subject.folder, images)
     say(f"written: {', '.join(map(str, paths))}")
@@ -56,7 +56,7 @@ def evaluate(name: str, recipe: str | None, data: str | None, variant: str | Non
 
 
 def describe(findings: Findings, target: Target, images: str) -> dict[str, Any]:
-    """Return everything that was found, as plain values for JSON."""
+    """Return all findings as plain values for JSON."""
     content = report(findings.student, findings.teacher, list(target.classes))
     cka = findings.cka.result() if findings.cka.images else {}
     sides = {side: [tap for tap in findings.cka.widths if tap.startswith(side)] for side in ("student", "teacher")}
@@ -100,20 +100,20 @@ def network_row(name: str, metrics: dict[str, Any], shown: Sequence[str]) -> lis
 
 
 def metric_text(metric: str, value: float | None) -> str:
-    """Return a metric in words; '-' where a network has none."""
+    """Return a metric as text; '-' for a network without it."""
     if value is None or metric == "images":
         return "-" if value is None else f"{value:,}"
     return f"{value:.4f}" if metric in IN_NATS else percent(value)
 
 
 def rate_of_class(found: dict[str, Any]) -> float | None:
-    """Return how well a class is found: the share of its images, or its average precision where images show several."""
+    """Return the accuracy on a class's images, or its average precision where an image may show several classes."""
     rate: float | None = found["average_precision"] if "average_precision" in found else found["accuracy"]
     return rate
 
 
 def class_row(row: dict[str, Any]) -> list[str]:
-    """Return a class's row of the table of accuracies; its images are the same to every network."""
+    """Return a class's row of the table of accuracies; its number of images is the same for every network."""
     found = [value for name, value in row.items() if name != "class"]
     return [row["class"], f"{found[0]['images']:,}", *(percent(rate_of_class(one)) for one in found)]
 
@@ -135,7 +135,7 @@ def write(content: dict[str, Any], folder: Path, images: str) -> list[Path]:
 def log_to_mlflow(config: RunConfig, run_id: str, content: dict[str, Any], paths: list[Path]) -> None:
     """Log the evaluation on the run's own page in MLflow.
 
-    Refused where the server does not answer; the files are there.
+    Refused where the server does not answer; the files are already written.
     """
     import mlflow
     from mlflow.entities import Metric

@@ -51,6 +51,7 @@ from ops.subjects import find_subject
 from pipelines.files import make_folder, write_text, write_whole
 from pipelines.leases import leased
 from pipelines.loaders.base import Request
+from pipelines.spread import evenly_spread
 from pipelines.views.policy import ViewPolicy
 
 SCRIPT = Path(photo_script.__file__)  # runs with nothing of this project beside it
@@ -128,9 +129,8 @@ def export(
 
 
 def sample_images(parts: Assembly, number: int) -> Tensor:
-    """Return validation images, evenly from all of them, as the student sees them: [n,3,H,W]."""
-    total = len(parts.indexes["val"])
-    ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
+    """Return evenly spaced validation images, as the student sees them: [n,3,H,W]."""
+    ids = evenly_spread(len(parts.indexes["val"]), number)
     chunks = np.array_split(ids, -(-len(ids) // _BATCH))
     batches = parts.evaluation_loader("val", _BATCH).load(Request(view=0, sample_ids=chunk) for chunk in chunks)
     return torch.cat([batch.images.float().contiguous() for batch in batches])

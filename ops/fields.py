@@ -1,4 +1,4 @@
-"""`fields`: what may stand in a recipe, looked up by section, term or field."""
+"""`fields`: what a recipe may contain, looked up by section, term or field."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ops.console import console, say
 from ops.schema import RECIPE, Entry, Model, entries, explanation, json_schema, sections, summary, terms
 
 
-def fields(wanted: str | None, as_json_schema: bool) -> int:
-    """Print the fields of a section or a term, or one field; without a name, what there is to look up."""
+def fields(name: str | None, as_json_schema: bool) -> int:
+    """Print the fields of a section or a term, or one field; without a name, the names to look up."""
     if as_json_schema:
-        if wanted is not None:
-            raise Refused(f"fields {wanted} --json-schema: the schema is that of a whole recipe; leave {wanted} out")
+        if name is not None:
+            raise Refused(f"fields {name} --json-schema: the schema is that of a whole recipe; leave {name} out")
         print(json.dumps(json_schema(), indent=1))
         return 0
     known = sections() | terms()
-    if wanted is None:
+    if name is None:
         show_names("sections of a recipe and of a sweep", sections())
         show_names("terms of a method", terms())
         say("fields of one: python -m ops fields NAME; one field: python -m ops fields NAME.FIELD, or its bare name")
-    elif wanted in known:
-        show_fields(wanted, known[wanted])
+    elif name in known:
+        show_fields(name, known[name])
     else:
-        console.print(field_table(named(wanted, known)))
+        console.print(field_table(named(name, known)))
     return 0
 
 
 def named(wanted: str, known: Mapping[str, Model]) -> list[tuple[str, Entry]]:
-    """Return (full name, entry) of the field that is named in full, or of all that have this bare name.
+    """Return (full name, entry) of the field with this full name, or of all fields with this bare name.
 
     Refused with the nearest names where there is none.
     """
@@ -54,12 +54,12 @@ def named(wanted: str, known: Mapping[str, Model]) -> list[tuple[str, Entry]]:
 
 
 def full_name(owner: str, entry: Entry) -> str:
-    """Return what an override calls a field; for one of a term, the term stands for its place in the list."""
+    """Return a field's name in an override; for a term's field, with the term's name in place of its list index."""
     return entry.name if owner == RECIPE else f"{owner}.{entry.name}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean ...?' with the nearest of the known names, or where all of them are listed."""
+    """Return '; did you mean ...?' with the nearest of the known names, or else the command that lists them all."""
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else "; `python -m ops fields` lists them"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.filesize import decimal
 from torch import nn
@@ -27,6 +26,7 @@ from kdcore.reused import deployed_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, usable_taps
 from ops.console import console, duration, say, table
 from pipelines.loaders.base import Request
+from pipelines.spread import evenly_spread
 from pipelines.views.plan import ViewPlan
 
 _SAMPLES, _VIEWS = 6, 7  # of a picture of sample views
@@ -110,7 +110,7 @@ def save_views(config: RunConfig, path: Path) -> None:
     alone = config.model_copy(update={"teacher": None, "teachers": (), "views": views})
     run = assemble(alone, Rank(0, 1, torch.device("cpu")))
     num = len(run.indexes["train"])
-    ids = np.unique(np.linspace(0, num - 1, _SAMPLES).astype(np.int64))
+    ids = evenly_spread(num, _SAMPLES)
     centre = ViewPlan(evaluation_policy(config).model_copy(update={"size": config.views.size}), run.plan.seed, num)
     shown = range(min(_VIEWS, views.num_views or _VIEWS))
     batches = [

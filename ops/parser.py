@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,15 @@ EPILOG = (
 
 Function = Callable[[argparse.Namespace], int]
 
-# What refuses a command's first argument before its module is imported; see `calls`.
+# What refuses a command's recipe or run before its module is imported; see `calls`.
 RECIPE, SUBJECT = "ops.catalog:require_recipe", "ops.subjects:require_subject"
 
 
 class Parser(argparse.ArgumentParser):
     """A command's parser.
 
-    It takes key=value before and after options, where argparse itself has done with positional arguments at the first
-    one. add_arguments: called when the command is parsed, and not for the others.
+    It takes key=value before and after options; argparse itself takes positional arguments only in one group.
+    add_arguments: called when this command is parsed, not for the other commands.
     """
 
     def __init__(self, *args: Any, add_arguments: Callable[[Parser], None] | None = None, **kwargs: Any) -> None:
@@ -132,7 +134,7 @@ class TopParser(Parser):
     """The parser of the whole program, whose help lists the commands by group."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; a command that there is not is refused with the nearest."""
+        """Parse as argparse does; an unknown command is refused with the nearest ones."""
         words = [word for word in (sys.argv[1:] if args is None else args) if not word.startswith("-")]
         if words and words[0] not in COMMANDS:
             near = difflib.get_close_matches(words[0], COMMANDS, n=2)
@@ -164,7 +166,7 @@ class TopParser(Parser):
 
 
 def build_parser() -> Parser:
-    """Return the parser; `args.function(args)` of what it parses does the work and gives the exit status."""
+    """Return the parser; `args.function(args)` of its result does the work and returns the exit status."""
     for module in COMMAND_MODULES:
         importlib.import_module(module)  # registers them
     parser = TopParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
@@ -178,20 +180,21 @@ def build_parser() -> Parser:
     return parser
 
 
-def calls(function: str, *names: str, require: str | None = None) -> Function:
-    """Return what calls `module:function` with the named arguments; the module is imported only then.
+def calls(function: str, require: str | None = None) -> Function:
+    """Return a function that calls `module:function` with the arguments that its parameters name.
 
-    require: `module:function` of a light module, called before that with the first argument; it refuses what is not
-    there, so that nobody waits for torch to hear of it.
+    The module is imported only then. require: `module:function` of a light module, called before that; it refuses what
+    is missing, without waiting for torch.
     """
+    return partial(_call, function, require)
 
-    def call(args: argparse.Namespace) -> int:
-        if require is not None:
-            imported(require)(getattr(args, names[0]))
-        status: int = imported(function)(*(getattr(args, name) for name in names))
-        return status
 
-    return call
+def _call(function: str, require: str | None, args: argparse.Namespace) -> int:
+    if require is not None:
+        _call(require, None, args)
+    found = imported(function)
+    status: int = found(**{name: getattr(args, name) for name in inspect.signature(found).parameters})
+    return status
 
 
 def imported(function: str) -> Callable[..., Any]:
@@ -203,12 +206,12 @@ def imported(function: str) -> Callable[..., Any]:
 
 
 def goes_on(parser: Parser, how: str = "continues from the last checkpoint") -> None:
-    """Have it said, where a command is interrupted, that the same one goes on, and how."""
+    """Have an interrupted command print that the same command resumes, and how."""
     parser.set_defaults(again=f"the same command {how}")
 
 
 def add_overrides(parser: Parser, help: str) -> None:
-    """Add the key=value that overrides fields of a recipe."""
+    """Add the key=value arguments, which override fields of a recipe."""
     add_plugin_option(parser)
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 

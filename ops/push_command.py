@@ -1,4 +1,4 @@
-"""What may be typed about a model hub; `ops.student_commands` has the commands that make an export."""
+"""The command for model hubs: `push`; `ops.student_commands` has the command that makes an export."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def push(parser: Parser) -> None:
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--message", help="commit message (default: the run and its method)")
     parser.add_argument("--hub", metavar="URL", help="another hub (default: HF_ENDPOINT, or huggingface_hub's own)")
-    parser.set_defaults(function=calls("ops.push:push", "folder", "repository", "public", "message", "hub"))
+    parser.set_defaults(function=calls("ops.push:push"))

@@ -27,6 +27,7 @@ from cluster.scores import TITLES, counts_for
 from kdcore.errors import Refused
 from ops.console import console, percent, table
 from pipelines.loaders.base import Request
+from pipelines.spread import evenly_spread
 
 CALIBRATION_IMAGES = 256
 BATCH = 64
@@ -48,8 +49,7 @@ class TrainingImages(CalibrationDataReader):
     """Training images, evenly from all of them, as the student sees them in validation; one batch after another."""
 
     def __init__(self, parts: Assembly, number: int) -> None:
-        total = len(parts.indexes["train"])
-        ids = np.unique(np.linspace(0, total - 1, min(number, total)).astype(np.int64))
+        ids = evenly_spread(len(parts.indexes["train"]), number)
         chunks = np.array_split(ids, -(-len(ids) // BATCH))
         loader = parts.evaluation_loader("train", BATCH)
         self.batches = loader.load(Request(view=0, sample_ids=chunk) for chunk in chunks)

@@ -1,4 +1,4 @@
-"""What may be typed about keys and signatures; `lineage`, which verifies them, is in `ops.student_commands`."""
+"""The commands for keys and signatures; `lineage`, which verifies them, is in `ops.student_commands`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ops.parser import Parser, calls, command
 )
 def keys(parser: Parser) -> None:
     parser.add_place("file", metavar="FILE", help="where the private key goes, such as ~/.keys/maria.pem")
-    parser.set_defaults(function=calls("ops.keys:keys", "file"))
+    parser.set_defaults(function=calls("ops.keys:keys"))
 
 
 @command(
@@ -25,4 +25,4 @@ def keys(parser: Parser) -> None:
 def sign(parser: Parser) -> None:
     parser.add_place("folder", metavar="DIR", help="an export, or a cache")
     parser.add_place("--key", required=True, metavar="FILE", help="the private key: a PEM file of mode 600")
-    parser.set_defaults(function=calls("ops.signing:sign", "folder", "key"))
+    parser.set_defaults(function=calls("ops.signing:sign"))

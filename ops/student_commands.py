@@ -1,4 +1,4 @@
-"""What may be typed about a finished student; `ops.commands` has the other commands."""
+"""The commands for a finished student; `ops.commands` has the other commands."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def evaluate(parser: Parser) -> None:
     )
     parser.add_argument("--variant", choices=VARIANTS, help="treat --data FOLDER as this ImageNet test set")
     add_overrides(parser, "recipe fields to override, such as scaling.num_workers=0")
-    parser.set_defaults(
-        function=calls("ops.evaluate:evaluate", "run", "recipe", "data", "variant", "overrides", require=SUBJECT)
-    )
+    parser.set_defaults(function=calls("ops.evaluate:evaluate", require=SUBJECT))
 
 
 @command(
@@ -45,9 +43,7 @@ def predict(parser: Parser) -> None:
     parser.add_place("--output", metavar="FILE", help="also write all of it as JSON")
     parser.add_place("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
     add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
-    parser.set_defaults(
-        function=calls("ops.predict:predict", "run", "photos", "top", "output", "picture", "overrides", require=SUBJECT)
-    )
+    parser.set_defaults(function=calls("ops.predict:predict", require=SUBJECT))
 
 
 @command(
@@ -60,7 +56,7 @@ def predict(parser: Parser) -> None:
 def probe(parser: Parser) -> None:
     parser.add_place("run", metavar="RUN", help="the folder of a finished run, or a weights file inside one")
     add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
-    parser.set_defaults(function=calls("ops.probe:probe", "run", "overrides", require=SUBJECT))
+    parser.set_defaults(function=calls("ops.probe:probe", require=SUBJECT))
 
 
 @command(
@@ -78,9 +74,7 @@ def benchmark(parser: Parser) -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="runtimes to measure (default: all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default: %(default)s)")
     add_overrides(parser, "recipe fields to override, such as scaling.cpus_per_worker=4")
-    parser.set_defaults(
-        function=calls("ops.latency:benchmark", "run", "batches", "forms", "seconds", "overrides", require=SUBJECT)
-    )
+    parser.set_defaults(function=calls("ops.latency:benchmark", require=SUBJECT))
 
 
 @command(
@@ -93,7 +87,12 @@ def export(parser: Parser) -> None:
     parser.add_place("run", metavar="RUN", help="the folder of a finished run")
     parser.add_place("-o", "--output", required=True, metavar="DIR", help="where the files go")
     parser.add_argument(
-        "--images", type=int, default=256, metavar="N", help="validation images for the checks (default: %(default)s)"
+        "--images",
+        dest="num_images",
+        type=int,
+        default=256,
+        metavar="N",
+        help="validation images for the checks (default: %(default)s)",
     )
     parser.add_argument("--name", help="model name in MLflow's registry (default: from the student and the data)")
     parser.add_argument(
@@ -112,8 +111,7 @@ def export(parser: Parser) -> None:
         help="largest loss of top-1; a file of lower precision that loses more is refused (default: %(default)s)",
     )
     add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
-    names = ("run", "output", "images", "name", "precisions", "max_loss")
-    parser.set_defaults(function=calls("ops.export:export", *names, "overrides", require=SUBJECT))
+    parser.set_defaults(function=calls("ops.export:export", require=SUBJECT))
 
 
 @command(
@@ -134,4 +132,4 @@ def lineage(parser: Parser) -> None:
     parser.add_argument(
         "--thorough", action="store_true", help="also read every shard of the caches that are available"
     )
-    parser.set_defaults(function=calls("ops.lineage:lineage", "folder", "trust", "thorough"))
+    parser.set_defaults(function=calls("ops.lineage:lineage"))

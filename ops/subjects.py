@@ -71,15 +71,15 @@ def is_recipe(path: Path) -> bool:
     return not path.is_dir() and path.suffix not in WEIGHTS
 
 
-def require_subject(name: str) -> None:
+def require_subject(run: str) -> None:
     """Refuse a word that names no run, file of weights or recipe, with the runs that are near."""
-    path = Path(name)
+    path = Path(run)
     if path.is_dir() and not RunFolder(path).weights.is_file():
-        raise Refused(f"{name}: no {RunFolder(path).weights.name}, so this run is not finished; continue it with train")
-    if path.suffix in (".yaml", ".yml") or path.exists() or name in catalog.names():
+        raise Refused(f"{run}: no {RunFolder(path).weights.name}, so this run is not finished; continue it with train")
+    if path.suffix in (".yaml", ".yml") or path.exists() or run in catalog.names():
         return
     here = path.parent if path.parent.is_dir() else Path()
     runs = sorted(file.parent.as_posix() for file in [*here.glob("*/recipe.yaml"), *here.glob("outputs/*/recipe.yaml")])
     near = difflib.get_close_matches(path.as_posix(), runs, n=3, cutoff=0.3)
     hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` has said it"
-    raise Refused(f"{name}: there is no such run, file of weights, or recipe; {hint}")
+    raise Refused(f"{run}: there is no such run, file of weights, or recipe; {hint}")

@@ -33,25 +33,25 @@ def submit(
     name: str | None,
     no_wait: bool,
     resources: str | None,
-    command: Sequence[str],
+    job: Sequence[str],
 ) -> int:
-    """Submit `command`, the words after `python -m ops`, and follow it; return the job's exit status.
+    """Submit a job, the words after `python -m ops`, and follow it; return the job's exit status.
 
     What can be known without the cluster is refused here, before anything is sent.
     """
-    parsed = build_parser().parse_args(command)
+    parsed = build_parser().parse_args(job)
     if parsed.command in NOT_JOBS:
         raise Refused(
-            f"{command[0]} cannot be submitted; submit a command that computes: train, sweep, cache build, evaluate, "
+            f"{job[0]} cannot be submitted; submit a command that computes: train, sweep, cache build, evaluate, "
             f"export, ..."
         )
     check_places(parsed)
-    words, modules, files = list(command), [], list(include)
+    words, modules, files = list(job), [], list(include)
     if getattr(parsed, "recipe", None):
         config = catalog.load(parsed.recipe, parsed.overrides)
         check_paths(config)
         named = {parsed.recipe, getattr(parsed, "space", None)}
-        words = [shipped(word) if word in named and Path(word).is_file() else word for word in command]
+        words = [shipped(word) if word in named and Path(word).is_file() else word for word in job]
         files += [str(path) for word in named if word for path in files_of(word)]
         modules = to_ship(config, TREE)
         if config.plugins:  # the job finds them as modules, wherever they lie here

@@ -36,7 +36,7 @@ from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CLASS_MEANS, CLASS_SIMILARITY, CLASSIFIER, CODES, codes_of
 from pipelines.cache.rows import HELD, encode_unchecked, refuse_not_held, row_bytes
 from pipelines.cache.store import Shard, Unit, write_shard
-from pipelines.loaders.base import Loader, Request
+from pipelines.loaders.base import Loader, requests_of
 
 SMALLER = "take a smaller cache.batch_size"
 _SHARD_BYTES = 128 * 2**20
@@ -187,10 +187,8 @@ class Builder:
 
         As training asks: its own views under autocast, those that networks are judged by without.
         """
-        size = self.cache.batch_size
-        requests = (Request(view, ids[start : start + size]) for start in range(0, len(ids), size))
         done = 0
-        for batch in self.loader(part).load(requests):
+        for batch in self.loader(part).load(requests_of(ids, self.cache.batch_size, view)):
             done += len(batch)
             with autocast(self.config, self.run.rank) if part == TRAIN else nullcontext():
                 outputs = self.teacher(batch)

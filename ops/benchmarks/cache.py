@@ -42,7 +42,7 @@ from pipelines.cache.manifest import Part, Plan
 from pipelines.cache.reader import CacheReader
 from pipelines.cache.store import Unit, write_shard
 from pipelines.files import make_folder
-from pipelines.loaders.base import Request
+from pipelines.loaders.base import requests_of
 
 NUM_ROWS, ROWS_PER_SHARD, BATCH = 196_608, 16_384, 256
 WIDTHS = {"logits": 1000, "features.pooled": 2048}
@@ -208,8 +208,7 @@ def measure_building(folder: Path, rounds: int, num_images: int = 256) -> dict[s
     constants, _ = builder.constants(plan)
     size = builder.cache.batch_size
     loader = builder.loader(TRAIN)
-    requests = [Request(0, np.arange(start, start + size)) for start in range(0, num_images, size)]
-    batches = list(loader.load(requests))
+    batches = list(loader.load(requests_of(np.arange(num_images), size)))
 
     # Of all threads, DALI's too: there is no other process.
     def forward() -> float:

@@ -27,7 +27,7 @@ from ops.facts import spread, write
 from pipelines.cache.sparse import TEMPERATURES, CodeSize, LogitCode, measured_error
 from pipelines.data.index import build_index
 from pipelines.data.source import Source
-from pipelines.loaders.base import Request
+from pipelines.loaders.base import requests_of
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
@@ -90,8 +90,7 @@ def logits(teacher: torch.nn.Module, index: Source, plan: ViewPlan, view: int) -
     loader = build_loader(
         "dali", index, plan, mean=mean, std=std, num_classes=CLASSES, device=torch.device("cpu"), max_batch=BATCH
     )
-    ids = np.arange(len(index))
-    requests = (Request(view, ids[start : start + BATCH]) for start in range(0, len(ids), BATCH))
+    requests = requests_of(np.arange(len(index)), BATCH, view)
     teacher = teacher.to(memory_format=torch.channels_last)
     return torch.cat([teacher(batch.images) for batch in loader.load(requests)])
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from functools import partial
+
 from ops.capacity.options import OPTIONS
 from ops.parser import Parser, add_recipe, calls, command
 
@@ -19,8 +22,23 @@ def capacity(parser: Parser) -> None:
     parser.add_argument("--nodes", type=int, metavar="M", help="number of nodes (default: one per 8 GPUs)")
     for option in OPTIONS.values():
         assumed = "" if option.assumed is None else f" (assumed: {option.assumed:g})"
-        parser.add_argument(option.flag, type=float, metavar="X", help=option.help + assumed)
+        parser.add_argument(
+            option.flag,
+            dest="values",
+            action="append",
+            type=partial(named_number, option.name),
+            default=[],
+            metavar="X",
+            help=option.help + assumed,
+        )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the measurement (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
-    names = ("recipe", "overrides", "gpus", "nodes", "seconds", "json", *OPTIONS)
-    parser.set_defaults(function=calls("ops.capacity.report:capacity", *names))
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print the estimate as JSON")
+    parser.set_defaults(function=calls("ops.capacity.report:capacity"))
+
+
+def named_number(name: str, text: str) -> tuple[str, float]:
+    """Return an option's name with its value. Refused, as argparse does, for text that is not a number."""
+    try:
+        return name, float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from error

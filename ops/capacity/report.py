@@ -29,14 +29,14 @@ def capacity(
     nodes: int | None,
     seconds: float,
     as_json: bool,
-    *values: float | None,
+    values: Sequence[tuple[str, float]],
 ) -> int:
-    """Print what a recipe takes on so many GPUs. values: of the `OPTIONS`, in their order; None for not given.
+    """Print what a recipe takes on so many GPUs. values: (name, value) of the `OPTIONS` that are given.
 
     What is wrong with the question is said before the networks' libraries wake.
     """
     num_nodes = nodes_of(gpus, nodes)
-    given = {name: value for name, value in zip(OPTIONS, values, strict=True) if value is not None}
+    given = dict(values)
     for name, value in given.items():
         OPTIONS[name].check(value)
     config = on_workers(recipe, overrides, gpus)

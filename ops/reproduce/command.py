@@ -61,9 +61,7 @@ def _reproduce_paper3(parser: Parser) -> None:
     parser.add_place("--state", default=f"{output_dir()}/paper3", help="folder for all state (%(default)s)")
     parser.add_argument("--again", action="store_true", help="also run what another machine has already published")
     _slice(parser, minutes=60.0, side_by_side=9)
-    names = ("experiments", "rows", "seeds", "minutes", "side_by_side", "state", "data", "weights", "cifar")
-    others = ("cifar_weights", "commit", "again", "overrides")
-    parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce", *names, *others))
+    parser.set_defaults(function=calls("ops.reproduce.paper3:reproduce"))
 
 
 def _reproduce_cifar100(parser: Parser) -> None:
@@ -89,8 +87,7 @@ def _reproduce_cifar100(parser: Parser) -> None:
     parser.add_argument("--device", help="such as cpu (default: the GPU, where there is one)")
     parser.add_argument("--collect", action="store_true", help="write the results so far to results/cifar100.json")
     _slice(parser, minutes=9.0, side_by_side=10)
-    names = ("rows", "held_out", "seeds", "minutes", "side_by_side", "state", "data", "device", "commit", "collect")
-    parser.set_defaults(function=calls("ops.reproduce.cifar100:reproduce", *names, "overrides"))
+    parser.set_defaults(function=calls("ops.reproduce.cifar100:reproduce"))
 
 
 def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:

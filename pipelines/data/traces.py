@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.data.listing import Listing
 from pipelines.places import Found
+from pipelines.spread import evenly_spread
 
 _MAX_FILES = 1000  # of single files, evenly spread
 
@@ -38,7 +38,7 @@ def take_traces(found: tuple[Found, ...], listing: Listing | None) -> Traces:
     """Return the traces of a split: of its containers, and of the single files in its listing."""
     if listing is None or "mtime_ns" not in listing.table.column_names:
         return Traces(containers=containers_of(found))
-    rows = np.unique(np.linspace(0, len(listing.table) - 1, _MAX_FILES).astype(np.int64))
+    rows = evenly_spread(len(listing.table), _MAX_FILES)
     some = listing.table.take(rows)
     names = some["location" if "location" in some.column_names else "path"].to_pylist()
     facts = zip(some["num_bytes"].to_pylist(), some["mtime_ns"].to_pylist(), strict=True)

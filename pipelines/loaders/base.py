@@ -38,6 +38,12 @@ class Request:
         return np.broadcast_to(np.asarray(self.view, dtype=np.int64), np.shape(self.sample_ids))
 
 
+def requests_of(ids: NDArray[np.int64], size: int, view: int = 0) -> Iterator[Request]:
+    """Yield requests for samples in a view, in their order: for `size` of them each, the last for those that remain."""
+    for start in range(0, len(ids), size):
+        yield Request(view, ids[start : start + size])
+
+
 @dataclass(frozen=True)
 class Job:
     """A request with all that decoding needs.

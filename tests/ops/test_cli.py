@@ -77,7 +77,7 @@ def test_only_what_goes_on_is_said_to(words, said, monkeypatch, capsys):
     def terminate(*args):
         raise Terminated("terminated")
 
-    monkeypatch.setattr(ops.parser, "imported", lambda function: terminate)
+    monkeypatch.setattr(ops.parser, "_call", terminate)
     assert main(words) == 143
     line = " ".join(capsys.readouterr().err.split())
     assert line.startswith(f"stillhouse: {said}")
@@ -279,6 +279,6 @@ def test_defaults_come_from_their_owners():
     score = inspect.signature(layers.score).parameters
     assert args.max_elements == score["max_elements"].default
     assert args.scale == score["scale"].default
-    assert args.images == Pairings.model_fields["images"].default
+    assert args.num_images == Pairings.model_fields["images"].default
     assert build_parser().parse_args(["deliver"]).folder == RunConfig.model_fields["output_dir"].default
     assert build_parser().parse_args(["evaluate", "run", "--variant", VARIANTS[-1]]).variant == VARIANTS[-1]

@@ -18,7 +18,7 @@ from kdcore.errors import Refused
 from pipelines.data.index import build_index
 from pipelines.data.source import Source
 from pipelines.loaders import choose, dali
-from pipelines.loaders.base import BLOCK, Loader, Request
+from pipelines.loaders.base import BLOCK, Loader, Request, requests_of
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
@@ -58,7 +58,7 @@ def loader(kind: str, index: Source, policy: ViewPolicy, seed: int = 4, max_batc
 
 
 def requests(num: int, batch: int, view: int = 0) -> list[Request]:
-    return [Request(view, np.arange(start, min(start + batch, num))) for start in range(0, num, batch)]
+    return list(requests_of(np.arange(num), batch, view))
 
 
 def only(items: Iterator[Item]) -> Item:
