@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-RATES = (
-    "top1",
-    "top5",
-    "class_mean_top1",
-    "mAP",
-    "f1",
-    "agreement",
-    "agreement_top5",
-    "knn_top1",
-    "neighbour_agreement",
-)
+from cluster.metric_names import find_metric
 
 
 def is_rate(metric: str) -> bool:
     """Return whether a metric is a share of images, read as a percentage."""
-    return metric.rpartition("/")[2] in RATES
+    known = find_metric(metric)
+    return known is not None and known.is_share
 
 
 def score_text(metric: str, value: float) -> str:

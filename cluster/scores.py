@@ -1,4 +1,4 @@
-"""How a network's answers are judged: by the one label of an image, or by its several; the same on every rank."""
+"""How a network's answers are judged: by an image's one label, or by its several labels; the same on every rank."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ from math import isclose
 
 import torch
 
+from cluster.metric_names import VALIDATED
 from cluster.rank import Rank
 from kdcore.metrics import Counts
 from kdcore.multi_label import MultiLabelCounts
 from pipelines.data.source import Source
 
-# Rates that say how good a network is, the first one present above all, as people call them.
-TITLES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "class_mean_top1": "mean per-class accuracy",
-    "mAP": "mAP",
-    "f1": "F1",
-}
-# What means nothing of images without labels, or of a classifier that does not know the classes.
-OF_LABELS = frozenset({*TITLES, "nll"})
+# Rates that say how good a network is, by their usual names; the first one present is the main one.
+TITLES = {metric.name: metric.title for metric in VALIDATED if metric.needs in ("one label", "several labels")}
 
 
 def counts_for(source: Source, device: torch.device | str) -> Counts | MultiLabelCounts:
-    """Return what counts answers to the images of a source, nothing counted yet."""
+    """Return an empty counter of answers to the images of a source."""
     return MultiLabelCounts(len(source.classes), device) if source.multi_label else Counts(len(source.classes), device)
 
 
@@ -44,6 +37,6 @@ def in_words(metrics: Mapping[str, float], prefix: str = "") -> str:
 
 
 def says_more(metric: str, metrics: Mapping[str, float]) -> bool:
-    """Return whether a metric is there, and is no mean over classes of equal size, which top-1 is already."""
+    """Return whether a metric is there, and is not a mean over classes of equal size, which equals top-1."""
     top1 = metrics.get(metric.replace("class_mean_top1", "top1"))
     return metric in metrics and (not metric.endswith("class_mean_top1") or not isclose(metrics[metric], top1 or 0.0))

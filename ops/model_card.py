@@ -1,4 +1,4 @@
-"""The model card: what a student is, what it was made of, how good it is and by how many runs that is known."""
+"""The model card: what a student is, what it was made from, how good it is, and over how many runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from cluster.assembly import Assembly
 from cluster.images import deployed_size, evaluation_policy
+from cluster.metric_names import METRICS
 from cluster.recipe import to_yaml
 from cluster.scores import in_words, says_more
 from cluster.tracking.description import method_name, network_pair
@@ -29,23 +30,17 @@ from ops.spread import spread
 from pipelines.files import read_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-REPORTED = {
-    "val/top1": ("top-1", "{:.2%}"),
-    "val/top5": ("top-5", "{:.2%}"),
-    "val/class_mean_top1": ("mean per-class accuracy", "{:.2%}"),
-    "val/mAP": ("mAP", "{:.2%}"),
-    "val/f1": ("F1 (micro, of probabilities from 0.5 on)", "{:.2%}"),
-    "val/agreement": ("agreement with the teacher", "{:.2%}"),
-    "val/kl": ("KL to the teacher", "{:.4f} nats"),
-    "val/teacher_top1": ("the teacher's top-1", "{:.2%}"),
-    "val/teacher_mAP": ("the teacher's mAP", "{:.2%}"),
+OF_STUDENT = ("top1", "top5", "class_mean_top1", "mAP", "f1", "agreement", "kl")
+REPORTED = {  # {metric: (what the card calls it, the format of its values)}
+    **{f"val/{name}": (METRICS[name].whole_title, METRICS[name].form) for name in OF_STUDENT},
+    **{f"val/teacher_{name}": (f"the teacher's {METRICS[name].title}", METRICS[name].form) for name in ("top1", "mAP")},
 }
 
 
 def environment() -> jinja2.Environment:
-    """Return the environment of templates that fail on a name that is missing.
+    """Return the environment of the templates, which fail on a missing name.
 
-    HTML escapes of itself whatever is put into it; Markdown has the filters text, code and block for that.
+    In HTML all values are escaped automatically; Markdown has the filters text, code and block for that.
     """
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -68,7 +63,7 @@ def write_card(
     checks: list[dict[str, Any]],
     num_images: int,
 ) -> str:
-    """Write the card; return its text. made: what builds the network; facts: what model.onnx says of itself."""
+    """Write the card; return its text. made: what builds the network; facts: the metadata of model.onnx."""
     config = parts.config
     changed = changed_views(config, RunFolder(run_dir))
     numbers, set_aside = reported_metrics(run_dir, parts) if changed is None else ([], 0)
@@ -105,7 +100,7 @@ def write_card(
 
 
 def teacher_rows(parts: Assembly) -> list[dict[str, str]]:
-    """Return name, model, fingerprint of its weights, and licence as far as timm states one, of each teacher."""
+    """Return each teacher's name, model, fingerprint of its weights, and licence if timm states one."""
     names = [member.name for member in parts.config.read_teachers] or [""]
     rows = []
     for name, recipe, facts in zip(names, parts.config.teacher_recipes, teachers_of(parts), strict=False):
@@ -128,9 +123,9 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
 
 
 def reported_metrics(run_dir: Path, parts: Assembly) -> tuple[list[dict[str, str]], int]:
-    """Return every reported metric of this run, and its spread over the runs of its recipe with other seeds.
+    """Return every reported metric of this run, with its spread over the runs of its recipe with other seeds.
 
-    The number: of runs that are not in it, since later ones repeat their seeds.
+    The number: of runs that do not count, since later ones repeat their seeds.
     """
     metrics = RunFolder(run_dir).read_result()["metrics"]
     group = repetitions_in_mlflow(run_dir, parts)
@@ -143,7 +138,7 @@ def reported_metrics(run_dir: Path, parts: Assembly) -> tuple[list[dict[str, str
 
 
 def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
-    """Return the runs of this recipe in MLflow; none where this one is not there."""
+    """Return the runs of this recipe in MLflow; none if this one is not there."""
     import mlflow
 
     run_id = RunFolder(run_dir).read_run_id()
@@ -161,7 +156,7 @@ def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
 
 
 def value_text(values: Sequence[float], form: str) -> str:
-    """Return values in words, as '96.70%', or '96.70% ± 0.40% (n = 3)'."""
+    """Return values as text, such as '96.70%', or '96.70% ± 0.40% (n = 3)'."""
     if not values:
         return "-"
     found = spread(values)
@@ -170,10 +165,10 @@ def value_text(values: Sequence[float], form: str) -> str:
 
 
 def evaluations(run_dir: Path, own: str, changed: str | None = None) -> list[dict[str, Any]]:
-    """Return the results of `evaluate` that lie with the run, with the student's rates in words.
+    """Return the results of `evaluate` in the run's folder, with the student's rates in words.
 
-    own: the fingerprint of the run's validation images, which alone go by their split's name; changed: as of
-    `changed_views`. Results on images that were shown otherwise are left out.
+    own: the fingerprint of the run's validation images, the only ones that go by their split's name; changed: as from
+    `changed_views`. Results on images that were shown differently are left out.
     """
     found = [read_json(path, "evaluate again") for path in RunFolder(run_dir).evaluations]
     found = [one for one in found if one.get("views") == changed]
@@ -188,9 +183,9 @@ def evaluations(run_dir: Path, own: str, changed: str | None = None) -> list[dic
 
 
 def latencies(run_dir: Path, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Return what `benchmark` measured of the student on images of a size; None where it has measured no such thing.
+    """Return what `benchmark` measured of the student on images of this size; None where it measured none.
 
-    Earlier versions did not say the size.
+    Earlier versions did not record the size; their results count as of this one.
     """
     path = RunFolder(run_dir).benchmark
     if not path.is_file():

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.sweep.stoppers import Mode
+from cluster.metric_names import Mode
 
 LOGARITHMIC_FROM = 8  # the largest value divided by the smallest
 

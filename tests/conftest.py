@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -91,6 +92,15 @@ def write_image_folder(root: Path, train: int = 16, val: int = 5, classes: int =
                 pixels = rng.integers(0, 120, size=(height, width, 3))
                 pixels[..., label % 3] += 100
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
+    return root
+
+
+def without_training_labels(images: Path, root: Path) -> Path:
+    """The pictures of a folder with those for training side by side, so that nothing says their classes."""
+    shutil.copytree(images / "val", root / "val")
+    (root / "train").mkdir()
+    for file in sorted((images / "train").rglob("*.png")):
+        shutil.copy(file, root / "train" / f"{file.parent.name}-{file.name}")
     return root
 
 

@@ -1,4 +1,4 @@
-"""What a sweep searches and how: a strict model of a YAML file, beside the recipe that it varies.
+"""What a sweep searches and how: a strict model of a YAML file, besides the recipe that it varies.
 
 name: digits
 search: grid                          # or random, or tpe, with num_points
@@ -19,11 +19,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from cluster.metric_names import VALIDATED, Mode, mode_of
 from cluster.recipe import validated
 from cluster.recipe_files import is_file, read_recipe
 from cluster.rules import check_not_reserved
 from cluster.sweep.axes import LAYERS, Axis, Pairings, Range, parse_axis
-from cluster.sweep.stoppers import Mode, Stopper, parse_stopper
+from cluster.sweep.stoppers import Stopper, parse_stopper
 from kdcore.errors import Refused, shortened
 from kdcore.located import local_file
 from kdcore.section import Section, refuse_idle
@@ -38,17 +39,6 @@ RESERVED = {
     "data.held_out": "scores on different images cannot be compared",
     "train.select": "scores of weights chosen in different ways cannot be compared",
 }
-METRICS = ("top1", "top5", "class_mean_top1", "mAP", "f1", "agreement", "nll", "kl")
-OF_KIND = {  # metrics of images with one label, and with several
-    False: ("top1", "top5", "class_mean_top1"),
-    True: ("mAP", "f1"),
-}
-LOWER_IS_BETTER = ("nll", "kl", "ece", "loss")
-
-
-def mode_of(metric: str) -> Mode:
-    """Return which values of a metric are better, the smallest or the largest."""
-    return "min" if metric.endswith(LOWER_IS_BETTER) else "max"
 
 
 class SweepConfig(Section):
@@ -119,7 +109,7 @@ class SweepConfig(Section):
     @field_validator("space", mode="before")
     @classmethod
     def _read_layers(cls, given: Any) -> Any:
-        """Read a list of layers as the choices that it gives: their quality is measured as that of any others."""
+        """Read a list of layers as the choices that it gives: their quality is measured like that of any others."""
         if isinstance(given, Mapping) and isinstance(given.get(LAYERS), list):
             return {**given, LAYERS: {"pairs": given[LAYERS]}}
         return given
@@ -138,7 +128,7 @@ class SweepConfig(Section):
                 f"{metric} would choose on the validation set, whose accuracy would then mean nothing; take "
                 "held_out/top1, and keep back training images with data.held_out=0.02"
             )
-        if metric not in (known := [f"held_out/{name}" for name in METRICS]):
+        if metric not in (known := [f"held_out/{one.name}" for one in VALIDATED]):
             raise Refused(f"{shortened(metric)!r} is no metric; take one of {', '.join(known)}")
         return metric
 
@@ -166,7 +156,7 @@ class SweepConfig(Section):
 
 
 def load_sweep(path: str | Path) -> SweepConfig:
-    """Read the sweep that a YAML file describes. Refused in one line for what is wrong."""
+    """Read the sweep that a YAML file describes. Refused in one line that says what is wrong."""
     found = local_file(str(path))
     if not is_file(found):
         raise Refused(f"--space {path}: no such file; `python -m ops fields sweep` shows what it may hold")

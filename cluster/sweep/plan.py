@@ -14,7 +14,7 @@ from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.sections import DataConfig
 from cluster.sweep.caches import Caches
-from cluster.sweep.config import OF_KIND, RESERVED, SweepConfig
+from cluster.sweep.config import RESERVED, SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import (
     LayerScores,
@@ -29,18 +29,19 @@ from cluster.sweep.space import (
     shared_recipe,
 )
 from cluster.training.check import check_run
+from cluster.training.validation import measured
 from kdcore.errors import Refused
+from pipelines.data.source import Source
 
 
 class SweepPlan:
     """What a sweep will do. recipe: with its paths absolute; scores: of the layers, where the space has some.
 
-    Refused where nothing of it could run, where the runs could not be compared, or need more caches than allowed.
+    Refused where none of it could run, or where the runs could not be compared or need more caches than allowed.
     """
 
     def __init__(self, recipe: RunConfig, sweep: SweepConfig, scores: LayerScores | None) -> None:
         self.recipe, self.sweep, self.scores = recipe, sweep, scores
-        require_metric(recipe, sweep)
         self.base = shared_recipe(recipe, sweep)
         self.space: Space = build_space(sweep, scores)
         refuse_overwriting(self.base, self.space)
@@ -53,10 +54,11 @@ class SweepPlan:
             require_own_fields(self.base, point, config)
         require_same_images(fit)
         self.caches = Caches(sweep, [config for _, config in fit])
+        require_metric(sweep.metric, [(point, self.caches.reading(config)) for point, config in fit])
 
     @cached_property
     def examples(self) -> list[Point]:
-        """The points; of a search that makes them up as it goes, some that show every value."""
+        """The points; of a search that makes them as it goes, some that cover every value."""
         return self.space.points() or self.space.probes()
 
     @property
@@ -72,7 +74,7 @@ class SweepPlan:
         return self.caches.reading(config)
 
     def score(self, trial: Trial) -> float | None:
-        """Return what a trial is compared by; None where it has no score yet, or failed."""
+        """Return the score that a trial is compared by; None where it has none yet, or failed."""
         return trial.score(self.sweep.metric, selects_best=self.base.train.select == "held_out")
 
     @property
@@ -92,7 +94,7 @@ class SweepPlan:
         return None if problem else config
 
     def _problem(self, config: RunConfig) -> str:
-        """Return what is wrong with the networks, taps or files of a run; each kind of run is looked at once."""
+        """Return what is wrong with the networks, taps or files of a run; each kind of run is checked once."""
         terms = tuple(term.term for term in config.method)
         kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
         if kind not in self.checked:
@@ -104,13 +106,21 @@ class SweepPlan:
         return self.checked[kind]
 
 
-def require_metric(recipe: RunConfig, sweep: SweepConfig) -> None:
-    """Refuse a metric that images with as many labels as the recipe's do not have."""
-    several, name = recipe.data.multi_label, sweep.metric.rpartition("/")[2]
-    if name in OF_KIND[not several]:
-        kind = "several labels" if several else "one label"
+def require_metric(metric: str, runs: Sequence[tuple[Point, RunConfig]]) -> None:
+    """Refuse a metric that the validations of a run do not measure on its held-out images."""
+    images: dict[tuple[DataConfig, int], dict[str, Source]] = {}  # {what decides about them: the run's}
+    found: list[list[str]] = []
+    for _, config in runs:
+        key = (config.data, config.plan_seed)
+        if key not in images:
+            images[key] = open_data(config, reuse_index=True)
+        found.append([f"held_out/{name}" for name in measured(config, images[key], "held_out")])
+    lacking = next((point for (point, _), names in zip(runs, found, strict=True) if metric not in names), None)
+    if lacking is not None:
+        common = [name for name in found[0] if all(name in names for names in found)]
         raise Refused(
-            f"metric: {sweep.metric} is not measured of images with {kind}; take held_out/{OF_KIND[several][0]}"
+            f"metric: {metric} is not measured in a run with {describe(lacking)}; "
+            + (f"take one of {', '.join(common)}" if common else "nothing is in all runs: take a sweep for each kind")
         )
 
 
@@ -133,8 +143,8 @@ def require_same_images(runs: Sequence[tuple[Point, RunConfig]]) -> None:
     """Refuse axes that change which images are held out: scores on different images cannot be compared."""
     if len({(config.data, config.plan_seed) for _, config in runs}) == 1:
         return  # as in most sweeps: no index is opened
-    found: dict[tuple[DataConfig, int], str] = {}  # {what decides about the images: their fingerprint}
-    firsts: dict[tuple[str, ...], tuple[Point, str]] = {}  # {axes: the first point of them, its images}
+    found: dict[tuple[DataConfig, int], str] = {}  # {what determines the images: their fingerprint}
+    firsts: dict[tuple[str, ...], tuple[Point, str]] = {}  # {axes: their first point, its images}
     changing: list[list[str]] = []
     for point, config in runs:
         key = (config.data, config.plan_seed)
@@ -153,7 +163,7 @@ def require_same_images(runs: Sequence[tuple[Point, RunConfig]]) -> None:
 
 @dataclass(frozen=True)
 class Costs:
-    """The seconds of what a sweep has left to do, if all runs go to their ends, from the speeds of each part alone."""
+    """The seconds that a sweep still takes if all runs go to their ends, from the speed of each part by itself."""
 
     outlook: Outlook
     num_trials: int  # that have not ended
@@ -167,17 +177,17 @@ class Costs:
 
     @property
     def cached_seconds(self) -> float:
-        """The seconds of all runs from the caches, whose building is counted."""
+        """The seconds of all runs from the caches, including building those."""
         return self._all(self.outlook.cached_seconds) + self.build_seconds
 
     @property
     def online_seconds(self) -> float:
-        """The seconds of all runs with the teacher beside every student."""
+        """The seconds of all runs with the teacher online."""
         return self._all(self.outlook.online_seconds)
 
     @property
     def break_even_trials(self) -> float | None:
-        """The number of runs after which the cache is paid for; None for never."""
+        """The number of runs after which the cache has paid off; None for never."""
         epochs = self.outlook.break_even_epochs
         return None if epochs is None else epochs / self.outlook.epochs
 

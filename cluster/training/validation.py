@@ -5,17 +5,41 @@ Not here: how metrics are counted (`cluster.passes`), and where they go (`cluste
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from cluster.assembly import Assembly
+from cluster.config import RunConfig
+from cluster.metric_names import VALIDATED, Need
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.probing import Probe, classifier_knows_classes, wants_probing
-from cluster.scores import OF_LABELS
 from cluster.teacher_check import examine
 from cluster.training.checkpoint import TrainState
 from cluster.training.recorder import Recorder
 from cluster.training.selection import score_of
+from pipelines.data.source import Source
+
+
+def measured(config: RunConfig, indexes: Mapping[str, Source], split: str) -> list[str]:
+    """Return the names of what a run's validations measure on a split, in the order of `VALIDATED`.
+
+    indexes: the run's, its training images among them.
+    """
+    met: set[Need] = set()
+    train, source = indexes["train"], indexes[split]
+    if source.labelled and classifier_knows_classes(config):
+        met |= {"labels", "several labels" if source.multi_label else "one label"}
+    averaged = (member for member in config.read_teachers if member.weight > 0)
+    if any(teacher.head == "own" for teacher in ([config.teacher] if config.teacher else averaged)):
+        met.add("answers")
+    if wants_probing(config):
+        if source.labelled and train.has_one_label and train.class_counts.all():
+            met.add("neighbours")
+        if any(teacher.head == "none" and not teacher.cached for teacher in config.all_teachers):
+            met.add("teacher's features")
+    return [metric.name for metric in VALIDATED if metric.needs in met]
 
 
 class Validation:
@@ -49,9 +73,8 @@ class Validation:
                 metrics = evaluate(
                     student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
                 )
-            is_judged = run.indexes[split].labelled and classifier_knows_classes(run.config)
-            hidden = {"images"} if is_judged else {"images", *OF_LABELS}
-            self.latest |= {f"{split}/{name}": value for name, value in metrics.items() if name not in hidden}
+            names = measured(run.config, run.indexes, split)
+            self.latest |= {f"{split}/{name}": metrics[name] for name in names if name in metrics}
         if self.probe is not None:
             with autocast(run.config, run.rank):
                 self.latest |= self.probe.metrics(student)

@@ -13,8 +13,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from cluster.metric_names import mode_of
 from cluster.score_text import is_rate
-from cluster.sweep.config import mode_of
 from ops.history import Run
 from ops.response import HeatMap, Response, ScoredPoint, heat_maps, is_logarithmic, response, values_of
 from ops.review.groups import Row

@@ -14,8 +14,8 @@ from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
 
+from cluster.metric_names import mode_of
 from cluster.score_text import is_rate
-from cluster.sweep.config import mode_of
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
@@ -57,8 +57,10 @@ class Row:
 
 
 def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDIED) -> list[Row]:
-    """Return a row for every group that has the metric, the best first."""
+    """Return a row for every group that has the metric, the best first. Refused if it is not known what is better."""
     groups = [group for group in groups if group.values(metric)]
+    if not groups:
+        return []
     teachers = teachers_among(groups)
     students = [group for group in groups if group not in teachers]
     usual = usual_fields(students, studied)

@@ -12,7 +12,9 @@ from typing import Any
 import mlflow
 from plotly.offline import get_plotlyjs
 
+from cluster.metric_names import METRICS
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.training.selection import SCORES
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say
@@ -28,15 +30,15 @@ from ops.review.sweeps import sweeps_of
 from ops.stores import open_store, run_link
 from pipelines.files import write_text
 
-CURVES = {
-    "val/top1": ("validation top-1", True),
-    "held_out/top1": ("held-out top-1", True),
-    "val/mAP": ("validation mAP", True),
-    "held_out/mAP": ("held-out mAP", True),
-    "val/agreement": ("agreement with the teacher", True),
+CURVES = {  # {metric: (its title, whether it is a share)}
+    **{
+        f"{split}/{name}": (f"{images} {METRICS[name].title}", True)
+        for name in ("top1", "mAP")
+        for split, images in (("val", "validation"), ("held_out", "held-out"))
+    },
+    "val/agreement": (METRICS["agreement"].title, True),
     "train/loss": ("training loss", False),
 }
-METRICS = ("val/top1", "val/mAP")  # by which recipes are compared where no other is asked for: the first that is there
 CURVES_OF_AT_MOST = 8  # groups; more cannot be told apart
 
 
@@ -50,13 +52,13 @@ def review(
 ) -> int:
     """Write the page. Refused where the experiment, a run or the metric is not there.
 
-    metric: None for validation top-1 or, where no run has it, mAP.
+    metric: None for what weights are chosen by, on the validation set: top-1 or, where no run has it, mAP, and so on.
     """
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(uri, "start it, or name another --store"):
         runs = runs_of(client, experiment)
-        metric = metric or next((name for name in METRICS if any(name in run.metrics for run in runs)), METRICS[0])
+        metric = metric or usual_metric(runs)
         rows = rows_of(grouped(runs), metric, studied or STUDIED)
         if not rows:
             raise Refused(f"experiment {experiment!r} has no finished run with {metric}; take another --metric")
@@ -71,6 +73,12 @@ def review(
         say(f"  {line}")
     say(f"written: {path}")
     return 0
+
+
+def usual_metric(runs: Sequence[Run]) -> str:
+    """Return by which metric recipes are compared where none is asked for: the first that a run has."""
+    names = [f"val/{name}" for name in SCORES]
+    return next((name for name in names if any(name in run.metrics for run in runs)), names[0])
 
 
 def find_run(runs: Sequence[Run], name: str) -> Run:

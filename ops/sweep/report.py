@@ -18,6 +18,7 @@ from cluster.score_text import score_text
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LAYERS, describe, label
+from cluster.training.selection import SCORES
 from kdcore.errors import Refused
 from ops.console import percent, table
 from ops.response import ScoredPoint
@@ -105,9 +106,9 @@ def mean_text(result: PointResult, metric: str) -> str:
 
 
 def validation_rate(results: Sequence[PointResult]) -> str:
-    """Return the rate that the runs have on the validation set: mAP where images have several labels."""
+    """Return the rate that the runs have on the validation set: the first of those that weights are chosen by."""
     seen = {name for result in results for trial in result.trials for name in trial.result.get("metrics", ())}
-    return "val/mAP" if "val/mAP" in seen else "val/top1"
+    return next((name for name in (f"val/{score}" for score in SCORES) if name in seen), f"val/{SCORES[0]}")
 
 
 def validation_text(result: PointResult, metric: str) -> str:

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cluster.sweep.stoppers.base import Curve, Mode, Stopper
+from cluster.metric_names import Mode
+from cluster.sweep.stoppers.base import Curve, Stopper
 
 
 class Asha(Stopper):
@@ -48,7 +49,7 @@ class Asha(Stopper):
         sign = 1 if mode == "max" else -1
         share = 100 * (1 - 1 / self.reduction_factor)
         if not there or sign * score >= np.percentile([sign * other for other in there], share):
-            return ""  # where the score is no number, the comparison is false
+            return ""  # where the score is not a number, the comparison is false
         better = sum(not sign * score >= sign * other for other in there)
         return (
             f"{better} of the {len(there)} runs that came to rung {rung} before it are better, and the best "

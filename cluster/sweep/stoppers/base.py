@@ -7,26 +7,26 @@ registers it under the default of its `rule` field; every module of this package
 A rule keeps nothing between two questions: it is a function of the scores that are in the sweep's journal when it is
 asked. That makes it safe to restart. Answers that were given are in the journal, too, and are not asked for again.
 
-Not here: who asks, and what Ray Tune hears (`cluster.sweep.scheduler`).
+Not here: what asks a rule, and what Ray Tune is told (`cluster.sweep.scheduler`).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from cluster.metric_names import Mode
 from kdcore.errors import Refused
 from kdcore.section import Section
 
-Mode = Literal["min", "max"]
 REGISTRY: dict[str, type[Stopper]] = {}
 
 
 class Report(NamedTuple):
-    """A validation of a run: its score after so many epochs."""
+    """A validation of a run: its score after `epoch` epochs."""
 
     epoch: float
     score: float
@@ -57,9 +57,9 @@ class Stopper(Section):
     def reason(self, run: Curve, others: Sequence[Curve], mode: Mode, write: Callable[[float], str] = str) -> str:
         """Return why a run ends with its last report, to be read after its score; empty where it goes on.
 
-        others: the curves of the sweep's other runs so far, without what a run reports at its very end: there its
-        learning rate has come down, and nothing in the midst of a run compares with that. mode: which scores are
-        better. write: gives a score as people read it.
+        others: the curves of the sweep's other runs so far, without what a run reports at its end: there its learning
+        rate has come down, and no report from mid-run compares with that. mode: which scores are better. write: formats
+        a score.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no reason()")
 
@@ -68,7 +68,7 @@ class Stopper(Section):
         raise NotImplementedError(f"{type(self).__name__} gives no summary()")
 
     def check(self, epochs: int) -> None:
-        """Raise Refused where no run of so many epochs could ever be stopped."""
+        """Raise Refused where no run of `epochs` epochs could ever be stopped."""
         if self.grace_epochs >= epochs:
             raise Refused(
                 f"stop.grace_epochs {self.grace_epochs} leaves nothing to stop in runs of {epochs} epochs; lower it, "
@@ -77,7 +77,7 @@ class Stopper(Section):
 
 
 def parse_stopper(given: Any) -> Any:
-    """Build the rule that SPACE.yaml describes. Refused names the nearest known rules."""
+    """Build the rule that SPACE.yaml describes. Refused, naming the nearest ones, for an unknown rule."""
     if given is None or isinstance(given, Stopper):
         return given
     if not isinstance(given, Mapping) or not isinstance(given.get("rule"), str):

@@ -1,4 +1,4 @@
-"""The median rule: a run stops once even its best score is below what runs have had on average."""
+"""The median rule: a run stops once even its best score is worse than the median of other runs' averages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.sweep.stoppers.base import Curve, Mode, Stopper
+from cluster.metric_names import Mode
+from cluster.sweep.stoppers.base import Curve, Stopper
 
 
 class Median(Stopper):

@@ -11,6 +11,7 @@ from cluster.sweep.journal import Trial
 from cluster.sweep.room import TRIAL_BYTES, concurrency, local_concurrency, runs_that_fit, trial_resources
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, planned, scores
+from tests.conftest import without_training_labels
 
 
 def test_a_point_that_makes_no_run(recipes):
@@ -110,3 +111,53 @@ def test_a_machine_with_a_gpu(recipes, monkeypatch):
     monkeypatch.setattr(room.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(room, "trials_in_memory", lambda nodes: 9)
     assert local_concurrency(recipes(), None) == 2
+
+
+HEADLESS = {"model": "cifar_resnet8", "random": True, "head": "none"}
+NOT_MEASURED = {
+    "no teacher": (
+        {"teacher": None, "method": KD[:1]},
+        {"metric": "held_out/agreement", "space": {"optimizer.lr": [0.1, 0.2]}},
+        "held_out/agreement is not measured in a run with optimizer.lr 0.1; take one of held_out/top1, held_out/top5, "
+        "held_out/class_mean_top1, held_out/nll$",
+    ),
+    "a teacher without a head": (
+        {"teacher": HEADLESS, "method": [MSE]},
+        {"space": {"weight": [1, 2]}, "teacher": "online"},
+        "held_out/top1 is not .* take one of held_out/knn_top1, held_out/neighbour_agreement$",
+    ),
+    "a teacher without a head in a cache": (
+        {"teacher": HEADLESS, "method": [MSE]},
+        {"space": {"weight": [1, 2]}, "metric": "held_out/neighbour_agreement"},
+        "held_out/neighbour_agreement is not .* take one of held_out/knn_top1$",
+    ),
+    "some points alone": (
+        {},
+        {"space": {"method": [KD, [MSE]]}, "metric": "held_out/f1"},
+        "held_out/f1 is not measured in a run with method .* take one of held_out/agreement, held_out/kl$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_MEASURED)
+def test_a_metric_that_no_run_measures_is_refused(case, recipes):
+    """It was accepted, and the sweep ended at its first validation, with a traceback."""
+    fields, search, message = NOT_MEASURED[case]
+    with pytest.raises(Refused, match=f"^metric: {message}"):
+        planned(recipes(**fields), **search)
+
+
+def test_a_sweep_of_a_teacher_without_a_head_has_a_metric(recipes):
+    """It is compared by neighbours of features, which no sweep could name."""
+    recipe = recipes(teacher=HEADLESS, method=[MSE])
+    assert planned(recipe, space={"weight": [1, 2]}, metric="held_out/knn_top1").problems == {}
+    metric = "held_out/neighbour_agreement"
+    assert planned(recipe, space={"weight": [1, 2]}, metric=metric, teacher="online").problems == {}
+
+
+def test_images_without_labels_are_compared_by_agreement(recipes, image_folder, tmp_path):
+    root = without_training_labels(image_folder, tmp_path / "images")
+    recipe = recipes(data__root=str(root), method=KD[1:])
+    with pytest.raises(Refused, match=r"held_out/top1 is not .* take one of held_out/agreement, held_out/kl$"):
+        planned(recipe)
+    assert planned(recipe, metric="held_out/kl").problems == {}

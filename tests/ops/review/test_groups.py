@@ -1,13 +1,16 @@
 """Which groups of runs are the teacher and the student alone, and what telling them apart costs."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from kdcore.errors import Refused
 from ops.history import Run, grouped
 from ops.review import groups as module
 from ops.review.groups import labels_of, rows_of, sentences, varied_fields
+from ops.review.page import CURVES, usual_metric
 
 METRIC = "val/top1"
 
@@ -111,3 +114,32 @@ def test_recipes_of_one_method_are_told_apart_at_once(monkeypatch):
     runs = [made(f"run{number}", "ce+kd", train__lr=str(number)) for number in range(5)]
     assert labels_of(grouped(runs)) == [f"ce+kd: train.lr {number}" for number in range(5)]
     assert calls == [5]
+
+
+def test_costs_are_ranked_from_the_lowest():
+    """The slowest recipe stood above all others, as the best."""
+    runs = [made("slow", "ce+kd"), made("fast", "ce+dkd")]
+    runs = [
+        replace(run, metrics={"cost/train_seconds": seconds}) for run, seconds in zip(runs, (9.0, 3.0), strict=True)
+    ]
+    assert [row.label for row in rows_of(grouped(runs), "cost/train_seconds")] == ["ce+dkd", "ce+kd"]
+
+
+def test_nothing_is_ranked_by_a_metric_of_which_nothing_is_known():
+    runs = [replace(made("one", "ce+kd"), metrics={"train/gradient_norm": 1.0})]
+    with pytest.raises(Refused, match=r"^train/gradient_norm: whether more or less of it is better is not known"):
+        rows_of(grouped(runs), "train/gradient_norm")
+    assert rows_of(grouped(runs), "val/top9") == []
+
+
+def test_what_recipes_are_compared_by_where_nothing_is_asked_for():
+    """The first that weights could be chosen by; of images without labels, and of features, there was no page."""
+    for name in ("val/top1", "val/mAP", "val/agreement", "val/knn_top1"):
+        assert usual_metric([replace(made("one", "kd"), metrics={name: 0.5, "val/nll": 1.0})]) == name
+    assert usual_metric([]) == "val/top1"
+
+
+def test_the_titles_of_curves():
+    assert CURVES["held_out/top1"] == ("held-out top-1", True)
+    assert CURVES["val/mAP"] == ("validation mAP", True)
+    assert CURVES["val/agreement"] == ("agreement with the teacher", True)

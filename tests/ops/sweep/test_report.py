@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ops.sweep import plots as report_plots
 from ops.sweep.plots import plots
-from ops.sweep.report import best_recipe, ends_of_runs, ranked, result_table
+from ops.sweep.report import best_recipe, ends_of_runs, ranked, result_table, validation_rate, validation_text
 from ops.sweep.view import SweepView
 from tests.ops.sweep.conftest import ENDS, imagined
 
@@ -72,3 +72,13 @@ def test_a_line_for_an_epoch_has_that_epochs_value(tmp_path):
     assert view.line({"event": "report"}, trial) == f"000-seed0: epoch 2, {told}"
     trial.end = "finished"
     assert view.line({"event": "end"}, trial) == f"000-seed0: finished, {told}"
+
+
+@pytest.mark.parametrize("name", ["val/mAP", "val/agreement", "val/knn_top1"])
+def test_the_table_has_what_the_validation_set_measures(name, tmp_path):
+    """Of images without labels, and of a teacher without a head, its column was empty."""
+    plan, trials = imagined(tmp_path, {"000-seed0": ("finished", 0.5)}, weight=[1.0])
+    trials[0].result = {"metrics": {name: 0.25}}
+    results = ranked(plan, trials)
+    assert validation_rate(results) == name
+    assert validation_text(results[0], name) == "25.00%"
