@@ -32,7 +32,7 @@ class Values(Section):
         return self.values[rng.integers(len(self.values))]
 
     def value(self, drawn: Any) -> Any:
-        """Return the value that a search has drawn: it draws the value's number, for a value may be a list."""
+        """Return the value that a search has drawn: it draws the value's index, since a value may be a list."""
         return self.values[drawn]
 
     @property
@@ -42,7 +42,7 @@ class Values(Section):
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that show whether the axis can be searched at all: of several, each."""
+        """Values that show whether the axis can be searched at all: here all of them."""
         return self.values
 
 
@@ -71,12 +71,12 @@ class Range(Section):
 
     @property
     def size(self) -> float:
-        """The number of values: of a range of numbers, no end of them."""
+        """The number of values: of a range of numbers, infinite."""
         return math.inf
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The lowest and the highest value: where both make a run, those between them do."""
+        """The lowest and the highest value: where both are valid, so are those between them."""
         return (self.value(self.low), self.value(self.high))
 
 
@@ -146,14 +146,14 @@ class Pairings(Section):
         if (self.pairs is None) == (self.ranked is None):
             raise Refused("give either pairs: [[{student: TAP, teacher: TAP}, ...], ...] or ranked: N")
         if self.ranked is None:
-            refuse_idle(self, ["sizes"], "ranked: N, whose choices it makes")
+            refuse_idle(self, ["sizes", "taps", "student_taps"], "ranked: N, whose choices it makes")
         if self.ranked is not None and max(self.sizes) > self.ranked:
             raise Refused(f"sizes {max(self.sizes)} of the {self.ranked} best layers; raise ranked")
         return self
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return values of which each is listed once. Refused where one is listed twice: its runs would be, too."""
+    """Return the values. Refused where one is listed twice: its runs would be, too."""
     for number, value in enumerate(values):
         if value in values[:number]:
             raise Refused(f"{shortened(repr(value))} is listed twice; remove it")

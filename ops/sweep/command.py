@@ -48,7 +48,7 @@ from ops.train import mlflow_hint
 from pipelines.files import read_json, write_json
 
 MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
-# Beside its training, of a run by itself on 2 cores: the median of benchmarks/results/trials.json, as a test checks.
+# Of a run besides its training, by itself on 2 cores: the median of benchmarks/results/trials.json, as a test checks.
 RUN_SECONDS = 12
 
 
@@ -68,7 +68,7 @@ def sweep(
     config, wanted = catalog.load_here(recipe, overrides), load_sweep(space)
     concurrent = concurrent or wanted.concurrent
     plan = plan_sweep(config, wanted)
-    # A cluster has to be asked what fits on it; for a plan, this machine need not become one.
+    # A cluster has to be asked what fits on it; for a plan only, none is started on this machine.
     here = plan_only and not os.environ.get("RAY_ADDRESS")
     with nullcontext() if here else sweep_session(plan.base, concurrent):
         fitting = local_concurrency(plan.base, concurrent) if here else concurrency(plan.base, concurrent)
@@ -87,13 +87,13 @@ def sweep(
 
 
 def plan_sweep(config: RunConfig, wanted: SweepConfig) -> SweepPlan:
-    """Return the plan of a sweep. Refused first where its folder holds another, whose measurements are not for it."""
+    """Return the plan of a sweep. Refused first where its folder holds another, whose measurements do not apply."""
     require_same_sweep(config, wanted)
     return SweepPlan(config, wanted, layer_scores(config, wanted))
 
 
 def retry_hint(trials: Sequence[Trial]) -> str:
-    """Return what the person may do about runs that have failed or were lost."""
+    """Return what can be done about runs that have failed or were lost."""
     lost = sum(trial.end == "lost" for trial in trials)
     ways = [f"the same command tries the {lost} lost again"] if lost else []
     return "; ".join([*ways, *(["--retry-failed those that failed, too"] if lost < len(trials) else [])])
@@ -102,9 +102,9 @@ def retry_hint(trials: Sequence[Trial]) -> str:
 def run(
     plan: SweepPlan, concurrent: int, command: str, started: float, retry_failed: bool = False
 ) -> list[PointResult]:
-    """Build what is missing, run the trials, show and keep what came out, and return it, the best first.
+    """Build what is missing, run the trials, show and write the results, and return them, the best first.
 
-    A sweep that is all there, also in MLflow, is shown as it is.
+    A sweep that is complete, also in MLflow, is only shown.
     """
     trials = trials_so_far(plan).values()
     if has_nothing_to_run(plan, trials, retry_failed) and not RunFolder(plan.parent.run_dir).outbox.exists():
@@ -133,7 +133,7 @@ def run(
 
 
 def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
-    """Measure the layers where the space chooses some, once: a sweep that has begun keeps the scores it began with."""
+    """Measure the layers if the space chooses some, once: a sweep that has begun keeps the scores it began with."""
     axis = wanted.space.get(LAYERS)
     if not isinstance(axis, Pairings):
         return None
@@ -143,8 +143,7 @@ def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:
         return LayerScores({tap: Quality(**q) for tap, q in found["quality"].items()}, found["student_taps"])
     taps = axis.taps
     if axis.pairs is not None:
-        named = {pair.teacher for pairs in axis.pairs for pair in pairs}
-        taps = taps or tuple(sorted(named))
+        taps = tuple(sorted({pair.teacher for pairs in axis.pairs for pair in pairs}))
     online = shared_recipe(config, wanted)
     scores = layers.score(online, taps, axis.student_taps, num_images=axis.images)
     content = {"quality": {tap: asdict(q) for tap, q in scores.quality.items()}}
@@ -160,7 +159,7 @@ def show_plan(plan: SweepPlan, concurrent: int, asked: int | None) -> None:
 
 
 def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[str]]:
-    """Return the rows of the plan. concurrent: runs at a time; asked: as many as were wanted."""
+    """Return the rows of the plan. concurrent: runs at a time; asked: how many were asked for."""
     sweep, done = plan.sweep, trials_so_far(plan)
     num_points = plan.num_trials // len(sweep.seeds)
     seeds = f"{len(sweep.seeds)} seed{'s' if len(sweep.seeds) > 1 else ''}"
@@ -183,13 +182,13 @@ def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[
 
 
 def memory_text(concurrent: int) -> str:
-    """Return what the processes beside the workers take, as a cell shows it."""
+    """Return the memory of the processes other than the workers, as a cell shows it."""
     each, shared = decimal(TRIAL_BYTES), decimal(MANAGER_BYTES)
     return f"{decimal(concurrent * TRIAL_BYTES + MANAGER_BYTES)} ({each} a run at a time, {shared} for all)"
 
 
 def axis_text(axis: Any) -> str:
-    """Return an axis as a cell shows it: of many values the first."""
+    """Return an axis as a cell shows it: the first of many values."""
     if not hasattr(axis, "values"):
         return f"{axis.low:g} to {axis.high:g}"
     shown = [label(value) for value in axis.values]
@@ -213,7 +212,7 @@ def cache_rows(plan: SweepPlan) -> list[list[str]]:
 
 
 def cost_rows(plan: SweepPlan, concurrent: int, num_left: int) -> list[list[str]]:
-    """Return the hours of the runs that are left, from measured speeds, and when the cache is paid for."""
+    """Return the hours of the runs that are left, from measured speeds, and when the cache has paid off."""
     if num_left == 0:
         return [["expected training", "none: every run has ended"]]
     if plan.base.teachers:

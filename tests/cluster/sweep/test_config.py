@@ -36,6 +36,14 @@ REFUSED = {
         {"space": {"layers": {"ranked": 2, "pairs": [[{"student": "a", "teacher": "b"}]]}}},
         r"give either pairs.* or ranked",
     ),
+    "taps that are not ranked": (
+        {"space": {"layers": {"pairs": [PAIRS], "taps": ["layer3"]}}},
+        r"taps=\('layer3',\) has no effect without ranked: N",
+    ),
+    "a student's taps that are not ranked": (
+        {"space": {"layers": {"pairs": [PAIRS], "student_taps": ["layer3"]}}},
+        r"student_taps=\('layer3',\) has no effect without ranked: N",
+    ),
     "no layers": ({"space": {"layers": []}}, r"space.layers.pairs: .* at least 1 item"),
     "a choice of none": ({"space": {"layers": [PAIRS, []]}}, r"space.layers.pairs.1: .* at least 1 item"),
     "a value twice": (
