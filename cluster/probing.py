@@ -1,7 +1,7 @@
 """Networks without a common set of classes, judged by their frozen features: nearest neighbours and linear probes.
 
-For teachers without a head, whose students cannot be compared with them by their answers. Not here: the measures
-(`kdcore.probing`).
+For teachers without a head, whose students cannot be compared with them by their answers, and for students whose
+classifier nothing teaches. Not here: the measures (`kdcore.probing`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.images import image_size
 from kdcore.batch import Batch
+from kdcore.errors import Refused
 from kdcore.layout import evaluating
+from kdcore.models import brings_classifier
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.probing import knn_logits, linear_probe_logits, neighbour_agreement, top1
 from kdcore.protocol import find_classifier
@@ -30,19 +32,23 @@ BANK_PER_CLASS = 100  # training images of each class that neighbours are looked
 Embedding = Callable[[Batch], Tensor]
 
 
-def wants_probing(config: RunConfig) -> bool:
-    """Return whether a teacher of the recipe has no head, so that features are what can be compared."""
+def wants_probing(config: RunConfig, num_classes: int) -> bool:
+    """Return whether features are what can be compared: of a teacher without a head, or where answers mean nothing."""
+    return has_headless_teacher(config) or not classifier_knows_classes(config, num_classes)
+
+
+def has_headless_teacher(config: RunConfig) -> bool:
+    """Return whether a teacher of the recipe has no head."""
     return any(teacher.head == "none" for teacher in config.all_teachers)
 
 
-def classifier_knows_classes(config: RunConfig) -> bool:
+def classifier_knows_classes(config: RunConfig, num_classes: int) -> bool:
     """Return whether the student's classifier is one for the classes, so that its accuracy means something.
 
-    A term teaches it by labels or a teacher's answers, or it comes from the teacher, or with the student's weights.
+    A term teaches it, or it comes from the teacher, or with the student's weights. num_classes: of the data.
     """
-    taught = config.needs.reads_labels or config.needs.teacher_logits
-    student = config.student
-    return taught or student.classifier == "reused" or student.pretrained or student.checkpoint is not None
+    taught = any(term.teaches_classifier for term in config.method if term.weight > 0)
+    return taught or config.student.classifier == "reused" or brings_classifier(config.student, num_classes)
 
 
 class Probe:
@@ -57,8 +63,8 @@ class Probe:
         self.run, self.splits = run, splits
         train = run.indexes["train"]
         self.bank: NDArray[np.int64] | None = None
-        if train.labelled:
-            per_class = min(BANK_PER_CLASS, int(np.bincount(train.labels, minlength=len(train.classes)).min()))
+        if train.has_one_label:
+            per_class = min(BANK_PER_CLASS, int(train.class_counts.min()))
             self.bank = class_balanced_sample(train.labels, per_class, run.plan.seed) if per_class else None
         self.loaders = self.loaders_of(run)
         self.teacher = probed_teacher(run, of_any_teacher)
@@ -163,5 +169,15 @@ def probed_teacher(run: Assembly, of_any: bool) -> OnlineTeacher | None:
 
 
 def check_probing(run: Assembly) -> None:
-    """Refuse a student whose features cannot be read."""
-    FeatureTaps(run.student, [CLASSIFIER_INPUT]).shapes(image_size(run.config))
+    """Refuse a student that is judged by its features where these cannot be read."""
+    if not wants_probing(run.config, len(run.classes)):
+        return
+    try:
+        FeatureTaps(run.student, [CLASSIFIER_INPUT], role="student").shapes(image_size(run.config))
+    except Refused as error:
+        if has_headless_teacher(run.config):
+            raise
+        raise Refused(
+            f"no term teaches the student's classifier, so that only its features could be judged, but {error}; add a "
+            "term on the logits, such as ce"
+        ) from error

@@ -110,6 +110,24 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
         ) from error
 
 
+def brings_classifier(config: ModelConfig, num_classes: int) -> bool:
+    """Return whether a network for so many classes has its classifier from its weights, and not a fresh one.
+
+    Of weights on the hub, whose classes are known only there: False.
+    """
+    if config.new_head:
+        return False
+    if config.weights_file is not None or not config.pretrained:
+        return config.weights_file is not None
+    if config.model.startswith(TORCHVISION):
+        rows = len(models.get_model_weights(check_torchvision(config.model)).DEFAULT.meta["categories"])
+    else:
+        known = None if config.model.startswith(HF_HUB) else timm.get_pretrained_cfg(config.model)
+        rows = known.num_classes if known is not None else None
+    outputs = config.args.get("num_classes", rows) if config.class_indices else num_classes
+    return rows is not None and bool(outputs == rows)
+
+
 def fetches(config: ModelConfig) -> bool:
     """Return whether timm asks the hub for a network: for its weights, or for what it is."""
     return config.pretrained or config.model.startswith(HF_HUB)
@@ -126,7 +144,11 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
     num_classes: Any = len(weights.meta["categories"])
     made.num_classes = num_classes
     preprocessing = weights.transforms()
-    own_cfg: Any = {"mean": tuple(preprocessing.mean), "std": tuple(preprocessing.std)}
+    own_cfg: Any = {
+        "mean": tuple(preprocessing.mean),
+        "std": tuple(preprocessing.std),
+        "num_classes": num_classes,  # as timm has it: of the weights, whatever the network's last layer becomes
+    }
     made.pretrained_cfg = own_cfg
     wanted = own_classes.get("num_classes", made.num_classes)
     if wanted != made.num_classes:

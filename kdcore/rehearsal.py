@@ -19,7 +19,7 @@ from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.layout import COMPLAINTS, evaluating
 from kdcore.protocol import check_answers
-from kdcore.terms import TermInputs
+from kdcore.terms import Term, TermInputs
 from kdcore.terms.foreign import complaints_of
 
 
@@ -51,7 +51,7 @@ def rehearse(
     hooks = []
     for name, module in distiller.extras.items():
         hooks.append(module.register_forward_pre_hook(_noting(name, begun)))
-        hooks.append(module.register_forward_hook(_checking(len(images), begun)))
+        hooks.append(module.register_forward_hook(_checking(len(images), begun, distiller.terms[name])))
     distiller.train()
     try:
         distiller(batch)
@@ -89,15 +89,20 @@ def random_images(network: nn.Module, number: int, image_size: tuple[int, int]) 
     return torch.randn(number, 3, *image_size, generator=generator).to(next(network.parameters()))
 
 
-def _noting(name: str, begun: list[str]) -> Callable[[nn.Module, object], None]:
-    return lambda module, inputs: begun.append(name)
+def _noting(name: str, begun: list[str]) -> Callable[[nn.Module, tuple[TermInputs]], tuple[TermInputs]]:
+    def note(module: nn.Module, inputs: tuple[TermInputs]) -> tuple[TermInputs]:
+        begun.append(name)
+        logits = inputs[0].student_logits
+        return (replace(inputs[0], student_logits=logits.view_as(logits)),)  # told apart from a tap that gives the same
+
+    return note
 
 
-def _checking(number: int, begun: list[str]) -> Callable[[nn.Module, Any, object], None]:
+def _checking(number: int, begun: list[str], term: Term) -> Callable[[nn.Module, Any, object], None]:
     """Return a hook that refuses what a term gives of a number of images, unless that is one finite value an image.
 
-    The value must have a gradient where what the term reads of the student has one. begun: the terms that are being
-    computed, of which the one that has passed is taken.
+    The value must have a gradient where what the term reads of the student has one, and none at logits that the term
+    does not say it reads. begun: the terms that are being computed, of which the one that has passed is taken.
     """
 
     def check(module: nn.Module, inputs: tuple[TermInputs], value: object) -> None:
@@ -109,6 +114,11 @@ def _checking(number: int, begun: list[str]) -> Callable[[nn.Module, Any, object
             raise Refused(
                 f"its loss ({str(value.dtype).removeprefix('torch.')}) has no gradient, so the student would learn "
                 "nothing of it; compute it from what it reads of the student, without detach, argmax and comparisons"
+            )
+        if not term.teaches_classifier and _depends_on(value, inputs[0].student_logits):
+            raise Refused(
+                "it reads student_logits beside taps, which decides whether the student's accuracy is measured; say so "
+                "in its class: reads_logits: ClassVar[bool] = True"
             )
         if not value.is_meta and not value.isfinite().all():  # by shapes alone there are no values to look at
             raise Refused(
@@ -131,6 +141,13 @@ def _have_gradients(inputs: TermInputs) -> bool:
     """Whether something that a term may read of the student has a gradient."""
     read = [inputs.student_logits, *inputs.student_features.values(), inputs.student_input_gradient]
     return any(tensor.requires_grad for tensor in read if tensor is not None)
+
+
+def _depends_on(value: Tensor, read: Tensor) -> bool:
+    """Whether a value has a gradient at a tensor."""
+    if not (value.requires_grad and read.requires_grad):
+        return False
+    return torch.autograd.grad(value.sum(), read, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:

@@ -48,16 +48,17 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
     On the meta device no network is built, but for its shapes: those that train are the workers'.
     """
     from cluster.assembly import assemble
-    from cluster.probing import check_probing, wants_probing
+    from cluster.probing import check_probing
     from cluster.rank import Rank
     from cluster.rehearsal import rehearse_run
+    from cluster.training.validation import check_choice
     from kdcore.optim import build_optimizer
 
     parts = assemble(config, Rank(0, 1, device))
     build_optimizer(config.optimizer, parts.student)
     rehearse_run(parts)
-    if wants_probing(config):
-        check_probing(parts)
+    check_probing(parts)
+    check_choice(parts)
     return parts
 
 

@@ -58,7 +58,7 @@ class Recorder:
             self.list_broken_images()
         self.term_names = list(unique_names(config.method))
         train = run.indexes["train"]
-        self.has_top1 = train.labelled and not train.multi_label and classifier_knows_classes(config)
+        self.has_top1 = train.has_one_label and classifier_knows_classes(config, len(run.classes))
         self.interval = Interval(run.rank, 2 + len(self.term_names), skips=config.train.on_nonfinite == "skip")
         self.wait_seconds = self.window_wait = 0.0
         self.window_start, self.window_steps = time.perf_counter(), 0
@@ -233,7 +233,7 @@ class Recorder:
             self.log.log(step, metrics)
         told = [name for name in metrics if name.rpartition("/")[2] in TOLD and says_more(name, metrics)]
         shown = ", ".join(f"{name} {score_text(name, metrics[name])}" for name in told)
-        self.reporter.say(f"step {step}: {shown}")
+        self.reporter.say(f"step {step}: {shown or 'nothing says how good the student is'}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 
     def say_of_patience(self, state: TrainState) -> None:

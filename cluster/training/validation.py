@@ -18,7 +18,8 @@ from cluster.probing import Probe, classifier_knows_classes, wants_probing
 from cluster.teacher_check import examine
 from cluster.training.checkpoint import TrainState
 from cluster.training.recorder import Recorder
-from cluster.training.selection import score_of
+from cluster.training.selection import SCORES, score_of
+from kdcore.errors import Refused
 from pipelines.data.source import Source
 
 
@@ -29,17 +30,34 @@ def measured(config: RunConfig, indexes: Mapping[str, Source], split: str) -> li
     """
     met: set[Need] = set()
     train, source = indexes["train"], indexes[split]
-    if source.labelled and classifier_knows_classes(config):
+    knows = classifier_knows_classes(config, len(train.classes))
+    if source.labelled and knows:
         met |= {"labels", "several labels" if source.multi_label else "one label"}
     averaged = (member for member in config.read_teachers if member.weight > 0)
-    if any(teacher.head == "own" for teacher in ([config.teacher] if config.teacher else averaged)):
+    if knows and any(teacher.head == "own" for teacher in ([config.teacher] if config.teacher else averaged)):
         met.add("answers")
-    if wants_probing(config):
+    if wants_probing(config, len(train.classes)):
         if source.labelled and train.has_one_label and train.class_counts.all():
             met.add("neighbours")
         if any(teacher.head == "none" and not teacher.cached for teacher in config.all_teachers):
             met.add("teacher's features")
     return [metric.name for metric in VALIDATED if metric.needs in met]
+
+
+def check_choice(run: Assembly) -> None:
+    """Refuse a run whose weights are to be chosen by what its validations do not measure."""
+    select, config = run.config.train.select, run.config
+    if select == "last" or not {*SCORES}.isdisjoint(measured(config, run.indexes, select)):
+        return
+    if classifier_knows_classes(config, len(run.classes)):
+        reason, remedy = "the images have no labels, and no teacher answers there to compare with", ""
+    else:
+        reason = "no term teaches the student's classifier, and its neighbours need images with one label each"
+        remedy = ", or add a term on the logits, such as ce or kd"
+    raise Refused(
+        f"train.select is {select}, but nothing measured there tells better weights from worse: {reason}; take "
+        f"train.select=last{remedy}"
+    )
 
 
 class Validation:
@@ -59,7 +77,7 @@ class Validation:
                     recorder.log_teacher(split, metrics)
                 if index.labelled and not index.multi_label:
                     recorder.warn_of_teacher(split, examine(answers[1], index.labels, run.classes, run.rank))
-        self.probe = Probe(run, self.splits) if wants_probing(run.config) else None
+        self.probe = Probe(run, self.splits) if wants_probing(run.config, len(run.classes)) else None
         if self.probe is not None:
             for name, metrics in self.probe.teacher_metrics().items():
                 recorder.log_features(name, metrics)
@@ -69,11 +87,11 @@ class Validation:
         run, student = self.run, state.evaluated
         run.rank.share_buffers(student)
         for split in self.splits:
+            names = measured(run.config, run.indexes, split)
             with autocast(run.config, run.rank):
                 metrics = evaluate(
                     student, self.loaders[split], len(run.indexes[split]), run.rank, self.teacher_logits.get(split)
                 )
-            names = measured(run.config, run.indexes, split)
             self.latest |= {f"{split}/{name}": metrics[name] for name in names if name in metrics}
         if self.probe is not None:
             with autocast(run.config, run.rank):

@@ -115,6 +115,8 @@ class Term(Section):
     batch_coupled: ClassVar[bool] = False
     # Whether labels and logits are read class by class, as images with several labels have them.
     multi_label: ClassVar[bool] = False
+    # Whether the student's logits are read beside its taps; without taps there is nothing else to read of it.
+    reads_logits: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -133,6 +135,12 @@ class Term(Section):
     def fits_multi_label(self) -> bool:
         """Whether images may have several labels: where neither labels nor logits are read, or class by class."""
         return self.multi_label or not (self.needs().reads_labels or self.needs().teacher_logits)
+
+    @property
+    def teaches_classifier(self) -> bool:
+        """Whether the student's classifier learns the classes: from its logits, or their gradient at the images."""
+        needs = self.needs()
+        return self.reads_logits or needs.student_input_gradient or not needs.student_taps
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the un-reduced loss [B], in float32."""

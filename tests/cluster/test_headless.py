@@ -139,7 +139,7 @@ def test_cached_features_train_the_same_student(recipes, tmp_path):
 def test_features_are_judged(recipes):
     """The student's by neighbours and a probe; a copy of the teacher shares all of its neighbours."""
     run = assemble(recipes(), Rank(0, 1, CPU))
-    assert not classifier_knows_classes(run.config)
+    assert not classifier_knows_classes(run.config, 3)
     probe = Probe(run, ["val", "held_out"])
     assert len(probe.bank) == 36
     found = probe.metrics(run.student, linear=True)

@@ -1,5 +1,7 @@
 """What does not fit is found on two random images, before anything costs time, and named."""
 
+from typing import ClassVar
+
 import pytest
 import timm
 import torch
@@ -202,3 +204,40 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         check_network(Wrong(), (8, 8))
+
+
+class OfBoth(Own):
+    """A loss of a user on a tap and on the logits."""
+
+    def needs(self):
+        return Needs(student_taps=frozenset({"layer3"}))
+
+    def loss(self, inputs):
+        features = inputs.student_features["layer3"].flatten(1).mean(1)
+        return features if self.form == "tap" else features + cross_entropy(inputs.student_logits, inputs.labels)
+
+
+class SaysBoth(OfBoth):
+    reads_logits: ClassVar[bool] = True
+
+
+def test_logits_beside_taps_are_declared():
+    """Whether a student's accuracy is measured hangs on it; a term without taps reads logits in any case."""
+
+    def try_out(term):
+        rehearse(Distiller(cnn(), [term], image_size=(32, 32), num_samples=8), (32, 32), 8, mixes=False)
+
+    says, tap = SaysBoth(term="own", weight=1, form="both"), OfBoth(term="own", weight=1, form="tap")
+    for term in (says, tap):
+        try_out(term)
+    assert (says.teaches_classifier, tap.teaches_classifier) == (True, False)
+    for device in ("cpu", "meta"):
+        with torch.device(device), pytest.raises(Refused, match=r"term own.*say so in its class: reads_logits"):
+            try_out(OfBoth(term="own", weight=1, form="both"))
+
+
+def test_a_tap_that_is_the_classifier_is_a_tap():
+    """Its tensor is the logits themselves, which the term reads as features."""
+    pairs = [{"student": "fc", "teacher": "fc"}]
+    distiller = make(cnn(), {"term": "sp", "weight": 1, "pairs": pairs}, teacher=cnn())
+    rehearse(distiller, (32, 32), 8, mixes=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ import torch
 from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.training.check import check_run
+from cluster.training.loop import new_state
 from cluster.training.validation import Validation, measured
+from kdcore.errors import Refused
 from tests.conftest import without_training_labels
 from tests.multi_label import write_pictures
 
@@ -45,6 +49,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[str]]] = {  # {kind: (images, f
         {"teacher": HEADLESS, "method": [FITNET]},
         ["neighbour_agreement"],
     ),
+    "features alone": ("classes", {"teacher": TEACHER, "method": [FITNET]}, ["knn_top1"]),
+    "features alone, and no labels": ("unlabelled", {"teacher": TEACHER, "method": [FITNET]}, []),
     "several labels": (
         "several labels",
         {
@@ -82,3 +88,32 @@ def test_what_is_measured_is_what_was_said(kind, recipe, roots):
     assert measured(run.config, run.indexes, "held_out") == wanted
     said = {f"{split}/{name}" for split in ("val", "held_out") for name in measured(run.config, run.indexes, split)}
     assert logged.keys() == said
+
+
+def test_features_alone_choose_weights_by_neighbours(recipe):
+    """Of a teacher with a head: not by the agreement of the random classifier, which no term teaches."""
+    fields = {"teacher": TEACHER, "method": [FITNET], "train__select": "val", "data__loader": "reference"}
+    run = assemble(parse(recipe(**fields)), Rank(0, 1, torch.device("cpu")))
+    validation, state = Validation(run, MagicMock()), new_state(run)
+    validation.evaluate(state)
+    assert state.best_score == validation.latest["val/knn_top1"] > 0
+
+
+def test_weights_that_nothing_tells_apart_are_not_chosen(recipe, roots):
+    """Images without labels and no answers to compare with: refused before the run starts, with a remedy."""
+    fields = {"data__root": str(roots("unlabelled")), "data__held_out": 0.25, "train__select": "held_out"}
+    own = {"teacher": TEACHER, "method": [FITNET], "data__loader": "reference"}
+    with pytest.raises(
+        Refused, match=r"^train.select is held_out, but .* no term teaches the student's classifier.* kd$"
+    ):
+        check_run(parse(recipe(**fields | own)))
+    check_run(parse(recipe(**fields | own | {"method": [KD]})))
+
+
+def test_a_student_that_nothing_judges_is_refused(recipe):
+    """Its classifiers are two, so that no one vector is what they read; a term on the logits teaches them."""
+    student = {"model": "deit_tiny_distilled_patch16_224", "args": {"img_size": 16, "depth": 1}}
+    method = [{**FITNET, "pairs": [{"student": "blocks.0", "teacher": "layer2"}]}]
+    fields = {"student": student, "teacher": TEACHER, "method": method, "data__loader": "reference"}
+    with pytest.raises(Refused, match=r"^no term teaches the student's classifier, .*; add a term on the logits"):
+        check_run(parse(recipe(**fields)))
