@@ -23,9 +23,9 @@ from cluster.images import check_label_kind, open_data
 from cluster.passes import every_image_once
 from cluster.precision import autocast
 from cluster.rank import Rank
+from cluster.ray_errors import failure_reason
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
-from cluster.training.recovery import failure_reason
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.checkpoints import load_tensors
 from kdcore.errors import Refused, RunFailed

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from cluster.training.recovery import failure_reason
+from cluster.ray_errors import failure_reason
 from kdcore.errors import RunFailed
 from pipelines.data.convert import PackJob
 from pipelines.data.pack import write_shard

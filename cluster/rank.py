@@ -104,6 +104,12 @@ def set_up_torch(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
     """Seed dropout and the like as a pure function of (seed, step, number of the micro-batch in the global batch).
 

@@ -21,7 +21,7 @@ from cluster.assembly import assemble
 from cluster.config import RunConfig
 from cluster.evaluation import load_student, with_online_teacher
 from cluster.images import deployed_size
-from cluster.rank import Rank
+from cluster.rank import Rank, synchronise
 from cluster.resources import device_here, use_worker_threads
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
@@ -175,8 +175,7 @@ def torch_call(network: Callable[[Tensor], Tensor], images: Tensor) -> Infer:
 
     def infer() -> None:
         network(images)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        synchronise(images.device)
 
     return infer
 

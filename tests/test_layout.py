@@ -55,6 +55,11 @@ WINGS = {
     "ops.benchmarks": {"ops.reproduce", "ops.capacity"},
     "ops.reproduce": {"ops.review"},
 }
+# Modules of cluster below its wings that import one nonetheless.
+ABOVE_WINGS = {
+    "cluster.forecast": {"cluster.training"},  # it times a run's own steps
+    "cluster.teacher_check": {"cluster.tracking"},  # it reads what the run that trained the teacher has measured
+}
 # What a benchmark measures itself against, where somebody has it.
 PEERS = {"ops/benchmarks/image_subjects.py": {"webdataset", "streaming", "litdata"}}
 REQUIREMENTS = ("requirements.txt", "requirements-uv.txt")
@@ -183,6 +188,12 @@ def test_wings_import_in_one_direction(package):
     assert {
         wing: sorted((found[wing] & wings) - WINGS[wing]) for wing in wings if (found[wing] & wings) - WINGS[wing]
     } == {}
+
+
+def test_clusters_own_modules_import_no_wing():
+    wings = {wing for wing in WINGS if top(wing) == "cluster"}
+    found = arrows("cluster")
+    assert {module: found[module] & wings for module in found.keys() - wings if found[module] & wings} == ABOVE_WINGS
 
 
 @pytest.mark.parametrize("package", OWN)

@@ -17,9 +17,9 @@ from torch import Tensor
 from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress
 from cluster.config import RunConfig
+from cluster.ray_errors import failure_reason
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, worker_resources
-from cluster.training.recovery import failure_reason
 from cluster.waiting import LOOK_SECONDS, Patience, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 from pipelines.cache.building import Building

@@ -14,6 +14,7 @@ from cluster.cache.builder import Builder
 from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.precision import autocast
+from cluster.rank import synchronise
 from cluster.resources import use_worker_threads
 from cluster.stored_teacher import TRAIN
 from kdcore.batch import Batch
@@ -161,8 +162,3 @@ def rate(action: Callable[[], object], device: torch.device, seconds: float) -> 
         count += 1
     synchronise(device)
     return count / (time.perf_counter() - started)
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

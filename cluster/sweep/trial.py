@@ -19,11 +19,11 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.error_text import last_line
 from cluster.polling import polling
+from cluster.ray_errors import crash_of, death_of
 from cluster.tracking.journal import nan_for_null, read_journal
 from cluster.training.board import open_board
-from cluster.training.crash import crash_of, death_of
-from cluster.training.failures import last_line
 from cluster.training.fitting import fit
 from cluster.training.selection import step_of_end
 from kdcore.errors import ClusterFailed, Refused, RunFailed

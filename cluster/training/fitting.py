@@ -20,10 +20,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.constants import ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from cluster.error_text import last_line
 from cluster.provenance import JOB
+from cluster.ray_errors import crash_of
 from cluster.tracking.folder import RunFolder
-from cluster.training.crash import crash_of
-from cluster.training.failures import last_line
 from cluster.training.placement import Placement
 from cluster.training.process_group import ProcessGroup
 from cluster.training.recovery import Recovery, failure_of, leave_out_broken, restore_checkpoint_list

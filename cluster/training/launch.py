@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
+from cluster.error_text import in_one_line
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
@@ -30,7 +31,6 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import nan_for_null
 from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run, check_this_process
-from cluster.training.failures import in_one_line
 from cluster.training.opening import NotOpened, Opening
 from cluster.training.progress import Watcher
 from cluster.versions import node_versions

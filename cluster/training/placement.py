@@ -29,8 +29,9 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
-from cluster.training.failures import last_line
-from cluster.training.recovery import CUT_OFF, FINAL, describe, refuse_to_repeat
+from cluster.error_text import last_line
+from cluster.ray_errors import CUT_OFF, FINAL, describe
+from cluster.training.recovery import refuse_to_repeat
 from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 

@@ -9,7 +9,6 @@ store replaces a file as a whole.)
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,18 @@ from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 from ray.train import UserCallback
 from ray.train.v2.api.exceptions import PreemptionError
 
+from cluster.ray_errors import CUT_OFF, FINAL, TIMED_OUT, describe, failure_reason, is_own_fault, rank_to_name
 from cluster.training.checkpoint_files import is_whole
-from cluster.training.crash import crash_of, death_of, is_own_fault, node_of
-from cluster.training.failures import FailedAt, last_line
 from cluster.training.opening import NotOpened
-from kdcore.errors import ClusterFailed, Refused, RunFailed
+from kdcore.errors import ClusterFailed, RunFailed
 from kdcore.remarks import warn_once
 from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
 COPY = "checkpoints.json"
 
-TIMED_OUT = re.compile(r"time.?d?.?out", re.IGNORECASE)
-# What a rank sees of one that has given up, or died, before it.
-CUT_OFF = re.compile(r"connection (was )?(closed|reset)", re.IGNORECASE)
-
 # What Ray says of a worker whose controller is being killed, as a sweep does with the run of a trial that it stops.
 ORPHANED = "its owner has died"
-
-# The same error would come again: a run is a function of its recipe and data.
-FINAL = (Refused, RunFailed, AssertionError)
 
 
 class Recovery(UserCallback):
@@ -171,36 +162,3 @@ def failure_summary(
     if silent and (TIMED_OUT.search(text) or CUT_OFF.search(text)):
         text += f"; it waited for rank {', '.join(map(str, sorted(silent)))} in vain"
     return text
-
-
-def failure_reason(error: BaseException) -> str:
-    """Return an error's last line, without Ray's frames around it; of a group of workers, that of one rank."""
-    failures = getattr(error, "worker_failures", None)
-    return describe(failures) if failures else last_line(error)
-
-
-def describe(failures: Mapping[int, BaseException], crash_file: Callable[[int], Path] | None = None) -> str:
-    """Return the error of one rank, with its place. crash_file: as for `failure_summary`."""
-    rank = rank_to_name(failures)
-    error = failures[rank]
-    if isinstance(error, FailedAt):
-        return last_line(error)
-    notes = getattr(error, "__notes__", [])
-    place, node = notes[0] if notes else f"rank {rank}", node_of(error)
-    cause = crash_of(error, crash_file(rank) if crash_file else None) or last_line(error)
-    return f"{place}{f' on {node}' if node and node not in cause else ''}: {cause}"
-
-
-def rank_to_name(failures: Mapping[int, BaseException]) -> int:
-    """Return the rank whose error says most.
-
-    One that will not go away if there is any, else one whose process has died, else one that is not another rank's
-    consequence, else the lowest rank.
-    """
-
-    def weight(rank: int) -> tuple[bool, bool, bool, int]:
-        error = failures[rank]
-        is_death = death_of(error) is not None
-        return not isinstance(error, FINAL), not is_death, bool(CUT_OFF.search(str(error))), rank
-
-    return min(failures, key=weight)

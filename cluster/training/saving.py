@@ -14,6 +14,7 @@ from typing import Protocol
 
 from cluster.assembly import Assembly
 from cluster.config import RunConfig
+from cluster.error_text import last_line
 from cluster.training.checkpoint import (
     TrainState,
     checkpoint_facts,
@@ -24,7 +25,6 @@ from cluster.training.checkpoint import (
     step_of,
     whole_checkpoints,
 )
-from cluster.training.failures import last_line
 from kdcore.errors import Refused
 from pipelines.files import make_folder
 from pipelines.places import is_remote

@@ -23,6 +23,7 @@ from cluster.resources import rank_alone
 from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
 from cluster.training.checkpoint import TrainState, checkpoint_facts
+from cluster.training.crash import record_crashes
 from cluster.training.failures import with_place
 from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import Compute, ForwardBackward, TrainingLoop, ends_epoch, new_state
@@ -121,8 +122,6 @@ def rank_of_this_process(config: RunConfig) -> Rank:
     """Return who this process is in a run; of a worker, once its node is looked at and its crashes are recorded."""
     if config.scaling.num_workers == 0:
         return rank_alone(config)
-    from cluster.training.crash import record_crashes  # here alone: a run in one process has no Ray
-
     rank = Rank.of_this_worker()
     refuse_missing_mounts(config)
     record_crashes(RunFolder.of(config).crash(rank.number))

@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
+from cluster.rank import synchronise
 from ops.console import console, say, table
 from ops.facts import spread, write
 from pipelines.data.index import build_index
@@ -209,8 +210,7 @@ def take_turns(contestants: dict[str, Contestant], rounds: int, device: torch.de
             clock = time.perf_counter if device.type == "cuda" else time.process_time
             started = clock()
             run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
             if number:
                 speeds[name].append(BATCH / (clock() - started))
     return speeds

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
-from cluster.rank import Rank, set_up_torch
+from cluster.rank import Rank, set_up_torch, synchronise
 from cluster.recipe import parse
 from kdcore.batch import Batch
 
@@ -92,8 +92,7 @@ class Bench:
 
     def wait(self) -> None:
         """Wait until the device has done all that it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronise(self.device)
 
 
 def repeated(run: Assembly) -> Iterator[Batch]:

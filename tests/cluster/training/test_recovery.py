@@ -11,16 +11,17 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 
+from cluster.error_text import FailedAt
+from cluster.ray_errors import describe
 from cluster.training import fitting
 from cluster.training.checkpoint import STATE, STUDENT, read_state
-from cluster.training.failures import FailedAt, with_place
+from cluster.training.failures import with_place
 from cluster.training.fitting import Job
 from cluster.training.opening import NotOpened
 from cluster.training.recovery import (
     CHECKPOINTS,
     COPY,
     Recovery,
-    describe,
     failure_of,
     failure_summary,
     leave_out_broken,
