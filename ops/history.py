@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import mlflow
@@ -16,14 +17,20 @@ from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
 from ops.defaults import with_defaults
 
-# What of a recipe may differ between runs that are repetitions of one another.
-INCIDENTAL = {"name", "seed", "view_seed", "output_dir", *RunConfig.INCIDENTAL}
+# The fields of a recipe that may differ between repetitions of a run: those that may differ between two starts of it.
+# For the places of images and code, their content counts: `with_shared_roots`, and the tag of plug-ins.
+INCIDENTAL = {"name", "seed", "view_seed", *RunConfig.INCIDENTAL, *RunConfig.INCIDENTAL_FIELDS} - {
+    "data.root",
+    "plugins",
+}
+INCIDENTAL_OF_TEACHERS = re.compile(r"teachers\.\d+\.cache_dir")
+DECISION = "sweep.decision"  # a tag that a sweep gives its runs when they end
 PARENT = "mlflow.parentRunId"
-DEPLOYED = "deployed/"  # before the names of what was measured of weights that were chosen
+DEPLOYED = "deployed/"  # prefix of the metrics measured on weights that were chosen for deployment
 
 
 def of_deployed(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return a run's metrics with validations that are of its deployed weights, where those are not the last ones."""
+    """Return a run's metrics, with validations of its deployed weights where those are not the last ones."""
     own = {name: value for name, value in metrics.items() if not name.startswith(DEPLOYED)}
     chosen = {name.removeprefix(DEPLOYED): value for name, value in metrics.items() if name.startswith(DEPLOYED)}
     return own | chosen
@@ -33,8 +40,9 @@ def of_deployed(metrics: Mapping[str, float]) -> dict[str, float]:
 class Run:
     """One training run.
 
-    recipe: its resolved fields as they were logged, flat, as text; metrics: the last of each, as in `of_deployed`, and
-    the numbers that no step changes.
+    recipe: its resolved fields as they were logged, flat, as text; metrics: the last value of each, as in
+    `of_deployed`, and the numbers that no step changes; images: the digest of its training images, empty where MLflow
+    has none.
     """
 
     run_id: str
@@ -45,6 +53,7 @@ class Run:
     recipe: dict[str, str]
     tags: dict[str, str]
     metrics: dict[str, float]
+    images: str = ""
 
     @classmethod
     def of(cls, run: MlflowRun) -> Run:
@@ -58,18 +67,20 @@ class Run:
             recipe=dict(run.data.params),
             tags=dict(run.data.tags),
             metrics=constants(run.data.tags) | of_deployed(run.data.metrics),
+            images=next((one.dataset.digest for one in (run.inputs.dataset_inputs if run.inputs else ())), ""),
         )
 
     @cached_property
     def fields(self) -> dict[str, str]:
-        """What of the recipe decides the result, but for the seed; a field that is None is not there.
+        """The recipe's fields that decide the result, except the seed; a field that is None is left out.
 
-        Fields that recipes have got since the run have their defaults, so that it stays one with those that came later.
+        Fields added to recipes since the run have their defaults, so that it stays in one group with later runs.
         """
+        code = {"plugins": self.tags["plugins"]} if "plugins" in self.tags else {}
         return {
             key: value
-            for key, value in with_defaults(self.recipe).items()
-            if value != "None" and key.split(".")[0] not in INCIDENTAL
+            for key, value in (with_defaults(self.recipe) | code).items()
+            if value != "None" and not is_incidental(key)
         }
 
     @property
@@ -90,8 +101,13 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How the run ended; of a sweep's trial, what the sweep decided."""
-        return self.tags.get("sweep.decision", self.status.lower())
+        """How the run ended; for a sweep's trial, what the sweep decided."""
+        return self.tags.get(DECISION, self.status.lower())
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether its sweep stopped it early, for its score."""
+        return self.status == "KILLED" and self.tags.get(DECISION, "lost") not in ("failed", "lost")
 
     @property
     def parent(self) -> str | None:
@@ -105,15 +121,21 @@ def constants(tags: Mapping[str, str]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def is_incidental(field: str) -> bool:
+    """Return whether a field may differ between runs that are repetitions of one another."""
+    return bool(INCIDENTAL & {field, field.partition(".")[0]} or INCIDENTAL_OF_TEACHERS.fullmatch(field))
+
+
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe that differ in their seeds."""
+    """Finished runs of one recipe that differ in their seeds. stopped: its other runs, which a sweep stopped early."""
 
     runs: tuple[Run, ...]
+    stopped: tuple[Run, ...] = ()
 
     @property
     def fields(self) -> dict[str, str]:
-        """What of the recipe decides the result, but for the seed."""
+        """The recipe's fields that decide the result, except the seed."""
         return self.runs[0].fields
 
     @property
@@ -121,10 +143,20 @@ class Group:
         """The names of the method's terms, such as ce+kd."""
         return self.runs[0].method
 
-    def repetitions(self, metric: str) -> dict[str, Run]:
-        """Return {seed: its run} of the runs that have a metric; of several runs of one seed the latest.
+    @property
+    def stops(self) -> str:
+        """The number of its stopped seeds, such as '1 of 3 seeds stopped'; empty where a run of each has finished.
 
-        Where runs of one seed differ in view_seed, each is a repetition, and named by both.
+        The finished ones were the best early on, so they say nothing about seed noise.
+        """
+        finished = {(run.seed, run.view_seed) for run in self.runs}
+        stopped = {(run.seed, run.view_seed) for run in self.stopped} - finished
+        return f"{len(stopped)} of {len(stopped) + len(finished)} seeds stopped" if stopped else ""
+
+    def repetitions(self, metric: str) -> dict[str, Run]:
+        """Return {seed: its run} of the runs that have a metric; of several runs of one seed, the latest.
+
+        Where runs of one seed differ in view_seed, each is a repetition, named by both.
         """
         runs = sorted((run for run in self.runs if metric in run.metrics), key=lambda run: run.started)
         latest = {(run.seed, run.view_seed): run for run in runs}
@@ -140,7 +172,7 @@ class Group:
         return list(self.by_seed(metric).values())
 
     def set_aside(self, metric: str) -> int:
-        """Return how many runs that have a metric are not counted, since a later one repeats them."""
+        """Return the number of runs that have a metric but do not count, since a later one repeats them."""
         return sum(metric in run.metrics for run in self.runs) - len(self.repetitions(metric))
 
 
@@ -158,13 +190,13 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
         token = page.token
         if not token:
             break
-    runs = [Run.of(record) for record in records if "name" in record.data.params]
+    runs = with_shared_roots([Run.of(record) for record in records if "name" in record.data.params])
     parents = {run.parent for run in runs}
     return [run for run in runs if run.run_id not in parents]
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
-    """Return a run by its id; None for one that the store has not, or no longer: it may have been deleted there."""
+    """Return a run by its id; None if the store does not have it, or no longer: it may have been deleted there."""
     try:
         found = client.get_run(run_id)
     except mlflow.MlflowException as error:
@@ -174,16 +206,41 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
     return Run.of(found) if found.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
+def with_shared_roots(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with one data.root for folders that hold the same images: that of the first run.
+
+    MLflow has the digest of a run's training images, which data.held_out and data.images_per_class make different for
+    each seed: two folders hold the same images as soon as any two runs on them have the same digest.
+    """
+    first: dict[str, str] = {}  # {digest: a folder with those images}
+    earlier: dict[str, str] = {}  # {folder: another one with its images, used by an earlier run}
+
+    def earliest(root: str) -> str:
+        while root in earlier:
+            root = earlier[root]
+        return root
+
+    roots = [run.recipe.get("data.root", "") for run in runs]
+    for run, root in zip(runs, roots, strict=True):
+        here = earliest(root)
+        if run.images and (there := earliest(first.setdefault(run.images, here))) != here:
+            earlier[here] = there
+    return [
+        replace(run, recipe=run.recipe | {"data.root": earliest(root)}) for run, root in zip(runs, roots, strict=True)
+    ]
+
+
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Group finished runs by recipe, in order of first appearance."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run in runs:
-        if run.status == "FINISHED":
-            groups.setdefault(tuple(sorted(run.fields.items())), []).append(run)
-    return [Group(tuple(members)) for members in groups.values()]
+    """Group finished runs by recipe, in order of first appearance, with its runs that a sweep stopped."""
+    finished: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    stopped: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in (run for run in runs if run.status == "FINISHED" or run.was_stopped):
+        kind = stopped if run.was_stopped else finished
+        kind.setdefault(tuple(sorted(run.fields.items())), []).append(run)
+    return [Group(tuple(members), tuple(stopped.get(key, ()))) for key, members in finished.items()]
 
 
-def siblings(run: Run, runs: Iterable[Run]) -> Group:
-    """Return the finished runs of one run's recipe, itself among them."""
-    members = [other for other in runs if other.fields == run.fields and other.status == "FINISHED"]
-    return Group(tuple(members) or (run,))
+def siblings(run: Run, runs: Sequence[Run]) -> Group:
+    """Return the finished runs of one run's recipe, including itself."""
+    own = next((one for one in runs if one.run_id == run.run_id), run)  # with the data.root that it shares
+    return next((group for group in grouped(runs) if group.fields == own.fields), Group((run,)))

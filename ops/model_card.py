@@ -66,7 +66,7 @@ def write_card(
     """Write the card; return its text. made: what builds the network; facts: the metadata of model.onnx."""
     config = parts.config
     changed = changed_views(config, RunFolder(run_dir))
-    numbers, set_aside = reported_metrics(run_dir, parts) if changed is None else ([], 0)
+    numbers, set_aside, stops = reported_metrics(run_dir, parts) if changed is None else ([], 0, "")
     text = (
         environment()
         .get_template("model_card.md.j2")
@@ -87,6 +87,7 @@ def write_card(
             select=config.train.select,
             numbers=numbers,
             set_aside=set_aside,
+            stops=stops,
             evaluations=evaluations(run_dir, parts.indexes["val"].fingerprint, changed),
             multi_label=config.data.multi_label,
             latencies=latencies(run_dir, deployed_size(config)),
@@ -122,19 +123,24 @@ def data_facts(parts: Assembly) -> dict[str, Any]:
     }
 
 
-def reported_metrics(run_dir: Path, parts: Assembly) -> tuple[list[dict[str, str]], int]:
+def reported_metrics(run_dir: Path, parts: Assembly) -> tuple[list[dict[str, str]], int, str]:
     """Return every reported metric of this run, with its spread over the runs of its recipe with other seeds.
 
-    The number: of runs that do not count, since later ones repeat their seeds.
+    The number: of runs that do not count, since later ones repeat their seeds. The text: how many seeds a sweep has
+    stopped, in which case there is no spread.
     """
     metrics = RunFolder(run_dir).read_result()["metrics"]
     group = repetitions_in_mlflow(run_dir, parts)
     reported = {key: how for key, how in REPORTED.items() if says_more(key, metrics)}
     rows = [
-        {"name": title, "value": value_text([metrics[key]], form), "all": value_text(group.values(key), form)}
+        {
+            "name": title,
+            "value": value_text([metrics[key]], form),
+            "all": value_text([] if group.stops else group.values(key), form),
+        }
         for key, (title, form) in reported.items()
     ]
-    return rows, max((group.set_aside(key) for key in reported), default=0)
+    return rows, max((group.set_aside(key) for key in reported), default=0), group.stops
 
 
 def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:

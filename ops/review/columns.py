@@ -16,6 +16,7 @@ from ops.review.groups import Row
 
 FLAGS_SHOWN = 3
 CLASS_MEAN = "val/class_mean_top1"
+STOPPED = "by a sweep, for their scores: the others were its best, so their mean is ranked last and compared with none"
 DIFFERS = "differs from most recipes here in more than the studied fields"
 
 
@@ -30,9 +31,9 @@ class Badge:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands at one place of a table. value: what a column of numbers is sorted by; None where there is none.
+    """One cell of a table. value: what a column of numbers is sorted by; None where there is none.
 
-    beside: smaller, after the text; link: where the text leads.
+    beside: shown smaller, after the text; link: where the text leads.
     """
 
     text: str
@@ -43,15 +44,15 @@ class Cell:
 
 
 def always(items: Sequence[Any]) -> bool:
-    """Return that a table has a column whatever its items are."""
+    """Return True: a table has the column whatever its items are."""
     return True
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column. cell: what it shows of an item; note: shown when one points at the header.
+    """A column. cell: what it shows of an item; note: the header's tooltip.
 
-    shown: of all items, whether the table has the column at all.
+    shown: whether the table has the column, given all of its items.
     """
 
     name: str
@@ -152,7 +153,7 @@ def mean_column(
 
 
 def run_column(metric: str, only_where_some: bool = False) -> Column:
-    """Return a column of a run's own value of a metric. only_where_some: left out where it says nothing of any run."""
+    """Return a column of a run's own value of a metric. only_where_some: left out where it adds nothing for any run."""
     form, scale = ("{:.2f}%", 100) if is_rate(metric) else ("{:.4f}", 1)
     return Column(
         metric,
@@ -168,26 +169,27 @@ def number(value: float | None, form: str, scale: float = 1) -> Cell:
 
 
 def ratio_cell(row: Row) -> Cell:
-    """Return a recipe's compression: the student's parameters beside the teacher's; empty where one is unknown."""
+    """Return a recipe's compression: the student's parameters relative to the teacher's; empty if one is unknown."""
     student, teacher = row.mean("model/parameters"), row.mean("model/teacher_parameters")
     return Cell(part_of(teacher, student), teacher / student) if student and teacher else Cell("")
 
 
 def recipe_cell(row: Row) -> Cell:
-    """Return a recipe's name, with what it differs in beside the studied fields."""
-    badges = [Badge(f"also differs: {flag}", "flag", DIFFERS) for flag in row.flags[:FLAGS_SHOWN]]
+    """Return a recipe's name, with what it differs in besides the studied fields."""
+    badges = [Badge(row.group.stops, "flag", STOPPED)] if row.group.stops else []
+    badges += [Badge(f"also differs: {flag}", "flag", DIFFERS) for flag in row.flags[:FLAGS_SHOWN]]
     if more := row.flags[FLAGS_SHOWN:]:
         badges.append(Badge(f"and in {len(more)} more", "flag", "; ".join(more)))
     return Cell(row.label, badges=badges)
 
 
 def runs_cell(row: Row) -> Cell:
-    """Return how many runs a recipe's score is of, with how many more were set aside."""
+    """Return the number of runs behind a recipe's score, and of those set aside."""
     return Cell(str(row.score["n"]), row.score["n"], f"{row.set_aside} set aside" if row.set_aside else "")
 
 
 def score_cell(row: Row, metric: str) -> Cell:
-    """Return a recipe's mean, with the standard deviation over seeds beside it."""
+    """Return a recipe's mean, with the standard deviation over seeds after it."""
     mean, deviation = row.score["mean"], row.score["stdev"]
     form, scale, unit = ("{:.2f}", 100, "%") if is_rate(metric) else ("{:.4f}", 1, "")
     beside = f"± {form.format(scale * deviation)}" if deviation is not None else ""

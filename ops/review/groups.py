@@ -1,6 +1,6 @@
-"""What the review page says of an experiment, as plain values.
+"""What the review page says about an experiment, as plain values.
 
-Groups of runs, their differences, and what sets them apart beside the studied fields.
+Groups of runs, their differences, and what sets them apart besides the studied fields.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ops.lineage import read_lineage
 from ops.review.seed_noise import Difference, difference, sentence
 from ops.spread import spread
 
-# What a comparison of methods is allowed to differ in; SimKD's student is a part of its method.
+# Fields in which compared methods may differ; SimKD's student is a part of its method.
 STUDIED = ("method", "student.classifier", "student.factor")
-ALONE = ("ce", "bce")  # methods that read the labels alone
+ALONE = ("ce", "bce")  # methods that read only the labels
 ALONE_LABEL = "student alone"
 TAUGHT = ("teacher", "teachers", "cache")  # sections that a student alone need not have
 TEACHERS_FIELD = re.compile(r"teachers?(\.\d+)?\.(checkpoint|model)")
@@ -36,8 +36,8 @@ TEACHERS_FIELD = re.compile(r"teachers?(\.\d+)?\.(checkpoint|model)")
 class Row:
     """A group of runs on the page.
 
-    key: its name in figures; by_seed: its scores; set_aside: its runs that later ones repeat; gain: over the student
-    alone; flags: in what else it differs from most others; is_teacher: others among the groups learn from it.
+    key: its name in figures; by_seed: its scores; set_aside: number of its runs that later ones repeat; gain: over the
+    student alone; flags: other fields in which it differs from most groups; is_teacher: other groups learn from it.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDIED) -> list[Row]:
-    """Return a row for every group that has the metric, the best first. Refused if it is not known what is better."""
+    """Return a row for every group that has the metric, the best first. Refused if it is unknown which is better."""
     groups = [group for group in groups if group.values(metric)]
     if not groups:
         return []
@@ -67,7 +67,7 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
     alone = baseline(students, metric, usual)
     made = []
     for number, (group, label) in enumerate(zip(groups, labels_of(groups), strict=True)):
-        compared = alone is not None and group is not alone and same_task(group, alone)
+        compared = alone is not None and group is not alone and not group.stops and same_task(group, alone)
         gain = difference(group.by_seed(metric), alone.by_seed(metric)) if alone and compared else None
         is_teacher, flags = group in teachers, flags_of(group, usual)
         if is_teacher:
@@ -76,32 +76,33 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
             label = ALONE_LABEL
         by_seed, score, set_aside = group.by_seed(metric), spread(group.values(metric)), group.set_aside(metric)
         made.append(Row(f"g{number}", label, group, by_seed, score, gain, flags, set_aside, is_teacher))
-    return sorted(made, key=lambda row: row.score["mean"], reverse=mode_of(metric) == "max")
+    sign = -1 if mode_of(metric) == "max" else 1
+    return sorted(made, key=lambda row: (bool(row.group.stops), sign * row.score["mean"]))
 
 
 def teachers_among(groups: Sequence[Group]) -> list[Group]:
-    """Return the groups whose weights are the teacher's of others: it is the student of a run that lies there."""
+    """Return the groups whose students teach other groups, by the files of weights that those groups name."""
     fields = {item for group in groups for item in group.fields.items() if TEACHERS_FIELD.fullmatch(item[0])}
     named = {weights_of_teacher(value) for _, value in fields}
     return [group for group in groups if any(weights_of(run) in named for run in group.runs)]
 
 
 def weights_of_teacher(value: str) -> str:
-    """Return the file of weights that a teacher's checkpoint or model names; an export's are those of its run."""
+    """Return the file of weights that a teacher's checkpoint or model names; for an export, that of its run."""
     if value.startswith(LOCAL_DIR):
-        with contextlib.suppress(Refused):  # an export that tells nothing, or is not on this machine
+        with contextlib.suppress(Refused):  # an export without a lineage, or one that is not on this machine
             run_dir = read_lineage(Path(value.removeprefix(LOCAL_DIR)))["run_dir"]
             return str(RunFolder(Path(run_dir)).weights)
     return value
 
 
 def weights_of(run: Run) -> str:
-    """Return where a run has written its student's weights."""
+    """Return the file to which a run has written its student's weights."""
     return str(RunFolder(Path(run.recipe.get("output_dir", "")) / run.name).weights)
 
 
 def shown(value: str | None) -> str:
-    """Return a field's value as people read it: of a file on some machine its name, and what is not given 'none'."""
+    """Return a field's value for display: a file's name without its folder, and 'none' for what is not given."""
     if value is None or value == "":
         return "none"
     return PurePath(value).name if value.startswith("/") else value
@@ -115,7 +116,7 @@ def same_task(one: Group, other: Group) -> bool:
 
 
 def is_task(field: str) -> bool:
-    """Return whether a field says what is trained on what."""
+    """Return whether a field says which network is trained, or on which data."""
     return field == "data.root" or (field.startswith("student.") and not is_within(field, STUDIED))
 
 
@@ -125,12 +126,12 @@ def is_within(field: str, names: Sequence[str]) -> bool:
 
 
 def is_taught(group: Group) -> bool:
-    """Return whether the group's recipe has a teacher, be it in a cache."""
+    """Return whether the group's recipe has a teacher, even if only in a cache."""
     return any("." in field and is_within(field, TAUGHT) for field in group.fields)
 
 
 def usual_fields(groups: Sequence[Group], studied: Sequence[str]) -> dict[str, str]:
-    """Return the value that most groups have of every field that is not studied; of a teacher's, most that have one."""
+    """Return {field: its most common value} of fields not studied; a teacher's, among groups that have a teacher."""
     fields = {field for group in groups for field in group.fields if not is_within(field, studied)}
     taught = [group for group in groups if is_taught(group)] or groups
     asked = {field: taught if is_within(field, TAUGHT) else groups for field in fields}
@@ -140,10 +141,10 @@ def usual_fields(groups: Sequence[Group], studied: Sequence[str]) -> dict[str, s
 
 
 def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
-    """Return 'train.batch_size 32, not 64' for every field in which a group is not as most are.
+    """Return texts such as 'train.batch_size 32, not 64', for every field in which a group differs from most.
 
-    For a section that only the group has, or only it has not, 'cache given' or 'cache absent'. That a student alone has
-    no teacher is what it is.
+    For a section that only the group has, or that only it lacks, 'cache given' or 'cache absent'. A student alone gets
+    no flag for having no teacher.
     """
     flags = []
     skipped = () if is_taught(group) else TAUGHT
@@ -165,7 +166,7 @@ def flags_of(group: Group, usual: Mapping[str, str]) -> list[str]:
 
 def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> Group | None:
     """Return the student alone: labels only, with the fewest flags and then the most runs; ce before bce."""
-    alone = [group for group in groups if group.method in ALONE]
+    alone = [group for group in groups if group.method in ALONE and not group.stops]
     return (
         min(alone, key=lambda g: (ALONE.index(g.method), len(flags_of(g, usual)), -len(g.values(metric))))
         if alone
@@ -174,7 +175,7 @@ def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> 
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
-    """Return each group's method, and where several have the same, what sets it apart from them."""
+    """Return each group's method and, where several have the same one, what sets it apart from them."""
     varied = {
         method: varied_fields([group.runs[0] for group in groups if group.method == method])
         for method in {group.method for group in groups}
@@ -188,7 +189,7 @@ def labels_of(groups: Sequence[Group]) -> list[str]:
 
 
 def field_name(field: str, group: Group | Run) -> str:
-    """Return a field as people read it: `method.1.temperature` of a term kd is kd.temperature."""
+    """Return a field's name for display: `method.1.temperature` of a term kd is kd.temperature."""
     first, _, rest = field.partition(".")
     number, _, last = rest.partition(".")
     if first != "method" or not last:
@@ -197,14 +198,14 @@ def field_name(field: str, group: Group | Run) -> str:
 
 
 def sentences(rows: Sequence[Row], metric: str) -> list[str]:
-    """Return what the numbers allow to be said: every gain over the student alone, and the best against the second."""
+    """Return sentences on the results: the best recipe against the second, and every gain over the student alone."""
     percent = is_rate(metric)
     gains = [
         sentence(row.label, f"the {ALONE_LABEL}", row.gain, percent) + caveat(row)
         for row in rows
         if row.gain is not None
     ]
-    best = [row for row in rows if row.label != ALONE_LABEL and not row.is_teacher][:2]
+    best = [row for row in rows if row.label != ALONE_LABEL and not row.is_teacher and not row.group.stops][:2]
     if len(best) < 2 or not same_task(best[0].group, best[1].group):
         return gains
     found = difference(best[0].by_seed, best[1].by_seed)
@@ -226,8 +227,8 @@ def enumerated(words: Sequence[str], limit: int = 3) -> str:
 def varied_fields(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Return {field: its values, in order} of the fields in which runs differ.
 
-    Of those that always change together, as two weights that add up to 1, only the last term's, and the method's before
-    others.
+    Of fields that always change together, such as two weights that add up to 1, only one: the last term's, and the
+    method's before others.
     """
     fields = dict.fromkeys(field for run in runs for field in run.fields)
     columns = {field: tuple(run.fields.get(field, "-") for run in runs) for field in fields}
@@ -240,7 +241,7 @@ def varied_fields(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def change_together(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Return whether each value of one column belongs to one value of the other, and the other way round."""
+    """Return whether each value of one column belongs to one value of the other, and vice versa."""
     return len(set(zip(one, other, strict=True))) == len(set(one)) == len(set(other))
 
 
@@ -259,7 +260,7 @@ def parse_number(text: str) -> float | None:
 
 
 def recipe_differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
-    """Return (field, its value in one, in the other) of all fields that differ, the seed among them."""
+    """Return (field, its value in one, in the other) of all fields that differ, including the seed."""
     mine, theirs = ({**run.fields, "seed": run.seed} for run in (one, other))
     return [
         (field_name(field, one if field in mine else other), mine.get(field, "-"), theirs.get(field, "-"))

@@ -1,4 +1,4 @@
-"""`review`: one page that holds all there is to see of an experiment; it needs neither a network nor this project."""
+"""`review`: one page with everything about an experiment; it needs neither a network nor this project."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def review(
 ) -> int:
     """Write the page. Refused where the experiment, a run or the metric is not there.
 
-    metric: None for what weights are chosen by, on the validation set: top-1 or, where no run has it, mAP, and so on.
+    metric: None for the validation score by which weights are chosen: top-1 or, where no run has it, mAP, and so on.
     """
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
@@ -69,6 +69,8 @@ def review(
     say(f"{len(rows)} recipes, {sum(len(row.group.runs) for row in rows)} finished runs of {len(runs)}")
     if set_aside := sum(row.set_aside for row in rows):
         say(f"set aside: {set_aside} finished runs that later ones with the same recipe and seeds repeat")
+    if stopped := sum(bool(row.group.stops) for row in rows):
+        say(f"ranked last: {stopped} recipes of which a sweep has stopped some seeds; the others are its best")
     for line in sentences(rows, metric):
         say(f"  {line}")
     say(f"written: {path}")
@@ -76,13 +78,13 @@ def review(
 
 
 def usual_metric(runs: Sequence[Run]) -> str:
-    """Return by which metric recipes are compared where none is asked for: the first that a run has."""
+    """Return the metric to compare recipes by where none is asked for: the first that a run has."""
     names = [f"val/{name}" for name in SCORES]
     return next((name for name in names if any(name in run.metrics for run in runs)), names[0])
 
 
 def find_run(runs: Sequence[Run], name: str) -> Run:
-    """Find a run by name or id; of several the latest."""
+    """Find a run by name or id; the latest of several."""
     found = [run for run in runs if name in (run.name, run.run_id)]
     if not found:
         raise Refused(f"no run {name!r} in this experiment; it has {', '.join(sorted({r.name for r in runs})[:12])}")
@@ -101,7 +103,7 @@ def page(
     comparison = compare_runs(client, pair, histories) if pair else None
     drawn = [f for f in curves if f] + [f for sweep in sweeps for f in sweep.figures]
     drawn += comparison["figures"] if comparison else []
-    labels = {run.run_id: row.label for row in rows for run in row.group.runs}
+    labels = {run.run_id: row.label for row in rows for run in (*row.group.runs, *row.group.stopped)}
     links = {run.run_id: run_link(client.tracking_uri, run.experiment_id, run.run_id) for run in runs}
     return (
         environment()
@@ -159,7 +161,7 @@ def compare_runs(client: mlflow.MlflowClient, pair: Sequence[Run], histories: Hi
 
 
 def shared_metrics(one: Run, other: Run, images: Iterable[str]) -> list[tuple[str, float, float]]:
-    """Return (metric, of one, of the other): from evaluations where both have them, else from the last validations.
+    """Return (metric, its value in one, in the other): from evaluations that both have, else from last validations.
 
     images: the names of those that both were evaluated on.
     """
@@ -178,7 +180,7 @@ def shared_metrics(one: Run, other: Run, images: Iterable[str]) -> list[tuple[st
 def same_evaluations(client: mlflow.MlflowClient, pair: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     """Return {images: what `evaluate` found of each run} for the images that both were evaluated on.
 
-    Those have one fingerprint: of one name alone, two runs' validation images may be others.
+    These have equal fingerprints: two runs' validation images may have the same name and yet differ.
     """
     one, other = (evaluations_of(client, run) for run in pair)
     shared = (name for name in one.keys() & other.keys() if one[name]["fingerprint"] == other[name]["fingerprint"])
@@ -194,7 +196,7 @@ def evaluations_of(client: mlflow.MlflowClient, run: Run) -> dict[str, dict[str,
 
 
 def images_of(content: Mapping[str, Any]) -> str:
-    """Return which images an evaluation saw, in words, as far as the recipe's split goes by its name."""
+    """Return the images that an evaluation saw, in words."""
     return f"the {content['metrics']['student']['images']:,} images of {content['images']} ({content['data']})"
 
 

@@ -1,14 +1,17 @@
 """Runs as MLflow holds them: which belong together, also over changes of what a recipe can say."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from mlflow.entities import Dataset, DatasetInput, RunData, RunInfo, RunInputs, RunTag
+from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
 from cluster.tracking.fields import flat_fields
 from ops.defaults import with_defaults
-from ops.history import Run, grouped, siblings
+from ops.history import DECISION, PARENT, Run, grouped, siblings, with_shared_roots
 
 METHOD = [
     {"term": "ce", "weight": 1.0},
@@ -69,3 +72,85 @@ def test_what_is_not_known_here_is_left_as_it_is():
     assert recipe.items() <= found.items()
     assert found["train.precision"] == "auto"
     assert not [name for name in found if name.startswith("method.0.") and name not in recipe]
+
+
+ELSEWHERE = {
+    "output_dir": "/other/out",
+    "data.loader": "reference",
+    "data.num_threads": "8",
+    "data.copies_dir": "/other/copies",
+    "cache.dir": "/other/cache",
+    "scaling.num_workers": "4",
+}
+
+
+def test_how_a_run_was_carried_out_splits_no_group(config):
+    """Two starts of one run may differ in it, so two seeds of one recipe may: another machine's had no gain."""
+    here, elsewhere = run(logged(config)), run(logged(config, seed="1", **ELSEWHERE), "elsewhere")
+    assert elsewhere.recipe.keys() >= ELSEWHERE.keys()
+    assert [len(group.runs) for group in grouped([here, elsewhere])] == [2]
+    assert len(siblings(here, [here, elsewhere]).runs) == 2
+    other = run(logged(config, seed="1", **{"data.crop_pct": "0.9"}), "other")
+    assert [len(group.runs) for group in grouped([here, other])] == [1, 1]
+
+
+def test_where_a_teachers_cache_lies_splits_no_group(config):
+    recipe = logged(config)
+    runs = [run(recipe | {"seed": seed, "teachers.0.cache_dir": f"/cache-{seed}"}, seed) for seed in "01"]
+    assert [len(group.runs) for group in grouped(runs)] == [2]
+
+
+def test_code_of_ones_own_is_what_it_is(config):
+    """Wherever it lies; the same file with other losses in it makes another recipe."""
+
+    def with_code(seed: str, place: str, source: str) -> Run:
+        found = run(logged(config, seed=seed, plugins=f"['{place}/losses.py']"), f"{seed}{source}")
+        return replace(found, tags={"plugins": f"losses {source}"})
+
+    runs = [with_code("0", "/here", "ab12"), with_code("1", "/there", "ab12"), with_code("2", "/here", "cd34")]
+    assert [[run.seed for run in group.runs] for group in grouped(runs)] == [["0", "1"], ["2"]]
+
+
+def on(root: str, images: str, seed: int) -> Run:
+    recipe = {"data.root": root, "seed": str(seed)}
+    return Run(f"{root}-{seed}", "0", f"{root}-{seed}", "FINISHED", 0.0, recipe, {}, {}, images)
+
+
+def test_the_same_images_in_several_folders():
+    """Known by a digest that two runs share; each seed may have its own, for it decides what is held out."""
+    runs = [on("/a", "d0", 0), on("/a", "d1", 1), on("/b", "d1", 1), on("/b", "d2", 2), on("/c", "d2", 2)]
+    more = [on("/other", "d9", 0), on("/a", "", 3), on("/unknown", "", 0)]
+    roots = [run.recipe["data.root"] for run in with_shared_roots([*runs, *more])]
+    assert roots == ["/a"] * 5 + ["/other", "/a", "/unknown"]
+    assert [len(group.runs) for group in grouped(with_shared_roots(runs))] == [5]
+
+
+def test_the_digest_is_mlflows(config):
+    info = RunInfo("id", "0", "user", "FINISHED", 0, 1, "active")
+    dataset = DatasetInput(Dataset("images", "a1b2", "stillhouse", "{}"), [])
+    record = MlflowRun(info, RunData([], [], [RunTag("method", "ce")]), RunInputs([dataset], []))
+    assert Run.of(record).images == "a1b2"
+    assert Run.of(MlflowRun(info, RunData([], [], []))).images == ""
+
+
+def trial(seed: int, status: str, decision: str, started: float = 0.0) -> Run:
+    found = run({"seed": str(seed)}, f"trial-{seed}-{decision}")
+    return replace(found, status=status, tags={PARENT: "sweep", DECISION: decision}, started=started)
+
+
+@pytest.mark.parametrize(
+    ("others", "stops"),
+    [
+        ([], ""),
+        ([trial(1, "FINISHED", "finished")], ""),
+        ([trial(1, "KILLED", "9 of the 12 runs are better")], "1 of 2 seeds stopped"),
+        ([trial(1, "KILLED", "worse"), trial(1, "FINISHED", "finished")], ""),
+        ([trial(1, "KILLED", "worse"), trial(2, "KILLED", "worse")], "2 of 3 seeds stopped"),
+        ([trial(1, "FAILED", "failed"), trial(2, "KILLED", "failed")], ""),
+        ([replace(trial(1, "KILLED", ""), tags={})], ""),  # interrupted: it goes on
+    ],
+)
+def test_a_group_knows_which_of_its_seeds_a_sweep_has_stopped(others, stops):
+    (group,) = grouped([trial(0, "FINISHED", "finished"), *others])
+    assert group.stops == stops
+    assert {run.seed for run in group.runs} == {"0"} | {run.seed for run in others if run.status == "FINISHED"}

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from kdcore.errors import Refused
-from ops.history import Run, grouped
+from ops.history import DECISION, Run, grouped, with_shared_roots
 from ops.review import groups as module
+from ops.review.columns import recipe_cell
 from ops.review.groups import labels_of, rows_of, sentences, varied_fields
 from ops.review.page import CURVES, usual_metric
 
@@ -143,3 +144,44 @@ def test_the_titles_of_curves():
     assert CURVES["held_out/top1"] == ("held-out top-1", True)
     assert CURVES["val/mAP"] == ("validation mAP", True)
     assert CURVES["val/agreement"] == ("agreement with the teacher", True)
+
+
+def test_the_seeds_that_a_sweep_has_left_are_compared_with_none():
+    """They are its best: their recipe is ranked after those whose every seed went to its end, and has no gain."""
+    one, other = made("kd-0", "ce+kd", 0.9), made("kd-1", "ce+kd", 0.5, seed="1")
+    stopped = replace(other, status="KILLED", tags=other.tags | {DECISION: "9 of the 12 runs are better"})
+    whole = [
+        made(f"{term}-{seed}", term, score, seed=seed)
+        for term, score in (("ce", 0.5), ("ce+dkd", 0.6))
+        for seed in "01"
+    ]
+    rows = rows_of(grouped([*whole, one, stopped]), METRIC)
+    assert [(row.label, row.gain is None) for row in rows] == [
+        ("ce+dkd", False),
+        ("student alone", True),
+        ("ce+kd", True),
+    ]
+    assert rows[-1].group.stops == "1 of 2 seeds stopped"
+    assert not any("kd " in text and "dkd" not in text for text in sentences(rows, METRIC))
+    assert recipe_cell(rows[-1]).badges[0].text == "1 of 2 seeds stopped"
+    rows = rows_of(grouped([*whole, one, other]), METRIC)
+    assert (rows[0].label, rows[0].gain is None, recipe_cell(rows[0]).badges) == ("ce+kd", False, [])
+
+
+def test_nothing_is_gained_over_a_student_alone_whose_seeds_were_stopped():
+    alone, other = made("alone-0", "ce"), made("alone-1", "ce", seed="1")
+    stopped = replace(other, status="KILLED", tags=other.tags | {DECISION: "worse"})
+    rows = rows_of(grouped([alone, stopped, made("kd", "ce+kd", 0.6)]), METRIC)
+    assert [(row.label, row.gain) for row in rows] == [("ce+kd", None), ("ce", None)]
+
+
+def test_seeds_of_two_machines_have_a_gain():
+    """Their images lie elsewhere, and more threads read them; both were taken for other recipes on other images."""
+    runs = [
+        made(f"{term}-{seed}", term, score, seed=seed, data__root=root, data__num_threads=threads)
+        for term, score in (("ce", 0.5), ("ce+kd", 0.6))
+        for seed, root, threads in (("0", "/images", "2"), ("1", "/data/images", "8"))
+    ]
+    rows = rows_of(grouped(with_shared_roots([replace(run, images="a1b2") for run in runs])), METRIC)
+    assert [(row.label, row.flags, row.score["n"]) for row in rows] == [("ce+kd", [], 2), ("student alone", [], 2)]
+    assert rows[0].gain.value == pytest.approx(0.1)
