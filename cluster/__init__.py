@@ -1,4 +1,4 @@
-"""cluster places and drives: the run's configuration, the training loop of one rank, Ray, checkpoints, tracking."""
+"""cluster places and drives runs: their configuration, the training loop of one rank, Ray, checkpoints, tracking."""
 
 from cluster import environment
 

@@ -1,4 +1,4 @@
-"""What a recipe says of itself to people. Listing recipes needs nothing else of the configuration, so it is quick."""
+"""A recipe's documentation for people. Listing recipes reads nothing else of the configuration, so it is quick."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ExpectedConfig(Section):
 
 
 class AboutConfig(Section):
-    """What a recipe follows, what it is meant to reach, and where it departs: for people, and no part of the run."""
+    """What a recipe follows, what it is meant to reach, and where it departs: for people, without effect on the run."""
 
     title: str | None = None
     """What the recipe trains, in a sentence."""

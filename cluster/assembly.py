@@ -38,7 +38,7 @@ from pipelines.loaders.choose import build_loader
 from pipelines.loaders.paired import PairedLoader
 from pipelines.views.plan import ViewPlan
 
-ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is by the call
+ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's cost is per call
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Assembly:
 
     @cached_property
     def batches(self) -> Batches:
-        """How an epoch's images are shared out."""
+        """How an epoch's images are divided into batches."""
         return Batches.of(self.config, len(self.indexes["train"]), self.rank.world_size)
 
     @property
@@ -87,7 +87,7 @@ class Assembly:
 
     @cached_property
     def for_teacher(self) -> Assembly:
-        """The run with the images as its online teacher sees them: itself, but for a teacher with a size of its own."""
+        """The run with the images as its online teacher sees them: itself, unless the teacher has its own size."""
         config = self.config.for_teacher
         if self.teacher is None or config is self.config:
             return self
@@ -100,7 +100,7 @@ class Assembly:
 
     @property
     def micro_batch(self) -> int:
-        """Images of one forward pass, at most."""
+        """The most images in one forward pass."""
         return micro_batch_size(self.config.train, self.rank.world_size, self.config.views.mixes)
 
     @property
@@ -109,7 +109,7 @@ class Assembly:
         return self.rank.slice_of(self.batches.num_micro_batches)
 
     def train_requests(self, first_step: int) -> Iterator[Request]:
-        """Yield this rank's micro-batches from a step on, in order; `len(self.micro_batches)` of them a step."""
+        """Yield this rank's micro-batches from a step on, in order, `len(self.micro_batches)` per step."""
         every, first = self.steps_per_epoch, first_step
         while first < self.total_steps:
             epoch = first // every
@@ -130,7 +130,7 @@ class Assembly:
             yield batch if targets is None else batch.with_targets(targets)
 
     def stored_targets(self, request: Request) -> TeacherOutputs | None:
-        """Return the teachers' answers for a request of training views, as far as they are stored."""
+        """Return the stored answers of the teachers for a request of training views; None where none are stored."""
         if self.ensemble is not None:
             return self.ensemble.targets(request)
         return self.stored.outputs(request) if self.stored else None
@@ -140,7 +140,7 @@ class Assembly:
         return self.plan.order(step // self.steps_per_epoch, self.batches.positions(step, number))
 
     def train_loader(self) -> Loader | PairedLoader:
-        """Build the loader of training images under the recipe's view policy; of those for the teacher with them."""
+        """Build the loader of training images under the recipe's view policy, with the teacher's if that differs."""
         loader, seen = self._train_loader(), self.for_teacher
         return loader if seen is self else PairedLoader(loader, seen._train_loader())
 
@@ -150,15 +150,15 @@ class Assembly:
 
     @property
     def evaluation_batch(self) -> int:
-        """How many images validation shows a network at once."""
+        """The batch size of validation."""
         return evaluation_batch(self.config, self.rank.device)
 
     def evaluation_loader(self, split: str, max_batch: int | None = None) -> Loader:
-        """Build the loader of a split's images, cut as for validation. max_batch: not given, as many as validation."""
+        """Build the loader of a split's images, cut as for validation. max_batch: validation's, if not given."""
         return self.loader(split, self.evaluation_plan(split), max_batch or self.evaluation_batch)
 
     def evaluation_loader_of_both(self, split: str) -> Loader | PairedLoader:
-        """Build the loader of a split's images, cut as for validation; of those for the teacher with them."""
+        """Build the loader of a split's images, cut as for validation, with the teacher's if that differs."""
         seen = self.for_teacher
         if seen is self:
             return self.evaluation_loader(split)
@@ -166,11 +166,11 @@ class Assembly:
         return PairedLoader(self.evaluation_loader(split, size), seen.evaluation_loader(split, size))
 
     def evaluation_plan(self, split: str) -> ViewPlan:
-        """Return the plan of the one view of a split's images that networks are judged by."""
+        """Return the view plan of validation: one view of each of a split's images."""
         return ViewPlan(evaluation_policy(self.config), self.config.plan_seed, len(self.indexes[split]))
 
     def teacher_on(self, split: str, loader: Loader) -> tuple[dict[str, float], Tensor] | None:
-        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without such.
+        """Return the teacher's metrics on a split, and its logits on this rank's share [n,K]; None without a head.
 
         loader: of the split, for a teacher that answers online and sees the student's images."""
         index = self.indexes[split]
@@ -184,7 +184,7 @@ class Assembly:
         return teacher_pass(self.teacher, loader, len(index), self.rank) if has_answers and self.teacher else None
 
     def loader(self, split: str, plan: ViewPlan, max_batch: int, source: Source | None = None) -> Loader:
-        """Build the loader of a split's images under a plan of their views. source: the same images, otherwise read."""
+        """Build the loader of a split's images under a view plan. source: the same images, read differently."""
         data, index = self.config.data, source or self.indexes[split]
         return build_loader(
             data.loader,
@@ -204,7 +204,7 @@ class Assembly:
     def distiller(self, statistics: Mapping[str | None, ClassStatistics] | None = None) -> Distiller:
         """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
 
-        statistics: as of `every_class_statistics`, in its place.
+        statistics: used instead of `every_class_statistics`.
         """
         train = self.indexes["train"]
         statistics = self.every_class_statistics() if statistics is None else statistics
@@ -233,7 +233,7 @@ class Assembly:
         return distiller
 
     def every_class_statistics(self) -> dict[str | None, ClassStatistics]:
-        """Return what every teacher makes of the classes, of several by name: as it is stored, or by a pass."""
+        """Return {teacher's name, None for a single one: its class statistics}, stored or computed by a pass."""
         if self.ensemble is None:
             one = self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
             return {None: one}
@@ -245,7 +245,7 @@ class Assembly:
         return found
 
     def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
-        """Compute what the teacher's needs name of the training set; see `cluster.class_statistics`."""
+        """Compute the statistics of the training set that the teacher's needs name; see `cluster.class_statistics`."""
         if teacher is None or not teacher.needs.class_statistics:
             return ClassStatistics()
         return class_statistics(
@@ -260,9 +260,9 @@ class Assembly:
 def assemble(
     config: RunConfig, rank: Rank, reuse_index: bool = False, indexes: dict[str, Source] | None = None
 ) -> Assembly:
-    """Build every part on the rank's device. Refused for what does not fit together: checkpoint, classes, cache.
+    """Build every part on the rank's device. Refused if checkpoint, classes or cache do not fit together.
 
-    reuse_index: as for `open_data`; indexes: in the place of what that returns.
+    reuse_index: as for `open_data`; indexes: used instead of what that returns.
     """
     indexes = indexes or open_data(config, reuse_index)
     check_labels(config, indexes["train"])
@@ -272,7 +272,7 @@ def assemble(
     plan = ViewPlan(
         config.views, config.plan_seed, len(indexes["train"]), windows, sampling_of(config, indexes["train"])
     )
-    # The student's first weights are a function of the seed alone: not of the teacher, nor of where it answers from.
+    # The student's first weights are a function of the seed only: not of the teacher, nor of where it answers from.
     torch.manual_seed(config.seed)
     student = build_model(config.student, classes)
     statistics = input_statistics(student)

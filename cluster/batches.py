@@ -1,8 +1,8 @@
-"""How the images of an epoch are shared out: into steps, and each step into micro-batches.
+"""How the images of an epoch are divided into steps, and each step into micro-batches.
 
-An epoch's positions are taken in turn, `train.batch_size` a step. Every step has the same number of micro-batches, so
-that every rank has its part in each; the last, smaller batch, where it is kept (`train.last_batch: keep`), is shared by
-as many smaller ones, as evenly as can be. All of it is a function of the recipe and the number of images.
+An epoch's positions are taken in turn, `train.batch_size` per step. Every step has the same number of micro-batches, so
+that every rank has its part in each; the last, smaller batch, where it is kept (`train.last_batch: keep`), is divided
+into as many smaller ones, as evenly as possible. All of it is a function of the recipe and the number of images.
 
 Not here: which image stands at a position (`pipelines.views.plan`), and what a micro-batch weighs in its step's
 gradient (`cluster.training.loop`).
@@ -20,7 +20,7 @@ from cluster.config import RunConfig
 from cluster.rules import micro_batch_size
 from kdcore.errors import Refused
 
-LEAST = 2  # images of a micro-batch: batch norm, and what compares images, have nothing to say about one
+LEAST = 2  # images of a micro-batch: batch norm, and losses that compare images, cannot work on one
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Batches:
 
     @classmethod
     def of(cls, config: RunConfig, num_images: int, num_workers: int) -> Batches:
-        """Return the batches of a recipe's run on so many images and workers. Refused where they cannot be shared."""
+        """Return the batches of a recipe's run on this many images and workers. Refused if they cannot share it."""
         train, mixes = config.train, config.views.mixes
         num = train.batch_size // micro_batch_size(train, num_workers, mixes)
         return cls(num_images, train.batch_size, num, train.last_batch == "keep", mixes)
 
     @property
     def num_left(self) -> int:
-        """Images of an epoch that fill no whole batch."""
+        """Images of an epoch left over after its whole batches."""
         return self.num_images % self.batch_size
 
     @property
@@ -56,14 +56,14 @@ class Batches:
         return self.num_images if self.keeps_last else self.num_images - self.num_left
 
     def num_in(self, step: int) -> int:
-        """Return how many images a step of the run has (0 for the first)."""
+        """Return the number of images in a step of the run (0 is the first)."""
         start = step % self.steps_per_epoch * self.batch_size
         return min(self.batch_size, self.images_per_epoch - start)
 
     def num_until(self, step: int) -> int:
-        """Return how many images so many steps have seen."""
+        """Return the number of images seen after `step` steps."""
         epochs, steps = divmod(step, self.steps_per_epoch)
-        return epochs * self.images_per_epoch + steps * self.batch_size  # an epoch's last batch alone is smaller
+        return epochs * self.images_per_epoch + steps * self.batch_size  # only an epoch's last batch is smaller
 
     def bounds(self, step: int) -> NDArray[np.int64]:
         """Return the positions in its epoch at which a step's micro-batches begin, and its end: [micro-batches + 1]."""
@@ -83,9 +83,9 @@ class Batches:
 
     @property
     def shares_last(self) -> bool:
-        """Whether the images that fill no whole batch are none, or give at least two to each micro-batch.
+        """Whether no images are left over, or enough to give each micro-batch at least two.
 
-        In pairs, too: an odd one stands alone in the last micro-batch, which then has another pair.
+        This holds in pairs, too: an odd image ends up in the last micro-batch, which then has a pair as well.
         """
         return not self.num_left or self.num_left >= self.num_micro_batches * LEAST
 
@@ -102,7 +102,7 @@ class Batches:
         )
 
     def nearest_that_shares(self) -> int | None:
-        """Return the nearest size of batch, in steps of the number of micro-batches, whose last batch is shared."""
+        """Return the nearest batch size, a multiple of the number of micro-batches, whose last batch can be divided."""
         num = self.num_micro_batches
         together = num * 2 if self.in_pairs else num
         sizes = range(together, min(self.num_images, 2 * self.batch_size) + 1, together)

@@ -1,4 +1,4 @@
-"""What a teacher makes of the classes: the means of its features, and the similarity of its logits, as terms ask."""
+"""A teacher's class statistics: the means of its features and the similarity of its logits, as terms need them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcore.terms.wkd import class_similarity
 from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, requests_of
 
-STATISTICS_BATCH = 128  # fixed, so that what training reads has the same bits whatever validation is shown in
+STATISTICS_BATCH = 128  # fixed, so that training reads the same bits whatever validation's batch size
 OF_CLASSES = f"statistics of classes take {STATISTICS_BATCH} images at once on every machine: take a GPU with more"
 
 
@@ -30,10 +30,10 @@ def class_statistics(
     evaluation_loader: Callable[[], Loader],
     rank: Rank,
 ) -> ClassStatistics:
-    """Compute what the teacher's needs name of the training set, in one or two passes over it.
+    """Compute the statistics of the training set that the teacher's needs name, in one or two passes over it.
 
     Means are taken of the images as they are trained on (their view 0), similarity of images cut as for validation,
-    both as the authors of the terms do; a loader is made where its pass is wanted.
+    both as the authors of the terms do; a loader is made only if its pass is needed.
     """
     means: dict[str, Tensor] = {}
     similarity = None
@@ -48,7 +48,7 @@ def class_statistics(
 def stand_in_statistics(
     needs: Needs, shapes: Mapping[str, Sequence[int]], labels: NDArray[np.int64], num_classes: int
 ) -> ClassStatistics:
-    """Return random statistics of the shapes that a pass over the images would give, to try a method out with.
+    """Return random statistics of the shapes that a pass over the images would give, to try out a method.
 
     shapes: of the teacher's taps, without the batch. Refused where the pass would be.
     """
@@ -60,7 +60,7 @@ def stand_in_statistics(
 
 
 def smallest_class(labels: NDArray[np.int64], num_classes: int) -> int:
-    """Return how many images the smallest class has. Refused where that is too few to compare classes by."""
+    """Return the number of images in the smallest class. Refused where that is too few to compare classes."""
     fewest = int(np.bincount(labels, minlength=num_classes).min())
     if fewest < 2:
         raise Refused(
@@ -75,7 +75,7 @@ def smallest_class(labels: NDArray[np.int64], num_classes: int) -> int:
 def class_means(
     teacher: OnlineTeacher, loader: Loader, num_images: int, num_classes: int, rank: Rank
 ) -> dict[str, Tensor]:
-    """{tap: the mean of the teacher's features over each class's images [K,D]}; maps are averaged over space."""
+    """Return {tap: the mean of the teacher's features over each class's images [K,D]}; maps are averaged over space."""
     sums: dict[str, Tensor] = {}
     images = torch.zeros(num_classes, device=rank.device)
     for batch in loader.load(every_image_once(num_images, rank, loader.max_batch)):
@@ -96,10 +96,10 @@ def class_means(
 def similarity_of_classes(
     teacher: OnlineTeacher, loader: Loader, labels: NDArray[np.int64], num_classes: int, rank: Rank
 ) -> Tensor:
-    """`class_similarity` of the teacher's logits on the training images: [K,K], the same on every rank.
+    """Return `class_similarity` of the teacher's logits on the training images: [K,K], the same on every rank.
 
-    Of each class the first images by sample id, as many as the smallest class has. Memory: num_classes^2 floats for
-    each of them, and as many again for their inner products (ImageNet: 3 GB and 2 GB). Refused where a class has one.
+    From the first images of each class by sample id, as many as the smallest class has. Memory: num_classes^2 floats
+    for each, and as many again for their inner products (ImageNet: 3 GB and 2 GB). Refused where a class has one.
     """
     fewest = smallest_class(labels, num_classes)
     ids = np.concatenate([np.flatnonzero(labels == number)[:fewest] for number in range(num_classes)])

@@ -1,8 +1,8 @@
 """The configuration of a run: one frozen, strict model, resolved once, the same on every rank.
 
-A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written beside the run and into MLflow, goes
-through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size, device)
-is no part of it.
+A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written to the run's folder and to MLflow,
+goes through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size,
+device) is not part of it.
 
 Not here: the sections themselves (`cluster.sections`, `cluster.run_sections`), what they must say together
 (`cluster.rules`), and how recipes are read, overridden and written (`cluster.recipe`).
@@ -32,10 +32,10 @@ from pipelines.views.policy import ViewPolicy
 class RunConfig(Section):
     """Everything that decides what a run computes, and what is to be known about it."""
 
-    # Sections that may change between two starts of a run: they decide nothing of what it computes.
+    # Sections that may change between two starts of a run: they do not affect what it computes.
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"about", "scaling", "tracking", "checkpoint"})
 
-    # Fields that may likewise: where data and code lie (their fingerprints are compared instead), and what reads them.
+    # Fields that may, too: where data and code lie (their fingerprints are compared instead), and what reads them.
     INCIDENTAL_FIELDS: ClassVar[frozenset[str]] = frozenset(
         {
             "output_dir",
@@ -78,7 +78,7 @@ class RunConfig(Section):
     teacher: TeacherConfig | None = None
     """The network to learn from. Not given: none."""
     teachers: tuple[MemberConfig, ...] = ()
-    """Several networks to learn from, in the place of `teacher`: each with a name, a weight, and its own cache."""
+    """Several networks to learn from, instead of `teacher`: each with a name, a weight, and its own cache."""
     ensemble: EnsembleConfig = EnsembleConfig()
     """How the answers of several teachers are averaged."""
     cache: CacheConfig | None = None
@@ -122,24 +122,24 @@ class RunConfig(Section):
 
     @property
     def all_teachers(self) -> tuple[TeacherConfig, ...]:
-        """The one teacher, the several, or none."""
+        """All teachers: one, several or none."""
         return (self.teacher,) if self.teacher else tuple(self.read_teachers)
 
     @property
     def teacher_recipes(self) -> list[RunConfig]:
-        """This recipe with each of its teachers alone; with one teacher, itself; without any, none."""
+        """This recipe once per teacher, with only that one; with one teacher, itself; without any, none."""
         if self.teacher is not None:
             return [self]
         return [self._with_one(member) for member in self.read_teachers]
 
     @property
     def read_teachers(self) -> list[MemberConfig]:
-        """Those of several teachers that a term reads; one of weight 0 that none names is left out."""
+        """The members of `teachers` that a term reads; one of weight 0 that no term names is left out."""
         return [member for member in self.teachers if read_by(self, member)]
 
     @property
     def cache_recipes(self) -> list[RunConfig]:
-        """The recipes, each with one teacher, whose caches this one builds: of all that read one, or else of all.
+        """The recipes, one per teacher, whose caches this one builds: of those that read a cache, or else of all.
 
         Refused where there is no teacher.
         """
@@ -147,7 +147,7 @@ class RunConfig(Section):
         return [one for one in recipes if require_teacher(one).cached] or recipes
 
     def _with_one(self, member: MemberConfig) -> RunConfig:
-        """Return the recipe that one of several teachers alone would have: its own cache, the terms that read it."""
+        """Return the recipe with only one of several teachers: its own cache, and the terms that read it."""
         cache = self.cache and self.cache.model_copy(
             update={"dir": member.cache_dir or f"{self.cache.dir}/{member.name}"}
         )

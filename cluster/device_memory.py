@@ -1,4 +1,4 @@
-"""A GPU's memory that is full: a request that must become smaller, not a fault."""
+"""A full GPU memory is refused: the request must become smaller; it is not a fault."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from kdcore.errors import Refused
 
-# PyTorch's own words.
+# PyTorch's wording.
 _SIZES = re.compile(
     r"Tried to allocate ([\d.]+ \w+).*?capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", re.DOTALL
 )
@@ -20,7 +20,7 @@ _SIZES = re.compile(
 def refuse_full_gpu(remedy: str) -> Iterator[None]:
     """Refuse what does not fit into the GPU's memory, with what to change; also a decorator.
 
-    The same step would fail again, so nothing tries it a second time.
+    The same step would fail again, so nothing retries it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Several teachers at work: those beside the student, and those whose answers are read from their caches."""
+"""Several teachers at work: those that answer online, and those whose answers are read from their caches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.loaders.base import Loader, Request
 class TeacherEnsemble:
     """The teachers of a recipe by name, each either online or stored; combined: as terms read them.
 
-    judged: their average as validation takes it, by the weights without their course over the epochs.
+    judged: their average in validation, by constant weights instead of their course over the epochs.
     """
 
     online: Mapping[str, OnlineTeacher]
@@ -57,17 +57,17 @@ class TeacherEnsemble:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Those that answer online."""
+        """The networks of the teachers that answer online."""
         return [teacher.model for teacher in self.online.values()]
 
     def targets(self, request: Request) -> TeacherOutputs:
-        """Return the stored answers for a request of training views; the others' are asked with the batch."""
+        """Return the stored answers for a request of training views; the other teachers are asked with the batch."""
         return TeacherOutputs(members={name: teacher.outputs(request) for name, teacher in self.stored.items()})
 
     def evaluation(
         self, split: str, source: Source, loader: Loader, rank: Rank
     ) -> tuple[dict[str, float], Tensor] | None:
-        """As `passes.teacher_pass`, of the average; with each teacher's own top-1 as NAME_top1 (or mAP as NAME_mAP).
+        """Evaluate the average as `teacher_pass` does, with each teacher's top-1 as NAME_top1 (or mAP as NAME_mAP).
 
         None where no teacher has a head.
         """

@@ -1,7 +1,7 @@
 """Evaluating a run's student and teacher on a folder of images, by one process or by the workers of a Ray cluster.
 
-Every worker takes a share of the images and needs no other: one that is lost is replaced, and there may be more of them
-than places.
+Every worker takes a share of the images and needs no other worker: a lost one is replaced, and there may be more
+workers than places.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SPLIT = "evaluated"  # the name of the images within an `Assembly`
 
 @dataclass
 class Findings:
-    """What is known of both networks; cka: of taps named 'student <tap>' and 'teacher <tap>'."""
+    """The evaluations of both networks; cka: of taps named 'student <tap>' and 'teacher <tap>'."""
 
     student: Evaluation | MultiLabelEvaluation | None
     teacher: Evaluation | MultiLabelEvaluation | None
@@ -53,13 +53,13 @@ class Findings:
 
     @classmethod
     def of(cls, target: Target, rank: Rank, student: bool, teacher: bool) -> Findings:
-        """Nothing seen yet, of the networks that are there."""
+        """Return empty findings for the networks that there are."""
         kind = MultiLabelEvaluation if target.multi_label else Evaluation
         ours, theirs = (kind(len(target.classes), rank.device) if there else None for there in (student, teacher))
         return cls(ours, theirs, LinearCKA())
 
     def add(self, ours: TeacherOutputs, theirs: TeacherOutputs, answers: Tensor) -> None:
-        """One batch as the student and the teacher answer it; answers [B,M] as in `Evaluation.add`."""
+        """Add one batch's outputs of student and teacher; answers [B,M] as in `Evaluation.add`."""
         self.images += len(answers)
         if self.student is not None and ours.logits is not None:
             self.student.add(ours.logits, answers, theirs.logits)
@@ -70,15 +70,15 @@ class Findings:
             self.cka.add({f"{side} {tap}": of[tap] for side, of in sides.items() for tap in sorted(of)})
 
     def merge(self, other: Findings) -> None:
-        """Take in those of another worker."""
+        """Add another worker's findings."""
         for mine, its in ((self.student, other.student), (self.teacher, other.teacher)):
             if mine is not None and its is not None:
-                mine.merge(its)  # type: ignore[arg-type]  # of one kind, by the target
+                mine.merge(its)  # type: ignore[arg-type]  # both of the target's kind
         self.cka.merge(other.cka)
         self.images += other.images
 
     def to(self, device: str) -> Findings:
-        """Itself, its sums moved."""
+        """Move the sums to a device; return self."""
         for one in (self.student, self.teacher):
             if one is not None:
                 one.to(device)
@@ -87,9 +87,9 @@ class Findings:
 
 
 def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -> Findings:
-    """Both networks on every image once. weights: of the student; None: the teacher alone is evaluated.
+    """Evaluate both networks on every image once. weights: of the student; None: only the teacher is evaluated.
 
-    With scaling.num_workers above 1 on the Ray cluster, else in this process.
+    On the Ray cluster if scaling.num_workers is above 1, else in this process.
     """
     if config.scaling.num_workers <= 1:
         findings = evaluate_share(config, weights, target, rank_here(config))
@@ -101,7 +101,7 @@ def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -
 
 
 def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
-    """Return the findings of all workers, together."""
+    """Return the merged findings of all workers."""
     scaling, takes = config.scaling, worker_resources(config)
     share = ray.remote(num_cpus=takes["CPU"], num_gpus=takes["GPU"])(share_of_worker)
     payload, target = ray.put(config.model_dump(mode="json")), ray.put(target)
@@ -118,14 +118,14 @@ def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
 def share_of_worker(
     payload: dict[str, Any], weights: Path | None, target: Target, number: int, world_size: int
 ) -> Findings:
-    """In a Ray worker: one share of the images."""
+    """Evaluate one share of the images, in a Ray worker."""
     rank = Rank(number, world_size, device_of_worker())
     return evaluate_share(parse(payload), weights, target, rank).to("cpu")
 
 
 @torch.no_grad()
 def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank: Rank) -> Findings:
-    """Both networks on this rank's share of the images."""
+    """Evaluate both networks on this rank's share of the images."""
     parts = assemble(config, replace(rank, world_size=1), reuse_index=True)
     parts = replace(parts, indexes={**parts.indexes, SPLIT: target.index})
     student, teacher = student_of(parts, weights), teacher_of(parts, target)
@@ -141,19 +141,19 @@ def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank
 
 
 def answers_with_logits(teacher: Network | None) -> bool:
-    """Return whether there is a teacher, with a head."""
+    """Return whether there is a teacher with a head."""
     return teacher is not None and bool(getattr(teacher, "has_head", True))
 
 
 def restrict_classes(outputs: TeacherOutputs, target: Target) -> TeacherOutputs:
-    """With the logits of the classes that may be answered."""
+    """Return the outputs with only the logits of the classes that may be answered."""
     if outputs.logits is None or target.shown is None:
         return outputs
     return replace(outputs, logits=outputs.logits[:, torch.from_numpy(target.shown)])
 
 
 def student_of(parts: Assembly, weights: Path | None) -> Network | None:
-    """Return the student with the given weights and its taps; None where there are none."""
+    """Return the student with the given weights and its taps; None without weights."""
     if weights is None:
         return None
     student = load_student(parts, weights)
@@ -174,7 +174,7 @@ def load_student(parts: Assembly, weights: Path) -> nn.Module:
 
 
 def teacher_of(parts: Assembly, target: Target) -> Network | None:
-    """Return the teacher with its taps; of one in a cache, its logits for the recipe's own validation images."""
+    """Return the teacher with its taps; if cached, its logits, for the recipe's own validation images only."""
     if parts.ensemble is not None:
         return ensemble_of(parts, parts.ensemble, target)
     if parts.teacher is not None:
@@ -227,9 +227,9 @@ def find_target(config: RunConfig, location: str | None, variant: str | None) ->
 
 
 def with_online_teacher(config: RunConfig) -> RunConfig:
-    """Return the recipe with its teachers online, where their weights are there: only they can see other images.
+    """Return the recipe with its teachers online where it has their weights: only online ones can see other images.
 
-    One of several that sees images of a size of its own stays in its cache.
+    One of several with an image size of its own stays in its cache.
     """
     if config.teachers:
         members = (

@@ -1,4 +1,4 @@
-"""The names of a configuration's fields, dotted, and which of them a wrong one may have meant."""
+"""The dotted names of a configuration's fields, and which of them a wrong name may mean."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 
 def near_names(model: type[BaseModel], unknown: str, beside: Sequence[str]) -> list[str]:
-    """Return what may have been meant by a dotted field that there is not, the likeliest first.
+    """Return the fields that an unknown dotted name may mean, the likeliest first.
 
-    beside: the names that its section has. A field of that very name in another section comes before those that only
-    look alike.
+    beside: the names in its section. A field of the same name in another section comes before those that only look
+    alike.
     """
     last = unknown.rpartition(".")[2]
     elsewhere = [name for name in dotted_names(model) if name.rpartition(".")[2] == last]
@@ -22,7 +22,7 @@ def near_names(model: type[BaseModel], unknown: str, beside: Sequence[str]) -> l
 
 
 def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every field of a model and of the sections below it; of lists, the name alone."""
+    """Yield the dotted name of every field of a model and of the sections below it; for lists, only the name."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         section = section_in(field.annotation)
@@ -31,7 +31,7 @@ def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the model that a field holds, or may hold beside None; None for any other field."""
+    """Return the model that a field holds, optional or not; None for any other field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     members = [part for part in get_args(annotation) if part is not type(None)]

@@ -1,4 +1,4 @@
-"""What a run will take, from a short measurement of its own steps: steps and seconds."""
+"""What a run will take, in steps and seconds, from a short measurement of its own steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdcore.batch import Batch
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run takes. images_per_second: of one worker alone, from its loader through the backward pass."""
+    """What a run takes. images_per_second: of one worker, from its loader through the backward pass."""
 
     num_images: int
     batch_size: int
@@ -29,12 +29,12 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training on workers that are all as fast; start-up, validation and optimiser are left out."""
+        """Seconds of training on workers that are all equally fast; start-up, validation and optimiser are left out."""
         return self.total_steps * self.batch_size / (self.images_per_second * self.num_workers)
 
 
 def forecast(config: RunConfig, seconds: float) -> Forecast:
-    """Measure a run's steps for about so long where it would run, and one of them at least. Trains nothing."""
+    """Measure a run's steps for about `seconds`, at least one step, where it would run. Trains nothing."""
     use_worker_threads(config)
     run = assemble(config, Rank(0, 1, device_here(config)))
     return Forecast(
@@ -48,10 +48,10 @@ def forecast(config: RunConfig, seconds: float) -> Forecast:
 
 
 def measured_speed(run: Assembly, seconds: float) -> float:
-    """Return the images a second that go through loader, networks and losses of one worker, and back."""
+    """Return the images per second of one worker's loader, networks and losses, forward and backward."""
     distiller = run.distiller(stand_in(run)).to(run.rank.device).train()
     compute, batches = ForwardBackward(run, distiller), endless_batches(run)
-    for _ in range(2):  # kernels are chosen, memory is had
+    for _ in range(2):  # warm-up: autotuning and allocation
         compute(next(batches), 1.0, synchronise=True)
     synchronise(run.rank.device)
     started, seen = time.perf_counter(), 0

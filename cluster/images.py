@@ -22,9 +22,9 @@ from pipelines.files import make_folder
 from pipelines.views.policy import ViewPolicy
 from pipelines.views.sampling import POWERS, ClassSampling
 
-_PIXELS = 128 * 224 * 224  # of the images that validation shows a network at once, at most
-_MOST = 1024  # images
-_MEMORY_PER_PIXEL = 2000  # bytes of the memory of a worker: twice what the maps of a wide network take
+_PIXELS = 128 * 224 * 224  # of a validation batch, at most
+_MOST = 1024  # images of a validation batch
+_MEMORY_PER_PIXEL = 2000  # bytes of a worker's memory: twice what the maps of a wide network take
 
 
 def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]:
@@ -81,7 +81,7 @@ def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
 
 
 def evaluation_policy(config: RunConfig) -> ViewPolicy:
-    """How validation images are cut: the centre, nothing random."""
+    """Return the view policy of validation: the centre, nothing random."""
     crop_pct = 1.0 if config.views.crop == "padded" else config.data.crop_pct
     size = config.data.evaluation_size or config.views.size
     return ViewPolicy.evaluation(size, crop_pct, config.data.evaluation_interpolation)
@@ -94,9 +94,9 @@ def deployed_size(config: RunConfig) -> tuple[int, int]:
 
 
 def evaluation_batch(config: RunConfig, device: torch.device) -> int:
-    """Return how many images validation shows a network at once: `data.evaluation_batch`, or by size and memory.
+    """Return the batch size of validation: `data.evaluation_batch`, or by image size and memory.
 
-    Of the memory there is, not of what is free: so that a run that is continued sums up in the same order.
+    Total memory counts, not free memory, so that a resumed run sums in the same order.
     """
     if config.data.evaluation_batch is not None:
         return config.data.evaluation_batch
@@ -111,7 +111,7 @@ def evaluation_batch(config: RunConfig, device: torch.device) -> int:
 
 
 def _say_classes_too_small(train: Source, fraction: float) -> None:
-    """Remark classes of which the fraction is less than an image, so that `Source.split` takes one, or none of one."""
+    """Warn of classes of which the fraction is less than an image: `Source.split` takes one, none from a single one."""
     if not train.has_one_label:
         return
     counts = train.class_counts
@@ -125,7 +125,7 @@ def _say_classes_too_small(train: Source, fraction: float) -> None:
 
 
 def _require_shown_classes(held_out: Source, fraction: float) -> None:
-    """Refuse held-out images with several labels of which none shows a class: mAP would not exist."""
+    """Refuse held-out images with several labels if none shows a class: mAP would be undefined."""
     if held_out.labelled and held_out.multi_label and not held_out.class_counts.any():
         raise Refused(
             f"data.held_out={fraction} keeps back {len(held_out)} images of {held_out.root}, none of which shows a "
@@ -134,7 +134,7 @@ def _require_shown_classes(held_out: Source, fraction: float) -> None:
 
 
 def _require_classes(indexes: dict[str, Source], config: RunConfig) -> None:
-    """Refuse images that nothing can be learnt of, or a student judged by."""
+    """Refuse images from which nothing can be learnt, or by which no student can be judged."""
     train, val = indexes["train"], indexes["val"]
     if len(train.classes) == 1:
         raise Refused(
@@ -179,7 +179,7 @@ def check_labels(config: RunConfig, train: Source) -> None:
 
 
 def sampling_of(config: RunConfig, train: Source) -> ClassSampling | None:
-    """Return how often the images of each class are shown; None for each once an epoch. Refused without labels."""
+    """Return how often the images of each class are shown; None: each once per epoch. Refused without labels."""
     if config.data.sampling == "images":
         return None
     train.require_one_label(f"data.sampling={config.data.sampling}")

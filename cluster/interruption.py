@@ -1,7 +1,7 @@
-"""How a command ends that is asked to: Ctrl-C, twice Ctrl-C, and SIGTERM, as schedulers send it.
+"""How a command ends on Ctrl-C, on a second Ctrl-C, and on SIGTERM, which schedulers send.
 
 Ray and Ray Train set handlers of their own, under which a process is silent for half a minute or ends with a dump of
-its memory: they are put back here.
+its memory: the previous handlers are restored here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as shells have it: 128 and the signal's number
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as in shells: 128 plus the signal's number
 
 
 class Terminated(BaseException):
-    """SIGTERM came: whoever holds something lets go of it, as on Ctrl-C. The message says what was saved."""
+    """SIGTERM came: everything held is released, as on Ctrl-C. The message says what was saved."""
 
 
 @contextmanager
 def ending_on_signals(remark: str = "") -> Iterator[None]:
     """Raise KeyboardInterrupt or Terminated in the main thread at the first signal; end the process at the second.
 
-    remark: what is said then, behind that it has ended.
+    remark: appended to the message that is printed then.
     """
     if not in_main_thread():
         yield
@@ -54,7 +54,7 @@ def ending_on_signals(remark: str = "") -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Put the handlers of signals back as they were before the body, which starts something that sets its own."""
+    """Restore the signal handlers after the body, which starts something that sets its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     if in_main_thread():
@@ -63,7 +63,7 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def in_thread(function: Callable[[], Result]) -> Future[Result]:
-    """Call a function in a thread that the process does not wait for at its end; the main thread hears signals then."""
+    """Call a function in a daemon thread, which leaves the main thread free to receive signals."""
     future: Future[Result] = Future()
 
     def call() -> None:
@@ -77,7 +77,7 @@ def in_thread(function: Callable[[], Result]) -> Future[Result]:
 
 
 def in_words(interruption: BaseException) -> str:
-    """Return what ended a command, as a word and whatever was done before it ended."""
+    """Return what ended a command, in words, with what was done before it ended."""
     return str(interruption) or "interrupted"
 
 

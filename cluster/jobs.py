@@ -27,12 +27,12 @@ from kdcore.errors import Refused, RunFailed
 from pipelines.places import is_remote
 
 TREE = Path(__file__).parents[1]
-# What `ray job stop` leaves a run to finish its step and to write a checkpoint before it kills; 3 s without this.
+# How long `ray job stop` lets a run finish its step and write a checkpoint before killing it; 3 s without this.
 TIME_TO_END = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
 class Detached(Exception):
-    """The person who followed a job has gone; the job runs on. The message says how to come back to it."""
+    """The user has stopped following a job, which runs on. The message says how to follow it again."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class JobOptions:
 
     include: files and folders of the tree that git does not track; env: {name: value} of the job's processes; name: of
     the job; wait: whether its log is followed; resources: of its driver, {"CPU": 1, "GPU": 0, "memory": bytes};
-    modules: files and folders of Python modules that travel beside the tree, and are found by their names there.
+    modules: files and folders of Python modules that travel with the tree, and are imported by their names there.
     """
 
     include: tuple[str, ...] = ()
@@ -57,9 +57,9 @@ def submit(
 ) -> int:
     """Run a command in the tree on the cluster behind `address` (its dashboard, such as http://head:8265).
 
-    token_file: the cluster's token, for one that asks for it; None: where Ray looks for it itself. show: takes the
-    job's log, in pieces. Gives the job's exit status. Refused where the cluster cannot be reached or refuses the
-    token, and for more than it takes; RunFailed where the connection is lost on the way; Detached on Ctrl-C.
+    token_file: the cluster's token, for one that asks for it; None: Ray looks for it itself. show: takes the
+    job's log, in pieces. Returns the job's exit status. Refused where the cluster cannot be reached or refuses the
+    token, and for a larger upload than it accepts; RunFailed where the connection is lost; Detached on Ctrl-C.
     """
     refuse_other_address(address)
     use_token(token_file)
@@ -95,7 +95,7 @@ def submit(
 
 
 def refuse_other_address(address: str) -> None:
-    """Refuse an address that is no web page's: Ray would take it for one of a cluster, and wait for that."""
+    """Refuse an address that is not a web page's: Ray would take it for a cluster's, and wait for that."""
     if not address.startswith(("http://", "https://")):
         raise Refused(f"--address {address}: give the address of the head's dashboard, such as http://head:8265")
 
@@ -105,7 +105,7 @@ def send(address: str, name: str | None, **job: Any) -> tuple[Any, str]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    # It tells of every upload, and sets its level itself when it is imported.
+    # It logs every upload, and sets its own level when it is imported.
     logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
@@ -119,7 +119,7 @@ def send(address: str, name: str | None, **job: Any) -> tuple[Any, str]:
 
 
 def refusal_of(address: str, name: str | None, error: BaseException) -> str:
-    """Return the sentence on a cluster that does not take a job."""
+    """Return the message about a cluster that does not take a job."""
     reason = first_line(error)
     if name is not None and "already exists" in str(error):
         return f"--name {name}: the cluster has a job of that name; give another, or none"
@@ -130,7 +130,7 @@ def refusal_of(address: str, name: str | None, error: BaseException) -> str:
 
 
 def driver_resources(resources: Mapping[str, float]) -> dict[str, Any]:
-    """Return what `submit_job` takes for the resources of a job's driver; none where none are asked for."""
+    """Return the arguments of `submit_job` for the resources of a job's driver; empty if none are asked for."""
     names = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
     known = {names[name]: amount for name, amount in resources.items() if name in names}
     if "entrypoint_memory" in known:
@@ -152,7 +152,7 @@ def refuse_credentials(command: Sequence[str]) -> None:
 
 @contextmanager
 def as_packages(modules: Sequence[str]) -> Iterator[list[str]]:
-    """Give folders of modules as they are, and single files as packages: Ray's jobs take folders alone."""
+    """Give folders of modules as they are, and single files as packages: Ray's jobs take only folders."""
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for module in map(Path, modules):
@@ -214,7 +214,7 @@ def shipped(path: str) -> str:
 
 
 def check_paths(config: RunConfig) -> None:
-    """Refuse a path that a job would look for in its own working folder, which begins without it and is not kept."""
+    """Refuse a path that a job would look for in its own working folder, which starts without it and is not kept."""
     for key, path in paths_of(config):
         if key != "plugins" and not is_remote(path) and not Path(path).is_absolute():
             raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")

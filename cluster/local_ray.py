@@ -1,7 +1,7 @@
-"""A Ray of this machine alone: nobody else reaches it, and who is on this machine needs its token.
+"""Ray on this machine only: other machines cannot reach it, and users of this one need its token.
 
-Left to itself, Ray listens on all interfaces also where one machine is meant, and leaves the token that it makes to be
-read by everyone. A cluster of several machines is its operator's: `cluster/deploy/README.md` says how it is closed.
+By default, Ray listens on all interfaces even where one machine is meant, and lets everyone read the token that it
+makes. A cluster of several machines is its operator's: `cluster/deploy/README.md` says how to close it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Ray's own switch between a cluster and this machine alone, named after the systems where it is off by default.
+# Ray's own switch between a cluster and this machine only, named after the systems where it is off by default.
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Let a Ray that is started in the body, and all of its processes, listen on the loopback address alone."""
+    """Let a Ray that is started in the body, and all of its processes, listen only on the loopback address."""
     from ray._private import ray_constants  # Ray reads its switch once, when it is imported
 
     before, in_environment = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(CLUSTERS)
@@ -33,7 +33,7 @@ def on_loopback() -> Iterator[None]:
 
 
 def keep_token_private() -> None:
-    """Make Ray's token, where there is none yet, as a file that this user alone can read, and an older one so too."""
+    """Make Ray's token, if there is none yet, as a file that only this user can read; make an older one so, too."""
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"

@@ -8,8 +8,8 @@ from torch import nn
 from cluster.config import RunConfig
 from kdcore.remarks import warn_once
 
-# Fewer channels than a vector has, on sides of so many pixels and more, crash torch 2.15: (channels, side) on a CPU
-# with AVX-512 (with a margin: 46 is the least side seen to crash), and on others (there maps of 8 pixels and more
+# Fewer channels than a vector has, on images of at least this side in pixels, crash torch 2.15: (channels, side) on a
+# CPU with AVX-512 (with a margin: 46 is the smallest side seen to crash), and on others (there maps of 8 pixels or more
 # crash, which nearly every image comes to: any side). tests/cluster/test_memory_format.py says when the backward is
 # right everywhere.
 CRASHING_WITH_AVX512, CRASHING = (16, 40), (8, 1)
@@ -18,9 +18,9 @@ CRASHING_WITH_AVX512, CRASHING = (16, 40), (8, 1)
 def to_device(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Return the module on the device, its tensors of four dimensions channels-last or contiguous.
 
-    `Module.to` fails at tensors of five, a Conv3d's, as in timm's lambda networks. Tensors keep their places in memory
-    where `contiguous` finds nothing to do; `to` also sets the strides of dimensions of one, so that a network lies the
-    same way wherever its weights came from.
+    `Module.to` fails on tensors of five dimensions, a Conv3d's, as in timm's lambda networks. `contiguous` leaves
+    tensors unchanged where it finds nothing to do; `to` also sets the strides of dimensions of size one, so that a
+    network's layout does not depend on where its weights came from.
     """
     module = module.to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -47,14 +47,14 @@ def runs_channels_last(config: RunConfig, network: nn.Module, device: torch.devi
 
 
 def crashing_shapes() -> tuple[int, int]:
-    """Return below how many channels, and from which side in pixels on, convolutions crash on this CPU."""
+    """Return the number of channels below which, and the side in pixels from which, convolutions crash on this CPU."""
     return CRASHING_WITH_AVX512 if torch.cpu.get_capabilities().get("avx512_f") else CRASHING
 
 
 def crashing_convolution(network: nn.Module, channels: int) -> str | None:
     """Return the name of a convolution whose backward crashes torch 2.15 on a CPU, channels-last; None for none.
 
-    1x1, with a stride, of fewer than so many input channels: a segmentation fault, or a double free.
+    1x1, with a stride, of fewer than `channels` input channels: a segmentation fault, or a double free.
     """
     for name, part in network.named_modules():
         is_strided = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and max(part.stride) > 1

@@ -1,7 +1,7 @@
 """What is known of a metric by its name: what people call it, its unit, which values are better, and what it needs.
 
-Of every number that a validation, an evaluation or a run's end logs, and that recipes can be compared by. To make a new
-one known, add it to `METRICS`: sweeps, the review page and the model card read it there.
+That covers every number that a validation, an evaluation or a run's end logs, and that recipes can be compared by. Add
+a new one to `METRICS`: sweeps, the review page and the model card read it there.
 
 Not here: how the metrics are computed (`kdcore.metrics`, `kdcore.multi_label`, `kdcore.probing`).
 """
@@ -84,7 +84,7 @@ VALIDATED = tuple(metric for metric in METRICS.values() if metric.needs)
 
 
 def find_metric(name: str) -> Metric | None:
-    """Return what is known of a logged metric, such as `held_out/top1`; None for a name that is not known here.
+    """Return what is known of a logged metric, such as `held_out/top1`; None for an unknown name.
 
     A teacher's, `val/teacher_top1`, is the same metric of another network.
     """
@@ -92,7 +92,7 @@ def find_metric(name: str) -> Metric | None:
 
 
 def mode_of(name: str) -> Mode:
-    """Return which values of a logged metric are better. Refused where that is not known."""
+    """Return whether larger or smaller values of a logged metric are better. Refused where that is not known."""
     metric = find_metric(name)
     if metric is None:
         raise Refused(

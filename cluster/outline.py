@@ -1,4 +1,4 @@
-"""A run's parts for who asks only for shapes: sizes, taps, costs. No weight is drawn and nothing is multiplied."""
+"""A run's parts where only shapes are asked for: sizes, taps, costs. No weight is drawn and nothing is multiplied."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Let the body make its tensors on torch's meta device, those of files of weights too."""
+    """Let the body make its tensors on torch's meta device, those of weight files too."""
     with META, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         yield
@@ -30,8 +30,8 @@ def without_values() -> Iterator[None]:
 def outline(config: RunConfig) -> Assembly:
     """Assemble a run on torch's meta device, whose tensors have shapes and no values; on the CPU where one is needed.
 
-    A network may ask for a value while it is built or called, and files of weights may need one; what is refused, too,
-    is refused by the CPU, in its words.
+    A network may need a value while it is built or called, and so may weight files. Refusals, too, come from the CPU,
+    with its messages.
     """
     try:
         with without_values():

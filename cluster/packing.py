@@ -1,4 +1,4 @@
-"""Packing images on a Ray cluster: a task a shard, as many at a time as there are cores, the lost ones done again."""
+"""Packing images on a Ray cluster: a task per shard, as many at a time as there are cores, the lost ones retried."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RETRIES = 3  # of a shard whose worker or node was lost
 
 
 def shards_on_cluster(job: PackJob) -> Shards:
-    """Return what writes shards of a prepared job on the cluster that this process is connected to."""
+    """Return the function that writes shards of a prepared job on the cluster that this process is connected to."""
 
     def write(numbers: list[int]) -> Iterator[tuple[int, pa.Table]]:
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)

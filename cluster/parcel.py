@@ -1,7 +1,6 @@
-"""What a submitted job takes along: the files of this tree that git tracks, and those that somebody names.
+"""What a submitted job takes along: the files of this tree that git tracks, and those that the user names.
 
-They are laid out in a folder of their own, with a note that says which commit they are of; what is sent is counted
-first.
+They are laid out in a folder of their own, with a note of their commit; their size is checked first.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from pathlib import Path
 from cluster.provenance import NOTE, Provenance, git
 from kdcore.errors import Refused
 
-MAX_BYTES = 100 * 2**20  # what a head's dashboard takes at once; more it answers with 413
-# What holds secrets by its name, anywhere in the tree: as in a .gitignore.
+MAX_BYTES = 100 * 2**20  # the most that a head's dashboard takes at once; it answers more with 413
+# Names of files that hold secrets, anywhere in the tree: as in a .gitignore.
 SECRETS = (
     ".env", ".env.*", "*.env", ".netrc", ".npmrc", ".pypirc", ".pgpass", ".git-credentials", "credentials",
     "*credentials*.json", ".aws/", ".ssh/", ".ray/", ".config/", ".kube/", ".docker/", "*.pem", "*.key", "*.p12",
@@ -25,7 +24,7 @@ SECRETS = (
     "*.token", "*token*.txt", "*token*.json", "secret", "secrets", "*.secret", "*secret*.txt", "*secret*.json",
     "*secret*.y*ml", "*password*.txt", "passwords", "password",
 )  # fmt: skip
-# What stays behind of a tree without a repository; of one with, the tests, whatever git tracks.
+# What stays behind of a tree without a repository; of one with a repository, the tests, although git tracks them.
 EXCLUDES = (
     ".git/",
     ".venv/",
@@ -68,9 +67,9 @@ class Parcel:
         )
 
     def lay_out(self, folder: Path, provenance: Provenance) -> None:
-        """Put the files, and the note of what they are, into an empty folder.
+        """Put the files, and the note of their provenance, into an empty folder.
 
-        No .gitignore: Ray would leave out what it names, also what was asked for. Refused where there is no room.
+        No .gitignore: Ray would leave out what it names, even what was asked for. Refused where there is no room.
         """
         try:
             for name in self.files:
@@ -88,7 +87,7 @@ class Parcel:
 
 
 def pack_parcel(tree: Path, include: Sequence[str] = ()) -> Parcel:
-    """Return what a job takes along of a tree. include: further files and folders in it that git does not track.
+    """Return the parcel of a tree for a job. include: further files and folders in it that git does not track.
 
     Refused for one that is not there, or lies outside.
     """
@@ -104,7 +103,7 @@ def pack_parcel(tree: Path, include: Sequence[str] = ()) -> Parcel:
 
 
 def tracked_files(tree: Path) -> list[str] | None:
-    """Return the files of a tree that git tracks, relative to it; None where it is no repository's own.
+    """Return the files of a tree that git tracks, relative to it; None where no repository tracks any.
 
     Refused where git cannot read the repository: the tree holds what no job should get.
     """
@@ -113,7 +112,7 @@ def tracked_files(tree: Path) -> list[str] | None:
 
 
 def walked_files(tree: Path) -> list[str]:
-    """Return the files of a tree without a repository, without what never travels."""
+    """Return the files of a tree without a repository, except those in excluded folders."""
     found: list[str] = []
     for folder, folders, files in os.walk(tree):
         folders[:] = [name for name in folders if not _matches(name, EXCLUDES)]
@@ -140,7 +139,7 @@ def place_in(tree: Path, path: str | Path) -> str | None:
 
 
 def _matches_part(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a part of a path matches; a pattern that begins with a slash means the first part alone."""
+    """Return whether a part of a path matches; a pattern that begins with a slash means only the first part."""
     parts = Path(name).parts
     rooted = [pattern for pattern in patterns if pattern.startswith("/")]
     anywhere = [pattern for pattern in patterns if not pattern.startswith("/")]

@@ -21,7 +21,7 @@ SMALLER = "take a smaller data.evaluation_batch"
 
 
 def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[Request]:
-    """Yield this rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
+    """Return this rank's share of the images as requests: no padding, no dropped tail, an empty share gives none."""
     share = rank.slice_of(num_images)
     return requests_of(np.arange(share.start, share.stop), batch_size)
 
@@ -31,7 +31,7 @@ def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[R
 def evaluate(
     model: nn.Module, loader: Loader, num_images: int, rank: Rank, teacher_logits: Tensor | None = None
 ) -> dict[str, float]:
-    """Metrics of the model over every image once, the same on every rank.
+    """Return the model's metrics over every image once, the same on every rank.
 
     teacher_logits: those of this rank's share of the images [n,K], from `teacher_pass`.
     """

@@ -1,9 +1,9 @@
-"""Plug-ins: a person's own modules, imported wherever their recipe is read, and what their source is.
+"""Plug-ins: a user's own modules, imported wherever their recipe is read, and the fingerprints of their source.
 
 A plug-in is a module's dotted name, a `.py` file, or the folder of a package. What it defines registers itself: a term,
 a tracker and a stopping rule by their class, a network by `timm.register_model`, an optimiser by timm's
-`default_registry`, a kind of images by `pipelines.data.kinds.register`. Code comes from what a person typed or a recipe
-names; nothing here is called with a name that stands in a checkpoint or a cache.
+`default_registry`, a kind of images by `pipelines.data.kinds.register`. Code comes from what a user typed or a recipe
+names; nothing here is called with a name from a checkpoint or a cache.
 
 Not here: networks that a recipe names as `package.module:function` (`kdcore.named_models`), which need no plug-in.
 """
@@ -51,7 +51,7 @@ def _import_module(name: str, plugin: str) -> str:
 
 
 def _import_file(plugin: str) -> str:
-    """Import a file, or a folder with `__init__.py`, under its own name; return that."""
+    """Import a file, or a folder with `__init__.py`, under its own name; return the name."""
     path = Path(plugin).expanduser().absolute()
     is_package = path.is_dir()
     source = path / "__init__.py" if is_package else path
@@ -123,7 +123,7 @@ def _naming(plugin: str) -> Iterator[None]:
 
 @contextmanager
 def _refusing_overwriting() -> Iterator[None]:
-    """Refuse a name that a plug-in registers with timm a second time, which timm only remarks."""
+    """Refuse a name that a plug-in registers with timm a second time, of which timm only warns."""
 
     def refuse(record: logging.LogRecord) -> bool:
         if "already registered" in record.getMessage():
@@ -157,7 +157,7 @@ def fingerprint_of_module(name: str) -> str:
 
 
 def source_files(module: ModuleType) -> list[tuple[str, Path]]:
-    """Return (name within the package, path) of every Python file of a package; a single file is one by itself."""
+    """Return (name within the package, path) of every Python file of a package; a single file counts as one."""
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     if folders:
         found = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.py")]
@@ -182,7 +182,7 @@ def _name_of(plugin: str) -> str:
 
 
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
-    """Return {top-level name: SHA-256 of the source} of all code that a recipe names; nothing for most recipes."""
+    """Return {top-level name: SHA-256 of the source} of all code that a recipe names; empty for most recipes."""
     return {name: fingerprint(name) for name in modules_of(config)}
 
 
@@ -211,7 +211,7 @@ def to_ship(config: RunConfig, tree: Path) -> list[str]:
 
 
 def by_name(plugins: Iterable[str]) -> list[str]:
-    """Return plug-ins as a job names them, which finds shipped ones as modules."""
+    """Return plug-ins by their names in a job, where shipped ones are found as modules."""
     return [_name_of(plugin) for plugin in plugins]
 
 

@@ -1,4 +1,4 @@
-"""Looking at something every so often, from a thread, while something else goes on."""
+"""Calling a function periodically, from a thread, while a block runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def polling(look: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `look` every so many seconds while the block runs, and once more when it has ended.
+    """Call `look` every `seconds` while the block runs, and once more when it has ended.
 
-    What `look` raises ends the looking, and is raised at the end of a block that has raised nothing itself.
+    An exception in `look` ends the polling, and is raised at the end of the block unless that raised one itself.
     """
     ended = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What networks compute in, which the recipe and the device decide."""
+"""The precision that networks compute in, which the recipe and the device decide."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from cluster.rank import Rank
 
 
 def precision(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Return what networks compute in: bfloat16 where asked for, or by 'auto' where a CUDA device has it.
+    """Return the dtype that networks compute in: bfloat16 where asked for, or with 'auto' where a CUDA device has it.
 
-    Emulated, as on GPUs before Ampere, it is slower than float32: such a device does not have it.
+    Emulated, as on GPUs before Ampere, it is slower than float32 and does not count.
     """
     wanted = config.train.precision == "bfloat16" or (
         config.train.precision == "auto"

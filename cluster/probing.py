@@ -27,7 +27,7 @@ from kdcore.quality.collect import class_balanced_sample
 from kdcore.taps import CLASSIFIER_INPUT, FeatureTaps
 from pipelines.loaders.base import Loader, requests_of
 
-BANK_PER_CLASS = 100  # training images of each class that neighbours are looked for among, and probes fitted to
+BANK_PER_CLASS = 100  # training images of each class among which neighbours are sought, and to which probes are fitted
 
 Embedding = Callable[[Batch], Tensor]
 
@@ -43,7 +43,7 @@ def has_headless_teacher(config: RunConfig) -> bool:
 
 
 def classifier_knows_classes(config: RunConfig, num_classes: int) -> bool:
-    """Return whether the student's classifier is one for the classes, so that its accuracy means something.
+    """Return whether the student's classifier knows the classes, so that its accuracy means something.
 
     A term teaches it, or it comes from the teacher, or with the student's weights. num_classes: of the data.
     """
@@ -52,11 +52,11 @@ def classifier_knows_classes(config: RunConfig, num_classes: int) -> bool:
 
 
 class Probe:
-    """A run's networks by their features: what their classifiers read, and of a teacher without one what it answers.
+    """A run's networks by their features: what their classifiers read, or the output of a teacher without one.
 
-    of_any_teacher: whether also of a teacher that has a classifier, whose answers can be compared otherwise.
+    of_any_teacher: also of a teacher that has a classifier, whose answers can be compared otherwise.
     The bank is the same images for every network: a class-balanced sample of the training images, cut as for
-    validation; there is none where those have no labels. A teacher with a size of its own sees them in that size.
+    validation; there is none where those have no labels. A teacher with its own image size sees them in that size.
     """
 
     def __init__(self, run: Assembly, splits: Sequence[str], of_any_teacher: bool = False) -> None:
@@ -72,7 +72,7 @@ class Probe:
         self.theirs = {split: self.embed_by_teacher(split) for split in splits} if self.teacher else {}
 
     def loaders_of(self, run: Assembly) -> Mapping[str, Loader]:
-        """Return {split: loader} of the bank's images and of those that judge, in the size that a run shows."""
+        """Return {split: loader} of the bank's images and of the judged splits, in a run's image size."""
         return {split: run.evaluation_loader(split) for split in ("train", *self.splits)}
 
     def embed_by_teacher(self, split: str, ids: NDArray[np.int64] | None = None) -> Tensor:
@@ -80,14 +80,14 @@ class Probe:
         return self.embed(self.teacher_embedding, split, ids, self.seen)
 
     def teacher_embedding(self, batch: Batch) -> Tensor:
-        """Return what the teacher's classifier reads, or, without a head, what it answers: [B,D]."""
+        """Return the input of the teacher's classifier, or, without a head, its output: [B,D]."""
         assert self.teacher is not None, "asked only where there is one"
         model, images = self.teacher.model, self.teacher.normalised(batch.images)
         found: Tensor = classifier_input(model, images) if self.teacher.has_head else model(images)
         return found
 
     def metrics(self, student: nn.Module, linear: bool = False) -> dict[str, float]:
-        """Return {split/metric} of the student on every split. linear: with a probe, which takes longer."""
+        """Return {split/metric: value} of the student on every split. linear: with a probe, which takes longer."""
         found: dict[str, float] = {}
 
         def embedding(batch: Batch) -> Tensor:
@@ -103,14 +103,14 @@ class Probe:
         return found
 
     def teacher_metrics(self, linear: bool = False) -> dict[str, dict[str, float]]:
-        """Return {split: metrics} of the teacher that is probed; nothing without one."""
+        """Return {split: metrics} of the probed teacher; empty without one."""
         if self.teacher is None:
             return {}
         bank = None if self.bank is None else self.embed_by_teacher("train", self.bank)
         return {split: self.judge(bank, theirs, split, linear) for split, theirs in self.theirs.items()}
 
     def judge(self, bank: Tensor | None, features: Tensor, split: str, linear: bool) -> dict[str, float]:
-        """Return the top-1 of neighbours, and of a probe, for features of a split; nothing without labels."""
+        """Return the top-1 of neighbours, and of a probe, for features of a split; empty without labels."""
         source, train = self.run.indexes[split], self.run.indexes["train"]
         if bank is None or self.bank is None or not source.labelled:
             return {}
@@ -150,7 +150,7 @@ class Probe:
 
 
 def classifier_input(network: nn.Module, images: Tensor) -> Tensor:
-    """Return what a network's classifier reads of images: [B,D]."""
+    """Return the input of a network's classifier for images: [B,D]."""
     taps = FeatureTaps(network, [CLASSIFIER_INPUT])
     try:
         return taps(images)[1][CLASSIFIER_INPUT].flatten(1)
@@ -161,7 +161,7 @@ def classifier_input(network: nn.Module, images: Tensor) -> Tensor:
 def probed_teacher(run: Assembly, of_any: bool) -> OnlineTeacher | None:
     """Return the run's first teacher without a head that answers online; None where there is none.
 
-    of_any: or, after those, the first whose classifier's input can be read.
+    of_any: failing that, the first whose classifier's input can be read.
     """
     online = [run.teacher] if run.teacher else list(run.ensemble.online.values()) if run.ensemble else []
     readable = [teacher for teacher in online if of_any and find_classifier(teacher.model) is not None]

@@ -1,7 +1,7 @@
-"""Which code ran: the commit, and what differs from it, also where the code travels without its repository.
+"""Which code ran: the commit, and what differs from it, even where the code travels without its repository.
 
-Three places say it, the nearest first: the repository; the note that `submit` lays into the tree that it sends; the
-environment, which an image sets for the tree in it.
+Three places say it, the nearest first: the repository; the note that `submit` puts into the tree that it sends; the
+environment, which a container image sets for the tree in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 
 TREE = Path(__file__).parents[1]
-COMMIT = "STILLHOUSE_COMMIT"  # in the environment of an image
+COMMIT = "STILLHOUSE_COMMIT"  # in the environment of a container image
 NOTE = "stillhouse-provenance.json"  # at the root of a tree that was sent
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the process of a submitted job
 MAX_DIFF = 1_000_000  # characters
@@ -27,7 +27,7 @@ MAX_DIFF = 1_000_000  # characters
 
 @dataclass(frozen=True)
 class Provenance:
-    """Of the code: commit ('-dirty' at its end where files differ), the diff, and who sent it from where."""
+    """The provenance of code: commit ('-dirty' at its end where files differ), diff, and who sent it from where."""
 
     commit: str
     diff: str = ""
@@ -57,7 +57,7 @@ class Provenance:
 
 
 def user_here() -> str:
-    """Return the name of who runs this process; empty where the system knows none, as in some containers."""
+    """Return the name of this process's user; empty where the system knows none, as in some containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -65,16 +65,16 @@ def user_here() -> str:
 
 
 def submitted_job() -> dict[str, Any] | None:
-    """Return what Ray says of the submitted job that this process drives: its metadata, and its environment.
+    """Return Ray's record of the submitted job that this process drives: its metadata, and its environment.
 
-    None outside of one.
+    None outside a job.
     """
     text = os.environ.get(JOB)
     return json.loads(text) if text else None
 
 
 def job_tags() -> dict[str, str]:
-    """Return MLflow's tags of where this process runs: its source's type, and the job's id in a submitted one."""
+    """Return MLflow's tags for where this process runs: source type and host, and in a submitted job its id."""
     job = submitted_job()
     if job is None:
         return {"mlflow.source.type": "LOCAL", "host": socket.gethostname()}
@@ -85,9 +85,9 @@ def job_tags() -> dict[str, str]:
 
 
 def git(tree: Path, *words: str) -> bytes | None:
-    """Return what git prints in a tree; None where the tree is in no repository.
+    """Return what git prints in a tree; None where the tree is not in a repository.
 
-    Refused where there is a repository and git does not read it: what it would have said must not be guessed.
+    Refused where there is a repository and git does not read it: its output must not be guessed.
     """
     repository = next((folder for folder in (tree, *tree.parents) if (folder / ".git").exists()), None)
     try:

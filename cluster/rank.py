@@ -1,4 +1,4 @@
-"""One rank among its peers: who it is, its device, and the few collectives that the training loop needs."""
+"""One rank among its peers: its number, its device, and the few collectives that the training loop needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Rank:
-    """number of world_size, on its device. CUDA devices are numbered within this worker's CUDA_VISIBLE_DEVICES."""
+    """One of `world_size` ranks, on its device, which is numbered within this worker's CUDA_VISIBLE_DEVICES."""
 
     number: int
     world_size: int
@@ -22,7 +22,7 @@ class Rank:
     @classmethod
     def of_this_worker(cls) -> Rank:
         """Return the rank that Ray Train made this process."""
-        import ray.train.torch  # here alone: what needs no cluster runs on machines without Ray
+        import ray.train.torch  # only here: what needs no cluster runs on machines without Ray
 
         context = ray.train.get_context()
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
@@ -46,21 +46,21 @@ class Rank:
         return torch.stack(everyone)
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank the buffers of rank 0; of batch norm's, all ranks have the same already."""
+        """Give every rank the buffers of rank 0; batch norm's are the same on all ranks already."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
     def slice_of(self, total: int) -> range:
-        """Return this rank's contiguous share of `total` things, no two shares differing by more than one."""
+        """Return this rank's contiguous share of `total` items, no two shares differing by more than one."""
         return range(self.number * total // self.world_size, (self.number + 1) * total // self.world_size)
 
 
 class LargestOfRanks:
     """The largest of small numbers, one from each rank, known to all one call later.
 
-    It travels while the next step is computed: no rank waits for another, and none for more of its GPU's work than the
-    step before.
+    It is exchanged during the next step: no rank waits for another, nor for more of its own GPU's work than the
+    previous step.
     """
 
     def __init__(self, rank: Rank) -> None:
@@ -72,20 +72,20 @@ class LargestOfRanks:
         self.on_host = torch.zeros(1, dtype=torch.int32, pin_memory=True) if self.copied else self.value
 
     def exchange(self, number: int) -> int:
-        """Give this rank's number; return the largest of the call before, or of this one where there is one rank."""
+        """Give this rank's number; return the largest of the previous call, or of this one where there is one rank."""
         if self.rank.world_size == 1:
             return number
         largest = self.finish()
         self.value.fill_(number)
         self.work = dist.all_reduce(self.value, dist.ReduceOp.MAX, async_op=True)
         if self.copied:
-            self.work.wait()  # the stream does, not this process
+            self.work.wait()  # the stream waits, not this process
             self.on_host.copy_(self.value, non_blocking=True)
             self.copied.record()
         return largest
 
     def finish(self) -> int:
-        """Wait for what is on its way; return the largest of the last call, 0 where there was none."""
+        """Wait for the pending exchange; return the largest of the last call, 0 where there was none."""
         if self.copied:
             self.copied.synchronize()
         elif self.work is not None:
@@ -94,18 +94,18 @@ class LargestOfRanks:
 
 
 def set_up_torch(deterministic: bool) -> None:
-    """Let kernels give the same bits twice, where asked for. Comes before the process's first product on a GPU."""
+    """Make kernels deterministic, if asked for. Call it before the process's first matrix product on a GPU."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, by the first of them
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at that product
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # A debugging aid that goes with it fills every new tensor; nothing here reads such memory: the bits are the same.
+    # A debugging aid that comes with it fills every new tensor; no code here reads such memory: the bits are the same.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,6 +1,6 @@
-"""What Ray's errors say of workers that have failed or died, in one line: of which rank, and by what.
+"""What Ray's errors say of workers that have failed or died, in one line: which rank, and of what.
 
-A worker may die of a signal, of its node's memory, or with its node. For a signal, `cluster.training.crash` leaves a
+A worker may die of a signal, for lack of memory, or with its node. For a signal, `cluster.training.crash` leaves a
 file in the run's folder, which can be read where every node sees that folder. SIGKILL leaves nothing: the kernel sends
 it when memory runs out. Ray knows the rest: its messages, which are pages long, are parsed here.
 """

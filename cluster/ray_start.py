@@ -1,4 +1,4 @@
-"""Starting Ray, or joining the cluster that RAY_ADDRESS names: what goes wrong there is one line, and soon."""
+"""Starting Ray, or joining the cluster that RAY_ADDRESS names: failures are reported in one line, and soon."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def start_ray(**options: Any) -> None:
 
 
 def start_patiently(start: Callable[[], Started]) -> Started:
-    """Call what starts Ray in this process; once more where the machine was too busy for it.
+    """Call `start`, which starts Ray in this process; once more if the machine was too busy for it.
 
-    Ray gives its processes half a minute, whatever is set, and leaves them to the end of this process where that was
-    not enough. The second time their files are in memory.
+    Ray gives its processes half a minute, whatever is set, and leaves them running until this process ends if that was
+    not enough. The second time, their files are in memory.
     """
     others = set(psutil.Process().children())
     try:
@@ -42,7 +42,7 @@ def start_patiently(start: Callable[[], Started]) -> Started:
 
 
 def _start_ray_once(options: dict[str, Any]) -> None:
-    """Start Ray; what goes wrong is Refused or RunFailed."""
+    """Start Ray; any failure is Refused or RunFailed."""
     import ray
 
     try:
@@ -79,7 +79,7 @@ def join_cluster(**options: Any) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address of the form [ray://]host:port where nothing listens; what is none is left to Ray."""
+    """Refuse an address of the form [ray://]host:port where nothing listens; any other form is left to Ray."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in ADDRESS_WORDS or not colon or not port.isdecimal():
         return
@@ -109,5 +109,5 @@ def _kill_processes(processes: set[psutil.Process]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's message in one line, or its kind where it has none."""
+    """Return an error's message in one line, or its type where it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -32,7 +32,7 @@ MAX_PROBLEMS = 5  # that one refusal names
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Return the configuration of a YAML recipe with `dotted.key=value` overrides.
 
-    Refused in one line for what is wrong.
+    Refused in one line that says what is wrong.
 
     A recipe may start from another one with `base: other.yaml` (or a list of them, later ones winning); mappings are
     merged, everything else is replaced.
@@ -109,7 +109,7 @@ def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
 
     Its plug-ins are imported first: they may define what else it names.
     """
-    with importing("cluster.config"):  # here alone: it imports torch, which reading a recipe's text does not need
+    with importing("cluster.config"):  # only here: it imports torch, which reading a recipe's text does not need
         from cluster.config import RunConfig
 
     plugins = data.get("plugins")
@@ -134,7 +134,7 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
 
 
 def _unfit_values(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (place, what is wrong) of the values in a model that its fields allow, and nothing behind them bears."""
+    """Yield (place, what is wrong) of the values in a model that its fields allow but later code cannot handle."""
     if isinstance(value, float) and not math.isfinite(value):
         yield place, f"{value} is no finite number"
     elif isinstance(value, int) and abs(value) >= MAX_NUMBER:
@@ -150,7 +150,7 @@ def _unfit_values(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _numbers_from_truth(given: Any, made: Any, place: str = "") -> Iterator[tuple[str, bool, float]]:
-    """Yield (place, given, number) of every true or false that pydantic has made a number of."""
+    """Yield (place, given, number) of every true or false that pydantic has turned into a number."""
     if isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
         yield place, given, made
     elif isinstance(given, Mapping):
@@ -220,8 +220,8 @@ def _is_named(family: type[BaseModel], member: type[BaseModel], data: Any) -> bo
 def to_yaml(config: RunConfig, with_store: bool = False) -> str:
     """Return the resolved recipe, every field with its value, and no credentials.
 
-    `load_recipe` reads it back to an equal RunConfig, but for those and the MLflow store. with_store: its address too,
-    for who asks what would be used; what is kept or given away is a recipe for other machines, whose store is another.
+    `load_recipe` reads it back to an equal RunConfig, except for those and the MLflow store. with_store: its address
+    too, to show what would be used; a recipe that is kept or given away is for other machines, with another store.
     """
     data = config.model_dump(mode="json")
     if not with_store:

@@ -1,6 +1,6 @@
 """Files of recipes: YAML merged with the files, or the named recipes, that it starts from.
 
-Not here: how a mapping becomes a configuration (`cluster.recipe`), and what YAML is refused (`cluster.strict_yaml`).
+Not here: how a mapping becomes a configuration (`cluster.recipe`), and which YAML is refused (`cluster.strict_yaml`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_FILES = 64  # that one recipe is put together from
 def read_recipe(path: Path, named: Named | None = None) -> dict[str, Any]:
     """Return the mapping of a recipe file with its bases merged in.
 
-    named: gives the mapping of a recipe by its name, for a base that is one.
+    named: gives the mapping of a recipe by its name, for a base that is a name.
     """
     return _Files(named).read(path)
 
@@ -80,7 +80,7 @@ class _Files:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a regular file; no where there cannot be one, for the path is too long, or a circle."""
+    """Return whether there is a regular file; False where there cannot be one: the path is too long, or a link loop."""
     try:
         return path.is_file()
     except (OSError, RuntimeError, ValueError):
@@ -88,7 +88,7 @@ def is_file(path: Path) -> bool:
 
 
 def _similar(path: Path) -> list[str]:
-    """Return the names of recipes beside a path that are much like its own."""
+    """Return the names of recipes next to a path that resemble its own."""
     try:
         return difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.yaml")], n=3)
     except (OSError, RuntimeError, ValueError):  # as in `is_file`
@@ -96,7 +96,7 @@ def _similar(path: Path) -> list[str]:
 
 
 def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, in place: mappings key by key, other values replaced."""
+    """Merge `above` into `below` in place, and return it: mappings key by key, other values replaced."""
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key), dict):
             merge(below[key], value)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:
-    """Return the configuration as its workers need it, whose working directory and home are others.
+    """Return the configuration for its workers, whose working directory and home differ.
 
     Every local path is absolute, `~` expanded, and the MLflow store is the one that MLFLOW_TRACKING_URI names where the
     recipe names none.
@@ -78,7 +78,7 @@ def absolute_store(uri: str, base: Path) -> str:
     """Return the address of an MLflow store whose local path, if it has one, is absolute from `base`.
 
     MLflow takes sqlite:///FILE (absolute with a fourth slash), file:FOLDER and FOLDER for paths on this machine, and
-    resolves them in every process anew (mlflow#7206).
+    resolves them again in every process (mlflow#7206).
     """
     scheme, colon, rest = uri.partition(":")
     if scheme.partition("+")[0] == "sqlite" and rest.startswith("///"):

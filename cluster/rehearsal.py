@@ -1,4 +1,4 @@
-"""A run tried out before Ray and before its data are passed over: every network and every loss, in the run's shapes."""
+"""A run tried out before Ray and before any pass over its data: every network and every loss, in the run's shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.loaders.base import Request
 
 
 def rehearse_run(run: Assembly) -> None:
-    """Try every network and every loss in the shapes of a run. Refused where one does not fit; uses the run up."""
+    """Try every network and every loss in the shapes of a run, which it uses up. Refused where one does not fit."""
     views, seen = run.config.views, run.for_teacher
     for network in run.networks:
         config = run.config if network is run.student else seen.config
@@ -34,7 +34,7 @@ def rehearse_run(run: Assembly) -> None:
 
 
 def stand_in(run: Assembly) -> dict[str | None, ClassStatistics]:
-    """Return statistics of every teacher's classes that take no pass over the images: random, or those stored."""
+    """Return class statistics of every teacher without a pass over the images: random, or those stored."""
     train, size = run.indexes["train"], image_size(run.for_teacher.config)
 
     def of(teacher: OnlineTeacher) -> ClassStatistics:

@@ -1,7 +1,7 @@
-"""Devices and places: where a worker, a cache build, an evaluation or a look at the layers runs. Nobody else decides.
+"""Devices and places: where a worker, a cache build, an evaluation or a scoring of layers runs, decided only here.
 
 A recipe says `scaling.use_gpu`: true, false, or nothing, which means GPUs where there are enough for its workers. One
-rule holds for everything that belongs to one recipe: its runs, its cache, what evaluates it.
+rule holds for everything that belongs to one recipe: its runs, its cache, its evaluations.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ NO_GPU = (
 class Gpus:
     """The GPUs within reach of a recipe.
 
-    present: now; to_come: at most, on nodes that an autoscaler brings, None where it does not say; is_cluster: of a Ray
-    cluster rather than of this machine; is_shared: of one that is more than this machine, or may yet become it, or that
-    a job was sent to.
+    present: now; to_come: at most, on nodes that an autoscaler can add, None where it does not say; is_cluster: of a
+    Ray cluster rather than of this machine; is_shared: of a cluster that is, or may become, more than this machine, or
+    that a job was sent to.
     """
 
     present: float
@@ -54,10 +54,10 @@ class Gpus:
 def uses_gpu(config: RunConfig) -> bool:
     """Return whether what belongs to a recipe is computed on GPUs.
 
-    That is so if the recipe says so, or if it leaves it open and the Ray cluster that is there (without one, this
-    machine) has enough for all of its workers, or for the fewest it may go on with, or can bring them. Refused where
-    this machine is asked for a GPU that it has not, and where a cluster's answer would depend on the moment. Where
-    a recipe that leaves it open comes to the CPU beside GPUs or on a cluster, that is said.
+    That is so if the recipe says so, or if it leaves it open and the connected Ray cluster (without one, this machine)
+    has enough for all of its workers, or for the fewest it may go on with, or can add them. Refused where this machine
+    is asked for a GPU that it does not have, and where a cluster's answer would depend on the moment. A warning says so
+    where a recipe that leaves it open ends up on the CPU despite GPUs or on a cluster.
     """
     scaling = config.scaling
     if scaling.use_gpu is False:
@@ -93,8 +93,8 @@ def uses_gpu(config: RunConfig) -> bool:
 
 
 def gpus_in_reach() -> Gpus:
-    """Return the GPUs of the Ray cluster that is there, or of this machine where there is none."""
-    ray = sys.modules.get("ray")  # who is connected to a cluster has imported it, which takes half a second
+    """Return the GPUs of the connected Ray cluster, or of this machine where there is none."""
+    ray = sys.modules.get("ray")  # a process in a cluster has imported it; here it would take half a second
     if ray is None or not ray.is_initialized():
         return Gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     to_come = gpus_to_come()
@@ -103,24 +103,24 @@ def gpus_in_reach() -> Gpus:
 
 
 def device_here(config: RunConfig) -> torch.device:
-    """Return where this process computes for a recipe."""
+    """Return the device on which this process computes for a recipe."""
     return torch.device("cuda" if uses_gpu(config) else "cpu")
 
 
 def device_of_worker() -> torch.device:
-    """Return where a Ray task or actor computes: on the GPU that Ray gave it, if any."""
+    """Return the device of a Ray task or actor: the GPU that Ray gave it, if any."""
     import ray
 
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
 
 def rank_here(config: RunConfig) -> Rank:
-    """Return the one rank of what is done for a recipe in this process."""
+    """Return the one rank of work done for a recipe in this process."""
     return Rank(0, 1, device_here(config))
 
 
 def rank_alone(config: RunConfig) -> Rank:
-    """Return the one rank of a run that this process trains alone: on the GPU that it sees, unless the recipe has none.
+    """Return the one rank of a run that this process trains alone: on the GPU that it sees, unless use_gpu is false.
 
     Unlike `rank_here` it asks no cluster: a sweep gives the process of such a run a GPU, or hides them all. Refused
     where the recipe asks for a GPU that is absent.
@@ -137,7 +137,7 @@ def use_worker_threads(config: RunConfig) -> None:
 
 
 def worker_resources(config: RunConfig) -> dict[str, float]:
-    """Return what one worker takes of the Ray cluster: {"CPU": cores, "GPU": devices}."""
+    """Return the resources that one worker takes of the Ray cluster: {"CPU": cores, "GPU": devices}."""
     return {
         "CPU": config.scaling.cpus_per_worker,
         "GPU": config.scaling.gpus_per_worker if uses_gpu(config) else 0.0,
@@ -145,19 +145,19 @@ def worker_resources(config: RunConfig) -> dict[str, float]:
 
 
 def run_resources(config: RunConfig) -> dict[str, float]:
-    """Return what a run's workers take together."""
+    """Return the resources that a run's workers take together."""
     workers = max(1, config.scaling.num_workers)
     return {name: workers * amount for name, amount in worker_resources(config).items()}
 
 
 def runtime_env(**env_vars: str) -> dict[str, Any]:
-    """Return for `ray.init`: environment variables of the cluster's processes, and RAY_ADDRESS, once each knows it.
+    """Return `ray.init`'s runtime_env: variables for the cluster's processes, and RAY_ADDRESS, once each knows it.
 
     Ray Train frees the place of a run whose controller was killed (as a sweep kills a run it stops) by asking the
     cluster it finds on its machine. Where there are two, that fails, and the place stays taken until the driver ends.
     """
 
-    def set_address() -> None:  # in here, so that it travels as a whole: a worker may not know this module yet
+    def set_address() -> None:  # nested, so that it travels by value: a worker may not know this module yet
         import os
 
         import ray
@@ -165,14 +165,14 @@ def runtime_env(**env_vars: str) -> dict[str, Any]:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
     own = (submitted_job() or {}).get("runtime_env") or {}
-    if HOOK in own:  # the job's own, beside which Ray takes no other
+    if HOOK in own:  # the job's own, besides which Ray takes no other
         return {"env_vars": env_vars | {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}}
     return {"env_vars": env_vars, HOOK: set_address}
 
 
 @contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
-    """Enter the Ray cluster that is there already, the one RAY_ADDRESS names, or one on this machine for this run."""
+    """Enter the connected Ray cluster, the one that RAY_ADDRESS names, or one on this machine for this run."""
     if config.scaling.num_workers == 0:
         yield
         return
@@ -197,7 +197,7 @@ def enter_ray(config: RunConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         join_cluster(runtime_env=runtime_env(), **quiet)
     else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
         cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
         keep_token_private()

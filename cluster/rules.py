@@ -1,6 +1,6 @@
-"""What the sections of a recipe must say together; each rule refuses what does not fit, with what to write instead.
+"""What must hold between the sections of a recipe; each rule refuses what does not fit, with what to write instead.
 
-Not here: what a section says alone (`cluster.sections`, `cluster.run_sections`), and the rules of teachers
+Not here: what a section says by itself (`cluster.sections`, `cluster.run_sections`), and the rules of teachers
 (`cluster.teachers`).
 """
 
@@ -18,7 +18,7 @@ from pipelines.views.policy import ViewPolicy
 
 
 class Recipe(teachers.Recipe, Protocol):
-    """What of a `RunConfig` the rules look at."""
+    """The parts of a `RunConfig` that the rules look at."""
 
     @property
     def data(self) -> DataConfig: ...
@@ -179,7 +179,7 @@ def check_statistics_are_whole(config: Recipe) -> None:
         raise Refused("data.mean and data.std belong together; give both or neither")
 
 
-# What sections must say together; each refuses what does not fit.
+# What must hold between sections; each rule refuses what does not fit.
 RULES = (
     check_something_is_learnt,
     check_weights_decay_within_the_run,
@@ -201,7 +201,7 @@ RULES = (
 )
 
 
-# What lies in an output folder beside the folders of its runs.
+# What lies in an output folder besides the folders of its runs.
 RESERVED_NAMES = ("index", "artifacts", "mlflow.db", "mlruns")
 
 
@@ -231,7 +231,7 @@ def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
 
 
 def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
-    """Return the images of one forward pass of so many workers; Refused where the batch cannot be shared."""
+    """Return the number of images of one forward pass; Refused where `num_workers` cannot share the batch."""
     micro_batch = train.micro_batch
     if micro_batch is None:
         if train.batch_size % num_workers:

@@ -130,10 +130,10 @@ class TrackingConfig(Section):
     system_metrics: bool = True
     """Whether to record the machine's use of CPU, memory, disk, network and GPU."""
     also: tuple[str, ...] = ()
-    """Trackers beside MLflow: `tensorboard` writes event files into the run's folder; further ones can be registered
-    (`cluster.tracking.tracker`)."""
+    """Trackers in addition to MLflow: `tensorboard` writes event files into the run's folder; further ones can be
+    registered (`cluster.tracking.tracker`)."""
     record_batches: bool = False
-    """Whether to write every step's sample ids and losses beside the run; large, for tests and audits."""
+    """Whether to write every step's sample ids and losses into the run's folder; large, for tests and audits."""
 
 
 class CheckpointConfig(Section):

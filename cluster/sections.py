@@ -105,7 +105,7 @@ class DataConfig(Section):
 
     @property
     def name(self) -> str:
-        """What the images are called: the last part of where they lie."""
+        """The name of the images: the last part of their location."""
         return PurePath(without_credentials(self.root).partition("?")[0]).name
 
 
@@ -187,7 +187,7 @@ class TeacherConfig(ModelConfig):
 
 
 class CacheConfig(Storage):
-    """Where the teacher's outputs are stored, what is stored beside what the method reads, and how."""
+    """Where the teacher's outputs are stored, what is stored besides what the method reads, and how."""
 
     dir: Annotated[str, PATH]
     """The cache's folder; to read from, also a URI such as s3://bucket/folder."""

@@ -1,4 +1,4 @@
-"""Between a run and a teacher cache: what it must belong to, what it must hold, and the teacher that it stands for.
+"""Between a run and a teacher cache: what the cache must belong to and hold, and the teacher that it stands for.
 
 Not here: how a cache is filled (`cluster.cache.job`) and read (`pipelines.cache`).
 """
@@ -46,7 +46,7 @@ from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
 TRAIN = "train"
-CHANNELS_FIRST = "channels_first"  # of a teacher's identity: the taps whose channels it has last, and a cache first
+CHANNELS_FIRST = "channels_first"  # in a teacher's identity: the taps whose channels it has last, and a cache first
 NORM = "norm."
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -66,7 +66,7 @@ class StoredTeacher:
 
     @property
     def has_head(self) -> bool:
-        """Whether it has answered with logits; a teacher without a head is stored by its features alone."""
+        """Whether it has answered with logits; a teacher without a head is stored only by its features."""
         return bool(self.evaluations)
 
     @property
@@ -85,7 +85,7 @@ class StoredTeacher:
 
     @property
     def head(self) -> TeacherHead:
-        """What SimKD reuses. Refused where the cache was built for a method that does not."""
+        """The head that SimKD reuses. Refused where the cache was built without it."""
         if self.manifest.plan.head is None:
             raise Refused(
                 f"the cache {self.train.directory} does not hold the teacher's head, which student.classifier: reused "
@@ -94,7 +94,7 @@ class StoredTeacher:
         return head_of(self.manifest.plan.head, self.constants)
 
     def evaluation(self, split: str, source: Source, rank: Rank) -> tuple[dict[str, float], Tensor]:
-        """As `passes.teacher_pass`: the teacher's metrics on a split, and its logits on this rank's share [n,K]."""
+        """Return the teacher's metrics on a split and its logits on this rank's share [n,K], as `teacher_pass`."""
         share = rank.slice_of(len(source))
         counts, ids = counts_for(source, rank.device), np.arange(share.start, share.stop)
         logits = torch.empty(0)
@@ -139,7 +139,7 @@ def open_stored_teacher(
 
 
 def refuse_channels_last(manifest: Manifest, config: RunConfig, where: str) -> None:
-    """Refused where maps are stored [H,W,C], as the teacher has them: as taps gave them before they moved channels."""
+    """Refuse maps stored [H,W,C], as the teacher has them: as taps gave them before they moved channels."""
     assert config.teacher is not None, "checked by RunConfig"
     seen = image_size(config.for_teacher)
     moved = manifest.plan.identity["teacher"].get(CHANNELS_FIRST, ())
@@ -150,7 +150,7 @@ def refuse_channels_last(manifest: Manifest, config: RunConfig, where: str) -> N
         if len(shape) == 3 and tap not in moved and tap != INPUT_GRADIENT and in_proportion(shape[0], shape[1], seen)
     }
     if not suspects:
-        return  # of nearly every cache: that the teacher's network is not made for it
+        return  # as for nearly every cache: the teacher's network is not built then
     bare = config.teacher.model_copy(update={"pretrained": False, "checkpoint": None, "random": True})
     with torch.device("meta"):
         network = build_backbone(bare)
@@ -164,7 +164,7 @@ def refuse_channels_last(manifest: Manifest, config: RunConfig, where: str) -> N
 
 
 def require_class_statistics(stored: StoredTeacher, needs: Needs) -> None:
-    """Refused where class means, or the similarity of classes, are read that the cache lacks."""
+    """Refuse a cache that lacks class means, or the similarity of classes, that are read."""
     there = stored.class_statistics
     missing = [f"the class means of tap {tap!r}" for tap in sorted(needs.class_means - there.means.keys())]
     if needs.class_similarity and there.similarity is None:
@@ -177,7 +177,7 @@ def require_class_statistics(stored: StoredTeacher, needs: Needs) -> None:
 
 
 def cache_needs(config: RunConfig) -> Needs:
-    """Return what a cache built for this recipe holds."""
+    """Return the needs that a cache built for this recipe meets."""
     assert config.cache is not None, "checked by the caller"
     return config.needs | Needs(
         teacher_taps=frozenset(config.cache.taps), teacher_classifier=config.cache.head or reuses_head(config)
@@ -185,7 +185,7 @@ def cache_needs(config: RunConfig) -> Needs:
 
 
 def reuses_head(config: RunConfig) -> bool:
-    """Whether the student is SimKD's, with the teacher's head."""
+    """Return whether the student is SimKD's, with the teacher's head."""
     return config.student.classifier == "reused"
 
 
@@ -198,7 +198,7 @@ def identity(
 ) -> dict[str, Any]:
     """Return what stored outputs are a function of, except the teacher, as nested plain values.
 
-    So a difference has a name.
+    Nested, so that a difference has a name.
 
     evaluation: how validation images are cut; statistics: (mean, std) by which images are normalised.
     """
@@ -215,7 +215,7 @@ def identity(
 
 
 def declared(teacher: TeacherConfig) -> dict[str, Any]:
-    """Return what of a teacher is known without its weights; of a folder that is not here, no more than its head."""
+    """Return what is known of a teacher without its weights; of a folder that is not here, only its head."""
     head = {} if teacher.head == "own" else {"head": teacher.head}
     if teacher.is_folder and not (teacher.weights_file and teacher.weights_file.is_file()):
         return head
@@ -226,7 +226,7 @@ def declared(teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a head as (plain values, tensors), its classifier apart."""
+    """Return a head as (plain values, tensors), without its classifier."""
     facts: dict[str, Any] = {"layout": asdict(head.layout), "pool": head.pool, "signed": head.signed, "eps": None}
     if head.norm is None:
         return facts, {}

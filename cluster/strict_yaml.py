@@ -1,10 +1,10 @@
-"""YAML as people mean it: what YAML 1.1 would read as something else in silence is refused.
+"""YAML as people mean it: what YAML 1.1 would silently read as something else is refused.
 
 A key twice (the last would win), 1:30 (ninety, in base sixty), 010 (eight, in base eight), 2020-01-01 (a date), a key
-that is no text, and a tag that makes something else of a value. So is what is no recipe but an attack on its reader:
-values without end, nested without end, or characters that no file can hold.
+that is not text, and a tag that makes something else of a value. Input that attacks its reader is refused, too: endless
+values, endless nesting, or characters that no file can hold.
 
-And 1e-8 is a number, as in YAML 1.2: YAML 1.1 wants a point and a sign (1.0e-8), and reads a text otherwise.
+And 1e-8 is a number, as in YAML 1.2: YAML 1.1 wants a point and a sign (1.0e-8), and otherwise reads text.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from kdcore.errors import Refused, shortened
 
 MAX_BYTES = 2**20  # of a file
 MAX_VALUES = 100_000  # of a text, every alias counted as what it stands for
-MAX_DEPTH = 50  # of lists and mappings in one another
+MAX_DEPTH = 50  # of nested lists and mappings
 TOO_DEEP = f"more than {MAX_DEPTH} nested lists or mappings; flatten it"
-MAX_NUMBER = 2**63  # the size of a whole number, below which every library here can hold it
+MAX_NUMBER = 2**63  # every library here can hold whole numbers of a smaller size
 
 _CORE = "tag:yaml.org,2002:"
 _KINDS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
@@ -33,16 +33,16 @@ _EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which builds plain values only, without its silences."""
+    """PyYAML's safe loader, which builds only plain values, with errors for what it would misread silently."""
 
     def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
-        """Read an opening bracket; too many are refused here, for reading on would take the square of their number."""
+        """Read an opening bracket; too many are refused here, since reading on takes time quadratic in them."""
         if self.flow_level >= MAX_DEPTH:
             raise yaml.scanner.ScannerError(problem=TOO_DEEP, problem_mark=self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping; a key twice, or one that is no text, is an error."""
+        """Build a mapping; a duplicate key, or one that is not text, is an error."""
         seen = set()
         for key, _ in node.value:
             if key.tag == _CORE + "merge":
@@ -89,7 +89,7 @@ def write_yaml(value: Any) -> str:
 
 
 def read_yaml(text: str, place: str) -> Any:
-    """Return the value of a YAML text. Refused, naming its place, for what is none, or ambiguous."""
+    """Return the value of a YAML text. Refused, naming its place, if it is not YAML or ambiguous."""
     loader = None
     try:
         loader = _Loader(text)  # a safe loader
@@ -123,9 +123,9 @@ def read_yaml_file(path: Path) -> Any:
 
 
 def _check(node: yaml.Node, loader: _Loader, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Return (number of values, depth) of a node, aliases followed; raise a YAMLError where it is no plain value.
+    """Return (number of values, depth) of a node, aliases followed; raise a YAMLError for anything but plain values.
 
-    known: what is known of the nodes seen so far; None for one that has been begun.
+    known: the results for the nodes seen so far; None for one in progress.
     """
     if id(node) in known:
         counted = known[id(node)]
@@ -153,7 +153,7 @@ def _inner_nodes(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _check_kind(node: yaml.Node, loader: _Loader) -> None:
-    """Refuse a node that is not of YAML's plain kinds, or that a tag makes one of a kind that it does not look like."""
+    """Refuse a node that is not of YAML's plain kinds, or whose tag makes it a kind that it does not look like."""
     if node.tag == _CORE + "timestamp":
         raise _error(f"YAML reads {node.value} as a date; write it in quotes for a text", node)
     if node.tag not in _KINDS:
@@ -169,7 +169,7 @@ def _check_kind(node: yaml.Node, loader: _Loader) -> None:
 
 
 def unfit_characters(text: str) -> str:
-    """Return the characters of a text that cannot be written to a file: control characters, halves of a pair."""
+    """Return the characters of a text that cannot be written to a file: control characters, lone surrogates."""
     return "".join(c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n")
 
 

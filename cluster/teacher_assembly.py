@@ -1,4 +1,4 @@
-"""From a recipe to its teachers: each one's network beside the student, or its answers from a cache."""
+"""From a recipe to its teachers: each one's network online, or its answers from a cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.views.plan import ViewPlan
 def assemble_teacher(
     config: RunConfig, indexes: dict[str, Source], plan: ViewPlan, statistics: Statistics, rank: Rank
 ) -> OnlineTeacher | StoredTeacher:
-    """Build the teacher of a recipe with one, online or from its cache."""
+    """Build the teacher of a recipe with a single one, online or from its cache."""
     teacher, classes = config.teacher, tuple(indexes["train"].classes)
     assert teacher is not None, "a recipe with one"
     if teacher.cached:
@@ -72,7 +72,7 @@ def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:
 
 
 def reused_head(config: RunConfig, teachers: Sequence[OnlineTeacher | StoredTeacher]) -> TeacherHead | None:
-    """Return what SimKD's student takes of its teacher: of several, the one that its term names; None for another.
+    """Return the head that SimKD's student takes from its teacher, of several the one that its term names; else None.
 
     teachers: those of `config.teacher_recipes`, in that order.
     """

@@ -1,6 +1,6 @@
-"""Why a teacher answers so badly: its images shown to it in other ways, on some of the validation images.
+"""Why a teacher answers so badly: some of the validation images are shown to it in other ways.
 
-For a teacher beside the student, whose network is at hand. Not here: whether it answers badly (`teacher_check`).
+For a teacher that answers online, whose network is at hand. Not here: whether it answers badly (`teacher_check`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pipelines.loaders.base import Loader, requests_of
 from pipelines.spread import evenly_spread
 
 NUM_IMAGES = 1000
-BATCH = 128  # whatever the size that is tried
-DEVIATIONS = 4.0  # standard deviations that are no accident, of some seven tries
+BATCH = 128  # whatever the image size that is tried
+DEVIATIONS = 4.0  # standard deviations beyond chance, in some seven tries
 NORMALISATIONS = (
     (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
@@ -44,7 +44,7 @@ NORMALISATIONS = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A way to show the images. change: of the batch's images, as the loader gives them; remedy: how to have it so."""
+    """A way to show the images. change: of the batch's images, as the loader gives them; remedy: how to set it."""
 
     name: str
     remedy: str
@@ -115,7 +115,7 @@ def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> flo
 
 
 def _normalised(scale: tuple[Tensor, Tensor] | None, images: Tensor) -> Tensor:
-    """Return images by a (scale, shift) [3,1,1], or as they are."""
+    """Return images under a (scale, shift) [3,1,1], or as they are."""
     return images if scale is None else images * scale[0].to(images) + scale[1].to(images)
 
 

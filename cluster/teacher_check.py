@@ -1,6 +1,6 @@
 """A teacher that cannot be what it is taken for: found by its answers on the validation images, before any training.
 
-The weights of a classifier do not say which class each output stands for. A teacher whose outputs stand in another
+The weights of a classifier do not say which class each output stands for. A teacher whose outputs are in another
 order than the data's classes is at chance, and a student copies it faithfully.
 """
 
@@ -25,17 +25,17 @@ from cluster.tracking.folder import RunFolder
 from kdcore.named_models import module_of
 from pipelines.files import write_json
 
-DEVIATIONS = 3.0  # standard deviations that are no accident
+DEVIATIONS = 3.0  # standard deviations beyond chance
 SPLITS = {"val": "validation", "held_out": "held-out"}
-FAR_BELOW = 0.05  # of top-1, and more than an accident: the data or the preprocessing are not the card's
+FAR_BELOW = 0.05  # of top-1, and beyond chance: the data or the preprocessing are not the card's
 
 
 @dataclass(frozen=True)
 class Answers:
     """How a teacher answers on a split, over all ranks.
 
-    top1: in [0, 1]; chance: the top-1 of answers that are as frequent and know nothing of the images; reordered: the
-    top-1 where output i stands for the class that is i-th in natural order, None where that is the data's own order.
+    top1: in [0, 1]; chance: the top-1 of answers that are as frequent but independent of the images; reordered: the
+    top-1 if output i stands for the class that is i-th in natural order, None where that is the data's own order.
     """
 
     images: int
@@ -59,7 +59,7 @@ class Answers:
         return self.chance + self.noise(self.chance) > self.half_way
 
     def noise(self, top1: float) -> float:
-        """Return how far above a true top-1 the measured one may be by accident."""
+        """Return how far above a true top-1 the measured one may be by chance."""
         return DEVIATIONS * math.sqrt(max(top1 * (1 - top1), 1 / self.images) / self.images)
 
 
@@ -103,7 +103,7 @@ def natural_order(classes: Sequence[str]) -> list[int]:
 
 
 def complaint(answers: Answers, config: RunConfig, classes: Sequence[str], split: str) -> Complaint | None:
-    """Return what is wrong with a teacher that answers so on a split; None for nothing."""
+    """Return what is wrong with a teacher by its answers on a split; None if nothing is."""
     images = f"{answers.images:,} {SPLITS.get(split, split)} images"
     hits = f"the teacher {teacher_names(config)} is right on {round(answers.top1 * answers.images):,} of {images}"
     if answers.in_natural_order:
@@ -161,6 +161,6 @@ def natural_indices(config: RunConfig) -> Path:
 
 
 def write_natural_indices(config: RunConfig, classes: Sequence[str]) -> None:
-    """Write that file."""
+    """Write the file of `natural_indices`."""
     order = natural_order(classes)
     write_json(natural_indices(config), {classes[number]: output for output, number in enumerate(order)})

@@ -1,7 +1,7 @@
 """What a recipe says of several teachers, and what it cannot say.
 
-A teacher among several is a teacher as any other: its cache is built, verified and read by the recipe that names it
-alone, with the terms that read it (`RunConfig.teacher_recipes`). So a cache serves any ensemble, whatever the weights.
+A teacher among several is a teacher like any other: its cache is built, verified and read by the recipe that names only
+it, with the terms that read it (`RunConfig.teacher_recipes`). So a cache serves any ensemble, whatever the weights.
 
 Not here: how answers are averaged (`kdcore.ensemble`), and the networks at work (`cluster.ensemble`).
 """
@@ -43,7 +43,7 @@ class MemberConfig(TeacherConfig):
     """The folder of its cache. Not given: one of its name in `cache.dir`."""
 
     def alone(self) -> TeacherConfig:
-        """Return it as the one teacher of a recipe."""
+        """Return it as a recipe's only teacher."""
         return TeacherConfig(**{name: getattr(self, name) for name in TeacherConfig.model_fields})
 
     def weight_at(self, epoch: float, num_epochs: float) -> float:
@@ -63,7 +63,7 @@ class EnsembleConfig(Section):
 
 
 class Recipe(Protocol):
-    """What of a `RunConfig` decides about its teachers."""
+    """The parts of a `RunConfig` that concern its teachers."""
 
     @property
     def teacher(self) -> TeacherConfig | None: ...
@@ -100,7 +100,7 @@ def check_a_teacher_is_there(config: Recipe) -> None:
 
 
 def check_teachers(config: Recipe) -> None:
-    """Refuse what a recipe cannot say of several teachers; teachers of which nothing is read, too."""
+    """Refuse what a recipe cannot say of several teachers, and teachers that no term reads."""
     names = [member.name for member in config.teachers]
     if config.teacher is not None and names:
         raise Refused("teacher and teachers are both given; put the one among the teachers, or leave one out")
@@ -129,7 +129,7 @@ def check_teachers(config: Recipe) -> None:
 
 
 def check_heads(config: Recipe) -> None:
-    """Refuse terms that read of a teacher without a head what only a head gives."""
+    """Refuse terms that read what only a head gives from a teacher without one."""
     named: dict[str | None, TeacherConfig] = {member.name: member for member in config.teachers}
     if config.teacher is not None:
         named[None] = config.teacher
@@ -153,7 +153,7 @@ def classifier_lender(config: Recipe) -> str | None:
 
 
 def _check_one_classifier(config: Recipe) -> None:
-    """Refuse a student that reuses the classifier of several teachers, or of none that is named."""
+    """Refuse a student that reuses the classifier of several teachers, or names none of them."""
     names = {term.teacher for term in config.method if term.weight > 0 and isinstance(term, SimKD)}
     if len(names) == 1 and None not in names:
         return
@@ -165,7 +165,7 @@ def _check_one_classifier(config: Recipe) -> None:
 
 
 def _check_average(config: Recipe) -> None:
-    """Refuse an average of nothing, and terms that read of it what has none."""
+    """Refuse an average of nothing, and terms that read from it what is not averaged."""
     averaged = [
         term for term in config.method if term.weight > 0 and term.teacher is None and term.needs().reads_teacher
     ]

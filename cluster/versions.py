@@ -1,8 +1,8 @@
 """Which versions of the libraries a node has, and whether they are those of the driver.
 
-Ray itself refuses a node of another Python or Ray. Of the rest, what decides about pixels, weights and files must be
-the same everywhere: a run whose ranks compute with two versions of torch is no run that can be repeated. Nothing of it
-is imported here, so that a node that lacks one hears of it by name.
+Ray itself refuses a node of another Python or Ray. Of the rest, what determines pixels, weights and files must be the
+same everywhere: a run whose ranks compute with two versions of torch cannot be repeated. None of these libraries is
+imported here, so that the refusal of a node that lacks one can name it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waiting for a cluster's resources: what is waited for is said, and so is what there was when patience ended."""
+"""Waiting for a cluster's resources: what is waited for is reported, and so is what there was when patience ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Room:
     @classmethod
     def of_cluster(cls) -> Room:
         """Return the room of the Ray cluster that this process belongs to."""
-        import ray  # here alone: the rest needs no Ray
+        import ray  # only here: the rest needs no Ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_nodes = sum(bool(resources.get("CPU", 0) or resources.get("GPU", 0)) for resources in nodes)
@@ -46,7 +46,7 @@ def request_in_words(num_workers: int, each: Mapping[str, float]) -> str:
 
 
 class Patience:
-    """How long somebody waits for a cluster's resources, and what is said meanwhile.
+    """How long to wait for a cluster's resources, and what is reported meanwhile.
 
     seconds: after which waiting ends with ClusterFailed, from one `end` to the next; say: takes the lines; remedy: the
     end of the last one.
@@ -82,7 +82,7 @@ class Patience:
 
 
 def remedy_for(num_workers: int, min_workers: int | None) -> str:
-    """Return what a person may do about workers that find no room."""
+    """Return what a user may do about workers that find no room."""
     ways = ["lower scaling.num_workers" if num_workers > 1 else "lower scaling.cpus_per_worker"]
     if min_workers is None and num_workers > 1:
         ways.append("give scaling.min_workers to begin with fewer")

@@ -1,4 +1,4 @@
-"""What a network's weights are, whatever file they lie in: fingerprints of tensors."""
+"""Fingerprints of a network's weights, whatever file they lie in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def starting_weights(config: RunConfig) -> dict[str, dict[str, str]]:
     """Return {network: {what: fingerprint}} of the files that a run starts from.
 
     A network without a file, and a teacher whose answers come from a cache (which has its own identity), are left out;
-    so is a file that is not here, as that of a run which is finished may be.
+    so is a file that is not here, as may happen for a finished run.
     """
     models: dict[str, ModelConfig | None] = {
         "student": config.student,
@@ -45,7 +45,7 @@ def starting_weights(config: RunConfig) -> dict[str, dict[str, str]]:
 
 
 def starting_facts(config: RunConfig) -> dict[str, Any]:
-    """Return what a run is a function of beside its recipe: its weights and, where it names some, its own code."""
+    """Return what a run is a function of besides its recipe: its weights and, where it names some, its own code."""
     plugins = fingerprints_of(config)
     return {"weights": starting_weights(config), **({"plugins": plugins} if plugins else {})}
 
@@ -53,7 +53,7 @@ def starting_facts(config: RunConfig) -> dict[str, Any]:
 def _fingerprints(model: ModelConfig) -> dict[str, str]:
     found = {}
     if model.weights_file is not None and model.weights_file.is_file():
-        from kdcore.checkpoints import load_tensors  # here alone: timm takes longer to import than everything else here
+        from kdcore.checkpoints import load_tensors  # only here: timm takes longer to import than everything else here
 
         found["checkpoint"] = tensors_fingerprint(load_tensors(model.weights_file))
     if model.class_indices and (path := local_file(model.class_indices)).is_file():

@@ -4,4 +4,4 @@ Models, taps, terms (the losses), the distiller, metrics, optimisers and schedul
 in a test. Not here: files, image bytes, ranks, Ray, MLflow.
 """
 
-__version__ = "0.1.0"  # of the whole distribution: the one place that says it
+__version__ = "0.1.0"  # of the whole distribution: the only place that states it

@@ -21,11 +21,11 @@ class Classifier:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a teacher answered for one batch of views, online or read from a cache.
+    """A teacher's outputs for one batch of views, computed online or read from a cache.
 
     logits [B,K]; features {tap: tensor [B,...]}; classifier; input_gradient [B,3,H,W] (the gradient of the teacher's
-    cross-entropy with respect to its images). Only what the method's `Needs` declares is present. members: of several
-    teachers, whose average the logits are, the outputs of each.
+    cross-entropy with respect to its images). Only what the method's `Needs` declares is present. members: with several
+    teachers, the outputs of each; the logits are then their average.
     """
 
     logits: Tensor | None = None
@@ -37,7 +37,7 @@ class TeacherOutputs:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """What terms read of a teacher over the training set; what none of them declares is not there.
+    """A teacher's statistics over the training set, as read by terms; what no term declares is absent.
 
     means: {tap: [K,D]}; similarity [K,K]: of the logits of any two classes.
     """
@@ -64,8 +64,8 @@ class Needs:
     sample_ids: bool = False
     hard_labels: bool = False  # [B] class numbers: the term has no meaning for mixed labels
     labels: bool = False  # of the images, hard or mixed
-    unmixed: bool = False  # images of one sample each: the term takes a row for its sample
-    detach_head_at: str | None = None  # student tap behind which the network sees a detached copy
+    unmixed: bool = False  # each image is of one sample: the term takes a row for its sample
+    detach_head_at: str | None = None  # student tap after which the network sees a detached copy
 
     def __or__(self, other: Needs) -> Needs:
         if self.detach_head_at and other.detach_head_at and self.detach_head_at != other.detach_head_at:
@@ -98,7 +98,7 @@ class Needs:
 
     @property
     def of_teacher(self) -> Needs:
-        """What of these a teacher answers."""
+        """The subset of these needs that a teacher answers."""
         return Needs(
             teacher_logits=self.teacher_logits,
             teacher_taps=self.teacher_taps,
@@ -110,7 +110,7 @@ class Needs:
 
     @property
     def reads_labels(self) -> bool:
-        """Whether anything is needed that images without labels do not have."""
+        """Whether anything is needed that unlabelled images lack."""
         gradients = self.teacher_input_gradient or self.student_input_gradient  # of the cross-entropy with the labels
         return self.labels or self.hard_labels or gradients or self.class_statistics
 
@@ -121,13 +121,13 @@ class Needs:
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether anything of a teacher is needed at all."""
+        """Whether any output of a teacher is needed."""
         return self.of_teacher != Needs()
 
     def select(self, outputs: TeacherOutputs) -> TeacherOutputs:
-        """Select of a teacher's outputs for several methods what these needs read, without a copy.
+        """Select what these needs read from a teacher's outputs for several methods, without a copy.
 
-        KeyError for a tap that it was not asked for.
+        KeyError for a tap that the teacher was not asked for.
         """
         return TeacherOutputs(
             logits=outputs.logits if self.teacher_logits else None,
@@ -142,10 +142,10 @@ class Batch:
     """One micro-batch of views, on the device of the network.
 
     images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or [B,K] float32: soft where
-    views are mixed, 1 for each class that an image shows where it may show several; sample_ids [B] int64; views [B]
-    int64: in which view each row shows its sample; epoch: epochs done before this step, fractional (what a term's
-    warm-up counts); targets: what the teacher answered, None where it is to be asked online; teacher_images
-    [B,3,H',W']: the same views in another size, where that teacher sees one.
+    views are mixed, multi-hot where an image may show several classes; sample_ids [B] int64; views [B] int64: the view
+    number of each row; epoch: epochs done before this step, fractional (what a term's warm-up counts); targets: the
+    teacher's outputs, None where it is to be asked online; teacher_images [B,3,H',W']: the same views in another size,
+    if the teacher takes one.
     """
 
     images: Tensor
@@ -161,7 +161,7 @@ class Batch:
 
     @property
     def hard_labels(self) -> Tensor:
-        """[B] class numbers; of a mixed view the class with the larger share."""
+        """[B] class numbers; for a mixed view, the class with the larger share."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(dim=1)
 
     def with_targets(self, targets: TeacherOutputs) -> Batch:
@@ -169,7 +169,7 @@ class Batch:
 
 
 def soft_labels(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels as distributions [B,K] float32, whichever form they come in."""
+    """Return labels of either form as distributions [B,K] float32."""
     if labels.ndim == 2:
         return labels.float()
     return torch.nn.functional.one_hot(labels, num_classes).float()

@@ -1,7 +1,7 @@
-"""Files of weights as people have them: tensors read without running anything, and fitted to a network's own names.
+"""Reading files of weights as people have them, without running any code, and fitting them to a network's own names.
 
-What is safe and leaves no choice is done, and said in a line; everything else is refused with a remedy. No object of a
-file is ever made: in the place of each stands an inert one.
+What is safe and unambiguous is done, and reported in one line; everything else is refused with a remedy. No pickled
+object of a file is ever built: an inert one stands in for it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 
 LFS_POINTER = b"version https://git-lfs"
-# Names under which programs keep a moving average beside the weights that are trained; timm's is `state_dict_ema`.
+# Names under which programs keep a moving average next to the trained weights; timm's is `state_dict_ema`.
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 PROFILED = ("total_ops", "total_params")  # what thop's profile() leaves in a network
-COUNTER = "num_batches_tracked"  # of batch norm; files from before torch 0.4.1 have none
+COUNTER = "num_batches_tracked"  # of batch norm; files from before torch 0.4.1 lack it
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Load the tensors of a .safetensors file or of a torch file; never a pickled object.
 
-    A torch file holds them at its top level, or under one key, such as 'state_dict', 'model' or 'net'; beside a moving
-    average of the same network, that is what is taken. Refused for another file.
+    A torch file holds them at its top level, or under one key, such as 'state_dict', 'model' or 'net'; if it also holds
+    a moving average of the same network, that is taken. Refused for any other file.
     """
     try:
         with Path(path).open("rb") as file:
@@ -53,8 +53,8 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the content of a safetensors file; tensors that share memory, as CoaT's do, are written once.
 
-    The format has no shared tensors: as in safetensors' own `save_model`, the file's metadata say for each name that is
-    left out which one stands for it.
+    The format has no shared tensors: as in safetensors' own `save_model`, the file's metadata map each name left out to
+    the one that stands for it.
     """
     first: dict[Any, str] = {}
     names = {}
@@ -67,7 +67,7 @@ def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _load_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Load a safetensors file, with the names that another one stands for (see `to_safetensors`)."""
+    """Load a safetensors file, including the names that another one stands for (see `to_safetensors`)."""
     with safetensors.safe_open(path, framework="pt") as file:
         aliases = file.metadata() or {}
     loaded = safetensors.torch.load_file(path)
@@ -75,7 +75,7 @@ def _load_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Inert:
-    """What stands for any object of a file that is not a tensor: it takes whatever it is made of, and keeps nothing."""
+    """A stand-in for any pickled object that is not a tensor: it accepts any arguments and state, and keeps nothing."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -85,17 +85,17 @@ class _Inert:
 
 
 def _load_torch(path: str | Path) -> Any:
-    """Load a torch file with `weights_only`, objects of classes that it does not know replaced by inert ones."""
+    """Load a torch file with `weights_only`; objects of unknown classes are replaced by inert ones."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads the names, runs nothing
-    except ValueError:  # the format of before torch 1.6
+    except ValueError:  # the format before torch 1.6
         names = []
     with torch.serialization.safe_globals([(_Inert, name) for name in names]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors_in(loaded: Any, path: str | Path) -> dict[str, Tensor]:
-    """Return the one mapping of names to tensors in what a file holds. Refused where there is none, or a choice."""
+    """Return the one mapping of names to tensors in a file's content. Refused if there is none, or it is ambiguous."""
     found: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
     inside = {
         key: {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
@@ -123,7 +123,7 @@ def _tensors_in(loaded: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _kind(loaded: Any) -> str:
-    """Say what a file holds that holds no tensors."""
+    """Describe the content of a file that holds no tensors."""
     if isinstance(loaded, _Inert):
         return "a pickled network object"
     if not isinstance(loaded, dict):
@@ -133,11 +133,11 @@ def _kind(loaded: Any) -> str:
 
 
 def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Return a file's tensors under the network's own names, as far as that leaves no choice.
+    """Return a file's tensors under the network's own names, as far as that is unambiguous.
 
-    A prefix that all of the network's names have in the file is taken off (module., _orig_mod., model., ...), and what
-    has another one is left out; a profiler's counts are left out; batch norm's count of batches is added where there is
-    none. Refused where two networks of the file fit.
+    A prefix that all of the network's names have in the file is stripped (module., _orig_mod., model., ...), and
+    tensors with another one are left out; a profiler's counts are left out; batch norm's counts of batches are added
+    if the file has none. Refused if several networks in the file fit.
     """
     plain = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in PROFILED}
     counters = {name: tensor for name, tensor in own.items() if name.rpartition(".")[2] == COUNTER}
@@ -154,7 +154,7 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
     fitted = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     added = {name: tensor for name, tensor in counters.items() if fitting and name not in fitted}
     if added.keys() != counters.keys() and added:
-        added = {}  # some are there: those that are missing are missed
+        added = {}  # some are present, so a missing one is an error
     done = {
         f"took the tensors under {prefix!r} (of {len(plain)}, {len(fitted)})": prefix,
         f"left out a profiler's {len(tensors) - len(plain)} counts": len(tensors) - len(plain),

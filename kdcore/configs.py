@@ -1,4 +1,4 @@
-"""What a recipe says of networks, optimiser and schedule; `kdcore.models` and `kdcore.optim` build them.
+"""A recipe's sections for networks, optimiser and schedule; `kdcore.models` and `kdcore.optim` build them.
 
 Reading a recipe needs neither timm nor torchvision, whose import takes longer than everything else here: a command that
 only looks at recipes does not wait for them, and one that trains lets Ray start meanwhile.
@@ -31,17 +31,17 @@ from kdcore.section import Section
 
 
 class PathField:
-    """Marks a field that names a file or a folder, in an annotation; who moves a recipe resolves those.
+    """Marks, in an annotation, a field that names a file or a folder; code that moves a recipe resolves such paths.
 
-    prefix: what stands before the path; a value without it is none. only_with: a value without one of these strings is
-    none either.
+    prefix: what precedes the path; a value without it is not a path. only_with: neither is a value that contains none
+    of these strings.
     """
 
     def __init__(self, prefix: str = "", only_with: tuple[str, ...] = ()) -> None:
         self.prefix, self.only_with = prefix, only_with
 
     def path_in(self, value: str) -> str | None:
-        """Return the path in a field's value; None where it is none."""
+        """Return the path in a field's value; None if it is not a path."""
         is_path = value.startswith(self.prefix) and (not self.only_with or any(s in value for s in self.only_with))
         return value.removeprefix(self.prefix) if is_path else None
 
@@ -50,7 +50,7 @@ PATH = PathField()
 MODEL = PathField(prefix=LOCAL_DIR)
 PLUGINS = PathField(only_with=("/", "\\", ".py"))
 
-# Arguments of `timm.create_model` that other fields stand for, or that would make no classifier of RGB images.
+# Arguments of `timm.create_model` that other fields set, or with which it would not make a classifier of RGB images.
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 _NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network without a classifier cannot be trained"}
 
@@ -119,7 +119,7 @@ class ModelConfig(Section):
             raise Refused(f"model {self.model!r}: args has {min(wrong)!r}, but {_NO_ARGS[min(wrong)]}; leave it out")
 
     def _check_new_head(self) -> None:
-        """Refuse a new classifier where none of a file would be left out, or where rows of the file's are kept."""
+        """Refuse `new_head` without a file of weights, and together with rows kept from the file's classifier."""
         if self.new_head and self.class_indices:
             raise Refused(
                 f"model {self.model!r}: class_indices keeps rows of the file's classifier, and new_head none of it; "
@@ -133,13 +133,13 @@ class ModelConfig(Section):
 
     @property
     def weights_file(self) -> Path | None:
-        """The file of the weights that it starts from, where it names one."""
+        """The file of weights that the network starts from, if one is named."""
         if self.model.startswith(LOCAL_DIR):
             return Path(self.model.removeprefix(LOCAL_DIR)).expanduser() / WEIGHTS
         return local_file(self.checkpoint) if self.checkpoint else None
 
     def resolved(self) -> Self:
-        """Return the network that is meant: of `local-dir:`, the architecture, arguments and weights in the folder."""
+        """Return the section with `local-dir:` replaced by the folder's architecture, arguments and weights."""
         if not self.model.startswith(LOCAL_DIR):
             return self
         if self.pretrained or self.checkpoint:
@@ -190,7 +190,7 @@ class ModelConfig(Section):
 
 
 def _unknown(model: str, near: list[str]) -> str:
-    """Return that there is no model of a name, with those that are near."""
+    """Return the text that refuses an unknown model, with the names nearest to it."""
     hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
     of_cifar = "" if model.startswith(OWN) else " (this project's for images of 32 pixels are cifar_resnet20 and so on)"
     return f"unknown model {model!r}; {hint}{of_cifar}"
@@ -217,7 +217,7 @@ class OptimizerConfig(Section):
     student's layers to the one before it, as timm counts them."""
 
 
-# What each schedule reads; another field that is set would be skipped in silence.
+# The fields that each schedule reads; any other that is set would be silently ignored.
 _READS = {
     "cosine": {"warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr"},
     "multistep": {"warmup_epochs", "warmup_lr", "milestones", "decay_rate"},

@@ -1,6 +1,6 @@
-"""Credentials are cut out of whatever is written or said: passwords and keys in URIs, and those of the environment.
+"""Removes credentials from whatever is written or printed: passwords and keys in URIs, and those in the environment.
 
-What is left of a URI is still an address: it works where the environment, or a file of the user's, has the credentials
+What is left of a URI is still an address: it works where the environment, or a user's file, has the credentials
 (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID, PGPASSWORD, ...).
 """
 
@@ -11,15 +11,15 @@ import re
 from typing import Any
 
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s\"'<>`]+)")
-# Up to the last @ before the path; a password with a slash in it is none by the book, but is one nevertheless.
+# Up to the last @ before the path, or past it: an unescaped slash in a password is invalid, but occurs.
 _USER = re.compile(r"[^/?#]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*@")
 _SECRET = re.compile(
     r"secret|token|passw|pwd|credential|signature|(^|[-_])sig$|access_?key|api_?key|account_?key", re.IGNORECASE
 )
-# Here a name without its password says whose database it is, and opens nothing.
+# For these the user name is kept: it says whose database it is, and gives no access without the password.
 _DATABASES = ("postgresql", "postgres", "mysql", "mssql", "oracle", "mariadb")
 _VARIABLE = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|PGPASSWORD|TOKEN|ACCESS_KEY|API_KEY)(_KEY|_ID)?$")
-_SHORTEST = 12  # characters of a value of the environment that is looked for in texts
+_SHORTEST = 12  # characters: shorter values in the environment are not searched for in texts
 
 
 def without_credentials(text: str) -> str:
@@ -32,12 +32,12 @@ def without_credentials(text: str) -> str:
 
 
 def has_credentials(text: str) -> bool:
-    """Return whether a text holds any."""
+    """Return whether a text holds credentials."""
     return without_credentials(text) != text
 
 
 def public(value: Any) -> Any:
-    """Return plain nested values with the credentials cut out of every text in them."""
+    """Return plain nested values with the credentials removed from every text in them."""
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
 """The distiller: a student, its taps, and the weighted terms of a method; one forward pass gives one loss.
 
-Not here: what a teacher answers that is asked beside it (`kdcore.online_teacher`).
+Not here: the outputs of a teacher that runs alongside it (`kdcore.online_teacher`).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ LOGITS = Needs(teacher_logits=True)
 
 
 class Teachers(Protocol):
-    """Several teachers in the place of one, as `kdcore.ensemble.Ensemble` is."""
+    """Several teachers in place of one, such as `kdcore.ensemble.Ensemble`."""
 
     shapes: Mapping[str, Mapping[str, torch.Size]]
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        """Return the average of their answers with the answers themselves."""
+        """Return the average of their answers, and the answers themselves."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass gives.
+    """The result of one forward pass.
 
     loss: the mean over the micro-batch of the weighted terms, with its graph; terms: {name: un-weighted mean},
     detached; student_logits, teacher_logits [B,K], detached.
@@ -62,11 +62,11 @@ class Distiller(nn.Module):
     """Trains `student` by the `terms`.
 
     The modules of terms with weights are kept in `extras`, outside the student, so that they are trained and
-    checkpointed but never exported. The teacher is no submodule: `train()`, `to()`, `state_dict()` and a data-parallel
-    wrapper pass it by. It is asked only where a batch does not already bring its targets. Terms of weight 0 are left
-    out, with all that they need. num_epochs: of the whole run, for weights that decay to its end. The other arguments
-    are what a term may know when it is built: see `TermContext`. statistics: {teacher: its own class means and
-    similarity}, of several.
+    checkpointed but never exported. The teacher is not a submodule: `train()`, `to()`, `state_dict()` and a
+    data-parallel wrapper do not reach it. It is asked only if a batch does not already bring its targets. Terms of
+    weight 0 are left out, with all that they need. num_epochs: of the whole run, for weights that decay to its end. The
+    other arguments are what a term may know when it is built: see `TermContext`. statistics: with several teachers,
+    {teacher: its own class means and similarity}.
 
     Refused for a method without terms, and for a tap or a shape that does not fit.
     """
@@ -133,7 +133,7 @@ class Distiller(nn.Module):
         self.extras = nn.ModuleDict({name: self._build(name, context) for name in self.terms})
 
     def _build(self, name: str, context: TermContext) -> nn.Module:
-        """Build a term's module. Refused, with the taps and their shapes, where they are not what it can read."""
+        """Build a term's module. Refused, with the taps and their shapes, if it cannot read them."""
         term = self.terms[name]
         try:
             if term.teacher is not None:
@@ -149,7 +149,7 @@ class Distiller(nn.Module):
             raise self.refusal(name, error) from error
 
     def refusal(self, name: str, error: Exception) -> Refused:
-        """Return what refuses a term that has raised this: with its taps and, unless the error has one, a remedy."""
+        """Return the refusal of a term that raised `error`, with its taps and, unless the error has one, a remedy."""
         if isinstance(error, Refused):
             return Refused(f"{self.describe_term(name)}: {error}")
         if is_foreign(self.terms[name]):
@@ -158,7 +158,7 @@ class Distiller(nn.Module):
         return Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term")
 
     def _check_teachers(self) -> None:
-        """Refuse terms whose teacher there is not, or that read of several what has no average."""
+        """Refuse terms that name an unknown teacher, or read an output that is not averaged over several."""
         for name, term in self.terms.items():
             if term.teacher not in self.teacher_shapes:
                 known = ", ".join(sorted(other for other in self.teacher_shapes if other))
@@ -189,9 +189,9 @@ class Distiller(nn.Module):
         return self._teacher[0]
 
     def no_weight_decay(self) -> set[str]:
-        """Name the student's own parameters that no weight decay shall reach, a ViT's position embedding, say.
+        """Name the student's own parameters that are exempt from weight decay, such as a ViT's position embedding.
 
-        It is what timm's optimiser factory asks of a network.
+        timm's optimiser factory asks a network for them.
         """
         return {
             f"{path}.{name}"
@@ -202,10 +202,10 @@ class Distiller(nn.Module):
 
     @property
     def group_matcher(self) -> Callable[..., Callable[[str], tuple[int]]]:
-        """What timm asks a network for where the rate falls from layer to layer (`layer_decay`).
+        """The depth of each parameter, which timm asks a network for if the rate falls by layer (`layer_decay`).
 
-        The student's parameters lie as deep as they do in the student alone, those of terms as deep as its last layer.
-        Absent, as in the student, where that says nothing of its layers.
+        The student's parameters have the same depth as in the student itself, those of terms the depth of its last
+        layer. Absent (AttributeError) if the student has no group_matcher.
         """
         if not hasattr(self.student, "group_matcher"):
             raise AttributeError(f"{type(self.student).__name__} has no group_matcher")
@@ -223,7 +223,7 @@ class Distiller(nn.Module):
         images = batch.images
         if self.needs.student_input_gradient:
             images = images.detach().requires_grad_(True)
-        # Fused attention has no second derivative, which a term on input gradients takes.
+        # Fused attention has no second derivative, which a term on input gradients needs.
         with sdpa_kernel(SDPBackend.MATH) if self.needs.student_input_gradient else nullcontext():
             student_logits, features = self.taps(images)
         inputs = TermInputs(
@@ -249,12 +249,12 @@ class Distiller(nn.Module):
         )
 
     def end_step(self) -> None:
-        """Let terms do what they do once a step; for whoever trains to call on every rank, after the optimiser."""
+        """Let terms do what they do once a step; the training loop calls it on every rank, after the optimiser."""
         for module in self._stepped:
             module.end_step()
 
     def drop_step(self) -> None:
-        """Let terms forget a step that is left out, in the place of `end_step`, once the buffers are put back."""
+        """Let terms forget a skipped step; called instead of `end_step`, once the buffers are restored."""
         for module in self._stepped:
             module.drop_step()
 
@@ -263,12 +263,12 @@ class Distiller(nn.Module):
         return [module for module in self.extras.values() if isinstance(module, SteppedModule)]
 
     def _read_by(self, name: str, inputs: TermInputs) -> TermInputs:
-        """Return what a term reads: of several teachers the answers of its own, or their average."""
+        """Return a term's inputs: with several teachers, the answers of the one it names, or their average."""
         teacher = self.terms[name].teacher
         return inputs if teacher is None else replace(inputs, teacher=inputs.teacher.members[teacher])
 
     def targets(self, batch: Batch) -> TeacherOutputs | None:
-        """Return what the batch brings, else the teacher's answer; None where the method needs no teacher.
+        """Return the targets that the batch brings, else the teacher's answer; None if the method needs no teacher.
 
         Of several teachers, those whose answers the batch lacks are asked.
         """

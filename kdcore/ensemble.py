@@ -1,14 +1,14 @@
-"""Several teachers as one: their answers averaged for most terms, or read one by one by terms that name theirs.
+"""Several teachers as one: their answers averaged for most terms, or read singly by terms that name a teacher.
 
     logits         z = sum_i w_i z_i
-    probabilities  z = log sum_i w_i softmax(z_i)      what softmax(z) of them is: the mean of the distributions
+    probabilities  z = log sum_i w_i softmax(z_i)      so that softmax(z) is the mean of the distributions
 
-The weights w_i add up to 1. `fixed`: they are the same for every image, and follow their course over the epochs.
-`confidence`: of each image they are multiplied by exp(-H_i) before, with H_i the entropy in nats of teacher i's answer
-at temperature 1, so that a teacher which spreads its answer evenly over twice the classes counts half.
+The weights w_i add up to 1. `fixed`: they are the same for every image, and follow their schedule over the epochs.
+`confidence`: for each image they are first multiplied by exp(-H_i), with H_i the entropy in nats of teacher i's answer
+at temperature 1, so that a teacher which spreads its answer evenly over twice as many classes counts half as much.
 
-An average is taken when a batch is trained on, whether the answers come from networks beside the student or from
-caches: so weights may be changed without asking any teacher again.
+The average is taken when a batch is trained on, whether the answers are computed online or come from caches: so weights
+may be changed without asking any teacher again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdcore.batch import Batch, TeacherOutputs
 
-if TYPE_CHECKING:  # what only reads a recipe does not wait for the networks' libraries
+if TYPE_CHECKING:  # code that only reads a recipe does not wait for the networks' libraries
     from kdcore.online_teacher import OnlineTeacher
 
 Average = Literal["logits", "probabilities"]
@@ -31,14 +31,14 @@ Weighting = Literal["fixed", "confidence"]
 
 @dataclass(frozen=True)
 class Combination:
-    """How answers are averaged. weights: {teacher: its weight after so many epochs}, not all 0."""
+    """How answers are averaged. weights: {teacher: its weight as a function of the epoch}, not all 0."""
 
     weights: Mapping[str, Callable[[float], float]]
     average: Average = "logits"
     weighting: Weighting = "fixed"
 
     def logits(self, answers: Mapping[str, Tensor], epoch: float) -> Tensor:
-        """Return the average of the teachers' logits [B,K], in float32; of one teacher, its own."""
+        """Return the average of the teachers' logits [B,K], in float32; for one teacher, its own."""
         names = [name for name in self.weights if name in answers]
         stacked = torch.stack([answers[name].float() for name in names])
         fixed = torch.tensor([self.weights[name](epoch) for name in names], device=stacked.device)
@@ -53,9 +53,9 @@ class Combination:
 
 
 class Ensemble:
-    """Teachers that answer together, in the place of an `OnlineTeacher`.
+    """Teachers that answer together, in place of an `OnlineTeacher`.
 
-    online: those that are asked beside the student; the answers of all others come with the batch, as
+    online: those that run alongside the student; the answers of all others come with the batch, as
     `TeacherOutputs.members`. averages: whether the average of their logits is read at all. shapes: {teacher: {tap:
     shape of its features without the batch}}.
     """

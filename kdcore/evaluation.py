@@ -12,15 +12,15 @@ from kdcore.metrics import Counts, ranking
 from kdcore.multi_label import MultiLabelEvaluation
 
 NUM_BINS = 15
-_ROUNDING = 1e-12  # of sums of squares: less of them is what is left of a constant, less its mean
+_ROUNDING = 1e-12  # share of a sum of squares: what centring leaves below it is a constant's rounding error
 
 
 class Evaluation:
     """One network on the images seen so far.
 
-    The metrics of `Counts`, the closeness to its teacher, the calibration, a table by class and the classes it takes
-    for others. An image may have several right answers (ImageNet's ReaL labels): the one that the network finds most
-    probable is then its label. An image without any is not counted.
+    The metrics of `Counts`, closeness to its teacher, calibration, a per-class table and the confusions of classes. An
+    image may have several right answers (ImageNet's ReaL labels): the one that the network finds most probable is then
+    its label. An image without any is not counted.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -32,7 +32,7 @@ class Evaluation:
 
     @torch.no_grad()
     def add(self, logits: Tensor, answers: Tensor, teacher_logits: Tensor | None = None) -> None:
-        """logits [B,K]; answers [B,M] int64, right class numbers filled up with -1; teacher_logits [B,K] or None."""
+        """Add a batch: logits [B,K]; answers [B,M] int64, padded with -1; teacher_logits [B,K] or None."""
         known = answers[:, 0] >= 0
         logits, answers = logits[known].float(), answers[known]
         if not len(logits):
@@ -73,7 +73,7 @@ class Evaluation:
         """Return {images, accuracy, precision} of every class, by number.
 
         accuracy: the share of its images that are found (recall), None without images; precision: the share of the
-        images taken for it that are its own, None where none is.
+        images taken for it that are its own, None if there are none.
         """
         images, correct, taken = *self.counts.by_class.long().tolist(), self.confusion_matrix().sum(dim=0).tolist()
         return [
@@ -82,7 +82,7 @@ class Evaluation:
         ]
 
     def confusion_matrix(self) -> Tensor:
-        """Return how many images of each class (row) were taken for each class (column): [K,K] int64, on the host."""
+        """Return the number of images of each class (row) taken for each class (column): [K,K] int64, on the host."""
         size = self.num_classes
         codes = torch.cat(self.mistakes) if self.mistakes else torch.zeros(0, dtype=torch.int64)
         return codes.bincount(minlength=size * size).view(size, size) + torch.diag(self.counts.by_class[1].long().cpu())
@@ -97,13 +97,13 @@ class Evaluation:
         return [(*pair, count) for pair, count in zip(pairs, images[order].tolist(), strict=True)]
 
     def reliability(self) -> list[dict[str, float]]:
-        """Of every bin that has images: {images, confidence, accuracy}, means in [0,1]."""
+        """Return {images, confidence, accuracy} of every bin that has images; means in [0,1]."""
         bins = zip(*self.calibration.tolist(), strict=True)
         return [{"images": n, "confidence": c / n, "accuracy": right / n} for n, c, right in bins if n]
 
 
 def most_probable(logits: Tensor, answers: Tensor) -> Tensor:
-    """Of each image's right answers [B,M] (filled up with -1), the one of the highest logit: [B]."""
+    """Return, of each image's right answers [B,M] (padded with -1), the one with the highest logit: [B]."""
     scores = logits.gather(1, answers.clamp_min(0)).masked_fill(answers < 0, -torch.inf)
     return answers.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
 
@@ -116,14 +116,14 @@ def overlap(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def binned(confidence: Tensor, correct: Tensor) -> Tensor:
-    """[3, bins]: images, sum of confidence, and correct images by confidence; bin b is (b/bins, (b+1)/bins]."""
+    """Return [3, bins]: images, sum of confidence, correct images, by confidence; bin b is (b/bins, (b+1)/bins]."""
     bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
     values = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence)]).double()
     return torch.zeros(3, NUM_BINS, dtype=torch.float64, device=confidence.device).index_add_(1, bins, values)
 
 
 def expected_calibration_error(bins: Tensor) -> float:
-    """ECE = sum over bins of (n_b / n) |accuracy_b - confidence_b|, of the sums [3, bins] of `binned`; in [0,1].
+    """ECE = sum over bins of (n_b / n) |accuracy_b - confidence_b|, from the sums [3, bins] of `binned`; in [0,1].
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3, with 15 bins of equal width.
     """
@@ -149,7 +149,7 @@ class LinearCKA:
 
     @torch.no_grad()
     def add(self, features: Mapping[str, Tensor]) -> None:
-        """{tap: features of the same images [B,D], [B,N,D] or [B,C,H,W]}, the same taps every time."""
+        """Add {tap: features of the same images [B,D], [B,N,D] or [B,C,H,W]}, the same taps every time."""
         columns = {tap: pooled(tensor).double() for tap, tensor in features.items()}
         rows = torch.cat(list(columns.values()), dim=1)
         self._take(len(rows), rows.sum(dim=0), rows.T @ rows, {tap: c.shape[1] for tap, c in columns.items()})
@@ -170,7 +170,7 @@ class LinearCKA:
         self.images, self.widths = self.images + images, widths
 
     def result(self) -> dict[tuple[str, str], float]:
-        """{(tap, tap): CKA} of every ordered pair. A tap that is the same for all images has none: NaN."""
+        """Return {(tap, tap): CKA} of every ordered pair; NaN for a tap that is the same for all images."""
         assert self.images, "no image was added"
         centred = self.products - torch.outer(self.sums, self.sums) / self.images
         split = list(self.widths.values())
@@ -187,7 +187,7 @@ class LinearCKA:
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Features as one vector an image [B,D]: maps [B,C,H,W] and tokens [B,N,D] averaged over their positions."""
+    """Return one vector per image [B,D]: maps [B,C,H,W] and tokens [B,N,D] averaged over their positions."""
     if features.ndim == 4:
         return features.float().mean(dim=(2, 3))
     return features.float().mean(dim=1) if features.ndim == 3 else features.float()
@@ -200,10 +200,10 @@ def report(
     num_confusions: int = 20,
     num_shown: int = 60,
 ) -> dict[str, Any]:
-    """Return everything, as plain values for JSON; of images with several labels no calibration and no confusions.
+    """Return all results as plain values for JSON; without calibration and confusions for images with several labels.
 
-    num_confusions: pairs of classes taken for each other; num_shown: classes of the confusion matrix, those with most
-    mistakes where there are more.
+    num_confusions: pairs of classes taken for each other; num_shown: classes of the confusion matrix, those with the
+    most mistakes if there are more.
     """
     networks = {name: one for name, one in (("student", student), ("teacher", teacher)) if one is not None}
     tables = {name: one.per_class() for name, one in networks.items()}
@@ -227,7 +227,7 @@ def report(
 
 
 def most_confused(network: Evaluation, class_names: list[str], limit: int) -> dict[str, Any]:
-    """Return {classes, counts}: the confusion matrix of the classes with most mistakes, in the classes' order."""
+    """Return {classes, counts}: the confusion matrix of the classes with the most mistakes, in the classes' order."""
     matrix = network.confusion_matrix()
     mistakes = matrix.sum(dim=0) + matrix.sum(dim=1) - 2 * matrix.diagonal()
     chosen = mistakes.argsort(descending=True, stable=True)[:limit].sort().values

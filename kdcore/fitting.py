@@ -1,6 +1,6 @@
-"""Loading a file of weights into a network strictly, or all of it but the classifier; and what to do where none fits.
+"""Loading a file of weights into a network strictly, or all of it except the classifier; remedies if it does not fit.
 
-Not here: how files are read and names brought together (`kdcore.checkpoints`).
+Not here: how files are read and names matched (`kdcore.checkpoints`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TF_OUTPUTS = 1001  # of classifiers from TensorFlow: 0 is the background, i + 1 
 
 
 def load_weights(model: nn.Module, config: ModelConfig, class_names: Sequence[str] = ()) -> None:
-    """Load the file that a recipe names: every tensor is in both, with one shape; with `new_head`, but the classifier.
+    """Load a recipe's file: every tensor is in both, in the same shape; with `new_head`, except the classifier's.
 
     Refused for a file that does not fit, with the remedy for data of these classes.
     """
@@ -47,7 +47,7 @@ def load_weights(model: nn.Module, config: ModelConfig, class_names: Sequence[st
 
 
 def by_position(own: dict[str, Tensor], checkpoint: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Return a file's tensors under the network's names, which stand in the same order. Refused where they do not."""
+    """Return a file's tensors under the network's names, matched by position. Refused where they do not match."""
     if len(own) != len(checkpoint):
         raise Refused(f"{config.checkpoint}: {len(checkpoint)} tensors, but {config.model} has {len(own)}")
     suffixes = [(a, b) for a, b in zip(own, checkpoint, strict=True) if a.split(".")[-1] != b.split(".")[-1]]
@@ -64,7 +64,7 @@ def load_fitting(
 ) -> None:
     """Load a file's tensors, under the network's names or some that `fit_names` understands. Refused for others.
 
-    name: what the network is called in an error; for_classes: gives what to do about a classifier of so many outputs.
+    name: what the network is called in an error; for_classes: the remedy for a classifier with that many outputs.
     """
     own, classifier = model.state_dict(), classifier_names(model)
     fitted = fit_names(own, checkpoint, path)
@@ -74,7 +74,7 @@ def load_fitting(
 
 
 def load_all_but_classifier(model: nn.Module, checkpoint: dict[str, Tensor], path: str | Path, name: str) -> None:
-    """Load a file's tensors but for those of its classifier: the network's own, if it has one, stays as it was made."""
+    """Load a file's tensors except its classifier's; the network's own, if it has one, keeps its initial weights."""
     own, classifier = model.state_dict(), classifier_names(model)
     prefixes = tuple(f"{layer}." for layer in classifier)
     body = {key: tensor for key, tensor in own.items() if not key.startswith(prefixes)}
@@ -85,7 +85,7 @@ def load_all_but_classifier(model: nn.Module, checkpoint: dict[str, Tensor], pat
 
 
 def load_backbone(model: nn.Module, config: ModelConfig) -> None:
-    """Load a file into a network that has no classifier; that of the file, if it has one, is left out."""
+    """Load a file into a network that has no classifier; the file's, if it has one, is left out."""
     path, prefixes = str(config.checkpoint), tuple(f"{layer}." for layer in classifier_names(model))
     checkpoint = {name: t for name, t in load_tensors(local_file(path)).items() if not name.startswith(prefixes)}
     if config.checkpoint_keys == "positions":
@@ -94,14 +94,14 @@ def load_backbone(model: nn.Module, config: ModelConfig) -> None:
 
 
 def holds_more(config: ModelConfig, model: nn.Module) -> bool:
-    """Return whether a recipe's file has more tensors than a network without a classifier, such as one's."""
+    """Return whether a recipe's file has more tensors, such as a classifier's, than a network without a classifier."""
     return len(load_tensors(local_file(str(config.checkpoint)))) > len(model.state_dict())
 
 
 def refuse_fresh_classifier(model: nn.Module, config: ModelConfig, class_names: Sequence[str]) -> None:
     """Refuse downloaded weights of other classes for a network that has to know the data's.
 
-    timm and torchvision leave the classifier as it was made where the number of classes is another.
+    timm and torchvision leave the classifier freshly initialised if the number of classes differs.
     """
     rows = (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
     if not config.may_start_fresh and rows is not None and rows != len(class_names):
@@ -109,7 +109,7 @@ def refuse_fresh_classifier(model: nn.Module, config: ModelConfig, class_names: 
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the paths of the network's last layers: one, or two as DeiT's; none where that is not known."""
+    """Return the paths of the network's last layers: one, or two as in DeiT; empty if that is not known."""
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     if named:
         return (named,) if isinstance(named, str) else tuple(named)
@@ -118,9 +118,9 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def remedy_for_classes(config: ModelConfig, class_names: Sequence[str], num_outputs: int) -> str:
-    """Return what to do about weights whose classifier is of other classes than the data.
+    """Return the remedy for weights whose classifier is of other classes than the data.
 
-    The classes of data in ImageNet's folders may be among the weights'; one's own classes are not.
+    The classes of data in ImageNet's folders may be among the weights'; a user's own classes are not.
     """
     if not class_names or not all(WORDNET_ID.fullmatch(name) for name in class_names):
         return f"its classifier has {num_outputs} outputs, for other classes than the data's: {config.fresh}"
@@ -140,7 +140,7 @@ def _require_fit(
     classifier: tuple[str, ...] = (),
     for_classes: Remedy | None = None,
 ) -> None:
-    """Refused unless both have the same names and shapes.
+    """Refuse unless both have the same names and shapes.
 
     in_order: whether the file would fit by order; classifier: the paths of the network's last layers.
     """
@@ -169,7 +169,7 @@ def _require_fit(
 
 
 def _fits_by_position(own: dict[str, Tensor], checkpoint: dict[str, Tensor], classifier: tuple[str, ...]) -> bool:
-    """Return whether two networks agree in the order of their tensors: last names, and shapes but the classifier's."""
+    """Return whether two networks' tensors match in order: in last names, and in shapes except the classifier's."""
     return len(own) == len(checkpoint) and all(
         a.rpartition(".")[2] == b.rpartition(".")[2]
         and (a.rpartition(".")[0] in classifier or own[a].shape == checkpoint[b].shape)

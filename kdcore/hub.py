@@ -1,4 +1,4 @@
-"""The model hub, asked once whether it is there: where it is not, old downloads serve, and errors come soon."""
+"""Asks the model hub once whether it is reachable: if not, earlier downloads are used, and errors come early."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 @cache
 def hub_answers() -> bool:
-    """Return whether the hub takes a connection within seconds; True where a proxy may pass it on."""
+    """Return whether the hub accepts a connection within seconds; True where a proxy may relay it."""
     if any(os.environ.get(name) for name in PROXIES):
         return True
     address = urlsplit(constants.ENDPOINT)
@@ -31,7 +31,7 @@ def hub_answers() -> bool:
 
 @contextmanager
 def hub_if_it_answers() -> Iterator[None]:
-    """Run the body without the network where the hub does not answer: its own client would try for a minute."""
+    """Run the body offline if the hub does not answer: its own client would try for a minute."""
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not hub_answers()
     try:

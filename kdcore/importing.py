@@ -1,7 +1,7 @@
-"""Importing big libraries without looking for garbage meanwhile.
+"""Importing big libraries with the garbage collector off.
 
-What an import makes, stays. Python's collector does not know that: it looks through a million objects again and again,
-a quarter of the time that `import torch, timm` takes.
+What an import creates stays. Python's collector does not know that: it scans a million objects again and again, which
+is a quarter of the time that `import torch, timm` takes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing(module: str) -> Iterator[None]:
-    """Keep the collector off in the body, which imports the module, and what is there by then out of its sight.
+    """Turn the collector off in the body, which imports the module; then freeze every object that exists.
 
-    Nothing happens where the module is there already: what a process makes after its imports is looked through as ever.
+    Nothing happens if the module is already imported: objects made after a process's imports are collected as usual.
     """
     if module in sys.modules:
         yield
@@ -28,6 +28,6 @@ def importing(module: str) -> Iterator[None]:
         yield
     finally:
         gc.freeze()
-        atexit.register(gc.unfreeze)  # at its end Python frees all: libraries in C++ complain of what it cannot
+        atexit.register(gc.unfreeze)  # at exit Python frees everything: C++ libraries complain about what it cannot
         if was_on:
             gc.enable()

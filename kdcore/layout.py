@@ -1,4 +1,4 @@
-"""What a network's last features look like (a map, a channels-last map, tokens) and how to pass between the forms."""
+"""What a network's last features look like (a map, a channels-last map, tokens) and how to convert between forms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdcore.errors import Refused
 
-# How networks and losses complain about shapes; whatever else they raise is a fault and keeps its traceback.
+# How networks and losses complain about shapes; whatever else they raise is a bug and keeps its traceback.
 COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 # Layers that torch defines on [B,C,H,W], whatever the network around them.
@@ -53,22 +53,22 @@ class Layout:
         return grid, grid.new_empty(grid.shape[0], grid.shape[1], 0)
 
     def untapped(self, features: Tensor) -> Tensor:
-        """Return features as the network lays them out, of what `kdcore.taps` hands out of it."""
+        """Return features that `kdcore.taps` handed out in the network's own layout."""
         return features.permute(0, 2, 3, 1) if self.kind == "NHWC" else features
 
     def as_map(self, grid: Tensor, prefix: Tensor) -> Tensor:
-        """Return what convolutions read: the grid [B,C,H,W], or for tokens the column [B,C,P+H*W,1]."""
+        """Return the map that convolutions read: the grid [B,C,H,W], or for tokens the column [B,C,P+H*W,1]."""
         return torch.cat([prefix, grid.flatten(2)], dim=2).unsqueeze(-1) if self.kind == "tokens" else grid
 
     def from_map(self, x: Tensor) -> Tensor:
-        """Undo `as_map`: turn what convolutions gave into features in this layout."""
+        """Undo `as_map`: turn a convolution's output into features in this layout."""
         if self.kind == "tokens":
             return x.squeeze(-1).transpose(1, 2)
         return x if self.kind == "NCHW" else x.permute(0, 2, 3, 1)
 
 
 def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """`forward_features` of two fixed random images. Refused if the network has none, or gives no one tensor."""
+    """Return `forward_features` of two fixed random images. Refused if it is missing or does not give one tensor."""
     name = type(network).__name__
     if not hasattr(network, "forward_features"):
         raise Refused(f"{name} has no forward_features, so its last map cannot be named; use a network of timm")
@@ -111,12 +111,12 @@ def is_channels_last(
 
     module: the one inside the network that gives it; None for the network's own last features.
 
-    Never of a convolution, batch norm, group norm or pooling layer. Else, in a network of timm or torchvision and in
+    Never for a convolution, batch norm, group norm or pooling layer. Else, in a network of timm or torchvision and in
     one that declares `output_fmt = "NHWC"`, the sides tell: a map has the proportions of the images [H,W], to less than
     one place. Where its first two sides have them and its last two do not, it is channels-last; the other way round it
     is not; where both have them (as many channels as places), or neither, the network's declaration decides. A network
-    from elsewhere that declares nothing gives [B,C,H,W]. So the blocks of a Swin are read rightly as well as the
-    convolution of its stem, and those of a GCViT or a TinyViT, which declare nothing.
+    from elsewhere that declares nothing gives [B,C,H,W]. So the blocks of a Swin are read correctly, as are the
+    convolution of its stem, and the blocks of a GCViT or a TinyViT, which declare nothing.
     """
     if len(shape) != 4 or isinstance(module, _CHANNELS_FIRST):
         return False
@@ -129,13 +129,13 @@ def is_channels_last(
 
 
 def in_proportion(height: int, width: int, image_size: tuple[int, int]) -> bool:
-    """Whether sides are to each other as those of the images [H,W], to less than one place."""
+    """Whether sides have the proportions of the images [H,W], to less than one place."""
     return abs(height * image_size[1] - width * image_size[0]) < max(image_size)
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode while a network is probed, so that no running statistics move."""
+    """Keep a network in eval mode while it is probed, so that no running statistics change."""
     was_training = network.training
     network.eval()
     try:

@@ -1,7 +1,7 @@
 """A folder with a network in timm's form: `config.json` and `model.safetensors`, as an export of this project has it.
 
-`local-dir:FOLDER` stands for the architecture, arguments and weights in it. So what a fingerprint covers is that, and
-never the folder's path.
+`local-dir:FOLDER` stands for the architecture, arguments and weights in it. So a fingerprint covers these, never the
+folder's path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREPROCESSING = ("mean", "std", "input_size", "crop_pct", "interpolation")
 
 @dataclass(frozen=True)
 class LocalDir:
-    """What a folder says. classes: in the order of the outputs, None where it does not tell."""
+    """The content of a folder. classes: in the order of the outputs, None if it does not name them."""
 
     path: Path
     architecture: str
@@ -36,9 +36,9 @@ class LocalDir:
         return self.path / WEIGHTS
 
     def output_indices(self, class_names: Sequence[str], fresh: str) -> list[int] | None:
-        """Return which output stands for each class of the data; None where the folder does not tell.
+        """Return the index of the output for each class of the data; None if the folder does not name its classes.
 
-        Refused where none does for a class; fresh: what to do then, if the classes are others.
+        Refused if a class has no output; fresh: the remedy then, if the classes are others.
         """
         if self.classes is None:
             return None
@@ -54,7 +54,7 @@ class LocalDir:
 
 
 def read_local_dir(model: str) -> LocalDir:
-    """Read the folder of `local-dir:FOLDER`. Refused where it is none, or names code that the recipe does not name."""
+    """Read the folder of `local-dir:FOLDER`. Refused if it is not one, or names code that the recipe does not."""
     path = Path(model.removeprefix(LOCAL_DIR)).expanduser()
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():

@@ -1,4 +1,4 @@
-"""Files that a recipe names by a path, or by a URI that somebody who knows object stores has to fetch."""
+"""Files that a recipe names by a path, or by a URI, which code that knows object stores has to fetch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _fetch: list[Fetch] = []
 
 
 def fetch_uris_by(fetch: Fetch) -> None:
-    """Have URIs fetched by a function, which returns a local copy's path; Refused where the file cannot be had."""
+    """Register the function that fetches URIs: it returns a local copy's path; Refused if it cannot fetch the file."""
     _fetch[:] = [fetch]
 
 
@@ -34,7 +34,7 @@ def absolute_location(location: str, base: Path) -> str:
 
 @cache
 def local_file(location: str) -> Path:
-    """Return the path of a file, for a URI that of its local copy; asked once a process."""
+    """Return the path of a file, for a URI that of its local copy; fetched once per process."""
     if not is_uri(location):
         return Path(location)
     if not _fetch:

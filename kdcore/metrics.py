@@ -16,7 +16,7 @@ class Counts:
 
     top1, top5: correct images; nll: sum of -log q(label) in nats; agreement: images whose most probable class is the
     teacher's; kl: sum of D(teacher || student) in nats at temperature 1. The last two are 0 where no teacher was asked.
-    Behind them each class's images, and how many of those are correct.
+    Each class's images and correct images follow.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -35,11 +35,11 @@ class Counts:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
-        """Add a batch: logits [B,K]; labels [B] int64; teacher_logits [B,K] or None. The device is not waited for."""
+        """Add a batch: logits [B,K]; labels [B] int64; teacher_logits [B,K] or None. Never waits for the device."""
         log_q = F.log_softmax(logits.float(), dim=1)
         top = ranking(logits)
         hits = top == labels[:, None]
-        zero = self.totals.new_zeros(())  # made on the device: a number of the host's would be copied, and waited for
+        zero = self.totals.new_zeros(())  # made on the device: copying a number from the host would wait for the device
         agreement = kl = zero
         if teacher_logits is not None:
             self.has_teacher = True
@@ -49,7 +49,7 @@ class Counts:
         sums = (images, hits[:, 0].sum(), hits.sum(), nll, agreement, kl)
         self.sums.add_(torch.stack([one.to(self.totals.dtype) for one in sums]))
         by_class = torch.stack([torch.ones_like(hits[:, 0]), hits[:, 0]]).to(self.totals.dtype)
-        self.by_class.index_add_(1, labels, by_class)  # `bincount` would be waited for
+        self.by_class.index_add_(1, labels, by_class)  # `bincount` would wait for the device
 
     def merge(self, other: Counts) -> None:
         """Take in the sums of another worker."""
@@ -57,7 +57,7 @@ class Counts:
         self.has_teacher = self.has_teacher or other.has_teacher
 
     def result(self) -> dict[str, float]:
-        """{images, top1, top5, nll, class_mean_top1} and, with a teacher, {agreement, kl}; rates in [0,1], nats.
+        """Return {images, top1, top5, nll, class_mean_top1} and, with a teacher, {agreement, kl}; rates in [0,1], nats.
 
         class_mean_top1: the mean, over the classes that have images, of the share of them that are correct.
         """
@@ -75,8 +75,8 @@ class Counts:
 def ranking(logits: Tensor) -> Tensor:
     """Rank the five most probable classes [B,5], or all if there are fewer.
 
-    Low-precision logits often tie, and `argmax` settles a tie otherwise than `topk`: both networks are ranked by this.
-    -1 in the row of an image whose largest logit is not finite (NaN among them): its answer is wrong, and no class.
+    Low-precision logits often tie, and `argmax` breaks ties differently from `topk`: both networks are ranked by this.
+    A row is -1 where an image's largest logit is not finite (NaN if any is): its answer is wrong, and names no class.
     """
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return top.masked_fill(logits.amax(dim=1, keepdim=True).isfinite().logical_not(), -1)

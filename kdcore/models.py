@@ -1,4 +1,4 @@
-"""Building a network from its recipe, with its weights: from timm, torchvision, a folder, or a person's own code.
+"""Building a network from its recipe, with its weights: from timm, torchvision, a folder, or a user's own code.
 
 timm's registry knows this project's networks too. Not here: the networks themselves (`kdcore.networks`), what one must
 have (`kdcore.protocol`), and SimKD's student graph (`kdcore.reused`).
@@ -42,7 +42,7 @@ def build_backbone(config: ModelConfig) -> nn.Module:
 
 
 def _without_classifier(config: ModelConfig) -> nn.Module:
-    """Build the network with its classifier, whose tensors only their places tell apart, and take that off again."""
+    """Build the network with its classifier, whose tensors are told apart only by position, then remove that."""
     model = _create(config, {})
     load_weights(model, config)
     model.reset_classifier(0)  # type: ignore[operator]
@@ -74,7 +74,7 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
 
 
 def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
-    """Have the network made where its name says. Refused, with what that raises, where it cannot be."""
+    """Create the network from the source in its name. Refused, with the error raised, if that fails."""
     num_classes = own_classes.get("num_classes", config.args.get("num_classes", 1000))
     try:
         if module_of(config.model) is not None:
@@ -129,7 +129,7 @@ def brings_classifier(config: ModelConfig, num_classes: int) -> bool:
 
 
 def fetches(config: ModelConfig) -> bool:
-    """Return whether timm asks the hub for a network: for its weights, or for what it is."""
+    """Return whether timm asks the hub for a network: for its weights or its definition."""
     return config.pretrained or config.model.startswith(HF_HUB)
 
 
@@ -158,7 +158,7 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
 
 
 def _class_indices(path: str, class_names: list[str] | tuple[str, ...]) -> list[int]:
-    """Read the index of each class from a JSON file {class folder: index}. Refused for two classes of one index."""
+    """Read the index of each class from a JSON file {class folder: index}. Refused for two classes with one index."""
     content = local_file(path).read_bytes()
     try:
         indices = TypeAdapter(dict[str, NonNegativeInt]).validate_json(content)
@@ -189,7 +189,7 @@ def _names(pairs: list[tuple[str, Any]]) -> list[str]:
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """Return the network's linear classifier. Refused where it has none."""
+    """Return the network's linear classifier. Refused if it does not have one."""
     classifier = find_classifier(model)
     if classifier is None and not hasattr(model, "get_classifier"):
         raise Refused(
@@ -203,7 +203,7 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 def keep_classes(model: nn.Module, indices: list[int]) -> None:
-    """Reduces the network's classifier to the given rows, in their order, in place. Refused for a row it lacks."""
+    """Reduce the network's classifier to the given rows, in their order, in place. Refused for a row it lacks."""
     old = classifier_of(model)
     outside = [index for index in indices if not 0 <= index < old.out_features]
     if outside:
@@ -218,7 +218,7 @@ def keep_classes(model: nn.Module, indices: list[int]) -> None:
 
 
 def _replace_classifier(model: nn.Module, new: nn.Linear) -> None:
-    """Put a linear layer in the place of the network's classifier."""
+    """Replace the network's classifier by a linear layer."""
     old = classifier_of(model)
     model.set_submodule(next(n for n, module in model.named_modules() if module is old), new)
     model.num_classes = new.out_features  # type: ignore[assignment]
@@ -232,5 +232,5 @@ def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters, trained or not; running statistics are not parameters."""
+    """Return the number of parameters, trained or not; running statistics are not parameters."""
     return sum(p.numel() for p in module.parameters())

@@ -11,21 +11,21 @@ from torch import Tensor
 from kdcore.errors import Refused
 from kdcore.terms.binary import binary_kl_divergence
 
-THRESHOLD = 0.5  # a class is named from this probability on
+THRESHOLD = 0.5  # a class is predicted from this probability on
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:
     """Return sum_n (R_n - R_{n-1}) P_n over the distinct scores, the highest first: in [0,1].
 
     scores [N]: of one class for N images; positives [N] bool: which images show it, at least one; P_n, R_n: precision
-    and recall of the images whose score is not below the n-th. It depends on the order of the scores alone; equal
+    and recall of the images whose score is not below the n-th. It depends only on the order of the scores; equal
     scores are taken together, as by scikit-learn's `average_precision_score`. No interpolation. A score that is NaN is
-    wrong: the last of all where the image shows the class, the first where it does not.
+    wrong: ranked last if the image shows the class, first if it does not.
     """
     scores = scores.where(~scores.isnan(), torch.where(positives, -torch.inf, torch.inf))
     values, order = scores.double().sort(descending=True)
     found = positives[order].double().cumsum(dim=0)
-    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])  # of those of one score
+    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])  # of those with equal scores
     found = found[last]
     precision = found / (1 + last.nonzero()[:, 0])
     gained = torch.diff(found, prepend=found.new_zeros(1)) / found[-1]
@@ -33,9 +33,9 @@ def average_precision(scores: Tensor, positives: Tensor) -> float:
 
 
 class MultiLabelCounts:
-    """Answers to the images seen so far, all of them kept, for ranks are over the whole set.
+    """Answers to the images seen so far, all of them kept, as ranks are over the whole set.
 
-    Memory: 8 bytes an image and class, 12 with a teacher. As `kdcore.metrics.Counts`, whose place it takes.
+    Memory: 8 bytes per image and class, 12 with a teacher. It takes the place of `kdcore.metrics.Counts`.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -63,7 +63,7 @@ class MultiLabelCounts:
 
     @property
     def teacher_logits(self) -> Tensor:
-        """The teacher's logits [n,K], of no image where it was not asked."""
+        """The teacher's logits [n,K]; empty if it was not asked."""
         return torch.cat(self.teacher_parts)
 
     def __len__(self) -> int:
@@ -98,9 +98,9 @@ class MultiLabelCounts:
         return everyone
 
     def result(self) -> dict[str, float]:
-        """{images, mAP, f1, nll} and, with a teacher, {agreement, kl}; rates in [0,1], means over images in nats.
+        """Return {images, mAP, f1, nll} and, with a teacher, {agreement, kl}; rates in [0,1], nats per image.
 
-        mAP: the mean of `average_precision` over the classes that some image shows (macro), left out where none is;
+        mAP: the mean of `average_precision` over the classes that some image shows (macro), left out if there are none;
         f1: of all answers from `THRESHOLD` on (micro), 0 where neither a label nor an answer is yes; nll: the sum over
         classes of the binary cross-entropy; agreement: images for which both networks name the same classes, by
         `THRESHOLD`; kl: the sum over classes of D(teacher || student).
@@ -136,10 +136,10 @@ def _mean_over_images(values: Tensor) -> float:
 
 
 class MultiLabelEvaluation(MultiLabelCounts):
-    """One network on the images seen so far; as `kdcore.evaluation.Evaluation`, whose place it takes."""
+    """One network on the images seen so far; it takes the place of `kdcore.evaluation.Evaluation`."""
 
     def add(self, logits: Tensor, answers: Tensor, teacher_logits: Tensor | None = None) -> None:
-        """logits [B,K]; answers [B,M] int64, an image's classes filled up with -1; teacher_logits [B,K] or None."""
+        """Add a batch: logits [B,K]; answers [B,M] int64, padded with -1; teacher_logits [B,K] or None."""
         labels = torch.zeros(len(answers), logits.shape[1] + 1, device=answers.device)
         labels.scatter_(1, answers.remainder(logits.shape[1] + 1), 1.0)  # -1 falls into the column that is cut off
         super().add(logits, labels[:, :-1], teacher_logits)
@@ -151,7 +151,7 @@ class MultiLabelEvaluation(MultiLabelCounts):
     def per_class(self) -> list[dict[str, float | None]]:
         """Return {images, average_precision, precision, recall} of every class, by number.
 
-        images: that show it; precision and recall are by `THRESHOLD`; None where there is nothing to divide by.
+        images: those that show it; precision and recall are by `THRESHOLD`; None where there is nothing to divide by.
         """
         named, shown = self.logits.sigmoid() >= THRESHOLD, self.labels > 0
         sums = zip(*((one.sum(dim=0).tolist()) for one in (shown, named, named & shown)), strict=True)

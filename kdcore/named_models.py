@@ -1,6 +1,6 @@
 """Where a recipe's network is from, by the form of its name; checked without building anything.
 
-    resnet50, resnet50.a1_in1k       timm's registry, the project's networks and a plug-in's among it
+    resnet50, resnet50.a1_in1k       timm's registry, including the project's and plug-ins' networks
     package.module:function          your own code: function(num_classes=K, **args) returns an nn.Module
     torchvision:resnet18             torchvision's classifiers
     hf-hub:timm/resnet50.a1_in1k     a repository of the Hugging Face hub in timm's form; timm downloads it
@@ -26,8 +26,8 @@ from kdcore.errors import Refused
 LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
 OWN = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
 
-# Top-level modules that a person named. A file may name a function of these, and of no others: what lies in a folder of
-# weights never decides what code runs.
+# Top-level modules that the user named. A file may name a function of these, and of no others: a folder of weights
+# never decides what code runs.
 BUILDER_MODULES: set[str] = set()
 
 
@@ -76,10 +76,10 @@ def builder_of(model: str) -> Callable[..., Any]:
 
 
 def nearest_if_unknown(model: str) -> list[str] | None:
-    """Return the names nearest to one that no file of timm's networks holds; None for others, and this project's own.
+    """Return the names nearest to one that occurs in no file of timm's networks; None for others and the project's own.
 
-    Read from their text: importing timm takes longer than everything else that is done before a name is refused. A
-    plug-in that registers networks imports timm itself; then, its registry is asked.
+    Read from the files' text: importing timm takes longer than everything else that is done before a name is refused.
+    A plug-in that registers networks imports timm itself; then its registry is asked.
     """
     if "timm" in sys.modules or model.startswith(OWN):
         return None
@@ -110,13 +110,13 @@ def check_torchvision(model: str) -> str:
 
 
 def check_hub(model: str) -> None:
-    """Refuse the name of a hub's repository that is none."""
+    """Refuse a malformed name of a hub's repository."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", model.removeprefix(HF_HUB)):
         raise Refused(f"model {model!r}: a repository is OWNER/NAME; write it like {HF_HUB}timm/resnet50.a1_in1k")
 
 
 def short_name(model: str) -> str:
-    """Return what a network is called where a name has no room for its origin: the last part of it."""
+    """Return a network's name without its origin, for where there is no room for that: the last part of it."""
     if model.startswith(LOCAL_DIR):
         return PurePath(model.removeprefix(LOCAL_DIR)).name
     return model.rpartition(":")[2].rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""A teacher that is asked in every step: a frozen network, and what turns the student's images into its own."""
+"""A teacher that is asked in every step: a frozen network, and the renormalisation of the student's images for it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class OnlineTeacher:
 
     Kept in eval mode and outside every module tree. renormalise: (scale, shift) that turn the batch's images into those
     the teacher was trained with, where the two differ (`renormalisation`). Gradients are with respect to the batch's
-    images, so that they compare with the student's. One without a head (num_classes 0) answers with features alone.
-    asked_by: which term asks for a tap, for the sentence that refuses it (`kdcore.terms.base.tap_askers`).
+    images, so that they compare with the student's. One without a head (num_classes 0) answers with features only.
+    asked_by: which term asks for a tap, for the error that refuses it (`kdcore.terms.base.tap_askers`).
     """
 
     def __init__(

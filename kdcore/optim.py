@@ -52,7 +52,7 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
 
 
 def _check_layer_decay(config: OptimizerConfig, module: nn.Module) -> None:
-    """Refuse rates that fall from layer to layer where timm would take the network for one layer, or for none."""
+    """Refuse `layer_decay` where timm would see one layer, or none."""
     asked = sorted(name for name in config.args if name.startswith("layer_decay"))
     if not asked:
         return
@@ -74,7 +74,7 @@ def _check_layer_decay(config: OptimizerConfig, module: nn.Module) -> None:
 class Schedule:
     """Sets the learning rate that the update of a step uses.
 
-    A function of the step alone, so resuming restores nothing but the step.
+    A pure function of the step, so resuming restores only the step.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Schedule:
                 warmup_prefix=config.warmup_prefix,
                 warmup_lr=config.warmup_lr,
                 min_lr=config.min_lr,
-                # timm's multistep drops the rate one step early; half a step more is late by none.
+                # timm's multistep drops the rate one step early; half a step more makes it exact.
                 decay_milestones=[epoch + 0.5 / steps_per_epoch for epoch in config.milestones],  # type: ignore[misc]
                 decay_rate=config.decay_rate,
                 step_on_epochs=False,
@@ -114,13 +114,13 @@ class Schedule:
 
     @property
     def rate(self) -> float:
-        """Return the rate that is set, of the schedule itself: with `layer_decay`, a layer has a share of it."""
+        """Return the schedule's current rate; with `layer_decay`, each layer has a fraction of it."""
         group = max(self._optimizer.param_groups, key=lambda group: group.get("lr_scale", 1.0))
         return float(group["lr"] / group.get("lr_scale", 1.0))
 
 
 class OneCycle(Scheduler):
-    """Smith's one-cycle policy as PyTorch's OneCycleLR has it; stateless, unlike PyTorch's.
+    """Smith's one-cycle policy as in PyTorch's OneCycleLR, but stateless.
 
     Cosine, 30 % rise, from 1/25 of the peak to 1/250,000, with the momentum (or Adam's first beta) going 0.95 - 0.85 -
     0.95 against it. Source: Smith and Topin, "Super-Convergence", arXiv 1708.07120.

@@ -1,6 +1,6 @@
-"""What frozen features know of classes, and how alike two networks see images: without any classifier of their own.
+"""What frozen features tell about classes, and how alike two networks see images, without the networks' classifiers.
 
-All take features [N,D] of images in evaluation; nothing is trained but a linear probe.
+All functions take features [N,D] of images in evaluation; only a linear probe is trained.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def linear_probe_logits(
 ) -> Tensor:
     """Return the logits [M,K] of queries by a logistic regression fitted to a bank [N,D] with labels [N].
 
-    Features are standardised by the bank's mean and deviation; minimised, by L-BFGS from zero, is the mean
-    cross-entropy plus weight_decay / 2 times the squared norm of the weights, which has one minimum.
+    Features are standardised by the bank's mean and deviation; L-BFGS from zero minimises the mean cross-entropy plus
+    weight_decay / 2 times the squared norm of the weights, which has one minimum.
     """
     mean, deviation = bank.double().mean(0), bank.double().std(0).clamp_min(1e-6)
     inputs = (bank.double() - mean) / deviation
@@ -65,10 +65,10 @@ def linear_probe_logits(
 
 
 def neighbour_agreement(first: Tensor, second: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Return which share of an image's nearest neighbours is the same by two networks' features [N,D1], [N,D2].
+    """Return the share of an image's nearest neighbours that is the same by two networks' features [N,D1], [N,D2].
 
-    The mean over all images, by cosine similarity, without the image itself; of few images at most a tenth are taken
-    for neighbours. 1 for equal features; for unrelated ones about neighbours / (N - 1).
+    The mean over all images, by cosine similarity, without the image itself; with few images, at most a tenth of them
+    count as neighbours. 1 for equal features; for unrelated ones about neighbours / (N - 1).
     """
     neighbours = max(1, min(neighbours, (len(first) - 1) // 10))
     units = [F.normalize(features.double(), dim=1) for features in (first, second)]

@@ -1,14 +1,14 @@
-"""What a network must have to be trained, taught by, or exported here; timm's networks have it all.
+"""What a network must have to be trained, to teach, or to be exported here; timm's networks have it all.
 
     forward(images [B,3,H,W]) -> logits [B,K]           always
     forward_features, forward_head                      for the tap `forward_features`, and for SimKD; both together
     get_classifier() -> nn.Module                       for the tap `classifier_input`, and for terms that read the
                                                         classifier; without it, the one linear layer with K outputs
-    output_fmt = "NHWC"                                 where maps lie [B,H,W,C] in it: taps hand them out as [B,C,H,W]
+    output_fmt = "NHWC"                                 where its maps are [B,H,W,C]: taps hand them out as [B,C,H,W]
     pretrained_cfg = {"mean": (...), "std": (...)}      what images are normalised by; without it, ImageNet's
     no_weight_decay() -> set of parameters' names       optional
 
-Taps work on every module, whatever else there is.
+Taps work on every module, whatever else the network has.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from kdcore.errors import Refused
 
 
 def conform(network: Any, name: str, num_classes: int) -> nn.Module:
-    """Return the network with what it leaves to be known: its number of classes, and what images are normalised by.
+    """Return the network with what it lacks filled in: its number of classes, and what images are normalised by.
 
-    Refused where it is no network. name: what the recipe calls it.
+    Refused if it is not a network. name: what the recipe calls it.
     """
     if not isinstance(network, nn.Module):
         raise Refused(
@@ -48,7 +48,7 @@ def has_features(network: nn.Module) -> bool:
 
 
 def find_classifier(network: nn.Module) -> nn.Module | None:
-    """Return the network's last layer: what it names, else its one linear layer with as many outputs as classes."""
+    """Return the network's last layer: the one it names, else its one linear layer with an output per class."""
     if hasattr(network, "get_classifier"):
         found = network.get_classifier()  # type: ignore[operator]
         return found if isinstance(found, nn.Module) else None
@@ -58,7 +58,7 @@ def find_classifier(network: nn.Module) -> nn.Module | None:
 
 
 def check_answers(network: nn.Module, images: Tensor, logits: Tensor) -> None:
-    """Refuse a network whose logits [B,K] of the images are not of its classes, or not what its two halves give."""
+    """Refuse a network whose logits [B,K] of the images do not match its classes, or what its two halves give."""
     name = type(network).__name__
     if int(network.num_classes) == 0:  # type: ignore[arg-type]
         return  # a network without a head: these are features

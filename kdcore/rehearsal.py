@@ -1,8 +1,8 @@
-"""A step tried out on two random images, before anything costs time: what does not fit is refused by its name.
+"""A trial step on two random images, before anything costs time: what does not fit is refused by name.
 
-Every network is called in every shape in which the run will call it, and every loss is computed: it must have one value
-an image, with a gradient, and a finite one, unless all is tried by shapes alone (on the meta device, which has no
-values). Nothing is updated; the running statistics of batch norm move, so a rehearsed distiller is not to be trained.
+Every network is called in every shape in which the run will call it, and every loss is computed: it must give one value
+per image, with a gradient, and a finite one, unless only shapes are tried (on the meta device, which has no values).
+Nothing is updated; the running statistics of batch norm change, so a rehearsed distiller must not be trained.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def rehearse(
 ) -> None:
     """Compute the loss of one random micro-batch of images [H,W] in training mode. Refused where that cannot be done.
 
-    batch_size: of the micro-batches, of which two images are enough. mixes: whether labels are soft. targets: gives
-    stored outputs of a number of samples, where no teacher answers. teacher_size: of the images that an online teacher
-    sees, where that is another.
+    batch_size: of the micro-batches, of which at most two images are used. mixes: whether labels are soft. targets:
+    returns stored outputs for a number of samples, if no teacher answers. teacher_size: of the images that an online
+    teacher sees, if it differs.
     """
     images = random_images(distiller.student, min(batch_size, 2), image_size)
     num_classes = int(distiller.student.num_classes)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def rehearse(
 
 
 def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
-    """Refuse a network that cannot answer images of [H,W] in evaluation, or answers with something else than logits."""
+    """Refuse a network that cannot answer images of [H,W] in evaluation, or answers with anything but logits."""
     images = random_images(network, 2, image_size)
     try:
         with torch.no_grad(), evaluating(network):
@@ -84,7 +84,7 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
 
 
 def random_images(network: nn.Module, number: int, image_size: tuple[int, int]) -> Tensor:
-    """Return the same images every time, on the network's device."""
+    """Return the same random images every time, on the network's device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(number, 3, *image_size, generator=generator).to(next(network.parameters()))
 
@@ -99,10 +99,10 @@ def _noting(name: str, begun: list[str]) -> Callable[[nn.Module, tuple[TermInput
 
 
 def _checking(number: int, begun: list[str], term: Term) -> Callable[[nn.Module, Any, object], None]:
-    """Return a hook that refuses what a term gives of a number of images, unless that is one finite value an image.
+    """Return a hook that refuses a term's output for `number` images unless it is one finite value per image.
 
-    The value must have a gradient where what the term reads of the student has one, and none at logits that the term
-    does not say it reads. begun: the terms that are being computed, of which the one that has passed is taken.
+    The value must have a gradient if anything that the term may read of the student has one, and none at logits that
+    the term does not declare. begun: the terms that are being computed; one that passes is removed.
     """
 
     def check(module: nn.Module, inputs: tuple[TermInputs], value: object) -> None:
@@ -120,7 +120,7 @@ def _checking(number: int, begun: list[str], term: Term) -> Callable[[nn.Module,
                 "it reads student_logits beside taps, which decides whether the student's accuracy is measured; say so "
                 "in its class: reads_logits: ClassVar[bool] = True"
             )
-        if not value.is_meta and not value.isfinite().all():  # by shapes alone there are no values to look at
+        if not value.is_meta and not value.isfinite().all():  # the meta device has no values to look at
             raise Refused(
                 f"its loss of random images is {value[~value.isfinite()][0].item()}; correct its fields, or the "
                 "weights of the networks"
@@ -131,7 +131,7 @@ def _checking(number: int, begun: list[str], term: Term) -> Callable[[nn.Module,
 
 
 def _mend(value: Tensor) -> str:
-    """Return what makes a loss of another shape one value an image."""
+    """Return the remedy that turns a loss of another shape into one value per image."""
     if value.ndim == 0:
         return "do not reduce the loss over the batch"
     return "reduce it over every dimension but the first" if value.ndim > 1 else "keep every image of the batch"
@@ -159,5 +159,5 @@ def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's message in one line, or its kind where it has none."""
+    """Return an error's message in one line, or its type if it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__

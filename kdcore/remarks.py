@@ -1,4 +1,4 @@
-"""What a person should know once, such as that a run is on the CPU beside a GPU: a line of the log for each."""
+"""What a user should be told once, such as that a run uses the CPU although there is a GPU: one log line each."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ logger = logging.getLogger("stillhouse")
 
 @cache
 def warn_once(text: str) -> None:
-    """Log a line once a process: driver and worker may be the same one."""
+    """Log a line once per process: driver and worker may be the same one."""
     logger.warning("%s", text)

@@ -1,4 +1,4 @@
-"""What only reports on a run never ends it: it is left out, and a line says so."""
+"""Reports on a run never end it: one that fails is left out, and a line says so."""
 
 from __future__ import annotations
 

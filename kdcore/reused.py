@@ -24,7 +24,7 @@ from kdcore.layout import Layout, evaluating, last_features, layout_of
 
 @dataclass(frozen=True)
 class TeacherHead:
-    """What of a teacher SimKD reuses: logits = classifier(norm(pool(features))).
+    """The part of a teacher that SimKD reuses: logits = classifier(norm(pool(features))).
 
     layout: of the teacher's last features, at the image size of training; pool: the mean over the grid, or the class
     token; norm: the layer norm between pooling and classifier, where there is one; signed: whether the features can be
@@ -67,7 +67,7 @@ _REMEDY = "SimKD reuses heads of pooling, at most a layer norm, and one linear l
 
 
 class ReusedHead(nn.Module):
-    """A `TeacherHead` at work: features in the teacher's layout -> logits [B,K].
+    """A `TeacherHead` as a module: features in the teacher's layout -> logits [B,K].
 
     It has buffers and no parameters, so that no optimiser, weight decay or `requires_grad_` can reach it.
     """
@@ -98,13 +98,13 @@ class ReusedClassifierStudent(nn.Module):
     """The network that SimKD trains and deploys, by timm's model contract.
 
     student: a timm network, which is changed in place: its classifier, and whatever else follows the last features and
-    would lie idle (a final norm, a hidden layer of the head), are removed. What timm counts to the features stays, such
-    as the 1x1 `conv_head` of its MobileNetV2. image_size [H,W]: that of training. factor: the projector's hidden width
+    would be unused (a final norm, a hidden layer of the head), are removed. What timm counts as features stays, such as
+    the 1x1 `conv_head` of its MobileNetV2. image_size [H,W]: that of training. factor: the projector's hidden width
     is the teacher's channels divided by it (2 in the paper; with wide teachers 4 or 8 keeps more of the compression).
 
-    forward_features: images -> features as the teacher lays them out. The larger of the two grids is average-pooled to
+    forward_features: images -> features in the teacher's layout. The larger of the two grids is average-pooled to
     the smaller: the student's here, before the projector; the teacher's by `pool_teacher`. Between a map and tokens,
-    patches are the places of the map. A teacher's prefix tokens (class, registers) are projected from the student's, as
+    patches are places of the map. A teacher's prefix tokens (class, registers) are projected from the student's, as
     many as it has, and from the mean of its grid for the rest.
     """
 
@@ -165,7 +165,7 @@ def projector(in_channels: int, layout: Layout, factor: int, signed: bool = Fals
     """1x1, 3x3, 1x1 convolutions without bias, each with batch norm and ReLU: [B,s,H,W] -> [B,t,H,W].
 
     Parameters: s*m + 2m + 9m^2 + 2m + m*t + 2t, m = floor(t / factor). The last ReLU is left out for a teacher whose
-    features can be negative (every ViT), which it could never reach; the paper's teachers end in a ReLU. For tokens the
+    features can be negative (every ViT), which a ReLU cannot give; the paper's teachers end in a ReLU. For tokens the
     convolutions see columns [B,C,P+H*W,1].
     """
     if not 1 <= factor <= layout.channels:
@@ -193,8 +193,8 @@ def projector(in_channels: int, layout: Layout, factor: int, signed: bool = Fals
 class TokenBatchNorm(nn.BatchNorm1d):
     """A batch norm of tokens [B,C,P+H*W,1], computed on [B,C,P+H*W].
 
-    On a CPU torch 2.15's backward of four dimensions is wrong, silently and by its whole size, where one side of the
-    map is 1 and the gradient lies otherwise in memory than the map: strides of [B,C,N,1] fit two memory formats.
+    On a CPU, torch 2.15's four-dimensional backward is silently and entirely wrong if one side of the map is 1 and the
+    gradient's memory format is not the map's: strides of [B,C,N,1] fit two memory formats.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -214,13 +214,13 @@ class TokenConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         prefix, patches = input.tensor_split((self.num_prefix_tokens,), dim=2)
         patches = super().forward(patches.squeeze(-1).unflatten(2, self.grid)).flatten(2).unsqueeze(-1)
-        if not self.num_prefix_tokens:  # no convolution takes what is empty
+        if not self.num_prefix_tokens:  # convolutions take no empty input
             return patches
         return torch.cat([F.conv2d(prefix, self.weight[:, :, 1:2, 1:2]), patches], dim=2)
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """Copy a module; the copy's parameters have become buffers: saved and moved with the model, never trained."""
+    """Copy a module, with buffers for its parameters: saved and moved with the model, never trained."""
     module = copy.deepcopy(module)
     for name, parameter in list(module.named_parameters(recurse=False)):
         delattr(module, name)
@@ -229,7 +229,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 def deployed_parameters(model: nn.Module) -> int:
-    """Numbers to ship: parameters, and a reused head where there is one. Running statistics do not count."""
+    """Return the count of numbers to ship: parameters, and those of a reused head; not running statistics."""
     reused = (module for module in model.modules() if isinstance(module, ReusedHead))
     frozen_numbers = sum(buffer.numel() for head in reused for buffer in head.buffers())
     return sum(p.numel() for p in model.parameters()) + frozen_numbers
@@ -258,7 +258,7 @@ def remove_head(network: nn.Module, image_size: tuple[int, int]) -> None:
 
 
 def _gives_own_logits(head: TeacherHead, teacher: nn.Module, features: Tensor) -> bool:
-    """Whether the head, as read off, turns features into the teacher's own logits, and the same way."""
+    """Whether the head, as read off, turns features into the teacher's pooled vector and logits."""
     if head.classifier.weight.shape[1] != head.layout.channels:
         return False
     reused = ReusedHead(head)
@@ -287,7 +287,7 @@ def _pool(grid: Tensor, before: Layout, after: Layout) -> Tensor:
 
 
 def _smaller(student: tuple[int, int], teacher: tuple[int, int]) -> tuple[int, int]:
-    """Return the grid that both can be pooled to: the smaller one, in height as in width."""
+    """Return the grid that both can be pooled to: the one that is smaller in both height and width."""
     for one, other in ((student, teacher), (teacher, student)):
         if one[0] <= other[0] and one[1] <= other[1]:
             return one

@@ -1,7 +1,7 @@
 """The base of everything that a recipe configures: frozen, strict, each field explained by the docstring below it.
 
 pydantic can read these docstrings by itself, when a class is made: that costs every process a quarter of a second,
-workers too, for text that two commands show. Here they are read from the source when they are asked for.
+workers too, for text that two commands show. Here they are read from the source on demand.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Section(BaseModel):
 
 
 def refuse_idle(section: BaseModel, fields: Iterable[str], needed: str) -> None:
-    """Refuse fields that nothing reads without `needed`, where they are set to another value than their default.
+    """Refuse fields that nothing reads without `needed`, if they are set to a value other than their default.
 
-    For fields that say where something runs, and those of a sweep's space: what they need is written beside them. Not
+    For fields that say where something runs, and those of a sweep's space: what they need is written next to them. Not
     for details of what a recipe turns on, such as a warm-up, a moving average or erasing: one override, or an axis of a
-    sweep, turns that off. Its details then stand without effect, and their docstrings say so.
+    sweep, turns that off. Its details then have no effect, and their docstrings say so.
     """
     for name in fields:
         value = getattr(section, name)
@@ -49,7 +49,7 @@ def refuse_idle(section: BaseModel, fields: Iterable[str], needed: str) -> None:
 
 
 def meaning(model: type[BaseModel], name: str) -> str:
-    """Return what a field means, in one line: the docstring below it, or below that of the base it is taken from."""
+    """Return a field's meaning, in one line: the docstring below it, in its class or in the base that declares it."""
     for cls in model.__mro__:
         if text := _docstrings(cls).get(name):
             return text
@@ -58,18 +58,18 @@ def meaning(model: type[BaseModel], name: str) -> str:
 
 @cache
 def _docstrings(cls: type) -> dict[str, str]:
-    """Return {field: the docstring below it} of what a class declares itself; of one without a source, nothing."""
+    """Return {field: the docstring below it} of the fields that a class declares itself; empty without a source."""
     if cls is BaseModel or not issubclass(cls, BaseModel):
         return {}
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, SyntaxError):  # typed at a prompt, say
+    except (OSError, SyntaxError):  # for example, typed at a prompt
         return {}
     return dict(_documented(tree.body[0]))
 
 
 def _documented(node: ast.stmt) -> Iterator[tuple[str, str]]:
-    """Yield the name of every annotated field that has a text right below it, with that text in one line."""
+    """Yield the name of every annotated field with a string right below it, and that string in one line."""
     assert isinstance(node, ast.ClassDef)
     for field, below in pairwise(node.body):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):

@@ -1,10 +1,10 @@
-"""Taps: named places of a network whose tensors one forward pass hands out beside the logits.
+"""Taps: named places of a network whose tensors a forward pass hands out along with the logits.
 
 A tap is a module's path ("layer3.1"), or one of two names that every network of timm has: "forward_features" (the last
 map [B,C,H,W], or tokens [B,N,D], before pooling) and "classifier_input" (the vector [B,D] that the classifier reads).
 
-Maps are handed out as [B,C,H,W] by every network: what lies [B,H,W,C] in it (`kdcore.layout.is_channels_last`: the
-blocks of a Swin, say) is handed out as a view with its channels moved first, while the network goes on with its own.
+Maps of every network are handed out as [B,C,H,W]: one that is [B,H,W,C] inside it (`kdcore.layout.is_channels_last`;
+the blocks of a Swin, for example) is handed out as a view with its channels first; the network itself keeps its own.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CLASSIFIER_INPUT = "classifier_input"
 class FeatureTaps:
     """A network with taps: `taps(images)` gives the logits [B,K] and {tap: tensor}.
 
-    Behind the tap `detach_head_at` the network sees a detached copy, so that no loss on the logits reaches what stands
-    before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights and only watches the network,
-    while a call of its own lasts. Its hooks are closures, so that they do nothing in a deep copy of the network.
-    moved: the taps that were found channels-last when `shapes` was last asked.
+    After the tap `detach_head_at` the network sees a detached copy, so that no loss on the logits reaches the layers
+    before it; the tapped tensor itself keeps its graph. Not a module: it owns no weights, and watches the network only
+    during its own calls. Its hooks are closures, so that they do nothing in a deep copy of the network. moved: the taps
+    that were found channels-last when `shapes` was last called.
 
-    Refused for a tap that the network does not have. For that sentence: role is what the network is in its run
-    (student, teacher), asked_by {tap: who asks for it}, as `kdcore.terms.base.tap_askers` gives it.
+    Refused for a tap that the network does not have. For that error: role is what the network is in its run (student,
+    teacher), asked_by {tap: what asks for it}, as `kdcore.terms.base.tap_askers` gives it.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class FeatureTaps:
         finally:
             self._captured = self._versions = None
         self._check_missing(self.names - captured.keys())
-        # In every pass: a dropout, say, writes in training alone.
+        # In every pass: a dropout, for example, overwrites only in training.
         for name in versions:
             if captured[name]._version != versions[name]:
                 self._refuse(name, captured[name], overwritten(name))
@@ -105,7 +105,7 @@ class FeatureTaps:
             handle.remove()
 
     def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-        """{tap: shape without the batch} for images of [H,W]; Refused for a tap that cannot be used.
+        """Return {tap: shape without the batch} for images of [H,W]; Refused for a tap that cannot be used.
 
         Runs two blank images through the network in eval mode, which changes no state.
         """
@@ -136,7 +136,7 @@ class FeatureTaps:
             self._is_probing = False
 
     def _visit(self, name: str, value: Any) -> Any:
-        """Keep the value of a tap, and return what the rest of the network shall see."""
+        """Keep the value of a tap, and return what the rest of the network is to see."""
         if self._captured is None or name not in self.names:
             return value
         if not isinstance(value, Tensor):
@@ -150,13 +150,13 @@ class FeatureTaps:
         moves = gives_channels_last(self.model, name, value.shape, self._image_size)
         self._captured[name] = value.permute(0, 3, 1, 2) if moves else value
         if self._versions is not None:
-            self._versions[name] = value._version  # a view's, too: both count the same writes
+            self._versions[name] = value._version  # also of a view: both count the same writes
         if self._is_probing:
             self.moved |= {name} if moves else set()
         return value.detach() if name == self.detach_head_at else value
 
     def _refuse(self, name: str, value: Any, reason: str) -> Any:
-        """Refuse what a tap gives."""
+        """Refuse a tap's value."""
         raise Refused(reason)
 
     def _hook(self, name: str) -> Any:
@@ -167,9 +167,9 @@ class FeatureTaps:
 
 
 def usable_taps(model: nn.Module, names: Iterable[str], image_size: tuple[int, int]) -> dict[str, torch.Size]:
-    """Return {tap: shape without the batch} of those of these names that can be tapped, found in one forward pass.
+    """Return {tap: shape without the batch} of the names that can be tapped, found in one forward pass.
 
-    Left out are names that the network does not have, and all that `FeatureTaps.shapes` refuses. In the given order.
+    Names that the network does not have, and those that `FeatureTaps.shapes` refuses, are left out. In the given order.
     """
     found = []
     for name in dict.fromkeys(names):
@@ -187,14 +187,14 @@ def usable_taps(model: nn.Module, names: Iterable[str], image_size: tuple[int, i
 
 
 class _Survey(FeatureTaps):
-    """Taps of which some may be impossible: those are left out of `shapes`, and refuse nothing."""
+    """Taps some of which may be unusable: those are left out of `shapes` instead of refused."""
 
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
         super().__init__(model, taps)
         self._unusable: set[str] = set()
 
     def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-        """{tap: shape without the batch} of those that can be used, as of `FeatureTaps`."""
+        """Return {tap: shape without the batch} of the usable taps, as `FeatureTaps` does."""
         images = next(self.model.parameters()).new_zeros(2, 3, *image_size)
         _, captured = self._probe(images)
         return {name: tensor.shape[1:] for name, tensor in captured.items() if name not in self._unusable}
@@ -208,12 +208,12 @@ class _Survey(FeatureTaps):
 
 
 def writes_are_counted() -> bool:
-    """Return whether tensors tell how often they were written to: not those of inference mode, or of a compiler."""
+    """Return whether tensors count the writes to them: not in inference mode, and not under a compiler."""
     return not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
 
 
 def overwritten(name: str) -> str:
-    """Write the sentence that refuses a tap whose tensor is another one when the forward pass ends."""
+    """Return the text that refuses a tap whose tensor has been overwritten when the forward pass ends."""
     return (
         f"tap {name!r} is overwritten in place by the layer behind it (an in-place activation, or in training a "
         "dropout); tap that layer, or the block that contains it, instead"
@@ -221,9 +221,9 @@ def overwritten(name: str) -> str:
 
 
 def gives_channels_last(model: nn.Module, tap: str, shape: Sequence[int], image_size: tuple[int, int]) -> bool:
-    """Whether what the network itself has at a tap, of shape [B,...], is a map [B,H,W,C].
+    """Whether the network's own tensor at a tap, of shape [B,...], is a map [B,H,W,C].
 
-    Asked is the innermost network around the tap: SimKD's student is one inside another.
+    The innermost network around the tap decides: SimKD's student is one network inside another.
     """
     if len(shape) != 4 or tap in (FORWARD_FEATURES, CLASSIFIER_INPUT):
         return is_channels_last(shape, image_size, model)
@@ -246,7 +246,7 @@ def _classifier(model: nn.Module, who: str) -> nn.Module:
 
 
 def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:
-    """Write the sentence that refuses a tap: the nearest names, or the network's outermost ones."""
+    """Return the text that refuses an unknown tap, with the nearest names, or the network's outermost ones."""
     known = [*(m for m in modules if m), FORWARD_FEATURES, CLASSIFIER_INPUT]
     near = difflib.get_close_matches(name, known, n=6, cutoff=0.6)
     if near:

@@ -1,7 +1,7 @@
 """Bytes to batches, and teacher outputs to Arrow and back.
 
 What a network sees is a pure function of (plan seed, view number, sample id): `views` gives the numbers, `data` the
-images, `loaders` turn both into pixels, `cache` keeps what a teacher answered. Where a batch goes, and on which rank,
+images, `loaders` turn both into pixels, `cache` keeps a teacher's outputs. Where a batch goes, and on which rank,
 is not decided here.
 """
 
@@ -11,7 +11,7 @@ from kdcore.located import fetch_uris_by
 
 
 def _fetched(uri: str) -> Path:
-    from pipelines.remote_files import fetched  # here alone: most processes fetch nothing
+    from pipelines.remote_files import fetched  # only here: most processes fetch nothing
 
     return fetched(uri)
 

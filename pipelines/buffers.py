@@ -1,7 +1,7 @@
-"""Large memory that is used again: the system fills every page of fresh memory with zeros before it is written to.
+"""Large buffers that are reused: the system fills every page of fresh memory with zeros before it is written to.
 
-A buffer is taken back when nothing refers to what it was handed out as, whoever that was: a batch, a part of one, an
-autograd graph, another library through DLPack or the buffer protocol.
+A buffer is taken back when nothing refers to the array handed out any more: no batch, no part of one, no autograd
+graph, no other library through DLPack or the buffer protocol.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-_ALIGNED = 64  # bytes, as torch's own memory: kernels may choose their way by it
+_ALIGNED = 64  # bytes, as torch's own memory: kernels may be chosen by it
 
 
 class Buffers:
-    """Hands out memory, whose content is what was there before; callable from any thread.
+    """Hands out memory, which still holds its earlier content; callable from any thread.
 
-    kept: free buffers at most; spare: what a new one is larger than was asked for, as a share of that.
+    kept: the most free buffers to keep; spare: by what share a new buffer is larger than was asked for.
     """
 
     def __init__(self, kept: int, spare: float = 0.0) -> None:
@@ -26,12 +26,12 @@ class Buffers:
         self._free: list[NDArray[np.uint8]] = []
 
     def take(self, num_bytes: int) -> NDArray[np.uint8]:
-        """Return memory of so many bytes that shares none with any other in use."""
+        """Return `num_bytes` of memory that nothing else in use shares."""
         try:
             memory = self._free.pop()
         except IndexError:
             memory = _aligned(self._with_spare(num_bytes))
-        if len(memory) < num_bytes:  # given up: the sizes that are asked for differ little, so that few are
+        if len(memory) < num_bytes:  # dropped, which is rare: sizes differ little
             memory = _aligned(self._with_spare(num_bytes))
         lent = memory[:num_bytes]
         weakref.finalize(lent, self._take_back, memory).atexit = False

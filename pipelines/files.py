@@ -1,6 +1,6 @@
-"""Files that are under their name whole or not at all, whatever is killed when, and refusals that name the file.
+"""Files that appear under their name whole or not at all, whatever is killed when, and refusals that name the file.
 
-Whatever is written at once is written here; journals, which grow line by line, cut their last line when they are read.
+Files written at once are written here; journals, which grow line by line, lose a cut-off last line when they are read.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from uuid import uuid4
 
 from kdcore.errors import Refused
 
-# Of URIs, as the first part of a path that was one.
+# Schemes, as the first part of a path that was a URI.
 _PARTS_OF_URIS = ("s3:", "gs:", "gcs:", "abfs:", "abfss:", "hdfs:", "viewfs:", "http:", "https:", "file:")
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or its user's quota
 _UNFINISHED = re.compile(r"(.+)\.[0-9a-f]{32}\.tmp")  # the names that `write_whole` writes to
 
 
 def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
-    """Write content (or what content writes) beside its place, sync it to the disk and rename it.
+    """Write content (or what content writes) next to its place, sync it to the disk and rename it.
 
-    A writer that is killed leaves a file named *.tmp, which nobody reads. Refused, naming the file, where the disk does
-    not take it; what was there before is there still.
+    A writer that is killed leaves a file named *.tmp, which nothing reads. Refused, naming the file, where the disk
+    does not take it; what was there before stays.
     """
     make_folder(path.parent, path.name)
     temporary = path.with_name(f"{path.name[:100]}.{uuid4().hex}.tmp")
@@ -55,14 +55,14 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
         raise Refused(not_written(path, error)) from error
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # unless it has its name, whatever ended the writer
+            temporary.unlink(missing_ok=True)  # unless it was renamed, whatever ended the writer
 
 
 def claim_name(whole: Path, path: Path) -> None:
-    """Give a whole file another name, which one process alone gets: FileExistsError where somebody has it.
+    """Give a whole file another name, which only one process gets: FileExistsError where the name is taken.
 
-    whole: of one name until now. By a hard link, which is there at once, also on NFS, and replaces nothing. On a file
-    system without these, the first to make the file has the name, and fills it then.
+    whole: has one name until now. By a hard link, which appears at once, also on NFS, and replaces nothing. On a file
+    system without these, the first process to create the file has the name, and then fills it.
     """
     try:
         os.link(whole, path)
@@ -81,7 +81,7 @@ def claim_name(whole: Path, path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file against threads and processes; the system gives it back when the process ends, however it ends.
+    """Hold a lock file against threads and processes; the system releases it when the process ends, however it ends.
 
     BlockingIOError where another holds it and wait is false.
     """
@@ -91,9 +91,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path, is_written: Callable[[str], object]) -> None:
-    """Remove what a `write_whole` that was killed has left in a folder. Only where nobody is writing.
+    """Remove what a killed `write_whole` has left in a folder. Only where nothing is writing.
 
-    is_written: whether a file of this name, cut as `write_whole` cuts it, is written there. All else is somebody's.
+    is_written: whether a file of this name, cut as `write_whole` cuts it, is written there. All else is left alone.
     """
     with os.scandir(folder) as entries:
         files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
@@ -110,7 +110,7 @@ def is_lasting(error: BaseException | None) -> bool:
 
 
 def not_written(path: Path, error: OSError) -> str:
-    """Return the sentence on a file that the disk does not take: its place, the reason, and what to do."""
+    """Return the error text for a file that the disk does not take: its place, the reason, and what to do."""
     if error.errno not in FULL:
         reason = error.strerror or " ".join(str(error).split())
         return f"{path} cannot be written ({reason}); give a place that can be written to"
@@ -136,7 +136,7 @@ def write_text(path: Path, text: str) -> None:
 def write_figure(path: Path, figure: Any, **options: Any) -> None:
     """Write a figure of matplotlib, whole or not at all, in the format that the path's suffix names.
 
-    Where no font is installed that has a letter, as of a class's name, a box stands for it.
+    A letter that no installed font has, in a class's name for example, becomes a box.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
@@ -144,12 +144,12 @@ def write_figure(path: Path, figure: Any, **options: Any) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a value as strict JSON, whole or not at all; NaN and infinities, which JSON has not, become null."""
+    """Write a value as strict JSON, whole or not at all; NaN and infinities, which JSON lacks, become null."""
     write_whole(path, json.dumps(finite_or_null(content), indent=1, allow_nan=False).encode())
 
 
 def finite_or_null(content: Any) -> Any:
-    """Return the value with None in the place of every number in it that is not finite."""
+    """Return the value with None in place of every number in it that is not finite."""
     if isinstance(content, dict):
         return {key: finite_or_null(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -179,10 +179,10 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def own_temporary_folder(name: str) -> Path:
-    """Return where this user's files of a kind lie on this machine by default, a folder that only this user writes to.
+    """Return this machine's default folder for this user's files of a kind, which only this user can write to.
 
-    One of the name alone, as earlier versions made it, is used further by whom it belongs to. Refused where another
-    user has put something in its place, who could exchange what lies there.
+    A folder of the bare name, as earlier versions made it, is still used by its owner. Refused where another user has
+    put something in its place, who could exchange what lies there.
     """
     earlier = Path(tempfile.gettempdir()) / name
     if _is_own(earlier):
@@ -194,7 +194,7 @@ def own_temporary_folder(name: str) -> Path:
 
 
 def _is_own(folder: Path) -> bool:
-    """Return whether a path is a folder of this user, and no link; others may no longer write to it then."""
+    """Return whether a path is a folder of this user, not a link; others then lose their right to write to it."""
     try:
         status = folder.lstat()
     except OSError:
@@ -206,9 +206,9 @@ def _is_own(folder: Path) -> bool:
 
 
 def make_folder(path: Path, setting: str, mode: int = 0o777) -> Path:
-    """Return the folder, made with its parents where it is not there. mode: of a new one, less the process's mask.
+    """Return the folder, created with its parents if it is missing. mode: of a new one, less the process's mask.
 
-    Refused, naming the setting, where that cannot be, and for what was a URI before it became a path.
+    Refused, naming the setting, if that fails, and for a path that was made from a URI.
     """
     if scheme := next((part for part in path.parts if part in _PARTS_OF_URIS), None):
         raise Refused(f"{setting}: {path} was given as a URI ({scheme}//...); give a folder")

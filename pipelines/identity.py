@@ -1,7 +1,7 @@
-"""What makes a thing itself: its values, less the fields that came later and are not used.
+"""The identity of a configuration: its values, less the fields that came later and are not used.
 
 Fingerprints are taken of these values, not of a schema: a new field that is off must leave every cache and every
-unfinished run as it is. What changes the meaning of an old field changes the VERSION beside the values instead.
+unfinished run as it is. A change to an old field's meaning changes the VERSION next to the values instead.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Leases: a folder is for one process at a time, on one machine or on several that share the folder.
 
 A lease is a file with its holder's machine, process and time, touched every few seconds. It is made by a hard link,
-which is there for one alone, also on NFS. Of a holder on this machine it is known at once whether it lives; one on
-another machine, or one that the system hides from this user, is watched: a lease that nobody touches any more is taken
-over. No clock is compared with another.
+which only one process gets, also on NFS. Whether a holder on this machine is alive is known at once; one on another
+machine, or one that the system hides from this user, is watched: a lease that is no longer touched is taken over. No
+clock is compared with another.
 
-A folder's generation counts who has held it. Whoever writes for a holder that may be gone (the workers of a driver that
-was killed live on for seconds) asks its `Fence` before it writes.
+A folder's generation counts its holders. A process that writes for a holder that may be gone (the workers of a driver
+that was killed live on for seconds) asks its `Fence` before it writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kdcore.errors import Refused, RunFailed
 from pipelines.files import claim_name, make_folder, write_text
 
 TOUCH_SECONDS = 4.0
-STALE_SECONDS = 30.0  # without a touch, of a holder of which it is not known whether it lives
+STALE_SECONDS = 30.0  # without a touch, of a holder that is not known to be alive or dead
 POLL_SECONDS = 0.2
 
 logger = logging.getLogger("stillhouse")
@@ -36,9 +36,9 @@ logger = logging.getLogger("stillhouse")
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder.
+    """The holder of a folder.
 
-    machine: of this boot and process namespace; started: when the process began, in ticks; None: it cannot see that.
+    machine: of this boot and process namespace; started: when the process began, in ticks; None if it cannot see that.
     """
 
     key: str
@@ -58,9 +58,9 @@ class Holder:
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether it lives; None where that cannot be known from here.
+        """Whether it is alive; None where that cannot be known from here.
 
-        A number that is a process's again says nothing until it is seen when that process began: /proc may hide it.
+        Process numbers are reused, so the start of the process must match too, which /proc may hide.
         """
         if self.machine != _machine():
             return None
@@ -87,7 +87,7 @@ class Fence:
     generation: int
 
     def check(self) -> None:
-        """RunFailed where the folder has another holder by now."""
+        """Raise RunFailed if the folder has another holder by now."""
         if (now := generation_of(Path(self.folder), self.name)) != self.generation:
             raise RunFailed(
                 f"{self.folder} now belongs to another process (holder number {now}, after number "
@@ -97,10 +97,10 @@ class Fence:
 
 @contextmanager
 def leased(folder: Path, purpose: str, *, name: str = "work", wait: bool = False) -> Iterator[Fence]:
-    """Keep a folder for this process while the body runs; give what its late writers are told by.
+    """Keep a folder for this process while the body runs; yield the fence for its late writers.
 
     purpose: what is done there, for others to read; name: of the lease, where a folder has several. Refused where
-    another process holds it; with wait, once that has ended it is this one's turn.
+    another process holds it; with `wait`, it is this one's turn once that one has ended.
     """
     make_folder(folder, purpose)
     path = folder / f".{name}.lease"
@@ -124,7 +124,7 @@ def leased(folder: Path, purpose: str, *, name: str = "work", wait: bool = False
 
 
 def generation_of(folder: Path, name: str) -> int:
-    """Return how many holders a folder's lease of that name has had; 0 before the first."""
+    """Return the number of holders that a folder's lease of that name has had; 0 before the first."""
     try:
         return int((folder / f".{name}.generation").read_text("ascii"))
     except (FileNotFoundError, ValueError):
@@ -145,7 +145,7 @@ def _take(path: Path, holder: Holder) -> bool:
 
 
 def _wait_or_refuse(path: Path, folder: Path, wait: bool) -> None:
-    """Return when the lease may be tried for again. Refused where its holder lives, and nobody is to wait."""
+    """Return when the lease may be tried for again. Refused if its holder is alive and `wait` is false."""
     holder, touched, seen = _read(path), _touched(path), time.monotonic()
     while touched is not None:
         is_alive = None if holder is None else holder.is_alive
@@ -166,9 +166,9 @@ def _wait_or_refuse(path: Path, folder: Path, wait: bool) -> None:
 
 
 def _end(path: Path, holder: Holder | None, reason: str) -> None:
-    """Take a lease away from a holder that is gone, and say so; one that has a new holder meanwhile is left alone.
+    """Take a lease away from a holder that is gone, and log it; one that has a new holder meanwhile is left alone.
 
-    One process at a time looks and removes: between the two, nobody else may have put a new lease there.
+    One process at a time looks and removes: between the two, no other process may have put a new lease there.
     """
     right = path.with_name(f"{path.name}.ending")
     try:
@@ -184,9 +184,9 @@ def _end(path: Path, holder: Holder | None, reason: str) -> None:
 
 
 def _wait_for_turn(right: Path) -> None:
-    """Return when somebody else has looked: an instant, or STALE_SECONDS where that process was killed in it.
+    """Return when another process has looked: an instant, or STALE_SECONDS if that process was killed meanwhile.
 
-    By this machine's clock alone: that of a shared folder may be another.
+    Only by this machine's clock: a shared folder's may differ.
     """
     touched, seen = _touched(right), time.monotonic()
     while touched is not None and _touched(right) == touched:
@@ -204,7 +204,7 @@ def _keep_touching(path: Path, holder: Holder, ended: threading.Event) -> None:
 
 
 def _read(path: Path) -> Holder | None:
-    """Return who holds a lease; None where there is none, or none that can be read."""
+    """Return a lease's holder; None if there is no lease, or it cannot be read."""
     try:
         return Holder(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -220,7 +220,7 @@ def _touched(path: Path) -> int | None:
 
 @cache
 def _machine() -> str:
-    """Return what tells this machine, since it was started, and this container's processes from all others."""
+    """Return an identifier of this machine since its boot, and of this container's processes."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -229,7 +229,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> int | None:
-    """Return when a process of this machine began, in ticks of the system; -1 of a zombie, None where it is hidden."""
+    """Return when a process of this machine began, in ticks of the system; -1 for a zombie, None if it is hidden."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:  # hidden from this user, or it has just ended

@@ -1,4 +1,4 @@
-"""Nested plain values: as dotted keys, what differs between two of them, and their digest."""
+"""Nested plain values: as dotted keys, their differences, and their digest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, theirs, ours) of nested values that differ.
 
-    Library versions come last but for fingerprints, which say least.
+    Library versions come late, and fingerprints, which say least, last.
     """
     there, here = flat(theirs), flat(ours)
     keys = [key for key in there | here if there.get(key) != here.get(key)]
@@ -33,10 +33,10 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tupl
 
 
 def in_short(value: Any) -> str:
-    """Return a value as it stands in a sentence; of a fingerprint the beginning."""
+    """Return a value as shown in an error; of a fingerprint, the beginning."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values."""
+    """Return the SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

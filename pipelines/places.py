@@ -1,4 +1,4 @@
-"""A folder on a disk or in an object store, by one set of calls: whatever `pyarrow.fs` knows."""
+"""A folder on a disk or in an object store, behind one set of calls: anything that `pyarrow.fs` knows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kdcore.located import is_uri
 from pipelines.files import write_whole
 
 _OF_WINDOWS = frozenset({"thumbs.db", "desktop.ini"})
-_SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the commonest, for an error
+_SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the most common, for an error
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether a file, or a folder that it lies in, is hidden from people, and so not there for a source.
+    """Return whether a file, or a folder that it lies in, is hidden from users, and so not there for a source.
 
-    So is what begins with a dot, and what Windows keeps beside pictures.
+    Hidden is what begins with a dot, and what Windows keeps next to pictures.
     """
     parts = [part for part in path.split("/") if part not in (".", "..")]
     return any(part.startswith(".") or part.lower() in _OF_WINDOWS for part in parts)
@@ -38,11 +38,11 @@ def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
         raise Refused(no_place(location, setting, error)) from error
-    return filesystem, path.rstrip("/") or path  # `s3://bucket/folder/?region=...` ends in none
+    return filesystem, path.rstrip("/") or path  # the URI `s3://bucket/folder/?region=...` does not end in a slash
 
 
 def no_place(location: str, setting: str, error: Exception) -> str:
-    """Return that a setting names no place, why, and what does."""
+    """Return the error text for a setting that names no place: why, and what to give."""
     return f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows ({', '.join(_SCHEMES)})"
 
 
@@ -59,7 +59,7 @@ class Found:
 class Place:
     """A folder.
 
-    location: its absolute path, or its URI with all options; root: the same as people name it; path: its name on the
+    location: its absolute path, or its URI with all options; root: the same as shown to users; path: its name on the
     file system.
     """
 
@@ -86,7 +86,7 @@ class Place:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def name_of(self, name: str) -> str:
-        """Return how people call a file of this place."""
+        """Return the name of a file of this place as shown to users."""
         return f"{self.root}/{name}"
 
     def list_files(self, folder: str = "") -> list[Found]:

@@ -16,7 +16,7 @@ from pipelines.places import filesystem_of
 def fetched(uri: str) -> Path:
     """Return this machine's copy of a file behind a URI, made by the first process that asks.
 
-    It is known by the URI, the size and the time of the file there: one that was written anew is copied anew. Refused,
+    It is known by the URI, the size and the time of the file there: a file that was rewritten is copied again. Refused,
     in one line, where it cannot be read.
     """
     shown = without_credentials(uri).partition("?")[0]

@@ -3,9 +3,9 @@
     job       fills a recipe's cache, or goes on filling it
     builder   one worker's part of it
     crew      workers started, lost and replaced
-    verify    rows computed anew
+    verify    rows recomputed
     outlook   whether a cache is worth it
-    progress  how far a build is
+    progress  how far a build has come
 
 Not here: files and formats (`pipelines.cache`).
 """

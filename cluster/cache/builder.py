@@ -1,6 +1,6 @@
 """What one process does to fill a teacher cache: a piece at a time, through the data path of training.
 
-A batch of a build is fixed by its unit, never by who runs it or when, so that a unit gives the same bytes on every
+A batch of a build is fixed by its unit, never by where or when it runs, so that a unit gives the same bytes on every
 process of the same kind. Not here: who gets which unit (`cluster.cache.job`).
 """
 
@@ -41,7 +41,7 @@ from pipelines.loaders.base import Loader, requests_of
 SMALLER = "take a smaller cache.batch_size"
 _SHARD_BYTES = 128 * 2**20
 _SHARD_ROWS = 16_384
-# Views that codes are fitted to, and as many as an eighth of them that they are measured on.
+# Views that codes are fitted to, and those, an eighth as many, that they are measured on.
 _FIT_ROWS, _HELD_BACK = 16_384, 2_048
 
 
@@ -68,7 +68,7 @@ class Builder:
             self.head = TeacherHead.of(self.teacher.model, image_size(self.config))
 
     def plan(self) -> Plan:
-        """Return what the cache will hold. Refused where the recipe reads nothing of its teacher."""
+        """Return the plan of the cache. Refused where the recipe reads nothing of its teacher."""
         run = self.run
         num_classes = len(run.indexes[TRAIN].classes)
         columns = self._columns(num_classes)
@@ -106,7 +106,7 @@ class Builder:
         return found[0]
 
     def num_views(self, split: str) -> int:
-        """Of training images as many as the recipe says, of others the one that networks are judged by."""
+        """Return the number of stored views per image: the recipe's for training images, one for others."""
         assert self.config.views.num_views is not None, "checked by require_cache"
         return self.config.views.num_views if split == TRAIN else 1
 
@@ -142,7 +142,7 @@ class Builder:
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, error
 
     def _fitted_codes(self, columns: tuple[Column, ...]) -> tuple[dict[str, Code], dict[str, float]]:
-        """Fit what columns are coded with, to the first images of the first full shuffle; return it with its error."""
+        """Fit the columns' codes to the first images of the first full shuffle; return them with their errors."""
         num = min(self.run.plan.num_samples, _FIT_ROWS + _HELD_BACK)
         ids = self.run.plan.without_windows.order(0, np.arange(num))
         ids = ids[np.sort(np.unique(ids, return_index=True)[1])]  # in that order, each once
@@ -185,7 +185,7 @@ class Builder:
     def answers(self, part: str, view: int, ids: NDArray[np.int64]) -> Iterator[tuple[int, TeacherOutputs]]:
         """Yield the teacher's outputs for a view of the samples, batch by batch, each with the number of samples done.
 
-        As training asks: its own views under autocast, those that networks are judged by without.
+        As in training: training views under autocast, validation views without.
         """
         done = 0
         for batch in self.loader(part).load(requests_of(ids, self.cache.batch_size, view)):
@@ -195,7 +195,7 @@ class Builder:
             yield done, outputs
 
     def loader(self, part: str) -> Loader:
-        """Of a part's images; kept, since a loader takes seconds to start."""
+        """Return the loader of a part's images; kept, since a loader takes seconds to start."""
         if part not in self._loaders:
             plan = self.run.plan if part == TRAIN else self.run.evaluation_plan(part)
             self._loaders[part] = self.run.loader(part, plan, self.cache.batch_size)
@@ -203,6 +203,6 @@ class Builder:
 
 
 def cache_bytes(build: RunConfig) -> int:
-    """Return the bytes that a cache will take on the disk, all parts of it."""
+    """Return the bytes that a cache, with all its parts, will take on disk."""
     parts = Builder(build, torch.device("cpu")).plan().parts.values()
     return sum(part.num_rows * part.num_views * row_bytes(part.columns) for part in parts)

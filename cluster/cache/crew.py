@@ -30,13 +30,13 @@ MAX_LOST_WORKERS = 3  # at one place
 
 
 class CacheWorker:
-    """A `Builder` in a process of its own; `plan` comes first."""
+    """A `Builder` in a process of its own; `plan` is called first."""
 
     def __init__(self, payload: dict[str, Any], tally: Any) -> None:
         self.payload, self.tally = payload, tally
 
     def plan(self) -> Plan:
-        """Make the builder: here, since Ray takes an error of a constructor for the loss of the worker."""
+        """Make the builder: not in the constructor, whose errors Ray takes for the loss of the worker."""
         self.builder = Builder(parse(self.payload), device_of_worker())
         return self.builder.plan()
 
@@ -82,7 +82,7 @@ class Crew:
         self.starting[worker.plan.remote()] = worker
 
     def plan(self) -> Plan:
-        """Return what the cache will hold, as the first worker sees it."""
+        """Return the plan of the cache, as the first worker makes it."""
         while True:
             self.start()
             ((reference, worker),) = self.starting.items()
@@ -95,7 +95,7 @@ class Crew:
                 return plan
 
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """From the first worker; from another one if that is lost."""
+        """Return the constants from the first worker; from another one if that is lost."""
         while True:
             answer = self.answer(self.idle[0].constants.remote(plan), None)
             if answer is not None:
@@ -138,7 +138,7 @@ class Crew:
         return ray.wait([*self.busy, *self.starting], num_returns=1, timeout=0.5)[0]
 
     def any_has_place(self, seconds: float) -> bool:
-        """Return whether one of the workers that start has a place, or has died with it, after at most so long."""
+        """Return whether a starting worker has a place, or has died with it, after at most `seconds`."""
         if not self.arriving:
             if not self.starting:
                 time.sleep(seconds)
@@ -162,7 +162,7 @@ class Crew:
             self.start()
 
     def admit(self, reference: Any, plan: Plan) -> None:
-        """Take in a worker that has started. RunFailed where it sees another plan: by its node's libraries, say."""
+        """Take in a worker that has started. RunFailed if its plan differs, by its node's libraries, say."""
         worker, theirs = self.starting.pop(reference), self.answer(reference, None)
         if theirs is None:
             return
@@ -172,9 +172,9 @@ class Crew:
         self.idle.append(worker)
 
     def answer(self, reference: Any, unit: Unit | None, begun: Any = None) -> Any:
-        """Return what a worker answers, None where it was lost. RunFailed for its own error, and for the third loss.
+        """Return a worker's answer, None where it was lost. RunFailed for its own error, and for the third loss.
 
-        begun: ready once the worker has come to the unit; no loss of that before, as of those idle on a node that went.
+        begun: ready once the worker has begun the unit; a loss before, as of one idle on a lost node, does not count.
         """
         try:
             return ray.get(reference)
@@ -199,7 +199,7 @@ class Crew:
         return False
 
     def look(self, progress: Progress) -> None:
-        """Bring the rows of the units at work up to date."""
+        """Update the rows of the units at work."""
         at_work = {unit for _, unit, _ in self.busy.values()}
         progress.done |= {unit: rows for unit, rows in ray.get(self.tally.look.remote()).items() if unit in at_work}
         progress.tell()

@@ -20,8 +20,8 @@ def in_host_memory(
 ) -> Iterator[tuple[int, Arrays]]:
     """Yield batches of (rows done, {column: rows}) as numpy arrays, in order, each valid until the next is asked for.
 
-    On a GPU a batch goes through pinned memory by a stream of its own, and is yielded once the kernels of the one
-    behind it are launched, so that the device never stands still for it.
+    On a GPU a batch goes through pinned memory on its own stream, and is yielded once the kernels of the next one are
+    launched, so that the device never idles for it.
     """
     if device.type != "cuda":
         for done, tensors in batches:
@@ -49,13 +49,13 @@ class PinnedSlot:
         self.done = 0
 
     def take(self, done: int, tensors: dict[str, Tensor]) -> None:
-        """Begin to copy a batch, behind what the device is computing now."""
+        """Begin to copy a batch, after what the device is computing now."""
         self.done, self.rows = done, {name: len(tensor) for name, tensor in tensors.items()}
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for name, tensor in tensors.items():
                 self._room(name, tensor).copy_(tensor, non_blocking=True)
-                tensor.record_stream(self.stream)  # else its memory might be given away before it is read
+                tensor.record_stream(self.stream)  # else its memory might be reused before it is read
             self.copied.record(self.stream)
 
     def arrays(self) -> tuple[int, Arrays]:
@@ -64,7 +64,7 @@ class PinnedSlot:
         return self.done, {name: self.memory[name][:rows].numpy() for name, rows in self.rows.items()}
 
     def _room(self, name: str, tensor: Tensor) -> Tensor:
-        """Return pinned memory for a column's rows; made where there is none of that size."""
+        """Return pinned memory for a column's rows, allocated where there is none of that size."""
         found = self.memory.get(name)
         if found is None or len(found) < len(tensor):
             self.memory[name] = found = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""Filling a teacher cache: what is not there yet, by one process or by a cluster.
+"""Filling a teacher cache: the rows it lacks, by one process or by a cluster.
 
 The folder must be one that every node sees. Not here: what a worker does (`cluster.cache.builder`), and how workers are
 started and lost (`cluster.cache.crew`).
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 def build(config: RunConfig, watch: Watcher | None = None) -> Manifest:
-    """Build the recipe's cache, or goes on building it.
+    """Build the recipe's cache, or resume building it.
 
-    With scaling.num_workers 0 in this process, else with every place that the Ray cluster has for a worker. Refused
+    In this process if scaling.num_workers is 0, else in every place that the Ray cluster has for a worker. Refused
     where the recipe names no cache or its folder holds another one; RunFailed where a worker fails.
     """
     directory = checked_directory(config)
@@ -63,13 +63,13 @@ def checked_directory(config: RunConfig) -> Path:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Keep the folder for one build alone."""
+    """Reserve the folder for one build."""
     with leased(directory, "cache build"):
         yield
 
 
 def fill(directory: Path, crew: LocalCrew | Crew, watch: Watcher | None) -> Manifest:
-    """Let the crew do what is not there yet; return the manifest."""
+    """Let the crew build what is missing; return the manifest."""
     building = Building(directory, crew.plan())
     if building.note is None:
         building.write_constants(*crew.constants(building.plan))

@@ -24,7 +24,7 @@ from pipelines.cache.rows import row_bytes
 
 @dataclass(frozen=True)
 class Speeds:
-    """Images a second of each part alone on one worker.
+    """Images per second of each part by itself on one worker.
 
     overlap: whether the loader works while the networks do (on a GPU), or takes its turn on the same cores;
     teacher_loader: of the images in the teacher's own size, None where it sees the student's.
@@ -37,7 +37,7 @@ class Speeds:
     teacher_loader: float | None = None
 
     def seconds(self, student: bool, teacher: bool) -> float:
-        """Return the seconds of one image, from the loaders through the networks that look at it."""
+        """Return the seconds per image, through the loaders and the networks that look at it."""
         networks = student / self.student + teacher / self.teacher
         if self.teacher_loader is None:
             loading = 1 / self.loader
@@ -48,7 +48,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run costs on its workers with the teacher beside the student, and with the outputs in a cache.
+    """The cost of a run on its workers with the teacher online, and with its outputs in a cache.
 
     The losses' own cost, the same for both, is left out.
     """
@@ -62,7 +62,7 @@ class Outlook:
 
     @property
     def online_seconds(self) -> float:
-        """Seconds of an epoch with the teacher beside the student."""
+        """Seconds of an epoch with the teacher online."""
         return self._all(self.speeds.seconds(student=True, teacher=True))
 
     @property
@@ -80,7 +80,7 @@ class Outlook:
 
     @property
     def break_even_epochs(self) -> float | None:
-        """After so many epochs the build is paid for; None for never."""
+        """The number of epochs after which the build has paid off; None for never."""
         saved = self.online_seconds - self.cached_seconds
         return self.build_seconds / saved if saved > 0.02 * self.online_seconds else None
 
@@ -105,7 +105,7 @@ class Outlook:
 
 @refuse_full_gpu("take a smaller train.micro_batch")
 def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
-    """Measures each part for about `seconds` on this device. Refused as for a build."""
+    """Measure each part for about `seconds` on this device. Refused as for a build."""
     use_worker_threads(config)
     builder = Builder(config, device)
     plan = builder.plan()
@@ -144,7 +144,7 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
 
 
 def measured_loader(run: Assembly, seconds: float) -> tuple[Batch, float]:
-    """Return a batch of training, and its loader's images a second without those prepared before the clock."""
+    """Return a training batch, and its loader's images per second, without those prepared before the clock starts."""
     requests = (request for _ in cycle([None]) for request in run.train_requests(0))
     batches = run.train_loader().load(requests)
     for _ in range(run.config.data.prefetch + 1):
@@ -153,7 +153,7 @@ def measured_loader(run: Assembly, seconds: float) -> tuple[Batch, float]:
 
 
 def rate(action: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """How often a second, over about `seconds`, after one call that does not count."""
+    """Return the calls per second, measured for about `seconds` after one call that does not count."""
     action()
     synchronise(device)
     started, count = time.perf_counter(), 0

@@ -1,4 +1,4 @@
-"""How far a cache build is, for whoever watches."""
+"""How far a cache build has come, for its watcher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipelines.cache.manifest import Plan
 from pipelines.cache.rows import row_bytes
 from pipelines.cache.store import Unit
 
-# Called a few times a second at most, with `Progress.state` (empty before there is one) and with what there is to say.
+# Called a few times a second at most, with `Progress.state` (empty before there is one) and with new messages.
 Watcher = Callable[[dict[str, Any], list[str]], None]
 
 
 class Progress:
-    """How far a build is: rows finished in this session, and in the units at work."""
+    """How far a build has come: rows finished in this session, including those of units at work."""
 
-    interval_seconds = 0.3  # between two words to the watcher
+    interval_seconds = 0.3  # between two calls of the watcher
 
     def __init__(self, plan: Plan, missing: list[Unit], watch: Watcher | None) -> None:
         self.row_bytes = {name: row_bytes(part.columns) for name, part in plan.parts.items()}
@@ -43,7 +43,7 @@ class Progress:
         }
 
     def tell(self, last: bool = False) -> None:
-        """Tells the watcher, if it is time."""
+        """Call the watcher, if it is time."""
         if self.watch is not None and (last or time.perf_counter() - self.told > self.interval_seconds):
             self.watch(self.state(), self.messages)
             self.messages, self.told = [], time.perf_counter()

@@ -19,13 +19,13 @@ from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_ident
 from pipelines.cache.reader import CacheReader, refuse_damaged
 from pipelines.cache.rows import named
 
-# Of a row's largest number: what batches of another size or another machine change in the teacher's arithmetic.
+# Relative to a row's largest number: what another batch size or machine changes in the teacher's arithmetic.
 ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 @dataclass
 class Agreement:
-    """How one column of a part compares with rows computed anew.
+    """How one column of a part compares with recomputed rows.
 
     wrong: the rows that differ from the stored ones by more than the coding and rounding explain.
     """
@@ -39,9 +39,9 @@ class Agreement:
 
 @refuse_full_gpu(SMALLER)
 def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
-    """Read the whole cache, then compute random rows of every part anew, for which the teacher is needed.
+    """Read the whole cache, then recompute random rows of every part, which needs the teacher.
 
-    Refused for a damaged file, and for a cache that belongs to something else than the recipe.
+    Refused for a damaged file, and for a cache that does not belong to the recipe.
     """
     require_teacher(config)
     cache = require_cache(config.cache, config.views)
@@ -62,7 +62,7 @@ def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0
 def chosen(
     manifest: Manifest, part: str, num_rows: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """(view, sample ids) of random rows of a part, each at most once."""
+    """Yield (view, sample ids) of random rows of a part, each at most once."""
     there = manifest.plan.parts[part]
     total = there.num_rows * there.num_views
     views, ids = np.divmod(rng.choice(total, min(num_rows, total), replace=False), there.num_rows)
@@ -77,7 +77,7 @@ def compare(
     part: str,
     rows: Iterator[tuple[int, NDArray[np.int64]]],
 ) -> list[Agreement]:
-    """Compare the stored rows with the same computed anew."""
+    """Compare stored rows with the same rows, recomputed."""
     rounding = ROUNDING[manifest.plan.identity["teacher"]["precision"]]
     found = {column.name: Agreement(part, column.name, column.coding) for column in reader.columns}
     for view, ids in rows:

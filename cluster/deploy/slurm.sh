@@ -27,7 +27,7 @@ cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 export SRUN_CPUS_PER_TASK=$cpus # which srun does not take over from sbatch, since SLURM 22.05
 
-# The cluster's token, for this job alone and for its user alone.
+# The cluster's token, only for this job and only for its user.
 folder=$(mktemp -d "${SCRATCH:-$HOME}/stillhouse-ray-$SLURM_JOB_ID-XXXXXX")
 (umask 077 && head -c 32 /dev/urandom | od -A n -t x1 | tr -d ' \n' > "$folder/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
@@ -47,13 +47,13 @@ srun --nodes=1 --ntasks=1 --nodelist="$head" \
     ray start --head --node-ip-address="$address" --port=$port $common &
 pids+=($!)
 for node in "${nodes[@]:1}"; do
-    # Ray tries for minutes to reach a head that is not there yet.
+    # Ray tries for minutes to reach a head that is not up yet.
     srun --nodes=1 --ntasks=1 --nodelist="$node" ray start --address="$address:$port" $common &
     pids+=($!)
 done
 
 # The driver waits for the head, then runs on this node, the first of the allocation. SLURM's SIGTERM, 120 s before the
-# end of the time, goes to it: it writes a checkpoint and ends with 143.
+# end of the time, goes to the driver: it writes a checkpoint and ends with 143.
 export RAY_ADDRESS=$address:$port
 for attempt in $(seq 90); do
     ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1 && break

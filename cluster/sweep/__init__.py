@@ -6,7 +6,7 @@ space     points, and the runs they make
 caches    which runs share a cache
 plan      all of that before anything starts, with its cost
 search    which point comes next
-stoppers  the rules that end runs early, one a file
+stoppers  the rules that end runs early, one per file
 scheduler which run goes on after a report
 journal   what has been decided and measured
 runs      what a trial gets, and how its run begins and ends

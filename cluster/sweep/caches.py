@@ -31,10 +31,11 @@ CPU = torch.device("cpu")
 
 
 class Caches:
-    """The caches of a sweep: runs that show the same views to the same teacher share one; each of several has its own.
+    """The caches of a sweep: runs that show the same views to the same teacher share one.
 
-    configs: one run of every kind that there will be, with the teacher online. Refused where they need more caches
-    than the sweep allows. A sweep whose teacher answers online, or is asked nothing, has none.
+    Each of several teachers has its own. configs: one run of every kind that there will be, with the teacher online.
+    Refused where they need more caches than the sweep allows. A sweep whose teacher answers online, or is asked
+    nothing, has none.
     """
 
     def __init__(self, sweep: SweepConfig, configs: Sequence[RunConfig]) -> None:
@@ -67,7 +68,7 @@ class Caches:
         return parse(data, config.name)
 
     def directory(self, key: str) -> str:
-        """Return where a cache lies: the first in its recipe's folder, others of that folder beside it."""
+        """Return where a cache lies: the first in its recipe's folder, others of that folder next to it."""
         first, *_ = self.groups[key]
         assert first.cache is not None, "given by shared_recipe"
         folder = first.cache.dir
@@ -119,10 +120,10 @@ def asks_the_teacher(config: RunConfig) -> bool:
 
 
 def cache_key(config: RunConfig) -> str:
-    """Return a text, JSON, that is equal for runs whose teacher sees the same pixels, as far as recipes say."""
+    """Return JSON text that is equal for runs whose teacher sees the same pixels, as far as recipes say."""
     assert config.teacher is not None, "checked by the caller"
     without = {"num_threads", "prefetch", "evaluation_batch"}
-    if config.data.window_shards is None or not config.views.mixes:  # else it decides who is mixed with whom
+    if config.data.window_shards is None or not config.views.mixes:  # else it decides which images are mixed
         without.add("window_shards")
     return json.dumps(
         {
@@ -151,14 +152,14 @@ def short_hash(key: str) -> str:
 
 
 def teacher_needs(configs: Iterable[RunConfig]) -> Needs:
-    """Return what of the teacher the runs read, all together."""
+    """Return what all runs together read of the teacher."""
     return Needs.union(config.needs.of_teacher for config in configs)
 
 
 def terms_for(configs: Sequence[RunConfig]) -> list[Term]:
-    """Return terms that read all that the runs' methods read, but for taps, which a cache's section can name.
+    """Return terms that read all that the runs' methods read, except taps, which a cache's section can name.
 
-    As few as possible: two terms may not stand side by side in one method though each stands in one of the runs'.
+    As few as possible: two terms that stand in different runs' methods may not be allowed in one method.
     """
     found: list[Term] = []
     covered = Needs()

@@ -1,4 +1,4 @@
-"""What a sweep searches and how: a strict model of a YAML file, besides the recipe that it varies.
+"""What a sweep searches and how: a strict model of a YAML file, separate from the recipe that it varies.
 
 name: digits
 search: grid                          # or random, or tpe, with num_points
@@ -74,7 +74,7 @@ class SweepConfig(Section):
     """Runs at a time; left out, as many as the cluster has room for."""
 
     teacher: Literal["cache", "online"] = "cache"
-    """Where the teacher's outputs come from: one cache that all runs read, or the teacher beside every student."""
+    """Where the teacher's outputs come from: one cache that all runs read, or the teacher beside each student."""
 
     max_caches: int = Field(default=1, ge=1)
     """Points that show other views need other caches; more than this many are refused."""

@@ -1,7 +1,7 @@
 """The journal of a sweep: what was tried, what it scored, what was decided, in the order in which it happened.
 
-One JSON object a line, written before anything follows from it. A sweep that is started again reads it, and stands
-where it stood: the search has heard the same scores in the same order, and no decision is made twice.
+One JSON object per line, written before anything follows from it. A sweep that is started again reads it, and is where
+it was: the search has been told the same scores in the same order, and no decision is made twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Trial:
 
     reports: {epoch, step, metric: value, ...} of every validation so far, NaN for a value that was not finite; end:
     None while it runs, or waits to be continued; reason: why it was stopped, failed or lost; result: of a finished run.
-    A run is lost when what it ran on was: the same command tries it again.
+    A run is lost when what it ran on was lost: the same command tries it again.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Trial:
         """Return the score of the weights that the run deploys, or would if it ended here.
 
         Those are the last, or those that were best on the held-out images. None before the first report, of a run that
-        failed, and where the value is no number: it compares with nothing.
+        failed, and where the value is not finite: it compares with nothing.
         """
         if not self.reports or self.end in ("failed", "lost"):
             return None
@@ -61,10 +61,10 @@ class Trial:
 
 
 class SweepJournal:
-    """A sweep's journal, and the trials that it tells of, by name and in the order in which they began.
+    """A sweep's journal, and its trials by name, in the order in which they began.
 
-    Whoever listens is called with (event, trial) after every event; those who listen before `open` hear the past, too,
-    event by event.
+    Listeners are called with (event, trial) after every event; those added before `open` get past events, too, one by
+    one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,12 +77,12 @@ class SweepJournal:
         self.listeners.append(listener)
 
     def read(self) -> None:
-        """Read the past, event by event, and leave the file alone: another process may be adding to it."""
+        """Read the past events without touching the file: another process may be adding to it."""
         for event in read_journal(self.path):
             self._happened(event)
 
     def open(self) -> None:
-        """Read the past, and remove a line that was cut off; from now on events can be added."""
+        """Read the past events, and remove a line that was cut off; from now on events can be added."""
         make_folder(self.path.parent, "output_dir")
         if self.path.exists():
             cut_journal(self.path)

@@ -1,6 +1,6 @@
-"""The one process of a sweep that opens and closes its trials' runs: it has torch and MLflow, and they have not.
+"""The one process of a sweep that opens and closes its trials' runs: it has torch and MLflow, and they do not.
 
-Whoever holds an actor's handle imports the actor's module; so what it does is imported in its own process alone.
+A process that holds an actor's handle imports the actor's module; so what it does is imported only in its own process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RunManager:
-    """Opens and closes the runs of a sweep's trials, one call after the other, as `cluster.sweep.runs` says.
+    """Opens and closes the runs of a sweep's trials, one call at a time, as `cluster.sweep.runs` says.
 
     credentials: {dotted key: value} of the addresses in their recipes with what was cut out of the payloads.
     """
@@ -41,7 +41,7 @@ class RunManager:
 
 
 def start_manager(credentials: Mapping[str, str]) -> Any:
-    """Start a `RunManager` in a process of its own beside this one, and anew whenever it is lost; return its handle."""
+    """Start a `RunManager` in a process of its own next to this one, again whenever it is lost; return its handle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2, "scheduling_strategy": here}
     return ray.remote(RunManager).options(**options).remote(credentials)

@@ -1,12 +1,12 @@
-"""Running a sweep: its caches first, then its trials by Ray Tune, at the end what they amount to.
+"""Running a sweep: first its caches, then its trials by Ray Tune, at the end their results.
 
 A sweep's name is its identity. Started again after whatever ended it, it goes on from its journal: runs that have ended
-are not run again, runs that were under way continue from their checkpoints. With one run at a time its table is the
-very table of an undisturbed sweep. With several, which scores successive halving and TPE have seen when they decide
-depends on which run was faster, in every sweep anew; here, too, what was decided stays decided.
+are not run again, runs that were under way continue from their checkpoints. With one run at a time its table is that of
+an uninterrupted sweep. With several, the scores that successive halving and TPE have seen when they decide depend on
+which run was faster, in every sweep; but here, too, what was decided stays decided.
 
-Tune's own restore is not used. It keeps pickles of the search, and has the searcher and the scheduler as they were at
-its last save, seconds before the kill: what was decided in between would be decided again, with other runs at hand.
+Tune's own restore is not used. It keeps pickles of the search, and restores the searcher and the scheduler as of its
+last save, seconds before the kill: what was decided in between would be decided again, from other runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from pipelines.nested import differences, in_short
 
 REMEDY = "delete it: the sweep then writes it anew"
 JOURNAL, SPACE, TUNE = "journal.jsonl", "space.json", "tune"
-MAX_LOST_PROCESSES = 2  # of a trial: it is started anew after each of them
+MAX_LOST_PROCESSES = 2  # of a trial, which is started again after each
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def sweep_session(config: RunConfig, asked: int | None) -> Iterator[None]:
 
 @contextmanager
 def exclusive_folder(plan: SweepPlan) -> Iterator[None]:
-    """Keep the sweep's folder for this process. Refused where another is at work, or where it holds another sweep."""
+    """Reserve the sweep's folder for this process. Refused where another is at work, or it holds another sweep."""
     folder = plan.parent.run_dir
     make_folder(folder, "output_dir")
     with leased(folder, "sweep"):
@@ -109,20 +109,20 @@ def has_begun(folder: Path) -> bool:
 
 
 def sweep_identity(sweep: SweepConfig) -> dict[str, Any]:
-    """Return what makes a sweep another one, as SPACE.yaml has it; not how many runs go at a time."""
+    """Return what identifies a sweep, as SPACE.yaml has it; not how many runs go at a time."""
     plain = sweep.model_dump(mode="json", exclude={"concurrent", "space"})
     return plain | {"space": {field: written_axis(axis) for field, axis in sweep.space.items()}}
 
 
 def trials_so_far(plan: SweepPlan) -> dict[str, Trial]:
-    """Read the trials of a sweep so far, by name; none of a new one."""
+    """Read the trials of a sweep so far, by name; empty for a new one."""
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
     journal.read()
     return journal.trials
 
 
 def is_to_retry(trial: Trial, retry_failed: bool) -> bool:
-    """Return whether a trial that has ended is tried again: one that was lost and, if that was asked for, failed."""
+    """Return whether a trial that has ended is tried again: one that was lost or, if asked for, one that failed."""
     return trial.end == "lost" or (retry_failed and trial.end == "failed")
 
 
@@ -133,7 +133,7 @@ def has_nothing_to_run(plan: SweepPlan, trials: Collection[Trial], retry_failed:
 
 
 def build_caches(plan: SweepPlan, watch: Watcher | None) -> None:
-    """Build what the runs will read and is not there yet."""
+    """Build the caches that the runs will read and that are missing."""
     for config in plan.caches.missing():
         build(config, watch)
 
@@ -148,7 +148,7 @@ def run_trials(
 ) -> SweepJournal:
     """Run the trials that have not ended yet, and those that were lost; return the journal of all.
 
-    watch: called with every event to come; retry_failed: whether those that failed by themselves are tried again too.
+    watch: called with every new event; retry_failed: whether those that failed by themselves are tried again, too.
     """
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
 
@@ -175,7 +175,7 @@ def run_trials(
 
 
 def retry_trials(journal: SweepJournal, retry_failed: bool) -> None:
-    """Have trials continued that were lost; those, too, that failed by themselves, where that was asked for."""
+    """Have lost trials continued, and where asked for, also those that failed by themselves."""
     for trial in [trial for trial in journal.trials.values() if is_to_retry(trial, retry_failed)]:
         journal.retry(trial.name)
 
@@ -189,7 +189,7 @@ def credentials_of(plan: SweepPlan) -> dict[str, str]:
 def run_tune(plan: SweepPlan, proposals: Proposals, stopping: EarlyStopping, concurrent: int) -> None:
     """Let Ray Tune run trials until there are no more proposals.
 
-    Raises what `proposals` and `stopping` refuse, in the place of what Tune makes of it.
+    Raises what `proposals` and `stopping` refuse, instead of what Tune makes of it.
     """
     folder = plan.parent.run_dir
     shutil.rmtree(folder / TUNE, ignore_errors=True)  # of an attempt that was cut off: the journal knows all of it

@@ -1,4 +1,4 @@
-"""A sweep's runs as torch, MLflow and the recipe have them: what a trial gets, and how its run begins and ends.
+"""What needs torch, MLflow and the recipe in a sweep's runs: what a trial gets, and how its run begins and ends.
 
 Not here: the process that does this for all trials (`cluster.sweep.manager`), and what a trial's own process does
 (`cluster.sweep.trial`).
@@ -29,7 +29,7 @@ from pipelines.leases import Fence
 
 
 def payload_of(name: str, config: RunConfig, command: str, tags: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the process of the trial of that name gets of its run."""
+    """Return the payload of the process of the trial `name`."""
     scaling = config.scaling
     in_one_process = {
         "num_cpus": scaling.cpus_per_worker,

@@ -1,6 +1,6 @@
 """What Ray Tune asks after every report of a trial: whether it goes on. The sweep's stopping rule answers.
 
-The answer is a function of the journal, and is in the journal before Tune hears it: what was decided stays decided.
+The answer is a function of the journal, and is in the journal before Tune gets it: what was decided stays decided.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EarlyStopping(AskedByTune, FIFOScheduler):
         self.sweep, self.journal = sweep, journal
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return Tune's word for whether the trial goes on."""
+        """Return Tune's constant for whether the trial goes on."""
         name, row = trial.config["name"], row_of(result)
         if "step" not in row or any(row["step"] == known["step"] for known in self.journal.trials[name].reports):
             return TrialScheduler.CONTINUE
@@ -53,15 +53,15 @@ class EarlyStopping(AskedByTune, FIFOScheduler):
         return f"stopped by {self.sweep.stop.rule} at epoch {row['epoch']:g}: {score}; {why}" if why else ""
 
     def curve(self, trial: Trial) -> list[Report]:
-        """Return the scores of a trial so far, without its very last."""
+        """Return the scores of a trial so far, without the one at its end."""
         return [self.report(row) for row in trial.reports if not row["last"]]
 
     def report(self, row: dict[str, Any]) -> Report:
-        """Return what a rule reads of a validation."""
+        """Return the part of a validation that a rule reads."""
         return Report(row["epoch"], row[self.sweep.metric])
 
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a trial has reported, without what Tune has added to it."""
+    """Return a trial's report without what Tune has added to it."""
     own = ("epoch", "step", "last")
     return {key: value for key, value in result.items() if key in own or key.startswith(("held_out/", "val/"))}

@@ -1,7 +1,7 @@
 """What Ray Tune asks while a sweep runs: which trial comes next.
 
-The answer is a function of the journal, and is in the journal before Tune hears it. Optuna's TPE, behind Tune's own
-searcher, finds the points; a sweep that is started again lets it relive the past.
+The answer is a function of the journal, and is in the journal before Tune gets it. Optuna's TPE, behind Tune's own
+searcher, finds the points; a sweep that is started again replays the past to it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Score = Callable[[Trial], float | None]
 
 
 class AskedByTune:
-    """Whatever Tune asks while it runs: it is not saved, and a refusal stays one.
+    """Base of what Tune asks while it runs: it is not saved, and a refusal stays one.
 
-    Tune pickles what it is given, for a restore of its own; here the journal is all there is to keep. Of an error in an
-    answer it makes one of its own, with a traceback for a message: the first that is a sentence for people is kept.
+    Tune pickles what it is given, for a restore of its own; here only the journal is kept. It turns an error in an
+    answer into its own, with a traceback as the message: so the first refusal is kept.
     """
 
     refusal: Refused | RunFailed | None = None
@@ -63,7 +63,7 @@ class ListSearch:
         self.points = points
 
     def ask(self, number: int) -> Point:
-        """Return the point of a number."""
+        """Return the point with a number."""
         return self.points[number]
 
     def tell(self, number: int, score: float | None) -> None:
@@ -74,13 +74,13 @@ class TpeSearch:
     """Points by Optuna's tree-structured Parzen estimator: seeded, so that the same past gives the same next point."""
 
     def __init__(self, space: Space) -> None:
-        # Numbers for names: Tune would take a dot or a slash apart.
+        # Numbers as names: Tune would split names at a dot or a slash.
         self.axes, self.metric = dict(enumerate(space.axes.items())), space.sweep.metric
         domains = OptunaSearch.convert_search_space({f"axis{i}": domain(axis) for i, (_, axis) in self.axes.items()})
         self.search = OptunaSearch(domains, metric=self.metric, mode=space.sweep.mode, seed=space.sweep.seed)
 
     def ask(self, number: int) -> Point:
-        """Return the point of a number, the next one that Optuna wants to see."""
+        """Return the point with a number, the next one that Optuna suggests."""
         drawn = self.search.suggest(str(number))
         assert drawn is not None, "Optuna always has a next point"
         return {name: axis.value(drawn[f"axis{i}"]) for i, (name, axis) in self.axes.items()}
@@ -92,7 +92,7 @@ class TpeSearch:
 
 
 def domain(axis: Axis) -> Any:
-    """Return an axis as Ray Tune knows it; of several values their numbers."""
+    """Return an axis as a domain of Ray Tune; of several values, their indexes."""
     if isinstance(axis, Values):
         return tune.choice(list(range(len(axis.values))))
     if isinstance(axis, Integers):
@@ -104,7 +104,7 @@ class Proposals(AskedByTune, Searcher):
     """Hands out trials: those that were interrupted first, then new ones, point by point with every seed.
 
     prepare: makes what a trial's process gets; Refused for a point that makes no run, which is a failed trial.
-    result: what a finished trial's run has come to.
+    result: returns the result of a finished trial's run.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Proposals(AskedByTune, Searcher):
         prepare: Callable[[Trial], dict[str, Any]],
         result: Callable[[Trial], dict[str, Any]],
     ) -> None:
-        super().__init__()  # without a metric: what is compared is nothing that Tune sees
+        super().__init__()  # without a metric: Tune does not see what is compared
         points = space.points()
         self.source = TpeSearch(space) if points is None else ListSearch(points)
         self.num_seeds = len(space.sweep.seeds)
@@ -133,7 +133,7 @@ class Proposals(AskedByTune, Searcher):
         return bool(self.new) or any(trial.end is None for trial in self.journal.trials.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """Return what the next trial's process gets; Tune's word for the end when there is none."""
+        """Return what the next trial's process gets; Tune's constant for the end when there is none."""
         with self.keeping_refusal():
             while trial := self._next():
                 self.handed_out.add(trial.name)
@@ -177,10 +177,10 @@ class Proposals(AskedByTune, Searcher):
         return self.asked[number]
 
     def _hear(self, event: Event, trial: Trial) -> None:
-        """Keep the search in step with the journal. Refused where it would not give the points that it gave."""
+        """Keep the search in step with the journal. Refused where it no longer gives the same points."""
         if event["event"] == "begin":
             self.new.remove((trial.number, trial.seed))
-            if json.dumps(self._point(trial.number)) != json.dumps(trial.point):  # as text, for nan is not nan
+            if json.dumps(self._point(trial.number)) != json.dumps(trial.point):  # as text, since nan != nan
                 raise Refused(
                     f"point {trial.number} of this sweep was {trial.point}, and the search now gives "
                     f"{self.asked[trial.number]}: have numpy or optuna changed? Restore their versions, or choose "
@@ -192,7 +192,7 @@ class Proposals(AskedByTune, Searcher):
     def _tell(self, number: int) -> None:
         """Give the search the score of a point, the mean over seeds, once every seed has ended.
 
-        A lost run has not: it says nothing of its point, and will be tried again.
+        A lost run has not ended: it says nothing about its point, and will be tried again.
         """
         trials = [trial for trial in self.journal.trials.values() if trial.number == number]
         if len(trials) == self.num_seeds and all(trial.end not in (None, "lost") for trial in trials):

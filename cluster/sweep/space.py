@@ -39,13 +39,13 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Space:
-    """A sweep's axes with the layers settled: each is a list of values or a range of numbers."""
+    """A sweep's axes with the layers resolved: each is a list of values or a range of numbers."""
 
     sweep: SweepConfig
     axes: Mapping[str, Axis]
 
     def points(self) -> list[Point] | None:
-        """Return the points in order; None where the search makes them up as it goes."""
+        """Return the points in order; None where the search makes them as it goes."""
         if self.sweep.search == "tpe":
             return None
         return self.grid_points() if self.sweep.search == "grid" else self.random_points()
@@ -122,7 +122,7 @@ def parent_of(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
 def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
     """Return what all runs of a sweep share: the folder, the MLflow store, the views and the place of a cache.
 
-    Refused where no training images are held out to compare on, or where weights are chosen by others.
+    Refused where no training images are held out to compare on, or where weights are chosen on other images.
     """
     if recipe.data.held_out == 0:
         raise Refused(
@@ -161,25 +161,25 @@ def run_config(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig
 def set_point(data: dict[str, Any], point: Point) -> dict[str, list[str]]:
     """Set a point's values in a recipe's mapping, in place; return {axis: the fields that it has set}, in that order.
 
-    Whole sections come before their fields, and short words last: they stand for fields of the method that is there.
+    Whole sections come before their fields, and short words last: they stand for fields of the method as set by then.
     """
     done = {}
     for axis in sorted(point, key=lambda axis: (axis in SHORT_WORDS, axis.count("."))):
         word, value = SHORT_WORDS.get(axis), point[axis]
         values = {axis: value} if word is None else word(terms_of(data, point), value)
         for field, one in values.items():
-            assign(data, field, copy.deepcopy(one))  # a later axis may set a part of it, and the point stays as it is
+            assign(data, field, copy.deepcopy(one))  # a later axis may set a part of it, and the point must not change
         done[axis] = list(values)
     return done
 
 
 def refuse_overwriting(base: RunConfig, space: Space) -> None:
-    """Refuse two axes of which one sets all that the other has set: its values would be those of no run."""
+    """Refuse two axes of which one overwrites all that the other sets, whose values would be in no run."""
     first = {axis: values.ends[0] for axis, values in space.axes.items()}
     try:
         done = set_point(base.model_dump(mode="json"), first)
     except Refused:
-        return  # it makes no run, for which there are words of their own
+        return  # it makes no run, which is refused elsewhere
     for (earlier, fields), (later, others) in itertools.combinations(done.items(), 2):
         for field, other in itertools.product(fields, others):
             if f"{field}.".startswith(f"{other}."):
@@ -250,7 +250,7 @@ def describe(point: Point) -> str:
 
 
 def num_points(space: Space) -> int:
-    """Return how many points the search will look at."""
+    """Return the number of points that the search will try."""
     if space.sweep.num_points is not None:
         return space.sweep.num_points
     return math.prod([len(axis.ends) for axis in space.axes.values()])

@@ -37,12 +37,12 @@ class SweepRecord:
         tags |= {f"sweep.space.{name}": str(axis)[:500] for name, axis in space_as_text(sweep).items()}
         self.run_id = open_run(parent, command, tags)
         self.client = mlflow.MlflowClient(tracking_uri(parent))
-        with tolerating_mlflow_outage():  # a sweep that goes on has sent it before
+        with tolerating_mlflow_outage():  # a resumed sweep has sent it before
             self.client.log_dict(self.run_id, sweep.model_dump(mode="json"), "space.yaml")
 
     @contextmanager
     def marking_interruption(self) -> Iterator[None]:
-        """Mark the sweep as interrupted if what is done meanwhile is."""
+        """Mark the sweep as interrupted if the body is."""
         try:
             yield
         except BaseException:
@@ -50,7 +50,7 @@ class SweepRecord:
             raise
 
     def tags(self, trial: Trial) -> dict[str, str]:
-        """Return what a trial's run is tagged with from its beginning."""
+        """Return the tags of a trial's run from its beginning."""
         return {
             "mlflow.parentRunId": self.run_id,
             "sweep": self.sweep.name,
@@ -59,7 +59,7 @@ class SweepRecord:
         }
 
     def record_end(self, event: Event, trial: Trial) -> None:
-        """Write the end of a trial into its run; of one that came to no run, into a new one."""
+        """Write the end of a trial into its run; if it has none, into a new one."""
         if trial.end is None:
             return
         with tolerating_mlflow_outage():
@@ -71,7 +71,7 @@ class SweepRecord:
                 self.client.set_terminated(run_id, STATUS[trial.end])
 
     def finish_runs(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
-        """Write, when nothing runs any more, what the ends of runs that were cut off have left to be said."""
+        """Write, once nothing runs any more, what is still missing about the ends of runs that were cut off."""
         for trial in trials:
             if trial.end in ("stopped", "failed", "lost") and self._folder(trial).outbox.exists():
                 close_run(config_of(trial), STATUS[trial.end])
@@ -86,9 +86,9 @@ class SweepRecord:
         close_run(self.parent, "KILLED")
 
     def close(self, files: Iterable[Path], metrics: dict[str, float], best: Point | None = None) -> None:
-        """Add what came out, the best point as tags where there is one, and mark the end.
+        """Add the results, the best point as tags where there is one, and mark the end.
 
-        No parameters, which are written once: with more runs another point may be the best. While MLflow does not
+        Not as parameters, which are written once: with more runs another point may be the best. If MLflow does not
         answer, the outbox says that something is left: the same command adds it.
         """
         is_told = False

@@ -1,7 +1,7 @@
-"""One trial of a sweep, in a process of its own: a run as any other, whose validations Ray Tune hears about.
+"""One trial of a sweep, in a process of its own: a run like any other, whose validations are reported to Ray Tune.
 
-Neither torch nor MLflow is imported here: a sweep has such a process for every run at a time, and it computes nothing.
-What takes the recipe itself is asked of the sweep's `RunManager`.
+Neither torch nor MLflow is imported here: a sweep has such a process for each concurrent run, and it computes nothing.
+What needs the recipe itself is asked of the sweep's `RunManager`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLL_SECONDS = 0.2
 class RunValidations:
     """Where a run's validations are found, and which of them is its last.
 
-    path: of its metrics; last_step: the last one that it takes, unless its patience ends before.
+    path: of its metrics; last_step: the last one that it takes, unless its patience ends it before.
     """
 
     path: str
@@ -49,7 +49,7 @@ class RunValidations:
 
 
 def train_trial(payload: dict[str, Any], manager: Any, credentials: Mapping[str, str]) -> None:
-    """Train the payload's run. What it raises is its result; what ends this process Tune tries again.
+    """Train the payload's run. An error is its result; if this process dies, Tune tries again.
 
     manager: the sweep's `RunManager`, for runs with workers of their own; credentials: {dotted key: value} of the
     addresses in its recipe with what was cut out of the payload.
@@ -67,11 +67,11 @@ def train_trial(payload: dict[str, Any], manager: Any, credentials: Mapping[str,
 
 
 def drive(payload: dict[str, Any], manager: Any) -> None:
-    """Let the run's workers train it, between its opening and its end, which are the manager's."""
+    """Let the run's workers train it, between its opening and its end, which the manager handles."""
     started = time.perf_counter()
     with leased(make_folder(Path(payload["run_dir"]), "output_dir"), "train") as fence:
         job = ray.get(manager.open.remote(payload, asdict(fence)))
-        if job is None:  # by the process that had the folder until now
+        if job is None:  # finished by the process that had the folder until now
             return
         board = open_board()
         board.open.remote(True)
@@ -85,9 +85,9 @@ def drive(payload: dict[str, Any], manager: Any) -> None:
 
 
 def task_for(resources: Mapping[str, float]) -> Any:
-    """Return `launch_run` as a Ray task, in another process: beside Tune there is no place for a run of num_workers 0.
+    """Return `launch_run` as a Ray task, in another process: next to Tune there is no place for a run of num_workers 0.
 
-    Outside of the resources that Tune gives a trial, which has none to give, as Ray Train's workers are. resources:
+    Like Ray Train's workers, it is outside the resources that Tune gives a trial, which has none to spare. resources:
     what it takes, {"num_cpus": cores, "num_gpus": devices}.
     """
     nowhere = PlacementGroupSchedulingStrategy(placement_group=None)
@@ -96,18 +96,18 @@ def task_for(resources: Mapping[str, float]) -> Any:
 
 def launch_run(payload: dict[str, Any], credentials: Mapping[str, str]) -> None:
     """Train the payload's run in this process."""
-    from cluster.sweep.runs import launch_payload  # here alone: the trial's own process needs no torch
+    from cluster.sweep.runs import launch_payload  # only here: the trial's own process needs no torch
 
     launch_payload(payload, credentials)
 
 
 def is_loss(error: BaseException) -> bool:
-    """Return whether a run ended for the fault of what it ran on: another start may come to its end."""
+    """Return whether a run ended through the fault of what it ran on: another start may succeed."""
     return isinstance(error, ClusterFailed) or (death_of(error) is not None and not isinstance(error, RayTaskError))
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error's last line, with its kind where that says more."""
+    """Return an error's last line, with its type where that says more."""
     kind = "" if isinstance(error, Refused | RunFailed) else f"{type(error).__name__}: "
     return crash_of(error, None) or kind + last_line(error)
 
@@ -116,8 +116,8 @@ def error_text(error: BaseException) -> str:
 def reporting_validations(run: RunValidations, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Report every validation of a run once and in order, from a thread, until the run has ended.
 
-    They are read from the run's own journal, where each is before anything follows from it. Those of an attempt that
-    was cut off are reported too, as if for the first time.
+    They are read from the run's own journal, where each is written before anything follows from it. Those of an attempt
+    that was cut off are reported, too, as if for the first time.
     """
     reported = 0
 

@@ -1,4 +1,4 @@
-"""What a run measures: journals beside it first, then MLflow.
+"""What a run measures: first in journals in its folder, then in MLflow.
 
 run       opening and closing a run, and its tracker
 delivery  from the journals to MLflow, in order and once

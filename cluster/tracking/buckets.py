@@ -1,6 +1,6 @@
-"""What goes wrong where MLflow keeps files in a bucket of S3: it reads and writes there by boto3, not we by pyarrow.
+"""What goes wrong where MLflow keeps files in an S3 bucket, which it accesses with boto3, unlike our pyarrow.
 
-boto3's errors are known by the names of their classes, since it need not be installed.
+boto3's errors are recognised by the names of their classes, since it need not be installed.
 """
 
 from __future__ import annotations

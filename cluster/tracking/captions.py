@@ -15,7 +15,7 @@ from pipelines.files import write_whole
 COLUMNS, MAX_IMAGES = 8, 64
 CELL = 132  # pixels of an image's longer side, and of the room for its words
 LINE, GAP = 14, 6
-MIXED = 0.01  # share of a label from which on it is named
+MIXED = 0.01  # share of a label above which it is named
 
 
 def captioned(pixels: Tensor, captions: Sequence[Sequence[str]], path: Path) -> None:
@@ -35,7 +35,7 @@ def captioned(pixels: Tensor, captions: Sequence[Sequence[str]], path: Path) -> 
 
 
 def scaled(value: np.ndarray) -> Image.Image:
-    """Return an image [H,W,3] whose longer side fills a cell, its pixels to be seen where it is a small one."""
+    """Return an image [H,W,3] whose longer side fills a cell, with visible pixels where it is small."""
     image = Image.fromarray(value)
     factor = CELL / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -43,7 +43,7 @@ def scaled(value: np.ndarray) -> Image.Image:
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return as much of a text as a cell is wide."""
+    """Return as much of a text as fits a cell's width."""
     if font.getlength(text) <= CELL:
         return text
     while text and font.getlength(f"{text}…") > CELL:
@@ -54,9 +54,9 @@ def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> st
 def captions_of(
     batch: Batch, classes: Sequence[str], teacher_logits: Tensor | None, multi_label: bool = False
 ) -> list[list[str]]:
-    """Return of every image its label, of a mixed one its two, and the teacher's likeliest class with its share.
+    """Return each image's label, a mixed one's two, and the teacher's likeliest class with its share.
 
-    multi_label: whether images may have several; of each all are named.
+    multi_label: whether images may have several labels; all of them are named.
     """
     name = labels_of if multi_label else label_of
     said = [[name(label, classes)] for label in batch.labels.cpu()]

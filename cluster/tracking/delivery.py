@@ -1,4 +1,4 @@
-"""From a run's folder to its trackers, when the run itself could not: what was kept back, in order and once."""
+"""From a run's folder to its trackers: what the run itself could not send, in order and once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ logger = logging.getLogger("stillhouse")
 def deliver(config: RunConfig) -> None:
     """Bring the trackers up to date with a run's folder, its end included. Raises what their clients raise.
 
-    While the run goes on, its own process writes to those that bear one writer alone. Refused at the end for a file
-    that a tracker does not take: the rest is there then, and the file is sent again next time.
+    While the run goes on, only its own process writes to trackers that allow a single writer. Refused at the end for a
+    file that a tracker does not take: the rest is delivered by then, and the file is sent again next time.
     """
     has_ended = bool(RunFolder.of(config).ended_as())
     trackers = [tracker for tracker in trackers_of(config) if has_ended or tracker.is_shared]
@@ -43,7 +43,7 @@ def deliver(config: RunConfig) -> None:
 def mark_end(folder: RunFolder, trackers: list[Tracker], is_complete: bool = True) -> None:
     """Mark a run's end in its trackers as the outbox says, if it does.
 
-    is_complete: nothing is left then, so the outbox is removed.
+    is_complete: nothing is left to deliver, so the outbox is removed.
     """
     status = folder.ended_as()
     if status in ("FINISHED", "FAILED", "KILLED"):
@@ -54,7 +54,7 @@ def mark_end(folder: RunFolder, trackers: list[Tracker], is_complete: bool = Tru
 
 
 def deliver_or_refuse(config: RunConfig) -> None:
-    """Deliver what a run has kept back. Refused where a store does not answer, or refuses; it stays there."""
+    """Deliver what a run has kept back. Refused where a store does not answer, or refuses; it is then still kept."""
     folder = RunFolder.of(config)
     remedy = f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to leave it at that"
     with mlflow_errors_as_refusals(tracking_uri(config), remedy):
@@ -62,7 +62,7 @@ def deliver_or_refuse(config: RunConfig) -> None:
 
 
 def deliver_rest(config: RunConfig) -> None:
-    """Deliver what a finished run has kept back, if it has, its end included; what hinders that is said."""
+    """Deliver what a finished run has kept back, if anything, its end included; what prevents that is logged."""
     if RunFolder.of(config).outbox.exists():
         try:
             deliver_or_refuse(config)
@@ -71,7 +71,7 @@ def deliver_rest(config: RunConfig) -> None:
 
 
 def recipe_to_deliver(folder: RunFolder) -> RunConfig:
-    """Return the recipe of a run as far as delivering takes it: without its plug-ins, and so without its terms.
+    """Return the recipe of a run as far as delivering needs it: without its plug-ins, and so without its terms.
 
     Looking at runs imports nothing that their folders name, and nothing here computes.
     """
@@ -84,8 +84,8 @@ def recipe_to_deliver(folder: RunFolder) -> RunConfig:
 def deliver_all(output_dir: Path) -> list[str]:
     """Deliver what the runs in a folder have kept back; return the names of those that are complete now.
 
-    Runs that have not ended keep their outbox: whoever trains them delivers, and continuing them does. Refused at the
-    end where a store does not answer, or refuses, with the first reason and the names of the runs.
+    Runs that have not ended keep their outbox: the process that trains them, or continues them, delivers. Refused at
+    the end where a store does not answer, or refuses, with the first reason and the names of the runs.
     """
     delivered: list[str] = []
     problems: dict[str, Refused | RunFailed] = {}
@@ -121,9 +121,9 @@ def deliver_all(output_dir: Path) -> list[str]:
 
 
 def config_to_deliver(folder: RunFolder) -> RunConfig | None:
-    """Return the recipe of a run, as `recipe_to_deliver`; None for one that is not delivered from its folder alone."""
+    """Return the recipe of a run, as `recipe_to_deliver`; None if its folder is not enough to deliver it."""
     if not folder.recipe.exists() or folder.read_run_id() is None:
         return None
     config = recipe_to_deliver(folder)
-    # A plug-in's tracker is none here: continuing the run delivers to it.
+    # A plug-in's tracker is unknown here: continuing the run delivers to it.
     return None if set(config.tracking.also) - known_trackers().keys() else config

@@ -1,4 +1,4 @@
-"""What a run is called and tagged with, for people who look for it: names, method, networks, commit, packages."""
+"""A run's title and tags, for people who look for it: names, method, networks, commit, packages."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def teacher_names(config: RunConfig) -> str:
 
 
 def network_name(model: ModelConfig) -> str:
-    """Return what a network is called: its name, without the path of a folder."""
+    """Return a network's name, without the path of a folder."""
     return short_name(model.model) if model.model.startswith(LOCAL_DIR) else model.model
 
 
 def run_tags(config: RunConfig) -> dict[str, str]:
-    """Return what runs are looked for by."""
+    """Return the tags by which runs are looked for."""
     plugins = ", ".join(f"{name} {source[:12]}" for name, source in fingerprints_of(config).items())
     return {
         "run": config.name,
@@ -66,6 +66,6 @@ def git_commit() -> str:
 
 @cache
 def packages() -> str:
-    """Return every installed distribution as name==version, one a line; read once, for a sweep opens many runs."""
+    """Return every installed distribution as name==version, one per line; read once, since a sweep opens many runs."""
     found = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
     return "\n".join(sorted(found, key=str.lower)) + "\n"

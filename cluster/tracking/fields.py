@@ -10,7 +10,7 @@ from kdcore.credentials import public
 from kdcore.named_models import LOCAL_DIR
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig  # it imports torch, which whoever only reads a run's journal does not need
+    from cluster.config import RunConfig  # it imports torch, which reading a run's journal does not need
 
 NAME_IN_MLFLOW = re.compile(r"[\w.\-/ :]+")
 
@@ -30,14 +30,14 @@ def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fields_of(config: RunConfig) -> dict[str, Any]:
-    """Return {dotted key: value} of a recipe, a term's seed that is not given as what it is: the run's."""
+    """Return {dotted key: value} of a recipe; a term's seed that is not given is the run's."""
     fields = flat_fields(public(config.model_dump(mode="json")))
     open_seeds = (key for key in fields if re.fullmatch(r"method\.\d+\.seed", key) and fields[key] is None)
     return fields | dict.fromkeys(open_seeds, config.seed)
 
 
 def places_of_weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
-    """Return the fields that say where a network's weights lie: what they are is compared instead."""
+    """Return the fields that say where a network's weights lie: the weights themselves are compared instead."""
     networks = {
         key.removesuffix(".model") for key in ours if re.fullmatch(r"(student|teacher|teachers\.\d+)\.model", key)
     }

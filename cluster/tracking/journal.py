@@ -1,4 +1,4 @@
-"""Journals: what a run measures, one JSON object a line with its step and time, beside the run."""
+"""Journals: what a run measures, one JSON object per line with its step and time, in the run's folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def cut_journal(path: Path, last_step: int | None = None) -> None:
 
 
 def nan_for_null(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with NaN in the place of every null, which stands for a number that was not finite.
+    """Return a row with NaN in place of every null, which stands for a number that was not finite.
 
-    For whoever computes with what a file of JSON says; `finite_or_null` wrote it.
+    For computing with what `finite_or_null` wrote to a JSON file.
     """
     return {name: math.nan if value is None else value for name, value in row.items()}
 
@@ -29,7 +29,7 @@ def nan_for_null(row: Mapping[str, Any]) -> dict[str, Any]:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a journal; a last line that was cut off is left out.
 
-    Refused, naming the line, where one before the last is none: nothing here writes such a file.
+    Refused, naming the line, where one before the last is not a row: no code here writes such a file.
     """
     try:
         lines = path.read_bytes().splitlines()

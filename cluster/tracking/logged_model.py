@@ -1,4 +1,4 @@
-"""A run's student as a model of MLflow's: its page of models then compares students by what they were measured at."""
+"""A run's student as an MLflow model: MLflow's page of models then compares students by their metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PREFIXES = ("val/", "held_out/")
 def log_student(client: Any, run_id: str, name: str, params: Mapping[str, str]) -> None:
     """Log the student of a finished run, once, with its accuracy at every validation.
 
-    name: the run's; of its dots, which MLflow allows in no model's name, dashes are made. params: that describe it.
-    The validations are those that MLflow has of the run: as the very same points they are not the run's a second time.
-    Its weights are the run's own file, `student.safetensors`.
+    name: the run's; its dots, which MLflow does not allow in a model's name, become dashes. params: that describe it.
+    The validations are those that MLflow has of the run: as the very same points, they are not added to the run again.
+    The model's weights are the run's own file, `student.safetensors`.
     """
     from mlflow.entities import Metric
 

@@ -15,9 +15,9 @@ SAMPLE_SECONDS = 5.0
 
 
 class MachineSampler:
-    """Samples into a journal, from a thread; steps number the samples, also over continuations. news: set by each.
+    """Samples into a journal, from a thread; steps number the samples, also across resumptions. news: set after each.
 
-    MLflow is imported here by whoever makes one, not by that thread: two threads that import it at once both fail.
+    MLflow is imported here by the caller, not by that thread: two threads that import it at once both fail.
     """
 
     def __init__(self, path: Path, news: Event) -> None:
@@ -47,7 +47,7 @@ class MachineSampler:
 
 
 def monitors() -> list[Any]:
-    """MLflow's own sources; without its monitor, which gives up when the server is away once."""
+    """Return MLflow's own sources, without its monitor, which gives up when the server is away once."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

@@ -12,7 +12,7 @@ from cluster.tracking.buckets import bucket_problem, is_bucket_away
 from kdcore.errors import Refused, RunFailed
 from kdcore.importing import importing
 
-# Of these answers of MLflow, waiting does not help.
+# Errors of MLflow that waiting does not cure.
 LASTING_ERRORS = {
     "BAD_REQUEST",
     "ENDPOINT_NOT_FOUND",
@@ -23,9 +23,9 @@ LASTING_ERRORS = {
     "UNAUTHENTICATED",
 }
 DAMAGED = ("file is not a database", "disk image is malformed")  # of SQLite
-BUSY = (408, 429)  # of HTTP's statuses below 500, those that mean: later
+BUSY = (408, 429)  # the HTTP statuses below 500 that mean: try later
 TOO_LARGE = 413
-READ_ONLY = "attempt to write a readonly database"  # of SQLite, which says it of a file that was deleted, too
+READ_ONLY = "attempt to write a readonly database"  # of SQLite, also for a file that was deleted
 
 
 def is_away(error: BaseException) -> bool:
@@ -41,7 +41,7 @@ def is_away(error: BaseException) -> bool:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the status that a server of files has answered with; None for an error that is no answer of one.
+    """Return the status that a server of files has answered with; None for an error that is not an answer.
 
     MLflow raises such an answer as requests does, as an OSError.
     """
@@ -50,9 +50,9 @@ def http_status(error: BaseException) -> int | None:
 
 
 def file_problem(error: BaseException, num_bytes: int) -> str | None:
-    """Return why a file of so many bytes is not taken, and what to do, in one line; None for an error of another kind.
+    """Return why a file of `num_bytes` is not taken, and what to do, in one line; None for an error of another kind.
 
-    A server that is away is none of these.
+    A server that is away is of another kind.
     """
     if is_away(error):
         return None
@@ -64,7 +64,7 @@ def file_problem(error: BaseException, num_bytes: int) -> str | None:
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether an error says that the store's file takes nothing: no server is to come back."""
+    """Return whether an error says that the store's file is read-only, which waiting for a server does not cure."""
     return READ_ONLY in str(error)
 
 

@@ -1,7 +1,7 @@
 """MLflow's store in a file: made whole or not at all.
 
-MLflow makes the tables of a new SQLite file in some sixty steps; one that a full disk has cut off on the way can be
-neither used nor made afterwards.
+MLflow makes the tables of a new SQLite file in some sixty steps; a file that a full disk has cut short can be neither
+used nor completed afterwards.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pipelines.files import claim_name
 
 
 def make_store(uri: str, artifacts: Path) -> None:
-    """Make the SQLite file that a store's address names, where it is not there; do nothing for another store.
+    """Make the SQLite file that a store's address names, if it is missing; do nothing for another store.
 
     artifacts: the folder of the files of MLflow's own, unused experiment.
     """
     path = sqlite_file(uri)
     if path is None:
         return
-    with importing("mlflow.store.tracking.sqlalchemy_store"):  # here alone: it takes a second, of the client too
+    with importing("mlflow.store.tracking.sqlalchemy_store"):  # only here: it takes a second, as the client does
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     if path.exists():
@@ -35,7 +35,7 @@ def make_store(uri: str, artifacts: Path) -> None:
         with suppress(FileExistsError):
             claim_name(temporary, path)  # unlike a rename, it leaves what another run has made meanwhile
     finally:
-        for left in path.parent.glob(f"{temporary.name}*"):  # with what SQLite keeps beside it
+        for left in path.parent.glob(f"{temporary.name}*"):  # with what SQLite keeps next to it
             left.unlink()
 
 

@@ -1,8 +1,8 @@
-"""MLflow as a tracker: the run, its recipe and its metrics there, each once, now or when the server is back.
+"""MLflow as a tracker: it gets the run, its recipe and its metrics, each once, now or when the server is back.
 
-What MLflow has already is asked of MLflow itself, so that nothing has to be kept in step with it: of every metric it
-has all points up to a step, for they are sent in order. An answer that was lost on its way is no danger either: the
-same point (metric, step, time, value) sent twice is kept once.
+MLflow itself is asked what it already has, so that nothing has to be kept in step with it: of every metric it has all
+points up to a step, since they are sent in order. A lost answer does no harm either: the same point (metric, step,
+time, value) sent twice is kept once.
 
 MLflow takes seconds to import and milliseconds to answer: nothing here imports it before it is needed.
 """
@@ -34,12 +34,12 @@ from kdcore.importing import importing
 from kdcore.remarks import warn_once
 from pipelines.files import write_text
 
-KEY = "stillhouse.key"  # the tag that a run is found again by, if its making was cut off
+KEY = "stillhouse.key"  # the tag by which a run is found again if its creation was cut off
 ERROR = "error"  # the tag that says why a run failed
-# What begins the names of numbers that no step changes: tags there, where a metric would be drawn as one dot.
+# Prefixes of numbers that no step changes: tags in MLflow, where a metric would be drawn as one dot.
 CONSTANTS = ("model/", "data/cache_bytes")
-DESCRIBED = "run"  # a tag that is there once all of a run's description is
-DIGEST_LENGTH = 32  # of a data set, of 36 that MLflow takes
+DESCRIBED = "run"  # a tag that is there once a run's description is complete
+DIGEST_LENGTH = 32  # of a data set; MLflow takes 36
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
 
 logger = logging.getLogger("stillhouse")
@@ -70,7 +70,7 @@ class MlflowTracker(Tracker):
         """Make the run in MLflow with the resolved recipe, the commit and the packages, or mark it as going on.
 
         A run that is being continued goes on without its server. A new one is refused: nothing is lost yet, and a
-        server that is down cannot be told from an address that is wrong.
+        server that is down cannot be told from a wrong address.
         """
         uri = tracking_uri(self.config)
         if self.folder.read_run_id() is None:
@@ -126,12 +126,12 @@ class MlflowTracker(Tracker):
             raise Refused(f"the MLflow store {tracking_uri(self.config)} takes no {path.name}: {problem}") from error
 
     def missing_files(self) -> list[Path]:
-        """Return the files that a run leaves, as far as MLflow lacks them."""
+        """Return the run's files that MLflow lacks."""
         there = {artifact.path for artifact in self.client.list_artifacts(self.run_id)}
         return [path for path in self.folder.artifacts if path.name not in there and path.exists()]
 
     def end(self, status: Status) -> None:
-        """Mark the run as ended; one that failed with the line that it ended by, a finished one with its student."""
+        """Mark the run as ended; a failed one with its error line, a finished one with its student."""
         if status == "FAILED" and self.folder.error.is_file():
             self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
         if status != "FAILED" and ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
@@ -145,9 +145,9 @@ class MlflowTracker(Tracker):
         return is_away(error)
 
     def _create(self) -> str:
-        """Return the id of a new run, or of the one that this folder has begun to make when it was cut off.
+        """Return the id of a new run, or of the one that this folder had begun to make when it was cut off.
 
-        A tag that the folder knows before MLflow does is what the run is found again by.
+        The run is found again by a tag that the folder knows before MLflow does.
         """
         experiment = self._experiment_id()
         known = self.folder.run_id.read_text() if self.folder.run_id.exists() else ""
@@ -192,7 +192,7 @@ class MlflowTracker(Tracker):
         )
 
     def _log_student(self) -> None:
-        """Log the student among MLflow's models; a line says so where the server, older than these, has none."""
+        """Log the student among MLflow's models; warn where the server is too old to have any."""
         from mlflow.exceptions import MlflowException
 
         description = {name: run_tags(self.config)[name] for name in ("student", "method")}
@@ -218,7 +218,7 @@ class MlflowTracker(Tracker):
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)])
 
     def _experiment_id(self) -> str:
-        """Return the recipe's experiment, made by one of several runs that start together where it is not there yet."""
+        """Return the recipe's experiment; where it is missing, one of the runs that start together makes it."""
         from mlflow.exceptions import MlflowException
 
         name = self.config.tracking.experiment
@@ -241,8 +241,7 @@ class MlflowTracker(Tracker):
 def tracking_uri(config: RunConfig) -> str:
     """Return the MLflow store: the recipe's, else what the run's folder names, else SQLite in the output folder.
 
-    An address that was written down has no credentials: those of the environment's URI belong to it, if that is the
-    same but for them.
+    A stored address has no credentials: it gets those of the environment's URI, if that is the same except for them.
     """
     known = os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = config.tracking.uri or RunFolder.of(config).read_store()
@@ -257,7 +256,7 @@ def own_store(config: RunConfig) -> str:
 
 
 def open_store(config: RunConfig) -> Any:
-    """Return MLflow's client for the recipe's store, which is made where it is a file that is not there."""
+    """Return MLflow's client for the recipe's store, which is made if it is a missing file."""
     with importing("mlflow"):
         import mlflow
 

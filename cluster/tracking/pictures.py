@@ -43,7 +43,7 @@ def pixels_of(images: Tensor, statistics: Statistics) -> Tensor:
 
 
 def sheet(images: Tensor, statistics: Statistics, path: Path, columns: int = 8) -> Path:
-    """Save images [N,3,H,W] beside and below each other, normalisation undone."""
+    """Save images [N,3,H,W] as a grid, normalisation undone."""
     grid = make_grid(pixels_of(images, statistics).contiguous(), nrow=columns, padding=2, pad_value=1.0)
     write_whole(path, lambda file: save_image(grid, file, format=path.suffix.lstrip(".")))
     return path

@@ -1,7 +1,7 @@
-"""Recording a run: metrics as JSON lines beside it first, then in its trackers, with all it takes to run it again.
+"""Recording a run: metrics first as JSON lines in its folder, then in its trackers, with all it takes to run it again.
 
 Only rank 0 writes. The driver makes the MLflow store, the experiment and the run (a fresh SQLite store does not survive
-several first visitors): while the workers start where the recipe names a tracker, which may refuse the run, else after
+concurrent first users): while the workers start where the recipe names a tracker, which may refuse the run, else after
 the first step. The training loop waits for no tracker.
 
 Not here: how lines get to a tracker (`cluster.tracking.tracker`), and what is kept back (`cluster.tracking.delivery`).
@@ -37,14 +37,14 @@ logger = logging.getLogger("stillhouse")
 
 
 def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = None) -> str:
-    """Open this run in its trackers, new or once more; return its id in MLflow.
+    """Open this run in its trackers, new or again; return its id in MLflow.
 
-    tags: of the run, beside its own. Refused for a new run whose store does not answer.
+    tags: of the run, besides its own. Refused for a new run whose store does not answer.
     """
     folder = RunFolder.of(config)
     make_folder(folder.path, "output_dir")
-    write_text(folder.outbox, "")  # an end that was kept back is none any more
-    # A fresh SQLite store does not survive several first visitors.
+    write_text(folder.outbox, "")  # an end that was kept back no longer holds
+    # A fresh SQLite store does not survive concurrent first users.
     with leased(folder.path.parent, "open a run in MLflow", name="mlflow", wait=True):
         for tracker in trackers_of(config):
             tracker.open(command, tags or {})
@@ -56,7 +56,7 @@ def open_run(config: RunConfig, command: str, tags: Mapping[str, str] | None = N
 def is_opened_first(config: RunConfig) -> bool:
     """Return whether a run is opened in its trackers before its first step.
 
-    One that the recipe names may refuse it; one that has the run already may have lost it.
+    A tracker that the recipe names may refuse it; one that has the run already may have lost it.
     """
     is_known = RunFolder.of(config).read_run_id() is not None
     return bool(config.tracking.also) or is_known or tracking_uri(config) != own_store(config)
@@ -65,8 +65,8 @@ def is_opened_first(config: RunConfig) -> bool:
 def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | None = None) -> None:
     """Mark the run's end in its trackers, and deliver what its log could not; or leave both for later.
 
-    result: of a run that is finished, written into its folder after its status: cut off in between, the run goes on;
-    cut off later, its end is there to be delivered.
+    result: of a finished run, written into its folder after its status: if cut off in between, the run goes on; if cut
+    off later, its end can still be delivered.
     """
     folder, trackers = RunFolder.of(config), trackers_of(config)
     is_complete = not folder.outbox.exists()
@@ -94,13 +94,12 @@ def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | Non
 class RunLog:
     """Writes one run's metrics: into its folder at once, and to its trackers from a thread of its own.
 
-    first_step: metrics of steps from here on, left by an attempt that was cut off, are taken out of the file: they come
-    again. What an attempt has measured after that very step, such as the last one, stays and is not written twice.
-    fence: tells whether the run is still this process's to write; wait_until_open: returns once it is open in its
-    trackers. These, and what watches the machine, take seconds to wake, which the first step does not share with them:
-    they begin after it, one after the other in the log's thread, for MLflow cannot be imported by two threads at once.
-    While one is away, lines collect in the folder. An error that waiting does not help is raised by the next call, or
-    by `close`.
+    first_step: metrics of later steps, left by an attempt that was cut off, are removed from the file: they come again.
+    What an attempt has measured after that very step, such as the last one, stays and is not written twice. fence:
+    tells whether the run is still this process's to write; wait_until_open: returns once it is open in its trackers.
+    Trackers and the machine's sampler take seconds to start, and would slow the first step: they begin after it, one
+    after the other in the log's thread, since MLflow cannot be imported by two threads at once. While a tracker is
+    away, lines collect in the folder. An error that waiting does not cure is raised by the next call, or by `close`.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class RunLog:
         self.wake.set()
 
     def begin(self) -> None:
-        """Let trackers have what there is and what comes, and the machine be watched: the first step is taken."""
+        """Start to deliver to trackers and to watch the machine: the first step is done."""
         self.begun.set()
 
     def add_file(self, path: Path) -> None:
@@ -159,9 +158,9 @@ class RunLog:
         self._raise_error()
 
     def abandon(self) -> None:
-        """End without delivering what is left, for the run has failed: whoever closes the run delivers it.
+        """End without delivering what is left, since the run has failed: closing the run delivers it.
 
-        Waits a short while for what is under way. An error of a tracker is not raised: it is not what the run ended by.
+        Waits a short while for what is under way. An error of a tracker is not raised: it is not what ended the run.
         """
         self.abandoned.set()
         self._end()
@@ -175,7 +174,7 @@ class RunLog:
         self.wake.set()
 
     def check_fence(self) -> None:
-        """RunFailed where the run belongs to another process by now, for the driver of this one was killed."""
+        """Raise RunFailed where the run belongs to another process by now, since the driver of this one was killed."""
         if self.fence is not None:
             self.fence.check()
 
@@ -227,12 +226,12 @@ class RunLog:
 
 
 def kind_of(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
-    """Return what tells two rows of a journal apart: the step, and what was measured after it."""
+    """Return the key that tells two rows of a journal apart: the step, and what was measured after it."""
     return row["step"], frozenset(row)
 
 
 class _Delivery:
-    """One tracker's share of a run's log. files: all that are to be sent, of which it remembers how many were.
+    """One tracker's share of a run's log. files: all that are to be sent; it counts those that were.
 
     A file that the tracker refuses is left to the run's end, which says so: training does not stop for it.
     """
@@ -242,7 +241,7 @@ class _Delivery:
         self.is_refused = False  # a file
 
     def deliver(self) -> bool:
-        """Send what there is; return False where the tracker is away. Raises an error that waiting does not help."""
+        """Send what there is; return False where the tracker is away. Raises an error that waiting does not cure."""
         try:
             self.courier.deliver()
             while self.num_sent < len(self.files):

@@ -1,7 +1,7 @@
 """TensorBoard as a tracker: event files in the run's folder, for `tensorboard --logdir OUTPUT_DIR`.
 
-An event file cannot be asked what it holds. So whoever delivers begins anew: the files that are there go, and the
-journals, which hold everything, are read from their start.
+An event file cannot be asked what it holds. So each process that delivers starts over: existing files are removed, and
+the journals, which hold everything, are read from their start.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TensorBoardTracker(Tracker):
         return writer
 
     def open(self, command: str, tags: Mapping[str, str]) -> None:
-        """Do nothing: the files are made by whoever writes the first lines."""
+        """Do nothing: the files are made by the process that writes the first lines."""
 
     def send(self, rows: list[Row]) -> None:
         """Write every number of the rows."""
@@ -51,14 +51,14 @@ class TensorBoardTracker(Tracker):
         self.writer.flush()
 
     def send_file(self, path: Path) -> None:
-        """Show a picture; other files are in the run's folder, beside the event files."""
+        """Show a picture; other files are in the run's folder, next to the event files."""
         if path.suffix == ".png":
             with Image.open(path) as picture:
                 self.writer.add_image(path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
             self.writer.flush()
 
     def missing_files(self) -> list[Path]:
-        """Return all of the run's pictures: the event files were begun anew."""
+        """Return all of the run's pictures: the event files were started over."""
         return [path for path in self.folder.artifacts if path.suffix == ".png" and path.exists()]
 
     def end(self, status: Status) -> None:
@@ -68,6 +68,6 @@ class TensorBoardTracker(Tracker):
             self.close()
 
     def close(self) -> None:
-        """Finish the files; the writer puts its last lines there only now."""
+        """Finish the files; the writer writes its last lines only now."""
         if "writer" in vars(self):
             self.writer.close()

@@ -1,7 +1,7 @@
-"""Where a run's metrics and files go, beside its own folder: the interface of a tracking system, and its registry.
+"""Where a run's metrics and files go, besides its own folder: the interface of a tracking system, and its registry.
 
-A run's folder comes first: whatever is tracked is a line of a journal, or a file, before any tracker hears of it. So a
-tracker is handed the run's own lines in order, may be away for hours, and is brought up to date later, also by another
+A run's folder comes first: whatever is tracked is a line of a journal, or a file, before any tracker gets it. So a
+tracker is handed the run's own lines in order, may be away for hours, and is brought up to date later, even by another
 process. A new one is a subclass with a `name` in a module that is imported before the recipe is read.
 """
 
@@ -28,9 +28,8 @@ VALUES_AT_ONCE = 500
 class Tracker(ABC):
     """One run's side of a tracking system.
 
-    The driver calls `open` before the run's first line and `end` after its last; in between rank 0, and whoever
-    delivers later, calls the others. Each may raise what its client raises; `is_away` says which of that is a matter of
-    waiting.
+    The driver calls `open` before the run's first line and `end` after its last; in between rank 0, or a later
+    delivery, calls the others. Each may raise what its client raises; `is_away` says for which errors waiting helps.
     """
 
     name: ClassVar[str]
@@ -48,7 +47,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def open(self, command: str, tags: Mapping[str, str]) -> None:
-        """Make the run with its recipe, or mark the one that it had before as going on.
+        """Make the run with its recipe, or mark the existing one as going on.
 
         command: starts the run again; tags: further facts of it, such as those of a sweep.
         """
@@ -59,18 +58,18 @@ class Tracker(ABC):
 
     @abstractmethod
     def send_file(self, path: Path) -> None:
-        """Take a file of the run's folder, in the place of an older one of its name."""
+        """Take a file of the run's folder, in place of an older one of its name."""
 
     @abstractmethod
     def missing_files(self) -> list[Path]:
-        """Return the run's files, of those that are there, that were not sent."""
+        """Return the run's existing files that were not sent."""
 
     @abstractmethod
     def end(self, status: Status) -> None:
         """Mark the run's end."""
 
     def close(self) -> None:  # noqa: B027  most trackers hold nothing
-        """Let go of what this process holds: it sends nothing more."""
+        """Release what this process holds: it sends nothing more."""
 
     def is_away(self, error: BaseException) -> bool:
         """Return whether an error means that the system cannot be reached now, so that trying again later helps."""
@@ -112,7 +111,7 @@ class Courier:
 
 
 def trackers_of(config: RunConfig) -> list[Tracker]:
-    """Return MLflow's tracker of a run, and those of `tracking.also`. Refused for one that nobody has registered."""
+    """Return MLflow's tracker of a run, and those of `tracking.also`. Refused for one that is not registered."""
     from cluster.tracking.mlflow_tracker import MlflowTracker
 
     known, names = known_trackers(), list(dict.fromkeys([MlflowTracker.name, *config.tracking.also]))
@@ -124,12 +123,12 @@ def trackers_of(config: RunConfig) -> list[Tracker]:
 
 
 def known_trackers() -> dict[str, type[Tracker]]:
-    """Return every tracker that is registered, ours among them."""
+    """Return every registered tracker, including ours."""
     from cluster.tracking import mlflow_tracker, tensorboard_tracker  # noqa: F401  they register themselves
 
     return Tracker.registry
 
 
 def number_or_none(value: Any) -> float | None:
-    """Return a row's value as a number; None for one that was not finite, which JSON has no word for."""
+    """Return a row's value as a number; None for one that was not finite, which JSON cannot express."""
     return None if value is None else float(value)

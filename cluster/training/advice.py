@@ -1,17 +1,17 @@
-"""What a run says about itself before its first step, where a person would want to know."""
+"""What a run says about itself before its first step, where a user would want to know."""
 
 from __future__ import annotations
 
 from cluster.batches import Batches
 
-MUCH = 0.05  # share of the images that an epoch leaves out, from which on it is said
-LITTLE = 0.02  # share that a better size of batch may leave out
+MUCH = 0.05  # share of the images left out per epoch above which a run says so
+LITTLE = 0.02  # share that a better batch size may leave out
 
 
 def unseen_images(batches: Batches, num_workers: int) -> str | None:
     """Return how many images an epoch of whole batches leaves out, and what leaves out fewer; None for few.
 
-    Named are the nearest size of batch, which the workers can share evenly, and the field by which none is left out.
+    It names the nearest batch size that the workers can share evenly, and the field with which none is left out.
     """
     num_images, batch_size, left = batches.num_images, batches.batch_size, batches.num_left
     if batches.keeps_last or left <= MUCH * num_images:

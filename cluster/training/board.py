@@ -1,4 +1,4 @@
-"""The board of a run whose workers train it: a tiny Ray actor between rank 0 and whoever watches, seen from any node.
+"""The board of a run whose workers train it: a tiny Ray actor between rank 0 and the watchers, seen from any node.
 
 The numbers on it are Ray metrics too, which its dashboard and Prometheus show.
 """
@@ -17,7 +17,7 @@ STARTS = ("stillhouse_starts", "How often the run's workers were started; each l
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest state of one run, and what was said since the last look.
+    """Holds the latest state of one run, and the messages since the last look.
 
     Also which ranks have raised an error, and whether the run is to be, and is, open in its trackers.
     """
@@ -51,7 +51,7 @@ class ProgressBoard:
         self.stop_asked.set()
 
     async def stopping(self) -> None:
-        """Return as soon as it is."""
+        """Return as soon as the run is asked to end."""
         await self.stop_asked.wait()
 
     def begin(self, run: str) -> None:

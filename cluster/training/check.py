@@ -1,4 +1,4 @@
-"""What can be known of a run before its workers start, and is refused there: without Ray, which takes seconds to wake.
+"""What is checked of a run before its workers start: without Ray, which takes seconds to start.
 
 Not here: how a run is started (`cluster.training.launch`).
 """
@@ -29,7 +29,7 @@ def check_run(config: RunConfig) -> str:
     Return the fingerprint of its training images.
     """
     check_names(config)
-    with importing("cluster.outline"):  # here alone: a wrong name is said before these wake
+    with importing("cluster.outline"):  # only here: a wrong name is reported before these are imported
         from cluster.outline import CPU, META, without_values
 
     try:
@@ -38,14 +38,14 @@ def check_run(config: RunConfig) -> str:
     except Exception as error:
         if isinstance(error, Refused) and error.__cause__ is None:  # for a name or a shape, which no value changes
             raise
-        parts = checked_parts(config, CPU)  # something asks for a value, or does not fit, which the CPU has words for
+        parts = checked_parts(config, CPU)  # something needs a value, or does not fit: the CPU's message says what
     return parts.indexes["train"].fingerprint
 
 
 def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
-    """Return the parts of a run on a device, checked, and used up by having been tried. Refused as `check_run`.
+    """Return the parts of a run on a device, checked, and used up by that. Refused as `check_run`.
 
-    On the meta device no network is built, but for its shapes: those that train are the workers'.
+    On the meta device networks have shapes only: those that train are the workers'.
     """
     from cluster.assembly import assemble
     from cluster.probing import check_probing
@@ -63,7 +63,7 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
 
 
 def check_names(config: RunConfig) -> None:
-    """Refuse a folder of images that is not there, networks and files that are unknown, and devices that are absent."""
+    """Refuse a missing folder of images, unknown networks and files, and absent devices."""
     place = Place.of(config.data.root, "data.root")
     if place.is_local:
         require_root(Path(place.root))
@@ -79,7 +79,7 @@ def check_names(config: RunConfig) -> None:
 def check_this_process(config: RunConfig) -> None:
     """Refuse what this process lacks to train a run without Ray's workers, whatever a cluster's nodes have.
 
-    A sweep's driver checks such runs as well, and trains none: their own processes may lie on other machines.
+    A sweep's driver checks such runs as well, and trains none: their own processes may be on other machines.
     """
     if config.scaling.num_workers == 0:
         rank_alone(config)

@@ -36,8 +36,8 @@ class TrainState:
     """What changes while a run trains.
 
     step: the number of optimiser steps done. interval: what was added up since the last row of metrics
-    (`cluster.training.interval`). best: the student's best weights so far with their score, their step, and all that
-    was measured of them, where the recipe chooses by one.
+    (`cluster.training.interval`). best: the student's best weights so far with their score, their step, and all their
+    metrics, where the recipe chooses by score.
     """
 
     distiller: Distiller
@@ -75,7 +75,7 @@ class TrainState:
     def snapshot(self, facts: dict[str, Any]) -> Snapshot:
         """Copy the state into the host's memory, to be written while training goes on.
 
-        facts: plain values kept beside the tensors (fingerprints).
+        facts: plain values kept with the tensors (fingerprints).
         """
         return Snapshot(
             on_host(
@@ -115,7 +115,7 @@ class TrainState:
             self.ema.module.load_state_dict(saved["ema"])
         self.step, self.train_seconds = saved["step"], saved["train_seconds"]
         self.skipped_steps = saved.get("skipped_steps", 0)  # checkpoints from before steps could be left out
-        self.interval = saved.get("interval", [])  # checkpoints from before a row could begin ahead of one
+        self.interval = saved.get("interval", [])  # checkpoints from before a row could span one
         self.best_score, self.best_student = saved["best_score"], saved["best_student"]
         self.best_step, self.best_metrics = saved.get("best_step", 0), saved.get("best_metrics", {})
 
@@ -149,7 +149,7 @@ class Snapshot:
 
 
 def read_state(directory: Path, place: str | None = None) -> dict[str, Any]:
-    """Return what a checkpoint's file of state holds; place: as of `restore`. Refused where it is damaged."""
+    """Return the contents of a checkpoint's state file; place: as of `restore`. Refused where it is damaged."""
     try:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
@@ -173,7 +173,7 @@ def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
     location = config.storage
     try:
         filesystem, path = FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
-    except ValueError as error:  # pyarrow's own among them; that a store does not answer is an OSError
+    except ValueError as error:  # pyarrow's own included; a store that does not answer is an OSError
         raise Refused(no_place(location, "checkpoint.storage", error)) from error
     return filesystem, f"{path.rstrip('/')}/{config.name}"
 
@@ -181,12 +181,12 @@ def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
 def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     """Return the checkpoints of a run that were written to their end, the oldest first."""
     filesystem, _ = checkpoint_place(config)
-    # The student is written last, and a removal may have begun with either file: what lacks one is cut off.
+    # The student is written last, and a removal may have begun with either file: one that lacks a file is cut off.
     return [one for one in saved_checkpoints(config) if is_whole(filesystem, one.path)]
 
 
 def saved_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
-    """Return the checkpoints of a run, those that a kill has cut off among them, the oldest first."""
+    """Return the checkpoints of a run, including those that a kill has cut off, the oldest first."""
     filesystem, path = checkpoint_place(config)
     found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     saved = [SavedCheckpoint(step, i.path) for i in found if (step := step_of(i.base_name)) is not None]
@@ -197,7 +197,7 @@ def saved_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
 def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[tuple[Path, str] | None]:
     """Give the folder of a run's newest checkpoint of at most `step` steps, and its place; None where there is none.
 
-    One in an object store is copied to a temporary folder, which is gone afterwards; its place is there.
+    One in an object store is copied to a temporary folder, which is gone afterwards; its place is in the store.
     """
     filesystem, _ = checkpoint_place(config)
     earlier = [one for one in whole_checkpoints(config) if one.step <= step]
@@ -212,7 +212,7 @@ def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[tuple[Path, str] 
 
 
 def name_of(step: int) -> str:
-    """Return the name of the checkpoint after so many steps."""
+    """Return the name of the checkpoint after `step` steps."""
     return f"step-{step:08d}"
 
 

@@ -1,4 +1,4 @@
-"""What a run took, and what its student will take where it is deployed, beside its teacher's size."""
+"""What a run took, what its student will take where it is deployed, and its teacher's size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_costs(run: Assembly, state: TrainState, say: Callable[[str], None]) -> d
 
 
 def teacher_size(run: Assembly, say: Callable[[str], None]) -> dict[str, float]:
-    """Return {metric: parameters of the one teacher}; nothing of none, and of several, whose sum says little."""
+    """Return {metric: parameters of the one teacher}; empty for none, and for several, whose sum says little."""
     metric, teacher = "model/teacher_parameters", run.config.teacher
     if run.teacher is not None:
         return {metric: float(count_parameters(run.teacher.model))}
@@ -42,7 +42,7 @@ def teacher_size(run: Assembly, say: Callable[[str], None]) -> dict[str, float]:
 
 
 def parameters_of(teacher: TeacherConfig, classes: tuple[str, ...]) -> int:
-    """Count a teacher's parameters from its shapes alone: of a cached one, no weights need be on this machine."""
+    """Count a teacher's parameters from its shapes only: a cached one's weights need not be on this machine."""
     no_files = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False, "random": True}
     args = {name: value for name, value in teacher.args.items() if name != "num_classes"}  # of class_indices
     bare = teacher.model_copy(update={**no_files, "args": args})

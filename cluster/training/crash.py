@@ -1,6 +1,6 @@
-"""What a worker dies of by a signal, written down in the run's folder by Python's own fault handler.
+"""The signal that a worker dies of, written into the run's folder by Python's own fault handler.
 
-Which signal it was, and where each thread was then; `cluster.ray_errors` reads it.
+It writes which signal it was, and where each thread was; `cluster.ray_errors` reads that.
 """
 
 from __future__ import annotations

@@ -15,17 +15,17 @@ from kdcore.errors import Refused, RunFailed
 
 @contextmanager
 def with_place(place: Callable[[], str], on_error: Callable[[], None]) -> Iterator[None]:
-    """Add to whatever is raised inside where it happened, such as 'rank 3, step 120', and call on_error.
+    """Add the place, such as 'rank 3, step 120', to whatever is raised inside, and call on_error.
 
     Raises FailedAt for Refused, since by then the run is under way, and for RunFailed.
     """
     try:
         yield
     except Exception as error:
-        from cluster.training.finite import NotFinite  # here alone: whoever drives a run has no torch
+        from cluster.training.finite import NotFinite  # only here: a run's driver has no torch
 
         on_error()
-        if isinstance(error, NotFinite | NotOpened):  # which names the step that it began in; which the driver explains
+        if isinstance(error, NotFinite | NotOpened):  # the first names its step, the driver explains the second
             raise
         if isinstance(error, Refused | RunFailed):
             raise FailedAt(f"{place()}: {error}") from error

@@ -1,7 +1,7 @@
 """Numbers that stop being finite: noticed on the device, named, and never saved.
 
-A step keeps a handful of scalars on the device and waits for nothing; the host looks where it meets the device anyway:
-at the end of every reporting interval, before a validation and before a checkpoint.
+A step keeps a handful of scalars on the device and waits for nothing; the host looks where it waits for the device
+anyway: at the end of every reporting interval, before a validation and before a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHOWN_SAMPLES = 8
 
 
 class NotFinite(RunFailed):
-    """A run whose loss, gradient or weights are not finite any more; the same steps would come to it again."""
+    """A run whose loss, gradient or weights are not finite any more; the same steps would lead to it again."""
 
 
 class Place(NamedTuple):
@@ -65,7 +65,7 @@ class FiniteWatch:
             self.values.append((self.state.step, number, torch.stack([scalar.float() for scalar in scalars])))
 
     def allows_update(self, gradient_norm: Tensor) -> bool:
-        """Return whether the optimiser may take the step: always, but for a gradient that `skip` leaves out.
+        """Return whether the optimiser may take the step: always, except for a gradient that `skip` leaves out.
 
         The gradient is the same on every rank, so all of them decide alike. NotFinite where more steps than the recipe
         allows have been left out.

@@ -1,7 +1,7 @@
-"""The driver of a run's workers: Ray Train, from plain values alone.
+"""The driver of a run's workers: Ray Train, from plain values only.
 
-Neither torch nor MLflow nor the recipe's sections are imported here, so that a process which only waits for workers, as
-each trial of a sweep is one, holds no more than Ray.
+Neither torch nor MLflow nor the recipe's sections are imported here, so that a process that only waits for workers,
+such as each trial of a sweep, holds no more than Ray.
 
 Not here: what is checked, written and tracked before and afterwards (`cluster.training.launch`).
 """
@@ -60,9 +60,9 @@ class Job:
 
 
 class Trainer(DataParallelTrainer):
-    """Ray Train's trainer, whose torch is imported by its workers alone.
+    """Ray Train's trainer, whose torch is imported only by its workers.
 
-    Without Ray Data, whose manager is a process of 115 MB a run, also where no data set is given to it.
+    Without Ray Data, whose manager is a process of 115 MB per run, even where it is given no data set.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -70,7 +70,7 @@ class Trainer(DataParallelTrainer):
 
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
-    """Be one rank of a run, on a node with the driver's libraries; return the run's final metrics (rank 0's)."""
+    """Train as one rank of a run, on a node with the driver's libraries; return the run's final metrics (rank 0's)."""
     refuse_other_versions(payload["versions"])
     with importing("cluster.training.worker"):
         from ray.train.torch.config import TorchConfigContextManager
@@ -82,20 +82,20 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_up_ray_train(job: Job) -> None:
-    """Set what Ray Train reads of the environment; what is set there already, but for the first, stays."""
-    # Its own meetings of the ranks (at every checkpoint) would otherwise wait without end.
+    """Set the environment variables that Ray Train reads; those that are already set stay, except the first."""
+    # Its own synchronisation of the ranks (at every checkpoint) would otherwise wait forever.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(job.timeout_seconds)
     if JOB in os.environ or (ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1):
-        # The dashboard's page of runs, for a process of 115 MB a cluster: not where one machine trains for itself.
+        # The dashboard's page of runs costs a process of 115 MB per cluster: not where one machine trains by itself.
         os.environ.setdefault(RAY_TRAIN_ENABLE_STATE_TRACKING, "1")
     if job.uses_gpu:
-        # Writes where each rank hangs, before the process group's own patience ends the run; needs NCCL's `ncclras`.
+        # Writes where each rank hangs, before the process group's own timeout ends the run; needs NCCL's `ncclras`.
         os.environ.setdefault(ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, "1")
         os.environ.setdefault(NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR, str(job.timeout_seconds / 2))
 
 
 def fit(job: Job, board: Any) -> dict[str, Any]:
-    """Train to the end, with Ray Train; return what rank 0 returned. board: where the workers say how far they are."""
+    """Train to the end, with Ray Train; return what rank 0 returned. board: where the workers report progress."""
     folder = None if is_remote(job.storage) else Path(job.storage) / job.name
     crash_file = RunFolder(Path(job.run_dir)).crash
     if folder:
@@ -117,7 +117,7 @@ def fit(job: Job, board: Any) -> dict[str, Any]:
         run_config=ray.train.RunConfig(
             name=job.name,
             storage_path=job.storage,
-            # Of the controller's own errors, waiting for a place is tried again: `Placement` ends it.
+            # Of the controller's own errors, waiting for a place is retried: `Placement` ends it.
             failure_config=ray.train.FailureConfig(max_failures=job.max_failures, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.keep),
             callbacks=[Recovery(folder), Placement(job, job.each, board, crash_file)],

@@ -1,4 +1,4 @@
-"""CUDA graphs and streams around the product's functions; on a CPU the functions themselves.
+"""CUDA graphs and streams around our functions; on a CPU the functions themselves.
 
 Not here: what is computed. A graph replays what was captured, so nothing the host decides may change afterwards.
 """
@@ -53,7 +53,7 @@ class GraphedPasses:
         constant = all(term.is_constant_at(batch.epoch) for term in self.distiller.terms.values())
         output = self.graphed(batch, constant)
         if self.graph is not None:
-            # Each replay leaves the gradients where the capture did; the optimiser has let go of them since.
+            # Each replay leaves the gradients where the capture did; the optimiser has released them since.
             if not had_graph:
                 self.gradients = [parameter.grad for parameter in self.distiller.parameters()]
             for parameter, gradient in zip(self.distiller.parameters(), self.gradients, strict=True):
@@ -61,7 +61,7 @@ class GraphedPasses:
         return output
 
     def _from_no_gradients(self, batch: Batch) -> StepOutput:
-        # Gradients that a backward pass finds are added to; where it finds none, it brings its own.
+        # A backward pass adds to the gradients it finds; where it finds none, it allocates its own.
         self.distiller.zero_grad(set_to_none=True)
         return self.eager(batch, 1.0, True)
 
@@ -69,8 +69,8 @@ class GraphedPasses:
 class Graphed(Generic[Output]):
     """A function of a batch; on a GPU, after a few calls, as a CUDA graph that reads the batch from tensors of its own.
 
-    The output's tensors, and the gradients that the function leaves, then keep their memory, and every call writes them
-    anew."""
+    The output's tensors, and the gradients that the function leaves, then keep their memory, and every call overwrites
+    them."""
 
     def __init__(self, function: Callable[[Batch], Output]) -> None:
         self.function = function
@@ -82,8 +82,8 @@ class Graphed(Generic[Output]):
     def __call__(self, batch: Batch, constant: bool) -> Output:
         """Call the function, or replay its graph once there is one.
 
-        constant: from here on the function does the same to every batch: no host's decision, no number of a sample or
-        an epoch is in it.
+        constant: from now on the function does the same to every batch: no decision of the host, and no number of a
+        sample or an epoch, is in it.
         """
         self.calls += 1
         if not constant:
@@ -98,7 +98,7 @@ class Graphed(Generic[Output]):
         return self.output
 
     def fits(self, batch: Batch) -> bool:
-        """Return whether the graph, once there is one, has room for just such a batch."""
+        """Return whether the graph, once there is one, takes a batch of these shapes."""
         if self.graph is None:
             return True
         return [one.shape for one in self.inputs] == [one.shape for one in tensors_of(batch)]
@@ -124,9 +124,9 @@ class Graphed(Generic[Output]):
 
 @contextmanager
 def nothing_collected() -> Iterator[None]:
-    """Collect Python's garbage now, and none until the end.
+    """Collect Python's garbage now, and none until the block ends.
 
-    An older run's graph in it, destroyed while another one is captured, would invalidate the capture.
+    An older run's graph in the garbage, destroyed while another one is captured, would invalidate the capture.
     """
     gc.collect()
     was_enabled = gc.isenabled()
@@ -139,12 +139,12 @@ def nothing_collected() -> Iterator[None]:
 
 
 def can_be_captured(batch: Batch) -> bool:
-    """Return whether operations on the batch can be: those on a GPU."""
+    """Return whether operations on the batch can be captured: those on a GPU."""
     return batch.images.is_cuda
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
-    """Return what differs from batch to batch and is read by a graph."""
+    """Return the tensors that differ from batch to batch and are read by a graph."""
     found = [batch.images, batch.labels]
     if batch.teacher_images is not None:
         found.append(batch.teacher_images)
@@ -155,7 +155,7 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """Return a stream behind all that was started so far; None on a CPU."""
+    """Return a stream that waits for all that was started so far; None on a CPU."""
     if device.type != "cuda":
         return None
     stream = torch.cuda.Stream(device)

@@ -21,11 +21,11 @@ class Interval:
 
     def __init__(self, rank: Rank, num_values: int, skips: bool) -> None:
         self.rank, self.skips = rank, skips
-        self.values = torch.zeros(1 + num_values, dtype=torch.float64, device=rank.device)  # behind their weight
-        self.norms = torch.zeros(2, dtype=torch.float64, device=rank.device)  # behind their number
+        self.values = torch.zeros(1 + num_values, dtype=torch.float64, device=rank.device)  # after their weight
+        self.norms = torch.zeros(2, dtype=torch.float64, device=rank.device)  # after their number
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
-        """Add what a micro-batch gave, scalars; weight: of a smaller one than others."""
+        """Add the scalars of a micro-batch; weight: below 1 for a smaller one than others."""
         self.values += self._counted(values) * weight
 
     def add_norm(self, norm: Tensor) -> None:
@@ -33,7 +33,7 @@ class Interval:
         self.norms += self._counted([norm])
 
     def end(self) -> list[float]:
-        """Return the means over steps and ranks, the norm's last, and begin anew. 0 where every step was left out."""
+        """Return the means over steps and ranks, the norm's last, and start over. 0 where every step was left out."""
         *values, count, norms = self.so_far()
         weight, *sums = values
         # Where the weight is 0, so are the sums. It may be below 1: an epoch's last batch counts by its size.

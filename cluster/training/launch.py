@@ -49,9 +49,9 @@ STOP_SECONDS = 20.0  # for a last checkpoint; Kubernetes kills 30 s after its SI
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """The result of a run.
 
-    metrics: the last of each, but for validations, which are of the deployed weights; wall_seconds: from the call to
+    metrics: the last of each, except validations, which are of the deployed weights; wall_seconds: from the call to
     the result, start-up included; best_score, best_step: of the deployed weights, where the recipe chooses them.
     """
 
@@ -106,7 +106,7 @@ def launch(
 ) -> RunResult:
     """Run (or continue) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
 
-    tags: of the run in MLflow, beside its own. data: what `check_run` has returned, where it has just been called.
+    tags: of the run in MLflow, besides its own. data: what `check_run` has returned, where it has just been called.
     """
     started = time.perf_counter()
     folder = RunFolder.of(config)
@@ -116,7 +116,7 @@ def launch(
         return finished
     make_folder(Path(config.output_dir), "output_dir")
     with leased(folder.path, "train") as fence:
-        if (finished := continued(config)) is not None:  # by the process that had the folder until now
+        if (finished := continued(config)) is not None:  # finished by the process that had the folder until now
             deliver_rest(config)
             return finished
         result = run_to_end(config, folder, fence, watch, command, tags, data or check_run(config), started)
@@ -148,9 +148,9 @@ def run_to_end(
                 if opening.is_first:
                     opening.begin()  # while the workers start: both take seconds
                 final = run_workers(config, opening, watch, fence)
-        except BaseException as error:  # with the workers gone, which would write on while the rest is delivered
+        except BaseException as error:  # here the workers are gone, which would otherwise write on meanwhile
             if opening is None or not (opening.has_begun or isinstance(error, RunFailed)):
-                raise  # the trackers have not heard of it
+                raise  # the trackers do not know of it
             refusal = opening.begin().exception()
             if refusal is not None and isinstance(error, NotOpened):
                 if opening.is_first:
@@ -163,7 +163,7 @@ def run_to_end(
             if refusal is None:
                 close_run(config, "FAILED" if has_failed else "KILLED")
             else:
-                logger.warning("%s", refusal)  # beside what the run ended by
+                logger.warning("%s", refusal)  # besides what ended the run
             raise
     return RunResult.of(config, final, time.perf_counter() - started)
 
@@ -176,7 +176,7 @@ def run_workers(config: RunConfig, opening: Opening, watch: Watcher | None, fenc
     """
     if config.scaling.num_workers == 0:
         return run_here(config, opening, watch, fence)
-    with importing("cluster.training.fitting"):  # here alone: a run in one process has no Ray
+    with importing("cluster.training.fitting"):  # only here: a run in one process has no Ray
         import ray
 
         from cluster.training.board import open_board
@@ -198,7 +198,7 @@ def run_workers(config: RunConfig, opening: Opening, watch: Watcher | None, fenc
 
 
 def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: Fence) -> dict[str, Any]:
-    """Be the run's one worker, in this process and without Ray; return what rank 0 returned."""
+    """Train as the run's only worker, in this process and without Ray; return what rank 0 returned."""
     with importing("cluster.training.worker"):
         from cluster.training.worker import train_worker
 
@@ -245,7 +245,7 @@ def continued(config: RunConfig) -> RunResult | None:
 
 
 def job_of(config: RunConfig, fence: Fence) -> Job:
-    """Return what the driver of a run's workers has to know, once the run's folder is this process's."""
+    """Return the job for the driver of a run's workers, once the run's folder is this process's."""
     from cluster.training.fitting import Job
 
     scaling = config.scaling

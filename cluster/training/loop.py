@@ -40,7 +40,7 @@ class Compute(Protocol):
         """Add `share` times the gradient of the mean loss to the parameters' gradients.
 
         share: the micro-batch's part of the global batch, times the number of ranks where these average. synchronise:
-        whether the ranks' gradients meet in this pass; they need to only in the last one of a step.
+        whether the ranks' gradients are averaged in this pass; only the last one of a step needs that.
         """
 
 
@@ -70,7 +70,7 @@ class ForwardBackward:
 class StepRecord:
     """What one optimiser step was: its number (0 for the first), rate, and norm of the whole gradient before clipping.
 
-    rate: of the schedule; a layer may have a share of it. gradient_norm: a tensor of no dimensions on the device, equal
+    rate: of the schedule; a layer may have a share of it. gradient_norm: a scalar tensor on the device, equal
     on all ranks; reading it waits for the device.
     """
 
@@ -130,7 +130,7 @@ class TrainingLoop:
         return record
 
     def clip_gradient(self) -> Tensor:
-        """Return the norm of the whole gradient, which is brought to `train.clip_norm` where the recipe has one."""
+        """Return the norm of the whole gradient, then clipped to `train.clip_norm` where the recipe has one."""
         if self.config.train.clip_norm:
             return nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])

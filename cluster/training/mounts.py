@@ -1,4 +1,4 @@
-"""What a node must see of a run's folders, looked at by each worker before it builds anything."""
+"""Which of a run's folders a node must see, checked by each worker before it builds anything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEEDED = ("output_dir", "data.root", "cache.dir")  # weights are looked for, and
 def refuse_missing_mounts(config: RunConfig) -> None:
     """Refuse a node that does not see a folder that the recipe names, naming the node and what is missing.
 
-    On this node alone it is missing: the driver has looked at its own before anything began.
+    It is missing only on this node: the driver has checked its own before anything began.
     """
     reads_cache = any(teacher.cached for teacher in config.all_teachers)
     for key, path in paths_of(config):
@@ -30,5 +30,5 @@ def refuse_missing_mounts(config: RunConfig) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """Return the nearest folder above a path that is there."""
+    """Return the nearest existing folder above a path."""
     return next(folder for folder in path.absolute().parents if folder.exists())

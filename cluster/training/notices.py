@@ -1,6 +1,6 @@
 """What may interrupt a run between two steps: its driver asks it to end, or Ray announces that a node is taken away.
 
-Every rank has the same answer after the same step, and none waits for it: it travels while the next step is computed.
+Every rank has the same answer after the same step, and none waits for it: it is exchanged during the next step.
 
 Not here: how signals reach the driver (`cluster.interruption`).
 """
@@ -21,7 +21,7 @@ LOOK_SECONDS = 5.0  # as often as Ray Train's own watcher asks which nodes are d
 
 
 class Wish(IntEnum):
-    """What a rank wants all of them to do after a step; the largest holds."""
+    """What a rank wants all of them to do after a step; the largest wins."""
 
     NOTHING = 0
     LOOK = 1
@@ -53,10 +53,10 @@ class Notices:
         self.known: Any = None
 
     def after_step(self) -> Answer:
-        """Return, on every rank, what is to be done; of several ranks one step after it was asked for."""
+        """Return, on every rank, what is to be done; with several ranks, one step after it was asked for."""
         wish = self.largest.exchange(self.own_wish())
         if wish == Wish.LOOK:
-            import ray.train  # here alone, and below: a run in one process has no Ray
+            import ray.train  # only here and below: a run in one process has no Ray
 
             info = ray.train.get_preemption_info()
             if info is not None and info != self.known:
@@ -76,7 +76,7 @@ class Notices:
         return Wish.NOTHING
 
     def close(self) -> None:
-        """Wait for what is on its way between the ranks."""
+        """Wait for the pending exchange between the ranks."""
         self.largest.finish()
 
 
@@ -93,7 +93,7 @@ def in_words(info: Any) -> str:
 
 
 def stop_event(board: Any, rank: Rank) -> threading.Event:
-    """Return an event that is set, on the first rank, once the driver has asked a run's board that the run ends."""
+    """Return an event that is set, on the first rank, once the driver has asked, on a run's board, that it ends."""
     import ray
 
     asked = threading.Event()

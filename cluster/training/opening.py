@@ -1,6 +1,6 @@
 """When a run is opened in its trackers, by a thread of its driver.
 
-MLflow takes seconds of a processor to import, which the first step need not share. So a run with the store of its own
+MLflow takes seconds of CPU time to import, which need not delay the first step. So a run with the store of its own
 output folder is opened when its log has something to deliver; any other store may be away, or refuse the run, and is
 asked before it trains.
 """
@@ -15,11 +15,11 @@ from kdcore.errors import RunFailed
 
 
 class NotOpened(RunFailed):
-    """A run that its driver could not open in its trackers. Why, the driver knows, and says it in place of this."""
+    """A run that its driver could not open in its trackers. The driver knows why, and says that instead."""
 
 
 class Opening:
-    """A run's entry in its trackers, which whoever wants it first has made.
+    """A run's entry in its trackers, made when it is first wanted.
 
     make: opens the run, and returns its id in MLflow; thread: where that is done; is_first: whether that comes before
     the first step.
@@ -31,7 +31,7 @@ class Opening:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anyone has wanted it."""
+        """Whether it has been wanted."""
         return self.future is not None
 
     def begin(self) -> Future[str]:

@@ -1,8 +1,8 @@
-"""Ray Train's group of workers, started so that waiting for its place is said and a worker lost meanwhile is a loss.
+"""Ray Train's group of workers, started so that waiting for its place is reported and a lost worker counts as lost.
 
-Ray Train tries again what workers lose once they train. While a group starts it takes the loss of a worker for an error
-of its own and ends the run, and keeps the place of a group that got that far. Here every window is one: start-up, the
-start after another loss, training, validation and the end count against `scaling.max_failures` alike.
+Ray Train retries when a worker is lost in training. While a group starts, it takes the loss of a worker for an error of
+its own, ends the run, and keeps the place of a group that got that far. Here all phases are alike: losses in start-up,
+the start after another loss, training, validation and the end count against `scaling.max_failures`.
 
 All of it lives in the process of Ray Train's controller.
 """
@@ -35,7 +35,7 @@ from cluster.training.recovery import refuse_to_repeat
 from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 
-DEATH_SECONDS = 10.0  # from a worker's death to Ray's word of it, at most; a hanging worker has none
+DEATH_SECONDS = 10.0  # from a worker's death to Ray's report of it, at most; a hanging worker has none
 NOT_RUNNING = (InitializingState, RestartingState, ReschedulingState)
 
 
@@ -45,7 +45,7 @@ def is_unavailable(error: BaseException | None) -> bool:
 
 
 def lacks_its_cause(errors: Sequence[BaseException | None]) -> bool:
-    """Return whether ranks were cut off from one of whose death nothing is known yet. errors: of every rank."""
+    """Return whether ranks were cut off from one whose death is not known yet. errors: of every rank."""
     known = [error for error in errors if error is not None]
     is_open = len(known) < len(errors) or any(map(is_unavailable, known))
     return bool(known) and is_open and all(is_unavailable(error) or CUT_OFF.search(str(error)) for error in known)
@@ -63,9 +63,9 @@ class Workers(Protocol):
 
 
 class Placement(ControllerCallback, WorkerGroupCallback):
-    """Waits for the place of a run's workers, with words; makes the controller start groups that may lose workers.
+    """Waits for the place of a run's workers, and says so; makes the controller start groups that may lose workers.
 
-    What was lost, and of what, is said whether the run goes on or not. crash_file: gives the file in which a rank has
+    What was lost, and why, is reported whether the run goes on or not. crash_file: gives the file in which a rank has
     recorded the signal that it died of.
     """
 
@@ -86,7 +86,7 @@ class Placement(ControllerCallback, WorkerGroupCallback):
         self.board.say.remote(line)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Wait where an elastic run finds no room for its fewest workers: Ray asks again at once, and without end."""
+        """Wait where an elastic run finds no room for its fewest workers: Ray asks again at once, forever."""
         if isinstance(current_state, NOT_RUNNING) and type(current_state) is type(previous_state):
             self.wait(self.scaling.min_workers or self.scaling.num_workers)
             time.sleep(LOOK_SECONDS / 4)
@@ -96,7 +96,7 @@ class Placement(ControllerCallback, WorkerGroupCallback):
             self.say_failure(worker_group_status.errors)
 
     def say_failure(self, errors: Mapping[int, Exception]) -> None:
-        """Say what a worker died of, or raised, where it may be tried again: other errors end the run, and say so."""
+        """Report a worker's death or error where a retry is possible: other errors end the run, which reports them."""
         if not any(isinstance(error, FINAL) for error in errors.values()):
             self.say(f"a worker failed: {describe(errors, self.crash_file)}")
 
@@ -104,12 +104,12 @@ class Placement(ControllerCallback, WorkerGroupCallback):
         self.patience.end()
 
     def wait(self, num_workers: int) -> None:
-        """Note that there is no room yet for so many workers. RunFailed where patience has ended."""
+        """Note that there is no room yet for `num_workers`. RunFailed where patience has ended."""
         self.patience.wait(request_in_words(num_workers, self.each), self.each)
 
 
 class WatchedPlace(PlacementGroupHandle):
-    """The place of a group of workers. placement: hears of every second without it."""
+    """The place of a group of workers. placement: told about once a second while it is missing."""
 
     def __init__(self, place: PlacementGroupHandle, placement: Placement, num_workers: int) -> None:
         self.place, self.placement, self.num_workers = place, placement, num_workers
@@ -124,7 +124,7 @@ class WatchedPlace(PlacementGroupHandle):
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Return whether the place is there.
 
-        An elastic run is asked again after the timeout, for the cluster may have shrunk meanwhile; else patience
+        An elastic run is asked again after the timeout, since the cluster may have shrunk meanwhile; else patience
         decides. RunFailed where that has ended.
         """
         ends = time.monotonic() + timeout_seconds
@@ -172,9 +172,9 @@ class RestartableGroup(WorkerGroup):
             raise WorkerGroupError(str(failure), {rank or 0: failure}) from error
 
     def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
-        """Look how each worker is. Where one was cut off by another's death, wait for Ray's word of that death.
+        """Check each worker. Where one was cut off by another's death, wait for Ray's report of that death.
 
-        A connection breaks at once, and Ray hears of a death a moment later: the first alone says nothing of the cause.
+        A connection breaks at once, and Ray learns of a death a moment later: the former does not tell the cause.
         """
         statuses = super()._poll_workers_and_collect_errors(timeout)
         deadline = time.monotonic() + DEATH_SECONDS
@@ -188,7 +188,7 @@ class RestartableGroup(WorkerGroup):
         return statuses
 
     def shutdown(self) -> None:
-        """End the workers, of which some may be dead: what has ended well ends no run."""
+        """End the workers, some of which may be dead: that fails no run that has ended well."""
         try:
             super().shutdown()
         except RayError:
@@ -201,7 +201,7 @@ class RestartableGroup(WorkerGroup):
         self._clear_state()
 
     def _rank_of(self, lost: BaseException) -> int | None:
-        """Return the rank of a lost worker, where the group had come to have ranks."""
+        """Return the rank of a lost worker, where the group already had ranks."""
         wanted = getattr(lost, "actor_id", None)
         if not self.has_started() or not wanted:
             return None

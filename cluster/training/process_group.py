@@ -1,7 +1,7 @@
-"""The ranks' process group, formed by Ray Train's controller without its importing torch.
+"""The ranks' process group, formed by Ray Train's controller without importing torch.
 
 Ray's own `TorchConfig` does the same with torch imported in the controller, which takes 280 MB there and computes
-nothing: a sweep has a controller for every run at a time. What each worker does is Ray's.
+nothing: a sweep has a controller for each concurrent run. What each worker does is Ray's.
 """
 
 from __future__ import annotations

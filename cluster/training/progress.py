@@ -1,7 +1,7 @@
-"""Live progress: rank 0 tells, whoever watches asks.
+"""Live progress: rank 0 reports, watchers ask.
 
-Between them stands a board (`cluster.training.board`), where workers train the run; a run in the process of whoever
-watches calls the watcher itself, and has nothing to do with Ray.
+Between them stands a board (`cluster.training.board`), where workers train the run; a run in the watcher's own process
+calls the watcher itself, and has nothing to do with Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GAUGES = {
 
 @dataclass
 class Reporter:
-    """A rank's side of the board, which never waits and never fails a run; progress is reported by rank 0 alone.
+    """A rank's side of the board, which never waits and never fails a run; only rank 0 reports progress.
 
     watch, open_run: called instead where there is no board, because the one worker runs in the driver's process.
     """

@@ -1,4 +1,4 @@
-"""Saving a run's checkpoints by Ray Train, beside the training.
+"""Saving a run's checkpoints by Ray Train, alongside the training.
 
 Not here: which of them a run goes on from, and how a run in one process saves them (`cluster.training.saving`).
 """
@@ -18,8 +18,8 @@ from cluster.training.checkpoint import Snapshot, TrainState, checkpoint_facts, 
 class RaySaver:
     """Has rank 0's state written in the background and hands it to Ray Train.
 
-    The loop waits only for a copy in the host's memory, and for the writing of the one before if that is not done:
-    there is never more than one copy.
+    The loop waits only for a copy in the host's memory, and for the previous one to be written if it is not yet: there
+    is never more than one copy.
     """
 
     def __init__(self, run: Assembly) -> None:

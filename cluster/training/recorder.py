@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics, pictures, the deployed weights and the result.
+"""What a run reports while it trains: metrics, pictures, the deployed weights and the result.
 
 Not here: how the lines get into MLflow (`cluster.tracking`), what is validated (`cluster.training.validation`), and the
 loop itself (`cluster.training.loop`).
@@ -39,7 +39,7 @@ from kdcore.terms.base import unique_names
 from pipelines.files import write_whole
 from pipelines.leases import Fence
 
-TOLD = (*SCORES, "class_mean_top1")  # what a line says of a validation
+TOLD = (*SCORES, "class_mean_top1")  # what the line about a validation says
 
 
 class Recorder:
@@ -75,9 +75,9 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
-        """Abandon the log of a run that an exception ends, be it a Ctrl-C: whoever started it delivers the rest.
+        """Abandon the log of a run that an exception or Ctrl-C ends: the process that started it delivers the rest.
 
-        Of any other run, `stop` or `finish` has closed it.
+        In any other run, `stop` or `finish` has closed it.
         """
         if kind is None:
             return
@@ -87,12 +87,12 @@ class Recorder:
             self.log.abandon()
 
     def check_fence(self) -> None:
-        """RunFailed on rank 0, which writes for all, where the run belongs to another driver by now."""
+        """Raise RunFailed on rank 0, which writes for all, where the run belongs to another driver by now."""
         if self.log:
             self.log.check_fence()
 
     def list_broken_images(self) -> None:
-        """Keep with the run which images were left out because they are broken, and which are replaced since."""
+        """Record which images were left out because they are broken, and which have been replaced since."""
         sources = self.run.indexes.values()
         lines = dict.fromkeys(line for one in sources for line in (*one.broken, *one.replaced.values()))
         if lines and self.log:
@@ -124,7 +124,7 @@ class Recorder:
     def count(self, step: int, number: int, batch: Batch, output: StepOutput) -> None:
         """Add one micro-batch to the sums, without waiting for the device."""
         hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
-        weight = len(batch) / self.run.micro_batch  # 1, but in an epoch's last batch where that is kept
+        weight = len(batch) / self.run.micro_batch  # 1, except in an epoch's last batch where that is kept
         self.interval.add([output.loss.detach(), hits / len(batch), *output.terms.values()], weight)
         if step == self.first_step == 0 and number == 0 and self.log:
             with optional("the picture of the first batch is", self.reporter.say):
@@ -145,7 +145,7 @@ class Recorder:
             self.record.flush()
 
     def stop(self, state: TrainState) -> dict[str, Any]:
-        """Close the log of a run that ends before its time; return where it stands."""
+        """Close the log of a run that ends early; return where it stands."""
         if self.record:
             self.record.close()
         if self.log:
@@ -190,7 +190,7 @@ class Recorder:
         return {name: value for name, value in rows[-1].items() if name not in ("step", "time")} if rows else {}
 
     def images_until(self, step: int, num_steps: int) -> int:
-        """Return how many images the last so many steps before a step have seen."""
+        """Return the number of images seen in the last `num_steps` steps before `step`."""
         return self.run.batches.num_until(step) - self.run.batches.num_until(step - num_steps)
 
     def log_teacher(self, split: str, metrics: dict[str, float]) -> None:
@@ -212,7 +212,7 @@ class Recorder:
             self.reporter.say(f"teacher on {split}, by its features: {shown}")
 
     def warn_of_teacher(self, split: str, answers: Answers) -> None:
-        """Say what is wrong with the teacher's answers, if anything is, and once a run what of its causes it is."""
+        """Report what is wrong with the teacher's answers, if anything is, and once per run the likely causes."""
         if (found := complaint(answers, self.config, self.run.classes, split)) is None:
             return
         if not found.remedy:

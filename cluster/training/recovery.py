@@ -1,9 +1,9 @@
-"""What happens when something dies: which failures are tried again, what they are called, and what is found afterwards.
+"""What happens when something dies: which failures are retried, how they are named, and what is found afterwards.
 
 A run goes on from the latest checkpoint in Ray Train's own list, `checkpoint_manager_snapshot.json` in the run's
-folder. A checkpoint enters that list once it is there completely, so a half-written one is never picked. The list
-itself, though, is overwritten in place where it lies in a folder: there a copy is kept that is always whole. (An object
-store replaces a file as a whole.)
+folder. A checkpoint enters that list once it is complete, so a half-written one is never picked. The list itself,
+though, is overwritten in place where it lies in a folder: there a copy is kept that is always whole. (An object store
+replaces a file as a whole.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ORPHANED = "its owner has died"
 
 
 class Recovery(UserCallback):
-    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run that it is no use to try again.
+    """Lives in Ray Train's controller: keeps the copy of the list, and ends a run that it is no use to retry.
 
     folder: of the run's checkpoints; None where they lie in an object store.
     """
@@ -48,25 +48,25 @@ class Recovery(UserCallback):
             write_whole(self.folder / COPY, (self.folder / CHECKPOINTS).read_bytes())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """End the run here and now where nothing is won by trying again."""
+        """End the run at once where retrying would not help."""
         refuse_to_repeat(worker_exceptions)
 
 
 def refuse_to_repeat(worker_exceptions: Mapping[int, Exception]) -> None:
-    """Raise RunFailed for what would happen again, and for what must not start anew."""
+    """Raise RunFailed for what would happen again, and for what must not start again."""
     if any(isinstance(error, NotOpened) for error in worker_exceptions.values()):
         raise NotOpened(describe(worker_exceptions))
     if any(isinstance(error, FINAL) for error in worker_exceptions.values()):
         raise RunFailed(describe(worker_exceptions))
     if any(ORPHANED in str(error) for error in worker_exceptions.values()):
-        # It outlives its workers by a moment: long enough to start others, whose place nobody would free again.
+        # It outlives its workers by a moment: long enough to start others, whose place would never be freed.
         raise RunFailed("the run was stopped from outside: its controller was killed")
 
 
 def restore_checkpoint_list(folder: Path) -> None:
-    """Restore the list of checkpoints from its copy where a kill has cut it off, and to those that are there whole.
+    """Restore the list of checkpoints from its copy where a kill has cut it off, and leave out those that are broken.
 
-    The copy is one report behind at most, and what it names is still there: a checkpoint is deleted only after the list
+    The copy is at most one report behind, and what it names is still there: a checkpoint is deleted only after the list
     without it has been written.
     """
     listed, copy = folder / CHECKPOINTS, folder / COPY
@@ -82,7 +82,7 @@ def restore_checkpoint_list(folder: Path) -> None:
 
 
 def leave_out_broken(filesystem: FileSystem, folder: str) -> None:
-    """Take out of the list what a full disk, a lost machine or a hand has cut off or removed, and say so in a line.
+    """Take out of the list what a full disk, a lost machine or a person has cut off or removed, and warn in one line.
 
     folder: of the run's checkpoints, on a disk or in an object store.
     """
@@ -141,7 +141,7 @@ def failure_of(
 def failure_summary(
     error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
 ) -> str:
-    """Return why a run of at most `num_workers` failed, in one line: rank, step, error, who kept others waiting.
+    """Return why a run of at most `num_workers` failed, in one line: rank, step, error, ranks waited for.
 
     crash_file: gives the file in which a rank has recorded the signal that it died of.
     """

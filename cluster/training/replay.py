@@ -1,8 +1,8 @@
-"""One step of a run once more, in this process, to see which numbers stop being finite and where it begins.
+"""One step of a run again, in this process, to see which numbers stop being finite and where it begins.
 
 Views and order are functions of integers, so the batch is the run's own; the weights are those of the last checkpoint
-before it, brought forward by the steps in between. On other hardware or another number of workers they are the run's to
-rounding.
+before it, brought forward by the steps in between. On other hardware or with another number of workers they equal the
+run's up to rounding.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Replay:
 
     @property
     def not_finite(self) -> list[Finding]:
-        """The tensors that hold a number which is not finite; the first is where it begins."""
+        """The tensors that hold a number that is not finite; the first is where it begins."""
         return [finding for finding in self.findings if finding.finite_share < 1]
 
 
@@ -74,7 +74,7 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     """Compute a step (0 for the first) of a run again and look at every tensor on its way.
 
     watch: called with (steps done, steps to do) while the weights are brought forward. Refused for a step that the run
-    has not, and for what a run is refused for; NotFinite, which names it, where an earlier one is not finite already.
+    does not have, and for what a run is refused for; NotFinite, naming the step, where an earlier one is not finite.
     """
     check_run(config)
     # A micro-batch is what one of the run's workers held.
@@ -99,7 +99,7 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
         loop.watch.verify()
     passes.is_looking = True
     found.findings += [Finding.of("weight", name, 0, tensor) for name, tensor in floating(state.distiller.state_dict())]
-    with suppress(NotFinite):  # more skipped steps than allowed; this one has been looked at all the same
+    with suppress(NotFinite):  # more skipped steps than allowed; this one has been looked at anyway
         loop.step(batches)
     found.findings += [
         Finding.of("weight after", name, 0, tensor) for name, tensor in floating(state.distiller.state_dict())
@@ -155,7 +155,7 @@ def outputs_noted(distiller: Distiller, note: Callable[[str, Tensor], None]) -> 
 
 
 def target_tensors(targets: TeacherOutputs | None) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of what the teacher answered."""
+    """Yield (name, tensor) of the teacher's answers."""
     if targets is None:
         return
     if targets.logits is not None:

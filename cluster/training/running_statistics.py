@@ -1,14 +1,14 @@
 """Batch norm's running statistics: after every step, on every rank, those that one worker would have.
 
 A rank passes a slice of the step's micro-batches through its networks, and its running means and variances move with
-these alone. Were one rank's kept, as is usual, what is validated and deployed would depend on the number of workers: of
-8 workers, it would know an eighth of the images.
+these only. Were one rank's kept, as is usual, what is validated and deployed would depend on the number of workers:
+with 8 workers, it would know an eighth of the images.
 
 Each pass moves a statistic r to (1 - m) r + m s, with the layer's momentum m and the micro-batch's own s. That is
 linear in r and in every s. So what all passes, one after another, would have left follows from the values before the
-step and the sum of what each rank's passes added, at which passes of later ranks take (1 - m) each.
+step and the sum of what each rank's passes added, times (1 - m) for each pass of later ranks.
 
-Not here: other buffers that a network changes in training; of these, `Rank.share_buffers` gives everyone rank 0's.
+Not here: other buffers that a network changes in training; `Rank.share_buffers` gives every rank those of rank 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cluster.assembly import Assembly
 
 
 class RunningStatistics:
-    """Merges the running statistics of all ranks, once a step; one rank's are left as they are."""
+    """Merges the running statistics of all ranks, once per step; a single rank's are left as they are."""
 
     def __init__(self, run: Assembly, network: nn.Module) -> None:
         self.rank, self.mine, self.in_all = run.rank, run.micro_batches, run.batches.num_micro_batches
@@ -57,14 +57,14 @@ class RunningStatistics:
         torch._foreach_copy_(self.counts, list((self.counts_before + passes.long()).unbind()))
 
     def _kept_by(self, passes: Tensor) -> Tensor:
-        """Return which share of each statistic [C] is left after so many passes through each layer [L]."""
+        """Return the share of each statistic [C] that is left after `passes` passes through each layer [L]."""
         return self.kept ** passes[self.layer_of]
 
 
 def moves_alone(layer: _BatchNorm) -> bool:
     """Return whether each pass of a rank moves the layer's statistics by its momentum, whatever other ranks pass.
 
-    A momentum of None averages over the whole run; batch norm that is synchronised has the same statistics everywhere.
+    A momentum of None averages over the whole run; synchronised batch norm has the same statistics everywhere.
     """
     return (
         layer.running_mean is not None

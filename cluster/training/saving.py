@@ -1,4 +1,4 @@
-"""Saving and finding a run's checkpoints: by Ray Train beside the training, or by the one process that trains.
+"""Saving and finding a run's checkpoints: by Ray Train alongside the training, or by the one process that trains.
 
 Both write the same two files into the same folders, so a run that one of them began is continued by the other.
 
@@ -41,10 +41,10 @@ class Saver(Protocol):
 
 
 def saver_of(run: Assembly) -> Saver:
-    """Return what saves a run's checkpoints where it is carried out."""
+    """Return the saver of a run's checkpoints: Ray Train's, or this process's own."""
     if run.config.scaling.num_workers == 0:
         return LocalSaver(run)
-    from cluster.training.ray_saver import RaySaver  # here alone: a run in one process has no Ray
+    from cluster.training.ray_saver import RaySaver  # only here: a run in one process has no Ray
 
     return RaySaver(run)
 
@@ -80,7 +80,7 @@ class LocalSaver:
 
 
 def newest_step(config: RunConfig) -> int | None:
-    """Return the step of the newest whole checkpoint of a run, None for none; a folder for them is made.
+    """Return the step of the newest whole checkpoint of a run, None for none; make the folder for checkpoints.
 
     Refused where checkpoints cannot be kept: that is known before the first step, not at the first checkpoint.
     """
@@ -100,8 +100,8 @@ def newest_step(config: RunConfig) -> int | None:
 def latest_checkpoint(config: RunConfig, newest: int | None) -> Iterator[tuple[Path, str] | None]:
     """Give the folder of the checkpoint that this rank goes on from, and its place; None where the run begins.
 
-    Ray Train's, which knows what was saved since the run was started; or the one of `newest` steps, which the driver
-    found before: of a run whose earlier part was carried out without Ray. All ranks take the same one.
+    It is Ray Train's, which knows what was saved since the run was started, or the one of `newest` steps, which the
+    driver found before: of a run whose earlier part ran without Ray. All ranks take the same one.
     """
     listed = None
     if config.scaling.num_workers:

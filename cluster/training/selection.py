@@ -31,7 +31,7 @@ def score_of(select: str, metrics: Mapping[str, float]) -> float:
 
 
 def patience_is_over(train: Choice, steps_per_epoch: int, step: int, best_step: int) -> bool:
-    """Return whether the run ends for want of a better score: at its last evaluation, up to a step, patience was over.
+    """Return whether the run ends for lack of a better score: at its last evaluation, up to a step, patience was over.
 
     best_step: the steps done at the evaluation of the best score; 0 before the first.
     """

@@ -26,7 +26,7 @@ from pipelines.data.source import Source
 def measured(config: RunConfig, indexes: Mapping[str, Source], split: str) -> list[str]:
     """Return the names of what a run's validations measure on a split, in the order of `VALIDATED`.
 
-    indexes: the run's, its training images among them.
+    indexes: the run's, including its training images.
     """
     met: set[Need] = set()
     train, source = indexes["train"], indexes[split]

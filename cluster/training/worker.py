@@ -35,7 +35,7 @@ from cluster.training.saving import latest_checkpoint, saver_of
 from cluster.training.validation import Validation
 from pipelines.leases import Fence
 
-# Gradients that are views of the buckets are not held twice; torch's own broadcast of buffers is `Rank.share_buffers`.
+# Gradients that are views of the buckets are not held twice; `Rank.share_buffers` stands in for torch's broadcast.
 DATA_PARALLEL: dict[str, Any] = {
     "broadcast_buffers": False,
     "find_unused_parameters": True,
@@ -63,7 +63,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             state.restore(directory, checkpoint_facts(run), place)
             reporter.say(f"continuing at step {state.step} of {run.total_steps}, workers: {rank.world_size}")
     loop = TrainingLoop(run, state, passes(run, state))
-    # A graph cannot be captured on the default stream; what was started on that one comes first.
+    # A graph cannot be captured on the default stream; what was started on that stream comes first.
     with torch.cuda.stream(new_stream(rank.device) if config.train.cuda_graph else None):
         return train(loop, reporter, payload)
 
@@ -112,14 +112,14 @@ def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> di
 
 
 def place_of(loop: TrainingLoop) -> str:
-    """Return which rank this is, and the step that it is at, or which was its last."""
+    """Return which rank this is, and the step that it is at, or its last one."""
     step, total = loop.state.step, loop.run.total_steps
     where = f"after step {step} of {total}" if loop.is_done else f"step {step + 1} of {total}"
     return f"rank {loop.run.rank.number}, {where}"
 
 
 def rank_of_this_process(config: RunConfig) -> Rank:
-    """Return who this process is in a run; of a worker, once its node is looked at and its crashes are recorded."""
+    """Return this process's rank in a run; of a worker, once its node is checked and its crashes are recorded."""
     if config.scaling.num_workers == 0:
         return rank_alone(config)
     rank = Rank.of_this_worker()
@@ -140,10 +140,10 @@ def passes(run: Assembly, state: TrainState) -> Compute:
 def data_parallel(distiller: nn.Module) -> Any:
     """Wrap the distiller so that its gradients are averaged over the ranks.
 
-    Left to itself, DDP regroups its buckets after the first step that a process takes; with 4 ranks and more, the order
-    of a sum depends on where in a bucket a gradient lies, so a continued run would add up in another order than an
-    undisturbed one. Searching for unused parameters is what keeps the first grouping, and what lets a method leave
-    parts of the student without a gradient, as features alone do with its classifier.
+    By default, DDP regroups its buckets after the first step that a process takes; with 4 or more ranks, the order of a
+    sum depends on where in a bucket a gradient lies, so a continued run would add up in another order than an
+    uninterrupted one. Searching for unused parameters keeps the first grouping, and lets a method leave parts of the
+    student without a gradient, as methods on features alone do with its classifier.
     """
     import ray.train.torch
 

@@ -22,14 +22,14 @@ default_cfgs: dict[str, Any] = {}
 class CifarNetwork(nn.Module):
     """A classifier of small images by timm's contract.
 
-    forward_features: images [B,3,H,W] -> the map [B,num_features,H',W'] that SimKD taps (the last one, but for the
+    forward_features: images [B,3,H,W] -> the map [B,num_features,H',W'] that SimKD taps (the last one, except in
     networks that widen it by a 1x1 convolution just before pooling: there, the one before). forward_head: that map ->
     logits [B,K], or with pre_logits the vector [B,head_hidden_size] that the classifier reads. Without classes
-    (num_classes=0) the logits are that vector. No dropout (but in the VGGs with hidden layers) and no drop path.
+    (num_classes=0) the logits are that vector. No dropout (except in the VGGs with hidden layers), no drop path.
     """
 
     classifier_name: ClassVar[str] = "fc"
-    # How a fresh classifier begins: as PyTorch has it, with a bias of zeros, or with N(0, 0.01) beside a zero bias.
+    # How a fresh classifier begins: as PyTorch has it, the same with a zero bias, or N(0, 0.01) with a zero bias.
     classifier_init: ClassVar[Literal["default", "zero_bias", "small_normal"]] = "default"
     num_classes: int
     global_pool: Any

@@ -34,7 +34,7 @@ class CifarMobileNetV2(CifarNetwork):
     """MobileNetV2 with ReLU and fewer strides: a 32-pixel image ends in a 2x2 map.
 
     forward_features ends with the last (linear, so signed) bottleneck; its widening to 1280 channels belongs to the
-    head. Channels are width times those of the paper, rounded down. The expansion convolution is there even where the
+    head. Channels are width times those of the paper, rounded down. The expansion convolution exists even where the
     expansion is 1. The classifier begins as N(0, 0.01), its bias at 0. Source: Sandler et al., arXiv 1801.04381, table
     2, as in the CRD code base.
     """
@@ -94,10 +94,10 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def cifar_mobilenetv2(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-    """Build MobileNetV2 as published (width 1, ReLU6), but for the stem's stride of 1: 32 pixels end in a 2x2 map.
+    """Build MobileNetV2 as published (width 1, ReLU6), except for the stem's stride of 1: 32 pixels end in a 2x2 map.
 
     It is timm's `mobilenetv2_100`, with that network's names: the 17 blocks are blocks.0.0 to blocks.6.0. It belongs to
-    the feature-only paper and begins as there: convolutions by Kaiming's normal distribution with a fan-out of
+    the feature-only paper and is initialised as there: convolutions by Kaiming's normal distribution with a fan-out of
     kernel * channels, depthwise ones too (timm divides theirs by the groups), the classifier as N(0, 0.01).
     """
     pretrained_cfg = pretrained_cfg or get_pretrained_cfg("cifar_mobilenetv2")
@@ -114,7 +114,7 @@ def cifar_mobilenetv2(pretrained: bool = False, pretrained_cfg: Any = None, **kw
 def mobilenetv1(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
     """Build MobileNetV1 at width 1 (4.23 M parameters), the student whose ImageNet baseline in the tables is 68.87.
 
-    It is timm's `mobilenetv1_100` but for the activation, ReLU as in the tables (ReLU6 there), and for fresh weights,
+    It is timm's `mobilenetv1_100` except for the activation, ReLU as in the tables (ReLU6 in timm), and fresh weights,
     PyTorch's defaults as in the tables' code. Source: Howard et al., arXiv 1704.04861, table 1.
     """
     pretrained_cfg = pretrained_cfg or get_pretrained_cfg("mobilenetv1")

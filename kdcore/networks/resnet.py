@@ -35,9 +35,9 @@ def pre_activated(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 
 class CifarResNet(CifarNetwork):
-    """A 3x3 stem at full resolution, then stages that halve it, but for the first.
+    """A 3x3 stem at full resolution, then stages that halve it, except the first.
 
-    widths: channels of the stem and of each stage's output; depths: blocks a stage; zero_init_last: each block's last
+    widths: channels of the stem and of each stage's output; depths: blocks per stage; zero_init_last: each block's last
     batch norm begins at 0, so that a fresh block is its shortcut; max_pool: halve the stem's map, for images of more
     pixels. The state dictionary has the names of torchvision's ResNet (conv1, bn1, layer1.0.conv1, ..., fc), as the
     published CIFAR checkpoints do.
@@ -110,8 +110,8 @@ class CifarWideResNet(CifarNetwork):
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"cifar_resnet{_depth}", CifarResNet, widths=(16, 16, 32, 64), depths=[_depth // 6] * 3)
-# He et al.'s networks for ImageNet but for the stem, which keeps the resolution; ResNet-9 has one block a stage. They
-# are those of the feature-only paper, whose blocks begin as their shortcuts.
+# He et al.'s networks for ImageNet, except for the stem, which keeps the resolution; ResNet-9 has one block per stage.
+# They are those of the feature-only paper, whose blocks begin as their shortcuts.
 for _name, _depths in (("9", (1, 1, 1, 1)), ("34", (3, 4, 6, 3))):
     _widths = (64, 64, 128, 256, 512)
     register(f"cifar_resnet{_name}", CifarResNet, widths=_widths, depths=_depths, zero_init_last=True)

@@ -44,7 +44,7 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the unit's map."""
         y = self.shuffle(self.act(self.bn1(self.conv1(x))))
-        # ReLU after the depthwise convolution too: the CRD code base has it, the paper has not.
+        # ReLU after the depthwise convolution too: the CRD code base has it, the paper does not.
         y = self.bn3(self.conv3(self.act(self.bn2(self.conv2(y)))))
         return self.act(x + y if self.pool is None else torch.cat([y, self.pool(x)], dim=1))
 

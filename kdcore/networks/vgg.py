@@ -13,7 +13,7 @@ class CifarVGG(CifarNetwork):
     """Five stages of 3x3 convolutions (with bias), batch norm and ReLU, and one linear classifier.
 
     2x2 max pooling after the first three stages only, so that a 32-pixel image ends in a 4x4 map. depths: convolutions
-    a stage. The classifier begins as N(0, 0.01), its bias at 0. Source: Simonyan and Zisserman, arXiv 1409.1556, cut
+    per stage. The classifier begins as N(0, 0.01), its bias at 0. Source: Simonyan and Zisserman, arXiv 1409.1556, cut
     down as in the CRD code base.
     """
 

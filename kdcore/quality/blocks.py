@@ -16,9 +16,9 @@ def block_taps(model: nn.Module, image_size: tuple[int, int] | None = None) -> l
 
     A block is a member of an nn.Sequential or nn.ModuleList that has convolutions or linear layers inside, unless it
     holds such a list of blocks itself (then it is a stage): the residual and transformer blocks of timm's networks
-    and of this project's. In a plain network the activations remain; of others (RegNet, DLA) they do too, and taps are
-    better given by hand. Left out is what does not run exactly once or does not give one tensor, and the two names that
-    every network has: append "classifier_input" by hand where it is wanted.
+    and of this project's. In a plain network the activations remain; in some others (RegNet, DLA) they do too, and taps
+    are better given by hand. Modules that do not run exactly once or do not give one tensor are left out, and so are
+    the two names that every network has: append "classifier_input" by hand where it is wanted.
 
     image_size [H,W]: of the blank images that are run in eval mode; None takes what the weights were made for.
     """
@@ -37,7 +37,7 @@ def _members(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _computes(module: nn.Module) -> bool:
-    """Whether it is a composite with weights of its own, and no mere list."""
+    """Whether it is a composite with weights of its own, not a mere list."""
     inner = [m for m in module.modules() if m is not module]
     return not isinstance(module, _LISTS) and any(isinstance(m, (nn.Conv2d, nn.Linear)) for m in inner)
 
@@ -52,7 +52,7 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _execution_order(model: nn.Module, names: set[str], image_size: tuple[int, int] | None) -> list[str]:
-    """Return the names of the modules that gave one tensor, as they ended in a forward pass of two blank images."""
+    """Return the names of modules that gave one tensor, in the order they finished in a pass of two blank images."""
     size = image_size or resolve_model_data_config(model)["input_size"][1:]
     finished: list[str] = []
 

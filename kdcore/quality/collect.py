@@ -1,10 +1,10 @@
-"""Layer quality: which of a teacher's layers have most to teach, scored on a few thousand images.
+"""Layer quality: which of a teacher's layers have the most to teach, scored on a few thousand images.
 
 One pass over a class-balanced sample of the training set (`class_balanced_sample`) scores any number of taps
 (`LayerQuality`); `recommend_pairs` turns the scores into the pairs of a feature-only recipe.
 
-Not here: the score itself (`kdcore.quality.score`), which taps to score (`kdcore.quality.blocks`), who runs the
-teacher, and how the scores are shown.
+Not here: the score itself (`kdcore.quality.score`), which taps to score (`kdcore.quality.blocks`), running the
+teacher, and showing the scores.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class LayerQuality:
     Rows are put in the order (class, sample id) before anything is summed, and sums are float64: the result depends
     neither on the batches, nor on the order in which they came, nor on how many workers shared them (beyond what the
     network's own answers do). The object holds plain tensors in host memory and pickles: each rank fills its own for
-    its share of the sample, one of them gathers the others whole and takes them in with `merge`.
+    its share of the sample, one of them gathers the others' and takes them in with `merge`.
 
     Maps [C,H,W] of more than max_elements are max-pooled p x p, p = ceil(sqrt(elements / max_elements)), as in the
     source; larger tokens and vectors are refused.
 
-    Memory: 4 bytes an element (`kept_bytes`; ResNet-34 at 224 pixels, 17 taps, 5,000 images: 32 GB, and 4 GB with
-    max_elements=16384), and while a tap is scored its rows once more and about 32 n^2 bytes for n images. Time: n^2 D
+    Memory: 4 bytes per element (`kept_bytes`; ResNet-34 at 224 pixels, 17 taps, 5,000 images: 32 GB, and 4 GB with
+    max_elements=16384); while a tap is scored, its rows once more and about 32 n^2 bytes for n images. Time: n^2 D
     float64 flops for a tap of D elements, so that a GPU is worth naming to `result` for large maps.
     """
 
@@ -79,7 +79,7 @@ class LayerQuality:
         self._sample_ids.append(sample_ids.to(device="cpu", dtype=torch.int64, copy=True))
 
     def merge(self, other: LayerQuality) -> None:
-        """Take in the rows of another worker; its settings must be these."""
+        """Take in the rows of another worker; its settings must be the same."""
         mine, theirs = self._settings(), other._settings()
         if mine != theirs:
             raise Refused(f"the workers measured differently, {mine} and {theirs}; give all the same settings")
@@ -92,7 +92,7 @@ class LayerQuality:
     def result(self, num_train: int, device: torch.device | str = "cpu") -> dict[str, Quality]:
         """Return {tap: Quality}, in the order of the taps in `add`.
 
-        num_train: images of the whole training set; device: where to compute (it must know float64). Refused for an
+        num_train: images of the whole training set; device: where to compute (it must support float64). Refused for an
         image that was added twice, a class with fewer than two images, or a tap without a score.
         """
         order, counts = self._order()
@@ -112,12 +112,12 @@ class LayerQuality:
         return self.num_classes, self.information_scale, self.separation, self.max_elements
 
     def _refuse_other_taps(self, features: Mapping[str, object]) -> None:
-        """Refused unless these taps are those of the rows so far; a worker without a row has none."""
+        """Refuse taps other than those of the rows so far; a worker without rows has none."""
         if self._features and features and features.keys() != self._features.keys():
             raise Refused(f"taps {sorted(features)} come after rows of {sorted(self._features)}; keep to one choice")
 
     def _order(self) -> tuple[Tensor, list[int]]:
-        """Where each row goes when rows are sorted by (class, sample id) [n], and the rows of every class."""
+        """Return each row's position in the order of (class, sample id) [n], and the number of rows of every class."""
         if not self._labels:
             raise Refused("no image was measured; add() the features of at least two images a class")
         ids, labels = torch.cat(self._sample_ids), torch.cat(self._labels)
@@ -133,7 +133,7 @@ class LayerQuality:
 
 
 def _rows(tap: str, features: Tensor, max_elements: int) -> Tensor:
-    """Features [B,...] as float32 rows [B,D] in host memory, maps beyond max_elements max-pooled first."""
+    """Return features [B,...] as float32 rows [B,D] in host memory, maps beyond max_elements max-pooled first."""
     side = _pool_side(tap, features.shape[1:], max_elements)
     pooled = F.max_pool2d(features, side) if side > 1 else features
     rows = pooled.flatten(1).to(device="cpu", dtype=torch.float32, copy=True)
@@ -157,7 +157,7 @@ def _pool_side(tap: str, shape: Sequence[int], max_elements: int) -> int:
 
 
 def _in_order(chunks: Sequence[Tensor], positions: Tensor) -> Tensor:
-    """Row i of the chunks [.,D] at positions[i]: [n,D]."""
+    """Return the rows of the chunks [.,D] with row i at positions[i]: [n,D]."""
     ordered = chunks[0].new_empty(len(positions), chunks[0].shape[1])
     for chunk, where in zip(chunks, positions.split([len(c) for c in chunks]), strict=True):
         ordered[where] = chunk
@@ -165,7 +165,7 @@ def _in_order(chunks: Sequence[Tensor], positions: Tensor) -> Tensor:
 
 
 def kept_bytes(shapes: Mapping[str, Sequence[int]], num_samples: int, max_elements: int = MAX_ELEMENTS) -> int:
-    """Host memory that `LayerQuality` fills: 4 bytes x num_samples x the elements of all taps after pooling.
+    """Return the host memory that `LayerQuality` fills: 4 bytes x num_samples x elements of all taps after pooling.
 
     shapes: {tap: shape without the batch}, as `FeatureTaps.shapes` gives them.
     """
@@ -177,9 +177,9 @@ def kept_bytes(shapes: Mapping[str, Sequence[int]], num_samples: int, max_elemen
 
 
 def class_balanced_sample(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """per_class sample ids of every class, ascending: labels [n] by sample id -> [K * per_class] int64.
+    """Return per_class sample ids of every class, ascending: labels [n] by sample id -> [K * per_class] int64.
 
-    A function of its arguments alone: the ids of a class are ranked by the Philox numbers of (seed, id). Refused
+    A pure function of its arguments: the ids of a class are ranked by the Philox numbers of (seed, id). Refused
     where a class has too few images.
     """
     if per_class < 1:
@@ -209,8 +209,8 @@ def recommend_pairs(student_taps: Sequence[str], quality: Mapping[str, Quality],
     """Return the pairs of a feature-only recipe: the num_pairs teacher taps of highest Q, paired by depth, one to one.
 
     student_taps and quality are in depth order. So early layers of the student meet late layers of the teacher, where
-    Q is high: the source's rule. Of two equal scores the deeper tap wins. Of more student taps than pairs, those at
-    equal steps of depth are taken, the last one always (of 8 for 4 pairs: 1, 3, 5, 7, as the source does for VGG-11).
+    Q is high: the source's rule. Of two equal scores the deeper tap wins. With more student taps than pairs, those at
+    equal steps of depth are taken, the last always (of 8 for 4 pairs: 1, 3, 5, 7, as the source does for VGG-11).
     Refused where there are too few taps.
     """
     for side, taps in (("student", student_taps), ("teacher", quality)):

@@ -1,9 +1,9 @@
-"""The geometry of one layer's features, and the knowledge quality Q = S + sqrt(I * E) that is made of it.
+"""The geometry of one layer's features, and the knowledge quality Q = S + sqrt(I * E) computed from it.
 
 Source: Cooper, Chen, Dwivedy, Gurari, "Logit-Based Losses Limit the Effectiveness of Feature Knowledge Distillation",
 arXiv 2511.14981, whose official code gives the formulas. What differs here: the average within a class leaves out each
 vector's cosine with itself, unless `separation="official"` asks for it; both the pairwise figures and the spectra use
-every image of the sample; the effective dimension cuts each class's spectrum by itself, so that the 95 % do truncate.
+every image of the sample; the effective dimension cuts each class's spectrum separately, so that the 95 % do truncate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdcore.errors import Refused
 
 InformationScale = Literal["log5", "log_ed"]
 Separation = Literal["pairs", "official"]
-# Unless another is asked for:
+# Defaults:
 INFORMATION_SCALE: InformationScale = "log5"
 SEPARATION: Separation = "pairs"
 VARIANCE_KEPT = 0.95  # by the leading components that the effective dimension counts
@@ -68,16 +68,16 @@ def layer_quality(
     * S = mean_c of the average cos of two images of c, less the average over ordered pairs of classes of the average
       cos between them. In [-1, 1].
     * I = (1 - mean_c of the smallest cos within c) * H / Z, with H the mean_c of the entropy (nats) of the variance
-      shares of c's principal components. At least 0; 0 where no class spreads.
+      shares of c's principal components. At least 0; 0 where no class has any spread.
     * E = 2 * mean_c of the smallest distance from an image of c to one of another class / mean_c of c's average norm
-      * (N / pi)^(1/m). At least 0. m = min(n, D) as in the official code: no intrinsic dimension, so that the last
+      * (N / pi)^(1/m). At least 0. m = min(n, D) as in the official code: not an intrinsic dimension, so that the last
       factor is within some percent of 1 at a hundred dimensions and more.
 
     information_scale: Z = log 5 ("log5", the default) or the log of the effective dimension ("log_ed"); the source has
     both. log 5 is what the source plots as knowledge quality and chose its layers by. It measures every layer in one
     unit, whereas log_ed divides the entropy by nearly its own maximum, so that a layer gains little from spreading
     over more directions, and it has no value where one component holds the variance. The 5 itself has no derivation:
-    it sets how much sqrt(I * E) counts beside S, and nothing else.
+    it only sets how much sqrt(I * E) counts relative to S.
 
     separation: whether S averages, within a class, over pairs of different images ("pairs", the default) or over the
     whole block of the class ("official", as the source's code does), each image's cosine of 1 with itself included.
@@ -86,7 +86,7 @@ def layer_quality(
     figures.
 
     All three are unchanged where the features are scaled or rotated as a whole, but not where they are shifted: they
-    depend on the features through their Gram matrix alone.
+    depend on the features only through their Gram matrix.
 
     Refused where all features are zero, or Z is not positive.
     """

@@ -1,4 +1,4 @@
-"""Every loss of the project, one family a file. Importing this package imports them all, which registers them."""
+"""Every loss of the project, one family per file. Importing this package imports them all, which registers them."""
 
 import importlib
 import pkgutil

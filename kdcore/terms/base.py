@@ -5,10 +5,9 @@ hyper-parameters. It declares what it reads (`needs`) and gives one value per sa
 its own overrides `build` and returns a module. Defining a subclass registers it under the default of its `term` field;
 every module of this package is imported by `kdcore.terms`, so that a new loss touches one file.
 
-Data-parallel training: a term sees one micro-batch of a size fixed by the recipe, whatever the number of workers (a
-smaller one where an epoch's last batch is kept: the mean over the images that are there). A
-batch-coupled term (SP, RKD, PKT, DIST, ...) is therefore computed over a fixed reference batch, and gives the same
-value on one rank or on many.
+Data-parallel training: a term sees one micro-batch of a size fixed by the recipe, whatever the number of workers
+(smaller where an epoch's last batch is kept: the mean is over the images it has). A batch-coupled term (SP, RKD, PKT,
+DIST, ...) is therefore computed over a fixed reference batch, and gives the same value on one rank or on many.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class TermInputs:
     All tensors are as the networks gave them (any float type).
 
     labels [B] int64, or [B,K] soft or of several labels; student_logits [B,K]; student_features {tap: tensor}; teacher:
-    its outputs; sample_ids [B]; views [B]: in which view each row shows its sample, not given where all are in one;
+    its outputs; sample_ids [B]; views [B]: each row's view number, not given if all rows are in one view;
     student_input_gradient [B,3,H,W]: of the student's cross-entropy, with its graph; epoch: epochs done before this
     step, as in `Batch` (what a term draws at random is a function of it, of the sample's number and of its view).
     """
@@ -60,15 +59,15 @@ class TermInputs:
 
 @dataclass(frozen=True)
 class TermContext:
-    """What a term may know when its weights are made.
+    """What a term may know when its weights are created.
 
     student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
     classes: their names, in the order of the outputs; class_means: {teacher tap: [K,D]} where declared;
     class_similarity [K,K]: how alike the teacher takes two classes to be, where declared; sample_labels [num_samples]
-    int64: the class of every training sample, by sample id, where each has one; class_counts [K] int64: how many
-    training samples show each class; compared: of a student that reuses the teacher's classifier, what brings its own
-    last features and the teacher's to one layout and size; seed: the run's; num_views: of a sample, where views come
-    round again.
+    int64: the class of every training sample, by sample id, where each has one; class_counts [K] int64: the
+    number of training samples that show each class; compared: for a student that reuses the teacher's classifier, the
+    function that brings its own last features and the teacher's to one layout and size; seed: the run's; num_views: per
+    sample, if views repeat.
     """
 
     student_shapes: Mapping[str, torch.Size]
@@ -133,7 +132,7 @@ class Term(Section):
 
     @property
     def fits_multi_label(self) -> bool:
-        """Whether images may have several labels: where neither labels nor logits are read, or class by class."""
+        """Whether images may have several labels: if labels and logits are not read, or read class by class."""
         return self.multi_label or not (self.needs().reads_labels or self.needs().teacher_logits)
 
     @property
@@ -154,11 +153,11 @@ class Term(Section):
         return Stateless(self)
 
     def weight_at(self, epoch: float, num_epochs: float | None = None) -> float:
-        """Return the weight after `epoch` epochs of a run of num_epochs, which only a decay asks for."""
+        """Return the weight after `epoch` epochs of a run of num_epochs, which only a decay reads."""
         return scheduled_weight(self.weight, self.warmup_epochs, self.decay_from_epoch, epoch, num_epochs)
 
     def is_constant_at(self, epoch: float) -> bool:
-        """Return whether the weight is past its warm-up and not yet decaying; False for one with its own course."""
+        """Return whether the weight is past its warm-up and not yet decaying; False for one with its own schedule."""
         if type(self).weight_at is not Term.weight_at:
             return False
         return epoch >= self.warmup_epochs and (self.decay_from_epoch is None or epoch < self.decay_from_epoch)
@@ -176,7 +175,7 @@ class Term(Section):
 def scheduled_weight(
     weight: float, warmup_epochs: float, decay_from_epoch: float | None, epoch: float, num_epochs: float | None
 ) -> float:
-    """Return a weight after `epoch` epochs of a run of num_epochs, which only a decay asks for."""
+    """Return a weight after `epoch` epochs of a run of num_epochs, which only a decay reads."""
     if warmup_epochs:
         weight *= min(1.0, epoch / warmup_epochs)
     if decay_from_epoch is not None and epoch > decay_from_epoch:
@@ -199,7 +198,7 @@ class Stateless(nn.Module):
 
 
 class SteppedModule(nn.Module):
-    """A term's module that does something once an optimiser step, however many micro-batches each rank runs in it.
+    """A term's module that does something once per optimiser step, however many micro-batches each rank runs in it.
 
     A collective belongs here: in `forward`, ranks with unequal numbers of micro-batches would wait for one another.
     """
@@ -209,7 +208,7 @@ class SteppedModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not say what ends a step")
 
     def drop_step(self) -> None:
-        """Undo on the host what a step did that is left out; the buffers have their values from before it again."""
+        """Undo on the host what a skipped step did; the buffers already have their values from before it again."""
         raise NotImplementedError(f"{type(self).__name__} does not say what undoes a step")
 
 
@@ -223,7 +222,7 @@ class Pair(Section):
 
 
 def unique_names(terms: Iterable[Term]) -> dict[str, Term]:
-    """{name: term}, of those with a weight above 0; a second term of one kind gets a number: ce, kd, kd_2."""
+    """Return {name: term} of those with a weight above 0; a second term of one kind gets a number: ce, kd, kd_2."""
     named: dict[str, Term] = {}
     for term in (term for term in terms if term.weight > 0):
         number = sum(other.term == term.term for other in named.values()) + 1
@@ -232,7 +231,7 @@ def unique_names(terms: Iterable[Term]) -> dict[str, Term]:
 
 
 def tap_askers(terms: Mapping[str, Term], side: Literal["student", "teacher"]) -> dict[str, str]:
-    """{tap: 'term fitnet, pairs'}: the first term that asks a network for a tap, and the field that names it.
+    """Return {tap: 'term fitnet, pairs'}: the first term that asks a network for a tap, and the field naming it.
 
     terms: by name, as `unique_names` gives them.
     """
@@ -253,7 +252,7 @@ def _names_tap(field: str, value: object, tap: str, side: str) -> bool:
 
 
 def parse_term(data: Any) -> Term:
-    """Make the term that a recipe's mapping describes. Refused names the nearest known terms."""
+    """Make the term that a recipe's mapping describes. The refusal names the nearest known terms."""
     if isinstance(data, Term):
         return data
     if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):

@@ -22,8 +22,8 @@ def binary_cross_entropy(
 ) -> Tensor:
     """Return -(1/K) sum_k w_k (p_k y_k log s_k + (1 - y_k) log(1 - s_k)) with s = sigmoid(logits): [B] nats.
 
-    logits [B,K]; labels y [B,K] in [0, 1], or class numbers [B] int64, of which each is that one class; class_weights w
-    and positive_weights p [K], 1 where not given. Its mean over the batch is torch's `BCEWithLogitsLoss`. Least value
+    logits [B,K]; labels y [B,K] in [0, 1], or class numbers [B] int64, each for that class only; class_weights w and
+    positive_weights p [K], 1 where not given. Its mean over the batch is torch's `BCEWithLogitsLoss`. Least value
     without weights: the mean over classes of the entropy of y (0 for labels of 0 and 1).
     """
     targets = soft_labels(labels, logits.shape[1]).to(logits.dtype)
@@ -97,7 +97,7 @@ class WeightedBinaryCrossEntropy(nn.Module):
 
 
 class BinaryKD(LogitTerm):
-    """Knowledge distillation for several labels an image: `binary_kd`, each class against all others.
+    """Knowledge distillation for several labels per image: `binary_kd`, each class against all others.
 
     Source: Yang, Xie, Zong, Feng, Niu, Sugiyama, Huang, "Multi-Label Knowledge Distillation", ICCV 2023: its
     multi-label logits distillation (MLD), which reduces the classes to binary problems one-versus-all, with their sum;

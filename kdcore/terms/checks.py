@@ -1,4 +1,4 @@
-"""What the losses refuse, in one wording."""
+"""The losses' common refusals, in one wording."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def require_batch(student: Tensor) -> None:
 
 
 def require_other_classes(num_classes: int, remedy: str) -> None:
-    """Refuse two classes to what compares those beside the label: the one that is left has all of their probability."""
+    """Refuse two classes to a loss over the classes other than the label: the one left has all their probability."""
     if num_classes == 2:
         raise Refused(
             "with 2 classes, only one is left besides the label; its probability among the rest is 1, so nothing is "

@@ -1,4 +1,4 @@
-"""What an image's loss is multiplied by for its class's sake, where classes differ in size or in worth."""
+"""Class weights: what an image's loss is multiplied by, for classes that differ in size or in importance."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ClassWeights = Literal["balanced"] | dict[str, float]
 def class_weight_vector(weights: ClassWeights, context: TermContext) -> Tensor:
     """Return the weight of every class [K] float32.
 
-    `balanced`: N / (K n_k) for a class of n_k of the N training images, as scikit-learn has it: their mean over the
-    images is 1 where each has one label. A mapping names classes; those that it does not name weigh 1. Refused for a
-    class that is not there, and for a negative weight.
+    `balanced`: N / (K n_k) for a class of n_k of the N training images, as in scikit-learn: their mean over the
+    images is 1 where each has one label. A mapping names classes; those that it does not name weigh 1. Refused for an
+    unknown class, and for a negative weight.
     """
     if isinstance(weights, Mapping):
         return _named(weights, context.classes, "class_weights")
@@ -29,7 +29,7 @@ def class_weight_vector(weights: ClassWeights, context: TermContext) -> Tensor:
 
 
 def positive_weight_vector(weights: ClassWeights, context: TermContext) -> Tensor:
-    """Return what the loss of every class is multiplied by on images that show it: [K] float32.
+    """Return the factor of every class's loss on images that show it: [K] float32.
 
     `balanced`: (N - n_k) / n_k. A mapping is read, and refused, as by `class_weight_vector`.
     """
@@ -40,7 +40,7 @@ def positive_weight_vector(weights: ClassWeights, context: TermContext) -> Tenso
 
 
 def _counts(context: TermContext, field: str) -> Tensor:
-    """Return how many training images show each class [K] float64. Refused where one has none."""
+    """Return the number of training images that show each class [K] float64. Refused if a class has none."""
     assert context.class_counts is not None, "the images have labels"
     if not bool((context.class_counts > 0).all()):
         number = int((context.class_counts == 0).nonzero()[0])

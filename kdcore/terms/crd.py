@@ -1,9 +1,9 @@
 """Contrastive representation distillation: a student's embedding must pick its own teacher's out of thousands.
 
 Both networks' embeddings of every training sample are kept in a bank, by sample id. The bank is a buffer, so it is in
-every checkpoint, and it is one and the same on all ranks: it is written once an optimiser step, after the last
+every checkpoint, and it is the same on all ranks: it is written once per optimiser step, after the last
 micro-batch, with the embeddings of all ranks' micro-batches. So every micro-batch of a step sees the bank that the step
-before has left, and its loss is the same on however many ranks; how many micro-batches each of them runs is free. A
+before has left, and its loss is the same on any number of ranks, however many micro-batches each of them runs. A
 data-parallel wrapper should not broadcast buffers at every step (broadcast_buffers=False).
 """
 
@@ -151,7 +151,7 @@ class CRDModule(SteppedModule):
         self.register_buffer("banks", initial_banks(context.num_samples, config.dim, self.source.seed))
         self.register_buffer("constants", torch.zeros(2))
         self.class_index = _class_index(context) if config.negatives == "other_classes" else None
-        self.are_constants_fixed = False  # what the host knows of them, so that no step waits for the device to tell
+        self.are_constants_fixed = False  # as known to the host, so that no step waits for the device
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(_look_again)
 
@@ -209,12 +209,12 @@ class CRDModule(SteppedModule):
         self.banks[:, sample_ids] = new.transpose(0, 1)
 
     def drop_step(self) -> None:
-        """Forget what was kept, and whether the constants are fixed: they may have been in the step left out."""
+        """Forget what was kept, and whether the constants are fixed: they may have been fixed in that step."""
         self.kept, self.are_constants_fixed = [], False
 
 
 def _look_again(module: nn.Module, keys: object) -> None:
-    """Have a module that was loaded look whether its constants are fixed."""
+    """Have a loaded module check again whether its constants are fixed."""
     assert isinstance(module, CRDModule)
     module.are_constants_fixed = False
 
@@ -246,9 +246,9 @@ def initial_banks(num_samples: int, dim: int, seed: int) -> Tensor:
 
 
 def means_of_equal(sample_ids: Tensor, rows: Tensor) -> Tensor:
-    """Return each row [B,...] as the mean of all rows of its sample; one alone stays as it is, to the bit.
+    """Return each row [B,...] as the mean of all rows of its sample; a single row stays as it is, to the bit.
 
-    Added up in float64, where the order of these few shows in no bit, and without the host's knowing which are equal.
+    Summed in float64, where the order of these few shows in no bit, and without the host knowing which are equal.
     """
     in_order, order = sample_ids.sort(stable=True)
     begins = torch.ones_like(in_order)
@@ -260,7 +260,7 @@ def means_of_equal(sample_ids: Tensor, rows: Tensor) -> Tensor:
 
 
 def data_parallel() -> bool:
-    """Return whether other ranks train beside this one."""
+    """Return whether there are other ranks in the training."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -1,4 +1,4 @@
-"""DiffKD: the student's feature is taken for a noisy copy of the teacher's, and denoised before the two are compared.
+"""DiffKD: the student's feature is treated as a noisy copy of the teacher's and denoised before the two are compared.
 
 Source: Huang et al., "Knowledge Diffusion for Distillation", NeurIPS 2023, arXiv 2305.15712, and the authors' code,
 whose networks these are. On logits (`diffkd_logits`) it is the same method on 1x1 maps of K channels, with a comparison
@@ -128,7 +128,7 @@ class Denoiser(nn.Module):
     def forward(
         self, student_map: Tensor, teacher_map: Tensor, inputs: TermInputs, source: DrawSource
     ) -> tuple[Tensor, Tensor]:
-        """Return the refined student's map, and `noise_loss` [B] at a random time a sample."""
+        """Return the refined student's map, and `noise_loss` [B] at a random time per sample."""
         count = student_map[0].numel()
         student_noise, teacher_noise = (
             source.draws(inputs, stream).normals(count).view_as(student_map) for stream in (0, 1)
@@ -145,7 +145,7 @@ class DiffKD(DrawingTerm):
     On the last maps, the larger pooled to the smaller. The latent of the autoencoder (1x1 convolution and batch norm;
     1x1 convolution) is the target and is not trained by the comparison; the published ImageNet runs have 1024 channels.
     Not 0 when student equals teacher: the refinement passes through noise, a function of `seed`, the epoch and the
-    sample. Batch norms see the micro-batch alone.
+    sample. Batch norms see only the micro-batch.
     """
 
     term: Literal["diffkd"] = "diffkd"

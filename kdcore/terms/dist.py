@@ -22,7 +22,7 @@ _LEAST_DEVIATION = 0.01  # of the student's logits / temperature; see `dist`
 def pearson(a: Tensor, b: Tensor, dim: int, least: Tensor) -> Tensor:
     """Return Pearson's correlation of a and b along dim; 0 where either is constant.
 
-    least: what the length of a, less its mean, is taken to be where it is less.
+    least: the lower bound of the length of a once its mean is subtracted.
     """
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     return (a * b).sum(dim) / (torch.maximum(a.norm(dim=dim), least) * b.norm(dim=dim) + _EPSILON)
@@ -37,27 +37,27 @@ def dist(
     r_b correlates the two softmax(logits / temperature) over the classes of sample b, r_k over the samples of class k.
     student_logits, teacher_logits [B,K]. 0 (to rounding and epsilon) when student equals teacher. Each sample carries
     the whole column part, so that the mean over the batch is the published value.
-    Where the student's probabilities vary as little as logits of a standard deviation below 0.01 * temperature make
-    them, they are divided by the length that such logits would give and not by their own: it has no such bound in the
-    published form, whose gradient is 10^6 for a classifier that starts at zero. All other values are the published.
+    Where the student's probabilities vary less than those of logits with a standard deviation of 0.01 * temperature
+    would, they are divided by the length that such logits would give, not by their own: the published form has no such
+    bound, and its gradient is 10^6 for a classifier that starts at zero. All other values are as published.
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
     """
     require_same_classes(student_logits, teacher_logits)
     require_batch(student_logits)
     p, q = F.softmax(teacher_logits / temperature, dim=1), F.softmax(student_logits / temperature, dim=1)
-    slope = (q * (1 - q)).detach()  # of each probability by its own logit
+    slope = (q * (1 - q)).detach()  # the derivative of each probability by its own logit
     by_rows, by_columns = (pearson(q, p, dim, _LEAST_DEVIATION * slope.norm(dim=dim)) for dim in (1, 0))
     inter, intra = 1 - by_rows, 1 - by_columns.mean()
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
 class DIST(LogitTerm):
-    """DIST, correlation with the teacher's predictions: `dist`, beside a cross-entropy of weight 1.
+    """DIST, correlation with the teacher's predictions: `dist`, with a cross-entropy of weight 1.
 
     Published: weight 2, temperature 4 on CIFAR-100, temperature 1 on ImageNet. The column part is taken over the
-    micro-batch, which is the reference batch: of one size on however many ranks. Differs from the published form where
-    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do. Of two classes the
-    row part is 0 or 2, without a gradient, wherever the student's logits do vary: the column part alone teaches, and
+    micro-batch, which is the reference batch: of one size on any number of ranks. Differs from the published form where
+    the student's logits hardly vary (`dist`), as those of a classifier that starts at zero do. With two classes the
+    row part is 0 or 2, without a gradient, wherever the student's logits do vary: only the column part teaches, and
     without it the term is refused.
     """
 

@@ -1,4 +1,4 @@
-"""Losses that take the labelled class (the target) apart from the others: DKD and NKD."""
+"""Losses that treat the labelled class (the target) and the others separately: DKD and NKD."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without_target(values: Tensor, labels: Tensor) -> Tensor:
 def target_and_rest(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logarithms of (p_target, 1 - p_target) with p = softmax(logits): [B,2].
 
-    The second is a log-sum over the other classes: 1 - p_target itself loses every digit of a confident teacher.
+    The second is a log-sum over the other classes: 1 - p_target itself loses every digit for a confident teacher.
     """
     log_p = F.log_softmax(logits, dim=1)
     target = log_p.gather(1, labels[:, None])
@@ -38,7 +38,7 @@ def decoupled(
 ) -> tuple[Tensor, Tensor]:
     """Return DKD's two parts, each times temperature^2: [B] and [B] nats.
 
-    The first is the divergence of (target, rest), the second that of the distributions over the other classes alone.
+    The first is the divergence of (target, rest), the second that of the distributions over only the other classes.
     Hinton's `kd` is first + (1 - teacher's target probability) * second.
     """
     require_hard_labels(labels)
@@ -101,7 +101,7 @@ class DKD(HardLabelTerm):
 
     Published: CIFAR-100 temperature 4, non_target_weight 8 (6 or 2 for some pairs), warmup_epochs 20; ImageNet
     temperature 1, non_target_weight 0.5 (ResNet-34 to 18) or 2 (ResNet-50 to MobileNetV1), no warm-up: the authors'
-    WARMUP of 1 counts epochs from 1, so it is none. Of two classes the part on the label alone teaches, and without it
+    WARMUP of 1 counts epochs from 1, so it is none. With two classes only the part on the label teaches, and without it
     the term is refused.
     """
 

@@ -2,8 +2,8 @@
 
 Masks, noises and negatives are drawn here and from no stateful generator: a resumed run draws what the unbroken run
 would have drawn, and a sample draws the same on whichever rank it lands. A sample that an epoch shows several times
-draws anew in each of its views; where an epoch shows all samples in one, the view changes no bit. The generator is
-SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a counter passed through a mixing function of 64 bits.
+draws again in each of its views; where an epoch shows all samples in one view, that view changes no bit. The generator
+is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a counter passed through a mixing function of 64 bits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DrawingTerm(Term):
 
 @dataclass(frozen=True)
 class DrawSource:
-    """What a term's draws are a function of in a whole run. num_views: of a sample, where they come round again."""
+    """What a term's draws are a function of throughout a run. num_views: per sample, if views repeat."""
 
     seed: int = 0
     num_views: int | None = None
@@ -44,14 +44,14 @@ class DrawSource:
         return cls(context.seed if term.seed is None else term.seed, context.num_views)
 
     def draws(self, inputs: TermInputs, stream: int = 0) -> Draws:
-        """Return the numbers of a micro-batch. stream: which of the term's draws (two streams are independent)."""
+        """Return the numbers for a micro-batch. stream: which of the term's draws (two streams are independent)."""
         return Draws(inputs, self.seed, stream, self.num_views)
 
 
 class Draws:
-    """The numbers of one micro-batch: each method gives [B,count], row by row a function of the sample in its view.
+    """The random numbers of one micro-batch: methods give [B,count], each row a function of the sample in its view.
 
-    seed, stream, num_views: see `DrawSource`. Drawn anew every whole epoch.
+    seed, stream, num_views: see `DrawSource`. Drawn again every whole epoch.
     """
 
     def __init__(self, inputs: TermInputs, seed: int, stream: int = 0, num_views: int | None = None) -> None:
@@ -79,8 +79,8 @@ class Draws:
         them, whose rounds add a random function of one half to the other (Black and Rogaway, "Ciphers with Arbitrary
         Finite Domains", CT-RSA 2002). A value outside the bound is passed through again. Bounds below 2^32.
 
-        smallest: a number that no bound is below, where the host knows one. The passes that are to be expected are then
-        made before it asks the device, once as a rule, whether any value is left; they change no value that is inside.
+        smallest: a lower limit of all bounds, if the host knows one. The expected passes are then made before the host
+        asks the device, once as a rule, whether any value is left outside; they change no value that is inside.
         """
         if smallest is None:
             smallest = int(bounds.min())
@@ -103,7 +103,7 @@ class Draws:
         return left * side + right
 
     def integers(self, bound: int) -> Tensor:
-        """Draw one int64 in [0, bound) a row: [B]."""
+        """Draw one int64 in [0, bound) per row: [B]."""
         return self.below(torch.full_like(self.rows, bound), 1).squeeze(1)
 
     def normals(self, count: int) -> Tensor:
@@ -113,17 +113,17 @@ class Draws:
 
 
 def expected_passes(smallest: int, number: int) -> int:
-    """Return how many passes leave fewer than a thousandth of a value outside, of `number` with bounds from `smallest`.
+    """Return the number of passes after which fewer than 0.001 values are expected to be left outside.
 
-    A value of a square of s^2 numbers, the smallest that holds the bound, is outside with 1 - bound / s^2, which is
-    less than 2 / (sqrt(bound) + 1).
+    number: of values; smallest: the least of their bounds. A value of a square of s^2 numbers, the smallest that holds
+    the bound, is outside with probability 1 - bound / s^2, which is less than 2 / (sqrt(bound) + 1).
     """
     outside = min(0.5, 2 / (math.sqrt(smallest) + 1))
     return max(0, math.ceil(math.log(1000 * number * outside) / -math.log(outside)))
 
 
 def row_states(row_ids: Tensor, *key: int) -> Tensor:
-    """Return where the counter of each row starts: [B] int64."""
+    """Return the start of each row's counter: [B] int64."""
     state = mix(row_ids)
     for part in key:
         state = mix(state + part + _INCREMENT)

@@ -60,7 +60,7 @@ def pool_larger(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tenso
 def aligned_maps(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
     """Bring features of any two taps to maps of one size: `as_map`, then `pool_larger`.
 
-    Refused for tokens of different number: a pooled column of tokens is no pooled image.
+    Refused for tokens of different number: a pooled column of tokens is not a pooled image.
     """
     if student_features.ndim == teacher_features.ndim == 3 and student_features.shape[1] != teacher_features.shape[1]:
         raise Refused(
@@ -107,7 +107,7 @@ class PairedTerm(Term):
 
 
 class ProjectedTerm(PairedTerm):
-    """Base of the terms that compare taps through one bias-free 1x1 convolution a pair."""
+    """Base of the terms that compare taps through one bias-free 1x1 convolution per pair."""
 
     standardise: bool = False
     """Whether each channel of the teacher's map is brought to mean 0 and variance 1 over the micro-batch and its
@@ -130,8 +130,8 @@ class FeatureMSE(ProjectedTerm):
 class FeatureOnly(ProjectedTerm):
     """Distillation without logit losses: `FeatureMSE`, and no label reaches the backbone.
 
-    What stands behind one of the student's taps sees a detached copy of it, so the `ce` term beside this one trains the
-    head alone, in the same backward pass.
+    What follows one of the student's taps sees a detached copy of it, so the `ce` term of the method trains only the
+    head, in the same backward pass.
     Source: Cooper, Chen, Dwivedy, Gurari, "Logit-Based Losses Limit the Effectiveness of Feature Knowledge
     Distillation", arXiv 2511.14981.
     """
@@ -157,7 +157,7 @@ class FeatureOnly(ProjectedTerm):
 
 
 def projected_mse(config: ProjectedTerm, context: TermContext) -> RegressedMSE:
-    """Build a `RegressedMSE` with one bias-free 1x1 convolution a pair."""
+    """Build a `RegressedMSE` with one bias-free 1x1 convolution per pair."""
     projections: list[nn.Module] = [nn.Conv2d(s, t, 1, bias=False) for s, t in config.channels(context)]
     return RegressedMSE(config, projections, config.standardise)
 
@@ -190,7 +190,7 @@ class FitNet(PairedTerm):
 
 
 class RegressedMSE(nn.Module):
-    """The mean over pairs of `feature_mse` through one regressor a pair: student [B,C,H,W] -> teacher [B,C',H',W'].
+    """The mean over pairs of `feature_mse` through a regressor per pair: student [B,C,H,W] -> teacher [B,C',H',W'].
 
     Maps are pooled before they are regressed: cheaper, and equal where the regressor is linear and has no bias.
     standardise: whether the teacher's are `standardised`, after pooling.
@@ -230,7 +230,7 @@ class SimKD(Term):
         return Needs(student_taps=frozenset({self.student_tap}), teacher_taps=frozenset({self.teacher_tap}))
 
     def build(self, context: TermContext) -> nn.Module:
-        """Build the term, with what brings both features to one form where the student knows it."""
+        """Build the term, with the conversion of both features to one form if the student has it."""
         return InTeachersLayout(self, context.compared) if context.compared else Stateless(self)
 
     def loss(self, inputs: TermInputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses from elsewhere, plug-ins: whatever they raise is their author's to mend, and is said with its line."""
+"""Losses of plug-ins: whatever they raise is their author's to correct, and is reported with its line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcore.terms.base import Term
 
 
 def complaints_of(term: Term) -> tuple[type[Exception], ...]:
-    """Return what a term raises where something does not fit it: of a plug-in's, anything; else it is a fault here."""
+    """Return the exceptions by which a term says that its inputs do not fit: any for a plug-in's; others are bugs."""
     return (Exception,) if is_foreign(term) else (*COMPLAINTS, Refused)
 
 
@@ -22,7 +22,7 @@ def is_foreign(term: Term) -> bool:
 
 
 def refusal_of_foreign(described: str, term: Term, error: Exception) -> Refused:
-    """Return what refuses a plug-in's term that has raised this: its line, and what it may read there."""
+    """Return the refusal of a plug-in's term that raised `error`: with its line, and what it may read there."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
     return Refused(
         f"{described}{_place(term, error)}: {reason}; correct the loss: it may read labels, student_logits and what "

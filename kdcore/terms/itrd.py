@@ -68,7 +68,7 @@ class ITRD(Term):
     correlation_weight * `correlation` + mutual_weight * `mutual_information`.
 
     The student's features pass through one linear layer of the teacher's width: in the first part always, in the second
-    where the widths differ, as in the authors' code. The published weight of the term is 1, beside a cross-entropy of
+    where the widths differ, as in the authors' code. The published weight of the term is 1, with a cross-entropy of
     weight 1 (and `wttm`, in the tables of the TTM paper).
     """
 

@@ -1,4 +1,4 @@
-"""Input-gradient alignment, which carries a robust teacher's robustness over."""
+"""Input-gradient alignment, which transfers a robust teacher's robustness."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kdiga(student_input_gradient: Tensor, teacher_input_gradient: Tensor) -> Ten
 
 
 class KDIGA(Term):
-    """Alignment of input gradients (KDIGA): `kdiga`, beside `ce` and `kd`.
+    """Alignment of input gradients (KDIGA): `kdiga`, with `ce` and `kd`.
 
     Costs a second backward pass through the student, whose layers must have second derivatives: fused attention has
     none, so a vision transformer runs with torch's plain (math) attention.

@@ -20,8 +20,8 @@ _LEAST_DEVIATION = 0.01
 def standardise(logits: Tensor) -> Tensor:
     """Divide each row less its mean by its standard deviation (of K - 1 degrees of freedom): [B,K].
 
-    By 0.01 where that is less, where the published form has 1e-7: so constant logits stay 0, and those of a classifier
-    that starts at zero have no gradient of 10^6.
+    By 0.01 where that is less (1e-7 in the published form): so constant logits stay 0, and those of a classifier that
+    starts at zero have no gradient of 10^6.
     """
     variance = logits.var(dim=1, keepdim=True).clamp_min(_LEAST_DEVIATION**2)
     return (logits - logits.mean(dim=1, keepdim=True)) / variance.sqrt()
@@ -38,7 +38,7 @@ def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> 
     """Return `kd` of `standardise`d logits: [B] nats.
 
     student_logits, teacher_logits [B,K]. 0 when student equals teacher, and whenever it equals a * teacher + b, a > 0
-    (but for rows of a deviation below 0.01).
+    (except for rows with a deviation below 0.01).
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427.
     """
     require_same_classes(student_logits, teacher_logits)
@@ -48,9 +48,9 @@ def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> 
 class LSKD(LogitTerm):
     """Distillation of standardised logits (LSKD): `lskd`, a temperature on each row's own scale.
 
-    Published for CIFAR-100: temperature 2 and weight 9 for most pairs, beside a cross-entropy of weight 0.1. It differs
-    from the published form where logits deviate by less than 0.01, as those of a classifier that starts at zero do. Of
-    two classes it is refused: standardised, two logits are always the same two numbers.
+    Published for CIFAR-100: temperature 2 and weight 9 for most pairs, with a cross-entropy of weight 0.1. It differs
+    from the published form where logits deviate by less than 0.01, as those of a classifier that starts at zero do. It
+    is refused for two classes: standardised, two logits are always the same two numbers.
     """
 
     term: Literal["lskd"] = "lskd"

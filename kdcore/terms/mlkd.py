@@ -40,7 +40,7 @@ def batch_relations(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
 
 def share_below_median(values: Tensor) -> Tensor:
-    """Return the share of the values [N] that are not above their median: a half, but for ties and odd N."""
+    """Return the share of the values [N] that are not above their median: a half, except with ties or odd N."""
     return (values <= values.quantile(0.5)).to(values.dtype).mean()
 
 
@@ -72,10 +72,10 @@ def mlkd(
 class MLKD(LogitTerm):
     """Multi-level logit distillation (MLKD): `mlkd`, samples, classes and batches at several temperatures.
 
-    Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, as their code has it: it multiplies the batch's
+    Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, as in their code: it multiplies the batch's
     mean by the share of samples (or classes) below the median confidence, where the paper leaves the others out. The
     authors compare a second, strongly augmented view of every sample in the same step; here the loss is taken of the
-    views that the recipe shows, one a sample.
+    views that the recipe shows, one per sample.
     """
 
     term: Literal["mlkd"] = "mlkd"

@@ -33,7 +33,7 @@ def nd(student_features: Tensor, teacher_features: Tensor, class_means: Tensor, 
 
 
 class ND(Term):
-    """Norm and direction (ND): `nd` on the classifiers' inputs, beside `ce` and `kd` (KD++) or `dkd` (DKD++).
+    """Norm and direction (ND): `nd` on the classifiers' inputs, with `ce` and `kd` (KD++) or `dkd` (DKD++).
 
     Published weights of ce / kd / nd: ResNet-56 to 20 1 / 1 / 2, ResNet-32x4 to 8x4 1 / 3.5 / 2, both at temperature 4.
     A student of another width passes through batch norm, dropout and a linear layer, whose bias begins at 0.
@@ -87,7 +87,7 @@ class NDModule(nn.Module):
 
 
 def adapter(student_width: int, teacher_width: int) -> nn.Module:
-    """Build what brings a student's vector to the teacher's width; the authors begin its bias at 0."""
+    """Build the layers from a student's vector to the teacher's width; their bias begins at 0, as the authors'."""
     linear = nn.Linear(student_width, teacher_width)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.BatchNorm1d(student_width), nn.Dropout(0.5), linear)

@@ -1,7 +1,7 @@
 """The number format of every loss: float32 at least, whatever the networks ran in.
 
-Layers of terms are networks and run as those do, but for embeddings whose cosines or correlations are the loss: these
-cost nothing, and rounded to bfloat16 they would be what is compared.
+Layers of terms are networks and run as those do, except embeddings whose cosines or correlations are the loss: these
+cost nothing, and otherwise values rounded to bfloat16 would be compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def promoted(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # which meta tensors know none of
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # meta has no autocast
             return function(*map(_promote, args), **{name: _promote(a) for name, a in kwargs.items()})
 
     return promoted
@@ -39,7 +39,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 @full_precision
 def embed(layer: nn.Module, features: Tensor) -> Tensor:
-    """Return what a layer makes of features in float32 at least, under autocast too."""
+    """Return a layer's output for features in at least float32, under autocast too."""
     embedded: Tensor = layer(features)
     return embedded
 

@@ -98,7 +98,7 @@ class SP(PairedTerm):
 class RKD(PairedTerm):
     """Relational knowledge distillation (RKD): `rkd`, summed over pairs.
 
-    By default of the classifiers' inputs. Usual weight: 1.
+    By default on the classifiers' inputs. Usual weight: 1.
     """
 
     term: Literal["rkd"] = "rkd"
@@ -119,7 +119,7 @@ class RKD(PairedTerm):
 class PKT(PairedTerm):
     """Probabilistic knowledge transfer (PKT): `pkt`, summed over pairs.
 
-    By default of the classifiers' inputs. Usual weight: 30000.
+    By default on the classifiers' inputs. Usual weight: 30000.
     """
 
     term: Literal["pkt"] = "pkt"

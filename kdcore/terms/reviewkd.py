@@ -66,7 +66,7 @@ class ReviewKD(PairedTerm):
     """ReviewKD: `hcl` between the teacher's maps and the student's fused ones, summed from shallow to deep.
 
     The published tables end the pairs with the two classifier inputs, and tap the teacher before the activation where
-    the network has such a place. Published: on CIFAR-100 warmup_epochs 20 and a weight of each pair's own; on ImageNet
+    the network has such a place. Published: on CIFAR-100 warmup_epochs 20 and one weight per network pair; on ImageNet
     no warm-up, weight 1 (ResNet-34 to 18) or 8 (ResNet-50 to MobileNetV1).
     """
 

@@ -34,8 +34,8 @@ def sample_confidence(student_logits: Tensor, teacher_logits: Tensor, labels: Te
 def masked_correlation(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Return temperature^2 * D(p || q) over the classes whose teacher logit is below that of the label: [B] nats.
 
-    p and q are softmax(logits / temperature) of those classes alone. 0 when student equals teacher, and where there is
-    no such class or one only.
+    p and q are softmax(logits / temperature) of only those classes. 0 when student equals teacher, and where there is
+    at most one such class.
     """
     require_hard_labels(labels)
     require_same_classes(student_logits, teacher_logits)
@@ -54,7 +54,7 @@ class RLD(HardLabelTerm):
 
     Source: Sun et al., "Knowledge Distillation with Refined Logits", arXiv 2408.07703, and the authors' code.
     Published: weights 1 and 8, temperature 4 and warmup_epochs 20 on CIFAR-100; correlation_weight 0.5 (ResNet-34 to
-    18) or 2 (ResNet-50 to MobileNetV1) and temperature 1 on ImageNet. Of two classes the first part alone teaches, and
+    18) or 2 (ResNet-50 to MobileNetV1) and temperature 1 on ImageNet. With two classes only the first part teaches, and
     without it the term is refused.
     """
 

@@ -16,7 +16,7 @@ from kdcore.terms.features import PairedTerm
 from kdcore.terms.precision import full_precision
 
 _EPSILON = 1e-12
-_ROUNDING = 1e-6  # a map that varies by less of its largest value is constant: it has no range to be scaled to
+_ROUNDING = 1e-6  # share of its largest value: a map that varies by less is constant, with no range to scale
 
 
 def dct(maps: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def dct(maps: Tensor) -> Tensor:
 
 
 def _cosines(n: int, like: Tensor) -> Tensor:
-    """[n,n]: row k is the k-th cosine, of length 1."""
+    """Return [n,n]: row k is the k-th cosine, of length 1."""
     places = torch.arange(n, device=like.device, dtype=like.dtype)
     rows = torch.cos(math.pi / n * (places + 0.5) * places[:, None]) * math.sqrt(2 / n)
     rows[0] /= math.sqrt(2)
@@ -36,14 +36,14 @@ def _cosines(n: int, like: Tensor) -> Tensor:
 def spectrum(feature_map: Tensor) -> Tensor:
     """Return the frequencies of mean_c F_c^2, scaled to [0,1] before and after the transform: [B,H*W].
 
-    The scaled activation is freed of its mean, so that the first coefficient does not dwarf the rest.
+    The mean of the scaled activation is removed, so that the first coefficient does not dwarf the rest.
     """
     activation = _to_unit_range(feature_map.square().mean(dim=1))
     return _to_unit_range(dct(activation - activation.mean(dim=(1, 2), keepdim=True))).flatten(1)
 
 
 def _to_unit_range(maps: Tensor) -> Tensor:
-    """Scale each map [B,H,W] to [0,1]; one that is constant, but for rounding, to 0, and without a gradient."""
+    """Scale each map [B,H,W] to [0,1]; one that is constant up to rounding, to 0, and without a gradient."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     varies = high - low > _ROUNDING * torch.maximum(high.abs(), low.abs())
     return varies * (maps - low) / (torch.where(varies, high - low, 1.0) + _EPSILON)
@@ -54,9 +54,9 @@ def spectral(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Return |spectrum(student) - spectrum(teacher)|_2: [B], no unit. 0 when student equals teacher.
 
     Both [B,C,H,W], of any channels and one size: the transform of a resized map would be another one. Refused for maps
-    of one place, whose only frequency is taken off with the mean, and of two, whose scaled values are 0 and 1.
+    of one place, whose only frequency is removed with the mean, and of two, whose scaled values are 0 and 1.
     The transform is the cosine transform that the paper names. The authors' code takes the real part of a Fourier
-    transform in its place, which cannot tell a map from the same map turned by 180 degrees, and divides by the largest
+    transform instead, which cannot tell a map from the same map turned by 180 degrees, and divides by the largest
     value where this divides by the range (plus an epsilon, so that a constant map gives 0 and not NaN).
     Source: López-Cifuentes et al., "Attention-Based Knowledge Distillation in Scene Recognition: The Impact of a
     DCT-Driven Loss", IEEE TCSVT 2023, arXiv 2205.01997.

@@ -1,8 +1,8 @@
-"""Transformed teacher matching: temperature on the teacher alone (TTM), weighted by its flatness (WTTM).
+"""Transformed teacher matching: temperature on the teacher only (TTM), weighted by its flatness (WTTM).
 
 Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv 2402.11148.
 gamma is the paper's exponent 1/temperature. Neither loss has a temperature on the student or a factor temperature^2,
-and both stand beside a cross-entropy of weight 1.
+and both are added to a cross-entropy of weight 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
     """Return D(p^gamma / sum_j p_j^gamma || q), p = softmax(teacher), q = softmax(student): [B] nats.
 
     student_logits, teacher_logits [B,K]. The power transform of p is softmax(gamma * teacher), which is how it is
-    taken. 0 when student equals gamma * teacher; when student equals teacher, 0 for gamma = 1 alone.
+    computed. 0 when student equals gamma * teacher; when student equals teacher, 0 only for gamma = 1.
     Source: the paper's L_TTM, whose weight (beta) is the term's.
     """
     require_same_classes(student_logits, teacher_logits)
@@ -38,7 +38,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
 def power_sum(teacher_logits: Tensor, gamma: float) -> Tensor:
     """Return U_gamma(p) = sum_j p_j^gamma with p = softmax(teacher), at temperature 1: [B], in [1, K^(1 - gamma)].
 
-    1 for a one-hot p, largest for a uniform one. Taken in log-space, since the power of a softmax underflows in half
+    1 for a one-hot p, largest for a uniform one. Computed in log-space, since the power of a softmax underflows in half
     precision, and of logits less their maximum: both log-sums are then of the order of log K, however large the logits,
     and their difference keeps its digits. Never differentiated: the derivative of p^gamma is infinite at p = 0.
     """
@@ -56,7 +56,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor
 
 
 class TTM(LogitTerm):
-    """Transformed teacher matching (TTM): `ttm`, beside a cross-entropy of weight 1.
+    """Transformed teacher matching (TTM): `ttm`, with a cross-entropy of weight 1.
 
     gamma and weight belong together and to the pair of networks: CIFAR-100 has 0.1 to 0.4, and 7 to 101.
     """
@@ -71,9 +71,9 @@ class TTM(LogitTerm):
 
 
 class WTTM(LogitTerm):
-    """Weighted transformed teacher matching (WTTM): `wttm`, beside a cross-entropy of weight 1.
+    """Weighted transformed teacher matching (WTTM): `wttm`, with a cross-entropy of weight 1.
 
-    ImageNet: gamma 0.8, weight 1.6 for ResNet-18; 0.7 and 3.5 for ResNet-50 to MobileNetV1. A weight is not to be
+    ImageNet: gamma 0.8, weight 1.6 for ResNet-18; 0.7 and 3.5 for ResNet-50 to MobileNetV1. A weight must not be
     carried over from TTM: power sums at gamma 0.1 are of the order of 25.
     """
 

@@ -47,7 +47,7 @@ class VID(PairedTerm):
 
 
 class VIDModule(nn.Module):
-    """The regressors and variances of `VID`, one of each a pair."""
+    """The regressors and variances of `VID`, one of each per pair."""
 
     def __init__(self, config: VID, context: TermContext) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ class ViTKD(DrawingTerm, PairedTerm):
 
     Between plain vision transformers with one grid of patches. Prefix tokens (class, distillation, register tokens) are
     dropped on both sides; linear layers bring the student to the teacher's width where they differ. The published
-    tables have the weights given as defaults, and 1 for the term; the deep tap is behind the final norm.
+    tables have the weights given as defaults, and 1 for the term; the deep tap is after the final norm.
     """
 
     term: Literal["vitkd"] = "vitkd"

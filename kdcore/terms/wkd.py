@@ -29,9 +29,9 @@ _HIDDEN = -1e9  # the logit of a class that has no part in a distribution
 def class_similarity(class_logits: Tensor) -> Tensor:
     """Return the linear centred kernel alignment of every two classes: [K,K], 1 on the diagonal.
 
-    class_logits [K,n,C]: a network's logits for n images of each class. With the columns of X_i [n,C] freed of their
+    class_logits [K,n,C]: a network's logits for n images of each class. With the columns of X_i [n,C] less their
     means, the entry is |X_j^T X_i|_F^2 / (|X_i^T X_i|_F |X_j^T X_j|_F): the cosine between the classes' [n,n] matrices
-    of inner products. The images of two classes are paired in the order given, which is all that pairs them.
+    of inner products. The images of two classes are paired by the order given only.
     """
     centred = class_logits - class_logits.mean(dim=1, keepdim=True)
     products = (centred @ centred.transpose(1, 2)).flatten(1)
@@ -40,7 +40,7 @@ def class_similarity(class_logits: Tensor) -> Tensor:
 
 
 def transport_costs(similarity: Tensor, sharpness: float) -> Tensor:
-    """Return what it costs to move probability between classes, 1 - exp(-sharpness (1 - similarity)): [K,K]."""
+    """Return the cost of moving probability between classes, 1 - exp(-sharpness (1 - similarity)): [K,K]."""
     return F.relu(1 - torch.exp(-sharpness * (1 - similarity))) + _EPSILON
 
 
@@ -79,12 +79,12 @@ def wkd_l(
 
 
 class WKDL(HardLabelTerm):
-    """Wasserstein distance of predictions (WKD-L): `wkd_l`, beside `ce` and `nkd` with non_target_weight 0.
+    """Wasserstein distance of predictions (WKD-L): `wkd_l`, with `ce`, and `nkd` with non_target_weight 0.
 
     Those two, of weight 1, are the paper's parts on the label; their weights do not decay where this one's does.
     Published for ImageNet: weight 30, sharpness 1 (ResNet-34 to 18), weight 25, sharpness 2 (ResNet-50 to MobileNetV1),
     both at temperature 2. How alike two classes are is measured once, on the teacher's logits for the training images.
-    Of two classes it is refused: one alone is left beside the label.
+    It is refused for two classes: only one is left besides the label.
     """
 
     term: Literal["wkd_l"] = "wkd_l"
@@ -108,7 +108,7 @@ class WKDL(HardLabelTerm):
 
 
 class WKDLModule(nn.Module):
-    """The costs of `WKDL`; a buffer, so that a checkpoint goes on with the costs that it began with."""
+    """The costs of `WKDL`; a buffer, so that a resumed run keeps the costs that it began with."""
 
     costs: Tensor
 

@@ -7,7 +7,7 @@
     store     shards: written whole or not at all, found again by listing
     manifest  what the shards belong to, and the refusal of everything else
     reader    batches of rows out of memory-mapped shards
-    local     one copy a node of a cache in object storage
+    local     one copy per node of a cache in object storage
 
-Not here: who computes the outputs, and where (`cluster.cache.job`).
+Not here: computing the outputs (`cluster.cache.job`).
 """

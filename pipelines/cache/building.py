@@ -20,7 +20,7 @@ _CONSTANTS_NOTE = "constants.json"
 
 
 class ConstantsNote(BaseModel):
-    """What lies beside the constants: of which plan they are, their checksum, and the error of sparse logits."""
+    """The note next to the constants: their plan's key, their checksum, and the error of sparse logits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +32,7 @@ class ConstantsNote(BaseModel):
 class Building:
     """A cache that grows in a folder, for one process at a time: the plan, the constants, the shards, the manifest.
 
-    Killed anywhere, it is started again with the same plan and goes on with what is not there. Refused where the
+    Killed at any point, it is started again with the same plan and goes on with what is missing. Refused where the
     folder holds shards of another plan, or a finished cache of more views; more views of the same are added to it.
     """
 
@@ -44,7 +44,7 @@ class Building:
         self.shards = self._finished_shards()
 
     def _claim(self) -> None:
-        """Write the plan into the folder, compared with the one that is there where anything has come of that."""
+        """Write the plan into the folder, after comparing it with one there that has shards already."""
         path = self.directory / PLAN
         if path.exists():
             try:
@@ -56,7 +56,7 @@ class Building:
         write_whole(path, self.plan.model_dump_json(indent=1).encode())
 
     def _has_shards(self, plan: Plan) -> bool:
-        """Return whether a plan's shards are there: a manifest, or the note of one."""
+        """Return whether a plan has shards there: a manifest, or the note of a shard."""
         notes = (note for part in plan.parts for note in (self.directory / part).glob("view-*/rows-*.json"))
         return (self.directory / MANIFEST).exists() or any(is_file_of_shard(note.name) for note in notes)
 
@@ -82,14 +82,14 @@ class Building:
                 )
 
     def _finished_parts(self) -> Mapping[str, Part]:
-        """Return the parts of the cache that is finished here; none where none is, or its manifest is damaged."""
+        """Return the parts of the finished cache here; empty if there is none, or its manifest is damaged."""
         try:
             return load_manifest(self.directory).plan.parts
         except Refused:
             return {}
 
     def _constants_note(self) -> ConstantsNote | None:
-        """Return the note of constants that are there and whole; None where they are not."""
+        """Return the note of the constants; None if these are missing or damaged."""
         try:
             note = ConstantsNote.model_validate_json((self.directory / _CONSTANTS_NOTE).read_bytes())
             whole = note.key == self.plan.key("") and checksum(self.directory / CONSTANTS) == note.sha256
@@ -98,15 +98,15 @@ class Building:
         return note if whole else None
 
     def _finished_shards(self) -> dict[Unit, Shard]:
-        """Return the shards that are there; none without constants, which say what they mean."""
+        """Return the shards that are there; none without constants, which define their meaning."""
         if self.note is None:
             return {}
         return {shard.unit: shard for shard in finished_shards(self.directory, self.plan.units(), self.key)}
 
     def write_constants(self, tensors: Mapping[str, Tensor], error: dict[str, float]) -> None:
-        """Write what is stored once; shards come after it, since their meaning may depend on it.
+        """Write the constants; the shards come after them, since their meaning may depend on them.
 
-        Those of constants that were lost or damaged count again where the new ones are the same.
+        Shards of constants that were lost or damaged count again if the new constants are the same.
         """
         write_whole(self.directory / CONSTANTS, safetensors.torch.save(dict(tensors)))
         self.note = ConstantsNote(key=self.plan.key(""), sha256=checksum(self.directory / CONSTANTS), error=error)
@@ -118,7 +118,7 @@ class Building:
 
     @property
     def key(self) -> str:
-        """What the shards' notes carry."""
+        """The key that the shards' notes carry."""
         assert self.note is not None, "the constants come before the shards"
         return self.plan.key(self.note.sha256)
 
@@ -129,7 +129,7 @@ class Building:
     def finish(self) -> Manifest:
         """Write the manifest: from now on this is a cache.
 
-        Refused where a shard is not to be seen from here.
+        Refused where a shard cannot be seen from here.
         """
         assert self.note is not None, "the constants come before the manifest"
         assert not self.missing(), "the shards come before the manifest"

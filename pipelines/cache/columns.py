@@ -1,4 +1,4 @@
-"""What is stored of a view: teacher outputs as Arrow fields of fixed width, there and back.
+"""What is stored of a view: teacher outputs as Arrow fields of fixed width, encoded and decoded.
 
 A column is one output (`logits`, `features.<tap>`, `input_gradient`) in one coding. Maps are stored channels-last and
 come back so, which is how the networks here hold them.
@@ -47,7 +47,7 @@ class Storage(Section):
 
 
 class FieldSpec(NamedTuple):
-    """An Arrow field: `width` numbers a row."""
+    """An Arrow field: `width` numbers per row."""
 
     dtype: str
     width: int
@@ -69,7 +69,7 @@ class _Column(BaseModel):
         return channels_last(values).reshape(len(values), -1)
 
     def _restored(self, rows: Tensor) -> Tensor:
-        """Return the numbers that `_stored` was given, but for the coding."""
+        """Return the numbers that `_stored` was given, up to the coding."""
         if len(self.shape) != 3:
             return rows.view(-1, *self.shape)
         channels, height, width = self.shape
@@ -91,7 +91,7 @@ class PlainColumn(_Column):
         return self._restored(rows[self.name].float())
 
     def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
-        """Return whether rows computed anew are those stored: [B].
+        """Return whether recomputed rows match those stored: [B].
 
         They may differ by the coding, and by `rounding` times their largest value.
         """
@@ -150,9 +150,9 @@ class SparseColumn(_Column):
         return code.decode(*(rows[name] for name in self.fields()))
 
     def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
-        """Return whether rows computed anew are those stored: [B].
+        """Return whether recomputed rows match those stored: [B].
 
-        Rounding may move a code to the next level, so that decoded logits are compared as distributions.
+        Rounding may move a code to the next level, so decoded logits are compared as distributions.
         """
         again = self.decode(self.encode(fresh, code), code)
         nats = kl_divergence(torch.log_softmax(again, dim=1), torch.log_softmax(stored, dim=1))
@@ -177,7 +177,7 @@ class ProjectedColumn(_Column):
         return channels_first(code.restore(channels_last(self.inner.decode(rows, None))))
 
     def agrees(self, fresh: Tensor, stored: Tensor, rounding: float, code: Code | None) -> Tensor:
-        """Coefficients are compared: what the projection loses is lost on both sides."""
+        """Return whether the coefficients match: [B]. What the projection loses is lost on both sides."""
         assert isinstance(code, Projection), "a projected column comes with its projection"
         fresh, stored = (channels_first(code.project(channels_last(values))) for values in (fresh, stored))
         return self.inner.agrees(fresh, stored, rounding, None)
@@ -192,7 +192,7 @@ def channels_last(values: Tensor) -> Tensor:
 
 
 def channels_first(values: Tensor) -> Tensor:
-    """Return what `channels_last` was given."""
+    """Undo `channels_last`."""
     return values.movedim(-1, 1) if values.ndim == 4 else values
 
 

@@ -16,7 +16,7 @@ Sample = Callable[[], Iterable[TeacherOutputs]]  # batches of outputs, the same 
 
 
 def fitted_codes(columns: Iterable[Column], fit: Sample, held_back: Sample) -> tuple[dict[str, Code], dict[str, float]]:
-    """({column name: code}, {measure: error}); neither sample is asked for where no column has a code.
+    """Return ({column name: code}, {measure: error}); neither sample is asked for if no column has a code.
 
     Sparse logits: see `sparse.measured_error`. Projections: the share of variance that is lost.
     """
@@ -37,7 +37,7 @@ def fitted_codes(columns: Iterable[Column], fit: Sample, held_back: Sample) -> t
 def gathered(
     coded: list[SparseColumn | ProjectedColumn], sample: Sample
 ) -> tuple[torch.Tensor, dict[str, ChannelMoments]]:
-    """Return what a fit takes: logits [n,K] of the sample (empty where none are coded), and moments of features."""
+    """Return the inputs of a fit: logits [n,K] of the sample (empty if none are coded), and moments of features."""
     logits = [torch.empty(0)]
     moments = {column.name: ChannelMoments() for column in coded if isinstance(column, ProjectedColumn)}
     sparse = len(moments) < len(coded)

@@ -24,7 +24,7 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
     """Return the folder to read a cache from: itself, or for a URI this machine's copy of it.
 
     The copy is made by the first process that asks, while the others wait, and is named by the manifest's digest: a
-    cache that was built anew is copied anew, and so is one whose copy lacks something. copies_dir: where copies lie; by
+    cache that was rebuilt is copied again, and so is one whose copy lacks something. copies_dir: where copies are; by
     default in the machine's temporary folder. Refused where its disk has no room for one.
     """
     if not is_remote(location):
@@ -92,7 +92,7 @@ def _take(place: Place, name: str, target: Path) -> None:
 
 
 def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:
-    """Return what is wrong with a copy, by its shards' sizes; None for nothing. Their content is checked when read.
+    """Return what is wrong with a copy, by its shards' sizes, or None. Their content is checked when read.
 
     content: the manifest as it is stored.
     """
@@ -119,9 +119,9 @@ def _refusing(root: Path) -> Iterator[None]:
 
 
 def publish(directory: Path, location: str) -> Manifest:
-    """Copy a finished cache to a URI or folder, the manifest last: who reads there finds all of it or no cache.
+    """Copy a finished cache to a URI or folder, the manifest last: readers find all of it or no cache.
 
-    Refused where another cache is there. Cut off, it is done again from the start.
+    Refused where another cache is there. If interrupted, it is done again from the start.
     """
     manifest = load_manifest(directory)
     refuse_damaged(directory, list(manifest.shards), full=False)
@@ -139,7 +139,7 @@ def publish(directory: Path, location: str) -> Manifest:
 
 
 def _manifest_at(place: Place) -> Manifest | None:
-    """Return the manifest that is there; None for none, and for one that was cut off while it was written."""
+    """Return a place's manifest; None if there is none, or one whose writing was cut off."""
     if not place.has(MANIFEST):
         return None
     content = place.read(MANIFEST)

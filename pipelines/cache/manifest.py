@@ -67,11 +67,11 @@ class Plan(BaseModel):
         ]
 
     def key(self, constants_sha256: str) -> str:
-        """Equal for builds whose shards are interchangeable: the number of views may differ."""
+        """Return a key that is equal for builds whose shards are interchangeable: the number of views may differ."""
         return digest_of({"plan": self.without_views(), "constants": constants_sha256})
 
     def without_views(self) -> dict[str, Any]:
-        """All of it as plain values, but for the numbers of views."""
+        """Return the plan as plain values, without the numbers of views."""
         plain: dict[str, Any] = identity_of(self)
         for part in plain["parts"].values():
             del part["num_views"]
@@ -79,12 +79,12 @@ class Plan(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a finished cache says of itself.
+    """A finished cache's description of itself.
 
-    constants: checksum of `constants.safetensors`; error: of sparse logits, on views kept back from the fit of their
-    code; digest: of all else, so that a manifest edited by hand is noticed. A digest is no signature: whoever can write
-    to the folder can compute it anew, for other rows as well. So what is read is bounded by what the manifest says, and
-    lies within the folder; whether rows are the teacher's, `python -m ops cache verify` says: it computes some anew.
+    constants: checksum of `constants.safetensors`; error: of sparse logits, on views held back from the fit of their
+    code; digest: of all else, so that a manifest edited by hand is noticed. A digest is not a signature: anyone who can
+    write to the folder can recompute it, for other rows as well. So what is read is bounded by the manifest, and lies
+    within the folder; whether rows are the teacher's, `python -m ops cache verify` tells by recomputing some.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,7 +98,7 @@ class Manifest(BaseModel):
     digest: str = ""
 
     def write(self, directory: Path) -> Manifest:
-        """Write the manifest with its digest; the cache is there from now on."""
+        """Write the manifest with its digest; from now on the cache is finished."""
         signed = self.model_copy(update={"digest": self._own_digest()})
         write_whole(directory / MANIFEST, signed.model_dump_json(indent=1).encode())
         return signed
@@ -130,7 +130,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
             f"the cache {where} is of version {manifest.plan.version}, this program reads {VERSION}; build it again in "
             "another folder"
         )
-    # Counted first: numbers that nobody has built would make a list without end.
+    # Counted first: forged numbers would make a list without end.
     if len(manifest.shards) != manifest.plan.num_units or (
         [shard.unit for shard in manifest.shards] != manifest.plan.units()
     ):
@@ -149,7 +149,7 @@ def load_manifest(directory: Path) -> Manifest:
 def refuse_other_identity(manifest: Manifest, expected: Mapping[str, Any], where: str, trust: bool = False) -> None:
     """Check that the cache's identity is the expected one, as far as that is known; Refused where it is not.
 
-    trust: other versions of libraries are accepted.
+    trust: whether other versions of libraries are accepted.
     """
     known = {key: value for key, value in flat(manifest.plan.identity).items() if key in flat(expected)}
     differing = differences(known, expected)
@@ -166,7 +166,7 @@ def refuse_other_identity(manifest: Manifest, expected: Mapping[str, Any], where
 
 
 def pixel_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide about pixels and outputs."""
+    """Return the versions of the libraries that determine pixels and outputs."""
 
     def one(name: str) -> str:
         try:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Projection:
-    """mean [D]; basis [n,D], its rows orthonormal. The channels are the last axis of what it is given."""
+    """mean [D]; basis [n,D], its rows orthonormal. The channels are the last axis of its inputs."""
 
     mean: Tensor
     basis: Tensor
@@ -55,7 +55,7 @@ class ChannelMoments:
         self.products = products if self.products is None else self.products + products
 
     def projection(self, components: int) -> Projection:
-        """Onto the `components` directions of largest variance."""
+        """Return the projection onto the `components` directions of largest variance."""
         assert self.total is not None, "features come first"
         assert self.products is not None, "features come first"
         mean = self.total / self.count

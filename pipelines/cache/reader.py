@@ -1,4 +1,4 @@
-"""Batches of teacher outputs out of memory-mapped shards: one gather a field, whatever rows are asked for.
+"""Batches of teacher outputs out of memory-mapped shards: one gather per field, whatever rows are asked for.
 
 A view's shards are hashed when the view is first read, in threads, which also brings them into memory; so nothing
 damaged is ever served. Arrow's own `Table.take` is not used: on a mapped table of several shards it copies the
@@ -28,7 +28,7 @@ from pipelines.cache.rows import decode, wanted
 from pipelines.cache.sparse import LogitCode
 from pipelines.cache.store import REMEDY, Shard, checksum, damage, map_shard
 
-# Of a reader at a time, in the views that it read last: Linux lets a process have 65,530, unless it is told otherwise.
+# Per reader, of the views read last: Linux allows a process 65,530 mappings, unless configured otherwise.
 _MAPPED_SHARDS = 8192
 Fields = dict[str, NDArray[np.generic]]  # {field: [rows,width]} of one shard
 
@@ -64,9 +64,9 @@ class CacheReader:
         self._checked: set[int] = set()  # views whose shards were read whole
 
     def outputs(self, views: NDArray[np.int64] | int, sample_ids: NDArray[np.int64]) -> TeacherOutputs:
-        """Return what the teacher answered for these samples in their views, in their order.
+        """Return the teacher's outputs for these samples in their views, in the order given.
 
-        views: one number for all, or of each [B]; sample_ids [B].
+        views: one number for all, or one for each [B]; sample_ids [B].
         """
         return decode(self.columns, self.rows(views, sample_ids), self.codes, self.classifier)
 
@@ -104,17 +104,17 @@ class CacheReader:
         self._let_go(len(asked))
 
     def _let_go(self, num_views: int) -> None:
-        """Unmap the views that were read longest ago, where there are many; not the last so many, which are in use."""
+        """Unmap the views that were read longest ago, if there are many; not the last `num_views`, which are in use."""
         while len(self._views) > max(2, num_views) and sum(map(len, self._views.values())) > _MAPPED_SHARDS:
             self._views.pop(next(iter(self._views)), None)  # another thread may have
 
     def _buffer(self, num: int, spec: FieldSpec) -> Tensor:
-        """Memory for a batch, pinned where the batch goes to a GPU: torch's allocator lends it again once copied."""
+        """Return memory for a batch, pinned if the batch goes to a GPU: torch's allocator reuses it once copied."""
         on_gpu = self.device.type == "cuda"
         return torch.empty((num, spec.width), dtype=getattr(torch, spec.dtype), pin_memory=on_gpu)
 
     def _opened(self, view: int) -> list[Fields]:
-        """Return a view's shards, mapped; read whole and checked at the first use, by their sizes later."""
+        """Return a view's shards, mapped; checked whole at the first use, by their sizes later."""
         shards = self._views.pop(view, None)
         if shards is None:
             if not 0 <= view < self.part.num_views:
@@ -125,7 +125,7 @@ class CacheReader:
             refuse_damaged(self.directory, self.shards[view], full=view not in self._checked)
             self._checked.add(view)
             shards = [map_shard(self.directory, shard, self.fields) for shard in self.shards[view]]
-        self._views[view] = shards  # the last of them
+        self._views[view] = shards  # now the last one read
         return shards
 
 
@@ -139,7 +139,7 @@ def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
 
 
 def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Return what the cache holds once: the classifier, the code of sparse logits, class means; checked."""
+    """Return the cache's constants, checked: the classifier, the code of sparse logits, class means."""
     path = directory / CONSTANTS
     if not path.is_file():
         raise Refused(f"the cache is damaged: {path} is missing; {REMEDY}")
@@ -174,7 +174,7 @@ def codes_of(columns: tuple[Column, ...], constants: dict[str, Tensor], device: 
 
 
 def classifier_of(constants: dict[str, Tensor], device: torch.device) -> Classifier:
-    """Return the teacher's classifier; Refused where the cache was built without."""
+    """Return the teacher's classifier; Refused where the cache was built without it."""
     stored = tensors_under(constants, CLASSIFIER, device)
     if "weight" not in stored:
         raise Refused(

@@ -1,4 +1,4 @@
-"""Rows of columns: teacher outputs as the fields of all their columns, there and back."""
+"""Rows of columns: teacher outputs as the fields of all their columns, encoded and decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcore.batch import Classifier, Needs, TeacherOutputs
 from kdcore.errors import Refused
 from pipelines.cache.columns import FEATURES, INPUT_GRADIENT, LOGITS, Code, Column
 
-HELD = "held"  # beside encoded rows: whether their codings hold every number
+HELD = "held"  # key, next to encoded rows: whether their codings hold every number
 
 
 def row_bytes(columns: Iterable[Column]) -> int:
@@ -38,7 +38,7 @@ def encode_unchecked(
 ) -> dict[str, Tensor]:
     """Return what `encode` does, and under HELD whether the codings hold the numbers, without waiting for the device.
 
-    Where they do not, `refuse_not_held` says so.
+    Where they do not, `refuse_not_held` refuses them.
     """
     values = named(outputs)
     rows: dict[str, Tensor] = {}
@@ -51,7 +51,7 @@ def encode_unchecked(
 
 
 def refuse_not_held(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]) -> NoReturn:
-    """Refuse outputs of which a coding does not hold a number, by the first such column."""
+    """Refuse outputs with a number that its coding cannot hold, naming the first such column."""
     values = named(outputs)
     for column in columns:
         for field, tensor in column.encode(values[column.name], codes.get(column.name)).items():
@@ -70,7 +70,7 @@ def decode(
     codes: Mapping[str, Code],
     classifier: Classifier | None = None,
 ) -> TeacherOutputs:
-    """Return what `encode` was given, but for the coding's error, as float32."""
+    """Return the outputs that `encode` was given, up to the coding's error, as float32."""
     values = {column.name: column.decode(rows, codes.get(column.name)) for column in columns}
     return TeacherOutputs(
         logits=values.get(LOGITS),
@@ -91,9 +91,9 @@ def named(outputs: TeacherOutputs) -> dict[str, Tensor]:
 
 
 def wanted(columns: Iterable[Column], needs: Needs, where: str) -> tuple[Column, ...]:
-    """Return those of the columns that answer `needs`.
+    """Return the columns that answer `needs`.
 
-    Refused where one is lacking, with what there is.
+    Refused where one is missing, naming those that are there.
     """
     by_name = {column.name: column for column in columns}
     names = [LOGITS] if needs.teacher_logits else []

@@ -1,4 +1,4 @@
-"""Logits in a few dozen bytes a view, to be read at every temperature.
+"""Logits in a few dozen bytes per view, to be read at every temperature.
 
 Plain top-k knows nothing of the classes it leaves out, and those are most of the mass at temperatures above 1. Here all
 classes are kept, roughly, and a few exactly:
@@ -7,8 +7,8 @@ classes are kept, roughly, and a few exactly:
 
 mean and basis are the principal components of the teacher's logits on a sample of the views that are stored. Each
 component is coded with as many bits as its variance earns (reverse water-filling; Cover and Thomas, "Elements of
-Information Theory", section 10.3) and rounded to Lloyd's levels. What then is furthest off, weighted by how much of the
-softened distribution it holds, is corrected: an index and a value in one machine word.
+Information Theory", section 10.3) and rounded to Lloyd's levels. The classes that are then furthest off, weighted by
+their share of the softened distribution, are corrected: an index and a value in one machine word.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PASSES = 2
 
 @dataclass(frozen=True)
 class CodeSize:
-    """How many bytes a view takes, and for what.
+    """The bytes that a view takes, and what for.
 
     num_bytes in all, of which a word for each of `top` corrections, 2 for their scale, and the rest for the components.
     """
@@ -49,7 +49,7 @@ class CodeSize:
 
     @property
     def word_bits(self) -> int:
-        """Of one correction: at least 6 bits are left for its value."""
+        """Bits of one correction: at least 6 are left for its value."""
         return 16 if self.index_bits <= 10 else 32
 
     @property
@@ -61,7 +61,7 @@ class CodeSize:
         return self.num_bytes - 2 - self.top * self.word_bits // 8
 
     def check(self) -> None:
-        """Refused for a size that holds no code, or is no saving."""
+        """Refuse a size that holds no code, or saves nothing."""
         if self.top < 1 or self.top > self.num_classes or self.code_bytes < 1:
             raise Refused(
                 f"cache.sparse_bytes={self.num_bytes} with cache.sparse_top={self.top} leaves {self.code_bytes} bytes "
@@ -131,7 +131,7 @@ class LogitCode:
         return self._packed(codes), scale, signed(words, self.size.word_bits)
 
     def decode(self, packed: Tensor, scale: Tensor, words: Tensor) -> Tensor:
-        """Return what `encode` was given, but for its error: [B,K] float32."""
+        """Return the logits that `encode` was given, up to its error: [B,K] float32."""
         logits = self._value(self._unpacked(packed)) @ self.basis + self.mean
         words = words.long() & (2**self.size.word_bits - 1)
         index, value = words & (2**self.size.index_bits - 1), words >> self.size.index_bits
@@ -141,7 +141,7 @@ class LogitCode:
         return logits.scatter(1, index, corrected)
 
     def _components(self, logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(codes [B,n], the error that they leave [B,K]).
+        """Return (codes [B,n], the error that they leave [B,K]).
 
         Rounded one by one, each to the level that suits the weighted error best, given all others; the classes that
         will be corrected do not count.
@@ -173,7 +173,7 @@ class LogitCode:
         return values
 
     def _packed(self, codes: Tensor) -> Tensor:
-        """Codes [B,n] end to end: [B,code_bytes] uint8. A code touches at most two bytes, and no bit twice."""
+        """Pack codes [B,n] end to end: [B,code_bytes] uint8. A code touches at most two bytes, and no bit twice."""
         words = torch.zeros(len(codes), self.size.code_bytes + 1, dtype=torch.int64, device=codes.device)
         shifted = codes << self.shift
         words.index_add_(1, self.byte, shifted & 255)
@@ -181,7 +181,7 @@ class LogitCode:
         return words[:, :-1].to(torch.uint8)
 
     def _unpacked(self, packed: Tensor) -> Tensor:
-        """Return what `_packed` was given."""
+        """Return the codes that `_packed` was given."""
         following = (self.byte + 1).clamp_max(self.size.code_bytes - 1)
         both = packed[:, self.byte].long() | packed[:, following].long() << 8
         codes: Tensor = both >> self.shift & self.mask
@@ -189,12 +189,12 @@ class LogitCode:
 
 
 def class_importance(logits: Tensor) -> Tensor:
-    """How much an error of each logit costs, on average over TEMPERATURES: p / temperature^2, [B,K]."""
+    """Return the cost of an error of each logit, on average over TEMPERATURES: p / temperature^2, [B,K]."""
     return torch.stack([torch.softmax(logits / t, dim=1) / t**2 for t in TEMPERATURES]).mean(dim=0)
 
 
 def signed(words: Tensor, bits: int) -> Tensor:
-    """Words of 16 or 32 bits, kept in int64, as the signed integers of the same bits."""
+    """Return words of 16 or 32 bits, kept in int64, as the signed integers of the same bits."""
     half = 2 ** (bits - 1)
     return ((words ^ half) - half).to(torch.int16 if bits == 16 else torch.int32)
 
@@ -202,7 +202,7 @@ def signed(words: Tensor, bits: int) -> Tensor:
 def fit_levels(scores: Tensor) -> tuple[Tensor, list[float]]:
     """Return levels for 0 to 6 bits, as rows of 64, and the mean squared error that each leaves.
 
-    By Lloyd's iteration on standardised scores [n]. Rows are filled up with their last level.
+    By Lloyd's iteration on standardised scores [n]. Rows are padded with their last level.
     """
     sample = scores.sort().values[:: max(1, len(scores) // 100_000)].contiguous()
     sums = torch.nn.functional.pad(sample.cumsum(0), (1, 0))
@@ -224,9 +224,9 @@ def fit_levels(scores: Tensor) -> tuple[Tensor, list[float]]:
 
 
 def allocate(variances: Tensor, distortion: list[float], num_bits: int) -> Tensor:
-    """Bits for components of these variances [n], decreasing: one after the other to where it saves most.
+    """Return the bits for components of these decreasing variances [n]: each bit goes where it saves most.
 
-    Every saving is known beforehand and they shrink with each bit, so the best num_bits of all are the answer.
+    Every saving is known beforehand, and savings shrink with each bit, so the best num_bits of all are the answer.
     """
     savings = torch.tensor([a - b for a, b in itertools.pairwise(distortion)], dtype=variances.dtype)
     gains = variances[:, None] * torch.cummin(savings, dim=0).values
@@ -236,7 +236,7 @@ def allocate(variances: Tensor, distortion: list[float], num_bits: int) -> Tenso
 
 
 def measured_error(logits: Tensor, decoded: Tensor) -> dict[str, float]:
-    """Return what a code costs, on logits it was not fitted to [n,K].
+    """Return a code's error on logits [n,K] that it was not fitted to.
 
     Mean and 99th percentile of D(softmax(logits / T) || softmax(decoded / T)) in nats, and the mean relative error of
     WTTM's `power_sum` at gamma 0.5.

@@ -5,7 +5,7 @@
 
 A part is a split of the data with its views: `train`, and the splits that a run is judged on. The key says what the
 numbers are a function of; a note with another key, or a file that is not what its note says, counts as absent. So a
-build that was killed anywhere goes on by doing what is not there.
+build that was killed at any point goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Unit:
 
     @property
     def path(self) -> str:
-        """Of the shard, within the cache."""
+        """The shard's path within the cache."""
         return f"{self.part}/view-{self.view:05d}/rows-{self.start:012d}-{self.stop:012d}.arrow"
 
     @property
@@ -75,7 +75,7 @@ class Shard(BaseModel):
 
 
 class Note(BaseModel):
-    """What lies beside a shard while the cache is being built, and stays there."""
+    """The note next to a shard, written while the cache is being built; it stays there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -109,7 +109,7 @@ def write_shard(directory: Path, unit: Unit, rows: Rows, key: str) -> Shard:
 
 
 def arrow_file(rows: Rows) -> memoryview:
-    """Return an Arrow file of one uncompressed record batch with a fixed-size list a field."""
+    """Return an Arrow file of one uncompressed record batch with a fixed-size list per field."""
     arrays = [_fixed_size_lists(values) for values in rows.values()]
     batch = pa.record_batch(arrays, names=list(rows))
     sink = pa.BufferOutputStream()
@@ -127,7 +127,7 @@ def _fixed_size_lists(values: NDArray[np.generic]) -> pa.Array:
 def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[np.generic]]:
     """Return {field: [rows,width]} of a shard, memory-mapped, nothing read yet.
 
-    fields: {name: (type, width)}. Refused for a file that has not these fields in so many rows as the shard says.
+    fields: {name: (type, width)}. Refused for a file that does not have these fields in as many rows as the shard.
     RunFailed where the process can map no more.
     """
     path = directory / shard.unit.path
@@ -151,7 +151,7 @@ def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int
 
 
 def _not_mapped(path: Path, error: OSError) -> Refused | RunFailed:
-    """Return what is raised for a file that cannot be mapped: that no more can be is no fault of the file."""
+    """Return the error for a file that cannot be mapped: a limit that is reached is not the file's fault."""
     if error.errno == errno.ENOMEM:
         return RunFailed(
             f"{path} cannot be mapped into memory ({os.strerror(error.errno)}): the process is out of memory, or has "
@@ -188,7 +188,7 @@ def _finished(directory: Path, unit: Unit, key: str) -> Shard | None:
 
 
 def damage(directory: Path, shard: Shard, full: bool = True) -> str | None:
-    """Return what is wrong with a shard's file, None for nothing. full: read it all; else compare its size alone."""
+    """Return what is wrong with a shard's file, None for nothing. full: read it all; else compare only its size."""
     path = directory / shard.unit.path
     try:
         num_bytes = path.stat().st_size

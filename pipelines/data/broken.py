@@ -15,7 +15,7 @@ from pipelines.data.storage import Storage
 OnBroken = Literal["refuse", "skip"]
 Check = Literal["headers", "decode"]
 CHECKS: tuple[Check, ...] = get_args(Check)
-MAX_SHARE = 0.01  # of the images of a split may be left out
+MAX_SHARE = 0.01  # the most of a split's images that may be left out
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Acceptance:
     """Which images are accepted.
 
     on_broken: whether others are refused, or left out; check: how an image is looked at, by its headers or by decoding
-    it whole; max_pixels: that an image may have.
+    it whole; max_pixels: the most that an image may have.
     """
 
     on_broken: OnBroken = "refuse"
@@ -32,7 +32,7 @@ class Acceptance:
 
     @property
     def key(self) -> list[object]:
-        """What decides which images are accepted; empty for the usual."""
+        """What decides which images are accepted; empty for the default."""
         return [] if self == Acceptance(self.on_broken) else [self.check, self.max_pixels]
 
 
@@ -41,7 +41,7 @@ USUAL = Acceptance()
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was found of some images. facts [N,3]: height, width, crc32; broken: {row: why} of those that are none."""
+    """What was found about some images. facts [N,3]: height, width, crc32; broken: {row: why} of those refused."""
 
     facts: NDArray[np.int64]
     broken: dict[int, str]
@@ -53,7 +53,7 @@ class Inspected:
 
 
 def inspect_images(contents: list[bytes], names: list[str], acceptance: Acceptance) -> Inspected:
-    """Return what is found of each of these encoded images."""
+    """Look at each of these encoded images."""
     facts = np.zeros((len(contents), 3), dtype=np.int64)
     broken = {}
     for row, (content, name) in enumerate(zip(contents, names, strict=True)):
@@ -65,13 +65,13 @@ def inspect_images(contents: list[bytes], names: list[str], acceptance: Acceptan
 
 
 def inspect_stored(storage: Storage, rows: NDArray[np.int64], acceptance: Acceptance) -> Inspected:
-    """Return what is found of stored images, one of which may be impossible to read."""
+    """Look at stored images, some of which may be unreadable."""
     try:
         contents = list(map(bytes, storage.read(rows)))
-        found = inspect_images(contents, [""] * len(rows), acceptance)  # names are for those that are broken
+        found = inspect_images(contents, [""] * len(rows), acceptance)  # only broken ones need names
         return inspect_images(contents, storage.names(rows), acceptance) if found.broken else found
     except Refused:
-        pass  # of one of them: which?
+        pass  # one of them is unreadable: which?
     facts, broken = np.zeros((len(rows), 3), dtype=np.int64), {}
     for row in range(len(rows)):
         one = rows[row : row + 1]

@@ -1,4 +1,4 @@
-"""Whether two splits mean the same by their labels."""
+"""Whether the labels of two splits mean the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_same_classes(train: Source, validation: Source) -> None:
 
 
 def _splits(train: Source, validation: Source) -> str:
-    """Name where two splits lie, once where that is one place."""
+    """Name the places of two splits, once if they are the same."""
     return f"the splits in {' and '.join(dict.fromkeys([str(train.root), str(validation.root)]))}"
 
 

@@ -1,4 +1,4 @@
-"""What of an image's coding the loaders do not decode alike, format by format, seen without decoding it.
+"""Which codings of images the loaders do not decode alike, format by format, seen without decoding them.
 
 What is refused here was found by `tests/pipelines/zoo.py`: DALI refuses what Pillow reads (NVIDIA/DALI#306, #2766,
 #3913, #5296), or gives other values.
@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipelines.data.headers import chunks
 
-# {format: the modes, as Pillow has them, that the loaders decode alike}. MPO is a camera's JPEG with further pictures
-# behind the first.
+# {format: the modes, in Pillow's terms, that the loaders decode alike}. MPO is a camera's JPEG with further pictures
+# after the first.
 _ALIKE = {
     "JPEG": ("L", "RGB", "CMYK"),
     "MPO": ("L", "RGB", "CMYK"),
@@ -22,20 +22,20 @@ _ALIKE = {
     "WEBP": ("RGB", "RGBA"),
     "JPEG2000": ("L", "RGB", "RGBA"),
 }
-FORMATS = tuple(kind for kind in _ALIKE if kind != "MPO")  # which Pillow opens as a JPEG
+FORMATS = tuple(kind for kind in _ALIKE if kind != "MPO")  # Pillow opens an MPO as a JPEG
 _JPEG_ALIKE = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
-_NO_PAYLOAD = (0x01, *range(0xD0, 0xD9))  # markers of a JPEG that stand alone
+_NO_PAYLOAD = (0x01, *range(0xD0, 0xD9))  # markers of a JPEG without a payload
 _SCAN, _QUANTISATION = 0xDA, 0xDB
 _STREAM = b"\xff\x4f\xff\x51"  # begins the code stream of a JPEG 2000, and its sizes
-_DEPTH_AT = 42  # of the first component, behind that
+_DEPTH_AT = 42  # offset, from there, of the first component's depth
 _BITS, _ORIENTATION, _EXTRA = 258, 274, 338  # tags of a TIFF
-_MULTIPLIED = 1  # of the last
+_MULTIPLIED = 1  # a value of the last of these
 _HAS_EXIF = 0x08  # a flag of a WebP's header
 _YCC = b"colr\1\0\0\0\0\0\x12"  # the box of a JPEG 2000 that names its colour space
 
 
 def differs(content: bytes, image: Image.Image) -> str | None:
-    """Return why the loaders do not decode an image alike, in words; None where they do. image: as Pillow opened it."""
+    """Return why the loaders do not decode an image alike, in words; None if they do. image: as Pillow opened it."""
     kind, mode = str(image.format), image.mode
     if mode not in _ALIKE.get(kind, ()):
         return f"a {kind} image of mode {mode}"
@@ -75,7 +75,7 @@ def _jpeg_segments(content: bytes) -> list[tuple[int, bytes]]:
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and (not found or found[-1][0] != _SCAN):
         marker = content[at + 1]
-        if marker == 0xFF:  # filling
+        if marker == 0xFF:  # fill byte
             at += 1
         elif marker in _NO_PAYLOAD:
             at += 2
@@ -86,7 +86,7 @@ def _jpeg_segments(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def _is_whole_png(content: bytes, mode: str) -> bool:
-    """Return whether a PNG has the chunks that decoders must read, and none beside them, with their checksums right."""
+    """Return whether a PNG's critical chunks are those that decoders must read, with correct checksums."""
     critical = [(kind, is_right) for kind, _, _, is_right in chunks(content) if kind[:1].isupper()]
     kinds = [kind for kind, _ in critical]
     needed = {b"IHDR", b"IDAT", b"IEND"} | ({b"PLTE"} if mode == "P" else set())
@@ -96,7 +96,7 @@ def _is_whole_png(content: bytes, mode: str) -> bool:
 
 
 def _bmp_bits(content: bytes) -> int:
-    """Return the bits of a BMP's pixel."""
+    """Return a BMP's bits per pixel."""
     at = 24 if content[14] == 12 else 28  # OS/2's header is shorter
     return int.from_bytes(content[at : at + 2], "little")
 
@@ -113,7 +113,7 @@ def _tiff_differs(image: Image.Image) -> str | None:
 
 
 def _hides_exif(content: bytes) -> bool:
-    """Return whether DALI fails to find a WebP's EXIF facts: it forgets the byte that fills up an odd chunk."""
+    """Return whether DALI fails to find a WebP's EXIF facts: it overlooks the padding byte of an odd chunk."""
     if content[12:16] != b"VP8X" or not content[20] & _HAS_EXIF:
         return False
     at = 12

@@ -1,4 +1,4 @@
-"""Compressed tars: no image of one can be read by itself, so they are decompressed once, beside the index."""
+"""Compressed tars: no image in one can be read by itself, so they are decompressed once, next to the index."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READ_BYTES = 8 * 2**20
 
 
 def find_compressed(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the compressed tars of a split, then the list of classes beside them, if any."""
+    """Return the compressed tars of a split, then the list of classes next to them, if any."""
     return with_class_list(place, find_containers(place, split, tuple(CODECS)))
 
 
@@ -40,7 +40,7 @@ def decompress(place: Place, files: tuple[Found, ...], folder: Path, report: Cal
     make_folder(target, "output_dir")
     for made in {(target / plain_name(file.name)).parent for file in files}:
         if made.is_dir():
-            remove_unfinished(made, lambda _: True)  # nobody else writes there, and of these tars nobody does now
+            remove_unfinished(made, lambda _: True)  # nothing else writes there, and nothing writes these tars now
     missing = [file for file in files if not (target / plain_name(file.name)).exists()]
     needed, free = sum(file.num_bytes for file in missing), shutil.disk_usage(target).free
     if free < needed:
@@ -65,7 +65,7 @@ def plain_files(place: Place, files: tuple[Found, ...]) -> tuple[Found, ...]:
 
 
 def _refuse_one_name(place: Place, files: tuple[Found, ...]) -> None:
-    """Refuse two compressed tars of one name but for how they are compressed: which of them is meant?"""
+    """Refuse two compressed tars whose names differ only in the compression: which of them is meant?"""
     names: dict[str, str] = {}
     for file in files:
         if (other := names.setdefault(plain_name(file.name), file.name)) != file.name:

@@ -1,4 +1,4 @@
-"""Any source into a pack: what one split's packing is, as plain values that every process can rebuild it from."""
+"""Any source into a pack: the packing of one split, as plain values from which every process can rebuild it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pipelines.places import Place
 class PackJob:
     """One split of a source on its way into a pack.
 
-    root, split: of the source; target: the folder or URI of the pack; index_dir: where the source's index lies;
-    max_side, quality: how images are stored anew, see `SourcePacking`; acceptance: which images are packed.
+    root, split: of the source; target: the folder or URI of the pack; index_dir: where the source's index is;
+    max_side, quality: how images are re-encoded, see `SourcePacking`; acceptance: which images are packed.
     """
 
     root: str
@@ -46,7 +46,7 @@ class PackJob:
         return self.max_side is not None or self.quality is not None
 
     def prepare(self) -> Packing:
-        """Return what is packed, the source indexed where that is needed; once, before `packing` is called anywhere.
+        """Return the packing, its source indexed if that is needed; once, before `packing` is called anywhere.
 
         Refused for options that make no sense, and for a target that is the source.
         """
@@ -58,7 +58,7 @@ class PackJob:
         return self.packing()
 
     def packing(self) -> Packing:
-        """Return what is packed."""
+        """Return the packing."""
         if self._is_streamed:
             place = Place.of(self.root, "SOURCE")
             return ParquetPacking(place, self.split, recognise(place, self.split)[1], self.shard_bytes, self.acceptance)
@@ -79,7 +79,7 @@ def run_pack_job(
 ) -> Source:
     """Write the pack, or what is missing of it, read every byte of it back, and return it.
 
-    Refused where a byte is not what was written, or where an image that was only moved is no longer itself.
+    Refused where a byte is not what was written, or where images that were only moved have changed.
     """
     if job.place.is_local and isinstance(packing, SourcePacking) and not job.stores_anew:
         there = sum(file.num_bytes for file in job.place.list_files(job.split))
@@ -94,7 +94,7 @@ def run_pack_job(
 
 
 def verify_pack(location: str, split: str) -> Source:
-    """Return a pack's split, every byte of it read; Refused where one is not what was written."""
+    """Return a pack's split after reading every byte of it; Refused where one is not what was written."""
     place = Place.of(location, "PLACE")
     verify_shards(place, read_pack(place, split))
     return open_pack(place, split)

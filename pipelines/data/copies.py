@@ -1,14 +1,14 @@
 """A node's copy of images from an object store: it grows while they are read, and all processes of the node share it.
 
     <dir>/<digest>/00000-0   a sparse file like the first GiB of the store's first file, with the extents that were read
-    <dir>/<digest>/present   a byte a sample: whether its extent is there
+    <dir>/<digest>/present   a byte per sample: whether its extent is there
     <dir>/<digest>/size      the bytes that may be kept, and those that are
-    <dir>/<digest>/pieces    of each GiB of each file: the bytes that are kept, and when the last of them were
+    <dir>/<digest>/pieces    for each GiB of each file: the bytes that are kept, and when the last of them were
 
-What is once kept stays: epochs are read in random order, so that any part of the data is as good as another. Where they
+What is kept stays: epochs are read in random order, so that any part of the data is as good as another. Where they
 are read window by window, the piece that was filled longest ago makes room for the next. A sample's checksum is
 compared when it is read: a machine that lost power may have kept the byte that says it is there, and a piece may just
-have been removed. A copy is a help and no more: where the disk is full, samples are fetched as if there were none.
+have been removed. A copy only helps: where the disk is full, samples are fetched as if there were none.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = logging.getLogger("stillhouse")
 
 
 def piece_of(offset: _Offsets) -> _Offsets:
-    """Return which piece of its file an offset, or each of several, lies in."""
+    """Return the piece of its file that an offset, or each of several, lies in."""
     return offset // PIECE_BYTES
 
 
@@ -121,7 +121,7 @@ class LocalCopy:
         return None
 
     def keep(self, extent: Extent, content: bytes) -> None:
-        """Keep a sample, where there is room for it. What fails here is said once: nothing depends on it."""
+        """Keep a sample, where there is room for it. A failure is logged once: nothing depends on it."""
         if not self._keeps:
             return
         try:
@@ -135,7 +135,7 @@ class LocalCopy:
                 logger.warning("data.copies_dir: %s; images are fetched from the store", problem)
 
     def _write(self, extent: Extent, content: bytes) -> None:
-        """Write a sample, and only then count it; whoever else writes waits, so that no bytes are counted twice."""
+        """Write a sample, and only then count it; other writers wait, so that no bytes are counted twice."""
         piece = piece_of(extent.offset)
         number = int(self._first_pieces[extent.file]) + piece
         with locked(self.folder / "in-size"):
@@ -155,20 +155,20 @@ class LocalCopy:
 
     @property
     def kept_bytes(self) -> int:
-        """How many bytes are kept."""
+        """The number of bytes kept."""
         return int(SIZES.unpack(self._size[:])[1])
 
     def _has_room(self, num_bytes: int, number: int) -> bool:
-        """Return whether there is room for more bytes in a piece; others are removed for it where they may be."""
+        """Return whether there is room for more bytes in a piece; other pieces are removed for it where allowed."""
         while self.kept_bytes + num_bytes > SIZES.unpack(self._size[:])[0]:
             if not self._makes_room or not self._remove_oldest(number):
                 return False
         return True
 
     def _remove_oldest(self, other: int) -> bool:
-        """Remove the piece that was filled longest ago, but for one; return whether there was any.
+        """Remove the piece that was filled longest ago, except `other`; return whether there was any.
 
-        Who reads it at this moment finds that the checksum is wrong, and fetches again.
+        A reader of it at this moment finds that the checksum is wrong, and fetches again.
         """
         candidates = np.flatnonzero(self._pieces[:, 0])
         candidates = candidates[candidates != other]
@@ -181,7 +181,7 @@ class LocalCopy:
         return True
 
     def _count(self, number: int, num_bytes: int) -> None:
-        """Note how many bytes a piece keeps from now on."""
+        """Note the number of bytes that a piece keeps from now on."""
         allowed, kept = SIZES.unpack(self._size[:])
         self._size[:] = SIZES.pack(allowed, kept + num_bytes - int(self._pieces[number, 0]))
         self._pieces[number] = num_bytes, time.time_ns() if num_bytes else 0
@@ -198,7 +198,7 @@ class LocalCopy:
 
 
 def copy_of(policy: CopyPolicy, key: str, file_bytes: Sequence[int], num_rows: int) -> LocalCopy | None:
-    """Return this node's copy of a source; None, with a word, where its disk is full.
+    """Return this node's copy of a source; None, with a warning, where its disk is full.
 
     Refused where it cannot be written to, and where it is full and windows are to be read, which need a copy.
     """
@@ -228,9 +228,9 @@ def _check_room(policy: CopyPolicy, allowed: int, total_bytes: int) -> None:
 
 
 def _map(path: Path, num_bytes: int) -> mmap.mmap:
-    """Return a file's bytes, shared with every process that maps it; made, of zeros, where it is not there.
+    """Return a file's bytes, shared with every process that maps it; created, of zeros, if it is missing.
 
-    On the disk to its end: a page of a mapping for which there is no room ends the process when it is written to.
+    Allocated on the disk to its end: writing to a page of a mapping that the disk has no room for ends the process.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

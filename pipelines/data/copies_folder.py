@@ -1,7 +1,7 @@
 """The folder of a node's copies: how much each of them may keep, and room made by those that no process uses.
 
-It may hold other things as well, on a scratch disk for example: nothing is looked into or removed but what
-`pipelines.data.copies` has made.
+It may hold other things as well, on a scratch disk for example: only what `pipelines.data.copies` has made is
+looked into or removed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import shutil
 import struct
 from pathlib import Path
 
-IN_USE, PRESENT, SIZE = "in-use", "present", "size"  # the files that tell a copy; what they hold: `copies`
-SIZES = struct.Struct("<qq")  # of the last: (bytes that may be kept, bytes that are)
+IN_USE, PRESENT, SIZE = "in-use", "present", "size"  # the files that identify a copy; their content: see `copies`
+SIZES = struct.Struct("<qq")  # content of the last: (bytes that may be kept, bytes that are)
 _NAME = re.compile(r"[0-9a-f]{32}")
-_REMOVED = ".removed"  # behind the name of a copy that is being removed
+_REMOVED = ".removed"  # ends the name of a copy that is being removed
 
 
 def make_room(folder: Path, ours: Path, total_bytes: int, limit: int | None) -> int:
-    """Return how many bytes a copy may keep; others that no process uses are removed where it needs their room.
+    """Return the bytes that a copy may keep; others that no process uses are removed if it needs their room.
 
-    Itself as well, where it keeps more than it may. limit: bytes of all copies; None: half of what is free.
+    So is the copy itself, if it keeps more than it may. limit: bytes of all copies; None: half of what is free.
     """
-    for path in folder.glob(f"*{_REMOVED}"):  # by a process that was killed at it
+    for path in folder.glob(f"*{_REMOVED}"):  # by a process that was killed meanwhile
         if _NAME.fullmatch(path.name.removesuffix(_REMOVED)) and not path.is_symlink():
             shutil.rmtree(path)
     sizes = {path: _sizes_of(path) for path in folder.iterdir() if _is_copy(path)}
@@ -53,7 +53,7 @@ def hold(path: Path, kind: int, flags: int = os.O_CREAT) -> int:
 
 
 def _is_copy(path: Path) -> bool:
-    """Return whether a folder is a copy, by its name and by the files in it; a link is somebody's."""
+    """Return whether a folder is a copy, by its name and by the files in it; a link is not one."""
     if not _NAME.fullmatch(path.name) or path.is_symlink():
         return False
     return all((path / name).is_file() for name in (IN_USE, PRESENT, SIZE))
@@ -71,7 +71,7 @@ def _sizes_of(copy: Path) -> tuple[int, int]:
 def _remove_unused(copy: Path) -> bool:
     """Remove a copy, unless a process uses it; return whether it is gone.
 
-    Under another name, since what a process that is killed leaves of it is no copy any more.
+    Renamed first, since what a killed process leaves of it is not a copy any more.
     """
     try:
         descriptor = hold(copy / IN_USE, fcntl.LOCK_EX | fcntl.LOCK_NB, flags=0)

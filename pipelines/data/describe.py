@@ -1,4 +1,4 @@
-"""From what a container holds to the table of an index: every image looked at once, in threads."""
+"""From a container's content to the table of an index: every image looked at once, in threads."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance
     table = listing.table.drop_columns([name for name in ("mtime_ns",) if name in listing.table.column_names])
     for name, kind, values in zip(("height", "width", "crc32"), (np.int32, np.int32, np.uint32), facts.T, strict=True):
         table = table.append_column(name, pa.array(values.astype(kind)))
-    table = in_order_of_id(_without(table, broken))  # that of samples of one path shows now
+    table = in_order_of_id(_without(table, broken))  # the order of samples of one path is known only now
     return _naming(source_table(listing.classes, table, files), broken)
 
 
 def accepted_of_pack(place: Place, table: pa.Table, progress: IndexProgress, acceptance: Acceptance) -> pa.Table:
     """Return the table of a pack's index, whose images were looked at when they were packed, without those refused.
 
-    By `acceptance`: for their pixels, of which another may have packed more, or for what decoding them says.
+    Refused by `acceptance`: for too many pixels, of which a packer may have allowed more, or by decoding them.
     """
     storage = storage_of(
         place.location, _with_places_in_store(place, table), json.loads(table.schema.metadata[b"files"])
@@ -80,7 +80,7 @@ def _without(table: pa.Table, broken: dict[int, str]) -> pa.Table:
 
 
 def _naming(table: pa.Table, broken: dict[int, str]) -> pa.Table:
-    """Return the table of an index that names, after those that it names already, what was left out as broken."""
+    """Return the table of an index with what was left out as broken added to what it names already."""
     if not broken:
         return table
     metadata = table.schema.metadata
@@ -91,7 +91,7 @@ def _naming(table: pa.Table, broken: dict[int, str]) -> pa.Table:
 def _look_at_all(
     storage: Storage, table: pa.Table, progress: IndexProgress, acceptance: Acceptance
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return what is found of every image [N,3] (height, width, crc32), and {row: why} of those that are broken."""
+    """Return (height, width, crc32) of every image [N,3], and {row: why} of those that are broken."""
     facts = np.zeros((len(table), 3), dtype=np.int64)
     broken: dict[int, str] = {}
 
@@ -111,7 +111,7 @@ def _look_at_all(
 
 
 def _with_places_in_store(place: Place, table: pa.Table) -> pa.Table:
-    """Return a listing's table with the columns that reading from a store takes; checksums are not known yet."""
+    """Return a listing's table with the columns that reading from a store needs; checksums are not known yet."""
     if place.is_local:
         return table
     table = with_places_in_copy(table)
@@ -128,7 +128,7 @@ def _stored_order(table: pa.Table) -> NDArray[np.int64]:
 
 
 class IndexProgress:
-    """A bar on a terminal. show: None for where there is one."""
+    """A progress bar. show: None shows it on a terminal only."""
 
     def __init__(self, show: bool | None, what: str) -> None:
         console = Console(stderr=True)
@@ -139,7 +139,7 @@ class IndexProgress:
 
     @contextmanager
     def of(self, total: int) -> Iterator[None]:
-        """Show the bar, of so many images, while the body runs."""
+        """Show the bar, of `total` images, while the body runs."""
         with self._bar:
             self._task = self._bar.add_task(f"indexing {self._what}", total=total)
             yield

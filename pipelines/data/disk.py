@@ -1,4 +1,4 @@
-"""Files of a local or shared disk: open ones, bounded in number, and errors that pass, told from those of a file."""
+"""Files of a local or shared disk: open ones, bounded in number; transient errors, told from those of a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weakref import WeakSet
 from kdcore.errors import RunFailed
 
 _FULL_TABLES = (errno.EMFILE, errno.ENFILE)
-# What a disk, a mount or this process fails of, and not the file: it says nothing about what the file holds.
+# Errors of a disk, a mount or this process, not of the file: they say nothing about what the file holds.
 _PASSING = frozenset(
     (
         *_FULL_TABLES,
@@ -39,12 +39,12 @@ _Result = TypeVar("_Result")
 
 
 def is_passing(error: OSError) -> bool:
-    """Return whether an error says nothing about the file that was asked for: the same may be had a moment later."""
+    """Return whether an error says nothing about the file that was asked for: a later try may succeed."""
     return error.errno in _PASSING
 
 
 def patiently(path: str, attempt: Callable[[], _Result]) -> _Result:
-    """Return an attempt's result, tried a few times while the disk fails; RunFailed, by the path, where it goes on.
+    """Return an attempt's result, tried a few times while the disk fails; RunFailed, with the path, if it still does.
 
     Errors of the file itself are raised as they are.
     """
@@ -60,7 +60,7 @@ def patiently(path: str, attempt: Callable[[], _Result]) -> _Result:
 
 
 def _failing(path: str, error: OSError) -> str:
-    """Return the sentence on a file that could not be read for something that is not its fault."""
+    """Return the error text for a file that could not be read through no fault of its own."""
     if error.errno in _FULL_TABLES:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         remedy = f"this process may have {soft:,} files open: raise that (ulimit -n), or end what keeps files open"
@@ -72,23 +72,23 @@ def _failing(path: str, error: OSError) -> str:
 
 
 class OpenFile:
-    """A file that is open for as long as anybody has this object: the last to let go of it closes it."""
+    """A file that is open as long as this object is referenced: dropping the last reference closes it."""
 
     __slots__ = ("descriptor",)
 
     def __init__(self, path: str, flags: int) -> None:
         self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # a default: modules go first at the end
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # a default: at exit modules go first
         if (descriptor := getattr(self, "descriptor", None)) is not None:
             close(descriptor)
 
 
 class OpenFiles:
-    """Files that stay open for the next reads of them. All of a process's take half of what it may open, at most.
+    """Files that stay open for their next reads. All those of a process are at most half of what it may open.
 
-    Where there are more, the one that was opened longest ago makes room: it is closed once nobody reads it any more, so
-    whoever does must hold the file, not its descriptor alone. Its methods may be called from several threads.
+    Beyond that, the one that was opened longest ago makes room: it is closed once nothing reads it any more, so a
+    reader must hold the file, not only its descriptor. The methods may be called from several threads.
     """
 
     _all: ClassVar[WeakSet[OpenFiles]] = WeakSet()
@@ -104,7 +104,7 @@ class OpenFiles:
         return self._files.get(key)
 
     def open(self, key: Hashable, opened: Callable[[], OpenFile]) -> OpenFile:
-        """Return a file, which `opened` opens where it is not open."""
+        """Return a file; `opened` opens it if it is not open."""
         with self._changing:
             if key not in self._files:
                 self._make_room()
@@ -112,7 +112,7 @@ class OpenFiles:
             return self._files[key]
 
     def forget(self, key: Hashable) -> None:
-        """Let a file be opened anew."""
+        """Forget a file, so that it is opened again."""
         with self._changing:
             self._files.pop(key, None)
 

@@ -1,7 +1,7 @@
 """Image folders, on a disk or in a store: root/<split>/<class>/files, or root/<split>/files for those without labels.
 
-Classes are in order of name, files in order of path within their class. Hidden files and folders (a leading dot) do not
-exist.
+Classes are in order of name, files in order of path within their class. Hidden files and folders (a leading dot) are
+ignored.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes
 def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """Return the files of root/split, in order of sample id.
 
-    Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns. A class at a time is held
-    as Python objects, never the whole. Refused where it is neither a folder of folders of files, nor one of images.
+    Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns. Only one class at a time is
+    held as Python objects. Refused where it is neither a folder of folders of files, nor one of images.
     """
     root = Path(place.root)
     folder = root / split
@@ -67,7 +67,7 @@ def require_root(root: Path) -> None:
 def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """Return the files of <split>/<class>/ in an object store, in order of sample id; there, folders have no times.
 
-    As on a disk, every file is an image, and one beside the class folders is refused, unless all are images and lie
+    As on a disk, every file is an image, and one next to the class folders is refused, unless all are images and lie
     there: those have no labels.
     """
     found = place.list_below(split)
@@ -107,13 +107,13 @@ def _is_called_image(name: str) -> bool:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or a link to one; Refused for a link that never ends."""
+    """Return whether an entry is a folder, or a link to one; Refused for a link that leads back to itself."""
     with refusing_broken(entry.path):
         return entry.is_dir()
 
 
 def _folders_around(folder: Path) -> frozenset[tuple[int, int]]:
-    """Return what identifies the split's folder, and the data's, in which a class lies."""
+    """Return (device, inode) of the split's folder, and of the data's, in which a class lies."""
     found = (place.stat() for place in (folder.parent, folder.parent.parent))
     return frozenset((status.st_dev, status.st_ino) for status in found)
 

@@ -1,6 +1,6 @@
-"""The size of a plain JPEG or PNG, from its headers alone: a third of what a library takes to open it.
+"""The size of a plain JPEG or PNG, from its headers only: in a third of the time that a library takes to open it.
 
-Plain is what most files are. Of anything else nothing is said here, and Pillow is asked: what is plain here, Pillow and
+Most files are plain. For anything else this module says nothing, and Pillow is asked. What is plain here, Pillow and
 the loaders read with the same size, which the tests show for a zoo of files and for damaged headers.
 """
 
@@ -14,7 +14,7 @@ Size = tuple[int, int]  # (height, width) in pixels
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _FRAMES = frozenset((0xFFC0, 0xFFC1, 0xFFC2))  # baseline, extended, progressive
 _TABLES, _SCAN, _QUANTISATION = 0xFFC4, 0xFFDA, 0xFFDB
-_SKIPPED = frozenset((0xFFDD, 0xFFFE, *range(0xFFE0, 0xFFF0)))  # restart interval, comment, of applications
+_SKIPPED = frozenset((0xFFDD, 0xFFFE, *range(0xFFE0, 0xFFF0)))  # restart interval, comment, applications
 _ADOBE, _OF_PROFILE_OR_PICTURES = 0xFFEE, 0xFFE2
 _LENGTHS = {0xFFE0: 16, _ADOBE: 14}  # at least, with the two bytes of the length
 _SEGMENT = Struct(">HH")
@@ -24,12 +24,12 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 _CHUNK, _WORD, _HEADER = Struct(">I4s"), Struct(">I"), Struct(">IIBBBBB")
 # {kind of colour: its depths}, of those that Pillow and DALI decode alike; 3 has a palette
 _DEPTHS = {0: (1, 2, 4, 8), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-# {chunk that may stand between header and data: bytes it has at least}
+# {chunk that may stand between header and data: its least bytes}
 _BESIDE = {b"PLTE": 3, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"bKGD": 1, b"sBIT": 1, b"tIME": 7, b"tEXt": 1}
 
 
 def plain_size(content: bytes) -> Size | None:
-    """Return the size of a plain JPEG or PNG; None for whatever else."""
+    """Return the size of a plain JPEG or PNG; None for anything else."""
     if content.startswith(_JPEG_START):
         return _plain_jpeg(content)
     return _plain_png(content) if content.startswith(PNG_START) else None
@@ -81,7 +81,7 @@ def _is_profile(content: bytes, at: int, length: int) -> bool:
 
 
 def _plain_png(content: bytes) -> Size | None:
-    """Return the size of a PNG, each of whose chunks is of a common kind and has the checksum that it should have."""
+    """Return the size of a PNG whose chunks are all of a common kind and have correct checksums."""
     if len(content) < 45 or content[12:16] != b"IHDR":
         return None
     width, height, depth, colour, packing, filtering, interlacing = _HEADER.unpack_from(content, 16)

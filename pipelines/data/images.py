@@ -1,4 +1,4 @@
-"""An encoded image: looked at once when it is indexed, decoded whole where a picture is asked for."""
+"""An encoded image: looked at once when it is indexed, decoded whole when a picture is asked for."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kdcore.errors import Refused
 from pipelines.data.coding import FORMATS, differs
 from pipelines.data.headers import Size, plain_size
 
-Encoded = bytes | memoryview  # an encoded image; a view is of memory that is used again when nobody has the view
+Encoded = bytes | memoryview  # an encoded image; a view's memory is reused when nothing holds the view
 
 # A quarter of a GiB of RGB, where Pillow begins to warn. ImageNet's largest image has 61 million.
 MAX_PIXELS = 89_478_485
-# To which validation resizes an image before it cuts the centre out, as it is usual; the longer one in proportion.
+# Validation resizes an image's shorter side to this before it crops the centre, as usual; the longer in proportion.
 _SHORTER_SIDE = 256
-# Of one image's pixels `inspect_image` decides, and `decode_image` opens no other than those that were inspected.
+# `inspect_image` limits an image's pixels, and `decode_image` opens only images that were inspected.
 Image.MAX_IMAGE_PIXELS = None
 
 _Pixels = TypeVar("_Pixels", int, NDArray[np.int64])
 
-# Whose end says nothing: only decoding tells whether they are whole.
+# Formats whose end says nothing: only decoding tells whether an image is whole.
 _DECODED = ("BMP", "TIFF", "PPM", "JPEG2000")
 
 
@@ -38,8 +38,8 @@ def inspect_image(
     """Return (height, width, CRC-32 of the content) of an encoded image.
 
     Height and width are those stored, before any EXIF rotation. Refused, naming the image, where the content is not a
-    whole image of a kind that every loader decodes alike, or has more pixels than max_pixels. decode: whole images
-    alone pass; else damage inside a JPEG, or a PNG that was written wrongly, does.
+    whole image of a kind that every loader decodes alike, or has more pixels than max_pixels. decode: only whole
+    images pass; else damage inside a JPEG, or a PNG that was written wrongly, passes too.
     """
     size = None if decode else plain_size(content)
     if size is None:
@@ -120,12 +120,12 @@ def refusing_broken(name: str) -> Iterator[None]:
         yield
     except Refused:
         raise
-    except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # the last of readers such as AVIF's
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # the last by readers such as AVIF's
         raise _broken(name, error) from error
 
 
 def unreadable(name: str, error: Exception) -> Refused:
-    """Return the refusal of an indexed image for what the system raised about it, on whatever node it is read."""
+    """Return the refusal of an indexed image for the system's error about it, on the node that reads it."""
     if isinstance(error, FileNotFoundError):
         return Refused(
             f"{name} cannot be read as an image ({error.strerror}) on the node {socket.gethostname()}; mount its "

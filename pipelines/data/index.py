@@ -1,8 +1,8 @@
 """The index of a split: every image looked at once, kept as an Arrow file and read memory-mapped.
 
-An index is good for as long as what was cheap to look at is as it was: the files of a container by name, size and time;
-of an image folder every folder's time of modification, which changes with each file that is added, removed or renamed,
-and the size and time of 1,000 of the files. A file that was written over in place beside those is found when it is
+An index is good as long as what is cheap to check has not changed: the files of a container by name, size and time;
+for an image folder every folder's time of modification, which changes with each file that is added, removed or renamed,
+and the size and time of 1,000 of the files. Any other file that was overwritten in place is found when it is
 read, by its size. Single files in an object store are listed every time. `relist` looks at every file.
 """
 
@@ -39,7 +39,7 @@ from pipelines.places import Place
 
 logger = logging.getLogger("stillhouse")
 
-# Of how a split is listed, and of which images are accepted: what is of an earlier version is made again. 1 held images
+# Of how a split is listed and which images are accepted: an index of an earlier version is built again. 1 held images
 # that the loaders do not decode alike; 2 and 3 some more of these, lines of pixels, and guessed labels; 4 had samples
 # of one path in the order of their storage, and one index for two folders whose files agree in name, size and time.
 _VERSION = 5
@@ -85,7 +85,7 @@ def build_index(
     `pipelines.data.kinds` recognises. Building reads every image once, in parallel; Parquet is put into a pack in
     cache_dir on the way, and compressed tars are decompressed there. progress: show a bar; None: on a terminal. relist:
     look at every file, whatever the traces say. copies: what a node keeps of an object store; None: nothing. Refused
-    for whatever is no such container, and for images as `acceptance` says.
+    for anything but such a container, and for images as `acceptance` says.
     """
     place = Place.of(root, "data.root")
     kind, containers = recognise(place, split)
@@ -95,7 +95,7 @@ def build_index(
     progress_bar = IndexProgress(progress, place.root)
     with leased(Path(cache_dir), "index", name="index", wait=True):
         remove_unfinished(Path(cache_dir), _INDEX_NAME.fullmatch)
-        # By a process that was at it until now:
+        # Another process may have just finished it:
         made = None if relist else _read_latest(place, split, cache_dir, acceptance)
         if made == latest or made is None or not _is_good(made, place, kind, containers, acceptance, Path(cache_dir)):
             made = _make(place, split, kind, containers, Path(cache_dir), progress_bar, acceptance)
@@ -105,7 +105,7 @@ def build_index(
 
 
 def _say_what_is_left(latest: _Latest | None, made: _Latest, name: str, cache_dir: Path) -> None:
-    """Say where the images of a split are that has changed: a run that reads them there may still be at work."""
+    """Log where the earlier images of a changed split are: a run that reads them there may still be at work."""
     if latest is None or latest.stored_in in (None, made.stored_in):
         return
     if (left := cache_dir / str(latest.stored_in)).is_dir():
@@ -119,7 +119,7 @@ def open_index(
     copies: CopyPolicy | None = None,
     acceptance: Acceptance = USUAL,
 ) -> Source:
-    """Return the images whose index `build_index` has made or found last, without a look at where they lie.
+    """Return the images whose index `build_index` has made or found last, without looking at where they lie.
 
     For the workers of a run, whose driver has just looked. acceptance: the driver's; another run, which accepts other
     images, may have looked meanwhile. Refused where there is no such index.
@@ -136,7 +136,7 @@ def open_index(
 
 
 def _pointer(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> Path:
-    """Return the file that says which index was made or found last by those who accept the same images."""
+    """Return the file that names the index that was made or found last with this acceptance."""
     name = place.name_of(split)
     if acceptance != USUAL:
         name += json.dumps(asdict(acceptance))
@@ -144,7 +144,7 @@ def _pointer(place: Place, split: str, cache_dir: str | Path, acceptance: Accept
 
 
 def _read_latest(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> _Latest | None:
-    # Those of earlier versions have one name, whatever was accepted.
+    # Pointers of earlier versions have one name, whatever was accepted.
     for pointer in dict.fromkeys(_pointer(place, split, cache_dir, one) for one in (acceptance, USUAL)):
         try:
             latest = _Latest.model_validate_json(pointer.read_bytes())
@@ -158,7 +158,7 @@ def _read_latest(place: Place, split: str, cache_dir: str | Path, acceptance: Ac
 def _is_good(
     latest: _Latest, place: Place, kind: Kind, containers: Containers, acceptance: Acceptance, cache_dir: Path
 ) -> bool:
-    """Return whether an index is still that of what lies there, as far as is cheap to see."""
+    """Return whether an index still matches what lies there, as far as is cheap to check."""
     return (
         (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _VERSION)
         and latest.traces.containers == containers_of(containers)
@@ -169,7 +169,7 @@ def _is_good(
 
 
 def _is_whole(latest: _Latest, cache_dir: Path) -> bool:
-    """Return whether an index can be read, and the files that were put beside it have the size that they had."""
+    """Return whether an index can be read, and the files that were put next to it have the size that they had."""
     table = _read(cache_dir / latest.index)
     if table is None or latest.stored_in is None:
         return table is not None

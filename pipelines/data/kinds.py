@@ -25,7 +25,7 @@ class Kind:
     """A kind of container.
 
     find: the files that hold a split, none where it is of another kind; list: the samples of such files, None for
-    kinds whose index is had in another way (a pack has one, Parquet is packed, compressed tars are decompressed).
+    kinds whose index comes in another way (a pack has one, Parquet is packed, compressed tars are decompressed).
     """
 
     name: str
@@ -38,7 +38,7 @@ STORE_FOLDER = Kind("image folder in an object store", lambda place, split: (), 
 PACK = Kind("pack", find_pack, None)
 PARQUET = Kind("Parquet", find_parquet, None)
 COMPRESSED = Kind("compressed tars", find_compressed, None)
-# In order: what is asked first wins. Plug-ins add theirs by `register`.
+# In order: the first that matches wins. Plug-ins add theirs by `register`.
 KINDS: list[Kind] = [
     PACK,
     Kind("tars", find_tars, list_tars),
@@ -50,7 +50,7 @@ KINDS: list[Kind] = [
 
 
 def register(kind: Kind) -> None:
-    """Add a kind of container, asked after those that are there. Refused for a name that one has already."""
+    """Add a kind of container, asked after the existing ones. Refused for a name that is taken."""
     if any(known.name == kind.name for known in (FOLDER, *KINDS)):
         raise Refused(f"two kinds of images are called {kind.name!r}; rename one")
     KINDS.append(kind)
@@ -59,8 +59,8 @@ def register(kind: Kind) -> None:
 def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
     """Return the kind of container that holds a split, and its files.
 
-    A folder of class folders is an image folder, whatever lies beside it; what is nothing else is taken for one, whose
-    errors say what it lacks. Refused for a place in an object store that holds no container.
+    A folder of class folders is an image folder, whatever else it holds; a folder of no other kind is taken for one,
+    and its errors say what it lacks. Refused for a place in an object store that holds no container.
     """
     if place.is_local and _has_class_folders(Path(place.root) / split):
         return FOLDER, ()

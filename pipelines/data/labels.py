@@ -15,9 +15,9 @@ from pipelines.data.listing import name_numbers, read_class_list
 from pipelines.places import Found, Place
 from pipelines.vectors import to_numpy
 
-COLUMN = "labels"  # of a table; beside it, `label` is 0 for all, so that ids are in order of path
+COLUMN = "labels"  # of a table; next to it, `label` is 0 for all, so that ids are in order of path
 SEPARATOR = "|"  # of the class names in a field of a CSV
-NAMES = "classes.txt"  # beside a CSV
+NAMES = "classes.txt"  # next to a CSV
 TYPE = pa.list_(pa.int32())
 
 
@@ -41,7 +41,7 @@ def _without_empty(lists: pa.ListArray) -> pa.ListArray:
 
 
 def read_names(place: Place, files: Sequence[Found]) -> list[str] | None:
-    """Return the names of all classes, a line each, from the classes.txt among files; None where it is not."""
+    """Return the names of all classes, one per line of the classes.txt among files; None if there is none."""
     if not any(file.name == NAMES for file in files):
         return None
     return [name for name in read_class_list(place, NAMES) if name]
@@ -51,7 +51,7 @@ def number_lists(lists: pa.ListArray, names: Sequence[str] | None, root: str) ->
     """Return (class names in order, the class numbers of every image, in order and once each) of lists of labels.
 
     lists [N]: of names, or of numbers from 0; names: of all classes; None: those that occur, in order, or the digits
-    of the numbers. Refused for a label that is none of the classes, and where there is no label at all.
+    of the numbers. Refused for a label that is not one of the classes, and if there is no label at all.
     """
     labels = lists.flatten()
     if not len(labels) or labels.null_count:
@@ -88,7 +88,7 @@ def multi_hot(lists: pa.ListArray, ids: NDArray[np.int64], num_classes: int) -> 
 
 
 def answers_of(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Return the class numbers of every image, filled up with -1: [N,M], M at least 1."""
+    """Return the class numbers of every image, padded with -1: [N,M], M at least 1."""
     sizes, values = to_numpy(lists.value_lengths()), to_numpy(lists.flatten())
     found = np.full((len(lists), max(1, int(sizes.max(initial=0)))), -1, dtype=np.int64)
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -20,8 +20,8 @@ from pipelines.places import Found, Place
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".img")
 )
-_COUNTED = 1000  # numbers of classes up to which a split may lack most: it is a small part of more
-# Of a split, in names of files and folders; the splits that data sets have.
+_COUNTED = 1000  # class numbers up to which a split may lack most: it may be a small part of a larger one
+# {split: its names in files and folders}, of the splits that data sets have.
 _ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 CLASS_FILES = ("classes.txt", "classnames.txt")
 
@@ -30,8 +30,8 @@ CLASS_FILES = ("classes.txt", "classnames.txt")
 class Listing:
     """The samples of a split in order of id, as far as they are known without reading an image.
 
-    classes: names in order of label, none where images have no labels (which are 0 then); table: path
-    (<split>/<class>/<name>), label (or, of images that may have several, 0 and their class numbers in a list `labels`,
+    classes: names in order of label, none if the images have no labels (then 0); table: path
+    (<split>/<class>/<name>), label (or, for images that may have several, 0 and their class numbers in a list `labels`,
     see `pipelines.data.labels`), num_bytes, and where the bytes lie: `location` (a file relative to the root;
     absent: the path is it), or `file` and `offset`; files: those that the column `file` numbers; folders: {folder
     relative to the root: when it changed last} of single files; such files also have a column mtime_ns.
@@ -44,7 +44,7 @@ class Listing:
 
 
 def require_file(path: str, status: os.stat_result) -> None:
-    """Refuse what is no regular file: reading a pipe waits for ever, and /dev/zero never ends."""
+    """Refuse anything but a regular file: reading a pipe waits for ever, and /dev/zero never ends."""
     if not stat.S_ISREG(status.st_mode):
         raise Refused(f"{path} is no regular file but a pipe, a device or the like; remove it")
 
@@ -58,19 +58,19 @@ def require_name(path: str) -> None:
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """Return what a split is called in the names of files and folders."""
+    """Return the names of a split in files and folders."""
     return _ALIASES.get(split, (split,))
 
 
 def names_of_others(split: str) -> frozenset[str]:
-    """Return what the other splits of a data set are called."""
+    """Return the names of a data set's other splits."""
     return frozenset(name for names in _ALIASES.values() for name in names).difference(names_of(split))
 
 
 def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tuple[Found, ...]:
     """Return the files with one of these suffixes that hold a split.
 
-    These are all such files in a folder of the split's name; else those beside it, or in `data`, with the split as a
+    These are all such files in a folder of the split's name; else those next to it, or in `data`, with the split as a
     word of their name: train.tar, imagenet-train-0001.tar, data/train-00000-of-00014.parquet.
     """
     names = names_of(split)
@@ -86,7 +86,7 @@ def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tupl
 
 
 def find_class_list(place: Place, folders: Sequence[str]) -> tuple[Found, ...]:
-    """Return the list of classes in the first of these folders that has one; nothing where none has."""
+    """Return the list of classes in the first of these folders that has one; empty if none has."""
     for folder in dict.fromkeys(folders):
         if found := [file for file in place.list_files(folder) if PurePosixPath(file.name).name in CLASS_FILES]:
             return (found[0],)
@@ -103,7 +103,7 @@ def read_class_list(place: Place, name: str) -> list[str]:
 
 
 def canonical_paths(split: str, classes: Sequence[str], labels: NDArray[np.int32], names: pa.Array) -> pa.Array:
-    """Return <split>/<class>/<name> of every sample: what an image folder of the same images calls them.
+    """Return <split>/<class>/<name> of every sample, as in an image folder of the same images.
 
     Without classes: <split>/<name>.
     """
@@ -114,7 +114,7 @@ def canonical_paths(split: str, classes: Sequence[str], labels: NDArray[np.int32
 
 
 def in_order_of_id(table: pa.Table) -> pa.Table:
-    """Return the rows by label, then by path; samples of one path by size and, where it is known, by checksum.
+    """Return the rows by label, then by path; samples with one path by size and, where it is known, by checksum.
 
     So that the same images have the same ids, in whatever order and in however many files a container holds them.
     """

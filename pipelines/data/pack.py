@@ -1,11 +1,11 @@
-"""This project's own pack: images in Arrow shards, each with a small Arrow file of facts beside it, and one index.
+"""This project's own pack: images in Arrow shards, each with a small Arrow file of facts, and one index.
 
     <split>/shard-00000.arrow         path, label(s), height, width, crc32 and the encoded image, one record batch
     <split>/shard-00000.facts.arrow   the same without the image, and where each image lies in the shard
     <split>/index.arrow               the facts of all in order of sample id: written last, it makes the pack whole
 
 Shards are uncompressed, so that an image is an extent of a file, read without the rest. Facts are written after their
-shard and carry its key, size and checksum: a pack that was killed goes on with the shards that have none.
+shard and carry its key, size and checksum: packing that was killed goes on with the shards that have none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipelines.places import Found, Place
 INDEX = "index.arrow"
 VERSION = 2  # 1 held images that the loaders do not decode alike
 SHARD_BYTES = 256 * 2**20
-_FILES = b"shards"  # of the index's metadata
+_FILES = b"shards"  # key in the index's metadata
 _FILE_OF_SHARD = re.compile(r"shard-\d+(\.facts)?\.arrow")
 
 
@@ -49,11 +49,11 @@ class Sample:
 
 
 class Packing(Protocol):
-    """Images to pack, cut into shards whose content is known by their number alone."""
+    """Images to pack, cut into shards whose content is determined by their number."""
 
     @property
     def key(self) -> str:
-        """What the shards are a function of, as a digest."""
+        """A digest of all that the shards are a function of."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,14 +69,14 @@ class Packing(Protocol):
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
 
     def samples(self, number: int) -> Iterable[Sample]:
         """Return the images of a shard."""
 
 
 def find_pack(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the index and the shards of a pack of this split; nothing where there is no index."""
+    """Return the index and the shards of a pack of this split; empty if there is no index."""
     files = tuple(file for file in place.list_files(split) if file.name.endswith(".arrow"))
     return files if any(file.name == f"{split}/{INDEX}" for file in files) else ()
 
@@ -103,7 +103,7 @@ def read_pack(place: Place, split: str) -> pa.Table:
 
 
 def _metadata(place: Place, name: str, schema: pa.Schema) -> dict[bytes, bytes]:
-    """Return what stands in the metadata of a pack's index; Refused for an Arrow file of something else."""
+    """Return the metadata of a pack's index; Refused for an Arrow file of something else."""
     found: dict[bytes, bytes] = schema.metadata or {}
     if not {b"classes", b"files"} <= found.keys():
         raise Refused(
@@ -148,7 +148,7 @@ def write_shard(place: Place, folder: str, packing: Packing, number: int) -> pa.
 
 
 def _offsets(content: pa.Buffer) -> pa.Array:
-    """Return where each image begins within a shard: the buffers of its batch are parts of the file's."""
+    """Return each image's offset within a shard: the buffers of its batch are parts of the file's."""
     reader = pa.ipc.open_file(content)
     if not reader.num_record_batches:
         return pa.array([], type=pa.int64())
@@ -159,9 +159,9 @@ def _offsets(content: pa.Buffer) -> pa.Array:
 
 
 def finished_facts(place: Place, folder: str, packing: Packing) -> dict[int, pa.Table]:
-    """Return {number: facts} of the shards that are there, of this packing and of the size that they had.
+    """Return {number: facts} of the shards that are there, of this packing and of the size that was written.
 
-    Facts that are cut off or damaged are of none.
+    Facts that are cut off or damaged do not count.
     """
     sizes = {file.name: file.num_bytes for file in place.list_files(folder)}
     finished = {}
@@ -179,9 +179,9 @@ def finished_facts(place: Place, folder: str, packing: Packing) -> dict[int, pa.
 
 
 def remove_other_index(place: Place, folder: str, packing: Packing) -> None:
-    """Remove an index of another packing: cut off while its shards are written over, it would name other images.
+    """Remove the index of another packing: once its shards are partly overwritten, it would name other images.
 
-    Refused for an Arrow file of this name that is no index of a pack: it is somebody's.
+    Refused for an Arrow file of this name that is not a pack's index: it is someone else's.
     """
     name = f"{folder}/{INDEX}"
     if not place.has(name):

@@ -1,4 +1,4 @@
-"""Writing a pack: shards in threads of one process, those that are there already left as they are."""
+"""Writing a pack: shards in threads of one process, leaving those that are there already as they are."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.order import permutation
 
 _ORDER_STREAM = 0  # of the permutation that decides which images share a shard
-_READ_AT_ONCE = 1024  # images: enough to keep an object store busy, and a part of a shard only
+_READ_AT_ONCE = 1024  # images: enough to keep an object store busy, and only a part of a shard
 MAX_THREADS = 4  # each holds a shard three times over
 
 Shards = Callable[[list[int]], Iterable[tuple[int, pa.Table]]]  # numbers -> (number, facts) as they are finished
@@ -54,8 +54,8 @@ def build_pack(
     """Write the shards that are not there yet, then the index; return the index's table.
 
     report: called with the number of images of every shard that is done. write_shards: does the writing; by default
-    threads of this process. The index of another packing that is there is removed first, and what a process that was
-    killed has left half-written; for one process at a time, therefore.
+    threads of this process. The index of another packing there is removed first, and so are the half-written files
+    of a killed process; therefore only one process at a time may do this.
     """
     if place.is_local:
         remove_unfinished(make_folder(Path(place.path) / folder, "the pack"), is_file_of_pack)
@@ -111,7 +111,7 @@ class SourcePacking:
 
     @property
     def num_shards(self) -> int:
-        """How many shards the images make, by their size before they are stored anew."""
+        """The number of shards that the images make, by their size before they are re-encoded."""
         return len(self._shards)
 
     def samples(self, number: int) -> Iterable[Sample]:

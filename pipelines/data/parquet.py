@@ -38,7 +38,7 @@ from pipelines.data.parquet_files import (
 from pipelines.data.parquet_labels import is_list, read_labels
 from pipelines.places import Found, Place
 
-# Of shards that a row group must be larger than to be cut: a shard is held in memory.
+# A row group larger than this many shards is cut: a shard is held in memory.
 _MOST_SHARDS = 2
 _READ_BYTES = 8 * 2**20  # of a file at once: a column of a row group may be larger than memory
 
@@ -52,7 +52,7 @@ def find_parquet(place: Place, split: str) -> tuple[Found, ...]:
 class _Shard:
     """The rows of one file that become one shard: those of some row groups, or a part of one that is large.
 
-    first_row: of the split, the number of its first row; skipped: rows of the first group before it.
+    first_row: the number of its first row in the split; skipped: rows of the first group before it.
     """
 
     file: str
@@ -95,7 +95,7 @@ class ParquetPacking:
 
     @property
     def num_shards(self) -> int:
-        """How many shards the rows make."""
+        """The number of shards that the rows make."""
         return len(self._shards)
 
     def samples(self, number: int) -> Iterator[Sample]:
@@ -136,7 +136,7 @@ class ParquetPacking:
         with refusing_damaged(name):
             for batch in opened.iter_batches(256, row_groups=list(shard.groups), columns=[image]):
                 rows = batch.slice(max(0, shard.skipped - at), max(0, stop - max(at, shard.skipped)))
-                rows.validate(full=True)  # names that are no UTF-8
+                rows.validate(full=True)  # names that are not UTF-8
                 if len(rows):
                     yield rows
                 at += len(batch)
@@ -172,11 +172,11 @@ class ParquetPacking:
 
     @property
     def num_rows(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._classes_and_labels[1])
 
     def _labels(self, first_row: int) -> tuple[NDArray[np.int32], pa.ListArray | None]:
-        """Return (the label of the rows from one on, or 0; their several labels, or None)."""
+        """Return (the labels of the rows from `first_row` on, or 0; their several labels, or None)."""
         found = self._classes_and_labels[1]
         if isinstance(found, pa.ListArray):
             return np.zeros(len(found) - first_row, dtype=np.int32), found.slice(first_row)
@@ -212,5 +212,5 @@ def _has_paths(kind: pa.DataType) -> bool:
 
 
 def _name(path: str | None, row: int, width: int) -> str:
-    """Return what an image is called; one without a name is called by its row."""
+    """Return the name of an image; one without a name gets its row's number."""
     return PurePosixPath(path).name if path else f"{row:0{width}d}"

@@ -1,6 +1,6 @@
-"""The Parquet files of a split: what their footers say, the same of all that have rows, and reading that names a file.
+"""The Parquet files of a split: their footers, which agree for all that have rows, and reads whose errors name a file.
 
-A file without rows has columns of no kind, or of any: only its name says that it is of the split.
+A file without rows has columns of any kind, or none: only its name says that it belongs to the split.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LABELS = ("label", "fine_label", "labels")  # fine_label: CIFAR-100's
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file's end says of it. file: its name in the place; name: as people know it; groups: (rows, bytes)."""
+    """What a file's footer says. file: its name in the place; name: its full name, in errors; groups: (rows, bytes)."""
 
     file: str
     name: str
@@ -32,7 +32,7 @@ class Footer:
 
     @property
     def num_rows(self) -> int:
-        """How many rows the file has."""
+        """The number of rows in the file."""
         return sum(rows for rows, _ in self.groups)
 
 
@@ -50,7 +50,7 @@ def refusing_damaged(name: str) -> Iterator[None]:
 
 
 def open_parquet(file: pa.NativeFile, name: str, **options: Any) -> pq.ParquetFile:
-    """Return a Parquet file, its footer read; Refused, by its name, for what is none."""
+    """Return a Parquet file, its footer read; Refused, by its name, if it is not one."""
     with refusing_damaged(name):
         return pq.ParquetFile(file, **options)
 
@@ -69,7 +69,7 @@ def read_footers(place: Place, files: Sequence[Found]) -> tuple[Footer, ...]:
 
 
 def with_rows(footers: Sequence[Footer]) -> Sequence[Footer]:
-    """Return those of the files that have rows; the first, where none has."""
+    """Return the files that have rows; the first if none has."""
     return [footer for footer in footers if footer.num_rows] or footers[:1]
 
 

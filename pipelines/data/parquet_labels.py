@@ -1,4 +1,4 @@
-"""The column of labels of Parquet files: read file by file, brought to numbers, text or lists, refused by file."""
+"""The column of labels of Parquet files: read file by file, brought to numbers, text or lists; errors name the file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.places import Place
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Return whether a column holds a list a row."""
+    """Return whether a column holds a list per row."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def read_labels(place: Place, footers: Iterable[Footer], column: str) -> pa.Array:
     """Return the column of all files: integers of 64 bits, text, or lists of these, with nulls where there is no label.
 
-    Refused for kinds that do not go together.
+    Refused for kinds of label that differ between files.
     """
     parts: list[pa.Array] = []
     for footer in footers:
@@ -29,7 +29,7 @@ def read_labels(place: Place, footers: Iterable[Footer], column: str) -> pa.Arra
             opened = open_parquet(file, footer.name)
             with refusing_damaged(footer.name):
                 read = opened.read([column])[column].combine_chunks()
-                read.validate(full=True)  # text that is no UTF-8
+                read.validate(full=True)  # text that is not UTF-8
         part = _plain(read, f"{footer.name}: column {column!r}")
         if parts and part.type != parts[0].type:
             kinds = f"{part.type}, and that of the first file {parts[0].type}"

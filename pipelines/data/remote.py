@@ -1,4 +1,4 @@
-"""Images in an object store, parts of files or files: reads of what is asked for, and a node's copy of them."""
+"""Images in an object store, as parts of files or as files: reads of what is asked for, and a node's copy of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipelines.data.store import AHEAD, StoreFiles, requests
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
 
-_MAX_GAP = 64 * 1024  # bytes between two extents that one request fetches along
+_MAX_GAP = 64 * 1024  # bytes between two extents that one request fetches too
 _MAX_SPAN = 8 * 2**20  # bytes of one request
 _BLOCK_BYTES = 8 * 2**20  # fetched as one where images are read window by window
-_COPY_VERSION = 2  # of how a copy lies on the disk
+_COPY_VERSION = 2  # of a copy's layout on the disk
 
 
 class RemoteExtents:
@@ -70,16 +70,16 @@ class RemoteExtents:
 
     @property
     def ahead(self) -> int:
-        """How many images to read ahead."""
+        """The number of images to read ahead."""
         return AHEAD
 
     @property
     def kept_bytes(self) -> int:
-        """How many bytes the node's copy holds."""
+        """The number of bytes that the node's copy holds."""
         return self._copy.kept_bytes if self._copy else 0
 
     def _read_blocks(self, extents: Sequence[Extent]) -> dict[int, bytes]:
-        """Return {row: image} of images that were not kept, each fetched with those that lie about it."""
+        """Return {row: image} of images that were not kept, each fetched with its neighbours."""
         wanted: dict[tuple[int, int], list[Extent]] = {}
         for extent in extents:
             wanted.setdefault((extent.file, extent.offset // _BLOCK_BYTES), []).append(extent)
@@ -143,7 +143,7 @@ class RemoteFiles:
 
     @property
     def ahead(self) -> int:
-        """How many images to read ahead."""
+        """The number of images to read ahead."""
         return AHEAD
 
     def _read(self, sample_id: int, path: str) -> bytes:
@@ -198,7 +198,7 @@ class _Span:
     numbers: tuple[int, ...]
 
     def part(self, content: bytes, extent: Extent) -> bytes:
-        """Return what an extent is of the span's bytes."""
+        """Return an extent's part of the span's bytes."""
         return content[extent.offset - self.start : extent.offset - self.start + extent.num_bytes]
 
 

@@ -13,11 +13,11 @@ from pipelines.data.source import Source
 from pipelines.vectors import to_numpy
 from pipelines.views.windows import Windows
 
-_MAX_DISTANCE = 0.5  # of the classes in a window from those of all images, beyond what chance makes
+_MAX_DISTANCE = 0.5  # of the classes' shares in a window from those of all images, beyond what chance makes
 
 
 def windows_of(source: Source, size: int) -> Windows:
-    """Return a source's images in windows of so many shards: the files that hold them, in pieces of at most 1 GiB.
+    """Return a source's images in windows of `size` shards: the files that hold them, in pieces of at most 1 GiB.
 
     Refused for single files, and where a window holds few of the classes, as in tars that are in order of class.
     """
@@ -37,7 +37,7 @@ def windows_of(source: Source, size: int) -> Windows:
 
 
 def in_windows(source: Source, windows: Windows | None) -> Source:
-    """Return a source that is read window by window: of an object store, in whole blocks that then make room."""
+    """Return a source that is read window by window: from an object store, in whole blocks that later make room."""
     if windows is None or source.copies is None:
         return source
     sizes = to_numpy(source.table["num_bytes"])[windows.stored]
@@ -48,8 +48,8 @@ def in_windows(source: Source, windows: Windows | None) -> Source:
 def _check_classes(source: Source, windows: Windows) -> None:
     """Refuse windows whose classes are far from those of all images.
 
-    Of the first epoch's windows under seed 0, on average: the total variation distance between the shares of the
-    classes. Shares of n images drawn at random are off by about sqrt(K / (2 pi n)) for K classes.
+    Measured by the total variation distance between the classes' shares, on average over the first epoch's windows
+    under seed 0. Shares of n images drawn at random are off by about sqrt(K / (2 pi n)) for K classes.
     """
     num_classes = len(source.classes)
     labels = source.labels[windows.stored]

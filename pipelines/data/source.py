@@ -1,7 +1,7 @@
 """A source of images: what is known of every sample without reading it, and the encoded bytes of any of them.
 
-Above a source a sample is an id, its row: classes in order of label, images in order of name within their class. What
-kind of container the bytes lie in is `pipelines.data.storage`'s alone; it changes neither an id nor a fingerprint.
+To all users of a source a sample is an id, its row: classes in order of label, images in order of name within their
+class. Only `pipelines.data.storage` knows the kind of container; it changes neither an id nor a fingerprint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = logging.getLogger("stillhouse")
 class Source:
     """The images of one split.
 
-    root: the folder or URI that they lie in; classes: their names in order of label; table: one row a sample with path
+    root: the folder or URI that they lie in; classes: their names in order of label; table: a row per sample with path
     (<split>/<class>/<name>), label, height, width (pixels, as stored, before any EXIF rotation), num_bytes, crc32, and
     where its bytes lie: `location` (a file; absent: the path is it), or `file` and `offset`; files: (name, bytes) of
     those that the column `file` numbers, or of the folder of single files in a store; stored_in: the folder or URI that
@@ -63,7 +63,7 @@ class Source:
     multi_label: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields alone: another process opens its own files."""
+        """Return only the fields: another process opens its own files."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Source:
 
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:
-        """How many samples show each class [K]."""
+        """The number of samples that show each class [K]."""
         numbers = to_numpy(self.label_lists.flatten()) if self.multi_label else self.labels
         return np.bincount(numbers, minlength=len(self.classes))
 
@@ -113,7 +113,7 @@ class Source:
     def fingerprint(self) -> str:
         """SHA-256 over class names and each sample's path, label, height, width, size and checksum.
 
-        Of what the images are and are called: neither of where they lie, nor of what they are packed in.
+        It covers what the images are and are called, but neither where they lie nor what they are packed in.
         """
         stored = (self.table.schema.metadata or {}).get(b"fingerprint")
         return stored.decode() if stored else fingerprint(self.classes, self.table)
@@ -131,15 +131,15 @@ class Source:
         """Return the encoded images of these samples, in this order; callable from any thread.
 
         Refused, with the name of the image, where one is no longer what was indexed; or, where broken images are
-        skipped, a black picture of its size takes its place: a function of the sample alone, on every rank. RunFailed
-        where a disk or a store fails, which says nothing of the image, and where too many images are replaced.
-        Images in memory that is used again hold all of it, those of one call together, for as long as one is kept.
+        skipped, a black picture of its size takes its place: a function of the sample only, on every rank. RunFailed
+        where a disk or a store fails, which says nothing about the image, and where too many images are replaced.
+        The images of one call may share a reused buffer, which is held as long as one of them is kept.
         """
         if self.on_broken == "refuse":
             return list(self._storage.read(ids))
         try:
             contents = list(self._storage.read(ids))
-        except Refused:  # of one of them: which?
+        except Refused:  # one of them is unreadable: which?
             return [self._read_or_replace(sample_id) for sample_id in ids]
         expected = to_numpy(self.table["crc32"])[ids].tolist()
         wrong = [row for row, content in enumerate(contents) if zlib.crc32(content) != expected[row]]
@@ -164,7 +164,7 @@ class Source:
         return content
 
     def _is_of_the_image(self, error: Refused) -> bool:
-        """Return whether an image could not be read for its own fault: else its node is set up wrongly.
+        """Return whether an image could not be read through its own fault: else its node is set up wrongly.
 
         A file that is there and may not be read is not broken, nor is one whose root, tar or shard is gone.
         """
@@ -189,11 +189,11 @@ class Source:
 
     @property
     def ahead(self) -> int:
-        """How many images to read ahead of those in use, at least."""
+        """The least number of images to read ahead of those in use."""
         return self._storage.ahead
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
-        """Return where each of these samples lies, in words for an error: the file's path."""
+        """Return the location of each of these samples, in words for an error: the file's path."""
         return self._storage.names(ids)
 
     def require_labels(self, purpose: str) -> None:
@@ -229,8 +229,9 @@ class Source:
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
         """Return (the rest, a held-out slice): `fraction` of every class, rounded, chosen by the seed.
 
-        Of a class of two or more images at least one lies on either side; a class of one stays in the rest. Of images
-        without labels, or with several, the fraction of all. Ids stay in order. Refused where none would be held out.
+        Of a class of two or more images at least one lies on either side; a class of one stays in the rest. Without
+        labels, or with several per image, the fraction is of all. Ids stay in order. Refused where none would be held
+        out.
         """
         order, rank, counts = self._drawn(seed, Stream.HELD_OUT)
         rounded = np.rint(fraction * counts).astype(np.int64)
@@ -245,9 +246,9 @@ class Source:
         return self.subset(np.sort(order[~held])), self.subset(np.sort(order[held]))
 
     def sample(self, per_class: int, seed: int) -> Source:
-        """Return so many samples of every class, chosen by the seed; fewer are part of more. Ids stay in order.
+        """Return `per_class` samples of every class, chosen by the seed; fewer are part of more. Ids stay in order.
 
-        Refused where a class has fewer. All of them are the source itself.
+        Refused where a class has fewer. If all are chosen, the source itself is returned.
         """
         self.require_one_label("data.images_per_class")
         order, rank, counts = self._drawn(seed, Stream.SAMPLE)

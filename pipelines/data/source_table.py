@@ -1,4 +1,4 @@
-"""The table that a source has of its samples: what stands in its metadata, the digest of it, where its bytes lie."""
+"""A source's table of its samples: its metadata, its digest, and where the bytes lie."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def source_table(classes: Sequence[str], table: pa.Table, files: Sequence[tuple[
 
 
 def with_places_in_copy(table: pa.Table) -> pa.Table:
-    """Return a whole index's table with what a node's copy goes by: rows, and for single files an offset of each."""
+    """Return a whole index's table with the columns of a node's copy: rows, and for single files an offset of each."""
     table = table.append_column("row", to_arrow(np.arange(len(table))))
     if "file" in table.column_names:
         return table
@@ -41,7 +41,7 @@ def with_places_in_copy(table: pa.Table) -> pa.Table:
 def storage_of(
     root: str, table: pa.Table, files: Sequence[tuple[str, int]], copies: CopyPolicy | None = None
 ) -> Storage:
-    """Return how the bytes of a table's samples are fetched. copies: None to keep nothing of an object store."""
+    """Return the storage that fetches the bytes of samples. copies: None to keep nothing of an object store."""
     if is_remote(root):
         place = Place.of(root, "data.root")
         return (RemoteExtents if "file" in table.column_names else RemoteFiles)(place, files, table, copies)
@@ -62,7 +62,7 @@ def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:
 def digest_rows(start: str, table: pa.Table, numbers: Sequence[str]) -> str:
     """Return the SHA-256 of a text, a table's paths and its named columns of numbers.
 
-    Of the buffers: no value becomes an object, so that 14 million rows take seconds.
+    It hashes the buffers: no value becomes an object, so that 14 million rows take seconds.
     """
     digest = hashlib.sha256(start.encode())
     paths = table["path"].chunk(0)

@@ -1,9 +1,9 @@
 """Where the encoded bytes of samples lie, and how they are fetched: any ids, in any order, from any thread.
 
-Every container reduces to one of two: a file an image, or extents (file, offset, length) of larger files.
+Every container reduces to one of two: a file per image, or extents (file, offset, length) of larger files.
 
-Files on a disk are read and not mapped: one that is cut off under way gives a short read, which can be refused, where a
-touch of a mapping would end the process. The copy out of the system's cache costs little in memory that is used again.
+Files on a disk are read and not mapped: one that is cut off meanwhile gives a short read, which can be refused, whereas
+touching a mapping would end the process. The copy out of the system's cache costs little in reused memory.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Storage(Protocol):
     def read(self, ids: NDArray[np.int64]) -> Sequence[Encoded]:
         """Return the encoded images; Refused, with the name, where one is not what the index says.
 
-        RunFailed where the disk or the store fails, which says nothing of the image.
+        RunFailed where the disk or the store fails, which says nothing about the image.
         """
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
-        """Return where each sample lies, in words for an error."""
+        """Return the location of each sample, in words for an error."""
 
     @property
     def ahead(self) -> int:
-        """How many images to read ahead of those in use, at least."""
+        """The least number of images to read ahead of those in use."""
 
 
-_KEPT = 64  # free buffers at most: as many reads as are under way at once
+_KEPT = 64  # free buffers at most: the number of reads under way at once
 _SPARE = 0.25  # so that the next images, a little larger together, fit as well
 
 
@@ -57,12 +57,12 @@ class _OnDisk:
 
     @property
     def ahead(self) -> int:
-        """How many images to read ahead: what the loader asks for is enough."""
+        """The number of images to read ahead: what the loader asks for is enough."""
         return 0
 
 
 class Files(_OnDisk):
-    """One file an image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes."""
+    """One file per image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes."""
 
     def __init__(self, root: str, paths: pa.Array, num_bytes: NDArray[np.int64]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Extents(_OnDisk):
         return [f"{self._root / self._files[file][0]}: {path}" for file, path in zip(files, paths, strict=True)]
 
     def _read_again(self, number: int, into: memoryview, offset: int, error: OSError) -> int:
-        """Return how many bytes are read of an extent that could not be read; its file may be stale: opened anew."""
+        """Read an extent again after an error, its file reopened, as it may be stale; return the bytes read."""
         path = str(self._root / self._files[number][0])
 
         def read() -> int:
@@ -176,7 +176,7 @@ def _read_file(path: str, into: memoryview) -> memoryview:
 
 
 def _read_into(path: str, into: memoryview) -> int:
-    """Return how many bytes are read from a file, as many as there is room for at most."""
+    """Read a file into `into`, as far as there is room; return the number of bytes read."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         num_read = os.readv(file, [into])

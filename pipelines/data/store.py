@@ -1,4 +1,4 @@
-"""Files of an object store, read in ranges, and asked for again while the store fails."""
+"""Files of an object store, read in ranges, with retries while the store fails."""
 
 from __future__ import annotations
 

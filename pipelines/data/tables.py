@@ -29,7 +29,7 @@ _LOOKED_AT = 4096  # files of one task: an object each for all of them would be 
 
 
 def find_csv(place: Place, split: str) -> tuple[Found, ...]:
-    """Return <root>/<split>.csv, then the classes.txt beside it, if any."""
+    """Return <root>/<split>.csv, then the classes.txt next to it, if any."""
     files = {file.name: file for file in place.list_files()}
     return tuple(files[name] for name in (f"{split}.csv", NAMES) if name in files and f"{split}.csv" in files)
 
@@ -38,7 +38,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     """Return the images that a CSV lists in the columns `path` (relative to the root) and `label` (a class's name).
 
     Or, for images that may show several classes, `labels`: their names with | between them, none for an image of no
-    class. The classes are then those that classes.txt names, where it is there, for a split may lack a rare one.
+    class. The classes are then those that classes.txt names, if there is one, as a split may lack a rare class.
     Without either column, the images have no labels.
     """
     name, table = place.name_of(files[0].name), _read_csv(place, files[0].name)
@@ -64,7 +64,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
 
 
 def _read_csv(place: Place, file_name: str) -> pa.Table:
-    """Return the rows of a CSV with the column path; Refused for what is none, and for a column that is there twice."""
+    """Return the rows of a CSV with the column path; Refused if it is not one, or has a column twice."""
     name = place.name_of(file_name)
     types = {"path": pa.large_string(), "label": pa.large_string(), COLUMN: pa.string()}
     try:
@@ -142,9 +142,9 @@ def _kaggle_classes(path: Path) -> dict[str, str]:
 
 
 def _devkit_classes(path: Path) -> dict[str, str]:
-    """Return {name of an image: its class} of the development kit: a line an image, with the class's number there.
+    """Return {name of an image: its class} of the development kit: a line per image, with its class's number there.
 
-    Which class a number means is in meta.mat beside it.
+    meta.mat next to it says which class a number means.
     """
     from scipy.io import loadmat
 
@@ -194,7 +194,7 @@ def _listing(
 
 
 def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str | None) -> NDArray[np.int64]:
-    """Return (size, time of modification) of some files [n,2], from one on. table: see `_listing`."""
+    """Return (size, time of modification) of some files [n,2], from `start` on. table: see `_listing`."""
     paths = locations.slice(start, _LOOKED_AT).to_pylist()
     found = np.empty((len(paths), 2), dtype=np.int64)
     for number, path in enumerate(paths):

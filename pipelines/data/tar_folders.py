@@ -34,9 +34,9 @@ def _first(indices: pa.Array, number: int) -> int:
 
 
 def _layers_above(folders: Folders, split: str, where: Callable[[int], str]) -> int:
-    """Return how many layers lie above the class folders: down to the split's own folder, if all images lie in one.
+    """Return the number of layers above the class folders: down to the split's own folder, if all images lie in one.
 
-    where: names an image in a folder of that number. A folder of the split's name beside others is a class, unless it
+    where: names an image in a folder of that number. A folder of the split's name next to others is a class, unless it
     has folders of its own.
     """
     own, others = set(names_of(split)), names_of_others(split)

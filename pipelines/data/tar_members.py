@@ -1,4 +1,4 @@
-"""The files within a tar, by its headers. A tar that does not end as one, or holds what is no file, is refused."""
+"""The files within a tar, by its headers. A tar that does not end as one, or holds anything but files, is refused."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Member:
 
 
 def members_of(file: Any, size: int, name: str) -> Iterator[Member]:
-    """Yield the visible files of a tar of so many bytes. name: of the tar, for an error.
+    """Yield the visible files of a tar of `size` bytes. name: of the tar, for an error.
 
-    TarError where it cannot be read; Refused for links and whatever else is no file, and for a tar that does not end
-    where it should: one that is cut off between two files looks like a shorter one but for that.
+    TarError where it cannot be read; Refused for links and anything else that is not a file, and for a tar that does
+    not end where it should: only that tells one that is cut off between two files from a shorter one.
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps one object a file
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps one object per file
             if member.isdir() or is_hidden(member.name):
                 continue
             if member.offset_data + member.size > size:
@@ -67,7 +67,7 @@ def _refuse_other_than_file(member: tarfile.TarInfo, name: str) -> None:
 
 
 def _refuse_without_end(file: Any, offset: int, size: int, name: str) -> None:
-    """Refuse a tar without a block of zeros behind its last file, at the offset, or with anything else behind it."""
+    """Refuse a tar without a block of zeros after its last file, at the offset, or with anything else after it."""
     if 0 < size - offset < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it ends within a header")
     if size <= offset:

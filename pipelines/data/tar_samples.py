@@ -1,7 +1,7 @@
-"""The samples within a tar: which of its files are images, and what the files beside an image say of it.
+"""The samples within a tar: which of its files are images, and what the files next to an image say about it.
 
-Files of one name before its first dot, one behind the other, are a sample, as in WebDataset: one image, and with it a
-`.cls` or `.json`. Files without either are those of an image folder: each that is no sidecar is an image of its own.
+Consecutive files of one name before the first dot are a sample, as in WebDataset: one image, and with it a `.cls` or
+`.json`. Without either, files are those of an image folder: each that is not a sidecar is an image of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pipelines.data.tar_members import Member
 
 Read = Callable[[Member], bytes]
 _JSON_LABELS = ("label", "cls", "class")
-# What lies beside images and is none itself. Anything else that could be an image is taken for one, and then read or
-# refused: a list of the suffixes of images has no end.
+# What lies next to images and is not one itself. Anything else that could be an image is taken for one, and then read
+# or refused: a list of the suffixes of images has no end.
 _SIDECARS = """
     cls cls2 class count id index idx inx json jsn jsonl txt text transcript caption bbox csv tsv lst md rst xml yaml
     yml html htm log ini db py sh npy npz pt pth pkl pickle pyd mat mp msg msgpack cbor ten tb h5 safetensors parquet
@@ -33,8 +33,8 @@ _PAPERS = frozenset(("readme", "license", "licence", "copying", "authors", "cita
 class TarSample:
     """A sample as its files show it.
 
-    image: None where it has a label in `.json` alone, and may be no sample; label: as text, None where no file gives
-    one; original: the image's name before it was put into the tar, where `.json` has it as `filename`; from_json:
+    image: None if there is only a `.json` with a label, which may be no sample; label: as text, None where no file
+    gives one; original: the image's name before it was put into the tar, where `.json` has it as `filename`; from_json:
     whether `.json` gives the label.
     """
 
@@ -48,7 +48,7 @@ class TarSample:
 def samples_of(members: Iterable[Member], read: Read, name: str) -> Iterator[TarSample]:
     """Yield the samples of a tar's files. read: returns the content of one; name: of the tar, for an error.
 
-    Refused for files that cannot be one sample, and for labels that are none, or two.
+    Refused for files that cannot be one sample, and for labels that are not valid, or that contradict each other.
     """
     for key, group in groupby(members, key=lambda member: member.key):
         files = list(group)
@@ -107,7 +107,7 @@ def _is_sidecar(file: Member) -> bool:
 
 
 def _described(key: str, image: Member, facts: list[Member], read: Read, name: str) -> TarSample:
-    """Return an image with what the files beside it say of it; Refused where two of them give two labels."""
+    """Return an image with what the files next to it say about it; Refused where two of them give two labels."""
     label = source = original = None
     for file in sorted(facts, key=lambda file: file.extension):  # a `.cls` first: it says nothing else
         if file.extension == ".cls":
@@ -163,7 +163,7 @@ def _json_facts(file: Member, read: Read, name: str) -> tuple[str | None, str | 
 
 
 def _has_json_label(file: Member, read: Read) -> bool:
-    """Return whether a `.json` without an image has a label as a sample's has; one may be of anything."""
+    """Return whether a `.json` without an image has a label as a sample's does; it may be about anything."""
     try:
         return _json_facts(file, read, "")[0] is not None
     except Refused:

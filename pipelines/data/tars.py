@@ -1,10 +1,10 @@
 """WebDataset tars, and tars of class folders: listed by their headers, the images read where they lie.
 
-The labels of a split are in files beside the images (`pipelines.data.tar_samples`): `.cls` (a number or a name), or
+The labels of a split are in files next to the images (`pipelines.data.tar_samples`): `.cls` (a number or a name), or
 `.json` (key `label`, with the original `filename` where it is kept). Or, where no image has such a file, they are the
 class folders that the images lie in, within the split's folder if there is one. Tars without any of these hold images
-without labels. Names of classes that are numbers come from classes.txt beside the tars, a line a class. No image is
-passed over: what cannot be read is refused by name.
+without labels. Names of classes that are numbers come from classes.txt next to the tars, a line per class. No image
+is skipped: what cannot be read is refused by name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pipelines.places import Found, Place
 
 _READ_BYTES = 8 * 2**20
 _MOST = 2**31 - 1  # as the number of a class
-# Of compressed tars, and how each is compressed: see `pipelines.data.compressed`.
+# Suffixes of compressed tars, and how each is compressed: see `pipelines.data.compressed`.
 CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tar.bz2": "bz2", ".tar.xz": "xz"}
 _COLUMNS = pa.schema(
     {
@@ -58,7 +58,7 @@ _COLUMNS = pa.schema(
 
 
 def find_tars(place: Place, split: str) -> tuple[Found, ...]:
-    """Return the tars of a split, then the list of classes beside them, if any.
+    """Return the tars of a split, then the list of classes next to them, if any.
 
     Refused for compressed tars among them: part of the split would be left out.
     """
@@ -74,7 +74,7 @@ def find_tars(place: Place, split: str) -> tuple[Found, ...]:
 
 
 def with_class_list(place: Place, tars: tuple[Found, ...]) -> tuple[Found, ...]:
-    """Return tars, then the list of classes beside them or at the root, if any: it is a part of what they mean."""
+    """Return tars, then the list of classes next to them or at the root, if any: it is part of their meaning."""
     return (*tars, *find_class_list(place, (_folder(tars[0]), ""))) if tars else ()
 
 
@@ -84,7 +84,7 @@ def is_tar(file: Found) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Return what a compressed tar is called when it is decompressed."""
+    """Return the name of a compressed tar once it is decompressed."""
     suffix = next(suffix for suffix in CODECS if name.endswith(suffix))
     return f"{name.removesuffix(suffix)}.tar"
 
@@ -92,8 +92,8 @@ def plain_name(name: str) -> str:
 def list_tars(place: Place, split: str, files: tuple[Found, ...], origin: Place | None = None) -> Listing:
     """Return the samples of these tars: with labels, or all of them without. Refused where some have none.
 
-    origin: where the list of classes among the files lies, and what people call the split's place; None: where the tars
-    lie, too.
+    origin: where the list of classes among the files lies, which is also the split's place in errors; None: where the
+    tars lie.
     """
     tars, origin = tuple(file for file in files if is_tar(file)), origin or place
     with ThreadPoolExecutor() as threads:
@@ -130,7 +130,7 @@ def _folder(file: Found) -> str:
 class _Listed:
     """What was found in one tar.
 
-    table: a row an image, in its order; lost: samples whose `.json` has a label, without an image; from_json: whether
+    table: a row per image, in its order; lost: samples whose `.json` has a label, without an image; from_json: whether
     the label of any image is from `.json`.
     """
 
@@ -146,7 +146,7 @@ def _list_tar(place: Place, tars: tuple[Found, ...], number: int) -> _Listed:
     without_image: list[str] = []
     from_json = False
     with place.open(tars[number].name) as file, _refusing_damaged(name):
-        # Of a store, much at a time is read, images and all: a request a header would take longer.
+        # From a store, much is read at a time, including the images: a request per header would take longer.
         whole = file if place.is_local else BufferedReader(file, _READ_BYTES)
 
         def read(member: Member) -> bytes:
@@ -192,7 +192,7 @@ def _refuse_lost(place: Place, tars: tuple[Found, ...], listed: list[_Listed]) -
 
 
 def _path(row: dict[str, Any]) -> str:
-    """Return what an image is called within its tar."""
+    """Return an image's name within its tar."""
     return f"{row['folder']}/{row['name']}".removeprefix("/")
 
 
@@ -249,7 +249,7 @@ def _classes_of_folders(
 
 
 def _say_unread(place: Place, class_list: str | None) -> None:
-    """Say that a list is not read where classes have names of their own, which it may call otherwise."""
+    """Log that a list is not read if classes have names of their own, which may differ from those in it."""
     if class_list is not None:
         warn_once(
             f"{place.name_of(class_list)} is not read: it names classes that are given as numbers, and those of "

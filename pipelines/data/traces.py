@@ -1,4 +1,4 @@
-"""What is cheap to look at, to know whether a listing is still good."""
+"""What is cheap to look at in order to know whether a listing is still good."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What to judge a network by: a folder of images, and which of the network's answers are right for each of them.
+"""What a network is judged by: a folder of images, and which of the network's answers are right for each of them.
 
 ImageNet's test sets name and choose their classes in their own ways:
 
     v2      ImageNet-V2: folders 0 to 999, the place of the class among the 1,000 in order of their names
-    real    ReaL: the validation folder, with several right classes for an image, or none, in real.json beside it
-    a, r    ImageNet-A and -R: some of the classes; a network chooses among those alone
+    real    ReaL: the validation folder, with several right classes for an image, or none, in real.json next to it
+    a, r    ImageNet-A and -R: some of the classes; a network chooses only among those
     sketch  ImageNet-Sketch: the same classes
 """
 
@@ -34,9 +34,9 @@ Answers = NDArray[np.int64]
 class Target:
     """Images and their right answers.
 
-    answers [n,M]: for every image the right ones of `classes`, by number, filled up with -1; classes: names of those
+    answers [n,M]: for every image the right ones of `classes`, by number, padded with -1; classes: names of those
     that may be answered; shown: their places among the network's own outputs, None where they are all of them.
-    multi_label: whether all answers of an image are to be given, and not one of them.
+    multi_label: whether all right answers of an image are to be given, not just one.
     """
 
     index: Source
@@ -95,7 +95,7 @@ def target_of_numbered_folders(index: Source, classes: tuple[str, ...]) -> Targe
 
 
 def target_of_some_classes(index: Source, classes: tuple[str, ...]) -> Target:
-    """Return images in folders of some of the classes, among which alone a network chooses."""
+    """Return images in folders of some of the classes, the only ones that a network chooses from."""
     place = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in index.classes if name not in place]
     if unknown:
@@ -110,7 +110,7 @@ def target_of_some_classes(index: Source, classes: tuple[str, ...]) -> Target:
 def target_of_several_answers(index: Source, classes: tuple[str, ...], path: Path) -> Target:
     """Return the images with the right answers of each from a file.
 
-    The file holds [[class number, ...], ...], one list an image, in order of the number that ends the image's name
+    The file holds [[class number, ...], ...], one list per image, in order of the number that ends the image's name
     (ILSVRC2012_val_00000001 is the first). Refused where the file is absent or names other classes.
     """
     target_of_same_classes(index, classes)
@@ -127,7 +127,7 @@ def target_of_several_answers(index: Source, classes: tuple[str, ...], path: Pat
 
 
 def place_in(lists: list[list[int]], file: str, path: Path) -> int:
-    """Return which of the lists belongs to an image; Refused where its name ends in no number of one."""
+    """Return the index of an image's list; Refused if its name does not end in the number of one."""
     number = re.search(r"(\d+)$", Path(file).stem)
     if number is None or not 1 <= int(number[1]) <= len(lists):
         raise Refused(

@@ -1,6 +1,6 @@
-"""Reading ahead: the encoded images of the next batches, fetched in threads while earlier batches are at work.
+"""Reading ahead: the encoded images of the next batches, fetched in threads while earlier batches are in use.
 
-What is read next is known, for the order is a pure function: nothing is read in vain, and there is no shuffle buffer.
+What is read next is known, as the order is a pure function: nothing is read in vain, and there is no shuffle buffer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ReadAhead:
     def __call__(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, list[Encoded]]]:
         """Yield each job with its images, in order; Refused, with its name, for an image that cannot be read."""
         reading: deque[_Reading] = deque()
-        num_images = 0  # that are being read, or wait
+        num_images = 0  # that are being read, or waiting
         try:
             for job in jobs:
                 parts = np.array_split(job.views.sample_ids, self._num_threads)

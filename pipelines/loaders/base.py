@@ -18,14 +18,14 @@ from pipelines.loaders.one_ahead import OneAhead
 from pipelines.loaders.render import Finish
 from pipelines.views.plan import ViewPlan, Views
 
-BLOCK = 32  # requests whose views are drawn at once: numpy's cost is by the call
+BLOCK = 32  # requests whose views are drawn at once: numpy's cost is per call
 
 
 @dataclass(frozen=True)
 class Request:
     """The rows of one batch: any sample ids [B], in any order, each in a view.
 
-    view: one number for all rows, or of each [B]; epoch: epochs done before, handed through.
+    view: one number for all rows, or one for each [B]; epoch: epochs done before, passed through.
     """
 
     view: int | NDArray[np.int64]
@@ -84,7 +84,7 @@ class Loader(ABC):
         On a CPU a batch is made while the one before it is in use. On a GPU the kernels that finish it are launched by
         the thread that takes it: in the order of its stream, and never while it captures a graph.
 
-        A picture's pixels depend on its view and sample id alone. Refused names an image that cannot be decoded.
+        A picture's pixels depend only on its view and sample id. Refused names an image that cannot be decoded.
         """
         if self._latest is not None:
             self._latest.close()

@@ -1,4 +1,4 @@
-"""The loader that a recipe names, built; each kind is imported only where it is used, for DALI is large."""
+"""Builds the loader that a recipe names; each kind is imported only where it is used, as DALI is large."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decodes_on_gpu(decode: Decode) -> bool:
     """Return whether DALI decodes on the GPU.
 
     Only where that is asked for: nvImageCodec 0.9 may end the process at a region of a JPEG (its issue 55, which names
-    five kinds of GPU). Seen with the pins' DALI and nvImageCodec, on an H100 alone: of 10,368 regions none was wrong,
+    five kinds of GPU). Seen with the pinned DALI and nvImageCodec, only on an H100: of 10,368 regions none was wrong,
     neither by nvJPEG 13.3, which decodes them, nor by 13.0, which leaves them to another decoder.
     """
     return decode == "gpu"

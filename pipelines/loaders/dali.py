@@ -2,8 +2,8 @@
 
 DALI reads nothing and draws nothing: encoded images, crop windows, sizes, offsets and flips are inputs of its pipeline.
 The images are read further ahead, in threads of their own, so that no request waits in the training loop. Colours,
-mixing and erasing are `pipelines.loaders.render`'s, as for every loader. Only the crop's window is decoded: damage that
-came to an image after it was indexed, and left its size, is noticed where a window reaches it.
+mixing and erasing are `pipelines.loaders.render`'s, as for every loader. Only the crop's window is decoded: damage to
+an image after it was indexed that leaves its size unchanged is noticed where a window reaches it.
 """
 
 from __future__ import annotations
@@ -84,17 +84,17 @@ class DaliLoader(Loader):
         return torch.utils.dlpack.from_dlpack(pictures.as_tensor())
 
     def _finish_pending(self) -> None:
-        """End the work that an abandoned `load` has left, so that the pipeline begins anew."""
+        """End the work that an abandoned `load` has left, so that the pipeline starts again."""
         self._jobs = iter(())
         try:
             while self._pipeline is not None and self._next_pictures() is not None:
                 pass
         except (RuntimeError, Refused):
-            pass  # of pictures nobody asks for any more; the pipeline will be built anew
+            pass  # of pictures that are no longer needed; the pipeline will be rebuilt
         self._pending.clear()
 
     def _find_broken(self) -> Refused | None:
-        """Return which pending image DALI failed at, and why: DALI itself often does not say."""
+        """Return the refusal of the pending image that DALI failed on: DALI itself often does not say which or why."""
         for job, contents in self._pending:
             for sample_id, content in zip(job.views.sample_ids.tolist(), contents, strict=True):
                 try:
@@ -110,7 +110,7 @@ class DaliLoader(Loader):
         return None
 
     def _complaint(self, content: Encoded) -> str | None:
-        """Return what DALI says of one image alone; None where it decodes it."""
+        """Return DALI's error for one image by itself; None if it decodes it."""
         dali = _import_dali()
         pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=_device_id(self.device), prefetch_queue_depth=1)
         with pipeline:
@@ -127,7 +127,7 @@ class DaliLoader(Loader):
         return None
 
     def _inputs(self) -> tuple[Any, ...]:
-        """Return the next job as the pipeline's inputs; StopIteration at the end is how DALI is told of it."""
+        """Return the next job as the pipeline's inputs; StopIteration tells DALI of the end."""
         job, contents = next(self._jobs)
         views, policy = job.views, self.plan.policy.at(job.views.views)
         self._pending.append((job, contents))
@@ -181,7 +181,7 @@ class DaliLoader(Loader):
 
 
 def _import_dali() -> Any:
-    """Import DALI when it is first needed: it takes a second, and the other loaders do without."""
+    """Import DALI when it is first needed: it takes a second, and the other loaders do not need it."""
     try:
         with importing("nvidia.dali"):
             import nvidia.dali.fn

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 class OneAhead(Generic[Item]):
     """The items of a generator, each computed in a thread of its own while the one before it is in use.
 
-    The thread works only where an item is asked for, and ends with this object: nobody has to close it. (A generator
+    The thread works only where an item is asked for, and ends with this object: it need not be closed. (A generator
     that closed it at its own end might do so in the midst of anything, as garbage, and wait there for ever.)
     """
 
@@ -25,7 +25,7 @@ class OneAhead(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
-        """Return the next item, or raise what came in its place, and begin with the one after it."""
+        """Return the next item, or raise the error that came instead, and begin with the one after it."""
         item = (self._next or self._begin()).result()
         if item is None:
             raise StopIteration

@@ -1,7 +1,7 @@
-"""The operations of augmentation policies on pictures as Pillow does them, for a batch at once: those of a GPU.
+"""The operations of augmentation policies on pictures as Pillow does them, for a batch at once: used on a GPU.
 
 On a CPU Pillow itself does them (`pipelines.loaders.pillow_operations`). Pictures of one group of kinds are changed
-together, so that the number of kernels does not grow with the batch, and each by arithmetic on itself alone, so that it
+together, so that the number of kernels does not grow with the batch, and each by arithmetic on only itself, so that it
 does not depend on the others. torchvision's functions on tensors are not used: they take one argument for all pictures,
 and differ from Pillow in the mean grey of a contrast, in the blur, and in all that is interpolated (see
 `pipelines.loaders.resample`).
@@ -44,7 +44,7 @@ class Operator:
         return images
 
     def _groups(self) -> tuple[tuple[tuple[Kind, ...], Callable[[Tensor, NDArray[np.int64], Arguments], Tensor]], ...]:
-        """Return the kinds that are worked on together, with what does it."""
+        """Return the kinds that are applied together, with the function that applies them."""
         return (
             (SIDEWAYS, self._geometric),
             (UPRIGHT, self._geometric),
@@ -66,11 +66,11 @@ class Operator:
 
 
 def _column(arguments: Arguments, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return one number a picture, in the shape of pictures: [B] -> [B,1,1,1]."""
+    """Return one number per picture, in the shape of pictures: [B] -> [B,1,1,1]."""
     return torch.from_numpy(arguments).to(dtype).to(images.device, non_blocking=True)[:, None, None, None]
 
 
-# A new value for each of 256: those that follow from kind and argument alone, [B,1] -> [B,256].
+# A new value for each of 256: those that follow only from kind and argument, [B,1] -> [B,256].
 _VALUES = np.arange(256)
 VALUE_TABLES: dict[Kind, Callable[[Arguments], NDArray[np.generic]]] = {
     Kind.BRIGHTNESS: lambda factor: np.clip(_VALUES.astype(np.float32) * factor.astype(np.float32), 0, 255),

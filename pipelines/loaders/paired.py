@@ -13,7 +13,7 @@ from pipelines.loaders.base import Loader, Request
 
 @dataclass(frozen=True)
 class PairedLoader:
-    """Answers each request by both loaders. student, teacher: of the same images, under plans of one seed."""
+    """Answers each request with both loaders. student, teacher: of the same images, under plans of one seed."""
 
     student: Loader
     teacher: Loader

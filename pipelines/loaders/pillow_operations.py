@@ -1,4 +1,4 @@
-"""The operations of augmentation policies by Pillow, which the originals ask as well: one picture at a time, on a CPU.
+"""The operations of augmentation policies by Pillow, which the originals use too: one picture at a time, on a CPU.
 
 `pipelines.loaders.operations` gives the same bits for a whole batch on a GPU. Pillow's own `rotate` is not used: its
 sine and cosine are the machine's, and the project's are the same on every one (`pipelines.views.exact`).

@@ -1,4 +1,4 @@
-"""The same views with Pillow alone: what the DALI loader is tested against, and a loader for machines without DALI."""
+"""The same views with only Pillow: what the DALI loader is tested against, and a loader for machines without DALI."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Finish:
         return pictures if self.channels_last else pictures.contiguous(), labels
 
     def at(self, views: Views) -> Finish:
-        """Return what finishes pictures of the size that these views have."""
+        """Return the `Finish` for pictures of the size that these views have."""
         policy = self.policy.at(views.views)
         return self if policy is self.policy else self._of_size(policy)
 

@@ -1,6 +1,6 @@
-"""The rendering of a whole batch at once, on any device: a GPU's, where the number of kernels counts.
+"""The rendering of a whole batch at once, on any device: used on a GPU, where the number of kernels counts.
 
-Its number does not grow with the batch. On a CPU `pipelines.loaders.render_pictures` gives the same bits.
+That number does not grow with the batch. On a CPU `pipelines.loaders.render_pictures` gives the same bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BatchRenderer:
             self.operator = Operator(policy.fill, bicubic=policy.interpolation == "bicubic")
 
     def __call__(self, images: Tensor, views: Views, partner_rows: NDArray[np.int64]) -> Tensor:
-        """Return what a network sees: uint8 [N,H,W,3] of N views -> float32 [B,H,3W]; see `Finish`."""
+        """Return a network's input: uint8 [N,H,W,3] of N views -> float32 [B,H,3W]; see `Finish`."""
         pictures = self._develop(images, views)
         if self.policy.erase_first:
             self._erase(pictures, views)
@@ -90,7 +90,7 @@ def change_colour(pixels: Tensor, colour: Tensor) -> None:
 
 
 def inside(boxes: Tensor, height: int, row_values: int) -> Tensor:
-    """Return which values, 3 a pixel, lie in their picture's box (y, x, h, w): [B,4] -> bool [B,height,row_values]."""
+    """Return which values, 3 per pixel, lie in the picture's box (y, x, h, w): [B,4] -> bool [B,height,row_values]."""
     y, x, h, w = boxes[:, :, None].unbind(dim=1)  # each [B,1]
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(row_values, device=boxes.device) // 3

@@ -1,7 +1,7 @@
-"""The rendering of pictures one after the other: a CPU's, where memory counts.
+"""The rendering of pictures one after the other: used on a CPU, where memory counts.
 
 What passes between two steps stays in the processor's cache, only the batch itself is written to memory, and that is
-memory which earlier batches have used. Nothing is done to a picture that does not change it. On a GPU
+memory which earlier batches have used. Steps that would not change a picture are skipped. On a GPU
 `pipelines.loaders.render_batch` gives the same bits.
 """
 
@@ -49,7 +49,7 @@ class PictureRenderer:
         self._planes = torch.empty(7 if policy.jitters else 0, most, height * width)
 
     def __call__(self, images: Tensor, views: Views, partner_rows: Rows) -> Tensor:
-        """Return what a network sees: uint8 [N,H,W,3] of N views -> float32 [B,H,3W]; see `Finish`."""
+        """Return a network's input: uint8 [N,H,W,3] of N views -> float32 [B,H,3W]; see `Finish`."""
         out = self._batch(len(partner_rows))
         if not self.policy.mixes:
             for start in range(0, len(out), self._at_once):
@@ -63,7 +63,7 @@ class PictureRenderer:
         return out
 
     def _batch(self, num: int) -> Tensor:
-        """Return room for so many pictures: float32 [num,H,3W], whose memory is used again when no tensor shares it."""
+        """Return room for `num` pictures: float32 [num,H,3W], whose memory is reused when no tensor shares it."""
         shape = num, self.policy.height, 3 * self.policy.width
         return torch.from_numpy(self._batches.take(4 * prod(shape))).view(torch.float32).view(shape)
 
@@ -133,7 +133,7 @@ class PictureRenderer:
                 out[row].copy_(place[row])
 
     def _erase(self, pictures: Tensor, views: Views, rows: Rows) -> None:
-        """Fill the boxes of those pictures [.,H,3W], which the rows are of, that have one, in place."""
+        """Fill, in place, the boxes of the pictures [.,H,3W] of these rows, where they have one."""
         if views.erase is None:
             return
         for number in np.flatnonzero(views.erase[rows, 2]).tolist():

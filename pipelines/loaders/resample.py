@@ -1,6 +1,6 @@
-"""Shears, translations and rotations of pictures as Pillow computes them, for a batch at once: those of a GPU.
+"""Shears, translations and rotations of pictures as Pillow computes them, for a batch at once: used on a GPU.
 
-torch's and torchvision's own are not used, for they show other pictures: their cubic kernel has another sharpness (a of
+torch's and torchvision's own are not used, as they give other pictures: their cubic kernel has another sharpness (a of
 -0.75, where Pillow's is -1), they blend the border with the fill colour, and round to nearest where Pillow truncates.
 """
 
@@ -71,7 +71,7 @@ class Resampler:
         return torch.where(outside, fill, pixels).permute(0, 2, 3, 1)
 
     def _neighbours(self, place: Tensor, side: int, moves: bool) -> tuple[list[Tensor], Tensor]:
-        """Return the pixels along one axis that a place [B,1,h,W] lies among, and its distance behind the middle."""
+        """Return the pixels along one axis that a place [B,1,h,W] lies among, and its distance past the middle."""
         place = place - 0.5
         whole = place.floor()
         offsets = ((-1, 0, 1, 2) if self.bicubic else (0, 1)) if moves else (0,)

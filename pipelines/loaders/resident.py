@@ -1,7 +1,7 @@
 """Small images without decoding: the data set lies in the device's memory, and a batch is one gather from it.
 
-For images of one size that every view brings to one and the same size: the padded crop of the CIFAR recipes, or the
-whole picture. They lie there in that size, so that a picture is decoded and resized once. Their pixels are those of the
+For images of one size that every view brings to the same size: the padded crop of the CIFAR recipes, or the whole
+picture. They are kept there in that size, so that a picture is decoded and resized once. Their pixels are those of the
 reference loader, bit for bit. Colours, mixing and erasing are `pipelines.loaders.render`'s, as everywhere.
 """
 
@@ -28,13 +28,13 @@ MEMINFO = Path("/proc/meminfo")
 _REMEDY = "take data.loader=dali (or reference)"
 _READ_AT_ONCE = 256  # images of one read
 
-# {(data, device, height, width, interpolation): pictures}, shared by the loaders of one process, as those of several
-# runs side by side.
+# {(data, device, height, width, interpolation): pictures}, shared by the loaders of one process, such as those of
+# several runs side by side.
 _resident: WeakValueDictionary[tuple[str, torch.device, int, int, str], Tensor] = WeakValueDictionary()
 
 
 class ResidentLoader(Loader):
-    """Batches gathered on the device. Refused for data of several sizes, or views that are resized each differently."""
+    """Batches gathered on the device. Refused for data of several sizes, or views that are resized differently."""
 
     def __init__(self, source: Source, plan: ViewPlan, finish: Finish, max_batch: int, *, num_threads: int) -> None:
         super().__init__(source, plan, finish, max_batch)
@@ -122,7 +122,7 @@ def _shown_size(plan: ViewPlan, height: int, width: int) -> tuple[int, int]:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return how many bytes of memory the device has free; a CPU's, with what the page cache of files gives back."""
+    """Return the bytes of memory that the device has free; for a CPU, with what the page cache of files gives back."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())

@@ -63,7 +63,7 @@ class Choice:
 class AutoAugment:
     """A policy: `num_operations` operations in turn, each one of the choices.
 
-    choices: of each row one operation for every turn; together: whether all turns take the same row (AutoAugment's
+    choices: rows of one operation for every turn; together: whether all turns take the same row (AutoAugment's
     sub-policies) or each turn its own (RandAugment). levels: "fixed": as the choice says; "normal": a deviation of
     `level_std` from it, held to [0, 1]; "uniform": between 0 and it; "bins": one of 31 at equal distances.
     fill: the colour of what geometric operations bring in from outside.
@@ -80,7 +80,7 @@ class AutoAugment:
         return len(self.choices[0])
 
     def draw(self, uniform: Floats, height: int, width: int) -> tuple[NDArray[np.int64], Floats]:
-        """Return the kinds [B,T] and arguments [B,T] of each picture's operations, one column a turn.
+        """Return the kinds [B,T] and arguments [B,T] of each picture's operations, one column per turn.
 
         uniform [B, WORDS * T] in [0, 1); height, width: of the pictures that are changed.
         """
@@ -117,7 +117,7 @@ def standard_normal(uniform: Floats) -> Floats:
 
 @lru_cache(maxsize=64)
 def auto_augment(name: str) -> AutoAugment:
-    """Return the policy of a name. Refused for a name that is none, with the nearest that are."""
+    """Return the policy of a name. Refused for an unknown name, with the nearest known ones."""
     head, *rest = name.split("-")
     if head == "rand" and rest:
         return _timm_rand_augment(name, rest)

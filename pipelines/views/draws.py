@@ -48,7 +48,7 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Key:
-    """Which samples, each of which view, the numbers are for. views [B], sample_ids [B]."""
+    """The samples, each in one view, that the numbers are for. views [B], sample_ids [B]."""
 
     seed: int
     views: Ints
@@ -96,8 +96,8 @@ def central_boxes(heights: Ints, widths: Ints, ratio: tuple[float, float]) -> In
 class Geometry:
     """Where a picture's pixels come from.
 
-    The window [B,4] of the source is brought to `resize` [B,2]; of that the part that begins at `offset` [B,2] is
-    shown, black outside.
+    The window [B,4] of the source is brought to `resize` [B,2]; the part of it that begins at `offset` [B,2] is shown,
+    black outside.
     """
 
     window: Ints
@@ -147,7 +147,7 @@ def flip(policy: ViewPolicy, key: Key) -> NDArray[np.bool_]:
 
 
 def auto_augment(policy: ViewPolicy, key: Key) -> tuple[NDArray[np.int64], Floats] | None:
-    """Return the kinds and arguments of each picture's operations, [B,T] each; or None where the policy has none."""
+    """Return the kinds and arguments of each picture's operations, [B,T] each; None if the policy has no operations."""
     augment = policy.augment
     if augment is None:
         return None

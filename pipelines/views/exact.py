@@ -1,7 +1,7 @@
 """log, exp, sin and cos that give the same bits on every platform.
 
 The mathematical library behind numpy differs between machines in the last bit, and a last bit can move a crop by a
-pixel. These use additions, multiplications, divisions and rounding alone, which IEEE 754 fixes; each is one numpy call,
+pixel. These use only additions, multiplications, divisions and rounding, which IEEE 754 fixes; each is one numpy call,
 so that no compiler fuses two of them. Errors are below 1e-14, relative (log, exp) or absolute (sin, cos).
 """
 
@@ -39,7 +39,7 @@ def log(x: ArrayLike) -> Array:
 
 
 def exp(x: ArrayLike) -> Array:
-    """Return e^x, for x held to [-700, 700]: a Taylor series in x - k ln 2, times 2^k."""
+    """Return e^x, for x clipped to [-700, 700]: a Taylor series in x - k ln 2, times 2^k."""
     x = np.clip(np.asarray(x, dtype=np.float64), -700.0, 700.0)
     k = np.rint(x / 0.6931471805599453)
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW

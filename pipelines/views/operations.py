@@ -1,7 +1,7 @@
 """The operations of the augmentation policies, as one table: what each does to a picture, and how strongly at a level.
 
-A kind's argument is what Pillow is given for it. How pixels change is `pipelines.loaders.operations`; which operations
-a policy applies, how often and at which levels is `pipelines.views.auto_augment`.
+A kind's argument is what Pillow is given for it. How pixels change is in `pipelines.loaders.operations`; which
+operations a policy applies, how often and at which levels, in `pipelines.views.auto_augment`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class Permutation:
 
     The network permutes the next power of two by turns adding (xor) a keyed hash of its low half to its high half and
     the reverse; a value that falls outside is sent through again until it falls inside, which keeps the bijection
-    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, section 3). Fewer than two passes a value
-    on average from 3 ids up.
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, section 3). Fewer than two passes per
+    value on average from 3 ids up.
     """
 
     def __init__(self, num: int, seed: int, number: int, stream: int, part: int = 0) -> None:
@@ -68,7 +68,7 @@ def _hash(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=64)
 def permutation(num: int, seed: int, number: int, stream: int, part: int = 0) -> Permutation:
-    """Return a `Permutation`, kept: its keys cost more than a batch's ids.
+    """Return a cached `Permutation`: its keys cost more than a batch's ids.
 
     part: which of several that share the other integers.
     """

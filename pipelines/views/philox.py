@@ -38,7 +38,7 @@ def words(
     """Return `count` random words for each id: uint32 [B,count].
 
     The counter is (id: 64 bits, number: 32, stream: 16, block: 16), the key is the seed, so no two draws of one seed
-    share a block. number: a view's or an epoch's, one for all ids or of each [B]; stream: what the words are for;
+    share a block. number: a view's or an epoch's, one for all ids or for each [B]; stream: what the words are for;
     first_block: where to begin, for callers that draw until they are satisfied.
     """
     num_blocks = -(-count // 4)

@@ -5,8 +5,8 @@ kept between calls: any rank computes any part of any epoch, and a stored teache
 Where the plan has `windows`, an epoch is shuffled shard by shard: see `pipelines.views.windows`; where it has a
 `sampling`, rare classes are shown more often: see `pipelines.views.sampling`.
 
-An epoch has a row for each of its positions, and a row is a sample in a view. Where `repeats` is R, R rows in a row are
-of one sample (or, where views are mixed, of one pair of partners), in R views that follow one another.
+An epoch has a row for each of its positions, and a row is a sample in a view. Where `repeats` is R, R consecutive rows
+are of one sample (or, where views are mixed, of one pair of partners), in R consecutive views.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Views:
 class ViewPlan:
     """The views and the epochs of a data set of num_samples samples.
 
-    windows: None for a full shuffle; sampling: None for every sample once an epoch; one of the two at most.
+    windows: None for a full shuffle; sampling: None for every sample once per epoch; at most one of the two.
     """
 
     policy: ViewPolicy
@@ -95,7 +95,7 @@ class ViewPlan:
 
     @property
     def appearance(self) -> str:
-        """SHA-256 of what the views look like alone, which windows decide only where they choose partners.
+        """SHA-256 of what the views look like; windows count only where they choose partners.
 
         What is stored of one view is good for every order.
         """
@@ -103,7 +103,7 @@ class ViewPlan:
 
     @property
     def without_windows(self) -> ViewPlan:
-        """The plan of the same samples with a full shuffle, each once an epoch."""
+        """The plan of the same samples with a full shuffle, each once per epoch."""
         return replace(self, windows=None, sampling=None)
 
     def _digest(self, windows: Windows | None, sampling: ClassSampling | None) -> str:
@@ -127,8 +127,8 @@ class ViewPlan:
     def order(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the sample ids of the rows at the given positions of an epoch: [P] -> [P].
 
-        Where views are mixed, partners stand at positions 2k and 2k + 1 (the last of an odd number stands alone), but
-        for a `sampling`, under which every image has a view number of its own.
+        Where views are mixed, partners stand at positions 2k and 2k + 1 (the last of an odd number stands alone),
+        except under a `sampling`, where every image has a view number of its own.
         """
         if self.sampling is not None:
             return self.sampling.showings(self.seed, epoch, positions)[0]
@@ -144,9 +144,9 @@ class ViewPlan:
         return self._slots(pairing).inverse(slots)
 
     def partner(self, views: NDArray[np.int64] | int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return whom each sample is mixed with in its view: [B], [B] -> [B], itself where nothing is mixed.
+        """Return the sample that each is mixed with in its view: [B], [B] -> [B], itself where nothing is mixed.
 
-        In one view, or in all views of an epoch, a partner's partner is the sample. views: one number, or of each.
+        In one view, or in all views of an epoch, a partner's partner is the sample. views: one number, or one for each.
         """
         ids = np.asarray(ids, dtype=np.int64)
         if not self.policy.mixes:
@@ -169,7 +169,7 @@ class ViewPlan:
     ) -> Views:
         """Return the given samples, whose stored pictures have these heights and widths, in their views; all [B].
 
-        views: one number for all, or of each.
+        views: one number for all, or one for each.
         """
         ids = np.asarray(sample_ids, dtype=np.int64)
         views = np.broadcast_to(np.asarray(views, dtype=np.int64), ids.shape)
@@ -198,7 +198,7 @@ class ViewPlan:
         )
 
     def _places(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return what place in the order of the samples each position shows, and its how manieth row it is: [P], [P].
+        """Return the place in the order of samples of each position, and which of the place's rows it is: [P], [P].
 
         A place stands for one sample; of a pair that is mixed, both rows come before the pair's next two.
         """
@@ -212,7 +212,7 @@ class ViewPlan:
         return places, np.where(alone, 0, group % self.policy.repeats)
 
     def _pairs(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which pair of slots stands at each place of an epoch that shows pairs: [P] -> [P]."""
+        """Return the pair of slots at each place of an epoch that shows pairs: [P] -> [P]."""
         if self.windows is not None:
             return self.windows.pairs(self.seed, epoch, places)
         return permutation(self.num_samples // 2, self.seed, epoch, Stream.EPOCH_ORDER)(places)
@@ -222,7 +222,7 @@ class ViewPlan:
         return views // self.policy.repeats
 
     def _slots(self, pairing: int) -> Permutation | WindowSlots:
-        """Sample id -> slot; slots 2k and 2k + 1 are partners in this pairing."""
+        """Return the map from sample id to slot; slots 2k and 2k + 1 are partners in this pairing."""
         if self.windows is not None:
             return WindowSlots(self.windows, self.seed, int(pairing))
         return permutation(self.num_samples, self.seed, int(pairing), Stream.PARTNER)

@@ -25,7 +25,7 @@ _CROP_FIELDS = {"scale": "resized", "ratio": "resized", "padding": "padded", "cr
 class ViewPolicy(Section):
     """How training images are augmented: the settings of a data set's views."""
 
-    # Do not add to these: a field that is off must not change the fingerprints of what was made before there was one.
+    # Do not add to these: a field that is off must not change the fingerprints of what was made before it existed.
     # fmt: off
     FIRST_FIELDS: ClassVar[frozenset[str]] = frozenset({
         "size", "crop", "scale", "ratio", "padding", "crop_pct", "interpolation", "flip_probability", "brightness",
@@ -137,7 +137,7 @@ class ViewPolicy(Section):
     @classmethod
     def _known_policy(cls, value: str | None) -> str | None:
         if value is not None:
-            auto_augment(value)  # refuses what is none
+            auto_augment(value)  # refuses an unknown one
         return value
 
     @model_validator(mode="after")
@@ -238,6 +238,6 @@ class ViewPolicy(Section):
         return [(size, size) if isinstance(size, int) else size for size in sizes]
 
     def appearance(self) -> dict[str, Any]:
-        """Return what decides how a view looks, ready for JSON."""
+        """Return the settings that decide how a view looks, ready for JSON."""
         values = {name: value for name, value in identity_of(self).items() if name != "num_views"}
         return {**values, "size": [self.height, self.width]}

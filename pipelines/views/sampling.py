@@ -34,19 +34,19 @@ class ClassSampling:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that the order is a function of, beside a seed and an epoch."""
+        """SHA-256 of all that the order is a function of, besides a seed and an epoch."""
         return sha256(str(self.power).encode() + self.labels.astype("<i8").tobytes()).hexdigest()
 
     @cached_property
     def counts(self) -> Ids:
-        """How many images each class has [K]."""
+        """The number of images of each class [K]."""
         return np.bincount(self.labels).astype(np.int64)
 
     @cached_property
     def rows(self) -> Ids:
-        """How many rows of an epoch each class has [K]: its share of N, rounded so that all of them are N.
+        """The number of rows of each class in an epoch [K]: its share of N, rounded so that they sum to N.
 
-        What is left over by rounding down goes to the largest remainders, of equal ones to the first.
+        What is left over by rounding down goes to the largest remainders, among equal ones to the first.
         """
         shares = np.where(self.counts > 0, self.counts.astype(np.float64) ** self.power, 0.0)
         exact = len(self.labels) * shares / shares.sum()

@@ -1,4 +1,4 @@
-"""AutoAugment's searched policies: of each of 25 sub-policies (kind, probability, level of 0 to 10) for two turns.
+"""AutoAugment's searched policies: each of 25 sub-policies has (kind, probability, level of 0 to 10) for two turns.
 
 Source: Cubuk et al., "AutoAugment", arXiv 1805.09501, its appendix; `v0`: `autoaugment.py` of the EfficientNet of
 TensorFlow's models for TPUs. An operation without a strength has level 0.

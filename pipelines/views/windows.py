@@ -1,11 +1,11 @@
 """The order for data larger than a node's disk: shards in random order, then samples within a window of some of them.
 
-An epoch reads one window after the other, so that a node needs room for two of them and fetches every byte once. As the
-full shuffle, it is a pure function of (seed, epoch), computed at any position alone. Samples that are mixed find their
-partners within one shard: every epoch of a view then has them in one window.
+An epoch reads one window after the other, so that a node needs room for two of them and fetches every byte once. It is,
+like the full shuffle, a pure function of (seed, epoch), computed at any position by itself. Samples that are mixed find
+their partners within one shard: every epoch of a view then has them in one window.
 
-How far it is from a full shuffle, as `ops.benchmarks.shuffle` finds it on 1,281,167 samples in 558 shards that are
-each a random part of them, as this project's packs are: batches of 256 have 226 of 1,000 classes (standard deviation 4
+How far it is from a full shuffle, as `ops.benchmarks.shuffle` finds it on 1,281,167 samples in 558 shards, each a
+random part of them, as in this project's packs: batches of 256 have 226 of 1,000 classes (standard deviation 4
 to 5) whatever the window. What is lost is mixing: of two samples of a batch, 96 % were in one window of the epoch
 before with windows of 1 shard, 25 % with 4, 9 % with 16; neighbours lie 0.08 %, 25 % and 31 % of the data apart
 (random: 33 %). Shards in order of class are another matter, with 3, 11 and 41 classes in a batch:
@@ -42,7 +42,7 @@ class Windows:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that the order is a function of, beside a seed and an epoch."""
+        """SHA-256 of all that the order is a function of, besides a seed and an epoch."""
         digest = sha256(str(self.size).encode())
         for numbers in (self.stored, self.starts):
             digest.update(numbers.astype("<i8").tobytes())
@@ -50,7 +50,7 @@ class Windows:
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return len(self.starts) - 1
 
     def samples(self, seed: int, epoch: int, places: Ids) -> Ids:
@@ -67,7 +67,7 @@ class Windows:
         return np.array_split(shards, -(-self.num_shards // self.size))
 
     def _shuffled(self, seed: int, epoch: int, places: Ids, bounds: Ids) -> Ids:
-        """Return which item is at each place, where shard s has the items from bounds[s] to bounds[s + 1]."""
+        """Return the item at each place, where shard s has the items from bounds[s] to bounds[s + 1]."""
         windows = self.windows(seed, epoch)
         shards, sizes = np.concatenate(windows), np.diff(bounds)
         ends = np.cumsum(sizes[shards])
