@@ -1,4 +1,4 @@
-"""A progress bar of one line, which shows what matters most in whatever width the terminal has."""
+"""A one-line progress bar, which shows what matters most in whatever width the terminal has."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 2
-BAR_WIDTHS = (10, 24)  # the narrowest that is worth its place, and the widest
-DESCRIPTION_SHARE = 0.4  # of the line, which a description is cut to where what follows needs the rest
+BAR_WIDTHS = (10, 24)  # the narrowest worth showing, and the widest
+DESCRIPTION_SHARE = 0.4  # of the line: a description is cut to this where the texts after it need the rest
 
 
 class OneLineProgress(Progress):
-    """A bar whose tasks carry `parts`: texts beside it, the most important one first.
+    """A bar whose tasks carry `parts`: texts next to it, the most important one first.
 
-    Also, if they know better than rich, `seconds_left`.
+    They may also carry `seconds_left`, if they know it better than rich does.
     """
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Give each task's line, where rich lays out a table of columns."""
+        """Return one line per task, in place of rich's table of columns."""
         return (TaskLine(task) for task in self.tasks if task.visible)
 
 
@@ -37,7 +37,7 @@ class TaskLine:
         self.task = task
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = options.max_width - 1  # a line as long as the terminal is wide may be broken by it
+        width = options.max_width - 1  # a terminal may wrap a line of exactly its width
         description, texts = fitted(self.task.description, self.texts(), width)
         left = width - sum(cell_len(text) + GAP for text in (description, *texts))
         line = Table.grid(padding=(0, GAP, 0, 0))
@@ -48,7 +48,7 @@ class TaskLine:
         yield line
 
     def texts(self) -> list[str]:
-        """Return the texts beside the bar, the most important one first."""
+        """Return the texts next to the bar, the most important one first."""
         task = self.task
         counted = [f"{task.completed:,.0f}/{task.total:,.0f}"] if task.total is not None else []
         left = task.fields.get("seconds_left", task.time_remaining)
@@ -56,13 +56,13 @@ class TaskLine:
         return [*counted, *timed, *task.fields.get("parts", ()), f"{clock(task.elapsed)} so far"]
 
     def bar(self, width: int) -> ProgressBar:
-        """Return the bar itself, which moves to and fro while the end is unknown."""
+        """Return the bar itself, which pulses while the end is unknown."""
         task = self.task
         return ProgressBar(total=task.total, completed=task.completed, width=width, pulse=not task.started)
 
 
 def fitted(description: str, texts: Sequence[str], width: int) -> tuple[str, list[str]]:
-    """Return the description and the first of the texts that have room beside it in a line of so many cells.
+    """Return the description and as many of the first texts as fit after it in a line of `width` cells.
 
     A long description is cut where that makes room for a text.
     """

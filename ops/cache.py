@@ -1,4 +1,4 @@
-"""`cache`: build a teacher cache, verify it, show what it holds, copy it, and say whether it is worth it."""
+"""`cache`: build a teacher cache, verify it, show what it holds, copy it, and say whether it would pay off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.nested import flat
 
 
 def build_cache(recipe: str, overrides: Sequence[str]) -> int:
-    """Fill the recipe's cache, of several teachers each one's, and print what it holds."""
+    """Fill the recipe's cache (each teacher's, if there are several) and print what it holds."""
     for config in catalog.load_here(recipe, overrides).cache_recipes:
         started = time.perf_counter()
         with BuildView() as view:
@@ -38,7 +38,7 @@ def build_cache(recipe: str, overrides: Sequence[str]) -> int:
 
 
 def verify_cache(recipe: str, overrides: Sequence[str], num_rows: int) -> int:
-    """Read every byte of the recipe's cache, and compute some rows anew; of several teachers each one's.
+    """Read every byte of the recipe's cache (each teacher's, if there are several) and recompute some rows.
 
     RunFailed where they differ.
     """
@@ -82,7 +82,7 @@ def copy_cache(folder: str, location: str) -> int:
 
 
 def show_contents(folder: str, manifest: Manifest) -> None:
-    """Print the columns with their sizes, and the error of those that are fitted."""
+    """Print the columns with their sizes, and the error of the fitted ones."""
     rows = []
     for name, part in manifest.plan.parts.items():
         for column in part.columns:
@@ -99,7 +99,7 @@ def show_contents(folder: str, manifest: Manifest) -> None:
 
 
 def recipes_served(manifest: Manifest, folder: str) -> list[str]:
-    """Return the named recipes with this teacher whose outputs are all there; their data and views may be others."""
+    """Return the named recipes whose teacher outputs are all in the cache; their data and views may differ."""
     served = []
     for name in catalog.names():
         config = catalog.load(name)
@@ -119,14 +119,14 @@ def recipes_served(manifest: Manifest, folder: str) -> list[str]:
 
 
 def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
-    """Measure this machine, and print online against cached; of several teachers each one's."""
+    """Measure this machine, and compare online with cached (for each teacher, if there are several)."""
     for config in catalog.load_here(recipe, overrides).cache_recipes:
         plan_one(config, seconds)
     return 0
 
 
 def plan_one(config: RunConfig, seconds: float) -> None:
-    """Print online against cached for a recipe with one teacher."""
+    """Compare online with cached for a recipe with one teacher."""
     device = device_here(config)
     if config.teacher:
         say(f"teacher {config.teacher.model}:")
@@ -138,7 +138,7 @@ def plan_one(config: RunConfig, seconds: float) -> None:
 
 
 def speed_rows(seen: Outlook) -> list[list[str]]:
-    """Return the speeds of loaders, teacher and student, each alone."""
+    """Return the speeds of loaders, teacher and student, each measured alone."""
     speeds = {"loader": seen.speeds.loader}
     if seen.speeds.teacher_loader is not None:
         speeds["loader, in the teacher's size"] = seen.speeds.teacher_loader
@@ -147,7 +147,7 @@ def speed_rows(seen: Outlook) -> list[list[str]]:
 
 
 def cost_rows(seen: Outlook) -> list[list[str]]:
-    """Return what an epoch costs online and from a cache, and after how many epochs a cache is paid for."""
+    """Return the cost of an epoch online and from a cache, and the epochs after which a cache has paid off."""
     epochs = seen.break_even_epochs
     return [
         ["seconds per epoch", f"{seen.online_seconds:,.1f}", f"{seen.cached_seconds:,.1f}"],
@@ -159,7 +159,7 @@ def cost_rows(seen: Outlook) -> list[list[str]]:
 
 
 class BuildView(BarView):
-    """Watches a build of a cache: call it with (state, messages) as often as they come."""
+    """Watches a cache build: call it with (state, messages) whenever they arrive."""
 
     def __init__(self) -> None:
         super().__init__("starting")

@@ -1,4 +1,4 @@
-"""CIFAR-100, as published, as an image folder of PNG files, which every loader and every recipe reads."""
+"""CIFAR-100, from its published files to an image folder of PNG files, which every loader and every recipe reads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torchvision.datasets import CIFAR100
 from kdcore.errors import Refused
 from ops.console import console, say
 
-SPLITS = {"train": "train", "val": "test"}  # of the image folder, and in the files' names
+SPLITS = {"train": "train", "val": "test"}  # name in the image folder: in the published files' names
 IMAGES = {"train": 50_000, "val": 10_000}
 
-Row = tuple[bytes | NDArray[np.uint8], int]  # a file or its pixels [32,32,3], and the number of its class
+Row = tuple[bytes | NDArray[np.uint8], int]  # an image file or its pixels [32,32,3], and the class number
 
 
 def unpack(source: str, target: str) -> int:
-    """Write CIFAR-100 as an image folder, and print how many images that are."""
+    """Write CIFAR-100 as an image folder, and print the number of images."""
     root = write_cifar100(Path(source), Path(target))
     say(f"{root}: {IMAGES['train']:,} training and {IMAGES['val']:,} validation images of 100 classes")
     return 0
@@ -34,9 +34,9 @@ def unpack(source: str, target: str) -> int:
 def write_cifar100(source: Path, root: Path, images: Mapping[str, int] = IMAGES) -> Path:
     """Write root/{train,val}/<class number>/<row>.png, lossless, once; return root.
 
-    source: the folder of the Parquet files, or of `cifar-100-python`, the authors' pickles. images: how many each split
-    must have. Class numbers are those of the files, in two digits, so that classes in order of name are classes in
-    order of number, which published weights rely on. Refused for files that are missing, or are another data set.
+    source: the folder of the Parquet files, or of `cifar-100-python`, the authors' pickles. images: the number that
+    each split must have. Class numbers are those of the files, in two digits, so that the order of names is the order
+    of numbers, which published weights rely on. Refused for files that are missing, or are another data set.
     """
     if (root / "complete").exists():
         return root
@@ -50,7 +50,7 @@ def write_cifar100(source: Path, root: Path, images: Mapping[str, int] = IMAGES)
 def _official(source: Path, images: Mapping[str, int]) -> dict[str, Iterable[Row]]:
     """Return the rows of the authors' pickles.
 
-    torchvision opens them only if their checksums are the published ones: a pickle may run any code.
+    torchvision opens them only if their checksums are the published ones: a pickle can run any code.
     """
     try:
         found = {split: CIFAR100(source, train=split == "train") for split in SPLITS}

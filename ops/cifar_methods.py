@@ -13,9 +13,9 @@ from ops.cifar_terms import Sections
 class Method:
     """A method of the tables.
 
-    sections: what it adds to a pair's recipe, from the pair and its cell of `SETTINGS`; paper: of the method; source:
-    of the hyper-parameters and of the numbers in `TOP1`; differs: where it departs from the published script, beyond
-    what all rows do (`DIFFERS`); unequal: likewise, for the pairs whose second stages are of unequal size.
+    sections: what it adds to a pair's recipe, from the pair and its cell of `SETTINGS`; paper: the method's; source: of
+    the hyper-parameters and of the numbers in `TOP1`; differs: where it departs from the published script, beyond what
+    all rows do (`DIFFERS`); unequal: likewise, for the pairs whose second stages are of unequal size.
     """
 
     sections: Callable[..., Sections]

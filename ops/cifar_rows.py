@@ -1,4 +1,4 @@
-"""The rows of the CIFAR-100 tables: 13 pairs of networks and 27 methods, each written once, and combined here.
+"""The rows of the CIFAR-100 tables: 13 pairs of networks and 27 methods, each written once and combined here.
 
 `cifar100/<teacher>-<student>/<method>` is a row; `cifar100/<network>/alone` trains a network by itself, which is how
 the teachers are made. A method that has hyper-parameters of its own for each pair (`SETTINGS`) has a row only where
@@ -32,7 +32,7 @@ DIFFERS = (
 
 
 def names() -> list[str]:
-    """Return every row: networks alone, then pair by pair."""
+    """Return the names of all rows: networks alone, then pair by pair."""
     alone = [f"cifar100/{network}/alone" for network in NETWORKS]
     return alone + [
         f"cifar100/{pair}/{method}"
@@ -56,7 +56,7 @@ def recipe(name: str) -> Sections:
 
 @cache
 def _shared() -> Sections:
-    """Return what all rows start from, its file read once."""
+    """Return what all rows start from, read from its file once."""
     return read_recipe(COMMON)
 
 
@@ -66,12 +66,12 @@ def student_sections(network: str) -> Sections:
 
 
 def weights_of(network: str) -> str:
-    """Return the file of weights that the network's own row leaves behind."""
+    """Return the path of the weights that the network's own row writes."""
     return f"outputs/cifar100/{network}-alone/student.safetensors"
 
 
 def about(name: str) -> Sections:
-    """Return what a row follows and is expected to reach, as its recipe's `about` section."""
+    """Return what a row follows and what it is expected to reach, as its recipe's `about` section."""
     _, networks, method = name.split("/")
     shared = {
         "data": "python -m ops data cifar100 --from DIR --to data/cifar100",
@@ -99,7 +99,7 @@ def about(name: str) -> Sections:
 
 
 def expected(pair: NetworkPair, networks: str, method: str) -> Sections:
-    """Return the published numbers of a row, beside both networks' own accuracy."""
+    """Return the published numbers of a row, with both networks' accuracy when trained alone."""
     found = {"top1": TOP1.get(method, {}).get(networks), "stdev": TOP1.get(f"{method}±", {}).get(networks)}
     known = {key: float(number) for key, number in found.items() if number is not None}
     known |= {"teacher": NETWORKS[pair.teacher].top1, "alone": NETWORKS[pair.student].top1}

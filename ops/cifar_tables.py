@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 THREE, FOUR = ("layer1", "layer2", "layer3"), ("layer1", "layer2", "layer3", "layer4")
-VGG = ("layer2", "layer3", "layer4", "layer5")  # its first stage stands for a stem
+VGG = ("layer2", "layer3", "layer4", "layer5")  # its first stage counts as the stem
 
 
 @dataclass(frozen=True)
 class Network:
-    """top1: published, trained alone; stages: the taps at the ends of its stages; lr: of its training."""
+    """top1: published, trained alone; stages: the taps at the ends of its stages; lr: for its training."""
 
     top1: float
     stages: tuple[str, ...] = THREE
@@ -45,7 +45,7 @@ PAIRS = (
 
 
 def table(text: str) -> dict[str, dict[str, str]]:
-    """Return {row: {pair: cell}} of a table of words; "-" is an empty cell and left out."""
+    """Return {row: {pair: cell}} of a table of words; "-" is an empty cell, which is left out."""
     rows = (line.split() for line in text.strip().splitlines())
     return {name: {pair: cell for pair, cell in zip(PAIRS, cells, strict=True) if cell != "-"} for name, *cells in rows}
 
@@ -113,20 +113,20 @@ STRONG_VIEWS = table("""
 mlkd-lskd 76.95 75.56 72.33 72.27 74.32 78.28 75.22 70.94 71.19 -   -     78.76 -
 """)["mlkd-lskd"]
 
-# {recipe: top-1} where another source than the recipe's gives another number.
+# {recipe: top-1} where a source other than the recipe's gives a different number.
 ALSO_SOURCE = "the SimKD authors' own runs (README of their code), with a teacher of theirs"
 ALSO = {
     "cifar100/resnet8x4/alone": "73.09 ± 0.30",
     "cifar100/resnet32x4-resnet8x4/kd": "74.42 ± 0.05",
 }
-# The highest top-1 published for a pair, by any method, with its source and what of it is public.
+# The highest top-1 published for a pair, by any method, with its source and how much of it is public.
 HIGHEST = {
     "resnet32x4-resnet8x4": "78.55 ± 0.10 (RSM-DKD, a manuscript of 2026: neither a formula nor code of it was found, "
     "so it has no row and is not verified); with formula and code, 78.28 (MLKD + LSKD, Sun et al., arXiv 2403.01427: "
     "strongly augmented views, 480 epochs) and, of 240 epochs of crops and flips, 78.08 (SimKD, Chen et al., arXiv "
     "2203.14001, from a teacher of theirs) and 77.36 (WTTM + ITRD, Zheng and Yang, arXiv 2402.11148)"
 }
-# Methods of the field that have no term here, and why.
+# Published methods that have no term here, and why.
 MISSING = {
     "AEKT (Park and Lee, arXiv 2409.01679)": "only its abstract was found: no formula, no code, no table",
     "DSKD (Luo et al., arXiv 2202.07846)": "only its abstract was found; the official repository is empty",

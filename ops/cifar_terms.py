@@ -1,4 +1,4 @@
-"""What each method of the CIFAR-100 tables adds to a pair's recipe: its terms, and what else it trains with.
+"""What each method of the CIFAR-100 tables adds to a pair's recipe: its terms and other training settings.
 
 Each is a function of the pair and of the pair's settings in `ops.cifar_tables`. Not here: the methods' papers, sources
 and differences (`ops.cifar_methods`).
@@ -34,7 +34,7 @@ CLASSIFIER_INPUTS = {"student": "classifier_input", "teacher": "classifier_input
 
 
 def term(name: str, weight: float, **fields: Any) -> dict[str, Any]:
-    """Return a term as it stands in a recipe."""
+    """Return a term as a recipe lists it."""
     return {"term": name, "weight": weight, **fields}
 
 
@@ -43,7 +43,7 @@ def terms(*parts: dict[str, Any]) -> Sections:
 
 
 def beside_labels(*parts: dict[str, Any]) -> Sections:
-    """Return the `method` section of these terms beside a cross-entropy of weight 1."""
+    """Return the `method` section of these terms and a cross-entropy of weight 1."""
     return terms(term("ce", 1), *parts)
 
 
@@ -102,9 +102,9 @@ def dkd_lskd(pair: NetworkPair, temperature: float, target_weight: float, non_ta
 
 
 def mlkd_lskd(pair: NetworkPair, weight: float) -> Sections:
-    """Return MLKD on standardised logits, at the authors' base temperature of 2 beside 3, 5, 2 and 6.
+    """Return MLKD on standardised logits, at the authors' base temperature of 2 and at 3, 5, 2 and 6.
 
-    They train for 480 epochs at half the rate of the tables.
+    They train for 480 epochs at half the tables' learning rate.
     """
     training = {"optimizer": {"lr": NETWORKS[pair.student].lr / 2}, "train": {"epochs": 480}}
     mlkd = term("mlkd", weight, temperatures=[2, 2, 3, 5, 6], standardise=True)
@@ -128,7 +128,7 @@ WKD_DECAY = {"decay_from_epoch": 150}
 
 
 def wkd_l_terms(temperature: float, weight: float) -> list[dict[str, Any]]:
-    """Return the paper's WKD-L: its part on the label is NKD's, and does not decay."""
+    """Return the paper's WKD-L, whose part on the label is NKD's and does not decay."""
     moved = term("wkd_l", weight, temperature=temperature, sharpness=1, **WKD_DECAY)
     return [term("nkd", 1, non_target_weight=0), moved]
 
@@ -174,7 +174,7 @@ def feature_only(pair: NetworkPair) -> Sections:
 
 
 def nd_training(pair: NetworkPair) -> Sections:
-    """Return what the authors train with: Nesterov's momentum, twice the batch and rate of the tables.
+    """Return the authors' training settings: Nesterov momentum, twice the tables' batch and learning rate.
 
     Their script multiplies its batch of 64 by the number of GPUs, two by default; batch norm sees the 64 of one.
     """

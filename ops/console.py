@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines in a job's log."""
+"""What a person sees during a run: a live bar on a terminal, plain lines in a job's log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """Print a line, which the terminal may break."""
+    """Print a line, which the terminal may wrap."""
     console.print(without_credentials(text), soft_wrap=True, markup=False)
 
 
@@ -32,12 +32,12 @@ def complain(text: str) -> None:
 
 
 def print_traceback() -> None:
-    """Print the traceback of the error at hand on standard error."""
+    """Print the current error's traceback on standard error."""
     print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def progress_parts(metrics: dict[str, Any]) -> list[str]:
-    """Return loss, top-1, images/s and the share of time spent waiting for data, as a run last reported them."""
+    """Return the loss, top-1, images/s and share of time spent waiting for data that a run last reported, as texts."""
     texts = {
         "train/loss": "loss {:.3f}",
         "train/top1": "top-1 {:.1%}",
@@ -48,7 +48,7 @@ def progress_parts(metrics: dict[str, Any]) -> list[str]:
 
 
 class View:
-    """Base of what shows how something goes on: a display on a terminal, lines elsewhere; used as a context manager."""
+    """Base of progress views: a display on a terminal, lines elsewhere; used as a context manager."""
 
     def __init__(self, display: Progress | Live) -> None:
         self.display, self.is_live, self.last_line = display, console.is_terminal, 0.0
@@ -62,11 +62,11 @@ class View:
     def __exit__(self, *error: object) -> None:
         if self.is_live:
             self.display.refresh()
-            console.pop_render_hook()  # before the display's own, which its end takes away
+            console.pop_render_hook()  # before the display's own, which its stop() pops
             self.display.stop()
 
     def line_is_due(self) -> bool:
-        """Return whether the last line that was due is some seconds old; this one is then the last."""
+        """Return whether the last line is at least PLAIN_LINE_SECONDS old; if so, count from now."""
         now = time.monotonic()
         if now - self.last_line < PLAIN_LINE_SECONDS:
             return False
@@ -75,7 +75,7 @@ class View:
 
 
 class BarView(View):
-    """Base of views with one bar. description: before the bar, at first."""
+    """Base of views with one bar. description: the first text before the bar."""
 
     def __init__(self, description: str) -> None:
         self.bar = OneLineProgress(console=console)
@@ -84,7 +84,7 @@ class BarView(View):
 
 
 class RunView(BarView):
-    """Watches one run: call it with (state, messages) as often as they come."""
+    """Watches one run: call it with (state, messages) whenever they arrive."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name}: starting")
@@ -125,7 +125,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def percent(value: float | None) -> str:
-    """Return a fraction in percent; '-' for None."""
+    """Return a fraction as a percentage; '-' for None."""
     return "-" if value is None else f"{value:.2%}"
 
 
@@ -138,5 +138,5 @@ def duration(seconds: float) -> str:
 
 
 def part_of(teacher: float, student: float) -> str:
-    """Return the student's size as a part of the teacher's: 1/4.0, or 1.5 times for a student that is larger."""
+    """Return the student's size relative to the teacher's: '1/4.0', or '1.5 times' for a larger student."""
     return f"1/{teacher / student:.1f}" if student <= teacher else f"{student / teacher:.1f} times"

@@ -1,7 +1,7 @@
-"""How an exported network is built around its weights: by timm alone, by this project, or with somebody's own code.
+"""How an exported network is built around its weights: by timm alone, by this project, or with a user's own code.
 
-What decides is who makes the network of a name, not whose class it has: a person's function may return one of timm's,
-and a plug-in may register one under a name that timm alone does not know.
+What decides is where the function that a name stands for is defined, not the network's class: a user's function may
+return one of timm's networks, and a plug-in may register one under a name that timm alone does not know.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdcore.named_models import HF_HUB, TORCHVISION, module_of
 class Construction:
     """What builds a network.
 
-    args: beside its number of classes; in_timm: timm alone can build it; needs_code: whether a person's own builds it.
+    args: except its number of classes; in_timm: timm alone can build it; needs_code: a user's own code builds it.
     """
 
     architecture: str
@@ -31,7 +31,7 @@ class Construction:
 
     @classmethod
     def of(cls, config: ModelConfig, network: nn.Module) -> Construction:
-        """Tell how the network that a recipe names is built; a hub's repository stands for what its file names."""
+        """Return how a recipe's network is built; for a repository on a hub, how the network that its file names is."""
         config = config.resolved()
         architecture, args = config.model, dict(config.args)
         if architecture.startswith(HF_HUB):

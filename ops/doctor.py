@@ -1,7 +1,7 @@
 """What this machine has, what it lacks, and what to do about it: `python -m ops doctor`.
 
 A probe that raises or takes too long is itself a finding, so that one broken part does not hide the others. Not here:
-what is asked (`ops.probes`).
+the probes (`ops.probes`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def failed(findings: Iterable[Finding]) -> bool:
 
 
 def render(findings: list[Finding]) -> Table:
-    """Return the findings as a table, remedies under what was seen."""
+    """Return the findings as a table, each remedy below what was seen."""
     counts = {level: sum(finding.level == level for finding in findings) for level in STYLES}
     caption = ", ".join(f"{number} {level}" for level, number in counts.items())
     table = Table(title="This machine", title_justify="left", caption=caption, caption_justify="left")
@@ -61,7 +61,7 @@ def render(findings: list[Finding]) -> Table:
 def run_probe(area: str, probe: Probe, output_dir: Path) -> list[Finding]:
     """Return the probe's findings, or one that says that it raised or took longer than PROBE_SECONDS.
 
-    It runs in a daemon thread: one that hangs for ever in a driver does not keep the process alive.
+    It runs in a daemon thread, so that a probe that hangs in a driver does not keep the process alive.
     """
     findings: list[Finding] = []
 

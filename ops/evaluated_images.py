@@ -1,8 +1,8 @@
-"""What the images of an evaluation are called: two sets, or two ways of showing one, never have one name.
+"""Names for the images of an evaluation: two sets, or two ways of showing one set, never share a name.
 
-A run's own validation split has its name in the recipe, such as `val`. Other images have the name of their folder, or
-of their variant, with the first digits of their fingerprint: many a folder is called `val`. Where overrides show them
-otherwise than the run's own validation does, digits of how they are shown are in the name, too.
+A run's own validation split has its name in the recipe, such as `val`. Other images have the name of their folder or of
+their variant, with the first digits of their fingerprint, since many folders are called `val`. Where overrides show
+images differently from the run's own validation, the name also has the first digits of the views' fingerprint.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ DIGITS = 8  # of a fingerprint
 
 
 def name_images(config: RunConfig, run: RunFolder, target: Target, data: str | None, variant: str | None) -> str:
-    """Return the name of the images that a run, or whatever the recipe tells of, is evaluated on.
+    """Return the name of the images that a run, or whatever the recipe describes, is evaluated on.
 
-    data, variant: as `evaluate` is given them. A recipe whose training images are not the run's has not its split.
+    data, variant: the arguments of `evaluate`. If the recipe's training images are not the run's, neither is its split.
     """
     indexes, fingerprint = open_data(config, reuse_index=True), target.index.fingerprint
     is_runs = run.data_fingerprint() in (None, indexes["train"].fingerprint)
@@ -35,29 +35,29 @@ def name_images(config: RunConfig, run: RunFolder, target: Target, data: str | N
 
 
 def views_of(config: RunConfig) -> str:
-    """Return the fingerprint of how a recipe's validation shows images, whichever they are."""
+    """Return the fingerprint of a recipe's validation views, whatever the images."""
     return ViewPlan(evaluation_policy(config), seed=0, num_samples=1).appearance
 
 
 def changed_views(config: RunConfig, run: RunFolder) -> str | None:
-    """Return the fingerprint of how images are shown where overrides have changed that; None for the run's own way."""
+    """Return the fingerprint of the validation views if overrides changed them; None for the run's own."""
     if not run.recipe.is_file() or (views := views_of(config)) == views_of(run.read_recipe(config)):
         return None
     return views
 
 
 def split_name(split: str) -> str:
-    """Return what the images of a run's own split are called: its name, in one part, as MLflow takes it in a metric."""
+    """Return the name for a run's own split: the split's, in one path component that MLflow accepts in a metric."""
     return re.sub(r"[^\w.\- ]", "-", split) or "images"
 
 
 def folder_name(place: str) -> str:
-    """Return the last part of a folder or URI, with the characters that MLflow takes in a metric's name."""
+    """Return the last part of a folder or URI, with only characters that MLflow accepts in a metric's name."""
     return split_name(Path(place).resolve().name)
 
 
 def distinct_name(name: str, fingerprint: str, own: str | None) -> str:
-    """Return a name as it is for the images with the fingerprint `own`, for others with digits of theirs.
+    """Return the name unchanged for images with the fingerprint `own`; for others, with digits of theirs.
 
     Results of earlier versions may have a bare name for any images.
     """

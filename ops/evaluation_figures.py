@@ -61,7 +61,7 @@ def alignment(pairs: list[dict[str, Any]], path: Path) -> Path:
 
 
 def confusion(content: dict[str, Any], network: str, path: Path) -> Path:
-    """Draw a network's confusion matrix, each row as shares of its class, beside the classes' recall and precision."""
+    """Draw a network's confusion matrix, each row as shares of its class, next to the classes' recall and precision."""
     shown = content["confusion_matrix"][network]
     names, counts = [shorten(name) for name in shown["classes"]], np.array(shown["counts"], float)
     rates = {row["class"]: row[network] for row in content["classes"]}

@@ -1,10 +1,10 @@
-"""`export`: a run's student as files that need nothing of this project, each checked on real images.
+"""`export`: a run's student as files that need nothing from this project, each checked on real images.
 
 model.safetensors, config.json   timm's form: weights, architecture, classes, preprocessing
 model.pt2                        torch.export's form: the whole network, SimKD's too; torch alone loads it
 model.onnx                       for ONNX Runtime and other engines; names its classes and preprocessing
 predict.py                       names what photographs show, with ONNX Runtime alone
-lineage.json                     what it was made of, and the digests of these files; `lineage` prints and verifies it
+lineage.json                     what it was made from, and the digests of these files; `lineage` prints and verifies it
 README.md                        the model card
 """
 
@@ -54,7 +54,7 @@ from pipelines.loaders.base import Request
 from pipelines.spread import evenly_spread
 from pipelines.views.policy import ViewPolicy
 
-SCRIPT = Path(photo_script.__file__)  # runs with nothing of this project beside it
+SCRIPT = Path(photo_script.__file__)  # runs without the rest of this project
 _BATCH = 64  # images shown to the network at once
 TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit
 
@@ -97,8 +97,8 @@ def export(
 ) -> int:
     """Write the files, check them, and register the model.
 
-    precisions, max_loss: as `ops.quantize.write_small_files` has them. Refused, before anything is written, for a
-    student whose logits are not finite, and where a file answers differently.
+    precisions, max_loss: as in `ops.quantize.write_small_files`. Refused, before anything is written, for a student
+    whose logits are not finite, and where a file answers differently.
     """
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
@@ -149,15 +149,15 @@ def finite_logits(student: nn.Module, images: Tensor, weights: Path) -> Tensor:
 
 
 def write_weights(job: Export) -> None:
-    """Write model.safetensors, and config.json by which timm builds the network around it."""
-    # Copies, also of tensors that share memory: timm looks for every name.
+    """Write model.safetensors, and config.json, from which timm builds the network around it."""
+    # Copies, even of tensors that share memory: timm looks for every name.
     tensors = {name: tensor.contiguous().clone() for name, tensor in job.student.state_dict().items()}
     write_whole(job.folder / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     write_text(job.folder / "config.json", json.dumps(timm_config(job), indent=2) + "\n")
 
 
 def timm_config(job: Export) -> dict[str, Any]:
-    """Return the network and its preprocessing, in timm's words."""
+    """Return timm's description of the network and its preprocessing."""
     own = getattr(job.student, "pretrained_cfg", {})
     mean, std = job.parts.statistics
     pretrained = {
@@ -210,7 +210,7 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: Mapping[st
 
 
 def onnx_facts(job: Export) -> dict[str, Any]:
-    """Return what model.onnx says of itself: its classes in order, and what an image goes through before it."""
+    """Return the metadata of model.onnx: its classes in order, and the preprocessing of an image."""
     policy, (mean, std) = job.policy, job.parts.statistics
     return {
         "classes": list(job.classes),
@@ -227,7 +227,7 @@ def onnx_facts(job: Export) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without_remarks() -> Any:
-    """Run the body without the exporters' remarks."""
+    """Run the body with the exporters' messages silenced."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -252,7 +252,7 @@ def compare_files(job: Export) -> list[dict[str, Any]]:
             found = network(job.images)
             difference = float((found - job.logits).abs().max())
             equal = float((named(found) == named(job.logits)).all(dim=1).double().mean())
-            if not difference <= TOLERANCE * float(job.logits.abs().max()):  # NaN is no small difference
+            if not difference <= TOLERANCE * float(job.logits.abs().max()):  # `not <=`: a NaN is refused, too
                 raise Refused(f"{job.folder / file} gives other outputs than the student (by {difference:.3g})")
             rows.append({"file": file, "difference": difference, "equal": equal})
     return rows
@@ -264,7 +264,7 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def classes_named(logits: Tensor) -> Tensor:
-    """Return which classes of each image are named: [n,K] bool."""
+    """Return the classes that are named for each image: [n,K] bool."""
     return logits.sigmoid() >= THRESHOLD
 
 

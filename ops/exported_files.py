@@ -1,8 +1,8 @@
-"""The files of an export by name, which it alone has in its folder; `lineage.json` holds their digests.
+"""The files of an export by name, which only the export may write in its folder; `lineage.json` holds their digests.
 
-An export begins by removing those of an earlier one, so that no file of another network lies beside its own. What
-somebody adds to the folder (a licence, a note) is no file of the export, and is left as it is; a folder that has files
-of these names without an export is refused.
+An export begins by removing those of an earlier one, so that no file of another network lies next to its own. What a
+user adds to the folder (a licence, a note) is not part of the export, and is left as it is; a folder that has files of
+these names without an export is refused.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FILES = (*NEEDED, *(f"model.{precision}.onnx" for precision in PRECISIONS))
 
 
 def remove_earlier(folder: Path) -> None:
-    """Remove the files of an earlier export, and its signature: the card first, with which an export is whole.
+    """Remove the files of an earlier export and its signature, the card first: without it an export is incomplete.
 
-    A lineage of no files stands there meanwhile, by which an export that was cut off is known as one. Refused where
-    files of these names lie without a lineage: somebody else's.
+    In the meantime a lineage without files marks the folder, so that an interrupted export is recognised. Refused where
+    files of these names lie without a lineage: they belong to something else.
     """
     if not (folder / LINEAGE).is_file():
         for name in FILES:
@@ -37,27 +37,27 @@ def remove_earlier(folder: Path) -> None:
                 )
     (folder / CARD).unlink(missing_ok=True)
     write_json(folder / LINEAGE, {"files": {}})
-    signature = [] if (folder / MANIFEST).is_file() else [SIGNATURE]  # beside a manifest it is the cache's
+    signature = [] if (folder / MANIFEST).is_file() else [SIGNATURE]  # next to a manifest it is the cache's
     for name in (*FILES, *signature):
         if name != LINEAGE:
             (folder / name).unlink(missing_ok=True)
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of an export that is there, but for those that are written after it is known."""
+    """Return the SHA-256 of each existing file of an export, except those that are written after the digests."""
     names = (name for name in FILES if name not in (LINEAGE, CARD))
     return {name: checksum(folder / name) for name in names if (folder / name).is_file()}
 
 
 def exporting(folder: Path) -> str:
-    """Return the command that writes an export, to be shown."""
+    """Return the command that writes an export, for messages."""
     return shlex.join(["python", "-m", "ops", "export", "RUN", "-o", str(folder)])
 
 
 def refuse_others(folder: Path) -> None:
-    """Refuse a folder with a file of an export's name that this export has not written.
+    """Refuse a folder with a file of an export's name that this export did not write.
 
-    Exports that recorded no digests, as earlier versions wrote them, pass.
+    Exports of earlier versions, which recorded no digests, pass.
     """
     recorded = read_object(folder / LINEAGE, "export the run again").get("files")
     if recorded is None:

@@ -36,13 +36,13 @@ def facts() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Return cores, their vector instructions, which decide how sums are rounded, and memory."""
+    """Return the cores, their vector instructions (which decide how sums are rounded) and the memory."""
     cores = f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
     return f"{cores}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def command() -> str:
-    """Return how this was called, without the folders of this machine."""
+    """Return the command line of this process, without the folders of this machine."""
     if sys.argv[0] == "-":
         return "python, a script on its standard input"
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
@@ -64,7 +64,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def write(name: str, content: dict[str, Any], folder: Path | None = None) -> Path:
-    """Write <name>.json with the facts; return its path. folder: for results that are not to be published."""
+    """Write <name>.json with the facts; return its path. folder: for results that are not published."""
     path = (folder or RESULTS) / f"{name}.json"
     write_json(path, {"facts": facts(), **content})
     return path

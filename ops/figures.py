@@ -1,4 +1,4 @@
-"""Figures that are kept with the project: the same numbers give the same file."""
+"""Figures that are kept in the repository: the same numbers give the same file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from pipelines.files import write_figure
 
 
 def save_reproducibly(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG whose marks are named by their content, and that holds no date."""
+    """Write a figure as SVG, with ids that depend on its content only, and without a date."""
     with rc_context({"svg.hashsalt": path.stem}):
         write_figure(path, figure, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""What a look at the machine found, and what looks."""
+"""What a check of the machine found, and the type of the functions that check."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     area: str
     level: Literal["ok", "warn", "fail"]
-    """'warn' where runs work but not as they could; 'fail' where they do not, or where something cannot be used."""
+    """'warn' where runs work, but not as well as they could; 'fail' where they do not, or something is unusable."""
     seen: str
     remedy: str = ""
     """What to do; empty where all is well."""

@@ -1,4 +1,4 @@
-"""What `show` prints of a run that is not run: its cost and its networks; and the pictures of its views."""
+"""What `show` prints of a recipe without training it: its cost and its networks; and pictures of its views."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FLOAT_BYTES = 4
 def print_run(config: RunConfig, seconds: float) -> None:
     """Print what a run takes, then both networks with their sizes, cost and taps.
 
-    seconds: of the measurement of its steps; 0 for none.
+    seconds: how long to time its steps; 0: not at all.
     """
     use_worker_threads(config)
     parts = outline(config)
@@ -55,7 +55,7 @@ def print_run(config: RunConfig, seconds: float) -> None:
 
 
 def networks_of(parts: Assembly) -> tuple[dict[str, nn.Module], dict[str, RunConfig], dict[str, frozenset[str]]]:
-    """Return, of the student and the teachers that answer online: the network, what it sees, the taps that are read."""
+    """Return, of the student and the online teachers: the network, what it sees, the taps that are read."""
     config = parts.config
     networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
     read = {"student": config.needs.student_taps, "teacher": config.needs.teacher_taps}
@@ -68,7 +68,7 @@ def networks_of(parts: Assembly) -> tuple[dict[str, nn.Module], dict[str, RunCon
 
 
 def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
-    """Return a run's images, steps, time and bytes. seconds: of the measurement; 0 for none."""
+    """Return a run's images, steps, time and bytes. seconds: how long to time its steps; 0: not at all."""
     config, images = parts.config, len(parts.indexes["train"])
     rows = [
         ["training images", f"{images:,}, and {len(parts.indexes['val']):,} for validation"],
@@ -86,8 +86,8 @@ def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
 
 
 def time_rows(parts: Assembly, seconds: float) -> list[list[str]]:
-    """Return how long a run takes, from so many seconds of its steps; nothing, and why, where they cannot be run."""
-    from cluster.forecast import forecast  # with the training loop, which only a measurement needs
+    """Return how long a run takes, timed for `seconds`; nothing where that fails, and the reason is printed."""
+    from cluster.forecast import forecast  # imports the training loop, which only a measurement needs
 
     with optional("the time it takes is", say):
         seen = forecast(parts.config, seconds)
@@ -101,7 +101,7 @@ def time_rows(parts: Assembly, seconds: float) -> list[list[str]]:
 
 
 def save_views(config: RunConfig, path: Path) -> None:
-    """Save a sheet of training images, one a row: the centre that evaluation would show, then its first views."""
+    """Save a sheet of training images, one per row: the centre that evaluation would show, then its first views."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise Refused(f"--picture {path}: give a name that ends in .png or .jpg")
     if not path.absolute().parent.is_dir():
@@ -137,7 +137,7 @@ def network_row(name: str, network: nn.Module, config: RunConfig) -> list[str]:
 
 
 def tap_rows(network: nn.Module, config: RunConfig, read: frozenset[str]) -> list[list[str]]:
-    """Return every outer tap (two levels deep) with its size; modules whose output is no tensor are left out."""
+    """Return every outer tap (two levels deep) with its size; modules whose output is not a tensor are left out."""
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
     shapes = usable_taps(network, [*names, FORWARD_FEATURES, CLASSIFIER_INPUT, *sorted(read)], image_size(config))
     return [[f"{name} *" if name in read else name, " x ".join(map(str, shape))] for name, shape in shapes.items()]

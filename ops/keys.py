@@ -1,6 +1,6 @@
-"""`keys`: pairs of Ed25519 keys as PEM files, by which caches and exports are signed (`ops.signing`).
+"""`keys`: pairs of Ed25519 keys as PEM files, with which caches and exports are signed (`ops.signing`).
 
-The same files as OpenSSL's: `openssl genpkey -algorithm ed25519`, `openssl pkey -pubout`.
+The files are the same as OpenSSL's: `openssl genpkey -algorithm ed25519`, `openssl pkey -pubout`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def keys(file: str) -> int:
-    """Make a pair of keys: the private one in the file, the public one beside it. Refused where there is either."""
+    """Make a pair of keys: the private one in the file, the public one next to it. Refused where either exists."""
     path = Path(file)
     public = path.with_suffix(".pub")
     if public == path:
@@ -49,7 +49,7 @@ def keys(file: str) -> int:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone may read. Refused where there is one: a key that is lost is lost for ever."""
+    """Write a file that only its owner may read. Refused where it exists: an overwritten key is lost for ever."""
     make_folder(path.parent, "FILE")
     try:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -64,7 +64,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def read_private(path: Path) -> Ed25519PrivateKey:
-    """Return the private key of a PEM file. Refused where others may read it, or where it holds no such key."""
+    """Return the private key in a PEM file. Refused where others may read it, or where it holds no such key."""
     content = read_pem(path)
     if path.stat().st_mode & OTHERS:
         raise Refused(f"{path} may be read by others; keep a private key to yourself: chmod 600 {path}")
@@ -80,7 +80,7 @@ def read_private(path: Path) -> Ed25519PrivateKey:
 
 
 def read_public(path: Path) -> Ed25519PublicKey:
-    """Return the public key of a PEM file. Refused where it holds none."""
+    """Return the public key in a PEM file. Refused where it holds none."""
     try:
         key = load_pem_public_key(read_pem(path))
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -91,7 +91,7 @@ def read_public(path: Path) -> Ed25519PublicKey:
 
 
 def read_pem(path: Path) -> bytes:
-    """Return what a file of a key holds. Refused where it cannot be read."""
+    """Return the content of a key file. Refused where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -104,5 +104,5 @@ def raw(key: Ed25519PublicKey) -> bytes:
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
-    """Return by what people compare a key: the beginning of its SHA-256."""
+    """Return the beginning of a key's SHA-256, by which people compare keys."""
     return hashlib.sha256(raw(key)).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """`benchmark`: how long a run's student and its teacher take here, in torch, compiled, and in ONNX Runtime.
 
-All of them take turns, so that whatever else the machine does meets all alike.
+Measurements take turns, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Infer = Callable[[], object]
 class Subject:
     """A network in one form on a batch of one size.
 
-    size: height and width of an image; parameters: how many numbers are deployed; infer: answers the batch; seconds:
-    what each call took.
+    size: height and width of an image; parameters: how many are deployed; infer: runs the network on the batch;
+    seconds: of each call.
     """
 
     network: str
@@ -58,7 +58,7 @@ class Subject:
     seconds: list[float] = field(default_factory=list)
 
     def take_turn(self, seconds: float) -> None:
-        """Call it for so long, at least once."""
+        """Call `infer` for `seconds`, and at least once over all turns."""
         ends = time.perf_counter() + seconds
         while not self.seconds or time.perf_counter() < ends:
             started = time.perf_counter()
@@ -82,7 +82,7 @@ class Subject:
 
 
 def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: float, overrides: Sequence[str]) -> int:
-    """Print latency and throughput of a run's networks, and keep them in its folder. seconds: of each measurement."""
+    """Print latency and throughput of a run's networks, and write them to its folder. seconds: of each measurement."""
     if min(batches) < 1:
         raise Refused(f"--batches {min(batches)}: a batch has at least one image")
     found = find_subject(run, None, overrides)
@@ -100,7 +100,7 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
 
 
 def log_to_mlflow(config: RunConfig, run_id: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Note on a run's page what its networks cost, one image at a time in torch, for those who compare runs.
+    """Log the cost of a run's networks on its page, one image at a time in torch, so that runs can be compared.
 
     Refused where the server does not answer.
     """
@@ -121,9 +121,9 @@ def log_to_mlflow(config: RunConfig, run_id: str, rows: Sequence[dict[str, Any]]
 def measure_networks(
     config: RunConfig, weights: Path, batches: Sequence[int], forms: Sequence[str], seconds: float
 ) -> list[dict[str, Any]]:
-    """Return a row for each network of a run, form and size of batch, measured with the threads of one worker.
+    """Return a row for each network of a run, form and batch size, measured with the threads of one worker.
 
-    The teacher is measured where its weights are there. seconds: of each measurement.
+    The teacher is measured if its weights are available. seconds: of each measurement.
     """
     config = with_online_teacher(config)
     device = device_here(config)
@@ -153,7 +153,7 @@ def subjects_of(
     device: torch.device,
     folder: Path,
 ) -> list[Subject]:
-    """Return a network in one form, ready to be measured at every size of batch; none, with a line, where it fails."""
+    """Return a network in one form at every batch size, ready to be measured; none, with a line, where it fails."""
     made: list[Subject] = []
     with optional(f"the {name} in the form {form} is", say):
         if form == "onnx":
@@ -194,14 +194,14 @@ def onnx_call(session: onnxruntime.InferenceSession, images: Tensor) -> Infer:
 
 
 def let_take_turns(subjects: Sequence[Subject], seconds: float) -> None:
-    """Measure all subjects by turns, `seconds` of each in the end."""
+    """Measure all subjects in turns, each for `seconds` in total."""
     for _ in range(ROUNDS):
         for subject in subjects:
             subject.take_turn(seconds / ROUNDS)
 
 
 def show(rows: Sequence[dict[str, Any]], place: str) -> None:
-    """Print a row a network, form and size of batch, with how many times faster than the teacher it is."""
+    """Print a row for each network, form and batch size, with its speed relative to the teacher's."""
     slowest = {(row["form"], row["batch"]): row["p50_ms"] for row in rows if row["network"] == "teacher"}
     shown = []
     for row in rows:

@@ -135,9 +135,9 @@ def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int,
 
 
 def render_table(quality: Mapping[str, Quality], pairs: Sequence[Pair] = ()) -> Table:
-    """Return a table with one row a tap, in the order given.
+    """Return a table with one row per tap, in the order given.
 
-    The last column says which student tap a recommended one is paired with.
+    The last column names the student tap that a recommended tap is paired with.
     """
     student = {pair.teacher: pair.student for pair in pairs}
     samples = sorted({score.samples for score in quality.values()})
@@ -154,7 +154,7 @@ def _figures(score: Quality) -> list[str]:
 def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair] = ()) -> None:
     """Draw four curves over depth, one above the other, the recommended taps marked.
 
-    The suffix of path names the format.
+    The suffix of path determines the format.
     """
     taps, chosen = list(quality), {pair.teacher for pair in pairs}
     marked = [i for i, tap in enumerate(taps) if tap in chosen]
@@ -172,7 +172,7 @@ def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair]
 
 
 def recommendation_yaml(pairs: Sequence[Pair], detach_head_at: str | None = None) -> str:
-    """Return the `method` of a recipe: features alone train the backbone, labels the head behind `detach_head_at`.
+    """Return the `method` of a recipe: features alone train the backbone, labels the head after `detach_head_at`.
 
     By default that is the student's deepest tap of the pairs.
     """

@@ -2,11 +2,11 @@
 
     teacher -> cache -> run -> export, which may be the next run's teacher (teacher.model=local-dir:EXPORT)
 
-An export keeps `lineage.json`, which holds that of the teacher's export within. A link whose files are here is computed
-anew and compared; one whose files are elsewhere is told as it was recorded. Nothing that a file names is imported.
+An export keeps `lineage.json`, which contains that of the teacher's export. A link whose files are here is recomputed
+and compared; one whose files are elsewhere is shown as it was recorded. Nothing that a file names is imported.
 
-Where an export is signed (`ops.signing`), the signature covers its lineage.json, and so vouches for what every link was
-when it was signed; a cache, and the export that a teacher was, may have signatures of their own.
+Where an export is signed (`ops.signing`), the signature covers its lineage.json, and so vouches for every link as it
+was at signing; a cache, and the export that a teacher came from, may have signatures of their own.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ THROUGH = "through the export"
 
 
 class Link(NamedTuple):
-    """One step of a chain. place: where its files were; found: the fingerprint of what lies there, None for nothing.
+    """One step of a chain. place: where its files were; found: the fingerprint of what lies there now, if anything.
 
-    folder: what may have a signature of its own.
+    folder: one that may have a signature of its own.
     """
 
     name: str
@@ -89,9 +89,9 @@ def teachers_of(parts: Assembly) -> list[dict[str, Any]]:
 
 
 def teacher_facts(recipe: RunConfig, network: OnlineTeacher | StoredTeacher) -> dict[str, Any]:
-    """Return what is known of a teacher: its weights, the cache it answered from, the export that it was.
+    """Return what is known of a teacher: its weights, the cache it answered from, the export it came from.
 
-    recipe: the one that it has alone.
+    recipe: the run's, with this teacher only.
     """
     teacher, cache = recipe.teacher, recipe.cache
     assert teacher is not None, "a recipe with one"
@@ -114,7 +114,7 @@ def teacher_facts(recipe: RunConfig, network: OnlineTeacher | StoredTeacher) -> 
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """Return what an export tells. Refused for a folder that tells nothing, or no such thing."""
+    """Return the lineage in an export's folder. Refused where there is none, or where the file is not one."""
     path = folder / LINEAGE
     if not path.is_file():
         raise Refused(f"{folder} has no {LINEAGE}; give a folder that `export` has written, or export the run again")
@@ -127,8 +127,8 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 def lineage(folder: str, trust: Sequence[str], thorough: bool) -> int:
     """Print the chain behind an export or a cache, newest first, and who has signed it.
 
-    trust: files of public keys; with any, what none of them vouches for is refused. thorough: read all shards of the
-    caches that are here. Refused, at the end, where a link is not what was recorded.
+    trust: files of public keys; if any are given, a chain that none of them vouches for is refused. thorough: read all
+    shards of the caches that are here. Refused, at the end, where a link is not what was recorded.
     """
     trusted = trusted_keys(trust)
     links = links_of(Path(folder))
@@ -164,7 +164,7 @@ def links_of(folder: Path) -> list[Link]:
 
 
 def signed_by(finding: Finding, newest: Finding) -> str:
-    """Return who vouches for a link: its own signer, or that of the newest, whose signature covers what is recorded."""
+    """Return who vouches for a link: its own signer, or the newest link's, whose signature covers what is recorded."""
     if finding.signer is None and newest.signer is not None and newest.problem is None:
         return THROUGH
     return str(finding)
@@ -177,7 +177,7 @@ def read_shards(links: Sequence[Link]) -> None:
 
 
 def refuse_signatures(links: Sequence[Link], findings: Sequence[Finding], is_asked: bool) -> None:
-    """Refuse a signature that is broken, and, where trusted keys were given, a chain that none of them vouches for."""
+    """Refuse a broken signature and, where trusted keys were given, a chain that none of them vouches for."""
     for link, finding in zip(links, findings, strict=True):
         if finding.problem is not None:
             raise Refused(f"{link.folder}: {finding.problem}; restore it as {finding.signer} has signed it")
@@ -228,7 +228,7 @@ def fingerprint_in(path: Path) -> str | None:
 def digest_in(folder: Path) -> str | None:
     """Return the digest of the cache in a folder; None where there is none.
 
-    Refused where its manifest was changed by hand, or its constants, or its shards are not of the sizes that it says.
+    Refused where its manifest or its constants were changed by hand, or its shards do not have the recorded sizes.
     """
     if not (folder / MANIFEST).is_file():
         return None

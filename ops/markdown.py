@@ -1,4 +1,4 @@
-"""Texts of other people (names of classes, folders, models) in a Markdown page: as text, never as markup."""
+"""Texts from others (names of classes, folders, models) in a Markdown page: as text, never as markup."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>#|~&!$@])")
 
 
 def as_text(value: object) -> str:
-    """Return a value in one line whose every character stands for itself, in a paragraph as in a table's cell."""
+    """Return a value as one line in which every character is literal, in a paragraph or in a table's cell."""
     return _MARKUP.sub(r"\\\1", " ".join(str(value).split()))
 
 
 def as_code(value: object) -> str:
-    """Return a value as code in a line: between more backticks than it has itself in a row."""
+    """Return a value as inline code: between more backticks than it has in a row."""
     text = " ".join(str(value).split())
     ticks = _longer_than_within(text, 1)
     space = " " if "`" in text else ""
@@ -21,7 +21,7 @@ def as_code(value: object) -> str:
 
 
 def as_block(text: str, language: str) -> str:
-    """Return a text of several lines as a block of code that nothing within can end."""
+    """Return a text as a code block that nothing within it can end."""
     ticks = _longer_than_within(text, 3)
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 

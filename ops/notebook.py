@@ -1,4 +1,4 @@
-"""From Python what the commands do: a notebook's functions, which take recipes and give results as objects.
+"""The commands as Python functions, for notebooks: they take recipes and return results as objects.
 
 Each is the function behind a command, with the same refusals; progress is printed as the command prints it.
 """
@@ -25,7 +25,7 @@ from ops.sweep.report import PointResult
 from ops.train import watched
 from pipelines.cache.manifest import Manifest
 
-CHECKED_IMAGES = 256  # of validation, on which an export's files are compared with the student
+CHECKED_IMAGES = 256  # validation images on which an export's files are compared with the student
 
 Recipe = str | Path | Mapping[str, Any]
 
@@ -38,17 +38,17 @@ def load(recipe: Recipe, *overrides: str) -> RunConfig:
 
 
 def train(config: RunConfig) -> RunResult:
-    """Train a recipe to its end, or continue it; of a run that is finished, return its result."""
+    """Train a recipe to its end, or continue it; for a finished run, return its result."""
     return watched(config, "ops.notebook.train")
 
 
 def build_cache(config: RunConfig) -> list[Manifest]:
-    """Fill the caches of a recipe's teachers, or go on filling them."""
+    """Fill the caches of a recipe's teachers, or resume filling them."""
     return [build(one) for one in config.cache_recipes]
 
 
 def export(run: RunResult | str | Path, output: str | Path, *overrides: str) -> Path:
-    """Write a finished run's student as files that need nothing of this project, checked; return their folder.
+    """Write a finished run's student as files that need nothing from this project, checked; return their folder.
 
     A recipe takes it as `local-dir:FOLDER`, for a student to start from or as a teacher.
     """
@@ -60,7 +60,7 @@ def export(run: RunResult | str | Path, output: str | Path, *overrides: str) -> 
 def sweep(
     config: RunConfig, space: str | Path | Mapping[str, Any], concurrent: int | None = None
 ) -> Sequence[PointResult]:
-    """Search a space, its file or its mapping, over one cache; return the points, the best first."""
+    """Search a space, given as a file or a mapping, over one cache; return the points, the best first."""
     started = time.perf_counter()
     wanted = validated(SweepConfig, space, "space") if isinstance(space, Mapping) else load_sweep(space)
     concurrent = concurrent or wanted.concurrent

@@ -1,6 +1,6 @@
-"""Name what photographs show: python predict.py PHOTO [PHOTO ...]; needs onnxruntime, numpy and Pillow alone."""
+"""Name what photographs show: python predict.py PHOTO [PHOTO ...]; needs only onnxruntime, numpy and Pillow."""
 
-# An export holds this file as predict.py, beside model.onnx, so it imports nothing of the project it comes from.
+# An export holds this file as predict.py, next to model.onnx, so it imports nothing from the project it comes from.
 
 import json
 import sys
@@ -11,17 +11,17 @@ import onnxruntime
 from PIL import Image
 
 SHOWN = 5
-MODES = ("1", "CMYK", "L", "LA", "P", "RGB", "RGBA", "YCbCr")  # Pillow's names of those with 8 bits a colour at most
+MODES = ("1", "CMYK", "L", "LA", "P", "RGB", "RGBA", "YCbCr")  # Pillow's modes with at most 8 bits per channel
 
 
 def prepare(photo, seen):
     """Return a photograph as the network sees it: float32 [1,3,H,W]."""
     opened = Image.open(photo)
-    if opened.mode not in MODES:  # converted, its brightness would be cut off
+    if opened.mode not in MODES:  # converting it would clip its brightness
         sys.exit(f"{photo} is a {opened.format} image of mode {opened.mode}; convert it to 8-bit RGB")
     image = opened.convert("RGB")
     (height, width), (cover_height, cover_width) = seen["size"], seen["cover"]
-    if image.width * cover_height >= cover_width * image.height:  # the smallest picture of its shape that covers
+    if image.width * cover_height >= cover_width * image.height:  # the smallest size of its shape that covers
         resized = image.width * cover_height // image.height, cover_height
     else:
         resized = cover_width, image.height * cover_width // image.width
@@ -33,13 +33,13 @@ def prepare(photo, seen):
 
 
 def main(photos):
-    """Print a line a photograph: its likeliest classes, or all that it shows, with their probabilities."""
+    """Print a line per photograph: its likeliest classes, or all that it shows, with their probabilities."""
     file = Path(__file__).with_name("model.onnx")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     for photo in photos:
         logits = session.run(["logits"], {"images": prepare(photo, facts["preprocessing"])})[0][0].astype(np.float64)
-        if facts.get("multi_label"):  # each class is a yes or no, named from one half on
+        if facts.get("multi_label"):  # each class is a yes or no, named from 0.5 on
             shares = 1 / (1 + np.exp(-logits))
             named = [i for i in shares.argsort()[::-1] if shares[i] >= 0.5]
         else:

@@ -1,4 +1,4 @@
-"""`predict`: what a run's student sees in photographs of any folder, through the very pixels of its validation."""
+"""`predict`: what a run's student sees in photographs of any folder, preprocessed exactly as in its validation."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SHOWN = 30  # rows of the table, and photographs of the picture
 class Prediction:
     """The likeliest classes of a photograph, the likeliest first: [(class, probability)].
 
-    multi_label: whether it may show several, or none: those are named whose probability, of its own, is at least
-    `THRESHOLD`.
+    multi_label: whether it may show several classes, or none: those whose own probability is at least `THRESHOLD` are
+    named.
     """
 
     photo: Path
@@ -46,27 +46,27 @@ class Prediction:
     multi_label: bool = False
 
     def as_plain(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return it as plain values for JSON."""
         classes = [{"class": name, "probability": p} for name, p in self.classes]
         named = {"named": [name for name, _ in self.named]} if self.multi_label else {}
         return {"photo": str(self.photo), **named, "classes": classes}
 
     @property
     def named(self) -> list[tuple[str, float]]:
-        """The classes that the photograph is said to show, with their probabilities."""
+        """The classes that are named for the photograph, with their probabilities."""
         return [(name, p) for name, p in self.classes if p >= THRESHOLD] if self.multi_label else self.classes[:1]
 
     def words(self) -> list[str]:
-        """Return the likeliest classes with their probabilities, those in brackets that it is not said to show."""
+        """Return the likeliest classes with their probabilities; brackets mark those that are not named."""
         texts = [f"{name} {percent(p)}" for name, p in self.classes]
         num_named = len(self.named) if self.multi_label else len(texts)
         return [*texts[:num_named], *(f"({text})" for text in texts[num_named:])]
 
 
 def predict(run: str, photos: str, top: int, output: str | None, picture: str | None, overrides: Sequence[str]) -> int:
-    """Print the likeliest classes of a photograph, or of every one below a folder; write them where wanted.
+    """Print the likeliest classes of a photograph, or of every one below a folder; write them to files if asked.
 
-    output: of a JSON file; picture: of a grid of the photographs with their likeliest class.
+    output: path of a JSON file; picture: path of a grid of the photographs with their likeliest class.
     """
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
@@ -101,7 +101,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
 
 
 def find_photos(path: Path) -> tuple[list[Path], list[str]]:
-    """Return the images at or below a path, in order of their names, and why others that are called so are left out.
+    """Return the images at or below a path, sorted by name, and why others with an image's name are left out.
 
     Refused where there is no such file or folder.
     """
@@ -128,8 +128,8 @@ def _images_below(folder: Path) -> list[Path]:
 def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Source:
     """Return an index of the photographs, in this order, without labels and with the run's classes.
 
-    An index is of a folder, so links to the photographs are made in one. What each is its content says, whatever it is
-    called; an index lists files that are called like images alone.
+    An index is of a folder, so links to the photographs are made in one. A file's format is read from its content; but
+    an index lists only files with an image's suffix, so the links have one.
     """
     staged = folder / "photos" / SPLIT
     staged.mkdir(parents=True)
@@ -142,7 +142,7 @@ def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Sourc
 
 @torch.no_grad()
 def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Iterator[list[tuple[str, float]]]:
-    """Yield for each image the `top` likeliest classes with their probabilities, and all that it is said to show."""
+    """Yield for each image the `top` likeliest classes with their probabilities, and all others that are named."""
     parts = replace(parts, indexes={**parts.indexes, SPLIT: source})
     student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
     loader = parts.evaluation_loader(SPLIT)
@@ -159,7 +159,7 @@ def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Itera
 
 
 def show(predictions: Sequence[Prediction], run: str) -> None:
-    """Print a row a photograph, of the first ones."""
+    """Print a row for each of the first photographs."""
     base = os.path.commonpath([one.photo.absolute().parent for one in predictions])
     rows = [
         [

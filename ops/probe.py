@@ -1,4 +1,4 @@
-"""`probe`: a run's networks by their frozen features."""
+"""`probe`: rates a run's networks by their frozen features."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ COLUMNS = {
 class Knowledge:
     """What frozen features know: {split/metric} of each network, by the keys of COLUMNS.
 
-    bank: the labelled training images that neighbours are looked for among, and probes fitted to; without_teacher: why
-    there is nothing of a teacher.
+    bank: number of labelled training images, among which neighbours are searched and to which probes are fitted;
+    without_teacher: why there are no numbers of a teacher.
     """
 
     student: Mapping[str, float]
@@ -40,7 +40,7 @@ class Knowledge:
 
 
 def probe(run: str, overrides: Sequence[str]) -> int:
-    """Print what the features of student and teacher know, on every split that judges networks."""
+    """Print what the features of student and teacher know, on every split that networks are evaluated on."""
     found = knowledge(run, overrides)
     rows = [
         [name, split, *(f"{values[f'{split}/{key}']:.2%}" if f"{split}/{key}" in values else "-" for key in COLUMNS)]
@@ -56,7 +56,7 @@ def probe(run: str, overrides: Sequence[str]) -> int:
 
 
 def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
-    """Return what the features of a finished run's student, and of its teacher where it answers online, know."""
+    """Return what the features of a finished run's student know, and those of its teacher if that is online."""
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")

@@ -1,6 +1,6 @@
-"""The questions that `ops.doctor` asks of a machine.
+"""The checks that `ops.doctor` makes of a machine.
 
-Every probe looks and changes nothing that lasts: no cluster is started, no store is made.
+No probe changes anything that lasts: no cluster is started, no store is created.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GIB = 1024**3
 
 
 def probe_libraries(output_dir: Path) -> Iterator[Finding]:
-    """Look whether Python and all that pyproject.toml declares have at least the versions it asks for."""
+    """Check that Python and everything that pyproject.toml declares have at least the versions it asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     have = []
     for name, least in [
@@ -85,7 +85,7 @@ def memory_bytes() -> int:
 
 
 def probe_gpu(output_dir: Path) -> Iterator[Finding]:
-    """Look whether torch can compute on the GPUs that are there."""
+    """Check that torch can compute on the GPUs present."""
     built_for = f"torch {torch.__version__} is built for CUDA {torch.version.cuda or '(none: CPU only)'}"
     try:
         torch.cuda.init()
@@ -110,7 +110,7 @@ def probe_gpu(output_dir: Path) -> Iterator[Finding]:
 
 
 def probe_distributed(output_dir: Path) -> Iterator[Finding]:
-    """Look at the back ends by which ranks exchange gradients."""
+    """Check the back ends with which ranks exchange gradients."""
     dist = torch.distributed
     has = {
         "gloo": dist.is_available() and dist.is_gloo_available(),
@@ -127,7 +127,7 @@ def probe_distributed(output_dir: Path) -> Iterator[Finding]:
 
 
 def probe_ray(output_dir: Path) -> Iterator[Finding]:
-    """Look at the cluster that RAY_ADDRESS names: whether its port answers, and whether a token is at hand."""
+    """Check the cluster that RAY_ADDRESS names: whether its port answers, and whether there is a token for it."""
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         yield Finding("ray", "ok", "no RAY_ADDRESS: a run starts its own cluster on this machine")
@@ -164,7 +164,7 @@ def reachable(area: str, name: str, address: str, default_port: int, remedy: str
 
 
 def probe_mlflow(output_dir: Path) -> Iterator[Finding]:
-    """Look at the SQLite store in the output folder, and at the server that MLFLOW_TRACKING_URI names."""
+    """Check the SQLite store in the output folder, and the server that MLFLOW_TRACKING_URI names."""
     store = output_dir / "mlflow.db"
     try:
         if store.exists():
@@ -188,7 +188,7 @@ def probe_mlflow(output_dir: Path) -> Iterator[Finding]:
 
 
 def take_write_lock(database: Path) -> None:
-    """Take the write lock of an SQLite file and give it back; sqlite3.Error where it cannot be had."""
+    """Take the write lock of an SQLite file and release it; sqlite3.Error where it cannot be taken."""
     connection = sqlite3.connect(database, timeout=CONNECT_SECONDS, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -199,7 +199,7 @@ def take_write_lock(database: Path) -> None:
 
 
 def probe_disk(output_dir: Path) -> Iterator[Finding]:
-    """Look at the free space where runs and where temporary files (checkpoints in flight, Ray's logs) go."""
+    """Check the free space for runs and for temporary files (checkpoints in flight, Ray's logs)."""
     for name, folder in (
         ("output folder", nearest_existing(output_dir)),
         ("temporary folder", Path(tempfile.gettempdir())),
@@ -216,7 +216,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def probe_shared_memory(output_dir: Path) -> Iterator[Finding]:
-    """Look for room in /dev/shm for Ray's object store, which takes 30 % of the memory."""
+    """Check that /dev/shm has room for Ray's object store, which takes 30 % of the memory."""
     if not SHARED_MEMORY.is_dir():
         yield Finding(
             "shared memory", "warn", f"no {SHARED_MEMORY}: Ray keeps its objects on disk", "mount a tmpfs there"
@@ -232,9 +232,9 @@ def probe_shared_memory(output_dir: Path) -> Iterator[Finding]:
 
 
 def probe_bytecode(output_dir: Path) -> Iterator[Finding]:
-    """Look whether the libraries are compiled.
+    """Check that the libraries are compiled to bytecode.
 
-    Without that, every Ray worker compiles them anew and starts twice as slowly.
+    Otherwise every Ray worker compiles them again and takes twice as long to start.
     """
     plain = []
     for name in ("torch", "ray", "mlflow"):

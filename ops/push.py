@@ -1,10 +1,11 @@
 """`push`: an export as a repository on a model hub: its files, and its card as the repository's page.
 
-All of it is one commit, in which files of an earlier export that this one has not are removed. Card and lineage name
-what lies on this machine by its last part alone: a stranger needs no more, and a hub may be read by many. A signed
-export goes as it was signed, byte by byte, with its signature; what its card and lineage name is then read by all.
+All of it is one commit, which also removes files of an earlier export that this one does not have. Card and lineage
+give only the last part of paths on this machine: strangers need no more, and a hub may be read by many. A signed export
+is sent as it was signed, byte for byte, with its signature; its readers then see the whole paths.
 
-The token is the one that `huggingface_hub` finds (HF_TOKEN, or its own login); it is no argument, and in no message.
+The token is the one that `huggingface_hub` finds (HF_TOKEN, or its own login); it is not an argument, and no message
+contains it.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ A_VALUE = re.compile(r"""(?<=: )(['"]?)(/[^'"\n]*)\1$""", re.MULTILINE)  # a pat
 
 
 def push(folder: str, repository: str, public: bool, message: str | None, hub: str | None) -> int:
-    """Send an export to a repository of a hub, which is made where there is none. public: whether a new one is.
+    """Send an export to a repository on a hub, which is created if missing. public: whether a new one is public.
 
-    hub: its address; None: that of `huggingface_hub`. Refused for an export that is not whole, and for whatever the hub
+    hub: its address; None: that of `huggingface_hub`. Refused for an incomplete export, and for whatever the hub
     refuses.
     """
     path = Path(folder)
@@ -68,14 +69,14 @@ def push(folder: str, repository: str, public: bool, message: str | None, hub: s
 
 @dataclass(frozen=True)
 class Exported:
-    """A whole export. files: {name: the file's path, or what is sent in its place}; lineage: what it tells."""
+    """A complete export. files: {name: the file's path, or the content sent instead}; lineage: its lineage.json."""
 
     files: dict[str, str | bytes]
     lineage: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Exported:
-        """Return what lies in a folder. Refused, with the way out, where an export was cut off or its files changed."""
+        """Return the export in a folder. Refused, with the remedy, where it is incomplete or its files have changed."""
         again = f"run `{exporting(folder)}` to its end"
         if missing := [name for name in NEEDED if not (folder / name).is_file()]:
             raise Refused(f"{folder} holds no finished export: it has no {missing[0]}; {again}")
@@ -101,12 +102,12 @@ class Exported:
 
 
 def is_of_timm(lineage: Mapping[str, Any]) -> bool:
-    """Return whether timm alone can build an exported network; not where an export of earlier does not say so."""
+    """Return whether timm alone can build an exported network; False for earlier exports, which do not say so."""
     return lineage.get("in_timm") is True
 
 
 def front_matter(folder: Path, in_timm: bool) -> str:
-    """Return what the hub reads of a card: the task, the library that loads it, and words to find it by."""
+    """Return the part of a card that the hub reads: the task, the library that loads the network, and tags."""
     model = json.loads((folder / CONFIG).read_text("utf-8"))["architecture"]
     library = ["library_name: timm"] if in_timm else []
     tags = ["image-classification", "knowledge-distillation", "onnx", "stillhouse", *(["timm"] if in_timm else [])]
@@ -125,7 +126,7 @@ def places_in(lineage: Any) -> list[str]:
 
 
 def without_places(lineage: Any) -> Any:
-    """Return a lineage whose places are names alone."""
+    """Return a lineage with every place reduced to its name."""
     if isinstance(lineage, list):
         return [without_places(one) for one in lineage]
     if not isinstance(lineage, dict):
@@ -137,7 +138,7 @@ def without_places(lineage: Any) -> Any:
 
 
 def without_folders(text: str, places: list[str]) -> str:
-    """Return a text in which the given places, and whatever else looks like a path from the root, are names alone."""
+    """Return a text with the given places, and whatever else looks like an absolute path, reduced to their names."""
     for place in places:
         text = text.replace(place, PurePath(place).name)
     text = A_VALUE.sub(lambda found: PurePath(found.group(2)).name, text)
@@ -146,7 +147,7 @@ def without_folders(text: str, places: list[str]) -> str:
 
 @contextmanager
 def refusing_no_folder(path: Path) -> Iterator[None]:
-    """Refuse a folder that is not there."""
+    """Refuse a folder that does not exist."""
     raise Refused(f"{path} is no folder; give one that `export` has written")
     yield
 
@@ -183,7 +184,7 @@ def reason_of(error: HfHubHTTPError, address: str, repository: str, token: str) 
 
 
 def is_of_the_network(error: BaseException) -> bool:
-    """Return whether an error comes from a connection: of the client's HTTP library, or of what it wraps it in."""
+    """Return whether a failed connection is the error itself or among its causes."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)

@@ -1,6 +1,6 @@
 """Smaller ONNX files of an exported student: float16 weights, and int8 calibrated on training images.
 
-A file that answers worse than the student by more than is allowed is not kept.
+A file whose accuracy is below the student's by more than allowed is not kept.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """How a file answers: top-1 on the validation images (mAP where they have several labels), in [0,1].
+    """How well a file answers: top-1 on the validation images (mAP where they have several labels), in [0,1].
 
-    It is NaN where a logit is not finite. num_bytes: of the file.
+    The rate is NaN where a logit is not finite. num_bytes: of the file.
     """
 
     file: str
@@ -46,7 +46,7 @@ class Answers:
 
 
 class TrainingImages(CalibrationDataReader):
-    """Training images, evenly from all of them, as the student sees them in validation; one batch after another."""
+    """Evenly spaced training images, shown as in validation, one batch after another."""
 
     def __init__(self, parts: Assembly, number: int) -> None:
         ids = evenly_spread(len(parts.indexes["train"]), number)
@@ -61,7 +61,7 @@ class TrainingImages(CalibrationDataReader):
 
 
 def write_small_files(parts: Assembly, folder: Path, precisions: Sequence[str], max_loss: float) -> None:
-    """Write model.<precision>.onnx beside model.onnx, and print how each answers.
+    """Write model.<precision>.onnx next to model.onnx, and print how well each answers.
 
     Refused, and the file removed, where its top-1 (or mAP) is more than `max_loss` below that of model.onnx.
     """
@@ -83,7 +83,7 @@ def write_small_files(parts: Assembly, folder: Path, precisions: Sequence[str], 
 
 
 def rate_name(parts: Assembly) -> str:
-    """Return the metric that files are compared by."""
+    """Return the metric by which files are compared."""
     return "mAP" if parts.config.data.multi_label else "top1"
 
 
@@ -93,7 +93,7 @@ def write_float16(source: Path, path: Path, parts: Assembly) -> None:
 
 
 def write_int8(source: Path, path: Path, parts: Assembly) -> None:
-    """Write a file with int8 weights, a scale a channel, and int8 activations in ranges that training images span."""
+    """Write a file with int8 weights, a scale per channel, and int8 activations in the ranges of training images."""
     metadata = onnx.load(source).metadata_props
     with tempfile.TemporaryDirectory() as folder, without_remarks():
         prepared = Path(folder) / "prepared.onnx"
@@ -114,7 +114,7 @@ def write_int8(source: Path, path: Path, parts: Assembly) -> None:
 
 
 def answers_of(path: Path, parts: Assembly) -> Answers:
-    """Return how a file answers on all validation images."""
+    """Return how well a file answers on all validation images."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images, loader = parts.indexes["val"], parts.evaluation_loader("val")
     counts = counts_for(images, "cpu")
@@ -127,7 +127,7 @@ def answers_of(path: Path, parts: Assembly) -> Answers:
 
 
 def show(found: Sequence[Answers], exact: Answers, num_images: int, title: str) -> None:
-    """Print a row a file: top-1 or mAP, what it lost, and its size."""
+    """Print a row per file: top-1 or mAP, the change from model.onnx, and its size."""
     rows = [
         [
             one.file,
@@ -142,7 +142,7 @@ def show(found: Sequence[Answers], exact: Answers, num_images: int, title: str) 
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Run the body without ONNX Runtime's remarks on how to quantise."""
+    """Run the body with ONNX Runtime's advice on quantisation silenced."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """A recipe as a YAML file to copy and edit: every field that it sets, below the field's description as a comment.
 
 Sections and lists of mappings are written in blocks, one field a line; other values in YAML's flow style. The comments
-are those of the models, kept in fields.json by `python -m ops.reference`: the models themselves take torch, for which
-who reads a recipe does not wait.
+are those of the models, kept in fields.json by `python -m ops.reference`: the models themselves import torch, which
+printing a recipe does not wait for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ops.yaml_text import written
 WIDTH = 120
 INDENT = "  "
 FIELDS = Path(__file__).with_name("fields.json")
-RECIPE, METHOD, ABOUT = "recipe", "method", "about"  # sections; the last is text for people already
+RECIPE, METHOD, ABOUT = "recipe", "method", "about"  # sections; the last is already text for people
 
 Meanings = Mapping[str, str]  # of the fields of a section or a term, in the order in which it declares them
 
@@ -31,7 +31,7 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
 
 
 class _Lines:
-    """Gives the lines of a recipe, each comment at the first field alone that it belongs to.
+    """Yields the lines of a recipe, each comment only at the first field that it belongs to.
 
     fields: {"sections": {dotted name: Meanings}, "terms": {name: Meanings}}.
     """
@@ -41,7 +41,7 @@ class _Lines:
         self.explained: set[str] = set()
 
     def section(self, values: Mapping[str, Any], path: str, indent: str) -> Iterator[str]:
-        """Give the lines of a section by its dotted name, its fields in the order in which it declares them."""
+        """Yield the lines of a section by its dotted name, its fields in the order in which it declares them."""
         for name in in_order(values, self.sections[path]):
             value, below = values[name], name if path == RECIPE else f"{path}.{name}"
             if path != ABOUT:
@@ -59,7 +59,7 @@ class _Lines:
                 yield ""
 
     def term(self, values: Mapping[str, Any], indent: str) -> Iterator[str]:
-        """Give the lines of one term of the method's list."""
+        """Yield the lines of one term of the method's list."""
         yield f"{indent}- term: {written(values['term'])}"
         meanings = self.terms[values["term"]]
         for name in in_order(values, meanings):
@@ -81,7 +81,7 @@ def in_order(values: Mapping[str, Any], meanings: Meanings) -> list[str]:
 
 
 def lines_of_value(name: str, value: Any, indent: str) -> Iterator[str]:
-    """Give the lines of a key and a value that is no section: in one line where it fits."""
+    """Yield the lines of a key and a value that is not a section: one line where it fits."""
     if isinstance(value, list) and value and all(isinstance(item, str | Mapping) for item in value):
         yield f"{indent}{name}:"
         for item in value:
@@ -91,7 +91,7 @@ def lines_of_value(name: str, value: Any, indent: str) -> Iterator[str]:
 
 
 def broken(head: str, value: Any, indent: str) -> Iterator[str]:
-    """Give a value behind its key or dash; text and mappings that are too long for a line are continued in others."""
+    """Yield a value after its key or dash; text and mappings that are too long for one line are continued."""
     line = head + written(value)
     if len(line) <= WIDTH:
         yield line
@@ -106,7 +106,7 @@ def broken(head: str, value: Any, indent: str) -> Iterator[str]:
 
 
 def wrapped(text: str, prefix: str) -> list[str]:
-    """Return a paragraph's lines, each behind the prefix."""
+    """Return a paragraph's lines, each after the prefix."""
     return textwrap.wrap(
         text, WIDTH, initial_indent=prefix, subsequent_indent=prefix, break_long_words=False, break_on_hyphens=False
     )

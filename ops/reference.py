@@ -1,6 +1,6 @@
 """Writes REFERENCE.md: every section, field, term and recipe, from the models and the recipes; nothing typed by hand.
 
-And fields.json, which has the meaning of every field for `ops.recipe_text`.
+It also writes fields.json, which has the meaning of every field for `ops.recipe_text`.
 
 python -m ops.reference
 """
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def meanings() -> str:
-    """Return what every field means as JSON: {"sections": {dotted name: {field: meaning}}, "terms": likewise}."""
+    """Return the meaning of every field as JSON: {"sections": {dotted name: {field: meaning}}, "terms": likewise}."""
     recipe = {name: model for name, model in sections().items() if name.partition(".")[0] != SWEEP}
     found = {
         kind: {name: {field: meaning(model, field) for field in model.model_fields} for name, model in models.items()}
@@ -78,7 +78,7 @@ def part(name: str, model: Model, shown: list[Entry]) -> str:
 
 
 def recipes() -> list[str]:
-    """Return the list of named recipes; the CIFAR-100 rows as the lists that their names are made of."""
+    """Return the list of named recipes; for the CIFAR-100 rows, lists of the parts of their names."""
     named = [name for name in catalog.names() if name not in cifar_rows.names()]
     about = {name: catalog.about(name) for name in named}
     cells = [[f"`{name}`", about[name].title or "", str(about[name].expected)] for name in named]

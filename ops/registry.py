@@ -29,9 +29,9 @@ REQUIREMENTS = ("mlflow", "onnx", "onnxruntime", "numpy")
 
 
 def default_name(config: RunConfig) -> str:
-    """Return the name of the student and the data that it answers for.
+    """Return a model name made of the student and its data.
 
-    All methods that train the student compete for one name. A person's own function has its module before it, and what
+    All methods that train the student compete for one name. A user's own function is preceded by its module, and what
     is neither letter, digit, `_`, `.` nor `-` becomes a `-`.
     """
     model = config.student.model
@@ -42,8 +42,8 @@ def default_name(config: RunConfig) -> str:
 def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name: str | None, card: str) -> str:
     """Register a version of the model, unless these very bytes are one already; return the sentence that says which.
 
-    As ONNX, which no pickle is needed to load. Refused where the server does not answer; nothing is registered where
-    what MLflow loads back predicts otherwise than the file, or where the run is not in MLflow any more.
+    As ONNX, which loads without a pickle. Refused where the server does not answer; nothing is registered where what
+    MLflow loads back predicts differently from the file, or where the run is no longer in MLflow.
     """
     import mlflow
 
@@ -67,7 +67,7 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
 
 @contextmanager
 def using_store(uri: str) -> Iterator[None]:
-    """Make a store the one that MLflow's module-level functions use, meanwhile."""
+    """Have MLflow's module-level functions use a store while the body runs."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -75,7 +75,7 @@ def using_store(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, whatever is annotated
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, despite the annotation
 
 
 def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) -> str:
@@ -85,11 +85,11 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
     """
     import mlflow
 
-    logging.getLogger("mlflow.onnx").setLevel(logging.ERROR)  # that this machine may have no GPU is no news
+    logging.getLogger("mlflow.onnx").setLevel(logging.ERROR)  # no warning that this machine has no GPU
     client, example = mlflow.MlflowClient(uri), images[:2].numpy()
     logits = predict_file(folder / "model.onnx", images)
     run = client.get_run(run_id)
-    # Made and logged by ids: mlflow.start_run would end the run anew, as failed where this is interrupted.
+    # Created and logged by ids: mlflow.start_run would end the run again, and as failed if this is interrupted.
     model = client.create_logged_model(
         run.info.experiment_id, name="student", source_run_id=run_id, params=dict(run.data.params)
     )
@@ -114,7 +114,7 @@ def log_version(uri: str, run_id: str, folder: Path, images: Tensor, name: str) 
 
 
 def predict_file(path: Path, images: Tensor) -> np.ndarray:
-    """Return what ONNX Runtime makes of the file: [n,K]."""
+    """Return the file's logits in ONNX Runtime: [n,K]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""`train --replay STEP`: one step of a run once more, and which of its numbers are not finite."""
+"""`train --replay STEP`: recomputes one step of a run, and shows which of its numbers are not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 12  # tensors that are not finite
 
 
 def print_replay(config: RunConfig, step: int) -> int:
-    """Print where a step (1 for the first) stops being finite, beside what it was computed from."""
+    """Print where a step (1 for the first) stops being finite, and what it was computed from."""
     found = replay_step(config, step - 1, device_here(config), _say_progress)
     first, wrong = found.first_step, found.not_finite
     start = f"the checkpoint after step {first}" if first else "the first weights"
@@ -33,7 +33,7 @@ def _say_progress(done: int, to_do: int) -> None:
 
 
 def _largest(found: Replay) -> list[Finding]:
-    """Return of each kind the tensor with the largest number."""
+    """Return, for each kind, the tensor with the largest number."""
     largest: dict[str, Finding] = {}
     for one in found.findings:
         if one.kind not in largest or _magnitude(one) > _magnitude(largest[one.kind]):

@@ -1,7 +1,7 @@
 """A live display on a terminal that is made narrower while it runs.
 
-Terminals wrap what they show anew: a line of 99 cells takes two rows where there are 60 columns, and rich, which goes
-up as many rows as it drew lines, would leave the first of the two standing, at every change of the width once more.
+Terminals then rewrap what they show: a line of 99 cells takes two rows at 60 columns, and rich, which moves up by as
+many rows as it drew lines, would leave the first of the two behind, at every change of the width.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rich.segment import ControlType, Segment
 
 
 class ResizeHook(RenderHook):
-    """Erases the rows that the last drawing takes beyond its lines; pushed behind a display's own hook."""
+    """Erases the rows that the last drawing takes beyond its lines; pushed after a display's own hook."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.drawn: list[int] = []  # cells of each line of the last drawing
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Return what is to be printed, with the erasing before it where the terminal has become narrower."""
+        """Return what is to be printed, preceded by the erasing that a narrower terminal requires."""
         display = renderables[-1] if renderables else None
         if not isinstance(display, LiveRender):
             return renderables
@@ -35,10 +35,10 @@ class ResizeHook(RenderHook):
 
 
 def rows_of(cells: int, width: int) -> int:
-    """Return how many rows a line of so many cells takes."""
+    """Return the number of rows that a line of `cells` cells takes."""
     return max(1, -(-cells // width))
 
 
 def wraps_anew() -> bool:
-    """Return whether the terminal wraps its lines anew when its width changes: all but xterm itself and Linux's own."""
+    """Return whether the terminal rewraps its lines when its width changes: all do except xterm and Linux's own."""
     return os.environ.get("TERM") != "linux" and "XTERM_VERSION" not in os.environ

@@ -1,7 +1,7 @@
-"""How a score responds to what was searched: the numbers of a figure, which one of two libraries then draws.
+"""How a score responds to the searched fields: the numbers of a figure, which one of two libraries then draws.
 
 `ops.sweep.plots` draws them with matplotlib when a sweep ends, `ops.review.figures` with plotly on the review page.
-What a figure shows, and what its caption says, is decided here alone.
+What a figure shows, and what its caption says, is decided only here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LOGARITHMIC_FROM = 8  # the largest value divided by the smallest
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPoint:
-    """A point of a search, {field: value}, with the scores of its runs, one a seed.
+    """A point of a search, {field: value}, with the scores of its runs, one per seed.
 
-    scores: of the runs that went to their ends; reached: the last score of others that have one, which were stopped
-    early or are under way; num_runs: all of them, those that failed among them.
+    scores: of the finished runs; reached: the last score of others that have one, which were stopped early or are under
+    way; num_runs: all of them, including failed ones.
     """
 
     point: dict[str, Any]
@@ -32,7 +32,7 @@ class ScoredPoint:
 
     @property
     def whole(self) -> bool:
-        """Whether every seed went to its end, so that its mean can be compared."""
+        """Whether every seed finished, so that the mean can be compared."""
         return len(self.scores) == self.num_runs
 
     @property
@@ -46,8 +46,8 @@ class ScoredPoint:
 class Response:
     """The scores over one field.
 
-    runs: (value, score) of every run that went to its end; stopped: of the others; best: (value, best mean) by value,
-    empty where a line through them would only join single points of a larger search.
+    runs: (value, score) of every finished run; stopped: of the others; best: (value, best mean) by value, empty where a
+    line through them would only join single points of a larger search.
     """
 
     field: str
@@ -59,7 +59,7 @@ class Response:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The best mean score at every pair of values: cells[row][column], None where no point went to its end."""
+    """The best mean score at every pair of values: cells[row][column], None where no point finished."""
 
     across: str
     up: str
@@ -70,10 +70,9 @@ class HeatMap:
 
 
 def best_means(points: Iterable[ScoredPoint], fields: Sequence[str], mode: Mode) -> dict[tuple[Any, ...], float]:
-    """Return {values of some fields: score}: a mean over a point's seeds first, then the best over all else searched.
+    """Return {values of some fields: score}: the mean over a point's seeds, then the best over all other fields.
 
-    Points count whose every run went to its end: a score of fewer epochs, or of the seeds that were lucky, is another
-    score.
+    Only points whose runs all finished count: a score from fewer epochs, or from the lucky seeds, is not comparable.
     """
     better = max if mode == "max" else min
     found: dict[tuple[Any, ...], float] = {}
@@ -108,7 +107,7 @@ def heat_map(points: Sequence[ScoredPoint], across: str, up: str, mode: Mode) ->
 
 
 def heat_maps(points: Sequence[ScoredPoint], fields: Sequence[str], mode: Mode) -> list[HeatMap]:
-    """Return the scores over every two of the fields whose values several points share, where there are scores."""
+    """Return the scores over each pair of fields whose values several points share, where there are scores."""
     shared = [field for field in fields if len(values_of(points, field)) < len(points)]
     made = [heat_map(points, across, up, mode) for across, up in itertools.combinations(shared, 2)]
     return [one for one in made if any(score is not None for row in one.cells for score in row)]

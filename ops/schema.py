@@ -1,6 +1,6 @@
-"""What may stand in a recipe, read from its models: sections, terms, each field with its type, default and meaning.
+"""What a recipe may contain, read from its models: sections, terms, each field with its type, default and meaning.
 
-`ops.fields` shows it; `ops.reference` makes a page of it, and the file that `ops.recipe_text` comments recipes with.
+`ops.fields` shows it; `ops.reference` makes a page of it, and the file of the comments that `ops.recipe_text` adds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Entry:
 
 
 def sections() -> dict[str, Model]:
-    """Return {dotted name: model} of the sections of a recipe and of a sweep, in the order of their writing."""
+    """Return {dotted name: model} of the sections of a recipe and of a sweep, in the order in which files list them."""
     recipe: dict[str, Model] = {RECIPE: RunConfig, **_sections_below(RunConfig)}
     return recipe | {SWEEP: SweepConfig, **_sections_below(SweepConfig, SWEEP), LAYERS: Pairings}
 
@@ -73,7 +73,7 @@ def _sections_below(model: Model, prefix: str = "") -> dict[str, Model]:
 
 
 def section_of(field: FieldInfo) -> Model | None:
-    """Return the model of a field that holds a section, if it is given; None for a field that holds anything else."""
+    """Return the model of a field that holds a section, optional or not; None for a field that holds anything else."""
     options = [_undecorated(option) for option in _options(field.annotation) if option is not type(None)]
     models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
     return models[0] if models == options and models[0] is not Pair else None
@@ -88,7 +88,7 @@ def summary(model: Model) -> str:
 def explanation(model: Model) -> str:
     """Return a model's docstring, and below it those of the losses that it names.
 
-    A term is explained where its loss is: the class says `name`, and the function of that name in its module has the
+    A term is explained at its loss: the class's docstring names the function, in backticks, whose own docstring has the
     formula, the unit and the source.
     """
     text = inspect.cleandoc(model.__doc__ or "")
@@ -99,7 +99,7 @@ def explanation(model: Model) -> str:
 
 
 def _value(loss: Callable[..., Any]) -> str:
-    """Return a loss's docstring, which begins with its formula: what it returns."""
+    """Return a loss's docstring without its first word, "Return": it then begins with the formula."""
     return (inspect.getdoc(loss) or "").removeprefix("Return ")
 
 
@@ -112,7 +112,7 @@ def entries(model: Model) -> list[Entry]:
 
 
 def default_text(field: FieldInfo) -> str | None:
-    """Return a field's default as a recipe would write it, in words where that is nothing; None where it has none."""
+    """Return a field's default as a recipe would write it, or in words; None for a field that must be given."""
     if field.is_required():
         return None
     default = field.get_default(call_default_factory=True, validated_data={})
@@ -123,7 +123,7 @@ def default_text(field: FieldInfo) -> str | None:
 
 
 def type_text(annotation: Any, metadata: list[Any] | None = None) -> str:
-    """Return a field's type in words that a recipe's writer knows: choices, bounds, lists."""
+    """Return a field's type in words for a recipe's author: choices, bounds, lists."""
     options = [option for option in _options(annotation) if option is not type(None)]
     if len(options) > 1:
         return " or ".join(type_text(option, metadata) for option in options)
@@ -163,12 +163,12 @@ def _bounds(metadata: list[Any]) -> str:
 
 
 def _undecorated(annotation: Any) -> Any:
-    """Return a type without what `Annotated` says about it."""
+    """Return a type without the metadata of `Annotated`."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union; the annotation itself where it is none."""
+    """Return the members of a union; the annotation itself where it is not one."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
@@ -183,7 +183,7 @@ def named_models(annotation: Any) -> Iterator[Model]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe file, for editors.
 
-    What a file takes from its `base` may be missing in it, so only terms, which are not merged, have required fields.
+    A file may leave out what it takes from its `base`, so only terms, which are not merged, have required fields.
     """
     one_of_the_terms: Any = Annotated[Union[tuple(REGISTRY.values())], Field(discriminator="term")]  # noqa: UP007
     description = meaning(RunConfig, METHOD)

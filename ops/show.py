@@ -10,10 +10,10 @@ from ops import catalog
 
 
 def show(recipe: str, overrides: Sequence[str], picture: str | None, seconds: float) -> int:
-    """Print what a recipe takes, its networks, and itself with every field; or save sample views as a picture.
+    """Print what a recipe takes, its networks, and the recipe with every field; or save sample views as a picture.
 
-    seconds: of the measurement of its steps; 0 for none. What is wrong with its names is said before the networks'
-    libraries wake.
+    seconds: how long to time its steps; 0: not at all. Wrong names are refused before the networks' libraries are
+    imported.
     """
     config = catalog.load_here(recipe, overrides)
     from cluster.plugins import describe_code

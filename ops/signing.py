@@ -1,13 +1,13 @@
 """`sign`: who vouches for a cache, or for an export with its model card; `lineage --trust` verifies it.
 
-A digest tells a damaged file from a whole one, and no more: whoever can write to a folder can compute it anew. A
-signature tells whose it is. It covers
+A digest tells a damaged file from an intact one, and no more: anyone who can write to a folder can recompute it. A
+signature tells whose content it is. It covers
 
     an export   the SHA-256 of each of its files: weights, programs, the model card, and lineage.json, which holds the
                 digest of the cache and the fingerprints of run and teachers. So it vouches for that whole chain
     a cache     the digest of its manifest, which holds the checksums of its shards and constants
 
-`signature.json` holds what is covered, the signer's public key, and an Ed25519 signature over both. It is no proof of
+`signature.json` holds what is covered, the signer's public key, and an Ed25519 signature over both. It does not prove
 when it was made: its date is the signer's word.
 """
 
@@ -44,7 +44,7 @@ class Statement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["stillhouse signature 1"] = "stillhouse signature 1"
-    """What this is: signed with the rest, so that it is no signature of anything else."""
+    """What this is: signed with the rest, so that it cannot pass as a signature of anything else."""
     kind: Kind
     """What kind of folder is signed."""
     date: str = Field(max_length=40)
@@ -71,7 +71,7 @@ class Signature(BaseModel):
 
 
 class Finding(NamedTuple):
-    """What a folder's signature is worth. signer: None for no signature; problem: None for an intact one."""
+    """What a folder's signature is worth. signer: None without a signature; problem: None for an intact one."""
 
     signer: str | None = None
     is_trusted: bool = False
@@ -79,7 +79,7 @@ class Finding(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Whether somebody trusted vouches for what lies there now."""
+        """Whether a trusted signer vouches for the folder's present content."""
         return self.is_trusted and self.problem is None
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Finding(NamedTuple):
 
 
 def sign(folder: str, key: str) -> int:
-    """Sign a cache, or an export with its model card. Refused for an export beside files of another one."""
+    """Sign a cache, or an export with its model card. Refused for an export next to files of another one."""
     private, place = read_private(Path(key)), Path(folder)
     kind = kind_of(place)
     with leased(place, "sign"):
@@ -106,7 +106,7 @@ def sign(folder: str, key: str) -> int:
 
 
 def kind_of(folder: Path) -> Kind:
-    """Return what kind of folder that may be signed this is. Refused for another."""
+    """Return which kind of signable folder this is. Refused for any other folder."""
     if (folder / MANIFEST).is_file():
         return "cache"
     if not (folder / LINEAGE).is_file():
@@ -115,9 +115,9 @@ def kind_of(folder: Path) -> Kind:
 
 
 def covered(folder: Path) -> dict[str, str]:
-    """Return the digests that stand for all that is in a folder.
+    """Return the digests that stand for everything in a folder.
 
-    Refused where that cannot be: what a link in an export leads to may change, and Python imports from it.
+    Refused where none can: the target of a link in an export may change, and Python imports from it.
     """
     if kind_of(folder) == "cache":
         return {MANIFEST: load_manifest(folder).digest}
@@ -138,12 +138,12 @@ def is_covered(path: Path) -> bool:
 
 
 def in_base64(content: bytes) -> str:
-    """Return bytes as a text."""
+    """Return bytes as base64 text."""
     return base64.b64encode(content).decode()
 
 
 def trusted_keys(files: Sequence[str]) -> dict[bytes, str]:
-    """Return {public key: name} of files of public keys: who has such a key is called as its file is."""
+    """Return {public key: the signer's name} of files of public keys; the name is the file's, without suffix."""
     return {raw(read_public(Path(file))): Path(file).stem for file in files}
 
 
@@ -166,7 +166,7 @@ def examine(folder: Path, trusted: Trusted) -> Finding:
 
 
 def changes(folder: Path, statement: Statement) -> str | None:
-    """Return which files were changed, added or removed since a folder was signed; None for none."""
+    """Return which files were changed, added or removed since a folder was signed; None if nothing was."""
     try:
         kind, now = kind_of(folder), covered(folder)
     except Refused as error:

@@ -18,8 +18,8 @@ LOOPBACK = "http://127.0.0.1:5000"
 def open_store(store: str | None) -> str:
     """Return the URI of a store, given as such or as an output folder.
 
-    The runs of a folder deliver first what they have kept back. None: MLFLOW_TRACKING_URI, or else the folder where
-    runs lie by default. Refused for a folder without a store.
+    What the runs of a folder have kept back is delivered first. None: MLFLOW_TRACKING_URI, or else the default output
+    folder. Refused for a folder without a store.
     """
     store = store or os.environ.get("MLFLOW_TRACKING_URI") or RunConfig.model_fields["output_dir"].default
     if "://" in store:
@@ -28,7 +28,7 @@ def open_store(store: str | None) -> str:
     try:
         if delivered := deliver_all(folder):
             say(f"delivered to MLflow: {', '.join(delivered)}")
-    except Refused as error:  # of a run's own store; this one may be another
+    except Refused as error:  # about a run's own store, which may be another one
         say(str(error))
     database = (folder / "mlflow.db").absolute()
     if not database.is_file():
@@ -37,11 +37,11 @@ def open_store(store: str | None) -> str:
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
-    """Return where MLflow shows a run: on its server, or where `python -m ops ui` opens a file's page."""
+    """Return where MLflow shows a run: on its server, or where `python -m ops ui` serves a store that is a file."""
     root = without_credentials(uri).rstrip("/") if uri.startswith("http") else LOOPBACK
     return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def runs_link(root: str, experiment_id: str, view: str) -> str:
-    """Return where MLflow's server at `root` shows an experiment's training runs, laid out as a view that it holds."""
+    """Return where MLflow's server at `root` shows an experiment's training runs, laid out by a view stored there."""
     return f"{root}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"

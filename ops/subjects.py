@@ -1,4 +1,4 @@
-"""What `evaluate`, `predict`, `probe`, `benchmark` and `export` are asked about: a run, a file of weights, a recipe.
+"""What `evaluate`, `predict`, `probe`, `benchmark` and `export` work on: a run, a file of weights, a recipe.
 
 Light on purpose: a word that names nothing is refused before torch is imported.
 """
@@ -28,11 +28,11 @@ class Subject:
 
     config: RunConfig
     weights: Path | None
-    """The student's weights; None: the recipe's teacher alone is evaluated."""
+    """The student's weights; None: only the recipe's teacher is evaluated."""
     folder: Path
     """Where results go."""
     run_id: str | None = None
-    """The run in MLflow that the weights are of, if any."""
+    """The run in MLflow that the weights belong to, if any."""
 
 
 def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Subject:
@@ -67,12 +67,12 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
 
 
 def is_recipe(path: Path) -> bool:
-    """Return whether a word can only be a recipe: it is no folder, and has no suffix of a file of weights."""
+    """Return whether a word can only be a recipe: it is not a folder, and does not end like a file of weights."""
     return not path.is_dir() and path.suffix not in WEIGHTS
 
 
 def require_subject(run: str) -> None:
-    """Refuse a word that names no run, file of weights or recipe, with the runs that are near."""
+    """Refuse a word that names no run, file of weights or recipe, and suggest runs with similar names."""
     path = Path(run)
     if path.is_dir() and not RunFolder(path).weights.is_file():
         raise Refused(f"{run}: no {RunFolder(path).weights.name}, so this run is not finished; continue it with train")

@@ -21,7 +21,7 @@ from ops.console import console, say
 from ops.parser import build_parser
 
 NOT_JOBS = ("submit", "ui", "fields", "recipes", "review", "doctor", "deliver")
-# What an argument that names a place takes beside places.
+# What an argument that names a place accepts besides places.
 WORDS: dict[str, Callable[[], Iterable[str]]] = {"run": catalog.names, "student_weights": lambda: ("timm",)}
 
 
@@ -37,7 +37,7 @@ def submit(
 ) -> int:
     """Submit a job, the words after `python -m ops`, and follow it; return the job's exit status.
 
-    What can be known without the cluster is refused here, before anything is sent.
+    What can be checked without the cluster is refused here, before anything is sent.
     """
     parsed = build_parser().parse_args(job)
     if parsed.command in NOT_JOBS:
@@ -72,7 +72,7 @@ def submit(
 
 
 def check_places(parsed: argparse.Namespace) -> None:
-    """Refuse a place that a job would look for in its own working folder, which begins without it and is not kept."""
+    """Refuse a place that a job would look for in its own working folder, which starts without it and is not kept."""
     for argument in getattr(parsed, "places", ()):
         given = getattr(parsed, argument)
         for place in given if isinstance(given, list) else [given]:
@@ -83,14 +83,14 @@ def check_places(parsed: argparse.Namespace) -> None:
 
 
 def files_of(recipe: str) -> list[Path]:
-    """Return the files of the tree that a recipe's file is put together from, itself included; none of a named one."""
+    """Return the files in the tree that a recipe's file is composed of, itself included; none for a named recipe."""
     if is_uri(recipe) or not Path(recipe).is_file():
         return []
     return [path for path in files_read(Path(recipe), catalog.read) if place_in(TREE, path)]
 
 
 def environment(words: Sequence[str]) -> dict[str, str]:
-    """Return {name: value} of NAME=VALUE, and of NAME with this process's own value. Refused where it has none."""
+    """Return {name: value} of NAME=VALUE, and of NAME with this process's own value. Refused where that is not set."""
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -126,5 +126,5 @@ def without_plugins(words: Sequence[str]) -> list[str]:
 
 
 def print_log(text: str) -> None:
-    """Print a piece of a job's log, as it came."""
+    """Print a piece of a job's log, unchanged."""
     console.out(text, end="", highlight=False)

@@ -1,4 +1,4 @@
-"""`train`."""
+"""`train`: trains a recipe, or resumes its run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATES = {
 
 
 def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
-    """Train a recipe to its end and print its result; or look at one step of its run once more."""
+    """Train a recipe to its end and print its result; or replay one step of its run."""
     config = catalog.load_here(recipe, overrides)
     if replay is not None:
         from ops.replay import print_replay
@@ -40,7 +40,7 @@ def train(recipe: str, overrides: Sequence[str], replay: int | None) -> int:
 
 
 def watched(config: RunConfig, command: str) -> RunResult:
-    """Run to the end, with the progress on the console; what can be refused at once is, before Ray is even imported."""
+    """Run to the end, with progress on the console; what can be refused at once is refused before Ray is imported."""
     folder = RunFolder.of(config)
     folder.refuse_another(config)
     state, data = folder.state(), None

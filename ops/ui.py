@@ -1,4 +1,4 @@
-"""`ui`: MLflow's page on the loopback address. `deliver`: to MLflow, what runs have kept back."""
+"""`ui`: serves MLflow's page on the loopback address. `deliver`: sends MLflow what runs have kept back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TAGS, METRICS = ("method", "student", "teacher", "data", "seed"), ("val/top1", "
 
 
 def ui(store: str | None, port: int) -> int:
-    """Serve a store until interrupted; of a server that runs already, only say where it is."""
+    """Serve a store until interrupted; for a server that already runs, only print where it is."""
     uri = open_store(store)
     if uri.startswith("http"):
         say(f"MLflow is served already: {uri}")
@@ -65,7 +65,7 @@ def require_free(port: int) -> None:
 def is_free(port: int) -> bool:
     """Return whether nothing listens on a port of the loopback address."""
     with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended leaves it in use for a minute
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port stays in use a minute after its server
         try:
             one.bind((HOST, port))
         except OSError:
@@ -75,7 +75,7 @@ def is_free(port: int) -> bool:
 
 @contextmanager
 def served(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run MLflow's server meanwhile, with all of its processes in a group of their own; end them all afterwards."""
+    """Run MLflow's server while the body runs, all of its processes in a group of their own; then end them all."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level critical"]
     env = {
@@ -95,7 +95,7 @@ def served(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_until_it_answers(server: subprocess.Popen[bytes], port: int) -> None:
-    """Wait for MLflow's page. RunFailed where the server ends instead, or is not there in time."""
+    """Wait for MLflow's page. RunFailed where the server ends instead, or does not answer in time."""
     ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
         with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"http://{HOST}:{port}/health"):
@@ -122,7 +122,7 @@ def links_of(uri: str, root: str) -> list[str]:
 
 
 def deliver(folder: str) -> int:
-    """Send what the runs in an output folder could not send while their server was away."""
+    """Send what the runs in an output folder could not send while their server was unreachable."""
     if not Path(folder).is_dir():
         raise Refused(f"{folder}: no such folder; give the output folder of the runs")
     delivered = deliver_all(Path(folder))

@@ -1,4 +1,4 @@
-"""Values as a recipe has them: YAML in one line."""
+"""Values as a recipe writes them: YAML in one line."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ PAIRS = (("build", "build"), ("train", "train"), ("pack", "pack"), ("sweep", "sw
 
 
 def subjects(folder: Path, images: Path) -> dict[str, Subject]:
-    """Return the commands that are attacked, by name. folder: for their recipes."""
+    """Return the commands to attack, by name. folder: for their recipes."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe, space = folder / "recipe.yaml", folder / "space.yaml"
     recipe.write_text(yaml.safe_dump(recipe_of(images, folder / "elsewhere")))
@@ -57,7 +57,7 @@ def subjects(folder: Path, images: Path) -> dict[str, Subject]:
 
 
 def attempts(folder: Path, until: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Return everything that is tried, by name, in order: what takes longest last."""
+    """Return all attacks by name, the longest last."""
     images = write_images(folder / "images", per_class=16, side=32)
     known = subjects(folder, images)
     return {
@@ -73,7 +73,7 @@ def attempts(folder: Path, until: float) -> dict[str, Callable[[], dict[str, Any
 
 
 def log_of(tried: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what is written of everything that was tried so far."""
+    """Return the log of the attacks tried so far."""
     return {"kills": sum(one.get("kills", 0) for one in tried.values()), "attacks": tried}
 
 

@@ -1,6 +1,6 @@
 """Commands that are killed at random moments and started again, and pairs of them on one folder.
 
-Each command is a process of its own, forked from one that has imported what they need: so a hundred kills take minutes.
+Each command is a process of its own, forked from one that has imported what they need, so a hundred kills take minutes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Contents = Callable[[Path], dict[str, Any]]
 class Subject:
     """A command that leaves something behind.
 
-    words: of the command line, given the folder of its outputs. contents: what it leaves there, such that two ways of
-    coming to it can be compared.
+    words: of the command line, given the folder of its outputs. contents: what it leaves there, in a form that can be
+    compared.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Subject:
 
 
 class RayIsSlow(Exception):
-    """Ray did not come up in its time, which says nothing of the command: the same one will do, as it says itself."""
+    """Ray did not start in time, which says nothing about the command: it is to be run again, as its message says."""
 
 
 class Started:
@@ -56,7 +56,7 @@ class Started:
     def __init__(self, words: Sequence[str], log: Path) -> None:
         self.words, self.log = list(words), log
         log.touch()
-        self.begin = log.stat().st_size  # of what it prints, after what others have
+        self.begin = log.stat().st_size  # of its output, after that of others
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.process: BaseProcess = context.Process(target=carry_out, args=(self.words, str(log)))
@@ -77,7 +77,7 @@ class Started:
         return self.process.is_alive()
 
     def kill(self) -> None:
-        """End it, and all that it has started, with SIGKILL."""
+        """End it, and everything it has started, with SIGKILL."""
         assert self.process.pid is not None, "started"
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -86,14 +86,14 @@ class Started:
         self.process.join()
 
     def said(self) -> str:
-        """Return the end of what it has printed."""
+        """Return the end of its output."""
         with self.log.open("rb") as file:
             file.seek(max(self.begin, file.seek(0, os.SEEK_END) - 4000))
             return file.read().decode(errors="replace")
 
 
 def carry_out(words: list[str], log: str) -> None:
-    """Carry out a command in this process, whose output goes into a file."""
+    """Run a command in this process, with its output in a file."""
     os.setsid()
     with Path(log).open("ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):
@@ -103,7 +103,7 @@ def carry_out(words: list[str], log: str) -> None:
 
 
 def run(subject: Subject, folder: Path, log: Path) -> float:
-    """Carry out a command to its end; return the seconds that it took."""
+    """Run a command to its end; return the seconds that it took."""
     for _ in range(MOST_STARTS):
         began = time.monotonic()
         started = Started(subject.words(folder), log)
@@ -119,12 +119,12 @@ def kill_and_continue(
 ) -> dict[str, Any]:
     """Kill a command at random moments, start it again, and compare its end with an undisturbed one.
 
-    Whenever it comes to its end before the blow, it is compared, and the next falls on a fresh folder. until: the time
-    after which no further kill begins.
+    Whenever it ends before the kill, it is compared, and the next one begins in a fresh folder. until: the time after
+    which no further kill begins.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{subject.name}.log"
-    run(subject, folder / "first", log)  # with what a first start costs, which says nothing of later ones
+    run(subject, folder / "first", log)  # a first start takes longer than later ones
     seconds = run(subject, folder / "undisturbed", log)
     expected = subject.contents(folder / "undisturbed")
     rng, landed, ends, slow_starts, place = np.random.default_rng(seed), 0, 0, 0, folder / "killed-0"
@@ -141,7 +141,7 @@ def kill_and_continue(
             slow_starts += 1
             assert slow_starts < MOST_STARTS, f"{subject.name}: {started.said()}"
             continue
-        seconds = min(seconds, time.monotonic() - began)  # it may have been slow before, beside other work
+        seconds = min(seconds, time.monotonic() - began)  # it may have been slow before, next to other work
         assert subject.contents(place) == expected, f"{subject.name}: other results after {landed} kills"
         ends += 1
         place = folder / f"killed-{ends}"
@@ -151,9 +151,9 @@ def kill_and_continue(
 
 
 def pair(first: Subject, second: Subject, folder: Path) -> dict[str, Any]:
-    """Start two commands on one folder at once: both are done, or one is and the other is refused as it should be.
+    """Start two commands on one folder at once: both finish, or one does and the other is refused as it should be.
 
-    Then each is carried out again, alone, and what lies there is what one after the other leaves.
+    Then each is run again, alone, and the folder must hold what running one after the other leaves.
     """
     logs = [folder / f"{number}.log" for number in (0, 1)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def pair(first: Subject, second: Subject, folder: Path) -> dict[str, Any]:
 
 
 def ends_of_both(both: Sequence[Started]) -> list[int]:
-    """Return the exit statuses of commands on one folder, of which one is done, and others are done or refused."""
+    """Return the exit statuses of commands on one folder: at least one finished, the others did so or were refused."""
     try:
         ends = [one.wait() for one in both]
     finally:
@@ -191,16 +191,16 @@ def ends_of_both(both: Sequence[Started]) -> list[int]:
 
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
-    """Return the digests of the files below a folder whose names fit a pattern, by their places.
+    """Return {relative path: digest} of the files below a folder whose names match a pattern.
 
-    Without leases, and without what killed writers have left, which nobody reads.
+    Without leases, and without what killed writers have left, which is never read.
     """
     found = sorted(path for path in folder.rglob(pattern) if path.is_file() and is_read(path))
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def is_read(path: Path) -> bool:
-    """Return whether a file is one that somebody reads, and is no copy below a random name of MLflow's."""
+    """Return whether a file is ever read, and is not a copy of MLflow's under a random name."""
     return path.suffix != ".tmp" and not path.name.startswith(".") and "artifacts" not in path.parts
 
 

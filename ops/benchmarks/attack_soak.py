@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 class MemoryOfMalloc(ctypes.Structure):
     """What glibc's `mallinfo2` returns, in bytes.
 
-    uordblks: in use; hblkhd: in use, of pieces large enough to be mapped by themselves; fordblks: free.
+    uordblks: in use; hblkhd: in use, by blocks large enough to be mapped separately; fordblks: free.
     """
 
     _fields_ = [
@@ -65,9 +65,8 @@ def recipe_of(images: Path, output: Path) -> dict[str, Any]:
 def footprint() -> dict[str, float]:
     """Return what this process holds: memory and shared memory in MiB, open files, threads, child processes.
 
-    memory_mib is the system's figure, after glibc has given back the pages that are free as a whole. Of it,
-    allocated_mib is what somebody still holds, and free_mib lies in pieces between that, to be handed out again: a
-    leak makes the first grow, fragmentation the second.
+    memory_mib is the system's figure, after glibc has given back all wholly free pages. Of it, allocated_mib is still
+    held, and free_mib lies in fragments between, for reuse: a leak makes the first grow, fragmentation the second.
     """
     gc.collect()
     libc = ctypes.CDLL(None)
@@ -91,7 +90,7 @@ def footprint() -> dict[str, float]:
 
 
 def open_files() -> list[str]:
-    """Return what this process has open, as the system names it."""
+    """Return what this process has open, by the system's names."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the listing's own
@@ -100,7 +99,7 @@ def open_files() -> list[str]:
 
 
 def slope(at: Sequence[float], values: Sequence[float]) -> dict[str, float]:
-    """Return the slope of values by least squares with its 95 % interval, after the warm-up, and the first and last."""
+    """Return the least-squares slope of values after the warm-up, with its 95 % interval and the first and last."""
     begin = math.ceil(len(at) * WARM_UP)
     x, y = np.asarray(at[begin:], float), np.asarray(values[begin:], float)
     fit = stats.linregress(x, y)
@@ -109,12 +108,12 @@ def slope(at: Sequence[float], values: Sequence[float]) -> dict[str, float]:
 
 
 def slopes(at: Sequence[float], samples: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the slope of everything that was sampled."""
+    """Return the slope of every sampled quantity."""
     return {name: slope(at, [sample[name] for sample in samples]) for name in samples[0]}
 
 
 def many_runs(recipe: dict[str, Any], number: int, say: Say = print) -> dict[str, Any]:
-    """Train a recipe under so many names, one after the other, in this process."""
+    """Train a recipe under `number` names, one after the other, in this process."""
     samples: list[dict[str, float]] = []
     for run in range(number):
         launch(parse(recipe | {"name": f"run-{run:03d}"}))
@@ -124,7 +123,7 @@ def many_runs(recipe: dict[str, Any], number: int, say: Say = print) -> dict[str
 
 
 def many_steps(recipe: dict[str, Any], steps: int, every: int, say: Say = print) -> dict[str, Any]:
-    """Train one run of so many steps in this process, and look at it every so often."""
+    """Train one run of `steps` steps in this process, and sample the process every `every` steps."""
     seen: dict[int, dict[str, float]] = {}
 
     def watch(state: dict[str, Any], messages: list[str]) -> None:
@@ -140,12 +139,12 @@ def many_steps(recipe: dict[str, Any], steps: int, every: int, say: Say = print)
 
 
 def per_thousand(found: dict[str, float]) -> dict[str, float]:
-    """Return a slope a step as one a thousand steps."""
+    """Return a slope per step as one per thousand steps."""
     return found | {name: found[name] * 1000 for name in ("slope", "plus_minus")}
 
 
 def main() -> None:
-    """Run both, each in the process that the other leaves behind, and write what was seen."""
+    """Run both in one process, one after the other, and write the results."""
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         recipe = recipe_of(write_images(Path(folder) / "images", per_class=16, side=32), Path(folder) / "soak")
         runs = many_runs(recipe, RUNS, say)

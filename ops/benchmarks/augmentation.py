@@ -1,8 +1,8 @@
-"""What augmentation policies cost: images/s here, by timm and by torchvision, on one thread, and kernels of a batch.
+"""What augmentation policies cost: images/s here, by timm and by torchvision, on one thread, and kernels per batch.
 
 From real crops of 224 x 224 pixels, uint8, to a normalised batch in float32 under each policy: here as the loaders do
 it (draws included), by the originals picture by picture through Pillow, and by torchvision's own transforms on tensors.
-The contestants take turns, so that what else the machine does meets them alike; a number is the median over rounds.
+The contestants take turns, so that other load on the machine affects them alike; a number is the median over rounds.
 Processor time, not wall time, on a CPU. With --device cuda the pictures are on the GPU here, time is wall time, and the
 originals stay on the CPU.
 
@@ -113,7 +113,7 @@ def real_crops(root: str) -> torch.Tensor:
 
 
 class Undecoded(Loader):
-    """A loader whose decoding costs nothing: what is left is what data costs beside it."""
+    """A loader whose decoding costs nothing: what is left is all else that data costs."""
 
     pictures: torch.Tensor
 
@@ -123,9 +123,9 @@ class Undecoded(Loader):
 
 
 def on_training_thread(index: Source, num: int, rounds: int) -> dict[str, list[float]]:
-    """Return milliseconds of the thread that takes a batch of `num` pictures with everything on: {what: of each round}.
+    """Return {what: milliseconds of each round} of the thread that takes a batch of `num` pictures with everything on.
 
-    Decoding costs nothing. Beside taking a batch, what it would cost to draw its views there, or to make all of it.
+    Decoding costs nothing. Besides taking a batch: what drawing its views there, or making all of it there, would cost.
     """
     plan, device = ViewPlan(EVERYTHING, 0, len(index)), torch.device("cpu")
     finish = Finish(EVERYTHING, 0, mean=IMAGENET_MEAN, std=IMAGENET_STD, num_classes=1000, device=device)
@@ -169,13 +169,13 @@ def here(name: str, crops: torch.Tensor, device: torch.device) -> Contestant:
 
 
 def originals(name: str, crops: torch.Tensor) -> Iterator[tuple[str, Contestant]]:
-    """Yield (name, function that applies the policy to each picture) of those who have the policy."""
+    """Yield (name, function that applies the policy to each picture) of the libraries that have the policy."""
     pictures = [Image.fromarray(crop.numpy()) for crop in crops]
     tensors = list(crops.permute(0, 3, 1, 2).contiguous())
     as_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     if name.startswith("rand"):
         timms = rand_augment_transform(name, {"img_mean": MEAN, "interpolation": Image.Resampling.BICUBIC})
-        for operation in timms.ops:  # Pillow from version 12 on refuses to keep no bits; 1 bit costs the same
+        for operation in timms.ops:  # Pillow 12 and newer refuses to keep 0 bits; 1 bit costs the same
             if operation.name.startswith("Posterize"):
                 operation.level_fn = lambda level, _: (max(1, 4 - int(level / 10 * 4)),)
         as_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
@@ -188,7 +188,7 @@ def originals(name: str, crops: torch.Tensor) -> Iterator[tuple[str, Contestant]
 
 
 def torchvisions(name: str) -> torch.nn.Module:
-    """Return torchvision's transform of a policy; of 3-Augment, which it lacks, DeiT III's three by its classes."""
+    """Return torchvision's transform of a policy; for 3-Augment, which it lacks, DeiT III's three from its classes."""
     if name == "three":
         blur = v2.GaussianBlur(9, (0.1, 2.0))
         return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), blur])
@@ -217,7 +217,7 @@ def take_turns(contestants: dict[str, Contestant], rounds: int, device: torch.de
 
 
 def kernels(run: Contestant, device: torch.device) -> int | None:
-    """Return the kernels that a GPU was asked for by one batch; None on a CPU, which works in small parts."""
+    """Return the number of kernels that one batch launches on a GPU; None on a CPU, which works in small parts."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:

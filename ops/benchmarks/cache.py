@@ -1,7 +1,7 @@
-"""What a teacher cache costs: reading, a training step, and the build. Everything is made up, and made here.
+"""What a teacher cache costs: reading, a training step, and the build. All data is synthetic, and made here.
 
 reading   rows/s of shuffled batches of 256 from a cache of more than 1 GB (1,000 logits and 2,048 features, float16),
-          beside numpy.memmap on one raw file a column, and beside a plain copy of as many bytes in memory
+          next to numpy.memmap on one raw file per column, and to a plain copy of as many bytes in memory
 step      a training step with cached targets over the same step with no teacher (goal: at most 1.02)
 build     CPU time of a unit of a build, decoding and writing included, over that of the teacher's bare forward passes
           on the same batches already in memory (goal: at most 1.10)
@@ -51,7 +51,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Measure reading, steps and building, and write and print what came out."""
+    """Measure reading, steps and building, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def run_rounds(actions: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run every action once a round, one after the other; return what each returned, without the first round."""
+    """Run every action once per round, one after the other; return what each returned, without the first round."""
     found: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
@@ -104,7 +104,7 @@ def measure_reading(folder: Path, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     batches = [rng.integers(NUM_ROWS, size=BATCH) for _ in range(400)]
     targets = {name: np.empty((BATCH, width), np.float16) for name, width in WIDTHS.items()}
-    # Larger than the processor's caches, and read at random places: memory, not cache, is what is copied from.
+    # Larger than the processor's caches, and read at random places, so that copies come from memory, not from a cache.
     source = {name: np.ones((ROWS_PER_SHARD * 4, width), np.float16) for name, width in WIDTHS.items()}
 
     def rows_a_second(one_batch: Callable[[Any], object]) -> Callable[[], float]:
@@ -138,7 +138,7 @@ def measure_reading(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def copy_block(source: np.ndarray, start: int, target: np.ndarray) -> np.ndarray:
-    """Copy a batch of rows that lie side by side into target."""
+    """Copy a batch of contiguous rows into target."""
     start = start % (len(source) - len(target))
     target[:] = source[start : start + len(target)]
     return target
@@ -161,7 +161,7 @@ def synthetic_cache(directory: Path) -> Any:
 
 
 def raw_files(folder: Path, reader: CacheReader) -> dict[str, Any]:
-    """Write the same numbers as one memory-mapped file a column."""
+    """Write the same numbers as one memory-mapped file per column."""
     maps = {}
     for name, width in WIDTHS.items():
         path = folder / f"{name}.raw"
@@ -175,7 +175,7 @@ def raw_files(folder: Path, reader: CacheReader) -> dict[str, Any]:
 
 
 def training_steps(reader: CacheReader, batch: int = 32) -> dict[str, Callable[[], float]]:
-    """Return what measures a step of a ResNet-18 at 112 pixels, by name, in seconds.
+    """Return {name: function that times a step} of a ResNet-18 at 112 pixels, in seconds.
 
     With cached targets and KD, and on labels alone.
     """

@@ -73,7 +73,7 @@ def main() -> None:
 def kept_logits(
     output: str, fingerprint: str, teacher: torch.nn.Module, index: Source, policy: ViewPolicy, view: int
 ) -> Tensor:
-    """Return `logits`, computed once and kept under what they depend on."""
+    """Return `logits`, computed once and kept under the fingerprints of what they depend on."""
     plan = ViewPlan(policy, 0, len(index))
     path = Path(output) / f"{fingerprint[:12]}-{index.fingerprint[:12]}-{plan.fingerprint[:12]}-{view}.pt"
     if not path.exists():
@@ -98,9 +98,9 @@ def logits(teacher: torch.nn.Module, index: Source, plan: ViewPlan, view: int) -
 def gaussian_bound(values: Tensor) -> dict[str, float]:
     """Return {temperature: bytes} that any code needs for GOAL_NATS if logits are normally distributed.
 
-    Reverse water-filling (Cover and Thomas, theorem 10.3.3) at a mean squared error of 2 temperature^2 GOAL_NATS a
+    Reverse water-filling (Cover and Thomas, theorem 10.3.3) at a mean squared error of 2 temperature^2 GOAL_NATS per
     class, for logits with this covariance and a flat softened distribution. It is a bound for a model, not for the
-    logits: it says what size is in question.
+    logits: it tells which sizes are realistic.
     """
     centred = values.double() - values.double().mean(dim=0)
     variances = torch.linalg.svdvals(centred).square() / len(values)
@@ -142,7 +142,7 @@ def measure(crops: Tensor, labels: Tensor, centres: Tensor, num_splits: int) -> 
 def top_k_error(values: Tensor, top: int) -> dict[str, float]:
     """Measure top-k alone: the largest logits in float16, the others flat with their true total mass.
 
-    Indices are of 16 bits.
+    Indices take 16 bits.
     """
     log_p = torch.log_softmax(values.double(), dim=1)
     index = log_p.topk(top, dim=1).indices
@@ -153,7 +153,7 @@ def top_k_error(values: Tensor, top: int) -> dict[str, float]:
 
 
 def summary(setting: str, num_bytes: int, top: int, errors: list[dict[str, float]]) -> dict[str, Any]:
-    """Return one row: n rows a split, and for every measure its spread over the splits."""
+    """Return one row: the number of rows in each split, and for every measure its spread over the splits."""
     measures = {name: spread([error[name] for error in errors]) for name in errors[0] if name != "rows"}
     rows = [int(error["rows"]) for error in errors]
     return {"setting": setting, "bytes": num_bytes, "top": top, "rows": rows, **measures}

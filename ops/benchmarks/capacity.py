@@ -1,4 +1,4 @@
-"""How well `ops.capacity` predicts: wall seconds of real runs whose workers are killed, beside those of the simulation.
+"""How well `ops.capacity` predicts: wall seconds of real runs whose workers are killed, next to simulated ones.
 
 On each number of workers there is first a run without kills, which gives the seconds of a step, of the start and of the
 end, and a run with a kill at a fixed step, which gives the seconds of a restart. Then come runs in which workers are
@@ -7,8 +7,8 @@ which failures are due, and their mean from the distribution alone; no run is us
 
     python -m ops.benchmarks.capacity --minutes 60
 
-The machine's speed changes with whatever else runs on it, so each run is also simulated with the seconds that its own
-steps and restarts took: what is left of the error then is the simulation's own.
+The machine's speed changes with its other load, so each run is also simulated with the seconds that its own steps and
+restarts took: the error that is left is the simulation's own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Measured:
 
 
 def measure(folder: Path, name: str, num_workers: int, killer: Killer) -> Measured:
-    """Carry a run out under a killer, and return its seconds."""
+    """Train a run under a killer, and return its seconds."""
     config, load = configuration(folder, name, num_workers), os.getloadavg()[0]
     launched, killer.launched = time.time(), time.monotonic()
     with polling(killer.look, 0.1):
@@ -108,18 +108,18 @@ class Subject:
 
     @classmethod
     def measured(cls, folder: Path, num_workers: int) -> Subject:
-        """Carry out the two runs that the prediction is from."""
+        """Train the two runs that the prediction is based on."""
         plain = measure(folder, f"{num_workers}-plain", num_workers, Killer())
         return cls(num_workers, plain, measure(folder, f"{num_workers}-once", num_workers, Killer(steps=[KILLED_AT])))
 
     @classmethod
     def read(cls, num_workers: int, found: dict[str, Any]) -> Subject:
-        """Return what a result has of so many workers."""
+        """Return the subject of `num_workers` workers in a result file."""
         killed = {run["seed"]: Measured(**run["measured"]) for run in found["runs"]}
         return cls(num_workers, Measured(**found["plain"]), Measured(**found["once_killed"]), killed)
 
     def kill(self, folder: Path, seed: int) -> None:
-        """Carry out the run whose workers are killed at the times of a seed."""
+        """Train the run whose workers are killed at the times of a seed."""
         self.killed[seed] = measure(folder, f"{self.num_workers}-seed{seed}", self.num_workers, Killer(times_of(seed)))
 
     @property
@@ -135,7 +135,7 @@ class Subject:
         )
 
     def own_job(self, measured: Measured) -> Job:
-        """Return the run with the seconds of its own steps and restarts, and of its start where no kill struck that."""
+        """Return the run with the seconds of its own steps and restarts, and of its start where no kill struck it."""
         job = replace(
             self.job,
             work_seconds=STEPS * measured.step_seconds,
@@ -146,7 +146,7 @@ class Subject:
         return job if is_struck else replace(job, start_seconds=measured.start_seconds)
 
     def compare(self, seed: int, measured: Measured) -> dict[str, Any]:
-        """Return a run beside its predictions: from the times drawn, and from its own seconds and kills."""
+        """Return a run with its predictions: from the times drawn, and from its own seconds and kills."""
         predicted = simulate(self.job, failures_at(times_of(seed)))
         replayed = simulate(self.own_job(measured), failures_at(measured.killed))
         return {
@@ -178,7 +178,7 @@ class Subject:
 
 
 def errors(wall_seconds: float, predicted: Outcome, replayed: Outcome) -> dict[str, float]:
-    """Return the predicted seconds and their error, also with the run's own seconds: over the measured, less 1."""
+    """Return the predicted seconds and their error (predicted / measured - 1), also with the run's own seconds."""
     return {
         "predicted_seconds": predicted.wall_seconds,
         "error": predicted.wall_seconds / wall_seconds - 1,
@@ -192,7 +192,7 @@ def times_of(seed: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure on each number of workers, and write and print what came out after every seed."""
+    """Measure on each number of workers, and write and print the results after every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the times of the kills")
@@ -203,7 +203,7 @@ def main() -> None:
         predict_again()
         return
     until = time.monotonic() + 60 * args.minutes
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes first
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else other processes here go first
     ray.init("local", num_cpus=max(args.workers), include_dashboard=True, log_to_driver=False, logging_level="ERROR")
     try:
         with tempfile.TemporaryDirectory() as temporary:
@@ -223,7 +223,7 @@ def main() -> None:
 
 
 def predict_again() -> None:
-    """Write the result file anew with what is now predicted of its runs; its facts stay those of the measurement."""
+    """Rewrite the result file with what is now predicted for its runs; its facts stay those of the measurement."""
     path = RESULTS / f"{RESULT}.json"
     content = json.loads(path.read_text())
     assert content["settings"] == SETTINGS, "the runs are of other settings"

@@ -1,4 +1,4 @@
-"""The tables of CAPACITY.md: what clusters would take, and how near the simulation comes to runs that are killed."""
+"""The tables of CAPACITY.md: what clusters would take, and how near the simulation comes to runs with failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def node_rate(one: dict[str, Any]) -> float:
-    """Return the images a second of a node."""
+    """Return the images per second of a node."""
     return float(one["estimate"]["images_per_second"] / one["nodes"])
 
 
@@ -57,7 +57,7 @@ def clusters_table(found: dict[str, Any]) -> str:
 
 
 def kills_table(found: dict[str, Any]) -> str:
-    """Return wall seconds of runs whose workers were killed, beside those that were predicted."""
+    """Return wall seconds of runs whose workers were killed, next to the predicted ones."""
     lines = ["| workers | kills (predicted) | measured, s | predicted, s | error | with its own seconds | load |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
     for number, one in found["workers"].items():
@@ -83,7 +83,7 @@ def kills_table(found: dict[str, Any]) -> str:
 
 
 def elastic_table(found: dict[str, Any]) -> str:
-    """Return wall seconds of elastic runs that lose a node and get another, beside those that were predicted."""
+    """Return wall seconds of elastic runs that lose a node and get another, next to the predicted ones."""
     lines = ["| seed | node lost at, s | measured, s | predicted, s | error | with its own seconds | load |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
     for run in found["runs"]:

@@ -1,9 +1,9 @@
 """The ImageNet recipes rehearsed: every line of a full run, on 20 classes and few images, through Ray, DALI and cache.
 
-The right architectures at 224 pixels; teachers with random weights where none can be had without a network, and one
+The right architectures at 224 pixels; teachers with random weights where real ones would have to be downloaded, and one
 further recipe with a teacher that has real ones. Two epochs each on 2 workers: the teacher's outputs are built into a
-cache, the student trains from it, is evaluated, checkpointed and deployed. What comes out proves the path, no accuracy.
-Beside it, an estimate of the full run on 8 and 64 GPUs from published speeds (`FIGURES`), not from this machine's.
+cache, the student trains from it, is evaluated, checkpointed and deployed. The results prove the path, not an accuracy.
+Also an estimate of the full run on 8 and 64 GPUs, from published speeds (`FIGURES`), not from this machine's.
 
 A recipe that has been rehearsed is not rehearsed again; delete --output for a fresh start.
 
@@ -41,7 +41,7 @@ from pipelines.cache.manifest import Manifest
 from pipelines.cache.rows import row_bytes
 
 IMAGENET_IMAGES, CLASSES = 1_281_167, 1000
-VIEWS = 50  # of a full cache: what other caches of this kind have found enough for 150 epochs
+VIEWS = 50  # of a full cache: enough for 150 epochs with other caches of this kind
 BATCH = ["train.batch_size=32", "train.micro_batch=16"]
 RECIPES: dict[str, list[str]] = {
     "imagenet/resnet34-resnet18-wttm": [],
@@ -51,7 +51,7 @@ RECIPES: dict[str, list[str]] = {
 }
 LITE0 = "efficientnet_lite0-resnet18-wttm"  # real weights: the first recipe with another teacher
 
-# Images a second of one RTX 3090 (AMP, channels-last, synthetic data), from timm's benchmark tables: a student's
+# Images per second of one RTX 3090 (AMP, channels-last, synthetic data), from timm's benchmark tables: a student's
 # training step, a teacher's answer. There is none for MobileNetV1; ResNet-18, the slower of the two, stands for it.
 SOURCE = "timm's benchmark tables, one RTX 3090, AMP, channels-last"
 FIGURES = {
@@ -60,11 +60,11 @@ FIGURES = {
     "imagenet/deit3_small-deit_tiny-wttm": (2290, 4284),
     "imagenet/resnet50-resnet18-simkd": (3482, 3730),
 }
-EFFICIENCY = 6.72 / 8  # what 8 GPUs keep in NVIDIA's record of ResNet-50 with DALI; taken for 64 too
+EFFICIENCY = 6.72 / 8  # what 8 GPUs keep in NVIDIA's record of ResNet-50 with DALI; assumed for 64, too
 
 
 def main() -> None:
-    """Rehearse every recipe, and write and print what was seen."""
+    """Rehearse every recipe, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of imagenet20-224-{train,val}.tar and classes.json")
     parser.add_argument("--lite0", help="weights of EfficientNet-Lite0, for the recipe with a real teacher")
@@ -107,7 +107,7 @@ def image_counts(folder: Path) -> Counter[str]:
 
 
 def rehearsal_overrides(name: str, images: Path, output: Path) -> list[str]:
-    """Return the overrides by which a rehearsal changes any recipe."""
+    """Return the overrides that a rehearsal applies to any recipe."""
     return [
         *BATCH,
         f"name={name.rpartition('/')[2]}",
@@ -138,7 +138,7 @@ def rehearsal(name: str, changes: list[str], images: Path, output: Path) -> RunC
 def with_lite0(args: argparse.Namespace, images: Path, output: Path) -> RunConfig:
     """Return the recipe with EfficientNet-Lite0 as its teacher.
 
-    Its classifier is cut down to the classes that there are.
+    Its classifier is cut down to the classes present.
     """
     indices = output / "class_indices.json"
     described = json.loads((Path(args.data) / "classes.json").read_text())
@@ -155,7 +155,7 @@ def with_lite0(args: argparse.Namespace, images: Path, output: Path) -> RunConfi
 
 
 def random_weights(model: str, folder: Path, num_classes: int) -> Path:
-    """Write a file of the network's first weights."""
+    """Write a file of the network's initial weights."""
     path = folder / f"{model}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def random_weights(model: str, folder: Path, num_classes: int) -> Path:
 
 
 def rehearse(config: RunConfig) -> dict[str, Any]:
-    """Build the cache and train from it; return what was seen, which is remembered beside the run.
+    """Build the cache and train from it; return the results, which are kept next to the run.
 
     Raises where a loss is not finite.
     """
@@ -199,7 +199,7 @@ def full_row_bytes(manifest: Manifest) -> int:
 
 
 def full_run(name: str, bytes_per_row: int) -> dict[str, Any] | None:
-    """Estimate {GPUs: what the recipe would take on ImageNet with the teacher beside the student, and from a cache}.
+    """Estimate {GPUs: what the recipe would take on ImageNet with the teacher online, and from a cache}.
 
     In this estimate nothing waits for the loader and the losses cost nothing. None where no speeds are published.
     """

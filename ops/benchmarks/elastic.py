@@ -1,13 +1,13 @@
-"""How well `ops.capacity` predicts an elastic run: its node dies, it goes on with the other, and grows when one comes.
+"""How well `ops.capacity` predicts an elastic run: a node dies, the run goes on with the other, and grows again.
 
-Two nodes of one machine have a worker each. A run that nothing happens to gives the seconds of a step, of the start and
-of the end; a run whose node dies at a fixed step gives those of a restart, with one worker and with two. Then come
-runs whose node dies at times drawn beforehand; a new one joins after REPAIR_SECONDS. Each is predicted from the time
-drawn, by the simulation that the command `capacity` uses; no run is used both to measure and to compare.
+Two nodes of one machine have a worker each. An undisturbed run gives the seconds of a step, of the start and of the
+end; a run whose node dies at a fixed step gives those of a restart, with one worker and with two. Then come runs whose
+node dies at times drawn beforehand; a new one joins after REPAIR_SECONDS. Each is predicted from the time drawn, by the
+simulation that the command `capacity` uses; no run is used both to measure and to compare.
 
     python -m ops.benchmarks.elastic
 
-A worker alone computes the micro-batches of both, so the simulation takes its steps to be twice as long: that, too, is
+A single worker computes the micro-batches of both, so the simulation takes its steps to be twice as long: that, too, is
 compared here. As in `ops.benchmarks.capacity`, each run is simulated again with the seconds that its own steps and
 restarts took.
 """
@@ -45,22 +45,22 @@ REPAIR_SECONDS, RESIZE_SECONDS = 30.0, 5.0
 WORKERS = 2
 RESULT = "elastic"
 CONTINUING = re.compile(r"continuing at step \d+ of \d+, workers: (\d+)")
-# A node that dies is noticed within seconds, and a place on it is not waited for.
+# A dead node is noticed within seconds, and a place on it is not waited for.
 SYSTEM = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
 PLACE_TIMEOUT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
 
 
 class Nodes:
-    """A cluster of WORKERS nodes of one CPU on this machine, beside a head that has none."""
+    """A cluster of WORKERS nodes of one CPU on this machine, and a head that has none."""
 
     def __init__(self) -> None:
-        # A node is added by a thread, where no signal can be handled: `close` ends them, not a handler of each.
+        # Nodes are added by a thread, which cannot handle signals: `close` ends them, not a handler of each.
         head = {"num_cpus": 0, "_system_config": SYSTEM}
         self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(WORKERS)]
 
     def lose(self) -> None:
-        """Kill the node that came first, with its worker."""
+        """Kill the oldest node, with its worker."""
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
 
     def join(self) -> None:
@@ -68,13 +68,13 @@ class Nodes:
         self.nodes.append(self.cluster.add_node(num_cpus=1))
 
     def close(self) -> None:
-        """End all of them."""
+        """End all nodes."""
         self.cluster.shutdown()
 
 
 @dataclass
 class Story:
-    """What befalls a run, and what is seen of it: the node is lost at a time or a step, and another joins later.
+    """What happens to a run, and what is seen of it: a node is lost at a time or a step, and another joins later.
 
     Times are seconds since the launch. seen: (time, step, workers), whenever the step changes.
     """
@@ -94,7 +94,7 @@ class Story:
         return time.monotonic() - self.launched
 
     def look(self) -> None:
-        """Kill the node, or add another, where that is due."""
+        """Kill the node, or add another, when that is due."""
         step = self.seen[-1][1] if self.seen else 0
         is_due = (self.at_seconds is not None and self.now >= self.at_seconds) or (
             self.at_step is not None and step >= self.at_step
@@ -107,7 +107,7 @@ class Story:
             self.nodes.join()
 
     def watch(self, state: dict[str, Any], messages: list[str]) -> None:
-        """Note the step, and with how many workers the run goes on."""
+        """Record the step, and the number of workers that the run goes on with."""
         for message in messages:
             if found := CONTINUING.search(message):
                 self.workers = int(found[1])
@@ -116,7 +116,7 @@ class Story:
             self.seen.append((self.now, step, self.workers))
 
     def step_seconds(self, workers: int) -> float | None:
-        """Return the mean seconds of a step with so many workers, without restarts; None where no step had them."""
+        """Return the mean seconds of a step with this many workers, without restarts; None where no step had them."""
         pairs = [
             (later[0] - earlier[0], later[1] - earlier[1])
             for earlier, later in zip(self.seen, self.seen[1:], strict=False)
@@ -126,7 +126,7 @@ class Story:
 
     @property
     def restart_seconds(self) -> list[float]:
-        """From the loss of the node to the next step, and from the last step with one worker to the next with two."""
+        """Seconds from the node's loss to the next step, and from the last step of one worker to the next of two."""
         found = []
         for earlier, later in zip(self.seen, self.seen[1:], strict=False):
             if earlier[2] != later[2]:
@@ -150,7 +150,7 @@ class Measured:
 
 
 def measure(folder: Path, name: str, story: Story) -> Measured:
-    """Carry a run out, and return its seconds."""
+    """Train a run, and return its seconds."""
     config, load = configuration(folder, name), os.getloadavg()[0]
     story.launched = time.monotonic()
     with polling(story.look, 0.1):
@@ -172,7 +172,7 @@ def measure(folder: Path, name: str, story: Story) -> Measured:
         load=(load + os.getloadavg()[0]) / 2,
     )
     say(f"{name}: {measured}")
-    if story.lost is not None and story.joined is None:  # the run was over before: the next has two nodes, too
+    if story.lost is not None and story.joined is None:  # the run ended first; the next needs two nodes, too
         story.nodes.join()
     return measured
 
@@ -202,7 +202,7 @@ def job_of(plain: Measured, restarts: list[float]) -> Job:
 
 
 def compare(job: Job, seed: int, due: float, measured: Measured) -> dict[str, Any]:
-    """Return a run beside its predictions: from the time drawn, and from its own seconds."""
+    """Return a run with its predictions: from the time drawn, and from its own seconds."""
     own = replace(
         job_of(measured, measured.restart_seconds or [job.restart_seconds]), start_seconds=measured.start_seconds
     )
@@ -224,11 +224,11 @@ def draw(seed: int, plain: Measured) -> float:
 
 
 def main() -> None:
-    """Measure, and write and print what came out after every seed."""
+    """Measure, and write and print the results after every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the time at which the node dies")
     args = parser.parse_args()
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes first
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else other processes here go first
     os.environ.update(PLACE_TIMEOUT)
     nodes = Nodes()
     try:

@@ -5,8 +5,8 @@
 FOLDER holds train/CLASS/ and val/CLASS/; FILE is EfficientNet-Lite0's, of ImageNet, as its package has it. A teacher is
 fine-tuned from it, a small student trained alone and distilled; then both are evaluated, swept, reviewed, exported,
 shown photographs and timed, each by the command that a person types, in a process of its own. `results/first_day.json`
-has the seconds, the exit status and the table that such a day ends with; the sizes are small, so that it is minutes,
-and its accuracies say nothing of methods.
+has the seconds, the exit status and the table that such a day ends with; the sizes are small, so that it takes minutes,
+and its accuracies say nothing about methods.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPACE = "name: temperatures\nspace:\n  temperature: [1, 4]\n"
 
 @dataclass(frozen=True)
 class Day:
-    """What the day is made of. output: the folder in which all of it lies."""
+    """The settings of the day. output: the folder of everything that it writes."""
 
     data: Path
     weights: Path
@@ -67,7 +67,7 @@ class Day:
 
     @property
     def networks(self) -> list[str]:
-        """The overrides that name the student, and the teacher that the day has made."""
+        """The overrides that name the student, and the teacher that the day has trained."""
         teacher = RunFolder(self.runs / "teacher").weights
         return [f"student.model={STUDENT}", f"teacher.model={TEACHER}", f"teacher.checkpoint={teacher}"]
 
@@ -93,7 +93,7 @@ class Day:
 
 
 def main() -> None:
-    """Go through the day, and write what was seen."""
+    """Go through the day, and write the results."""
     parser = argparse.ArgumentParser(description="Times the first day with one's own photographs.")
     parser.add_argument("--data", required=True, type=Path, help="the folder of train/CLASS/ and val/CLASS/")
     parser.add_argument("--weights", required=True, type=Path, help="EfficientNet-Lite0's file, as its package has it")
@@ -156,14 +156,14 @@ def table_of(day: Day) -> dict[str, Any]:
 
 
 def parameters_of(weights: Path) -> int:
-    """Return how many parameters a file of weights holds: all of its numbers but batch norm's statistics."""
+    """Return the number of parameters in a file of weights: all of its numbers except batch norm's statistics."""
     tensors = load_tensors(weights)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(statistics))
 
 
 def latencies(path: Path) -> Mapping[str, float]:
-    """Return {network: the median milliseconds of one image in torch} of what `benchmark` has measured."""
+    """Return {network: the median milliseconds of one image in torch}, as measured by `benchmark`."""
     rows = read_json(path, "run `python -m ops benchmark` again")["rows"]
     return {row["network"]: row["p50_ms"] for row in rows if row["form"] == "torch" and row["batch"] == 1}
 

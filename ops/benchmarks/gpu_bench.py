@@ -18,8 +18,8 @@ from cluster.rank import Rank, set_up_torch, synchronise
 from cluster.recipe import parse
 from kdcore.batch import Batch
 
-REPEATS = 5  # timings of each thing, in turns; the median and the range are written
-PICTURES = 512  # JPEGs that are written where no folder is given, 500 x 375 as ImageNet's are in the middle
+REPEATS = 5  # timings of each call, in turns; the median and the range are written
+PICTURES = 512  # JPEGs that are written where no folder is given, 500 x 375, typical of ImageNet
 KD = [{"term": "ce", "weight": 1.0}, {"term": "kd", "weight": 1.0, "temperature": 4.0}]
 PAIRS: dict[str, dict[str, Any]] = {
     "cifar_resnet56 > cifar_resnet20, 32 px, batch 64": {
@@ -68,16 +68,16 @@ class Bench:
         return parse(data)
 
     def assembled(self, pair: str, **changes: Any) -> Assembly:
-        """Return a recipe's parts on the device, torch set up as training does it."""
+        """Return a recipe's parts on the device, with torch set up as for training."""
         config = self.recipe(pair, **changes)
         set_up_torch(config.train.deterministic)
         return assemble(config, self.rank)
 
     def milliseconds(self, calls: dict[str, Callable[[], object]]) -> dict[str, Any]:
-        """Return what a call of each takes, measured in turns: the median and range of REPEATS, in milliseconds."""
+        """Return the milliseconds of one call of each, measured in turns: the median and range of REPEATS timings."""
         share, found = self.seconds / len(calls) / REPEATS, {name: list[float]() for name in calls}
         for call in calls.values():
-            for _ in range(6):  # kernels are chosen, graphs captured
+            for _ in range(6):  # warm-up: autotuning, capture of graphs
                 call()
         for _ in range(REPEATS):
             for name, call in calls.items():
@@ -91,7 +91,7 @@ class Bench:
         return {name: {"median": statistics.median(v), "range": [min(v), max(v)]} for name, v in found.items()}
 
     def wait(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished its work."""
         synchronise(self.device)
 
 
@@ -102,7 +102,7 @@ def repeated(run: Assembly) -> Iterator[Batch]:
 
 
 def held(run: Assembly) -> Iterator[Batch]:
-    """Yield one batch of a run again and again, so that no loader is measured."""
+    """Yield the same batch of a run again and again, so that no loader is measured."""
     batch = next(repeated(run))
     while True:
         yield batch

@@ -1,8 +1,8 @@
-"""Whether the GPU decodes regions of JPEGs as the CPU does: the same views by both, picture by picture.
+"""Checks that the GPU decodes regions of JPEGs as the CPU does: the same views by both, picture by picture.
 
     python -m ops.benchmarks.gpu_regions IMAGES [--number 10000]        # prints one line of JSON
 
-In a process of its own, for what is looked for (nvImageCodec issue 55) may end the process.
+In a process of its own, since the bug in question (nvImageCodec issue 55) may crash it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
 NUMBER = 10_000
-DECLINED = "ROI decode with fancy upsampling"  # nvImageCodec says so where nvJPEG leaves a region to another decoder
+DECLINED = "ROI decode with fancy upsampling"  # nvImageCodec logs this where nvJPEG leaves a region to another decoder
 
 
 def regions(bench: Bench) -> dict[str, Any]:
-    """Return how far pictures of regions decoded on the GPU lie from the CPU's, or how the process ended.
+    """Return how far regions decoded on the GPU differ from the CPU's, or how the process ended.
 
-    times_declined: how often nvImageCodec said that nvJPEG, the GPU's decoder, declines a region.
+    times_declined: how often nvImageCodec logged that nvJPEG, the GPU's decoder, declines a region.
     """
     words = [sys.executable, "-m", "ops.benchmarks.gpu_regions", str(bench.images)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
@@ -46,7 +46,7 @@ def regions(bench: Bench) -> dict[str, Any]:
 
 
 def compare(images: Path, number: int, size: int = 224) -> dict[str, Any]:
-    """Decode at least `number` random regions of a folder's images by both; return what their difference is like."""
+    """Decode at least `number` random regions of a folder's images by both; return statistics of their difference."""
     with tempfile.TemporaryDirectory() as folder:
         source = build_index(images, "train", Path(folder), progress=False)
         plan = ViewPlan(ViewPolicy(size=size), 0, len(source))
@@ -90,7 +90,7 @@ def compare(images: Path, number: int, size: int = 224) -> dict[str, Any]:
 def nvjpeg_version() -> str | None:
     """Return the version of nvJPEG that this process decodes with; None where none can be loaded."""
     try:
-        library = ctypes.CDLL("libnvjpeg.so.13")  # of that name, what DALI has loaded
+        library = ctypes.CDLL("libnvjpeg.so.13")  # the one of that name that DALI has loaded
     except OSError:
         return None
     parts = [ctypes.c_int(-1) for _ in range(3)]  # major, minor, patch

@@ -1,4 +1,4 @@
-"""What `ops.benchmarks.gpu` has measured, as a table."""
+"""The results of `ops.benchmarks.gpu` as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Timing = dict[str, Any]
 
 
 def gpu_table(found: dict[str, Any]) -> str:
-    """Return each pair of ways that was compared, with its times, their ratio, and where it was measured."""
+    """Return each comparison of two ways, with their times, the ratio, and where it was measured."""
     lines = ["| what | A | B | A / B |", "|---|--:|--:|--:|"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(found)]
     return (
@@ -21,7 +21,7 @@ def gpu_table(found: dict[str, Any]) -> str:
 
 
 def rows(found: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the cells of a row for every comparison that has been made."""
+    """Yield the cells of a row for every comparison made."""
     if made := measured(found, "graphs"):
         yield pair("a step from the resident loader, resnet56 > resnet20", made, "launched", "graph", "as a CUDA graph")
     for name, made in measured(found, "deterministic").items():
@@ -53,7 +53,7 @@ def text(timing: Timing) -> str:
 
 
 def notes(found: dict[str, Any]) -> Iterator[str]:
-    """Yield what is no comparison of times: pictures, rates, waits, and where all of it was measured."""
+    """Yield what is not a comparison of times: pictures, rates, waits, and where all of it was measured."""
     if made := measured(found, "regions"):
         yield (
             f"{made['regions']:,} regions of {made['images']} JPEGs decoded on the GPU: {made['regions_wrong']} wrong, "
@@ -79,13 +79,13 @@ def place_of(facts: dict[str, Any]) -> str:
 
 
 def of_nvjpeg(made: dict[str, Any]) -> str:
-    """Return which nvJPEG was asked for regions, and how often it left one to another decoder; empty if unknown."""
+    """Return the version of nvJPEG, and how often it left a region to another decoder; empty if unknown."""
     if "nvjpeg" not in made:
         return ""
     return f"; by nvJPEG {made['nvjpeg']}, which declined {made['times_declined']} times"
 
 
 def measured(found: dict[str, Any], part: str) -> dict[str, Any]:
-    """Return a part's numbers; empty where it has not been run, or has failed."""
+    """Return a part's numbers; empty where it has not run, or has failed."""
     content = {name: one for name, one in found.get(part, {}).items() if name not in ("facts", "seconds")}
     return {} if "error" in content else content

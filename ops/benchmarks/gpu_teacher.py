@@ -1,4 +1,4 @@
-"""What a teacher that is asked in every step costs on a GPU, and what would make that less.
+"""What a teacher that runs in every step costs on a GPU, and what would reduce that.
 
 Not here: the other parts, and how all of them are run (`ops.benchmarks.gpu`).
 """
@@ -22,7 +22,7 @@ from ops.benchmarks.gpu_bench import PAIRS, Bench, held
 
 
 def streams(bench: Bench) -> dict[str, Any]:
-    """Compare asking the teacher before the student runs with asking it for the next batch beside the student."""
+    """Compare running the teacher before the student with running it on the next batch during the student's pass."""
     found = {}
     for pair in PAIRS:
         run = bench.assembled(pair)
@@ -41,7 +41,7 @@ def asked_before(run: Assembly, passes: ForwardBackward, batches: Iterator[Batch
 def asked_beside(
     run: Assembly, passes: ForwardBackward, batches: Iterator[Batch], bench: Bench
 ) -> Callable[[], object]:
-    """Return a pass during which the teacher answers for the batch behind it, on a stream of its own."""
+    """Return a pass during which the teacher answers for the next batch, on a stream of its own."""
     assert run.teacher is not None, "a recipe with one"
     teacher = run.teacher
     if bench.device.type != "cuda":
@@ -70,9 +70,9 @@ def asked_beside(
 
 
 def weights(bench: Bench) -> dict[str, Any]:
-    """Compare a frozen teacher whose weights are cast in every pass with one whose weights are kept as they are cast.
+    """Compare a frozen teacher whose weights are cast in every pass with one whose weights stay cast.
 
-    launches: how many operations each pass dispatches; same_logits: whether both give the same bits.
+    launches: operations that each pass dispatches; same_logits: whether both give the same bits.
     """
     found = {}
     for pair in PAIRS:
@@ -89,7 +89,7 @@ def weights(bench: Bench) -> dict[str, Any]:
 
 
 def keep_in_bfloat16(network: nn.Module) -> nn.Module:
-    """Keep the weights of plain convolutions and linear layers in what autocast makes of them; return the network."""
+    """Keep the weights of plain convolutions and linear layers as autocast casts them; return the network."""
     for part in network.modules():
         if type(part) in (nn.Conv2d, nn.Linear):
             part.to(torch.bfloat16)
@@ -117,7 +117,7 @@ class Dispatched(TorchDispatchMode):
 
 
 def num_dispatched(call: Callable[[], object]) -> int:
-    """Return how many operations a call dispatches, each of which launches a kernel or makes a view."""
+    """Return the number of operations that a call dispatches, each of which launches a kernel or makes a view."""
     with Dispatched() as mode:
         call()
     return mode.number

@@ -1,6 +1,6 @@
 """What `train.cuda_graph` gains in a whole run, with its loader, log, validations and checkpoints.
 
-Not here: the step alone (`ops.benchmarks.gpu`).
+Not here: the step by itself (`ops.benchmarks.gpu`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ WAYS = {"launched": False, "graph": True}
 
 
 def train(bench: Bench) -> dict[str, Any]:
-    """Compare milliseconds a step of runs that are launched with those of runs that replay a graph, by turns.
+    """Compare milliseconds per step of runs whose kernels are launched with runs that replay a graph, in turns.
 
-    same_losses: whether every step that is logged has the same loss, to the bit, in all of them.
+    same_losses: whether every logged step has the same loss, to the bit, in all of them.
     """
     pair = next(iter(PAIRS))
     found: dict[str, list[float]] = {way: [] for way in WAYS}

@@ -3,8 +3,8 @@
 That is the index, a held-out split, the view plan and a cache's manifest, at 50 thousand, 1.28 million and 14 million
 samples.
 
-The indexes are made up (no images), each size is measured in a process of its own, and memory is what the process has
-grown by. Listing a folder is measured on 50 thousand empty files, since it is the file system that sets its pace.
+The indexes are synthetic (no images), each size is measured in a process of its own, and memory is the growth of that
+process. Listing a folder is measured on 50 thousand empty files, since the file system sets its pace.
 
     python -m ops.benchmarks.growth
 """
@@ -80,7 +80,7 @@ def synthetic_manifest(num_samples: int) -> Manifest:
 
 
 def with_time_and_memory(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """Return what an action gives, its seconds, and by how many MiB the process has grown."""
+    """Return the result of an action, its seconds, and the growth of the process in MiB."""
     process = psutil.Process()
     before, started = process.memory_info().rss, time.perf_counter()
     result = action()
@@ -89,7 +89,7 @@ def with_time_and_memory(action: Callable[[], Any]) -> tuple[Any, dict[str, floa
 
 
 def write_files(num_samples: int, folder: Path) -> None:
-    """Write the made-up index and manifest, for a process that has not made them."""
+    """Write the synthetic index and manifest, for a process that has not made them."""
     content = synthetic_index(num_samples)
     with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, content.schema) as writer:
         writer.write_table(content)
@@ -156,7 +156,7 @@ def growth(sizes: list[int], values: list[float]) -> float:
 
 
 def main() -> None:
-    """Measure the sizes that are asked for, and write and print the table."""
+    """Measure the requested sizes, and write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--write", nargs=2, metavar=("N", "DIR"), help=argparse.SUPPRESS)
@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def report(sizes: list[int], runs: list[dict[str, Any]]) -> None:
-    """Write the results and print them: a row a step, a column a size."""
+    """Write the results and print them: a row per step, a column per size."""
     rows, exponents = [], {}
     for name in runs[0]["steps"]:
         seconds = [run["steps"][name]["seconds"] for run in runs]

@@ -1,9 +1,9 @@
 """What `ops.benchmarks.images` compares: this project's sources and loader, and what others offer for the same images.
 
-A subject has its images in a container of its own. `fetch` gives numbers of encoded images as they are had, in random
-order where the subject can; `batches` gives numbers of pictures as a training loop gets them: cropped at random to 224
-pixels, flipped, float32, normalised. Every library that is not declared is imported where it is used; a subject that
-cannot be had is left out by name.
+A subject has its images in a container of its own. `fetch` yields numbers of encoded images as they are read, in random
+order where the subject can; `batches` yields numbers of pictures as a training loop gets them: cropped at random to 224
+pixels, flipped, float32, normalised. Every library that is not a declared dependency is imported where it is used; a
+subject that is not available is left out by name.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Ours:
 
 
 def _requests(plan: ViewPlan) -> Iterator[Request]:
-    """Yield whole batches for ever."""
+    """Yield whole batches without end."""
     epoch = 0
     while True:
         for start in range(0, plan.num_samples - BATCH + 1, BATCH):
@@ -87,7 +87,7 @@ def _requests(plan: ViewPlan) -> Iterator[Request]:
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """Any data set of (encoded image, label), decoded and cut as torchvision does."""
+    """Any data set of (encoded image, label), decoded and cropped as torchvision does."""
 
     def __init__(self, encoded: Callable[[int], tuple[bytes, int]], num: int) -> None:
         self.encoded, self.num, self.cut = encoded, num, cutting()
@@ -118,7 +118,7 @@ def picture(content: bytes, cut: Callable[[torch.Tensor], torch.Tensor]) -> torc
 
 
 class MapStyle:
-    """Others' data sets that give any sample by its number."""
+    """Other libraries' data sets that return any sample by its number."""
 
     def __init__(self, encoded: Callable[[int], tuple[bytes, int]], num: int, workers: int) -> None:
         self.encoded, self.num, self.workers = encoded, num, workers
@@ -151,7 +151,7 @@ class WebDataset:
         self.tar, self.workers = folder / "train.tar", workers
 
     def samples(self) -> Any:
-        """Return (encoded image, label as text), for ever."""
+        """Return an endless iterable of (encoded image, label as text)."""
         shards = import_module("webdataset").WebDataset(str(self.tar), shardshuffle=False, empty_check=False)
         return shards.repeat().shuffle(1000).to_tuple("jpg", "cls")
 
@@ -230,7 +230,7 @@ def open_litdata(folder: Path, workers: int) -> MapStyle:
     return MapStyle(lambda number: tuple(opened[number].values()), len(opened), workers)
 
 
-OTHERS = ("torchvision", "webdataset", "mosaicml-streaming", "litdata")  # whose versions are written down
+OTHERS = ("torchvision", "webdataset", "mosaicml-streaming", "litdata")  # whose versions are recorded
 WRITERS = {"tar": write_tar, "pack": write_pack, "mds": write_mds, "litdata": write_litdata}
 # {name: (container, what opens it)}; "files" is there from the start.
 SUBJECTS: dict[str, tuple[str, Callable[[Path, int], Subject]]] = {

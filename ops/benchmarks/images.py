@@ -1,11 +1,10 @@
-"""Images a second from every container, of fetching alone and of a whole loader, beside what others offer.
+"""Images per second from every container, of fetching only and of a whole loader, next to what others offer.
 
-The images are taken from a folder or a tar of JPEGs, each --copies times under names of its own, and lie in the page
-cache. All subjects take turns in every round, each in a process of its own; the table has the median of the rounds
-with lowest and highest. Processor time is that of the process and all that it has started, so that a machine with other
-work compares as well. Loaders have as many threads or processes as --workers says. Other libraries are measured where
-they are installed: webdataset, mosaicml-streaming, litdata; an environment beside the project's will do, whose Python
-runs this module.
+The images are taken from a folder or a tar of JPEGs, each --copies times under different names, and lie in the page
+cache. All subjects take turns in every round, each in a process of its own; the table has the median of the rounds with
+lowest and highest. Processor time is that of the process and everything it has started, so that the comparison also
+holds on a machine with other work. Loaders have --workers threads or processes. Other libraries are measured if they
+are installed: webdataset, mosaicml-streaming, litdata; a separate environment will do, whose Python runs this module.
 
     python -m ops.benchmarks.images --images imagenet-fullsize-96.tar
 """
@@ -34,13 +33,13 @@ from pipelines.data.index import build_index
 
 Rounds = list[dict[str, float]]  # of one subject: what `measure` returns
 TITLES = {"fetch": "encoded images, fetched by one thread", "batches": "whole loader"}
-_AHEAD = 8  # batches: more than anyone prepares before the first is taken
+_AHEAD = 8  # batches: more than any subject prepares before the first is taken
 
 
 def write_folder(images: Path, folder: Path, copies: int) -> int:
-    """Write the JPEGs into folder/train/<class>/, each `copies` times; return how many there are.
+    """Write the JPEGs into folder/train/<class>/, each `copies` times; return their number.
 
-    A class is what stands before a name's first underscore.
+    A file's class is the part of its name before the first underscore.
     """
     num = 0
     for name, content in _jpegs(images):
@@ -83,9 +82,9 @@ def write_containers(work: Path) -> list[str]:
 
 
 def measure(counts: Iterator[int], seconds: float) -> dict[str, float]:
-    """Return images a second, and milliseconds of CPU an image, of this process and its children.
+    """Return images per second, and milliseconds of CPU per image, of this process and its children.
 
-    What is prepared before the first is taken is not counted.
+    What is prepared before the first is taken does not count.
     """
     for _ in range(_AHEAD):
         next(counts)
@@ -97,7 +96,7 @@ def measure(counts: Iterator[int], seconds: float) -> dict[str, float]:
 
 
 def _cpu_seconds() -> float:
-    """Return the processor time of this process and of all that it has started."""
+    """Return the processor time of this process and of everything it has started."""
     process = psutil.Process()
     used = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return sum(times.user + times.system + times.children_user + times.children_system for times in used)
@@ -112,7 +111,7 @@ def take_turn(name: str, work: Path, workers: int, seconds: float) -> dict[str, 
 
 
 def in_a_process(name: str, work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure one subject in a process of its own: nobody's threads and processes are there in another's turn.
+    """Measure one subject in a process of its own, so that no other subject's threads and processes run meanwhile.
 
     It is forked from a process that has imported the libraries and done nothing else.
     """
@@ -132,9 +131,9 @@ def _send_turn(to: Connection, name: str, work: Path, workers: int, seconds: flo
 
 
 def row(name: str, results: Rounds, files: Rounds) -> list[str]:
-    """Return a table's row: the median with lowest and highest, CPU milliseconds an image, and those over `files`'.
+    """Return a table's row: the median with lowest and highest, CPU milliseconds per image, and those over `files`'.
 
-    The last round by round.
+    The last ratio is taken round by round.
     """
     rates = sorted(result["images_per_second"] for result in results)
     cpu = [result["cpu_ms"] for result in results]

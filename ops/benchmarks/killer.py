@@ -1,4 +1,4 @@
-"""Kills workers of a run of this process's own Ray, and notes how long the run takes to go on."""
+"""Kills workers of a run on this process's own Ray, and records how long the run takes to go on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import psutil
 class Killer:
     """Kills a worker of a run at given seconds since its launch, or as soon as it has taken given steps.
 
-    Where no worker of the run is there, the first that comes is killed: so a start can be hit, too.
+    While the run has no worker, the first that appears is killed, so a start can be hit, too.
     """
 
     def __init__(self, times: Sequence[float] = (), steps: Sequence[int] = ()) -> None:
         self.times, self.steps = list(times), list(steps)
         self.launched = time.monotonic()
         self.step, self.is_starting = 0, True
-        self.doomed: set[int] = set()  # processes of the groups that kills have ended
+        self.doomed: set[int] = set()  # processes of worker groups that a kill has ended
         self.killed: list[float] = []  # seconds since the launch
-        self.restart_seconds: list[float] = []  # from a kill to the first step that is seen after it
+        self.restart_seconds: list[float] = []  # from a kill to the first step seen after it
 
     @property
     def now(self) -> float:
@@ -31,7 +31,7 @@ class Killer:
         return time.monotonic() - self.launched
 
     def look(self) -> None:
-        """Kill the last worker of the group where a kill is due."""
+        """Kill the last worker of the group if a kill is due."""
         due = self.times if self.times and self.times[0] <= self.now else self.steps
         if due is self.steps and not (self.steps and self.steps[0] <= self.step):
             return
@@ -42,7 +42,7 @@ class Killer:
             self.killed.append(self.now)
 
     def watch(self, state: dict[str, Any], messages: list[str]) -> None:
-        """Note at which step the run is, and how long after a kill it has taken one again."""
+        """Record the run's step, and the time from a kill to the next step."""
         self.step = state.get("step", 0)
         if self.is_starting and self.step and self.killed:
             self.restart_seconds.append(self.now - self.killed[-1])

@@ -1,9 +1,9 @@
-"""A whole loader of training images on a CPU beside bare DALI and timm's: processor milliseconds an image.
+"""A whole loader of training images on a CPU, next to bare DALI and timm's: processor milliseconds per image.
 
 From full-size JPEGs to normalised batches in float32: `plain` is a random crop and a flip; `colours` adds jitter of
 brightness, contrast and saturation, erasing by noise and Mixup; `deit` RandAugment, erasing, Mixup and CutMix. Subjects
 take turns, each in a process of its own, with one thread for torch and --workers threads (here, DALI) or processes
-(timm). Counted is the processor time of the process and its children, from the ninth batch on.
+(timm). The processor time of the process and its children counts, from the ninth batch on.
 
     python -m ops.benchmarks.loader --images imagenet-fullsize-96.tar
 """
@@ -40,7 +40,7 @@ from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 
 SIZE, BATCH = 224, 64
-# Batches that do not count, and that do. Ray Data works an epoch ahead: of 8 copies of 96 images, one has 12.
+# Batches that do not count, and that do. Ray Data works an epoch ahead: 12 batches with 8 copies of 96 images.
 BATCHES, EPOCHS = (8, 10), (12, 36)
 MEAN, STD = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
 RAND = "rand-m9-mstd0.5-inc1"
@@ -84,7 +84,7 @@ def ours(root: Path, workers: int, setting: str) -> Iterator[object]:
 def timms(root: Path, workers: int, setting: str) -> Iterator[object]:
     """Yield the batches of timm's loader, mixed as its training script does."""
     of_loader, of_mixing = TIMMS[setting]
-    # Pillow from version 12 on refuses to keep no bits; 1 bit costs the same.
+    # Pillow 12 and newer refuses to keep 0 bits; 1 bit costs the same.
     timm.data.auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"] = lambda level, _: (max(1, 4 - int(level / 10 * 4)),)
     options = {"interpolation": "bilinear", **of_loader}
     loader = timm.data.create_loader(
@@ -121,7 +121,7 @@ def bare_dali(root: Path, workers: int, setting: str) -> Iterator[object]:
 
 
 def torchcodecs(root: Path, workers: int, setting: str) -> Iterator[object]:
-    """Yield the batches of torch's loader over pictures that torchcodec decodes and torchvision cuts."""
+    """Yield the batches of torch's loader over pictures that torchcodec decodes and torchvision crops."""
     decode, cut = import_module("torchcodec.decoders").decode_jpeg, cutting()
 
     def opened(path: str) -> torch.Tensor:
@@ -134,7 +134,7 @@ def torchcodecs(root: Path, workers: int, setting: str) -> Iterator[object]:
 
 
 def ray_datas(root: Path, workers: int, setting: str) -> Iterator[object]:
-    """Yield the batches of Ray Data over pictures that torchvision decodes and cuts in tasks."""
+    """Yield the batches of Ray Data over pictures that torchvision decodes and crops in tasks."""
     import ray.data
 
     def developed(row: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ SUBJECTS: dict[str, tuple[Callable[[Path, int, str], Iterator[object]], str]] = 
 
 
 def take_turn(name: str, root: Path, workers: int, warm: int, counted: int) -> float:
-    """Return processor milliseconds an image of one subject in this process."""
+    """Return processor milliseconds per image of one subject in this process."""
     torch.set_num_threads(1)
     subject, setting = (OTHERS | SUBJECTS)[name]
     batches, process = subject(root, workers, setting), psutil.Process()

@@ -1,8 +1,8 @@
-"""Each system on one small pair: equal steps, equal seeds, one table.
+"""Each method on one small pair: equal steps, equal seeds, one table.
 
 The demo's digits and teacher (`make demo` first), the demo's student of a quarter of its width. The hyper-parameters
-are those that the methods' papers use for their smallest CIFAR-100 pair (ResNet-56 to ResNet-20), not tuned here. What
-comes out says how the methods behave on this pair at this length, not which is best.
+are those that the methods' papers use for their smallest CIFAR-100 pair (ResNet-56 to ResNet-20), not tuned here. The
+table shows how the methods behave on this pair at this length, not which is best.
 
     python -m ops.benchmarks.methods --jobs 2
 """
@@ -21,7 +21,7 @@ from ops.facts import spread, write
 WARM = {"warmup_epochs": 2 / 3}  # as 20 of 240 epochs
 CE, LITTLE_CE = {"term": "ce", "weight": 1.0}, {"term": "ce", "weight": 0.1}
 PAIRS = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]
-# WKD has no such small pair: its ResNet-32x4 to 8x4, whose weights begin to decay after 150 of 240 epochs.
+# WKD has no such small pair: those of ResNet-32x4 to 8x4, where weights begin to decay after 150 of 240 epochs.
 TARGET = {"term": "nkd", "weight": 1.0, "non_target_weight": 0.0}
 WKD_L = {"term": "wkd_l", "weight": 200.0, "temperature": 8.0, "decay_from_epoch": 5.0}
 WKD_F = {"term": "wkd_f", "weight": 0.08, "mean_weight": 8.0, "decay_from_epoch": 5.0}
@@ -78,7 +78,7 @@ def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, flo
 
 
 def deployed_size(config: Any) -> dict[str, float]:
-    """Return the number of parameters of the network that is deployed."""
+    """Return the number of parameters of the deployed network."""
     import torch
 
     from cluster.assembly import assemble

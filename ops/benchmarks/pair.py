@@ -17,7 +17,7 @@ EPOCHS = 4  # of the teacher
 def student_recipe(output: Path, *changes: str) -> RunConfig:
     """Return the recipe of the demo's student with a tenth of the training images held out.
 
-    Its teacher is trained here if need be.
+    Its teacher is trained here if necessary.
     """
     root = write_digits(output / "digits")
     shared = [f"data.root={root.absolute()}", f"output_dir={output.absolute()}", "scaling.num_workers=0"]

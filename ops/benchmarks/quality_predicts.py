@@ -1,9 +1,9 @@
 """Does Q predict? The quality of a teacher's layer against the student that was distilled from that layer alone.
 
-Digits, a ResNet-20 as teacher, the demo's small student; each of the teacher's layers in turn is what the student's
-last map is to imitate (`feature_only`: no label reaches the backbone). Reported: Spearman's rank correlation over the
-layers between Q and the mean accuracy over seeds, with a bootstrap interval over layers and seeds; beside it that of
-the layer's depth, which Q has to beat to be worth its measurement.
+Digits, a ResNet-20 as teacher, the demo's small student; the student's last map imitates each of the teacher's layers
+in turn (`feature_only`: no label reaches the backbone). Reported: Spearman's rank correlation over the layers between Q
+and the mean accuracy over seeds, with a bootstrap interval over layers and seeds; and that of the layer's depth, which
+Q has to beat to be worth measuring.
 
     python -m ops.benchmarks.quality_predicts
 """
@@ -39,7 +39,7 @@ METHOD = [
 
 
 def single_layers(output: Path, seeds: int, epochs: int) -> SweepPlan:
-    """Return a sweep over every layer of the teacher alone, with one cache, built if need be."""
+    """Return a sweep over every single layer of the teacher, with one cache, built if necessary."""
     cache = {"dir": str(output / "quality-cache"), "features": "int8"}
     changes = [f"method={json.dumps(METHOD)}", f"train.epochs={epochs}", f"train.evaluate_every_epochs={epochs}"]
     recipe = student_recipe(output, *changes, "views.num_views=2", f"cache={json.dumps(cache)}")
@@ -51,7 +51,7 @@ def single_layers(output: Path, seeds: int, epochs: int) -> SweepPlan:
 
 
 def accuracies(plan: SweepPlan, jobs: int) -> dict[str, list[float]]:
-    """Return {teacher's layer: validation top-1 of its students}, one a seed; `jobs` at a time, without Ray."""
+    """Return {teacher's layer: validation top-1 of its students}, one per seed; `jobs` at a time, without Ray."""
     runs = [(number, point, seed) for number, point in enumerate(plan.examples) for seed in plan.sweep.seeds]
     configs = [plan.config(Trial(f"{number:03d}-seed{seed}", number, point, seed)) for number, point, seed in runs]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:

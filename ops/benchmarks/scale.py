@@ -1,15 +1,15 @@
-"""What it costs to run on several workers, to start, and to be able to go on.
+"""What it costs to run on several workers, to start, and to be able to resume.
 
-* steps: seconds a step at 1, 2 and 4 workers, the share of them spent waiting for data, and the share that averaging
+* steps: seconds per step at 1, 2 and 4 workers, the share of them spent waiting for data, and the share that averaging
   the gradients adds (the same step with and without it, in turns);
 * start: seconds from the command to the end of the first step, against a Ray Train job of the same number of workers
   that does nothing else; in turns. The difference is this project's share;
-* checkpoints: how long one of 25 million parameters holds the training loop up and how long it is written beside it;
-  and, in a run that takes one every few steps, the seconds that each adds to the step after it.
+* checkpoints: how long one of 25 million parameters blocks the training loop, and how long it is then written; and, in
+  a run that takes one every few steps, the seconds that each adds to the step after it.
 
     python -m ops.benchmarks.scale
 
-Workers share this machine's cores: on a small machine the steps say what the machinery costs, not how training scales.
+Workers share this machine's cores: on a small machine the steps show what the machinery costs, not how training scales.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TorchTrainer(loop, train_loop_config={"stamp": sys.argv[1]},
 
 
 def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
-    """Return the seconds a step and the share of waiting of whole runs through the training loop.
+    """Return the seconds per step and the share of waiting of whole runs through the training loop.
 
     The first steps are left out.
     """
@@ -73,14 +73,14 @@ def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
 
 
 def seconds_of_steps(config: Any, rows: list[dict[str, float]]) -> list[float]:
-    """Return the seconds of every step, from the metrics of each."""
+    """Return the seconds of every step, from its metrics."""
     return [config.train.batch_size / row["speed/images_per_second"] for row in rows]
 
 
 def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: int = 10) -> dict[str, Any]:
-    """Return by how many seconds a checkpoint makes the step behind it longer, over a whole run of a ResNet-20.
+    """Return the seconds that a checkpoint adds to the step after it, over a whole run of a ResNet-20.
 
-    Compared with the median of the other steps; beside it the interval, in seconds, of which that is 3 %.
+    Compared with the median of the other steps; also the interval, in seconds, of which that is 3 %.
     """
     from cluster.recipe import parse
     from cluster.tracking.journal import read_journal
@@ -104,13 +104,13 @@ def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: i
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Return n, median and quartiles, for steps have a long tail."""
+    """Return n, median and quartiles, since steps have a long tail."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {"n": len(values), "median": float(median), "quartile_1": float(low), "quartile_3": float(high)}
 
 
 def on_workers(function: Callable[[dict[str, Any]], Any], config: Any, num_workers: int) -> Any:
-    """Return what a function of the payload returns on rank 0 of a group of workers."""
+    """Return the result of a function of the payload on rank 0 of a group of workers."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -130,7 +130,7 @@ def on_workers(function: Callable[[dict[str, Any]], Any], config: Any, num_worke
 def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
     """Return the share of a step that averaging the gradients takes.
 
-    1 - (seconds of forward and backward alone) / (with the gradients averaged), medians of alternating rounds.
+    1 - (seconds of forward and backward only) / (with the gradients averaged), medians of alternating rounds.
     """
     from cluster.assembly import assemble
     from cluster.rank import Rank
@@ -160,7 +160,7 @@ def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
 def start_seconds(folder: Path, num_workers: int, number: int) -> float:
     """Return the seconds from `python -m ops train` to the end of the first step.
 
-    The MLflow store and the index are there already, as from a second run on.
+    The MLflow store and the index exist already, as from a second run on.
     """
     import yaml
 
@@ -177,7 +177,7 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
 
 
 def bare_seconds(folder: Path, num_workers: int, number: int) -> float:
-    """Return the same seconds of a Ray Train job that does nothing but one step of SGD on one linear layer."""
+    """Return the same seconds of a Ray Train job that only takes one step of SGD on one linear layer."""
     stamp = folder / f"stamp-{number}"
     started = time.time()
     arguments = [str(stamp), str(num_workers), str(folder / f"bare-{number}")]
@@ -186,7 +186,7 @@ def bare_seconds(folder: Path, num_workers: int, number: int) -> float:
 
 
 def starts(folder: Path, num_workers: int, rounds: int) -> dict[str, Any]:
-    """Return the seconds of both, in turns, after one of each that is not counted."""
+    """Return the seconds of both, in turns, after one of each that does not count."""
     pairs = [(start_seconds(folder, num_workers, n), bare_seconds(folder, num_workers, n)) for n in range(rounds + 1)]
     ours, bare = zip(*pairs[1:], strict=True)
     own = [one - other for one, other in pairs[1:]]
@@ -194,9 +194,9 @@ def starts(folder: Path, num_workers: int, rounds: int) -> dict[str, Any]:
 
 
 def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
-    """Return for how many seconds a checkpoint of a ResNet-50 holds the loop up, and is written afterwards.
+    """Return the seconds for which a checkpoint of a ResNet-50 blocks the loop, and those in which it is then written.
 
-    With momentum and a moving average, into a folder of this machine.
+    With momentum and a moving average, to a folder on this machine.
     """
     import timm
     from pyarrow.fs import LocalFileSystem
@@ -230,7 +230,7 @@ def checkpoint_seconds(repeats: int = 5) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure checkpoints, starts and steps, and write and print what came out."""
+    """Measure checkpoints, starts and steps, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=60)

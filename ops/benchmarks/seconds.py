@@ -1,4 +1,4 @@
-"""The second table of `ops.benchmarks.comparisons`: what is wanted in seconds, not in times of somebody else's.
+"""The second table of `ops.benchmarks.comparisons`: goals in seconds, not in multiples of another library's time.
 
 A measurement that has not been made is a row that says so.
 """
@@ -65,7 +65,7 @@ def rows() -> Iterator[str]:
 
 
 def values(name: str, key: str) -> dict[str, list[float]]:
-    """Return {subject: values} of a result file; nothing where it has not been written."""
+    """Return {subject: values} of a result file; empty where it has not been written."""
     content: dict[str, Any] = read(name) if (RESULTS / f"{name}.json").is_file() else {key: {}}
     return {subject: one["values"] for subject, one in content[key].items()}
 
@@ -76,7 +76,7 @@ def row(what: str, here: str, beside: str, goal: str, number: int, source: str) 
 
 
 def unmeasured(what: str) -> str:
-    """Return the row of what nobody has measured."""
+    """Return the row of something that has not been measured."""
     return f"| {what} | not measured | | | | |"
 
 

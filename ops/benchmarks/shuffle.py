@@ -1,10 +1,10 @@
-"""How far the order by windows is from a full shuffle: the classes of a batch, and who stands beside whom.
+"""How far the order by windows is from a full shuffle: the classes in a batch, and which samples are neighbours.
 
-Of a plan of ImageNet's size: 1,281,167 samples of 1,000 classes, 2,300 in a shard, as packs of 256 MiB have them.
-Shards are random parts of all samples, or in order of class, as a tar of class folders is. For every window:
+For a plan of ImageNet's size: 1,281,167 samples of 1,000 classes, 2,300 in a shard, as in packs of 256 MiB. Shards are
+random parts of all samples, or in order of class, as a tar of class folders is. For every window:
 
     classes     different classes in a batch of 256, mean and standard deviation over batches
-    distance    between neighbours, in the order in which samples lie: its mean as a share of all samples (random: 1/3)
+    distance    between neighbours, in the stored order of samples: its mean as a share of all samples (random: 1/3)
     company     of two samples of one batch, how often they were in one window of the epoch before
 
     python -m ops.benchmarks.shuffle
@@ -23,19 +23,19 @@ from pipelines.views.windows import Windows
 
 NUM, CLASSES, SHARD, BATCH = 1_281_167, 1000, 2300, 256
 SIZES = (1, 4, 16, 64, None)
-BATCHES = 500  # looked at, evenly spread over the epoch
+BATCHES = 500  # examined, evenly spread over the epoch
 LAYOUTS = ("random", "by class")
 
 Ids = NDArray[np.int64]
 
 
 def layout(name: str) -> Ids:
-    """Return the sample ids in the order in which they lie. Ids are in order of class."""
+    """Return the sample ids in the order in which they are stored. Ids are in order of class."""
     return np.random.default_rng(0).permutation(NUM) if name == "random" else np.arange(NUM)
 
 
 def deviation(stored: Ids, size: int | None) -> dict[str, float]:
-    """Return what the module's text explains, of the second epoch of an order. size: None for the full shuffle."""
+    """Return the measures of the module's docstring for the second epoch. size: None for the full shuffle."""
     starts = np.arange(0, NUM + SHARD, SHARD).clip(max=NUM)
     windows = None if size is None else Windows(size, stored, starts)
     plan = ViewPlan(ViewPolicy(), 0, NUM, windows)
@@ -57,7 +57,7 @@ def deviation(stored: Ids, size: int | None) -> dict[str, float]:
 
 
 def _share_of_pairs(groups: Ids) -> float:
-    """Return how many of the pairs of a batch are of one group."""
+    """Return the share of the pairs of a batch that are of one group."""
     counts = np.bincount(groups)
     return float((counts * (counts - 1)).sum() / (len(groups) * (len(groups) - 1)))
 

@@ -1,8 +1,8 @@
-"""Processor seconds until something is seen: of `show`, of a refusal, and to the end of a run's first step.
+"""Processor seconds until a first result: of `show`, of a refusal, and to the end of a run's first step.
 
-A command is started, and looked at until the step is done; then its processor seconds, those of all its processes,
-are read, and it is ended. Compared, in turns, with `ops.benchmarks.startup_peers`. Index and MLflow's store are there
-already, as from a second run on. ResNet-34 > ResNet-18 at 128 pixels, a batch of 32, one thread each.
+A command is started, and polled until the step is done; then its processor seconds, those of all its processes, are
+read, and it is ended. Compared, in turns, with `ops.benchmarks.startup_peers`. Index and MLflow's store exist already,
+as from a second run on. ResNet-34 > ResNet-18 at 128 pixels, a batch of 32, one thread each.
 
     python -m ops.benchmarks.startup
     python -m ops.benchmarks.startup --workers 1 2
@@ -34,12 +34,12 @@ from ops.facts import spread, write
 
 ROOT = Path(__file__).parents[2]
 LOOK_SECONDS, PATIENCE_SECONDS = 0.02, 300.0
-VALIDATED = 6  # images of each of three classes, which the teacher is judged by before the first step
+VALIDATED = 6  # images of each of three classes, on which the teacher is evaluated before the first step
 OPS, PEERS = "ops", "ops.benchmarks.startup_peers"
 
 
 def overrides(images: Path, output: Path, num_workers: int) -> list[str]:
-    """Return what makes the recipe `kd` the run that is measured."""
+    """Return the overrides that make the recipe `kd` the measured run."""
     return [
         f"data.root={images}",
         "data.held_out=0",
@@ -56,11 +56,11 @@ def overrides(images: Path, output: Path, num_workers: int) -> list[str]:
 
 
 def used(process: psutil.Process) -> float:
-    """Return the processor seconds of a process and its descendants, of those that have ended too."""
+    """Return the processor seconds of a process and its descendants, including those that have ended."""
     total = 0.0
     for one in [process, *process.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
-            total += sum(one.cpu_times()[:4])  # its own, and of the children that it has seen to their end
+            total += sum(one.cpu_times()[:4])  # its own, and those of children that it has waited for
     return total
 
 
@@ -72,9 +72,9 @@ def end(process: psutil.Process) -> None:
 
 
 def seconds_until(words: list[str], is_done: Callable[[], bool], status: int = 0) -> float:
-    """Return the processor seconds that `python -m words` has used when something is done.
+    """Return the processor seconds that `python -m words` has used when `is_done` returns True.
 
-    Never done: those of the whole command, which ends with this status.
+    If it never does: those of the whole command, which must end with `status`.
     """
     started = subprocess.Popen(
         [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -98,14 +98,14 @@ def seconds_until(words: list[str], is_done: Callable[[], bool], status: int = 0
 
 
 def never() -> bool:
-    """Say that a command is to run to its end."""
+    """Return False: the command runs to its end."""
     return False
 
 
 def of_run(images: Path, output: Path, num_workers: int) -> float:
     """Return the processor seconds of `train` to the end of its first step.
 
-    Every run has a name of its own: a worker may outlive the run before by a moment, and write on.
+    Every run has a name of its own: a worker may outlive the last run by a moment, and still write.
     """
     name = f"startup-{uuid4().hex}"
     journal = output / name / "metrics.jsonl"
@@ -126,7 +126,7 @@ def of_peer(peer: str, words: list[str], folder: Path) -> float:
 
 
 def subjects(folder: Path, workers: list[int]) -> Mapping[str, Callable[[], float]]:
-    """Return what is measured, by name: with workers, the runs on so many of them, else what needs no Ray."""
+    """Return what is measured, by name: the runs on each number of workers, or without any, what needs no Ray."""
     images = write_images(folder / "images", per_class=40, side=SIZE)
     for unused in (path for path in images.glob("val/*/*") if int(path.stem) >= VALIDATED):
         unused.unlink()
@@ -146,7 +146,7 @@ def subjects(folder: Path, workers: list[int]) -> Mapping[str, Callable[[], floa
 
 
 def main() -> None:
-    """Measure all in turns, and write and print what came out."""
+    """Measure all in turns, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="after one that is not counted (%(default)s)")
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="instead: of runs on Ray, such as 1 2")

@@ -5,7 +5,7 @@ Each writes the file named by its last argument when the step is done, and then 
 imports   only `import torch, timm`
 timm      a script of timm's parts, put together as its train.py does for distillation: data set, loader, networks,
           task, optimiser and schedule
-ray       Ray Train with so many workers: one step of SGD on one linear layer
+ray       Ray Train with NUM_WORKERS workers: one step of SGD on one linear layer
 
     python -m ops.benchmarks.startup_peers timm IMAGES STAMP
     python -m ops.benchmarks.startup_peers ray NUM_WORKERS STAMP
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 STUDENT, TEACHER, SIZE, BATCH = "resnet18", "resnet34", 128, 32
-WAIT_SECONDS = 60.0  # for whoever looks at what was used
+WAIT_SECONDS = 60.0  # for the caller to read the processor time
 
 
 def with_timm(images: str, stamp: Path) -> None:
@@ -82,7 +82,7 @@ def with_ray(num_workers: int, stamp: Path) -> None:
 
 
 def main() -> None:
-    """Do what is named, and wait."""
+    """Run the named peer, and wait."""
     peer, *words = sys.argv[1:]
     stamp = Path(words[-1])
     if peer == "imports":

@@ -1,18 +1,18 @@
-"""What a training step costs on a CPU: beside a loop written by hand, beside timm's task, and by its parts.
+"""What a training step costs on a CPU: next to a loop written by hand, to timm's task, and by its parts.
 
-Of the same networks, loss (cross-entropy and KD), optimiser (SGD with Nesterov's momentum) and batch size:
+With the same networks, loss (cross-entropy and KD), optimiser (SGD with Nesterov momentum) and batch size:
 
-bare        a loop written by hand, on one batch that lies in memory
+bare        a loop written by hand, on one batch in memory
 timm        `timm.task.LogitDistillationTask`, on the same batch
-torchdistill  its `DistillationBox` with `KDLoss`, on the same batch, where that library is there
-online      this project's loop, drawing and reading its images, the teacher asked in every step
+torchdistill  its `DistillationBox` with `KDLoss`, on the same batch, if that library is installed
+online      this project's loop, drawing and reading its images, the teacher run in every step
 cached      the same with the teacher's answers from a cache
 alone       the same without a teacher
 averaged    online, with a moving average of the student's weights
 parallel    online, wrapped in DDP as a worker's network is, with one rank
 
-Subjects take turns in one process with one thread; counted is the processor time of a whole step. Weights are random:
-speed does not depend on them.
+Subjects take turns in one process with one thread; the processor time of a whole step counts. Weights are random: speed
+does not depend on them.
 
     python -m ops.benchmarks.step
 """
@@ -50,7 +50,7 @@ from ops.facts import spread, version, write
 
 CPU = torch.device("cpu")
 TEMPERATURE, LEARNING_RATE, MOMENTUM = 4.0, 0.05, 0.9
-# Name: student, teacher, pixels of an image, batch, steps of a turn.
+# Name: student, teacher, pixels of an image's side, batch, steps per turn.
 PAIRS = {
     "resnet56 > resnet20, 32 px": ("cifar_resnet20", "cifar_resnet56", 32, 64, 2),
     "resnet34 > resnet18, 128 px": ("resnet18", "resnet34", 128, 8, 1),
@@ -65,13 +65,13 @@ RATIOS = (
     ("averaged", "online"),
     ("parallel", "online"),
 )
-WHOLE = {"path": ".", "io": "output"}  # of torchdistill: what the whole network gives
+WHOLE = {"path": ".", "io": "output"}  # of torchdistill: the output of the whole network
 OF_TIMMS = {"pretrained_cfg": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, "in_chans": 3, "num_classes": 10}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a student, and what takes one step of its training."""
+    """What is measured: a student, and a function that takes one step of its training."""
 
     student: nn.Module
     step: Callable[[], object]
@@ -96,7 +96,7 @@ def recipe_of(folder: Path, pair: str, **changes: Any) -> dict[str, Any]:
 
 
 def product(recipe: dict[str, Any], parallel: bool = False) -> Subject:
-    """Return the product's loop, its batches drawn and read. parallel: through DDP."""
+    """Return the product's loop, including drawing and reading its batches. parallel: through DDP."""
     run = assemble(parse(recipe), Rank(0, 1, CPU), reuse_index=True)
     state = new_state(run)
     compute = None
@@ -116,7 +116,7 @@ def networks(recipe: dict[str, Any]) -> tuple[nn.Module, nn.Module, torch.Tensor
 
 
 def bare(recipe: dict[str, Any]) -> Subject:
-    """Return a loop as one writes it by hand."""
+    """Return a loop written by hand."""
     student, teacher, images, labels = networks(recipe)
     optimizer = torch.optim.SGD(student.parameters(), LEARNING_RATE, MOMENTUM, nesterov=True)
 
@@ -136,7 +136,7 @@ def bare(recipe: dict[str, Any]) -> Subject:
 def timms(recipe: dict[str, Any]) -> Subject:
     """Return timm's task for distillation of logits."""
     student, teacher, images, labels = networks(recipe)
-    for network in (student, teacher):  # what timm's task reads of a network, and one of another library lacks
+    for network in (student, teacher):  # what timm's task reads from a network, and other libraries' networks lack
         for name, value in OF_TIMMS.items():
             if not hasattr(network, name):
                 setattr(network, name, value)
@@ -161,7 +161,7 @@ def timms(recipe: dict[str, Any]) -> Subject:
 
 
 def torchdistills(recipe: dict[str, Any]) -> Subject | None:
-    """Return torchdistill's box of one stage; None where somebody has not got that library."""
+    """Return torchdistill's box of one stage; None where that library is not installed."""
     try:
         box_of = import_module("torchdistill.core.distillation").DistillationBox
     except ImportError:
@@ -183,7 +183,7 @@ def torchdistills(recipe: dict[str, Any]) -> Subject | None:
 
 
 def subjects(folder: Path, pair: str) -> dict[str, Subject]:
-    """Return what is measured, by name; the cache is built."""
+    """Return what is measured, by name; builds the cache."""
     recipe = recipe_of(folder, pair)
     write_images(folder / f"images-{PAIRS[pair][2]}", per_class=64, side=PAIRS[pair][2])
     write_teacher(recipe)
@@ -210,7 +210,7 @@ def write_teacher(recipe: dict[str, Any]) -> None:
 
 
 def measure(subjects: dict[str, Subject], rounds: int, number: int) -> dict[str, list[float]]:
-    """Return processor milliseconds a step of every subject, a value a round; the first round is not counted."""
+    """Return processor milliseconds per step of every subject, one per round; the first round does not count."""
     found: dict[str, list[float]] = {name: [] for name in subjects}
     for turn in range(rounds + 1):
         for name, subject in subjects.items():
@@ -223,7 +223,7 @@ def measure(subjects: dict[str, Subject], rounds: int, number: int) -> dict[str,
 
 
 def main() -> None:
-    """Measure both pairs in turns, and write and print what came out."""
+    """Measure both pairs in turns, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))

@@ -1,9 +1,9 @@
-"""What one cache saves a sweep: the same twelve trials with the teacher's outputs read from it, and asked for online.
+"""What one cache saves a sweep: the same twelve trials with the teacher's outputs read from it, and computed online.
 
 Temperature x weight of the feature term x pairing of layers on the digits, with successive halving; two runs at a time,
 each on one core. The seconds are of whole sweeps, from the command to the table: Ray's start, the build of the cache
 and the start of every trial's process included. With two runs at a time, which of them are stopped depends on which is
-faster, so the epochs that were trained are given too.
+faster, so the number of trained epochs is given, too.
 
     python -m ops.benchmarks.sweep
 """
@@ -36,7 +36,7 @@ EPOCHS = 8
 
 
 def sweep(source: str, recipe: Path, output: Path) -> dict[str, Any]:
-    """Run one sweep by the command; return its seconds and what became of its runs."""
+    """Run one sweep by the command; return its seconds and how its runs ended."""
     content: dict[str, Any] = {"name": f"sweep-{source}", "space": SPACE, "teacher": source, "stop": STOP}
     shutil.rmtree(output / content["name"], ignore_errors=True)  # an earlier measurement
     space = output / f"{source}.yaml"

@@ -1,8 +1,8 @@
 """What a trial of a sweep takes beyond its training: its processes, networks and loaders, validation, and its record.
 
 Sweeps of TRIALS learning rates of a ResNet-20 at 32 pixels, one at a time, from the command to the table. A trial's
-share is the sweep's time since its first run began, over their number, less the mean of what its steps took; beside it,
-what comes before the first run, which a sweep pays once. These are seconds of the clock.
+share is the sweep's time since its first run began, divided by the number of trials, less the mean time of the trials'
+steps; also what comes before the first run, which a sweep pays once. All are wall seconds.
 
     python -m ops.benchmarks.trials
 """
@@ -28,12 +28,12 @@ TRIALS, STEPS = 4, 50
 
 
 def sweep(folder: Path, number: int) -> dict[str, Any]:
-    """Run a sweep by the command, and return what its file says of it."""
+    """Run a sweep by the command, and return the content of its file."""
     space, path = folder / f"space-{number}.yaml", folder / "recipe.yaml"
     rates = [0.01 * (1 + trial) for trial in range(TRIALS)]
     space.write_text(yaml.safe_dump({"name": f"rates-{number}", "space": {"optimizer.lr": rates}}))
     content = recipe(folder, "run", 1, max_steps=STEPS, epochs=STEPS)
-    content["data"] |= {"held_out": 0.1}  # by which a sweep judges
+    content["data"] |= {"held_out": 0.1}  # by which a sweep compares
     path.write_text(yaml.safe_dump(content))
     assert ops_main(["sweep", str(path), "--space", str(space), "--concurrent", "1"]) == 0
     found: dict[str, Any] = json.loads((folder / "out" / f"rates-{number}" / "sweep.json").read_text())
@@ -41,14 +41,14 @@ def sweep(folder: Path, number: int) -> dict[str, Any]:
 
 
 def beyond_training(content: dict[str, Any]) -> float:
-    """Return the seconds of a trial beyond its steps, as a sweep's file has them."""
+    """Return the seconds of a trial beyond its steps, from a sweep's file."""
     trials = [trial for point in content["points"] for trial in point["trials"]]
     share = (content["seconds"] - content["before_the_first_run_seconds"]) / len(trials)
     return float(share - mean(trial["result"]["train_seconds"] for trial in trials))
 
 
 def main() -> None:
-    """Run the sweeps, and write what came out."""
+    """Run the sweeps, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="sweeps (default: %(default)s)")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Validation of a ResNet-18 beside timm's: processor milliseconds an image, of full-size JPEGs at 224 pixels.
+"""Validation of a ResNet-18 next to timm's: processor milliseconds per image, of full-size JPEGs at 224 pixels.
 
 timm's is a script of its parts as its validate.py puts them together: data set, loader with worker processes, a pass in
 inference mode after one that does not count, accuracies by `timm.utils`. Both with batches of 64, channels-last, one
-thread for torch and two threads or processes that load. Subjects take turns, each in a process of its own; counted is
-the whole pass, children included.
+thread for torch and two threads or processes that load. Subjects take turns, each in a process of its own; the whole
+pass counts, children included.
 
     python -m ops.benchmarks.validation --images imagenet-fullsize-96.tar
 """
@@ -54,14 +54,14 @@ def here(root: Path) -> tuple[float, int]:
     with torch.no_grad():
         run.student.eval()(images_at_random())
     loader = run.evaluation_loader("val")
-    next(loader.load([Request(0, np.arange(1))]))  # DALI is imported, as torch's loader is for the other
+    next(loader.load([Request(0, np.arange(1))]))  # imports DALI, as torch's loader is imported for the other
     started = used(psutil.Process())
     evaluate(run.student, loader, number, run.rank)
     return used(psutil.Process()) - started, number
 
 
 def timms(root: Path) -> tuple[float, int]:
-    """Return the same of timm's parts."""
+    """Return the same for timm's parts."""
     import timm
     import timm.data
     import timm.utils
@@ -95,7 +95,7 @@ SUBJECTS = {"here": here, "timm": timms}
 
 
 def main() -> None:
-    """Measure both in turns, and write and print what came out."""
+    """Measure both in turns, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER|TAR", help="JPEGs")
     parser.add_argument("--copies", type=int, default=2, help="of each image (%(default)s)")

@@ -1,4 +1,4 @@
-"""What a run takes on a cluster that nobody has yet: speed, bytes, memory, failures, hours and cost.
+"""What a run would take on a cluster that is not at hand: speed, bytes, memory, failures, hours and cost.
 
-Not here: what a run on this machine takes (`cluster.forecast`), and whether a cache pays (`cluster.cache.outlook`).
+Not here: what a run on this machine takes (`cluster.forecast`), and whether a cache pays off (`cluster.cache.outlook`).
 """

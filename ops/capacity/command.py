@@ -1,4 +1,4 @@
-"""What may be typed after `capacity`."""
+"""The command line of `capacity`."""
 
 from __future__ import annotations
 

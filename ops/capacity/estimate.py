@@ -1,6 +1,6 @@
 """A run on a cluster as arithmetic: from the speed of one GPU and the bytes of the training state to hours and cost.
 
-Not here: where those numbers are from (`ops.capacity.workload`), and what failures do (`ops.capacity.simulation`).
+Not here: where those numbers come from (`ops.capacity.workload`), and what failures do (`ops.capacity.simulation`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ops.capacity.simulation import Job, Outcome, simulate_many
 from ops.spread import spread
 
 SIMULATED_RUNS = 200
-HOPELESS = 10.0  # a stretch that takes so many times the time between failures is survived once in 20,000 times
+HOPELESS = 10.0  # a stretch this many times as long as the time between failures is survived once in 20,000 tries
 
 
 def ring_all_reduce_seconds(num_bytes: float, workers: int, bytes_per_second: float, latency_seconds: float) -> float:
-    """Return the seconds in which workers in a ring add up so many bytes of each.
+    """Return the seconds in which workers in a ring add up `num_bytes` of each.
 
     2 (N - 1) / N bytes / bandwidth + 2 (N - 1) latency: a reduce-scatter and an all-gather of N - 1 rounds each.
     Source: P. Patarasu and X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", Journal of
@@ -53,9 +53,9 @@ class Cluster:
 class Workload:
     """A run.
 
-    images_per_second: of one worker alone; image_bytes, cached_bytes: read for each image; reduced_bytes: that the
-    workers average at every step; checkpoint_seconds: for which a checkpoint holds the steps up; max_failures: None for
-    without end.
+    images_per_second: of one worker alone; image_bytes, cached_bytes: read for each image; reduced_bytes: averaged by
+    the workers at every step; checkpoint_seconds: how long a checkpoint blocks the steps; max_failures: None for no
+    limit.
     """
 
     total_steps: int
@@ -81,18 +81,18 @@ class Estimate:
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches of a step."""
+        """Micro-batches per step."""
         return self.workload.batch_size // self.workload.micro_batch
 
     @property
     def compute_seconds(self) -> float:
-        """Seconds a step of the worker with the most micro-batches."""
+        """Seconds per step of the worker with the most micro-batches."""
         most = math.ceil(self.num_micro_batches / self.cluster.num_workers)
         return most * self.workload.micro_batch / self.workload.images_per_second
 
     @property
     def all_reduce_seconds(self) -> float:
-        """Seconds a step of averaging the gradients."""
+        """Seconds per step of averaging the gradients."""
         cluster, num_bytes = self.cluster, self.workload.reduced_bytes
         speed, latency = cluster.link_bytes_per_second, cluster.link_latency_seconds
         return ring_all_reduce_seconds(num_bytes, cluster.num_workers, speed, latency)
@@ -105,22 +105,22 @@ class Estimate:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds a step: averaging follows computing, an upper bound; reading goes on beside both."""
+        """Seconds per step: averaging follows computing, an upper bound; reading overlaps with both."""
         return max(self.compute_seconds + self.all_reduce_seconds, self.read_seconds)
 
     @property
     def images_per_second(self) -> float:
-        """Images a second of all workers."""
+        """Images per second of all workers."""
         return self.workload.batch_size / self.step_seconds
 
     @property
     def scaling_efficiency(self) -> float:
-        """The speed as a part of that of as many single workers."""
+        """The speed as a fraction of that of as many single workers."""
         return self.images_per_second / (self.cluster.num_workers * self.workload.images_per_second)
 
     @property
     def node_images_per_second(self) -> float:
-        """Images a second of one node."""
+        """Images per second of one node."""
         return self.images_per_second / self.cluster.num_nodes
 
     @property
@@ -135,17 +135,17 @@ class Estimate:
 
     @property
     def young_seconds(self) -> float:
-        """Young's optimum of that."""
+        """Young's optimum of `interval_seconds`."""
         return young_interval(self.workload.checkpoint_seconds, self.mtbf_seconds)
 
     @property
     def daly_seconds(self) -> float:
-        """Daly's optimum of that."""
+        """Daly's optimum of `interval_seconds`."""
         return daly_interval(self.workload.checkpoint_seconds, self.mtbf_seconds)
 
     @property
     def job(self) -> Job:
-        """The run as the simulation knows it, without an end to its failures."""
+        """The run as the simulation knows it, without a limit on its failures."""
         workload, cluster = self.workload, self.cluster
         return Job(
             work_seconds=workload.total_steps * self.step_seconds,
@@ -163,7 +163,7 @@ class Estimate:
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
-        """Simulated runs. Refused where a checkpoint is so rare that hardly any run would come to the next."""
+        """Simulated runs. Refused where checkpoints are so rare that hardly any run would reach the next."""
         job, mtbf = self.job, self.mtbf_seconds
         stretch = max(min(job.interval_seconds, job.work_seconds) + job.checkpoint_seconds, job.restart_seconds)
         if stretch > HOPELESS * mtbf:
@@ -176,17 +176,17 @@ class Estimate:
 
     @property
     def num_failures(self) -> dict[str, Any]:
-        """How many failures a run has: n, mean, stdev."""
+        """The number of failures in a run: n, mean, stdev."""
         return spread([float(one.num_failures) for one in self.outcomes])
 
     @property
     def goodput(self) -> dict[str, Any]:
-        """The part of a run's time that the steps would take without failures and checkpoints: n, mean, stdev."""
+        """The share of a run's time that the steps would take without failures and checkpoints: n, mean, stdev."""
         return spread([one.goodput for one in self.outcomes])
 
     @property
     def best_goodput(self) -> dict[str, Any]:
-        """The same with a checkpoint as often as Daly has it: n, mean, stdev."""
+        """The same with checkpoints at Daly's interval: n, mean, stdev."""
         job = replace(self.job, interval_seconds=self.daly_seconds)
         return spread([one.goodput for one in simulate_many(job, self.cluster.mtbf_seconds, SIMULATED_RUNS)])
 
@@ -203,5 +203,5 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        """The mean hours of a run, of all its workers."""
+        """The mean hours of a run, summed over its workers."""
         return float(self.cluster.num_workers * self.wall_seconds["mean"] / 3600)

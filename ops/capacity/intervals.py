@@ -36,10 +36,10 @@ def daly_interval(checkpoint_seconds: float, mtbf_seconds: float) -> float:
 def expected_wall_seconds(job: Job, mtbf_seconds: float) -> float:
     """Return the mean wall time of a job that always has all its workers, exactly.
 
-    With R the restart, D the wait for a repaired worker and M the time between failures, what takes L seconds and
-    begins again after every failure takes (M + D) e^(R/M) (e^(L/M) - 1) on average (Bougeret et al.; Daly's complete
-    model with D = 0). That is so for the work before each checkpoint with it, and for the finish; the first start takes
-    (M + D) e^(R/M) (1 - e^(-S/M)), for what follows its failure is a restart.
+    With R the restart, D the wait for a repaired worker and M the time between failures, work of L seconds that begins
+    again after every failure takes (M + D) e^(R/M) (e^(L/M) - 1) on average (Bougeret et al.; Daly's complete model
+    with D = 0). That holds for each checkpoint with the work before it, and for the finish; the first start takes
+    (M + D) e^(R/M) (1 - e^(-S/M)), since a failure in it is followed by a restart.
     """
     whole, last = job.num_checkpoints - 1, job.last_interval_seconds + job.checkpoint_seconds
     seconds = job.interval_seconds + job.checkpoint_seconds

@@ -1,4 +1,4 @@
-"""What may be said about a cluster and a data set that are not here, and what is assumed where nothing is said."""
+"""The options that describe a cluster and a data set that are not here, and what is assumed without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdcore.errors import Refused
 
 @dataclass(frozen=True)
 class Option:
-    """A number of the command line. assumed: where it is not given; None where it is measured, or left out."""
+    """A number on the command line. assumed: its value if not given; None where it is measured, or left out."""
 
     name: str
     help: str
@@ -20,11 +20,11 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """What is typed."""
+        """The option as typed."""
         return f"--{self.name.replace('_', '-')}"
 
     def check(self, value: float) -> None:
-        """Refuse what is no such number."""
+        """Refuse a value that the option does not allow."""
         if not math.isfinite(value) or value < 0 or (value == 0 and not self.may_be_zero):
             least = "0 or more" if self.may_be_zero else "a number above 0"
             raise Refused(f"{self.flag} {value:g}: give {least}")
@@ -56,7 +56,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Values:
-    """The numbers of a question. given: those that were typed; found: those that were measured here."""
+    """The numbers behind an estimate. given: those that were typed; found: those that were measured here."""
 
     given: Mapping[str, float]
     found: Mapping[str, float]
@@ -71,5 +71,5 @@ class Values:
         return self.given.get(name, self.found.get(name, OPTIONS[name].assumed))
 
     def source(self, name: str) -> str:
-        """Return where a number is from."""
+        """Return where a number comes from."""
         return "given" if name in self.given else "measured here" if name in self.found else "assumed"

@@ -31,9 +31,9 @@ def capacity(
     as_json: bool,
     values: Sequence[tuple[str, float]],
 ) -> int:
-    """Print what a recipe takes on so many GPUs. values: (name, value) of the `OPTIONS` that are given.
+    """Print what a recipe takes on that many GPUs. values: (name, value) of the `OPTIONS` that are given.
 
-    What is wrong with the question is said before the networks' libraries wake.
+    Wrong arguments are refused before the networks' libraries are imported.
     """
     num_nodes = nodes_of(gpus, nodes)
     given = dict(values)
@@ -51,7 +51,7 @@ def capacity(
 
 
 def nodes_of(gpus: int, nodes: int | None) -> int:
-    """Return on how many nodes so many GPUs are: as said, else as few as can be. Refused where they cannot be even."""
+    """Return the number of nodes: as given, else as few as possible. Refused where the GPUs do not divide evenly."""
     if gpus < 1:
         raise Refused(f"--gpus {gpus}: a run takes at least 1")
     number = -(-gpus // GPUS_OF_A_NODE) if nodes is None else nodes
@@ -61,12 +61,12 @@ def nodes_of(gpus: int, nodes: int | None) -> int:
 
 
 def on_workers(recipe: str, overrides: Sequence[str], gpus: int) -> RunConfig:
-    """Return a recipe with a worker on each GPU. Refused where its batch cannot be shared by so many."""
+    """Return a recipe with a worker on each GPU. Refused where its batch cannot be shared by that many."""
     return catalog.load_here(recipe, [*overrides, f"scaling.num_workers={gpus}", "scaling.gpus_per_worker=1"])
 
 
 def as_values(config: RunConfig, found: Answer) -> dict[str, Any]:
-    """Return the answer as plain values, in the units that their names say."""
+    """Return the answer as plain values, in the units that their names state."""
     estimate, sizes = found.estimate, found.sizes
     names = (
         "images_per_second",
@@ -110,7 +110,7 @@ def cost(found: Answer) -> float | None:
 
 
 def print_answer(config: RunConfig, found: Answer) -> None:
-    """Print the inputs with where each is from, and what follows."""
+    """Print the inputs, each with its source, and the results."""
     cluster = found.estimate.cluster
     rows = [
         [
@@ -149,7 +149,7 @@ def speed_rows(estimate: Estimate) -> list[list[str]]:
 
 
 def byte_rows(found: Answer) -> list[list[str]]:
-    """Return the memory of a GPU and what a checkpoint is."""
+    """Return the memory of a GPU, and the size and times of a checkpoint."""
     sizes = found.sizes
     written = sizes.checkpoint_bytes / 1e6 / found.values["write_mb_per_second"]
     return [

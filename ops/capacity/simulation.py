@@ -1,6 +1,6 @@
 """A run on machines that fail, simulated event by event: failures, restarts from checkpoints, fewer workers and more.
 
-It knows seconds and workers alone. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a
+It knows only seconds and workers. Not here: closed forms of the simplest cases (`ops.capacity.intervals`), and where a
 recipe's seconds come from (`ops.capacity.estimate`).
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Called with the seconds since the start and the workers that run; returns when the next failure strikes.
+# Called with the seconds since the start and the number of running workers; returns when the next failure strikes.
 NextFailure = Callable[[float, int], float]
 
 
@@ -21,14 +21,14 @@ NextFailure = Callable[[float, int], float]
 class Job:
     """A run, in seconds.
 
-    work_seconds: of all steps on `num_workers`. num_micro_batches: of a step, which the workers share: fewer workers
-    take as long as the one with the most of them. interval_seconds: of work, from one checkpoint to the next.
-    checkpoint_seconds: for which one holds the steps up; its writing beside the steps is left out. start_seconds:
+    work_seconds: of all steps on `num_workers`. num_micro_batches: of a step, shared by the workers: a step takes as
+    long as the worker with the most of them. interval_seconds: of work, from one checkpoint to the next.
+    checkpoint_seconds: how long a checkpoint blocks the steps; its writing during the steps is left out. start_seconds:
     before the first step; restart_seconds: from a failure, or a change of the number of workers, to the next step;
     finish_seconds: after the last step, for validation and the deployed weights. A failure takes `workers_per_failure`
-    away for `repair_seconds` (0: others are there at once); with `min_workers` the run goes on with those left and
-    looks for more every `resize_seconds`, otherwise it waits for all. max_failures: after which it is given up; None
-    for never.
+    away for `repair_seconds` (0: others replace them at once); with `min_workers` the run goes on with those left and
+    looks for more every `resize_seconds`, otherwise it waits for all. max_failures: the most that the run survives;
+    None for no limit.
     """
 
     work_seconds: float
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def num_checkpoints(self) -> int:
-        """How many are written; the last at the end."""
+        """The number of checkpoints written, the last at the end."""
         return max(1, math.ceil(self.work_seconds / self.interval_seconds))
 
     @property
@@ -56,7 +56,7 @@ class Job:
         return self.work_seconds - (self.num_checkpoints - 1) * self.interval_seconds
 
     def slowdown(self, workers: int) -> float:
-        """Return how many times as long a step takes on so many workers as on all."""
+        """Return how many times as long a step takes on this many workers as on all."""
         most = math.ceil(self.num_micro_batches / workers)
         return most / math.ceil(self.num_micro_batches / self.num_workers)
 
@@ -65,9 +65,9 @@ class Job:
 class Outcome:
     """What became of a simulated run.
 
-    wall_seconds is the sum of: starting_seconds (also those that a failure cut off), computing_seconds (steps whose
-    result was kept), checkpoint_seconds, finishing_seconds, lost_seconds (of what was done again) and waiting_seconds
-    (for workers).
+    wall_seconds is the sum of: starting_seconds (including starts cut off by a failure), computing_seconds (steps whose
+    result was kept), checkpoint_seconds, finishing_seconds, lost_seconds (of work that was repeated) and
+    waiting_seconds (for workers).
     """
 
     work_seconds: float
@@ -84,12 +84,12 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """The part of the wall time that the steps would take on all workers without failures; 0 for a failed run."""
+        """The share of the wall time that the steps would take on all workers without failures; 0 for a failed run."""
         return self.work_seconds / self.wall_seconds if self.finished else 0.0
 
 
 def exponential_failures(mtbf_seconds: float, rng: np.random.Generator) -> NextFailure:
-    """Return failures without memory. mtbf_seconds: mean time between failures of one worker; infinite for none."""
+    """Return memoryless failures. mtbf_seconds: mean time between failures of one worker; infinite for none."""
     return lambda now, workers: now + rng.exponential(mtbf_seconds / workers)
 
 
@@ -104,7 +104,7 @@ def failures_at(times: Sequence[float]) -> NextFailure:
 
 
 def simulate(job: Job, next_failure: NextFailure) -> Outcome:
-    """Carry a run out to its end, or to one failure too many.
+    """Simulate a run to its end, or to one failure too many.
 
     A failure, or a change of the number of workers, takes the run back to the last checkpoint. A failure while workers
     start makes them start again; none strikes while the run waits for workers.
@@ -119,14 +119,14 @@ def simulate(job: Job, next_failure: NextFailure) -> Outcome:
 
 
 def simulate_many(job: Job, mtbf_seconds: float, num_runs: int, seed: int = 0) -> list[Outcome]:
-    """Return the outcomes of so many runs with failures without memory. mtbf_seconds: of one worker."""
+    """Return the outcomes of `num_runs` runs with memoryless failures. mtbf_seconds: of one worker."""
     rng = np.random.default_rng(seed)
     return [simulate(job, exponential_failures(mtbf_seconds, rng)) for _ in range(num_runs)]
 
 
 @dataclass
 class _Run:
-    """The state of a simulated run. saved: checkpoints that there are; away: when workers that are lost are back."""
+    """The state of a simulated run. saved: number of checkpoints; away: when each lost worker is back."""
 
     job: Job
     next_failure: NextFailure
@@ -146,7 +146,7 @@ class _Run:
         return most is not None and self.outcome.num_failures > most
 
     def wait_for_workers(self) -> None:
-        """Advance to when there are enough workers, and take all there are."""
+        """Advance until there are enough workers, and take all there are."""
         needed = self.job.min_workers or self.job.num_workers
         missing = needed - (self.job.num_workers - len(self.away))
         if missing > 0 and self.away[missing - 1] > self.now:
@@ -156,7 +156,7 @@ class _Run:
         self.workers = self.job.num_workers - len(self.away)
 
     def start(self) -> bool:
-        """Start the workers; return whether no failure came first."""
+        """Start the workers; return whether they started before a failure."""
         seconds = self.job.restart_seconds if self.outcome.num_starts else self.job.start_seconds
         begun, ready = self.now, self.now + seconds
         failure = self.next_failure(begun, self.workers)
@@ -194,14 +194,14 @@ class _Run:
 
     @property
     def next_growth(self) -> float:
-        """When a look for more workers will find some; infinite where none are awaited."""
+        """When the run will find more workers; infinite where none are awaited."""
         if not self.away:
             return math.inf
         looks = max(0, math.ceil((self.away[0] - self.next_look) / self.job.resize_seconds))
         return self.next_look + looks * self.job.resize_seconds
 
     def fail(self) -> None:
-        """Lose the workers of one failure, unless others are there at once."""
+        """Lose the workers of one failure, unless others replace them at once."""
         self.outcome.num_failures += 1
         if self.job.repair_seconds:
             lost = min(self.job.workers_per_failure, self.workers)

@@ -1,6 +1,6 @@
-"""What a recipe's networks and training state take, in bytes: built here, on the CPU, without weights or images.
+"""The bytes of a recipe's networks and training state, which are built here, on the CPU, without weights or images.
 
-Not here: where the images are read from, and how fast anything is (`ops.capacity.speeds`).
+Not here: the number of images and the speed of a worker (`ops.capacity.workload`).
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from pipelines.data.source import Source
 Network = TypeVar("Network", bound=ModelConfig)
 
 REHEARSED = 2  # images of the step whose saved tensors are counted
-COPIES = 5  # of a checkpoint: the first ones wait for memory, as in a run
+COPIES = 5  # of a checkpoint: the first ones wait for memory, as they do in a run
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one worker holds, in bytes, and what a checkpoint is.
+    """What one worker holds, in bytes, and the size and times of a checkpoint.
 
-    weights_bytes: of the student and what is trained beside it; gradient_bytes: of their parameters that are trained,
+    weights_bytes: of the student and what is trained with it; gradient_bytes: of their parameters that are trained,
     which is also what the workers average; activation_bytes: tensors that one micro-batch keeps for its backward pass,
-    in float32; cached_bytes: of the teachers' outputs for one view of an image; checkpoint_seconds: for which a
-    checkpoint held the steps up here, write_seconds: for which it was written beside them.
+    in float32; cached_bytes: of the teachers' outputs for one view of an image; checkpoint_seconds: how long a
+    checkpoint blocked the steps here; write_seconds: how long it was then written, during the steps.
     """
 
     trained_parameters: int
@@ -67,7 +67,7 @@ class Sizes:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of a worker. The gradients lie in the buckets that DDP averages, once."""
+        """Bytes of a worker. The gradients count once: they lie in the buckets that DDP averages."""
         state = self.weights_bytes + self.teacher_bytes + self.optimizer_bytes + self.ema_bytes
         return state + self.gradient_bytes + self.activation_bytes
 
@@ -82,7 +82,7 @@ def measure_sizes(config: RunConfig, num_images: int, num_classes: int) -> Sizes
     state = TrainState(distiller, build_optimizer(config.optimizer, distiller), make_ema(config, run.student))
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()  # which makes what the optimiser keeps
+    state.optimizer.step()  # creates the optimiser's state
     if config.train.select != "last":
         state.offer_best(0.0, {})
     kept = [value for values in state.optimizer.state.values() for value in values.values()]
@@ -108,7 +108,7 @@ def micro_batch(config: RunConfig) -> int:
 
 
 def without_weights(config: RunConfig) -> RunConfig:
-    """Return a recipe whose networks start from random weights and whose teachers answer beside the student."""
+    """Return a recipe whose networks start from random weights and whose teachers run online."""
     bare: dict[str, Any] = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False}
 
     def of(network: Network) -> Network:
@@ -127,14 +127,14 @@ def without_weights(config: RunConfig) -> RunConfig:
 
 
 def stand_in_images(num_images: int, num_classes: int) -> Source:
-    """Return the index of images that nobody can read: their number and their labels alone."""
+    """Return an index of images that cannot be read: it has only their number and their labels."""
     labels = np.arange(num_images, dtype=np.int32) % num_classes
     classes = tuple(str(number) for number in range(num_classes))
     return Source("images that are not here", classes, pa.table({"label": pa.array(labels)}))
 
 
 def saved_bytes(run: Assembly, distiller: Distiller) -> int:
-    """Return the bytes that autograd keeps of a forward pass of `REHEARSED` images, weights left out."""
+    """Return the bytes that autograd keeps for a forward pass of `REHEARSED` images, except weights."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*distiller.parameters(), *distiller.buffers()]}
     found: dict[int, int] = {}
 
@@ -152,14 +152,14 @@ def saved_bytes(run: Assembly, distiller: Distiller) -> int:
 
 
 def teacher_networks(config: RunConfig, run: Assembly) -> list[tuple[RunConfig, nn.Module]]:
-    """Return the recipe of each teacher alone, as it was before `without_weights`, with its network."""
+    """Return each teacher's own recipe, as it was before `without_weights`, with its network."""
     if run.ensemble is not None:
         return list(zip(config.teacher_recipes, run.ensemble.networks, strict=True))
     return [(config, run.teacher.model)] if run.teacher else []
 
 
 def is_cached(config: RunConfig) -> bool:
-    """Return whether the one teacher of a recipe answers from a cache."""
+    """Return whether the only teacher of a recipe answers from a cache."""
     return config.teacher is not None and config.teacher.cached
 
 
@@ -177,7 +177,7 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def write_checkpoint(state: TrainState) -> dict[str, Any]:
-    """Copy a checkpoint some times, and write it into a temporary folder here; return its bytes and seconds."""
+    """Copy a checkpoint `COPIES` times, and write it to a temporary folder here; return its bytes and seconds."""
     copied = []
     for _ in range(COPIES):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From a recipe, and what is given or measured here, to the numbers that an estimate takes."""
+"""From a recipe, with what is given or measured here, to the numbers that an estimate takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ops.capacity.sizes import Sizes, measure_sizes, micro_batch
 
 @dataclass(frozen=True)
 class Answer:
-    """What a recipe takes on a cluster, the bytes of its training state, and the numbers that all of it is from.
+    """What a recipe takes on a cluster, the bytes of its training state, and the numbers that all of it is based on.
 
     trial_bytes: of the processes that drive one run of a sweep.
     """
@@ -33,7 +33,7 @@ class Answer:
 
 
 def answer(config: RunConfig, num_nodes: int, given: Mapping[str, float], seconds: float) -> Answer:
-    """Return what a recipe takes on its workers. seconds: of the measurement of its steps, where it is needed."""
+    """Return what a recipe takes on its workers. seconds: how long to time its steps, if that is needed."""
     found = found_here(config, given, seconds)
     images = Values(given, found)
     num_images = int(images["num_images"])
@@ -48,7 +48,7 @@ def answer(config: RunConfig, num_nodes: int, given: Mapping[str, float], second
 
 
 def found_here(config: RunConfig, given: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Return what the recipe's images say, and the speed of one worker; only what is not given is looked at."""
+    """Return the numbers of the recipe's images, and the speed of one worker; only what is not given is measured."""
     found: dict[str, float] = {}
     if not {"num_images", "num_classes"} <= given.keys():
         train = open_data(config)["train"]
@@ -70,7 +70,7 @@ def found_here(config: RunConfig, given: Mapping[str, float], seconds: float) ->
 
 
 def workload_of(config: RunConfig, values: Values, sizes: Sizes, num_images: int) -> Workload:
-    """Return a recipe's run on its workers as an estimate takes it."""
+    """Return a recipe's run on its workers, for an estimate."""
     train, scaling = config.train, config.scaling
     batches = Batches.of(config, num_images, scaling.num_workers)
     steps = batches.steps_per_epoch * train.epochs
@@ -91,8 +91,8 @@ def workload_of(config: RunConfig, values: Values, sizes: Sizes, num_images: int
 
 
 def cluster_of(config: RunConfig, num_nodes: int, values: Values) -> Cluster:
-    """Return so many nodes with a recipe's workers on them."""
-    links = [values["link_gbit"]] if num_nodes > 1 else []  # that a ring passes through
+    """Return a cluster of `num_nodes` nodes with a recipe's workers on them."""
+    links = [values["link_gbit"]] if num_nodes > 1 else []  # those that a ring passes through
     if config.scaling.num_workers > num_nodes:
         links.append(values["gpu_link_gbit"])
     return Cluster(

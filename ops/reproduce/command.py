@@ -1,4 +1,4 @@
-"""What may be typed after `reproduce`."""
+"""The command line of `reproduce`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A row is a recipe with some changes; all rows of an experiment are run with the same seeds, so that their differences
 are paired. Nothing is tuned: hyper-parameters are the papers', as the recipes say.
 
-Not here: how they are run (`ops.reproduce.paper3`), and what has come of them (`ops.reproduce.paper3_results`).
+Not here: how they are run (`ops.reproduce.paper3`), and their results (`ops.reproduce.paper3_results`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 CIFAR_PAIR = "cifar100/resnet56-resnet20"
-FULL = 229  # training images a class
+FULL = 229  # training images per class
 AMOUNTS = (10, 30, 100)
 VIEWS = (1, 2, 8, 50)
-PILOT_VIEWS = (1, 4, 15)  # of 15 epochs, in each of which an image is seen in one view
+PILOT_VIEWS = (1, 4, 15)  # over 15 epochs, each of which shows an image in one view
 # The layers of highest quality Q of the teacher, which the recipes with layers chosen by Q read.
 CHOSEN = ("blocks.3.0", "blocks.3.1", "blocks.5.0", "blocks.6.0")
 CIFAR_CACHE = {"dir": "", "head": True, "taps": ("forward_features",)}
@@ -55,9 +55,9 @@ class Experiment:
     """Rows that are run with the same seeds.
 
     changes: of every row; builders: {cache: the row that builds it}, whose recipe reads, or names in `cache.taps`, what
-    any row reads; baselines: {row: the row that it is compared with}, where that is not `alone`; numbers: what the
-    names of rows end in, where the experiment is a curve over that, and label: what it counts; of_layers: whether each
-    row is a layer of the teacher, whose quality is to predict the accuracy.
+    any row reads; baselines: {row: the row that it is compared with}, where that is not `alone`; numbers: those that
+    row names end in, where the experiment is a curve over them, and label: what they count; of_layers: whether each row
+    is a layer of the teacher, whose quality should predict the accuracy.
     """
 
     title: str
@@ -77,7 +77,7 @@ class Experiment:
 
 
 def paper3(row: str, claim: Claim | None = None) -> Row:
-    """Return a row that is one of the recipes of this folder as it stands."""
+    """Return a row that is one of the recipes in recipes/paper3, unchanged."""
     return Row(f"paper3/{row}", claim=claim)
 
 
@@ -106,7 +106,7 @@ MAIN = ("alone", "feature_only", "kd", "feature_only-ce")
 
 
 def amounts() -> dict[str, Row]:
-    """Return the main rows with few images of a class; those with all of them are the regime's."""
+    """Return the main rows with few images per class; those with all images are the regime's."""
     return {
         f"{row}-{amount}": Row(f"paper3/{row}", (f"data.images_per_class={amount}",), f"one_view-{amount}")
         for amount in AMOUNTS
@@ -115,7 +115,7 @@ def amounts() -> dict[str, Row]:
 
 
 def augmented(title: str, size: int, numbers: tuple[int, ...], changes: tuple[str, ...] = ()) -> Experiment:
-    """Return the main rows with crops and flips, over few or many views, all of which are one cache's first ones."""
+    """Return the main rows with crops and flips, with few or many views: always the first ones of one cache."""
     views = f"views={{size: {size}, crop: resized, flip_probability: 0.5}}"
     return Experiment(
         title,
@@ -142,7 +142,7 @@ def layer_row(tap: str) -> Row:
 
 
 def single_layers(title: str, changes: tuple[str, ...] = ()) -> Experiment:
-    """Return a row for every layer of the teacher, beside the student alone."""
+    """Return a row for every layer of the teacher, and the student alone."""
     return Experiment(
         title,
         "Do layers of higher quality Q teach better, one at a time?",

@@ -1,4 +1,4 @@
-"""Equalities of the papers that need no training: how far the product's losses and networks are off each of them."""
+"""Identities of the papers that need no training: by how much this project's losses and networks miss each."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def reused_head() -> float:
 
 
 def labels_at_the_backbone() -> float:
-    """Return the largest change of the backbone's gradient when every label is another one."""
+    """Return the largest change of the backbone's gradient when every label changes."""
     return float((backbone_gradient(labels=0) - backbone_gradient(labels=1)).abs().max())
 
 
 def backbone_gradient(labels: int) -> Tensor:
-    """Return the gradient of every weight of a feature-only student's backbone, where all labels are this one."""
+    """Return the gradient of every weight of a feature-only student's backbone, where every label is `labels`."""
     torch.manual_seed(0)
     student, teacher = (timm.create_model("cifar_resnet8", num_classes=NUM_CLASSES) for _ in range(2))
     pairs = [{"student": f"layer{i}", "teacher": f"layer{i}"} for i in (1, 2, 3)]

@@ -1,6 +1,6 @@
-"""One of several runs in one process, exact to its recipe, stopped and continued at any step.
+"""One of several runs in one process, exact to its recipe, which can be stopped and continued at any step.
 
-Files are its only state, so that a machine that is lent for minutes is enough. Needs no Ray, DALI or MLflow.
+Files are its only state, so a machine that is lent for minutes is enough. Needs no Ray, DALI or MLflow.
 
 Not here: which runs share batches, and whose turn it is (`ops.reproduce.lanes`).
 """
@@ -36,18 +36,18 @@ from kdcore.reused import deployed_parameters
 from pipelines.files import finite_or_null, make_folder, read_json, write_json, write_whole
 
 FAILED = "failed.json"
-VALIDATION_BATCH = 1000  # small images: a pass over them is then fewer, fuller calls
+VALIDATION_BATCH = 1000  # the images are small: large batches take fewer calls
 
 
 class Lane:
-    """One run. Its folder holds the checkpoint it goes on from; once it is finished, result.json and the weights."""
+    """One run. Its folder holds the checkpoint it resumes from; once it is finished, result.json and the weights."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.rank, self.folder = config, Rank(0, 1, device), RunFolder.of(config)
         self.folder.refuse_another(config)
         set_up_torch(config.train.deterministic)
         self.run = assemble(config, self.rank)
-        self.folder.claim(config, self.run.indexes["train"].fingerprint)  # by which images that have moved are known
+        self.folder.claim(config, self.run.indexes["train"].fingerprint)  # by which moved images are recognised
         self.split = "held_out" if "held_out" in self.run.indexes else "val"
         if config.train.select not in ("last", self.split):
             raise Refused(
@@ -65,7 +65,7 @@ class Lane:
         size = config.data.evaluation_batch or VALIDATION_BATCH
         self.validation = self.run.loader(self.split, self.run.evaluation_plan(self.split), size)
         self.curve: list[dict[str, float]] = []  # a row for every evaluation
-        self.total_loss = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last one
+        self.total_loss = torch.zeros((), dtype=torch.float64, device=device)  # of the steps since the last evaluation
         self.restore()
         self.stream = new_stream(device)
 
@@ -79,7 +79,7 @@ class Lane:
         """Equal for runs whose next batches are the same, to the bit, and whose networks compute in the same way."""
         train, index, step = self.config.train, self.run.indexes["train"], self.state.step
         sizes = train.batch_size, self.run.micro_batch, self.run.steps_per_epoch
-        views = self.run.plan.fingerprint, self.run.plan.policy.num_views  # what they look like, and which come when
+        views = self.run.plan.fingerprint, self.run.plan.policy.num_views  # how they look, and which comes when
         batches = index.fingerprint, *views, self.run.statistics, *sizes, step
         seen = self.run.for_teacher.plan.fingerprint
         return *batches, seen, str(self.rank.device), train.precision, self.run.channels_last
@@ -123,7 +123,7 @@ class Lane:
             journal.write(json.dumps(row, allow_nan=False) + "\n")
 
     def evaluate(self, teacher_logits: Tensor | None = None) -> dict[str, float]:
-        """Return the student's metrics on every validation image, or on every one that is held out."""
+        """Return the student's metrics on every validation image, or on every held-out image."""
         with autocast(self.config, self.rank):
             return evaluate(
                 self.state.evaluated,
@@ -145,7 +145,7 @@ class Lane:
                 self.state.snapshot(checkpoint_facts(self.run)).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
             (unfinished / "progress.json").write_text(json.dumps(progress))
-            (unfinished / "student.safetensors").unlink()  # the weights once more; state travels, and should be small
+            (unfinished / "student.safetensors").unlink()  # the same weights again; the state should be small
             unfinished.rename(target)
         for older in self.checkpoints():
             if older != target:
@@ -156,7 +156,7 @@ class Lane:
         return sorted(self.folder.path.glob("step-*"))
 
     def restore(self) -> None:
-        """Take up the newest checkpoint, where there is one; what was logged after it comes again."""
+        """Restore the newest checkpoint, if there is one; what was logged after it will be logged again."""
         if saved := self.checkpoints():
             self.state.restore(saved[-1], checkpoint_facts(self.run))
             progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
@@ -166,7 +166,7 @@ class Lane:
             cut_journal(self.folder.metrics, self.state.step)
 
     def fail(self, error: NotFinite) -> None:
-        """Say in the folder why the run will not be continued."""
+        """Record in the folder why the run will not be continued."""
         write_json(self.folder.path / FAILED, {"name": self.config.name, "step": self.state.step, "error": str(error)})
 
     def finish(self, about: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 A batch of 64 images of 32 pixels does not fill a GPU, and its teacher costs more than its student. Here runs that see
 the same views form a `Flight`: a batch is made once, and the teacher answers once, for all of them. Every run is a
 `Lane`: the product's training loop, with a CUDA stream of its own, and its forward and backward pass as one CUDA graph.
-Flights take turns by the step.
+Flights take turns, one step each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Key = TypeVar("Key", bound=Hashable)
 class Flight:
     """Lanes whose batches are the same from here on (`Lane.views`), which advance together.
 
-    A teacher that several of them have answers once, whatever each of them reads of it.
+    A teacher that several of them share answers once, whatever each reads of its outputs.
     """
 
     def __init__(self, lanes: list[Lane]) -> None:
@@ -46,15 +46,15 @@ class Flight:
     def step(self) -> list[Tensor]:
         """Take one step of every lane, none of which is done; return their losses, which on a GPU the next overwrites.
 
-        A lane whose numbers are not finite any more says so in its folder, and leaves.
+        A lane whose numbers are no longer finite records that in its folder, and is removed.
         """
         for lane in self.lanes:
-            follow(self.stream, lane.stream)  # they may still read the batch, and what was answered for it
+            follow(self.stream, lane.stream)  # lanes may still be reading the last batch and its answers
         shared: list[tuple[Batch, dict[str, TeacherOutputs]]] = []
         with torch.cuda.stream(self.stream):
             for _ in range(self.num_micro_batches):
                 batch = next(self.batches)
-                # A graph writes its answers where the last ones were: for one micro-batch a step alone.
+                # A graph overwrites its last answers, so it is used only for steps of one micro-batch.
                 alone = self.num_micro_batches == 1
                 shared.append((batch, {name: teacher(batch, alone) for name, teacher in self.teachers.items()}))
         requests = list(islice(self.requests, self.num_micro_batches))
@@ -75,7 +75,7 @@ class Flight:
 
 
 def with_answers(lane: Lane, batch: Batch, request: Request, answers: dict[str, TeacherOutputs]) -> Batch:
-    """Return the batch with what the lane's teacher answered, from its cache or beside it."""
+    """Return the batch with the answers of the lane's teacher, from its cache or online."""
     if lane.run.stored is not None:
         return batch.with_targets(lane.run.stored.outputs(request))
     if asks_online(lane):
@@ -84,7 +84,7 @@ def with_answers(lane: Lane, batch: Batch, request: Request, answers: dict[str, 
 
 
 def flights_of(lanes: list[Lane]) -> list[Flight]:
-    """Return the lanes, those of the same views together."""
+    """Return the lanes as flights, one for all lanes with the same views."""
     return [Flight(group) for group in grouped(lanes, lambda lane: lane.views).values()]
 
 
@@ -97,12 +97,12 @@ def grouped(lanes: Iterable[Lane], key: Callable[[Lane], Key]) -> dict[Key, list
 
 
 def asks_online(lane: Lane) -> bool:
-    """Return whether a teacher answers beside the lane's student."""
+    """Return whether the lane asks an online teacher."""
     return lane.config.needs.reads_teacher and lane.run.teacher is not None
 
 
 def teacher_of(lane: Lane) -> str:
-    """Return what makes two lanes' teachers the same one."""
+    """Return a key that is the same for lanes with the same teacher."""
     assert lane.config.teacher is not None, "a method that needs a teacher has one"
     return lane.config.teacher.model_dump_json()
 
@@ -128,9 +128,9 @@ def take_turns(
     finished: Callable[[Lane], None],
     save_every: float = 120.0,
 ) -> None:
-    """Step up to `side_by_side` lanes by turns until all are done or the time is over, then save them.
+    """Step up to `side_by_side` lanes in turns until all are done or the time is over, then save them.
 
-    Lanes that are done make place for the next that wait, which are built only then.
+    Finished lanes make room for waiting ones, which are built only then.
     """
     started = saved = time.monotonic()
     flights: list[Flight] = []

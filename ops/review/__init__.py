@@ -2,7 +2,7 @@
 
 page        the command and the page
 columns     the columns of the tables
-groups      runs that differ in nothing but their seed, and what sets recipes apart
+groups      runs that differ only in their seed, and what sets recipes apart
 sweeps      the points of a sweep, with their scores
 figures     plotly figures
 seed_noise  whether a difference exceeds it

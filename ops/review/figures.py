@@ -36,7 +36,7 @@ class Figure:
 
 
 def figure(key: str, title: str, note: str, traces: Sequence[Any], **layout: Any) -> Figure:
-    """Make a figure with a plot of one height, and a line of legend below it for every named trace."""
+    """Make a figure with a plot of fixed height, and a line of legend below it for every named trace."""
     named = sum(1 for trace in traces if trace.name and trace.showlegend is not False)
     below = 56 + 22 * named
     size = {"height": 290 + TOOLS + below, "margin": {"l": 60, "r": 20, "t": 12 + TOOLS, "b": below}}
@@ -53,13 +53,13 @@ def colour(number: int) -> str:
 
 
 def with_opacity(hexadecimal: str, opacity: float) -> str:
-    """Return a colour, given as #rrggbb, that lets through what is below it."""
+    """Return a colour, given as #rrggbb, with an opacity."""
     red, green, blue = (int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
 def curves(rows: Sequence[Row], histories: Histories, metric: str, title: str, percent: bool) -> Figure | None:
-    """Draw the mean of every group over its seeds, above the range of the seeds."""
+    """Draw the mean of every group over its seeds, with the range of the seeds as a band."""
     traces: list[Any] = []
     for number, row in enumerate(rows):
         runs = row.group.repetitions(metric).values()
@@ -109,7 +109,7 @@ def curve_axes(percent: bool) -> dict[str, Any]:
 
 
 def responses(key: str, points: Sequence[ScoredPoint], metric: str) -> list[Figure]:
-    """Draw the score over every field, one figure a field, and over two fields of numbers together as a heat map."""
+    """Draw the score over every field, one figure each, and over each pair of numeric fields as a heat map."""
     fields, mode = list(points[0].point), mode_of(metric)
     drawn = [response_figure(f"{key}-{n}", response(points, field, mode), metric) for n, field in enumerate(fields)]
     numeric = [field for field in fields if are_numbers(values_of(points, field))]
@@ -140,7 +140,7 @@ def by_axis(marks: Sequence[tuple[Any, float]]) -> dict[str, list[Any]]:
 
 
 def value_axis(shown: Response) -> dict[str, Any]:
-    """Return the axis of a field: numbers by size, with a tick at each of a few, anything else side by side."""
+    """Return the axis of a field: numbers by size, with a tick at each if they are few, anything else side by side."""
     axis: dict[str, Any] = {"title": {"text": shown.field}, "type": "category"}
     values = sorted({value for value, _ in (*shown.runs, *shown.stopped)})
     if are_numbers(values):
@@ -186,7 +186,7 @@ def parallel(key: str, points: Sequence[ScoredPoint], metric: str) -> Figure:
 
 
 def dimension(field: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Return an axis on which the values stand in order, at equal distances."""
+    """Return an axis with the values in order, at equal distances."""
     places = {value: place for place, value in enumerate(sorted(set(values)))}
     texts = [f"{value:g}" if isinstance(value, float) else value for value in places]
     return {

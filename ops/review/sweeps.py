@@ -17,7 +17,7 @@ from ops.review.groups import field_name, parse_number, varied_fields
 
 @dataclass(frozen=True)
 class ReviewedSweep:
-    """A sweep on the page. stopped: how many of its runs did not come to their ends."""
+    """A sweep on the page. stopped: the number of its runs that did not finish."""
 
     name: str
     points: Sequence[ScoredPoint]
@@ -26,17 +26,17 @@ class ReviewedSweep:
 
     @property
     def finished(self) -> int:
-        """How many of its runs came to their ends."""
+        """The number of its runs that finished."""
         return sum(len(point.scores) for point in self.points)
 
     @property
     def fields(self) -> list[str]:
-        """What was searched."""
+        """The searched fields."""
         return list(self.points[0].point)
 
 
 def sweeps_of(client: mlflow.MlflowClient, runs: Sequence[Run], metric: str) -> list[ReviewedSweep]:
-    """Return every sweep among the runs that has searched something and has a run at its end."""
+    """Return every sweep among the runs that has searched something and has a finished run."""
     parents = dict.fromkeys(run.parent for run in runs if run.parent)
     found = []
     for number, parent in enumerate(parents):
@@ -52,7 +52,7 @@ def sweeps_of(client: mlflow.MlflowClient, runs: Sequence[Run], metric: str) -> 
 
 
 def scored_points(runs: Sequence[Run], metric: str) -> list[ScoredPoint]:
-    """Return the points that a sweep's runs stand for: runs that differ in nothing but their seed are one point."""
+    """Return the points that a sweep's runs stand for: runs that differ only in their seed are one point."""
     values = values_by_field(runs)
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for number, run in enumerate(runs):
@@ -73,14 +73,14 @@ def scored_points(runs: Sequence[Run], metric: str) -> list[ScoredPoint]:
 
 
 def has_finished(run: Run, metric: str) -> bool:
-    """Return whether a run came to its end, with the metric."""
+    """Return whether a run finished, with the metric."""
     return run.status == "FINISHED" and metric in run.metrics
 
 
 def values_by_field(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return {field as people read it: its value in every run} of the fields in which runs differ.
+    """Return {field's name for display: its value in every run} of the fields in which runs differ.
 
-    Numbers are floats where all the values of a field are some.
+    The values are floats where all values of a field are numbers.
     """
     fields = list(varied_fields(runs))
     short = {field: field_name(field, runs[0]) for field in fields}

@@ -1,4 +1,4 @@
-"""`sweep`: what a person types, watches and gets of many runs over one cache.
+"""`sweep`: what a person types, watches and gets for many runs over one cache.
 
 command  the command line's side
 view     the live table

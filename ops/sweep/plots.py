@@ -1,7 +1,7 @@
 """Pictures of a sweep: its learning curves, the response to each number, two numbers at a time, the choices of layers.
 
-Filled marks are runs that went to their ends, hollow ones were stopped early: those scores are of fewer epochs. What
-the responses and the heat maps show is decided in `ops.response`; here it is drawn.
+Filled marks are finished runs; hollow ones were stopped early, so their scores are from fewer epochs. What the
+responses and the heat maps show is decided in `ops.response`; here it is drawn.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ops.sweep.report import PointResult
 from pipelines.files import write_figure
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.7"
-MARKERS = "os^Dvp"  # of runs, in turns: two of the same scores are seen to be two
+MARKERS = "os^Dvp"  # of runs, in turn, so that two runs of equal scores show
 MARKS = 20  # on a curve, at most
 
 
 def plots(plan: SweepPlan, results: Sequence[PointResult]) -> list[Path]:
-    """Draw every picture that the space allows, beside the sweep's other files."""
+    """Draw every picture that the space allows, next to the sweep's other files."""
     if not any(result.scores or result.reached for result in results):
         return []
     folder, numbers = plan.parent.run_dir, numeric_axes(plan)
@@ -100,14 +100,14 @@ def by_axis(marks: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
 
 
 def label_scores(scale: Scale, metric: str, remark: str = "") -> None:
-    """Name the metric beside a scale, which shows a rate in percent."""
+    """Label a scale with the metric, and show a rate in percent."""
     scale.set_label_text(metric + remark)
     if is_rate(metric):
         scale.set_major_formatter(PercentFormatter(1.0))
 
 
 def scale_to_values(axes: Axes, axis: Axis) -> None:
-    """Take a logarithmic scale where values are far apart or were drawn so, and ticks at the values of a list."""
+    """Use a logarithmic scale where values are far apart or drawn log-uniformly, and ticks at the values of a list."""
     if isinstance(axis, LogRange) or is_logarithmic(axis.ends):
         axes.set_xscale("log")
     if isinstance(axis, Values):
@@ -136,7 +136,7 @@ def draw_heat_map(shown: HeatMap, metric: str, path: Path) -> Path:
 
 
 def layer_choices(plan: SweepPlan, results: Sequence[PointResult], path: Path) -> Path:
-    """Draw a row for every choice of layers: its mean Q, and beside it the scores of its runs."""
+    """Draw a row for every choice of layers: its mean Q, and next to it the scores of its runs."""
     choices = list(by_layers(plan, results))
     places = range(len(choices))
     figure = Figure(figsize=(9.0, 1.5 + 0.45 * len(choices)), layout="constrained")

@@ -25,7 +25,7 @@ from ops.response import ScoredPoint
 from pipelines.files import finite_or_null, read_object, write_json, write_text
 
 SUMMARY = "sweep.json"
-# What it keeps of a run's result.
+# The fields of a run's result that it keeps.
 RESULT_FIELDS = ("metrics", "steps", "train_seconds", "wall_seconds", "images_per_second")
 
 
@@ -38,17 +38,17 @@ class PointResult(ScoredPoint):
 
     @property
     def stdev(self) -> float | None:
-        """The deviation over seeds, of a point whose every seed went to its end."""
+        """The deviation over seeds, if every seed finished."""
         return statistics.stdev(self.scores) if self.whole and len(self.scores) > 1 else None
 
     @property
     def epoch(self) -> float:
-        """The epoch that every run has come to."""
+        """The epoch that every run has reached."""
         return min(trial.epoch for trial in self.trials)
 
 
 def ranked(plan: SweepPlan, trials: Iterable[Trial]) -> list[PointResult]:
-    """Rank points: first those whose every seed went to its end, by their mean; the others by how far they came.
+    """Rank points: first those whose seeds all finished, by their mean; then the others, by how far they got.
 
     Points without any score are last.
     """
@@ -77,7 +77,7 @@ def result_of(plan: SweepPlan, number: int, trials: Sequence[Trial]) -> PointRes
 
 
 def result_table(plan: SweepPlan, results: Sequence[PointResult]) -> Table:
-    """Return a table with one row a point, best first."""
+    """Return a table with one row per point, best first."""
     fields = list(plan.space.axes)
     quality = plan.scores if LAYERS in fields else None
     val = validation_rate(results)
@@ -112,14 +112,14 @@ def validation_rate(results: Sequence[PointResult]) -> str:
 
 
 def validation_text(result: PointResult, metric: str) -> str:
-    """Return the mean of a rate on the validation set, which has chosen nothing."""
+    """Return the mean of a rate on the validation set, by which nothing was chosen."""
     finished = [trial.result["metrics"] for trial in result.trials if trial.end == "finished"]
-    values = [metrics[metric] for metrics in finished if metric in metrics]  # not where no label was read
+    values = [metrics[metric] for metrics in finished if metric in metrics]  # absent where no labels were read
     return percent(statistics.fmean(values)) if values else "-"
 
 
 def ends_of_runs(result: PointResult) -> str:
-    """Return how a point's runs ended, and at which epoch those that did not come to their ends."""
+    """Return how a point's runs ended, with the epoch at which unfinished ones did."""
     words = [
         "finished" if trial.end == "finished" else f"{trial.end or 'interrupted'} at {trial.epoch:g}"
         for trial in result.trials
@@ -130,7 +130,7 @@ def ends_of_runs(result: PointResult) -> str:
 
 
 def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunConfig, str] | None:
-    """Return the best point as a recipe, with its manual; None where no point has all its runs at their ends."""
+    """Return the best point as a recipe, and as the text of a file; None where no point has finished all its runs."""
     if not results or not results[0].whole:
         return None
     best, sweep = results[0], plan.sweep
@@ -149,7 +149,7 @@ def best_recipe(plan: SweepPlan, results: Sequence[PointResult]) -> tuple[RunCon
 def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str, Any]) -> list[Path]:
     """Write sweep.json, and best.yaml where there is a best; return their paths.
 
-    facts: of the session that has measured the results; where they are written already, those of that one stay.
+    facts: of this session; if the same results are already written, the facts of the session that measured them stay.
     """
     folder = plan.parent.run_dir
     files = [folder / SUMMARY]
@@ -164,7 +164,7 @@ def write_files(plan: SweepPlan, results: Sequence[PointResult], facts: dict[str
 def are_written(plan: SweepPlan, results: Sequence[PointResult]) -> bool:
     """Return whether sweep.json has these very results."""
     ours = json.loads(json.dumps(finite_or_null(summary(plan, results, {}))))
-    with suppress(Refused):  # a file that is absent, or not whole, is written anew
+    with suppress(Refused):  # a file that is missing or damaged is written again
         found = read_object(plan.parent.run_dir / SUMMARY, "")
         return found | ours == found
     return False

@@ -13,7 +13,7 @@ from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import describe
 from ops.console import View, console, say, table
 
-ROWS = 20  # of the live table: what runs, and what has ended last
+ROWS = 20  # of the live table: the runs under way, and those that ended last
 
 
 class SweepView(View):
@@ -42,7 +42,7 @@ class SweepView(View):
         return f"{trial.name}: {'' if trial.end == 'stopped' else f'{trial.end}, '}{trial.reason}"
 
     def table(self, trials: list[Trial]) -> Table:
-        """Return a table of the runs under way, and of those that have ended last."""
+        """Return a table of the runs under way, and of those that ended last."""
         ends = [trial.end or "under way" for trial in trials]
         counts = ", ".join(f"{ends.count(end)} {end}" for end in ("finished", "stopped", "failed", "lost", "under way"))
         title = f"{self.plan.sweep.name}: {counts}, {self.plan.num_trials - len(trials)} to come"
@@ -59,7 +59,7 @@ class SweepView(View):
         return table(title, ["run", "point", "epoch", self.plan.sweep.metric, ""], rows)
 
     def shown(self, trial: Trial) -> str:
-        """Return a trial's value at its last epoch and, where it would deploy the weights of another, that one's."""
+        """Return a trial's value at its last epoch and, where it would deploy another epoch's weights, theirs."""
         score = self.plan.score(trial)
         if score is None:
             return "-"
