@@ -9,6 +9,7 @@ MLflow takes seconds to import and milliseconds to answer: nothing here imports 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ CONSTANTS = ("model/", "data/cache_bytes")
 DESCRIBED = "run"  # a tag that is there once a run's description is complete
 DIGEST_LENGTH = 32  # of a data set; MLflow takes 36
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
+DIGEST_OF_PARAM = 12  # characters
 
 logger = logging.getLogger("stillhouse")
 
@@ -179,7 +181,7 @@ class MlflowTracker(Tracker):
         }
         fields = flat_fields(public(self.config.model_dump(mode="json", exclude={"about"})))
         there = self.client.get_run(run_id).data.params
-        params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in fields.items() if key not in there]
+        params = [Param(key, param_text(value)) for key, value in fields.items() if key not in there]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE])
         self.client.log_text(run_id, to_yaml(self.config), "recipe.yaml")
@@ -236,6 +238,18 @@ class MlflowTracker(Tracker):
                 experiment = self.client.get_experiment_by_name(name)
         found: str = experiment.experiment_id
         return found
+
+
+def param_text(value: Any) -> str:
+    """Return a value as MLflow takes it: a longer one cut, with a digest of the whole at its end.
+
+    Runs of one recipe are found by their parameters, so what differs behind the cut has to be seen.
+    """
+    text = str(value)
+    if len(text) <= PARAM_LENGTH:
+        return text
+    end = f"... {hashlib.sha256(text.encode()).hexdigest()[:DIGEST_OF_PARAM]}"
+    return text[: PARAM_LENGTH - len(end)] + end
 
 
 def tracking_uri(config: RunConfig) -> str:
