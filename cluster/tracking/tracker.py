@@ -7,7 +7,6 @@ process. A new one is a subclass with a `name` in a module that is imported befo
 
 from __future__ import annotations
 
-import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from cluster.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
-from kdcore.terms.base import refuse_second
+from kdcore.registry import Registry
 
 Row = dict[str, Any]  # {"step": int, "time": seconds since the epoch, metric: number or None}
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -35,12 +34,11 @@ class Tracker(ABC):
     name: ClassVar[str]
     is_shared: ClassVar[bool] = True
     """Whether several processes may send the same run's lines at the same time."""
-    registry: ClassVar[dict[str, type[Tracker]]] = {}
+    registry: ClassVar[Registry[Tracker]] = Registry("trackers")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        refuse_second(cls.registry, cls.name, cls, "trackers")
-        cls.registry[cls.name] = cls
+        cls.registry.add(cls.name, cls)
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.folder = config, RunFolder.of(config)
@@ -117,12 +115,12 @@ def trackers_of(config: RunConfig) -> list[Tracker]:
     known, names = known_trackers(), list(dict.fromkeys([MlflowTracker.name, *config.tracking.also]))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-            raise Refused(f"tracking.also: unknown tracker {name!r}; did you mean {', '.join(near)}?")
+            near = ", ".join(known.nearest(name))
+            raise Refused(f"tracking.also: unknown tracker {name!r}; did you mean {near}?")
     return [known[name](config) for name in names]
 
 
-def known_trackers() -> dict[str, type[Tracker]]:
+def known_trackers() -> Registry[Tracker]:
     """Return every registered tracker, including ours."""
     from cluster.tracking import mlflow_tracker, tensorboard_tracker  # noqa: F401  they register themselves
 

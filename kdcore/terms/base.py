@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused, shortened
+from kdcore.registry import Registry
 from kdcore.section import Section
 
-REGISTRY: dict[str, type[Term]] = {}
+REGISTRY: Registry[Term] = Registry("terms")
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,6 @@ class TermContext:
     num_views: int | None = None
 
 
-def refuse_second(registry: Mapping[str, type], name: str, added: type, what: str) -> None:
-    """Refuse a class under a name that another one has. what: the plural of what is registered."""
-    known = registry.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (added.__module__, added.__qualname__):
-        places = (f"{one.__module__}.{one.__qualname__}" for one in (known, added))
-        raise Refused(f"two {what} are called {name!r}: {' and '.join(places)}; rename one")
-
-
 class Term(Section):
     """A weighted loss, as data: base of every term, with the fields that all of them have.
 
@@ -123,8 +116,7 @@ class Term(Section):
         name = cls.model_fields["term"].default
         if not isinstance(name, str):
             return  # an intermediate base class
-        refuse_second(REGISTRY, name, cls, "terms")
-        REGISTRY[name] = cls
+        REGISTRY.add(name, cls)
 
     def needs(self) -> Needs:
         """Return what this term reads."""

@@ -12,7 +12,6 @@ Not here: what asks a rule, and what Ray Tune is told (`cluster.sweep.scheduler`
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,9 +19,10 @@ from pydantic import Field
 
 from cluster.metric_names import Mode
 from kdcore.errors import Refused
+from kdcore.registry import Registry
 from kdcore.section import Section
 
-REGISTRY: dict[str, type[Stopper]] = {}
+REGISTRY: Registry[Stopper] = Registry("stopping rules")
 
 
 class Report(NamedTuple):
@@ -50,9 +50,7 @@ class Stopper(Section):
         name = cls.model_fields["rule"].default
         if not isinstance(name, str):
             return  # an intermediate base class
-        if name in REGISTRY and REGISTRY[name].__module__ != cls.__module__:
-            raise Refused(f"two stopping rules are called {name!r}: {REGISTRY[name].__module__} and {cls.__module__}")
-        REGISTRY[name] = cls
+        REGISTRY.add(name, cls)
 
     def reason(self, run: Curve, others: Sequence[Curve], mode: Mode, write: Callable[[float], str] = str) -> str:
         """Return why a run ends with its last report, to be read after its score; empty where it goes on.
@@ -84,6 +82,5 @@ def parse_stopper(given: Any) -> Any:
         raise Refused(f"a stopping rule is a mapping with a 'rule' key, such as {{rule: asha}}; got {given!r}")
     name = given["rule"]
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3) or sorted(REGISTRY)
-        raise Refused(f"unknown stopping rule {name!r}; did you mean {', '.join(near)}?")
+        raise Refused(f"unknown stopping rule {name!r}; did you mean {', '.join(REGISTRY.nearest(name))}?")
     return REGISTRY[name].model_validate(dict(given))

@@ -240,7 +240,7 @@ def test_a_step_that_is_no_single_pass_is_refused(changes: dict[str, Any], reaso
 
 
 def test_a_weight_with_a_course_of_its_own_keeps_steps_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "REGISTRY", dict(base.REGISTRY))
+    monkeypatch.setattr(base, "REGISTRY", copy.copy(base.REGISTRY))
 
     class Rising(Term):
         term: Literal["rising_in_a_test"] = "rising_in_a_test"
