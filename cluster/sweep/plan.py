@@ -118,10 +118,13 @@ def require_metric(metric: str, runs: Sequence[tuple[Point, RunConfig]]) -> None
     lacking = next((point for (point, _), names in zip(runs, found, strict=True) if metric not in names), None)
     if lacking is not None:
         common = [name for name in found[0] if all(name in names for names in found)]
-        raise Refused(
-            f"metric: {metric} is not measured in a run with {describe(lacking)}; "
-            + (f"take one of {', '.join(common)}" if common else "nothing is in all runs: take a sweep for each kind")
-        )
+        remedy = f"take one of {', '.join(common)}"
+        if not common:
+            remedy = (
+                "nothing is in all runs: have each teach its classifier (ce, kd), take a sweep for each kind, or set "
+                "teacher: online for a teacher without a head"
+            )
+        raise Refused(f"metric: {metric} is not measured in a run with {describe(lacking)}; {remedy}")
 
 
 def require_own_fields(base: RunConfig, point: Point, config: RunConfig) -> None:
@@ -130,7 +133,7 @@ def require_own_fields(base: RunConfig, point: Point, config: RunConfig) -> None
         if field.startswith(f"{axis}."):
             ours, theirs = field_of(base, field), field_of(config, field)
             if None not in (ours, theirs) and ours != theirs:
-                raise Refused(f"{axis} cannot be searched with {field} {theirs}, for the recipe has {ours}: {remedy}")
+                raise Refused(f"{axis} cannot be searched with {field} {theirs}, as the recipe has {ours}: {remedy}")
 
 
 def field_of(config: RunConfig, field: str) -> Any:

@@ -33,7 +33,7 @@ def test_a_point_that_makes_no_run(recipes):
     [
         ({"temperature": [1, 2], "view_seed": [0, 1]}, "^view_seed cannot be searched: .* different held-out images"),
         ({"data.images_per_class": {"integers": [8, 12]}}, "^data.images_per_class cannot be searched"),
-        ({"data": [{}, {"held_out": 0.5}]}, "^data cannot be searched with data.held_out 0.5, for the recipe has 0.25"),
+        ({"data": [{}, {"held_out": 0.5}]}, "^data cannot be searched with data.held_out 0.5, as the recipe has 0.25"),
     ],
 )
 def test_runs_are_compared_on_the_same_images(space, message, recipes):
@@ -134,7 +134,7 @@ NOT_MEASURED = {
     "some points alone": (
         {},
         {"space": {"method": [KD, [MSE]]}, "metric": "held_out/f1"},
-        "held_out/f1 is not measured in a run with method .* nothing is in all runs: take a sweep for each kind$",
+        "held_out/f1 is not measured in a run with method .* nothing is in all runs: have each teach its classifier",
     ),
 }
 
@@ -161,3 +161,13 @@ def test_images_without_labels_are_compared_by_agreement(recipes, image_folder, 
     with pytest.raises(Refused, match=r"held_out/top1 is not .* take one of held_out/agreement, held_out/kl$"):
         planned(recipe)
     assert planned(recipe, metric="held_out/kl").problems == {}
+
+
+def test_runs_that_nothing_compares_are_refused(recipes, image_folder, tmp_path):
+    """A teacher without a head whose features lie in a cache, and no labels: neighbours cannot be compared."""
+    root = without_training_labels(image_folder, tmp_path / "images")
+    recipe = recipes(data__root=str(root), teacher=HEADLESS, method=[MSE])
+    metric, space = "held_out/neighbour_agreement", {"weight": [1, 2]}
+    with pytest.raises(Refused, match=f"^metric: {metric} is not .*; nothing is in all runs: .* set teacher: online"):
+        planned(recipe, metric=metric, space=space)
+    assert planned(recipe, metric=metric, space=space, teacher="online").problems == {}

@@ -22,6 +22,8 @@ from tests.multi_label import write_pictures
 TEACHER = {"model": "cifar_resnet8", "random": True}
 HEADLESS = {**TEACHER, "head": "none"}
 KD = {"term": "kd", "weight": 1.0, "temperature": 2.0}
+BCE = {"term": "bce", "weight": 1.0}
+SEVERAL_LABELS = {"data__multi_label": True, "views": {"size": 16, "crop": "padded", "padding": 1}}
 FITNET = {"term": "fitnet", "weight": 1.0, "pairs": [{"student": "layer2", "teacher": "layer2"}]}
 OF_LABELS = ["top1", "top5", "class_mean_top1"]
 BY_NEIGHBOURS = ["knn_top1", "neighbour_agreement"]
@@ -53,13 +55,13 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[str]]] = {  # {kind: (images, f
     "features alone, and no labels": ("unlabelled", {"teacher": TEACHER, "method": [FITNET]}, []),
     "several labels": (
         "several labels",
-        {
-            "teacher": TEACHER,
-            "method": [{"term": "bce", "weight": 1.0}],
-            "data__multi_label": True,
-            "views": {"size": 16, "crop": "padded", "padding": 1},
-        },
+        {"teacher": TEACHER, "method": [BCE], **SEVERAL_LABELS},
         ["mAP", "f1", "agreement", "nll", "kl"],
+    ),
+    "several labels, and features alone": (
+        "several labels",
+        {"teacher": TEACHER, "method": [FITNET], **SEVERAL_LABELS},
+        [],
     ),
 }
 
