@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,15 @@ from cluster.recipe import load_recipe, parse
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.run import JOURNAL
 from cluster.training import launch as launching
-from cluster.training.launch import RunResult, launch
+from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
 from kdcore.models import build_model
-from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, ROOT, Machines
+from tests.cluster.runs import weights
 from tests.conftest import small_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def nodes(worker_executable: str) -> Iterator[Machines]:
-    """Two nodes with room for two workers each."""
-    with cluster_of(2, py_executable=worker_executable) as machines:
-        yield machines
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +142,7 @@ def test_a_sweep_is_interrupted_and_loses_a_worker(nodes, cached, tmp_path):
     status, shown = sweep(lambda process: nodes.kill_workers(1))
     assert status == 1, shown
     assert "1 to be continued" in shown
-    said = r"000-seed0 lost: rank \d on \S+: the worker's process was killed and left no word"
+    said = r"000-seed0 lost: rank \d on \S+: the worker's process was killed without a message"
     assert re.search(said, " ".join(shown.split())), shown
     status, shown = sweep(lambda process: None)
     assert status == 0, shown
@@ -163,7 +157,3 @@ def test_a_sweep_is_interrupted_and_loses_a_worker(nodes, cached, tmp_path):
 
 def num_reports(journal: Path) -> int:
     return journal.read_text().count('"report"') if journal.exists() else 0
-
-
-def weights(run: RunResult) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors")

@@ -12,7 +12,7 @@ from kdcore.terms.logits import KD
 REFUSED = {
     "unknown key": ({"train__epoch": 3}, r"unknown key 'train.epoch'; did you mean epochs"),
     "unknown section": ({"optimiser": "x"}, r"unknown key 'optimiser'; did you mean optimizer"),
-    "batch": ({"train__micro_batch": 3}, r"train.batch_size 8 is no multiple of train.micro_batch 3; take 6"),
+    "batch": ({"train__micro_batch": 3}, r"train.batch_size 8 is not a multiple of train.micro_batch 3; take 6"),
     "workers": ({"scaling__num_workers": 4}, r"2 micro-batches of 4, fewer than scaling.num_workers 4"),
     "teacher": ({"method": [{"term": "kd", "weight": 1.0, "temperature": 4}]}, r"kd needs a teacher; add a 'teacher:'"),
     "term": ({"method": [{"term": "kdd", "weight": 1.0}]}, r"unknown term 'kdd'; did you mean kd"),

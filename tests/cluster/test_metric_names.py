@@ -29,7 +29,7 @@ def test_which_values_are_better(name, mode):
 
 @pytest.mark.parametrize("name", ["train/gradient_norm", "train/kd", "val/top9", "val/"])
 def test_a_metric_of_which_nothing_is_known_ranks_nothing(name):
-    with pytest.raises(Refused, match=f"^{name}: whether more or less of it is better is not known"):
+    with pytest.raises(Refused, match=f"^{name}: it is not known whether more or less of it is better"):
         mode_of(name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from cluster.assembly import assemble
 from cluster.outline import outline
@@ -12,6 +11,7 @@ from cluster.recipe import parse
 from kdcore.cost import multiply_adds
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, usable_taps
+from tests.cluster.runs import Branching
 
 SIZE = (16, 16)
 
@@ -30,18 +30,6 @@ def test_shapes_and_costs_are_those_of_the_run(recipe):
         )
 
 
-class Branching(nn.Module):
-    """A network whose way depends on the images' values."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(3, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        means = images.mean(dim=(2, 3))
-        return self.classifier(means if bool(means.sum() > 0) else -means)
-
-
 def test_a_network_that_asks_for_values_has_them(recipe):
-    run = outline(parse(recipe(student={"model": f"{__name__}:Branching"})))
+    run = outline(parse(recipe(student={"model": f"{Branching.__module__}:Branching"})))
     assert not any(parameter.is_meta for parameter in run.student.parameters())

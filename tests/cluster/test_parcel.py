@@ -67,7 +67,7 @@ def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
         with pytest.raises(Refused, match=f"ownership.*git config --global --add safe.directory {tree}"):
             pack_parcel(tree)
     (tree / ".git" / "HEAD").write_text("nothing")
-    with pytest.raises(Refused, match="mend the repository"):
+    with pytest.raises(Refused, match="fix the repository"):
         pack_parcel(tree)
     shutil.rmtree(tree / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.parent))

@@ -56,7 +56,7 @@ def test_another_encoding(write, encoding):
 
 
 def test_a_key_twice(write):
-    with pytest.raises(Refused, match="'name' stands twice"):
+    with pytest.raises(Refused, match="'name' appears twice"):
         load_recipe(write(after="name: second\n"))
 
 
@@ -81,7 +81,7 @@ def test_an_override_that_is_no_yaml(write, override):
     "override", ["train.epochs=true", "seed=false", "optimizer.lr=yes", "method.0.weight=true", "views.size=true"]
 )
 def test_true_is_no_number(write, override):
-    with pytest.raises(Refused, match="is no number"):
+    with pytest.raises(Refused, match="is not a number"):
         load_recipe(write(), [override])
 
 

@@ -70,7 +70,7 @@ def test_weights_as_programs_write_them(trained, tmp_path, form):
     [
         ("ddp", "took the tensors under 'module.'"),
         ("lightning", "took the tensors under 'model.' (of 57, 56)"),
-        ("old torchvision", "began batch norm's counts of batches at 0"),
+        ("old torchvision", "missing batch counts, which affect nothing, to 0"),
         ("thop", "left out a profiler's 2 counts"),
     ],
 )
@@ -96,7 +96,7 @@ def test_timms_best_is_its_moving_average(trained, tmp_path, caplog):
     )
     saver.save_checkpoint(3, metric=71.2)
     assert build(tmp_path / "model_best.pth.tar").fc.bias.tolist() == [7, 7, 7]
-    assert "took 'state_dict_ema', the moving average, which stands beside 'state_dict'" in caplog.text
+    assert "took 'state_dict_ema', the moving average, which is next to 'state_dict'" in caplog.text
 
 
 def test_no_object_of_a_file_is_made(tmp_path):

@@ -141,7 +141,7 @@ def test_a_folder_is_asked_for_the_classes_of_the_data(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     found = build(model, ("cat", "ant")).eval()(images)
     assert torch.equal(found, network(images)[:, [2, 0]])
-    with pytest.raises(Refused, match=r"answers for 3 classes \(ant, bee, cat, ...\), and 'dog' of the data is none"):
+    with pytest.raises(Refused, match=r"answers for 3 classes \(ant, bee, cat, ...\), and 'dog' of the data is not"):
         build(model, ("cat", "dog"))
 
 

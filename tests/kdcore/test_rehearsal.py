@@ -124,7 +124,7 @@ def rehearse_own(form, device="cpu"):
         ("none", "it gives a NoneType; return a tensor"),
         (
             "detached",
-            r"its loss \(float32\) has no gradient, so the student would learn nothing of it; compute it from",
+            r"its loss \(float32\) has no gradient, so the student would learn nothing from it; compute it from",
         ),
         ("wrong", r"its loss \(float32\) has no gradient"),
         ("whole", r"its loss \(int64\) has no gradient"),

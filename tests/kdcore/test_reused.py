@@ -184,7 +184,7 @@ def test_networks_without_timms_contract_are_refused():
         TeacherHead.of(plain, CIFAR)
     with pytest.raises(Refused, match="must be a network of timm"):
         ReusedClassifierStudent(plain, TeacherHead.of(teacher_of("cifar_resnet8"), CIFAR), CIFAR)
-    with pytest.raises(Refused, match=r"takes no images of \[32, 32\]"):
+    with pytest.raises(Refused, match=r"rejects images of \[32, 32\]"):
         TeacherHead.of(teacher_of("test_vit3"), CIFAR)
 
 

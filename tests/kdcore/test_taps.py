@@ -249,7 +249,7 @@ def test_a_network_with_two_classifiers_has_no_classifier_input():
 def test_images_of_a_size_that_a_vit_does_not_take_are_refused():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=5)
     taps = FeatureTaps(model.train(), {"blocks.0"})
-    with pytest.raises(Refused, match=r"takes no images of \[48, 48\].*img_size"):
+    with pytest.raises(Refused, match=r"rejects images of \[48, 48\].*img_size"):
         taps.shapes((48, 48))
     assert model.training  # the failed probe has put the mode back
     assert taps.shapes((32, 32)) == {"blocks.0": (5, 192)}
@@ -309,7 +309,7 @@ def test_a_probe_moves_nothing():
 def test_a_size_that_a_network_does_not_take(name, size):
     """A cache was built of it, and its build ended in a traceback."""
     network = timm.create_model(name, num_classes=3)
-    with pytest.raises(Refused, match=rf"takes no images of \[{size}, {size}\]: .*change the size"):
+    with pytest.raises(Refused, match=rf"rejects images of \[{size}, {size}\]: .*change the size"):
         FeatureTaps(network, []).shapes((size, size))
-    with pytest.raises(Refused, match=rf"takes no images of \[{size}, {size}\]"):
+    with pytest.raises(Refused, match=rf"rejects images of \[{size}, {size}\]"):
         TeacherHead.of(network, (size, size))

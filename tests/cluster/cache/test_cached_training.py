@@ -170,7 +170,7 @@ def test_sizes_that_change_by_epoch(recipes, method):
     online = losses(recipes(**changes))
     assert len(online) == 24
     if method == "feature_only":
-        with pytest.raises(Refused, match=r"at 24 x 24 pixels features.layer2 has another shape than at views.size"):
+        with pytest.raises(Refused, match=r"at 24 x 24 pixels features.layer2 has a different shape than at views"):
             build(recipes(**changes))
         return
     build(recipes(**changes))

@@ -102,8 +102,8 @@ def test_a_run_that_cannot_be_delivered_keeps_no_other_back(kept_back):
 
     said, asked = kept_back(one, a="one", b="one", c="two", d="two", e="one")
     assert asked == ["a", "b", "c", "e"]
-    assert re.search(r"/a cannot be delivered \(Permission denied: a/outbox\); let the user do so", said)
-    assert said.endswith("; nor are these delivered: b, c, d; delivered all the same: e")
+    assert re.search(r"/a cannot be delivered \(Permission denied: a/outbox\); let the owner of the run do so", said)
+    assert said.endswith("; also not delivered: b, c, d; still delivered: e")
 
 
 def test_a_run_that_goes_on_has_no_end(config):

@@ -73,7 +73,7 @@ def test_a_file_that_is_too_large_for_what_stands_before_the_server(config, monk
         patched.setattr(mlflow.MlflowClient, "log_artifact", take_small_ones)
         run_id, folder = finished_run(config)
         close_run(config, "FINISHED")
-        said = r"takes no student.safetensors: HTTP status 413 for 7 bytes; raise the limit of .* client_max_body_size"
+        said = r"rejects student.safetensors: HTTP status 413 for 7 bytes; raise the limit of .* client_max_body_size"
         assert "student.safetensors: HTTP status 413 for 7 bytes; raise the limit" in caplog.text
         assert "python -m ops deliver" in caplog.text
         with pytest.raises(Refused, match=said):

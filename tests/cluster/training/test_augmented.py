@@ -24,6 +24,7 @@ from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
+from tests.cluster.runs import losses_of, same_bits
 from tests.conftest import small_recipe, write_image_folder
 
 CPU = torch.device("cpu")
@@ -117,16 +118,3 @@ def test_killed_and_continued(
     assert len(before) == 2 * KILLED_AT
     for part in ("distiller", "evaluated"):
         assert same_bits(getattr(continued.state, part).state_dict(), getattr(loop.state, part).state_dict())
-
-
-def losses_of(loop: TrainingLoop, until: int) -> list[float]:
-    """Of every micro-batch up to a step, the exact numbers."""
-    losses: list[float] = []
-    batches = loop.run.train_batches(loop.state.step)
-    while loop.state.step < until:
-        loop.step(batches, lambda _number, _batch, output: losses.append(output.loss.item()))
-    return losses
-
-
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -11,6 +11,7 @@ from cluster.training.check import check_run
 from cluster.training.replay import replay_step
 from kdcore.errors import Refused
 from kdcore.terms import REGISTRY
+from tests.cluster.runs import Branching
 
 TEACHER = {"model": "cifar_resnet8", "random": True}
 FEATURES = [{"term": "feature_mse", "weight": 1, "pairs": [{"student": "layer2", "teacher": "layer2"}]}]
@@ -49,20 +50,8 @@ def test_what_networks_complain_of_is_said_by_the_cpu(recipe, devices):
     assert devices == ["meta", "cpu"]
 
 
-class Branching(torch.nn.Module):
-    """A network whose way depends on the images' values."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.classifier = torch.nn.Linear(3, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        means = images.mean(dim=(2, 3))
-        return self.classifier(means if bool(means.sum() > 0) else -means)
-
-
 def test_a_network_that_asks_for_values_has_them(recipe, devices):
-    check_run(parse(recipe(student={"model": f"{__name__}:Branching"})))
+    check_run(parse(recipe(student={"model": f"{Branching.__module__}:Branching"})))
     assert devices == ["meta", "cpu"]
 
 

@@ -70,7 +70,7 @@ def test_a_kill_leaves_no_word(tmp_path, content):
     path = tmp_path / "crash-0.txt"
     if content is not None:
         path.write_text(content)
-    assert "SIGKILL, which the kernel sends where memory runs out" in crash_of(DEAD, path)
+    assert "SIGKILL, which the kernel sends when memory runs out" in crash_of(DEAD, path)
     assert "SIGKILL" in crash_of(DEAD, None)
 
 

@@ -48,13 +48,13 @@ def seen(error: Exception) -> Exception:
 DEATHS = [
     (
         OutOfMemoryError(MEMORY),
-        r"^rank 2: killed by Ray, for its node \(10.0.0.7\) had run out of memory: 22.90GB of 23.43GB were taken",
+        r"^rank 2: killed by Ray when its node \(10.0.0.7\) ran out of memory: 22.90GB of 23.43GB were taken",
     ),
     (
         RayActorError(error_msg=NODE),
         r"^rank 2 on 10.0.0.9: its node was lost \(health check failed due to missing too many heartbeats\)$",
     ),
-    (RayActorError(error_msg=PROCESS), r"^rank 2 on 10.0.0.9: the worker's process was killed and left no word"),
+    (RayActorError(error_msg=PROCESS), r"^rank 2 on 10.0.0.9: the worker's process was killed without a message"),
 ]
 
 
@@ -94,9 +94,9 @@ def test_data_that_one_node_lacks(recipe, tmp_path):
     with pytest.raises(Refused) as caught:
         refuse_missing_mounts(config)
     text = str(caught.value)
-    assert re.match(rf"(output_dir|data.root): .* is not there on the node {socket.gethostname()} \(of it, /", text)
+    assert re.match(rf"(output_dir|data.root): .* does not exist on the node {socket.gethostname()} \(only /", text)
     (tmp_path / "out").mkdir()
-    with pytest.raises(Refused, match=rf"^data.root: {tmp_path}/shared/images is not there on the node"):
+    with pytest.raises(Refused, match=rf"^data.root: {tmp_path}/shared/images does not exist on the node"):
         refuse_missing_mounts(config)
     (tmp_path / "shared" / "images").mkdir(parents=True)
     refuse_missing_mounts(config)

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from tests.cluster.training.begin_and_kill import KILLED_AT, SAVED_AT, STEPS, train, train_in
-from tests.conftest import small_recipe, write_image_folder
+from tests.conftest import small_recipe
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.stores import s3_server, store, uri, use_test_credentials
 from tests.processes import exit_code_of
@@ -28,15 +28,10 @@ def recipe_of(root: str, folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
+def undisturbed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
     """The steps of a run on the image folder: (number, loss and sum of the images of each micro-batch)."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    train(recipe_of(str(images), folder), folder, kill=False)
+    train(recipe_of(str(image_folder), folder), folder, kill=False)
     return steps_of(folder)
 
 
@@ -60,12 +55,12 @@ def ends_of(root: str, folder: Path) -> list[int | None]:
 
 @pytest.mark.parametrize("kind", [*CONTAINERS, *IN_STORE])
 def test_killed_and_continued(
-    kind: str, images: Path, undisturbed: list[list[float]], port: int, tmp_path: Path
+    kind: str, image_folder: Path, undisturbed: list[list[float]], port: int, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
     for split in ("train", "val"):
-        CONTAINERS[IN_STORE.get(kind, kind)](images, split, root)
+        CONTAINERS[IN_STORE.get(kind, kind)](image_folder, split, root)
     place = str(root)
     if kind in IN_STORE:
         bucket = kind.replace(" ", "-")

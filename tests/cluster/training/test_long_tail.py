@@ -23,6 +23,7 @@ from cluster.training.loop import TrainingLoop, new_state
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 from pipelines.loaders.base import Request
+from tests.cluster.runs import losses_of
 from tests.conftest import small_recipe, write_image_folder
 
 CPU = torch.device("cpu")
@@ -45,14 +46,6 @@ def long_tail(tmp_path: Path) -> Make:
         return parse(small_recipe(images, tmp_path / "out", **own | changes))
 
     return make
-
-
-def losses_of(loop: TrainingLoop, until: int) -> list[float]:
-    losses: list[float] = []
-    batches = loop.run.train_batches(loop.state.step)
-    while loop.state.step < until:
-        loop.step(batches, lambda _number, _batch, output: losses.append(output.loss.item()))
-    return losses
 
 
 def assembled(config: RunConfig, number: int = 0, world_size: int = 1) -> Assembly:

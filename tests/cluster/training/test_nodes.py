@@ -32,7 +32,7 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import RunFailed
 from kdcore.models import build_model
 from pipelines.views.plan import ViewPlan
-from tests.cluster.machines import NUM_CPUS, ROOT, Machines, cluster_of
+from tests.cluster.machines import NUM_CPUS, ROOT
 from tests.commands import Command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -42,13 +42,6 @@ ENDLESS = 40_000  # until a node has come and was noticed, on a fast machine too
 UNHURRIED = ROOT / "tests" / "unhurried.py"
 BATCH, MICRO_BATCH = 12, 2
 EPOCH = 48 // BATCH  # steps
-
-
-@pytest.fixture(scope="module")
-def nodes(worker_executable: str) -> Iterator[Machines]:
-    """Two nodes with room for two workers each; a dead node is noticed within seconds."""
-    with cluster_of(2, py_executable=worker_executable) as machines:
-        yield machines
 
 
 @pytest.fixture(scope="module")

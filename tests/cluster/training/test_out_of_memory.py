@@ -17,15 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
-from cluster.training.launch import RunResult, launch
+from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop
 from tests.cluster.machines import ROOT, Loopback, Machines, cluster_of
+from tests.cluster.runs import weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -162,7 +162,7 @@ def killed_at(address: str, limit: int) -> str:
     Of two workers that came together Ray chooses, and not always the one whose memory grows.
     """
     limit_gb = f"{limit / 2**30:.2f}"
-    said = rf"killed by Ray, for its node \({re.escape(address)}\) had run out of memory: "
+    said = rf"killed by Ray when its node \({re.escape(address)}\) ran out of memory: "
     return rf"rank [01]: {said}[23]\.\d+GB of {re.escape(limit_gb)}GB were taken; take a smaller train.micro_batch"
 
 
@@ -188,12 +188,8 @@ def test_the_drivers_node_has_no_memory_left(recipe, tmp_path):
         done = run(*within)
     assert done.returncode == 1, done.stdout + done.stderr
     line = (tmp_path / "out" / "run" / "error.txt").read_text()
-    assert re.match("Ray Train's controller, which lives beside the driver, ended: killed by Ray, for its node", line)
+    assert re.match("Ray Train's controller, which runs next to the driver, ended: killed by Ray when its node", line)
     assert line in done.stderr
     again = run()
     assert again.returncode == 0, again.stdout + again.stderr
     assert "continuing at step 4 of 12" in again.stdout
-
-
-def weights(run: RunResult) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors")

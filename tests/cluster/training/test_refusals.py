@@ -40,7 +40,7 @@ def test_an_output_folder_that_is_a_file(image_folder, tmp_path):
 def test_a_link_to_a_folder_around_it(tmp_path, target):
     root = write_image_folder(tmp_path / "images")
     (root / "train" / "class0" / "link").symlink_to(target)
-    with pytest.raises(Refused, match="class0/link is a link to a folder that it lies in"):
+    with pytest.raises(Refused, match="class0/link is a link to a folder that contains it"):
         check_run(parse(small_recipe(root, tmp_path / "out")))
 
 

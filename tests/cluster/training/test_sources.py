@@ -31,6 +31,7 @@ from kdcore.errors import Refused
 from kdcore.models import build_model
 from pipelines.data import store as store_files
 from pipelines.data.convert import PackJob, run_pack_job
+from tests.cluster.runs import losses_of
 from tests.conftest import small_recipe, write_image_folder
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.stores import FailingProxy, s3_server, store, uri, use_test_credentials
@@ -57,15 +58,6 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Begin:
         return assemble(parse(recipe), rank or Rank(0, 1, CPU))
 
     return make
-
-
-def losses_of(loop: TrainingLoop, until: int) -> list[float]:
-    """Of every micro-batch up to a step, the exact numbers."""
-    losses: list[float] = []
-    batches = loop.run.train_batches(loop.state.step)
-    while loop.state.step < until:
-        loop.step(batches, lambda _number, _batch, output: losses.append(output.loss.item()))
-    return losses
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +247,7 @@ def test_validation_without_labels(without_labels: Callable[..., RunConfig]) -> 
 def test_labels_that_are_missing(without_labels: Callable[..., RunConfig]) -> None:
     with pytest.raises(Refused, match=r"have no labels, which the term ce reads; leave it out of the method"):
         launch(without_labels([*KD, {"term": "ce", "weight": 1.0}], "val"))
-    with pytest.raises(Refused, match=r"no split of .* has labels, so that the classes are unknown"):
+    with pytest.raises(Refused, match=r"no split of .* has labels, so the classes are unknown"):
         launch(without_labels(KD, "neither"))
 
 

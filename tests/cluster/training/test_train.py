@@ -24,6 +24,7 @@ from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused, RunFailed
 from kdcore.models import build_model
+from tests.cluster.runs import same_bits
 from tests.conftest import small_recipe, write_image_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -49,10 +50,6 @@ def records(run_dir: str) -> dict[tuple[int, int], dict]:
 
 def weights(run_dir: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(Path(run_dir) / "student.safetensors")
-
-
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 METHOD = [

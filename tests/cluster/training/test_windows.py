@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import ray
-import safetensors.torch
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
@@ -31,6 +30,7 @@ from cluster.training.placement import Placement, RestartableGroup, WatchedPlace
 from cluster.training.recovery import ORPHANED
 from cluster.waiting import Room
 from kdcore.errors import Refused, RunFailed
+from tests.cluster.runs import weights
 from tests.cluster.training.windows import NUM_STARTS
 
 PLUGIN = """
@@ -256,10 +256,6 @@ def test_a_run_that_finds_no_room(ray_cluster, recipe):
         launch(config, watch=lambda state, messages: heard.extend(messages))
     assert "waiting for 8 x 1 CPU (cluster: 4 CPU on 1 node), at most 3 s more" in heard
     assert ray.available_resources()["CPU"] == 4
-
-
-def weights(run: RunResult) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(Path(run.run_dir) / "student.safetensors")
 
 
 def rows(run: RunResult) -> list[tuple[int, float]]:

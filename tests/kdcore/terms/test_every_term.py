@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from kdcore.batch import Needs, TeacherOutputs
 from kdcore.section import meaning
 from kdcore.terms import REGISTRY, Stateless, TermContext, TermInputs, parse_term
+from tests.kdcore.terms.restated import normal32 as normal
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -76,10 +77,6 @@ TEACHER_SHAPES = {
     "blocks.1": (10, 12),
     "norm": (10, 12),
 }
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make(name: str):

@@ -19,11 +19,7 @@ from kdcore.terms.reviewkd import hcl
 from kdcore.terms.spectral import dct, spectral
 from kdcore.terms.vid import vid
 from kdcore.terms.vitkd import generation, mimicking
-
-
-def normal(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
+from tests.kdcore.terms.restated import cosine, each, normal
 
 VARIANCE = normal(9, 3).exp()
 CLASS_MEANS = normal(10, 5, 6)
@@ -32,11 +28,6 @@ MASKED = torch.tensor([[True, False, True], [False, False, True], [True, True, T
 
 
 # --- restatements ---
-
-
-def each(function):
-    """A restatement of one sample, over a batch."""
-    return lambda student, teacher: [function(i, s, t) for i, (s, t) in enumerate(zip(student, teacher, strict=True))]
 
 
 def zero(teacher):
@@ -118,10 +109,6 @@ def plain_hcl(i, s, t):
     parts = [(1.0, mean_square(s, t))]
     parts += [(w, mean_square(average(s, n), average(t, n))) for w, n in ((0.5, 4), (0.25, 2), (0.125, 1))]
     return sum(w * v for w, v in parts) / 1.875
-
-
-def cosine(a, b):
-    return a @ b / math.sqrt((a @ a) * (b @ b))
 
 
 def plain_nd(i, s, t):

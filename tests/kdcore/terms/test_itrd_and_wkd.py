@@ -13,11 +13,7 @@ from kdcore.errors import Refused
 from kdcore.terms import TermContext, TermInputs, parse_term
 from kdcore.terms.itrd import correlation, mutual_information
 from kdcore.terms.wkd import cell_statistics, wkd_f, wkd_l
-
-
-def normal(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
+from tests.kdcore.terms.restated import cosine, normal
 
 # --- restatements: one number at a time ---
 
@@ -30,10 +26,6 @@ def plain_correlation(student, teacher, alpha=1.01):
         c = sum((x - mean_a) / sd_a * (y - mean_b) / sd_b for x, y in zip(a, b, strict=True)) / n
         total += ((c - 1) ** 2) ** alpha
     return [math.log2(total)] * n
-
-
-def cosine(a, b):
-    return (a @ b) / math.sqrt((a @ a) * (b @ b))
 
 
 def plain_mutual_information(student, teacher):

@@ -14,10 +14,7 @@ from kdcore.terms import TermContext, TermInputs, parse_term
 from kdcore.terms.diffkd import add_noise, ddim_step, signal_shares
 from kdcore.terms.reviewkd import hcl
 from kdcore.terms.vitkd import generation, mimicking
-
-
-def normal(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from tests.kdcore.terms.restated import normal32 as normal
 
 
 def setting(student, teacher, **context):

@@ -20,13 +20,6 @@ from tests.pipelines.cache.test_reader import UNIT, reader
 from tests.pipelines.cache.test_store import build, plan
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """10 rows in 2 views, 4 rows a shard; row i of view v is [i, i + 100 v, -i]."""
-    build(tmp_path / "cache")
-    return tmp_path / "cache"
-
-
 def test_a_remote_cache_is_copied_once(cache, tmp_path):
     uri, copies = cache.as_uri(), str(tmp_path / "copies")
     copy = local_folder(uri, copies)

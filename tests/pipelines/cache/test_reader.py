@@ -19,13 +19,6 @@ from tests.pipelines.cache.test_store import build, plan, rows_of
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    """10 rows in 2 views, 4 rows a shard; row i of view v is [i, i + 100 v, -i]."""
-    build(tmp_path / "cache")
-    return tmp_path / "cache"
-
-
 def reader(directory: Path, needs: Needs | None = None) -> CacheReader:
     return CacheReader(directory, load_manifest(directory), "train", needs, CPU)
 
@@ -67,7 +60,7 @@ def test_ids_outside_are_a_programmers_error(cache):
 
 
 def test_a_view_too_many_is_refused(cache):
-    with pytest.raises(Refused, match=r"has 2 views, there is no view 2; set views.num_views=2"):
+    with pytest.raises(Refused, match=r"has 2 views, so no view 2; set views.num_views=2"):
         reader(cache).outputs(2, np.arange(3))
 
 

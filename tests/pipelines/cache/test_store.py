@@ -225,7 +225,7 @@ def test_a_shard_on_another_nodes_disk_is_noticed(tmp_path):
 
 def test_an_unfinished_cache_is_no_cache(tmp_path):
     build(tmp_path, stop_after=5)
-    with pytest.raises(Refused, match=r"is not finished, or is no cache; .*cache build"):
+    with pytest.raises(Refused, match=r"is not finished, or is not a cache; .*cache build"):
         load_manifest(tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_a_manifest_edited_by_hand_is_noticed(tmp_path):
     with pytest.raises(Refused, match="changed by hand"):
         load_manifest(tmp_path)
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(Refused, match=r"is no manifest; restore it, or build the cache again"):
+    with pytest.raises(Refused, match=r"is not a manifest; restore it, or build the cache again"):
         load_manifest(tmp_path)
     path.unlink()
     build(tmp_path)

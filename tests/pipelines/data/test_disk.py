@@ -68,7 +68,7 @@ def test_an_error_that_passes_changes_nothing(container: str, error: int, tmp_pa
 @pytest.mark.parametrize(
     ("error", "complaint"),
     [
-        (errno.EIO, r"cannot be read \(Input/output error, in 4 tries\); mend its disk or mount and start again"),
+        (errno.EIO, r"cannot be read \(Input/output error, in 4 tries\); repair its disk or mount and start again"),
         (errno.EMFILE, r"\(Too many open files, in 4 tries\); this process may have [\d,-]+ files open: .*ulimit -n"),
     ],
 )

@@ -287,9 +287,9 @@ def odd_file(kind: str, folder: Path) -> Path:
 
 
 ODD = {
-    "pipe": r"1/odd.jpg is no regular file but a pipe, a device or the like; remove it$",
-    "device": r"1/odd.jpg is no regular file but a pipe, a device or the like; remove it$",
-    "socket": r"1/odd.jpg is no regular file",
+    "pipe": r"1/odd.jpg is not a regular file but a pipe, a device or the like; remove it$",
+    "device": r"1/odd.jpg is not a regular file but a pipe, a device or the like; remove it$",
+    "socket": r"1/odd.jpg is not a regular file",
     "link to itself": r"1/odd.jpg cannot be read as an image \(Too many levels of symbolic links\)",
     "name": r"^'.*1/odd\\udcff.jpg' has a name that is not UTF-8; rename it$",
 }
@@ -310,7 +310,7 @@ def test_what_is_no_file_is_refused_by_name(kind: str, root: Path) -> None:
         (root / "csv").mkdir()
         odd_file(kind, root / "csv")
         (root / "csv" / "train.csv").write_text("path,label\nodd.jpg,a\n")
-        with pytest.raises(Refused, match=r"csv/odd.jpg is no regular file"):
+        with pytest.raises(Refused, match=r"csv/odd.jpg is not a regular file"):
             build(root / "csv")
 
 

@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> Source:
-    return build_index(folder, "train", folder / "index", progress=False)
+    return build(folder)
 
 
 @pytest.mark.parametrize("loader", ["reference", "dali"])
@@ -269,7 +269,7 @@ def test_parquet_that_holds_something_else(table: dict | pa.Table, complaint: st
     with pytest.raises(Refused, match=complaint):
         build(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(Refused, match=r"train.parquet is no whole Parquet file"):
+    with pytest.raises(Refused, match=r"train.parquet is not a whole Parquet file"):
         build(tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_an_index_that_is_cut_off(container: str, num_bytes: int, folder: Path) 
     (path,) = (folder.parent / "index").glob("pack-*/train/index.arrow" if container == "parquet" else "index-*.arrow")
     path.unlink()
     path.write_bytes(b"ARROW1"[:num_bytes].ljust(num_bytes))
-    with pytest.raises(Refused, match=r"\.arrow is not there, or cut off; index .*out again"):
+    with pytest.raises(Refused, match=r"\.arrow is missing or cut off; index .*out again"):
         open_index(root, "train", folder.parent / "index")
     assert build(root).fingerprint == whole.fingerprint
 
@@ -111,7 +111,7 @@ def test_an_arrow_file_of_something_else_is_no_pack(folder: Path, tmp_path: Path
     path.parent.mkdir(parents=True)
     with pa.ipc.new_file(str(path), pa.schema({"text": pa.string()})):
         pass
-    complaint = r"index.arrow is an Arrow file of something else than a pack's index; move it elsewhere"
+    complaint = r"index.arrow is an Arrow file, but not a pack's index; move it elsewhere"
     with pytest.raises(Refused, match=complaint):
         build(tmp_path / "pack")
     with pytest.raises(Refused, match=complaint):

@@ -114,7 +114,7 @@ def test_names_of_classes_that_differ(tmp_path: Path) -> None:
 def test_metadata_of_another_kind(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array([b"x"], pa.binary()), "label": [0]})
     pq.write_table(table.replace_schema_metadata({"huggingface": "a hub"}), tmp_path / "train.parquet")
-    with pytest.raises(Refused, match=r"train.parquet has something else than features under 'huggingface' in its met"):
+    with pytest.raises(Refused, match=r"train.parquet has something other than features under 'huggingface' in its"):
         assert packing(tmp_path).classes
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_page_is_named(column: str, tmp_path: Path) -> None:
     content[page.data_page_offset : page.data_page_offset + 20] = b"\xff" * 20
     path.write_bytes(content)
     with pytest.raises(
-        Refused, match=r"train.parquet is no whole Parquet file, or cannot be read \(.*\); fetch it aga"
+        Refused, match=r"train.parquet is not a whole Parquet file, or cannot be read \(.*\); fetch it aga"
     ):
         list(packing(tmp_path).samples(0))
 

@@ -59,7 +59,7 @@ FOLDERS: Members = [(f"{name}/{number}.jpg", IMAGE) for name in "ab" for number 
         (-1, r"train.tar is not a whole tar \(unexpected end of data\); copy it again"),
         (
             0,
-            r"ends without the mark of its end, as a tar that was cut off does; copy it again, .*: truncate -s \d+ /",
+            r"has no end-of-archive mark, as if it were cut off; copy it again, .*: truncate -s \d+ /",
         ),
         (100, r"train.tar is not a whole tar \(it ends within a header\); copy it again"),
         (600, r"train.tar is not a whole tar \(it ends within 'b/5.jpg'\); copy it again"),
@@ -116,7 +116,7 @@ def test_tars_that_were_joined(tmp_path: Path) -> None:
         ([("0.jpg", IMAGE), ("0.json", b'{"filename": 17}')], r"0.json gives 17 as filename; give a text, or leave"),
         ([("a/1.jpg", IMAGE), ("b/3.jpg", IMAGE), ("a/1.jpg", b"")], r"train.tar: a/1.jpg is there twice; write"),
         ([("a/caf\udce9.jpg", IMAGE)], r"train.tar: 'a/caf\\udce9.jpg' has a name that is not UTF-8; rename it"),
-        ([("0.jpg", IMAGE), ("0.cls", b"caf\xe9")], r"train.tar: 0.cls is not text in UTF-8 \(.*\); mend or remove"),
+        ([("0.jpg", IMAGE), ("0.cls", b"caf\xe9")], r"train.tar: 0.cls is not text in UTF-8 \(.*\); repair or remove"),
         ([("0.jpg", IMAGE), ("0.cls", b"9" * 20)], r"has an image of class 9{20}, which is too large a number; give"),
     ],
 )

@@ -51,7 +51,7 @@ def test_v2_orders_folders_by_number(folder, tmp_path):
     assert target.answers[:, 0].tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-@pytest.mark.parametrize(("names", "said"), [(("0", "1", "n02"), "'n02' is none of them"), (("0", "1"), "there are 2")])
+@pytest.mark.parametrize(("names", "said"), [(("0", "1", "n02"), "'n02' is not one"), (("0", "1"), "there are 2")])
 def test_v2_refuses_other_folders(folder, tmp_path, names, said):
     with pytest.raises(Refused, match=rf"--variant v2 wants folders 0 to 2.*{said}"):
         open_target(folder(*names), "v2", CLASSES, tmp_path)
@@ -66,7 +66,7 @@ def test_some_of_the_classes(folder, tmp_path, variant):
 
 
 def test_a_class_that_the_network_lacks(folder, tmp_path):
-    with pytest.raises(Refused, match=r"the class 'n11' .* is none of the network's 3 classes"):
+    with pytest.raises(Refused, match=r"the class 'n11' .* is not one of the network's 3 classes"):
         open_target(folder("n01", "n11"), "a", CLASSES, tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_real_labels_of_other_images(folder, tmp_path):
     with pytest.raises(Refused, match="put the file of the ReaL labels beside the folder"):
         open_target(root, "real", CLASSES, tmp_path)
     (tmp_path / "real.json").write_text("[[0], [1]]")
-    with pytest.raises(Refused, match=r"00000003\.png: the name ends in no number from 1 to 2"):
+    with pytest.raises(Refused, match=r"00000003\.png: the name does not end in a number from 1 to 2"):
         open_target(root, "real", CLASSES, tmp_path)
     (tmp_path / "real.json").write_text("[[0], [1], [700]]")
     with pytest.raises(Refused, match="names class 700, but the network has 3"):

@@ -26,6 +26,7 @@ from pipelines.views.auto_augment import WORDS, auto_augment
 from pipelines.views.operations import FACTORS, Kind
 from tests.pipelines.kernels import count_kernels
 from tests.pipelines.pictures import picture
+from tests.pipelines.views.test_auto_augment import camel
 
 FILL = (124, 116, 104)
 FILTERS = {
@@ -54,10 +55,6 @@ ARGUMENTS: dict[Kind, tuple[float, ...]] = {
 
 
 TRANSLATIONS = (Kind.TRANSLATE_X, Kind.TRANSLATE_Y)
-
-
-def camel(kind: Kind) -> str:
-    return kind.name.title().replace("_", "")
 
 
 def by_timm(image: Image.Image, kind: Kind, argument: float, interpolation: str) -> Image.Image:

@@ -159,7 +159,7 @@ def test_every_sample_has_its_turn_with_repeats() -> None:
 
 
 def test_views_that_are_no_whole_number_of_epochs_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"num_views=8 is no multiple of repeats=3, .*; give num_views=9"):
+    with pytest.raises(ValidationError, match=r"num_views=8 is not a multiple of repeats=3, .*; give num_views=9"):
         ViewPolicy(num_views=8, repeats=3)
 
 

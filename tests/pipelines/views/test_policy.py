@@ -13,9 +13,9 @@ from pipelines.views.policy import ViewPolicy
     ("settings", "message"),
     [
         ({"mixup_alpha": 1.5}, "1.5 is above 1.*give 1 or less"),
-        ({"scale": (0.5, 0.2)}, "no range of shares"),
-        ({"erase_scale": (0.0, 0.2)}, "no range of shares"),
-        ({"ratio": (0.0, 2.0)}, "no range of aspect"),
+        ({"scale": (0.5, 0.2)}, "not a range of shares"),
+        ({"erase_scale": (0.0, 0.2)}, "not a range of shares"),
+        ({"ratio": (0.0, 2.0)}, "not a range of aspect"),
         ({"crop": "center", "scale": (0.5, 1.0)}, "scale=.* has no effect with crop='center'.*crop='resized'"),
         ({"crop": "resized", "padding": 2}, "padding=2 has no effect"),
         ({"crop": "padded", "crop_pct": 0.9}, "crop_pct=0.9 has no effect"),
