@@ -105,7 +105,7 @@ class FeatureTaps:
             handle.remove()
 
     def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-        """Return {tap: shape without the batch} for images of [H,W]; Refused for a tap that cannot be used.
+        """Return {tap: shape without the batch} for images of [H,W], in running order; Refused for an unusable tap.
 
         Runs two blank images through the network in eval mode, which changes no state.
         """

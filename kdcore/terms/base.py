@@ -62,7 +62,8 @@ class TermInputs:
 class TermContext:
     """What a term may know when its weights are created.
 
-    student_shapes and teacher_shapes: {tap: shape without the batch}; num_classes; num_samples in the training set;
+    student_shapes and teacher_shapes: {tap: shape without the batch}, the student's in the order of a forward pass;
+    num_classes; num_samples in the training set;
     classes: their names, in the order of the outputs; class_means: {teacher tap: [K,D]} where declared;
     class_similarity [K,K]: how alike the teacher takes two classes to be, where declared; sample_labels [num_samples]
     int64: the class of every training sample, by sample id, where each has one; class_counts [K] int64: the

@@ -98,6 +98,11 @@ class PairedTerm(Term):
         """Return the (student, teacher) features of every pair."""
         return [(inputs.student_features[p.student], inputs.teacher.features[p.teacher]) for p in self.pairs]
 
+    def student_taps(self, context: TermContext) -> list[str]:
+        """Return the student's taps in the order in which a forward pass runs them."""
+        taps = {pair.student for pair in self.pairs}
+        return [tap for tap in context.student_shapes if tap in taps]
+
     def channels(self, context: TermContext) -> list[tuple[int, int]]:
         """Return the (student, teacher) channels of every pair."""
         return [
@@ -152,7 +157,14 @@ class FeatureOnly(ProjectedTerm):
         return super().needs() | Needs(detach_head_at=self.detach_head_at or self.pairs[-1].student)
 
     def build(self, context: TermContext) -> nn.Module:
-        """Build the term with its projections."""
+        """Build the term with its projections. Refused where the head would begin before the deepest pair."""
+        last, in_order = self.pairs[-1].student, self.student_taps(context)
+        if self.detach_head_at is None and last != in_order[-1]:
+            raise Refused(
+                f"the head begins behind the last pair, but {last!r} runs before {in_order[-1]!r}, so labels would "
+                f"reach the backbone between them; list the pairs from shallow to deep ({', '.join(in_order)}), or "
+                "give detach_head_at"
+            )
         return projected_mse(self, context)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcore.errors import Refused
 from kdcore.terms.base import TermContext, TermInputs
 from kdcore.terms.features import PairedTerm, as_map, feature_mse
 from kdcore.terms.precision import full_precision
@@ -73,7 +74,13 @@ class ReviewKD(PairedTerm):
     term: Literal["reviewkd"] = "reviewkd"
 
     def build(self, context: TermContext) -> nn.Module:
-        """Build the term with its fusions."""
+        """Build the term with its fusions. Refused for pairs in another order than from shallow to deep."""
+        taps, in_order = [pair.student for pair in self.pairs], self.student_taps(context)
+        if taps != sorted(taps, key=in_order.index):
+            raise Refused(
+                f"stages are fused from the last pair to the first, but the student runs {', '.join(in_order)}, and "
+                f"the pairs are {', '.join(taps)}; list them in that order, from shallow to deep"
+            )
         return ReviewModule(self, context)
 
 

@@ -295,3 +295,29 @@ def test_a_tap_that_is_not_there_says_whose_it_is(fields, reason):
             num_samples=8,
             teacher=OnlineTeacher(network(1), term.needs(), asked_by=asked_by),
         )
+
+
+OUT_OF_ORDER = {
+    "feature_only": "'layer1' runs before 'layer3', so labels would reach .* \\(layer1, layer2, layer3\\), or give",
+    "reviewkd": "student runs layer1, layer2, layer3, and the pairs are layer3, layer2, layer1; list them in that",
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_ORDER)
+def test_pairs_out_of_order_are_refused_where_the_last_is_taken_for_the_deepest(name):
+    """Labels went into the backbone between them, and stages were fused with shallower ones."""
+    taps = [{"student": f"layer{number}", "teacher": f"layer{number}"} for number in (1, 2, 3)]
+    term = {"term": name, "weight": 1}
+    make(CE, {**term, "pairs": taps}, teacher=network(1))
+    with pytest.raises(Refused, match=f"^term {name} .*{OUT_OF_ORDER[name]}"):
+        make(CE, {**term, "pairs": taps[::-1]}, teacher=network(1))
+    with torch.device("meta"), pytest.raises(Refused, match=OUT_OF_ORDER[name]):  # as a run is checked
+        make(CE, {**term, "pairs": taps[::-1]}, teacher=network(1))
+
+
+def test_a_named_place_of_the_head_needs_no_order():
+    taps = [{"student": f"layer{number}", "teacher": f"layer{number}"} for number in (3, 2, 1)]
+    term = {"term": "feature_only", "weight": 1, "pairs": taps, "detach_head_at": "layer3"}
+    distiller = make({**CE, "weight": 1}, {**term, "weight": 1e-30}, teacher=network(1))
+    found = gradients(distiller.student, distiller(batch()).loss)
+    assert all(gradient.abs().max() < 1e-20 for name, gradient in found.items() if not name.startswith("fc"))
