@@ -143,16 +143,16 @@ class Batch:
 
     images [B,3,H,W] float, normalised for the student, channels-last; labels [B] int64, or [B,K] float32: soft where
     views are mixed, multi-hot where an image may show several classes; sample_ids [B] int64; views [B] int64: the view
-    number of each row; epoch: epochs done before this step, fractional (what a term's warm-up counts); targets: the
-    teacher's outputs, None where it is to be asked online; teacher_images [B,3,H',W']: the same views in another size,
-    if the teacher takes one.
+    number of each row; epoch: epochs done before this step, fractional, by which warm-ups and draws go (None is refused
+    where there is one); targets: the teacher's outputs, None where it is to be asked online; teacher_images
+    [B,3,H',W']: the same views in another size, if the teacher takes one.
     """
 
     images: Tensor
     labels: Tensor
     sample_ids: Tensor
     views: Tensor
-    epoch: float = 0.0
+    epoch: float | None = None
     targets: TeacherOutputs | None = None
     teacher_images: Tensor | None = None
 

@@ -219,6 +219,7 @@ class Distiller(nn.Module):
         if self.needs.hard_labels and batch.labels.ndim != 1:
             hard = [name for name, term in self.terms.items() if term.needs().hard_labels]
             raise Refused(f"{', '.join(hard)} has no meaning for mixed labels; turn mixing off")
+        epoch = self._epoch_of(batch)
         targets = self.targets(batch)
         images = batch.images
         if self.needs.student_input_gradient:
@@ -233,13 +234,13 @@ class Distiller(nn.Module):
             teacher=targets or TeacherOutputs(),
             sample_ids=batch.sample_ids,
             views=batch.views,
-            epoch=batch.epoch,
+            epoch=epoch,
             student_input_gradient=input_gradient(student_logits, batch.labels, images, create_graph=True)
             if self.needs.student_input_gradient
             else None,
         )
         values = {name: module(self._read_by(name, inputs)) for name, module in self.extras.items()}
-        weights = {name: term.weight_at(batch.epoch, self.num_epochs) for name, term in self.terms.items()}
+        weights = {name: term.weight_at(epoch, self.num_epochs) for name, term in self.terms.items()}
         total = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
         return StepOutput(
             loss=total.mean(),
@@ -247,6 +248,15 @@ class Distiller(nn.Module):
             student_logits=student_logits.detach(),
             teacher_logits=None if targets is None else targets.logits,
         )
+
+    def _epoch_of(self, batch: Batch) -> float:
+        """Return the epochs done before a batch; 0 where it does not say, and nothing goes by them."""
+        if batch.epoch is None and (waiting := [name for name, term in self.terms.items() if term.goes_by_epoch]):
+            raise Refused(
+                f"{', '.join(waiting)} goes by the epoch, by its weight or by what it draws, and the batch has none; "
+                "give Batch(epoch=...), the epochs done before this step"
+            )
+        return batch.epoch or 0.0
 
     def end_step(self) -> None:
         """Let terms do what they do once a step; the training loop calls it on every rank, after the optimiser."""

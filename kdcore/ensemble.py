@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from kdcore.batch import Batch, TeacherOutputs
+from kdcore.errors import Refused
 
 if TYPE_CHECKING:  # code that only reads a recipe does not wait for the networks' libraries
     from kdcore.online_teacher import OnlineTeacher
@@ -75,6 +76,10 @@ class Ensemble:
         members = {**stored, **asked}
         logits = None
         if self.averages:
+            if batch.epoch is None:
+                raise Refused(
+                    "several teachers' weights go by the epoch, and the batch has none; give Batch(epoch=...)"
+                )
             known = {name: answer.logits for name, answer in members.items() if answer.logits is not None}
             logits = self.combination.logits(known, batch.epoch)
         return TeacherOutputs(logits=logits, members=members)

@@ -42,7 +42,8 @@ def rehearse(
     labels = torch.arange(len(images)) % num_classes
     if mixes:
         labels = nn.functional.one_hot(labels, num_classes).float()
-    batch = Batch(images, labels, torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64))
+    ids = torch.arange(len(images))
+    batch = Batch(images, labels, ids, torch.zeros_like(ids), epoch=0.0)
     if teacher_size is not None:
         batch = replace(batch, teacher_images=random_images(distiller.student, len(images), teacher_size))
     if targets is not None and (stored := targets(len(images))) is not None:

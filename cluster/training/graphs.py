@@ -50,6 +50,7 @@ class GraphedPasses:
         if not self.may_be_graphed or len(batch) < self.num_images or not self.graphed.fits(batch):
             return self.eager(batch, share, synchronise)
         had_graph = self.graph is not None
+        assert batch.epoch is not None, "a loader gives every batch one"
         constant = all(term.is_constant_at(batch.epoch) for term in self.distiller.terms.values())
         output = self.graphed(batch, constant)
         if self.graph is not None:

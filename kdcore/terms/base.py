@@ -149,6 +149,12 @@ class Term(Section):
         """Return the weight after `epoch` epochs of a run of num_epochs, which only a decay reads."""
         return scheduled_weight(self.weight, self.warmup_epochs, self.decay_from_epoch, epoch, num_epochs)
 
+    @property
+    def goes_by_epoch(self) -> bool:
+        """Whether anything about the loss is a function of the epoch: its weight, or what it draws."""
+        own_course = type(self).weight_at is not Term.weight_at
+        return own_course or self.warmup_epochs > 0 or self.decay_from_epoch is not None
+
     def is_constant_at(self, epoch: float) -> bool:
         """Return whether the weight is past its warm-up and not yet decaying; False for one with its own schedule."""
         if type(self).weight_at is not Term.weight_at:

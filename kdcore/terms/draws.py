@@ -30,6 +30,11 @@ class DrawingTerm(Term):
     """Seed of what the term draws, which is a function of the epoch, the sample and its view too. Not given: the run's
     `seed`."""
 
+    @property
+    def goes_by_epoch(self) -> bool:
+        """True: what it draws is a function of the epoch."""
+        return True
+
 
 @dataclass(frozen=True)
 class DrawSource:

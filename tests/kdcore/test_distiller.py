@@ -321,3 +321,18 @@ def test_a_named_place_of_the_head_needs_no_order():
     distiller = make({**CE, "weight": 1}, {**term, "weight": 1e-30}, teacher=network(1))
     found = gradients(distiller.student, distiller(batch()).loss)
     assert all(gradient.abs().max() < 1e-20 for name, gradient in found.items() if not name.startswith("fc"))
+
+
+@pytest.mark.parametrize(
+    "term",
+    [{**CE, "warmup_epochs": 2}, {**CE, "decay_from_epoch": 1}, {"term": "diffkd_logits", "weight": 1}],
+    ids=["warm-up", "decay", "draws"],
+)
+def test_a_batch_without_an_epoch_is_refused_where_something_goes_by_it(term):
+    """It was taken for the first: a warm-up stayed at 0, and every epoch drew the same."""
+    distiller = make(term, teacher=network(1), num_epochs=4)
+    with pytest.raises(Refused, match=f"^{term['term']} goes by the epoch.*; give Batch"):
+        distiller(batch())
+    assert distiller(batch(epoch=1.5)).loss.isfinite()
+    given = make(CE)
+    assert torch.equal(given(batch()).loss, make(CE)(batch(epoch=3.0)).loss)  # nothing goes by it

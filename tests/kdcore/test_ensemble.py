@@ -13,7 +13,7 @@ from kdcore.online_teacher import OnlineTeacher
 from kdcore.terms import parse_term
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-BATCH = Batch(IMAGES, torch.arange(4) % 3, torch.arange(4), torch.zeros(4, dtype=torch.int64))
+BATCH = Batch(IMAGES, torch.arange(4) % 3, torch.arange(4), torch.zeros(4, dtype=torch.int64), epoch=0.0)
 
 
 def logits(seed: int) -> torch.Tensor:
