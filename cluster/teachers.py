@@ -140,7 +140,7 @@ def check_heads(config: Recipe) -> None:
         if needs.of_teacher != Needs(teacher_taps=needs.teacher_taps):
             raise Refused(
                 f"{term.term} reads more than features of the teacher {teacher.model}, whose head is none; take terms "
-                "on features, such as fitnet, rkd or cka"
+                "on features, such as fitnet, rkd or sp"
             )
     lender = named.get(classifier_lender(config)) if config.student.classifier == "reused" else None
     if lender is not None and lender.head == "none":

@@ -261,6 +261,7 @@ def parse_term(data: Any) -> Term:
         )
     name = data["term"]
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3) or sorted(REGISTRY)
-        raise Refused(f"unknown term {shortened(name)!r}; did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(name, REGISTRY, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(sorted(REGISTRY))}"
+        raise Refused(f"unknown term {shortened(name)!r}; {hint}")
     return REGISTRY[name].model_validate(dict(data))
