@@ -16,21 +16,29 @@ from cluster.rank import Rank
 class Interval:
     """The sums since the last row: of the values of micro-batches, and of the gradient's norm, which all ranks share.
 
-    num_values: of a micro-batch. skips: whether what is not finite is left out, as the run leaves such steps out.
+    Those of a step come in when it ends. num_values: of a micro-batch. skips: whether a step that is not finite is left
+    out, as the run leaves it out.
     """
 
     def __init__(self, rank: Rank, num_values: int, skips: bool) -> None:
         self.rank, self.skips = rank, skips
         self.values = torch.zeros(1 + num_values, dtype=torch.float64, device=rank.device)  # after their weight
+        self.of_step = torch.zeros_like(self.values)  # likewise, of the step that has not ended
         self.norms = torch.zeros(2, dtype=torch.float64, device=rank.device)  # after their number
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
-        """Add the scalars of a micro-batch; weight: below 1 for a smaller one than others."""
-        self.values += self._counted(values) * weight
+        """Add what a micro-batch gave, scalars; weight: its share of a whole global batch."""
+        self.of_step += _behind_one(values) * weight
 
-    def add_norm(self, norm: Tensor) -> None:
-        """Add the norm of a step's whole gradient."""
-        self.norms += self._counted([norm])
+    def end_step(self, norm: Tensor) -> None:
+        """Take in the micro-batches of a step, and the norm of its whole gradient."""
+        values, norms = self.of_step, _behind_one([norm])
+        if self.skips:  # all of the step, or nothing
+            is_counted = values.isfinite().all() & norms.isfinite().all()
+            values, norms = (torch.where(is_counted, found, torch.zeros_like(found)) for found in (values, norms))
+        self.values += values
+        self.norms += norms
+        self.of_step.zero_()
 
     def end(self) -> list[float]:
         """Return the means over steps and ranks, the norm's last, and start over. 0 where every step was left out."""
@@ -53,7 +61,7 @@ class Interval:
             if self.rank.first:  # which has them for all ranks
                 self.values += self.values.new_tensor(sums[:-2])
 
-    def _counted(self, values: Sequence[Tensor]) -> Tensor:
-        """Return 1 and the values, or zeros where they are to be left out."""
-        found = torch.stack([torch.ones_like(values[0], dtype=torch.float64), *(value.double() for value in values)])
-        return torch.where(found.isfinite().all(), found, torch.zeros_like(found)) if self.skips else found
+
+def _behind_one(values: Sequence[Tensor]) -> Tensor:
+    """Return 1 and the values."""
+    return torch.stack([torch.ones_like(values[0], dtype=torch.float64), *(value.double() for value in values)])

@@ -124,7 +124,7 @@ class Recorder:
     def count(self, step: int, number: int, batch: Batch, output: StepOutput) -> None:
         """Add one micro-batch to the sums, without waiting for the device."""
         hits = (output.student_logits.argmax(dim=1) == batch.hard_labels).sum()
-        weight = len(batch) / self.run.micro_batch  # 1, except in an epoch's last batch where that is kept
+        weight = len(batch) / self.config.train.batch_size  # whatever the number of workers, which a resume may change
         self.interval.add([output.loss.detach(), hits / len(batch), *output.terms.values()], weight)
         if step == self.first_step == 0 and number == 0 and self.log:
             with optional("the picture of the first batch is", self.reporter.say):
@@ -159,7 +159,7 @@ class Recorder:
     def after_step(self, state: TrainState, record: StepRecord) -> None:
         """At the end of every interval, log the means over steps and ranks and show them on the board."""
         self.window_steps += 1
-        self.interval.add_norm(record.gradient_norm)
+        self.interval.end_step(record.gradient_norm)
         if not self.interval_ends(state.step):
             if self.log:
                 self.log.begin()

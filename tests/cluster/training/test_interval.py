@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from cluster.training.interval import Interval
+from cluster.training.recorder import Recorder
+from kdcore.batch import Batch
+from kdcore.distiller import StepOutput
 
 
 class Rank:
@@ -30,7 +34,7 @@ def interval(number: int = 0, skips: bool = False) -> Interval:
 def add(one: Interval, *steps: float) -> None:
     for value in steps:
         one.add([torch.tensor(value), torch.tensor(value / 2)], weight=1.0)
-        one.add_norm(torch.tensor(10 * value))
+        one.end_step(torch.tensor(10 * value))
 
 
 def test_a_checkpoint_divides_no_row():
@@ -68,4 +72,35 @@ def test_a_smaller_batch_alone_in_a_row():
     """Its weight counts among others, and makes its own mean no smaller."""
     one = interval()
     one.add([torch.tensor(2.0), torch.tensor(1.0)], weight=0.1)  # of each of two ranks
-    assert one.end() == pytest.approx([2, 1, 0])
+    one.end_step(torch.tensor(3.0))
+    assert one.end() == pytest.approx([2, 1, 3])
+
+
+def test_no_part_of_a_step_that_is_left_out_is_counted():
+    """Its gradient is not finite because one of its micro-batches is: the others, too, taught nothing."""
+    one = interval(skips=True)
+    add(one, 2.0)
+    for value in (50.0, torch.nan):
+        one.add([torch.tensor(value), torch.tensor(1.0)], weight=0.5)
+    one.end_step(torch.tensor(torch.nan))
+    one.add([torch.tensor(50.0), torch.tensor(1.0)], weight=1.0)  # of a rank whose own values are finite
+    one.end_step(torch.tensor(torch.inf))
+    assert one.end() == [2, 1, 20]
+
+
+def test_steps_of_one_and_of_two_workers_count_alike_in_a_row():
+    """A resume with other workers cuts a batch into other micro-batches; the row is the mean over its steps."""
+    rank: Any = SimpleNamespace(first=True, device=torch.device("cpu"), add_up=lambda totals: totals)
+    counting: Any = object.__new__(Recorder)
+    counting.interval, counting.first_step, counting.log, counting.record = Interval(rank, 3, False), 1, None, None
+    counting.config = SimpleNamespace(train=SimpleNamespace(batch_size=8))
+    for loss, num_workers in ((2.0, 2), (1.0, 1)):
+        counting.run = SimpleNamespace(micro_batch=8 // num_workers)
+        size = counting.run.micro_batch
+        labels = torch.zeros(size, dtype=torch.int64)
+        batch = Batch(torch.zeros(size, 3, 1, 1), labels, labels, labels)
+        output = StepOutput(torch.tensor(loss), {"ce": torch.tensor(loss)}, torch.zeros(size, 2), None)
+        for number in range(num_workers):  # both ranks' sums, as `add_up` has them
+            counting.count(2, number, batch, output)
+        counting.interval.end_step(torch.tensor(1.0))
+    assert counting.interval.end() == [1.5, 1.0, 1.5, 1.0]
