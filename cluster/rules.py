@@ -13,6 +13,7 @@ from cluster import teachers
 from cluster.run_sections import ScalingConfig, TrainConfig
 from cluster.sections import CacheConfig, DataConfig, TeacherConfig
 from cluster.teachers import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
+from kdcore.configs import CYCLED_MOMENTUM, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 from pipelines.views.policy import ViewPolicy
 
@@ -32,6 +33,10 @@ class Recipe(teachers.Recipe, Protocol):
     def ensemble(self) -> EnsembleConfig: ...
     @property
     def all_teachers(self) -> Sequence[TeacherConfig]: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
 
 
 def check_something_is_learnt(config: Recipe) -> None:
@@ -128,6 +133,23 @@ def check_images_to_choose_by_are_held_out(config: Recipe) -> None:
         )
 
 
+def check_momentum_is_one_cycles(config: Recipe) -> None:
+    optimizer = config.optimizer
+    if config.schedule.sched != "onecycle":
+        return
+    betas, start = optimizer.args.get("betas"), CYCLED_MOMENTUM[0]
+    if isinstance(betas, Sequence) and betas and betas[0] != start:
+        given, remedy = f"args.betas={list(betas)}", f"give betas=[{start}, ...], which only keeps the others"
+    elif optimizer.momentum != type(optimizer).model_fields["momentum"].default:
+        given, remedy = f"momentum={optimizer.momentum:g}", "leave it out"
+    else:
+        return
+    raise Refused(
+        f"optimizer.{given}, but schedule.sched=onecycle sets the momentum of every step, from {start} to "
+        f"{CYCLED_MOMENTUM[1]} and back; {remedy}, or take another schedule"
+    )
+
+
 def check_sampling_is_of_a_full_shuffle(config: Recipe) -> None:
     if config.data.sampling == "images":
         return
@@ -195,6 +217,7 @@ RULES = (
     check_labels_are_what_the_method_reads,
     check_images_to_choose_by_are_held_out,
     check_patience_has_a_score,
+    check_momentum_is_one_cycles,
     check_sampling_is_of_a_full_shuffle,
     check_several_labels_are_read_class_by_class,
     check_statistics_are_whole,

@@ -207,7 +207,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """The weight decay, as the optimiser defines it."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """The momentum of optimisers that have one."""
+    """The momentum of optimisers that have one; `schedule.sched: onecycle` has its own, and takes no other here."""
     decay_all: bool = False
     """Whether every parameter decays, as in the CIFAR recipes of the field. False: as in timm, all but biases, norms
     and what the network names."""
@@ -217,6 +217,7 @@ class OptimizerConfig(Section):
     student's layers to the one before it, as timm counts them."""
 
 
+CYCLED_MOMENTUM = (0.95, 0.85)  # of `onecycle`: at its ends, and where the rate is highest
 # The fields that each schedule reads; any other that is set would be silently ignored.
 _READS = {
     "cosine": {"warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr"},
@@ -235,7 +236,8 @@ class ScheduleConfig(Section):
 
     sched: Literal["cosine", "multistep", "constant", "onecycle"] = "cosine"
     """The schedule: `cosine` falls to `min_lr`; `multistep` drops at the `milestones`; `constant` does not fall;
-    `onecycle` rises for 30 % of the steps, then falls."""
+    `onecycle` rises for 30 % of the steps, then falls, while the momentum (or the first of `betas`) goes from 0.95 to
+    0.85 and back."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs over which the rate rises linearly from `warmup_lr`."""
     warmup_lr: float = Field(default=1e-5, ge=0)

@@ -11,7 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
-from kdcore.configs import OptimizerConfig, ScheduleConfig
+from kdcore.configs import CYCLED_MOMENTUM, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 
 
@@ -145,7 +145,8 @@ class OneCycle(Scheduler):
 
     def _set_momentum(self, step: int) -> None:
         fraction, rising = self._fraction(step)
-        momentum = _cosine(0.95, 0.85, fraction) if rising else _cosine(0.85, 0.95, fraction)
+        high, low = CYCLED_MOMENTUM
+        momentum = _cosine(high, low, fraction) if rising else _cosine(low, high, fraction)
         for group in self.optimizer.param_groups:
             if "betas" in group:
                 group["betas"] = (momentum, *group["betas"][1:])

@@ -15,6 +15,15 @@ REFUSED = {
     "batch": ({"train__micro_batch": 3}, r"train.batch_size 8 is not a multiple of train.micro_batch 3; take 6"),
     "workers": ({"scaling__num_workers": 4}, r"2 micro-batches of 4, fewer than scaling.num_workers 4"),
     "teacher": ({"method": [{"term": "kd", "weight": 1.0, "temperature": 4}]}, r"kd needs a teacher; add a 'teacher:'"),
+    "a far term": ({"method": [{"term": "cka", "weight": 1.0}]}, "unknown term 'cka'; known are at, bce, .*, wttm$"),
+    "momentum": (
+        {"schedule": {"sched": "onecycle"}, "optimizer__momentum": 0.0},
+        "optimizer.momentum=0, but schedule.sched=onecycle sets the momentum of every step, from 0.95 to 0.85 and",
+    ),
+    "betas": (
+        {"schedule": {"sched": "onecycle"}, "optimizer": {"opt": "adamw", "lr": 0.1, "args": {"betas": [0.5, 0.9]}}},
+        r"optimizer.args.betas=\[0.5, 0.9\], but .*; give betas=\[0.95, ...\], which only keeps the others",
+    ),
     "term": ({"method": [{"term": "kdd", "weight": 1.0}]}, r"unknown term 'kdd'; did you mean kd"),
     "term's field": (
         {"method": [{"term": "ce", "weight": 1.0, "smoothing": 0.1}]},
@@ -55,6 +64,14 @@ REFUSED = {
     "range": ({"train__epochs": 0}, r"train.epochs: .*greater than or equal to 1 \(got 0\)"),
     "name": ({"name": "a/b"}, r"name: "),
 }
+
+
+def test_momentum_that_one_cycle_leaves_alone(recipe):
+    """The other schedules keep any, and Adam's second beta stays with the cycle of its first."""
+    for sched in ("cosine", "constant"):
+        parse(recipe(schedule={"sched": sched}, optimizer__momentum=0.0))
+    parse(recipe(schedule={"sched": "onecycle"}))
+    parse(recipe(schedule={"sched": "onecycle"}, optimizer={"opt": "adamw", "lr": 0.1, "args": {"betas": [0.95, 0.9]}}))
 
 
 @pytest.mark.parametrize("case", REFUSED)
