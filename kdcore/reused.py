@@ -142,15 +142,22 @@ class ReusedClassifierStudent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def pool_teacher(self, features: Tensor) -> Tensor:
-        """Bring the teacher's features to the size of `forward_features`: the target of the loss. Never upsampled."""
+    def pool_teacher(self, features: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Bring the teacher's features to the size of `forward_features`: the target of the loss. Never upsampled.
+
+        size: of the student's grid for these very images; not given: for images of the size of training.
+        """
         grid, prefix = self.teacher_layout.split(features)
-        return self.layout.from_map(self.layout.as_map(_pool(grid, self.teacher_layout, self.layout), prefix))
+        height, width = size or self.layout.grid
+        if grid.shape[2:] != (height, width) and grid.shape[2] >= height and grid.shape[3] >= width:
+            grid = F.adaptive_avg_pool2d(grid, (height, width))
+        return self.layout.from_map(self.layout.as_map(grid, prefix))
 
     def compared(self, student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
         """Bring both last features, as taps give them, to the teacher's layout and one size: what SimKD compares."""
         student_features, teacher_features = map(self.layout.untapped, (student_features, teacher_features))
-        return student_features, self.pool_teacher(teacher_features)
+        grid, _ = self.layout.split(student_features)
+        return student_features, self.pool_teacher(teacher_features, (grid.shape[2], grid.shape[3]))
 
     def get_classifier(self) -> nn.Module:
         """Return the teacher's linear layer, frozen."""

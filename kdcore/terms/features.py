@@ -253,7 +253,8 @@ class SimKD(Term):
             if pooled_student is not student:
                 raise Refused(
                     f"the student's map {list(student.shape)} is larger than the teacher's {list(teacher.shape)}: pool "
-                    "it before the projector, as the graph with the reused classifier does"
+                    "it before the projector; the graph with the reused classifier pools to the teacher's map at "
+                    "views.size, so leave smaller ones out of views.sizes there"
                 )
         return feature_mse(student, teacher)
 

@@ -8,9 +8,13 @@ from torch import nn
 
 import kdcore.networks  # noqa: F401  registers the networks
 from kdcore.batch import Classifier
+from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.layout import Layout
+from kdcore.online_teacher import OnlineTeacher
+from kdcore.rehearsal import rehearse
 from kdcore.reused import ReusedClassifierStudent, TeacherHead, deployed_parameters, projector
+from kdcore.terms import parse_term
 
 torch.set_num_threads(1)  # for tensors this small, threads that contend for cores cost far more than they give
 CIFAR, SMALL = (32, 32), (160, 160)  # test_vit3 takes no other size
@@ -358,3 +362,36 @@ def test_tokens_without_a_class_token(name):
     logits.sum().backward()
     assert logits.shape == (2, 3)
     assert student.forward_features(images).shape == student.pool_teacher(teacher.forward_features(images)).shape
+
+
+@pytest.mark.parametrize("size", [16, 24, 32, 48])
+def test_the_target_is_the_teachers_map_pooled_once_at_any_size_of_images(size):
+    """Below the size of training it was pooled to that size's grid first; above it, the student's map was refused."""
+    torch.manual_seed(0)
+    teacher = timm.create_model("cifar_resnet8x4", num_classes=3).eval()
+    student = timm.create_model("cifar_vgg8", num_classes=3)
+    model = ReusedClassifierStudent(student, TeacherHead.of(teacher, (32, 32)), (32, 32)).eval()
+    assert (model.student_layout.grid, model.teacher_layout.grid) == ((4, 4), (8, 8))
+    with torch.no_grad():
+        images = torch.randn(2, 3, size, size)
+        ours, theirs = model.forward_features(images), teacher.forward_features(images)
+        mine, target = model.compared(ours, theirs)
+    assert torch.equal(mine, ours)
+    assert torch.equal(target, F.adaptive_avg_pool2d(theirs, ours.shape[2:]))
+    if size == 32:
+        assert torch.equal(target, model.pool_teacher(theirs))
+
+
+def test_a_student_with_the_larger_map_is_not_shown_smaller_images():
+    """Its projector pools to the teacher's map of the size of training, which deployed weights rely on."""
+    torch.manual_seed(0)
+    teacher = timm.create_model("cifar_vgg8", num_classes=3).eval()
+    student = timm.create_model("cifar_resnet8", num_classes=3)
+    model = ReusedClassifierStudent(student, TeacherHead.of(teacher, (32, 32)), (32, 32)).eval()
+    term = parse_term({"term": "simkd", "weight": 1})
+    needs = term.needs()
+    distiller = Distiller(model, [term], image_size=(32, 32), num_samples=8, teacher=OnlineTeacher(teacher, needs))
+    for size in (32, 48):
+        rehearse(distiller, (size, size), 8, mixes=False)
+    with pytest.raises(Refused, match=r"larger than the teacher's .*at views.size, so leave smaller ones out of"):
+        rehearse(distiller, (16, 16), 8, mixes=False)
