@@ -1,0 +1,70 @@
+"""Parquet and CSVs: labels as numbers and as text, and tables that hold something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kdcore.errors import Refused
+from tests.pipelines.data.test_kinds import build
+from tests.pipelines.pictures import picture
+
+
+def test_numbers_without_names_become_digits_of_one_width(tmp_path: Path) -> None:
+    """As in CIFAR-100's Parquet, and in the image folder that is made of it: 9 comes before 10."""
+    images = [{"bytes": _jpeg(tmp_path, seed), "path": None} for seed in range(3)]
+    pq.write_table(pa.table({"img": images, "fine_label": [10, 9, 10]}), tmp_path / "test-0000.parquet")
+    source = build(tmp_path, "test")
+    assert source.classes == tuple(f"{label:02d}" for label in range(11))
+    assert source.labels.tolist() == [9, 10, 10]
+    assert source.table["path"].to_pylist() == ["test/09/1", "test/10/0", "test/10/2"]
+
+
+def test_labels_that_are_text(tmp_path: Path) -> None:
+    images = [{"bytes": _jpeg(tmp_path, seed), "path": f"{seed}.jpg"} for seed in range(2)]
+    pq.write_table(pa.table({"image": images, "label": ["dog", "cat"]}), tmp_path / "train.parquet")
+    source = build(tmp_path)
+    assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"text": ["a"], "label": [0]}, r"has columns text, label, none of which hold images; give Parquet with one"),
+        ({"image": [b"x"], "label": pa.array([None], pa.int64())}, r"column 'label' has 1 rows without a label"),
+        ({"image": [b"x"], "label": [-1]}, r"has an image of class -1, but labels count from 0"),
+        ({"image": [b"x"], "label": [0]}, r"train.parquet: train/0/0 cannot be read as an image"),
+        (pa.Table.from_arrays([pa.array([b"x"]), *[pa.array([0])] * 2], ["image", "label", "label"]), r"'label' twice"),
+    ],
+)
+def test_parquet_that_holds_something_else(table: dict | pa.Table, complaint: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    with pytest.raises(Refused, match=complaint):
+        build(tmp_path)
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(Refused, match=r"train.parquet is not a whole Parquet file"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("file,label\na.jpg,cat", r"train.csv has no column 'path'; it needs the columns path and label"),
+        ("path,label\n", r"train.csv has no rows"),
+        ("path,label\na.jpg,cat\nb", r"train.csv cannot be read as a CSV \(.*Expected 2 columns, got 1"),
+        ("path,label\na.jpg,cat", r"train.csv: /.*/a.jpg, of row 1 below the header, cannot be read \(No such file"),
+        ("path,label\na.jpg,", r"has images of a class without a name"),
+    ],
+)
+def test_csvs_that_are_wrong(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(Refused, match=complaint):
+        build(tmp_path)
+
+
+def _jpeg(folder: Path, seed: int) -> bytes:
+    picture(20, 20, seed).save(folder / "one.jpg")
+    return (folder / "one.jpg").read_bytes()
