@@ -64,7 +64,7 @@ def smallest_class(labels: NDArray[np.int64], num_classes: int) -> int:
     fewest = int(np.bincount(labels, minlength=num_classes).min())
     if fewest < 2:
         raise Refused(
-            f"a class has {fewest} training images, which no similarity between classes (wkd_l) can be measured on; "
+            f"a class has {fewest} training images, too few to measure the similarity between classes (wkd_l); "
             "it takes 2"
         )
     return fewest

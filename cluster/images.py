@@ -71,7 +71,7 @@ def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:
     """
     named = next((source for source in indexes.values() if source.labelled), None)
     if named is None:
-        raise Refused(f"no split of {root} has labels, so that the classes are unknown; give one that has them")
+        raise Refused(f"no split of {root} has labels, so the classes are unknown; give one that has them")
     shared = {
         split: source if source.labelled else replace(source, classes=named.classes, multi_label=named.multi_label)
         for split, source in indexes.items()
@@ -129,7 +129,7 @@ def _require_shown_classes(held_out: Source, fraction: float) -> None:
     if held_out.labelled and held_out.multi_label and not held_out.class_counts.any():
         raise Refused(
             f"data.held_out={fraction} keeps back {len(held_out)} images of {held_out.root}, none of which shows a "
-            "class, so that there is no mAP to choose by; keep back more"
+            "class, so there is no mAP to choose by; keep back more"
         )
 
 

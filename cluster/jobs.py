@@ -66,7 +66,7 @@ def submit(
     refuse_credentials(command)
     parcel = pack_parcel(TREE, options.include)
     if parcel.secrets:
-        show(f"left out of the job, for their names say that they hold secrets: {', '.join(parcel.secrets)}\n")
+        show(f"left out of the job, as their names say that they hold secrets: {', '.join(parcel.secrets)}\n")
     parcel.refuse_too_large()
     provenance, shown = Provenance.of_tree(TREE), without_credentials(address)
     show(f"sending {parcel.summary()} of commit {provenance.commit} to {shown}\n")
@@ -144,7 +144,7 @@ def refuse_credentials(command: Sequence[str]) -> None:
     for word in command:
         if has_credentials(word):
             raise Refused(
-                f"{without_credentials(word)}: with the credentials that you have given it, which the cluster would "
+                f"{without_credentials(word)}: it was given with credentials, which the cluster would "
                 "keep and show as part of the job's command; leave them out, and set them in the environment of its "
                 "nodes (such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_ACCESS_KEY_ID)"
             )
@@ -190,7 +190,7 @@ def follow(client: Any, job: str, address: str, show: Callable[[str], None]) -> 
         asyncio.run(tail())
         info = client.get_job_info(job)
     except KeyboardInterrupt:
-        raise Detached(f"{job} runs on; see it: {again}; end it: ray job stop --address {address} {job}") from None
+        raise Detached(f"{job} still runs; see it: {again}; end it: ray job stop --address {address} {job}") from None
     except (ConnectionError, RuntimeError, OSError) as error:
         raise RunFailed(
             f"lost sight of {job} ({first_line(error)}); it may still be running; to follow it: {again}"

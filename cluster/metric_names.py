@@ -96,7 +96,7 @@ def mode_of(name: str) -> Mode:
     metric = find_metric(name)
     if metric is None:
         raise Refused(
-            f"{name}: whether more or less of it is better is not known, so nothing can be ranked by it; take a metric "
+            f"{name}: it is not known whether more or less of it is better, so it can rank nothing; take a metric "
             "such as val/top1, val/nll or cost/train_seconds"
         )
     return metric.better

@@ -58,11 +58,11 @@ def _import_file(plugin: str) -> str:
     name = path.name if is_package else path.stem
     if not source.is_file() or source.suffix != ".py":
         raise Refused(
-            f"plugins: {path} is no Python file and no folder with __init__.py; name one, by a path that is whole or "
-            "starts from the working directory, or a module that is installed, such as my_package.distil"
+            f"plugins: {path} is neither a Python file nor a folder with __init__.py; name one, by a path that is "
+            "absolute or from the working directory, or an installed module, such as my_package.distil"
         )
     if not name.isidentifier():
-        raise Refused(f"plugins: {plugin}: {name!r} is no name of a module; rename it, such as {_as_identifier(name)}")
+        raise Refused(f"plugins: {plugin}: {name!r} is not a module name; rename it, such as {_as_identifier(name)}")
     if (known := _found(name)) is not None:
         if known != str(source):
             raise Refused(f"plugins: {plugin} would take the place of the module {name!r} ({known}); rename it")

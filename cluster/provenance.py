@@ -102,4 +102,4 @@ def git(tree: Path, *words: str) -> bytes | None:
         return None
     said = next(iter(done.stderr.decode(errors="replace").splitlines()), f"exit status {done.returncode}")
     trust = f"if you trust its owner: git config --global --add safe.directory {repository}"
-    raise Refused(f"git does not read {repository}: {said}; {trust if 'ownership' in said else 'mend the repository'}")
+    raise Refused(f"git does not read {repository}: {said}; {trust if 'ownership' in said else 'fix the repository'}")

@@ -95,7 +95,7 @@ def crash_of(error: BaseException, path: Path | None) -> str | None:
     text = str(died)
     if memory := _MEMORY.search(text):
         return (
-            f"killed by Ray, for its node ({memory[1]}) had run out of memory: {memory[2]} of {memory[3]} were taken; "
+            f"killed by Ray when its node ({memory[1]}) ran out of memory: {memory[2]} of {memory[3]} were taken; "
             "take a smaller train.micro_batch, fewer workers a node (scaling.cpus_per_worker), or more memory"
         )
     if _NODE.search(text):
@@ -105,7 +105,7 @@ def crash_of(error: BaseException, path: Path | None) -> str | None:
         return recorded
     if ITS_PROCESS in text or isinstance(died, ray.exceptions.WorkerCrashedError):
         return (
-            "the worker's process was killed and left no word, as by SIGKILL, which the kernel sends where memory runs "
+            "the worker's process was killed without a message, as by SIGKILL, which the kernel sends when memory runs "
             "out; take a smaller train.micro_batch, or give the machine more memory"
         )
     return None
@@ -132,4 +132,4 @@ def _signal_in(path: Path | None) -> str | None:
         return None
     place = _PLACE.search(text.partition("\nCurrent thread")[2] or text)
     where = f" in {place[3]} ({Path(place[1]).name}:{place[2]})" if place else ""
-    return f"the worker's process died of a signal: {found[1]}{where}; where its threads were is in {path}"
+    return f"the worker's process died of a signal: {found[1]}{where}; its threads' stacks are in {path}"

@@ -74,7 +74,7 @@ def join_cluster(**options: Any) -> None:
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         raise Refused(
             f"RAY_ADDRESS={address}: the cluster cannot be joined ({_reason(error)}); correct RAY_ADDRESS, or unset it "
-            "to run on this machine alone"
+            "to run on this machine only"
         ) from error
 
 
@@ -93,7 +93,7 @@ def _require_answer(address: str) -> None:
             return
     raise Refused(
         f"RAY_ADDRESS={address}: no Ray cluster answers there ({reasons[0]}); start it, correct RAY_ADDRESS, or unset "
-        "it to run on this machine alone"
+        "it to run on this machine only"
     )
 
 

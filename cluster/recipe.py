@@ -72,7 +72,7 @@ def _list_at(data: Any, key: str, override: str) -> list[Any]:
             node = node.get(part) if isinstance(node, Mapping) else None
     if node is not None and not isinstance(node, list):
         raise Refused(
-            f"override {shortened(repr(override))}: += appends to a list, and {key} is none; write = in its place"
+            f"override {shortened(repr(override))}: += appends to a list, and {key} is not one; write = instead"
         )
     return node or []
 
@@ -98,8 +98,7 @@ def item(items: list[Any], number: str, key: str) -> Any:
     """Return an item of a list by its number in a dotted key. Refused where there is none."""
     if not number.isdecimal() or len(number) > 9 or int(number) >= len(items):
         raise Refused(
-            f"{shortened(key)}: {shortened(repr(number))} is no item of a list of {len(items)}; they are numbered from "
-            "0"
+            f"{shortened(key)}: {shortened(repr(number))} is not an item of a list of {len(items)}, numbered from 0"
         )
     return items[int(number)]
 
@@ -127,7 +126,7 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         raise Refused(f"{source}: {'; '.join([*problems[:MAX_PROBLEMS], *more])}") from None
     for place, given, number in _numbers_from_truth(data, made):
-        raise Refused(f"{source}: {place}: {str(given).lower()} is no number (it would be read as {number})")
+        raise Refused(f"{source}: {place}: {str(given).lower()} is not a number (it would be read as {number})")
     for place, problem in _unfit_values(made):
         raise Refused(f"{source}: {shortened(place)}: {problem}")
     return made
@@ -136,7 +135,7 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
 def _unfit_values(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield (place, what is wrong) of the values in a model that its fields allow but later code cannot handle."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield place, f"{value} is no finite number"
+        yield place, f"{value} is not a finite number"
     elif isinstance(value, int) and abs(value) >= MAX_NUMBER:
         yield place, "the number is too large; its size stays below 2**63"
     elif isinstance(value, str) and (unfit := unfit_characters(value)):

@@ -75,7 +75,7 @@ class _Files:
         if file.resolve() in self.known and self.known[file.resolve()] is None:
             raise Refused(f"{path}: base {base} starts from {path} itself; recipes cannot start from one another")
         if len(self.known) > MAX_FILES:
-            raise Refused(f"{path}: base {base} is the {MAX_FILES + 1}th file of one recipe; put some of them together")
+            raise Refused(f"{path}: base {base} is the {MAX_FILES + 1}th file of one recipe; merge some of them")
         return self.read(file)
 
 

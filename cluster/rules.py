@@ -65,7 +65,7 @@ def check_teacher_sees_the_students_views(config: Recipe) -> None:
         if teacher.image_size is not None and sides is not None:
             raise Refused(
                 f"teacher.image_size={teacher.image_size} is a square, but views of {sides[0]} x {sides[1]} pixels "
-                "(views.size, views.sizes) are none, so that the teacher would see another part of the image than the "
+                "(views.size, views.sizes) are not, so that the teacher would see another part of the image than the "
                 "student; give one number for each size, or leave teacher.image_size out"
             )
 
@@ -74,7 +74,7 @@ def check_micro_batches_fill_the_batch(config: Recipe) -> None:
     train = config.train
     if train.micro_batch and train.batch_size % train.micro_batch:
         raise Refused(
-            f"train.batch_size {train.batch_size} is no multiple of train.micro_batch {train.micro_batch}; "
+            f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch {train.micro_batch}; "
             f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
         )
 
@@ -179,7 +179,7 @@ def check_several_labels_are_read_class_by_class(config: Recipe) -> None:
     if (term := next((t for t in config.method if t.weight > 0 and not t.fits_multi_label), None)) is not None:
         raise Refused(
             f"data.multi_label: images have several labels, and the term {term.term} takes one class of each for the "
-            "right one; take bce for the labels and binary_kd for the teacher's logits (terms on features alone fit)"
+            "right one; take bce for the labels and binary_kd for the teacher's logits (terms on features only fit)"
         )
     headless = any(teacher.head == "none" for teacher in config.all_teachers)
     unfit = {

@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag != _CORE + "str":
                 raise _error("a key is text; write it as such, in quotes if need be", key)
             if key.value in seen:
-                raise _error(f"the key {key.value!r} stands twice in one mapping; leave one out", key)
+                raise _error(f"the key {key.value!r} appears twice in one mapping; leave one out", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         if _BASE_SIXTY.match(text) or _BASE_EIGHT.match(text):
             raise _error(
                 f"YAML reads {text} as another number, in base {60 if ':' in text else 8}; write it out, or in quotes "
-                "for a text",
+                "if it is text",
                 node,
             )
         if node.tag != _CORE + "int":
@@ -118,7 +118,7 @@ def read_yaml_file(path: Path) -> Any:
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror})") from error
     if len(content) > MAX_BYTES:
-        raise Refused(f"{path} is larger than {MAX_BYTES:,} bytes, so it is no recipe; give the file that is meant")
+        raise Refused(f"{path} is larger than {MAX_BYTES:,} bytes, so it is not a recipe; give the right file")
     return read_yaml(text, str(path))
 
 
@@ -130,7 +130,7 @@ def _check(node: yaml.Node, loader: _Loader, known: dict[int, tuple[int, int] | 
     if id(node) in known:
         counted = known[id(node)]
         if counted is None:
-            raise _error("an alias stands for what it lies in; write the value out", node)
+            raise _error("an alias refers to what contains it; write the value out", node)
         return counted
     known[id(node)] = None
     _check_kind(node, loader)
@@ -155,7 +155,7 @@ def _inner_nodes(node: yaml.Node) -> list[yaml.Node]:
 def _check_kind(node: yaml.Node, loader: _Loader) -> None:
     """Refuse a node that is not of YAML's plain kinds, or whose tag makes it a kind that it does not look like."""
     if node.tag == _CORE + "timestamp":
-        raise _error(f"YAML reads {node.value} as a date; write it in quotes for a text", node)
+        raise _error(f"YAML reads {node.value} as a date; write it in quotes if it is text", node)
     if node.tag not in _KINDS:
         raise _error(f"the tag {node.tag!r} is not known here; leave it out", node)
     if not isinstance(node, yaml.ScalarNode):

@@ -106,12 +106,12 @@ def _tensors_in(loaded: Any, path: str | Path) -> dict[str, Tensor]:
     trained = [key for key in inside if key not in AVERAGES]
     if len(averages) == 1 and len(trained) <= 1:
         if trained:
-            warn_once(f"{path}: took {averages[0]!r}, the moving average, which stands beside {trained[0]!r}")
+            warn_once(f"{path}: took {averages[0]!r}, the moving average, which is next to {trained[0]!r}")
         return inside[averages[0]]
     if len(inside) > 1:
         raise Refused(
-            f"{path}: holds the tensors of several networks, under {', '.join(map(repr, inside))}; write the one that "
-            "is meant to a file of its own: safetensors.torch.save_file"
+            f"{path}: holds the tensors of several networks, under {', '.join(map(repr, inside))}; write the one you "
+            "mean to a file of its own: safetensors.torch.save_file"
         )
     tensors = inside[trained[0]] if trained else {k: v for k, v in found.items() if isinstance(v, Tensor)}
     if not tensors:
@@ -148,7 +148,7 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
     if len(fitting) > 1:
         raise Refused(
             f"{path}: {len(fitting)} networks in it fit, under {', '.join(repr(prefix) for prefix in fitting)}; write "
-            "the one that is meant to a file of its own: safetensors.torch.save_file"
+            "the one you mean to a file of its own: safetensors.torch.save_file"
         )
     prefix = fitting[0] if fitting else ""
     fitted = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
@@ -158,7 +158,7 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
     done = {
         f"took the tensors under {prefix!r} (of {len(plain)}, {len(fitted)})": prefix,
         f"left out a profiler's {len(tensors) - len(plain)} counts": len(tensors) - len(plain),
-        f"began batch norm's counts of batches at 0, which decide nothing ({len(added)} are missing)": added,
+        f"set batch norm's {len(added)} missing batch counts, which affect nothing, to 0": added,
     }
     if any(done.values()):
         warn_once(f"{path}: {'; '.join(text for text, is_done in done.items() if is_done)}")

@@ -185,7 +185,7 @@ class ModelConfig(Section):
         tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
         if dot and tag not in tags:
             near = difflib.get_close_matches(tag, tags, n=4, cutoff=0.3) or tags[:4]
-            hint = f"it has {', '.join(near)}" if near else f"it has none: {name}"
+            hint = f"it has {', '.join(near)}" if near else f"leave the tag out: {name}"
             raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
 
 

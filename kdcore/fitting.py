@@ -152,16 +152,16 @@ def _require_fit(
     if {name.partition(".")[0] for name in checkpoint} == {"student", "projector", "head"}:
         remedy = (
             "the file is of a SimKD student, which is a backbone, a projector and another network's classifier: it "
-            "goes on as a student of its own recipe only; for a teacher, train with student.classifier=own"
+            "fits only a student of its own recipe; for a teacher, train with student.classifier=own"
         )
     elif names and in_order:
         remedy = "its tensors have other names, but the same order and shapes: take checkpoint_keys: positions"
     elif names:
-        remedy = "name the network that the file is of"
+        remedy = "name the network that the file belongs to"
     elif for_classes and all(name.rpartition(".")[0] in classifier for name in wrong):
         remedy = for_classes(checkpoint[wrong[0]].shape[0])
     else:
-        remedy = "name the network, and the args, that the file is of"
+        remedy = "name the network, and the args, that the file belongs to"
     raise Refused(
         f"{complaint}: {len(wrong)} tensors differ, the first is {wrong[0]!r} (network: {network}, file: {file}); "
         f"{remedy}"

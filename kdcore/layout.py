@@ -80,7 +80,7 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
     except Refused:
         raise
     except COMPLAINTS as error:
-        raise Refused(f"{name} takes no images of {list(image_size)}: {' '.join(str(error).split())[:200]}") from error
+        raise Refused(f"{name} rejects images of {list(image_size)}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise Refused(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")

@@ -46,7 +46,7 @@ class LocalDir:
         if missing:
             raise Refused(
                 f"the network in {self.path} answers for {len(self.classes)} classes "
-                f"({', '.join(self.classes[:3])}, ...), and {missing[0]!r} of the data is none of them; where they are "
+                f"({', '.join(self.classes[:3])}, ...), and {missing[0]!r} of the data is not one of them; if they are "
                 "the same by other names, give class_indices, a file that maps class folders to outputs; otherwise "
                 f"{fresh}"
             )

@@ -27,12 +27,12 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         raise Refused(f"optimizer.opt: unknown optimiser {config.opt!r}; {hint}")
     if "_" in config.opt.lower().removeprefix("lookahead_"):
         raise Refused(
-            f"optimizer.opt {config.opt!r}: timm takes what stands behind the last '_' for the name, which would be "
+            f"optimizer.opt {config.opt!r}: timm takes what follows the last '_' for the name, which would be "
             "another optimiser; register it under a name without one"
         )
     if get_optimizer_info(config.opt.lower().removeprefix("lookahead_")).second_order:
         raise Refused(
-            f"optimizer.opt {config.opt!r} takes second derivatives, which no step keeps; take another, such as adamw"
+            f"optimizer.opt {config.opt!r} needs second derivatives, which no step keeps; take another, such as adamw"
         )
     _check_layer_decay(config, module)
     try:
@@ -90,7 +90,7 @@ class Schedule:
             if prefix >= num_epochs:
                 raise Refused(
                     f"schedule.warmup_epochs {prefix:g} leaves none of the run's {num_epochs} epochs to the cosine "
-                    "behind it; lower it, or set warmup_prefix=false"
+                    "after it; lower it, or set warmup_prefix=false"
                 )
             self._scheduler, _ = create_scheduler_v2(
                 optimizer,

@@ -114,11 +114,11 @@ def _checking(number: int, begun: list[str], term: Term) -> Callable[[nn.Module,
         if not value.is_floating_point() or (_have_gradients(inputs[0]) and not value.requires_grad):
             raise Refused(
                 f"its loss ({str(value.dtype).removeprefix('torch.')}) has no gradient, so the student would learn "
-                "nothing of it; compute it from what it reads of the student, without detach, argmax and comparisons"
+                "nothing from it; compute it from what it reads of the student, without detach, argmax and comparisons"
             )
         if not term.teaches_classifier and _depends_on(value, inputs[0].student_logits):
             raise Refused(
-                "it reads student_logits beside taps, which decides whether the student's accuracy is measured; say so "
+                "it reads student_logits and taps, which decides whether the student's accuracy is measured; say so "
                 "in its class: reads_logits: ClassVar[bool] = True"
             )
         if not value.is_meta and not value.isfinite().all():  # the meta device has no values to look at

@@ -128,7 +128,7 @@ class FeatureTaps:
             raise
         except COMPLAINTS as error:
             raise Refused(
-                f"{type(self.model).__name__} takes no images of {list(images.shape[2:])}: "
+                f"{type(self.model).__name__} rejects images of {list(images.shape[2:])}: "
                 f"{' '.join(str(error).split())[:200]}; change the size of the views, or the model's args, such as "
                 "{img_size: ...}"
             ) from error

@@ -51,12 +51,12 @@ def verify_one(config: RunConfig, num_rows: int) -> None:
     """Verify the cache of a recipe with one teacher, and print what was compared."""
     found = verify(config, num_rows, device_here(config))
     rows = [[f"{one.part} {one.column}", one.coding, f"{one.rows:,}", f"{one.wrong:,}"] for one in found]
-    title = f"{config.cache.dir if config.cache else ''}: checksums agree; rows computed anew"
+    title = f"{config.cache.dir if config.cache else ''}: checksums agree; rows recomputed"
     console.print(table(title, ["", "coding", "rows", "differ"], rows))
     wrong = [one for one in found if one.wrong]
     if wrong:
         raise RunFailed(
-            f"{wrong[0].wrong} of {wrong[0].rows} rows of {wrong[0].part} {wrong[0].column} are not what the teacher "
+            f"{wrong[0].wrong} of {wrong[0].rows} rows of {wrong[0].part} {wrong[0].column} differ from the teacher's "
             "answers now, beyond rounding; build the cache again in another folder"
         )
 
@@ -68,7 +68,7 @@ def show_cache(folder: str) -> int:
     show_contents(folder, manifest)
     console.print(table("it belongs to", ["", ""], [[k, str(v)] for k, v in flat(manifest.plan.identity).items()]))
     served = list(recipes_served(manifest, folder))
-    say(f"named recipes that could read it, if images and views were these: {', '.join(served) or 'none'}")
+    say(f"named recipes that could read it, given these images and views: {', '.join(served) or 'none'}")
     return 0
 
 

@@ -93,7 +93,7 @@ def _num_rows(file: Path) -> int:
     try:
         content = pq.ParquetFile(file)
     except pa.ArrowException as error:
-        raise Refused(f"{file} is no Parquet file ({error}); fetch it again") from error
+        raise Refused(f"{file} is not a Parquet file ({error}); fetch it again") from error
     missing = {"img", "fine_label"} - set(content.schema_arrow.names)
     if missing:
         raise Refused(f"{file} has no column {min(missing)!r}, so it is not CIFAR-100's; give the folder of its files")

@@ -29,7 +29,7 @@ def sweep(parser: Parser) -> None:
         help="also retry runs that failed by their own error (lost ones are always retried)",
     )
     parser.set_defaults(function=calls("ops.sweep.command:sweep", require=RECIPE))
-    goes_on(parser, "goes on with the sweep, its runs from their last checkpoints")
+    goes_on(parser, "continues the sweep, its runs from their last checkpoints")
 
 
 @command(

@@ -218,7 +218,7 @@ def cache(parser: Parser) -> None:
     plan.add_argument("--seconds", type=float, default=4.0, help="length of each measurement (default: %(default)s)")
     info.add_place("folder", metavar="DIR", help="the cache's folder or URI")
     build.set_defaults(function=calls("ops.cache:build_cache", require=RECIPE))
-    goes_on(build, "goes on with what is missing")
+    goes_on(build, "builds what is missing")
     verify.set_defaults(function=calls("ops.cache:verify_cache", require=RECIPE))
     plan.set_defaults(function=calls("ops.cache:plan_cache", require=RECIPE))
     info.set_defaults(function=calls("ops.cache:show_cache"))

@@ -60,7 +60,7 @@ def add_data_actions(parser: Parser, index_dir: str) -> None:
     )
     show.set_defaults(function=calls("ops.data:show_source"))
     pack.set_defaults(function=calls("ops.data:pack"))
-    goes_on(pack, "goes on with the pack")
+    goes_on(pack, "continues the pack")
     verify.set_defaults(function=calls("ops.data:verify"))
     _add_cifar100(actions)
 

@@ -88,7 +88,7 @@ def apart_in_a_process(device: str) -> float:
     if done.returncode < 0:
         raise RuntimeError(f"the process was ended by signal {-done.returncode}")
     if done.returncode > 0:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["nothing was said"])[-1])
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
     return float(done.stdout.split()[-1])
 
 

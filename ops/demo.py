@@ -50,7 +50,7 @@ class Networks:
             if name and not data:
                 raise Refused(f"--{role} names a network for your own images; give --data FOLDER too")
             if weights and not name:
-                raise Refused(f"--{role}-weights {weights}: say of which network they are: --{role} NAME")
+                raise Refused(f"--{role}-weights {weights}: name the network they belong to: --{role} NAME")
 
     def for_teacher(self) -> list[str]:
         """Return the teacher recipe's overrides that train the requested teacher, by default from timm's weights."""
@@ -148,7 +148,7 @@ def outlook(teacher: RunConfig, distilled: RunConfig, seeds: int) -> Iterator[st
         )
     total = seen.seconds + 2 * seeds * theirs.seconds
     hint = "; views.size=128 and train.epochs=3 shorten it" if total > LONG_SECONDS else ""
-    yield f"together about {duration(total)}, measured here for some seconds; Ctrl-C and the same command go on{hint}"
+    yield f"together about {duration(total)}, timed here for some seconds; after Ctrl-C the same command goes on{hint}"
 
 
 # For a table 80 columns wide; ms: per image, one at a time.

@@ -69,7 +69,7 @@ def run_probe(area: str, probe: Probe, output_dir: Path) -> list[Finding]:
         try:
             findings.extend(probe(output_dir))
         except Exception as error:
-            seen = f"the check broke off: {type(error).__name__}: {error}"
+            seen = f"the check failed: {type(error).__name__}: {error}"
             findings.append(
                 Finding(area, "fail", seen, "repair what the message names; `make env` renews the libraries")
             )
@@ -78,6 +78,6 @@ def run_probe(area: str, probe: Probe, output_dir: Path) -> list[Finding]:
     thread.start()
     thread.join(PROBE_SECONDS)
     if thread.is_alive():
-        remedy = "something it asks does not answer: look at drivers and at network folders"
+        remedy = "something it asks does not answer: check drivers and network folders"
         return [*findings, Finding(area, "fail", f"no answer within {PROBE_SECONDS:g} s", remedy)]
     return findings

@@ -36,7 +36,7 @@ def keys(file: str) -> int:
     if public == path:
         raise Refused(f"{path} is the name of the public key; give that of the private one: {path.stem}.pem")
     if public.exists():
-        raise Refused(f"{public} is there already, and may be the public key of another private one; give another name")
+        raise Refused(f"{public} exists, and may be the public key of another private one; give another name")
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     write_whole(public, private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -54,7 +54,7 @@ def write_private(path: Path, content: bytes) -> None:
     try:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise Refused(f"{path} is there already, and may be a key that something was signed by; give another") from None
+        raise Refused(f"{path} exists, and something may have been signed with it; give another name") from None
     except OSError as error:
         raise Refused(not_written(path, error)) from error
     with os.fdopen(number, "wb") as file:

@@ -120,7 +120,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
         raise Refused(f"{folder} has no {LINEAGE}; give a folder that `export` has written, or export the run again")
     found = read_json(path, "export the run again")
     if not isinstance(found, dict) or not {"run", "run_dir", "weights", "teachers"} <= found.keys():
-        raise Refused(f"{path} is no lineage of an export; export the run again")
+        raise Refused(f"{path} is not the lineage of an export; export the run again")
     return found
 
 
@@ -180,11 +180,11 @@ def refuse_signatures(links: Sequence[Link], findings: Sequence[Finding], is_ask
     """Refuse a broken signature and, where trusted keys were given, a chain that none of them vouches for."""
     for link, finding in zip(links, findings, strict=True):
         if finding.problem is not None:
-            raise Refused(f"{link.folder}: {finding.problem}; restore it as {finding.signer} has signed it")
+            raise Refused(f"{link.folder}: {finding.problem}; restore it as {finding.signer} signed it")
     if is_asked and not findings[0].is_good:
         raise Refused(
-            f"{links[0].folder} is signed by {findings[0]}; give the .pub file of its signer as --trust, or let "
-            "somebody whom you trust sign it"
+            f"{links[0].folder} is signed by {findings[0]}; give the .pub file of its signer as --trust, or have "
+            "someone you trust sign it"
         )
 
 

@@ -69,7 +69,7 @@ def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
     network = load_student(parts, subject.weights)
     if find_classifier(network) is None:
         raise Refused(
-            f"the student {subject.config.student.model} has no one linear classifier, whose input is what a probe "
+            f"the student {subject.config.student.model} has no single linear classifier, whose input a probe "
             f"reads; `python -m ops evaluate {run}` judges its answers"
         )
     judged = Probe(parts, splits, of_any_teacher=True)
@@ -89,5 +89,5 @@ def _why_no_teacher(config: RunConfig) -> str:
     if not config.all_teachers:
         return ""
     if all(teacher.cached for teacher in config.all_teachers):
-        return "it is read from a cache, and its features are not; add teacher.source=online"
-    return "it has no one linear classifier, whose input is what a probe reads"
+        return "it is read from a cache, without its features; add teacher.source=online"
+    return "it has no single linear classifier, whose input a probe reads"

@@ -148,7 +148,7 @@ def without_folders(text: str, places: list[str]) -> str:
 @contextmanager
 def refusing_no_folder(path: Path) -> Iterator[None]:
     """Refuse a folder that does not exist."""
-    raise Refused(f"{path} is no folder; give one that `export` has written")
+    raise Refused(f"{path} is not a folder; give one that `export` has written")
     yield
 
 
@@ -168,7 +168,7 @@ def hub_errors_as_refusals(address: str, repository: str, token: str) -> Iterato
             raise
         raise Refused(
             f"the hub {address} does not answer ({in_one_line(error, token)}); push again when it does, or give "
-            "another as --hub URL: a commit is there as a whole or not at all"
+            "another as --hub URL: a commit is made whole or not at all"
         ) from None
 
 
@@ -176,9 +176,9 @@ def reason_of(error: HfHubHTTPError, address: str, repository: str, token: str) 
     """Return what a hub's answer means, and what to do."""
     status = error.response.status_code
     if status == 401:
-        return f"the hub {address} does not take the token; set HF_TOKEN to one that is valid, with the right to write"
+        return f"the hub {address} rejects the token; set HF_TOKEN to a valid one with write access"
     if status == 403:
-        return f"the token may not write to {repository} on {address}; take one with that right, or another --to"
+        return f"the token may not write to {repository} on {address}; use one that may, or another --to"
     said = in_one_line(error.server_message or error, token)
     return f"the hub {address} answers with {status} ({said}); push again, nothing of this export was committed"
 

@@ -8,9 +8,8 @@ from ops.parser import Parser, calls, command
 @command(
     "keep",
     help="upload an export to a repository on a model hub, in one commit",
-    description="Sends the files and the card of an export to a repository on a hub, which is made, private, where "
-    "there is none. The token is HF_TOKEN, or that of `hf auth login`. Places on this machine are named by their last "
-    "part alone.",
+    description="Sends the files and the card of an export to a repository on a hub, which is created, private, if "
+    "there is none. The token is HF_TOKEN, or that of `hf auth login`. Local paths are cut to their last part.",
 )
 def push(parser: Parser) -> None:
     parser.add_place("folder", metavar="DIR", help="a folder that `export` has written")

@@ -125,9 +125,7 @@ def covered(folder: Path) -> dict[str, str]:
     for path in entries:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             what = "a link" if path.is_symlink() else "neither a file nor a folder"
-            raise Refused(
-                f"{path} is {what}, which no signature covers; remove it, or put a copy of what it means there"
-            )
+            raise Refused(f"{path} is {what}, which no signature covers; remove it, or put a copy of its target there")
     files = [path for path in entries if path.is_file() and is_covered(path.relative_to(folder))]
     return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 
@@ -161,7 +159,7 @@ def examine(folder: Path, trusted: Trusted) -> Finding:
     except InvalidSignature:
         return Finding(signer, problem=f"FORGED: {SIGNATURE} was not made by {signer}")
     except (Refused, ValidationError, ValueError, binascii.Error):
-        return Finding("?", problem=f"DAMAGED: {SIGNATURE} is none that `sign` has written")
+        return Finding("?", problem=f"DAMAGED: {SIGNATURE} was not written by `sign`")
     return Finding(signer, public in trusted, changes(folder, found.statement))
 
 

@@ -11,7 +11,7 @@ from ops.parser import SUBJECT, Parser, add_overrides, calls, command
     help="evaluate a student: accuracy, agreement with its teacher, calibration, classes",
     description="Evaluates on every image once: top-1, top-5, agreement with the teacher, KL, calibration, a table by "
     "class, the worst confusions, and the alignment (CKA) of the tapped layers. RUN is a run's folder, a file of "
-    "weights, or a recipe (its teacher is evaluated). Results go beside it and onto the run's page in MLflow.",
+    "weights, or a recipe (its teacher is evaluated). Results go next to it and onto the run's page in MLflow.",
 )
 def evaluate(parser: Parser) -> None:
     from pipelines.data.variants import VARIANTS

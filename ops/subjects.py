@@ -52,7 +52,7 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     beside = [RunFolder(folder) for folder in weights.absolute().parents[:2]]
     found = recipe or next((str(one.recipe) for one in beside if one.recipe.is_file()), None)
     if found is None:
-        raise Refused(f"{name}: no recipe.yaml beside it; say how the network is built: --recipe RECIPE")
+        raise Refused(f"{name}: no recipe.yaml next to it; say how the network is built: --recipe RECIPE")
     loaded = catalog.load(found, overrides)
     for one in beside:
         one.refuse_other_plugins(loaded)
@@ -81,5 +81,5 @@ def require_subject(run: str) -> None:
     here = path.parent if path.parent.is_dir() else Path()
     runs = sorted(file.parent.as_posix() for file in [*here.glob("*/recipe.yaml"), *here.glob("outputs/*/recipe.yaml")])
     near = difflib.get_close_matches(path.as_posix(), runs, n=3, cutoff=0.3)
-    hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` has said it"
+    hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` printed it"
     raise Refused(f"{run}: there is no such run, file of weights, or recipe; {hint}")

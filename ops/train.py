@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cluster.training.launch import RunResult
 
 STATES = {
-    "finished": "finished already, in {}; delete that folder, or give name=..., to run afresh",
+    "finished": "finished already, in {}; delete that folder, or give name=..., to run it again",
     "unfinished": "continuing the run in {}",
     "new": "a new run in {}",
 }

@@ -126,9 +126,5 @@ def deliver(folder: str) -> int:
     if not Path(folder).is_dir():
         raise Refused(f"{folder}: no such folder; give the output folder of the runs")
     delivered = deliver_all(Path(folder))
-    say(
-        f"delivered: {', '.join(delivered)}"
-        if delivered
-        else f"{folder}: nothing was kept back by a run that has ended"
-    )
+    say(f"delivered: {', '.join(delivered)}" if delivered else f"{folder}: no ended run has anything left to deliver")
     return 0

@@ -154,7 +154,7 @@ def _wait_or_refuse(path: Path, folder: Path, wait: bool) -> None:
         if is_alive and not wait:
             break
         if time.monotonic() - seen > STALE_SECONDS and not is_alive:
-            return _end(path, holder, f"{holder or 'a process'} has not been heard of for {STALE_SECONDS:.0f} s")
+            return _end(path, holder, f"{holder or 'a process'} has not been heard from for {STALE_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
         if (now := _touched(path)) != touched:
             if now is not None and not wait:
@@ -178,7 +178,7 @@ def _end(path: Path, holder: Holder | None, reason: str) -> None:
     try:
         if _touched(path) is not None and _read(path) == holder:
             path.unlink(missing_ok=True)
-            logger.warning("%s: taken over, for %s", path.parent, reason)
+            logger.warning("%s: taken over, because %s", path.parent, reason)
     finally:
         right.unlink(missing_ok=True)
 

@@ -100,8 +100,8 @@ class Builder:
             differing = [a.name for a, b in zip(found[0], found[-1], strict=True) if a != b]
             if differing:
                 raise Refused(
-                    f"at {size[0]} x {size[1]} pixels {differing[0]} has another shape than at views.size, and a cache "
-                    "holds rows of one shape; leave views.sizes out, or let the teacher answer online"
+                    f"at {size[0]} x {size[1]} pixels {differing[0]} has a different shape than at views.size, and a "
+                    "cache holds rows of one shape; leave views.sizes out, or let the teacher answer online"
                 )
         return found[0]
 

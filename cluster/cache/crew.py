@@ -123,7 +123,7 @@ class Crew:
                 if shard is None:
                     queue.append(unit)
                     progress.done.pop(unit, None)
-                    progress.messages.append("a worker was lost; its unit is done again")
+                    progress.messages.append("a worker was lost; its unit is recomputed")
                     continue
                 self.idle.append(worker)
                 progress.done[unit] = unit.stop - unit.start

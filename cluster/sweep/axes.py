@@ -98,7 +98,7 @@ class Integers(Range):
     @classmethod
     def _check_whole(cls, end: float) -> float:
         if not end.is_integer():
-            raise Refused(f"integers go from one whole number to another, and {end} is none")
+            raise Refused(f"integers go from one whole number to another, and {end} is not one")
         return end
 
     def draw(self, rng: np.random.Generator) -> Any:

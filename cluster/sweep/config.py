@@ -129,7 +129,7 @@ class SweepConfig(Section):
                 "held_out/top1, and keep back training images with data.held_out=0.02"
             )
         if metric not in (known := [f"held_out/{one.name}" for one in VALIDATED]):
-            raise Refused(f"{shortened(metric)!r} is no metric; take one of {', '.join(known)}")
+            raise Refused(f"{shortened(metric)!r} is not a metric; take one of {', '.join(known)}")
         return metric
 
     @model_validator(mode="after")

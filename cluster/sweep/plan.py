@@ -49,7 +49,7 @@ class SweepPlan:
         self.problems: dict[str, str] = {}  # {point: what is wrong with it}
         fit = [(point, config) for point in self.examples if (config := self._fitting(point))]
         if not fit:
-            raise Refused(f"none of the sweep's points makes a run: {next(iter(self.problems.values()))}")
+            raise Refused(f"no point of the sweep is a valid run: {next(iter(self.problems.values()))}")
         for point, config in fit:
             require_own_fields(self.base, point, config)
         require_same_images(fit)

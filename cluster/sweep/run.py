@@ -48,7 +48,7 @@ from pipelines.files import make_folder, read_json, write_json
 from pipelines.leases import leased
 from pipelines.nested import differences, in_short
 
-REMEDY = "delete it: the sweep then writes it anew"
+REMEDY = "delete it: the sweep then writes it again"
 JOURNAL, SPACE, TUNE = "journal.jsonl", "space.json", "tune"
 MAX_LOST_PROCESSES = 2  # of a trial, which is started again after each
 

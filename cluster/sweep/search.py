@@ -154,9 +154,7 @@ class Proposals(AskedByTune, Searcher):
         result = result or {}
         with self.keeping_refusal():
             if error:
-                self.journal.end(
-                    trial.name, "lost", "its process was lost, and lost again whenever it was started anew"
-                )
+                self.journal.end(trial.name, "lost", "its process was lost, and lost again at every restart")
             elif reason := result.get("error", ""):
                 self.journal.end(trial.name, "lost" if result.get("is_lost") else "failed", reason)
             else:

@@ -204,7 +204,7 @@ def temperature_fields(method: Sequence[Term], temperature: float) -> dict[str, 
     if not terms:
         raise Refused("temperature: the recipe has no term on logits; name the field, such as method.1.temperature")
     if not isinstance(temperature, int | float) or temperature <= 0:
-        raise Refused(f"temperature: {shortened(repr(temperature))} is no number above 0")
+        raise Refused(f"temperature: {shortened(repr(temperature))} is not a number above 0")
     fields = {}
     for i, term in terms.items():
         if "gamma" in type(term).model_fields:

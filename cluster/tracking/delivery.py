@@ -56,7 +56,7 @@ def mark_end(folder: RunFolder, trackers: list[Tracker], is_complete: bool = Tru
 def deliver_or_refuse(config: RunConfig) -> None:
     """Deliver what a run has kept back. Refused where a store does not answer, or refuses; it is then still kept."""
     folder = RunFolder.of(config)
-    remedy = f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to leave it at that"
+    remedy = f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to discard them"
     with mlflow_errors_as_refusals(tracking_uri(config), remedy):
         deliver(config)
 
@@ -103,8 +103,8 @@ def deliver_all(output_dir: Path) -> list[str]:
                 delivered.append(folder.path.name)
         except PermissionError as error:
             problems[folder.path.name] = Refused(
-                f"{folder.path} cannot be delivered ({error.strerror}: {error.filename}); let the user do so whose run "
-                "it is"
+                f"{folder.path} cannot be delivered ({error.strerror}: {error.filename}); let the owner of the run do "
+                "so"
             )
         except (Refused, RunFailed) as error:
             problems[folder.path.name] = error
@@ -112,10 +112,8 @@ def deliver_all(output_dir: Path) -> list[str]:
                 away[tracking_uri(config)] = error
     if problems:
         name, first = next(iter(problems.items()))
-        others = (
-            f"; nor are these delivered: {', '.join(sorted(problems.keys() - {name}))}" if len(problems) > 1 else ""
-        )
-        done = f"; delivered all the same: {', '.join(delivered)}" if delivered else ""
+        others = f"; also not delivered: {', '.join(sorted(problems.keys() - {name}))}" if len(problems) > 1 else ""
+        done = f"; still delivered: {', '.join(delivered)}" if delivered else ""
         raise type(first)(f"{first}{others}{done}") from first
     return delivered
 

@@ -134,7 +134,7 @@ class RunFolder:
             return None
         if not re.fullmatch(r"[\w-]+", text):
             raise Refused(
-                f"{self.run_id} holds no id of a run in MLflow; write the run's id into it, as MLflow shows it, or "
+                f"{self.run_id} does not hold an MLflow run's id; write the run's id into it, as MLflow shows it, or "
                 "delete it: the run is then a new one there"
             )
         return text

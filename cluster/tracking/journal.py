@@ -44,5 +44,5 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step", 0), int):
             rows.append(row)
         elif number < len(lines):
-            raise Refused(f"{path}, line {number} is no row of a journal; remove that line, or restore the file")
+            raise Refused(f"{path}, line {number} is not a row of a journal; remove that line, or restore the file")
     return rows

@@ -58,8 +58,8 @@ def file_problem(error: BaseException, num_bytes: int) -> str | None:
         return None
     if (status := http_status(error)) is None:
         return bucket_problem(error)
-    limit = "raise the limit of what stands before the server (of nginx, client_max_body_size)"
-    remedy = limit if status == TOO_LARGE else "let whoever runs this write files there"
+    limit = "raise the limit of the proxy in front of the server (nginx: client_max_body_size)"
+    remedy = limit if status == TOO_LARGE else "let this user write files there"
     return f"HTTP status {status} for {num_bytes:,} bytes; {remedy}"
 
 

@@ -125,7 +125,7 @@ class MlflowTracker(Tracker):
         except Exception as error:
             if (problem := file_problem(error, path.stat().st_size)) is None:
                 raise
-            raise Refused(f"the MLflow store {tracking_uri(self.config)} takes no {path.name}: {problem}") from error
+            raise Refused(f"the MLflow store {tracking_uri(self.config)} rejects {path.name}: {problem}") from error
 
     def missing_files(self) -> list[Path]:
         """Return the run's files that MLflow lacks."""

@@ -84,7 +84,7 @@ def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | Non
         if not any(tracker.is_away(error) for tracker in trackers):
             raise
         logger.warning(
-            "%s does not answer; what it lacks of %s is kept in its folder: python -m ops deliver %s",
+            "%s does not answer; the rest of %s is kept in its folder: python -m ops deliver %s",
             without_credentials(tracking_uri(config)),
             config.name,
             config.output_dir,

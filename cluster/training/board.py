@@ -12,7 +12,7 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-STARTS = ("stillhouse_starts", "How often the run's workers were started; each loss of one starts them anew.")
+STARTS = ("stillhouse_starts", "How often the run's workers were started; each loss of one restarts them.")
 
 
 @ray.remote(num_cpus=0)

@@ -129,4 +129,4 @@ def fit(job: Job, board: Any) -> dict[str, Any]:
         raise failure_of(error, job.num_workers, board, crash_file) from error
     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:  # of Ray Train's controller
         cause = crash_of(error, None) or last_line(error)
-        raise ClusterFailed(f"Ray Train's controller, which lives beside the driver, ended: {cause}") from error
+        raise ClusterFailed(f"Ray Train's controller, which runs next to the driver, ended: {cause}") from error

@@ -226,7 +226,7 @@ def fit_or_stop(
     except (KeyboardInterrupt, Terminated) as error:
         stop()
         if watch:
-            watch({}, ["the run is ended after this step, with a checkpoint; the same signal again ends it at once"])
+            watch({}, ["the run ends after this step, with a checkpoint; the same signal again ends it at once"])
         with suppress(TimeoutError, RunFailed, Refused):
             step = fitting.result(STOP_SECONDS).get("stopped")
             if step is not None:

@@ -24,7 +24,7 @@ def refuse_missing_mounts(config: RunConfig) -> None:
             continue
         if not Path(path).exists():
             raise Refused(
-                f"{key}: {path} is not there on the node {socket.gethostname()} (of it, {nearest(Path(path))} is); "
+                f"{key}: {path} does not exist on the node {socket.gethostname()} (only {nearest(Path(path))} does); "
                 "mount it there at the same place as on the other nodes, or keep that node out of the cluster"
             )
 

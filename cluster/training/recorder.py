@@ -233,7 +233,7 @@ class Recorder:
             self.log.log(step, metrics)
         told = [name for name in metrics if name.rpartition("/")[2] in TOLD and says_more(name, metrics)]
         shown = ", ".join(f"{name} {score_text(name, metrics[name])}" for name in told)
-        self.reporter.say(f"step {step}: {shown or 'nothing says how good the student is'}")
+        self.reporter.say(f"step {step}: {shown or 'nothing measures the student'}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0
 
     def say_of_patience(self, state: TrainState) -> None:

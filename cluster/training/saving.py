@@ -91,7 +91,7 @@ def newest_step(config: RunConfig) -> int | None:
     except OSError as error:
         raise Refused(
             f"checkpoint.storage: {config.storage} cannot be read ({error.strerror or last_line(error)}); give a "
-            "place that can be, and what it needs to be opened"
+            "place that can be, with the credentials it needs"
         ) from error
     return found[-1].step if found else None
 

@@ -145,8 +145,8 @@ def _information(numerator: float, effective_dims: float, information_scale: Inf
         return numerator / math.log(5)
     if effective_dims <= 1:
         raise Refused(
-            f"its effective dimension is {effective_dims:.3g}, whose log is no scale; measure more images a class, or "
-            "take information_scale='log5'"
+            f"its effective dimension is {effective_dims:.3g}, whose log is not a scale; measure more images a class, "
+            "or take information_scale='log5'"
         )
     return numerator / math.log(effective_dims)
 

@@ -52,7 +52,7 @@ def require_places(feature_map: Tensor, least: int = 2) -> None:
     """Refuse maps [B,C,H,W] of fewer than `least` places, 2 or 3: there is too little to compare."""
     places = feature_map.shape[2:].numel()
     if places < least:
-        said = "one place (or vectors) say nothing of where features are strong"
+        said = "one place (or vectors) say nothing about where features are strong"
         if places == 2:
             said = "two places say no more than which of them is stronger"
         raise Refused(f"maps of {said}, so nothing is learnt; take taps of larger maps, or fitnet or rkd")

@@ -149,7 +149,9 @@ class FeatureOnly(ProjectedTerm):
     def _detach_at_a_pair(self) -> FeatureOnly:
         taps = [p.student for p in self.pairs]
         if self.detach_head_at is not None and self.detach_head_at not in taps:
-            raise Refused(f"detach_head_at {self.detach_head_at!r} is no student tap of the pairs; take one of {taps}")
+            raise Refused(
+                f"detach_head_at {self.detach_head_at!r} is not a student tap of the pairs; take one of {taps}"
+            )
         return self
 
     def needs(self) -> Needs:

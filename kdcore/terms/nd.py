@@ -96,7 +96,7 @@ def adapter(student_width: int, teacher_width: int) -> nn.Module:
 def _checked_means(context: TermContext, tap: str) -> Tensor:
     means = context.class_means[tap].float()
     if len(means) != context.num_classes:
-        raise Refused(f"{len(means)} class means of tap {tap!r} for {context.num_classes} classes; compute them anew")
+        raise Refused(f"{len(means)} class means of tap {tap!r} for {context.num_classes} classes; compute them again")
     empty = (~(means.norm(dim=1) > 0)).nonzero().flatten().tolist()  # a mean of no images is not a number
     if empty:
         names = [context.classes[number] if context.classes else number for number in empty[:6]]

@@ -168,8 +168,8 @@ class Estimate:
         stretch = max(min(job.interval_seconds, job.work_seconds) + job.checkpoint_seconds, job.restart_seconds)
         if stretch > HOPELESS * mtbf:
             raise Refused(
-                f"a failure every {mtbf:,.0f} s is expected, and from one checkpoint to the next, or from a failure to "
-                f"the next step, it is {stretch:,.0f} s: the run would not come to its end; lower "
+                f"a failure every {mtbf:,.0f} s is expected, but from one checkpoint to the next, or from a failure to "
+                f"the next step, it takes {stretch:,.0f} s: the run would never end; lower "
                 "checkpoint.every_steps, or --restart-seconds, or give a longer --mtbf-hours"
             )
         return simulate_many(job, self.cluster.mtbf_seconds, SIMULATED_RUNS)

@@ -142,7 +142,7 @@ def speed_rows(estimate: Estimate) -> list[list[str]]:
         ["step", milliseconds(estimate.step_seconds)],
         ["  forward and backward", milliseconds(estimate.compute_seconds)],
         ["  ring all-reduce, not overlapped", milliseconds(estimate.all_reduce_seconds)],
-        ["  reading, beside them", milliseconds(estimate.read_seconds)],
+        ["  reading, in parallel", milliseconds(estimate.read_seconds)],
         ["images read, a node and second", decimal(int(estimate.node_images_per_second * workload.image_bytes))],
         ["cache read, a node and second", decimal(int(estimate.node_images_per_second * workload.cached_bytes))],
     ]
@@ -159,8 +159,8 @@ def byte_rows(found: Answer) -> list[list[str]]:
         ["  optimiser, moving average", f"{decimal(sizes.optimizer_bytes)}, {decimal(sizes.ema_bytes)}"],
         ["  kept for the backward pass, float32", decimal(sizes.activation_bytes)],
         ["checkpoint", decimal(sizes.checkpoint_bytes)],
-        ["  holds the steps up for", milliseconds(found.estimate.workload.checkpoint_seconds)],
-        ["  written beside them in", milliseconds(written)],
+        ["  blocks training for", milliseconds(found.estimate.workload.checkpoint_seconds)],
+        ["  written meanwhile in", milliseconds(written)],
         ["memory of a sweep's driver, a run at a time", decimal(found.trial_bytes)],
     ]
 

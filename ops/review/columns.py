@@ -16,7 +16,7 @@ from ops.review.groups import Row
 
 FLAGS_SHOWN = 3
 CLASS_MEAN = "val/class_mean_top1"
-STOPPED = "by a sweep, for their scores: the others were its best, so their mean is ranked last and compared with none"
+STOPPED = "by a sweep, for their scores: the others were its best, so their mean is ranked last and not compared"
 DIFFERS = "differs from most recipes here in more than the studied fields"
 
 
@@ -105,7 +105,7 @@ def recipe_columns(metric: str) -> list[Column]:
             "ratio",
             "ratio",
             ratio_cell,
-            "the student's parameters beside its one teacher's; empty where a run has not logged that one's",
+            "the student's parameters relative to its only teacher's; empty where the latter are not logged",
             shown=lambda rows: any(ratio_cell(row).text for row in rows),
         ),
         mean_column(

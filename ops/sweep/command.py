@@ -95,8 +95,8 @@ def plan_sweep(config: RunConfig, wanted: SweepConfig) -> SweepPlan:
 def retry_hint(trials: Sequence[Trial]) -> str:
     """Return what can be done about runs that have failed or were lost."""
     lost = sum(trial.end == "lost" for trial in trials)
-    ways = [f"the same command tries the {lost} lost again"] if lost else []
-    return "; ".join([*ways, *(["--retry-failed those that failed, too"] if lost < len(trials) else [])])
+    ways = [f"the same command retries the {lost} lost"] if lost else []
+    return "; ".join([*ways, *(["--retry-failed also those that failed"] if lost < len(trials) else [])])
 
 
 def run(
@@ -155,7 +155,7 @@ def show_plan(plan: SweepPlan, concurrent: int, asked: int | None) -> None:
     """Show what will be run, what it shares, and what it will cost."""
     console.print(table(f"plan of the sweep {plan.sweep.name}", ["", ""], plan_rows(plan, concurrent, asked)))
     for point, problem in plan.problems.items():
-        say(f"makes no run, and counts as failed: {point}: {problem.removeprefix(f'{point}: ')}")
+        say(f"not a valid run, counted as failed: {point}: {problem.removeprefix(f'{point}: ')}")
 
 
 def plan_rows(plan: SweepPlan, concurrent: int, asked: int | None) -> list[list[str]]:

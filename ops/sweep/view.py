@@ -32,11 +32,11 @@ class SweepView(View):
     def line(self, event: Event, trial: Trial) -> str:
         """Return an event in words."""
         if event["event"] == "begin":
-            return f"{trial.name}: begins, {describe(trial.point)}, seed {trial.seed}"
+            return f"{trial.name}: started, {describe(trial.point)}, seed {trial.seed}"
         if event["event"] == "report" and not trial.end:
             return f"{trial.name}: epoch {trial.epoch:g}, {self.plan.sweep.metric} {self.shown(trial)}"
         if event["event"] == "retry":
-            return f"{trial.name}: is tried again from its last checkpoint"
+            return f"{trial.name}: retried from its last checkpoint"
         if trial.end == "finished":
             return f"{trial.name}: finished, {self.plan.sweep.metric} {self.shown(trial)}"
         return f"{trial.name}: {'' if trial.end == 'stopped' else f'{trial.end}, '}{trial.reason}"

@@ -21,7 +21,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 _LIBRARIES = ("torch", "torchvision", "nvidia-dali-cuda130", "pillow", "numpy")
-_UNFINISHED = "is not finished, or is no cache; `python -m ops cache build RECIPE` builds it, or resumes building it"
+_UNFINISHED = "is not finished, or is not a cache; `python -m ops cache build RECIPE` builds it, or resumes building it"
 
 
 class Part(BaseModel):
@@ -119,11 +119,11 @@ def read_manifest(content: bytes, where: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise Refused(f"{where}/{MANIFEST} is no manifest; restore it, or build the cache again") from error
+        raise Refused(f"{where}/{MANIFEST} is not a manifest; restore it, or build the cache again") from error
     if manifest.digest != manifest._own_digest():
         raise Refused(
             f"{where}/{MANIFEST} has been changed by hand: its digest differs; remove it and run "
-            "`python -m ops cache build`, which writes it anew from the shards"
+            "`python -m ops cache build`, which rebuilds it from the shards"
         )
     if manifest.plan.version != VERSION:
         raise Refused(

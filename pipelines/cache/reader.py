@@ -119,7 +119,7 @@ class CacheReader:
         if shards is None:
             if not 0 <= view < self.part.num_views:
                 raise Refused(
-                    f"the cache {self.directory} has {self.part.num_views} views, there is no view {view}; set "
+                    f"the cache {self.directory} has {self.part.num_views} views, so no view {view}; set "
                     f"views.num_views={self.part.num_views}, or build more of them"
                 )
             refuse_damaged(self.directory, self.shards[view], full=view not in self._checked)
@@ -148,7 +148,7 @@ def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise Refused(f"the cache is damaged: {path} is no file of tensors ({error}); {REMEDY}") from error
+        raise Refused(f"the cache is damaged: {path} is not a file of tensors ({error}); {REMEDY}") from error
 
 
 def tensors_under(constants: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:

@@ -58,8 +58,8 @@ def refuse_not_held(columns: Iterable[Column], outputs: TeacherOutputs, codes: M
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 largest = float(values[column.name].float().abs().max())
                 raise Refused(
-                    f"the teacher's {column.name} reaches {largest:g}, which {tensor.dtype} ({field}) does not hold; "
-                    "store it as float32, or look for the cause if it is no number"
+                    f"the teacher's {column.name} reaches {largest:g}, which {tensor.dtype} ({field}) cannot hold; "
+                    "store it as float32, or find the cause if it is not a number"
                 )
     raise AssertionError("a column was found not to hold its numbers")
 

@@ -67,7 +67,7 @@ def _failing(path: str, error: OSError) -> str:
     elif error.errno == errno.ENOMEM:
         remedy = "free memory, or take fewer workers or smaller batches"
     else:
-        remedy = "mend its disk or mount and start again, or remove the file where it alone cannot be read"
+        remedy = "repair its disk or mount and start again, or remove the file if only it cannot be read"
     return f"{path} cannot be read ({error.strerror}, in {len(_WAITS_SECONDS) + 1} tries); {remedy}"
 
 

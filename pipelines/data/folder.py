@@ -146,7 +146,7 @@ def _walk(
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in around:
-        raise Refused(f"{folder} is a link to a folder that it lies in, which never ends; remove it")
+        raise Refused(f"{folder} is a link to a folder that contains it, an endless loop; remove it")
     folders[relative] = status.st_mtime_ns  # before its files are listed
     for entry in _visible(folder):
         path = f"{relative}/{entry.name}"

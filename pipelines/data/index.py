@@ -129,8 +129,8 @@ def open_index(
     if latest is None:
         settings = ", ".join(f"data.{name}={value}" for name, value in asdict(acceptance).items())
         raise Refused(
-            f"there is no index of {place.name_of(split)} in {cache_dir} with {settings}; that folder must be one all "
-            "nodes see"
+            f"there is no index of {place.name_of(split)} in {cache_dir} with {settings}; all nodes must see that "
+            "folder"
         )
     return _open(place, latest, Path(cache_dir), copies)
 
@@ -184,7 +184,7 @@ def _is_whole(latest: _Latest, cache_dir: Path) -> bool:
 def _open(place: Place, latest: _Latest, cache_dir: Path, copies: CopyPolicy | None) -> Source:
     table = _read(cache_dir / latest.index)
     if table is None:
-        raise Refused(f"{cache_dir / latest.index} is not there, or cut off; index {place.root} again")
+        raise Refused(f"{cache_dir / latest.index} is missing or cut off; index {place.root} again")
     on_broken = latest.acceptance.on_broken
     if latest.stored_in is not None:
         return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()), None, on_broken)

@@ -46,7 +46,7 @@ class Listing:
 def require_file(path: str, status: os.stat_result) -> None:
     """Refuse anything but a regular file: reading a pipe waits for ever, and /dev/zero never ends."""
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"{path} is no regular file but a pipe, a device or the like; remove it")
+        raise Refused(f"{path} is not a regular file but a pipe, a device or the like; remove it")
 
 
 def require_name(path: str) -> None:
@@ -149,7 +149,7 @@ def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: s
     if names is None and highest >= _COUNTED and 2 * num_found < highest + 1:
         raise Refused(
             f"{root} has images of {num_found:,} classes whose numbers go up to {highest:,}: ids rather than numbers "
-            "counted from 0, each of which would be a class; give names in the place of numbers, count them from 0, or "
+            "counted from 0, each of which would be a class; give names instead of numbers, count them from 0, or "
             "name every class in a list (classes.txt beside tars, the names of a ClassLabel in Parquet)"
         )
     return tuple(names) if names is not None else tuple(f"{i:0{len(str(highest))}d}" for i in range(highest + 1))

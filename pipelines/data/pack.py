@@ -106,9 +106,7 @@ def _metadata(place: Place, name: str, schema: pa.Schema) -> dict[bytes, bytes]:
     """Return the metadata of a pack's index; Refused for an Arrow file of something else."""
     found: dict[bytes, bytes] = schema.metadata or {}
     if not {b"classes", b"files"} <= found.keys():
-        raise Refused(
-            f"{place.name_of(name)} is an Arrow file of something else than a pack's index; move it elsewhere"
-        )
+        raise Refused(f"{place.name_of(name)} is an Arrow file, but not a pack's index; move it elsewhere")
     return found
 
 

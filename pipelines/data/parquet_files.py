@@ -44,7 +44,7 @@ def refusing_damaged(name: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(
-            f"{name} is no whole Parquet file, or cannot be read ({reason}); fetch it again, or repair its disk or "
+            f"{name} is not a whole Parquet file, or cannot be read ({reason}); fetch it again, or repair its disk or "
             f"store"
         ) from error
 
@@ -141,7 +141,7 @@ def _class_names(footer: Footer, column: str) -> list[str] | None:
         names = (feature.get("feature") or feature).get("names")  # of a list, those of its items
     except (ValueError, AttributeError) as error:
         raise Refused(
-            f"{footer.name} has something else than features under 'huggingface' in its metadata ({error}); write it "
+            f"{footer.name} has something other than features under 'huggingface' in its metadata ({error}); write it "
             "again, or without that"
         ) from error
     return [str(name) for name in names] if names else None

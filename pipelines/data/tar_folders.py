@@ -52,7 +52,7 @@ def _layers_above(folders: Folders, split: str, where: Callable[[int], str]) -> 
             beside = next((f"beside the folder {name!r} of the split" for name in sorted(found & own)), None)
             raise Refused(
                 f"{where(wrong)} lies {beside or f'in the folder {names[wrong]!r} of another split'}; write tars of "
-                f"the folder {split!r} alone, or rename the folder where it is a class"
+                f"only the folder {split!r}, or rename the folder if it is a class"
             )
         if len(found) > 1 or found == {""}:
             return 0

@@ -72,7 +72,7 @@ def _refuse_without_end(file: Any, offset: int, size: int, name: str) -> None:
         raise tarfile.ReadError("it ends within a header")
     if size <= offset:
         raise Refused(
-            f"{name} ends without the mark of its end, as a tar that was cut off does; copy it again, or, where its "
+            f"{name} has no end-of-archive mark, as if it were cut off; copy it again, or, if its "
             f"writer leaves that out, append it: truncate -s {size + 2 * tarfile.BLOCKSIZE} {name}"
         )
     file.seek(offset)

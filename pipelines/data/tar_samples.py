@@ -135,7 +135,7 @@ def _text(file: Member, read: Read, name: str) -> str:
     try:
         return read(file).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise Refused(f"{name}: {file.path} is not text in UTF-8 ({error}); mend or remove it") from error
+        raise Refused(f"{name}: {file.path} is not text in UTF-8 ({error}); repair or remove it") from error
 
 
 def _json_facts(file: Member, read: Read, name: str) -> tuple[str | None, str | None]:
@@ -143,7 +143,7 @@ def _json_facts(file: Member, read: Read, name: str) -> tuple[str | None, str | 
     try:
         facts = json.loads(read(file))
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{name}: {file.path} is not JSON ({error}); mend or remove it") from error
+        raise Refused(f"{name}: {file.path} is not JSON ({error}); repair or remove it") from error
     if not isinstance(facts, dict):
         return None, None
     filename = facts.get("filename")

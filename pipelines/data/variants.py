@@ -88,7 +88,7 @@ def target_of_numbered_folders(index: Source, classes: tuple[str, ...]) -> Targe
     if wrong or len(index.classes) != len(classes):
         raise Refused(
             f"{index.root}: --variant v2 wants folders 0 to {len(classes) - 1}, the network's {len(classes)} classes; "
-            + (f"{wrong[0]!r} is none of them" if wrong else f"there are {len(index.classes)}")
+            + (f"{wrong[0]!r} is not one of them" if wrong else f"there are {len(index.classes)}")
         )
     numbers = np.array([int(name) for name in index.classes], dtype=np.int64)
     return Target(index, numbers[index.labels][:, None], classes)
@@ -100,7 +100,7 @@ def target_of_some_classes(index: Source, classes: tuple[str, ...]) -> Target:
     unknown = [name for name in index.classes if name not in place]
     if unknown:
         raise Refused(
-            f"{index.root}: the class {unknown[0]!r} ({len(unknown)} such) is none of the network's {len(classes)} "
+            f"{index.root}: the class {unknown[0]!r} ({len(unknown)} such) is not one of the network's {len(classes)} "
             "classes; give the folder of the test set that belongs to them"
         )
     shown = np.array([place[name] for name in index.classes], dtype=np.int64)
@@ -131,7 +131,7 @@ def place_in(lists: list[list[int]], file: str, path: Path) -> int:
     number = re.search(r"(\d+)$", Path(file).stem)
     if number is None or not 1 <= int(number[1]) <= len(lists):
         raise Refused(
-            f"{file}: the name ends in no number from 1 to {len(lists)}, the images that {path.name} labels; give the "
-            "original validation images"
+            f"{file}: the name does not end in a number from 1 to {len(lists)}, the images that {path.name} labels; "
+            "give the original validation images"
         )
     return int(number[1]) - 1

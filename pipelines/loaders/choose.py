@@ -75,8 +75,8 @@ def build_loader(
         on_gpu = decodes_on_gpu(decode)
         if decode == "auto" and device.type == "cuda":
             warn_once(
-                "data.decode=auto: JPEGs are decoded on the CPU, for nvImageCodec 0.9 may end the process at a region "
-                "on the GPU (its issue 55); data.decode=gpu decodes there, where `doctor` finds it right"
+                "data.decode=auto: JPEGs are decoded on the CPU, as nvImageCodec 0.9 may crash the process at a region "
+                "on the GPU (its issue 55); data.decode=gpu decodes there, if `doctor` finds it right"
             )
         return DaliLoader(
             source, plan, finish, max_batch, decode_on_gpu=on_gpu, num_threads=num_threads, prefetch=prefetch

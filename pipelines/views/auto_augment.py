@@ -142,8 +142,8 @@ def _timm_rand_augment(name: str, settings: list[str]) -> AutoAugment:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", setting)
         if match is None or match[1] not in values:
             raise Refused(
-                f"{setting!r} is no setting of {name!r}; give m (magnitude, at most 10), n (number of operations), p "
-                "(probability of each), mstd (deviation of the magnitude; above 100: uniform) or inc1 (increasing)"
+                f"{setting!r} is not a setting of {name!r}; give m (magnitude, at most 10), n (number of operations), "
+                "p (probability of each), mstd (deviation of the magnitude; above 100: uniform) or inc1 (increasing)"
             )
         values[match[1]] = float(match[2])
     if values["m"] > 10 or not 1 <= values["n"] <= 16 or values["n"] % 1 or values["p"] > 1:
@@ -157,7 +157,9 @@ def _timm_auto_augment(name: str, policy: str, settings: list[str]) -> AutoAugme
     """Return timm's AutoAugment of one of its policies with settings of at most ["mstd0.5"]."""
     match = re.fullmatch(r"(?:mstd(\d+(?:\.\d+)?))?", "-".join(settings))
     if match is None:
-        raise Refused(f"{'-'.join(settings)!r} is no setting of {name!r}; give mstd (deviation of the levels) or none")
+        raise Refused(
+            f"{'-'.join(settings)!r} is not a setting of {name!r}; give mstd (deviation of the levels) or none"
+        )
     rows = _rows(TIMM_SUB_POLICIES[policy], TIMM_AUTO[policy], 10)
     return AutoAugment(rows, together=True, **_deviation(float(match[1] or 0)), fill=_IMAGENET_MEAN)
 

@@ -116,21 +116,21 @@ class ViewPolicy(Section):
     @classmethod
     def _share_of_area(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1] <= 1:
-            raise Refused(f"{value} is no range of shares of the area; give (low, high) with 0 < low <= high <= 1")
+            raise Refused(f"{value} is not a range of shares of the area; give (low, high) with 0 < low <= high <= 1")
         return value
 
     @field_validator("ratio", "erase_ratio")
     @classmethod
     def _range_of_aspects(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
-            raise Refused(f"{value} is no range of aspect ratios; give (low, high) with 0 < low <= high")
+            raise Refused(f"{value} is not a range of aspect ratios; give (low, high) with 0 < low <= high")
         return value
 
     @field_validator("mixup_alpha", "cutmix_alpha")
     @classmethod
     def _alpha_at_most_one(cls, value: float) -> float:
         if value > 1:
-            raise Refused(f"{value} is above 1, and shares are drawn for alpha in [0, 1] alone; give 1 or less")
+            raise Refused(f"{value} is above 1, and shares are drawn for alpha in [0, 1] only; give 1 or less")
         return value
 
     @field_validator("auto_augment")
@@ -154,15 +154,15 @@ class ViewPolicy(Section):
     def _ascending_epochs(cls, value: tuple[tuple[int, Any], ...]) -> tuple[tuple[int, Any], ...]:
         epochs = [epoch for epoch, _ in value]
         if epochs != sorted(set(epochs)):
-            raise Refused(f"the epochs {epochs} do not ascend; give each [epoch, size] behind the ones before it")
+            raise Refused(f"the epochs {epochs} do not ascend; give each [epoch, size] after those of earlier epochs")
         return value
 
     @model_validator(mode="after")
     def _whole_epochs_of_views(self) -> ViewPolicy:
         if self.num_views is not None and self.num_views % self.repeats:
             raise Refused(
-                f"num_views={self.num_views} is no multiple of repeats={self.repeats}, the views that an epoch shows; "
-                f"give num_views={-(-self.num_views // self.repeats) * self.repeats}"
+                f"num_views={self.num_views} is not a multiple of repeats={self.repeats}, the views that an epoch "
+                f"shows; give num_views={-(-self.num_views // self.repeats) * self.repeats}"
             )
         return self
 

@@ -188,5 +188,5 @@ def test_constants_signed_anew(cache: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"plan": ' * 5000, "null", '{"plan": NaN}'])
 def test_a_manifest_that_is_none(cache: Path, content: str) -> None:
     (cache / MANIFEST).write_text(content)
-    with pytest.raises(Refused, match="is no manifest"):
+    with pytest.raises(Refused, match="is not a manifest"):
         load_manifest(cache)

@@ -72,7 +72,7 @@ def test_the_second_is_refused_and_the_killed_ones_place_is_free_at_once(
         began = time.monotonic()
         with leased(tmp_path, "x"):
             assert time.monotonic() - began < 1
-    assert f"taken over, for process {process.pid} on" in caplog.text
+    assert f"taken over, because process {process.pid} on" in caplog.text
     assert not list(tmp_path.glob("*.lease"))
 
 
@@ -106,7 +106,7 @@ def test_a_holder_that_the_system_hides_is_watched_as_one_elsewhere(
     touching.join()
     monkeypatch.setattr(leases, "STALE_SECONDS", 0.1)
     with leased(tmp_path, "x"):
-        assert "has not been heard of" in caplog.text
+        assert "has not been heard from" in caplog.text
     with subprocess.Popen(["true"]) as ended:
         pass
     assert replace(alive, process=ended.pid).is_alive is False

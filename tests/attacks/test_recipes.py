@@ -170,7 +170,7 @@ def test_the_home_of_nobody_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_recipe_is_not_read_to_its_end(tmp_path: Path) -> None:
     with (tmp_path / "big.yaml").open("wb") as file:
         file.truncate(2**34)
-    with pytest.raises(Refused, match="so it is no recipe"):
+    with pytest.raises(Refused, match="so it is not a recipe"):
         load_recipe(tmp_path / "big.yaml")
 
 

@@ -109,9 +109,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no signature at all": (lambda at: (at / "export" / SIGNATURE).unlink(), "is signed by nobody"),
     "a signature that is none": (
         lambda at: (at / "export" / SIGNATURE).write_text("{}"),
-        "none that `sign` has written",
+        "was not written by `sign`",
     ),
-    "a signature cut off": (lambda at: os.truncate(at / "export" / SIGNATURE, 90), "none that `sign` has written"),
+    "a signature cut off": (lambda at: os.truncate(at / "export" / SIGNATURE, 90), "was not written by `sign`"),
     "another cache in its place": (lambda at: build(at / "cache", plan(num_views=3)), "is not what this network"),
     "another key in the signature": (
         lambda at: swap_key(at / "export" / SIGNATURE, at / "mallory.pub"),
@@ -157,7 +157,7 @@ def test_a_private_key_is_private(tmp_path: Path) -> None:
     path = tmp_path / "maria.pem"
     assert path.stat().st_mode & 0o777 == 0o600
     assert b"PRIVATE" not in (tmp_path / "maria.pub").read_bytes()
-    with pytest.raises(Refused, match="is there already"):
+    with pytest.raises(Refused, match=r"maria\.pub exists, and may be"):
         keys(str(path))
     path.chmod(0o640)
     with pytest.raises(Refused, match=r"may be read by others; .* chmod 600"):
@@ -214,7 +214,7 @@ def test_nobodys_public_key_is_replaced(tmp_path: Path) -> None:
     """Private keys of two names may have one public key's name: that of the first stays, and nothing is made."""
     keys(str(tmp_path / "maria.key"))
     before = (tmp_path / "maria.pub").read_bytes()
-    with pytest.raises(Refused, match=r"maria\.pub is there already, and may be the public key of another"):
+    with pytest.raises(Refused, match=r"maria\.pub exists, and may be the public key of another"):
         keys(str(tmp_path / "maria.pem"))
     assert (tmp_path / "maria.pub").read_bytes() == before
     assert not (tmp_path / "maria.pem").exists()

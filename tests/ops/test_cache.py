@@ -50,7 +50,7 @@ def test_refusals_are_one_line(recipe_file, tmp_path, capsys):
     assert main(["train", recipe_file, "teacher.source=cache"]) == 2
     assert main(["cache", "build", recipe_file, "views.num_views=null"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stillhouse:")]
-    assert ["is not finished, or is no cache" in line for line in lines] == [True, True, False]
+    assert ["is not finished, or is not a cache" in line for line in lines] == [True, True, False]
     assert "views.num_views is open" in lines[2]
 
 

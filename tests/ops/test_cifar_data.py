@@ -132,6 +132,6 @@ def test_another_data_set_is_refused(parquet, tmp_path):
     with pytest.raises(Refused, match="has no column 'fine_label', so it is not CIFAR-100's"):
         write_cifar100(folder, tmp_path / "cifar100", COUNTS)
     (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(Refused, match="is no Parquet file"):
+    with pytest.raises(Refused, match="is not a Parquet file"):
         write_cifar100(folder, tmp_path / "cifar100", COUNTS)
     assert not (tmp_path / "cifar100").exists()

@@ -64,10 +64,10 @@ def test_help_lists_the_commands(capsys):
         (["export", "run", "-o", "here"], "terminated"),
         (["train", "kd"], "terminated; the same command continues from the last checkpoint"),
         (["demo"], "terminated; the same command continues from the last checkpoint"),
-        (["sweep", "kd", "--space", "s.yaml"], "terminated; the same command goes on with the sweep, its runs from"),
-        (["cache", "build", "kd"], "terminated; the same command goes on with what is missing"),
+        (["sweep", "kd", "--space", "s.yaml"], "terminated; the same command continues the sweep, its runs from"),
+        (["cache", "build", "kd"], "terminated; the same command builds what is missing"),
         (["cache", "info", "here"], "terminated"),
-        (["data", "pack", "a", "-o", "b"], "terminated; the same command goes on with the pack"),
+        (["data", "pack", "a", "-o", "b"], "terminated; the same command continues the pack"),
         (["reproduce", "cifar100"], "terminated; the same command continues from the last checkpoint"),
     ],
 )

@@ -104,5 +104,5 @@ def test_folders_without_one(tmp_path):
     with pytest.raises(Refused, match=r"has no lineage\.json; give a folder that `export` has written"):
         lineage(str(tmp_path), [], thorough=False)
     (tmp_path / "lineage.json").write_text("{}")
-    with pytest.raises(Refused, match="is no lineage of an export"):
+    with pytest.raises(Refused, match="is not the lineage of an export"):
         lineage(str(tmp_path), [], thorough=False)

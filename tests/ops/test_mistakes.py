@@ -51,7 +51,7 @@ MISTAKES = [
     ("train R data.root=P/train", "has no split 'train', but the folder around it has; give data.root="),
     ("train R data.train_split=trian", "has no split 'trian'; it holds train, val: name one of them, or create"),
     ("train R train.batch_size=64", "train.batch_size 64 is more than the 39 training images"),
-    ("train R train.batch_size=10", "train.batch_size 10 is no multiple of train.micro_batch 4; take 8"),
+    ("train R train.batch_size=10", "train.batch_size 10 is not a multiple of train.micro_batch 4; take 8"),
     ("train R student.checkpoint=gone.pt", "gone.pt: no such file, named by the model 'cifar_resnet8' of the recipe"),
     ("train R student.checkpoint=21.pt", "has 21 outputs, for other classes than the data's: give student.new_head"),
     ("train R student.new_head=true", "new_head is for weights from a file, and there is none; give checkpoint=FILE"),
@@ -83,10 +83,10 @@ MISTAKES = [
     ("sweep R --space typo.yaml --plan", "space: a recipe has no field 'temprature'; did you mean temperature?"),
     ("review small --store nowhere", "nowhere has no mlflow.db; give the folder that runs were written to"),
     ("ui --store nowhere", "nowhere has no mlflow.db; give the folder that runs were written to"),
-    ("cache info nowhere", "the cache nowhere is not finished, or is no cache"),
+    ("cache info nowhere", "the cache nowhere is not finished, or is not a cache"),
     ("fields temprature", "temprature: no section, term or field is called that; did you mean temperature"),
     ("demo --teacher resnet18", "--teacher names a network for your own images; give --data FOLDER too"),
-    ("demo --data P --teacher-weights 21.pt", "--teacher-weights 21.pt: say of which network they are: --teacher NAME"),
+    ("demo --data P --teacher-weights 21.pt", "21.pt: name the network they belong to: --teacher NAME"),
     ("demo --data P --student resnet81", "unknown model 'resnet81'; did you mean resnet18"),
 ]
 

@@ -210,7 +210,7 @@ def test_the_token(export: Path, hub: Hub, capsys: pytest.CaptureFixture[str], m
     """One that the hub does not take is in no message, also where the hub sends it back; none at all is told."""
     monkeypatch.setenv("HF_TOKEN", TOKEN + "-no-more")
     assert push(export, hub) == 2
-    assert "does not take the token; set HF_TOKEN" in said(capsys)
+    assert "rejects the token; set HF_TOKEN" in said(capsys)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert push(export, hub) == 2
     assert "there is no token for the hub; set HF_TOKEN, or log in once" in said(capsys)
@@ -222,7 +222,7 @@ def test_a_hub_that_is_not_there(export: Path, hub: Hub, capsys: pytest.CaptureF
     assert main(["push", str(export), "--to", "no/such/name", "--hub", hub.address]) == 2
     assert "--to no/such/name" in said(capsys)
     assert main(["push", str(export / "none"), "--to", NAME]) == 2
-    assert "is no folder; give one that `export` has written" in said(capsys)
+    assert "is not a folder; give one that `export` has written" in said(capsys)
 
 
 def test_places_on_this_machine_are_names_alone() -> None:

@@ -45,7 +45,7 @@ def test_links():
 
 def test_deliver_with_nothing_to_do(finished, tmp_path, capsys):
     assert main(["deliver", str(finished / "out")]) == 0
-    assert "nothing was kept back" in capsys.readouterr().out
+    assert "no ended run has anything left to deliver" in capsys.readouterr().out
     assert main(["deliver", str(tmp_path / "nowhere")]) == 2
 
 

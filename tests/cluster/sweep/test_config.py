@@ -8,7 +8,7 @@ from tests.cluster.sweep.conftest import PAIRS, sweep
 
 REFUSED = {
     "metric": ({"metric": "val/top1"}, r"val/top1 would choose on the validation set.*data.held_out=0.02"),
-    "unknown metric": ({"metric": "held_out/accuracy"}, r"'held_out/accuracy' is no metric; take one of held_out/top1"),
+    "unknown metric": ({"metric": "held_out/accuracy"}, r"'held_out/accuracy' is not a metric; take one of held_out/"),
     "unknown key": ({"seed_s": [1]}, r"space.yaml: unknown key 'seed_s'; did you mean seeds"),
     "a range in a grid": ({"space": {"weight": {"uniform": [0, 1]}}}, r"weight is a range, which a grid cannot list"),
     "an unknown range": ({"space": {"weight": {"normal": [0, 1]}}}, r"write a list of values, or \{uniform"),
@@ -54,7 +54,7 @@ REFUSED = {
     "a size twice": ({"space": {"layers": {"ranked": 2, "sizes": [1, 1]}}}, r"space.layers.sizes: 1 is listed twice"),
     "a fraction among integers": (
         {"space": {"train.epochs": {"integers": [8.5, 10]}}, "search": "random", "num_points": 1},
-        r"space.train.epochs.low: integers go from one whole number to another, and 8.5 is none",
+        r"space.train.epochs.low: integers go from one whole number to another, and 8.5 is not one",
     ),
     "too many layers at once": ({"space": {"layers": {"ranked": 2, "sizes": [3]}}}, r"sizes 3 of the 2 best layers"),
 }

@@ -24,7 +24,7 @@ def test_a_point_that_makes_no_run(recipes):
     assert "term feature_mse, pairs: the teacher cifar_resnet8 has no tap 'layer9'; did you mean layer3" in problem
     with pytest.raises(Refused, match="no tap 'layer9'"):
         plan.config(Trial("t", 1, {"layers": wrong}, 0))
-    with pytest.raises(Refused, match=r"none of the sweep's points makes a run: .*unknown key 'optimizer.rl'"):
+    with pytest.raises(Refused, match=r"no point of the sweep is a valid run: .*unknown key 'optimizer.rl'"):
         planned(recipes(), space={"optimizer.rl": [1, 2]})
 
 

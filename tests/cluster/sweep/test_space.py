@@ -46,7 +46,7 @@ def test_the_word_temperature(recipes):
     assert run_config(base, {"temperature": 5}, "r", 0).method[1].gamma == pytest.approx(0.2)
     with pytest.raises(Refused, match="gamma"):
         run_config(base, {"temperature": 0.5}, "r", 0)  # gamma 2
-    with pytest.raises(Refused, match=r"^temperature: 0 is no number above 0"):
+    with pytest.raises(Refused, match=r"^temperature: 0 is not a number above 0"):
         run_config(base, {"temperature": 0}, "r", 0)
     base = shared_recipe(recipes(method=[{"term": "crd", "weight": 1.0}]), sweep())
     with pytest.raises(Refused, match="temperature: the recipe has no term on logits"):
@@ -69,7 +69,10 @@ def test_any_field_and_the_seed(recipes):
     assert (run.optimizer.lr, run.method[1].temperature, run.train.clip_norm) == (1e-5, 3, None)
     assert (run.name, run.seed, run.plan_seed) == ("r", 5, 11)
     assert run.run_dir.parent.name == "s"
-    for field, message in {"optimizer.rl": "unknown key 'optimizer.rl'", "method.7.weight": "'7' is no item"}.items():
+    for field, message in {
+        "optimizer.rl": "unknown key 'optimizer.rl'",
+        "method.7.weight": "'7' is not an item",
+    }.items():
         with pytest.raises(Refused, match=message):
             run_config(shared_recipe(recipes(), sweep()), {field: 1}, "r", 0)
 

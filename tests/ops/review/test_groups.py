@@ -128,7 +128,7 @@ def test_costs_are_ranked_from_the_lowest():
 
 def test_nothing_is_ranked_by_a_metric_of_which_nothing_is_known():
     runs = [replace(made("one", "ce+kd"), metrics={"train/gradient_norm": 1.0})]
-    with pytest.raises(Refused, match=r"^train/gradient_norm: whether more or less of it is better is not known"):
+    with pytest.raises(Refused, match=r"^train/gradient_norm: it is not known whether more or less of it is better"):
         rows_of(grouped(runs), "train/gradient_norm")
     assert rows_of(grouped(runs), "val/top9") == []
 

@@ -83,9 +83,9 @@ def test_as_a_job(command, monkeypatch):
     ("ends", "status", "hint"),
     [
         (("finished", "stopped"), 0, ""),
-        (("finished", "lost"), 1, "the same command tries the 1 lost again"),
-        (("failed", "failed"), 1, "--retry-failed those that failed, too"),
-        (("lost", "failed"), 1, "the same command tries the 1 lost again; --retry-failed those that failed, too"),
+        (("finished", "lost"), 1, "the same command retries the 1 lost"),
+        (("failed", "failed"), 1, "--retry-failed also those that failed"),
+        (("lost", "failed"), 1, "the same command retries the 1 lost; --retry-failed also those that failed"),
     ],
 )
 def test_the_exit_status_says_whether_all_runs_ended_well(ends, status, hint, command, monkeypatch, capsys):
