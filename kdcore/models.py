@@ -120,7 +120,7 @@ def brings_classifier(config: ModelConfig, num_classes: int) -> bool:
     if config.weights_file is not None or not config.pretrained:
         return config.weights_file is not None
     if config.model.startswith(TORCHVISION):
-        rows = len(models.get_model_weights(check_torchvision(config.model)).DEFAULT.meta["categories"])
+        rows: int | None = len(models.get_model_weights(check_torchvision(config.model)).DEFAULT.meta["categories"])
     else:
         known = None if config.model.startswith(HF_HUB) else timm.get_pretrained_cfg(config.model)
         rows = known.num_classes if known is not None else None
