@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from kdcore.errors import Refused, RunFailed
     from ops.console import complain, print_traceback
 
-    remark = f"; {args.again}" if hasattr(args, "again") else ""
+    remark = f"; {args.when_interrupted}" if hasattr(args, "when_interrupted") else ""
     try:
         if getattr(args, "plugin", None) and not hasattr(args, "overrides"):  # else its recipe names them
             from cluster.plugins import import_plugins

@@ -207,7 +207,7 @@ def imported(function: str) -> Callable[..., Any]:
 
 def goes_on(parser: Parser, how: str = "continues from the last checkpoint") -> None:
     """Have an interrupted command print that the same command resumes, and how."""
-    parser.set_defaults(again=f"the same command {how}")
+    parser.set_defaults(when_interrupted=f"the same command {how}")
 
 
 def add_overrides(parser: Parser, help: str) -> None:
