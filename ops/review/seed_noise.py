@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy import stats
 
@@ -14,28 +16,24 @@ from scipy import stats
 class Difference:
     """A difference of two means.
 
-    half_width: of its 95 % interval; None where a side has a single run. test: what the interval rests on.
+    interval: the 95 % one; None where the values do not vary or are too few. test: what the interval rests on, or why
+    there is none.
     """
 
     value: float
-    half_width: float | None
+    interval: tuple[float, float] | None
     test: str
 
     @property
     def within_noise(self) -> bool | None:
         """Whether the interval contains 0; None where there is no interval."""
-        return None if self.half_width is None else abs(self.value) <= self.half_width
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval; None where a side has a single run."""
-        return None if self.half_width is None else (self.value - self.half_width, self.value + self.half_width)
+        return None if self.interval is None else self.interval[0] <= 0 <= self.interval[1]
 
 
 def difference(these: Mapping[str, float], those: Mapping[str, float]) -> Difference:
     """Return the mean of `these` minus that of `those`, both {seed: value}, with its interval.
 
-    Of pairs of equal seeds where all seeds have one, else Welch's.
+    The interval is that of pairs of equal seeds if both sides have the same seeds, else Welch's.
     """
     if these.keys() == those.keys() and len(these) > 1:
         return paired([these[seed] - those[seed] for seed in these])
@@ -43,29 +41,41 @@ def difference(these: Mapping[str, float], those: Mapping[str, float]) -> Differ
 
 
 def paired(differences: Sequence[float]) -> Difference:
-    """Return the mean of paired differences d: mean(d) +- t s / sqrt(n), n - 1 degrees of freedom."""
-    n = len(differences)
-    half_width = quantile(n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(statistics.mean(differences), half_width, f"paired t, n = {n} seeds")
+    """Return the mean of paired differences, with the interval of the paired t-test.
+
+    No interval where all are equal, as differences on few images can be by chance: that says nothing about the noise.
+    """
+    value, n = statistics.mean(differences), len(differences)
+    if n < 2 or all_equal(differences):
+        return Difference(value, None, "one seed" if n == 1 else f"equal differences at n = {n} seeds")
+    return Difference(value, interval_of(stats.ttest_1samp(differences, 0)), f"paired t, n = {n} seeds")
 
 
 def welch(these: Sequence[float], those: Sequence[float]) -> Difference:
-    """Return the difference of two means whose variances may differ.
+    """Return the difference of two means whose variances may differ, with the interval of Welch's t-test.
 
-    mean - mean +- t sqrt(s1^2/n1 + s2^2/n2), with Welch and Satterthwaite's degrees of freedom.
+    No interval where a side has a single value, or neither side varies.
     """
-    value = statistics.mean(these) - statistics.mean(those)
-    n1, n2 = len(these), len(those)
+    value, n1, n2 = statistics.mean(these) - statistics.mean(those), len(these), len(those)
     if min(n1, n2) < 2:
         return Difference(value, None, "one run each" if n1 == n2 else f"n = {n1} and {n2} runs")
-    a, b = statistics.variance(these) / n1, statistics.variance(those) / n2
-    freedom = (a + b) ** 2 / (a**2 / (n1 - 1) + b**2 / (n2 - 1)) if a + b else n1 + n2 - 2
-    return Difference(value, quantile(freedom) * math.sqrt(a + b), f"Welch's t, n = {n1} and {n2}")
+    if all_equal(these) and all_equal(those):
+        return Difference(value, None, f"equal values at n = {n1} and {n2}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's, where one side does not vary
+        found = stats.ttest_ind(these, those, equal_var=False)
+    return Difference(value, interval_of(found), f"Welch's t, n = {n1} and {n2}")
 
 
-def quantile(freedom: float) -> float:
-    """Return Student's t at 97.5 %: 95 % of the distribution lie between it and its negative."""
-    return float(stats.t.ppf(0.975, freedom))
+def all_equal(values: Sequence[float]) -> bool:
+    """Return whether values are equal except for the rounding of differences."""
+    return math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
+
+
+def interval_of(test: Any) -> tuple[float, float]:
+    """Return the 95 % interval from the result of one of SciPy's t-tests."""
+    low, high = test.confidence_interval(0.95)
+    return float(low), float(high)
 
 
 def sentence(one: str, other: str, found: Difference, percent: bool = True) -> str:

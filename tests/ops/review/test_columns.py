@@ -20,7 +20,7 @@ ROW = Row(
     group=Group((run(**{"val/agreement": 0.75, "model/parameters": 272474.0}),)),
     by_seed={"7": 0.5},
     score={"n": 2, "mean": 0.5, "stdev": 0.0125},
-    gain=Difference(0.1, 0.2, "paired t"),
+    gain=Difference(0.1, (-0.1, 0.3), "paired t"),
     flags=[],
 )
 
