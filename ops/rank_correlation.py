@@ -1,4 +1,8 @@
-"""Whether one number predicts the order of another: Spearman's rank correlation and its bootstrap interval."""
+"""Whether one number predicts the order of another: Spearman's rank correlation and its bootstrap interval.
+
+The interval draws layers independently of each other. Neighbouring layers of one network are alike, so it is too
+narrow for them: it takes for certain a correlation that both sides only owe to depth.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,24 @@ from numpy.typing import NDArray
 from scipy import stats
 
 NUM_BOOTSTRAP = 10_000
-FEWEST = 5  # layers of an interval: of fewer, many draws hold one layer alone, whose correlation is not defined
+FEWEST = 5  # layers for an interval: with fewer, many draws hold a single layer, whose correlation is undefined
 
 
 def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Return the correlation of the ranks; 0 where one side is all equal."""
+    """Return the correlation of the ranks; 0 where all values of one side are equal."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(stats.spearmanr(one, other).statistic)
+
+
+def partial_spearman(one: NDArray[np.float64], other: NDArray[np.float64], given: NDArray[np.float64]) -> float:
+    """Return the partial correlation of two sides' ranks, given the ranks of a third.
+
+    0 where the third determines a side.
+    """
+    both, of_one, of_other = spearman(one, other), spearman(one, given), spearman(other, given)
+    left = (1 - of_one**2) * (1 - of_other**2)
+    return float((both - of_one * of_other) / left**0.5) if left > 1e-12 else 0.0
 
 
 def interval(predictor: NDArray[np.float64], accuracy: NDArray[np.float64]) -> list[float]:
@@ -45,7 +59,7 @@ def drawn_correlations(
 
 
 def percentiles(values: NDArray[np.float64]) -> list[float]:
-    """Return the ends of the middle 95 % of what was drawn."""
+    """Return the ends of the middle 95 % of the drawn values."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 

@@ -217,7 +217,7 @@ class RunFolder:
                 "to go on by the recipe that you give"
             ) from error
 
-    def refuse_another(self, config: RunConfig) -> None:
+    def refuse_another(self, config: RunConfig, remedy: str = "choose another name=..., or delete that folder") -> None:
         """Refuse a recipe other than that of the run in the folder: it would be continued as something it is not.
 
         How a run is carried out may change, and where its weights lie; the weights themselves may not.
@@ -233,11 +233,11 @@ class RunFolder:
             key = changed[0]
             raise Refused(
                 f"{self.path} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
-                "now); choose another name=..., or delete that folder"
+                f"now); {remedy}"
             )
         if ours.get("data.root") != theirs.get("data.root"):
             self._refuse_other_data(config, theirs["data.root"])
-        self._refuse_other_start(config)
+        self._refuse_other_start(config, remedy)
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
@@ -250,11 +250,11 @@ class RunFolder:
                 f"{'different' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
             )
 
-    def _refuse_other_start(self, config: RunConfig) -> None:
+    def _refuse_other_start(self, config: RunConfig, remedy: str) -> None:
         """Refuse weights, and plug-ins, that are not those of the run."""
         from cluster.weights import starting_facts  # as in `claim`
 
-        self._refuse_other_facts(starting_facts(config), "choose another name=..., or delete that folder")
+        self._refuse_other_facts(starting_facts(config), remedy)
 
     def refuse_other_plugins(self, config: RunConfig) -> None:
         """Refuse to look at the run's network with plug-ins that are not those that it was trained with."""

@@ -8,15 +8,15 @@
     python -m ops reproduce cifar100 --collect                          # results/cifar100.json
 
 What goes beyond the papers is chosen on a tenth of the training images, which those runs do not train on (the teacher
-did); what is chosen is then run as the rows above are:
+did); what is chosen is then run like the rows above:
 
     python -m ops reproduce cifar100 --held-out 0.1 --minutes 9         # likewise; then the same with --collect
     python -m ops reproduce cifar100 --rows simkd-wttm --seeds 0 1 2    # the chosen one, on all training images
 
 Runs of one seed share their batches and their teacher's answers while they are side by side (`ops.reproduce.lanes`).
-Runs that are not finished are saved when the minutes are over; the same command goes on with them, also on another
-machine that gets the folder --state. Needs torch, timm, numpy, pyarrow, Pillow, safetensors, pydantic, PyYAML, rich,
-psutil and matplotlib, but no Ray, DALI or MLflow. To carry the state in files of a limited size, and to join them:
+Unfinished runs are saved when the minutes are over; the same command continues them, also on another machine that has
+the folder --state. Needs torch, timm, numpy, pyarrow, Pillow, safetensors, pydantic, PyYAML, rich, psutil and
+matplotlib, but no Ray, DALI or MLflow. To carry the state in files of a limited size, and to join them:
 
     tar c --exclude index outputs/cifar100-benchmark | split -b 15M - state.         cat state.* | tar x
 """
@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,12 +39,22 @@ from ops import catalog
 from ops.cifar_tables import NETWORKS
 from ops.console import console, say, table
 from ops.facts import write
-from ops.reproduce.slices import Run, run_name, run_slice, runs_of, summary, text, unfinished
+from ops.reproduce.slices import (
+    Run,
+    conclude,
+    num_finished,
+    run_name,
+    run_slice,
+    runs_of,
+    summary,
+    text,
+    unfinished,
+)
 
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"
 PAIR = f"cifar100/{TEACHER}-{STUDENT}"
 WITH_LABELS = "method.1.term=feature_mse"  # feature_only's loss, and the labels reach the backbone
-LAYERS = "layers"  # the folder of the scores that the quality rows choose by
+LAYERS = "layers"  # the folder of the scores by which the quality rows choose
 # {row: recipe, overrides}
 ROWS: dict[str, tuple[str, list[str]]] = {
     "teacher": (f"cifar100/{TEACHER}/alone", []),
@@ -62,7 +73,7 @@ LONGER = ["train.epochs=480", "schedule.milestones=[300, 360, 420]"]
 MIXED = ["views.mixup_alpha=0.2"]  # the teacher sees the mixed images themselves: its targets are exact
 # WTTM, through the reused classifier.
 BOTH = "method=[{{term: simkd, weight: 1}}, {{term: wttm, weight: {}, gamma: 0.1}}]"
-# Likewise, in no paper.
+# Likewise, of rows that are in no paper.
 BEYOND: dict[str, tuple[str, list[str]]] = {
     "simkd-wttm": (f"{PAIR}/simkd", [BOTH.format(1)]),
     "simkd-wttm-weak": (f"{PAIR}/simkd", [BOTH.format(0.1)]),
@@ -74,7 +85,7 @@ BEYOND: dict[str, tuple[str, list[str]]] = {
 }
 WITHOUT_TEACHER = ("teacher", "alone")
 BY_QUALITY = ("feature_only-q", "feature_only-q-ce", "feature_only-q-longer")
-# {difference from published protocols: rows, () for all}, beyond what the recipes say of themselves.
+# {difference from published protocols: rows, () for all}, beyond those that the recipes list.
 DIFFERENCES: dict[str, tuple[str, ...]] = {
     "one teacher of one seed, trained here; every paper has its own, or the released one of 79.42": (),
     "on a GPU, convolutions in TF32, PyTorch's default for float32 (published runs: full float32)": (),
@@ -87,7 +98,7 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs lie and what they read. held_out: the fraction of the training images that judges."""
+    """Where the runs lie and what they read. held_out: the fraction of the training images to evaluate on."""
 
     state: Path
     data: str
@@ -96,12 +107,12 @@ class Place:
 
     @property
     def runs(self) -> Path:
-        """The folder of runs; those that hold images out are others."""
+        """The folder of runs; those that hold images out have one of their own."""
         return self.state / "held_out" if self.held_out else self.state
 
     @property
     def teacher(self) -> Path:
-        """The file of weights that the teacher's run leaves behind."""
+        """The file of weights that the teacher's run writes."""
         return RunFolder(self.state / run_name("teacher", 0)).weights
 
     def folder(self, row: str, seed: int) -> RunFolder:
@@ -111,7 +122,7 @@ class Place:
     def configure(self, row: str, seed: int) -> RunConfig:
         """Return the recipe of a row as one run of this benchmark.
 
-        Refused where the teacher is not there yet.
+        Refused where the teacher does not exist yet.
         """
         recipe, changes = (ROWS | BEYOND)[row]
         common = [
@@ -169,10 +180,10 @@ def reproduce(
     collect: bool,
     overrides: Sequence[str],
 ) -> int:
-    """Run as much of the rows as the minutes allow; or write what there is into a result file."""
+    """Run as much of the rows as the minutes allow; or write the results so far to a file."""
     place = Place(Path(state), data, held_out, overrides)
     if collect:
-        write_results(place.runs, [*ROWS, *BEYOND], "cifar100_held_out" if held_out else "cifar100")
+        write_results(place, [*ROWS, *BEYOND], "cifar100_held_out" if held_out else "cifar100")
         return 0
     runs = chosen_runs(rows or default_rows(held_out), seeds, place)
     run_slice(
@@ -184,13 +195,12 @@ def reproduce(
         side_by_side=side_by_side,
         commit=commit,
     )
-    left = [run_name(*run) for run in unfinished(runs, place.folder)]
-    say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
-    return 0
+    left = [run_name(*run) for run in unfinished(runs, place.configure, place.folder)]
+    return conclude(left, (place.folder(*run) for run in runs))
 
 
 def default_rows(held_out: float) -> list[str]:
-    """Return the rows that are run where none are named."""
+    """Return the rows to run where none are named."""
     return ["simkd", "wttm", *BEYOND] if held_out else [row for row in ROWS if row != "teacher"]
 
 
@@ -203,12 +213,16 @@ def chosen_runs(rows: Sequence[str], seeds: Sequence[int], place: Place) -> list
     return list(dict.fromkeys((row, 0 if row == "teacher" else seed) for seed in seeds for row in rows))
 
 
-def write_results(state: Path, rows: list[str], name: str) -> None:
-    """Write results/<name>.json: every run in the folder, and the spread of the finished ones."""
-    found = {row: runs_of(state, row) for row in rows}
-    path = write(name, {"rows": {row: summary(runs) for row, runs in found.items() if runs}})
+def write_results(place: Place, rows: list[str], name: str) -> None:
+    """Write results/<name>.json: every run of these recipes, and the spread of the finished ones.
+
+    The results of a trial with overrides are written to the state instead.
+    """
+    found = {row: runs_of(place.runs, row, partial(place.configure, row)) for row in rows}
+    results = {"rows": {row: summary(runs) for row, runs in found.items() if runs}}
+    path = write(name, results, place.state if place.overrides else None)
     shown = [
-        [row, str(len(runs)), *(text(one) for one in summary(runs)["top1"].values())] for row, runs in found.items()
+        [row, num_finished(runs), *(text(one) for one in summary(runs)["top1"].values())] for row, runs in found.items()
     ]
-    console.print(table(f"top-1 of finished runs, {name}", ["row", "runs", "last epoch", "best epoch"], shown))
+    console.print(table(f"top-1 of finished runs, {name}", ["row", "n", "last epoch", "best epoch"], shown))
     say(f"written: {path}")

@@ -99,4 +99,6 @@ def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
     parser.add_argument(
         "--side-by-side", type=int, default=side_by_side, help="number of interleaved runs (%(default)s)"
     )
-    add_overrides(parser, "fields to override in all recipes, for trials, such as train.epochs=1")
+    add_overrides(
+        parser, "fields to override in all recipes, for trials with a --state of their own, such as train.epochs=1"
+    )

@@ -1,11 +1,11 @@
 """`reproduce paper3`: the experiments around the feature-only paper on real images, from the data to the page.
 
-Each step goes on where the last call stopped: the teacher's cache by the shard, runs by their checkpoints. What is
-finished is written to `benchmarks/results/` and onto the page at once, and is not run again, here or on another
-machine. Files are the only state.
+Each step resumes where the last call stopped: the teacher's cache at a shard, runs at their checkpoints. Finished runs
+are written to `benchmarks/results/` and onto the page at once, and are not run again, here or on another machine. Files
+are the only state.
 
 Not here: which experiments there are (`ops.reproduce.experiments`), where everything lies
-(`ops.reproduce.paper3_state`), and what comes of it (`ops.reproduce.paper3_results`, `ops.reproduce.paper3_page`).
+(`ops.reproduce.paper3_state`), and the results (`ops.reproduce.paper3_results`, `ops.reproduce.paper3_page`).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from ops.reproduce.paper3_page import RESULTS, write_page
 from ops.reproduce.paper3_recipes import configure
 from ops.reproduce.paper3_results import SCORES, collect, layer_scores, published_runs
 from ops.reproduce.paper3_state import State, only_one, prepare_cifar, prepare_images
-from ops.reproduce.slices import Run, run_name, run_slice, unfinished
+from ops.reproduce.slices import Run, conclude, run_name, run_slice, unfinished
 from pipelines.cache.manifest import MANIFEST, load_manifest
 from pipelines.files import locked, make_folder
 
 CIFAR = "short_schedule"  # the experiment on CIFAR-100
-REPORT_SECONDS = 60.0  # between two pages while runs finish; the end of a slice always brings one
+REPORT_SECONDS = 60.0  # between two pages while runs finish; the end of a slice always writes one
 
 
 class SliceOver(Exception):
-    """The minutes are over; raised where a cache is being built."""
+    """The minutes are over; raised while a cache is being built."""
 
 
 def reproduce(
@@ -64,28 +64,26 @@ def reproduce(
     again: bool,
     overrides: Sequence[str],
 ) -> int:
-    """Run as much of the experiments as the minutes allow, and write what has come of them."""
+    """Run as much of the experiments as the minutes allow, and write their results."""
     place, ends = State(Path(state).absolute()), time.monotonic() + 60 * minutes
     make_folder(place.path, "--state")
     with only_one(place):
         prepare_cifar(place, cifar, cifar_weights, needed=CIFAR in experiments)
         prepare_images(place, data, weights, needed=not {CIFAR, "identities"}.issuperset(experiments))
-        left = []
         if "identities" in experiments:
             write_identities(place.published(overrides) / RESULTS)
-        for name in (name for name in experiments if name in EXPERIMENTS):
-            chosen = Slice(name, place, overrides, rows, seeds, commit, again)
-            left += chosen.advance(ends, side_by_side)
-    say(f"to be continued by the same command: {', '.join(left)}" if left else "this is done")
-    return 0
+        known = (name for name in experiments if name in EXPERIMENTS)
+        slices = [Slice(name, place, overrides, rows, seeds, commit, again) for name in known]
+        left = [name for chosen in slices for name in chosen.advance(ends, side_by_side)]
+        return conclude(left, (chosen.folder(*run) for chosen in slices for run in chosen.runs_to_do))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What of an experiment is asked for: some rows and seeds, or all of them.
+    """The requested part of an experiment: some rows and seeds, or all of them.
 
-    commit: of this code, for a machine that has no git; again: whether runs that another machine has published are run
-    here, too.
+    commit: of this code, for a machine without git; again: whether runs that another machine has published are also run
+    here.
     """
 
     name: str
@@ -113,14 +111,14 @@ class Slice:
 
     @property
     def runs_to_do(self) -> list[Run]:
-        """The runs without those whose result is published already: by any machine, or `again` by this one."""
+        """The runs without those whose result is already published: by any machine or, with `again`, by this one."""
         published = published_runs(self.name, self.results, self.overrides)
         here = machine_in(facts()) if self.again else None
         done = {
             (row, one["seed"])
             for row, found in published.items()
             for one in found
-            if here is None or machine_of(one) == here
+            if one["finished"] and (here is None or machine_of(one) == here)
         }
         return [run for run in self.runs if run not in done]
 
@@ -138,9 +136,9 @@ class Slice:
         return configure(self.name, self.experiment, self.experiment.rows[row], row, seed, self.state, self.overrides)
 
     def advance(self, ends: float, side_by_side: int) -> list[str]:
-        """Build caches and run runs until the time `ends`; return the names of the runs that are left."""
+        """Build caches and train runs until the time `ends`; return the names of the runs that are left."""
         runs = self.runs_to_do
-        missing = unfinished(runs, self.folder)
+        missing = unfinished(runs, self.configure, self.folder)
         if self.experiment.of_layers and not layer_scores(self.state.path, self.results):
             score_layers(self.state)
         try:
@@ -167,10 +165,10 @@ class Slice:
             if self.folder(row, seed).state() == "finished":
                 track(self.configure(row, seed))
         self.report()
-        return [f"{self.name}-{run_name(*run)}" for run in unfinished(runs, self.folder)]
+        return [f"{self.name}-{run_name(*run)}" for run in unfinished(runs, self.configure, self.folder)]
 
     def build(self, cache: str, rows: Sequence[str], ends: float) -> None:
-        """Build a cache, or go on building it, with as many views as the rows read, until the time `ends`."""
+        """Build a cache, or resume building it, with as many views as the rows read, until the time `ends`."""
         config = self.configure(self.experiment.builders[cache])
         num_views = max(self.configure(row).views.num_views or 0 for row in rows)
         config = config.model_copy(update={"views": config.views.model_copy(update={"num_views": num_views})})
@@ -189,13 +187,13 @@ class Slice:
         build(config, watch)
 
     def finished(self, lane: Lane) -> None:
-        """Bring a finished run to MLflow, and what it adds onto the page: now, or with the runs of the next minute."""
+        """Send a finished run to MLflow, and add it to the page: now, or with the runs of the next minute."""
         track(lane.config)
         if not self.reported or time.monotonic() - self.reported[-1] > REPORT_SECONDS:
             self.report()
 
     def report(self) -> None:
-        """Write the result file and the page, beside other calls whose runs lie in other folders."""
+        """Write the result file and the page; a lock keeps out other calls, whose runs lie in other folders."""
         with locked(make_folder(self.results, "the results") / ".lock"):
             collect(self.name, self.state.path, self.results, self.overrides)
             write_page(self.results.parent)
@@ -203,7 +201,7 @@ class Slice:
 
 
 def track(config: RunConfig) -> None:
-    """Bring a finished run to MLflow, unless it is there; a machine without MLflow leaves it to a later call."""
+    """Send a finished run to MLflow, unless it is there; a machine without MLflow leaves that to a later call."""
     if importlib.util.find_spec("mlflow") is None:
         warn_once("MLflow is not installed here; the same command brings the runs to it where it is")
         return
@@ -236,7 +234,7 @@ def score_layers(state: State) -> None:
 
 
 def stored_views(config: RunConfig) -> int:
-    """Return the number of views in a recipe's cache; 0 where it is not finished."""
+    """Return the number of views in a recipe's cache; 0 for an unfinished one."""
     assert config.cache is not None, "the recipe of a row that builds a cache has one"
     folder = Path(config.cache.dir)
     return load_manifest(folder).plan.parts[TRAIN].num_views if (folder / MANIFEST).exists() else 0

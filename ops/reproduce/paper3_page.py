@@ -1,4 +1,4 @@
-"""The page of `reproduce paper3`, written from its result files: every number on it is one of theirs."""
+"""The page of `reproduce paper3`, written from its result files: every number on it is from them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from ops import facts
-from ops.figures import save_reproducibly
-from ops.reproduce.experiments import EXPERIMENTS, FULL, MAIN, Experiment
+from ops.reproduce.experiments import EXPERIMENTS, Experiment
+from ops.reproduce.paper3_figures import draw_figures, figure_name
+from ops.reproduce.slices import has_diverged, num_finished
 
 BENCHMARKS = facts.RESULTS.parent
 PAGE, RESULTS, FIGURES = "PAPER3.md", "results", "figures"  # in the folder of the benchmarks, or of a trial
@@ -26,8 +25,10 @@ EfficientNet-Lite0 with ImageNet weights teaches a small, randomly initialised R
 augmentation except in E3. E5 compares methods on CIFAR-100; E6 checks identities that need no training.
 
 Top-1 in % on the official validation images (E5: test images) after the last epoch, which nothing was selected on: mean
-± standard deviation over n seeds. Differences are paired by seed, with the 95% interval of the paired t-test.
-Hyper-parameters are those of the papers' code; nothing was tuned. Every run is reported.
+± standard deviation over n seeds. Differences are paired by seed, with the 95% interval of the paired t-test. Seeds
+differ in initialisation alone: all runs see the same images in the same order and are judged on the same ones, so the
+intervals cover no other draw of images or order. Hyper-parameters are those of the papers' code; nothing was tuned.
+Every run is reported, diverged ones too.
 
 Known differences from the paper: its data sets are CIFAR-10, CIFAR-100 and Tiny ImageNet; its teachers are fine-tuned
 on them; its ResNet-9 is four times as wide; it reports the best epoch on the test set; it measures Q on maps of up to
@@ -39,6 +40,11 @@ on different kinds of machine; runs repeated on two machines are compared below 
 counts by its GPU model, whatever the CPU. CPUs with different vector instructions count as different machines; results
 from before 2026-11-26 do not record them, and count as a machine of their own.
 """
+EXCHANGEABLE = [
+    "The intervals take layers as exchangeable, which neighbouring blocks of one network are not: they are too narrow.",
+    "'Given depth' is the partial rank correlation, in which depth explains what it can of both sides.",
+    "",
+]
 
 
 def write_page(folder: Path) -> Path:
@@ -52,7 +58,7 @@ def write_page(folder: Path) -> Path:
 
 def generate(results: dict[str, dict[str, Any]]) -> str:
     """Return the whole page. results: {experiment: the content of its file, empty where nothing has been run}."""
-    in_order = sorted(EXPERIMENTS.items(), key=lambda one: one[1].title[:2])  # E1, E2, ...; within one as they stand
+    in_order = sorted(EXPERIMENTS.items(), key=lambda one: one[1].title[:2])  # E1, E2, ...; a stable sort
     sections = [section(name, experiment, results[name]) for name, experiment in in_order]
     return "\n".join([HEAD, *sections, identities_section(results["identities"])])
 
@@ -65,10 +71,12 @@ def result(folder: Path, name: str) -> dict[str, Any]:
 
 
 def section(name: str, experiment: Experiment, found: dict[str, Any]) -> str:
-    """Return the part of one experiment."""
+    """Return the section of one experiment."""
     lines = [f"## {experiment.title}", "", experiment.question, ""]
     if not found or found["setting"] is None:
-        return "\n".join([*lines, *(layers_table(found) if "scores" in found else []), "Not run.", ""])
+        begun = any(one["runs"] for one in found.get("rows", {}).values())
+        left = left_lines(found) if begun else ["Not run.", ""]
+        return "\n".join([*lines, *(layers_table(found) if "scores" in found else []), *left])
     lines += [described(found["setting"]), ""]
     lines += layers_table(found) if "scores" in found else rows_table(found)
     lines += ["", f"![{experiment.title}]({FIGURES}/{figure_name(name)})"]
@@ -88,7 +96,7 @@ def described(setting: dict[str, Any]) -> str:
 
 
 def rows_table(found: dict[str, Any]) -> list[str]:
-    """Return the table of an experiment's rows, and of the claims that they test where they test any."""
+    """Return the table of an experiment's rows, and of the claims that they test, if any."""
     rows = {row: one for row, one in found["rows"].items() if one["runs"]}
     columns = ["row", "n", "top-1", "gain over the baseline"]
     if not any(one["claim"] for one in rows.values()):
@@ -115,11 +123,11 @@ def accuracy_cells(one: dict[str, Any]) -> list[str]:
     mean = "-" if top1 is None else percent(top1["mean"])
     spread = "" if top1 is None or top1["stdev"] is None else f" ± {percent(top1['stdev'])}"
     others = list(one["differences"].items())
-    return [str(top1["n"] if top1 else 0), mean + spread, against(*others[0]) if others else ""]
+    return [num_finished(one["runs"]), mean + spread, against(*others[0]) if others else ""]
 
 
 def claim_cells(one: dict[str, Any]) -> list[str]:
-    """Return what a row tests, and what came of it."""
+    """Return what a row tests, and the verdict."""
     claim = one["claim"]
     if claim is None:
         return ["", ""]
@@ -129,13 +137,19 @@ def claim_cells(one: dict[str, Any]) -> list[str]:
 
 
 def against(other: str, found: dict[str, Any]) -> str:
-    """Return a difference with the row that it is to."""
-    return f"{points(found)} over {other}{across(found)}"
+    """Return a difference, with the row that it is relative to."""
+    return f"{points(found)} over {other}{caveats(found)}"
 
 
-def across(found: dict[str, Any]) -> str:
-    """Return what is said of a difference between runs on two kinds of machine; nothing of others."""
-    return ", across machines" if found["across_machines"] else ""
+def caveats(found: dict[str, Any]) -> str:
+    """Return the remarks on a difference between runs on two kinds of machine, or without runs that diverged."""
+    return (", across machines" if found["across_machines"] else "") + diverged(found)
+
+
+def diverged(found: dict[str, Any]) -> str:
+    """Return the remark on a difference that lacks diverged runs; empty for others."""
+    count = found.get("diverged", 0)
+    return f", without {count} diverged run{'s' * (count > 1)}" if count else ""
 
 
 def points(found: dict[str, Any]) -> str:
@@ -155,7 +169,7 @@ def signed(value: float) -> str:
 
 
 def repeated_lines(found: dict[str, Any]) -> list[str]:
-    """Return how far runs are apart that were run on two machines, for an experiment that has such."""
+    """Return how far runs that were repeated on two machines differ, for an experiment that has any."""
     if not (entries := found.get("repeated")):
         return []
     lines = ["The same runs on two machines; the first is that of the baseline's runs:", ""]
@@ -172,7 +186,7 @@ def repeated_lines(found: dict[str, Any]) -> list[str]:
 
 
 def correlation_lines(found: dict[str, Any]) -> list[str]:
-    """Return what predicts the students' accuracy, for the experiment that asks."""
+    """Return what predicts the students' accuracy, for an experiment on layers."""
     measured = found.get("correlation")
     if not measured:
         return []
@@ -181,23 +195,32 @@ def correlation_lines(found: dict[str, Any]) -> list[str]:
     for name in ("Q", "separation", "depth"):
         one = measured[name]
         shown = f"{one['spearman']:+.2f} (95 % [{one['low']:+.2f}, {one['high']:+.2f}])"
+        if "given_depth" in one:
+            shown += f", given depth {one['given_depth']:+.2f}"
         if above := one.get("above_q"):
             shown += f", above Q's by {above['difference']:+.2f} [{above['low']:+.2f}, {above['high']:+.2f}]"
         lines.append(f"* {name}: {shown}")
-    return [*lines, ""]
+    return [*lines, "", *EXCHANGEABLE]
 
 
 def left_lines(found: dict[str, Any]) -> list[str]:
-    """Return what has not been run to the end."""
+    """Return which rows and runs are not finished."""
     begun = [
         f"{run['name']} (epoch {run['epoch']:.0f})"
         for one in found["rows"].values()
         for run in one["runs"]
-        if not run["finished"]
+        if not run["finished"] and not has_diverged(run)
+    ]
+    failed = [
+        f"{run['name']} (step {run['failed_step']})"
+        for one in found["rows"].values()
+        for run in one["runs"]
+        if has_diverged(run)
     ]
     missing = [row for row, one in found["rows"].items() if not one["runs"]]
     lines = [f"Not run: {', '.join(missing)}."] if missing else []
     lines += [f"Begun: {', '.join(begun)}."] if begun else []
+    lines += [f"Diverged: {', '.join(failed)}."] if failed else []
     return [*lines, ""] if lines else []
 
 
@@ -208,7 +231,7 @@ def run_on(found: dict[str, Any]) -> list[str]:
 
 
 def identities_section(found: dict[str, Any]) -> str:
-    """Return the equalities that need no training."""
+    """Return the section of identities that need no training."""
     lines = ["## E6, identities that need no training", ""]
     if not found:
         return "\n".join([*lines, "Not run.", ""])
@@ -219,74 +242,3 @@ def identities_section(found: dict[str, Any]) -> str:
 def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     """Return the lines of a table."""
     return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
-
-
-def figure_name(name: str) -> str:
-    """Return the file of an experiment's figure."""
-    return f"paper3_{name}.svg"
-
-
-def draw_figures(folder: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Draw a figure of every experiment that has finished runs."""
-    for name, experiment in EXPERIMENTS.items():
-        found = results[name]
-        rows = {row: one["top1"] for row, one in found.get("rows", {}).items() if one["top1"] is not None}
-        if not rows:
-            continue
-        figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-        axes = figure.subplots()
-        if experiment.numbers:
-            draw_curves(axes, rows, experiment, results["regime"].get("rows", {}) if name == "amount" else {})
-        elif "scores" in found:
-            draw_scatter(axes, rows, found["scores"])
-        else:
-            draw_rows(axes, rows)
-        folder.mkdir(exist_ok=True)
-        save_reproducibly(figure, folder / figure_name(name))
-
-
-def draw_rows(axes: Any, rows: dict[str, Any]) -> None:
-    """Draw every seed of every row, and the means."""
-    for place, one in enumerate(reversed(rows.values())):
-        axes.plot([100 * value for value in one["values"]], [place] * one["n"], "o", color="tab:blue", alpha=0.5)
-        axes.plot(100 * one["mean"], place, "|", color="black", markersize=16)
-    axes.set_yticks(range(len(rows)), list(reversed(rows)))
-    axes.set_xlabel("top-1 in %: seeds, and their mean")
-    axes.grid(axis="x", alpha=0.3)
-
-
-def draw_curves(axes: Any, rows: dict[str, Any], experiment: Experiment, whole: dict[str, Any]) -> None:
-    """Draw the main rows over the number that the names of their rows end in. whole: those with all images."""
-    for method in MAIN:
-        names = {number: f"{method}-{number}" for number in experiment.numbers}
-        places = {number: rows[name] for number, name in names.items() if name in rows}
-        if whole.get(method, {}).get("top1"):
-            places[FULL] = whole[method]["top1"]
-        if not places:
-            continue
-        means, errors = ([100 * (one[key] or 0) for one in places.values()] for key in ("mean", "stdev"))
-        axes.errorbar(list(places), means, errors, marker="o", capsize=3, label=method)
-    axes.set_xscale("log")
-    axes.set_xticks(sorted({*experiment.numbers, *([FULL] if whole else [])}), labels=None)
-    axes.get_xaxis().set_major_formatter("{x:g}")
-    axes.set_xlabel(experiment.label)
-    axes.set_ylabel("top-1 in %")
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-
-
-def draw_scatter(axes: Any, rows: dict[str, Any], scores: dict[str, Any]) -> None:
-    """Draw the students' accuracy over the quality of the layer that taught them, and that of the student alone."""
-    if "alone" in rows:
-        axes.axhline(100 * rows["alone"]["mean"], color="gray", linestyle="--")
-        place = (0.01, 100 * rows["alone"]["mean"])
-        axes.annotate("alone", place, xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small")
-    for tap in (tap for tap in scores if tap in rows):
-        place, beside = (scores[tap]["q"], 100 * rows[tap]["mean"]), (5, 0)
-        axes.plot(*place, "o", color="tab:blue")
-        name = tap.removeprefix("blocks.")
-        axes.annotate(name, place, beside, textcoords="offset points", va="center", fontsize="x-small")
-    axes.margins(0.08)
-    axes.set_xlabel("quality Q of the layer (numbers: its block)")
-    axes.set_ylabel("top-1 in %")
-    axes.grid(alpha=0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_student_waits_for_its_teacher(place, tmp_path):
     assert place.configure("alone", 0).teacher is None
 
 
-def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
+def test_runs_are_summed_up(place, tmp_path, monkeypatch, capsys):
     """A finished run counts by its last and by its best epoch; one that is under way is listed."""
 
     def curve(*top1: float) -> list[dict[str, float]]:
@@ -88,7 +89,7 @@ def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
         (folder / "result.json").write_text(json.dumps({"curve": curve(*rates), "steps": 3}))
     (tmp_path / "kd-seed2" / "step-00000002").mkdir(parents=True)
     (tmp_path / "kd-seed2" / "step-00000002" / "progress.json").write_text(json.dumps({"curve": curve(0.9)}))
-    found = slices.summary(slices.runs_of(tmp_path, "kd"))
+    found = slices.summary(slices.runs_of(tmp_path, "kd", partial(place.configure, "kd")))
     assert found["top1"]["last"]["values"] == [0.4, 0.6]
     assert found["top1"]["best"]["values"] == [0.5, 0.6]
     assert [(run["name"], run["finished"]) for run in found["runs"]] == [
@@ -98,7 +99,7 @@ def test_runs_are_summed_up(tmp_path, monkeypatch, capsys):
     ]
     assert slices.summary([])["top1"] == {"last": None, "best": None}
     monkeypatch.setattr("ops.facts.RESULTS", tmp_path / "results")
-    cifar100.write_results(tmp_path, ["alone", "kd"], "small")
+    cifar100.write_results(place, ["alone", "kd"], "small")
     written = json.loads((tmp_path / "results" / "small.json").read_text())
     assert written["rows"]["kd"]["top1"]["last"]["mean"] == pytest.approx(0.5)
     assert "alone" not in written["rows"]

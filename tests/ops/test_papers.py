@@ -26,6 +26,10 @@ def run(seed: int, last: float, best: float, finished: bool = True) -> dict[str,
     return {"name": f"wttm-seed{seed}", "finished": finished, **ends, **known}
 
 
+def diverged(seed: int) -> dict[str, Any]:
+    return {"name": f"wttm-seed{seed}", "finished": False, "last": None, "best": None, "failed_step": 417}
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(papers, "RESULTS", tmp_path)
@@ -59,6 +63,27 @@ def test_runs_become_a_row(results):
     assert "Not run to the end: teacher, alone, kd, dkd, ttm, simkd" in page
 
 
+def test_runs_that_diverged_are_on_the_page(results):
+    runs = [run(0, 0.75, 0.76), diverged(1)]
+    (results / "cifar100.json").write_text(json.dumps({"rows": {"wttm": summary(runs), "kd": summary([diverged(0)])}}))
+    page = papers.generate()
+    assert "| wttm | 76.06 ± 0.27 | 76.00 | 75.00 | 1 (1 of 2 diverged) |" in page
+    assert "| kd | 73.33; 74.42 ± 0.05 | - | - | 0 (1 of 1 diverged) |" in page
+    assert "Diverged: wttm-seed1 (step 417), wttm-seed0 (step 417)." in page
+    assert "Begun:" not in page
+
+
+def test_a_changed_row_reproduces_no_published_one(results, monkeypatch):
+    """Nor does it hide that the row as published does; how many seeds that rests on is said."""
+    reached, missed = summary([run(0, 0.76, 0.77)]), summary([run(0, 0.5, 0.5)])
+    monkeypatch.setitem(papers.cifar100.ROWS, "wttm-changed", (papers.cifar100.ROWS["wttm"][0], ["train.epochs=480"]))
+    (results / "cifar100.json").write_text(json.dumps({"rows": {"wttm": reached, "wttm-changed": missed}}))
+    assert "**1 of " in papers.generate()
+    assert "published rows are reproduced** (wttm, n = 1): run here" in papers.generate()
+    (results / "cifar100.json").write_text(json.dumps({"rows": {"wttm": missed, "wttm-changed": reached}}))
+    assert "**0 of " in papers.generate()
+
+
 def test_beyond_the_papers(results):
     """What was held out chooses, the test set judges, and both are shown; so is what has not been run."""
     (results / "cifar100_held_out.json").write_text(
@@ -75,10 +100,18 @@ def test_beyond_the_papers(results):
 
 def test_the_short_schedule(results):
     """Beside the numbers of the whole one."""
-    row = {"recipe": "cifar100/resnet56-resnet20/kd", "top1": {"n": 2, "mean": 0.615, "stdev": 0.0071}}
-    none = {"recipe": "cifar100/resnet56-resnet20/dkd", "top1": None}
-    (results / "paper3_short_schedule.json").write_text(json.dumps({"rows": {"kd": row, "dkd": none}}))
-    assert "| kd | 70.66 | 61.50 ± 0.71 | 2 |" in papers.generate()
+    runs = [run(0, 0.61, 0.61), run(1, 0.62, 0.62)]
+    rows = {
+        "kd": {"top1": {"n": 2, "mean": 0.615, "stdev": 0.0071}, "runs": runs},
+        "dkd": {"top1": None, "runs": []},
+        "dist": {"top1": None, "runs": [diverged(0)]},
+    }
+    rows = {row: {"recipe": f"cifar100/resnet56-resnet20/{row}", **one} for row, one in rows.items()}
+    (results / "paper3_short_schedule.json").write_text(json.dumps({"rows": rows}))
+    page = papers.generate()
+    assert "| kd | 70.66 | 61.50 ± 0.71 | 2 |" in page
+    assert "| dist | 71.75 | - | 0 (1 of 1 diverged) |" in page
+    assert "| dkd | 71.97 |" not in page
 
 
 def test_every_recipe_of_the_tables_is_on_the_page(results):

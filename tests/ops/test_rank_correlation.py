@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ops import rank_correlation
-from ops.rank_correlation import drawn_correlations, interval, of_ranks, percentiles, spearman
+from ops.rank_correlation import drawn_correlations, interval, of_ranks, partial_spearman, percentiles, spearman
 
 
 def test_many_at_once():
@@ -15,6 +15,20 @@ def test_many_at_once():
     one_by_one = [stats.spearmanr(one, other).statistic for one, other in zip(these, those, strict=True)]
     assert of_ranks(these, those) == pytest.approx(one_by_one)
     assert of_ranks(np.ones((1, 3)), np.arange(3.0)[None]).tolist() == [0.0]
+
+
+def test_what_is_left_given_a_third():
+    """As the correlation of what a straight line over the third's ranks leaves of both; nothing of what it explains."""
+    rng = np.random.default_rng(4)
+    depth = np.arange(18.0)
+    one, other = depth + rng.normal(scale=5, size=18), depth + rng.normal(scale=5, size=18)
+    left = [
+        ranks - np.polyval(np.polyfit(stats.rankdata(depth), ranks, 1), stats.rankdata(depth))
+        for ranks in map(stats.rankdata, (one, other))
+    ]
+    assert partial_spearman(one, other, depth) == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert abs(partial_spearman(one, other, depth)) < spearman(one, other)
+    assert partial_spearman(depth**3, other, depth) == 0.0
 
 
 def test_an_interval():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ops.benchmarks import tables
 from ops.reproduce import paper3_page, paper3_results
 from ops.reproduce.experiments import EXPERIMENTS, LAYERS, Claim
 from ops.reproduce.identities import write_identities
@@ -47,6 +48,7 @@ def run_of(row: str, seed: int, top1: float, machine: str | None = None) -> dict
         ([-0.10, -0.11, -0.12], "below", "holds"),
         ([-0.10, 0.11, 0.02], "above", "within seed noise"),
         ([0.10], "above", "one seed decides nothing"),
+        ([0.05, 0.05, 0.05], "above", "equal differences decide nothing"),
         ([], "above", "not run"),
     ],
 )
@@ -55,18 +57,19 @@ def test_what_an_interval_says_of_a_claim(values, sign, verdict):
     top1 = {"row": {**these, 7: 0.9}, "other": dict.fromkeys(these, 0.5)}  # a seed that the other has not run
     measured = paper3_results.difference(top1["row"], top1["other"])
     differences = {"other": {**measured, "across_machines": 0}} if measured else {}
-    found = paper3_results.judged(Claim("a claim", "other", sign), differences)
+    found = paper3_results.judged("row", Claim("a claim", "other", sign), differences, {"row": 0, "other": 0})
     assert found == {"text": "a claim", "against": "other", "sign": sign, "verdict": verdict}
 
 
 def test_pairs_of_two_machines_are_counted_and_said():
-    top1 = {row: {0: 0.6 + gain, 1: 0.61 + gain, 2: 0.62 + gain} for row, gain in {"kd": 0.1, "alone": 0.0}.items()}
+    top1 = {"kd": {0: 0.70, 1: 0.72, 2: 0.72}, "alone": {0: 0.60, 1: 0.61, 2: 0.62}}
     cpu, gpu = ("3 cores", "3 cores, a GPU")
     machines = {"kd": {0: gpu, 1: cpu, 2: gpu, 9: gpu}, "alone": {0: cpu, 1: cpu, 2: cpu}}
-    found = paper3_results.differences(EXPERIMENTS["regime"], "kd", top1, machines)
+    none = dict.fromkeys(EXPERIMENTS["regime"].rows, 0)
+    found = paper3_results.differences(EXPERIMENTS["regime"], "kd", top1, machines, none)
     assert found["alone"]["across_machines"] == 2
     claim = EXPERIMENTS["regime"].rows["kd"].claim
-    assert paper3_results.judged(claim, found)["verdict"] == "holds, across machines"
+    assert paper3_results.judged("kd", claim, found, none)["verdict"] == "holds, across machines"
 
 
 def test_differences_are_paired():
@@ -82,7 +85,7 @@ def test_differences_are_paired():
 def test_published_runs_are_not_run_again(tmp_path, monkeypatch):
     """A second machine, whose state is empty, does what is left; what has changed its recipe is run again."""
     known = {row: [run_of(row, seed, 0.4 + seed / 100) for seed in (0, 1)] for row in ROWS}
-    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: known.get(name.removeprefix("regime-"), []))
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name, _: known.get(name.removeprefix("regime-"), []))
     results = tmp_path / "results"
     first = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
     monkeypatch.setattr(paper3_results, "runs_of", lambda *_: [])
@@ -94,7 +97,7 @@ def test_published_runs_are_not_run_again(tmp_path, monkeypatch):
     chosen = Slice("regime", State(tmp_path / "other"), [], ROWS, range(3))
     assert chosen.runs_to_do == [(row, 2) for row in ROWS]
     assert Slice("regime", State(tmp_path), ["train.epochs=3"], ROWS, range(3)).runs_to_do == chosen.runs
-    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: [run_of(ROWS[0], 1, 0.9)] * (ROWS[0] in name))
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name, _: [run_of(ROWS[0], 1, 0.9)] * (ROWS[0] in name))
     newer = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
     assert [run["top1"] for run in newer["rows"][ROWS[0]]["runs"]] == [0.4, 0.9]
 
@@ -103,7 +106,7 @@ def test_a_row_that_is_run_on_a_second_machine(tmp_path, monkeypatch):
     """One machine's runs count, those of which there are more; how far both are apart is on the page."""
     first = {"alone": [0.40, 0.41, 0.42], "kd": [0.50, 0.51, 0.53], "simkd": [0.60, 0.61, 0.62]}
     known = {row: [run_of(row, seed, top1) for seed, top1 in enumerate(found)] for row, found in first.items()}
-    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: known.get(name.removeprefix("regime-"), []))
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name, _: known.get(name.removeprefix("regime-"), []))
     results = tmp_path / "results"
     paper3_results.collect("regime", tmp_path, results)
 
@@ -138,13 +141,53 @@ def test_rows_run_on_two_machines_are_compared_on_one(tmp_path, monkeypatch):
         "kd": [run_of("kd", seed, 0.50 + 0.01 * seed, OTHER) for seed in (0, 1)],
         "wttm": [run_of("wttm", seed, 0.45, machine) for machine in (None, OTHER) for seed in (0, 1)],
     }
-    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name: found.get(name.removeprefix("regime-"), []))
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name, _: found.get(name.removeprefix("regime-"), []))
     content = json.loads(paper3_results.collect("regime", tmp_path, tmp_path / "results").read_text())
     for row in found:
         assert [run["facts"]["machine"] for run in content["rows"][row]["runs"]] == [OTHER, OTHER]
         assert all(one["across_machines"] == 0 for one in content["rows"][row]["differences"].values())
     assert len(content["rows"]["alone"]["elsewhere"]) == 2
     assert content["repeated"][0]["machines"][0] == OTHER
+
+
+def diverged(row: str, seed: int) -> dict[str, Any]:
+    return {"name": f"regime-{row}-seed{seed}", "finished": False, "last": None, "best": None, "failed_step": 417}
+
+
+def test_runs_that_diverged_are_reported(tmp_path, monkeypatch):
+    """In the row, its difference and its verdict; on another machine, too, until the run has finished there."""
+    top1 = {"alone": [0.40, 0.41, 0.43], "feature_only": [0.60, 0.61], "kd": []}
+    known = {row: [run_of(row, seed, value) for seed, value in enumerate(values)] for row, values in top1.items()}
+    known["feature_only"].append(diverged("feature_only", 2))
+    known["kd"] = [diverged("kd", seed) for seed in range(3)]
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name, _: known.get(name.removeprefix("regime-"), []))
+    results = tmp_path / "results"
+    found = json.loads(paper3_results.collect("regime", tmp_path, results).read_text())
+    row = found["rows"]["feature_only"]
+    assert (row["top1"]["n"], row["differences"]["alone"]["n"], row["differences"]["alone"]["diverged"]) == (2, 2, 1)
+    assert found["rows"]["kd"]["claim"]["verdict"] == "diverged: no seed is left to compare"
+    assert "diverged" not in found["rows"]["alone"]
+    page = paper3_page.section("regime", EXPERIMENTS["regime"], found)
+    line = next(line for line in page.splitlines() if line.startswith("| feature_only |"))
+    assert "| 2 (1 of 3 diverged) | 60.50" in line
+    assert " over alone, without 1 diverged run |" in line
+    assert f"| {row['claim']['verdict']} (" in line
+    assert row["claim"]["verdict"].endswith(", without 1 diverged run")
+    assert "| kd | 0 (3 of 3 diverged) | - |" in page
+    assert "Diverged: regime-feature_only-seed2 (step 417), regime-kd-seed0 (step 417)," in page
+    table = tables.regime_table(found)
+    assert "| feature_only | 2 (1 of 3 diverged) | 60.50% ± 0.71% |" in table
+    assert "| kd | 0 (3 of 3 diverged) | - |" in table
+
+    monkeypatch.setattr(paper3_results, "runs_of", lambda *_: [])
+    again = json.loads(paper3_results.collect("regime", tmp_path / "other", results).read_text())
+    assert again["rows"] == found["rows"]
+    known = {"feature_only": [run_of("feature_only", 2, 0.65)]}
+    monkeypatch.setattr(paper3_results, "runs_of", lambda state, name, _: known.get(name.removeprefix("regime-"), []))
+    mended = json.loads(paper3_results.collect("regime", tmp_path / "other", results).read_text())
+    assert mended["rows"]["feature_only"]["top1"]["values"] == [0.60, 0.61, 0.65]
+    assert "diverged" not in mended["rows"]["feature_only"]["differences"]["alone"]
+    assert paper3_page.num_finished(mended["rows"]["feature_only"]["runs"]) == "3"
 
 
 def test_layers_are_ranked_over_the_seeds_that_all_have():
@@ -157,6 +200,8 @@ def test_layers_are_ranked_over_the_seeds_that_all_have():
     assert found["depth"]["spearman"] == pytest.approx(1)
     assert found["Q"]["spearman"] == pytest.approx(1 - 6 * (0 + 4 + 1 + 1 + 0) / (5 * 24))
     assert found["separation"]["spearman"] == pytest.approx(-found["Q"]["spearman"])
+    assert found["Q"]["given_depth"] == 0, "depth says all of this accuracy"
+    assert "given_depth" not in found["depth"]
     assert paper3_results.correlations(scores, {tap: top1[tap] for tap in "abcd"}) == {}, "too few for an interval"
     assert paper3_results.correlations(scores, {}) == {}
 
@@ -169,7 +214,7 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name, experiment in EXPERIMENTS.items():
         runs = {row: [run_of(row, seed, rng.uniform(0.2, 0.6)) for seed in range(3)] for row in experiment.rows}
-        monkeypatch.setattr(paper3_results, "runs_of", lambda state, row, runs=runs, n=name: runs[row[len(n) + 1 :]])
+        monkeypatch.setattr(paper3_results, "runs_of", lambda state, row, _, runs=runs, n=name: runs[row[len(n) + 1 :]])
         setting = {
             "epochs": 53, "batch_size": 127, "image_size": 61, "teacher_image_size": 223, "lr": 0.0071,
             "optimizer": "adamw", "validation_images": 997, "teacher_top1": 0.94137,
@@ -184,7 +229,7 @@ def test_every_number_of_the_page_is_in_a_result_file(tmp_path, monkeypatch):
         if name == "regime":  # two of its rows on a second machine, too
             again = {row: [run_of(row, seed, rng.uniform(0.2, 0.6), OTHER) for seed in range(3)] for row in ROWS[1:]}
             monkeypatch.setattr(
-                paper3_results, "runs_of", lambda _, row, of=again: of.get(row.removeprefix("regime-"), [])
+                paper3_results, "runs_of", lambda state, row, _, of=again: of.get(row.removeprefix("regime-"), [])
             )
             paper3_results.collect(name, tmp_path, tmp_path / "results")
     write_identities(tmp_path / "results")
