@@ -1,7 +1,7 @@
 """A run's folder: every file that a run leaves or goes on from, each written whole or not at all.
 
 The folder is the run's identity on disk: its recipe, and the weights that it started from, say which run it holds. A
-sweep's folder is one too, with its trials' folders beside it.
+sweep's folder is one, too, with its trials' folders in it.
 
 Not here: what the journals hold (`cluster.tracking.journal`), and checkpoints, which may lie in an object store
 (`cluster.training.checkpoint`).
@@ -25,7 +25,7 @@ from kdcore.errors import Refused
 from pipelines.files import make_folder, read_object, write_json, write_text
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig  # it imports torch, which whoever only reads a run's journal does not need
+    from cluster.config import RunConfig  # it imports torch, which reading a run's journal does not need
 
 State = Literal["new", "unfinished", "finished"]
 PENDING = "new "  # begins the content of `run_id` while the run is being made in MLflow; its tag follows
@@ -84,7 +84,7 @@ class RunFolder:
 
     @property
     def broken_images(self) -> Path:
-        """The images that were left out, or replaced, because they are broken; a line each."""
+        """The images that were left out, or replaced, because they are broken; one per line."""
         return self.path / "broken_images.txt"
 
     @property
@@ -123,7 +123,7 @@ class RunFolder:
         return sorted((self.path / "evaluation").glob("*.json"))
 
     def read_run_id(self) -> str | None:
-        """Return the run's id in MLflow; None where it has none there. Refused for a file that holds none."""
+        """Return the run's id in MLflow; None where it has none. Refused for a file that holds no id."""
         try:
             text = self.run_id.read_text("ascii").strip()
         except FileNotFoundError:
@@ -170,11 +170,11 @@ class RunFolder:
         write_json(self.result, dict(result))
 
     def claim(self, config: RunConfig, data: str | None = None) -> None:
-        """Make the folder this recipe's run, or go on with it. Refused where it holds another one.
+        """Make the folder this recipe's, or go on with the run in it. Refused where it holds another run.
 
         data: the fingerprint of the training images, by which they are known when they have moved.
         """
-        from cluster.weights import starting_facts  # here alone: it imports torch
+        from cluster.weights import starting_facts  # only here: it imports torch
 
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
@@ -182,7 +182,7 @@ class RunFolder:
         self.write_recipe(config)
 
     def write_recipe(self, config: RunConfig) -> None:
-        """Write the recipe, and beside it, as no part of it, where MLflow has the run."""
+        """Write the recipe, and in a file of its own where MLflow has the run."""
         write_text(self.recipe, to_yaml(config))
         if config.tracking.uri is not None:
             write_text(self.store, f"{without_credentials(config.tracking.uri)}\n")
@@ -207,7 +207,7 @@ class RunFolder:
     def read_recipe(self, config: RunConfig) -> RunConfig:
         """Return the recipe of the run in the folder. Refused, with the way out, where its file is not whole.
 
-        config: whose plug-ins stand in for the run's, of which none is imported: their code is compared.
+        config: its plug-ins stand in for the run's, which are not imported: their code is compared.
         """
         try:
             return load_recipe(self.recipe, [f"plugins={json.dumps(config.plugins)}"])
@@ -241,7 +241,7 @@ class RunFolder:
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
-        from cluster.images import open_data  # here alone: it imports the networks' libraries
+        from cluster.images import open_data  # only here: it imports the networks' libraries
 
         known = read_object(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
         if known is None or open_data(config)["train"].fingerprint != known:
@@ -257,7 +257,7 @@ class RunFolder:
         self._refuse_other_facts(starting_facts(config), remedy)
 
     def refuse_other_plugins(self, config: RunConfig) -> None:
-        """Refuse to look at the run's network with plug-ins that are not those that it was trained with."""
+        """Refuse to look at the run's network with plug-ins other than those that it was trained with."""
         self._refuse_other_facts({"plugins": fingerprints_of(config)}, "or train again under another name=...")
 
     def _refuse_other_facts(self, facts: Mapping[str, Any], remedy: str) -> None:
