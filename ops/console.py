@@ -16,14 +16,15 @@ from kdcore.credentials import without_credentials
 from ops.bar import OneLineProgress
 from ops.resizing import ResizeHook
 
+# Names of classes and files are shown as they are: as markup, `cat [copy].jpg` is `cat .jpg`, and `[/b]` is an error.
 # Tables in a job's log are as wide as they need to be; a terminal knows its own width.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 PLAIN_LINE_SECONDS = 10.0
 
 
 def say(text: str) -> None:
     """Print a line, which the terminal may wrap."""
-    console.print(without_credentials(text), soft_wrap=True, markup=False)
+    console.print(without_credentials(text), soft_wrap=True)
 
 
 def complain(text: str) -> None:

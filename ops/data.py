@@ -167,7 +167,12 @@ class _PackView:
 
     def __init__(self, split: str) -> None:
         self.images = 0
-        columns = (TextColumn(f"packing {split}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("packing {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task(split, total=None)
 

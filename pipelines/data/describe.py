@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 
 from kdcore.errors import Refused
 from pipelines.data.broken import Acceptance, Inspected, check_broken, inspect_stored
@@ -133,9 +133,9 @@ class IndexProgress:
     def __init__(self, show: bool | None, what: str) -> None:
         console = Console(stderr=True)
         self._what = what
-        self._bar = Progress(
-            console=console, transient=True, disable=not (console.is_terminal if show is None else show)
-        )
+        columns = (TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:])
+        disable = not (console.is_terminal if show is None else show)
+        self._bar = Progress(*columns, console=console, transient=True, disable=disable)
 
     @contextmanager
     def of(self, total: int) -> Iterator[None]:
