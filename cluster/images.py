@@ -19,6 +19,7 @@ from pipelines.data.copies import CopyPolicy
 from pipelines.data.index import build_index, open_index
 from pipelines.data.source import Source
 from pipelines.files import make_folder
+from pipelines.vectors import to_numpy
 from pipelines.views.policy import ViewPolicy
 from pipelines.views.sampling import POWERS, ClassSampling
 
@@ -175,6 +176,23 @@ def check_labels(config: RunConfig, train: Source) -> None:
         raise Refused(
             f"the training images in {train.root} have no labels, which the term {readers[0]} reads; leave it out of "
             "the method (kd and the terms on features do without), or give images with labels"
+        )
+
+
+def check_apart(config: RunConfig, indexes: dict[str, Source]) -> None:
+    """Refuse to judge a student by the images that it learns from, whatever their names; unlabelled ones may be both.
+
+    Not in `open_data`: a finished run may be evaluated on its training images.
+    """
+    data, train, val = config.data, indexes["train"], indexes["val"]
+    if not train.labelled:
+        return
+    learnt, judged = (to_numpy(source.table["crc32"]) for source in (train, val))
+    if np.isin(judged, learnt).all() or np.isin(learnt, judged).all():  # of training images, a sample may be left
+        splits = f"data.train_split={data.train_split} and data.val_split={data.val_split} of {train.root}"
+        raise Refused(
+            f"{splits} hold the same images, so that the student would be judged by what it has learnt; move part of "
+            "each class out of the training images, and give these as data.val_split"
         )
 
 

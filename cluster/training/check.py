@@ -48,6 +48,7 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
     On the meta device networks have shapes only: those that train are the workers'.
     """
     from cluster.assembly import assemble
+    from cluster.images import check_apart
     from cluster.probing import check_probing
     from cluster.rank import Rank
     from cluster.rehearsal import rehearse_run
@@ -55,6 +56,7 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
     from kdcore.optim import build_optimizer
 
     parts = assemble(config, Rank(0, 1, device))
+    check_apart(config, parts.indexes)
     build_optimizer(config.optimizer, parts.student)
     rehearse_run(parts)
     check_probing(parts)

@@ -133,15 +133,14 @@ def on_paper(name: str, **args: Any) -> nn.Module | None:
 
 
 def write_images(folder: Path, per_class: int = 4, side: int = 64) -> Path:
-    """Write images of noise, the same in both splits, of three classes."""
+    """Write images of noise, as many in both splits, of three classes."""
     rng = np.random.default_rng(0)
-    for label in ("a", "b", "c"):
-        for number in range(per_class):
-            image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-            for split in ("train", "val"):
+    for split in ("train", "val"):
+        for label in ("a", "b", "c"):
+            for number in range(per_class):
                 path = folder / split / label / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                image.save(path)
+                Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
     return folder
 
 

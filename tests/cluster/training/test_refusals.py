@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 import torch
 
+from cluster.images import open_data
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
@@ -61,6 +62,27 @@ def test_classes_that_look_alike(tmp_path, names):
         (root / split / "class0").rename(root / split / shown)
     with pytest.raises(Refused, match="the same to the eye"):
         check_run(parse(small_recipe(root, tmp_path / "out")))
+
+
+BOTH = r"data.train_split=train and data.val_split=\w+ of .* hold the same images.*move part of each class out"
+
+
+@pytest.mark.parametrize("changes", [{}, {"data__held_out": 0.25}, {"data__images_per_class": 5}])
+def test_a_split_that_trains_and_judges(tmp_path, changes):
+    root = write_image_folder(tmp_path / "images")
+    config = parse(small_recipe(root, tmp_path / "out", data__val_split="train", **changes))
+    assert len(open_data(config)["val"]) == 48  # for `evaluate`
+    with pytest.raises(Refused, match=BOTH):
+        check_run(config)
+
+
+def test_images_that_were_copied_where_they_should_have_been_moved(tmp_path):
+    root = write_image_folder(tmp_path / "images")
+    for name in ("class0", "class1", "class2"):
+        (root / "part" / name).mkdir(parents=True)
+        shutil.copy(root / "train" / name / "000.png", root / "part" / name / "other.png")
+    with pytest.raises(Refused, match=BOTH):
+        check_run(parse(small_recipe(root, tmp_path / "out", data__val_split="part")))
 
 
 def test_classes_of_one_image_cannot_be_held_out(tmp_path):
