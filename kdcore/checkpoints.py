@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from kdcore.errors import Refused
+from kdcore.located import LFS_POINTER, refuse_pointer
 from kdcore.remarks import warn_once
 
-LFS_POINTER = b"version https://git-lfs"
 # Names under which programs keep a moving average next to the trained weights; timm's is `state_dict_ema`.
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 PROFILED = ("total_ops", "total_params")  # what thop's profile() leaves in a network
@@ -33,11 +33,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         with Path(path).open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise Refused(
-                    f"{path} is a Git LFS pointer, not the file of weights that it stands for; fetch that with `git "
-                    "lfs pull` in its repository"
-                )
+            refuse_pointer(file.read(len(LFS_POINTER)), str(path))
         loaded = _load_safetensors(path) if str(path).endswith(".safetensors") else _load_torch(path)
     except (OSError, Refused):
         raise

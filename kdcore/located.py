@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdcore.errors import Refused, shortened
 
+LFS_POINTER = b"version https://git-lfs"  # as a pointer begins
 Fetch = Callable[[str], Path]
 _fetch: list[Fetch] = []
 
@@ -40,3 +41,12 @@ def local_file(location: str) -> Path:
     if not _fetch:
         raise Refused(f"{location} is a URI, and nothing here fetches files; give a path")
     return _fetch[0](location)
+
+
+def refuse_pointer(start: bytes, name: str) -> None:
+    """Refuse a file that begins as the pointers do which Git leaves in the place of files of Git LFS."""
+    if start.startswith(LFS_POINTER):
+        raise Refused(
+            f"{name} is a Git LFS pointer, not the file that it stands for; fetch that with `git lfs pull` in its "
+            "repository"
+        )

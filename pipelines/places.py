@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
-from kdcore.located import is_uri
+from kdcore.located import LFS_POINTER, is_uri, refuse_pointer
 from pipelines.files import write_whole
 
 _OF_WINDOWS = frozenset({"thumbs.db", "desktop.ini"})
@@ -127,12 +127,18 @@ class Place:
     def open(self, name: str) -> pa.NativeFile:
         """Return a file opened for reading anywhere in it."""
         with self._refusing(name):
-            return self.filesystem.open_input_file(f"{self.path}/{name}")
+            file = self.filesystem.open_input_file(f"{self.path}/{name}")
+            if self.is_local:  # of a store, that would be a request; and Git has left nothing there
+                refuse_pointer(file.read(len(LFS_POINTER)), self.name_of(name))
+                file.seek(0)
+            return file
 
     def read(self, name: str) -> bytes:
         """Return the content of a small file."""
         with self._refusing(name), self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
-            return bytes(file.read())
+            content = bytes(file.read())
+        refuse_pointer(content, self.name_of(name))
+        return content
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file, whole or not at all."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcore.errors import Refused
+from kdcore.located import refuse_pointer
 from pipelines.data.coding import FORMATS, differs
 from pipelines.data.headers import Size, plain_size
 
@@ -51,6 +52,7 @@ def inspect_image(
 
 def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
     """Return the size of an image as Pillow reads it; Refused as by `inspect_image`."""
+    refuse_pointer(content, name)
     with refusing_broken(name), Image.open(BytesIO(content)) as image:
         size = image.height, image.width
         refuse_too_large(name, size, max_pixels)
