@@ -20,6 +20,7 @@ from pipelines.data.listing import (
     IMAGE_SUFFIXES,
     Listing,
     in_order_of_id,
+    is_name_of_split,
     number_classes,
     require_file,
     require_name,
@@ -28,6 +29,10 @@ from pipelines.places import Found, Place, is_hidden
 
 SHOWN = 8  # folders that an error lists
 _BESIDE = "lies beside the class folders; move it into one, or remove it"
+_NO_IMAGE = (
+    "is not called like an image, and there are no class folders; remove it, or put each class's images into a folder "
+    "of its name"
+)
 _NO_CLASSES = "has no class folders; put each class's images into a folder of its name"
 _LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
 
@@ -42,12 +47,7 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     folder = root / split
     require_root(root)
     if not folder.is_dir():
-        if (root.parent / split).is_dir():
-            raise Refused(f"{root} has no split {split!r}, but the folder around it has; give data.root={root.parent}")
-        found = sorted(entry.name for entry in _visible(root) if is_folder(entry))
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        there = f"{', '.join(found[:SHOWN])}{more}" if found else "no folders"
-        raise Refused(f"{root} has no split {split!r}; it holds {there}: name one of them, or create {folder}")
+        raise Refused(_why_no_split(root, split))
     folders = {split: folder.stat().st_mtime_ns}
     if _holds_images_alone(folder):
         return Listing((), _list_class(folder, split, 0, folders), folders=folders)
@@ -56,11 +56,44 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
 
 
+def _why_no_split(root: Path, split: str) -> str:
+    """Return that a root has no such split, what it holds in its place, and what to do."""
+    if (root.parent / split).is_dir():
+        return f"{root} has no split {split!r}, but the folder around it has; give data.root={root.parent}"
+    entries = sorted(_visible(root), key=lambda entry: entry.name)
+    found = [entry.name for entry in entries if is_folder(entry)]
+    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    in_lists = "list the images in train.csv and val.csv there, with the columns path and label"
+    if found and not any(map(is_name_of_split, found)) and all(_holds_image(root / name) for name in found[:SHOWN]):
+        return (
+            f"{root} has no split {split!r}; its folders ({shown}) hold images, as class folders do: move part of each "
+            f"(such as a fifth) into val/<class>/ and the rest into train/<class>/, or {in_lists}"
+        )
+    if not found and (image := next((entry.name for entry in entries if _is_called_image(entry.name)), None)):
+        return (
+            f"{root} has no split {split!r}, but images of its own, such as {image}: move them into train/<class>/ and "
+            f"val/<class>/ (without class folders they have no labels), or {in_lists}"
+        )
+    return (
+        f"{root} has no split {split!r}; it holds {shown or 'no folders'}: name one of them, or create {root / split}"
+    )
+
+
 def require_root(root: Path) -> None:
-    """Refuse a folder of images that is not there."""
+    """Refuse a folder of images that is not there, or a file in its place."""
+    refuse_file(root)
     if not root.is_dir():
         raise Refused(
             f"data.root={root}: no such folder; set data.root to the folder that holds <split>/<class>/<images>"
+        )
+
+
+def refuse_file(root: Path) -> None:
+    """Refuse a file, such as a tar, in the place of the folder that holds it."""
+    if root.is_file():
+        raise Refused(
+            f"{root} is a file; give its folder, {root.parent}: a split is called by its file's name (train.csv, "
+            "train.tar and train.parquet are the split train)"
         )
 
 
@@ -78,6 +111,9 @@ def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Li
     if len(beside) == len(found) and all(map(_is_called_image, (file.name for file in found))):
         classes: tuple[str, ...] = ()
         labels = np.zeros(len(found), dtype=np.int32)
+    elif len(beside) == len(found):
+        other = next(file.name for file in beside if not _is_called_image(file.name))
+        raise Refused(f"{place.name_of(other)} {_NO_IMAGE}")
     elif beside:
         raise Refused(f"{place.name_of(beside[0].name)} {_BESIDE}")
     else:
@@ -102,6 +138,11 @@ def _holds_images_alone(folder: Path) -> bool:
     return bool(entries) and all(_is_called_image(entry.name) and not is_folder(entry) for entry in entries)
 
 
+def _holds_image(folder: Path) -> bool:
+    """Return whether an image lies in a folder."""
+    return any(_is_called_image(entry.name) and not is_folder(entry) for entry in _visible(folder))
+
+
 def _is_called_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
@@ -119,12 +160,16 @@ def _folders_around(folder: Path) -> frozenset[tuple[int, int]]:
 
 
 def _class_names(folder: Path) -> list[str]:
+    """Return the class folders of a split by name. Refused for anything that lies beside them, and without any."""
     entries = sorted(_visible(folder), key=lambda entry: entry.name)
-    for entry in entries:
-        if not is_folder(entry):
-            raise Refused(f"{entry.path} {_BESIDE}")
+    beside = [entry for entry in entries if not is_folder(entry)]
     if not entries:
         raise Refused(f"{folder} {_NO_CLASSES}")
+    if len(beside) == len(entries):
+        other = next(entry for entry in beside if not _is_called_image(entry.name))
+        raise Refused(f"{other.path} {_NO_IMAGE}, or list them with their labels in {folder}.csv (columns path, label)")
+    if beside:
+        raise Refused(f"{beside[0].path} {_BESIDE}")
     return [entry.name for entry in entries]
 
 

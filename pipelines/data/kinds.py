@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdcore.errors import Refused
 from pipelines.data.compressed import find_compressed
-from pipelines.data.folder import is_folder, list_folder, list_store_folder
+from pipelines.data.folder import is_folder, list_folder, list_store_folder, refuse_file, require_root
 from pipelines.data.listing import Listing
 from pipelines.data.pack import find_pack
 from pipelines.data.parquet import find_parquet
@@ -62,8 +62,10 @@ def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
     A folder of class folders is an image folder, whatever else it holds; a folder of no other kind is taken for one,
     and its errors say what it lacks. Refused for a place in an object store that holds no container.
     """
-    if place.is_local and _has_class_folders(Path(place.root) / split):
-        return FOLDER, ()
+    if place.is_local:
+        require_root(Path(place.root))
+        if _has_class_folders(Path(place.root) / split):
+            return FOLDER, ()
     for kind in KINDS:
         if files := kind.find(place, split):
             return kind, files
@@ -80,6 +82,8 @@ def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
 def locate_split(location: str, split: str) -> tuple[str, str]:
     """Return the (root, split) that a location means: its split of this name, else the location as a split itself."""
     place = Place.of(location, "--data")
+    if place.is_local:
+        refuse_file(Path(place.root))
     if not place.is_local or (Path(place.root) / split).is_dir() or any(kind.find(place, split) for kind in KINDS):
         return location, split
     return str(Path(place.root).parent), Path(place.root).name

@@ -67,6 +67,11 @@ def names_of_others(split: str) -> frozenset[str]:
     return frozenset(name for names in _ALIASES.values() for name in names).difference(names_of(split))
 
 
+def is_name_of_split(name: str) -> bool:
+    """Return whether a folder is called as splits of data sets are."""
+    return any(name.lower() in names for names in _ALIASES.values())
+
+
 def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tuple[Found, ...]:
     """Return the files with one of these suffixes that hold a split.
 

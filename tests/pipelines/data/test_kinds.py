@@ -175,7 +175,7 @@ def test_images_without_labels(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(Refused, match=r"have no labels, which an evaluation needs; give images with labels"):
             own_target(source)
     (roots["folder"] / "train" / "notes.txt").write_text("no image")
-    with pytest.raises(Refused, match=r"lies beside the class folders"):
+    with pytest.raises(Refused, match=r"notes.txt is not called like an image"):
         build(roots["folder"])
 
 
