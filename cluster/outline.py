@@ -36,9 +36,15 @@ def outline(config: RunConfig) -> Assembly:
     try:
         with without_values():
             run = assemble(config, Rank(0, 1, META))
-        for network in run.networks:
-            seen = config if network is run.student else run.for_teacher.config
-            check_network(network, image_size(seen))
+        _check_networks(run)
     except (Refused, *COMPLAINTS):
-        return assemble(config, Rank(0, 1, CPU))
+        run = assemble(config, Rank(0, 1, CPU))
+        _check_networks(run)
     return run
+
+
+def _check_networks(run: Assembly) -> None:
+    """Refuse a network that cannot take the images of its run, or answers with something else than logits."""
+    for network in run.networks:
+        seen = run.config if network is run.student else run.for_teacher.config
+        check_network(network, image_size(seen))

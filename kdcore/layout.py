@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from kdcore.errors import Refused
 # How networks and losses complain about shapes; whatever else they raise is a bug and keeps its traceback.
 COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
+_GIVEN_3_CHANNELS = re.compile(r"expected input\[\d+, 3, \d+, \d+\] to have \d+ channels")
+
 # Layers that torch defines on [B,C,H,W], whatever the network around them.
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -28,6 +31,13 @@ _CHANNELS_FIRST = (
 )
 # Zoos whose maps have the images' proportions, and whose channels-last maps mostly go undeclared.
 _ZOOS = ("timm.", "torchvision.")
+
+
+def remedy_for_images(error: Exception, of_size: str) -> str:
+    """Return what to do about a network that complains of images. of_size: what helps where their size does not fit."""
+    if _GIVEN_3_CHANNELS.search(str(error)):
+        return "images have 3 channels, grey ones too: have its first layer take 3"
+    return of_size
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS, evaluating
+from kdcore.layout import COMPLAINTS, evaluating, remedy_for_images
 from kdcore.protocol import check_answers
 from kdcore.terms import Term, TermInputs
 from kdcore.terms.foreign import complaints_of
@@ -153,9 +153,12 @@ def _depends_on(value: Tensor, read: Tensor) -> bool:
 
 def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:
     number, _, height, width = images.shape
+    of_size = (
+        "change views.size (and data.evaluation_size), the micro-batch, or the args of the model, such as img_size"
+    )
     return (
         f"{type(network).__name__} cannot take {number} images of {height}x{width} at a time ({_reason(error)}); "
-        "change views.size (and data.evaluation_size), the micro-batch, or the args of the model, such as img_size"
+        f"{remedy_for_images(error, of_size)}"
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS, evaluating, is_channels_last
+from kdcore.layout import COMPLAINTS, evaluating, is_channels_last, remedy_for_images
 from kdcore.protocol import find_classifier, has_features
 
 FORWARD_FEATURES = "forward_features"
@@ -123,17 +123,23 @@ class FeatureTaps:
         self._is_probing, self.moved = True, frozenset()
         try:
             with evaluating(self.model), torch.set_grad_enabled(images.requires_grad):
-                return self(images)
+                logits, captured = self(images)
         except Refused:
             raise
         except COMPLAINTS as error:
+            of_size = "change the size of the views, or the model's args, such as {img_size: ...}"
             raise Refused(
                 f"{type(self.model).__name__} rejects images of {list(images.shape[2:])}: "
-                f"{' '.join(str(error).split())[:200]}; change the size of the views, or the model's args, such as "
-                "{img_size: ...}"
+                f"{' '.join(str(error).split())[:200]}; {remedy_for_images(error, of_size)}"
             ) from error
         finally:
             self._is_probing = False
+        if not isinstance(logits, Tensor):
+            raise Refused(
+                f"{type(self.model).__name__} answers images with a {type(logits).__name__}, not with logits [B,K]; "
+                "have it return these alone"
+            )
+        return logits, captured
 
     def _visit(self, name: str, value: Any) -> Any:
         """Keep the value of a tap, and return what the rest of the network is to see."""

@@ -13,11 +13,13 @@ from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
 from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
+from cluster.images import image_size
 from cluster.precision import autocast
 from cluster.rank import synchronise
 from cluster.resources import use_worker_threads
 from cluster.stored_teacher import TRAIN
 from kdcore.batch import Batch
+from kdcore.rehearsal import check_network
 from kdcore.terms.logits import cross_entropy
 from pipelines.cache.rows import row_bytes
 
@@ -110,6 +112,8 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     builder = Builder(config, device)
     plan = builder.plan()
     columns, run = plan.parts[TRAIN].columns, builder.students_run
+    for network, seen in ((run.student, config), (builder.teacher.model, builder.config)):
+        check_network(network, image_size(seen))
     batch, loader = measured_loader(replace(run, teacher=None), seconds)
     theirs, teacher_loader = batch, None
     if builder.run is not run:

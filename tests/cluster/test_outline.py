@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 
 from cluster.assembly import assemble
+from cluster.cache.outlook import outlook
 from cluster.outline import outline
 from cluster.rank import Rank
 from cluster.recipe import parse
 from kdcore.cost import multiply_adds
+from kdcore.errors import Refused
 from kdcore.models import count_parameters
 from kdcore.taps import CLASSIFIER_INPUT, usable_taps
 from tests.cluster.runs import Branching
@@ -28,6 +32,36 @@ def test_shapes_and_costs_are_those_of_the_run(recipe):
         assert usable_taps(shapes, [*names, CLASSIFIER_INPUT], SIZE) == usable_taps(
             network, [*names, CLASSIFIER_INPUT], SIZE
         )
+
+
+class Answering(nn.Module):
+    """A network that answers with a mapping, a map, or logits of other classes."""
+
+    def __init__(self, num_classes: int, kind: str) -> None:
+        super().__init__()
+        self.kind, self.classifier = kind, nn.Linear(3, 1000 if kind == "others" else num_classes)
+
+    def forward(self, images: torch.Tensor) -> object:
+        if self.kind == "map":
+            return self.classifier(images.permute(0, 2, 3, 1))
+        logits = self.classifier(images.mean(dim=(2, 3)))
+        return {"logits": logits} if self.kind == "mapping" else logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [("mapping", "with a dict, not with logits"), ("map", "with a tensor .2, 16, 16, 3"), ("others", "1000 logits")],
+)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_network_that_gives_no_logits(recipe, kind, complaint, role):
+    network = {"model": f"{__name__}:Answering", "args": {"kind": kind}}
+    changes = {role: network | ({"random": True} if role == "teacher" else {})}
+    with pytest.raises(Refused, match=f"Answering answers.*{complaint}"):
+        outline(parse(recipe(**changes)))
+    cached = {"teacher": {"model": "cifar_resnet8", "random": True}, "cache": {"dir": "cache", "batch_size": 4}}
+    changes = cached | changes | {"method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}], "views__num_views": 1}
+    with pytest.raises(Refused, match=f"Answering answers.*{'with a dict' if kind == 'mapping' else complaint}"):
+        outlook(parse(recipe(**changes, data__loader="reference")), torch.device("cpu"), 0.0)
 
 
 def test_a_network_that_asks_for_values_has_them(recipe):

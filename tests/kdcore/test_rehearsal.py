@@ -12,6 +12,7 @@ from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse
+from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, parse_term
 from kdcore.terms.logits import cross_entropy
 
@@ -76,6 +77,14 @@ def test_batch_norm_with_one_value_a_channel():
 def test_a_size_that_a_network_does_not_take(name, size):
     with pytest.raises(Refused, match=f"cannot take 2 images of {size}x{size}"):
         check_network(timm.create_model(name, num_classes=3), (size, size))
+
+
+def test_a_network_of_grey_images():
+    """It was told to change the size of the views."""
+    network = timm.create_model("resnet10t", num_classes=3, in_chans=1)
+    for look in (check_network, lambda network, size: FeatureTaps(network, []).shapes(size)):
+        with pytest.raises(Refused, match=r"; images have 3 channels, grey ones too: have its first layer take 3$"):
+            look(network, (32, 32))
 
 
 def test_a_network_without_logits():

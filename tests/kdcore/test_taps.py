@@ -313,3 +313,11 @@ def test_a_size_that_a_network_does_not_take(name, size):
         FeatureTaps(network, []).shapes((size, size))
     with pytest.raises(Refused, match=rf"rejects images of \[{size}, {size}\]"):
         TeacherHead.of(network, (size, size))
+
+
+def test_a_network_that_answers_with_a_mapping():
+    """`layers` of such a teacher ended as a bug."""
+    network = timm.create_model("cifar_resnet8", num_classes=3)
+    network.forward_head = lambda features: {"logits": features.mean((2, 3))}
+    with pytest.raises(Refused, match=r"ResNet answers images with a dict, not with logits \[B,K\]; have it return"):
+        FeatureTaps(network, ["layer1"]).shapes((32, 32))
