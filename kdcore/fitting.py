@@ -20,7 +20,7 @@ from kdcore.protocol import find_classifier
 from kdcore.remarks import warn_once
 
 WORDNET_ID = re.compile(r"n\d{8}")  # what ImageNet's class folders are called
-Remedy = Callable[[int], str]
+Remedy = Callable[[int | None], str]
 TF_OUTPUTS = 1001  # of classifiers from TensorFlow: 0 is the background, i + 1 is ImageNet-1k's class i
 
 
@@ -64,7 +64,8 @@ def load_fitting(
 ) -> None:
     """Load a file's tensors, under the network's names or some that `fit_names` understands. Refused for others.
 
-    name: what the network is called in an error; for_classes: the remedy for a classifier with that many outputs.
+    name: what the network is called in an error; for_classes: the remedy for a classifier with that many outputs, or,
+    for None, for a file without one.
     """
     own, classifier = model.state_dict(), classifier_names(model)
     fitted = fit_names(own, checkpoint, path)
@@ -117,11 +118,14 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in model.named_modules() if module is layer and name)
 
 
-def remedy_for_classes(config: ModelConfig, class_names: Sequence[str], num_outputs: int) -> str:
-    """Return the remedy for weights whose classifier is of other classes than the data.
+def remedy_for_classes(config: ModelConfig, class_names: Sequence[str], num_outputs: int | None) -> str:
+    """Return the remedy for weights whose classifier is of other classes than the data; None: they have none.
 
     The classes of data in ImageNet's folders may be among the weights'; a user's own classes are not.
     """
+    if num_outputs is None:
+        without = "" if config.may_start_fresh else f"; or set {config.section}.head=none, with terms on features alone"
+        return f"the file has no classifier: {config.fresh}{without}"
     if not class_names or not all(WORDNET_ID.fullmatch(name) for name in class_names):
         return f"its classifier has {num_outputs} outputs, for other classes than the data's: {config.fresh}"
     background = ", where 0 is the background and i + 1 is ImageNet's i" if num_outputs == TF_OUTPUTS else ""
@@ -156,6 +160,8 @@ def _require_fit(
         )
     elif names and in_order:
         remedy = "its tensors have other names, but the same order and shapes: take checkpoint_keys: positions"
+    elif names and for_classes and all(name in own and name.rpartition(".")[0] in classifier for name in names):
+        remedy = for_classes(None)
     elif names:
         remedy = "name the network that the file belongs to"
     elif for_classes and all(name.rpartition(".")[0] in classifier for name in wrong):

@@ -170,6 +170,27 @@ def test_a_head_of_other_classes_starts_afresh_where_that_is_said(big, tmp_path)
         assert torch.equal(made[name], fresh[name] if name.startswith("fc.") else tensor), name
 
 
+class Teacher(ModelConfig):
+    section, may_start_fresh, fresh = "teacher", False, "fine-tune it first"
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        (ModelConfig, "give new_head: true, and its classifier starts afresh$"),
+        (Teacher, "fine-tune it first; or set teacher.head=none, with terms on features alone$"),
+    ],
+)
+def test_a_file_without_a_classifier(big, tmp_path, config, remedy):
+    body = {name: tensor for name, tensor in big.state_dict().items() if not name.startswith("fc.")}
+    torch.save(body, tmp_path / "body.pt")
+    with pytest.raises(Refused, match=f"'fc.bias' .*; the file has no classifier: {remedy}"):
+        build_model(config(model="cifar_resnet8", checkpoint=str(tmp_path / "body.pt")), CLASSES)
+    torch.save({name: t for name, t in body.items() if "layer3" not in name}, tmp_path / "less.pt")
+    with pytest.raises(Refused, match="name the network that the file belongs to"):
+        build_model(config(model="cifar_resnet8", checkpoint=str(tmp_path / "less.pt")), CLASSES)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
