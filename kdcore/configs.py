@@ -92,6 +92,11 @@ class ModelConfig(Section):
     def check(self) -> None:
         """Refused where the model or one of its files is unknown; builds nothing."""
         self._check_name()
+        if self.pretrained and self.checkpoint:
+            raise Refused(
+                f"model {self.model!r}: give pretrained or a checkpoint, not both: {self.section}.checkpoint=null "
+                f"for the weights that are downloaded, {self.section}.pretrained=false for the file"
+            )
         for name in ("checkpoint", "class_indices"):
             path = getattr(self, name)
             if path is not None and local_file(path).is_dir():
@@ -104,12 +109,11 @@ class ModelConfig(Section):
                     f"{self.section}.{name}={inside if name == 'checkpoint' else 'FILE'}"
                 )
             if path is not None and not local_file(path).is_file():
+                others = f"{self.makes_one}; {self.section}.checkpoint=null for a network that needs no file"
                 raise Refused(
                     f"{path}: no such file, named by the model {self.model!r} of the recipe; give "
-                    f"{self.section}.{name}=FILE{self.makes_one if name == 'checkpoint' else ''}"
+                    f"{self.section}.{name}=FILE{others if name == 'checkpoint' else ''}"
                 )
-        if self.pretrained and self.checkpoint:
-            raise Refused(f"model {self.model!r}: give either pretrained or a checkpoint, not both")
         self._check_new_head()
         if taken := _OWN_ARGS & self.args.keys() - ({"num_classes"} if self.class_indices else set()):
             raise Refused(
@@ -143,8 +147,8 @@ class ModelConfig(Section):
         if not self.model.startswith(LOCAL_DIR):
             return self
         if self.pretrained or self.checkpoint:
-            setting = "pretrained" if self.pretrained else "checkpoint"
-            raise Refused(f"model {self.model!r} has weights of its own; leave out {setting}")
+            setting = "pretrained=false" if self.pretrained else "checkpoint=null"
+            raise Refused(f"model {self.model!r} has weights of its own; set {self.section}.{setting}")
         found = read_local_dir(self.model)
         args = {**found.args, **self.args}
         if self.class_indices:

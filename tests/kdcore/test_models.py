@@ -235,9 +235,18 @@ def test_recipes_that_cannot_be_built_are_refused_before_anything_is_built(field
 
 
 def test_two_sources_of_weights_are_refused(trained, tmp_path):
+    """By what resolves it, whether or not the file is there: a recipe may name one that nobody has made."""
     path = save(trained, tmp_path / "w.safetensors")
-    with refuse("give either pretrained or a checkpoint, not both"):
-        ModelConfig(model="cifar_resnet8", checkpoint=path, pretrained=True).check()
+    for file in (path, "gone.safetensors"):
+        with refuse(
+            "a checkpoint, not both: model.checkpoint=null for the weights that are downloaded, model.pretrained=fa"
+        ):
+            ModelConfig(model="cifar_resnet8", checkpoint=file, pretrained=True).check()
+
+
+def test_a_file_that_is_not_there_may_be_left_out():
+    with refuse("give model.checkpoint=FILE; model.checkpoint=null for a network that needs no file"):
+        ModelConfig(model="cifar_resnet8", checkpoint="gone.safetensors").check()
 
 
 def test_an_argument_that_the_network_does_not_take_is_refused():

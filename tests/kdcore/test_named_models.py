@@ -163,7 +163,7 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(Refused, match=r"config\.json: no such file; name a folder that `export` has written"):
         build(f"local-dir:{tmp_path}")
     model = write_folder(tmp_path / "out", build("own_nets:build"), "own_nets:build", CLASSES)
-    with pytest.raises(Refused, match="has weights of its own; leave out checkpoint"):
+    with pytest.raises(Refused, match=r"has weights of its own; set model.checkpoint=null"):
         build(model, checkpoint="x.safetensors")
     (tmp_path / "out" / "config.json").write_text('{"num_classes": 3}')
     with pytest.raises(Refused, match=r"is not timm's .*architecture"):
