@@ -15,6 +15,11 @@ from kdcore.located import LFS_POINTER, is_uri, refuse_pointer
 from pipelines.files import write_whole
 
 _OF_WINDOWS = frozenset({"thumbs.db", "desktop.ini"})
+_S3_REMEDY = (
+    "check the bucket's name, and give what this machine lacks to reach it: the store's region or address (?region= or "
+    "?endpoint_override=HOST:PORT behind the URI, or AWS_ENDPOINT_URL), and credentials (AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY)"
+)
 _SCHEMES = ("s3://", "gs://", "abfs://", "hdfs://", "file://")  # the most common, for an error
 
 
@@ -34,9 +39,17 @@ def is_remote(location: str) -> bool:
 
 def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a URI and the path on it; Refused, naming the setting, for one that is unknown."""
+    scheme = location.partition("://")[0]
+    if scheme == "hf":  # pyarrow knows it by huggingface_hub, which raises errors of its own
+        raise Refused(
+            f"{setting}={location}: files of a hub are not read in place; download them with huggingface_hub's "
+            "snapshot_download, and give the folder that it returns"
+        )
     try:
         filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
+        if scheme == "s3" and isinstance(error, OSError):
+            raise Refused(f"{setting}={location}: {error}; {_S3_REMEDY}") from error
         raise Refused(no_place(location, setting, error)) from error
     return filesystem, path.rstrip("/") or path  # the URI `s3://bucket/folder/?region=...` does not end in a slash
 
