@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+_MEMBER = re.compile(r"constrained-\w+|\w+\[.*\]|int|float|str|bool|none")
+_NAME = re.compile(r"\^\[([^]]*)\]\[([^]]*)\]\*\$")  # the pattern of a name: its first character, and the others
+_LIST, _MAPPING = "Input should be a list, such as [A, B]", "Input should be a mapping, such as {KEY: VALUE}"
+_WORDS = {"tuple_type": _LIST, "list_type": _LIST, "dict_type": _MAPPING, "model_type": _MAPPING}
 MAX_PROBLEMS = 5  # that one refusal names
 
 
@@ -165,7 +170,7 @@ def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str
     for problem in error.errors():
         if problem["type"] == "too_short" and problem["ctx"]["actual_length"] < len(problem["input"]):
             continue  # its items are wrong, which the other sentences say
-        place = shortened(".".join(str(part) for part in problem["loc"]))
+        place = shortened(".".join(str(part) for part in problem["loc"] if not _is_member(part)))
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, data, problem["loc"][:-1])
             near = near_names(model, str(problem["loc"][-1]), known)
@@ -176,7 +181,21 @@ def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str
             message = shortened(problem["msg"].removeprefix("Value error, "), 600)
             yield f"{place}: {message}" if place else message
         else:
-            yield f"{place}: {problem['msg']} (got {shortened(repr(problem['input']))})"
+            yield f"{place}: {_in_words(problem)} (got {shortened(repr(problem['input']))})"
+
+
+def _is_member(part: int | str) -> bool:
+    """Return whether a part of an error's location is no place in a recipe, but a kind of value that a field allows."""
+    return isinstance(part, str) and _MEMBER.fullmatch(part) is not None
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    """Return what pydantic says of a value, in the words of YAML in place of Python's."""
+    if problem["type"] == "string_pattern_mismatch" and (sets := _NAME.fullmatch(problem["ctx"]["pattern"])):
+        first, signs = sets.groups()
+        signs = " ".join(signs.removeprefix("A-Za-z0-9"))
+        return f"use letters, digits and {signs} only, and begin with a letter{' or digit' if '0-9' in first else ''}"
+    return _WORDS.get(problem["type"], problem["msg"])
 
 
 def _fields_at(model: type[BaseModel], data: Any, location: tuple[int | str, ...]) -> list[str]:

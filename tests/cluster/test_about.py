@@ -40,8 +40,8 @@ def test_an_expected_result_in_words():
     [
         ({"titel": "x"}, "unknown key 'about.titel'; did you mean title"),
         ({"expected": {"top1": 0.717}}, r"about\.expected\.top1: Input should be greater than 1"),
-        ({"expected": "71.7 top-1"}, r"about\.expected: Input should be a valid dictionary"),
-        ({"differs": "one text"}, r"about\.differs: Input should be a valid tuple"),
+        ({"expected": "71.7 top-1"}, r"about\.expected: Input should be a mapping"),
+        ({"differs": "one text"}, r"about\.differs: Input should be a list"),
     ],
 )
 def test_a_mistake_is_refused_by_name(recipe, about, message):

@@ -96,3 +96,20 @@ def test_names_that_the_output_folder_keeps(recipe, name):
         parse(recipe(name=name))
     with pytest.raises(ValueError, match="is reserved in the output folder"):
         SweepConfig(name=name, space={"optimizer.lr": [0.1, 0.2]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": {"term": "kd"}}, r"method: Input should be a list, such as \[A, B\] \(got"),
+        (
+            {"views": {"size": [24]}},
+            r"views.size: Input should be a valid integer \(got \[24\]\); views.size.1 is missing$",
+        ),
+        ({"teacher": "resnet50"}, r"teacher: Input should be a mapping, such as {KEY: VALUE} \(got 'resnet50'\)"),
+        ({"name": "my run/1"}, r"name: use letters, digits and . _ - only, and begin with a letter or digit \(got 'my"),
+    ],
+)
+def test_what_is_wrong_is_said_without_python(recipe, changes, said):
+    with pytest.raises(Refused, match=said):
+        parse(recipe(**changes))
