@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ops.reproduce.experiments import AMOUNTS, PILOT_VIEWS
+from ops.reproduce.experiments import AMOUNTS, PILOT_VIEWS, VIEWS
 from ops.reproduce.paper3_page import diverged, points
 
 REGIME_ROWS = {
@@ -25,7 +25,7 @@ def paper3_sentences(found: dict[str, dict[str, Any]]) -> str:
     sentences = [
         regime_sentence(found["regime"]),
         amount_sentence(found["amount"]),
-        augmentation_sentence(found["pilot_augmentation"]),
+        augmentation_sentence(found["augmentation"], found["pilot_augmentation"]),
         layers_sentence(found["layers"]),
         "[Every row](ops/benchmarks/PAPER3.md).",
     ]
@@ -52,11 +52,14 @@ def amount_sentence(found: dict[str, Any]) -> str:
     return f"Gains with fewer images per class ({n} seeds): {with_number}."
 
 
-def augmentation_sentence(found: dict[str, Any]) -> str:
-    """Return how the gain of features alone changes with the number of views, at 32 pixels."""
-    gains, n = gains_of_features(found, PILOT_VIEWS)
-    with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
-    return f"With crops and flips, {in_small(found)} ({n} seeds): {with_number} cached views."
+def augmentation_sentence(whole: dict[str, Any], small: dict[str, Any]) -> str:
+    """Return how the gain of features alone changes with the number of views, in the whole experiment and in small."""
+    texts = []
+    for found, views in ((whole, VIEWS), (small, PILOT_VIEWS)):
+        gains, n = gains_of_features(found, views)
+        with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
+        texts.append(f"{extent(found)} ({n} {'seed' if n == 1 else 'seeds'}) {with_number}")
+    return f"With crops and flips, and cached views: {'; '.join(texts)}."
 
 
 def layers_sentence(found: dict[str, Any]) -> str:
@@ -88,6 +91,6 @@ def gain_text(gain: dict[str, Any]) -> str:
     return points(gain) + diverged(gain)
 
 
-def in_small(found: dict[str, Any]) -> str:
-    """Return the image size and the epochs of a small experiment."""
-    return f"at {found['setting']['image_size']} pixels for {found['setting']['epochs']} epochs"
+def extent(found: dict[str, Any]) -> str:
+    """Return the image size and the epochs of an experiment."""
+    return f"{found['setting']['image_size']} pixels, {found['setting']['epochs']} epochs"

@@ -38,7 +38,7 @@ def main() -> None:
 
 def read_experiments() -> dict[str, Any]:
     """Return the results of the first page's experiments other than the regime."""
-    return {name: read(f"paper3_{name}") for name in ("amount", "pilot_augmentation", "layers")}
+    return {name: read(f"paper3_{name}") for name in ("amount", "augmentation", "pilot_augmentation", "layers")}
 
 
 def with_parts(page: Path) -> str:
