@@ -29,6 +29,7 @@ from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher
+from kdcore.rehearsal import check_network
 from kdcore.reused import TeacherHead
 from pipelines.cache.columns import LOGITS, Code, Column, PlainColumn, columns_for
 from pipelines.cache.fitting import fitted_codes
@@ -68,8 +69,9 @@ class Builder:
             self.head = TeacherHead.of(self.teacher.model, image_size(self.config))
 
     def plan(self) -> Plan:
-        """Return the plan of the cache. Refused where the recipe reads nothing of its teacher."""
+        """Return the plan of the cache. Refused if the recipe reads nothing of its teacher, or it does not fit."""
         run = self.run
+        check_network(self.teacher.model, image_size(self.config))
         num_classes = len(run.indexes[TRAIN].classes)
         columns = self._columns(num_classes)
         if not columns:

@@ -112,8 +112,7 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     builder = Builder(config, device)
     plan = builder.plan()
     columns, run = plan.parts[TRAIN].columns, builder.students_run
-    for network, seen in ((run.student, config), (builder.teacher.model, builder.config)):
-        check_network(network, image_size(seen))
+    check_network(run.student, image_size(config))
     batch, loader = measured_loader(replace(run, teacher=None), seconds)
     theirs, teacher_loader = batch, None
     if builder.run is not run:

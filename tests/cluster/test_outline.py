@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cluster.assembly import assemble
+from cluster.cache.builder import Builder
 from cluster.cache.outlook import outlook
 from cluster.outline import outline
 from cluster.rank import Rank
@@ -60,8 +61,12 @@ def test_a_network_that_gives_no_logits(recipe, kind, complaint, role):
         outline(parse(recipe(**changes)))
     cached = {"teacher": {"model": "cifar_resnet8", "random": True}, "cache": {"dir": "cache", "batch_size": 4}}
     changes = cached | changes | {"method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}], "views__num_views": 1}
+    config = parse(recipe(**changes, data__loader="reference"))
     with pytest.raises(Refused, match=f"Answering answers.*{'with a dict' if kind == 'mapping' else complaint}"):
-        outlook(parse(recipe(**changes, data__loader="reference")), torch.device("cpu"), 0.0)
+        outlook(config, torch.device("cpu"), 0.0)
+    if role == "teacher":
+        with pytest.raises(Refused, match=f"Answering answers.*{complaint}"):
+            Builder(config, torch.device("cpu")).plan()
 
 
 def test_a_network_that_asks_for_values_has_them(recipe):
