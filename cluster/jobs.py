@@ -24,7 +24,7 @@ from cluster.provenance import Provenance
 from cluster.recipe_paths import absolute_store, paths_of
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
-from pipelines.places import is_remote
+from kdcore.located import is_uri
 
 TREE = Path(__file__).parents[1]
 # How long `ray job stop` lets a run finish its step and write a checkpoint before killing it; 3 s without this.
@@ -216,7 +216,7 @@ def shipped(path: str) -> str:
 def check_paths(config: RunConfig) -> None:
     """Refuse a path that a job would look for in its own working folder, which starts without it and is not kept."""
     for key, path in paths_of(config):
-        if key != "plugins" and not is_remote(path) and not Path(path).is_absolute():
+        if key != "plugins" and not is_uri(path) and not Path(path).is_absolute():
             raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")
     uri = config.tracking.uri
     if uri is not None and absolute_store(uri, Path("/here")) != absolute_store(uri, Path("/there")):

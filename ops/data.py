@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kdcore.errors import Refused
+from kdcore.located import is_uri
 from ops.console import console, say, table
 from pipelines.data.broken import Acceptance, Check
 from pipelines.data.classes import check_same_classes
@@ -21,7 +22,7 @@ from pipelines.data.kinds import recognise
 from pipelines.data.packing import Shards
 from pipelines.data.source import Source
 from pipelines.leases import leased
-from pipelines.places import Place, is_remote
+from pipelines.places import Place
 
 SPLITS = ("train", "val")
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
@@ -80,7 +81,7 @@ def pack(
         )
         packing = job.prepare()
         started = time.perf_counter()
-        with nullcontext() if is_remote(target) else leased(Path(target), "data pack"), _PackView(split) as view:
+        with nullcontext() if is_uri(target) else leased(Path(target), "data pack"), _PackView(split) as view:
             packed = run_pack_job(job, packing, view.advance, _on_cluster(job))
         seconds = time.perf_counter() - started
         rows.append(_row(split, "pack", packed))

@@ -32,11 +32,6 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part.lower() in _OF_WINDOWS for part in parts)
 
 
-def is_remote(location: str) -> bool:
-    """Return whether a location is a URI (s3://bucket/path, gs://..., file:///path) rather than a folder."""
-    return is_uri(location)
-
-
 def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a URI and the path on it; Refused, naming the setting, for one that is unknown."""
     scheme = location.partition("://")[0]
@@ -84,7 +79,7 @@ class Place:
     @staticmethod
     def of(location: str | Path, setting: str) -> Place:
         """Return the place of a path or URI. setting: what names it, for an error."""
-        if is_remote(str(location)):
+        if is_uri(str(location)):
             filesystem, path = filesystem_of(str(location), setting)
             if not isinstance(filesystem, fs.LocalFileSystem):
                 shown = without_credentials(str(location)).partition("?")[0].rstrip("/")

@@ -19,13 +19,13 @@ from cluster.config import RunConfig
 from cluster.resources import device_here, ray_session, use_worker_threads
 from cluster.rules import require_cache, require_teacher
 from kdcore.errors import Refused
+from kdcore.located import is_uri
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import Manifest, Plan
 from pipelines.cache.rows import row_bytes
 from pipelines.cache.store import Shard, Unit
 from pipelines.files import make_folder, refuse_without_space
 from pipelines.leases import leased
-from pipelines.places import is_remote
 
 if TYPE_CHECKING:
     from cluster.cache.crew import Crew
@@ -52,7 +52,7 @@ def checked_directory(config: RunConfig) -> Path:
     """Make the folder of the recipe's cache. Refused for a recipe that cannot build one."""
     teacher = require_teacher(config)
     cache = require_cache(config.cache, config.views)
-    if is_remote(cache.dir):
+    if is_uri(cache.dir):
         raise Refused(
             f"cache.dir={cache.dir}: a cache is built in a folder, and `python -m ops cache copy` puts it there"
         )

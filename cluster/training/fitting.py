@@ -30,7 +30,8 @@ from cluster.training.recovery import Recovery, failure_of, leave_out_broken, re
 from cluster.versions import refuse_other_versions
 from kdcore.errors import ClusterFailed
 from kdcore.importing import importing
-from pipelines.places import filesystem_of, is_remote
+from kdcore.located import is_uri
+from pipelines.places import filesystem_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def set_up_ray_train(job: Job) -> None:
 
 def fit(job: Job, board: Any) -> dict[str, Any]:
     """Train to the end, with Ray Train; return what rank 0 returned. board: where the workers report progress."""
-    folder = None if is_remote(job.storage) else Path(job.storage) / job.name
+    folder = None if is_uri(job.storage) else Path(job.storage) / job.name
     crash_file = RunFolder(Path(job.run_dir)).crash
     if folder:
         restore_checkpoint_list(folder)

@@ -26,8 +26,8 @@ from cluster.training.checkpoint import (
     whole_checkpoints,
 )
 from kdcore.errors import Refused
+from kdcore.located import is_uri
 from pipelines.files import make_folder
-from pipelines.places import is_remote
 
 
 class Saver(Protocol):
@@ -84,7 +84,7 @@ def newest_step(config: RunConfig) -> int | None:
 
     Refused where checkpoints cannot be kept: that is known before the first step, not at the first checkpoint.
     """
-    if not is_remote(config.storage):
+    if not is_uri(config.storage):
         make_folder(Path(config.storage) / config.name, "checkpoint.storage")
     try:
         found = whole_checkpoints(config)

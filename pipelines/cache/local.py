@@ -13,11 +13,12 @@ from uuid import uuid4
 from pyarrow import fs
 
 from kdcore.errors import Refused, RunFailed
+from kdcore.located import is_uri
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
 from pipelines.cache.store import REMEDY, checksum, damage
 from pipelines.files import FULL, is_lasting, locked, make_folder, not_written, own_temporary_folder
-from pipelines.places import Place, is_remote
+from pipelines.places import Place
 
 
 def local_folder(location: str, copies_dir: str | None = None) -> Path:
@@ -27,7 +28,7 @@ def local_folder(location: str, copies_dir: str | None = None) -> Path:
     cache that was rebuilt is copied again, and so is one whose copy lacks something. copies_dir: where copies are; by
     default in the machine's temporary folder. Refused where its disk has no room for one.
     """
-    if not is_remote(location):
+    if not is_uri(location):
         return Path(location)
     place = Place.of(location, "cache.dir")
     if not place.has(MANIFEST):

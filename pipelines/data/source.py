@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcore.errors import Refused, RunFailed
+from kdcore.located import is_uri
 from pipelines.data.broken import MAX_SHARE, OnBroken
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.images import Encoded, black_image, decode_image
@@ -30,7 +31,6 @@ from pipelines.data.labels import TYPE as LABELS_TYPE
 from pipelines.data.labels import is_multi_label, multi_hot
 from pipelines.data.source_table import fingerprint, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
-from pipelines.places import is_remote
 from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
@@ -281,7 +281,7 @@ def open_table(
 ) -> Source:
     """Return the source whose table, with its metadata, `source_table` has made."""
     metadata = table.schema.metadata
-    if is_remote(stored_in or root):
+    if is_uri(stored_in or root):
         table = with_places_in_copy(table)
     files = tuple((name, num_bytes) for name, num_bytes in json.loads(metadata.get(b"files", b"[]")))
     if "place_in_copy" in table.column_names:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from kdcore.located import is_uri
 from pipelines.data.copies import CopyPolicy
 from pipelines.data.labels import COLUMN as LABELS
 from pipelines.data.labels import digest_of, is_multi_label
 from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.data.storage import Extents, Files, Storage
-from pipelines.places import Place, is_remote
+from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
 
 _VERSION = 1  # of what a fingerprint covers
@@ -42,7 +43,7 @@ def storage_of(
     root: str, table: pa.Table, files: Sequence[tuple[str, int]], copies: CopyPolicy | None = None
 ) -> Storage:
     """Return the storage that fetches the bytes of samples. copies: None to keep nothing of an object store."""
-    if is_remote(root):
+    if is_uri(root):
         place = Place.of(root, "data.root")
         return (RemoteExtents if "file" in table.column_names else RemoteFiles)(place, files, table, copies)
     if "file" in table.column_names:
