@@ -123,4 +123,4 @@ def test_a_path_in_a_list_is_found():
 
 def test_a_tilde_in_an_option_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert build_parser().parse_args(["doctor", "--output=~/runs"]).output == "/home/me/runs"
+    assert build_parser().parse_args(["doctor", "--output=~/runs"]).output_dir == "/home/me/runs"

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from copy import copy
 from typing import Any
 
 import mlflow
@@ -295,7 +296,7 @@ def test_tensorboard_beside_mlflow(recipe, store, away):
 
 def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
     """A subclass with a name is one file: it is handed the run's lines, files and end, and no other place knows it."""
-    monkeypatch.setattr(Tracker, "registry", dict(Tracker.registry))
+    monkeypatch.setattr(Tracker, "registry", copy(Tracker.registry))
     seen: dict[str, Any] = {"rows": [], "files": []}
 
     class Notebook(Tracker):

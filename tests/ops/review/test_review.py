@@ -40,15 +40,15 @@ def test_runs_of_one_recipe_are_a_group():
 
 
 def test_rows_are_sorted_and_gain_is_paired():
-    rows = rows_of(grouped([alone(0, 0.50), alone(1, 0.60), kd(0, 0.61), kd(1, 0.71)]), "val/top1")
+    rows = rows_of(grouped([alone(0, 0.50), alone(1, 0.60), kd(0, 0.61), kd(1, 0.72)]), "val/top1")
     assert [row.label for row in rows] == ["ce+kd", "student alone"]
-    assert rows[0].gain.value == pytest.approx(0.11)
+    assert rows[0].gain.value == pytest.approx(0.115)
     assert rows[0].gain.within_noise is False
     assert rows[1].gain is None
     assert rows[0].score == {
         "n": 2,
-        "mean": pytest.approx(0.66),
-        "stdev": pytest.approx(statistics.stdev([0.61, 0.71])),
+        "mean": pytest.approx(0.665),
+        "stdev": pytest.approx(statistics.stdev([0.61, 0.72])),
     }
 
 
