@@ -12,6 +12,7 @@ from typing import Any
 from ops.reproduce.experiments import AMOUNTS, PILOT_VIEWS, VIEWS
 from ops.reproduce.paper3_page import diverged, points
 
+MIN_SEEDS = 3
 REGIME_ROWS = {
     "alone": "labels alone",
     "kd": "KD",
@@ -53,12 +54,17 @@ def amount_sentence(found: dict[str, Any]) -> str:
 
 
 def augmentation_sentence(whole: dict[str, Any], small: dict[str, Any]) -> str:
-    """Return how the gain of features alone changes with the number of views, in the whole experiment and in small."""
+    """Return how the gain of features alone changes with the number of views.
+
+    Of the whole experiment, and of the one in small until the whole one has seeds enough for intervals.
+    """
     texts = []
     for found, views in ((whole, VIEWS), (small, PILOT_VIEWS)):
         gains, n = gains_of_features(found, views)
         with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
         texts.append(f"{extent(found)} ({n} {'seed' if n == 1 else 'seeds'}) {with_number}")
+        if n >= MIN_SEEDS:
+            break
     return f"With crops and flips, and cached views: {'; '.join(texts)}."
 
 
