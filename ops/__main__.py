@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ops.command_line.parser import build_parser
 from ops.leaving import run_and_leave
-from ops.parser import build_parser
 
 REFUSED, FAILED, FAULT, INTERRUPTED, TERMINATED = 2, 1, 70, 130, 143  # exit statuses; 70 is EX_SOFTWARE
 

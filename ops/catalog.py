@@ -1,4 +1,4 @@
-"""Recipes by name: the files in recipes/ without their suffix, and the rows of `ops.cifar_rows`.
+"""Recipes by name: the files in recipes/ without their suffix, and the rows of `ops.cifar100.rows`.
 
 A recipe's `about` section is its manual: the paper, the data and hardware it is meant for, what to expect, where that
 number is from, and what differs from the published script.
@@ -18,7 +18,7 @@ from cluster.recipe_files import read_recipe
 from cluster.recipe_paths import absolute
 from kdcore.errors import Refused
 from kdcore.located import is_uri, local_file
-from ops import cifar_rows as rows
+from ops.cifar100 import rows
 from ops.console import say
 
 if TYPE_CHECKING:

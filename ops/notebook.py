@@ -19,7 +19,7 @@ from cluster.sweep.room import concurrency
 from cluster.sweep.run import exclusive_folder, sweep_session
 from cluster.training.launch import RunResult
 from ops import catalog
-from ops.export import export as write_files
+from ops.export.write import export as write_files
 from ops.sweep.command import plan_sweep, run
 from ops.sweep.report import PointResult
 from ops.train import watched

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kdcore.section import meaning
 from kdcore.terms import Term
-from ops import catalog, cifar_rows
-from ops.cifar_tables import NETWORKS, PAIRS
+from ops import catalog
+from ops.cifar100 import rows as cifar_rows
+from ops.cifar100.tables import NETWORKS, PAIRS
 from ops.console import say
 from ops.recipe_text import FIELDS
 from ops.schema import METHOD, SWEEP, Entry, Model, entries, explanation, sections, terms

@@ -17,8 +17,8 @@ from cluster.recipe_files import files_read
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 from ops import catalog
+from ops.command_line.parser import build_parser
 from ops.console import console, say
-from ops.parser import build_parser
 
 NOT_JOBS = ("submit", "ui", "fields", "recipes", "review", "doctor", "deliver")
 # What an argument that names a place accepts besides places.

@@ -48,12 +48,18 @@ WINGS = {
     "cluster.training": {"cluster.tracking"},
     "cluster.cache": {"cluster.training"},
     "cluster.sweep": {"cluster.cache", "cluster.training", "cluster.tracking"},
-    "ops.capacity": set(),
+    "ops.cifar100": set(),
+    "ops.command_line": set(),
     "ops.installed": set(),
-    "ops.review": set(),
     "ops.sweep": set(),
-    "ops.benchmarks": {"ops.reproduce", "ops.capacity"},
-    "ops.reproduce": {"ops.review"},
+    "ops.evaluation": set(),
+    "ops.doctor": set(),
+    "ops.capacity": {"ops.command_line"},
+    "ops.export": {"ops.command_line", "ops.evaluation"},
+    "ops.demo": {"ops.export"},
+    "ops.review": {"ops.evaluation", "ops.export"},
+    "ops.reproduce": {"ops.cifar100", "ops.command_line", "ops.review"},
+    "ops.benchmarks": {"ops.capacity", "ops.cifar100", "ops.demo", "ops.doctor", "ops.evaluation", "ops.reproduce"},
 }
 # Modules of cluster below its wings that import one nonetheless.
 ABOVE_WINGS = {

@@ -13,7 +13,7 @@ import yaml
 
 from cluster.sweep.config import SweepConfig
 from ops import catalog
-from ops.parser import COMMANDS, build_parser
+from ops.command_line.parser import COMMANDS, build_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kdcore", "pipelines", "cluster", "ops")

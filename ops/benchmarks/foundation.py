@@ -35,8 +35,8 @@ from kdcore.errors import Refused
 from ops import catalog
 from ops.benchmarks.foundation_teacher import find_vit, vit_weights
 from ops.console import say
+from ops.evaluation.probe import knowledge
 from ops.facts import RESULTS, facts, spread, write
-from ops.probe import knowledge
 from ops.reproduce.paper3_results import difference
 from ops.reproduce.paper3_state import CLASSES, copy_weights, find_weights
 from pipelines.cache.manifest import MANIFEST

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ops.benchmarks.gpu_bench import Bench
-from ops.decoder_probe import WRONG
+from ops.doctor.decoders import WRONG
 from pipelines.data.index import build_index
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import Decode, build_loader

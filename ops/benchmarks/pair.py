@@ -8,7 +8,7 @@ from cluster.config import RunConfig
 from cluster.recipe import load_recipe
 from cluster.recipe_paths import absolute
 from cluster.training.launch import launch
-from ops.digits import write_digits
+from ops.demo.digits import write_digits
 
 DEMO = Path(__file__).parents[1] / "recipes/demo"
 EPOCHS = 4  # of the teacher

@@ -16,7 +16,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ops import catalog
-from ops.cifar_tables import ALSO, ALSO_SOURCE, HIGHEST, MISSING
+from ops.cifar100.tables import ALSO, ALSO_SOURCE, HIGHEST, MISSING
 from ops.console import say
 from ops.facts import RESULTS
 from ops.reproduce import cifar100, paper3_page

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from ops.capacity.options import OPTIONS
-from ops.parser import Parser, add_recipe, calls, command
+from ops.command_line.parser import Parser, add_recipe, calls, command
 
 
 @command(

@@ -36,7 +36,7 @@ from cluster.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops import catalog
-from ops.cifar_tables import NETWORKS
+from ops.cifar100.tables import NETWORKS
 from ops.console import console, say, table
 from ops.facts import write
 from ops.reproduce.slices import (

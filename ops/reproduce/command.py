@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ops.commands import output_dir
-from ops.parser import Parser, add_overrides, calls, command, goes_on
+from ops.command_line.commands import output_dir
+from ops.command_line.parser import Parser, add_overrides, calls, command, goes_on
 
 
 @command(

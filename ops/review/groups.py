@@ -19,8 +19,8 @@ from cluster.score_text import is_rate
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
+from ops.export.lineage import read_lineage
 from ops.history import Group, Run
-from ops.lineage import read_lineage
 from ops.review.seed_noise import Difference, difference, sentence
 from ops.spread import spread
 

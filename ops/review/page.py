@@ -18,10 +18,10 @@ from cluster.training.selection import SCORES
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
 from ops.console import say
-from ops.evaluate import rate_of_class
-from ops.evaluated_images import split_name
+from ops.evaluation.evaluate import rate_of_class
+from ops.evaluation.image_names import split_name
+from ops.export.model_card import environment
 from ops.history import Run, grouped, runs_of
-from ops.model_card import environment
 from ops.review import figures
 from ops.review.columns import recipe_columns, run_columns, table
 from ops.review.figures import Histories

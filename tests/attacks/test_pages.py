@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from plotly import graph_objects as go
 
 from ops.__main__ import main
-from ops.markdown import as_block, as_code, as_text
+from ops.export.markdown import as_block, as_code, as_text
 from ops.review.figures import figure
 from tests.conftest import small_recipe, write_image_folder
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import ops.signing
+import ops.export.signing
 from kdcore.errors import Refused
 from ops.__main__ import main
-from ops.keys import keys, read_private, read_public
-from ops.signing import SIGNATURE, sign
+from ops.export.keys import keys, read_private, read_public
+from ops.export.signing import SIGNATURE, sign
 from pipelines.cache.manifest import load_manifest
-from tests.ops.test_lineage import weights
+from tests.ops.export.test_lineage import weights
 from tests.pipelines.cache.test_store import build, plan
 
 
@@ -203,9 +203,9 @@ def test_what_a_signature_cannot_cover_is_not_signed(chain: Path) -> None:
 def test_what_is_signed_is_read_under_the_lease(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that another process is writing meanwhile is not signed half old, half new."""
     held = []
-    lease, read = chain / "export" / ".work.lease", ops.signing.covered
-    monkeypatch.setattr(ops.signing, "covered", lambda folder: held.append(lease.exists()) or read(folder))
-    monkeypatch.setattr(ops.signing, "refuse_others", lambda folder: held.append(lease.exists()))
+    lease, read = chain / "export" / ".work.lease", ops.export.signing.covered
+    monkeypatch.setattr(ops.export.signing, "covered", lambda folder: held.append(lease.exists()) or read(folder))
+    monkeypatch.setattr(ops.export.signing, "refuse_others", lambda folder: held.append(lease.exists()))
     sign(str(chain / "export"), str(chain / "maria.pem"))
     assert held == [True, True]
 

@@ -25,7 +25,7 @@ from cluster.training.board import STARTS
 from cluster.training.progress import GAUGES
 from kdcore import __version__
 from ops import catalog
-from ops.parser import build_parser
+from ops.command_line.parser import build_parser
 from tests.cluster.manifests import ClusterSpec, RayCluster, RayJob, VolumeClaim
 
 ROOT = Path(__file__).parents[2]

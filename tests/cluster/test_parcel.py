@@ -19,7 +19,7 @@ from cluster.parcel import Parcel, pack_parcel
 from cluster.provenance import NOTE, Provenance
 from kdcore.errors import Refused
 from ops import submit as submit_module
-from ops.parser import Parser, build_parser
+from ops.command_line.parser import Parser, build_parser
 from ops.submit import amounts, environment, submit
 from tests.cluster.test_jobs import RECIPE, ROOT
 

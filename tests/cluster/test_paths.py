@@ -12,7 +12,7 @@ from cluster.recipe_paths import absolute, absolute_store, paths_of
 from cluster.sweep.space import run_config
 from kdcore.configs import PATH
 from kdcore.errors import Refused
-from ops.parser import build_parser
+from ops.command_line.parser import build_parser
 from ops.schema import sections
 
 BASE = Path("/base")

@@ -21,7 +21,7 @@ from kdcore.errors import Refused
 from kdcore.optim import build_optimizer
 from kdcore.terms import REGISTRY
 from ops.__main__ import main
-from ops.parser import build_parser
+from ops.command_line.parser import build_parser
 from ops.submit import without_plugins
 from pipelines.data import kinds
 from pipelines.data.index import build_index

@@ -85,5 +85,5 @@ def test_nobody_else_asks_for_the_device():
         for path in (root / package).rglob("*.py")
         if "cuda.is_available" in path.read_text() or "get_gpu_ids" in path.read_text()
     }
-    doctor = {"ops/probes.py", "ops/decoder_probe.py"}
+    doctor = {"ops/doctor/probes.py", "ops/doctor/decoders.py"}
     assert asking == {"cluster/resources.py", *doctor, "ops/reproduce/cifar100.py", "ops/benchmarks/gpu.py"}

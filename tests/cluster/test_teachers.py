@@ -29,8 +29,8 @@ from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
 from ops.__main__ import main
-from ops.lineage import teachers_of
-from ops.model_card import teacher_rows
+from ops.export.lineage import teachers_of
+from ops.export.model_card import teacher_rows
 
 CPU = torch.device("cpu")
 KD = {"term": "kd", "weight": 1.0, "temperature": 4.0}

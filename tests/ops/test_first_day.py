@@ -11,7 +11,7 @@ from kdcore.models import count_parameters
 from ops import catalog
 from ops.benchmarks.first_day import STUDENT, Day, parameters_of, timed_command
 from ops.benchmarks.tables import first_day_table
-from ops.parser import build_parser
+from ops.command_line.parser import build_parser
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from kdcore.optim import Schedule, build_optimizer
 from kdcore.taps import FeatureTaps
 from kdcore.terms import REGISTRY
 from ops import catalog
-from ops import cifar_rows as rows
-from ops.cifar_tables import NETWORKS, PAIRS, SETTINGS, TOP1, UNEQUAL_STAGES
+from ops.cifar100 import rows
+from ops.cifar100.tables import NETWORKS, PAIRS, SETTINGS, TOP1, UNEQUAL_STAGES
 from tests.ops.named import loaded, text
 
 NAMES = catalog.names()

@@ -12,7 +12,7 @@ import huggingface_hub._commit_api
 import pytest
 
 from ops.__main__ import main
-from ops.exported_files import NEEDED
+from ops.export.files import NEEDED
 from tests.ops.hub import TOKEN, hub_server
 
 PAGE = Path(__file__).parents[2] / "ops" / "README.md"

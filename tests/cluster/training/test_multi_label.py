@@ -27,9 +27,9 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import RunResult, launch
 from kdcore.errors import Refused
-from ops.evaluate import evaluate
-from ops.export import export
-from ops.predict import predict
+from ops.evaluation.evaluate import evaluate
+from ops.evaluation.predict import predict
+from ops.export.write import export
 from ops.review.page import review
 from tests.cluster.training.test_train import interrupt_at_step
 from tests.conftest import small_recipe

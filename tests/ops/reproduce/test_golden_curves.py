@@ -24,7 +24,7 @@ import torch
 from cluster.config import RunConfig
 from cluster.tracking.journal import read_journal
 from ops import catalog
-from ops.cifar_data import write_cifar100
+from ops.cifar100.images import write_cifar100
 from ops.reproduce.lane import Lane
 from ops.reproduce.lanes import flights_of
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
-from ops.parser import build_parser
+from ops.command_line.parser import build_parser
 from ops.reproduce import cifar100, paper3, slices
 from ops.reproduce.cifar100 import Place
 from ops.reproduce.lane import FAILED

@@ -1,0 +1,59 @@
+"""What a word on the command line names: the run of its folder, and no network of other code than that run's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import plugins
+from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
+from kdcore import named_models
+from kdcore.errors import Refused
+from ops.__main__ import main
+from ops.evaluation.subjects import find_subject
+from tests.own_code import write_own_code
+
+
+def forget() -> None:
+    """As in another process: the code was not imported yet."""
+    sys.modules.pop("own_nets", None)
+    plugins._FINGERPRINTS.clear()
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """The file of somebody's own networks; they are gone after the test."""
+    monkeypatch.setattr(plugins, "_FINGERPRINTS", {})
+    monkeypatch.setattr(named_models, "BUILDER_MODULES", set(named_models.BUILDER_MODULES))
+    monkeypatch.setattr(plugins, "BUILDER_MODULES", named_models.BUILDER_MODULES)
+    write_own_code(tmp_path)
+    yield tmp_path / "own_nets.py"
+    forget()
+
+
+def test_a_run_is_not_looked_at_with_other_code(code: Path, recipe, tmp_path, capsys):
+    """Its weights, judged or exported through a changed network, would have other numbers without a word."""
+    student, method = {"model": "own_nets:build"}, [{"term": "ce", "weight": 1.0}]
+    config = parse(recipe(plugins=[str(code)], student=student, method=method))
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    folder.weights.touch()
+    assert find_subject(str(folder.path), None, []).config.plugins == (str(code),)
+
+    forget()
+    code.write_text(code.read_text() + "\n")
+    message = (
+        rf"was computed by another plug-in \(plugins.own_nets .* restore {code}, or train again under another name"
+    )
+    for word in (folder.path, folder.weights):
+        with pytest.raises(Refused, match=message):
+            find_subject(str(word), None, [])
+    for command, *rest in (["evaluate"], ["predict", str(code)], ["export", "-o", str(tmp_path / "x")], ["benchmark"]):
+        assert main([command, str(folder.path), *rest]) == 2
+        assert "another plug-in" in " ".join(capsys.readouterr().err.split())
+
+    folder.facts.unlink()  # a run from before they were recorded
+    assert find_subject(str(folder.path), None, []).weights == folder.weights
