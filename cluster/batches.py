@@ -20,7 +20,7 @@ from cluster.config import RunConfig
 from cluster.rules import micro_batch_size
 from kdcore.errors import Refused
 
-LEAST = 2  # images of a micro-batch: batch norm, and losses that compare images, cannot work on one
+MIN_MICRO_BATCH = 2  # images of a micro-batch: batch norm, and losses that compare images, cannot work on one
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Batches:
 
         This holds in pairs, too: an odd image ends up in the last micro-batch, which then has a pair as well.
         """
-        return not self.num_left or self.num_left >= self.num_micro_batches * LEAST
+        return not self.num_left or self.num_left >= self.num_micro_batches * MIN_MICRO_BATCH
 
     def check(self) -> None:
         """Refuse a last batch, where it is kept, that is too small for its micro-batches."""
@@ -98,7 +98,7 @@ class Batches:
         each = f"each of the step's {number} micro-batches" if number > 1 else "the step's one micro-batch"
         raise Refused(
             f"train.last_batch=keep: the last batch of an epoch would have {self.num_left} of {self.num_images:,} "
-            f"images, which does not give {LEAST} to {each}; {near} train.last_batch=drop"
+            f"images, which does not give {MIN_MICRO_BATCH} to {each}; {near} train.last_batch=drop"
         )
 
     def nearest_that_shares(self) -> int | None:
@@ -109,6 +109,6 @@ class Batches:
         fitting = [
             size
             for size in sizes
-            if Batches(self.num_images, size, num, True, self.in_pairs).shares_last and size >= num * LEAST
+            if Batches(self.num_images, size, num, True, self.in_pairs).shares_last and size >= num * MIN_MICRO_BATCH
         ]
         return min(fitting, key=lambda size: (abs(size - self.batch_size), size), default=None)

@@ -20,7 +20,7 @@ from pipelines.data.source import Source
 from pipelines.loaders.base import Loader, requests_of
 
 STATISTICS_BATCH = 128  # fixed, so that training reads the same bits whatever validation's batch size
-OF_CLASSES = f"statistics of classes take {STATISTICS_BATCH} images at once on every machine: take a GPU with more"
+LARGER_GPU = f"statistics of classes take {STATISTICS_BATCH} images at once on every machine: take a GPU with more"
 
 
 def class_statistics(
@@ -70,7 +70,7 @@ def smallest_class(labels: NDArray[np.int64], num_classes: int) -> int:
     return fewest
 
 
-@refuse_full_gpu(OF_CLASSES)
+@refuse_full_gpu(LARGER_GPU)
 @torch.no_grad()
 def class_means(
     teacher: OnlineTeacher, loader: Loader, num_images: int, num_classes: int, rank: Rank
@@ -91,7 +91,7 @@ def class_means(
     return {tap: total / images[:, None] for tap, total in sums.items()}
 
 
-@refuse_full_gpu(OF_CLASSES)
+@refuse_full_gpu(LARGER_GPU)
 @torch.no_grad()
 def similarity_of_classes(
     teacher: OnlineTeacher, loader: Loader, labels: NDArray[np.int64], num_classes: int, rank: Rank

@@ -31,7 +31,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-QUIET = ("mlflow", "alembic", "ray.train.v2.api.config")
+QUIET_LOGGERS = ("mlflow", "alembic", "ray.train.v2.api.config")
 
 
 def require_compiler() -> None:
@@ -52,5 +52,5 @@ def apply() -> None:
     """Set what is not set, and keep the libraries' loggers to warnings."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    for name in QUIET:
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

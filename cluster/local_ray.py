@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Ray's own switch between a cluster and this machine only, named after the systems where it is off by default.
-CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -21,15 +21,15 @@ def on_loopback() -> Iterator[None]:
     """Let a Ray that is started in the body, and all of its processes, listen only on the loopback address."""
     from ray._private import ray_constants  # Ray reads its switch once, when it is imported
 
-    before, in_environment = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(CLUSTERS)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[CLUSTERS] = False, "0"
+    before, in_environment = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(CLUSTER_VARIABLE)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[CLUSTER_VARIABLE] = False, "0"
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        os.environ.pop(CLUSTERS)
+        os.environ.pop(CLUSTER_VARIABLE)
         if in_environment is not None:
-            os.environ[CLUSTERS] = in_environment
+            os.environ[CLUSTER_VARIABLE] = in_environment
 
 
 def keep_token_private() -> None:

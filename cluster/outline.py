@@ -13,7 +13,7 @@ from cluster.config import RunConfig
 from cluster.images import image_size
 from cluster.rank import Rank
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS
+from kdcore.layout import NETWORK_ERRORS
 from kdcore.rehearsal import check_network
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -37,7 +37,7 @@ def outline(config: RunConfig) -> Assembly:
         with without_values():
             run = assemble(config, Rank(0, 1, META))
         _check_networks(run)
-    except (Refused, *COMPLAINTS):
+    except (Refused, *NETWORK_ERRORS):
         run = assemble(config, Rank(0, 1, CPU))
         _check_networks(run)
     return run

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.provenance import NOTE, Provenance, git
+from cluster.provenance import NOTE_FILE, Provenance, git
 from kdcore.errors import Refused
 
 MAX_BYTES = 100 * 2**20  # the most that a head's dashboard takes at once; it answers more with 413
@@ -78,7 +78,7 @@ class Parcel:
                 if Path(name).name != ".gitignore":
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.tree / name, folder / name)
-            (folder / NOTE).write_text(provenance.note())
+            (folder / NOTE_FILE).write_text(provenance.note())
         except OSError as error:
             raise Refused(
                 f"the job's files cannot be copied to {folder} ({error}); make room there, or set TMPDIR to a folder "

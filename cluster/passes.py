@@ -17,7 +17,7 @@ from kdcore.online_teacher import OnlineTeacher
 from kdcore.quality.collect import LayerQuality
 from pipelines.loaders.base import Loader, Request, requests_of
 
-SMALLER = "take a smaller data.evaluation_batch"
+SMALLER_BATCH = "take a smaller data.evaluation_batch"
 
 
 def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[Request]:
@@ -26,7 +26,7 @@ def every_image_once(num_images: int, rank: Rank, batch_size: int) -> Iterator[R
     return requests_of(np.arange(share.start, share.stop), batch_size)
 
 
-@refuse_full_gpu(SMALLER)
+@refuse_full_gpu(SMALLER_BATCH)
 @torch.no_grad()
 def evaluate(
     model: nn.Module, loader: Loader, num_images: int, rank: Rank, teacher_logits: Tensor | None = None
@@ -46,7 +46,7 @@ def evaluate(
     return over_ranks(counts, num_images, rank)
 
 
-@refuse_full_gpu(SMALLER)
+@refuse_full_gpu(SMALLER_BATCH)
 def quality_pass(
     teacher: OnlineTeacher, loader: Loader, ids: NDArray[np.int64], num_classes: int, **options: Any
 ) -> LayerQuality:
@@ -57,7 +57,7 @@ def quality_pass(
     return collected
 
 
-@refuse_full_gpu(SMALLER)
+@refuse_full_gpu(SMALLER_BATCH)
 def teacher_pass(
     teacher: OnlineTeacher, loader: Loader, num_images: int, rank: Rank
 ) -> tuple[dict[str, float], Tensor]:

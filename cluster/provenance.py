@@ -20,8 +20,8 @@ from kdcore.remarks import warn_once
 
 TREE = Path(__file__).parents[1]
 COMMIT = "STILLHOUSE_COMMIT"  # in the environment of a container image
-NOTE = "stillhouse-provenance.json"  # at the root of a tree that was sent
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the process of a submitted job
+NOTE_FILE = "stillhouse-provenance.json"  # at the root of a tree that was sent
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the process of a submitted job
 MAX_DIFF = 1_000_000  # characters
 
 
@@ -45,8 +45,8 @@ class Provenance:
                 return cls(commit, diff[:MAX_DIFF], **me)
         except Refused as error:
             git_failed = str(error)
-        if (tree / NOTE).is_file():
-            return cls(**json.loads((tree / NOTE).read_text()))
+        if (tree / NOTE_FILE).is_file():
+            return cls(**json.loads((tree / NOTE_FILE).read_text()))
         if git_failed and COMMIT not in os.environ:
             warn_once(f"the commit of this code is recorded as unknown: {git_failed}")
         return cls(os.environ.get(COMMIT, "unknown"), **me)
@@ -69,7 +69,7 @@ def submitted_job() -> dict[str, Any] | None:
 
     None outside a job.
     """
-    text = os.environ.get(JOB)
+    text = os.environ.get(JOB_VARIABLE)
     return json.loads(text) if text else None
 
 

@@ -21,14 +21,14 @@ from cluster.autoscaling import gpus_to_come
 from cluster.config import RunConfig
 from cluster.interruption import keeping_handlers
 from cluster.local_ray import keep_token_private, on_loopback
-from cluster.provenance import JOB, submitted_job
+from cluster.provenance import JOB_VARIABLE, submitted_job
 from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
 from kdcore.errors import Refused
 from kdcore.importing import importing
 from kdcore.remarks import warn_once
 
-HOOK = "worker_process_setup_hook"
+SETUP_HOOK = "worker_process_setup_hook"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 NO_GPU = (
     "scaling.use_gpu is true, but PyTorch sees no GPU on this machine; leave it out, or set it to false, "
@@ -98,7 +98,7 @@ def gpus_in_reach() -> Gpus:
     if ray is None or not ray.is_initialized():
         return Gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     to_come = gpus_to_come()
-    is_shared = JOB in os.environ or to_come != 0 or sum(node["Alive"] for node in ray.nodes()) > 1
+    is_shared = JOB_VARIABLE in os.environ or to_come != 0 or sum(node["Alive"] for node in ray.nodes()) > 1
     return Gpus(ray.cluster_resources().get("GPU", 0), to_come, True, is_shared)
 
 
@@ -165,9 +165,9 @@ def runtime_env(**env_vars: str) -> dict[str, Any]:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
     own = (submitted_job() or {}).get("runtime_env") or {}
-    if HOOK in own:  # the job's own, besides which Ray takes no other
+    if SETUP_HOOK in own:  # the job's own, besides which Ray takes no other
         return {"env_vars": env_vars | {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}}
-    return {"env_vars": env_vars, HOOK: set_address}
+    return {"env_vars": env_vars, SETUP_HOOK: set_address}
 
 
 @contextmanager

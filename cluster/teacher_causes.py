@@ -24,7 +24,7 @@ from timm.data.constants import (
 from torch import Tensor
 
 from cluster.assembly import Assembly
-from kdcore.layout import COMPLAINTS
+from kdcore.layout import NETWORK_ERRORS
 from kdcore.models import input_statistics
 from kdcore.online_teacher import OnlineTeacher, renormalisation
 from pipelines.loaders.base import Loader, requests_of
@@ -109,7 +109,7 @@ def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> flo
     for batch in trial.loader.load(requests_of(ids[share.start : share.stop], BATCH)):
         try:
             hits += (teacher.model(trial.change(batch.images)).argmax(dim=1) == batch.labels).sum()
-        except COMPLAINTS:  # a size that it is not made for
+        except NETWORK_ERRORS:  # a size that it is not made for
             break
     return float(rank.add_up(hits)) / len(ids)
 

@@ -19,7 +19,7 @@ from kdcore.located import local_file
 from kdcore.named_models import (
     HF_HUB,
     LOCAL_DIR,
-    OWN,
+    OWN_PREFIXES,
     TORCHVISION,
     builder_of,
     check_hub,
@@ -196,7 +196,11 @@ class ModelConfig(Section):
 def _unknown(model: str, near: list[str]) -> str:
     """Return the text that refuses an unknown model, with the names nearest to it."""
     hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
-    of_cifar = "" if model.startswith(OWN) else " (this project's for images of 32 pixels are cifar_resnet20 and so on)"
+    of_cifar = (
+        ""
+        if model.startswith(OWN_PREFIXES)
+        else " (this project's for images of 32 pixels are cifar_resnet20 and so on)"
+    )
     return f"unknown model {model!r}; {hint}{of_cifar}"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcore.errors import Refused
 
 # How networks and losses complain about shapes; whatever else they raise is a bug and keeps its traceback.
-COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 _GIVEN_3_CHANNELS = re.compile(r"expected input\[\d+, 3, \d+, \d+\] to have \d+ channels")
 
@@ -89,7 +89,7 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
         features = network.forward_features(images)  # type: ignore[operator]
     except Refused:
         raise
-    except COMPLAINTS as error:
+    except NETWORK_ERRORS as error:
         raise Refused(f"{name} rejects images of {list(image_size)}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"

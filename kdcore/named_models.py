@@ -24,7 +24,7 @@ from typing import Any
 from kdcore.errors import Refused
 
 LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
-OWN = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
+OWN_PREFIXES = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
 
 # Top-level modules that the user named. A file may name a function of these, and of no others: a folder of weights
 # never decides what code runs.
@@ -81,7 +81,7 @@ def nearest_if_unknown(model: str) -> list[str] | None:
     Read from the files' text: importing timm takes longer than everything else that is done before a name is refused.
     A plug-in that registers networks imports timm itself; then its registry is asked.
     """
-    if "timm" in sys.modules or model.startswith(OWN):
+    if "timm" in sys.modules or model.startswith(OWN_PREFIXES):
         return None
     words, names = _words_of_networks()
     return None if model.partition(".")[0] in words else difflib.get_close_matches(model, names, n=4, cutoff=0.5)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS, evaluating, remedy_for_images
+from kdcore.layout import NETWORK_ERRORS, evaluating, remedy_for_images
 from kdcore.protocol import check_answers
 from kdcore.terms import Term, TermInputs
 from kdcore.terms.foreign import complaints_of
@@ -59,7 +59,7 @@ def rehearse(
     except Exception as error:
         if begun and isinstance(error, complaints_of(distiller.terms[begun[-1]])):
             raise distiller.refusal(begun[-1], error) from error
-        if begun or not isinstance(error, COMPLAINTS) or isinstance(error, Refused):
+        if begun or not isinstance(error, NETWORK_ERRORS) or isinstance(error, Refused):
             raise
         raise Refused(_not_taken(distiller.student, images, error)) from error
     finally:
@@ -73,7 +73,7 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
     try:
         with torch.no_grad(), evaluating(network):
             logits = network(images)
-    except COMPLAINTS as error:
+    except NETWORK_ERRORS as error:
         raise Refused(_not_taken(network, images, error)) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

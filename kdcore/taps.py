@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS, evaluating, is_channels_last, remedy_for_images
+from kdcore.layout import NETWORK_ERRORS, evaluating, is_channels_last, remedy_for_images
 from kdcore.protocol import find_classifier, has_features
 
 FORWARD_FEATURES = "forward_features"
@@ -126,7 +126,7 @@ class FeatureTaps:
                 logits, captured = self(images)
         except Refused:
             raise
-        except COMPLAINTS as error:
+        except NETWORK_ERRORS as error:
             of_size = "change the size of the views, or the model's args, such as {img_size: ...}"
             raise Refused(
                 f"{type(self.model).__name__} rejects images of {list(images.shape[2:])}: "

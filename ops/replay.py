@@ -7,7 +7,7 @@ from cluster.resources import device_here
 from cluster.training.replay import Finding, Replay, replay_step
 from ops.console import console, say, table
 
-SHOWN = 12  # tensors that are not finite
+MAX_TENSORS_SHOWN = 12  # tensors that are not finite
 
 
 def print_replay(config: RunConfig, step: int) -> int:
@@ -23,7 +23,7 @@ def print_replay(config: RunConfig, step: int) -> int:
     else:
         say(f"{len(wrong)} of {len(found.findings)} tensors are not finite; it begins with the first:")
     columns = ["tensor", "kind", "micro-batch", "shape", "finite", "lowest", "highest"]
-    console.print(table("", columns, [_row(one) for one in (wrong[:SHOWN] or _largest(found))]))
+    console.print(table("", columns, [_row(one) for one in (wrong[:MAX_TENSORS_SHOWN] or _largest(found))]))
     return 0
 
 

@@ -39,7 +39,7 @@ from pipelines.cache.rows import HELD, encode_unchecked, refuse_not_held, row_by
 from pipelines.cache.store import Shard, Unit, write_shard
 from pipelines.loaders.base import Loader, requests_of
 
-SMALLER = "take a smaller cache.batch_size"
+SMALLER_BATCH = "take a smaller cache.batch_size"
 _SHARD_BYTES = 128 * 2**20
 _SHARD_ROWS = 16_384
 # Views that codes are fitted to, and those, an eighth as many, that they are measured on.
@@ -124,7 +124,7 @@ class Builder:
         facts = identity(config, run.indexes, run.plan, evaluation, run.statistics)
         return {"teacher": teacher, **facts}
 
-    @refuse_full_gpu(SMALLER)
+    @refuse_full_gpu(SMALLER_BATCH)
     def constants(self, plan: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Compute what is stored once, on the CPU; and the error of fitted columns, on views held back from the fit."""
         tensors: dict[str, Tensor] = {}
@@ -156,7 +156,7 @@ class Builder:
 
         return fitted_codes(columns, lambda: outputs(ids[held_back:]), lambda: outputs(ids[:held_back]))
 
-    @refuse_full_gpu(SMALLER)
+    @refuse_full_gpu(SMALLER_BATCH)
     def build(
         self, unit: Unit, plan: Plan, key: str, constants: dict[str, Tensor], on_rows_done: Callable[[int], None]
     ) -> Shard:

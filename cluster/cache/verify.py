@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.cache.builder import SMALLER, Builder
+from cluster.cache.builder import SMALLER_BATCH, Builder
 from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.rules import require_cache, require_teacher
@@ -20,7 +20,7 @@ from pipelines.cache.reader import CacheReader, refuse_damaged
 from pipelines.cache.rows import named
 
 # Relative to a row's largest number: what another batch size or machine changes in the teacher's arithmetic.
-ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Agreement:
     wrong: int = 0
 
 
-@refuse_full_gpu(SMALLER)
+@refuse_full_gpu(SMALLER_BATCH)
 def verify(config: RunConfig, num_rows: int, device: torch.device, seed: int = 0) -> list[Agreement]:
     """Read the whole cache, then recompute random rows of every part, which needs the teacher.
 
@@ -78,7 +78,7 @@ def compare(
     rows: Iterator[tuple[int, NDArray[np.int64]]],
 ) -> list[Agreement]:
     """Compare stored rows with the same rows, recomputed."""
-    rounding = ROUNDING[manifest.plan.identity["teacher"]["precision"]]
+    rounding = TOLERANCES[manifest.plan.identity["teacher"]["precision"]]
     found = {column.name: Agreement(part, column.name, column.coding) for column in reader.columns}
     for view, ids in rows:
         for done, answers in builder.answers(part, view, ids):

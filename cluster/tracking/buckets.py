@@ -5,13 +5,13 @@ boto3's errors are recognised by the names of their classes, since it need not b
 
 from __future__ import annotations
 
-AWAY = ("ConnectionError", "HTTPClientError")  # of botocore: the endpoint does not answer
+UNREACHABLE_ERRORS = ("ConnectionError", "HTTPClientError")  # of botocore: the endpoint does not answer
 
 
 def is_bucket_away(error: BaseException) -> bool:
     """Return whether an error of boto3 means that the bucket cannot be reached now."""
     kinds = (kind for kind in type(error).__mro__ if kind.__module__ == "botocore.exceptions")
-    return any(kind.__name__ in AWAY for kind in kinds)
+    return any(kind.__name__ in UNREACHABLE_ERRORS for kind in kinds)
 
 
 def bucket_problem(error: BaseException) -> str | None:

@@ -15,7 +15,7 @@ from pipelines.files import write_whole
 COLUMNS, MAX_IMAGES = 8, 64
 CELL = 132  # pixels of an image's longer side, and of the room for its words
 LINE, GAP = 14, 6
-MIXED = 0.01  # share of a label above which it is named
+MIN_SHARE_NAMED = 0.01  # share of a label above which it is named
 
 
 def captioned(pixels: Tensor, captions: Sequence[Sequence[str]], path: Path) -> None:
@@ -73,11 +73,11 @@ def label_of(label: Tensor, classes: Sequence[str]) -> str:
     if label.ndim == 0:
         return classes[int(label)]
     shares = sorted(((float(share), name) for share, name in zip(label, classes, strict=True)), reverse=True)
-    return " + ".join(f"{share:.0%} {name}" for share, name in shares[:2] if share > MIXED)
+    return " + ".join(f"{share:.0%} {name}" for share, name in shares[:2] if share > MIN_SHARE_NAMED)
 
 
 def labels_of(label: Tensor, classes: Sequence[str]) -> str:
     """Return several labels as words: the classes, with the shares of those that a mixed image shows in part."""
-    shares = [(float(share), name) for share, name in zip(label, classes, strict=True) if share > MIXED]
-    named = [name if share > 1 - MIXED else f"{share:.0%} {name}" for share, name in shares]
+    shares = [(float(share), name) for share, name in zip(label, classes, strict=True) if share > MIN_SHARE_NAMED]
+    named = [name if share > 1 - MIN_SHARE_NAMED else f"{share:.0%} {name}" for share, name in shares]
     return ", ".join(named) or "none of the classes"

@@ -35,11 +35,11 @@ from kdcore.importing import importing
 from kdcore.remarks import warn_once
 from pipelines.files import write_text
 
-KEY = "stillhouse.key"  # the tag by which a run is found again if its creation was cut off
-ERROR = "error"  # the tag that says why a run failed
+KEY_TAG = "stillhouse.key"  # the tag by which a run is found again if its creation was cut off
+ERROR_TAG = "error"  # the tag that says why a run failed
 # Prefixes of numbers that no step changes: tags in MLflow, where a metric would be drawn as one dot.
 CONSTANTS = ("model/", "data/cache_bytes")
-DESCRIBED = "run"  # a tag that is there once a run's description is complete
+DESCRIBED_TAG = "run"  # a tag that is there once a run's description is complete
 DIGEST_LENGTH = 32  # of a data set; MLflow takes 36
 PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
 DIGEST_OF_PARAM = 12  # characters
@@ -86,7 +86,7 @@ class MlflowTracker(Tracker):
         with mlflow_errors_as_refusals(uri, remedy):
             try:
                 self.client.update_run(self.run_id, status="RUNNING")
-                if DESCRIBED not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
+                if DESCRIBED_TAG not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
                     self._describe(command, tags)
             except Exception as error:
                 if not is_away(error) or is_read_only(error):
@@ -135,9 +135,9 @@ class MlflowTracker(Tracker):
     def end(self, status: Status) -> None:
         """Mark the run as ended; a failed one with its error line, a finished one with its student."""
         if status == "FAILED" and self.folder.error.is_file():
-            self.client.set_tag(self.run_id, ERROR, self.folder.error.read_text()[:5000])
-        if status != "FAILED" and ERROR in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
-            self.client.delete_tag(self.run_id, ERROR)
+            self.client.set_tag(self.run_id, ERROR_TAG, self.folder.error.read_text()[:5000])
+        if status != "FAILED" and ERROR_TAG in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
+            self.client.delete_tag(self.run_id, ERROR_TAG)
         self.client.set_terminated(self.run_id, status)
         if status == "FINISHED" and self.folder.weights.exists():  # a sweep itself has no student
             self._log_student()
@@ -154,12 +154,14 @@ class MlflowTracker(Tracker):
         experiment = self._experiment_id()
         known = self.folder.run_id.read_text() if self.folder.run_id.exists() else ""
         key = known.removeprefix(PENDING).strip()
-        found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'") if key.isalnum() else []
+        found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'") if key.isalnum() else []
         if not found:
             key = uuid4().hex
             write_text(self.folder.run_id, PENDING + key)
         run = (
-            found[0] if found else self.client.create_run(experiment, run_name=run_title(self.config), tags={KEY: key})
+            found[0]
+            if found
+            else self.client.create_run(experiment, run_name=run_title(self.config), tags={KEY_TAG: key})
         )
         made: str = run.info.run_id
         return made

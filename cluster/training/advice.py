@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cluster.batches import Batches
 
-MUCH = 0.05  # share of the images left out per epoch above which a run says so
-LITTLE = 0.02  # share that a better batch size may leave out
+MAX_SHARE_LEFT_OUT = 0.05  # share of the images left out per epoch above which a run says so
+SMALL_SHARE_LEFT_OUT = 0.02  # share that a better batch size may leave out
 
 
 def unseen_images(batches: Batches, num_workers: int) -> str | None:
@@ -14,7 +14,7 @@ def unseen_images(batches: Batches, num_workers: int) -> str | None:
     It names the nearest batch size that the workers can share evenly, and the field with which none is left out.
     """
     num_images, batch_size, left = batches.num_images, batches.batch_size, batches.num_left
-    if batches.keeps_last or left <= MUCH * num_images:
+    if batches.keeps_last or left <= MAX_SHARE_LEFT_OUT * num_images:
         return None
     steps = num_images // batch_size
     said = (
@@ -22,7 +22,9 @@ def unseen_images(batches: Batches, num_workers: int) -> str | None:
         f"{num_images:,}, others each time"
     )
     shared = range(num_workers, min(num_images, 2 * batch_size) + 1, num_workers)
-    fitting = [size for size in shared if size >= batch_size / 2 and num_images % size <= LITTLE * num_images]
+    fitting = [
+        size for size in shared if size >= batch_size / 2 and num_images % size <= SMALL_SHARE_LEFT_OUT * num_images
+    ]
     ways = ["train.last_batch=keep leaves out none"] if batches.shares_last else []
     if fitting:
         better = min(fitting, key=lambda size: (abs(size - batch_size), size))

@@ -12,7 +12,7 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-STARTS = ("stillhouse_starts", "How often the run's workers were started; each loss of one restarts them.")
+STARTS_METRIC = ("stillhouse_starts", "How often the run's workers were started; each loss of one restarts them.")
 
 
 @ray.remote(num_cpus=0)
@@ -29,7 +29,7 @@ class ProgressBoard:
         self.stop_asked = asyncio.Event()
         self.asked_to_open, self.opening = asyncio.Event(), asyncio.Event()
         self.is_open = False
-        self.num_starts, self.starts = 0, Gauge(*STARTS, tag_keys=("run",))
+        self.num_starts, self.starts = 0, Gauge(*STARTS_METRIC, tag_keys=("run",))
 
     def open(self, is_open: bool) -> None:
         """Note that the driver has opened the run in its trackers, or has failed to."""

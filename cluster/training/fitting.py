@@ -21,7 +21,7 @@ from ray.train.v2._internal.constants import ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, 
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.error_text import last_line
-from cluster.provenance import JOB
+from cluster.provenance import JOB_VARIABLE
 from cluster.ray_errors import crash_of
 from cluster.tracking.folder import RunFolder
 from cluster.training.placement import Placement
@@ -86,7 +86,7 @@ def set_up_ray_train(job: Job) -> None:
     """Set the environment variables that Ray Train reads; those that are already set stay, except the first."""
     # Its own synchronisation of the ranks (at every checkpoint) would otherwise wait forever.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(job.timeout_seconds)
-    if JOB in os.environ or (ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1):
+    if JOB_VARIABLE in os.environ or (ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1):
         # The dashboard's page of runs costs a process of 115 MB per cluster: not where one machine trains by itself.
         os.environ.setdefault(RAY_TRAIN_ENABLE_STATE_TRACKING, "1")
     if job.uses_gpu:

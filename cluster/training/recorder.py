@@ -39,7 +39,7 @@ from kdcore.terms.base import unique_names
 from pipelines.files import write_whole
 from pipelines.leases import Fence
 
-TOLD = (*SCORES, "class_mean_top1")  # what the line about a validation says
+LOGGED_METRICS = (*SCORES, "class_mean_top1")  # what the line about a validation says
 
 
 class Recorder:
@@ -231,7 +231,7 @@ class Recorder:
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         if self.log:
             self.log.log(step, metrics)
-        told = [name for name in metrics if name.rpartition("/")[2] in TOLD and says_more(name, metrics)]
+        told = [name for name in metrics if name.rpartition("/")[2] in LOGGED_METRICS and says_more(name, metrics)]
         shown = ", ".join(f"{name} {score_text(name, metrics[name])}" for name in told)
         self.reporter.say(f"step {step}: {shown or 'nothing measures the student'}")
         self.window_start, self.window_wait, self.window_steps = time.perf_counter(), self.wait_seconds, 0

@@ -27,7 +27,7 @@ from kdcore.remarks import warn_once
 from pipelines.files import write_whole
 
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
-COPY = "checkpoints.json"
+CHECKPOINTS_COPY = "checkpoints.json"
 
 # What Ray says of a worker whose controller is being killed, as a sweep does with the run of a trial that it stops.
 ORPHANED = "its owner has died"
@@ -45,7 +45,7 @@ class Recovery(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Copy the list when it has been written, before the next report changes it."""
         if self.folder:
-            write_whole(self.folder / COPY, (self.folder / CHECKPOINTS).read_bytes())
+            write_whole(self.folder / CHECKPOINTS_COPY, (self.folder / CHECKPOINTS).read_bytes())
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """End the run at once where retrying would not help."""
@@ -69,7 +69,7 @@ def restore_checkpoint_list(folder: Path) -> None:
     The copy is at most one report behind, and what it names is still there: a checkpoint is deleted only after the list
     without it has been written.
     """
-    listed, copy = folder / CHECKPOINTS, folder / COPY
+    listed, copy = folder / CHECKPOINTS, folder / CHECKPOINTS_COPY
     if not listed.exists():
         return
     if not is_json(listed):

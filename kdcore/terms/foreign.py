@@ -7,13 +7,13 @@ from dataclasses import fields
 
 from kdcore.batch import Needs
 from kdcore.errors import Refused
-from kdcore.layout import COMPLAINTS
+from kdcore.layout import NETWORK_ERRORS
 from kdcore.terms.base import Term
 
 
 def complaints_of(term: Term) -> tuple[type[Exception], ...]:
     """Return the exceptions by which a term says that its inputs do not fit: any for a plug-in's; others are bugs."""
-    return (Exception,) if is_foreign(term) else (*COMPLAINTS, Refused)
+    return (Exception,) if is_foreign(term) else (*NETWORK_ERRORS, Refused)
 
 
 def is_foreign(term: Term) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-THREE, FOUR = ("layer1", "layer2", "layer3"), ("layer1", "layer2", "layer3", "layer4")
+THREE_STAGES, FOUR_STAGES = ("layer1", "layer2", "layer3"), ("layer1", "layer2", "layer3", "layer4")
 VGG = ("layer2", "layer3", "layer4", "layer5")  # its first stage counts as the stem
 
 
@@ -13,7 +13,7 @@ class Network:
     """top1: published, trained alone; stages: the taps at the ends of its stages; lr: for its training."""
 
     top1: float
-    stages: tuple[str, ...] = THREE
+    stages: tuple[str, ...] = THREE_STAGES
     lr: float = 0.05
 
 
@@ -24,13 +24,13 @@ NETWORKS = {
     "resnet110": Network(74.31),
     "resnet8x4": Network(72.50),
     "resnet32x4": Network(79.42),
-    "resnet50": Network(79.34, FOUR),
+    "resnet50": Network(79.34, FOUR_STAGES),
     "wrn_16_2": Network(73.26),
     "wrn_40_1": Network(71.98),
     "wrn_40_2": Network(75.61),
     "vgg8": Network(70.36, VGG),
     "vgg13": Network(74.64, VGG),
-    "mobilenetv2_half": Network(64.60, FOUR, lr=0.01),
+    "mobilenetv2_half": Network(64.60, FOUR_STAGES, lr=0.01),
     "shufflenetv1": Network(70.50, lr=0.01),
     "shufflenetv2": Network(71.82, lr=0.01),
 }

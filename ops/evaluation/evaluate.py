@@ -35,7 +35,7 @@ COLUMNS = {  # {metric: its heading}; a table shows those that its networks have
     "kl": "KL (nats)",
 }
 IN_NATS = ("nll", "kl")
-SHOWN = 8  # rows of the tables of classes and of confusions
+MAX_ROWS_SHOWN = 8  # rows of the tables of classes and of confusions
 
 
 def evaluate(run: str, recipe: str | None, data: str | None, variant: str | None, overrides: Sequence[str]) -> int:
@@ -81,14 +81,14 @@ def show(content: dict[str, Any]) -> None:
     console.print(table(f"{content['data']} ({content['images']})", headings, rows))
     judged = next(iter(content["metrics"]))
     worst = [row for row in content["classes"] if row[judged]["images"]]
-    worst = sorted(worst, key=lambda row: rate_of_class(row[judged]) or 0.0)[:SHOWN]
+    worst = sorted(worst, key=lambda row: rate_of_class(row[judged]) or 0.0)[:MAX_ROWS_SHOWN]
     headings = ["class", "images", *content["metrics"]]
     console.print(table(f"the {judged}'s worst classes", headings, [class_row(row) for row in worst]))
     pairs = [
         [f"{p['label']} taken for {p['prediction']}", f"{p['images']:,}"] for p in content["confusions"].get(judged, ())
     ]
     if pairs:
-        console.print(table(f"the {judged}'s worst confusions", ["classes", "images"], pairs[:SHOWN]))
+        console.print(table(f"the {judged}'s worst confusions", ["classes", "images"], pairs[:MAX_ROWS_SHOWN]))
     if content["cka"]:
         rows = [[p["student"], p["teacher"], f"{p['cka']:.3f}"] for p in content["cka"]]
         console.print(table("linear CKA of the tapped layers", ["student", "teacher", "CKA"], rows))

@@ -30,7 +30,7 @@ from pipelines.files import make_folder, write_figure, write_json
 
 SPLIT = "predicted"  # the name of the photographs within an `Assembly`
 PICTURES = (".png", ".jpg", ".jpeg")
-SHOWN = 30  # rows of the table, and photographs of the picture
+MAX_ROWS_SHOWN = 30  # rows of the table, and photographs of the picture
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
         say(f"written: {output}")
     if picture is not None:
         make_folder(Path(picture).absolute().parent, "--picture")
-        draw(predictions[:SHOWN], Path(picture))
+        draw(predictions[:MAX_ROWS_SHOWN], Path(picture))
         say(f"written: {picture}")
     return 0
 
@@ -166,12 +166,12 @@ def show(predictions: Sequence[Prediction], run: str) -> None:
             os.path.relpath(one.photo.absolute(), base),
             *one.words(),
         ]
-        for one in predictions[:SHOWN]
+        for one in predictions[:MAX_ROWS_SHOWN]
     ]
     width = max(len(row) for row in rows)
     console.print(table(f"what {run} sees", ["photograph", *map(str, range(1, width))], rows))
-    if len(predictions) > SHOWN:
-        say(f"and {len(predictions) - SHOWN:,} more; --output FILE writes all of them")
+    if len(predictions) > MAX_ROWS_SHOWN:
+        say(f"and {len(predictions) - MAX_ROWS_SHOWN:,} more; --output FILE writes all of them")
 
 
 def draw(predictions: Sequence[Prediction], path: Path) -> None:

@@ -27,7 +27,7 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place, is_hidden
 
-SHOWN = 8  # folders that an error lists
+MAX_FOLDERS_NAMED = 8  # folders that an error lists
 _BESIDE = "lies beside the class folders; move it into one, or remove it"
 _NO_IMAGE = (
     "is not called like an image, and there are no class folders; remove it, or put each class's images into a folder "
@@ -62,9 +62,15 @@ def _why_no_split(root: Path, split: str) -> str:
         return f"{root} has no split {split!r}, but the folder around it has; give data.root={root.parent}"
     entries = sorted(_visible(root), key=lambda entry: entry.name)
     found = [entry.name for entry in entries if is_folder(entry)]
-    shown = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    shown = ", ".join(found[:MAX_FOLDERS_NAMED]) + (
+        f" and {len(found) - MAX_FOLDERS_NAMED} more" if len(found) > MAX_FOLDERS_NAMED else ""
+    )
     in_lists = "list the images in train.csv and val.csv there, with the columns path and label"
-    if found and not any(map(is_name_of_split, found)) and all(_holds_image(root / name) for name in found[:SHOWN]):
+    if (
+        found
+        and not any(map(is_name_of_split, found))
+        and all(_holds_image(root / name) for name in found[:MAX_FOLDERS_NAMED])
+    ):
         return (
             f"{root} has no split {split!r}; its folders ({shown}) hold images, as class folders do: move part of each "
             f"(such as a fifth) into val/<class>/ and the rest into train/<class>/, or {in_lists}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
-from pipelines.data.store import AHEAD, StoreFiles, requests
+from pipelines.data.store import IMAGES_READ_AHEAD, StoreFiles, requests
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
 
@@ -71,7 +71,7 @@ class RemoteExtents:
     @property
     def ahead(self) -> int:
         """The number of images to read ahead."""
-        return AHEAD
+        return IMAGES_READ_AHEAD
 
     @property
     def kept_bytes(self) -> int:
@@ -144,7 +144,7 @@ class RemoteFiles:
     @property
     def ahead(self) -> int:
         """The number of images to read ahead."""
-        return AHEAD
+        return IMAGES_READ_AHEAD
 
     def _read(self, sample_id: int, path: str) -> bytes:
         num_bytes = int(self._num_bytes[sample_id])

@@ -13,7 +13,7 @@ import pyarrow as pa
 from kdcore.errors import Refused, RunFailed
 from pipelines.places import Place
 
-AHEAD = 1024  # images to read ahead of those in use: a request takes tens of milliseconds
+IMAGES_READ_AHEAD = 1024  # images to read ahead of those in use: a request takes tens of milliseconds
 _REQUESTS = 32  # at a time, of one process
 _TRIES = 6
 _FIRST_WAIT_SECONDS = 0.2  # before the second try; doubled each time

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from kdcore.errors import Refused
 from pipelines.views import exact
 from pipelines.views.operations import (
-    THREE,
+    THREE_AUGMENT,
     TIMM,
     TIMM_AUTO,
     TIMM_INCREASING,
@@ -130,7 +130,7 @@ def auto_augment(name: str) -> AutoAugment:
     if name == "trivial":
         return AutoAugment(tuple((Choice(operation),) for operation in TORCHVISION_WIDE), levels="bins")
     if name == "three":
-        return AutoAugment(tuple((Choice(operation),) for operation in THREE), levels="uniform")
+        return AutoAugment(tuple((Choice(operation),) for operation in THREE_AUGMENT), levels="uniform")
     near = get_close_matches(name, _EXAMPLES, n=1) or [one for one in _EXAMPLES if one[:2] == name[:2]] or _EXAMPLES
     raise Refused(f"there is no augmentation policy {name!r}; take {' or '.join(near)}")
 

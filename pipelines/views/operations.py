@@ -142,7 +142,7 @@ TORCHVISION_WIDE = _torchvision(
 )
 
 # 3-Augment of DeiT III: grey, inversion of the brighter half, or a blur of a standard deviation from .1 to 2.
-THREE = (
+THREE_AUGMENT = (
     Operation(Kind.COLOR, low=-1, high=-1),
     Operation(Kind.SOLARIZE, low=128, high=128),
     Operation(Kind.BLUR, low=0.1, high=2),

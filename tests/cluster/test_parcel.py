@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 from cluster import jobs
 from cluster.jobs import JobOptions, driver_resources, refusal_of
 from cluster.parcel import Parcel, pack_parcel
-from cluster.provenance import NOTE, Provenance
+from cluster.provenance import NOTE_FILE, Provenance
 from kdcore.errors import Refused
 from ops import submit as submit_module
 from ops.command_line.parser import Parser, build_parser
@@ -47,7 +47,7 @@ def test_tracked_files_and_named_ones(tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sent")
     named.lay_out(folder, Provenance("abc", "the diff"))
     sent = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert sent == {"ops/train.py", "outputs/large.bin", "notes.txt", NOTE}
+    assert sent == {"ops/train.py", "outputs/large.bin", "notes.txt", NOTE_FILE}
     with pytest.raises(Refused, match=r"upload 4 files, 3.0 MiB, .* 1 MiB .*: outputs/large.bin \(3.0 MiB"):
         named.refuse_too_large(1 << 20)
     (tree.parent / "beside").touch()

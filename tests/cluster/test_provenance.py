@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from cluster import provenance
-from cluster.provenance import COMMIT, JOB, NOTE, Provenance, job_tags
-from cluster.resources import HOOK, runtime_env
+from cluster.provenance import COMMIT, JOB_VARIABLE, NOTE_FILE, Provenance, job_tags
+from cluster.resources import SETUP_HOOK, runtime_env
 from cluster.tracking.description import git_commit
 
 
@@ -55,10 +55,10 @@ def test_code_that_travelled(repository, tmp_path_factory, monkeypatch):
     """As in a submitted job: the tree is there with its note, its repository is not. And in an image."""
     (repository / "code.py").write_text("a = 2\n")
     sent, tree = Provenance.of_tree(repository), tmp_path_factory.mktemp("sent")
-    (tree / NOTE).write_text(sent.note())
+    (tree / NOTE_FILE).write_text(sent.note())
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.parent))
     assert Provenance.of_tree(tree) == sent
-    (tree / NOTE).unlink()
+    (tree / NOTE_FILE).unlink()
     assert Provenance.of_tree(tree).commit == "unknown"
     monkeypatch.setenv(COMMIT, "abc-dirty")
     assert Provenance.of_tree(tree).commit == "abc-dirty"
@@ -74,10 +74,10 @@ def test_a_machine_without_git(monkeypatch):
 
 
 def test_where_it_ran(monkeypatch):
-    monkeypatch.delenv(JOB, raising=False)
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
     assert job_tags() == {"mlflow.source.type": "LOCAL", "host": socket.gethostname()}
     metadata = {"job_submission_id": "first", "submitter_host": "me@desk", "command": "train"}
-    monkeypatch.setenv(JOB, json.dumps({"metadata": metadata}))
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps({"metadata": metadata}))
     tags = job_tags()
     assert tags["mlflow.source.type"] == "JOB"
     assert (tags["ray.job"], tags["ray.job.sent_from"]) == ("first", "me@desk")
@@ -85,8 +85,8 @@ def test_where_it_ran(monkeypatch):
 
 def test_a_job_with_a_hook_of_its_own(monkeypatch):
     """Ray takes one: the job's stays, and its address comes by the environment."""
-    monkeypatch.delenv(JOB, raising=False)
-    assert HOOK in runtime_env(A="b")
-    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {HOOK: "my.module.hook"}}))
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    assert SETUP_HOOK in runtime_env(A="b")
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps({"runtime_env": {SETUP_HOOK: "my.module.hook"}}))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert runtime_env(A="b") == {"env_vars": {"A": "b", "RAY_ADDRESS": "10.0.0.1:6379"}}

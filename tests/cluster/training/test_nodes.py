@@ -23,7 +23,7 @@ import torch
 from cluster.config import RunConfig
 from cluster.recipe import parse, to_yaml
 from cluster.tracking.journal import read_journal
-from cluster.training.board import STARTS
+from cluster.training.board import STARTS_METRIC
 from cluster.training.launch import RunResult, launch
 from cluster.training.loop import TrainingLoop
 from cluster.training.progress import GAUGES
@@ -181,7 +181,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 def test_metrics_of_the_run(undisturbed, scrape):
     """Step, speed and loss of a run in Ray's metrics, under its name."""
-    assert set(scrape.found) == {name for name, _ in GAUGES.values()} | {STARTS[0]}
+    assert set(scrape.found) == {name for name, _ in GAUGES.values()} | {STARTS_METRIC[0]}
     assert scrape.found["stillhouse_starts"] == 1
     assert 0 < scrape.found["stillhouse_step"] <= STEPS
     assert scrape.found["stillhouse_images_per_second"] > 0

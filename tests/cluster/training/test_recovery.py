@@ -20,7 +20,7 @@ from cluster.training.fitting import Job
 from cluster.training.opening import NotOpened
 from cluster.training.recovery import (
     CHECKPOINTS,
-    COPY,
+    CHECKPOINTS_COPY,
     Recovery,
     failure_of,
     failure_summary,
@@ -178,7 +178,7 @@ def test_a_list_cut_off_at_any_byte(tmp_path):
     listed.write_bytes(after)
     restore_checkpoint_list(tmp_path)
     assert listed.read_bytes() == after
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CHECKPOINTS, COPY])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CHECKPOINTS, CHECKPOINTS_COPY])
 
 
 def test_the_first_list_cut_off(tmp_path):
