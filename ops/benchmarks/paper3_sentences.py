@@ -1,4 +1,4 @@
-"""The results of the experiments of `reproduce paper3`, in sentences for the first page.
+"""The results of the experiments of `reproduce paper3`, in short, for the first page.
 
 Not here: the page with all of it (`ops.reproduce.paper3_page`).
 """
@@ -6,13 +6,14 @@ Not here: the page with all of it (`ops.reproduce.paper3_page`).
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ops.reproduce.experiments import AMOUNTS, PILOT_VIEWS, VIEWS
 from ops.reproduce.paper3_page import diverged, points
 
 MIN_SEEDS = 3
+HEAD = "| gain of features alone over labels alone | points [95% interval over initialisations only] |\n|---|---|"
 REGIME_ROWS = {
     "alone": "labels alone",
     "kd": "KD",
@@ -22,15 +23,17 @@ REGIME_ROWS = {
 
 
 def paper3_sentences(found: dict[str, dict[str, Any]]) -> str:
-    """Return a paragraph. found: the content of an experiment's result file by the experiment's name."""
-    sentences = [
-        regime_sentence(found["regime"]),
-        amount_sentence(found["amount"]),
-        augmentation_sentence(found["augmentation"], found["pilot_augmentation"]),
-        layers_sentence(found["layers"]),
-        "[Every row](ops/benchmarks/PAPER3.md).",
-    ]
-    return textwrap.fill(" ".join(sentences), 120) + "\n"
+    """Return the results as Markdown. found: the content of an experiment's result file by the experiment's name."""
+    regime, rows = found["regime"], [amount_row(found["amount"], found["regime"])]
+    rows += augmentation_rows(found["augmentation"], found["pilot_augmentation"])
+    table = "\n".join([HEAD, *rows])
+    last = f"{layers_sentence(found['layers'])} [Every row](ops/benchmarks/PAPER3.md)."
+    return f"{paragraph(regime_sentence(regime))}\n\n{table}\n\n{paragraph(last)}\n"
+
+
+def paragraph(text: str) -> str:
+    """Return a text in lines of 120 characters."""
+    return textwrap.fill(text, 120)
 
 
 def regime_sentence(found: dict[str, Any]) -> str:
@@ -38,34 +41,41 @@ def regime_sentence(found: dict[str, Any]) -> str:
     rows = {name: row for name in REGIME_ROWS if (row := found["rows"][name])["top1"] is not None}
     means = ", ".join(f"{REGIME_ROWS[name]} {row['top1']['mean']:.1%}" for name, row in rows.items())
     n = min(row["top1"]["n"] for row in rows.values())
-    gain = gain_text(found["rows"]["feature_only"]["differences"]["alone"])
     return (
         "On 20 classes of ImageNet, EfficientNet-Lite0 teaches a small ResNet for 50 epochs without augmentation. Mean "
-        f"top-1 over {n} seeds: {means}. Features alone gain {gain} points over labels alone (95% intervals over "
-        "initialisations: images and order are the same)."
+        f"top-1 over {n} seeds: {means}."
     )
 
 
-def amount_sentence(found: dict[str, Any]) -> str:
-    """Return how the gain of features alone changes with the number of images."""
+def amount_row(found: dict[str, Any], regime: dict[str, Any]) -> str:
+    """Return how the gain of features alone changes with the number of images; with all of them, it is the regime's."""
     gains, n = gains_of_features(found, AMOUNTS)
-    with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
-    return f"Gains with fewer images per class ({n} seeds): {with_number}."
+    whole = regime["rows"]["feature_only"]["differences"]["alone"]
+    return row(f"by images per class ({seeds(n)}; all: {whole['n']})", {**gains, "all": gain_text(whole)})
 
 
-def augmentation_sentence(whole: dict[str, Any], small: dict[str, Any]) -> str:
+def augmentation_rows(whole: dict[str, Any], small: dict[str, Any]) -> list[str]:
     """Return how the gain of features alone changes with the number of views.
 
     Of the whole experiment, and of the one in small until the whole one has seeds enough for intervals.
     """
-    texts = []
+    rows = []
     for found, views in ((whole, VIEWS), (small, PILOT_VIEWS)):
         gains, n = gains_of_features(found, views)
-        with_number = ", ".join(f"{gain} with {number}" for number, gain in gains.items())
-        texts.append(f"{extent(found)} ({n} {'seed' if n == 1 else 'seeds'}) {with_number}")
+        rows.append(row(f"by cached views, with crops and flips, {extent(found)} ({seeds(n)})", gains))
         if n >= MIN_SEEDS:
             break
-    return f"With crops and flips, and cached views: {'; '.join(texts)}."
+    return rows
+
+
+def row(title: str, gains: Mapping[Any, str]) -> str:
+    """Return a row of the table. gains: by what varies."""
+    return f"| {title} | {', '.join(f'**{varied}**: {gain}' for varied, gain in gains.items())} |"
+
+
+def seeds(n: int) -> str:
+    """Return the number of seeds in words."""
+    return f"{n} {'seed' if n == 1 else 'seeds'}"
 
 
 def layers_sentence(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The first page's sentences about the experiments of `reproduce paper3`."""
+"""The first page's summary of the experiments of `reproduce paper3`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ops.benchmarks.paper3_sentences import augmentation_sentence
+from ops.benchmarks.paper3_sentences import augmentation_rows
 
 
 def experiment(size: int, epochs: int, gains: dict[int, float], n: int) -> dict[str, Any]:
@@ -20,15 +20,15 @@ def experiment(size: int, epochs: int, gains: dict[int, float], n: int) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("n", "said"),
+    ("n", "shown"),
     [
-        (1, "64 pixels, 50 epochs (1 seed) +4.00 with 1, +3.00 with 2, +2.00 with 8, +1.00 with 50; 32 pixels, 15 "),
-        (3, "64 pixels, 50 epochs (3 seeds) +4.00 [+1.00, +3.00] with 1, +3.00 [+1.00, +3.00] with 2, "),
+        (1, "64 pixels, 50 epochs (1 seed) | **1**: +4.00, **2**: +3.00, **8**: +2.00, **50**: +1.00 |"),
+        (3, "64 pixels, 50 epochs (3 seeds) | **1**: +4.00 [+1.00, +3.00], **2**: +3.00 [+1.00, +3.00], **8**: "),
     ],
 )
-def test_the_small_experiment_stands_in_until_the_whole_has_seeds(n, said):
+def test_the_small_experiment_stands_in_until_the_whole_has_seeds(n, shown):
     whole = experiment(64, 50, {1: 0.04, 2: 0.03, 8: 0.02, 50: 0.01}, n)
     small = experiment(32, 15, {1: 0.02, 4: 0.02, 15: 0.02}, 3)
-    sentence = augmentation_sentence(whole, small)
-    assert sentence.startswith(f"With crops and flips, and cached views: {said}")
-    assert ("32 pixels" in sentence) == (n < 3)
+    rows = augmentation_rows(whole, small)
+    assert rows[0].startswith(f"| by cached views, with crops and flips, {shown}")
+    assert ["32 pixels" in row for row in rows] == ([False, True] if n < 3 else [False])
