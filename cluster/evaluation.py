@@ -26,6 +26,7 @@ from cluster.rank import Rank
 from cluster.ray_errors import failure_reason
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
+from cluster.waiting import Patience, remedy_for, wait_for_place, warn
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.checkpoints import load_tensors
 from kdcore.errors import Refused, RunFailed
@@ -103,6 +104,7 @@ def evaluate_networks(config: RunConfig, weights: Path | None, target: Target) -
 def gather(config: RunConfig, weights: Path | None, target: Target) -> Findings:
     """Return the merged findings of all workers."""
     scaling, takes = config.scaling, worker_resources(config)
+    wait_for_place(takes, Patience(scaling.patience_seconds, warn, remedy_for(1, None)))
     share = ray.remote(num_cpus=takes["CPU"], num_gpus=takes["GPU"])(share_of_worker)
     payload, target = ray.put(config.model_dump(mode="json")), ray.put(target)
     shares = [share.remote(payload, weights, target, n, scaling.num_workers) for n in range(scaling.num_workers)]

@@ -9,11 +9,14 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.ray_errors import failure_reason
+from cluster.waiting import Patience, wait_for_place, warn
 from kdcore.errors import RunFailed
 from pipelines.data.convert import PackJob
 from pipelines.data.pack import write_shard
 from pipelines.data.packing import Shards
 
+PATIENCE_SECONDS = 1200.0  # for a first core; as `scaling.patience_seconds` by default
+REMEDY = "end other work, or leave RAY_ADDRESS out to pack on this machine; the same command goes on"
 _RETRIES = 3  # of a shard whose worker or node was lost
 
 
@@ -21,6 +24,7 @@ def shards_on_cluster(job: PackJob) -> Shards:
     """Return the function that writes shards of a prepared job on the cluster that this process is connected to."""
 
     def write(numbers: list[int]) -> Iterator[tuple[int, pa.Table]]:
+        wait_for_place({"CPU": 1}, Patience(PATIENCE_SECONDS, warn, REMEDY))
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_write)
         waiting = {task.remote(job, number): number for number in numbers}
         while waiting:

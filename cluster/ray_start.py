@@ -24,6 +24,17 @@ def start_ray(**options: Any) -> None:
     start_patiently(lambda: _start_ray_once(options))
 
 
+def on_this_node() -> Any:
+    """Return the scheduling strategy that keeps an actor on this process's node: whichever other node dies, it stays.
+
+    A hard one: Ray puts an actor that takes no resources on any node, whatever a soft one says.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def start_patiently(start: Callable[[], Started]) -> Started:
     """Call `start`, which starts Ray in this process; once more if the machine was too busy for it.
 

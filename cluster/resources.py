@@ -7,6 +7,7 @@ rule holds for everything that belongs to one recipe: its runs, its cache, its e
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -198,7 +199,7 @@ def enter_ray(config: RunConfig) -> None:
         join_cluster(runtime_env=runtime_env(), **quiet)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
-        cpus = max(os.cpu_count() or 1, int(config.scaling.num_workers * config.scaling.cpus_per_worker))
+        cpus = max(os.cpu_count() or 1, math.ceil(config.scaling.num_workers * config.scaling.cpus_per_worker))
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
         keep_token_private()
         with on_loopback():

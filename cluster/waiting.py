@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,29 @@ class Patience:
     def end(self) -> None:
         """Note that the resources are there."""
         self.since, self.said = None, ""
+
+
+def wait_for_place(each: Mapping[str, float], patience: Patience) -> None:
+    """Return when the cluster has had room for a task with these resources. ClusterFailed when patience has ended."""
+    import ray  # only here, as above
+
+    options = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
+    placed = ray.remote(**options)(_do_nothing).remote()
+    try:
+        while not ray.wait([placed], timeout=LOOK_SECONDS)[0]:
+            patience.wait(request_in_words(1, each), each)
+    finally:
+        ray.cancel(placed)
+    patience.end()
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def warn(line: str) -> None:
+    """Report what is waited for where no console is at hand."""
+    logging.getLogger("stillhouse").warning(line)
 
 
 def remedy_for(num_workers: int, min_workers: int | None) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from torch import Tensor
 
 from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress
 from cluster.config import RunConfig
 from cluster.ray_errors import failure_reason
+from cluster.ray_start import on_this_node
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, worker_resources
 from cluster.waiting import LOOK_SECONDS, Patience, remedy_for, request_in_words
@@ -27,6 +29,7 @@ from pipelines.cache.manifest import Plan
 from pipelines.cache.store import Shard, Unit
 
 MAX_LOST_WORKERS = 3  # at one place
+LOST = (RayActorError, OutOfMemoryError)  # which Ray's memory monitor raises, and which is not an actor's error
 
 
 class CacheWorker:
@@ -66,7 +69,7 @@ class Crew:
     def __init__(self, config: RunConfig, say: Callable[[str], None] = lambda line: None) -> None:
         self.payload = config.model_dump(mode="json")
         self.resources = {name: amount for name, amount in worker_resources(config).items() if amount}
-        self.tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
+        self.tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1, scheduling_strategy=on_this_node()).remote()
         self.patience = Patience(config.scaling.patience_seconds, say, remedy_for(1, None))
         self.starting: dict[Any, Any] = {}  # {reference to its plan: worker}
         self.arriving: dict[Any, Any] = {}  # {what is ready once it has a place: worker}
@@ -180,7 +183,7 @@ class Crew:
             return ray.get(reference)
         except RayTaskError as error:
             raise RunFailed(failure_reason(error)) from error
-        except RayActorError as error:
+        except LOST as error:
             if begun is not None and self.was_gone(begun):
                 return None
             self.losses[unit] += 1
@@ -194,14 +197,15 @@ class Crew:
         """Return whether a worker was lost before it came to its unit."""
         try:
             ray.get(begun)
-        except RayActorError:
+        except LOST:
             return True
         return False
 
     def look(self, progress: Progress) -> None:
-        """Update the rows of the units at work."""
+        """Update the rows of the units at work; they stay as they were while the process that counts them restarts."""
         at_work = {unit for _, unit, _ in self.busy.values()}
-        progress.done |= {unit: rows for unit, rows in ray.get(self.tally.look.remote()).items() if unit in at_work}
+        with suppress(*LOST):
+            progress.done |= {unit: rows for unit, rows in ray.get(self.tally.look.remote()).items() if unit in at_work}
         progress.tell()
 
     def close(self) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.ray_start import on_this_node
 
 if TYPE_CHECKING:
     from cluster.training.fitting import Job
@@ -41,7 +42,6 @@ class RunManager:
 
 
 def start_manager(credentials: Mapping[str, str]) -> Any:
-    """Start a `RunManager` in a process of its own next to this one, again whenever it is lost; return its handle."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2, "scheduling_strategy": here}
+    """Start a `RunManager` in a process of its own on this node, again whenever it is lost; return its handle."""
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2, "scheduling_strategy": on_this_node()}
     return ray.remote(RunManager).options(**options).remote(credentials)

@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.ray_start import on_this_node
 
 STARTS_METRIC = ("stillhouse_starts", "How often the run's workers were started; each loss of one restarts them.")
 
@@ -80,6 +81,5 @@ class ProgressBoard:
 
 
 def open_board() -> Any:
-    """Start a board on the driver's own node: whichever other node dies, the board stays."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    """Start a board on the driver's own node."""
+    return ProgressBoard.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]

@@ -153,6 +153,7 @@ def test_a_worker_that_stays_lost_ends_it_in_one_line(run, monkeypatch, error):
     )
     for module in (cluster.evaluation, cluster.packing):
         monkeypatch.setattr(module, "ray", ray)
+        monkeypatch.setattr(module, "wait_for_place", lambda takes, patience: None)
     config, weights = run
     with pytest.raises(RunFailed):
         cluster.evaluation.gather(config, weights, None)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 
 from cluster import resources
+from cluster.ray_start import on_this_node
 from cluster.recipe import parse
-from cluster.resources import Gpus, device_here, run_resources, uses_gpu
+from cluster.resources import Gpus, device_here, enter_ray, run_resources, uses_gpu
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 
@@ -87,3 +90,21 @@ def test_nobody_else_asks_for_the_device():
     }
     doctor = {"ops/doctor/probes.py", "ops/doctor/decoders.py"}
     assert asking == {"cluster/resources.py", *doctor, "ops/reproduce/cifar100.py", "ops/benchmarks/gpu.py"}
+
+
+def test_a_ray_of_this_machine_has_cores_for_workers_that_share_them(recipe, monkeypatch):
+    """Three workers of 0.7 cores take 2.1: with 2, the last one would be waited for without end."""
+    started = {}
+    monkeypatch.setattr(resources, "start_ray", lambda **options: started.update(options))
+    monkeypatch.setattr(resources.os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    enter_ray(parse(recipe(train__batch_size=12, scaling__num_workers=3, scaling__cpus_per_worker=0.7)))
+    assert started["num_cpus"] == 3
+
+
+def test_an_actor_without_resources_stays_on_its_node(monkeypatch):
+    """Ray puts it on any node unless its affinity is hard."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "ab" * 28))
+    strategy = on_this_node()
+    assert strategy.node_id == "ab" * 28
+    assert not strategy.soft
