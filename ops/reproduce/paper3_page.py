@@ -35,6 +35,9 @@ on them; its ResNet-9 is four times as wide; it reports the best epoch on the te
 262,144 values, which are pooled to 16,384 here. Targets keep the teacher's scale, as in the paper's code; the row
 feature_only-standardised shows the effect of standardising each channel.
 
+E3 is judged on the central 87.5% of each validation image, as runs with crops usually are; E1, E2 and E4 on whole
+images. So top-1 of E3 does not compare with theirs: the teacher's differs too, and is given for each.
+
 GPU runs compute convolutions in TF32, PyTorch's default for float32. "Across machines" marks a difference between runs
 on different kinds of machine; runs repeated on two machines are compared below their experiment's table. A GPU run
 counts by its GPU model, whatever the CPU. CPUs with different vector instructions count as different machines; results
