@@ -8,3 +8,7 @@ from ops import catalog
 
 loaded = cache(catalog.load)
 text = cache(catalog.text)
+
+NAMES = catalog.names()
+OWN = ["alone", "feature_only", "kd", "simkd", "teacher", "wttm"]
+CIFAR_ROWS = [name for name in NAMES if name.startswith("cifar100/")]

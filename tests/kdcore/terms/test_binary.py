@@ -12,7 +12,7 @@ from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.terms import REGISTRY, TermContext, TermInputs, parse_term
 from kdcore.terms.binary import binary_cross_entropy, binary_kd
-from tests.kdcore.terms.test_every_term import TERMS
+from tests.kdcore.terms.table import TERMS
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 2 * torch.randn(6, 4, generator=GENERATOR, dtype=torch.float64)

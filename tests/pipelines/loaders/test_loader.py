@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,56 +11,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from kdcore.errors import Refused
 from pipelines.data.index import build_index
 from pipelines.data.source import Source
-from pipelines.loaders import choose, dali
-from pipelines.loaders.base import BLOCK, Loader, Request, requests_of
-from pipelines.loaders.choose import build_loader
-from pipelines.views.plan import ViewPlan
+from pipelines.loaders.base import Request
 from pipelines.views.policy import ViewPolicy
-from tests.pipelines.pictures import picture, write_plain_folder
-
-Item = TypeVar("Item")
-
-KINDS = ["reference", "dali"]
-FULL = ViewPolicy(
-    size=24,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    erase_probability=0.5,
-    erase_fill="noise",
-    mixup_alpha=0.5,
-    cutmix_alpha=1.0,
-    auto_augment="rand-m9-mstd0.5-inc1",
-)
-PLAIN = ViewPolicy(size=24)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def loader(kind: str, index: Source, policy: ViewPolicy, seed: int = 4, max_batch: int = 16) -> Loader:
-    return build_loader(
-        kind,  # type: ignore[arg-type]
-        index,
-        ViewPlan(policy, seed, len(index)),
-        mean=MEAN,
-        std=STD,
-        num_classes=len(index.classes),
-        device=torch.device("cpu"),
-        num_threads=2,
-        max_batch=max_batch,
-    )
-
-
-def requests(num: int, batch: int, view: int = 0) -> list[Request]:
-    return list(requests_of(np.arange(num), batch, view))
-
-
-def only(items: Iterator[Item]) -> Item:
-    (item,) = items
-    return item
+from tests.pipelines.loaders.loading import FULL, KINDS, MEAN, PLAIN, STD, loader, only, requests
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,89 +146,6 @@ def test_mixed_labels(kind: str, odd_index: Source) -> None:
     np.testing.assert_allclose(batch.labels.sum(dim=1).numpy(), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_abandoned_load_leaves_no_trace(kind: str, odd_index: Source) -> None:
-    pictures = loader(kind, odd_index, PLAIN)
-    expected = [batch.images for batch in pictures.load(requests(13, 4))]
-    for taken in (0, 1, 2, 4):
-        endless = pictures.load(itertools.cycle(requests(13, 3, view=9)))
-        for _ in range(taken):
-            next(endless)
-        again = [batch.images for batch in pictures.load(requests(13, 4))]
-        assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_overtaken_load_says_so(kind: str, odd_index: Source) -> None:
-    pictures = loader(kind, odd_index, PLAIN)
-    first = pictures.load(requests(13, 2))
-    next(first)
-    list(pictures.load(requests(13, 13)))
-    with pytest.raises(AssertionError, match=r"another load\(\) has taken this loader over"):
-        next(first)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_requests_are_drawn_as_needed(kind: str, odd_index: Source) -> None:
-    drawn = itertools.count()
-    endless = (Request(next(drawn), np.arange(2)) for _ in itertools.count())
-    batches = loader(kind, odd_index, PLAIN).load(endless)
-    for _ in range(3):
-        next(batches)
-    assert next(drawn) <= 2 * BLOCK + 1, "those of a block, which is served, of the next, and one to see its size"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_or_too_large_request_is_the_callers_mistake(kind: str, odd_index: Source) -> None:
-    for ids in (np.arange(0), np.arange(6)):
-        with pytest.raises(AssertionError, match="1 to 5 samples"):
-            list(loader(kind, odd_index, PLAIN, max_batch=5).load([Request(0, ids)]))
-
-
-@pytest.fixture
-def damaged(tmp_path: Path) -> tuple[Source, Path]:
-    """A folder of six, whose file number 3 is theirs to damage after indexing."""
-    write_plain_folder(tmp_path, num=6, side=120)
-    index = build_index(tmp_path, "train", tmp_path / "cache", progress=False)
-    return index, Path(index.names(np.array([3]))[0])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("damage", ["truncated", "longer", "garbage", "missing", "resized"])
-def test_a_bad_file_is_named(kind: str, damage: str, damaged: tuple[Source, Path]) -> None:
-    index, file = damaged
-    content = file.read_bytes()
-    reason = "cannot be read as an image"
-    if damage in ("truncated", "longer"):
-        file.write_bytes(content[: len(content) // 2] if damage == "truncated" else content + b"x")
-        reason += rf" \(its size is no longer the {len(content)} bytes"
-    elif damage == "garbage":
-        file.write_bytes(b"\x00" * len(content))
-    elif damage == "missing":
-        file.unlink()
-        reason += r" \(No such file"
-    else:  # of the same number of bytes: what follows a whole JPEG is skipped
-        picture(50, 60, 0).save(file)
-        file.write_bytes(file.read_bytes().ljust(len(content), b"\x00"))
-        reason = "is 50x60 pixels, but 120x120 in the index"
-    pictures = loader(kind, index, ViewPolicy.evaluation(24))
-    with pytest.raises(Refused, match=rf"^{file} {reason}.*build the index again$"):
-        list(pictures.load(requests(6, 2)))
-    file.write_bytes(content)
-    assert len(list(pictures.load(requests(6, 2)))) == 3, "the loader works again once the file does"
-
-
-def test_the_requests_own_errors_pass_through(odd_index: Source) -> None:
-    def failing() -> Iterator[Request]:
-        yield Request(0, np.arange(2))
-        raise RuntimeError("the caller's")
-
-    pictures = loader("dali", odd_index, PLAIN)
-    with pytest.raises(RuntimeError, match="the caller's"):
-        list(pictures.load(failing()))
-    assert len(list(pictures.load(requests(13, 5)))) == 3
-
-
 def test_evaluation_is_torchvisions(odd_index: Source) -> None:
     """Resize, CenterCrop, ToTensor, Normalize, as published accuracies are measured."""
     transform = v2.Compose(
@@ -303,34 +172,9 @@ def test_padded_crop_and_flip_are_torchvisions(odd_index: Source) -> None:
         torch.testing.assert_close(batch.images[i], expected, atol=1e-5, rtol=0)
 
 
-def test_wrong_choices(odd_index: Source) -> None:
-    plan = ViewPlan(PLAIN, 0, 13)
-    rest = {"mean": MEAN, "std": STD, "num_classes": 2, "device": torch.device("cpu")}
-    with pytest.raises(Refused, match="no loader 'torch'; choose 'dali', 'reference' or 'resident'"):
-        build_loader("torch", odd_index, plan, **rest)  # type: ignore[arg-type]
-    with pytest.raises(Refused, match="decode='gpu' with batches on cpu; use decode='cpu'"):
-        build_loader("dali", odd_index, plan, decode="gpu", **rest)  # type: ignore[arg-type]
-
-    with pytest.raises(Refused, match="prefetch=1; give at least"):
-        build_loader("dali", odd_index, plan, prefetch=1, **rest)  # type: ignore[arg-type]
-
-
 def test_the_data_may_lie_elsewhere(plain_index: Source, tmp_path: Path) -> None:
     shutil.copytree(Path(plain_index.root) / "train", tmp_path / "train")
     moved = build_index(tmp_path, "train", tmp_path / "cache", progress=False)
     ask = [Request(0, np.arange(12))]
     here, there = (only(loader("reference", index, PLAIN).load(ask)) for index in (plain_index, moved))
     assert torch.equal(here.images, there.images)
-
-
-def test_auto_decodes_on_the_cpu_beside_a_gpu_and_says_why(odd_index: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[bool] = []
-    said: list[str] = []
-    monkeypatch.setattr(dali, "DaliLoader", lambda *_, decode_on_gpu, **__: made.append(decode_on_gpu))
-    monkeypatch.setattr(choose, "Finish", lambda *_, **__: None)
-    monkeypatch.setattr(choose, "warn_once", said.append)
-    plan, cuda = ViewPlan(ViewPolicy(size=16), 0, len(odd_index)), torch.device("cuda", 0)
-    for decode in ("auto", "cpu", "gpu"):
-        build_loader("dali", odd_index, plan, mean=(0, 0, 0), std=(1, 1, 1), num_classes=2, device=cuda, decode=decode)  # type: ignore[call-overload]
-    assert made == [False, False, True]
-    assert [line.partition(":")[0] for line in said] == ["data.decode=auto"]
