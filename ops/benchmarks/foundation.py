@@ -7,8 +7,7 @@ twice the epochs, which are the epochs of distillation and fine-tuning together.
 network trained with ImageNet's labels and used without its head, shows what a teacher gives that knows these very
 classes.
 
-Everything goes through the product: recipes (`foundation/...`), `cache build`, `train`, `probe`. Each step resumes
-where the last call stopped. Files are the only state.
+Everything goes through recipes (`foundation/...`), `cache build`, `train` and `probe`; all state is in files.
 
     python -m ops.benchmarks.foundation --data IMAGENET20 [--minutes 60] [--seeds 3]
 """
