@@ -3,7 +3,7 @@
     images -> student's last map -> (pooled to the teacher's size, if larger) -> projector -> pooling -> teacher's head
 
 Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv 2203.14001. The
-teacher's head is part of the model, its export and `deployed_parameters`. Not here: the loss (`kdcore.terms.simkd`).
+teacher's head is part of the model, its export and `deployed_parameters`; the loss is in `kdcore.terms.features`.
 """
 
 from __future__ import annotations
