@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cluster.assembly import Assembly
+from cluster.error_text import first_line
 from cluster.training.loop import ForwardBackward
 from kdcore.batch import Batch
 from kdcore.distiller import Distiller, StepOutput
@@ -118,7 +119,7 @@ class Graphed(Generic[Output]):
             raise
         except RuntimeError as error:
             raise Refused(
-                f"train.cuda_graph: the step cannot be captured: {str(error).splitlines()[0]}; set it to false. Most "
+                f"train.cuda_graph: the step cannot be captured: {first_line(error)}; set it to false. Most "
                 "often a term reads a number from the device"
             ) from error
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
-from cluster.error_text import in_one_line
+from cluster.error_text import ending_of
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
@@ -155,11 +155,11 @@ def run_to_end(
             if refusal is not None and isinstance(error, NotOpened):
                 if opening.is_first:
                     raise refusal from None
-                write_text(folder.error, in_one_line(refusal))
+                write_text(folder.error, ending_of(refusal))
                 raise (RunFailed(str(refusal)) if isinstance(refusal, Refused) else refusal) from None
             has_failed = isinstance(error, Exception)  # else it was asked to end
             if has_failed:
-                write_text(folder.error, in_one_line(error))
+                write_text(folder.error, ending_of(error))
             if refusal is None:
                 close_run(config, "FAILED" if has_failed else "KILLED")
             else:
