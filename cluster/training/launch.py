@@ -33,6 +33,7 @@ from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run, check_this_process
 from cluster.training.opening import NotOpened, Opening
 from cluster.training.progress import Watcher
+from cluster.training.worker_task import WorkerTask
 from cluster.versions import node_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from kdcore.importing import importing
@@ -203,11 +204,11 @@ def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: 
         from cluster.training.worker import train_worker
 
     stop = threading.Event()
-    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop, "open_run": opening.wait}
+    task = replace(task_of(config, fence), watch=watch, stop=stop, open_run=opening.wait)
     if opening.is_first:
         opening.wait()
     use_worker_threads(config)
-    return fit_or_stop(partial(train_worker, payload), stop.set, watch)
+    return fit_or_stop(partial(train_worker, task), stop.set, watch)
 
 
 def fit_or_stop(
@@ -261,23 +262,23 @@ def job_of(config: RunConfig, fence: Fence) -> Job:
         timeout_seconds=scaling.timeout_seconds,
         patience_seconds=scaling.patience_seconds,
         resize_seconds=scaling.resize_seconds,
-        payload=payload_of(config, fence),
+        task=task_of(config, fence),
     )
 
 
-def payload_of(config: RunConfig, fence: Fence) -> dict[str, Any]:
-    """Return the plain values that every worker of a run gets."""
+def task_of(config: RunConfig, fence: Fence) -> WorkerTask:
+    """Return what every worker of a run gets."""
     from cluster.training.saving import newest_step  # as in `check_run`
 
     has_watcher = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
-    return {
-        "config": config.model_dump(mode="json"),
-        "plugins": fingerprints_of(config),
-        "versions": node_versions(with_dali=config.data.loader == "dali"),
-        "newest_step": newest_step(config),
-        "fence": asdict(fence),
-        "watches_nodes": config.scaling.num_workers > 0 and has_watcher,
-    }
+    return WorkerTask(
+        config=config.model_dump(mode="json"),
+        plugins=fingerprints_of(config),
+        versions=node_versions(with_dali=config.data.loader == "dali"),
+        newest_step=newest_step(config),
+        fence=fence,
+        watches_nodes=config.scaling.num_workers > 0 and has_watcher,
+    )
 
 
 @contextmanager
