@@ -36,7 +36,8 @@ class GraphedPasses:
 
     def __init__(self, run: Assembly, distiller: Distiller) -> None:
         self.distiller, self.num_images = distiller, run.micro_batch
-        self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids and not run.ensemble
+        reads_ids, has_several = distiller.needs.sample_ids, run.teachers.combined is not None
+        self.may_be_graphed = len(run.micro_batches) == 1 and not reads_ids and not has_several
         model = torch.compile(distiller) if run.config.train.compile else distiller
         self.eager = ForwardBackward(run, model)
         self.graphed = Graphed(self._from_no_gradients)
