@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from cluster.batches import Batches
 from cluster.class_statistics import STATISTICS_BATCH, class_statistics
 from cluster.config import RunConfig
-from cluster.ensemble import TeacherEnsemble
 from cluster.images import check_labels, evaluation_batch, evaluation_policy, image_size, open_data, sampling_of
 from cluster.memory_format import runs_channels_last, to_device
-from cluster.passes import teacher_pass
 from cluster.rank import Rank
 from cluster.rules import micro_batch_size
-from cluster.stored_teacher import Statistics, StoredTeacher
-from cluster.teacher_assembly import assemble_teacher, by_role, reused_head
-from kdcore.batch import Batch, ClassStatistics, TeacherOutputs
+from cluster.run_teachers import SINGLE, RunTeachers
+from cluster.stored_teacher import Statistics
+from cluster.teacher_assembly import assemble_teacher, reused_head
+from kdcore.batch import Batch, ClassStatistics
 from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
 from kdcore.online_teacher import OnlineTeacher
@@ -43,21 +42,15 @@ ORDERED_AT_ONCE = 64  # steps whose sample ids are computed together: numpy's co
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one run on one device. statistics: the (mean, std) by which its images are normalised.
-
-    teacher: the one that answers online; stored: the one whose answers are read from a cache; ensemble: several of
-    either; at most one of the three.
-    """
+    """The parts of one run on one device. statistics: the (mean, std) by which its images are normalised."""
 
     config: RunConfig
     indexes: dict[str, Source]
     plan: ViewPlan
     student: nn.Module
-    teacher: OnlineTeacher | None
-    stored: StoredTeacher | None
+    teachers: RunTeachers
     statistics: Statistics
     rank: Rank
-    ensemble: TeacherEnsemble | None = None
 
     @cached_property
     def batches(self) -> Batches:
@@ -82,14 +75,13 @@ class Assembly:
     @property
     def networks(self) -> list[nn.Module]:
         """The student, and the teachers that answer online."""
-        several = self.ensemble.networks if self.ensemble else []
-        return [self.student, *([self.teacher.model] if self.teacher else several)]
+        return [self.student, *(teacher.model for teacher in self.teachers.online.values())]
 
     @cached_property
     def for_teacher(self) -> Assembly:
         """The run with the images as its online teacher sees them: itself, unless the teacher has its own size."""
         config = self.config.for_teacher
-        if self.teacher is None or config is self.config:
+        if not self.teachers.online or config is self.config:
             return self
         return replace(self, config=config, plan=replace(self.plan, policy=config.views))
 
@@ -126,14 +118,8 @@ class Assembly:
         """Yield the batches of `train_requests`, with the teacher's answers where they are stored."""
         requests, again = tee(self.train_requests(first_step))
         for batch, request in zip(self.train_loader().load(requests), again, strict=True):
-            targets = self.stored_targets(request)
+            targets = self.teachers.targets(request)
             yield batch if targets is None else batch.with_targets(targets)
-
-    def stored_targets(self, request: Request) -> TeacherOutputs | None:
-        """Return the stored answers of the teachers for a request of training views; None where none are stored."""
-        if self.ensemble is not None:
-            return self.ensemble.targets(request)
-        return self.stored.outputs(request) if self.stored else None
 
     def sample_ids(self, step: int, number: int | None = None) -> NDArray[np.int64]:
         """Return the ids of a step's global batch, or of one micro-batch by its number within that."""
@@ -176,12 +162,7 @@ class Assembly:
         index = self.indexes[split]
         if self.for_teacher is not self:
             loader = self.for_teacher.evaluation_loader(split)
-        if self.ensemble is not None:
-            return self.ensemble.evaluation(split, index, loader, self.rank)
-        if self.stored is not None:
-            return self.stored.evaluation(split, index, self.rank) if self.stored.has_head else None
-        has_answers = self.teacher is not None and self.teacher.has_head
-        return teacher_pass(self.teacher, loader, len(index), self.rank) if has_answers and self.teacher else None
+        return self.teachers.evaluation(split, index, loader, self.rank)
 
     def loader(self, split: str, plan: ViewPlan, max_batch: int, source: Source | None = None) -> Loader:
         """Build the loader of a split's images under a view plan. source: the same images, read differently."""
@@ -201,28 +182,25 @@ class Assembly:
             prefetch=data.prefetch,
         )
 
-    def distiller(self, statistics: Mapping[str | None, ClassStatistics] | None = None) -> Distiller:
+    def distiller(self, statistics: Mapping[str, ClassStatistics] | None = None) -> Distiller:
         """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
 
         statistics: used instead of `every_class_statistics`.
         """
         train = self.indexes["train"]
         statistics = self.every_class_statistics() if statistics is None else statistics
-        of_one = statistics.get(None, ClassStatistics())
-        shapes = self.stored.shapes if self.stored else None
-        if self.teacher is not None:
-            shapes = self.teacher.taps.shapes(image_size(self.for_teacher.config))
+        of_one = statistics.get(SINGLE, ClassStatistics())
         distiller = Distiller(
             self.student,
             self.config.method,
             image_size=image_size(self.config),
             num_samples=len(train),
-            teacher=self.ensemble.combined if self.ensemble else self.teacher,
-            teacher_shapes=shapes,
+            teacher=self.teachers.asked,
+            teacher_shapes=self.teachers.shapes(image_size(self.for_teacher.config)),
             classes=train.classes,
             class_means=of_one.means,
             class_similarity=of_one.similarity,
-            statistics={name: one for name, one in statistics.items() if name is not None},
+            statistics=statistics,
             sample_labels=None if train.multi_label else torch.from_numpy(train.labels.astype(np.int64)),
             class_counts=torch.from_numpy(train.class_counts),
             num_epochs=self.config.train.epochs,
@@ -232,21 +210,14 @@ class Assembly:
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller
 
-    def every_class_statistics(self) -> dict[str | None, ClassStatistics]:
-        """Return {teacher's name, None for a single one: its class statistics}, stored or computed by a pass."""
-        if self.ensemble is None:
-            one = self.stored.class_statistics if self.stored else self.for_teacher.class_statistics(self.teacher)
-            return {None: one}
-        found: dict[str | None, ClassStatistics] = {}
-        for name, kept in self.ensemble.stored.items():
-            found[name] = kept.class_statistics
-        for name, asked in self.ensemble.online.items():
-            found[name] = self.class_statistics(asked)
-        return found
+    def every_class_statistics(self) -> dict[str, ClassStatistics]:
+        """Return {teacher: its class statistics}, stored or computed by a pass."""
+        kept = {name: teacher.class_statistics for name, teacher in self.teachers.stored.items()}
+        return kept | {name: self.for_teacher.class_statistics(one) for name, one in self.teachers.online.items()}
 
-    def class_statistics(self, teacher: OnlineTeacher | None) -> ClassStatistics:
+    def class_statistics(self, teacher: OnlineTeacher) -> ClassStatistics:
         """Compute the statistics of the training set that the teacher's needs name; see `cluster.class_statistics`."""
-        if teacher is None or not teacher.needs.class_statistics:
+        if not teacher.needs.class_statistics:
             return ClassStatistics()
         return class_statistics(
             teacher,
@@ -280,11 +251,11 @@ def assemble(
         statistics = (config.data.mean, config.data.std)
     with torch.random.fork_rng(devices=[]):
         found = [assemble_teacher(one, indexes, plan, statistics, rank) for one in config.teacher_recipes]
-        teacher, stored, ensemble = by_role(config, found)
+        teachers = RunTeachers.of(config, found)
         head = reused_head(config, found)
     if head is not None:
         student = ReusedClassifierStudent(student, head, image_size(config), config.student.factor)
-    run = Assembly(config, indexes, plan, student, teacher, stored, statistics, rank, ensemble)
+    run = Assembly(config, indexes, plan, student, teachers, statistics, rank)
     for network in run.networks:
         to_device(network, rank.device, run.channels_last)
     return run

@@ -12,12 +12,18 @@ class FailedAt(RunFailed):
     """A run that failed with a message for people; it begins with the place, such as 'rank 3, step 120'."""
 
 
-def in_one_line(error: BaseException) -> str:
+def ending_of(error: BaseException) -> str:
     """Return what ended a run: the message of Refused or RunFailed, or the type and the last line of another error."""
     if isinstance(error, Refused | RunFailed):
         return str(error)
     place = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     return f"{type(error).__name__}: {last_line(error)}{place}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none; traces and advice follow."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def last_line(error: BaseException) -> str:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
-from cluster.ensemble import TeacherEnsemble
 from cluster.images import check_label_kind, open_data
 from cluster.passes import every_image_once
 from cluster.precision import autocast
@@ -26,6 +25,7 @@ from cluster.rank import Rank
 from cluster.ray_errors import failure_reason
 from cluster.recipe import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
+from cluster.run_teachers import SINGLE
 from cluster.waiting import Patience, remedy_for, wait_for_place, warn
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.checkpoints import load_tensors
@@ -176,27 +176,16 @@ def load_student(parts: Assembly, weights: Path) -> nn.Module:
 
 
 def teacher_of(parts: Assembly, target: Target) -> Network | None:
-    """Return the teacher with its taps; if cached, its logits, for the recipe's own validation images only."""
-    if parts.ensemble is not None:
-        return ensemble_of(parts, parts.ensemble, target)
-    if parts.teacher is not None:
-        model, needs = parts.teacher.model, parts.config.needs
-        taps = taps_of(model, needs.teacher_taps)
-        return OnlineTeacher(model, Needs(teacher_logits=True, teacher_taps=taps), parts.teacher.renormalise)
-    if (
-        parts.stored is not None
-        and parts.stored.has_head
-        and target.index.fingerprint == parts.indexes["val"].fingerprint
-    ):
-        reader = parts.stored.evaluations["val"]
-        return lambda batch: reader.outputs(0, batch.sample_ids.cpu().numpy())
-    return None
+    """Return the teacher with its taps; if cached, or of several, its logits or those of their average.
 
-
-def ensemble_of(parts: Assembly, ensemble: TeacherEnsemble, target: Target) -> Network | None:
-    """Return the average of several teachers; None where one is in a cache that does not hold these images."""
-    kept = {name: one for name, one in ensemble.stored.items() if one.has_head}
-    online = {name: one for name, one in ensemble.online.items() if one.has_head}
+    None where one is in a cache that does not hold these images.
+    """
+    if SINGLE in parts.teachers.online:
+        asked, needs = parts.teachers.single, parts.config.needs
+        taps = taps_of(asked.model, needs.teacher_taps)
+        return OnlineTeacher(asked.model, Needs(teacher_logits=True, teacher_taps=taps), asked.renormalise)
+    kept = {name: one for name, one in parts.teachers.stored.items() if one.has_head}
+    online = {name: one for name, one in parts.teachers.online.items() if one.has_head}
     if not (kept or online) or (kept and target.index.fingerprint != parts.indexes["val"].fingerprint):
         return None
 
@@ -205,7 +194,8 @@ def ensemble_of(parts: Assembly, ensemble: TeacherEnsemble, target: Target) -> N
         answers = {name: one(batch).logits for name, one in online.items()}
         answers |= {name: one.evaluations["val"].outputs(0, ids).logits for name, one in kept.items()}
         known = {name: logits for name, logits in answers.items() if logits is not None}
-        return TeacherOutputs(logits=ensemble.judged.logits(known, epoch=0.0))
+        judged = parts.teachers.judged
+        return TeacherOutputs(logits=judged.logits(known, epoch=0.0) if judged else known[SINGLE])
 
     return answer
 

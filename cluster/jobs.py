@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.error_text import first_line
 from cluster.parcel import pack_parcel, place_in
 from cluster.provenance import Provenance
 from cluster.recipe_paths import absolute_store, paths_of
@@ -199,11 +200,6 @@ def follow(client: Any, job: str, address: str, show: Callable[[str], None]) -> 
         return 0
     show(f"job {job}: {info.status}; {info.message or ''}\n")
     return info.driver_exit_code or 1
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def shipped(path: str) -> str:

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kdcore.configs import PLUGINS
-from kdcore.errors import Refused
+from kdcore.errors import Refused, typed_line
 from kdcore.named_models import BUILDER_MODULES, module_of
 
 if TYPE_CHECKING:
@@ -115,9 +115,8 @@ def _naming(plugin: str) -> Iterator[None]:
         place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
         if isinstance(error, SyntaxError):
             place = f"{Path(error.filename or plugin).name}, line {error.lineno}"
-        reason = " ".join(str(error).split())[:200]
         raise Refused(
-            f"plug-in {plugin} does not import ({type(error).__name__}: {reason}; {place}); correct it, or leave it out"
+            f"plug-in {plugin} does not import ({typed_line(error)}; {place}); correct it, or leave it out"
         ) from error
 
 

@@ -163,7 +163,7 @@ def probed_teacher(run: Assembly, of_any: bool) -> OnlineTeacher | None:
 
     of_any: failing that, the first whose classifier's input can be read.
     """
-    online = [run.teacher] if run.teacher else list(run.ensemble.online.values()) if run.ensemble else []
+    online = run.teachers.online.values()
     readable = [teacher for teacher in online if of_any and find_classifier(teacher.model) is not None]
     return next((teacher for teacher in online if not teacher.has_head), next(iter(readable), None))
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, one_line
 
 PATIENCE_SECONDS = 5.0  # to reach a cluster that is there
 MACHINE, ADDRESS_WORDS = "local", ("auto", "local")
@@ -62,12 +62,12 @@ def _start_ray_once(options: dict[str, Any]) -> None:
         if "AF_UNIX" in str(error):  # a socket's path has 107 bytes at most, of which Ray takes some 70
             raise Refused(
                 "Ray's folder for temporary files has too long a path for the sockets in it; give a shorter one: "
-                f"RAY_TMPDIR=/tmp ({_reason(error)})"
+                f"RAY_TMPDIR=/tmp ({one_line(error)})"
             ) from error
-        raise RunFailed(f"Ray did not start ({_reason(error)})") from error
+        raise RunFailed(f"Ray did not start ({one_line(error)})") from error
     except Exception as error:  # Ray raises bare exceptions here, such as where its processes take too long
         raise RunFailed(
-            f"Ray did not start ({_reason(error)}); if the machine was just slow, run the same command again; "
+            f"Ray did not start ({one_line(error)}); if the machine was just slow, run the same command again; "
             "`train` with scaling.num_workers=0 runs without Ray's processes"
         ) from error
 
@@ -84,8 +84,8 @@ def join_cluster(**options: Any) -> None:
         ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         raise Refused(
-            f"RAY_ADDRESS={address}: the cluster cannot be joined ({_reason(error)}); correct RAY_ADDRESS, or unset it "
-            "to run on this machine only"
+            f"RAY_ADDRESS={address}: the cluster cannot be joined ({one_line(error)}); correct RAY_ADDRESS, or unset "
+            "it to run on this machine only"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _require_answer(address: str) -> None:
         try:
             socket.create_connection((name.strip("[]"), int(port)), PATIENCE_SECONDS).close()
         except OSError as error:
-            reasons.append(_reason(error))
+            reasons.append(one_line(error))
         else:
             return
     raise Refused(
@@ -117,8 +117,3 @@ def _kill_processes(processes: set[psutil.Process]) -> None:
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's message in one line, or its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

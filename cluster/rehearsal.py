@@ -28,12 +28,12 @@ def rehearse_run(run: Assembly) -> None:
             size,
             run.micro_batch,
             views.mixes or run.config.data.multi_label,
-            lambda number: run.stored_targets(Request(0, np.arange(number))),
+            lambda number: run.teachers.targets(Request(0, np.arange(number))),
             None if seen is run else image_size(seen.config),
         )
 
 
-def stand_in(run: Assembly) -> dict[str | None, ClassStatistics]:
+def stand_in(run: Assembly) -> dict[str, ClassStatistics]:
     """Return class statistics of every teacher without a pass over the images: random, or those stored."""
     train, size = run.indexes["train"], image_size(run.for_teacher.config)
 
@@ -43,14 +43,5 @@ def stand_in(run: Assembly) -> dict[str | None, ClassStatistics]:
         labels, shapes = train.labels.astype(np.int64), teacher.taps.shapes(size)
         return stand_in_statistics(teacher.needs, shapes, labels, len(train.classes))
 
-    found: dict[str | None, ClassStatistics] = {}
-    if run.teacher is not None:
-        found[None] = of(run.teacher)
-    if run.stored is not None:
-        found[None] = run.stored.class_statistics
-    if run.ensemble is not None:
-        for name, asked in run.ensemble.online.items():
-            found[name] = of(asked)
-        for name, kept in run.ensemble.stored.items():
-            found[name] = kept.class_statistics
-    return found
+    kept = {name: teacher.class_statistics for name, teacher in run.teachers.stored.items()}
+    return kept | {name: of(teacher) for name, teacher in run.teachers.online.items()}

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from cluster.config import RunConfig
-from cluster.ensemble import TeacherEnsemble
-from cluster.images import evaluation_policy, image_size
+from cluster.images import evaluation_policy
 from cluster.rank import Rank
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher, reuses_head
 from kdcore.configs import ModelConfig
@@ -37,24 +36,6 @@ def assemble_teacher(
         return open_stored_teacher(config, expected, classes, rank)
     network = build_teacher(teacher, classes) if teacher.head == "own" else build_backbone(teacher)
     return online_teacher(network, statistics, config, rank)
-
-
-def by_role(
-    config: RunConfig, teachers: Sequence[OnlineTeacher | StoredTeacher]
-) -> tuple[OnlineTeacher | None, StoredTeacher | None, TeacherEnsemble | None]:
-    """Return (online teacher, stored teacher, ensemble), of which at most one is not None.
-
-    teachers: those of `config.teacher_recipes`, in that order.
-    """
-    if config.teachers:
-        named = {member.name: one for member, one in zip(config.read_teachers, teachers, strict=True)}
-        online = {name: one for name, one in named.items() if isinstance(one, OnlineTeacher)}
-        stored = {name: one for name, one in named.items() if isinstance(one, StoredTeacher)}
-        return None, None, TeacherEnsemble.of(config, online, stored, image_size(config))
-    if not teachers:
-        return None, None, None
-    (teacher,) = teachers
-    return (teacher, None, None) if isinstance(teacher, OnlineTeacher) else (None, teacher, None)
 
 
 def build_teacher(config: ModelConfig, classes: tuple[str, ...]) -> nn.Module:

@@ -55,8 +55,7 @@ class Trial:
 def likelier_cause(run: Assembly, split: str) -> str:
     """Return what makes the teacher answer better, with its remedy, or what was tried in vain; equal on all ranks."""
     run = run.for_teacher
-    teacher, index = run.teacher, run.indexes[split]
-    assert teacher is not None, "the answers of a cached teacher are what they are"
+    teacher, index = run.teachers.single, run.indexes[split]
     ids = evenly_spread(len(index), NUM_IMAGES)
     loader = run.loader(split, run.evaluation_plan(split), BATCH)
     as_it_is = top1(run, Trial("", "", loader, teacher.normalised), split, ids)
@@ -102,8 +101,7 @@ def trials(run: Assembly, teacher: OnlineTeacher, split: str, loader: Loader) ->
 @torch.no_grad()
 def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> float:
     """Return the teacher's top-1 on some images as a trial shows them; 0 where it does not take them so."""
-    teacher, rank = run.teacher, run.rank
-    assert teacher is not None
+    teacher, rank = run.teachers.single, run.rank
     share = rank.slice_of(len(ids))
     hits = torch.zeros((), dtype=torch.float64, device=rank.device)
     for batch in trial.loader.load(requests_of(ids[share.start : share.stop], BATCH)):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdcore.batch import Batch, ClassStatistics, Needs, TeacherOutputs
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.online_teacher import OnlineTeacher, input_gradient
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
@@ -154,8 +154,7 @@ class Distiller(nn.Module):
             return Refused(f"{self.describe_term(name)}: {error}")
         if is_foreign(self.terms[name]):
             return refusal_of_foreign(self.describe_term(name), self.terms[name], error)
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return Refused(f"{self.describe_term(name)}: {reason}; choose taps that fit, or another term")
+        return Refused(f"{self.describe_term(name)}: {one_line(error)}; choose taps that fit, or another term")
 
     def _check_teachers(self) -> None:
         """Refuse terms that name an unknown teacher, or read an output that is not averaged over several."""

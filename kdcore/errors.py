@@ -39,6 +39,17 @@ class ClusterFailed(RunFailed):
     """
 
 
+def one_line(error: BaseException, length: int | None = 200) -> str:
+    """Return an error's message in one line, its first `length` characters; its type where it has no message."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def typed_line(error: BaseException, length: int | None = 200) -> str:
+    """Return an error's type and message in one line, of at most `length` characters of message."""
+    name = type(error).__name__
+    return f"{name}: {one_line(error, length)}" if str(error).strip() else name
+
+
 def shortened(text: str, length: int = 100) -> str:
     """Return a text in one line; if it is longer than `length` characters, its middle is left out."""
     text = " ".join(text[: 4 * length].split()) + (text[-4 * length :] if len(text) > 4 * length else "")

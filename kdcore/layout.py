@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 
 # How networks and losses complain about shapes; whatever else they raise is a bug and keeps its traceback.
 NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
@@ -90,7 +90,7 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
     except Refused:
         raise
     except NETWORK_ERRORS as error:
-        raise Refused(f"{name} rejects images of {list(image_size)}: {' '.join(str(error).split())[:200]}") from error
+        raise Refused(f"{name} rejects images of {list(image_size)}: {one_line(error)}") from error
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise Refused(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")

@@ -20,7 +20,7 @@ from torchvision import models
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 from kdcore.configs import ModelConfig
-from kdcore.errors import Refused
+from kdcore.errors import Refused, typed_line
 from kdcore.fitting import holds_more, load_backbone, load_weights, refuse_fresh_classifier
 from kdcore.hub import hub_if_it_answers
 from kdcore.local_dir import read_local_dir
@@ -96,7 +96,7 @@ def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
         ) from error
     except Exception as error:
         # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        reason = typed_line(error, length=None)
         if not config.args:
             is_own = module_of(config.model) is not None
             maker = "your code" if is_own else f"timm {timm.__version__}"

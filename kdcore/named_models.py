@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, typed_line
 
 LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
 OWN_PREFIXES = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
@@ -56,10 +56,7 @@ def builder_of(model: str) -> Callable[..., Any]:
     except Refused as error:
         raise Refused(f"model {model!r}: {error}") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Refused(
-            f"model {model!r}: {module_name} does not import ({type(error).__name__}: {reason}); correct it"
-        ) from error
+        raise Refused(f"model {model!r}: {module_name} does not import ({typed_line(error)}); correct it") from error
     name = model.partition(":")[2]
     for part in name.split("."):
         if not hasattr(found, part):

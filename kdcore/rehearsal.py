@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.layout import NETWORK_ERRORS, evaluating, remedy_for_images
 from kdcore.protocol import check_answers
 from kdcore.terms import Term, TermInputs
@@ -157,11 +157,6 @@ def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:
         "change views.size (and data.evaluation_size), the micro-batch, or the args of the model, such as img_size"
     )
     return (
-        f"{type(network).__name__} cannot take {number} images of {height}x{width} at a time ({_reason(error)}); "
+        f"{type(network).__name__} cannot take {number} images of {height}x{width} at a time ({one_line(error)}); "
         f"{remedy_for_images(error, of_size)}"
     )
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's message in one line, or its type if it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kdcore.errors import typed_line
+
 
 @contextmanager
 def optional(what: str, say: Callable[[str], None]) -> Iterator[None]:
@@ -15,5 +17,4 @@ def optional(what: str, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        say(f"{what} left out ({type(error).__name__}{': ' if reason else ''}{reason})")
+        say(f"{what} left out ({typed_line(error)})")

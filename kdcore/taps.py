@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.layout import NETWORK_ERRORS, evaluating, is_channels_last, remedy_for_images
 from kdcore.protocol import find_classifier, has_features
 
@@ -130,7 +130,7 @@ class FeatureTaps:
             of_size = "change the size of the views, or the model's args, such as {img_size: ...}"
             raise Refused(
                 f"{type(self.model).__name__} rejects images of {list(images.shape[2:])}: "
-                f"{' '.join(str(error).split())[:200]}; {remedy_for_images(error, of_size)}"
+                f"{one_line(error)}; {remedy_for_images(error, of_size)}"
             ) from error
         finally:
             self._is_probing = False

@@ -21,6 +21,7 @@ from cluster.training.advice import unseen_images
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, usable_taps
@@ -57,13 +58,11 @@ def print_run(config: RunConfig, seconds: float) -> None:
 def networks_of(parts: Assembly) -> tuple[dict[str, nn.Module], dict[str, RunConfig], dict[str, frozenset[str]]]:
     """Return, of the student and the online teachers: the network, what it sees, the taps that are read."""
     config = parts.config
-    networks = {"student": parts.student} | ({"teacher": parts.teacher.model} if parts.teacher else {})
-    read = {"student": config.needs.student_taps, "teacher": config.needs.teacher_taps}
-    if parts.ensemble is not None:
-        recipes = {member.name: one for member, one in zip(config.read_teachers, config.teacher_recipes, strict=True)}
-        for name, teacher in parts.ensemble.online.items():
-            networks[f"teacher {name}"] = teacher.model
-            read[f"teacher {name}"] = recipes[name].needs.teacher_taps
+    networks, read = {"student": parts.student}, {"student": config.needs.student_taps}
+    for (name, teacher), recipe in zip(parts.teachers.members.items(), config.teacher_recipes, strict=True):
+        if isinstance(teacher, OnlineTeacher):
+            shown = f"teacher {name}".rstrip()
+            networks[shown], read[shown] = teacher.model, recipe.needs.teacher_taps
     return networks, dict.fromkeys(networks, config) | {"teacher": parts.for_teacher.config}, read
 
 

@@ -99,13 +99,13 @@ def score(
         raise Refused(f"{config.name}: a cached teacher's layers cannot be scored; set teacher.source=online")
     run = assemble(config, rank_here(config))
     parts = run.for_teacher
-    assert parts.teacher is not None
     train, size = parts.indexes["train"], image_size(parts.config)
     train.require_one_label("a score of layers")
-    taps = taps or block_taps(parts.teacher.model, size)
+    asked_online = parts.teachers.single
+    taps = taps or block_taps(asked_online.model, size)
     per_class = min(max(2, num_images // len(train.classes)), int(np.bincount(train.labels).min()))
     ids = class_balanced_sample(train.labels, per_class, config.seed)
-    teacher = OnlineTeacher(parts.teacher.model, Needs(teacher_taps=frozenset(taps)), parts.teacher.renormalise)
+    teacher = OnlineTeacher(asked_online.model, Needs(teacher_taps=frozenset(taps)), asked_online.renormalise)
     check_memory(teacher, size, len(ids), max_elements)
     say(f"{len(taps)} taps of {asked.model} over {len(ids):,} images, {per_class} of each class")
     collected = quality_pass(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 
 # Schemes, as the first part of a path that was a URI.
 _PARTS_OF_URIS = ("s3:", "gs:", "gcs:", "abfs:", "abfss:", "hdfs:", "viewfs:", "http:", "https:", "file:")
@@ -112,7 +112,7 @@ def is_lasting(error: BaseException | None) -> bool:
 def not_written(path: Path, error: OSError) -> str:
     """Return the error text for a file that the disk does not take: its place, the reason, and what to do."""
     if error.errno not in FULL:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error, length=None)
         return f"{path} cannot be written ({reason}); give a place that can be written to"
     with suppress(OSError):
         free = shutil.disk_usage(path.parent).free

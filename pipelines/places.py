@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from kdcore.credentials import without_credentials
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.located import LFS_POINTER, is_uri, refuse_pointer
 from pipelines.files import write_whole
 
@@ -191,7 +191,7 @@ class _Refusing:
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         if isinstance(error, OSError):
-            reason = error.strerror or " ".join(str(error).split())
+            reason = error.strerror or one_line(error, length=None)
             remedy = "it is there, and that this machine may read it"
             if self.done != "read":
                 remedy = "the place is there, and that this machine may write to it"

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from kdcore.credentials import without_credentials
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from pipelines.files import locked, make_folder, own_temporary_folder, write_whole
 from pipelines.places import filesystem_of
 
@@ -43,7 +43,7 @@ def fetched(uri: str) -> Path:
 
 
 def _unreadable(shown: str, error: OSError) -> str:
-    reason = error.strerror or " ".join(str(error).split())[:200]
+    reason = error.strerror or one_line(error)
     return (
         f"{shown} cannot be read ({reason}); check that it is there, and that this machine has the store's credentials"
     )

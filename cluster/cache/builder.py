@@ -59,9 +59,9 @@ class Builder:
         online = teacher.model_copy(update={"source": "online"})
         self.students_run = assemble(config.model_copy(update={"teacher": online}), Rank(0, 1, device))
         self.run = self.students_run.for_teacher
-        assert self.run.teacher is not None, "the recipe's teacher answers online here"
+        asked = self.run.teachers.single
         self.needs = cache_needs(config)
-        self.teacher = OnlineTeacher(self.run.teacher.model, self.needs, self.run.teacher.renormalise)
+        self.teacher = OnlineTeacher(asked.model, self.needs, asked.renormalise)
         self.config, self.device = self.run.config, device
         self._loaders: dict[str, Loader] = {}
         self.head = None

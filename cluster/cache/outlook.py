@@ -17,6 +17,7 @@ from cluster.images import image_size
 from cluster.precision import autocast
 from cluster.rank import synchronise
 from cluster.resources import use_worker_threads
+from cluster.run_teachers import RunTeachers
 from cluster.stored_teacher import TRAIN
 from kdcore.batch import Batch
 from kdcore.rehearsal import check_network
@@ -113,7 +114,7 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
     plan = builder.plan()
     columns, run = plan.parts[TRAIN].columns, builder.students_run
     check_network(run.student, image_size(config))
-    batch, loader = measured_loader(replace(run, teacher=None), seconds)
+    batch, loader = measured_loader(replace(run, teachers=RunTeachers()), seconds)
     theirs, teacher_loader = batch, None
     if builder.run is not run:
         theirs, teacher_loader = measured_loader(builder.run, seconds)

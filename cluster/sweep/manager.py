@@ -13,32 +13,34 @@ import ray
 from cluster.ray_start import on_this_node
 
 if TYPE_CHECKING:
+    from cluster.sweep.trial import TrialTask
     from cluster.training.fitting import Job
+    from pipelines.leases import Fence
 
 
 class RunManager:
     """Opens and closes the runs of a sweep's trials, one call at a time, as `cluster.sweep.runs` says.
 
-    credentials: {dotted key: value} of the addresses in their recipes with what was cut out of the payloads.
+    credentials: {dotted key: value} of the addresses in their recipes with what was cut out of the tasks.
     """
 
     def __init__(self, credentials: Mapping[str, str]) -> None:
         self.credentials = credentials
 
-    def open(self, payload: Mapping[str, Any], fence: Mapping[str, Any]) -> Job | None:
-        from cluster.sweep.runs import open_payload
+    def open(self, task: TrialTask, fence: Fence) -> Job | None:
+        from cluster.sweep.runs import open_trial
 
-        return open_payload(payload, self.credentials, fence)
+        return open_trial(task, self.credentials, fence)
 
-    def finish(self, payload: Mapping[str, Any], final: Mapping[str, Any], wall_seconds: float) -> None:
-        from cluster.sweep.runs import finish_payload
+    def finish(self, task: TrialTask, final: Mapping[str, Any], wall_seconds: float) -> None:
+        from cluster.sweep.runs import finish_trial
 
-        finish_payload(payload, self.credentials, final, wall_seconds)
+        finish_trial(task, self.credentials, final, wall_seconds)
 
-    def fail(self, payload: Mapping[str, Any], error: str | None) -> None:
-        from cluster.sweep.runs import fail_payload
+    def fail(self, task: TrialTask, error: str | None) -> None:
+        from cluster.sweep.runs import fail_trial
 
-        fail_payload(payload, self.credentials, error)
+        fail_trial(task, self.credentials, error)
 
 
 def start_manager(credentials: Mapping[str, str]) -> Any:

@@ -32,7 +32,7 @@ from cluster.sweep.journal import Event, SweepJournal, Trial
 from cluster.sweep.manager import start_manager
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.room import local_concurrency, nodes_here, trial_resources
-from cluster.sweep.runs import payload_of
+from cluster.sweep.runs import task_of
 from cluster.sweep.scheduler import EarlyStopping
 from cluster.sweep.search import Proposals
 from cluster.sweep.space import parent_of
@@ -152,13 +152,13 @@ def run_trials(
     """
     journal = SweepJournal(plan.parent.run_dir / JOURNAL)
 
-    def payload(trial: Trial) -> dict[str, Any]:
-        return payload_of(trial.name, plan.config(trial), command, record.tags(trial))
+    def prepared(trial: Trial) -> dict[str, Any]:
+        return task_of(trial.name, plan.config(trial), command, record.tags(trial)).to_plain()
 
     def result(trial: Trial) -> dict[str, Any]:
         return RunFolder.of(plan.config(trial)).read_result()
 
-    proposals = Proposals(plan.space, journal, plan.score, payload, result)
+    proposals = Proposals(plan.space, journal, plan.score, prepared, result)
     journal.open()
     journal.listen(record.record_end)
     if watch:

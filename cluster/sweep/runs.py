@@ -6,6 +6,7 @@ Not here: the process that does this for all trials (`cluster.sweep.manager`), a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from cluster.batches import Batches
 from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.recipe import assign, parse
-from cluster.sweep.trial import RunValidations
+from cluster.sweep.trial import RunValidations, TrialTask
 from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import RunFolder
@@ -28,22 +29,22 @@ from pipelines.files import write_text
 from pipelines.leases import Fence
 
 
-def payload_of(name: str, config: RunConfig, command: str, tags: Mapping[str, str]) -> dict[str, Any]:
-    """Return the payload of the process of the trial `name`."""
+def task_of(name: str, config: RunConfig, command: str, tags: Mapping[str, str]) -> TrialTask:
+    """Return what the process of the trial `name` gets."""
     scaling = config.scaling
     in_one_process = {
         "num_cpus": scaling.cpus_per_worker,
         "num_gpus": scaling.gpus_per_worker if scaling.use_gpu else 0,
     }
-    return {
-        "name": name,
-        "config": public(config.model_dump(mode="json")),  # Tune writes payloads to files
-        "command": command,
-        "tags": dict(tags),
-        "run_dir": str(config.run_dir),
-        "validations": asdict(validations_of(config)),
-        "resources": None if scaling.num_workers else in_one_process,
-    }
+    return TrialTask(
+        name=name,
+        config=public(config.model_dump(mode="json")),  # Tune writes it to files
+        command=command,
+        tags=dict(tags),
+        run_dir=str(config.run_dir),
+        validations=validations_of(config),
+        resources=None if scaling.num_workers else in_one_process,
+    )
 
 
 def validations_of(config: RunConfig) -> RunValidations:
@@ -61,47 +62,47 @@ def validations_of(config: RunConfig) -> RunValidations:
     )
 
 
-def config_of(payload: Mapping[str, Any], credentials: Mapping[str, str]) -> RunConfig:
-    """Return the recipe of a payload, with the credentials in its addresses."""
-    plain = payload["config"]
+def config_of(task: TrialTask, credentials: Mapping[str, str]) -> RunConfig:
+    """Return the recipe of a trial, with the credentials in its addresses."""
+    plain = copy.deepcopy(task.config)
     for key, address in credentials.items():
         if flat_fields(plain).get(key) == without_credentials(address):
             assign(plain, key, address)
     return parse(plain)
 
 
-def launch_payload(payload: Mapping[str, Any], credentials: Mapping[str, str]) -> None:
-    """Train the payload's run in this process."""
-    launch(config_of(payload, credentials), command=payload["command"], tags=payload["tags"])
+def launch_trial(task: TrialTask, credentials: Mapping[str, str]) -> None:
+    """Train the trial's run in this process."""
+    launch(config_of(task, credentials), command=task.command, tags=task.tags)
 
 
-def open_payload(payload: Mapping[str, Any], credentials: Mapping[str, str], fence: Mapping[str, Any]) -> Job | None:
-    """Check the payload's run, make its folder and its entries in the trackers; None where it is finished already.
+def open_trial(task: TrialTask, credentials: Mapping[str, str], fence: Fence) -> Job | None:
+    """Check the trial's run, make its folder and its entries in the trackers; None where it is finished already.
 
     fence: of the lease that the trial's process has on the run's folder.
     """
-    config = config_of(payload, credentials)
+    config = config_of(task, credentials)
     if continued(config) is not None:
         deliver_rest(config)
         return None
     folder = RunFolder.of(config)
     folder.error.unlink(missing_ok=True)
     folder.claim(config, check_run(config))
-    open_run(config, payload["command"], payload["tags"])
-    return job_of(config, Fence(**fence))
+    open_run(config, task.command, task.tags)
+    return job_of(config, fence)
 
 
-def finish_payload(
-    payload: Mapping[str, Any], credentials: Mapping[str, str], final: Mapping[str, Any], wall_seconds: float
+def finish_trial(
+    task: TrialTask, credentials: Mapping[str, str], final: Mapping[str, Any], wall_seconds: float
 ) -> None:
-    """Write the result of the payload's run. final: what rank 0 returned; wall_seconds: of the whole run."""
-    config = config_of(payload, credentials)
+    """Write the result of the trial's run. final: what rank 0 returned; wall_seconds: of the whole run."""
+    config = config_of(task, credentials)
     close_run(config, "FINISHED", asdict(RunResult.of(config, final, wall_seconds)))
 
 
-def fail_payload(payload: Mapping[str, Any], credentials: Mapping[str, str], error: str | None) -> None:
-    """Write down how the payload's run ended. error: the line that ended it; None for a fault of the program."""
-    config = config_of(payload, credentials)
+def fail_trial(task: TrialTask, credentials: Mapping[str, str], error: str | None) -> None:
+    """Write down how the trial's run ended. error: the line that ended it; None for a fault of the program."""
+    config = config_of(task, credentials)
     if error is not None:
         write_text(RunFolder.of(config).error, error)
     close_run(config, "FAILED" if error is not None else "KILLED")

@@ -138,12 +138,12 @@ class Proposals(AskedByTune, Searcher):
             while trial := self._next():
                 self.handed_out.add(trial.name)
                 try:
-                    payload = self.prepare(trial)
+                    prepared = self.prepare(trial)
                 except Refused as error:
                     self.journal.end(trial.name, "failed", str(error))
                     continue
                 self.names[trial_id] = trial.name
-                return payload
+                return prepared
             return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

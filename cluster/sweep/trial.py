@@ -6,7 +6,6 @@ What needs the recipe itself is asked of the sweep's `RunManager`.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,29 +47,55 @@ class RunValidations:
     evaluate_every_epochs: int
 
 
-def train_trial(payload: dict[str, Any], manager: Any, credentials: Mapping[str, str]) -> None:
-    """Train the payload's run. An error is its result; if this process dies, Tune tries again.
+@dataclass(frozen=True)
+class TrialTask:
+    """A trial's run, as its process gets it, by way of Tune, which takes plain values only and writes them to files.
+
+    config: the recipe as plain values, without credentials; command, tags: for its entry in the trackers; resources: of
+    the one process that trains it, {"num_cpus": cores, "num_gpus": devices}, None where it has workers of its own.
+    """
+
+    name: str
+    config: dict[str, Any]
+    command: str
+    tags: dict[str, str]
+    run_dir: str
+    validations: RunValidations
+    resources: dict[str, float] | None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the task in plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> TrialTask:
+        """Return the task of what `to_plain` has returned."""
+        return cls(**{**plain, "validations": RunValidations(**plain["validations"])})
+
+
+def train_trial(plain: dict[str, Any], manager: Any, credentials: Mapping[str, str]) -> None:
+    """Train the run of a `TrialTask`, in plain values. An error is its result; if this process dies, Tune tries again.
 
     manager: the sweep's `RunManager`, for runs with workers of their own; credentials: {dotted key: value} of the
-    addresses in its recipe with what was cut out of the payload.
+    addresses in its recipe with what was cut out of the task.
     """
-    payload = copy.deepcopy(payload)  # Tune writes its own with every report
+    task = TrialTask.from_plain(plain)
     try:
-        with reporting_validations(RunValidations(**payload["validations"]), tune.report):
-            if payload["resources"] is None:
-                drive(payload, manager)
+        with reporting_validations(task.validations, tune.report):
+            if task.resources is None:
+                drive(task, manager)
             else:
-                ray.get(task_for(payload["resources"]).remote(payload, credentials))
+                ray.get(remote_launch(task.resources).remote(task, credentials))
     except Exception as error:
         cause = getattr(error, "cause", error)
         tune.report({"error": error_text(cause), "is_lost": is_loss(cause)})
 
 
-def drive(payload: dict[str, Any], manager: Any) -> None:
+def drive(task: TrialTask, manager: Any) -> None:
     """Let the run's workers train it, between its opening and its end, which the manager handles."""
     started = time.perf_counter()
-    with leased(make_folder(Path(payload["run_dir"]), "output_dir"), "train") as fence:
-        job = ray.get(manager.open.remote(payload, asdict(fence)))
+    with leased(make_folder(Path(task.run_dir), "output_dir"), "train") as fence:
+        job = ray.get(manager.open.remote(task, fence))
         if job is None:  # finished by the process that had the folder until now
             return
         board = open_board()
@@ -78,13 +103,13 @@ def drive(payload: dict[str, Any], manager: Any) -> None:
         try:
             final = fit(job, board)
         except Exception as error:
-            ray.get(manager.fail.remote(payload, str(error) if isinstance(error, RunFailed) else None))
+            ray.get(manager.fail.remote(task, str(error) if isinstance(error, RunFailed) else None))
             raise
         ray.kill(board)
-        ray.get(manager.finish.remote(payload, final, time.perf_counter() - started))
+        ray.get(manager.finish.remote(task, final, time.perf_counter() - started))
 
 
-def task_for(resources: Mapping[str, float]) -> Any:
+def remote_launch(resources: Mapping[str, float]) -> Any:
     """Return `launch_run` as a Ray task, in another process: next to Tune there is no place for a run of num_workers 0.
 
     Like Ray Train's workers, it is outside the resources that Tune gives a trial, which has none to spare. resources:
@@ -94,11 +119,11 @@ def task_for(resources: Mapping[str, float]) -> Any:
     return ray.remote(launch_run).options(**resources, max_retries=0, scheduling_strategy=nowhere)
 
 
-def launch_run(payload: dict[str, Any], credentials: Mapping[str, str]) -> None:
-    """Train the payload's run in this process."""
-    from cluster.sweep.runs import launch_payload  # only here: the trial's own process needs no torch
+def launch_run(task: TrialTask, credentials: Mapping[str, str]) -> None:
+    """Train the task's run in this process."""
+    from cluster.sweep.runs import launch_trial  # only here: the trial's own process needs no torch
 
-    launch_payload(payload, credentials)
+    launch_trial(task, credentials)
 
 
 def is_loss(error: BaseException) -> bool:

@@ -5,6 +5,8 @@ boto3's errors are recognised by the names of their classes, since it need not b
 
 from __future__ import annotations
 
+from kdcore.errors import typed_line
+
 UNREACHABLE_ERRORS = ("ConnectionError", "HTTPClientError")  # of botocore: the endpoint does not answer
 
 
@@ -20,9 +22,8 @@ def bucket_problem(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name in ("boto3", "botocore"):
         return f"{keeps}, for which boto3 is missing; install stillhouse[s3] here and on every node"
     if type(error).__module__.partition(".")[0] in ("boto3", "botocore"):
-        reason = " ".join(str(error).split())[:200]
         return (
-            f"{keeps}, which refuses ({type(error).__name__}: {reason}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            f"{keeps}, which refuses ({typed_line(error)}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
             "AWS_REGION and MLFLOW_S3_ENDPOINT_URL on every node as that store wants them"
         )
     return None

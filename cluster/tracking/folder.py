@@ -21,7 +21,7 @@ from cluster.plugins import fingerprints_of, location
 from cluster.recipe import load_recipe, to_yaml
 from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
 from kdcore.credentials import without_credentials
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from pipelines.files import make_folder, read_object, write_json, write_text
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class RunFolder:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(
-                f"{self.store} cannot be read ({' '.join(str(error).split())}); write the address of the MLflow store "
+                f"{self.store} cannot be read ({one_line(error, length=None)}); write the address of the MLflow store "
                 "that has the run into it, or delete it for the one in the output folder"
             ) from error
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.tracking.buckets import bucket_problem, is_bucket_away
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, one_line
 from kdcore.importing import importing
 
 # Errors of MLflow that waiting does not cure.
@@ -86,8 +86,8 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
             raise Refused(f"the MLflow store {uri} cannot be used: {problem}") from error
         if any(sign in str(error) for sign in DAMAGED):
             raise Refused(
-                f"the MLflow store {uri} is damaged ({' '.join(str(error).split())[:200]}); restore the file, or move "
-                "it away: a new one is made, without the runs that have ended"
+                f"the MLflow store {uri} is damaged ({one_line(error)}); restore the file, or move it away: "
+                "a new one is made, without the runs that have ended"
             ) from error
         if is_read_only(error):
             raise Refused(
@@ -96,11 +96,10 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
             ) from error
         if isinstance(error, ModuleNotFoundError) or type(error).__module__.startswith("sqlalchemy."):
             raise Refused(
-                f"the MLflow store {uri} cannot be opened ({' '.join(str(error).split())[:200]}); install the driver "
-                "of that database here and on every node, or name another store as tracking.uri"
+                f"the MLflow store {uri} cannot be opened ({one_line(error)}); install the driver of that database "
+                "here and on every node, or name another store as tracking.uri"
             ) from error
         if not (is_away(error) or isinstance(error, MlflowException) or http_status(error)):
             raise
         verb = "does not answer" if is_away(error) else "refuses"
-        reason = " ".join(str(error).split())[:200]
-        raise Refused(f"the MLflow store {uri} {verb} ({reason}); {remedy}") from error
+        raise Refused(f"the MLflow store {uri} {verb} ({one_line(error)}); {remedy}") from error

@@ -25,7 +25,7 @@ from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
 from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from pipelines.files import is_lasting, not_written
 from pipelines.nested import flat, in_short
 from pipelines.places import no_place
@@ -154,7 +154,7 @@ def read_state(directory: Path, place: str | None = None) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
         raise Refused(
-            f"checkpoint {place or directory}: its {STATE} is damaged ({' '.join(str(error).split())[:100]}); delete "
+            f"checkpoint {place or directory}: its {STATE} is damaged ({one_line(error, 100)}); delete "
             "that folder, and the same command goes on from the checkpoint before it"
         ) from error
     return state

@@ -8,6 +8,7 @@ import torch
 
 from cluster.assembly import Assembly
 from cluster.images import deployed_size
+from cluster.run_teachers import SINGLE
 from cluster.sections import TeacherConfig
 from cluster.training.checkpoint import TrainState
 from kdcore.cost import deployment_cost
@@ -19,7 +20,7 @@ def run_costs(run: Assembly, state: TrainState, say: Callable[[str], None]) -> d
     """Return {metric: value} of a run at its end. say: told what cannot be computed."""
     seconds = state.train_seconds
     deployment = deployment_cost(state.evaluated, deployed_size(run.config), say)
-    stored = [run.stored] if run.stored else list(run.ensemble.stored.values()) if run.ensemble else []
+    stored = run.teachers.stored.values()
     return {
         "cost/train_seconds": seconds,
         "cost/device_hours": seconds * run.rank.world_size / 3600,
@@ -33,10 +34,10 @@ def run_costs(run: Assembly, state: TrainState, say: Callable[[str], None]) -> d
 def teacher_size(run: Assembly, say: Callable[[str], None]) -> dict[str, float]:
     """Return {metric: parameters of the one teacher}; empty for none, and for several, whose sum says little."""
     metric, teacher = "model/teacher_parameters", run.config.teacher
-    if run.teacher is not None:
-        return {metric: float(count_parameters(run.teacher.model))}
+    if SINGLE in run.teachers.online:
+        return {metric: float(count_parameters(run.teachers.single.model))}
     with optional("the cached teacher's number of parameters is", say):
-        if run.stored is not None and teacher is not None:
+        if teacher is not None:
             return {metric: float(parameters_of(teacher, run.classes))}
     return {}
 

@@ -9,7 +9,7 @@ Not here: what is checked, written and tracked before and afterwards (`cluster.t
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.training.placement import Placement
 from cluster.training.process_group import ProcessGroup
 from cluster.training.recovery import Recovery, failure_of, leave_out_broken, restore_checkpoint_list
+from cluster.training.worker_task import WorkerTask
 from cluster.versions import refuse_other_versions
 from kdcore.errors import ClusterFailed
 from kdcore.importing import importing
@@ -38,7 +39,7 @@ from pipelines.places import filesystem_of
 class Job:
     """What the driver of a run's workers knows of it.
 
-    each: {resource: amount} of a worker; payload: what every worker gets; the rest as in the recipe.
+    each: {resource: amount} of a worker; task: what every worker gets; the rest as in the recipe.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Job:
     timeout_seconds: float
     patience_seconds: float
     resize_seconds: float
-    payload: dict[str, Any]
+    task: WorkerTask
 
     @property
     def uses_gpu(self) -> bool:
@@ -72,14 +73,15 @@ class Trainer(DataParallelTrainer):
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank of a run, on a node with the driver's libraries; return the run's final metrics (rank 0's)."""
-    refuse_other_versions(payload["versions"])
+    task = WorkerTask(**payload)
+    refuse_other_versions(task.versions)
     with importing("cluster.training.worker"):
         from ray.train.torch.config import TorchConfigContextManager
 
         from cluster.training.worker import train_worker
 
     with TorchConfigContextManager():
-        return train_worker(payload)
+        return train_worker(task)
 
 
 def set_up_ray_train(job: Job) -> None:
@@ -107,7 +109,7 @@ def fit(job: Job, board: Any) -> dict[str, Any]:
     set_up_ray_train(job)
     trainer = Trainer(
         train,
-        train_loop_config=job.payload | {"board": board},
+        train_loop_config=vars(replace(job.task, board=board)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(job.min_workers, job.num_workers) if job.min_workers else job.num_workers,
             use_gpu=job.uses_gpu,

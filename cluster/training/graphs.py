@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cluster.assembly import Assembly
+from cluster.error_text import first_line
 from cluster.training.loop import ForwardBackward
 from kdcore.batch import Batch
 from kdcore.distiller import Distiller, StepOutput
@@ -35,7 +36,8 @@ class GraphedPasses:
 
     def __init__(self, run: Assembly, distiller: Distiller) -> None:
         self.distiller, self.num_images = distiller, run.micro_batch
-        self.may_be_graphed = len(run.micro_batches) == 1 and not distiller.needs.sample_ids and not run.ensemble
+        reads_ids, has_several = distiller.needs.sample_ids, run.teachers.combined is not None
+        self.may_be_graphed = len(run.micro_batches) == 1 and not reads_ids and not has_several
         model = torch.compile(distiller) if run.config.train.compile else distiller
         self.eager = ForwardBackward(run, model)
         self.graphed = Graphed(self._from_no_gradients)
@@ -118,7 +120,7 @@ class Graphed(Generic[Output]):
             raise
         except RuntimeError as error:
             raise Refused(
-                f"train.cuda_graph: the step cannot be captured: {str(error).splitlines()[0]}; set it to false. Most "
+                f"train.cuda_graph: the step cannot be captured: {first_line(error)}; set it to false. Most "
                 "often a term reads a number from the device"
             ) from error
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
-from cluster.error_text import in_one_line
+from cluster.error_text import ending_of
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.plugins import fingerprints_of
 from cluster.polling import polling
@@ -33,6 +33,7 @@ from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run, check_this_process
 from cluster.training.opening import NotOpened, Opening
 from cluster.training.progress import Watcher
+from cluster.training.worker_task import WorkerTask
 from cluster.versions import node_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from kdcore.importing import importing
@@ -155,11 +156,11 @@ def run_to_end(
             if refusal is not None and isinstance(error, NotOpened):
                 if opening.is_first:
                     raise refusal from None
-                write_text(folder.error, in_one_line(refusal))
+                write_text(folder.error, ending_of(refusal))
                 raise (RunFailed(str(refusal)) if isinstance(refusal, Refused) else refusal) from None
             has_failed = isinstance(error, Exception)  # else it was asked to end
             if has_failed:
-                write_text(folder.error, in_one_line(error))
+                write_text(folder.error, ending_of(error))
             if refusal is None:
                 close_run(config, "FAILED" if has_failed else "KILLED")
             else:
@@ -203,11 +204,11 @@ def run_here(config: RunConfig, opening: Opening, watch: Watcher | None, fence: 
         from cluster.training.worker import train_worker
 
     stop = threading.Event()
-    payload = payload_of(config, fence) | {"board": None, "watch": watch, "stop": stop, "open_run": opening.wait}
+    task = replace(task_of(config, fence), watch=watch, stop=stop, open_run=opening.wait)
     if opening.is_first:
         opening.wait()
     use_worker_threads(config)
-    return fit_or_stop(partial(train_worker, payload), stop.set, watch)
+    return fit_or_stop(partial(train_worker, task), stop.set, watch)
 
 
 def fit_or_stop(
@@ -261,23 +262,23 @@ def job_of(config: RunConfig, fence: Fence) -> Job:
         timeout_seconds=scaling.timeout_seconds,
         patience_seconds=scaling.patience_seconds,
         resize_seconds=scaling.resize_seconds,
-        payload=payload_of(config, fence),
+        task=task_of(config, fence),
     )
 
 
-def payload_of(config: RunConfig, fence: Fence) -> dict[str, Any]:
-    """Return the plain values that every worker of a run gets."""
+def task_of(config: RunConfig, fence: Fence) -> WorkerTask:
+    """Return what every worker of a run gets."""
     from cluster.training.saving import newest_step  # as in `check_run`
 
     has_watcher = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
-    return {
-        "config": config.model_dump(mode="json"),
-        "plugins": fingerprints_of(config),
-        "versions": node_versions(with_dali=config.data.loader == "dali"),
-        "newest_step": newest_step(config),
-        "fence": asdict(fence),
-        "watches_nodes": config.scaling.num_workers > 0 and has_watcher,
-    }
+    return WorkerTask(
+        config=config.model_dump(mode="json"),
+        plugins=fingerprints_of(config),
+        versions=node_versions(with_dali=config.data.loader == "dali"),
+        newest_step=newest_step(config),
+        fence=fence,
+        watches_nodes=config.scaling.num_workers > 0 and has_watcher,
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from cluster.assembly import Assembly
 from cluster.config import RunConfig
 from cluster.probing import classifier_knows_classes
+from cluster.run_teachers import SINGLE
 from cluster.score_text import score_text
 from cluster.scores import in_words, says_more
 from cluster.teacher_causes import likelier_cause
@@ -223,7 +224,8 @@ class Recorder:
             if self.log:
                 write_natural_indices(self.config, self.run.classes)
             text += f"; {found.remedy}"
-            if self.run.teacher is not None and not answers.in_natural_order and not self.config.has_random_teacher:
+            is_at_hand = SINGLE in self.run.teachers.online and not self.config.has_random_teacher
+            if is_at_hand and not answers.in_natural_order:
                 text += f"; {likelier_cause(self.run, split)}"
             self.has_told_causes = True
         self.reporter.say(text)

@@ -33,7 +33,7 @@ from cluster.training.progress import Reporter
 from cluster.training.recorder import Recorder
 from cluster.training.saving import latest_checkpoint, saver_of
 from cluster.training.validation import Validation
-from pipelines.leases import Fence
+from cluster.training.worker_task import WorkerTask
 
 # Gradients that are views of the buckets are not held twice; `Rank.share_buffers` stands in for torch's broadcast.
 DATA_PARALLEL: dict[str, Any] = {
@@ -44,20 +44,20 @@ DATA_PARALLEL: dict[str, Any] = {
 
 
 @refuse_full_gpu("take a smaller train.micro_batch, or more workers")
-def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
+def train_worker(task: WorkerTask) -> dict[str, Any]:
     """Train to the last step, from the latest checkpoint if there is one; return the run's final metrics (rank 0's)."""
-    config = parse(payload["config"])
+    config = parse(task.config)
     rank = rank_of_this_process(config)
-    refuse_other_code(config, payload["plugins"])
+    refuse_other_code(config, task.plugins)
     set_up_torch(config.train.deterministic)
-    reporter = Reporter(payload["board"], rank.number, config.name, payload.get("watch"), payload.get("open_run"))
+    reporter = Reporter(task.board, rank.number, config.name, task.watch, task.open_run)
     reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)
     if unseen := unseen_images(run.batches, rank.world_size):
         reporter.say(unseen)
     state = new_state(run)
-    with latest_checkpoint(config, payload["newest_step"]) as checkpoint:
+    with latest_checkpoint(config, task.newest_step) as checkpoint:
         if checkpoint is not None:
             directory, place = checkpoint
             state.restore(directory, checkpoint_facts(run), place)
@@ -65,17 +65,17 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     loop = TrainingLoop(run, state, passes(run, state))
     # A graph cannot be captured on the default stream; what was started on that stream comes first.
     with torch.cuda.stream(new_stream(rank.device) if config.train.cuda_graph else None):
-        return train(loop, reporter, payload)
+        return train(loop, reporter, task)
 
 
-def train(loop: TrainingLoop, reporter: Reporter, payload: dict[str, Any]) -> dict[str, Any]:
+def train(loop: TrainingLoop, reporter: Reporter, task: WorkerTask) -> dict[str, Any]:
     """Take the steps that are left, with validations and checkpoints between them; return the run's final metrics."""
     run, state, config = loop.run, loop.state, loop.config
-    with Recorder(config, run, state.step, reporter, Fence(**payload["fence"])) as recorder:
+    with Recorder(config, run, state.step, reporter, task.fence) as recorder:
         recorder.interval.restore(state.interval)
         validation, saver = Validation(run, recorder), saver_of(run)
-        stop = payload["stop"] if payload["board"] is None else stop_event(payload["board"], run.rank)
-        notices = Notices(run.rank, stop, payload["watches_nodes"])
+        stop = task.stop or stop_event(task.board, run.rank)
+        notices = Notices(run.rank, stop, task.watches_nodes)
         batches = recorder.timed(run.train_batches(state.step))
         with with_place(lambda: place_of(loop), reporter.fail):
             while not loop.is_done:

@@ -6,7 +6,7 @@ import traceback
 from dataclasses import fields
 
 from kdcore.batch import Needs
-from kdcore.errors import Refused
+from kdcore.errors import Refused, typed_line
 from kdcore.layout import NETWORK_ERRORS
 from kdcore.terms.base import Term
 
@@ -23,10 +23,9 @@ def is_foreign(term: Term) -> bool:
 
 def refusal_of_foreign(described: str, term: Term, error: Exception) -> Refused:
     """Return the refusal of a plug-in's term that raised `error`: with its line, and what it may read there."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
     return Refused(
-        f"{described}{_place(term, error)}: {reason}; correct the loss: it may read labels, student_logits and what "
-        f"needs() declares ({_declared(term.needs())})"
+        f"{described}{_place(term, error)}: {typed_line(error)}; correct the loss: it may read labels, student_logits "
+        f"and what needs() declares ({_declared(term.needs())})"
     )
 
 

@@ -39,7 +39,7 @@ from cluster.training.check import check_run
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.checkpoints import load_tensors, to_safetensors
 from kdcore.cost import deployment_cost
-from kdcore.errors import Refused
+from kdcore.errors import Refused, typed_line
 from kdcore.fitting import load_fitting
 from kdcore.models import count_parameters
 from ops.benchmarks.tables import between
@@ -199,11 +199,11 @@ def try_role(role: str, model: str, size: int, args: dict[str, Any], images: str
     except Refused as error:
         return f"refused: {error}"
     except Exception as error:
-        return f"fault: {describe(error)}"
+        return f"fault: {typed_line(error, 300)}"
     try:
         take_a_step(config)
     except Exception as error:
-        return f"fault: {describe(error)}"
+        return f"fault: {typed_line(error, 300)}"
     return "works"
 
 
@@ -239,11 +239,6 @@ def take_a_step(config: Any) -> None:
     weights = Path(config.data.root) / "student.safetensors"
     weights.write_bytes(to_safetensors(state.deployed(select_best=False)))
     load_fitting(state.evaluated, load_tensors(weights), weights, config.student.model)
-
-
-def describe(error: Exception) -> str:
-    """Return an error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def with_table(page: str, found: dict[str, Any]) -> str:

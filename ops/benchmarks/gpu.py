@@ -39,7 +39,7 @@ from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
-from kdcore.errors import Refused
+from kdcore.errors import Refused, typed_line
 from kdcore.models import build_model
 from ops.benchmarks.gpu_bench import KD, PAIRS, Bench, held, repeated
 from ops.benchmarks.gpu_regions import regions
@@ -203,7 +203,7 @@ def measure(parts: list[str], bench: Bench, results: Path) -> None:
         try:
             found = PARTS[part](bench)
         except (RuntimeError, ValueError, OSError) as error:  # the other parts are worth the machine's time
-            found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+            found = {"error": typed_line(error, 500)}
         there = json.loads(path.read_text()) if path.exists() else {}
         there[part] = {**found, "seconds": time.perf_counter() - begun, "facts": facts()}
         write_json(path, there)

@@ -42,8 +42,7 @@ def asked_beside(
     run: Assembly, passes: ForwardBackward, batches: Iterator[Batch], bench: Bench
 ) -> Callable[[], object]:
     """Return a pass during which the teacher answers for the next batch, on a stream of its own."""
-    assert run.teacher is not None, "a recipe with one"
-    teacher = run.teacher
+    teacher = run.teachers.single
     if bench.device.type != "cuda":
         return asked_before(run, passes, batches)
     side = torch.cuda.Stream(bench.device)
@@ -77,9 +76,8 @@ def weights(bench: Bench) -> dict[str, Any]:
     found = {}
     for pair in PAIRS:
         run = bench.assembled(pair)
-        assert run.teacher is not None, "a recipe with one"
-        images = next(held(run)).images
-        networks = {"cast": run.teacher.model, "kept": keep_in_bfloat16(copy.deepcopy(run.teacher.model))}
+        images, network = next(held(run)).images, run.teachers.single.model
+        networks = {"cast": network, "kept": keep_in_bfloat16(copy.deepcopy(network))}
         same = torch.equal(*(inferred(network, images) for network in networks.values()))
         calls: dict[str, Callable[[], object]]
         calls = {name: partial(inferred, network, images) for name, network in networks.items()}

@@ -111,8 +111,7 @@ def networks(recipe: dict[str, Any]) -> tuple[nn.Module, nn.Module, torch.Tensor
     """Return student, teacher, images and labels of a batch, channels-last, as the product builds them."""
     run = assemble(parse(recipe), Rank(0, 1, CPU), reuse_index=True)
     batch = next(iter(run.train_batches(0)))
-    assert run.teacher is not None
-    return run.student.train(), run.teacher.model, batch.images, batch.hard_labels
+    return run.student.train(), run.teachers.single.model, batch.images, batch.hard_labels
 
 
 def bare(recipe: dict[str, Any]) -> Subject:
@@ -204,8 +203,7 @@ def subjects(folder: Path, pair: str) -> dict[str, Subject]:
 def write_teacher(recipe: dict[str, Any]) -> None:
     """Write weights drawn at random as those of the recipe's teacher."""
     drawn = recipe | {"teacher": {"model": recipe["teacher"]["model"], "random": True}, "cache": None}
-    teacher = assemble(parse(drawn), Rank(0, 1, CPU)).teacher
-    assert teacher is not None
+    teacher = assemble(parse(drawn), Rank(0, 1, CPU)).teachers.single
     torch.save(teacher.model.state_dict(), recipe["teacher"]["checkpoint"])
 
 

@@ -153,9 +153,8 @@ def saved_bytes(run: Assembly, distiller: Distiller) -> int:
 
 def teacher_networks(config: RunConfig, run: Assembly) -> list[tuple[RunConfig, nn.Module]]:
     """Return each teacher's own recipe, as it was before `without_weights`, with its network."""
-    if run.ensemble is not None:
-        return list(zip(config.teacher_recipes, run.ensemble.networks, strict=True))
-    return [(config, run.teacher.model)] if run.teacher else []
+    pairs = zip(config.teacher_recipes, run.teachers.members.values(), strict=True)
+    return [(recipe, teacher.model) for recipe, teacher in pairs if isinstance(teacher, OnlineTeacher)]
 
 
 def is_cached(config: RunConfig) -> bool:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdcore.errors import typed_line
 from ops.doctor.findings import Finding
 
 SIZE = (500, 375)  # width, height: typical of ImageNet
@@ -31,8 +32,7 @@ def probe_decoders(output_dir: Path) -> Iterator[Finding]:
         try:
             off = apart_in_a_process(device) if device == "mixed" else apart(device)
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            seen = f"DALI cannot decode regions of a JPEG ({device}): {type(error).__name__}: {reason}"
+            seen = f"DALI cannot decode regions of a JPEG ({device}): {typed_line(error, 300)}"
             yield Finding("decoders", "fail", seen, remedy)
             continue
         if off > WRONG:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 
+from kdcore.errors import one_line
 from ops.doctor.decoders import probe_decoders
 from ops.doctor.findings import Finding, Probe
 
@@ -93,7 +94,7 @@ def probe_gpu(output_dir: Path) -> Iterator[Finding]:
         for number in range(len(names)):
             torch.ones(2, device=f"cuda:{number}").sum().item()
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, length=None)
         if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
             yield Finding("gpu", "warn", f"hidden by CUDA_VISIBLE_DEVICES. {built_for}", "unset it to use the GPUs")
         elif NVIDIA_DRIVER.is_file():

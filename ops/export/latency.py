@@ -23,6 +23,7 @@ from cluster.evaluation import load_student, with_online_teacher
 from cluster.images import deployed_size
 from cluster.rank import Rank, synchronise
 from cluster.resources import device_here, use_worker_threads
+from cluster.run_teachers import SINGLE
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri
@@ -131,8 +132,8 @@ def measure_networks(
     parts = assemble(config, Rank(0, 1, device))
     networks: dict[str, nn.Module] = {"student": load_student(parts, weights)}
     sizes = {"student": deployed_size(config), "teacher": deployed_size(parts.for_teacher.config)}
-    if parts.teacher is not None:
-        networks["teacher"] = parts.teacher.model
+    if SINGLE in parts.teachers.online:
+        networks["teacher"] = parts.teachers.single.model
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         subjects = [
             subject

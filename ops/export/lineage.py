@@ -80,12 +80,8 @@ def write_lineage(folder: Path, parts: Assembly, run_dir: Path, in_timm: bool) -
 
 def teachers_of(parts: Assembly) -> list[dict[str, Any]]:
     """Return what is known of the run's teachers, in the recipe's order."""
-    networks: list[OnlineTeacher | StoredTeacher | None] = [parts.teacher or parts.stored]
-    if parts.ensemble is not None:
-        known: dict[str, OnlineTeacher | StoredTeacher] = {**parts.ensemble.online, **parts.ensemble.stored}
-        networks = [known[member.name] for member in parts.config.read_teachers]
-    pairs = zip(parts.config.teacher_recipes, networks, strict=False)
-    return [teacher_facts(recipe, network) for recipe, network in pairs if network is not None]
+    pairs = zip(parts.config.teacher_recipes, parts.teachers.members.values(), strict=True)
+    return [teacher_facts(recipe, teacher) for recipe, teacher in pairs]
 
 
 def teacher_facts(recipe: RunConfig, network: OnlineTeacher | StoredTeacher) -> dict[str, Any]:

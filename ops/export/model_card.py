@@ -102,11 +102,9 @@ def write_card(
 
 def teacher_rows(parts: Assembly) -> list[dict[str, str]]:
     """Return each teacher's name, model, fingerprint of its weights, and licence if timm states one."""
-    names = [member.name for member in parts.config.read_teachers] or [""]
-    rows = []
-    for name, recipe, facts in zip(names, parts.config.teacher_recipes, teachers_of(parts), strict=False):
-        online = parts.ensemble.online.get(name) if parts.ensemble else parts.teacher
-        stated = None
+    teachers, rows = parts.teachers, []
+    for name, recipe, facts in zip(teachers.members, parts.config.teacher_recipes, teachers_of(parts), strict=True):
+        online, stated = teachers.online.get(name), None
         if online is not None and recipe.teacher and recipe.teacher.pretrained:
             stated = getattr(online.model, "pretrained_cfg", {}).get("license")
         licence = stated or "not stated: ask who made the weights"

@@ -158,7 +158,7 @@ def hub_errors_as_refusals(address: str, repository: str, token: str) -> Iterato
     try:
         yield
     except HFValidationError as error:
-        raise Refused(f"--to {repository}: {in_one_line(error, token)}; give OWNER/NAME") from None
+        raise Refused(f"--to {repository}: {first_line_without(error, token)}; give OWNER/NAME") from None
     except OfflineModeIsEnabled:
         raise Refused("HF_HUB_OFFLINE is set, which forbids any connection; unset it and push again") from None
     except HfHubHTTPError as error:
@@ -167,7 +167,7 @@ def hub_errors_as_refusals(address: str, repository: str, token: str) -> Iterato
         if not is_of_the_network(error):
             raise
         raise Refused(
-            f"the hub {address} does not answer ({in_one_line(error, token)}); push again when it does, or give "
+            f"the hub {address} does not answer ({first_line_without(error, token)}); push again when it does, or give "
             "another as --hub URL: a commit is made whole or not at all"
         ) from None
 
@@ -179,7 +179,7 @@ def reason_of(error: HfHubHTTPError, address: str, repository: str, token: str) 
         return f"the hub {address} rejects the token; set HF_TOKEN to a valid one with write access"
     if status == 403:
         return f"the token may not write to {repository} on {address}; use one that may, or another --to"
-    said = in_one_line(error.server_message or error, token)
+    said = first_line_without(error.server_message or error, token)
     return f"the hub {address} answers with {status} ({said}); push again, nothing of this export was committed"
 
 
@@ -191,7 +191,7 @@ def is_of_the_network(error: BaseException) -> bool:
     return any(isinstance(one, HTTPError | ConnectionError | TimeoutError) for one in causes)
 
 
-def in_one_line(error: object, token: str) -> str:
+def first_line_without(error: object, token: str) -> str:
     """Return a message's first line, shortened, without the token."""
     lines = [line.strip() for line in str(error).replace(token, "***").splitlines() if line.strip()]
     return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cluster.precision import autocast
+from cluster.run_teachers import SINGLE
 from cluster.training.finite import NotFinite
 from cluster.training.graphs import Graphed, follow, new_stream
 from kdcore.batch import Batch, Needs, TeacherOutputs
@@ -76,8 +77,8 @@ class Flight:
 
 def with_answers(lane: Lane, batch: Batch, request: Request, answers: dict[str, TeacherOutputs]) -> Batch:
     """Return the batch with the answers of the lane's teacher, from its cache or online."""
-    if lane.run.stored is not None:
-        return batch.with_targets(lane.run.stored.outputs(request))
+    if (stored := lane.run.teachers.targets(request)) is not None:
+        return batch.with_targets(stored)
     if asks_online(lane):
         return batch.with_targets(lane.config.needs.select(answers[teacher_of(lane)]))
     return batch
@@ -98,7 +99,7 @@ def grouped(lanes: Iterable[Lane], key: Callable[[Lane], Key]) -> dict[Key, list
 
 def asks_online(lane: Lane) -> bool:
     """Return whether the lane asks an online teacher."""
-    return lane.config.needs.reads_teacher and lane.run.teacher is not None
+    return lane.config.needs.reads_teacher and SINGLE in lane.run.teachers.online
 
 
 def teacher_of(lane: Lane) -> str:
@@ -109,10 +110,9 @@ def teacher_of(lane: Lane) -> str:
 
 def shared_teacher(lanes: list[Lane]) -> Callable[[Batch], TeacherOutputs]:
     """Return the teacher that all these lanes have, answering what any of them reads."""
-    run, config, rank = lanes[0].run, lanes[0].config, lanes[0].rank
-    assert run.teacher is not None, "these lanes ask one"
+    config, rank, asked = lanes[0].config, lanes[0].rank, lanes[0].run.teachers.single
     needs = Needs.union(lane.config.needs.of_teacher for lane in lanes)
-    teacher = OnlineTeacher(run.teacher.model, needs, run.teacher.renormalise)
+    teacher = OnlineTeacher(asked.model, needs, asked.renormalise)
 
     def answer(batch: Batch) -> TeacherOutputs:
         with autocast(config, rank):

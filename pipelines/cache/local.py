@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from pyarrow import fs
 
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, one_line
 from kdcore.located import is_uri
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
@@ -88,8 +88,9 @@ def _take(place: Place, name: str, target: Path) -> None:
     except OSError as error:
         if error.errno in FULL:
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise RunFailed(f"{place.name_of(name)} cannot be copied ({reason}); run the same command again") from error
+        raise RunFailed(
+            f"{place.name_of(name)} cannot be copied ({one_line(error)}); run the same command again"
+        ) from error
 
 
 def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, one_line
 from pipelines.files import write_whole
 from pipelines.vectors import to_numpy
 
@@ -139,7 +139,7 @@ def map_shard(directory: Path, shard: Shard, fields: Mapping[str, tuple[str, int
     except OSError as error:
         raise _not_mapped(path, error) from error
     except (pa.ArrowException, KeyError, ValueError, AttributeError) as error:
-        raise Refused(f"{path} is not a shard of a cache ({' '.join(str(error).split())[:100]}); {REMEDY}") from error
+        raise Refused(f"{path} is not a shard of a cache ({one_line(error, 100)}); {REMEDY}") from error
     for name, (dtype, width) in fields.items():
         found, rows = mapped[name], shard.stop - shard.start
         if found.shape != (rows, width) or found.dtype != np.dtype(dtype):
@@ -161,7 +161,7 @@ def _not_mapped(path: Path, error: OSError) -> Refused | RunFailed:
         return RunFailed(
             f"{path} cannot be opened ({os.strerror(error.errno)}); raise the limit of open files (ulimit -n)"
         )
-    return Refused(f"{path} is not a shard of a cache ({' '.join(str(error).split())[:100]}); {REMEDY}")
+    return Refused(f"{path} is not a shard of a cache ({one_line(error, 100)}); {REMEDY}")
 
 
 def _matrix(array: pa.FixedSizeListArray, num_rows: int) -> NDArray[np.generic]:

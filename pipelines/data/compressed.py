@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from pipelines.data.listing import find_containers
 from pipelines.data.tars import CODECS, is_tar, plain_name, with_class_list
 from pipelines.files import make_folder, remove_unfinished, write_whole
@@ -86,7 +86,7 @@ def _decompressed(compressed: pa.NativeFile, codec: str, name: str, report: Call
                 report(compressed.tell() - done)
                 done = compressed.tell()
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowInvalid) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, length=None)
         raise Refused(f"{name} is not a whole compressed file, or cannot be read ({reason}); fetch it again") from error
 
 

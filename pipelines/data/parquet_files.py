@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.remarks import warn_once
 from pipelines.places import Found, Place
 
@@ -42,10 +42,9 @@ def refusing_damaged(name: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise Refused(
-            f"{name} is not a whole Parquet file, or cannot be read ({reason}); fetch it again, or repair its disk or "
-            f"store"
+            f"{name} is not a whole Parquet file, or cannot be read ({one_line(error)}); fetch it again, or repair its "
+            "disk or store"
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from pipelines.data.parquet_files import Footer, open_parquet, refusing_damaged
 from pipelines.places import Place
 
@@ -50,8 +50,9 @@ def _plain(values: pa.Array, where: str) -> pa.Array:
     try:
         return values.cast(pa.list_(plain) if is_list(kind) else plain)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise Refused(f"{where} is of {kind}, not class numbers or names ({reason}); give one of these") from error
+        raise Refused(
+            f"{where} is of {kind}, not class numbers or names ({one_line(error, 100)}); give one of these"
+        ) from error
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ from threading import Lock
 
 import pyarrow as pa
 
-from kdcore.errors import Refused, RunFailed
+from kdcore.errors import Refused, RunFailed, one_line
 from pipelines.places import Place
 
 IMAGES_READ_AHEAD = 1024  # images to read ahead of those in use: a request takes tens of milliseconds
@@ -45,7 +45,7 @@ class StoreFiles:
             except OSError as error:
                 self._opened.pop(name, None)
                 if attempt == _TRIES:
-                    reason = " ".join(str(error).split())
+                    reason = one_line(error, length=None)
                     raise RunFailed(
                         f"{self._place.name_of(name)} could not be read in {_TRIES} tries ({reason})"
                     ) from error

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.remarks import warn_once
 from pipelines.data.listing import (
     Listing,
@@ -178,7 +178,7 @@ def _refusing_damaged(name: str) -> Iterator[None]:
     except (tarfile.TarError, EOFError) as error:
         raise Refused(f"{name} is not a whole tar ({error}); copy it again") from error
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error, length=None)
         raise Refused(f"{name} cannot be read ({reason}); repair its disk or store, then try again") from error
 
 

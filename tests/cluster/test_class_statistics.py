@@ -17,9 +17,11 @@ from cluster.passes import every_image_once
 from cluster.rank import Rank
 from cluster.recipe import parse
 from cluster.training.launch import check_run
+from kdcore.batch import Needs
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
+from kdcore.online_teacher import OnlineTeacher
 from kdcore.terms.wkd import class_similarity
 from pipelines.loaders.base import Request
 
@@ -54,9 +56,8 @@ def run(recipe, tmp_path) -> Assembly:
 
 def logits_of(run: Assembly, ids: np.ndarray) -> Tensor:
     """The teacher's logits for training images, cut as for validation."""
-    assert run.teacher is not None
     (batch,) = run.evaluation_loader("train").load([Request(view=0, sample_ids=ids)])
-    return run.teacher(batch).logits
+    return run.teachers.single(batch).logits
 
 
 def test_similarity_is_that_of_the_first_images_of_each_class(run):
@@ -65,7 +66,7 @@ def test_similarity_is_that_of_the_first_images_of_each_class(run):
     fewest = np.bincount(labels).min()
     assert fewest < np.bincount(labels).max()
     logits = torch.stack([logits_of(run, np.flatnonzero(labels == k)[:fewest]) for k in range(3)])
-    found = similarity_of_classes(run.teacher, run.evaluation_loader("train"), labels, 3, Rank(0, 1, CPU))
+    found = similarity_of_classes(run.teachers.single, run.evaluation_loader("train"), labels, 3, Rank(0, 1, CPU))
     torch.testing.assert_close(found, class_similarity(logits))
 
 
@@ -73,7 +74,7 @@ def test_ranks_share_the_images_of_the_similarity(run):
     labels = run.indexes["train"].labels.astype(np.int64)
     ranks = [LoneRank(number, 2, CPU) for number in range(2)]
     for rank in ranks:
-        similarity_of_classes(run.teacher, run.evaluation_loader("train"), labels, 3, rank)
+        similarity_of_classes(run.teachers.single, run.evaluation_loader("train"), labels, 3, rank)
     parts = [rank.kept[0] for rank in ranks]
     assert not (parts[0] * parts[1]).any()
     whole = logits_of(run, np.argsort(labels, kind="stable"))
@@ -82,10 +83,10 @@ def test_ranks_share_the_images_of_the_similarity(run):
 
 def test_means_are_of_the_images_as_they_are_trained_on(run):
     """View 0 of the training images, as KD++ takes its centres from augmented pictures."""
-    statistics = run.class_statistics(run.teacher)
+    statistics = run.class_statistics(run.teachers.single)
     train, sums = run.indexes["train"], torch.zeros(3, 64)
     for batch in run.loader("train", run.plan, 48).load(every_image_once(len(train), Rank(0, 1, CPU), 48)):
-        sums.index_add_(0, batch.labels, run.teacher(batch).features["classifier_input"])
+        sums.index_add_(0, batch.labels, run.teachers.single(batch).features["classifier_input"])
     means = sums / torch.bincount(torch.from_numpy(train.labels.astype(np.int64)))[:, None]
     torch.testing.assert_close(statistics.means["classifier_input"], means)
     assert statistics.similarity is not None
@@ -93,14 +94,15 @@ def test_means_are_of_the_images_as_they_are_trained_on(run):
 
 def test_a_method_that_reads_none_takes_no_pass(run, monkeypatch):
     monkeypatch.setattr(Assembly, "loader", None)
-    assert run.class_statistics(None).means == {}
+    teacher = OnlineTeacher(run.teachers.single.model, Needs(teacher_logits=True))
+    assert run.class_statistics(teacher).means == {}
 
 
 def test_a_class_of_one_image_is_refused(run):
     labels = run.indexes["train"].labels.astype(np.int64).copy()
     labels[labels == 2] = np.where(np.arange((labels == 2).sum()) == 0, 2, 0)
     with pytest.raises(Refused, match="a class has 1 training images"):
-        similarity_of_classes(run.teacher, run.evaluation_loader("train"), labels, 3, Rank(0, 1, CPU))
+        similarity_of_classes(run.teachers.single, run.evaluation_loader("train"), labels, 3, Rank(0, 1, CPU))
 
 
 @pytest.mark.parametrize(

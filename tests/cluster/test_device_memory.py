@@ -44,7 +44,7 @@ def test_words_that_are_not_known():
 def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
     monkeypatch.setattr(worker, "parse", full)
     with pytest.raises(Refused, match=r"take a smaller train\.micro_batch"):
-        worker.train_worker({"config": {}})
+        worker.train_worker(SimpleNamespace(config={}))
     monkeypatch.setattr(passes, "counts_for", full)
     loader, rank = SimpleNamespace(source=None), Rank(0, 1, torch.device("cpu"))
     for look in (passes.evaluate, passes.teacher_pass):

@@ -1,18 +1,18 @@
 """What networks on a GPU do, shown without one: by tensors that have a device and no values."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cluster.ensemble import TeacherEnsemble
 from cluster.precision import precision
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.run_teachers import RunTeachers
+from cluster.stored_teacher import StoredTeacher
 from kdcore.batch import Batch, TeacherOutputs
-from kdcore.ensemble import Combination, Ensemble
+from kdcore.ensemble import Combination
+from kdcore.online_teacher import OnlineTeacher
 
 CUDA = torch.device("cuda")
 IMAGES, CLASSES = 8, 5
@@ -55,21 +55,30 @@ def test_the_average_of_several_teachers_is_judged_on_the_gpu(monkeypatch, multi
         return {}
 
     monkeypatch.setattr("cluster.passes.over_ranks", over_ranks)
-    monkeypatch.setattr("cluster.ensemble.over_ranks", over_ranks)
+    monkeypatch.setattr("cluster.run_teachers.over_ranks", over_ranks)
     source = Source(multi_label)
     weights = {"online": lambda epoch: 1.0, "stored": lambda epoch: 1.0}
     with FakeTensorMode(allow_non_fake_inputs=True):
 
-        class Online:
+        class Online(OnlineTeacher):
             has_head = True
+
+            def __init__(self):
+                """It has no network."""
 
             def __call__(self, batch):
                 return TeacherOutputs(logits=torch.zeros(len(batch), CLASSES, device=CUDA))
 
-        online = {"online": Online()}
-        stored = {"stored": SimpleNamespace(has_head=True, evaluation=lambda *_: ({}, torch.zeros(IMAGES, CLASSES)))}
-        combination = Combination(weights)
-        teachers = TeacherEnsemble(online, stored, Ensemble(online, combination, True, {}), combination)
+        class Stored(StoredTeacher):
+            has_head = True
+
+            def __init__(self):
+                """It has no cache."""
+
+            def evaluation(self, *_):
+                return {}, torch.zeros(IMAGES, CLASSES)
+
+        teachers = RunTeachers({"online": Online(), "stored": Stored()}, judged=Combination(weights))
         found = teachers.evaluation("val", source, Loader(source), Rank(0, 1, CUDA))
     assert found is not None
     assert found[1].device.type == "cpu"

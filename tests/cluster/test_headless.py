@@ -59,7 +59,7 @@ def test_foundation_models_teach_by_features(recipes, kind):
     config = recipes(teacher=teacher, method=method, views__size=size)
     check_run(config)
     run = assemble(config, Rank(0, 1, CPU))
-    assert not run.teacher.has_head
+    assert not run.teachers.single.has_head
     loss = run.distiller()(next(iter(run.train_batches(0)))).loss
     assert torch.isfinite(loss)
     assert run.teacher_on("val", run.evaluation_loader("val")) is None
@@ -165,7 +165,7 @@ def test_a_teacher_with_a_classifier_is_judged_by_what_that_reads(recipes):
     run = assemble(recipes(teacher={"model": "cifar_resnet8", "random": True}), Rank(0, 1, CPU))
     assert Probe(run, ["val"]).teacher is None
     probe = Probe(run, ["val"], of_any_teacher=True)
-    assert probe.metrics(run.teacher.model)["val/neighbour_agreement"] == 1.0
+    assert probe.metrics(run.teachers.single.model)["val/neighbour_agreement"] == 1.0
     assert probe.metrics(run.student).keys() == {"val/knn_top1", "val/neighbour_agreement"}
     assert probe.teacher_metrics().keys() == {"val"}
 
@@ -179,7 +179,7 @@ def test_a_teacher_is_judged_in_its_own_size(recipes):
     (batch,) = loader.load(every_image_once(15, run.rank, 15))
     assert batch.images.shape == (15, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(probe.theirs["val"], run.teacher.model(batch.images))
+        torch.testing.assert_close(probe.theirs["val"], run.teachers.single.model(batch.images))
     assert "val/neighbour_agreement" in probe.metrics(run.student)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.run_teachers import SINGLE, RunTeachers
 from cluster.teacher_causes import likelier_cause
 from kdcore.online_teacher import OnlineTeacher
 from tests.conftest import small_recipe, write_image_folder
@@ -69,7 +70,8 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("name", READERS)
 def test_the_cause_is_named(run, name):
     model, sentence = READERS[name]
-    found = likelier_cause(replace(run, teacher=OnlineTeacher(model, run.teacher.needs)), "val")
+    teacher = OnlineTeacher(model, run.teachers.single.needs)
+    found = likelier_cause(replace(run, teachers=RunTeachers({SINGLE: teacher})), "val")
     assert sentence in found
     if name == "inception":
         assert "set teacher.args.pretrained_cfg_overlay={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}" in found
@@ -85,4 +87,4 @@ def test_the_remedy_works(run):
     pixels = batch.images * torch.tensor(other.statistics[1]).view(3, 1, 1) + torch.tensor(other.statistics[0]).view(
         3, 1, 1
     )
-    assert torch.allclose(other.teacher.normalised(batch.images), (pixels - 0.5) / 0.5, atol=1e-5)
+    assert torch.allclose(other.teachers.single.normalised(batch.images), (pixels - 0.5) / 0.5, atol=1e-5)

@@ -11,6 +11,7 @@ from cluster.cache.builder import Builder
 from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.run_teachers import SINGLE, RunTeachers
 from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import likely_causes
 from kdcore.errors import Refused
@@ -87,7 +88,7 @@ class AtItsSize(nn.Module):
 def test_a_bad_teacher_is_tried_at_its_own_size(config):
     """The student's size was taken for the run's own, and the teacher's for the cause."""
     run = assemble(config(cache=None), Rank(0, 1, CPU))
-    run = replace(run, teacher=OnlineTeacher(AtItsSize(), run.teacher.needs))
+    run = replace(run, teachers=RunTeachers({SINGLE: OnlineTeacher(AtItsSize(), run.teachers.single.needs)}))
     assert "tried in vain" in likelier_cause(run, "val")
     from_a_file = {"model": "cifar_resnet8", "checkpoint": "weights.pt", "image_size": 32}
     assert "another size of images than 32 pixels" in likely_causes(config(teacher=from_a_file))

@@ -48,9 +48,9 @@ def test_its_folder_may_be_elsewhere(recipe, tmp_path, monkeypatch, home):
         )
 
     build(config("online"))
-    assert assemble(config("cache"), Rank(0, 1, CPU)).stored is not None
+    assert assemble(config("cache"), Rank(0, 1, CPU)).teachers.stored
     write_teacher(folder, seed=2)
     with pytest.raises(Refused, match=r"teacher\.weights"):
         assemble(config("cache"), Rank(0, 1, CPU))
     shutil.rmtree(folder)
-    assert assemble(config("cache"), Rank(0, 1, CPU)).stored is not None
+    assert assemble(config("cache"), Rank(0, 1, CPU)).teachers.stored

@@ -24,7 +24,7 @@ def test_a_teacher_sees_the_same_views_in_its_own_size(recipes, teacher):
     assert batches[0].images.shape[-2:] == (16, 16)
     for batch, larger in zip(batches, theirs, strict=True):
         assert torch.equal(batch.sample_ids, larger.sample_ids)
-        expected = seen.teacher(larger).logits
+        expected = seen.teachers.single(larger).logits
         assert torch.allclose(batch.targets.logits, expected, atol=1e-4 * float(expected.abs().max()))
     metrics, _ = run.teacher_on("val", run.evaluation_loader("val"))
     larger_metrics, _ = seen.teacher_on("val", seen.evaluation_loader("val"))
@@ -39,7 +39,7 @@ def test_a_teacher_sees_the_same_views_in_its_own_size(recipes, teacher):
     assert losses(recipes(**beside)) == pytest.approx(losses(recipes(**small, **EXACT)), rel=1e-4)
     rehearse_run(assemble(recipes(**beside), Rank(0, 1, CPU)))
     another = small | {"views": size["views"] | {"size": 24}}
-    assert assemble(recipes(**another, **EXACT), Rank(0, 1, CPU)).stored is not None
+    assert assemble(recipes(**another, **EXACT), Rank(0, 1, CPU)).teachers.stored
     with pytest.raises(Refused, match=r"views\.size"):
         assemble(recipes(views=size["views"], teacher=size["teacher"], **EXACT), Rank(0, 1, CPU))
 

@@ -4,8 +4,8 @@ import json
 
 from cluster.images import open_data
 from cluster.stored_teacher import TRAIN
-from cluster.sweep.runs import validations_of
-from cluster.sweep.trial import reporting_validations
+from cluster.sweep.runs import config_of, task_of, validations_of
+from cluster.sweep.trial import TrialTask, reporting_validations
 
 
 def test_every_validation_is_told_once(recipes):
@@ -27,3 +27,15 @@ def test_every_validation_is_told_once(recipes):
         {"epoch": step / 6, "step": step, "last": step == 12, "held_out/top1": step / 100, "val/top1": 0.5}
         for step in (6, 9, 12)
     ]
+
+
+def test_tune_keeps_a_task_in_files_which_hold_no_password(recipes):
+    """They hold all else, and still do once the run's process has put the password back."""
+    uri = "https://user:marker-of-a-password@mlflow.example/"
+    config = recipes(tracking__uri=uri)
+    open_data(config)
+    plain = json.loads(json.dumps(task_of("000-seed0", config, "sweep", {"sweep": "s"}).to_plain()))
+    task = TrialTask.from_plain(plain)
+    assert task == task_of("000-seed0", config, "sweep", {"sweep": "s"})
+    assert config_of(task, {"tracking.uri": uri}) == config
+    assert "marker-of-a-password" not in json.dumps(plain)

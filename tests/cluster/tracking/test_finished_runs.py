@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from cluster.sweep.runs import open_payload
+from cluster.sweep.runs import open_trial
 from cluster.tracking import delivery
 from cluster.tracking import run as tracking
 from cluster.tracking.delivery import deliver_all, deliver_rest
@@ -21,7 +21,9 @@ from pipelines.files import write_text
 
 FINISHING = {
     "the same command": lambda config: launch(config),
-    "the sweep of its trial": lambda config: open_payload({"config": config.model_dump(mode="json")}, {}, {}),
+    "the sweep of its trial": lambda config: open_trial(
+        SimpleNamespace(config=config.model_dump(mode="json")), {}, None
+    ),
     "deliver": lambda config: deliver_all(config.run_dir.parent),
 }
 

@@ -13,6 +13,7 @@ from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.run_teachers import RunTeachers
 from cluster.training.costs import run_costs, teacher_size
 from cluster.training.loop import new_state
 from kdcore.configs import ModelConfig
@@ -60,11 +61,11 @@ def test_what_cannot_be_known_is_left_out_with_a_line(recipe, tmp_path):
     teacher = {"model": f"local-dir:{tmp_path / 'gone'}", "source": "cache"}
     config = parse(recipe(method=KD, teacher=teacher, views__num_views=1, cache={"dir": str(tmp_path / "cache")}))
     told: list[str] = []
-    run = SimpleNamespace(config=config, teacher=None, stored=object(), classes=("a", "b", "c"))
+    run = SimpleNamespace(config=config, teachers=RunTeachers(), classes=("a", "b", "c"))
     assert teacher_size(run, told.append) == {}
     assert told[0].startswith("the cached teacher's number of parameters is left out (Refused: ")
 
 
 def test_without_a_teacher_there_is_none(recipe):
-    run = SimpleNamespace(config=parse(recipe()), teacher=None, stored=None, classes=("a", "b", "c"))
+    run = SimpleNamespace(config=parse(recipe()), teachers=RunTeachers(), classes=("a", "b", "c"))
     assert teacher_size(run, print) == {}

@@ -11,10 +11,13 @@ import pytest
 from cluster.recipe import parse
 from cluster.training import fitting
 from cluster.training.fitting import Job, set_up_ray_train
+from cluster.training.worker_task import WorkerTask
 from kdcore.errors import Refused
+from pipelines.leases import Fence
 
 NAMES = ("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S")
 TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+TASK = WorkerTask({}, {}, {}, None, Fence("", "", 0), watches_nodes=False)
 
 
 def test_it_imports_neither_torch_nor_mlflow():
@@ -26,7 +29,7 @@ def test_it_imports_neither_torch_nor_mlflow():
 
 
 def job(**each: float) -> Job:
-    return Job("run", "/out/run", "/out", 2, each, 2, None, 2, 60.0, 60.0, 60.0, {})
+    return Job("run", "/out/run", "/out", 2, each, 2, None, 2, 60.0, 60.0, 60.0, TASK)
 
 
 @pytest.fixture

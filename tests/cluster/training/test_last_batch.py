@@ -98,7 +98,7 @@ def test_the_gradient_is_the_mean_over_the_images_that_are_there(keeping: Make) 
         (batch,) = run.loader("train", run.plan, 20).load([request])
         assert len(batch) == (5 if step == LAST else 20)
         distiller = loop.state.distiller.train()
-        student, teacher = run.student(batch.images), run.teacher.model(batch.images).detach()
+        student, teacher = run.student(batch.images), run.teachers.single.model(batch.images).detach()
         log_q, p = F.log_softmax(student / 2, 1), F.softmax(teacher / 2, 1)
         hard = -F.log_softmax(student, 1)[torch.arange(len(batch)), batch.labels]
         total = (0.5 * hard + 2.0 * 4 * (p * (p.log() - log_q)).sum(1)).mean()
@@ -157,7 +157,7 @@ def test_cached_is_online(keeping: Make, tmp_path: Path) -> None:
     torch.manual_seed(7)
     cache = {"cache": {"dir": str(tmp_path / "cache"), "dtype": "float32", "features": "float32"}}
     online = keeping(**cache)
-    teacher = assemble(online, Rank(0, 1, CPU)).teacher
+    teacher = assemble(online, Rank(0, 1, CPU)).teachers.single
     torch.save(teacher.model.state_dict(), tmp_path / "teacher.pt")
     weights = VIT | {"checkpoint": str(tmp_path / "teacher.pt")}
     online = keeping(**cache, teacher=weights)

@@ -91,7 +91,7 @@ def test_one_cache_serves_every_sampling(long_tail: Make, tmp_path: Path) -> Non
     cache = {"dir": str(tmp_path / "cache"), "dtype": "float32", "features": "float32"}
     own = {"method": KD, "views__num_views": 2, "cache": cache}
     random = assembled(long_tail(**own, teacher={"model": "cifar_resnet8", "random": True}))
-    torch.save(random.teacher.model.state_dict(), tmp_path / "teacher.pt")
+    torch.save(random.teachers.single.model.state_dict(), tmp_path / "teacher.pt")
     build(long_tail(**own, teacher=teacher, data__sampling="images"))
     for sampling in ("classes", "sqrt"):
         losses = []

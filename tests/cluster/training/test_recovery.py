@@ -28,7 +28,9 @@ from cluster.training.recovery import (
     refuse_to_repeat,
     restore_checkpoint_list,
 )
+from cluster.training.worker_task import WorkerTask
 from kdcore.errors import Refused, RunFailed
+from pipelines.leases import Fence
 
 
 def noted(error: Exception, note: str) -> Exception:
@@ -227,7 +229,8 @@ def test_a_checkpoint_removed_from_an_object_store_is_passed_over(tmp_path, monk
         raise InterruptedError  # before Ray is asked
 
     monkeypatch.setattr(fitting, "set_up_ray_train", begin)
-    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, {})
+    task = WorkerTask({}, {}, {}, None, Fence("", "", 0), watches_nodes=False)
+    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
     (tmp_path / "run").mkdir()
     first, second, third = write_checkpoints(tmp_path / "run", 1, 2, 3)
     store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())

@@ -8,6 +8,7 @@ from torch import nn
 
 import ops.export.latency
 from cluster.images import deployed_size
+from cluster.run_teachers import SINGLE, RunTeachers
 from cluster.training.costs import run_costs
 from kdcore.cost import multiply_adds
 from tests.ops.conftest import METHODS, small_run
@@ -24,7 +25,7 @@ def config(tmp_path):
 def test_the_costs_of_a_run(config):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
     rank, batches = SimpleNamespace(world_size=1), SimpleNamespace(num_until=lambda step: 0)
-    run = SimpleNamespace(config=config, rank=rank, batches=batches, stored=None, ensemble=None, teacher=None)
+    run = SimpleNamespace(config=config, rank=rank, batches=batches, teachers=RunTeachers())
     state = SimpleNamespace(train_seconds=1.0, step=0, evaluated=network)
     costs = run_costs(run, state, print)
     assert deployed_size(config) == (48, 48)
@@ -33,9 +34,9 @@ def test_the_costs_of_a_run(config):
 
 def test_each_network_is_timed_at_its_own_size(config, monkeypatch):
     student, teacher = nn.Identity(), nn.Identity()
-    parts = SimpleNamespace(
-        config=config, teacher=SimpleNamespace(model=teacher), for_teacher=SimpleNamespace(config=config.for_teacher)
-    )
+    single = SimpleNamespace(model=teacher)
+    teachers = SimpleNamespace(online={SINGLE: single}, single=single)
+    parts = SimpleNamespace(config=config, teachers=teachers, for_teacher=SimpleNamespace(config=config.for_teacher))
     monkeypatch.setattr(ops.export.latency, "assemble", lambda *_: parts)
     monkeypatch.setattr(ops.export.latency, "load_student", lambda *_: student)
     sizes = {}

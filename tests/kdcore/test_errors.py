@@ -1,0 +1,27 @@
+"""What an error says, in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdcore.errors import one_line, typed_line
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "typed"),
+    [
+        (ValueError("two\n  lines "), "two lines", "ValueError: two lines"),
+        (ValueError("x" * 300), "x" * 200, "ValueError: " + "x" * 200),
+        (EOFError(), "EOFError", "EOFError"),
+        (EOFError("\n"), "EOFError", "EOFError"),
+    ],
+    ids=["lines", "long", "empty", "blank"],
+)
+def test_an_error_in_one_line(error, line, typed):
+    assert (one_line(error), typed_line(error)) == (line, typed)
+
+
+def test_a_message_is_cut_where_the_caller_says():
+    error = OSError("x" * 300)
+    assert one_line(error, 100) == "x" * 100
+    assert typed_line(error, length=None) == "OSError: " + "x" * 300
