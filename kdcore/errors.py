@@ -40,8 +40,11 @@ class ClusterFailed(RunFailed):
 
 
 def one_line(error: BaseException, length: int | None = 200) -> str:
-    """Return an error's message in one line, its first `length` characters; its type where it has no message."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    """Return an error's message in one line, its first `length` characters; its type where it has no message.
+
+    Credentials are removed before it is cut: the first half of a token would not be recognised as one.
+    """
+    return without_credentials(" ".join(str(error).split()))[:length] or type(error).__name__
 
 
 def typed_line(error: BaseException, length: int | None = 200) -> str:
@@ -51,7 +54,8 @@ def typed_line(error: BaseException, length: int | None = 200) -> str:
 
 
 def shortened(text: str, length: int = 100) -> str:
-    """Return a text in one line; if it is longer than `length` characters, its middle is left out."""
+    """Return a text in one line without credentials; if it is longer than `length` characters, its middle is left out."""
+    text = without_credentials(text)
     text = " ".join(text[: 4 * length].split()) + (text[-4 * length :] if len(text) > 4 * length else "")
     half = length // 2
     return text if len(text) <= length else f"{text[:half]}[...]{text[-half:]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdcore.errors import one_line, typed_line
+from kdcore.errors import one_line, shortened, typed_line
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,11 @@ def test_a_message_is_cut_where_the_caller_says():
     error = OSError("x" * 300)
     assert one_line(error, 100) == "x" * 100
     assert typed_line(error, length=None) == "OSError: " + "x" * 300
+
+
+def test_half_a_credential_is_not_left_by_a_cut(monkeypatch):
+    monkeypatch.setenv("HUB_TOKEN", "hf_abcdefghijklmnop")
+    message = "x" * 190 + " hf_abcdefghijklmnop " + "y" * 190
+    for said in (one_line(OSError(message)), typed_line(OSError(message)), shortened(message, 2 * 195)):
+        assert "hf_" not in said
+    assert "secret" not in one_line(OSError("z" * 180 + " s3://key:secret-of-many-letters@bucket/images"))
