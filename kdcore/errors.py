@@ -54,7 +54,7 @@ def typed_line(error: BaseException, length: int | None = 200) -> str:
 
 
 def shortened(text: str, length: int = 100) -> str:
-    """Return a text in one line without credentials; if it is longer than `length` characters, its middle is left out."""
+    """Return a text in one line without credentials; if it is longer than `length` characters, without its middle."""
     text = without_credentials(text)
     text = " ".join(text[: 4 * length].split()) + (text[-4 * length :] if len(text) > 4 * length else "")
     half = length // 2
