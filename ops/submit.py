@@ -14,6 +14,7 @@ from cluster.jobs import submit as submit_job
 from cluster.parcel import place_in
 from cluster.plugins import by_name, to_ship
 from cluster.recipe_files import files_read
+from cluster.rules import check_may_be_trained
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 from ops import catalog
@@ -49,6 +50,8 @@ def submit(
     words, modules, files = list(job), [], list(include)
     if getattr(parsed, "recipe", None):
         config = catalog.load(parsed.recipe, parsed.overrides)
+        if parsed.command == "train":
+            check_may_be_trained(config)
         check_paths(config)
         named = {parsed.recipe, getattr(parsed, "space", None)}
         words = [shipped(word) if word in named and Path(word).is_file() else word for word in job]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cluster.config import RunConfig
 from cluster.environment import require_compiler
 from cluster.resources import rank_alone, uses_gpu
+from cluster.rules import check_may_be_trained
 from kdcore.errors import Refused
 from kdcore.importing import importing
 from pipelines.data.folder import require_root
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def check_run(config: RunConfig) -> str:
-    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes, shapes.
+    """Refuse everything about a run that can be known without its workers: rules, files, names, taps, sizes, shapes.
 
     Return the fingerprint of its training images.
     """
+    check_may_be_trained(config)
     check_names(config)
     with importing("cluster.outline"):  # only here: a wrong name is reported before these are imported
         from cluster.outline import CPU, META, without_values
