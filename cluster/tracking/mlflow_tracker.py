@@ -22,7 +22,7 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
-from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
+from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title, weights_tags
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import PENDING, RunFolder
 from cluster.tracking.logged_model import log_student
@@ -172,6 +172,7 @@ class MlflowTracker(Tracker):
         code = Provenance.of_tree()
         described = {
             **run_tags(self.config),
+            **weights_tags(self.config, self.folder.weights_fingerprints()),
             "mlflow.source.name": "stillhouse",
             "mlflow.source.git.commit": code.commit,
             **({"mlflow.user": code.user} if code.user else {}),
