@@ -67,10 +67,15 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
 
 
 def check_names(config: RunConfig) -> None:
-    """Refuse a missing folder of images, unknown networks and files, and absent devices."""
+    """Refuse a missing folder of images, unknown networks and files, a hub for checkpoints, and absent devices."""
     place = Place.of(config.data.root, "data.root")
     if place.is_local:
         require_root(Path(place.root))
+    if config.storage.startswith("hf://"):  # pyarrow knows it, but a hub is no store that files come and go in
+        raise Refused(
+            f"checkpoint.storage={config.storage}: a hub keeps every file as a commit, so no checkpoint can be "
+            "replaced there; give a folder or an object store, such as s3://bucket/folder"
+        )
     for model in (config.student, *config.all_teachers):
         model.check()
     if os.environ.get("RAY_ADDRESS"):  # a cluster's nodes may have what this machine lacks
