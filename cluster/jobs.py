@@ -212,11 +212,17 @@ def shipped(path: str) -> str:
 def check_paths(config: RunConfig) -> None:
     """Refuse a path that a job would look for in its own working folder, which starts without it and is not kept."""
     for key, path in paths_of(config):
-        if key != "plugins" and not is_uri(path) and not Path(path).is_absolute():
-            raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")
+        if key != "plugins":
+            check_path(key, path)
     uri = config.tracking.uri
     if uri is not None and absolute_store(uri, Path("/here")) != absolute_store(uri, Path("/there")):
         raise Refused(
             f"tracking.uri is {uri!r}; a job needs a store that every node sees: give a server's address, or a file "
             "such as tracking.uri=sqlite:////shared/mlflow.db, or none for one in output_dir"
         )
+
+
+def check_path(key: str, path: str) -> None:
+    """Refuse the path of one field, as `check_paths` does."""
+    if not is_uri(path) and not Path(path).is_absolute():
+        raise Refused(f"{key} is {path!r}; a job needs a place that every node sees: give {key}=/shared/...")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from cluster.field_names import section_in
+from cluster.strict_yaml import read_yaml
 from kdcore.configs import PathField
-from kdcore.errors import Refused
+from kdcore.errors import Refused, shortened
 from kdcore.located import absolute_location
 
 if TYPE_CHECKING:
@@ -44,6 +46,25 @@ def paths_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, tuple):
         for number, item in enumerate(value):
             yield from paths_of(item, f"{place}.{number}")
+
+
+def paths_given(model: type[BaseModel], overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, path) of the overrides that set a path, for a recipe of this model that cannot be read yet."""
+    fields = dict(_path_fields(model))
+    for override in overrides:
+        key, _, text = override.partition("=")
+        value = read_yaml(text, f"override {shortened(repr(override))}") if key in fields else None
+        if isinstance(value, str) and (path := fields[key].path_in(value)) is not None:
+            yield key, path
+
+
+def _path_fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, PathField]]:
+    """Yield (dotted key, marker) of the fields that name one path, in a model and in the sections below it."""
+    for name, field in model.model_fields.items():
+        if (marker := _path_field(field.metadata)) is not None:
+            yield f"{above}{name}", marker
+        elif (section := section_in(field.annotation)) is not None:
+            yield from _path_fields(section, f"{above}{name}.")
 
 
 def _path_field(metadata: Sequence[Any]) -> PathField | None:

@@ -201,10 +201,8 @@ def check_statistics_are_whole(config: Recipe) -> None:
         raise Refused("data.mean and data.std belong together; give both or neither")
 
 
-# What must hold between sections; each rule refuses what does not fit.
+# What every recipe must hold to, also that of a finished run: without these, it cannot be understood.
 RULES = (
-    check_something_is_learnt,
-    check_weights_decay_within_the_run,
     check_teachers,
     check_heads,
     check_a_teacher_is_there,
@@ -212,6 +210,14 @@ RULES = (
     check_teacher_sees_the_students_views,
     check_micro_batches_fill_the_batch,
     check_workers_share_the_batch,
+    check_several_labels_are_read_class_by_class,
+    check_statistics_are_whole,
+)
+
+# What must not be trained. A finished run may be older than one of these rules, and is read nonetheless.
+TRAINING_RULES = (
+    check_something_is_learnt,
+    check_weights_decay_within_the_run,
     check_a_step_can_be_one_graph,
     check_a_step_can_be_compiled,
     check_labels_are_what_the_method_reads,
@@ -219,9 +225,13 @@ RULES = (
     check_patience_has_a_score,
     check_momentum_is_one_cycles,
     check_sampling_is_of_a_full_shuffle,
-    check_several_labels_are_read_class_by_class,
-    check_statistics_are_whole,
 )
+
+
+def check_may_be_trained(config: Recipe) -> None:
+    """Refuse a recipe that can be understood, but would not train as it says."""
+    for rule in TRAINING_RULES:
+        rule(config)
 
 
 # What lies in an output folder besides the folders of its runs.

@@ -132,7 +132,8 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
     """Return a file's tensors under the network's own names, as far as that is unambiguous.
 
     A prefix that all of the network's names have in the file is stripped (module., _orig_mod., model., ...), and
-    tensors with another one are left out; a profiler's counts are left out; batch norm's counts of batches are added
+    tensors with another one are left out; so is one that all of a file's names have where it lacks some, such as a
+    classifier; a profiler's counts are left out; batch norm's counts of batches are added
     if the file has none. Refused if several networks in the file fit.
     """
     plain = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in PROFILED}
@@ -146,7 +147,7 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
             f"{path}: {len(fitting)} networks in it fit, under {', '.join(repr(prefix) for prefix in fitting)}; write "
             "the one you mean to a file of its own: safetensors.torch.save_file"
         )
-    prefix = fitting[0] if fitting else ""
+    prefix = fitting[0] if fitting else _prefix_of_all(own, plain)
     fitted = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     added = {name: tensor for name, tensor in counters.items() if fitting and name not in fitted}
     if added.keys() != counters.keys() and added:
@@ -159,3 +160,12 @@ def fit_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: st
     if any(done.values()):
         warn_once(f"{path}: {'; '.join(text for text, is_done in done.items() if is_done)}")
     return fitted | added
+
+
+def _prefix_of_all(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Return the prefix without which all of a file's names are the network's; "" where there is none."""
+    parts = next(iter(tensors), "").split(".")
+    prefixes = ["".join(f"{part}." for part in parts[:number]) for number in range(len(parts))]
+    return next(
+        (p for p in prefixes if all(name.startswith(p) and name.removeprefix(p) in own for name in tensors)), ""
+    )

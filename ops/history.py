@@ -13,12 +13,15 @@ from mlflow.entities import LifecycleStage
 from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
+from cluster.tracking.description import WEIGHTS
 from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
+from kdcore.named_models import LOCAL_DIR
 from ops.defaults import with_defaults
 
 # The fields of a recipe that may differ between repetitions of a run: those that may differ between two starts of it.
-# For the places of images and code, their content counts: `with_shared_roots`, and the tag of plug-ins.
+# For the places of images, weights and code, their content counts: `with_shared_roots`, `with_shared_weights`, and the
+# tag of plug-ins.
 INCIDENTAL = {"name", "seed", "view_seed", *RunConfig.INCIDENTAL, *RunConfig.INCIDENTAL_FIELDS} - {
     "data.root",
     "plugins",
@@ -190,7 +193,8 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
         token = page.token
         if not token:
             break
-    runs = with_shared_roots([Run.of(record) for record in records if "name" in record.data.params])
+    runs = [Run.of(record) for record in records if "name" in record.data.params]
+    runs = with_shared_weights(with_shared_roots(runs))
     parents = {run.parent for run in runs}
     return [run for run in runs if run.run_id not in parents]
 
@@ -228,6 +232,28 @@ def with_shared_roots(runs: Sequence[Run]) -> list[Run]:
     return [
         replace(run, recipe=run.recipe | {"data.root": earliest(root)}) for run, root in zip(runs, roots, strict=True)
     ]
+
+
+def with_shared_weights(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with one place for the same weights, that of the first run, and another for others in that place.
+
+    Runs that began before MLflow was told the fingerprints of their weights keep the places that they name.
+    """
+    shown: dict[tuple[str, str], str] = {}  # {(field, fingerprint): the place that stands for it}
+    found = []
+    for run in runs:
+        places = {}
+        for tag, fingerprint in sorted(run.tags.items()):
+            field = tag.removeprefix(WEIGHTS)
+            network, _, what = field.rpartition(".")
+            if what == "checkpoint" and run.recipe.get(f"{network}.model", "").startswith(LOCAL_DIR):
+                field = f"{network}.model"
+            if tag.startswith(WEIGHTS) and (place := run.recipe.get(field)) is not None:
+                is_taken = any(one == field and place == other for (one, _), other in shown.items())
+                own = f"{place} ({fingerprint[:8]})" if is_taken else place
+                places[field] = shown.setdefault((field, fingerprint), own)
+        found.append(replace(run, recipe=run.recipe | places))
+    return found
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:

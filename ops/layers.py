@@ -14,8 +14,9 @@ import psutil
 import yaml
 from matplotlib.figure import Figure
 from rich.table import Table
+from torch import nn
 
-from cluster.assembly import assemble
+from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.images import image_size
 from cluster.passes import quality_pass
@@ -28,6 +29,7 @@ from kdcore.quality.blocks import block_taps
 from kdcore.quality.collect import MAX_ELEMENTS, LayerScores, class_balanced_sample, kept_bytes, recommend_pairs
 from kdcore.quality.score import INFORMATION_SCALE, SEPARATION, InformationScale, Quality, Separation
 from kdcore.terms.base import Pair
+from kdcore.terms.logits import CrossEntropy
 from ops import catalog
 from ops.console import console, say, table
 from pipelines.files import make_folder, write_figure, write_json, write_text
@@ -89,7 +91,8 @@ def score(
 ) -> LayerScores:
     """Return the quality of the teacher's layers on a class-balanced sample of the training images.
 
-    taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher.
+    taps, student_taps: in depth order; by default the networks' blocks. Refused without an online teacher, and for a
+    network in which no block is found.
     """
     if config.teachers:
         names = ", ".join(member.name for member in config.teachers)
@@ -97,12 +100,15 @@ def score(
     asked = require_teacher(config)
     if asked.cached:
         raise Refused(f"{config.name}: a cached teacher's layers cannot be scored; set teacher.source=online")
-    run = assemble(config, rank_here(config))
+    run = assemble_with_any_teacher(config)
     parts = run.for_teacher
     train, size = parts.indexes["train"], image_size(parts.config)
     train.require_one_label("a score of layers")
     asked_online = parts.teachers.single
-    taps = taps or block_taps(asked_online.model, size)
+    taps = taps or blocks_of(asked_online.model, size, asked.model, "--taps")
+    student_taps = student_taps or blocks_of(
+        run.student, image_size(run.config), config.student.model, "--student-taps"
+    )
     per_class = min(max(2, num_images // len(train.classes)), int(np.bincount(train.labels).min()))
     ids = class_balanced_sample(train.labels, per_class, config.seed)
     teacher = OnlineTeacher(asked_online.model, Needs(teacher_taps=frozenset(taps)), asked_online.renormalise)
@@ -118,9 +124,33 @@ def score(
         max_elements=max_elements,
     )
     found = collected.result(len(train), device=parts.rank.device)
-    return LayerScores(
-        {tap: found[tap] for tap in taps}, student_taps or block_taps(run.student, image_size(run.config))
-    )
+    return LayerScores({tap: found[tap] for tap in taps}, student_taps)
+
+
+def assemble_with_any_teacher(config: RunConfig) -> Assembly:
+    """Build a run whose teacher may know other classes than the data's: scores read features, and the data's labels.
+
+    Its classifier is then left out, and that is said.
+    """
+    try:
+        return assemble(config, rank_here(config))
+    except Refused as refusal:
+        headless = require_teacher(config).model_copy(update={"head": "none", "class_indices": None})
+        method = (CrossEntropy(weight=1),)  # what else the recipe learns from may be the classifier's
+        try:
+            run = assemble(config.model_copy(update={"teacher": headless, "method": method}), rank_here(config))
+        except Refused:
+            raise refusal from None
+    say(f"{headless.model} is scored without its classifier, which is absent or for other classes than the data's")
+    return run
+
+
+def blocks_of(network: nn.Module, size: tuple[int, int], name: str, option: str) -> list[str]:
+    """Return the taps where a network's blocks end. Refused, with what to give in their place, if none are found."""
+    if found := block_taps(network, size):
+        return found
+    some = ", ".join([tap for tap, _ in network.named_modules() if tap][:8])
+    raise Refused(f"no blocks are found in {name}; name the layers to score, in depth order: {option} (of {some}, ...)")
 
 
 def check_memory(teacher: OnlineTeacher, size: tuple[int, int], num_images: int, max_elements: int) -> None:

@@ -18,9 +18,13 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None, seconds: fl
     config = catalog.load_here(recipe, overrides)
     from cluster.plugins import describe_code
     from cluster.recipe import to_yaml
+    from cluster.rules import check_may_be_trained
+    from cluster.tracking.folder import RunFolder
     from cluster.training.check import check_names
     from ops.console import say
 
+    if RunFolder.of(config).state() != "finished":  # which may be older than a rule
+        check_may_be_trained(config)
     check_names(config if picture is None else config.model_copy(update={"teacher": None, "teachers": ()}))
     with importing("ops.inspection"):
         from ops.inspection import print_run, save_views

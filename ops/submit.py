@@ -9,16 +9,20 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cluster.jobs import TREE, Detached, JobOptions, check_paths, shipped
+from cluster.config import RunConfig
+from cluster.jobs import TREE, Detached, JobOptions, check_path, check_paths, shipped
 from cluster.jobs import submit as submit_job
 from cluster.parcel import place_in
 from cluster.plugins import by_name, to_ship
 from cluster.recipe_files import files_read
+from cluster.recipe_paths import paths_given
+from cluster.rules import check_may_be_trained
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 from ops import catalog
 from ops.command_line.parser import build_parser
 from ops.console import console, say
+from ops.evaluation.subjects import is_recipe
 
 NOT_JOBS = ("submit", "ui", "fields", "recipes", "review", "doctor", "deliver")
 # What an argument that names a place accepts besides places.
@@ -47,10 +51,15 @@ def submit(
         )
     check_places(parsed)
     words, modules, files = list(job), [], list(include)
-    if getattr(parsed, "recipe", None):
-        config = catalog.load(parsed.recipe, parsed.overrides)
+    if (recipe := recipe_of(parsed)) is None:
+        for key, path in paths_given(RunConfig, getattr(parsed, "overrides", ())):
+            check_path(key, path)
+    else:
+        config = catalog.load(recipe, parsed.overrides)
+        if parsed.command == "train":
+            check_may_be_trained(config)
         check_paths(config)
-        named = {parsed.recipe, getattr(parsed, "space", None)}
+        named = {getattr(parsed, "recipe", None), getattr(parsed, "space", None)}
         words = [shipped(word) if word in named and Path(word).is_file() else word for word in job]
         files += [str(path) for word in named if word for path in files_of(word)]
         modules = to_ship(config, TREE)
@@ -69,6 +78,18 @@ def submit(
     except Detached as left:
         say(str(left))
         return 130
+
+
+def recipe_of(parsed: argparse.Namespace) -> str | None:
+    """Return the recipe of a command, if it names one; None for a run, whose folder may be on the cluster only."""
+    recipe, run = getattr(parsed, "recipe", None), getattr(parsed, "run", None)
+    if (
+        recipe is None
+        and run is not None
+        and (run in catalog.names() or (is_recipe(Path(run)) and Path(run).is_file()))
+    ):
+        return str(run)
+    return recipe
 
 
 def check_places(parsed: argparse.Namespace) -> None:

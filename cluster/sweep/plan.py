@@ -12,6 +12,7 @@ from typing import Any
 from cluster.cache.outlook import Outlook
 from cluster.config import RunConfig
 from cluster.images import open_data
+from cluster.rules import check_may_be_trained
 from cluster.sections import DataConfig
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import RESERVED, SweepConfig
@@ -94,7 +95,8 @@ class SweepPlan:
         return None if problem else config
 
     def _problem(self, config: RunConfig) -> str:
-        """Return what is wrong with the networks, taps or files of a run; each kind of run is checked once."""
+        """Return what is wrong with a run; networks, taps and files are checked once for each kind of run."""
+        check_may_be_trained(config)
         terms = tuple(term.term for term in config.method)
         kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
         if kind not in self.checked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from functools import cache
 
 from cluster.config import RunConfig
@@ -10,6 +11,8 @@ from cluster.plugins import fingerprints_of
 from cluster.provenance import Provenance
 from kdcore.configs import ModelConfig
 from kdcore.named_models import LOCAL_DIR, short_name
+
+WEIGHTS = "weights."  # begins the tags that have the fingerprints of the weights that a run starts from
 
 
 def run_title(config: RunConfig) -> str:
@@ -50,6 +53,19 @@ def run_tags(config: RunConfig) -> dict[str, str]:
         "data": config.data.name,
         "seed": str(config.seed),
         **({"plugins": plugins} if plugins else {}),
+    }
+
+
+def weights_tags(config: RunConfig, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return {weights.FIELD: fingerprint} of the files that a run starts from, wherever they lie.
+
+    fingerprints: as `RunFolder.weights_fingerprints` gives them.
+    """
+    fields = {f"teachers.{member.name}": f"teachers.{number}" for number, member in enumerate(config.teachers)}
+    return {
+        f"{WEIGHTS}{fields.get(network, network)}.{what}": fingerprint
+        for network, found in fingerprints.items()
+        for what, fingerprint in found.items()
     }
 
 

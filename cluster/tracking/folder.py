@@ -204,6 +204,13 @@ class RunFolder:
         found = read_object(self.facts, "delete it").get("data") if self.facts.is_file() else None
         return str(found) if found else None
 
+    def weights_fingerprints(self) -> dict[str, dict[str, str]]:
+        """Return {network: {what: fingerprint}} of the files that the run started from, as far as the folder has it."""
+        found: dict[str, dict[str, str]] = (
+            read_object(self.facts, "delete it").get("weights", {}) if self.facts.is_file() else {}
+        )
+        return found
+
     def read_recipe(self, config: RunConfig) -> RunConfig:
         """Return the recipe of the run in the folder. Refused, with the way out, where its file is not whole.
 

@@ -5,12 +5,15 @@ Not here: what MLflow is asked (`cluster.tracking.mlflow_tracker`).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cluster.tracking.buckets import bucket_problem, is_bucket_away
 from kdcore.errors import Refused, RunFailed, one_line
 from kdcore.importing import importing
+from pipelines.files import is_lasting, not_written
 
 # Errors of MLflow that waiting does not cure.
 LASTING_ERRORS = {
@@ -33,11 +36,11 @@ def is_away(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        return error.error_code not in LASTING_ERRORS
+        return error.error_code not in LASTING_ERRORS and not is_read_only(error)
     if (status := http_status(error)) is not None:
         return status in BUSY or status >= 500
-    is_lasting = isinstance(error, FileNotFoundError | PermissionError)
-    return is_bucket_away(error) or (isinstance(error, OSError) and not is_lasting)
+    is_here = isinstance(error, FileNotFoundError | PermissionError) or is_read_only(error)  # a file, and no server
+    return is_bucket_away(error) or (isinstance(error, OSError) and not is_here)
 
 
 def http_status(error: BaseException) -> int | None:
@@ -56,6 +59,8 @@ def file_problem(error: BaseException, num_bytes: int) -> str | None:
     """
     if is_away(error):
         return None
+    if isinstance(error, OSError) and error.filename and is_lasting(error):
+        return not_written(Path(error.filename), error)
     if (status := http_status(error)) is None:
         return bucket_problem(error)
     limit = "raise the limit of the proxy in front of the server (nginx: client_max_body_size)"
@@ -64,8 +69,8 @@ def file_problem(error: BaseException, num_bytes: int) -> str | None:
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether an error says that the store's file is read-only, which waiting for a server does not cure."""
-    return READ_ONLY in str(error)
+    """Return whether an error says that the store's file or its disk is read-only, which waiting does not cure."""
+    return READ_ONLY in str(error) or (isinstance(error, OSError) and error.errno == errno.EROFS)
 
 
 @contextmanager
@@ -89,6 +94,8 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
                 f"the MLflow store {uri} is damaged ({one_line(error)}); restore the file, or move it away: "
                 "a new one is made, without the runs that have ended"
             ) from error
+        if isinstance(error, OSError) and error.filename and is_read_only(error):
+            raise Refused(f"the MLflow store {uri}: {not_written(Path(error.filename), error)}") from error
         if is_read_only(error):
             raise Refused(
                 f"the MLflow store {uri} cannot be written: this process had its file open when it was deleted or "

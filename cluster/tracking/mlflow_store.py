@@ -6,10 +6,12 @@ used nor completed afterwards.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from kdcore.errors import Refused
 from kdcore.importing import importing
 from pipelines.files import claim_name
 
@@ -17,11 +19,12 @@ from pipelines.files import claim_name
 def make_store(uri: str, artifacts: Path) -> None:
     """Make the SQLite file that a store's address names, if it is missing; do nothing for another store.
 
-    artifacts: the folder of the files of MLflow's own, unused experiment.
+    artifacts: the folder of the files of MLflow's own, unused experiment. Refused for a file that is read-only.
     """
     path = sqlite_file(uri)
     if path is None:
         return
+    refuse_read_only(uri)
     with importing("mlflow.store.tracking.sqlalchemy_store"):  # only here: it takes a second, as the client does
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -37,6 +40,18 @@ def make_store(uri: str, artifacts: Path) -> None:
     finally:
         for left in path.parent.glob(f"{temporary.name}*"):  # with what SQLite keeps next to it
             left.unlink()
+
+
+def refuse_read_only(uri: str) -> None:
+    """Refuse an SQLite store that lets nothing be written: its file, or the folder in which SQLite keeps a journal."""
+    path = sqlite_file(uri)
+    if path is None or not path.exists():
+        return
+    if closed := next((place for place in (path, path.parent) if not os.access(place, os.W_OK)), None):
+        raise Refused(
+            f"the MLflow store {uri} cannot be written, as {closed} is read-only here; grant write access to it, or "
+            "name another store as tracking.uri"
+        )
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -22,11 +22,11 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
 from cluster.recipe import to_yaml
-from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title
+from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title, weights_tags
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import PENDING, RunFolder
 from cluster.tracking.logged_model import log_student
-from cluster.tracking.mlflow_errors import file_problem, is_away, is_read_only, mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import file_problem, is_away, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
@@ -89,7 +89,7 @@ class MlflowTracker(Tracker):
                 if DESCRIBED_TAG not in self.client.get_run(self.run_id).data.tags:  # cut off while it was made
                     self._describe(command, tags)
             except Exception as error:
-                if not is_away(error) or is_read_only(error):
+                if not is_away(error):
                     raise
                 logger.warning(
                     "%s does not answer; the metrics of %s are kept in its folder",
@@ -174,6 +174,7 @@ class MlflowTracker(Tracker):
         code = Provenance.of_tree()
         described = {
             **run_tags(self.config),
+            **weights_tags(self.config, self.folder.weights_fingerprints()),
             "mlflow.source.name": "stillhouse",
             "mlflow.source.git.commit": code.commit,
             **({"mlflow.user": code.user} if code.user else {}),
@@ -276,5 +277,7 @@ def open_store(config: RunConfig) -> Any:
     with importing("mlflow"):
         import mlflow
 
+    # What it logs, with a traceback, it also raises, and that is said in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     make_store(tracking_uri(config), Path(config.output_dir).absolute() / "artifacts")
     return mlflow.MlflowClient(tracking_uri(config))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cluster.config import RunConfig
 from cluster.environment import require_compiler
 from cluster.resources import rank_alone, uses_gpu
+from cluster.rules import check_may_be_trained
 from kdcore.errors import Refused
 from kdcore.importing import importing
 from pipelines.data.folder import require_root
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def check_run(config: RunConfig) -> str:
-    """Refuse everything about a run that can be known without its workers: files, names, taps, sizes, shapes.
+    """Refuse everything about a run that can be known without its workers: rules, files, names, taps, sizes, shapes.
 
     Return the fingerprint of its training images.
     """
+    check_may_be_trained(config)
     check_names(config)
     with importing("cluster.outline"):  # only here: a wrong name is reported before these are imported
         from cluster.outline import CPU, META, without_values
@@ -65,10 +67,15 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
 
 
 def check_names(config: RunConfig) -> None:
-    """Refuse a missing folder of images, unknown networks and files, and absent devices."""
+    """Refuse a missing folder of images, unknown networks and files, a hub for checkpoints, and absent devices."""
     place = Place.of(config.data.root, "data.root")
     if place.is_local:
         require_root(Path(place.root))
+    if config.storage.startswith("hf://"):  # pyarrow knows it, but a hub is no store that files come and go in
+        raise Refused(
+            f"checkpoint.storage={config.storage}: a hub keeps every file as a commit, so no checkpoint can be "
+            "replaced there; give a folder or an object store, such as s3://bucket/folder"
+        )
     for model in (config.student, *config.all_teachers):
         model.check()
     if os.environ.get("RAY_ADDRESS"):  # a cluster's nodes may have what this machine lacks

@@ -29,6 +29,8 @@ from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import nan_for_null
+from cluster.tracking.mlflow_store import refuse_read_only
+from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import close_run, is_opened_first, open_run
 from cluster.training.check import check_run, check_this_process
 from cluster.training.opening import NotOpened, Opening
@@ -139,6 +141,7 @@ def run_to_end(
 
     data: the fingerprint of its training images.
     """
+    refuse_read_only(tracking_uri(config))  # the output folder's own store is opened only after the first step
     opening: Opening | None = None
     with ThreadPoolExecutor(1) as thread:
         try:

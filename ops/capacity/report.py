@@ -61,8 +61,12 @@ def nodes_of(gpus: int, nodes: int | None) -> int:
 
 
 def on_workers(recipe: str, overrides: Sequence[str], gpus: int) -> RunConfig:
-    """Return a recipe with a worker on each GPU. Refused where its batch cannot be shared by that many."""
-    return catalog.load_here(recipe, [*overrides, f"scaling.num_workers={gpus}", "scaling.gpus_per_worker=1"])
+    """Return a recipe with a worker on each GPU. Refused where it would not train, or they cannot share its batch."""
+    from cluster.rules import check_may_be_trained  # only here: it imports torch
+
+    config = catalog.load_here(recipe, [*overrides, f"scaling.num_workers={gpus}", "scaling.gpus_per_worker=1"])
+    check_may_be_trained(config)
+    return config
 
 
 def as_values(config: RunConfig, found: Answer) -> dict[str, Any]:

@@ -201,9 +201,9 @@ def row(title: str, runs: list[RunResult], network: Network | None, teacher: Net
 
 
 def mean_and_half_range(values: list[float], show: Any) -> str:
-    """Return the mean, with half the range where there are several values."""
+    """Return the mean; where there are several values, with half their range below it, for a narrow column."""
     mean = show(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {show((max(values) - min(values)) / 2)}"
+    return mean if len(values) == 1 else f"{mean}\n±{show((max(values) - min(values)) / 2)}"
 
 
 def verdict(results: dict[str, list[RunResult]]) -> str:

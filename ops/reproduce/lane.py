@@ -22,6 +22,7 @@ from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
+from cluster.rules import check_may_be_trained
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal
 from cluster.training.checkpoint import checkpoint_facts, name_of
@@ -44,6 +45,7 @@ class Lane:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.rank, self.folder = config, Rank(0, 1, device), RunFolder.of(config)
+        check_may_be_trained(config)
         self.folder.refuse_another(config)
         set_up_torch(config.train.deterministic)
         self.run = assemble(config, self.rank)

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from cluster.config import RunConfig
 from cluster.recipe import load_recipe, parse, to_yaml
-from cluster.rules import micro_batch_size
+from cluster.rules import check_may_be_trained, micro_batch_size
 from kdcore.errors import Refused
 from kdcore.terms.logits import KD
 
@@ -68,17 +68,18 @@ REFUSED = {
 
 def test_momentum_that_one_cycle_leaves_alone(recipe):
     """The other schedules keep any, and Adam's second beta stays with the cycle of its first."""
+    cycle, adam = {"sched": "onecycle"}, {"opt": "adamw", "lr": 0.1, "args": {"betas": [0.95, 0.9]}}
     for sched in ("cosine", "constant"):
-        parse(recipe(schedule={"sched": sched}, optimizer__momentum=0.0))
-    parse(recipe(schedule={"sched": "onecycle"}))
-    parse(recipe(schedule={"sched": "onecycle"}, optimizer={"opt": "adamw", "lr": 0.1, "args": {"betas": [0.95, 0.9]}}))
+        check_may_be_trained(parse(recipe(schedule={"sched": sched}, optimizer__momentum=0.0)))
+    check_may_be_trained(parse(recipe(schedule=cycle)))
+    check_may_be_trained(parse(recipe(schedule=cycle, optimizer=adam)))
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(recipe, case):
     changes, message = REFUSED[case]
     with pytest.raises(Refused, match=message) as caught:
-        parse(recipe(**changes))
+        check_may_be_trained(parse(recipe(**changes)))
     assert "\n" not in str(caught.value)
 
 

@@ -249,6 +249,16 @@ def test_relative_folder(refused, tiny):
     assert "give output_dir=/shared/..." in refused("train", RECIPE, *tiny, "output_dir=outputs")
 
 
+@pytest.mark.parametrize("run", ["kd", ROOT / RECIPE, "/shared/outputs/run", "/shared/weights.safetensors"])
+@pytest.mark.parametrize("command", ["evaluate", "probe"])
+def test_relative_folder_of_what_is_looked_at(refused, command, run):
+    """A recipe, by its name or its file, and a run on the cluster, which cannot be read here."""
+    line = refused(command, str(run), "data.root=images", "output_dir=/shared/outputs")
+    assert "data.root is 'images'; a job needs a place that every node sees: give data.root=/shared/..." in line
+    line = refused(command, str(run), "data.root=/shared/images", "teacher.model=local-dir:mine", "output_dir=/shared")
+    assert "teacher.model is 'mine'; a job needs a place that every node sees" in line
+
+
 def test_recipe_outside_the_tree(refused, tiny, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"base": str(ROOT / RECIPE)}))

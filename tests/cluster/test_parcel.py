@@ -176,7 +176,8 @@ def sent(monkeypatch):
 
 def test_every_command_that_computes_is_a_job(sent, tmp_path):
     assert sent("evaluate", "/shared/runs/first")[0] == ["evaluate", "/shared/runs/first"]
-    assert sent("evaluate", "kd", "data.root=/shared/images")[0][:2] == ["evaluate", "kd"]
+    evaluate = ["evaluate", "kd", "data.root=/s", "output_dir=/o", "teacher.checkpoint=/t"]
+    assert sent(*evaluate)[0] == evaluate
     assert sent("export", "/shared/runs/first", "--output", "/shared/export")[0][0] == "export"
     assert sent("demo", "--output", "/shared/demo")[0][0] == "demo"
     layers = ["layers", "kd", "data.root=/s", "output_dir=/o", "teacher.checkpoint=/t", "--output", "/shared/layers"]

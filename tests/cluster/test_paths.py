@@ -6,9 +6,10 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel
 
+from cluster.config import RunConfig
 from cluster.jobs import check_paths
 from cluster.recipe import parse
-from cluster.recipe_paths import absolute, absolute_store, paths_of
+from cluster.recipe_paths import absolute, absolute_store, paths_given, paths_of
 from cluster.sweep.space import run_config
 from kdcore.configs import PATH
 from kdcore.errors import Refused
@@ -106,6 +107,18 @@ def test_the_paths_of_a_sweep_are_absolute_too(recipe, tmp_path, monkeypatch):
 def test_a_job_takes_no_relative_path(recipe, field):
     with pytest.raises(Refused, match="a job needs a place that every node sees"):
         check_paths(parse(recipe(**{field: FIELDS[field]})))
+
+
+def test_the_paths_of_overrides_alone():
+    """Those of fields that name a path, in any section; numbers, flags and names of networks are none."""
+    words = ["data.root=images", "cache.dir=s3://b/c", "teacher.model=local-dir:mine", "student.model=resnet18"]
+    words += ["train.epochs=2", "seed=1", "data.root", "student.checkpoint=null", "teacher.checkpoint='a b.pt'"]
+    assert list(paths_given(RunConfig, words)) == [
+        ("data.root", "images"),
+        ("cache.dir", "s3://b/c"),
+        ("teacher.model", "mine"),
+        ("teacher.checkpoint", "a b.pt"),
+    ]
 
 
 def test_a_path_in_a_list_is_found():

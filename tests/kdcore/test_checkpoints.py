@@ -14,7 +14,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 from kdcore.checkpoints import fit_names, load_tensors
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
-from kdcore.models import build_model
+from kdcore.models import build_backbone, build_model
 from kdcore.remarks import warn_once
 
 CLASSES = ("cat", "dog", "eel")
@@ -181,11 +181,15 @@ class Teacher(ModelConfig):
         (Teacher, "fine-tune it first; or set teacher.head=none, with terms on features alone$"),
     ],
 )
-def test_a_file_without_a_classifier(big, tmp_path, config, remedy):
-    body = {name: tensor for name, tensor in big.state_dict().items() if not name.startswith("fc.")}
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_a_file_without_a_classifier(big, tmp_path, config, remedy, prefix):
+    """Also of a wrapped network, as which it begins a fine-tuning and gives features as well."""
+    body = {f"{prefix}{name}": tensor for name, tensor in big.state_dict().items() if not name.startswith("fc.")}
     torch.save(body, tmp_path / "body.pt")
     with pytest.raises(Refused, match=f"'fc.bias' .*; the file has no classifier: {remedy}"):
         build_model(config(model="cifar_resnet8", checkpoint=str(tmp_path / "body.pt")), CLASSES)
+    backbone = build_backbone(config(model="cifar_resnet8", checkpoint=str(tmp_path / "body.pt"))).state_dict()
+    assert all(torch.equal(backbone[name.removeprefix(prefix)], tensor) for name, tensor in body.items())
     torch.save({name: t for name, t in body.items() if "layer3" not in name}, tmp_path / "less.pt")
     with pytest.raises(Refused, match="name the network that the file belongs to"):
         build_model(config(model="cifar_resnet8", checkpoint=str(tmp_path / "less.pt")), CLASSES)

@@ -9,9 +9,12 @@ from mlflow.entities import Run as MlflowRun
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
+from cluster.tracking.description import weights_tags
 from cluster.tracking.fields import flat_fields
+from cluster.tracking.folder import RunFolder
 from ops.defaults import with_defaults
-from ops.history import DECISION, PARENT, Run, grouped, siblings, with_shared_roots
+from ops.history import DECISION, PARENT, Run, grouped, siblings, with_shared_roots, with_shared_weights
+from pipelines.files import write_json
 
 METHOD = [
     {"term": "ce", "weight": 1.0},
@@ -109,6 +112,42 @@ def test_code_of_ones_own_is_what_it_is(config):
 
     runs = [with_code("0", "/here", "ab12"), with_code("1", "/there", "ab12"), with_code("2", "/here", "cd34")]
     assert [[run.seed for run in group.runs] for group in grouped(runs)] == [["0", "1"], ["2"]]
+
+
+def taught_by(place: str, fingerprint: str, seed: int, field: str = "teacher.checkpoint") -> Run:
+    recipe = {"teacher.model": "resnet18", field: place, "seed": str(seed)}
+    tags = {"weights.teacher.checkpoint": fingerprint} if fingerprint else {}
+    return Run(f"{place}-{seed}", "0", f"{place}-{seed}", "FINISHED", 0.0, recipe, tags, {})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "field"), [("", "teacher.checkpoint"), ("local-dir:", "teacher.model")], ids=["file", "folder"]
+)
+def test_the_same_weights_in_several_places(prefix, field):
+    """One recipe, as on another machine; others in the same place, as of a teacher that was trained again, are not."""
+    known = [("/a", "f0"), ("/b", "f0"), ("/a", "f1"), ("/c", "f1")]
+    runs = [taught_by(prefix + place, weights, seed, field) for seed, (place, weights) in enumerate(known)]
+    runs.append(taught_by(f"{prefix}/a", "", 4, field))  # from before they were told
+    shared = with_shared_weights(runs)
+    assert [run.recipe[field].removeprefix(prefix) for run in shared] == ["/a", "/a", "/a (f1)", "/a (f1)", "/a"]
+    assert [[run.seed for run in group.runs] for group in grouped(shared)] == [["0", "1", "4"], ["2", "3"]]
+
+
+def test_mlflow_has_the_fingerprints_of_weights(config):
+    """Of each network by its place in the recipe, as its other fields are."""
+    first, second = ({"model": "resnet18", "name": name, "random": True} for name in ("first", "second"))
+    data = config.model_dump(mode="json") | {"teacher": None, "teachers": [first, second], "cache": None}
+    several = parse(data | {"method": [{"term": "kd", "weight": 1.0, "temperature": 4.0}]})
+    found = {"student": {"checkpoint": "ab"}, "teachers.second": {"checkpoint": "cd", "class_indices": "ef"}}
+    assert weights_tags(several, found) == {
+        "weights.student.checkpoint": "ab",
+        "weights.teachers.1.checkpoint": "cd",
+        "weights.teachers.1.class_indices": "ef",
+    }
+    folder = RunFolder.of(config)
+    assert folder.weights_fingerprints() == {}
+    write_json(folder.facts, {"weights": found})
+    assert folder.weights_fingerprints() == found
 
 
 def on(root: str, images: str, seed: int) -> Run:

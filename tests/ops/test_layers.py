@@ -1,10 +1,18 @@
+import json
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from torch import Tensor, nn
 
+from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
+from kdcore.models import build_model
 from kdcore.quality.score import Quality
 from kdcore.terms import Pair, parse_term
+from ops.__main__ import main
 from ops.layers import plot, recommendation_yaml, render_table
 
 QUALITY = {
@@ -54,3 +62,56 @@ def test_the_head_may_begin_elsewhere():
 def test_no_pair_is_refused():
     with pytest.raises(Refused, match="no pair"):
         recommendation_yaml(())
+
+
+class Plain(nn.Module):
+    """A network without a block: its activations are functions, no modules."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.stem, self.body, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.body(self.stem(images).relu()).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def of_other_classes(recipe, tmp_path) -> Path:
+    """A recipe whose teacher answers with other classes than the data's."""
+    torch.manual_seed(0)
+    network = build_model(ModelConfig(model="cifar_resnet8"), [str(number) for number in range(21)])
+    torch.save(network.state_dict(), tmp_path / "21.pt")
+    teacher = {"model": "cifar_resnet8", "checkpoint": str(tmp_path / "21.pt")}
+    kd = [{"term": "kd", "weight": 1.0, "temperature": 4.0}]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(teacher=teacher, method=kd, data__loader="reference")))
+    return path
+
+
+def test_a_teacher_of_other_classes_is_scored(of_other_classes, tmp_path, capsys):
+    """As it is with its head taken off: the scores read features and the data's labels."""
+    words = ["layers", str(of_other_classes), "--images", "30", "--output"]
+    assert main([*words, str(tmp_path / "scored")]) == 0
+    assert "scored without its classifier, which is absent or for other classes" in capsys.readouterr().out
+    features = "method=[{term: fitnet, weight: 1, pairs: [{student: layer1, teacher: layer1}]}]"
+    assert main([*words, str(tmp_path / "headless"), "teacher.head=none", features]) == 0
+    assert "without its classifier" not in capsys.readouterr().out
+    scored, headless = (json.loads((tmp_path / name / "layers.json").read_text()) for name in ("scored", "headless"))
+    assert list(scored) == ["act1", "layer1.0", "layer2.0", "layer3.0"]
+    assert scored == headless
+
+
+def test_what_is_wrong_with_a_teacher_is_said_as_ever(of_other_classes, capsys):
+    assert main(["layers", str(of_other_classes), "teacher.model=cifar_resnet14"]) == 2
+    assert "21.pt does not fit cifar_resnet14 with 3 classes" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("who", "option"), [("teacher", "--taps"), ("student", "--student-taps")])
+def test_a_network_without_blocks(of_other_classes, who, option, capsys):
+    """Not scored over 0 taps, nor after the features of the other are collected."""
+    network = f"{who}={{model: '{__name__}:Plain'}}"
+    assert main(["layers", str(of_other_classes), network, "method=[{term: ce, weight: 1}]"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"no blocks are found in {__name__}:Plain; name the layers to score, in depth order: {option}" in said
+    assert "(of stem, body, fc, ...)" in said

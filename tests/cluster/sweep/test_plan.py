@@ -28,6 +28,14 @@ def test_a_point_that_makes_no_run(recipes):
         planned(recipes(), space={"optimizer.rl": [1, 2]})
 
 
+def test_a_point_that_must_not_be_trained(recipes):
+    """Also where another of the same networks, terms and images may be: the optimiser and its schedule alone decide."""
+    cycle = recipes(schedule={"sched": "onecycle"})
+    ((point, problem),) = planned(cycle, space={"optimizer.momentum": [0.9, 0.5]}, teacher="online").problems.items()
+    assert "0.5" in point
+    assert "optimizer.momentum=0.5, but schedule.sched=onecycle sets the momentum of every step" in problem
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [

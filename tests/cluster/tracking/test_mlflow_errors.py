@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +18,9 @@ from cluster.recipe import parse
 from cluster.tracking.delivery import deliver_all
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import is_away
-from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.mlflow_tracker import MlflowTracker, tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run
+from cluster.training.launch import launch
 from kdcore.errors import Refused
 
 
@@ -30,6 +34,64 @@ def test_a_file_that_was_deleted_under_mlflow(recipe, gone):
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     with pytest.raises(Refused, match=r"mlflow.db cannot be written: .* deleted or replaced.*; restart Python"):
         open_run(config, "train")
+
+
+@pytest.fixture
+def own(recipe):
+    """A recipe whose run has been opened in the store of its output folder, and that store's file."""
+    config = parse(recipe(scaling__num_workers=0))
+    open_run(config, "train")
+    close_run(config, "KILLED")
+    return config, Path(config.output_dir) / "mlflow.db"
+
+
+def test_a_store_that_is_read_only(own, monkeypatch, caplog):
+    """Refused before a step is taken, and before MLflow, which logs what it meets with a traceback, is asked."""
+    (config, path), access = own, os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != path and access(place, mode))
+    new = config.model_copy(update={"name": "new"})
+    said = rf"sqlite:///{path} cannot be written, as {path} is read-only here; grant write access"
+    for start in (launch, lambda run: open_run(run, "train")):
+        for run in (new, config):
+            with pytest.raises(Refused, match=said):
+                start(run)
+    assert RunFolder.of(new).state() == "new"
+    assert not caplog.records
+
+
+def test_a_store_that_becomes_read_only(own, caplog, capfd):
+    """It is not waited for as a server is, and MLflow's traceback is not shown before the one line."""
+    config, path = own
+    tracker = MlflowTracker(config)
+    tracker.client.get_run(tracker.run_id)
+    path.unlink()  # SQLite says the same of a file that was deleted while it was open
+    with pytest.raises(MlflowException, match="readonly database") as told:
+        tracker.client.set_tag(tracker.run_id, "a", "b")
+    assert not tracker.is_away(told.value)
+    assert not caplog.records
+    assert not capfd.readouterr().err
+
+
+def test_a_disk_that_is_read_only_is_not_waited_for(config, monkeypatch, caplog):
+    """The student, refused by it, is named with its place; training goes on, and a new run is refused."""
+    error = OSError(errno.EROFS, "Read-only file system", "/closed/student.safetensors")
+    assert not is_away(error)
+
+    take = mlflow.MlflowClient.log_artifact
+
+    def refuse(self, run_id: str, path: str, *more: object) -> None:
+        if path.endswith(("student.safetensors", "packages.txt")):
+            raise error
+        take(self, run_id, path, *more)
+
+    said = "/closed/student.safetensors cannot be written (Read-only file system); give a place that can be written to"
+    run_id, new = open_run(config, ""), config.model_copy(update={"name": "new"})
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refuse)
+    assert finished_run(config)[0] == run_id
+    close_run(config, "FINISHED")
+    assert f"rejects student.safetensors: {said}" in caplog.text
+    with pytest.raises(Refused, match=re.escape(said)):
+        open_run(new, "train")
 
 
 class Answer(OSError):

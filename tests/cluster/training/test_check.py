@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from cluster.recipe import parse
+from cluster.tracking.folder import RunFolder
 from cluster.training import check
 from cluster.training.check import check_run
+from cluster.training.launch import launch
 from cluster.training.replay import replay_step
 from kdcore.errors import Refused
 from kdcore.terms import REGISTRY
@@ -60,3 +62,14 @@ def test_a_replay_is_refused_as_the_run_is(recipe, monkeypatch):
     monkeypatch.setattr(REGISTRY["ce"], "loss", lambda term, inputs: None)
     with pytest.raises(Refused, match="term ce: it gives a NoneType"):
         replay_step(parse(recipe()), 0, torch.device("cpu"), lambda done, to_do: None)
+
+
+def test_a_hub_keeps_no_checkpoints(recipe, devices):
+    """Said before anything is made or fetched, and not as a failed connection's traceback."""
+    config = parse(recipe(checkpoint__storage="hf://owner/name"))
+    with pytest.raises(
+        Refused, match=r"^checkpoint.storage=hf://owner/name: a hub keeps .* such as s3://bucket/folder"
+    ):
+        launch(config)
+    assert RunFolder.of(config).state() == "new"
+    assert devices == []

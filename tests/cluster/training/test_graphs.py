@@ -21,6 +21,7 @@ from cluster.assembly import assemble
 from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
+from cluster.rules import check_may_be_trained
 from cluster.training import graphs
 from cluster.training.graphs import Graphed, GraphedPasses, tensors_of
 from cluster.training.launch import launch
@@ -236,7 +237,7 @@ def test_a_batch_of_other_shape_does_not_go_into_the_graph() -> None:
 )
 def test_a_step_that_is_no_single_pass_is_refused(changes: dict[str, Any], reason: str, config: Make) -> None:
     with pytest.raises(Refused, match=rf"train\.cuda_graph: .*{reason}.*; leave it out"):
-        config(**changes)
+        check_may_be_trained(config(**changes))
 
 
 def test_a_weight_with_a_course_of_its_own_keeps_steps_launched(monkeypatch: pytest.MonkeyPatch) -> None:

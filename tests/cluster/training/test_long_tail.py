@@ -18,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.rank import Rank
 from cluster.recipe import parse
+from cluster.rules import check_may_be_trained
 from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.errors import Refused
@@ -146,4 +147,4 @@ def test_small_classes_are_held_out_as_far_as_they_go(
 )
 def test_other_rules_for_the_order_are_refused(long_tail: Make, changes: dict[str, Any], other: str) -> None:
     with pytest.raises(Refused, match=rf"data.sampling=classes shows an image again .* {other} has another rule"):
-        long_tail(**changes)
+        check_may_be_trained(long_tail(**changes))

@@ -13,6 +13,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.recipe import parse
+from cluster.rules import check_may_be_trained
 from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder
@@ -142,4 +143,4 @@ def test_it_counts_from_evaluation_to_evaluation(waiting: Callable[..., RunConfi
 
 def test_without_a_score_it_is_refused(waiting: Callable[..., RunConfig]) -> None:
     with pytest.raises(Refused, match=r"train.patience_epochs waits for a better score, but train.select is last"):
-        waiting("last")
+        check_may_be_trained(waiting("last"))

@@ -3,9 +3,13 @@
 import pytest
 import timm
 import torch
+from rich.console import Console
 
+from cluster.training.launch import RunResult
 from kdcore.checkpoints import load_tensors
 from ops.__main__ import main
+from ops.console import table
+from ops.demo import COLUMNS, row
 
 SMALL = [
     *("views.size=32", "train.epochs=1", "train.batch_size=8", "train.micro_batch=4", "scaling.num_workers=0"),
@@ -21,9 +25,35 @@ def measured_briefly(monkeypatch):
 
 
 def shown_rows(text: str) -> dict[str, list[str]]:
-    """{first column: other columns} of the table that was printed."""
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
-    return {row[0]: row[1:] for row in rows}
+    """{first column: other columns} of the table that was printed; a cell's lines follow one another."""
+    rows: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        first, *cells = [cell.strip() for cell in line.split("│")[1:-1]] if line.startswith("│") else [""]
+        if first:
+            rows[first] = cells
+        elif cells:
+            title, above = rows.popitem()
+            rows[title] = [" ".join([one, other]).strip() for one, other in zip(above, cells, strict=True)]
+    return rows
+
+
+def test_a_table_of_several_seeds_is_as_narrow_as_of_one():
+    def result(seed: int) -> RunResult:
+        metrics = {"val/top1": 0.889 + 0.02 * seed, "val/agreement": 0.889 + 0.06 * seed}
+        return RunResult("run", "", "", metrics, 1, 1.0, 1.0, 112.0 + 30 * seed)
+
+    networks = {"parameters": 5214, "p50_ms": 0.28}, {"parameters": 78042, "p50_ms": 0.47}
+    shown = {}
+    for seeds in (1, 2):
+        made = table("", COLUMNS, [row("student distilled", [result(seed) for seed in range(seeds)], *networks)])
+        console = Console(width=200)
+        with console.capture() as capture:
+            console.print(made)
+        shown[seeds] = capture.get()
+        assert max(map(len, shown[seeds].splitlines())) <= 80
+    of_two = ["89.90% ±1.00%", "91.90% ±3.00%", "5,214", "1/15.0", "0.28", "127 ±15"]
+    assert shown_rows(shown[2]) == {"student distilled": of_two}
+    assert shown_rows(shown[1])["student distilled"][0] == "88.90%"
 
 
 @pytest.mark.ray
