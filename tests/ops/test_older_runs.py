@@ -16,8 +16,8 @@ from cluster.training.check import check_run
 from cluster.training.launch import launch
 from kdcore.errors import Refused
 from ops.__main__ import main
+from ops.evaluation.subjects import find_subject
 from ops.reproduce.lane import Lane
-from ops.subjects import find_subject
 
 SAID = r"optimizer.momentum=0, but schedule.sched=onecycle sets the momentum of every step"
 RESULT = {"name": "run", "run_dir": "", "mlflow_run_id": "1", "metrics": {}, "steps": 1}

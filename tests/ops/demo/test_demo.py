@@ -9,7 +9,7 @@ from cluster.training.launch import RunResult
 from kdcore.checkpoints import load_tensors
 from ops.__main__ import main
 from ops.console import table
-from ops.demo import COLUMNS, row
+from ops.demo.run import COLUMNS, row
 
 SMALL = [
     *("views.size=32", "train.epochs=1", "train.batch_size=8", "train.micro_batch=4", "scaling.num_workers=0"),
