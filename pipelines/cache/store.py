@@ -104,8 +104,13 @@ def write_shard(directory: Path, unit: Unit, rows: Rows, key: str) -> Shard:
         num_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    write_whole(directory / unit.note, Note(key=key, shard=shard).model_dump_json(indent=1).encode())
+    write_note(directory, shard, key)
     return shard
+
+
+def write_note(directory: Path, shard: Shard, key: str) -> None:
+    """Write the note next to a shard: from now on it counts for builds of this key."""
+    write_whole(directory / shard.unit.note, Note(key=key, shard=shard).model_dump_json(indent=1).encode())
 
 
 def arrow_file(rows: Rows) -> memoryview:
