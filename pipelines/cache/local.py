@@ -71,7 +71,7 @@ def _fetch(place: Place, manifest: Manifest, content: bytes, folder: Path) -> No
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda name: _take(place, name, folder / name), names))
     (folder / MANIFEST).write_bytes(content)
-    if problem := _lacks(folder, manifest, content):
+    if problem := _lacks(folder, manifest, content, full=True):
         raise Refused(f"the cache is damaged: {problem.replace(str(folder), place.root)}; {REMEDY}")
 
 
@@ -94,8 +94,8 @@ def _take(place: Place, name: str, target: Path) -> None:
         raise RunFailed(f"{place.name_of(name)} cannot be copied ({reason}); run the same command again") from error
 
 
-def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:
-    """Return what is wrong with a copy, by its shards' sizes, or None. Their content is checked when read.
+def _lacks(copy: Path, manifest: Manifest, content: bytes, full: bool = False) -> str | None:
+    """Return what is wrong with a copy, or None. Its shards' content is checked when read, and here if `full`.
 
     content: the manifest as it is stored.
     """
@@ -105,7 +105,7 @@ def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:
     if not (copy / MANIFEST).is_file() or (copy / MANIFEST).read_bytes() != content:
         return f"{copy / MANIFEST} is missing, damaged, or another's"
     with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda shard: damage(copy, shard, full=False), manifest.shards)
+        found = threads.map(lambda shard: damage(copy, shard, full), manifest.shards)
         return next((problem for problem in found if problem is not None), None)
 
 

@@ -71,6 +71,30 @@ def test_a_damaged_copy_is_made_again(cache, tmp_path, name, num_bytes):
     assert reader(local_folder(cache.as_uri(), copies)).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_copy_of_other_content_says_what_to_remove(cache, tmp_path):
+    """It said to restore a file, or to build the cache, neither of which mends a machine's copy."""
+    copies = str(tmp_path / "copies")
+    copy = local_folder(cache.as_uri(), copies)
+    flip(copy / UNIT.path)
+    with pytest.raises(Refused, match=rf"its checksum differs; remove {copy}, this machine's copy"):
+        reader(copy).outputs(UNIT.view, np.array([7]))
+    shutil.rmtree(copy)
+    assert reader(local_folder(cache.as_uri(), copies)).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
+
+
+def test_content_that_is_damaged_in_the_store_is_not_kept(cache, tmp_path):
+    flip(cache / UNIT.path)
+    with pytest.raises(Refused, match=rf"damaged: {cache}/{UNIT.path} has changed .*; restore the file"):
+        local_folder(cache.as_uri(), str(tmp_path / "copies"))
+    assert left(tmp_path / "copies") == []
+
+
 def test_a_copy_without_room(cache, tmp_path, monkeypatch):
     copies = tmp_path / "copies"
     usage = shutil.disk_usage(tmp_path)
