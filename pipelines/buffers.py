@@ -35,7 +35,8 @@ class Buffers:
             memory = _aligned(self._with_spare(num_bytes))
         lent = memory[:num_bytes]
         weakref.finalize(lent, self._take_back, memory).atexit = False
-        return lent
+        # A part of an array refers to the array that owns the memory, past all between; past no other kind of object.
+        return np.asarray(lent.data)
 
     def _with_spare(self, num_bytes: int) -> int:
         return num_bytes + int(self._spare * num_bytes)

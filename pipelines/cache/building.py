@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdcore.errors import Refused
-from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, Part, Plan, load_manifest
-from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, is_file_of_shard
+from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, Plan, load_manifest
+from pipelines.cache.store import Shard, Unit, checksum, damage, finished_shards, is_file_of_shard, write_note
 from pipelines.files import remove_unfinished, write_whole
 from pipelines.nested import differences, in_short
 
@@ -44,16 +44,24 @@ class Building:
         self.shards = self._finished_shards()
 
     def _claim(self) -> None:
-        """Write the plan into the folder, after comparing it with one there that has shards already."""
-        path = self.directory / PLAN
-        if path.exists():
-            try:
-                earlier = Plan.model_validate_json(path.read_bytes())
-            except ValidationError as error:
-                raise Refused(f"{path} is not the plan of a cache; choose another folder (cache.dir=...)") from error
-            if self._has_shards(earlier):
-                self._refuse_other(earlier)
-        write_whole(path, self.plan.model_dump_json(indent=1).encode())
+        """Write the plan into the folder, after comparing it with one there that has shards already.
+
+        A finished cache is known by its manifest: one that was copied here has no plan and no notes beside it.
+        """
+        finished = self._finished()
+        earlier = finished.plan if finished is not None else read_plan(self.directory)
+        if earlier is not None and self._has_shards(earlier):
+            self._refuse_other(earlier)
+        if finished is not None and not (self.directory / _CONSTANTS_NOTE).exists():
+            self._note_all(finished)
+        write_whole(self.directory / PLAN, self.plan.model_dump_json(indent=1).encode())
+
+    def _note_all(self, finished: Manifest) -> None:
+        """Write the notes that a copied cache lacks, which follow from its manifest; the constants' comes last."""
+        key = finished.plan.key(finished.constants)
+        for shard in finished.shards:
+            write_note(self.directory, shard, key)
+        self._write_constants_note(finished.constants, finished.error)
 
     def _has_shards(self, plan: Plan) -> bool:
         """Return whether a plan has shards there: a manifest, or the note of a shard."""
@@ -75,18 +83,27 @@ class Building:
                 f"{self.directory} holds a cache of something else: {key} is {in_short(there)} there and "
                 f"{in_short(here)} here; restore what has changed, or take another folder (cache.dir=...)"
             )
-        for name, part in self._finished_parts().items():
+        finished = self._finished()
+        for name, part in finished.plan.parts.items() if finished is not None else ():
             if part.num_views > self.plan.parts[name].num_views:
                 raise Refused(
                     f"{self.directory} holds {part.num_views} views already; runs that show fewer can read it as it is"
                 )
 
-    def _finished_parts(self) -> Mapping[str, Part]:
-        """Return the parts of the finished cache here; empty if there is none, or its manifest is damaged."""
+    def _finished(self) -> Manifest | None:
+        """Return the manifest of the finished cache here.
+
+        None if there is none, and where a damaged one lies beside the plan that it was of.
+        """
+        beside = (self.directory / PLAN).exists()
+        if not beside and not (self.directory / MANIFEST).exists():
+            return None
         try:
-            return load_manifest(self.directory).plan.parts
+            return load_manifest(self.directory)
         except Refused:
-            return {}
+            if beside:
+                return None
+            raise
 
     def _constants_note(self) -> ConstantsNote | None:
         """Return the note of the constants; None if these are missing or damaged."""
@@ -109,9 +126,13 @@ class Building:
         Shards of constants that were lost or damaged count again if the new constants are the same.
         """
         write_whole(self.directory / CONSTANTS, safetensors.torch.save(dict(tensors)))
-        self.note = ConstantsNote(key=self.plan.key(""), sha256=checksum(self.directory / CONSTANTS), error=error)
-        write_whole(self.directory / _CONSTANTS_NOTE, self.note.model_dump_json(indent=1).encode())
+        self.note = self._write_constants_note(checksum(self.directory / CONSTANTS), error)
         self.shards = self._finished_shards()
+
+    def _write_constants_note(self, sha256: str, error: dict[str, float]) -> ConstantsNote:
+        note = ConstantsNote(key=self.plan.key(""), sha256=sha256, error=error)
+        write_whole(self.directory / _CONSTANTS_NOTE, note.model_dump_json(indent=1).encode())
+        return note
 
     def constants(self) -> dict[str, Tensor]:
         return safetensors.torch.load_file(self.directory / CONSTANTS)
@@ -139,3 +160,14 @@ class Building:
                 raise Refused(f"{problem}; a cache is built in a folder that every node sees (cache.dir=...)")
         manifest = Manifest(plan=self.plan, constants=self.note.sha256, error=self.note.error, shards=shards)
         return manifest.write(self.directory)
+
+
+def read_plan(directory: Path) -> Plan | None:
+    """Return the plan of the cache that is built, or was, in a folder; None if there is none."""
+    path = directory / PLAN
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise Refused(f"{path} is not the plan of a cache; choose another folder (cache.dir=...)") from error

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from kdcore.batch import TeacherOutputs
-from pipelines.cache.columns import Code, Column, ProjectedColumn, SparseColumn, channels_last
+from pipelines.cache.columns import LOGITS, Code, Column, ProjectedColumn, SparseColumn, channels_last
 from pipelines.cache.projection import ChannelMoments, LostVariance, Projection
-from pipelines.cache.rows import named
+from pipelines.cache.rows import named, refuse_not_finite
 from pipelines.cache.sparse import LogitCode, measured_error
 
 Sample = Callable[[], Iterable[TeacherOutputs]]  # batches of outputs, the same at every call
@@ -41,12 +41,11 @@ def gathered(
     logits = [torch.empty(0)]
     moments = {column.name: ChannelMoments() for column in coded if isinstance(column, ProjectedColumn)}
     sparse = len(moments) < len(coded)
-    for outputs in sample():
-        values = named(outputs)
+    for values in _finite(sample, [column.name for column in coded]):
         for name, sums in moments.items():
             sums.add(channels_last(values[name]))
-        if sparse and outputs.logits is not None:
-            logits.append(outputs.logits.float().cpu())
+        if sparse:
+            logits.append(values[LOGITS].float().cpu())
     return torch.cat(logits[1:] or logits), moments
 
 
@@ -54,12 +53,11 @@ def measured(codes: dict[str, Code], sample: Sample) -> dict[str, float]:
     """Return the errors on a sample."""
     logits: list[torch.Tensor] = []
     lost = {name: LostVariance(code) for name, code in codes.items() if isinstance(code, Projection)}
-    for outputs in sample():
-        values = named(outputs)
+    for values in _finite(sample, list(codes)):
         for name, sums in lost.items():
             sums.add(channels_last(values[name]))
-        if outputs.logits is not None:
-            logits.append(outputs.logits.float().cpu())
+        if LOGITS in codes:
+            logits.append(values[LOGITS].float().cpu())
     errors: dict[str, float] = {}
     for name, code in codes.items():
         if isinstance(code, LogitCode):
@@ -68,3 +66,12 @@ def measured(codes: dict[str, Code], sample: Sample) -> dict[str, float]:
         else:
             errors[f"share of variance lost of {name}"] = round(lost[name].share, 6)
     return errors
+
+
+def _finite(sample: Sample, names: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield {column name: tensor} of each batch; Refused where one of the named columns has a NaN or an infinity."""
+    for outputs in sample():
+        values = named(outputs)
+        for name in names:
+            refuse_not_finite(name, values[name])
+        yield values

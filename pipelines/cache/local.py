@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,10 +14,12 @@ from pyarrow import fs
 
 from kdcore.errors import Refused, RunFailed, one_line
 from kdcore.located import is_uri
+from pipelines.cache.building import read_plan
 from pipelines.cache.manifest import CONSTANTS, MANIFEST, Manifest, load_manifest, read_manifest
 from pipelines.cache.reader import refuse_damaged
 from pipelines.cache.store import REMEDY, checksum, damage
 from pipelines.files import FULL, is_lasting, locked, make_folder, not_written, own_temporary_folder
+from pipelines.leases import leased
 from pipelines.places import Place
 
 
@@ -69,7 +71,7 @@ def _fetch(place: Place, manifest: Manifest, content: bytes, folder: Path) -> No
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda name: _take(place, name, folder / name), names))
     (folder / MANIFEST).write_bytes(content)
-    if problem := _lacks(folder, manifest, content):
+    if problem := _lacks(folder, manifest, content, full=True):
         raise Refused(f"the cache is damaged: {problem.replace(str(folder), place.root)}; {REMEDY}")
 
 
@@ -93,8 +95,8 @@ def _take(place: Place, name: str, target: Path) -> None:
         ) from error
 
 
-def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:
-    """Return what is wrong with a copy, by its shards' sizes, or None. Their content is checked when read.
+def _lacks(copy: Path, manifest: Manifest, content: bytes, full: bool = False) -> str | None:
+    """Return what is wrong with a copy, or None. Its shards' content is checked when read, and here if `full`.
 
     content: the manifest as it is stored.
     """
@@ -104,7 +106,7 @@ def _lacks(copy: Path, manifest: Manifest, content: bytes) -> str | None:
     if not (copy / MANIFEST).is_file() or (copy / MANIFEST).read_bytes() != content:
         return f"{copy / MANIFEST} is missing, damaged, or another's"
     with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda shard: damage(copy, shard, full=False), manifest.shards)
+        found = threads.map(lambda shard: damage(copy, shard, full), manifest.shards)
         return next((problem for problem in found if problem is not None), None)
 
 
@@ -123,16 +125,24 @@ def _refusing(root: Path) -> Iterator[None]:
 def publish(directory: Path, location: str) -> Manifest:
     """Copy a finished cache to a URI or folder, the manifest last: readers find all of it or no cache.
 
-    Refused where another cache is there. If interrupted, it is done again from the start.
+    Refused where another cache is there, or is being built there. If interrupted, it is done again from the start.
     """
     manifest = load_manifest(directory)
     refuse_damaged(directory, list(manifest.shards), full=False)
     place = Place.of(location, "cache.dir")
+    with leased(Path(place.path), "cache copy") if place.is_local else nullcontext():
+        return _put(directory, manifest, place)
+
+
+def _put(directory: Path, manifest: Manifest, place: Place) -> Manifest:
     there = _manifest_at(place)
     if there is not None:
         if there.digest != manifest.digest:
             raise Refused(f"{place.root} holds another cache; take another place, or remove that one")
         return manifest
+    begun = read_plan(Path(place.path)) if place.is_local else None
+    if begun is not None and begun.without_views() != manifest.plan.without_views():
+        raise Refused(f"{place.root} holds another cache, not finished; take another place, or remove that one")
     names = [CONSTANTS, *(shard.unit.path for shard in manifest.shards)]
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda name: place.put(directory / name, name), names))

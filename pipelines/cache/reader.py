@@ -26,7 +26,7 @@ from pipelines.cache.manifest import CONSTANTS, Manifest
 from pipelines.cache.projection import Projection
 from pipelines.cache.rows import decode, wanted
 from pipelines.cache.sparse import LogitCode
-from pipelines.cache.store import REMEDY, Shard, checksum, damage, map_shard
+from pipelines.cache.store import REMEDY, Shard, checksum, damage, map_shard, remedy_for
 
 # Per reader, of the views read last: Linux allows a process 65,530 mappings, unless configured otherwise.
 _MAPPED_SHARDS = 8192
@@ -135,7 +135,7 @@ def refuse_damaged(directory: Path, shards: list[Shard], full: bool) -> None:
         problems = [p for p in threads.map(lambda shard: damage(directory, shard, full), shards) if p is not None]
     if problems:
         more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
-        raise Refused(f"the cache is damaged: {problems[0]}{more}; {REMEDY}")
+        raise Refused(f"the cache is damaged: {problems[0]}{more}; {remedy_for(directory)}")
 
 
 def load_constants(directory: Path, manifest: Manifest) -> dict[str, Tensor]:

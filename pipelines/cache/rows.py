@@ -52,16 +52,28 @@ def encode_unchecked(
 
 def refuse_not_held(columns: Iterable[Column], outputs: TeacherOutputs, codes: Mapping[str, Code]) -> NoReturn:
     """Refuse outputs with a number that its coding cannot hold, naming the first such column."""
-    values = named(outputs)
+    columns, values = tuple(columns), named(outputs)
+    for column in columns:
+        refuse_not_finite(column.name, values[column.name])
     for column in columns:
         for field, tensor in column.encode(values[column.name], codes.get(column.name)).items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 largest = float(values[column.name].float().abs().max())
                 raise Refused(
                     f"the teacher's {column.name} reaches {largest:g}, which {tensor.dtype} ({field}) cannot hold; "
-                    "store it as float32, or find the cause if it is not a number"
+                    "store it as float32"
                 )
     raise AssertionError("a column was found not to hold its numbers")
+
+
+def refuse_not_finite(name: str, values: Tensor) -> None:
+    """Refuse a column's numbers where one is NaN or infinite, which no coding holds and no code is fitted to."""
+    finite = values.isfinite()
+    if not bool(finite.all()):
+        raise Refused(
+            f"the teacher's {name} has a number that is {float(values[~finite][0]):g}; find the cause: check the "
+            "teacher's weights, and whether the type that it computes in holds its numbers"
+        )
 
 
 def decode(

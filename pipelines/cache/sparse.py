@@ -126,6 +126,8 @@ class LogitCode:
         steps = 2 ** (self.size.value_bits - 1) - 1
         # A scale that float16 rounds down would cut the largest value off; 2^-10 more than covers the rounding.
         scale = (value.abs().amax(dim=1, keepdim=True) / steps * (1 + 2**-10)).half()
+        # A NaN need not be among the corrected: the scale carries it, so that the row is known not to be held.
+        scale = scale.where(logits.isfinite().all(dim=1, keepdim=True), torch.nan)
         quantised = (value / scale.float().clamp_min(1e-12)).round().clamp(-steps, steps).long()
         words = index | (quantised & (2 * steps + 1)) << self.size.index_bits
         return self._packed(codes), scale, signed(words, self.size.word_bits)

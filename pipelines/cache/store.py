@@ -30,6 +30,7 @@ from pipelines.files import write_whole
 from pipelines.vectors import to_numpy
 
 REMEDY = "restore the file, or run `python -m ops cache build`, which recomputes what is damaged or missing"
+_NAME_OF_COPY = re.compile(r"[0-9a-f]{64}")  # its manifest's digest, see `local.local_folder`
 _FILE_OF_SHARD = re.compile(r"rows-\d+-\d+\.(arrow|json)")
 Rows = Mapping[str, NDArray[np.generic]]  # {field: [rows,width]}
 
@@ -104,8 +105,13 @@ def write_shard(directory: Path, unit: Unit, rows: Rows, key: str) -> Shard:
         num_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    write_whole(directory / unit.note, Note(key=key, shard=shard).model_dump_json(indent=1).encode())
+    write_note(directory, shard, key)
     return shard
+
+
+def write_note(directory: Path, shard: Shard, key: str) -> None:
+    """Write the note next to a shard: from now on it counts for builds of this key."""
+    write_whole(directory / shard.unit.note, Note(key=key, shard=shard).model_dump_json(indent=1).encode())
 
 
 def arrow_file(rows: Rows) -> memoryview:
@@ -199,6 +205,13 @@ def damage(directory: Path, shard: Shard, full: bool = True) -> str | None:
     if full and checksum(path) != shard.sha256:
         return f"{path} has changed since it was written: its checksum differs"
     return None
+
+
+def remedy_for(directory: Path) -> str:
+    """Return what to do about a damaged shard: a machine's copy of a remote cache is not what is to be restored."""
+    if _NAME_OF_COPY.fullmatch(directory.name):
+        return f"remove {directory}, this machine's copy of the cache, which the next start makes again"
+    return REMEDY
 
 
 def checksum(path: Path) -> str:

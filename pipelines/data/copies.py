@@ -76,6 +76,10 @@ class Extent:
     num_bytes: int
     crc32: int
 
+    def is_of(self, content: bytes) -> bool:
+        """Return whether this is the content that was indexed."""
+        return len(content) == self.num_bytes and zlib.crc32(content) == self.crc32
+
 
 class LocalCopy:
     """The copy of one source on this node; its methods may be called from several threads and processes.
@@ -115,14 +119,17 @@ class LocalCopy:
             content = os.pread(file.descriptor, extent.num_bytes, extent.offset - piece * PIECE_BYTES)
         except OSError:  # the store has it as well
             return None
-        if len(content) == extent.num_bytes and zlib.crc32(content) == extent.crc32:
+        if extent.is_of(content):
             return content
         self._present[extent.row] = 0
         return None
 
     def keep(self, extent: Extent, content: bytes) -> None:
-        """Keep a sample, where there is room for it. A failure is logged once: nothing depends on it."""
-        if not self._keeps:
+        """Keep a sample, where there is room for it. A failure is logged once: nothing depends on it.
+
+        Other content than was indexed is not kept: each read would find it wrong, and fetch and count it again.
+        """
+        if not self._keeps or not extent.is_of(content):
             return
         try:
             self._write(extent, content)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
-from pipelines.data.store import IMAGES_READ_AHEAD, StoreFiles, requests
+from pipelines.data.store import IMAGES_READ_AHEAD, StoreFiles, changed, requests
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
 
@@ -26,7 +26,8 @@ class RemoteExtents:
     """Images that are parts of files in an object store.
 
     place: the store's folder; files: (name, bytes) of each when it was indexed; table: row (of the whole index), file,
-    offset, num_bytes, crc32 and path of every sample; policy: of the node's copy, None for no copy.
+    offset, num_bytes, crc32 and path of every sample; policy: of the node's copy; None for no copy, and
+    for no comparison with checksums, which are not known while an index is built.
     """
 
     def __init__(
@@ -38,21 +39,22 @@ class RemoteExtents:
         self._paths = table["path"].chunk(0)
         names = ("row", "file", "offset", "num_bytes", "crc32")
         self._columns = [to_numpy(table[name]) for name in names]
+        self._checks = policy is not None
         self._copy = None if policy is None else _copy_of(place, files, self._columns[0], policy)
         self._blocks = None if policy is None or policy.window_bytes is None else _Blocks(*self._columns[1:3])
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the extents, from the node's copy where they are kept there.
 
-        Refused where a file is not the one that was indexed; RunFailed where the store does not answer.
+        Refused where a file or an image is not the one that was indexed; RunFailed where the store does not answer.
         """
         extents = self._extents(ids)
         contents = [self._copy.read(extent) if self._copy else None for extent in extents]
-        missing = [number for number, content in enumerate(contents) if content is None]
+        fetching = missing = [number for number, content in enumerate(contents) if content is None]
         if self._blocks is not None:
-            found = self._read_blocks([extents[number] for number in missing])
+            in_blocks = self._read_blocks([extents[number] for number in missing])
             for number in missing:
-                contents[number] = found[extents[number].row]
+                contents[number] = in_blocks[extents[number].row]
             missing = []
         for span, fetched in requests().map(self._fetch, _spans([extents[number] for number in missing])):
             for number in span.numbers:
@@ -60,7 +62,11 @@ class RemoteExtents:
                 contents[missing[number]] = content = span.part(fetched, extent)
                 if self._copy:
                     self._copy.keep(extent, content)
-        return [content for content in contents if content is not None]
+        found = [content for content in contents if content is not None]
+        for number in fetching if self._checks else ():
+            if not extents[number].is_of(found[number]):
+                raise changed(self.names(ids[number : number + 1])[0])
+        return found
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return <file>: <path of the image>."""
@@ -130,6 +136,7 @@ class RemoteFiles:
         self._paths = table["path"].chunk(0)
         names = ("row", "place_in_copy", "num_bytes", "crc32")
         self._row, self._offset, self._num_bytes, self._crc32 = (to_numpy(table[name]) for name in names)
+        self._checks = policy is not None
         self._copy = None if policy is None else _copy_of(place, files, self._row, policy)
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
@@ -154,6 +161,8 @@ class RemoteFiles:
         content = self._copy.read(where) if self._copy else None
         if content is None:
             content = self._store.read(path, num_bytes, 0, num_bytes)
+            if self._checks and not where.is_of(content):
+                raise changed(self._place.name_of(path))
             if self._copy:
                 self._copy.keep(where, content)
         return content

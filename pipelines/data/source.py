@@ -31,6 +31,7 @@ from pipelines.data.labels import TYPE as LABELS_TYPE
 from pipelines.data.labels import is_multi_label, multi_hot
 from pipelines.data.source_table import fingerprint, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
+from pipelines.data.store import changed
 from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
@@ -219,7 +220,7 @@ class Source:
         """Refuse an encoded image that is not the one that was indexed: its checksum differs."""
         if zlib.crc32(content) != self.table["crc32"].chunk(0)[sample_id].as_py():
             (name,) = self.names(np.array([sample_id]))
-            raise Refused(f"{name} has changed since it was indexed; restore it, or build the index again")
+            raise changed(name)
 
     def subset(self, ids: NDArray[np.int64]) -> Source:
         """Return the given samples as a source of their own, renumbered from 0 in the given order."""

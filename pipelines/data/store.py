@@ -19,6 +19,11 @@ _TRIES = 6
 _FIRST_WAIT_SECONDS = 0.2  # before the second try; doubled each time
 
 
+def changed(name: str) -> Refused:
+    """Return the error for an image whose bytes are not those that were indexed."""
+    return Refused(f"{name} has changed since it was indexed; restore it, or build the index again")
+
+
 class StoreFiles:
     """The files of a place; `read` may be called from several threads. keep_open: for few files that are read often."""
 

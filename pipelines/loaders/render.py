@@ -110,7 +110,9 @@ def noise_field(seed: int, height: int, width: int) -> NDArray[np.float32]:
 
     Each value is the sum of 12 uniforms less 6 (Irwin-Hall), so that it is the same on every platform.
     """
-    shape = (height + NOISE_SLACK, width + NOISE_SLACK, 3)
-    drawn = words(seed, 0, np.arange(np.prod(shape)), Stream.NOISE_FIELD, 12)
-    total: NDArray[np.float64] = drawn.astype(np.float64).sum(axis=1) * 2.0**-32 - 6
-    return total.astype(np.float32).reshape(shape)
+    field = np.empty((height + NOISE_SLACK, width + NOISE_SLACK, 3), dtype=np.float32)
+    for number, row in enumerate(field):  # one at a time: the words of all take hundreds of times the field's memory
+        ids = np.arange(number * row.size, (number + 1) * row.size)
+        drawn = words(seed, 0, ids, Stream.NOISE_FIELD, 12)
+        row[:] = (drawn.astype(np.float64).sum(axis=1) * 2.0**-32 - 6).reshape(row.shape)
+    return field

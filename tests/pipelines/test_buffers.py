@@ -44,6 +44,18 @@ def test_not_while_a_view_of_bytes_shares_it() -> None:
     assert place(buffers) == own
 
 
+def test_not_while_a_part_of_the_array_shares_it() -> None:
+    """Only the array itself was watched, whose parts numpy ties to the owner of the memory."""
+    buffers = Buffers(4)
+    whole = buffers.take(96)
+    own, part = whole.ctypes.data, whole[8:24].view(np.float32)[1:]
+    del whole
+    assert place(buffers) != own
+    del part
+    assert own in {buffer.ctypes.data for buffer in [buffers.take(96) for _ in range(2)]}
+    assert len(buffers.take(0)) == 0
+
+
 def test_no_more_than_may_be_kept_and_a_larger_one_in_the_place_of_one_too_small() -> None:
     buffers = Buffers(2, spare=0.5)
     held = [buffers.take(100) for _ in range(3)]

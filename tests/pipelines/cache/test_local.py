@@ -11,13 +11,15 @@ import pytest
 from pyarrow import fs
 
 from kdcore.errors import Refused
+from pipelines.cache.building import Building
 from pipelines.cache.local import local_folder, publish
 from pipelines.cache.manifest import load_manifest
 from pipelines.cache.reader import refuse_damaged
 from pipelines.cache.store import Unit
+from pipelines.leases import leased
 from pipelines.places import Place
 from tests.pipelines.cache.test_reader import UNIT, reader
-from tests.pipelines.cache.test_store import build, plan
+from tests.pipelines.cache.test_store import build, contents, plan
 
 
 def test_a_remote_cache_is_copied_once(cache, tmp_path):
@@ -69,6 +71,30 @@ def test_a_damaged_copy_is_made_again(cache, tmp_path, name, num_bytes):
     assert reader(local_folder(cache.as_uri(), copies)).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_copy_of_other_content_says_what_to_remove(cache, tmp_path):
+    """It said to restore a file, or to build the cache, neither of which mends a machine's copy."""
+    copies = str(tmp_path / "copies")
+    copy = local_folder(cache.as_uri(), copies)
+    flip(copy / UNIT.path)
+    with pytest.raises(Refused, match=rf"its checksum differs; remove {copy}, this machine's copy"):
+        reader(copy).outputs(UNIT.view, np.array([7]))
+    shutil.rmtree(copy)
+    assert reader(local_folder(cache.as_uri(), copies)).outputs(1, np.array([7])).logits.tolist() == [[7, 107, -7]]
+
+
+def test_content_that_is_damaged_in_the_store_is_not_kept(cache, tmp_path):
+    flip(cache / UNIT.path)
+    with pytest.raises(Refused, match=rf"damaged: {cache}/{UNIT.path} has changed .*; restore the file"):
+        local_folder(cache.as_uri(), str(tmp_path / "copies"))
+    assert left(tmp_path / "copies") == []
+
+
 def test_a_copy_without_room(cache, tmp_path, monkeypatch):
     copies = tmp_path / "copies"
     usage = shutil.disk_usage(tmp_path)
@@ -104,6 +130,50 @@ def test_a_cache_is_put_into_object_storage(cache, tmp_path):
     build(cache, plan(num_views=3))
     with pytest.raises(Refused, match=r"holds another cache; take another place"):
         publish(cache, str(store))
+
+
+def test_a_copied_cache_is_built_on_like_its_original(cache, tmp_path):
+    """It was overwritten by a build of anything else, computed anew for one view more, and cut down for one less."""
+    copy = tmp_path / "copy"
+    publish(cache, str(copy))
+    before = contents(copy)
+    with pytest.raises(
+        Refused, match=r"copy holds a cache of something else: identity.views.seed is 0 there and 5 here"
+    ):
+        Building(copy, plan(views={"seed": 5}))
+    with pytest.raises(Refused, match="holds 2 views already"):
+        Building(copy, plan(num_views=1))
+    assert contents(copy) == before
+    assert len(Building(copy, plan(num_views=3)).missing()) == 3
+    for folder in (cache, copy):
+        build(folder, plan(num_views=3))
+    whole = contents(copy)
+    assert {name: whole[name] for name in whole if not name.startswith(".work")} == contents(cache)
+
+
+def test_a_copied_cache_whose_manifest_cannot_be_read_is_not_built_over(cache, tmp_path):
+    copy = tmp_path / "copy"
+    publish(cache, str(copy))
+    (copy / "manifest.json").write_bytes(b"cut off")
+    with pytest.raises(Refused, match=r"copy/manifest.json is not a manifest"):
+        Building(copy, plan())
+
+
+def test_a_cache_is_not_copied_over_one_that_is_being_built(cache, tmp_path):
+    """Whether its build was interrupted, or runs."""
+    begun, running = tmp_path / "begun", tmp_path / "running"
+    build(begun, plan(views={"seed": 5}), stop_after=1)
+    before = contents(begun)
+    with pytest.raises(Refused, match=r"begun holds another cache, not finished; take another place"):
+        publish(cache, begun.as_uri())
+    after = contents(begun)
+    assert {name: after[name] for name in before} == before
+    assert "manifest.json" not in after
+    with leased(running, "cache build"), pytest.raises(Refused, match=r"running is in use"):
+        publish(cache, str(running))
+    same = tmp_path / "same"
+    build(same, plan(num_views=3), stop_after=1)
+    assert publish(cache, str(same)).digest == load_manifest(same).digest
 
 
 def test_a_disk_that_fills_at_the_manifest(cache, tmp_path, monkeypatch):

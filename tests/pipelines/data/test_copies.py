@@ -18,7 +18,7 @@ from pyarrow import fs
 from kdcore.errors import Refused
 from pipelines.data import copies
 from pipelines.data.copies import CopyPolicy, Extent, LocalCopy, copy_of
-from pipelines.data.remote import RemoteExtents
+from pipelines.data.remote import RemoteExtents, RemoteFiles
 from pipelines.files import own_temporary_folder
 from pipelines.places import Place
 
@@ -144,16 +144,47 @@ def test_what_is_not_written_is_not_counted(tmp_path: Path, monkeypatch: pytest.
     assert copy.kept_bytes == 20
 
 
-def test_a_block_that_another_fetches_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample that is asked for twice, as repeated views ask for it, is there once."""
+def shard_of_20(folder: Path) -> tuple[list[bytes], pa.Table, Place]:
+    """Return 20 samples of 10 bytes, their table, and a store that holds them in one file."""
     content = bytes(range(200))
-    (tmp_path / "shard").write_bytes(content)
+    (folder / "shard").write_bytes(content)
     columns = {"row": range(20), "file": [0] * 20, "offset": range(0, 200, 10), "num_bytes": [10] * 20}
     table = pa.table({name: np.array(values) for name, values in columns.items()})
     parts = [content[start : start + 10] for start in range(0, 200, 10)]
     table = table.append_column("crc32", pa.array(map(zlib.crc32, parts), type=pa.int64()))
     table = table.append_column("path", pa.array(map(str, range(20)), type=pa.large_string()))
+    place = Place("s3://b", "s3://b", fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), "")
+    return parts, table, place
+
+
+@pytest.mark.parametrize("window_bytes", [None, 200], ids=["images", "windows"])
+def test_other_bytes_of_the_same_size_are_neither_shown_nor_kept(window_bytes: int | None, tmp_path: Path) -> None:
+    """A run trained on a shard that was replaced, and its copy counted the bytes again at every read."""
+    parts, table, place = shard_of_20(tmp_path)
+    (tmp_path / "shard").write_bytes(b"".join([*parts[:3], b"x" * 10, *parts[4:]]))
+    policy = CopyPolicy(str(tmp_path / "copies"), window_bytes=window_bytes)
+    images = RemoteExtents(place, [("shard", 200)], table, policy)
+    for _ in range(3):
+        with pytest.raises(Refused, match=r"^s3://b/shard: 3 has changed since it was indexed; restore it, or build"):
+            images.read(np.array([2, 3]))
+    assert images.read(np.array([2, 4])) == [parts[2], parts[4]]
+    assert images.kept_bytes == (20 if window_bytes is None else 190)
+
+
+def test_an_object_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "3.jpg").write_bytes(b"x" * 10)
+    columns = {"row": [0], "place_in_copy": [0], "num_bytes": [10], "crc32": [zlib.crc32(b"y" * 10)]}
+    table = pa.table({name: np.array(values) for name, values in columns.items()})
+    table = table.append_column("path", pa.array(["3.jpg"], type=pa.large_string()))
     place = Place("s3://b", "s3://b", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "")
+    images = RemoteFiles(place, [("", 10)], table, CopyPolicy(str(tmp_path / "copies")))
+    with pytest.raises(Refused, match=r"^s3://b/3.jpg has changed since it was indexed"):
+        images.read(np.array([0]))
+
+
+def test_a_block_that_another_fetches_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that is asked for twice, as repeated views ask for it, is there once."""
+    parts, table, place = shard_of_20(tmp_path)
     policy = CopyPolicy(str(tmp_path / "copies"), window_bytes=200)
     one, other = (RemoteExtents(place, [("shard", 200)], table, policy) for _ in range(2))
     fetching = LocalCopy.fetching

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -166,17 +167,21 @@ def _disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
+def sample(byte: bytes) -> tuple[Extent, bytes]:
+    content = byte * 60
+    return Extent(row=0, file=0, offset=0, num_bytes=60, crc32=zlib.crc32(content)), content
+
+
 def test_copies_that_nobody_uses_make_room(tmp_path: Path) -> None:
     policy = CopyPolicy(str(tmp_path), 100)
-    extent = Extent(row=0, file=0, offset=0, num_bytes=60, crc32=0)
     first = LocalCopy(policy, "first", file_bytes=[80], num_rows=1)
-    first.keep(extent, b"x" * 60)
+    first.keep(*sample(b"x"))
     second = LocalCopy(policy, "second", file_bytes=[80], num_rows=1)
-    second.keep(extent, b"y" * 60)
+    second.keep(*sample(b"y"))
     assert (first.kept_bytes, second.kept_bytes) == (60, 0), "the first is in use, so that 20 bytes are left"
     del first
     third = LocalCopy(policy, "third", file_bytes=[80], num_rows=1)
-    third.keep(extent, b"z" * 60)
+    third.keep(*sample(b"z"))
     assert third.kept_bytes == 60
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 

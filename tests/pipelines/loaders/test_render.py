@@ -1,6 +1,7 @@
 """The finishing of pictures against a restatement that takes one pixel at a time."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from kdcore.errors import Refused
 from pipelines.loaders.render import Finish, noise_field
 from pipelines.loaders.render_batch import BatchRenderer, change_colour, inside
 from pipelines.loaders.render_pictures import PictureRenderer
+from pipelines.views.draws import Stream
+from pipelines.views.philox import words
 from pipelines.views.plan import ViewPlan, Views
 from pipelines.views.policy import ViewPolicy
 from tests.pipelines.kernels import count_kernels
@@ -194,6 +197,19 @@ def test_noise_has_mean_zero_and_variance_one_and_is_the_same_everywhere() -> No
     assert abs(noise.var() - 1) < 0.05
     assert noise[0, 0].tolist() == NOISE
     assert not np.array_equal(noise, noise_field(6, 20, 16))
+    ids = np.arange(84 * 80 * 3)
+    at_once = words(5, 0, ids, Stream.NOISE_FIELD, 12).astype(np.float64).sum(axis=1) * 2.0**-32 - 6
+    assert np.array_equal(noise, at_once.astype(np.float32).reshape(84, 80, 3))
+
+
+def test_noise_takes_little_more_memory_than_itself() -> None:
+    """A field for pictures of 384 pixels took 800 MB."""
+    tracemalloc.start()
+    try:
+        num_bytes = noise_field(5, 192, 192).nbytes
+        assert tracemalloc.get_traced_memory()[1] < 2 * num_bytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5, 0.5)), (MEAN, (0.2, 0.0, 0.2))])
