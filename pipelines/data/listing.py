@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -174,8 +175,25 @@ def number_classes(names: pa.Array, root: str) -> tuple[tuple[str, ...], NDArray
     classes = sorted(pc.unique(names).to_pylist())
     if "" in classes:
         raise Refused(f"{root} has images of a class without a name; give each image its class")
+    refuse_twins(classes, root)
     labels = pc.index_in(names, pa.array(classes, type=names.type)).to_numpy(zero_copy_only=False)
     return tuple(classes), labels.astype(np.int32)
+
+
+def as_seen(name: str) -> str:
+    """Return a name as people see it: one form of Unicode, no spaces at its ends."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def refuse_twins(classes: Sequence[str], root: str) -> None:
+    """Refuse two classes whose names are the same to the eye: they are meant to be one."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        if (twin := seen.setdefault(as_seen(name), name)) != name:
+            raise Refused(
+                f"{root} has the classes {twin!a} and {name!a}: the same to the eye, in another form of Unicode or "
+                "with spaces; rename one"
+            )
 
 
 def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: str) -> tuple[str, ...]:

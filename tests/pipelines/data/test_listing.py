@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kdcore.errors import Refused
-from pipelines.data.listing import find_containers, name_numbers
+from pipelines.data.folder import list_folder
+from pipelines.data.labels import number_lists
+from pipelines.data.listing import find_containers, name_numbers, number_classes
 from pipelines.places import Place
 
 
@@ -62,3 +66,17 @@ def test_files_of_one_split_are_called_alike(names: list[str], complaint: str | 
     else:
         with pytest.raises(Refused, match=complaint):
             held(tmp_path, "train", names, suffixes)
+
+
+@pytest.mark.parametrize(("name", "twin"), [("cat", " cat"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_look_the_same_are_refused(name: str, twin: str, tmp_path: Path) -> None:
+    first, second = sorted((name, twin))
+    with pytest.raises(Refused, match=re.escape(f"images has the classes {first!a} and {second!a}: the same to the")):
+        number_classes(pa.array([name, "dog", twin]), "images")
+    with pytest.raises(Refused, match="the same to the eye"):
+        number_lists(pa.array([[name], ["dog", twin]]), None, "images")
+    for folder in (name, "dog", twin):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        (tmp_path / "train" / folder / "0.jpg").write_bytes(b"x")
+    with pytest.raises(Refused, match=r"/train has the classes .* the same to the eye"):
+        list_folder(Place.of(tmp_path, "data.root"), "train")
