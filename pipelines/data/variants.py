@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.index import build_index
 from pipelines.data.labels import answers_of
 from pipelines.data.source import Source
 from pipelines.files import read_json
@@ -54,12 +53,12 @@ def own_target(index: Source) -> Target:
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes)
 
 
-def open_target(root: str, split: str, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
+def open_target(index: Source, root: str, variant: str | None, classes: tuple[str, ...]) -> Target:
     """Return the images of a split, as `variant` labels them, for a network with these classes.
 
-    Refused for a class of the images that the network lacks, and without `variant` for any difference.
+    root: the folder or URI that holds the split. Refused for a class of the images that the network lacks, and without
+    `variant` for any difference.
     """
-    index = build_index(root, split, cache_dir)
     openers: dict[str | None, Callable[[Source, tuple[str, ...]], Target]] = {
         "v2": target_of_numbered_folders,
         "real": lambda index, classes: target_of_several_answers(index, classes, Path(root) / "real.json"),

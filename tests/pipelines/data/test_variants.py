@@ -9,13 +9,16 @@ from PIL import Image
 
 from kdcore.errors import Refused
 from pipelines.data import variants
+from pipelines.data.index import build_index
 from pipelines.data.variants import Target
 
 CLASSES = ("n01", "n02", "n10")
 
 
 def open_target(folder: Path, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
-    return variants.open_target(str(folder.parent), folder.name, variant, classes, cache_dir)
+    return variants.open_target(
+        build_index(folder.parent, folder.name, cache_dir), str(folder.parent), variant, classes
+    )
 
 
 @pytest.fixture
