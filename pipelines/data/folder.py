@@ -29,7 +29,7 @@ from pipelines.data.listing import (
 from pipelines.places import Found, Place, is_hidden
 
 MAX_FOLDERS_NAMED = 8  # folders that an error lists
-_BESIDE = "lies beside the class folders; move it into one, or remove it"
+_BESIDE = "lies beside the class folders; move it into one if it is an image, or else away"
 _NO_IMAGE = (
     "is not called like an image, and there are no class folders; remove it, or put each class's images into a folder "
     "of its name"
