@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
-from cluster.images import check_label_kind, open_data
+from cluster.images import check_label_kind, open_data, open_split
 from cluster.passes import every_image_once
 from cluster.precision import autocast
 from cluster.rank import Rank
@@ -213,7 +213,7 @@ def find_target(config: RunConfig, location: str | None, variant: str | None) ->
     if variant is not None and config.data.multi_label:
         raise Refused(f"--variant {variant} is of images with one right class; leave it out for data.multi_label")
     root, split = locate_split(location or config.data.root, config.data.val_split)
-    target = open_target(root, split, variant, indexes["train"].classes, Path(config.output_dir) / "index")
+    target = open_target(open_split(config, root, split), root, variant, indexes["train"].classes)
     check_label_kind(config, target.index)
     return target
 

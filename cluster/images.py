@@ -33,19 +33,9 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
 
     reuse_index: the driver has just listed the folders, which takes minutes where they are large; do not do it again.
     """
-    data, cache_dir = config.data, Path(config.output_dir) / "index"
-    copies = CopyPolicy(data.copies_dir, data.copies_bytes)
-    acceptance = Acceptance(data.on_broken, data.check, data.max_pixels)
-    if not reuse_index:
-        make_folder(Path(config.output_dir), "output_dir")
-
-    def find(split: str) -> Source:
-        if reuse_index:
-            return open_index(data.root, split, cache_dir, copies, acceptance)
-        make_folder(cache_dir, "output_dir")
-        return build_index(data.root, split, cache_dir, acceptance=acceptance, copies=copies)
-
-    indexes = {"train": find(data.train_split), "val": find(data.val_split)}
+    data = config.data
+    splits = {"train": data.train_split, "val": data.val_split}
+    indexes = {name: open_split(config, data.root, split, reuse_index) for name, split in splits.items()}
     for source in indexes.values():
         check_label_kind(config, source)
     indexes = share_classes(indexes, data.root)
@@ -63,6 +53,21 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
         )
     Batches.of(config, len(indexes["train"]), max(1, config.scaling.num_workers)).check()
     return indexes
+
+
+def open_split(config: RunConfig, root: str, split: str, reuse_index: bool = False) -> Source:
+    """Return the index of a split at any place: the recipe says which images it accepts and what copies are kept.
+
+    reuse_index: as for `open_data`.
+    """
+    data, cache_dir = config.data, Path(config.output_dir) / "index"
+    copies = CopyPolicy(data.copies_dir, data.copies_bytes)
+    acceptance = Acceptance(data.on_broken, data.check, data.max_pixels)
+    if reuse_index:
+        return open_index(root, split, cache_dir, copies, acceptance)
+    for folder in (Path(config.output_dir), cache_dir):
+        make_folder(folder, "output_dir")
+    return build_index(root, split, cache_dir, acceptance=acceptance, copies=copies)
 
 
 def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:

@@ -163,11 +163,18 @@ def read_json(path: Path, remedy: str) -> Any:
     Refused, with the remedy, where it is absent, cut off, or something else.
     """
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    return parse_json(content, str(path), remedy)
+
+
+def parse_json(content: bytes, name: str, remedy: str) -> Any:
+    """Return the value of JSON. name: the file's, for an error. Refused where it is cut off, or something else."""
+    try:
+        return json.loads(content)
     except ValueError as error:  # a JSONDecodeError or a UnicodeDecodeError
-        raise Refused(f"{path} is not whole JSON ({error}); {remedy}") from error
+        raise Refused(f"{name} is not whole JSON ({error}); {remedy}") from error
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:

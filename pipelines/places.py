@@ -99,16 +99,24 @@ class Place:
 
     def list_files(self, folder: str = "") -> list[Found]:
         """Return the visible files that lie directly in a folder of this place, by name; none where it is absent."""
-        selected = fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
-        with self._refusing(folder):
-            infos = self.filesystem.get_file_info(selected)
         prefix = f"{folder}/" if folder else ""
         found = [
             Found(prefix + info.base_name, info.size, info.mtime_ns or 0)
-            for info in infos
-            if info.type == fs.FileType.File and not is_hidden(info.base_name)
+            for info in self._infos(folder)
+            if info.type == fs.FileType.File
         ]
         return sorted(found, key=lambda file: file.name)
+
+    def list_folders(self, folder: str = "") -> list[str]:
+        """Return the names of the visible folders that lie directly in a folder of this place; none if it is absent."""
+        return sorted(info.base_name for info in self._infos(folder) if info.type == fs.FileType.Directory)
+
+    def _infos(self, folder: str) -> list[fs.FileInfo]:
+        """Return what is visible directly in a folder of this place; nothing where it is absent."""
+        selected = fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
+        with self._refusing(folder):
+            infos = self.filesystem.get_file_info(selected)
+        return [info for info in infos if not is_hidden(info.base_name)]
 
     def list_below(self, folder: str) -> list[Found]:
         """Return the visible files that lie in a folder of this place, at any depth; none where it is absent."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from kdcore.errors import Refused
+from pipelines.data.listing import as_seen
 from pipelines.data.source import Source
 
 
@@ -16,7 +15,7 @@ def check_same_classes(train: Source, validation: Source) -> None:
     surplus = sorted(set(validation.classes) - set(train.classes))
     if missing or surplus:
         for name in missing:
-            twin = next((other for other in surplus if _as_seen(other) == _as_seen(name)), None)
+            twin = next((other for other in surplus if as_seen(other) == as_seen(name)), None)
             if twin is not None:
                 raise Refused(
                     f"the class {name!a} of the training split is {twin!a} in the validation split of "
@@ -38,8 +37,3 @@ def check_same_classes(train: Source, validation: Source) -> None:
 def _splits(train: Source, validation: Source) -> str:
     """Name the places of two splits, once if they are the same."""
     return f"the splits in {' and '.join(dict.fromkeys([str(train.root), str(validation.root)]))}"
-
-
-def _as_seen(name: str) -> str:
-    """Return a name as people see it: one form of Unicode, no spaces at its ends."""
-    return unicodedata.normalize("NFC", name).strip()

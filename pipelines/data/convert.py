@@ -10,7 +10,7 @@ from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.index import build_index, open_index
 from pipelines.data.kinds import PARQUET, recognise
-from pipelines.data.pack import SHARD_BYTES, Packing, read_pack, verify_shards
+from pipelines.data.pack import SHARD_BYTES, Packing, read_pack, refuse_others, verify_shards
 from pipelines.data.packing import Shards, SourcePacking, build_pack, check_packing_options
 from pipelines.data.parquet import ParquetPacking
 from pipelines.data.source import Source, open_table
@@ -48,11 +48,12 @@ class PackJob:
     def prepare(self) -> Packing:
         """Return the packing, its source indexed if that is needed; once, before `packing` is called anywhere.
 
-        Refused for options that make no sense, and for a target that is the source.
+        Refused for options that make no sense, and for a target that is the source or holds images of the split.
         """
         check_packing_options(self.max_side, self.quality)
         if Place.of(self.root, "SOURCE").root == self.place.root:
             raise Refused(f"{self.root} is both the source and the target; give another place with -o")
+        refuse_others(self.place, self.split)
         if not self._is_streamed:
             build_index(self.root, self.split, self.index_dir, acceptance=self.acceptance)
         return self.packing()

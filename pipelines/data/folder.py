@@ -22,13 +22,14 @@ from pipelines.data.listing import (
     in_order_of_id,
     is_name_of_split,
     number_classes,
+    refuse_twins,
     require_file,
     require_name,
 )
 from pipelines.places import Found, Place, is_hidden
 
 MAX_FOLDERS_NAMED = 8  # folders that an error lists
-_BESIDE = "lies beside the class folders; move it into one, or remove it"
+_BESIDE = "lies beside the class folders; move it into one if it is an image, or else away"
 _NO_IMAGE = (
     "is not called like an image, and there are no class folders; remove it, or put each class's images into a folder "
     "of its name"
@@ -52,6 +53,7 @@ def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     if _holds_images_alone(folder):
         return Listing((), _list_class(folder, split, 0, folders), folders=folders)
     classes = tuple(_class_names(folder))
+    refuse_twins(classes, str(folder))
     tables = [_list_class(folder / name, f"{split}/{name}", label, folders) for label, name in enumerate(classes)]
     return Listing(classes, pa.concat_tables(tables).combine_chunks(), folders=folders)
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.listing import name_numbers, read_class_list
+from pipelines.data.listing import name_numbers, read_class_list, refuse_twins
 from pipelines.places import Found, Place
 from pipelines.vectors import to_numpy
 
@@ -62,6 +62,8 @@ def number_lists(lists: pa.ListArray, names: Sequence[str] | None, root: str) ->
         classes = name_numbers(numbers, names, root)
     else:
         classes = tuple(names if names is not None else sorted(pc.unique(labels).to_pylist()))
+        if names is None:
+            refuse_twins(classes, root)
         found = pc.index_in(labels, pa.array(classes, type=labels.type))
         if found.null_count:
             unknown = labels[int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])]

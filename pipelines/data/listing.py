@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
+from kdcore.remarks import warn_once
 from pipelines.places import Found, Place
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,6 +26,7 @@ _COUNTED = 1000  # class numbers up to which a split may lack most: it may be a 
 # {split: its names in files and folders}, of the splits that data sets have.
 _ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 CLASS_FILES = ("classes.txt", "classnames.txt")
+_OF_A_SHARD = re.compile(r".*\d.*|of|.?")  # words of a file's name: 00000-of-00014-b42a775f, part3, a
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,54 @@ def find_containers(place: Place, split: str, suffixes: tuple[str, ...]) -> tupl
     """Return the files with one of these suffixes that hold a split.
 
     These are all such files in a folder of the split's name; else those next to it, or in `data`, with the split as a
-    word of their name: train.tar, imagenet-train-0001.tar, data/train-00000-of-00014.parquet.
+    word of their name: train.tar, imagenet-train-0001.tar, data/train-00000-of-00014.parquet. Refused where their
+    names do not say whether they are one split.
     """
-    names = names_of(split)
-    for folder in names:
+    for folder in names_of(split):
         if found := tuple(file for file in place.list_files(folder) if file.name.endswith(suffixes)):
             return found
     for folder in ("", "data"):
         files = [file for file in place.list_files(folder) if file.name.endswith(suffixes)]
-        words = {file.name: re.split(r"[^a-z0-9]+", PurePosixPath(file.name).stem.lower()) for file in files}
-        if found := tuple(file for file in files if not set(names).isdisjoint(words[file.name])):
+        if found := _named_like(place, split, files, suffixes):
             return found
     return ()
+
+
+def _named_like(place: Place, split: str, files: Sequence[Found], suffixes: tuple[str, ...]) -> tuple[Found, ...]:
+    """Return the files whose name has the split as a word: without their shards' numbers, all are called alike.
+
+    If some are called like the split alone, these; a file next to them (train_noisy) is of another split.
+    """
+    own = [tuple(_words(name)) for name in names_of(split)]
+    groups: dict[tuple[str, ...], list[Found]] = {}
+    for file in files:
+        suffix = max((end for end in suffixes if file.name.endswith(end)), key=len)
+        words = _words(PurePosixPath(file.name.removesuffix(suffix)).name)
+        kept = tuple(word for word in words if any(word in name for name in own) or not _OF_A_SHARD.fullmatch(word))
+        if kept in own or any((word,) in own for word in kept):
+            groups.setdefault(kept, []).append(file)
+    exact = next((name for name in own if name in groups), None)
+    rest = [found[0] for words, found in groups.items() if words != exact]
+    remedy = f"if it belongs to it, move all files of {split!r} into {place.name_of(split)}"
+    if exact is not None:
+        for file in rest:
+            warn_once(f"{place.name_of(file.name)} is not read as part of the split {split!r}, for its name; {remedy}")
+        return tuple(groups[exact])
+    if len(rest) > 1:
+        raise Refused(
+            f"{place.name_of(rest[0].name)} and {rest[1].name} differ in more than a number, so that one may not be of "
+            f"the split {split!r}; {remedy}, else rename it"
+        )
+    other = next((word for words in groups for word in words if word in names_of_others(split)), None)
+    if is_name_of_split(split) and other is not None:
+        raise Refused(
+            f"{place.name_of(rest[0].name)} names two splits, {split!r} and {other!r}; {remedy}, else rename it"
+        )
+    return tuple(file for found in groups.values() for file in found)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", name.lower())
 
 
 def find_class_list(place: Place, folders: Sequence[str]) -> tuple[Found, ...]:
@@ -136,8 +175,25 @@ def number_classes(names: pa.Array, root: str) -> tuple[tuple[str, ...], NDArray
     classes = sorted(pc.unique(names).to_pylist())
     if "" in classes:
         raise Refused(f"{root} has images of a class without a name; give each image its class")
+    refuse_twins(classes, root)
     labels = pc.index_in(names, pa.array(classes, type=names.type)).to_numpy(zero_copy_only=False)
     return tuple(classes), labels.astype(np.int32)
+
+
+def as_seen(name: str) -> str:
+    """Return a name as people see it: one form of Unicode, no spaces at its ends."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def refuse_twins(classes: Sequence[str], root: str) -> None:
+    """Refuse two classes whose names are the same to the eye: they are meant to be one."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        if (twin := seen.setdefault(as_seen(name), name)) != name:
+            raise Refused(
+                f"{root} has the classes {twin!a} and {name!a}: the same to the eye, in another form of Unicode or "
+                "with spaces; rename one"
+            )
 
 
 def name_numbers(labels: NDArray[np.int64], names: Sequence[str] | None, root: str) -> tuple[str, ...]:

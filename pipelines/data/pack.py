@@ -235,6 +235,18 @@ def is_file_of_pack(name: str) -> bool:
     return name == INDEX or _FILE_OF_SHARD.fullmatch(name) is not None
 
 
+def refuse_others(place: Place, split: str) -> None:
+    """Refuse a folder for the pack of a split in which something else lies: neither could be read beside the other."""
+    names = (file.name.removeprefix(f"{split}/") for file in place.list_files(split))
+    strays = (name for name in names if not is_file_of_pack(name) and not name.endswith(".tmp"))  # of a killed write
+    others = [*place.list_folders(split), *strays]
+    if others:
+        raise Refused(
+            f"{place.name_of(f'{split}/{others[0]}')} is not of a pack, and nothing else may lie in its folder; give "
+            "another place with -o, or move that away"
+        )
+
+
 def shard_name(number: int) -> str:
     """Return the name of a shard within its split."""
     return f"shard-{number:05d}.arrow"

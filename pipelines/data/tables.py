@@ -52,7 +52,7 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     if COLUMN in table.column_names:
         classes, lists = number_lists(split_names(table[COLUMN].chunk(0)), read_names(place, files), name)
     elif "label" in table.column_names:
-        classes, labels = number_classes(table["label"].chunk(0), name)
+        classes, labels = number_classes(pc.utf8_trim_whitespace(table["label"].chunk(0)), name)
     elif others := [repr(other) for other in table.column_names if other != "path"]:
         warn_once(
             f"{name} has the columns {', '.join(others)} beside 'path' and neither 'label' nor '{COLUMN}': its images "

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
-from pipelines.data.index import build_index
 from pipelines.data.labels import answers_of
 from pipelines.data.source import Source
-from pipelines.files import read_json
+from pipelines.files import parse_json
+from pipelines.places import Place
 
 Variant = Literal["v2", "real", "a", "r", "sketch"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
+_REAL = "real.json"
 Answers = NDArray[np.int64]
 
 
@@ -54,15 +55,15 @@ def own_target(index: Source) -> Target:
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes)
 
 
-def open_target(root: str, split: str, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
+def open_target(index: Source, root: str, variant: str | None, classes: tuple[str, ...]) -> Target:
     """Return the images of a split, as `variant` labels them, for a network with these classes.
 
-    Refused for a class of the images that the network lacks, and without `variant` for any difference.
+    root: the folder or URI that holds the split. Refused for a class of the images that the network lacks, and without
+    `variant` for any difference.
     """
-    index = build_index(root, split, cache_dir)
     openers: dict[str | None, Callable[[Source, tuple[str, ...]], Target]] = {
         "v2": target_of_numbered_folders,
-        "real": lambda index, classes: target_of_several_answers(index, classes, Path(root) / "real.json"),
+        "real": lambda index, classes: target_of_several_answers(index, classes, Place.of(root, "--data")),
         "a": target_of_some_classes,
         "r": target_of_some_classes,
     }
@@ -107,31 +108,32 @@ def target_of_some_classes(index: Source, classes: tuple[str, ...]) -> Target:
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes, shown)
 
 
-def target_of_several_answers(index: Source, classes: tuple[str, ...], path: Path) -> Target:
-    """Return the images with the right answers of each from a file.
+def target_of_several_answers(index: Source, classes: tuple[str, ...], place: Place) -> Target:
+    """Return the images with the right answers of each from real.json at a place.
 
-    The file holds [[class number, ...], ...], one list per image, in order of the number that ends the image's name
+    That file holds [[class number, ...], ...], one list per image, in order of the number that ends the image's name
     (ILSVRC2012_val_00000001 is the first). Refused where the file is absent or names other classes.
     """
     target_of_same_classes(index, classes)
-    if not path.is_file():
-        raise Refused(f"--variant real: {path} is missing; put the file of the ReaL labels beside the folder")
-    lists: Any = read_json(path, "put the file of the ReaL labels there again")
+    name = place.name_of(_REAL)
+    if not place.has(_REAL):
+        raise Refused(f"--variant real: {name} is missing; put the file of the ReaL labels beside the folder")
+    lists: Any = parse_json(place.read(_REAL), name, "put the file of the ReaL labels there again")
     files = index.names(np.arange(len(index)))
-    rows = [lists[place_in(lists, file, path)] for file in files]
+    rows = [lists[_number_in(lists, file)] for file in files]
     widest = max(1, *map(len, rows))
     answers = np.array([row + [-1] * (widest - len(row)) for row in rows], dtype=np.int64)
     if answers.max() >= len(classes):
-        raise Refused(f"{path} names class {answers.max()}, but the network has {len(classes)} classes")
+        raise Refused(f"{name} names class {answers.max()}, but the network has {len(classes)} classes")
     return Target(index, answers, classes)
 
 
-def place_in(lists: list[list[int]], file: str, path: Path) -> int:
+def _number_in(lists: list[list[int]], file: str) -> int:
     """Return the index of an image's list; Refused if its name does not end in the number of one."""
     number = re.search(r"(\d+)$", Path(file).stem)
     if number is None or not 1 <= int(number[1]) <= len(lists):
         raise Refused(
-            f"{file}: the name does not end in a number from 1 to {len(lists)}, the images that {path.name} labels; "
+            f"{file}: the name does not end in a number from 1 to {len(lists)}, the images that {_REAL} labels; "
             "give the original validation images"
         )
     return int(number[1]) - 1

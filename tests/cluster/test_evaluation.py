@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 import cluster.evaluation
@@ -16,6 +17,8 @@ from cluster.passes import evaluate
 from cluster.rank import Rank
 from cluster.recipe import parse
 from kdcore.errors import Refused, RunFailed
+from pipelines.data import index
+from pipelines.data.copies import CopyPolicy
 from tests.conftest import write_image_folder
 
 CPU = torch.device("cpu")
@@ -111,6 +114,23 @@ def test_some_classes_are_chosen_among_alone(run, tmp_path):
     assert found.student.num_classes == 2
     assert found.images == 10
     assert sum(images for _, _, images in found.student.confusions(9)) == 10 * (1 - found.student.metrics()["top1"])
+
+
+def test_images_elsewhere_are_accepted_as_the_recipe_says(recipe, tmp_path, monkeypatch):
+    """And copies of them are kept as it says."""
+    folder = write_image_folder(tmp_path / "other") / "val"
+    Image.new("RGB", (100, 60)).save(next((folder / "class0").iterdir()))
+    config = parse(recipe(data__max_pixels=5_000, data__copies_dir=str(tmp_path / "copies")))
+    kept = []
+
+    def build_index(*args, copies=None, **others):
+        kept.append(copies)
+        return index.build_index(*args, copies=copies, **others)
+
+    monkeypatch.setattr("cluster.images.build_index", build_index)
+    with pytest.raises(Refused, match=r"other/val/class0/.* has 60x100 pixels, more than data.max_pixels=5000"):
+        find_target(config, str(folder), None)
+    assert kept == [CopyPolicy(config.data.copies_dir, config.data.copies_bytes)] * 3
 
 
 def test_weights_of_another_network(run, recipe):

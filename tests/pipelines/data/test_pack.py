@@ -199,6 +199,25 @@ def test_a_pack_of_itself(folder: Path) -> None:
         PackJob(str(folder), "train", str(folder), str(folder / "index")).prepare()
 
 
+@pytest.mark.parametrize("other", ["train/class0", "train/0.jpg", "train/train-0.tar"])
+def test_a_pack_among_other_images(other: str, folder: Path) -> None:
+    """Beside class folders it could not be read; other images would be hidden by it."""
+    job = job_of(folder)
+    place = Path(job.target) / other
+    if place.suffix:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"x")
+    else:
+        place.mkdir(parents=True)
+    with pytest.raises(Refused, match=rf"/pack/{other} is not of a pack, .*; give another place with -o, or move that"):
+        job.prepare()
+    place.unlink() if place.suffix else place.rmdir()
+    (place.parent / f"shard-00000.arrow.{'0' * 32}.tmp").write_bytes(b"a pack that was killed")
+    (place.parent / ".hidden").mkdir()
+    run_pack_job(job, job.prepare())
+    job.prepare()
+
+
 def test_an_index_that_is_cut_off_or_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(folder)
     run_pack_job(job, job.prepare())

@@ -82,6 +82,17 @@ def test_headers_that_are_wrong(header: str, complaint: str, tmp_path: Path) -> 
         listed(tmp_path)
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_spaces_around_a_class_are_not_of_its_name(column: str, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "train.csv").write_text(f"path,{column}\na.jpg,cat\nb.jpg, cat \nc.jpg,dog\n")
+    listing = listed(tmp_path)
+    assert listing.classes == ("cat", "dog")
+    labels = listing.table[column].to_pylist()
+    assert labels == ([0, 0, 1] if column == "label" else [[0], [0], [1]])
+
+
 @pytest.mark.parametrize("column", ["class", " label"])
 def test_a_column_of_another_name_is_said(column: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")

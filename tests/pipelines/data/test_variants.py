@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from kdcore.errors import Refused
 from pipelines.data import variants
+from pipelines.data.index import build_index
 from pipelines.data.variants import Target
 
 CLASSES = ("n01", "n02", "n10")
 
 
 def open_target(folder: Path, variant: str | None, classes: tuple[str, ...], cache_dir: Path) -> Target:
-    return variants.open_target(str(folder.parent), folder.name, variant, classes, cache_dir)
+    return variants.open_target(
+        build_index(folder.parent, folder.name, cache_dir), str(folder.parent), variant, classes
+    )
 
 
 @pytest.fixture
@@ -75,6 +79,21 @@ def test_real_labels(folder, tmp_path):
     root = folder(*CLASSES)
     (tmp_path / "real.json").write_text(json.dumps([[0, 2], [], [1]]))
     assert open_target(root, "real", CLASSES, tmp_path).answers.tolist() == [[0, 2], [-1, -1], [1, -1]]
+
+
+def test_real_labels_in_a_store(folder, tmp_path, monkeypatch):
+    """The answers are read from the place that the images are read from, whatever it is."""
+    root, store = folder(*CLASSES), fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr("pipelines.places.filesystem_of", lambda location, setting: (store, ""))
+    index = build_index(root.parent, root.name, tmp_path / "index")
+    with pytest.raises(Refused, match=r"--variant real: s3://bucket/imagenet/real.json is missing; put the file"):
+        variants.open_target(index, "s3://bucket/imagenet", "real", CLASSES)
+    (tmp_path / "real.json").write_text("[[0, 2], [], [1]]")
+    target = variants.open_target(index, "s3://bucket/imagenet", "real", CLASSES)
+    assert target.answers.tolist() == [[0, 2], [-1, -1], [1, -1]]
+    (tmp_path / "real.json").write_text("[[0, 2], [")
+    with pytest.raises(Refused, match=r"s3://bucket/imagenet/real.json is not whole JSON .*; put the file of the ReaL"):
+        variants.open_target(index, "s3://bucket/imagenet", "real", CLASSES)
 
 
 def test_real_labels_of_other_images(folder, tmp_path):
