@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -23,6 +24,10 @@ from pipelines.data.packing import Shards
 from pipelines.data.source import Source
 from pipelines.leases import leased
 from pipelines.places import Place
+
+if TYPE_CHECKING:  # these import what takes seconds
+    from cluster.config import RunConfig
+    from cluster.sections import TeacherConfig
 
 SPLITS = ("train", "val")
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
@@ -66,6 +71,7 @@ def pack(
     """Pack the splits of a source, or resume an interrupted pack, and verify it."""
     if shard_mib < 1:
         raise Refused(f"--shard-mib {shard_mib}: give at least 1; 256 to 1024 suit object stores and disks")
+    answering = None if teacher is None else _with_teacher(teacher, root)
     rows = []
     acceptance = Acceptance("skip" if skip_broken else "refuse", check, max_pixels)
     for split in splits or SPLITS:
@@ -88,8 +94,8 @@ def pack(
         say(f"{split}: {view.images:,} images in {packing.num_shards:,} shards, {view.images / seconds:,.0f} images/s")
     console.print(table(target, _COLUMNS, rows))
     say(f"verified; train from it with data.root={target}")
-    if teacher is not None:
-        _show_loss(teacher, root, target)
+    if answering is not None:
+        _show_loss(answering, target)
     return 0
 
 
@@ -101,25 +107,45 @@ def verify(root: str, splits: Sequence[str]) -> int:
     return 0
 
 
-def _show_loss(recipe: str, root: str, target: str) -> None:
-    """Print the accuracy of a recipe's teacher on the validation images, original and packed."""
-    from cluster.evaluation import evaluate_networks, find_target, with_online_teacher
-    from cluster.recipe_paths import absolute
-    from cluster.scores import TITLES
+def _with_teacher(recipe: str, root: str) -> RunConfig:
+    """Return a recipe on a source of images. Refused if its teacher cannot answer for others than it has seen."""
+    from cluster.evaluation import with_online_teacher
     from ops import catalog
 
-    found = {}
-    for name, place in (("source", root), ("pack", target)):
-        config = absolute(catalog.load(recipe, [f"data.root={place}"]), Path.cwd())
-        images = find_target(config, None, None)
-        findings = evaluate_networks(with_online_teacher(config), None, images)
-        if findings.teacher is None:
-            raise Refused(f"--teacher {recipe}: the recipe's teacher has no weights; give a recipe that has them")
-        rate = "mAP" if config.data.multi_label else "top1"
-        found[name] = findings.teacher.metrics()[rate]
+    config = with_online_teacher(catalog.load_here(recipe, [f"data.root={root}"]))
+    without = [teacher for teacher in config.all_teachers if teacher.cached or _lacks_file(teacher)]
+    if without or not config.all_teachers:
+        what = f"its teacher {without[0].model!r} has no weights here" if without else "the recipe has no teacher"
+        raise Refused(f"--teacher {recipe}: {what}; give a recipe of one teacher with its weights")
+    return config
+
+
+def _lacks_file(teacher: TeacherConfig) -> bool:
+    """Return whether a file of weights is named, and is not there."""
+    return teacher.weights_file is not None and not teacher.has_weights
+
+
+def _show_loss(config: RunConfig, target: str) -> None:
+    """Print the accuracy of a recipe's teacher on the validation images, as the recipe has them and packed."""
+    from cluster.evaluation import evaluate_networks, find_target
+    from cluster.recipe_paths import absolute
+    from cluster.scores import TITLES
+
+    found = []
+    packed = config.model_copy(update={"data": config.data.model_copy(update={"root": target})})
+    rate = "mAP" if config.data.multi_label else "top1"
+    for one in (config, absolute(packed, Path.cwd())):
+        images = find_target(one, None, None)
+        teacher = evaluate_networks(one, None, images).teacher
+        if teacher is None:
+            raise Refused(
+                "--teacher: the recipe's teacher names no classes, so it has no accuracy; the pack is complete"
+            )
+        found.append(teacher.metrics()[rate])
+    before, after = found
     say(
-        f"the teacher's {TITLES[rate]} on {len(images.index):,} validation images: {found['source']:.2%} as they were, "
-        f"{found['pack']:.2%} as they are packed ({found['pack'] - found['source']:+.2%})"
+        f"the teacher's {TITLES[rate]} on {len(images.index):,} validation images: {before:.2%} as they were, "
+        f"{after:.2%} as they are packed ({after - before:+.2%})"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a check of the machine found, and the type of the functions that check."""
+"""What a check of the machine found, the type of the functions that check, and how long each may take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+PROBE_SECONDS = 60.0  # one probe; the slowest imports DALI and builds its pipelines
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.console import console
-from ops.doctor.findings import Finding, Probe
+from ops.doctor.findings import PROBE_SECONDS, Finding, Probe
 from ops.doctor.probes import PROBES
 
-PROBE_SECONDS = 60.0  # one probe; the slowest imports DALI and builds its pipelines
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 

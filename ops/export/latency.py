@@ -38,6 +38,7 @@ from pipelines.files import write_json
 
 ROUNDS = 5  # turns of each, over which its calls are spread
 WARM_UP = 3  # calls that are not counted
+ONNX_DEVICE = "cpu"  # where `onnx_session` runs a network, also on a machine with GPUs
 
 Infer = Callable[[], object]
 
@@ -46,12 +47,13 @@ Infer = Callable[[], object]
 class Subject:
     """A network in one form on a batch of one size.
 
-    size: height and width of an image; parameters: how many are deployed; infer: runs the network on the batch;
-    seconds: of each call.
+    device: what runs it; size: height and width of an image; parameters: how many are deployed; infer: runs the
+    network on the batch; seconds: of each call.
     """
 
     network: str
     form: str
+    device: str
     batch: int
     size: tuple[int, int]
     parameters: int
@@ -72,6 +74,7 @@ class Subject:
         return {
             "network": self.network,
             "form": self.form,
+            "device": self.device,
             "batch": self.batch,
             "size": list(self.size),
             "parameters": self.parameters,
@@ -91,9 +94,9 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
     config, path = found.config, RunFolder(found.folder.parent).benchmark
     rows = measure_networks(config, found.weights, batches, forms, seconds)
-    device, threads = str(device_here(config)), torch.get_num_threads()
-    show(rows, f"{device}, {threads} threads")
-    write_json(path, {"facts": facts(), "device": device, "threads": threads, "rows": rows})
+    threads = torch.get_num_threads()
+    show(rows, f"{threads} threads of the CPU")
+    write_json(path, {"facts": facts(), "threads": threads, "rows": rows})
     say(f"written: {path}")
     if found.run_id is not None:
         log_to_mlflow(config, found.run_id, rows)
@@ -167,7 +170,8 @@ def subjects_of(
             infer = onnx_call(session, images) if form == "onnx" else torch_call(runner, images)
             for _ in range(WARM_UP):
                 infer()
-            made.append(Subject(name, form, batch, size, deployed_parameters(network), infer))
+            runs_on = ONNX_DEVICE if form == "onnx" else str(device)
+            made.append(Subject(name, form, runs_on, batch, size, deployed_parameters(network), infer))
     return made
 
 
@@ -210,6 +214,7 @@ def show(rows: Sequence[dict[str, Any]], place: str) -> None:
         shown.append(
             [
                 f"{row['network']}, {row['form']}",
+                row["device"],
                 "{} x {}".format(*row["size"]),
                 f"{row['batch']}",
                 f"{row['p50_ms']:.2f}",
@@ -219,5 +224,5 @@ def show(rows: Sequence[dict[str, Any]], place: str) -> None:
                 f"{row['n']:,}",
             ]
         )
-    columns = ["network", "pixels", "batch", "p50 ms", "p95 ms", "images/s", "teacher / student", "calls"]
+    columns = ["network", "device", "pixels", "batch", "p50 ms", "p95 ms", "images/s", "teacher / student", "calls"]
     console.print(table(place, columns, shown))

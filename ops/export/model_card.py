@@ -189,12 +189,18 @@ def evaluations(run_dir: Path, own: str, changed: str | None = None) -> list[dic
 def latencies(run_dir: Path, size: tuple[int, int]) -> dict[str, Any] | None:
     """Return what `benchmark` measured of the student on images of this size; None where it measured none.
 
-    Earlier versions did not record the size; their results count as of this one.
+    on_gpu: whether a GPU ran any of it. Earlier versions did not record the size; their results count as of this one.
+    They recorded one device for all, though ONNX Runtime was on the CPU.
     """
     path = RunFolder(run_dir).benchmark
     if not path.is_file():
         return None
     found = read_json(path, "run `python -m ops benchmark` again")
     students = [row for row in found["rows"] if row["network"] == "student"]
-    rows = [row for row in students if tuple(row.get("size", size)) == size]
-    return {**found, "rows": rows} if rows else None
+    rows = [
+        row if "device" in row else {**row, "device": "cpu" if row["form"] == "onnx" else found["device"]}
+        for row in students
+        if tuple(row.get("size", size)) == size
+    ]
+    on_gpu = any(str(row["device"]).startswith("cuda") for row in rows)
+    return {**found, "rows": rows, "on_gpu": on_gpu} if rows else None

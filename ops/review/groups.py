@@ -29,6 +29,7 @@ STUDIED = ("method", "student.classifier", "student.factor")
 ALONE = ("ce", "bce")  # methods that read only the labels
 ALONE_LABEL = "student alone"
 TAUGHT = ("teacher", "teachers", "cache")  # sections that a student alone need not have
+Task = frozenset[tuple[str, str]]  # fields and their values, as `is_task` picks them
 TEACHERS_FIELD = re.compile(r"teachers?(\.\d+)?\.(checkpoint|model)")
 
 
@@ -37,7 +38,8 @@ class Row:
     """A group of runs on the page.
 
     key: its name in figures; by_seed: its scores; set_aside: number of its runs that later ones repeat; gain: over the
-    student alone; flags: other fields in which it differs from most groups; is_teacher: other groups learn from it.
+    student alone of its task; flags: other fields in which it differs from most groups; is_teacher: other groups learn
+    from it; is_alone: it is a student alone, over which others gain.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Row:
     flags: list[str]
     set_aside: int = 0
     is_teacher: bool = False
+    is_alone: bool = False
 
     def mean(self, metric: str) -> float | None:
         """Return the mean of a metric over the repetitions that have it."""
@@ -64,18 +67,21 @@ def rows_of(groups: Sequence[Group], metric: str, studied: Sequence[str] = STUDI
     teachers = teachers_among(groups)
     students = [group for group in groups if group not in teachers]
     usual = usual_fields(students, studied)
-    alone = baseline(students, metric, usual)
+    baselines = baselines_of(students, metric, usual)
     made = []
     for number, (group, label) in enumerate(zip(groups, labels_of(groups), strict=True)):
-        compared = alone is not None and group is not alone and not group.stops and same_task(group, alone)
+        alone = baselines.get(task_of(group))
+        compared = alone is not None and group is not alone and not group.stops
         gain = difference(group.by_seed(metric), alone.by_seed(metric)) if alone and compared else None
         is_teacher, flags = group in teachers, flags_of(group, usual)
         if is_teacher:
             label, flags = f"the teacher: {group.fields.get('student.model')}", []
         elif group is alone:
-            label = ALONE_LABEL
+            label = alone_label(task_of(group), list(baselines))
         by_seed, score, set_aside = group.by_seed(metric), spread(group.values(metric)), group.set_aside(metric)
-        made.append(Row(f"g{number}", label, group, by_seed, score, gain, flags, set_aside, is_teacher))
+        made.append(
+            Row(f"g{number}", label, group, by_seed, score, gain, flags, set_aside, is_teacher, is_alone=group is alone)
+        )
     sign = -1 if mode_of(metric) == "max" else 1
     return sorted(made, key=lambda row: (bool(row.group.stops), sign * row.score["mean"]))
 
@@ -108,16 +114,14 @@ def shown(value: str | None) -> str:
     return PurePath(value).name if value.startswith("/") else value
 
 
-def same_task(one: Group, other: Group) -> bool:
-    """Return whether both train one network on one data set, so that a difference is a gain."""
-    return all(
-        one.fields.get(field) == other.fields.get(field) for field in one.fields | other.fields if is_task(field)
-    )
+def task_of(group: Group) -> Task:
+    """Return which network a group trains on which data: between groups of one task, a difference is a gain."""
+    return frozenset(item for item in group.fields.items() if is_task(item[0]))
 
 
 def is_task(field: str) -> bool:
-    """Return whether a field says which network is trained, or on which data."""
-    return field == "data.root" or (field.startswith("student.") and not is_within(field, STUDIED))
+    """Return whether a field, or a section, says which network is trained, or on which data."""
+    return is_within(field, ("data.root", "student")) and not is_within(field, STUDIED)
 
 
 def is_within(field: str, names: Sequence[str]) -> bool:
@@ -174,6 +178,22 @@ def baseline(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> 
     )
 
 
+def baselines_of(groups: Sequence[Group], metric: str, usual: Mapping[str, str]) -> dict[Task, Group]:
+    """Return {task: its student alone} of the tasks that have one, and of several tasks only where it has company."""
+    tasks: dict[Task, list[Group]] = {}
+    for group in groups:
+        tasks.setdefault(task_of(group), []).append(group)
+    found = {task: baseline(same, metric, usual) for task, same in tasks.items() if len(same) > 1 or len(tasks) == 1}
+    return {task: alone for task, alone in found.items() if alone is not None}
+
+
+def alone_label(task: Task, tasks: Sequence[Task]) -> str:
+    """Return the label of a task's student alone; of several tasks, with what not all share: its network, say."""
+    own = sorted(task - frozenset.intersection(*tasks))
+    details = ", ".join(f"{field.removeprefix('student.')} {shown(value)}" for field, value in own)
+    return f"{ALONE_LABEL}: {details}" if details else ALONE_LABEL
+
+
 def labels_of(groups: Sequence[Group]) -> list[str]:
     """Return each group's method and, where several have the same one, what sets it apart from them."""
     varied = {
@@ -205,16 +225,17 @@ def sentences(rows: Sequence[Row], metric: str) -> list[str]:
         for row in rows
         if row.gain is not None
     ]
-    best = [row for row in rows if row.label != ALONE_LABEL and not row.is_teacher and not row.group.stops][:2]
-    if len(best) < 2 or not same_task(best[0].group, best[1].group):
+    best = [row for row in rows if not (row.is_alone or row.is_teacher or row.group.stops)][:2]
+    if len(best) < 2 or task_of(best[0].group) != task_of(best[1].group):
         return gains
     found = difference(best[0].by_seed, best[1].by_seed)
     return [sentence(best[0].label, best[1].label, found, percent) + caveat(*best), *gains]
 
 
 def caveat(*rows: Row) -> str:
-    """Return a sentence on what a comparison does not hold fixed."""
-    fields = sorted({flag.split(" ", 1)[0] for row in rows for flag in row.flags})
+    """Return a sentence on what a comparison within one task does not hold fixed."""
+    named = {flag.split(" ", 1)[0] for row in rows for flag in row.flags}
+    fields = sorted(field for field in named if not is_task(field))
     return f" They differ in more than the method: {enumerated(fields)}." if fields else ""
 
 

@@ -52,6 +52,32 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("teacher", "complaint"),
+    [
+        (None, "the recipe has no teacher"),
+        ({"checkpoint": "gone.safetensors"}, "its teacher 'cifar_resnet8' has no weights here"),
+        ({"source": "cache", "random": True}, "its teacher 'cifar_resnet8' has no weights here"),
+    ],
+)
+def test_a_teacher_that_cannot_answer_is_refused_before_packing(tmp_path, capsys, teacher, complaint):
+    """Hours of packing went before."""
+    import yaml
+
+    from tests.conftest import small_recipe
+
+    images = write_image_folder(tmp_path / "images")
+    recipe = small_recipe(images, tmp_path / "out", scaling__num_workers=0, views__num_views=1)
+    if teacher is not None:
+        recipe["teacher"] = {"model": "cifar_resnet8"} | teacher
+        recipe["cache"] = {"dir": str(tmp_path / "cache")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["data", "pack", str(images), "-o", str(tmp_path / "pack"), "--index", str(tmp_path / "index")]
+    assert main([*command, "--teacher", str(tmp_path / "recipe.yaml")]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "pack").exists()
+
+
 @pytest.mark.slow
 def test_what_a_teacher_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured on the images themselves: nothing by moving them, something by storing them at the lowest quality."""

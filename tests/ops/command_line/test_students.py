@@ -158,14 +158,15 @@ def test_the_model_card_has_the_latencies(finished, tmp_path):
     row = json.loads((run / "benchmark.json").read_text())["rows"][0]
     assert main(["export", str(run), "-o", str(tmp_path)]) == 0
     card = (tmp_path / "README.md").read_text()
-    assert f"| torch | 2 | {row['p50_ms']:.2f} ms | {row['p95_ms']:.2f} ms |" in card
+    assert f"| torch | cpu | 2 | {row['p50_ms']:.2f} ms | {row['p95_ms']:.2f} ms |" in card
     assert "float32, 32 x 32 pixels:" in card
 
 
 def test_all_subjects_take_turns():
     calls: list[str] = []
     subjects = [
-        Subject(name, "torch", 1, (8, 8), 0, lambda name=name: calls.append(name)) for name in ("student", "teacher")
+        Subject(name, "torch", "cpu", 1, (8, 8), 0, lambda name=name: calls.append(name))
+        for name in ("student", "teacher")
     ]
     let_take_turns(subjects, 0.0)
     assert calls == ["student", "teacher"]  # at least once, however short the time

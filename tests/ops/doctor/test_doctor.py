@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ops.doctor import decoders, probes
 from ops.doctor import report as doctor
-from ops.doctor.findings import Finding
+from ops.doctor.findings import PROBE_SECONDS, Finding
 from ops.doctor.probes import GIB
 from ops.doctor.report import diagnose, failed, render, run_probe
 
@@ -207,6 +207,26 @@ def test_a_decoder_that_ends_its_process_is_named(monkeypatch, code, said):
     monkeypatch.setattr(subprocess, "run", lambda words, **rest: run([words[0], "-c", code], **rest))
     with pytest.raises(RuntimeError, match=said):
         decoders.apart_in_a_process("mixed")
+
+
+def test_a_decoder_that_hangs_is_ended_before_its_check_is_given_up(monkeypatch):
+    """The check ended first, and the process stayed behind with its memory of the GPU."""
+    started, popen = [], subprocess.Popen
+    hang = "import threading; threading.Event().wait()"
+
+    def start(words, **rest):
+        started.append(popen([words[0], "-c", hang], **rest))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert decoders.GPU_SECONDS <= PROBE_SECONDS / 2
+    monkeypatch.setattr(decoders, "GPU_SECONDS", 0.05)
+    monkeypatch.setattr(decoders.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(decoders, "apart", lambda device: 0.0)
+    _, gpu = decoders.probe_decoders(Path())
+    assert "no answer within 0.05 s; the process was ended" in only([gpu], "fail").seen
+    assert "set it to cpu" in gpu.remedy
+    assert started[0].returncode < 0
 
 
 def test_without_an_address_ray_is_well():

@@ -131,10 +131,10 @@ def test_the_card_has_no_numbers_of_other_views(tmp_path):
         changed: [one["images"] for one in evaluations(tmp_path, "a" * 64, changed)] for changed in (None, "c" * 64)
     }
     assert found == {None: ["val"], "c" * 64: ["val-views-cccccccc"]}
-    row = {"network": "student", "size": [32, 32]}
+    row = {"network": "student", "size": [32, 32], "device": "cpu"}
     (tmp_path / "benchmark.json").write_text(json.dumps({"rows": [row]}))
     assert latencies(tmp_path, (24, 24)) is None
-    assert latencies(tmp_path, (32, 32)) == {"rows": [row]}
+    assert latencies(tmp_path, (32, 32)) == {"rows": [row], "on_gpu": False}
 
 
 def test_the_card_takes_no_other_images_for_the_validation_split(tmp_path):

@@ -185,3 +185,28 @@ def test_seeds_of_two_machines_have_a_gain():
     rows = rows_of(grouped(with_shared_roots([replace(run, images="a1b2") for run in runs])), METRIC)
     assert [(row.label, row.flags, row.score["n"]) for row in rows] == [("ce+kd", [], 2), ("student alone", [], 2)]
     assert rows[0].gain.value == pytest.approx(0.1)
+
+
+def test_each_network_gains_over_itself_alone():
+    """One network's student alone stood for all, so that the others' recipes had no gain."""
+    runs = [
+        made(f"{model}-{term}-{seed}", term, score, seed=seed, student__model=model)
+        for model, term, score in (
+            ("small", "ce", 0.5),
+            ("small", "ce+kd", 0.6),
+            ("tiny", "ce", 0.2),
+            ("tiny", "ce+kd", 0.4),
+        )
+        for seed in "01"
+    ]
+    rows = rows_of(grouped([*runs, made("other", "ce", 0.1, student__model="other")]), METRIC)
+    assert [(row.label, row.is_alone, row.gain and round(row.gain.value, 6)) for row in rows] == [
+        ("ce+kd: student.model small", False, 0.1),
+        ("student alone: model small", True, None),
+        ("ce+kd: student.model tiny", False, 0.2),
+        ("student alone: model tiny", True, None),
+        ("ce: student.model other", False, None),  # nothing is compared with it
+    ]
+    told = sentences(rows, METRIC)
+    assert [text.partition(" is ")[0] for text in told] == ["ce+kd: student.model small", "ce+kd: student.model tiny"]
+    assert not any("more than the method" in text for text in told)
