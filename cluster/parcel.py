@@ -115,8 +115,9 @@ def walked_files(tree: Path) -> list[str]:
     """Return the files of a tree without a repository, except those in excluded folders."""
     found: list[str] = []
     for folder, folders, files in os.walk(tree):
-        folders[:] = [name for name in folders if not _matches(name, EXCLUDES)]
-        found += [Path(folder, name).relative_to(tree).as_posix() for name in files]
+        place = Path(folder).relative_to(tree)
+        folders[:] = [name for name in folders if not _matches_part(str(place / name), EXCLUDES)]
+        found += [(place / name).as_posix() for name in files]
     return sorted(found)
 
 

@@ -71,7 +71,11 @@ def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
         pack_parcel(tree)
     shutil.rmtree(tree / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.parent))
-    assert set(pack_parcel(tree).files) == {"ops/train.py", ".gitignore", "notes.txt"}
+    for name in ("data/photo.jpg", "pipelines/data/kinds.py", "pipelines/tests/test_kinds.py"):
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).touch()
+    files = {"ops/train.py", ".gitignore", "notes.txt", "pipelines/data/kinds.py"}
+    assert set(pack_parcel(tree).files) == files, "what is left out at the root only is kept further down"
 
 
 def test_a_recipe_reached_by_the_folder_above(tree, monkeypatch):
