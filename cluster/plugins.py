@@ -64,7 +64,7 @@ def _import_file(plugin: str) -> str:
     if not name.isidentifier():
         raise Refused(f"plugins: {plugin}: {name!r} is not a module name; rename it, such as {_as_identifier(name)}")
     if (known := _found(name)) is not None:
-        if known != str(source):
+        if not (Path(known).is_file() and source.samefile(known)):  # which may be spelled otherwise, as with ..
             raise Refused(f"plugins: {plugin} would take the place of the module {name!r} ({known}); rename it")
         if name in sys.modules:
             return name

@@ -246,6 +246,21 @@ def test_paths_are_made_absolute_and_modules_are_not(code, recipe, monkeypatch):
     check_paths(parse(data))  # a job brings the plug-ins
 
 
+def test_a_file_under_two_spellings(code, tmp_path, monkeypatch):
+    """It is one plug-in, whether it was imported already or would be found on the path; another file is another."""
+    (code / "below").mkdir()
+    monkeypatch.chdir(code / "below")
+    (tmp_path / "link").symlink_to(code)
+    spellings = ("../own_losses.py", str(code / "own_losses.py"), str(tmp_path / "link" / "own_losses.py"))
+    import_plugins(spellings)
+    forget()
+    monkeypatch.syspath_prepend(str(tmp_path / "link"))
+    import_plugins(spellings)
+    another = plugin(code / "below", "", "own_losses")
+    with pytest.raises(Refused, match="would take the place of the module 'own_losses'"):
+        import_plugins([another])
+
+
 def test_as_typed(recipe):
     """--plugin is an override that appends."""
     args = build_parser().parse_args(["train", "kd", "--plugin", "./a.py", "train.epochs=1", "--plugin", "b.c"])
