@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -227,3 +229,34 @@ def test_every_argument_for_a_place_is_marked():
 
     look(build_parser(), "")
     assert missing == {"submit token_file"}, "which is of this machine"
+
+
+def test_code_that_a_job_brings_along(tree, sent, monkeypatch):
+    """Whatever a path names, wherever it lies; a module by its name where the parcel does not have the whole of it."""
+    code = {"my_untracked.py", "mine/my_tracked.py", "../my_above.py", "my_root.py", "my_whole/__init__.py"}
+    code |= {"my_part/__init__.py", "my_part/new.py", "mine/my_deep.py"}
+    for place in code:
+        (tree / place).parent.mkdir(exist_ok=True)
+        (tree / place).touch()
+    tracked = code - {"my_untracked.py", "../my_above.py", "my_part/new.py"}
+    subprocess.run(["git", "add", *sorted(tracked)], cwd=tree, check=True)
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr(submit_module, "TREE", tree)
+    for folder in (tree, tree / "mine"):
+        monkeypatch.syspath_prepend(str(folder))
+    brought = {
+        "./my_untracked.py": "my_untracked.py",
+        "./mine/my_tracked.py": "mine/my_tracked.py",
+        "../my_above.py": "../my_above.py",
+        "my_root": None,
+        "my_whole": None,
+        "my_part": "my_part",
+        "my_deep": "mine/my_deep.py",
+    }
+    for plugin, place in brought.items():
+        command = ("train", str(ROOT / RECIPE), "data.root=/s", "output_dir=/o")
+        monkeypatch.setattr(submit_module, "shipped", str)
+        words, options = sent(*command, "--plugin", plugin)
+        assert words[-1] == f'plugins=["{Path(plugin).stem}"]'
+        assert [Path(one).resolve() for one in options.modules] == ([(tree / place).resolve()] if place else []), plugin
+        sys.modules.pop(Path(plugin).stem)

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import plugins
 from cluster.jobs import check_paths
+from cluster.parcel import pack_parcel
 from cluster.plugins import describe_code, fingerprints_of, import_plugins, refuse_other_code, to_ship
 from cluster.recipe import apply_override, parse
 from cluster.recipe_paths import absolute
@@ -240,7 +241,7 @@ def test_paths_are_made_absolute_and_modules_are_not(code, recipe, monkeypatch):
     monkeypatch.syspath_prepend(str(code))
     config = parse(recipe(plugins=["./own_losses.py", "own_images"]))
     assert absolute(config, code).plugins == (str(code / "own_losses.py"), "own_images")
-    assert to_ship(config, ROOT) == [str(code / "own_images"), str(code / "own_losses.py")]
+    assert to_ship(config, pack_parcel(ROOT)) == [str(code / "own_images"), str(code / "own_losses.py")]
     data = config.model_dump(mode="json")
     data |= {"output_dir": "/out", "data": {**data["data"], "root": "/data"}}
     check_paths(parse(data))  # a job brings the plug-ins
