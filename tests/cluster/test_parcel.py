@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -260,3 +261,25 @@ def test_code_that_a_job_brings_along(tree, sent, monkeypatch):
         assert words[-1] == f'plugins=["{Path(plugin).stem}"]'
         assert [Path(one).resolve() for one in options.modules] == ([(tree / place).resolve()] if place else []), plugin
         sys.modules.pop(Path(plugin).stem)
+
+
+def test_secrets_and_size_of_a_package_that_is_brought(client, tmp_path_factory, monkeypatch):
+    """Ray would send the folder as it is, and the head's 413 would be taken for a wrong address."""
+    package = tmp_path_factory.mktemp("code") / "own_pkg"
+    for name in ("__init__.py", ".env", "data/kinds.py", ".gitignore", "__pycache__/a.pyc"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    sent = []
+
+    def keep(**job: Any) -> str:
+        (folder,) = map(Path, job["runtime_env"]["py_modules"])
+        sent.append((folder.name, {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}))
+        return "first"
+
+    client.return_value.submit_job = keep
+    assert f"{package}/.env" in hand_in(modules=(str(package),))
+    assert sent == [("own_pkg", {"__init__.py", "data/kinds.py"})]
+    with (package / "weights.bin").open("wb") as file:
+        file.truncate((100 << 20) + 1)
+    with pytest.raises(Refused, match=r"the job would upload .* the largest: weights.bin"):
+        hand_in(modules=(str(package),))
