@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.error_text import first_line
-from cluster.parcel import pack_parcel, place_in
+from cluster.parcel import pack_package, pack_parcel, place_in
 from cluster.provenance import Provenance
 from cluster.recipe_paths import absolute_store, paths_of
 from kdcore.credentials import has_credentials, without_credentials
@@ -66,12 +66,15 @@ def submit(
     use_token(token_file)
     refuse_credentials(command)
     parcel = pack_parcel(TREE, options.include)
-    if parcel.secrets:
-        show(f"left out of the job, as their names say that they hold secrets: {', '.join(parcel.secrets)}\n")
-    parcel.refuse_too_large()
+    packages = {Path(module): pack_package(Path(module)) for module in options.modules if Path(module).is_dir()}
+    secrets = [*parcel.secrets, *(f"{place}/{name}" for place, one in packages.items() for name in one.secrets)]
+    if secrets:
+        show(f"left out of the job, as their names say that they hold secrets: {', '.join(secrets)}\n")
+    for one in (parcel, *packages.values()):  # each is an upload of its own
+        one.refuse_too_large()
     provenance, shown = Provenance.of_tree(TREE), without_credentials(address)
     show(f"sending {parcel.summary()} of commit {provenance.commit} to {shown}\n")
-    with as_packages(options.modules) as packages, tempfile.TemporaryDirectory() as folder:
+    with as_packages(options.modules) as folders, tempfile.TemporaryDirectory() as folder:
         parcel.lay_out(Path(folder), provenance)
         client, job = send(
             address,
@@ -79,7 +82,7 @@ def submit(
             entrypoint=shlex.join(command),
             runtime_env={
                 "working_dir": folder,
-                **({"py_modules": packages} if packages else {}),
+                **({"py_modules": folders} if folders else {}),
                 "env_vars": {**TIME_TO_END, **options.env},
             },
             metadata={
@@ -153,16 +156,17 @@ def refuse_credentials(command: Sequence[str]) -> None:
 
 @contextmanager
 def as_packages(modules: Sequence[str]) -> Iterator[list[str]]:
-    """Give folders of modules as they are, and single files as packages: Ray's jobs take only folders."""
+    """Give copies of modules as packages without secrets, also of single files: Ray's jobs take only folders."""
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for module in map(Path, modules):
+            package = Path(folder) / (module.stem if module.is_file() else module.name)
+            package.mkdir()
             if module.is_file():
-                package = Path(folder) / module.stem
-                package.mkdir()
                 shutil.copyfile(module, package / "__init__.py")
-                module = package
-            found.append(str(module))
+            else:
+                pack_package(module).lay_out(package)
+            found.append(str(package))
         yield found
 
 

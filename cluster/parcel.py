@@ -66,8 +66,8 @@ class Parcel:
             f"the largest: {named}; leave them out, or put them where every node sees them"
         )
 
-    def lay_out(self, folder: Path, provenance: Provenance) -> None:
-        """Put the files, and the note of their provenance, into an empty folder.
+    def lay_out(self, folder: Path, provenance: Provenance | None = None) -> None:
+        """Put the files, and the note of their provenance if given, into an empty folder.
 
         No .gitignore: Ray would leave out what it names, even what was asked for. Refused where there is no room.
         """
@@ -78,7 +78,8 @@ class Parcel:
                 if Path(name).name != ".gitignore":
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.tree / name, folder / name)
-            (folder / NOTE_FILE).write_text(provenance.note())
+            if provenance is not None:
+                (folder / NOTE_FILE).write_text(provenance.note())
         except OSError as error:
             raise Refused(
                 f"the job's files cannot be copied to {folder} ({error}); make room there, or set TMPDIR to a folder "
@@ -96,7 +97,17 @@ def pack_parcel(tree: Path, include: Sequence[str] = ()) -> Parcel:
         names = walked_files(tree)
     named = [name for extra in include for name in files_below(tree, extra)]
     kept = [name for name in names if not _matches_part(name, EXCLUDES)]
-    wanted = list(dict.fromkeys([*kept, *named]))
+    return _without_secrets(tree, list(dict.fromkeys([*kept, *named])))
+
+
+def pack_package(folder: Path) -> Parcel:
+    """Return the parcel of a package's folder: all of it, since it is not ours to choose, but secrets and caches."""
+    return _without_secrets(
+        folder, [name for name in files_below(folder, str(folder)) if ".git" not in Path(name).parts]
+    )
+
+
+def _without_secrets(tree: Path, wanted: Sequence[str]) -> Parcel:
     secrets = [name for name in wanted if _matches_part(name, SECRETS)]
     files = {name: (tree / name).stat().st_size for name in wanted if name not in secrets and (tree / name).is_file()}
     return Parcel(tree, files, tuple(secrets))
@@ -115,8 +126,9 @@ def walked_files(tree: Path) -> list[str]:
     """Return the files of a tree without a repository, except those in excluded folders."""
     found: list[str] = []
     for folder, folders, files in os.walk(tree):
-        folders[:] = [name for name in folders if not _matches(name, EXCLUDES)]
-        found += [Path(folder, name).relative_to(tree).as_posix() for name in files]
+        place = Path(folder).relative_to(tree)
+        folders[:] = [name for name in folders if not _matches_part(str(place / name), EXCLUDES)]
+        found += [(place / name).as_posix() for name in files]
     return sorted(found)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from cluster.parcel import Parcel, place_in
 from kdcore.configs import PLUGINS
 from kdcore.errors import Refused, typed_line
 from kdcore.named_models import BUILDER_MODULES, module_of
@@ -64,7 +65,7 @@ def _import_file(plugin: str) -> str:
     if not name.isidentifier():
         raise Refused(f"plugins: {plugin}: {name!r} is not a module name; rename it, such as {_as_identifier(name)}")
     if (known := _found(name)) is not None:
-        if known != str(source):
+        if not (Path(known).is_file() and source.samefile(known)):  # which may be spelled otherwise, as with ..
             raise Refused(f"plugins: {plugin} would take the place of the module {name!r} ({known}); rename it")
         if name in sys.modules:
             return name
@@ -202,11 +203,23 @@ def location(module: ModuleType) -> str:
     return str(folders[0]) if folders else str(getattr(module, "__file__", "built in"))
 
 
-def to_ship(config: RunConfig, tree: Path) -> list[str]:
-    """Return the files and folders of code that a job has to bring: what is neither in the tree nor installed."""
+def to_ship(config: RunConfig, parcel: Parcel) -> list[str]:
+    """Return the files and folders of code that a job has to bring besides its parcel.
+
+    That is what a path names, which a job imports by its name alone, and of the rest what is neither installed nor a
+    module at the root of the parcel's tree that the parcel holds whole.
+    """
     installed = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")]
-    places = [Path(location(module)) for module in modules_of(config).values()]
-    return [str(place) for place in places if not any(place.is_relative_to(known) for known in [*installed, tree])]
+    named = {_name_of(plugin) for plugin in config.plugins if PLUGINS.path_in(plugin)}
+    found = []
+    for name, module in modules_of(config).items():
+        place = Path(location(module))
+        is_sent = place_in(parcel.tree, place) == place.name and all(
+            place_in(parcel.tree, path) in parcel.files for _, path in source_files(module)
+        )
+        if name in named or not (is_sent or any(place.is_relative_to(known) for known in installed)):
+            found.append(str(place))
+    return found
 
 
 def by_name(plugins: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.jobs import TREE, Detached, JobOptions, check_path, check_paths, shipped
 from cluster.jobs import submit as submit_job
-from cluster.parcel import place_in
+from cluster.parcel import pack_parcel, place_in
 from cluster.plugins import by_name, to_ship
 from cluster.recipe_files import files_read
 from cluster.recipe_paths import paths_given
@@ -62,7 +62,7 @@ def submit(
         named = {getattr(parsed, "recipe", None), getattr(parsed, "space", None)}
         words = [shipped(word) if word in named and Path(word).is_file() else word for word in job]
         files += [str(path) for word in named if word for path in files_of(word)]
-        modules = to_ship(config, TREE)
+        modules = to_ship(config, pack_parcel(TREE, files))
         if config.plugins:  # the job finds them as modules, wherever they lie here
             words = [*without_plugins(words), f"plugins={json.dumps(by_name(config.plugins))}"]
     options = JobOptions(

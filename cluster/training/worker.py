@@ -16,6 +16,7 @@ from torch import nn
 from cluster.assembly import Assembly, assemble
 from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
+from cluster.environment import require_compiler
 from cluster.plugins import refuse_other_code
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe import parse
@@ -49,6 +50,8 @@ def train_worker(task: WorkerTask) -> dict[str, Any]:
     config = parse(task.config)
     rank = rank_of_this_process(config)
     refuse_other_code(config, task.plugins)
+    if config.train.compile:  # the driver may be on a machine that has what this one lacks
+        require_compiler()
     set_up_torch(config.train.deterministic)
     reporter = Reporter(task.board, rank.number, config.name, task.watch, task.open_run)
     reporter.begin()

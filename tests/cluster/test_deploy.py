@@ -7,6 +7,7 @@ import configparser
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from mlflow.cli import server
 from pydantic import ValidationError
+from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
@@ -131,6 +133,23 @@ def test_ray_cluster():
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         given = {word.partition("=")[0] for word in shlex.split(command) if word.startswith("--")}
         assert given <= options(start)
+
+
+def test_commands_of_ray_up_find_ray_in_the_image(tmp_path):
+    """In a login shell, as Ray calls one, where Debian's profile has set PATH anew. A home's stands in for it here."""
+    line, place = re.search(r"^RUN echo '(.+)' > (\S+)$", (DEPLOY / "Dockerfile").read_text(), re.M).groups()
+    assert re.fullmatch(r"/etc/profile\.d/\w+\.sh", place), "which Debian's profile reads after it has set PATH"
+    ray = tmp_path / "bin" / "ray"
+    ray.parent.mkdir()
+    ray.write_text("#!/bin/sh\necho called with $1\n")
+    ray.chmod(0o755)
+    profile = f"PATH=/usr/bin:/bin\n{line.replace('/opt/stillhouse/bin', str(ray.parent))}\n"
+    (tmp_path / ".bash_profile").write_text(profile)
+    (command, *_) = read("ray-cluster.yaml")["head_start_ray_commands"]
+    words = shlex.split(" ".join(_with_interactive(command)))
+    env = {"HOME": str(tmp_path), "PATH": f"{ray.parent}:/usr/bin:/bin"}
+    said = subprocess.run(words, env=env, capture_output=True, text=True, check=False, start_new_session=True)
+    assert said.stdout == "called with stop\n", said.stderr
 
 
 def test_mlflow_server():

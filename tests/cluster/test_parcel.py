@@ -8,6 +8,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -71,7 +74,11 @@ def test_a_repository_that_git_does_not_read_is_not_walked(tree, monkeypatch):
         pack_parcel(tree)
     shutil.rmtree(tree / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.parent))
-    assert set(pack_parcel(tree).files) == {"ops/train.py", ".gitignore", "notes.txt"}
+    for name in ("data/photo.jpg", "pipelines/data/kinds.py", "pipelines/tests/test_kinds.py"):
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).touch()
+    files = {"ops/train.py", ".gitignore", "notes.txt", "pipelines/data/kinds.py"}
+    assert set(pack_parcel(tree).files) == files, "what is left out at the root only is kept further down"
 
 
 def test_a_recipe_reached_by_the_folder_above(tree, monkeypatch):
@@ -224,3 +231,56 @@ def test_every_argument_for_a_place_is_marked():
 
     look(build_parser(), "")
     assert missing == {"submit token_file"}, "which is of this machine"
+
+
+def test_code_that_a_job_brings_along(tree, sent, monkeypatch):
+    """Whatever a path names, wherever it lies; a module by its name where the parcel does not have the whole of it."""
+    code = {"my_untracked.py", "mine/my_tracked.py", "../my_above.py", "my_root.py", "my_whole/__init__.py"}
+    code |= {"my_part/__init__.py", "my_part/new.py", "mine/my_deep.py"}
+    for place in code:
+        (tree / place).parent.mkdir(exist_ok=True)
+        (tree / place).touch()
+    tracked = code - {"my_untracked.py", "../my_above.py", "my_part/new.py"}
+    subprocess.run(["git", "add", *sorted(tracked)], cwd=tree, check=True)
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr(submit_module, "TREE", tree)
+    for folder in (tree, tree / "mine"):
+        monkeypatch.syspath_prepend(str(folder))
+    brought = {
+        "./my_untracked.py": "my_untracked.py",
+        "./mine/my_tracked.py": "mine/my_tracked.py",
+        "../my_above.py": "../my_above.py",
+        "my_root": None,
+        "my_whole": None,
+        "my_part": "my_part",
+        "my_deep": "mine/my_deep.py",
+    }
+    for plugin, place in brought.items():
+        command = ("train", str(ROOT / RECIPE), "data.root=/s", "output_dir=/o")
+        monkeypatch.setattr(submit_module, "shipped", str)
+        words, options = sent(*command, "--plugin", plugin)
+        assert words[-1] == f'plugins=["{Path(plugin).stem}"]'
+        assert [Path(one).resolve() for one in options.modules] == ([(tree / place).resolve()] if place else []), plugin
+        sys.modules.pop(Path(plugin).stem)
+
+
+def test_secrets_and_size_of_a_package_that_is_brought(client, tmp_path_factory, monkeypatch):
+    """Ray would send the folder as it is, and the head's 413 would be taken for a wrong address."""
+    package = tmp_path_factory.mktemp("code") / "own_pkg"
+    for name in ("__init__.py", ".env", "data/kinds.py", ".gitignore", "__pycache__/a.pyc"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    sent = []
+
+    def keep(**job: Any) -> str:
+        (folder,) = map(Path, job["runtime_env"]["py_modules"])
+        sent.append((folder.name, {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}))
+        return "first"
+
+    client.return_value.submit_job = keep
+    assert f"{package}/.env" in hand_in(modules=(str(package),))
+    assert sent == [("own_pkg", {"__init__.py", "data/kinds.py"})]
+    with (package / "weights.bin").open("wb") as file:
+        file.truncate((100 << 20) + 1)
+    with pytest.raises(Refused, match=r"the job would upload .* the largest: weights.bin"):
+        hand_in(modules=(str(package),))

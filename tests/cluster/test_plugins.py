@@ -9,6 +9,7 @@ import pytest
 
 from cluster import plugins
 from cluster.jobs import check_paths
+from cluster.parcel import pack_parcel
 from cluster.plugins import describe_code, fingerprints_of, import_plugins, refuse_other_code, to_ship
 from cluster.recipe import apply_override, parse
 from cluster.recipe_paths import absolute
@@ -240,10 +241,25 @@ def test_paths_are_made_absolute_and_modules_are_not(code, recipe, monkeypatch):
     monkeypatch.syspath_prepend(str(code))
     config = parse(recipe(plugins=["./own_losses.py", "own_images"]))
     assert absolute(config, code).plugins == (str(code / "own_losses.py"), "own_images")
-    assert to_ship(config, ROOT) == [str(code / "own_images"), str(code / "own_losses.py")]
+    assert to_ship(config, pack_parcel(ROOT)) == [str(code / "own_images"), str(code / "own_losses.py")]
     data = config.model_dump(mode="json")
     data |= {"output_dir": "/out", "data": {**data["data"], "root": "/data"}}
     check_paths(parse(data))  # a job brings the plug-ins
+
+
+def test_a_file_under_two_spellings(code, tmp_path, monkeypatch):
+    """It is one plug-in, whether it was imported already or would be found on the path; another file is another."""
+    (code / "below").mkdir()
+    monkeypatch.chdir(code / "below")
+    (tmp_path / "link").symlink_to(code)
+    spellings = ("../own_losses.py", str(code / "own_losses.py"), str(tmp_path / "link" / "own_losses.py"))
+    import_plugins(spellings)
+    forget()
+    monkeypatch.syspath_prepend(str(tmp_path / "link"))
+    import_plugins(spellings)
+    another = plugin(code / "below", "", "own_losses")
+    with pytest.raises(Refused, match="would take the place of the module 'own_losses'"):
+        import_plugins([another])
 
 
 def test_as_typed(recipe):

@@ -1,20 +1,29 @@
 """What ended in a traceback, or after minutes, is one line before training."""
 
+import re
 import shutil
 import unicodedata
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from cluster.images import open_data
+from cluster.ray_errors import FINAL
 from cluster.recipe import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
 from cluster.training.checkpoint import checkpoint_place
 from cluster.training.launch import check_run, launch
 from cluster.training.saving import newest_step
+from cluster.training.worker import train_worker
 from kdcore.errors import Refused
 from tests.conftest import small_recipe, write_image_folder
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -133,3 +142,12 @@ def test_what_this_machine_lacks_where_there_is_a_cluster(recipe, monkeypatch):
         launch(parse(recipe(scaling={"num_workers": 0}, train__compile=True)))
     check.check_this_process(parse(recipe(scaling={"num_workers": 1, "use_gpu": True}, train__compile=True)))
     check.check_names(alone)  # as the driver of a sweep does, whose runs lie on other nodes
+
+
+def test_a_worker_without_a_compiler(recipe, monkeypatch):
+    """A cluster's node is refused before its networks are built, and for good; the driver could not know."""
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", mock.Mock(side_effect=InvalidCxxCompiler))
+    config = parse(recipe(scaling={"num_workers": 0}, train__compile=True))
+    with pytest.raises(FINAL, match=r"^train.compile is true, but this machine has no C\+\+ compiler"):
+        train_worker({"config": config.model_dump(mode="json"), "plugins": {}})
+    assert re.search(r"apt-get install .* g\+\+ ", (ROOT / "cluster/deploy/Dockerfile").read_text())
