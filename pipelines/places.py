@@ -51,6 +51,8 @@ def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
 
 def no_place(location: str, setting: str, error: Exception) -> str:
     """Return the error text for a setting that names no place: why, and what to give."""
+    if is_uri(location) and " " in location:
+        return f"{setting}={location}: a URI has no spaces; write each as %20"
     return f"{setting}={location}: {error}; give a folder, or a URI that pyarrow.fs knows ({', '.join(_SCHEMES)})"
 
 

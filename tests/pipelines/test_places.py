@@ -26,3 +26,10 @@ def test_a_bucket_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         Place.of("s3://b/c", "data.root")
     with pytest.raises(Refused, match=r"give a folder, or a URI that pyarrow.fs knows"):
         Place.of("gs://b/c", "data.root")
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/my images", "file:///a b"])
+def test_a_space_in_a_uri(location: str) -> None:
+    with pytest.raises(Refused, match=rf"^data.root={location}: a URI has no spaces; write each as %20$"):
+        Place.of(location, "data.root")
+    assert Place.of("file:///a%20b", "data.root").root == "/a b"
