@@ -49,9 +49,9 @@ def regime_sentence(found: dict[str, Any]) -> str:
 
 def amount_row(found: dict[str, Any], regime: dict[str, Any]) -> str:
     """Return how the gain of features alone changes with the number of images; with all of them, it is the regime's."""
-    gains, n = gains_of_features(found, AMOUNTS)
+    gains, ns = gains_of_features(found, AMOUNTS)
     whole = regime["rows"]["feature_only"]["differences"]["alone"]
-    return row(f"by images per class ({seeds(n)}; all: {whole['n']})", {**gains, "all": gain_text(whole)})
+    return row(f"by images per class ({seeds(ns)}; all: {whole['n']})", {**gains, "all": gain_text(whole)})
 
 
 def augmentation_rows(whole: dict[str, Any], small: dict[str, Any]) -> list[str]:
@@ -61,9 +61,9 @@ def augmentation_rows(whole: dict[str, Any], small: dict[str, Any]) -> list[str]
     """
     rows = []
     for found, views in ((whole, VIEWS), (small, PILOT_VIEWS)):
-        gains, n = gains_of_features(found, views)
-        rows.append(row(f"by cached views, with crops and flips, {extent(found)} ({seeds(n)})", gains))
-        if n >= MIN_SEEDS:
+        gains, ns = gains_of_features(found, views)
+        rows.append(row(f"by cached views, with crops and flips, {extent(found)} ({seeds(ns)})", gains))
+        if min(ns) >= MIN_SEEDS:
             break
     return rows
 
@@ -73,9 +73,10 @@ def row(title: str, gains: Mapping[Any, str]) -> str:
     return f"| {title} | {', '.join(f'**{varied}**: {gain}' for varied, gain in gains.items())} |"
 
 
-def seeds(n: int) -> str:
-    """Return the number of seeds in words."""
-    return f"{n} {'seed' if n == 1 else 'seeds'}"
+def seeds(ns: Sequence[int]) -> str:
+    """Return the numbers of seeds of several gains in words."""
+    few, many = min(ns), max(ns)
+    return f"{few} to {many} seeds" if few < many else f"{few} {'seed' if few == 1 else 'seeds'}"
 
 
 def layers_sentence(found: dict[str, Any]) -> str:
@@ -95,11 +96,11 @@ def rank_correlation(one: dict[str, Any]) -> str:
     return f"{one['spearman']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]{given_depth}"
 
 
-def gains_of_features(found: dict[str, Any], numbers: Sequence[int]) -> tuple[dict[int, str], int]:
-    """Return the gains over labels alone by number, of those that were run, and the fewest seeds of any."""
+def gains_of_features(found: dict[str, Any], numbers: Sequence[int]) -> tuple[dict[int, str], list[int]]:
+    """Return the gains over labels alone by number, of those that were run, and how many seeds each has."""
     rows = {number: found["rows"][f"feature_only-{number}"]["differences"] for number in numbers}
     gains = {number: row[f"alone-{number}"] for number, row in rows.items() if f"alone-{number}" in row}
-    return {number: gain_text(gain) for number, gain in gains.items()}, min(gain["n"] for gain in gains.values())
+    return {number: gain_text(gain) for number, gain in gains.items()}, [gain["n"] for gain in gains.values()]
 
 
 def gain_text(gain: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ops.benchmarks.paper3_sentences import augmentation_rows
+from ops.benchmarks.paper3_sentences import augmentation_rows, seeds
 
 
 def experiment(size: int, epochs: int, gains: dict[int, float], n: int) -> dict[str, Any]:
@@ -32,3 +32,7 @@ def test_the_small_experiment_stands_in_until_the_whole_has_seeds(n, shown):
     rows = augmentation_rows(whole, small)
     assert rows[0].startswith(f"| by cached views, with crops and flips, {shown}")
     assert ["32 pixels" in row for row in rows] == ([False, True] if n < 3 else [False])
+
+
+def test_numbers_of_seeds_in_words():
+    assert [seeds(ns) for ns in ([1, 1], [3, 3], [1, 3])] == ["1 seed", "3 seeds", "1 to 3 seeds"]
