@@ -130,6 +130,8 @@ def lineage(parser: Parser) -> None:
         help="public keys; refuse an export that none of them has signed",
     )
     parser.add_argument(
-        "--thorough", action="store_true", help="also read every shard of the caches that are available"
+        "--thorough",
+        action="store_true",
+        help="also read every shard of the caches that are available, and fetch the teachers' weights that have a URI",
     )
     parser.set_defaults(function=calls("ops.export.lineage:lineage"))

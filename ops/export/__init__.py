@@ -1,6 +1,7 @@
 """A student as files that need nothing from this project, and what vouches for them.
 
 write         the export: weights, timm's configuration, ONNX, each checked on real images
+programs      torch.export's file and ONNX
 construction  how the network is built around its weights
 quantize      smaller ONNX files
 latency       how long the network takes

@@ -32,7 +32,7 @@ from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
 from ops.console import console, say, table
 from ops.evaluation.subjects import find_subject
-from ops.export.write import write_onnx
+from ops.export.programs import example_of, write_onnx
 from ops.facts import facts
 from pipelines.files import write_json
 
@@ -162,7 +162,7 @@ def subjects_of(
     with optional(f"the {name} in the form {form} is", say):
         if form == "onnx":
             path = folder / f"{name}.onnx"
-            write_onnx(network, torch.randn(2, 3, *size, device=device), path, {})
+            write_onnx(network, example_of(size, device), path, {})
             session = onnx_session(path)
         runner = torch.compile(network) if form == "compiled" else network
         for batch in batches:

@@ -124,10 +124,12 @@ def lineage(folder: str, trust: Sequence[str], thorough: bool) -> int:
     """Print the chain behind an export or a cache, newest first, and who has signed it.
 
     trust: files of public keys; if any are given, a chain that none of them vouches for is refused. thorough: read all
-    shards of the caches that are here. Refused, at the end, where a link is not what was recorded.
+    shards of the caches that are here, and fetch the weights that have a URI: only then does an export, which may be a
+    stranger's, have this machine connect to a place that it names. Refused, at the end, where a link is not what was
+    recorded.
     """
     trusted = trusted_keys(trust)
-    links = links_of(Path(folder))
+    links = links_of(Path(folder), thorough)
     findings = [examine(link.folder, trusted) if link.folder else Finding() for link in links]
     rows = [[link.name, link.what, link.fingerprint[:16], link.status, link.place or "-"] for link in links]
     console.print(table(f"what {folder} was made of", ["", "what", "fingerprint", "", "where"], rows))
@@ -148,10 +150,10 @@ def lineage(folder: str, trust: Sequence[str], thorough: bool) -> int:
     return 0
 
 
-def links_of(folder: Path) -> list[Link]:
-    """Return the chain behind an export, or behind a cache, newest first."""
+def links_of(folder: Path, fetches: bool) -> list[Link]:
+    """Return the chain behind an export, or behind a cache, newest first. fetches: weights that have a URI."""
     if not (folder / MANIFEST).is_file():
-        return list(chain(read_lineage(folder), folder))
+        return list(chain(read_lineage(folder), folder, fetches))
     digest, teacher = digest_in(folder), load_manifest(folder).plan.identity.get("teacher", {})
     return [
         Link("cache", "teacher outputs", str(digest), str(folder), digest, folder),
@@ -184,7 +186,7 @@ def refuse_signatures(links: Sequence[Link], findings: Sequence[Finding], is_ask
         )
 
 
-def chain(content: dict[str, Any], folder: Path | None) -> Iterator[Link]:
+def chain(content: dict[str, Any], folder: Path | None, fetches: bool) -> Iterator[Link]:
     """Yield the links of a lineage: export, run, cache, teacher, and what that teacher was made of."""
     weights, run_dir = content["weights"], Path(content["run_dir"])
     if folder is not None:
@@ -192,10 +194,10 @@ def chain(content: dict[str, Any], folder: Path | None) -> Iterator[Link]:
     deployed = RunFolder(run_dir).weights
     yield Link(f"run {content['run']}", content["method"], weights, str(run_dir), fingerprint_in(deployed))
     for teacher in content["teachers"]:
-        yield from chain_of_teacher(teacher)
+        yield from chain_of_teacher(teacher, fetches)
 
 
-def chain_of_teacher(teacher: dict[str, Any]) -> Iterator[Link]:
+def chain_of_teacher(teacher: dict[str, Any], fetches: bool) -> Iterator[Link]:
     """Yield the links of one teacher: its cache, its weights, and what those were made of."""
     if teacher["cache"] is not None:
         place = Path(teacher["cache"]["dir"])
@@ -206,14 +208,25 @@ def chain_of_teacher(teacher: dict[str, Any]) -> Iterator[Link]:
     if file is None:
         yield Link("teacher", model, teacher["weights"], None, None)
         return
-    here = local_file(file)
-    folder = here.parent if (here.parent / LINEAGE).is_file() else None
-    yield Link("teacher", model, teacher["file_weights"], file, fingerprint_in(here), folder)
+    here = file_here(file, fetches)
+    folder = here.parent if here is not None and (here.parent / LINEAGE).is_file() else None
+    found = None if here is None else fingerprint_in(here)
+    yield Link("teacher", model, teacher["file_weights"], file, found, folder)
     if teacher.get("lineage"):
         before = teacher["lineage"]
         if before["weights"] != teacher["file_weights"]:
             yield Link("teacher's lineage", model, teacher["file_weights"], file, before["weights"])
-        yield from chain(before, None)
+        yield from chain(before, None, fetches)
+
+
+def file_here(location: str, fetches: bool) -> Path | None:
+    """Return the path of a file of weights; None for a URI that is not to be fetched, or cannot be."""
+    if is_uri(location) and not fetches:
+        return None
+    try:
+        return local_file(location)
+    except Refused:
+        return None
 
 
 def fingerprint_in(path: Path) -> str | None:

@@ -11,14 +11,15 @@ import onnxruntime
 from PIL import Image
 
 SHOWN = 5
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 MODES = ("1", "CMYK", "L", "LA", "P", "RGB", "RGBA", "YCbCr")  # Pillow's modes with at most 8 bits per channel
 
 
 def prepare(photo, seen):
-    """Return a photograph as the network sees it: float32 [1,3,H,W]."""
+    """Return a photograph as the network sees it: float32 [1,3,H,W]. ValueError where it would be seen as another."""
     opened = Image.open(photo)
     if opened.mode not in MODES:  # converting it would clip its brightness
-        sys.exit(f"{photo} is a {opened.format} image of mode {opened.mode}; convert it to 8-bit RGB")
+        raise ValueError(f"a {opened.format} image of mode {opened.mode}; convert it to 8-bit RGB")
     image = opened.convert("RGB")
     (height, width), (cover_height, cover_width) = seen["size"], seen["cover"]
     if image.width * cover_height >= cover_width * image.height:  # the smallest size of its shape that covers
@@ -33,12 +34,22 @@ def prepare(photo, seen):
 
 
 def main(photos):
-    """Print a line per photograph: its likeliest classes, or all that it shows, with their probabilities."""
+    """Print a line per photograph: its likeliest classes, or all that it shows, with their probabilities.
+
+    Return 1 where a photograph was left out, else 0.
+    """
     file = Path(__file__).with_name("model.onnx")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    status = 0
     for photo in photos:
-        logits = session.run(["logits"], {"images": prepare(photo, facts["preprocessing"])})[0][0].astype(np.float64)
+        try:
+            images = prepare(photo, facts["preprocessing"])
+        except UNREADABLE as error:
+            print(f"left out: {photo}: {error}", file=sys.stderr)
+            status = 1
+            continue
+        logits = session.run(["logits"], {"images": images})[0][0].astype(np.float64)
         if facts.get("multi_label"):  # each class is a yes or no, named from 0.5 on
             shares = 1 / (1 + np.exp(-logits))
             named = [i for i in shares.argsort()[::-1] if shares[i] >= 0.5]
@@ -47,7 +58,8 @@ def main(photos):
             shares /= shares.sum()
             named = shares.argsort()[::-1][:SHOWN]
         print(photo, *(f"{facts['classes'][i]} {shares[i]:.1%}" for i in named), sep="\t")
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

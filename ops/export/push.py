@@ -27,6 +27,7 @@ from kdcore import __version__
 from kdcore.checkpoints import load_tensors
 from kdcore.errors import Refused
 from kdcore.local_dir import CONFIG, WEIGHTS
+from kdcore.named_models import LOCAL_DIR
 from ops.console import say
 from ops.export.files import CARD, FILES, LINEAGE, NEEDED, SIGNATURE, exporting, refuse_others
 from ops.export.lineage import read_lineage
@@ -121,8 +122,17 @@ def places_in(lineage: Any) -> list[str]:
         return sorted({place for one in lineage for place in places_in(one)}, key=len, reverse=True)
     if not isinstance(lineage, dict):
         return []
-    own = [value for key, value in lineage.items() if key in PLACES and isinstance(value, str)]
+    own = [place for key, value in lineage.items() if (place := place_in(key, value)) is not None]
     return sorted({*own, *places_in(list(lineage.values()))}, key=len, reverse=True)
+
+
+def place_in(key: str, value: Any) -> str | None:
+    """Return the place that an entry of a lineage names; None for one that names none."""
+    if not isinstance(value, str):
+        return None
+    if key == "model" and value.startswith(LOCAL_DIR):
+        return value.removeprefix(LOCAL_DIR)
+    return value if key in PLACES else None
 
 
 def without_places(lineage: Any) -> Any:
@@ -131,10 +141,9 @@ def without_places(lineage: Any) -> Any:
         return [without_places(one) for one in lineage]
     if not isinstance(lineage, dict):
         return lineage
-    return {
-        key: PurePath(value).name if key in PLACES and isinstance(value, str) else without_places(value)
-        for key, value in lineage.items()
-    }
+    places = {key: place for key, value in lineage.items() if (place := place_in(key, value))}
+    named = {key: lineage[key].replace(place, PurePath(place).name) for key, place in places.items()}
+    return {key: named[key] if key in named else without_places(value) for key, value in lineage.items()}
 
 
 def without_folders(text: str, places: list[str]) -> str:

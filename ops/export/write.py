@@ -10,13 +10,9 @@ README.md                        the model card
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +42,7 @@ from ops.export.construction import Construction
 from ops.export.files import remove_earlier
 from ops.export.lineage import write_lineage
 from ops.export.model_card import write_card
+from ops.export.programs import example_of, write_onnx, write_program
 from ops.export.quantize import write_small_files
 from ops.export.registry import register
 from pipelines.files import make_folder, write_text, write_whole
@@ -103,6 +100,8 @@ def export(
     subject = find_subject(run, None, overrides)
     if subject.weights is None:
         raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    if not Path(run).is_dir():
+        raise Refused(f"{run} is a file of weights, which does not say how good they are; give the run's folder")
     use_worker_threads(subject.config)
     parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
     student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
@@ -185,28 +184,9 @@ def timm_config(job: Export) -> dict[str, Any]:
 
 def write_programs(job: Export) -> None:
     """Write model.pt2 and model.onnx, both for batches of any size."""
-    example = (job.images[:2].clone(),)
-    with without_remarks():
-        program = torch.export.export(job.student, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-        write_whole(job.folder / "model.pt2", lambda file: torch.export.save(program, file))
-    write_onnx(job.student, job.images, job.folder / "model.onnx", onnx_facts(job))
-
-
-def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a network as ONNX, for batches of any size. facts: kept in its metadata, as JSON."""
-    with without_remarks():
-        made = torch.onnx.export(
-            network,
-            (images[:2].clone(),),
-            dynamo=True,
-            dynamic_shapes=({0: "batch"},),
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
-        )
-        assert made is not None, "a program, with dynamo"
-        made.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-        write_whole(path, made.model_proto.SerializeToString())
+    example = example_of((job.policy.height, job.policy.width))
+    write_program(job.student, example, job.folder / "model.pt2")
+    write_onnx(job.student, example, job.folder / "model.onnx", onnx_facts(job))
 
 
 def onnx_facts(job: Export) -> dict[str, Any]:
@@ -223,20 +203,6 @@ def onnx_facts(job: Export) -> dict[str, Any]:
             "std": list(std),
         },
     }
-
-
-@contextlib.contextmanager
-def without_remarks() -> Any:
-    """Run the body with the exporters' messages silenced."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def compare_files(job: Export) -> list[dict[str, Any]]:

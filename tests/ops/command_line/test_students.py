@@ -110,8 +110,24 @@ def test_the_exported_script_refuses_what_predict_refuses(tmp_path):
     assert set(photo_script.MODES) == {mode for modes in coding._ALIKE.values() for mode in modes}
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(path)
-    with pytest.raises(SystemExit, match=r"deep\.png is a PNG image of mode I;16; convert it to 8-bit RGB"):
+    with pytest.raises(ValueError, match=r"^a PNG image of mode I;16; convert it to 8-bit RGB$"):
         photo_script.prepare(path, {})
+
+
+def test_the_exported_script_leaves_out_what_it_cannot_read(exported, tmp_path):
+    """The others have their line; the exit status says that one is missing."""
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    for name in ("first.jpg", "cut.jpg", "last.jpg"):
+        Image.new("RGB", (200, 100), "red").save(tmp_path / name)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:700])
+    (tmp_path / "text.jpg").write_text("no image")
+    names = [str(tmp_path / name) for name in ("first.jpg", "cut.jpg", "deep.png", "text.jpg", "none.jpg", "last.jpg")]
+    done = subprocess.run([sys.executable, "predict.py", *names], cwd=exported, capture_output=True, text=True)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [names[0], names[-1]]
+    said = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in said] == names[1:-1]
+    assert all(line.startswith("left out: ") for line in said)
+    assert done.returncode == 1
 
 
 def test_a_photograph_of_another_shape_is_cut_alike(finished, exported, tmp_path, capsys):

@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub._commit_api
@@ -124,6 +126,38 @@ def test_the_registered_model_predicts_the_same(exported, expected, store, finis
     assert version.tags["method"] == "ce+kd"
     assert version.description.startswith("# kd-0")
     assert client.get_run((finished / "out" / "kd-0" / "mlflow_run_id").read_text()).info.status == "FINISHED"
+
+
+def test_no_image_leaves_with_the_files(exported, store):
+    """torch.export and MLflow keep an example of what a network is shown."""
+    (example,), _ = torch.export.load(exported / "model.pt2").example_inputs
+    assert example.shape == (2, 3, 32, 32)
+    assert not example.any()
+    with using_store(store):
+        folder = mlflow.artifacts.download_artifacts("models:/test_resnet-images/1")
+        kept = mlflow.models.Model.load(folder).load_input_example(folder)
+    assert np.shape(kept) == (2, 3, 32, 32)
+    assert not np.any(kept)
+
+
+def test_no_folder_of_this_machine_leaves_with_the_programs(exported, small_files):
+    """torch notes at every operation the line of Python that it came from."""
+    read = {path: path.read_bytes() for folder in (exported, small_files) for path in folder.glob("*.onnx")}
+    with zipfile.ZipFile(exported / "model.pt2") as file:
+        read |= {Path(name): file.read(name) for name in file.namelist()}
+    assert {path.name for path in read} >= {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.json"}
+    own = (str(Path(ops.__path__[0]).parent).encode(), b"site-packages", b"torch/nn/modules")
+    assert not [(path, part) for path, content in read.items() for part in own if part in content]
+
+
+def test_a_file_of_weights_cannot_be_exported(finished, tmp_path, capsys):
+    """It was, and ended with advice that deletes it: the files next to a run's weights belong to the export too."""
+    weights = finished / "out" / "kd-0" / "student.safetensors"
+    assert main(["export", str(weights), "-o", str(tmp_path)]) == 2
+    assert (
+        "is a file of weights, which does not say how good they are; give the run's folder" in capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_weights_are_registered_once(exported, finished, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import ops.export.lineage
 from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe import parse
@@ -62,7 +63,7 @@ def test_what_an_export_writes_is_read_back(tmp_path, recipe, capsys):
 
 
 def test_the_whole_chain(exported, capsys):
-    links = [(link.name, link.status) for link in chain(read_lineage(exported), exported)]
+    links = [(link.name, link.status) for link in chain(read_lineage(exported), exported, fetches=False)]
     assert links == [
         ("export", "verified"),
         ("run student", "verified"),
@@ -73,6 +74,24 @@ def test_the_whole_chain(exported, capsys):
     args = build_parser().parse_args(["lineage", str(exported)])
     assert args.function(args) == 0
     assert "4 of 5 links verified" in " ".join(capsys.readouterr().out.split())
+
+
+def test_weights_with_a_uri_are_fetched_only_when_asked_for(exported, monkeypatch):
+    """A stranger's export has nobody's machine connect; what cannot be fetched is shown as it was recorded."""
+    content = read_lineage(exported)
+    content["teachers"][0]["file"] = "s3://bucket/teacher.safetensors"
+    (exported / "lineage.json").write_text(json.dumps(content))
+    asked = []
+
+    def fetch(location):
+        asked.append(location)
+        raise Refused("the store does not answer")
+
+    monkeypatch.setattr(ops.export.lineage, "local_file", fetch)
+    assert lineage(str(exported), [], thorough=False) == 0
+    assert not asked
+    assert [link.status for link in chain(content, exported, fetches=True)][3] == "not here"
+    assert asked == ["s3://bucket/teacher.safetensors"]
 
 
 @pytest.mark.parametrize("file", ["student/model.safetensors", "assistant/model.safetensors"])

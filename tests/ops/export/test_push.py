@@ -18,7 +18,7 @@ from cluster.recipe import to_yaml
 from cluster.weights import tensors_fingerprint
 from ops.__main__ import main
 from ops.export.files import FILES, NEEDED, digests_of
-from ops.export.push import without_folders
+from ops.export.push import places_in, without_folders, without_places
 from ops.export.signing import examine
 from tests.ops.conftest import METHODS, small_run
 from tests.ops.hub import TOKEN, Hub, hub_server
@@ -231,3 +231,13 @@ def test_places_on_this_machine_are_names_alone() -> None:
     assert "/srv" not in text
     assert "s3://bucket/a/b and 1/2, local-dir:y." in text
     assert "/home" not in text
+
+
+def test_an_export_as_teacher_is_a_place_on_this_machine() -> None:
+    teacher = {"model": "local-dir:/home/me/my clients/big", "file": "/home/me/my clients/big/model.safetensors"}
+    lineage = {"run": "kd", "model": "resnet18", "teachers": [teacher, {"model": "resnet34", "cache": None}]}
+    said = {"model": "local-dir:big", "file": "model.safetensors"}
+    assert without_places(lineage) == {**lineage, "teachers": [said, {"model": "resnet34", "cache": None}]}
+    assert (
+        without_folders("model: local-dir:/home/me/my clients/big, 3", places_in(lineage)) == "model: local-dir:big, 3"
+    )
