@@ -236,6 +236,11 @@ def test_every_folder_of_modules_is_a_package():
     assert not [place(folder) for folder in folders if not (folder / "__init__.py").is_file()]
 
 
+@pytest.mark.parametrize("package", [*OWN, "tests"])
+def test_a_file_of_more_than_300_lines_is_two(package):
+    assert not [place(path) for path in sources(package) if len(path.read_text().splitlines()) > 300]
+
+
 def test_no_lock_file_with_addresses_is_kept():
     assert "uv.lock" in (ROOT / ".gitignore").read_text().splitlines()
 

@@ -1,7 +1,6 @@
 """Starting a run: on this machine, on a Ray cluster, or inside a submitted job; the same call.
 
-A run's name is its identity: starting it again continues it from its last checkpoint, or, if it is finished, gives its
-result.
+A run's name is its identity: started again, it goes on from its last checkpoint or, if finished, gives its result.
 """
 
 from __future__ import annotations
