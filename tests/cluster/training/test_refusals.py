@@ -20,7 +20,9 @@ from cluster.training.checkpoint import checkpoint_place
 from cluster.training.launch import check_run, launch
 from cluster.training.saving import newest_step
 from cluster.training.worker import train_worker
+from cluster.training.worker_task import WorkerTask
 from kdcore.errors import Refused
+from pipelines.leases import Fence
 from tests.conftest import small_recipe, write_image_folder
 
 ROOT = Path(__file__).parents[3]
@@ -149,5 +151,5 @@ def test_a_worker_without_a_compiler(recipe, monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", mock.Mock(side_effect=InvalidCxxCompiler))
     config = parse(recipe(scaling={"num_workers": 0}, train__compile=True))
     with pytest.raises(FINAL, match=r"^train.compile is true, but this machine has no C\+\+ compiler"):
-        train_worker({"config": config.model_dump(mode="json"), "plugins": {}})
+        train_worker(WorkerTask(config.model_dump(mode="json"), {}, {}, None, Fence("", "", 0), watches_nodes=False))
     assert re.search(r"apt-get install .* g\+\+ ", (ROOT / "cluster/deploy/Dockerfile").read_text())
