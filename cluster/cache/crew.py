@@ -29,6 +29,10 @@ from pipelines.cache.manifest import Plan
 from pipelines.cache.store import Shard, Unit
 
 MAX_LOST_WORKERS = 3  # at one place
+REMEDY = (
+    "if its node is short of memory, take a smaller cache.batch_size, or a larger scaling.cpus_per_worker for fewer "
+    "workers per node; the same command goes on"
+)
 LOST = (RayActorError, OutOfMemoryError)  # which Ray's memory monitor raises, and which is not an actor's error
 
 
@@ -188,8 +192,9 @@ class Crew:
                 return None
             self.losses[unit] += 1
             if self.losses[unit] >= MAX_LOST_WORKERS:
+                place = "while it loaded its teacher" if unit is None else f"at {unit.path}"
                 raise RunFailed(
-                    f"a worker was lost {MAX_LOST_WORKERS} times at the same place: {failure_reason(error)}"
+                    f"a worker was lost {MAX_LOST_WORKERS} times {place}: {failure_reason(error)}; {REMEDY}"
                 ) from error
             return None
 

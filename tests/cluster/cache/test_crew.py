@@ -83,7 +83,9 @@ def test_idle_workers_of_a_node_that_is_gone_are_no_losses_of_a_unit(monkeypatch
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_a_unit_that_kills_every_worker_ends_the_build(monkeypatch, loss):
-    with pytest.raises(RunFailed, match="a worker was lost 3 times at the same place: the actor died"):
+    with pytest.raises(
+        RunFailed, match=f"a worker was lost 3 times at {UNITS[1].path}: the actor died; if its node is short of memory"
+    ):
         work(monkeypatch, [Worker(UNITS[1:], loss) for _ in range(9)])
 
 
