@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
+from ray._private.state import jobs
 from ray.exceptions import ActorUnavailableError, RayError, RuntimeEnvSetupError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import (
@@ -142,6 +144,16 @@ class WatchedPlace(PlacementGroupHandle):
         self.place.shutdown()
 
 
+def has_lost_driver() -> bool:
+    """Return whether Ray has ended the job that this process belongs to.
+
+    It gives the job's places back first, then ends the workers, and this process last, which takes that for the loss of
+    workers. A place that it made in between would be kept by nobody, for ever.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    return any(known["JobID"] == job and known["IsDead"] for known in jobs())
+
+
 class RestartableGroup(WorkerGroup):
     """A group of workers of which one may be lost at any time. A `Placement` is one of its callbacks."""
 
@@ -150,6 +162,8 @@ class RestartableGroup(WorkerGroup):
         return next(callback for callback in self._callbacks if isinstance(callback, Placement))
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> PlacementGroupHandle:
+        if has_lost_driver():
+            raise RunFailed("the driver is gone")
         place = super()._create_placement_group(scaling_config, worker_group_context)
         return WatchedPlace(place, self._placement, worker_group_context.num_workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -261,3 +262,18 @@ def test_a_run_that_finds_no_room(ray_cluster, recipe):
 def rows(run: RunResult) -> list[tuple[int, float]]:
     found = read_journal(Path(run.run_dir) / "metrics.jsonl")
     return [(row["step"], row[name]) for row in found for name in ("train/loss", "val/top1") if name in row]
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_no_place_is_made_for_a_driver_that_is_gone(monkeypatch, is_dead):
+    """Its workers die before this process does, which would start them again, in a place that nobody gives back."""
+    monkeypatch.setattr(placement.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "02000000"))
+    others = [{"JobID": "01000000", "IsDead": True}, {"JobID": "03000000", "IsDead": False}]
+    monkeypatch.setattr(placement, "jobs", lambda: [*others, {"JobID": "02000000", "IsDead": is_dead}])
+    made = []
+    monkeypatch.setattr(placement.WorkerGroup, "_create_placement_group", lambda self, *given: made.append(given))
+    monkeypatch.setattr(RestartableGroup, "_placement", None)
+    group, context = object.__new__(RestartableGroup), SimpleNamespace(num_workers=2)
+    with pytest.raises(RunFailed, match=r"^the driver is gone$") if is_dead else nullcontext():
+        group._create_placement_group(None, context)
+    assert len(made) == (not is_dead)
