@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.benchmarks import attack_processes
+from tests.forked_workers import set_up_here
 from tests.processes import forking
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,7 @@ def fork_workers(workers: str) -> None:
     of_users = resources.runtime_env
 
     def of_tests(**env_vars: str) -> dict[str, Any]:
+        set_up_here()
         return of_users(**env_vars) | {"py_executable": workers}
 
     resources.runtime_env = of_tests

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.forked_workers import serving
+from tests.forked_workers import serving, set_up_here
 from tests.mlflow_tables import copy_tables
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +156,7 @@ def ray_cluster(worker_executable: str, request: pytest.FixtureRequest) -> Itera
 
     env = runtime_env(PYTHONPATH=str(ROOT)) | {"py_executable": worker_executable}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    set_up_here()
     start_ray(num_cpus=4, include_dashboard=True, runtime_env=env, **quiet)
     request.config.stash[CLUSTER_IS_SHARED] = True
     yield

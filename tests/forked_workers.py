@@ -5,6 +5,9 @@ line, environment, folder, network and standard streams to a server, which forks
 then it waits until that one has ended. A worker is a process of its own as ever, which Ray knows by its own number; it
 ends with the process that stands for it, as what a node has started ends with a node that is killed.
 
+Before that, Ray runs a program that applies a worker's `runtime_env` and becomes its executable, which takes half a
+second of a processor. `set_up_here` has it run this file, which does the same for workers that are to be forked.
+
 A program of a test that enters or starts a Ray of its own uses it where it is told to (`tests/commands.py`); elsewhere
 its workers start as a user's do.
 """
@@ -13,16 +16,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 NETWORK = Path("/proc/self/ns/net")
 READY = "ready"
+CONTEXT = "--serialized-runtime-env-context"
 # Not Ray itself: its core reads the settings of a worker from the environment once, when it is imported.
 MODULES = (
     "cluster.training.loop",
@@ -34,14 +40,16 @@ MODULES = (
 
 
 @contextmanager
-def serving(folder: Path, root: Path) -> Iterator[str]:
-    """Serve forks of a process that has the tree at `root` on its path; yield what `py_executable` has to be."""
-    import shlex
+def serving(folder: Path, root: Path, within: Sequence[str] = ()) -> Iterator[str]:
+    """Serve forks of a process that has the tree at `root` on its path; yield what `py_executable` has to be.
+
+    within: what the server's command begins with, and so where its forks lie.
+    """
     import subprocess
 
     command = [sys.executable, __file__, str(folder / "socket")]
     with subprocess.Popen(
-        [*command, READY],
+        [*within, *command, READY],
         env=os.environ | {"PYTHONPATH": str(root)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -52,6 +60,43 @@ def serving(folder: Path, root: Path) -> Iterator[str]:
         assert server.stdout.readline().strip() == READY
         yield shlex.join([sys.executable, "-I", "-S", *command[1:]])
         server.communicate()
+
+
+def set_up_here() -> None:
+    """Have the Ray nodes that this process starts from now on set up their workers by this file."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = __file__  # joined to Ray's own folder, which an absolute path replaces
+
+
+def be_ray() -> None:
+    """Be the command `ray`, its nodes setting up their workers by this file."""
+    del sys.path[0], sys.argv[0]
+    from ray.scripts.scripts import main
+
+    set_up_here()
+    main()
+
+
+def set_up(words: list[str]) -> None:
+    """Be what a worker's runtime_env makes of its command line, as Ray's own program does.
+
+    words: the executable's script and what Ray tells it, with `--serialized-runtime-env-context JSON` among them.
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument(CONTEXT, default="{}")
+    parser.add_argument("--language")
+    context, command = parser.parse_known_args(words)
+    wanted = json.loads(context.serialized_runtime_env_context)
+    executable = shlex.split(wanted.get("py_executable") or "")
+    if __file__ not in executable or wanted.get("command_prefix"):  # not to be forked: Ray's program goes on
+        theirs = Path(command[0]).with_name("setup_worker.py")
+        os.execv(sys.executable, [sys.executable, str(theirs), *words])
+    for name, value in wanted.get("env_vars", {}).items():
+        os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
+    ask(executable[-1], command)
 
 
 def ask(path: str, argv: list[str]) -> None:
@@ -134,5 +179,9 @@ def enter_network(namespace: int) -> None:
 if __name__ == "__main__":
     if sys.argv[2:] == [READY]:
         serve(sys.argv[1])
+    elif sys.argv[1].endswith("default_worker.py"):
+        set_up(sys.argv[1:])
+    elif sys.argv[1] == "ray":
+        be_ray()
     else:
         ask(sys.argv[1], sys.argv[2:])

@@ -30,6 +30,7 @@ from ray.util.state import list_actors
 
 from cluster.ray_start import TOO_SLOW, start_patiently
 from cluster.resources import runtime_env
+from tests import forked_workers
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -120,6 +121,7 @@ def network() -> Namespaces | Loopback:
 
 def start_head(args: dict[str, Any]) -> Cluster:
     """A cluster's head in this process."""
+    forked_workers.set_up_here()
     return start_patiently(lambda: Cluster(initialize_head=True, head_node_args={"dashboard_port": free_port()} | args))
 
 
@@ -190,7 +192,9 @@ class Machines:
         command = [
             *self.within,
             *self.network.inside(number),
-            str(RAY),
+            sys.executable,
+            forked_workers.__file__,
+            "ray",
             "start",
             "--block",
             f"--address={self.address}",

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop
 from tests.cluster.machines import ROOT, Loopback, Machines, cluster_of
 from tests.cluster.runs import weights
+from tests.forked_workers import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -85,9 +87,14 @@ def cgroup(limit: int) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Machines]:
-    """A node with LIMIT bytes."""
+    """A node with LIMIT bytes; the process that its workers are forked from lies in them."""
     system = {"memory_monitor_refresh_ms": 100, "memory_usage_threshold": THRESHOLD}
-    with cgroup(LIMIT) as within, cluster_of(1, Machines(Loopback(), within, **system)) as machines:
+    with (
+        cgroup(LIMIT) as within,
+        tempfile.TemporaryDirectory(prefix="forks-") as folder,  # a short one, for a socket
+        serving(Path(folder), ROOT, within) as executable,
+        cluster_of(1, Machines(Loopback(), within, **system), py_executable=executable) as machines,
+    ):
         yield machines
 
 
