@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts no Ray comes first, then what shares a cluster, then what starts a Ray of its own (`own_ray`)."""
+    """What starts no Ray comes first, then what shares a cluster, then what starts a Ray of its own (`own_ray`).
+
+    Last comes what shares several nodes, whose cluster this process does not leave before it ends.
+    """
     for item in items:
         if starts_ray(item) and not shares_cluster(item):
             item.add_marker("own_ray")
-    items.sort(key=lambda item: (starts_ray(item), not shares_cluster(item)))
+    items.sort(key=lambda item: (starts_ray(item), not shares_cluster(item), "nodes" in fixtures_of(item)))
 
 
 def pytest_collection_finish() -> None:
@@ -77,7 +80,11 @@ def starts_ray(item: pytest.Item) -> bool:
 
 
 def shares_cluster(item: pytest.Item) -> bool:
-    return "ray_cluster" in getattr(item, "fixturenames", ())
+    return "ray_cluster" in fixtures_of(item)
+
+
+def fixtures_of(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 def write_image_folder(root: Path, train: int = 16, val: int = 5, classes: int = 3, seed: int = 0) -> Path:

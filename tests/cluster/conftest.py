@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tests.cluster.machines import Machines
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nodes(worker_executable: str) -> Iterator[Machines]:
-    """Two nodes with room for two workers each; a dead node is noticed within seconds."""
+    """Two nodes with room for two workers each; a dead node is noticed within seconds. Its tests come last of all."""
     from tests.cluster.machines import cluster_of  # only here: it imports Ray
 
     with cluster_of(2, py_executable=worker_executable) as machines:
