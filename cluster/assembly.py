@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cluster.batches import Batches
 from cluster.class_statistics import STATISTICS_BATCH, class_statistics
-from cluster.config import RunConfig
 from cluster.images import check_labels, evaluation_batch, evaluation_policy, image_size, open_data, sampling_of
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.rank import Rank
-from cluster.rules import micro_batch_size
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import micro_batch_size
 from cluster.run_teachers import SINGLE, RunTeachers
 from cluster.stored_teacher import Statistics
 from cluster.teacher_assembly import assemble_teacher, reused_head

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.strict_yaml import read_yaml_file
+from cluster.recipe.strict_yaml import read_yaml_file
 
 RAY_UP_FILE = Path("~/ray_bootstrap_config.yaml")
 KUBERAY = "RAY_CLUSTER_NAME"  # KubeRay sets it in every pod, with or without an autoscaler

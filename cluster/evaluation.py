@@ -17,13 +17,13 @@ from ray.exceptions import RayError
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.images import check_label_kind, open_data, open_split
 from cluster.passes import every_image_once
 from cluster.precision import autocast
 from cluster.rank import Rank
 from cluster.ray_errors import failure_reason
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
 from cluster.run_teachers import SINGLE
 from cluster.waiting import Patience, remedy_for, wait_for_place, warn

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from cluster.autoscaling import gpus_to_come
-from cluster.config import RunConfig
 from cluster.interruption import keeping_handlers
 from cluster.local_ray import keep_token_private, on_loopback
 from cluster.provenance import JOB_VARIABLE, submitted_job
 from cluster.rank import Rank
 from cluster.ray_start import join_cluster, start_ray
+from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.importing import importing
 from kdcore.remarks import warn_once

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.config import RunConfig
 from cluster.images import image_size
 from cluster.passes import teacher_pass
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
+from cluster.recipe.teacher_sections import MemberConfig
 from cluster.scores import counts_for, over_ranks
 from cluster.stored_teacher import StoredTeacher
-from cluster.teachers import MemberConfig
 from kdcore.batch import TeacherOutputs
 from kdcore.ensemble import Combination, Ensemble
 from kdcore.online_teacher import OnlineTeacher

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.config import RunConfig
 from cluster.images import image_size
-from cluster.plugins import fingerprint_of_module
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
+from cluster.recipe.plugins import fingerprint_of_module
+from cluster.recipe.sections import TeacherConfig
 from cluster.scores import counts_for, over_ranks
-from cluster.sections import TeacherConfig
 from cluster.weights import weights_fingerprint
 from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from cluster.config import RunConfig
 from cluster.images import evaluation_policy
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 from cluster.stored_teacher import Statistics, StoredTeacher, identity, open_stored_teacher, reuses_head
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from cluster.config import RunConfig
 from cluster.images import evaluation_policy
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 from cluster.tracking.description import teacher_names
 from cluster.tracking.folder import RunFolder
 from kdcore.named_models import module_of

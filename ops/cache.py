@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.resources import device_here
 from cluster.stored_teacher import TRAIN
 from kdcore.errors import Refused, RunFailed

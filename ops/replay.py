@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.resources import device_here
 from cluster.training.replay import Finding, Replay, replay_step
 from ops.console import console, say, table

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress
-from cluster.config import RunConfig
 from cluster.ray_errors import failure_reason
 from cluster.ray_start import on_this_node
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.resources import device_of_worker, worker_resources
 from cluster.waiting import LOOK_SECONDS, Patience, remedy_for, request_in_words
 from kdcore.errors import RunFailed

@@ -11,11 +11,11 @@ import torch
 
 from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
-from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
 from cluster.precision import autocast
 from cluster.rank import synchronise
+from cluster.recipe.config import RunConfig
 from cluster.resources import use_worker_threads
 from cluster.run_teachers import RunTeachers
 from cluster.stored_teacher import TRAIN

@@ -14,9 +14,9 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.cache.builder import cache_bytes
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.stored_teacher import reuses_head
 from cluster.sweep.config import SweepConfig
 from kdcore.batch import Needs

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import ray
 
 from cluster.autoscaling import resources_to_come
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.resources import run_resources
 from kdcore.errors import Refused
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.config import RunConfig
 from cluster.error_text import ending_of
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
-from cluster.plugins import fingerprints_of
 from cluster.polling import polling
+from cluster.recipe.config import RunConfig
+from cluster.recipe.plugins import fingerprints_of
 from cluster.resources import ray_session, use_worker_threads, worker_resources
 from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
 from cluster.probing import classifier_knows_classes
+from cluster.recipe.config import RunConfig
 from cluster.run_teachers import SINGLE
 from cluster.score_text import score_text
 from cluster.scores import in_words, says_more

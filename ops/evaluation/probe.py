@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.evaluation import load_student
 from cluster.probing import Probe
+from cluster.recipe.config import RunConfig
 from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
 from kdcore.protocol import find_classifier

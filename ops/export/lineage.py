@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.stored_teacher import StoredTeacher
 from cluster.tracking.description import method_name
 from cluster.tracking.folder import RunFolder

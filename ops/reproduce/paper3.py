@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cache.job import build
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.resources import device_here, use_worker_threads
 from cluster.stored_teacher import TRAIN
 from cluster.tracking.folder import RunFolder

@@ -19,7 +19,7 @@ PROGRAM = """
 import json, sys, urllib.error, urllib.request
 from pathlib import Path
 import psutil, ray
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.resources import ray_session
 
 with ray_session(load_recipe(sys.argv[1])):

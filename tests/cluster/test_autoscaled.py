@@ -21,7 +21,7 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 from cluster.autoscaling import RAY_UP_FILE
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.resources import Gpus, gpus_in_reach, run_resources, runtime_env, uses_gpu
 from cluster.sweep.room import concurrency
 from cluster.training.launch import launch

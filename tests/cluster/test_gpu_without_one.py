@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cluster.precision import precision
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.run_teachers import RunTeachers
 from cluster.stored_teacher import StoredTeacher
 from kdcore.batch import Batch, TeacherOutputs

@@ -12,7 +12,7 @@ import torch
 
 from cluster import resources
 from cluster.ray_start import on_this_node
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.resources import Gpus, device_here, enter_ray, run_resources, uses_gpu
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once

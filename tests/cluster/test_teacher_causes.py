@@ -8,7 +8,7 @@ from torch import nn
 
 from cluster.assembly import assemble
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.run_teachers import SINGLE, RunTeachers
 from cluster.teacher_causes import likelier_cause
 from kdcore.online_teacher import OnlineTeacher

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.teacher_check import Answers, complaint, examine, natural_order
 from cluster.training.launch import check_run, launch
 from kdcore.configs import ModelConfig

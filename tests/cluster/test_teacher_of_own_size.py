@@ -10,7 +10,7 @@ from cluster.assembly import assemble
 from cluster.cache.builder import Builder
 from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.run_teachers import SINGLE, RunTeachers
 from cluster.teacher_causes import likelier_cause
 from cluster.teacher_check import likely_causes

@@ -12,9 +12,9 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.builder import Builder
 from cluster.cache.job import build
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.rehearsal import rehearse_run
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig

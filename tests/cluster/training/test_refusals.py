@@ -13,7 +13,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from cluster.images import open_data
 from cluster.ray_errors import FINAL
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
 from cluster.training.checkpoint import checkpoint_place

@@ -22,8 +22,8 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
-from cluster.recipe import parse
-from cluster.run_sections import ScalingConfig
+from cluster.recipe.reading import parse
+from cluster.recipe.run_sections import ScalingConfig
 from cluster.tracking.journal import read_journal
 from cluster.training import placement
 from cluster.training.launch import RunResult, launch

@@ -20,7 +20,7 @@ import torch
 import yaml
 from ray.util.state import list_actors
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.run import JOURNAL
 from ops.__main__ import main

@@ -30,7 +30,7 @@ from kdcore.errors import Refused, typed_line
 from kdcore.named_models import BUILDER_MODULES, module_of
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig  # it imports torch, which reading a recipe's text does not need
+    from cluster.recipe.config import RunConfig  # it imports torch, which reading a recipe's text does not need
 
 # {top-level name: SHA-256 of the source, as it was when this process imported it}
 _FINGERPRINTS: dict[str, str] = {}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import plugins
 from cluster.jobs import check_paths
 from cluster.parcel import pack_parcel
-from cluster.plugins import describe_code, fingerprints_of, import_plugins, refuse_other_code, to_ship
-from cluster.recipe import apply_override, parse
-from cluster.recipe_paths import absolute
+from cluster.recipe import plugins
+from cluster.recipe.paths import absolute
+from cluster.recipe.plugins import describe_code, fingerprints_of, import_plugins, refuse_other_code, to_ship
+from cluster.recipe.reading import apply_override, parse
 from cluster.tracking.delivery import recipe_to_deliver
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.tracker import Tracker
@@ -28,7 +28,7 @@ from pipelines.data import kinds
 from pipelines.data.index import build_index
 from tests.own_code import write_own_code, write_own_images
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Files of recipes: YAML merged with the files, or the named recipes, that it starts from.
 
-Not here: how a mapping becomes a configuration (`cluster.recipe`), and which YAML is refused (`cluster.strict_yaml`).
+Not here: how a mapping becomes a configuration (`cluster.recipe.reading`), and which YAML is refused
+(`cluster.recipe.strict_yaml`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.strict_yaml import read_yaml_file
+from cluster.recipe.strict_yaml import read_yaml_file
 from kdcore.errors import Refused, shortened
 from kdcore.located import absolute_location
 

@@ -4,8 +4,8 @@ A recipe (YAML) plus `key=value` overrides becomes a `RunConfig`; it is written 
 goes through Ray as a plain dictionary and is validated again in every worker. What the machine decides (world size,
 device) is not part of it.
 
-Not here: the sections themselves (`cluster.sections`, `cluster.run_sections`), what they must say together
-(`cluster.rules`), and how recipes are read, overridden and written (`cluster.recipe`).
+Not here: the sections themselves (`cluster.recipe.sections`, `cluster.recipe.run_sections`), what they must say
+together (`cluster.recipe.rules`), and how recipes are read, overridden and written (`cluster.recipe.reading`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from cluster.about import AboutConfig
-from cluster.rules import RULES, check_not_reserved, require_teacher
-from cluster.run_sections import CheckpointConfig, ScalingConfig, TrackingConfig, TrainConfig
-from cluster.sections import CacheConfig, DataConfig, StudentConfig, TeacherConfig
-from cluster.teachers import EnsembleConfig, MemberConfig, classifier_lender, read_by
+from cluster.recipe.about import AboutConfig
+from cluster.recipe.rules import RULES, check_not_reserved, require_teacher
+from cluster.recipe.run_sections import CheckpointConfig, ScalingConfig, TrackingConfig, TrainConfig
+from cluster.recipe.sections import CacheConfig, DataConfig, StudentConfig, TeacherConfig
+from cluster.recipe.teacher_sections import EnsembleConfig, MemberConfig, classifier_lender, read_by
 from kdcore.batch import Needs
 from kdcore.configs import PATH, PLUGINS, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused

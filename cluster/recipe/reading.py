@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cluster.field_names import near_names
-from cluster.plugins import import_plugins
-from cluster.recipe_files import read_recipe
-from cluster.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters, write_yaml
+from cluster.recipe.field_names import near_names
+from cluster.recipe.files import read_recipe
+from cluster.recipe.plugins import import_plugins
+from cluster.recipe.strict_yaml import MAX_DEPTH, MAX_NUMBER, read_yaml, unfit_characters, write_yaml
 from kdcore.credentials import public
 from kdcore.errors import Refused, shortened
 from kdcore.importing import importing
 from kdcore.located import local_file
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig
+    from cluster.recipe.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 _MEMBER = re.compile(r"constrained-\w+|\w+\[.*\]|int|float|str|bool|none")
@@ -113,8 +113,8 @@ def parse(data: Mapping[str, Any], source: str = "recipe") -> RunConfig:
 
     Its plug-ins are imported first: they may define what else it names.
     """
-    with importing("cluster.config"):  # only here: it imports torch, which reading a recipe's text does not need
-        from cluster.config import RunConfig
+    with importing("cluster.recipe.config"):  # only here: it imports torch, which reading a recipe's text does not need
+        from cluster.recipe.config import RunConfig
 
     plugins = data.get("plugins")
     if isinstance(plugins, list | tuple):

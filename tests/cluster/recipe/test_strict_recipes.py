@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from cluster.recipe import load_recipe, parse
+from cluster.recipe.reading import load_recipe, parse
 from cluster.sweep.config import SweepConfig
 from kdcore.errors import Refused
 from ops import catalog

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.about import AboutConfig, ExpectedConfig
-from cluster.recipe import load_recipe, parse, to_yaml
+from cluster.recipe.about import AboutConfig, ExpectedConfig
+from cluster.recipe.reading import load_recipe, parse, to_yaml
 from cluster.training.launch import continued
 from kdcore.errors import Refused
 from ops.history import Run, grouped

@@ -14,8 +14,8 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
 
-from cluster.run_sections import TrainConfig
-from cluster.sections import StudentConfig, TeacherConfig
+from cluster.recipe.run_sections import TrainConfig
+from cluster.recipe.sections import StudentConfig, TeacherConfig
 from kdcore.batch import Needs
 from kdcore.configs import PATH
 from kdcore.ensemble import Average, Weighting

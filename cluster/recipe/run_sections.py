@@ -1,6 +1,6 @@
 """The sections of a run's configuration that say how it goes: steps, workers, tracking and checkpoints.
 
-Not here: the sections of what it reads, its networks, images and cache (`cluster.sections`).
+Not here: the sections of what it reads, its networks, images and cache (`cluster.recipe.sections`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 The text below a field is its description: `python -m ops fields` shows it, and so do the comments of
 `python -m ops recipes NAME` and the reference page.
 
-Not here: what must hold between sections (`cluster.config`), how recipes are read (`cluster.recipe`), and the sections
-of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy`, `pipelines.cache.columns`).
+Not here: what must hold between sections (`cluster.recipe.config`), how recipes are read (`cluster.recipe.reading`),
+and the sections of the packages below (`kdcore.configs`, `kdcore.terms`, `pipelines.views.policy`,
+`pipelines.cache.columns`).
 """
 
 from __future__ import annotations

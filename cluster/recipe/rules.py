@@ -1,7 +1,7 @@
 """What must hold between the sections of a recipe; each rule refuses what does not fit, with what to write instead.
 
-Not here: what a section says by itself (`cluster.sections`, `cluster.run_sections`), and the rules of teachers
-(`cluster.teachers`).
+Not here: what a section says by itself (`cluster.recipe.sections`, `cluster.recipe.run_sections`), and the rules of
+teachers (`cluster.recipe.teacher_sections`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from cluster import teachers
-from cluster.run_sections import ScalingConfig, TrainConfig
-from cluster.sections import CacheConfig, DataConfig, TeacherConfig
-from cluster.teachers import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
+from cluster.recipe import teacher_sections
+from cluster.recipe.run_sections import ScalingConfig, TrainConfig
+from cluster.recipe.sections import CacheConfig, DataConfig, TeacherConfig
+from cluster.recipe.teacher_sections import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
 from kdcore.configs import CYCLED_MOMENTUM, OptimizerConfig, ScheduleConfig
 from kdcore.errors import Refused
 from pipelines.views.policy import ViewPolicy
 
 
-class Recipe(teachers.Recipe, Protocol):
+class Recipe(teacher_sections.Recipe, Protocol):
     """The parts of a `RunConfig` that the rules look at."""
 
     @property

@@ -6,10 +6,10 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel
 
-from cluster.config import RunConfig
 from cluster.jobs import check_paths
-from cluster.recipe import parse
-from cluster.recipe_paths import absolute, absolute_store, paths_given, paths_of
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute, absolute_store, paths_given, paths_of
+from cluster.recipe.reading import parse
 from cluster.sweep.space import run_config
 from kdcore.configs import PATH
 from kdcore.errors import Refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.recipe import parse, validated
+from cluster.recipe.reading import parse, validated
 from cluster.sweep.config import SweepConfig
 from kdcore.errors import Refused
 from ops import catalog

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cluster.field_names import section_in
-from cluster.strict_yaml import read_yaml
+from cluster.recipe.field_names import section_in
+from cluster.recipe.strict_yaml import read_yaml
 from kdcore.configs import PathField
 from kdcore.errors import Refused, shortened
 from kdcore.located import absolute_location
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig
+    from cluster.recipe.config import RunConfig
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:

@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import RunConfig
-from cluster.recipe import load_recipe, parse, to_yaml
-from cluster.rules import check_may_be_trained, micro_batch_size
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import load_recipe, parse, to_yaml
+from cluster.recipe.rules import check_may_be_trained, micro_batch_size
 from kdcore.errors import Refused
 from kdcore.terms.logits import KD
 
