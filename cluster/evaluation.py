@@ -25,7 +25,7 @@ from cluster.ray_errors import failure_reason
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import parse
 from cluster.resources import device_of_worker, rank_here, ray_session, worker_resources
-from cluster.run_teachers import SINGLE
+from cluster.teachers.running import SINGLE
 from cluster.waiting import Patience, remedy_for, wait_for_place, warn
 from kdcore.batch import Batch, Needs, TeacherOutputs
 from kdcore.checkpoints import load_tensors

@@ -14,7 +14,7 @@ from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
 from cluster.recipe.config import RunConfig
 from cluster.resources import device_here
-from cluster.stored_teacher import TRAIN
+from cluster.teachers.stored import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
 from ops.bar import clock

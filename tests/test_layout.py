@@ -45,10 +45,11 @@ WINGS = {
     "pipelines.loaders": {"pipelines.data", "pipelines.views"},
     "pipelines.cache": set(),
     "cluster.recipe": set(),
+    "cluster.teachers": {"cluster.recipe"},
     "cluster.tracking": {"cluster.recipe"},
-    "cluster.training": {"cluster.recipe", "cluster.tracking"},
-    "cluster.cache": {"cluster.recipe", "cluster.training"},
-    "cluster.sweep": {"cluster.cache", "cluster.recipe", "cluster.training", "cluster.tracking"},
+    "cluster.training": {"cluster.recipe", "cluster.teachers", "cluster.tracking"},
+    "cluster.cache": {"cluster.recipe", "cluster.teachers", "cluster.training"},
+    "cluster.sweep": {"cluster.cache", "cluster.recipe", "cluster.teachers", "cluster.tracking", "cluster.training"},
     "ops.cifar100": set(),
     "ops.command_line": set(),
     "ops.installed": set(),
@@ -63,10 +64,9 @@ WINGS = {
     "ops.benchmarks": {"ops.capacity", "ops.cifar100", "ops.demo", "ops.doctor", "ops.evaluation", "ops.reproduce"},
 }
 # The wings of cluster that its own modules stand on, and the modules that import one above them nonetheless.
-FOUNDATIONS = {"cluster.recipe"}
+FOUNDATIONS = {"cluster.recipe", "cluster.teachers"}
 ABOVE_WINGS = {
     "cluster.forecast": {"cluster.training"},  # it times a run's own steps
-    "cluster.teacher_check": {"cluster.tracking"},  # it reads what the run that trained the teacher has measured
 }
 # What a benchmark measures itself against, where somebody has it.
 PEERS = {"ops/benchmarks/image_subjects.py": {"webdataset", "streaming", "litdata"}}

@@ -24,7 +24,7 @@ from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import require_cache, require_teacher
-from cluster.stored_teacher import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
+from cluster.teachers.stored import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused

@@ -17,8 +17,8 @@ from cluster.precision import autocast
 from cluster.rank import synchronise
 from cluster.recipe.config import RunConfig
 from cluster.resources import use_worker_threads
-from cluster.run_teachers import RunTeachers
-from cluster.stored_teacher import TRAIN
+from cluster.teachers.running import RunTeachers
+from cluster.teachers.stored import TRAIN
 from kdcore.batch import Batch
 from kdcore.rehearsal import check_network
 from kdcore.terms.logits import cross_entropy

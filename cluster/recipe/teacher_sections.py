@@ -3,7 +3,7 @@
 A teacher among several is a teacher like any other: its cache is built, verified and read by the recipe that names only
 it, with the terms that read it (`RunConfig.teacher_recipes`). So a cache serves any ensemble, whatever the weights.
 
-Not here: how answers are averaged (`kdcore.ensemble`), and the networks at work (`cluster.run_teachers`).
+Not here: how answers are averaged (`kdcore.ensemble`), and the networks at work (`cluster.teachers.running`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from PIL import Image
 
 from cluster.cache.builder import Builder
 from cluster.recipe.reading import parse
-from cluster.stored_teacher import TRAIN
+from cluster.teachers.stored import TRAIN
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from kdcore.terms.logits import cross_entropy, kd

@@ -31,7 +31,7 @@ from cluster.cache.outlook import Outlook, Speeds
 from cluster.recipe.config import RunConfig
 from cluster.recipe.paths import absolute
 from cluster.resources import ray_session
-from cluster.stored_teacher import TRAIN
+from cluster.teachers.stored import TRAIN
 from cluster.training.launch import launch
 from ops import catalog
 from ops.console import console, say, table

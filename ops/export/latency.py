@@ -23,7 +23,7 @@ from cluster.images import deployed_size
 from cluster.rank import Rank, synchronise
 from cluster.recipe.config import RunConfig
 from cluster.resources import device_here, use_worker_threads
-from cluster.run_teachers import SINGLE
+from cluster.teachers.running import SINGLE
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri

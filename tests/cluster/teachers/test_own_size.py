@@ -11,9 +11,9 @@ from cluster.cache.builder import Builder
 from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
-from cluster.run_teachers import SINGLE, RunTeachers
-from cluster.teacher_causes import likelier_cause
-from cluster.teacher_check import likely_causes
+from cluster.teachers.running import SINGLE, RunTeachers
+from cluster.training.teacher_causes import likelier_cause
+from cluster.training.teacher_check import likely_causes
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher
 from ops.layers import score

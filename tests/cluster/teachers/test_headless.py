@@ -14,7 +14,7 @@ from cluster.passes import every_image_once
 from cluster.probing import Probe, classifier_knows_classes
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
-from cluster.stored_teacher import declared
+from cluster.teachers.stored import declared
 from cluster.training.launch import check_run
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused

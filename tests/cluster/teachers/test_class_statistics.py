@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cluster.assembly import Assembly, assemble
-from cluster.class_statistics import similarity_of_classes
 from cluster.passes import every_image_once
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
+from cluster.teachers.class_statistics import similarity_of_classes
 from cluster.training.launch import check_run
 from kdcore.batch import Needs
 from kdcore.configs import ModelConfig

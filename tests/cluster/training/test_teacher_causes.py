@@ -9,8 +9,8 @@ from torch import nn
 from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
-from cluster.run_teachers import SINGLE, RunTeachers
-from cluster.teacher_causes import likelier_cause
+from cluster.teachers.running import SINGLE, RunTeachers
+from cluster.training.teacher_causes import likelier_cause
 from kdcore.online_teacher import OnlineTeacher
 from tests.conftest import small_recipe, write_image_folder
 

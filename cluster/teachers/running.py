@@ -16,7 +16,7 @@ from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
 from cluster.recipe.teacher_sections import MemberConfig
 from cluster.scores import counts_for, over_ranks
-from cluster.stored_teacher import StoredTeacher
+from cluster.teachers.stored import StoredTeacher
 from kdcore.batch import TeacherOutputs
 from kdcore.ensemble import Combination, Ensemble
 from kdcore.online_teacher import OnlineTeacher

@@ -19,10 +19,10 @@ from cluster.rehearsal import rehearse_run
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.space import run_config, shared_recipe
-from cluster.teacher_check import Answers, complaint
 from cluster.tracking.description import network_pair, run_tags
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import check_run
+from cluster.training.teacher_check import Answers, complaint
 from cluster.weights import starting_weights
 from kdcore.checkpoints import load_tensors
 from kdcore.configs import ModelConfig
@@ -161,7 +161,7 @@ def test_weights_sweep_without_a_teacher(recipes, monkeypatch):
     def no_teacher(*arguments):
         raise AssertionError("a teacher was asked")
 
-    monkeypatch.setattr("cluster.teacher_assembly.build_teacher", no_teacher)
+    monkeypatch.setattr("cluster.teachers.assembly.build_teacher", no_teacher)
     found = [trained(caches.reading(run))[0] for run in runs]
     assert len({tuple(losses) for losses in found}) == 3
 

@@ -10,8 +10,8 @@ import torch
 
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
-from cluster.teacher_check import Answers, complaint, examine, natural_order
 from cluster.training.launch import check_run, launch
+from cluster.training.teacher_check import Answers, complaint, examine, natural_order
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
