@@ -180,9 +180,9 @@ def _on_cluster(job: PackJob) -> Shards | None:
         return None
     import ray
 
+    from cluster.nodes.resources import runtime_env
+    from cluster.nodes.start import join_cluster
     from cluster.packing import shards_on_cluster
-    from cluster.ray_start import join_cluster
-    from cluster.resources import runtime_env
 
     if not ray.is_initialized():
         join_cluster(runtime_env=runtime_env(), log_to_driver=False)

@@ -31,10 +31,11 @@ THIRD_PARTY = {"kdcore": KDCORE, "pipelines": PIPELINES, "cluster": CLUSTER}  # 
 EXCEPTIONS = {
     "pipelines/data/describe.py": {"rich"},  # the progress bar of an index that takes minutes to build
     "pipelines/data/tables.py": {"scipy"},  # MATLAB's file of classes in ImageNet's development kit
-    "cluster/ray_start.py": {"psutil"},  # what a Ray that did not start has left
+    "cluster/nodes/start.py": {"psutil"},  # what a Ray that did not start has left
     "cluster/recipe/strict_yaml.py": {"yaml"},
     "cluster/tracking/tensorboard_tracker.py": {"tensorboardX"},  # its event files
 }
+FOUNDATIONS = {"cluster.recipe", "cluster.teachers", "cluster.nodes"}  # the wings that cluster's own modules stand on
 # Wings, the folders within a package: each imports of its siblings only these.
 WINGS = {
     "kdcore.networks": set(),
@@ -46,10 +47,11 @@ WINGS = {
     "pipelines.cache": set(),
     "cluster.recipe": set(),
     "cluster.teachers": {"cluster.recipe"},
+    "cluster.nodes": {"cluster.recipe"},
     "cluster.tracking": {"cluster.recipe"},
-    "cluster.training": {"cluster.recipe", "cluster.teachers", "cluster.tracking"},
-    "cluster.cache": {"cluster.recipe", "cluster.teachers", "cluster.training"},
-    "cluster.sweep": {"cluster.cache", "cluster.recipe", "cluster.teachers", "cluster.tracking", "cluster.training"},
+    "cluster.training": {*FOUNDATIONS, "cluster.tracking"},
+    "cluster.cache": {*FOUNDATIONS, "cluster.training"},
+    "cluster.sweep": {*FOUNDATIONS, "cluster.cache", "cluster.tracking", "cluster.training"},
     "ops.cifar100": set(),
     "ops.command_line": set(),
     "ops.installed": set(),
@@ -63,8 +65,7 @@ WINGS = {
     "ops.reproduce": {"ops.cifar100", "ops.command_line", "ops.review"},
     "ops.benchmarks": {"ops.capacity", "ops.cifar100", "ops.demo", "ops.doctor", "ops.evaluation", "ops.reproduce"},
 }
-# The wings of cluster that its own modules stand on, and the modules that import one above them nonetheless.
-FOUNDATIONS = {"cluster.recipe", "cluster.teachers"}
+# Modules of cluster below its other wings that import one nonetheless.
 ABOVE_WINGS = {
     "cluster.forecast": {"cluster.training"},  # it times a run's own steps
 }

@@ -13,10 +13,10 @@ from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
 from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
+from cluster.nodes.resources import use_worker_threads
 from cluster.precision import autocast
 from cluster.rank import synchronise
 from cluster.recipe.config import RunConfig
-from cluster.resources import use_worker_threads
 from cluster.teachers.running import RunTeachers
 from cluster.teachers.stored import TRAIN
 from kdcore.batch import Batch

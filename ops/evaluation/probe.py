@@ -9,9 +9,9 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.evaluation import load_student
+from cluster.nodes.resources import rank_here, use_worker_threads
 from cluster.probing import Probe
 from cluster.recipe.config import RunConfig
-from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
 from kdcore.protocol import find_classifier
 from ops.console import console, say, table

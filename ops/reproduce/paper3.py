@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cache.job import build
+from cluster.nodes.resources import device_here, use_worker_threads
 from cluster.recipe.config import RunConfig
-from cluster.resources import device_here, use_worker_threads
 from cluster.teachers.stored import TRAIN
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run

@@ -10,10 +10,10 @@ import pytest
 import ray
 import torch
 
-from cluster import resources
-from cluster.ray_start import on_this_node
+from cluster.nodes import resources
+from cluster.nodes.resources import Gpus, device_here, enter_ray, run_resources, uses_gpu
+from cluster.nodes.start import on_this_node
 from cluster.recipe.reading import parse
-from cluster.resources import Gpus, device_here, enter_ray, run_resources, uses_gpu
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 
@@ -81,7 +81,7 @@ def test_a_gpu_that_is_asked_for_and_absent_is_refused(recipe, monkeypatch):
 
 def test_nobody_else_asks_for_the_device():
     """The question is put to PyTorch in one module; `doctor` and what runs on GPUs alone ask for themselves."""
-    root = Path(resources.__file__).parents[1]
+    root = Path(resources.__file__).parents[2]
     asking = {
         path.relative_to(root).as_posix()
         for package in ("cluster", "ops")
@@ -89,7 +89,7 @@ def test_nobody_else_asks_for_the_device():
         if "cuda.is_available" in path.read_text() or "get_gpu_ids" in path.read_text()
     }
     doctor = {"ops/doctor/probes.py", "ops/doctor/decoders.py"}
-    assert asking == {"cluster/resources.py", *doctor, "ops/reproduce/cifar100.py", "ops/benchmarks/gpu.py"}
+    assert asking == {"cluster/nodes/resources.py", *doctor, "ops/reproduce/cifar100.py", "ops/benchmarks/gpu.py"}
 
 
 def test_a_ray_of_this_machine_has_cores_for_workers_that_share_them(recipe, monkeypatch):

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from cluster.autoscaling import gpus_to_come
 from cluster.interruption import keeping_handlers
-from cluster.local_ray import keep_token_private, on_loopback
+from cluster.nodes.autoscaling import gpus_to_come
+from cluster.nodes.local import keep_token_private, on_loopback
+from cluster.nodes.start import join_cluster, start_ray
 from cluster.provenance import JOB_VARIABLE, submitted_job
 from cluster.rank import Rank
-from cluster.ray_start import join_cluster, start_ray
 from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.importing import importing
@@ -200,7 +200,7 @@ def enter_ray(config: RunConfig) -> None:
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
         cpus = max(os.cpu_count() or 1, math.ceil(config.scaling.num_workers * config.scaling.cpus_per_worker))
-        env = runtime_env(PYTHONPATH=str(Path(__file__).parents[1]), TOKENIZERS_PARALLELISM="false")
+        env = runtime_env(PYTHONPATH=str(Path(__file__).parents[2]), TOKENIZERS_PARALLELISM="false")
         keep_token_private()
         with on_loopback():
             start_ray(num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from cluster import versions
-from cluster.versions import node_versions, refuse_other_versions
+from cluster.nodes import versions
+from cluster.nodes.versions import node_versions, refuse_other_versions
 from kdcore.errors import Refused
 
 

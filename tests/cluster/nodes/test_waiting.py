@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster import waiting
-from cluster.waiting import Patience, Room, remedy_for, request_in_words
+from cluster.nodes import waiting
+from cluster.nodes.waiting import Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 
 EACH = {"CPU": 1.0}

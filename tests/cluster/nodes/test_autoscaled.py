@@ -20,14 +20,14 @@ import torch
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
-from cluster.autoscaling import RAY_UP_FILE
+from cluster.nodes.autoscaling import RAY_UP_FILE
+from cluster.nodes.resources import Gpus, gpus_in_reach, run_resources, runtime_env, uses_gpu
 from cluster.recipe.reading import parse
-from cluster.resources import Gpus, gpus_in_reach, run_resources, runtime_env, uses_gpu
 from cluster.sweep.room import concurrency
 from cluster.training.launch import launch
 from kdcore.errors import Refused, RunFailed
-from tests.cluster.late_nodes import MAY_COME, LateNodes
 from tests.cluster.machines import RAY, ROOT, free_port, kill_family, start_node
+from tests.cluster.nodes.late_nodes import MAY_COME, LateNodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 

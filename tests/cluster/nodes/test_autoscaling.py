@@ -7,10 +7,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
-from cluster import autoscaling
-from cluster.autoscaling import gpus_to_come, resources_of_ray_up, resources_to_come
+from cluster.nodes import autoscaling
+from cluster.nodes.autoscaling import gpus_to_come, resources_of_ray_up, resources_to_come
 
-OURS = yaml.safe_load((Path(autoscaling.__file__).parent / "deploy" / "ray-cluster.yaml").read_text())
+OURS = yaml.safe_load((Path(autoscaling.__file__).parents[1] / "deploy" / "ray-cluster.yaml").read_text())
 
 
 def types(**kinds):
