@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.batches import Batches
-from cluster.class_statistics import STATISTICS_BATCH, class_statistics
-from cluster.config import RunConfig
 from cluster.images import check_labels, evaluation_batch, evaluation_policy, image_size, open_data, sampling_of
 from cluster.memory_format import runs_channels_last, to_device
 from cluster.rank import Rank
-from cluster.rules import micro_batch_size
-from cluster.run_teachers import SINGLE, RunTeachers
-from cluster.stored_teacher import Statistics
-from cluster.teacher_assembly import assemble_teacher, reused_head
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import micro_batch_size
+from cluster.teachers.assembly import assemble_teacher, reused_head
+from cluster.teachers.class_statistics import STATISTICS_BATCH, class_statistics
+from cluster.teachers.running import SINGLE, RunTeachers
+from cluster.teachers.stored import Statistics
 from kdcore.batch import Batch, ClassStatistics
 from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
@@ -216,7 +216,7 @@ class Assembly:
         return kept | {name: self.for_teacher.class_statistics(one) for name, one in self.teachers.online.items()}
 
     def class_statistics(self, teacher: OnlineTeacher) -> ClassStatistics:
-        """Compute the statistics of the training set that the teacher's needs name; see `cluster.class_statistics`."""
+        """Compute what a teacher's needs name of the training set; see `cluster.teachers.class_statistics`."""
         if not teacher.needs.class_statistics:
             return ClassStatistics()
         return class_statistics(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.config import RunConfig
-from cluster.rules import micro_batch_size
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import micro_batch_size
 from kdcore.errors import Refused
 
 MIN_MICRO_BATCH = 2  # images of a micro-batch: batch norm, and losses that compare images, cannot work on one

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import chain, cycle
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
+from cluster.nodes.resources import device_here, use_worker_threads
 from cluster.rank import Rank, synchronise
+from cluster.recipe.config import RunConfig
 from cluster.rehearsal import stand_in
-from cluster.resources import device_here, use_worker_threads
 from cluster.training.loop import ForwardBackward
 from kdcore.batch import Batch
 

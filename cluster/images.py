@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cluster.batches import Batches
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 from pipelines.data.broken import Acceptance

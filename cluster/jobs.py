@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
 from cluster.error_text import first_line
 from cluster.parcel import pack_package, pack_parcel, place_in
 from cluster.provenance import Provenance
-from cluster.recipe_paths import absolute_store, paths_of
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute_store, paths_of
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
 from kdcore.located import is_uri

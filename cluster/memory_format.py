@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from kdcore.remarks import warn_once
 
 # Fewer channels than a vector has, on images of at least this side in pixels, crash torch 2.15: (channels, side) on a

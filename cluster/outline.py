@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.images import image_size
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.layout import NETWORK_ERRORS
 from kdcore.rehearsal import check_network

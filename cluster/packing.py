@@ -8,8 +8,8 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from cluster.ray_errors import failure_reason
-from cluster.waiting import Patience, wait_for_place, warn
+from cluster.nodes.errors import failure_reason
+from cluster.nodes.waiting import Patience, wait_for_place, warn
 from kdcore.errors import RunFailed
 from pipelines.data.convert import PackJob
 from pipelines.data.pack import write_shard

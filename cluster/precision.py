@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 
 
 def precision(config: RunConfig, device: torch.device) -> torch.dtype:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
 from cluster.images import image_size
+from cluster.recipe.config import RunConfig
 from kdcore.batch import Batch
 from kdcore.errors import Refused
 from kdcore.layout import evaluating

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cluster.assembly import Assembly
-from cluster.class_statistics import stand_in_statistics
 from cluster.images import evaluation_policy, image_size
+from cluster.teachers.class_statistics import stand_in_statistics
 from kdcore.batch import ClassStatistics
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network, rehearse

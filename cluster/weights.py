@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.config import RunConfig
-from cluster.plugins import fingerprints_of
+from cluster.recipe.config import RunConfig
+from cluster.recipe.plugins import fingerprints_of
 from kdcore.configs import ModelConfig
 from kdcore.located import local_file
 

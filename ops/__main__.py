@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     remark = f"; {args.when_interrupted}" if hasattr(args, "when_interrupted") else ""
     try:
         if getattr(args, "plugin", None) and not hasattr(args, "overrides"):  # else its recipe names them
-            from cluster.plugins import import_plugins
+            from cluster.recipe.plugins import import_plugins
 
             import_plugins(args.plugin)
         with ending_on_signals(remark):

@@ -12,9 +12,9 @@ from rich.filesize import decimal
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
-from cluster.config import RunConfig
-from cluster.resources import device_here
-from cluster.stored_teacher import TRAIN
+from cluster.nodes.resources import device_here
+from cluster.recipe.config import RunConfig
+from cluster.teachers.stored import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
 from ops.bar import clock

@@ -12,17 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.about import AboutConfig
-from cluster.recipe import configure, validated
-from cluster.recipe_files import read_recipe
-from cluster.recipe_paths import absolute
+from cluster.recipe.about import AboutConfig
+from cluster.recipe.files import read_recipe
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import configure, validated
 from kdcore.errors import Refused
 from kdcore.located import is_uri, local_file
 from ops.cifar100 import rows
 from ops.console import say
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig
+    from cluster.recipe.config import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 SHARED = "common"  # the name of files that recipes start from, and that are not recipes themselves
@@ -43,7 +43,7 @@ def _names_of_files() -> Sequence[str]:
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a YAML file or of a named recipe, with overrides.
 
-    Refused in one line, as in `cluster.recipe.load_recipe`.
+    Refused in one line, as in `cluster.recipe.reading.load_recipe`.
     """
     return configure(read(str(recipe)), overrides, str(recipe))
 

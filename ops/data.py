@@ -26,8 +26,8 @@ from pipelines.leases import leased
 from pipelines.places import Place
 
 if TYPE_CHECKING:  # these import what takes seconds
-    from cluster.config import RunConfig
-    from cluster.sections import TeacherConfig
+    from cluster.recipe.config import RunConfig
+    from cluster.recipe.sections import TeacherConfig
 
 SPLITS = ("train", "val")
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
@@ -128,7 +128,7 @@ def _lacks_file(teacher: TeacherConfig) -> bool:
 def _show_loss(config: RunConfig, target: str) -> None:
     """Print the accuracy of a recipe's teacher on the validation images, as the recipe has them and packed."""
     from cluster.evaluation import evaluate_networks, find_target
-    from cluster.recipe_paths import absolute
+    from cluster.recipe.paths import absolute
     from cluster.scores import TITLES
 
     found = []
@@ -180,9 +180,9 @@ def _on_cluster(job: PackJob) -> Shards | None:
         return None
     import ray
 
+    from cluster.nodes.resources import runtime_env
+    from cluster.nodes.start import join_cluster
     from cluster.packing import shards_on_cluster
-    from cluster.ray_start import join_cluster
-    from cluster.resources import runtime_env
 
     if not ray.is_initialized():
         join_cluster(runtime_env=runtime_env(), log_to_driver=False)

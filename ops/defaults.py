@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.tracking.fields import flat_fields
 from kdcore.terms import REGISTRY, Term
 from ops.schema import named_models

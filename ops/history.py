@@ -12,7 +12,7 @@ import mlflow
 from mlflow.entities import LifecycleStage
 from mlflow.entities import Run as MlflowRun
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.tracking.description import WEIGHTS
 from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused

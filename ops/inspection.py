@@ -10,12 +10,12 @@ from torch import nn
 
 from cluster.assembly import Assembly, assemble
 from cluster.cache.builder import cache_bytes
-from cluster.config import RunConfig
 from cluster.images import evaluation_policy, image_size
+from cluster.nodes.resources import use_worker_threads
 from cluster.outline import outline
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 from cluster.rehearsal import stand_in
-from cluster.resources import use_worker_threads
 from cluster.tracking.pictures import sheet
 from cluster.training.advice import unseen_images
 from kdcore.cost import multiply_adds

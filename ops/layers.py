@@ -17,11 +17,11 @@ from rich.table import Table
 from torch import nn
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.images import image_size
+from cluster.nodes.resources import rank_here
 from cluster.passes import quality_pass
-from cluster.resources import rank_here
-from cluster.rules import require_teacher
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import require_teacher
 from kdcore.batch import Needs
 from kdcore.errors import Refused
 from kdcore.online_teacher import OnlineTeacher

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cache.job import build
-from cluster.config import RunConfig
-from cluster.recipe import configure, validated
-from cluster.recipe_paths import absolute
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import configure, validated
 from cluster.sweep.config import SweepConfig, load_sweep
 from cluster.sweep.room import concurrency
 from cluster.sweep.run import exclusive_folder, sweep_session

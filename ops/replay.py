@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.config import RunConfig
-from cluster.resources import device_here
+from cluster.nodes.resources import device_here
+from cluster.recipe.config import RunConfig
 from cluster.training.replay import Finding, Replay, replay_step
 from ops.console import console, say, table
 

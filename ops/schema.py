@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.sweep import stoppers
 from cluster.sweep.axes import Pairings
 from cluster.sweep.config import SweepConfig

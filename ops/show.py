@@ -16,9 +16,9 @@ def show(recipe: str, overrides: Sequence[str], picture: str | None, seconds: fl
     imported.
     """
     config = catalog.load_here(recipe, overrides)
-    from cluster.plugins import describe_code
-    from cluster.recipe import to_yaml
-    from cluster.rules import check_may_be_trained
+    from cluster.recipe.plugins import describe_code
+    from cluster.recipe.reading import to_yaml
+    from cluster.recipe.rules import check_may_be_trained
     from cluster.tracking.folder import RunFolder
     from cluster.training.check import check_names
     from ops.console import say

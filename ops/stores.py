@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.recipe_paths import absolute_store
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute_store
 from cluster.tracking.delivery import deliver_all
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused

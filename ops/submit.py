@@ -9,14 +9,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cluster.config import RunConfig
 from cluster.jobs import TREE, Detached, JobOptions, check_path, check_paths, shipped
 from cluster.jobs import submit as submit_job
 from cluster.parcel import pack_parcel, place_in
-from cluster.plugins import by_name, to_ship
-from cluster.recipe_files import files_read
-from cluster.recipe_paths import paths_given
-from cluster.rules import check_may_be_trained
+from cluster.recipe.config import RunConfig
+from cluster.recipe.files import files_read
+from cluster.recipe.paths import paths_given
+from cluster.recipe.plugins import by_name, to_ship
+from cluster.recipe.rules import check_may_be_trained
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 from ops import catalog

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.scores import in_words
 from cluster.tracking.folder import RunFolder
 from cluster.training.check import check_run

@@ -75,7 +75,7 @@ def carry_out(words: list[str], output: Path, workers: str, environment: dict[st
 
 def fork_workers(workers: str) -> None:
     """Have every Ray session of this process start its workers with an executable."""
-    from cluster import resources
+    from cluster.nodes import resources
 
     of_users = resources.runtime_env
 

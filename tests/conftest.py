@@ -158,8 +158,8 @@ def ray_cluster(worker_executable: str, request: pytest.FixtureRequest) -> Itera
     """One Ray cluster on this machine for all tests that ask for it, with room for 2 workers."""
     import ray
 
-    from cluster.ray_start import start_ray
-    from cluster.resources import runtime_env
+    from cluster.nodes.resources import runtime_env
+    from cluster.nodes.start import start_ray
 
     env = runtime_env(PYTHONPATH=str(ROOT)) | {"py_executable": worker_executable}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

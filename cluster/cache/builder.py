@@ -18,13 +18,13 @@ from torch import Tensor
 
 from cluster.assembly import assemble
 from cluster.cache.host_copies import in_host_memory
-from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
 from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
-from cluster.rules import require_cache, require_teacher
-from cluster.stored_teacher import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import require_cache, require_teacher
+from cluster.teachers.stored import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress
-from cluster.config import RunConfig
-from cluster.ray_errors import failure_reason
-from cluster.ray_start import on_this_node
-from cluster.recipe import parse
-from cluster.resources import device_of_worker, worker_resources
-from cluster.waiting import LOOK_SECONDS, Patience, remedy_for, request_in_words
+from cluster.nodes.errors import failure_reason
+from cluster.nodes.resources import device_of_worker, worker_resources
+from cluster.nodes.start import on_this_node
+from cluster.nodes.waiting import LOOK_SECONDS, Patience, remedy_for, request_in_words
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from kdcore.errors import RunFailed
 from pipelines.cache.building import Building
 from pipelines.cache.manifest import Plan

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cluster.cache.builder import Builder
 from cluster.cache.progress import Progress, Watcher
-from cluster.config import RunConfig
-from cluster.resources import device_here, ray_session, use_worker_threads
-from cluster.rules import require_cache, require_teacher
+from cluster.nodes.resources import device_here, ray_session, use_worker_threads
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import require_cache, require_teacher
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 from pipelines.cache.building import Building

@@ -11,14 +11,14 @@ import torch
 
 from cluster.assembly import Assembly
 from cluster.cache.builder import Builder
-from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
+from cluster.nodes.resources import use_worker_threads
 from cluster.precision import autocast
 from cluster.rank import synchronise
-from cluster.resources import use_worker_threads
-from cluster.run_teachers import RunTeachers
-from cluster.stored_teacher import TRAIN
+from cluster.recipe.config import RunConfig
+from cluster.teachers.running import RunTeachers
+from cluster.teachers.stored import TRAIN
 from kdcore.batch import Batch
 from kdcore.rehearsal import check_network
 from kdcore.terms.logits import cross_entropy

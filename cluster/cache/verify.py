@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.cache.builder import SMALLER_BATCH, Builder
-from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
-from cluster.rules import require_cache, require_teacher
-from cluster.stored_teacher import refuse_channels_last
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import require_cache, require_teacher
+from cluster.teachers.stored import refuse_channels_last
 from pipelines.cache.local import local_folder
 from pipelines.cache.manifest import Manifest, load_manifest, refuse_other_identity
 from pipelines.cache.reader import CacheReader, refuse_damaged

@@ -14,11 +14,11 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.cache.builder import cache_bytes
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
-from cluster.stored_teacher import reuses_head
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.sweep.config import SweepConfig
+from cluster.teachers.stored import reuses_head
 from kdcore.batch import Needs
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cluster.metric_names import VALIDATED, Mode, mode_of
-from cluster.recipe import validated
-from cluster.recipe_files import is_file, read_recipe
-from cluster.rules import check_not_reserved
+from cluster.recipe.files import is_file, read_recipe
+from cluster.recipe.reading import validated
+from cluster.recipe.rules import check_not_reserved
 from cluster.sweep.axes import LAYERS, Axis, Pairings, Range, parse_axis
 from cluster.sweep.stoppers import Stopper, parse_stopper
 from kdcore.errors import Refused, shortened

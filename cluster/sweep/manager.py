@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from cluster.ray_start import on_this_node
+from cluster.nodes.start import on_this_node
 
 if TYPE_CHECKING:
     from cluster.sweep.trial import TrialTask

@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from cluster.cache.outlook import Outlook
-from cluster.config import RunConfig
 from cluster.images import open_data
-from cluster.rules import check_may_be_trained
-from cluster.sections import DataConfig
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import check_may_be_trained
+from cluster.recipe.sections import DataConfig
 from cluster.sweep.caches import Caches
 from cluster.sweep.config import RESERVED, SweepConfig
 from cluster.sweep.journal import Trial

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
-from cluster.autoscaling import resources_to_come
-from cluster.config import RunConfig
-from cluster.resources import run_resources
+from cluster.nodes.autoscaling import resources_to_come
+from cluster.nodes.resources import run_resources
+from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 
 # Private memory, measured on Ray 2.60: 125 MB the trial's process, 124 the controller, 112, 117 and 63 the others.

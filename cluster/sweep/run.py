@@ -23,9 +23,9 @@ from ray.tune.error import TuneError
 
 from cluster.cache.job import build
 from cluster.cache.progress import Watcher
-from cluster.config import RunConfig
-from cluster.recipe import validated
-from cluster.resources import ray_session
+from cluster.nodes.resources import ray_session
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import validated
 from cluster.sweep.axes import written_axis
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Event, SweepJournal, Trial

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.batches import Batches
-from cluster.config import RunConfig
 from cluster.images import open_data
-from cluster.recipe import assign, parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import assign, parse
 from cluster.sweep.trial import RunValidations, TrialTask
 from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.fields import flat_fields

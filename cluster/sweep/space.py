@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from cluster.config import RunConfig
-from cluster.field_names import near_names
-from cluster.recipe import assign, parse, validated
-from cluster.recipe_paths import absolute
+from cluster.recipe.config import RunConfig
+from cluster.recipe.field_names import near_names
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import assign, parse, validated
 from cluster.sweep.axes import LAYERS as LAYERS
 from cluster.sweep.axes import Axis, Pairings, Values
 from cluster.sweep.config import SweepConfig

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Event, Trial
 from cluster.sweep.space import Point, label

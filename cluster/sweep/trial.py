@@ -19,8 +19,8 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.error_text import last_line
+from cluster.nodes.errors import crash_of, death_of
 from cluster.polling import polling
-from cluster.ray_errors import crash_of, death_of
 from cluster.tracking.journal import nan_for_null, read_journal
 from cluster.training.board import open_board
 from cluster.training.fitting import fit

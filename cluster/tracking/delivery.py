@@ -6,8 +6,8 @@ import json
 import logging
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.recipe import load_recipe, read_recipe
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import load_recipe, read_recipe
 from cluster.tracking.folder import RunFolder, folders_with_outbox
 from cluster.tracking.mlflow_errors import is_away, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri

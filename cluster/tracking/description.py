@@ -6,9 +6,9 @@ import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
 
-from cluster.config import RunConfig
-from cluster.plugins import fingerprints_of
 from cluster.provenance import Provenance
+from cluster.recipe.config import RunConfig
+from cluster.recipe.plugins import fingerprints_of
 from kdcore.configs import ModelConfig
 from kdcore.named_models import LOCAL_DIR, short_name
 

@@ -10,7 +10,7 @@ from kdcore.credentials import public
 from kdcore.named_models import LOCAL_DIR
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig  # it imports torch, which reading a run's journal does not need
+    from cluster.recipe.config import RunConfig  # it imports torch, which reading a run's journal does not need
 
 NAME_IN_MLFLOW = re.compile(r"[\w.\-/ :]+")
 

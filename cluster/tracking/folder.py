@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.plugins import fingerprints_of, location
-from cluster.recipe import load_recipe, to_yaml
+from cluster.recipe.plugins import fingerprints_of, location
+from cluster.recipe.reading import load_recipe, to_yaml
 from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, one_line
 from pipelines.files import make_folder, read_object, write_json, write_text
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig  # it imports torch, which reading a run's journal does not need
+    from cluster.recipe.config import RunConfig  # it imports torch, which reading a run's journal does not need
 
 State = Literal["new", "unfinished", "finished"]
 PENDING = "new "  # begins the content of `run_id` while the run is being made in MLflow; its tag follows

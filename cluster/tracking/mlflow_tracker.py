@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from cluster.config import RunConfig
 from cluster.provenance import Provenance, job_tags
-from cluster.recipe import to_yaml
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import to_yaml
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title, weights_tags
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import PENDING, RunFolder

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.tracking.delivery import deliver, mark_end
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal, read_journal

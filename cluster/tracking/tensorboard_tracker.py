@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from cluster.recipe import to_yaml
+from cluster.recipe.reading import to_yaml
 from cluster.tracking.description import run_tags
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 

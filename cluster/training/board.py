@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
-from cluster.ray_start import on_this_node
+from cluster.nodes.start import on_this_node
 
 STARTS_METRIC = ("stillhouse_starts", "How often the run's workers were started; each loss of one restarts them.")
 

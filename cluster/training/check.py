@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config import RunConfig
 from cluster.environment import require_compiler
-from cluster.resources import rank_alone, uses_gpu
-from cluster.rules import check_may_be_trained
+from cluster.nodes.resources import rank_alone, uses_gpu
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import check_may_be_trained
 from kdcore.errors import Refused
 from kdcore.importing import importing
 from pipelines.data.folder import require_root

@@ -20,7 +20,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
 from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors

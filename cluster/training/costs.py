@@ -8,8 +8,8 @@ import torch
 
 from cluster.assembly import Assembly
 from cluster.images import deployed_size
-from cluster.run_teachers import SINGLE
-from cluster.sections import TeacherConfig
+from cluster.recipe.sections import TeacherConfig
+from cluster.teachers.running import SINGLE
 from cluster.training.checkpoint import TrainState
 from kdcore.cost import deployment_cost
 from kdcore.models import build_backbone, build_model, count_parameters

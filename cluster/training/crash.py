@@ -1,6 +1,6 @@
 """The signal that a worker dies of, written into the run's folder by Python's own fault handler.
 
-It writes which signal it was, and where each thread was; `cluster.ray_errors` reads that.
+It writes which signal it was, and where each thread was; `cluster.nodes.errors` reads that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where in a run an error was raised.
 
-Not here: what an error says (`cluster.error_text`), and what Ray says of a group of workers (`cluster.ray_errors`).
+Not here: what an error says (`cluster.error_text`), and what Ray says of a group of workers (`cluster.nodes.errors`).
 """
 
 from __future__ import annotations

@@ -21,14 +21,14 @@ from ray.train.v2._internal.constants import ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, 
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.error_text import last_line
+from cluster.nodes.errors import crash_of
+from cluster.nodes.versions import refuse_other_versions
 from cluster.provenance import JOB_VARIABLE
-from cluster.ray_errors import crash_of
 from cluster.tracking.folder import RunFolder
 from cluster.training.placement import Placement
 from cluster.training.process_group import ProcessGroup
 from cluster.training.recovery import Recovery, failure_of, leave_out_broken, restore_checkpoint_list
 from cluster.training.worker_task import WorkerTask
-from cluster.versions import refuse_other_versions
 from kdcore.errors import ClusterFailed
 from kdcore.importing import importing
 from kdcore.located import is_uri

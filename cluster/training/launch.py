@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.config import RunConfig
 from cluster.error_text import ending_of
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
-from cluster.plugins import fingerprints_of
+from cluster.nodes.resources import ray_session, use_worker_threads, worker_resources
+from cluster.nodes.versions import node_versions
 from cluster.polling import polling
-from cluster.resources import ray_session, use_worker_threads, worker_resources
+from cluster.recipe.config import RunConfig
+from cluster.recipe.plugins import fingerprints_of
 from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import nan_for_null
@@ -35,7 +36,6 @@ from cluster.training.check import check_run, check_this_process
 from cluster.training.opening import NotOpened, Opening
 from cluster.training.progress import Watcher
 from cluster.training.worker_task import WorkerTask
-from cluster.versions import node_versions
 from kdcore.errors import Refused, RunFailed, shortened
 from kdcore.importing import importing
 from pipelines.files import make_folder, write_text

@@ -18,9 +18,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
 from cluster.precision import autocast
 from cluster.rank import seed_micro_batch
+from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint import TrainState
 from cluster.training.finite import FiniteWatch
 from cluster.training.running_statistics import RunningStatistics

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.recipe_paths import paths_of
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import paths_of
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 

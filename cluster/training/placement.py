@@ -32,9 +32,9 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
 from cluster.error_text import last_line
-from cluster.ray_errors import CUT_OFF, FINAL, describe
+from cluster.nodes.errors import CUT_OFF, FINAL, describe
+from cluster.nodes.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from cluster.training.recovery import refuse_to_repeat
-from cluster.waiting import LOOK_SECONDS, Patience, Room, remedy_for, request_in_words
 from kdcore.errors import RunFailed
 
 DEATH_SECONDS = 10.0  # from a worker's death to Ray's report of it, at most; a hanging worker has none

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
 from cluster.probing import classifier_knows_classes
-from cluster.run_teachers import SINGLE
+from cluster.recipe.config import RunConfig
 from cluster.score_text import score_text
 from cluster.scores import in_words, says_more
-from cluster.teacher_causes import likelier_cause
-from cluster.teacher_check import Answers, complaint, write_natural_indices
+from cluster.teachers.running import SINGLE
 from cluster.tracking import pictures
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal, read_journal
@@ -32,6 +30,8 @@ from cluster.training.interval import Interval
 from cluster.training.loop import StepRecord
 from cluster.training.progress import Reporter
 from cluster.training.selection import SCORES, patience_is_over
+from cluster.training.teacher_causes import likelier_cause
+from cluster.training.teacher_check import Answers, complaint, write_natural_indices
 from kdcore.batch import Batch
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import StepOutput

@@ -19,7 +19,7 @@ from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 from ray.train import UserCallback
 from ray.train.v2.api.exceptions import PreemptionError
 
-from cluster.ray_errors import CUT_OFF, FINAL, TIMED_OUT, describe, failure_reason, is_own_fault, rank_to_name
+from cluster.nodes.errors import CUT_OFF, FINAL, TIMED_OUT, describe, failure_reason, is_own_fault, rank_to_name
 from cluster.training.checkpoint_files import is_whole
 from cluster.training.opening import NotOpened
 from kdcore.errors import ClusterFailed, RunFailed

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
-from cluster.rules import micro_batch_size
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import micro_batch_size
 from cluster.training.check import check_run
 from cluster.training.checkpoint import checkpoint_facts, checkpoint_up_to
 from cluster.training.finite import NotFinite

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
 from cluster.error_text import last_line
+from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint import (
     TrainState,
     checkpoint_facts,

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
 from cluster.metric_names import VALIDATED, Need
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.probing import Probe, classifier_knows_classes, wants_probing
-from cluster.teacher_check import examine
+from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint import TrainState
 from cluster.training.recorder import Recorder
 from cluster.training.selection import SCORES, score_of
+from cluster.training.teacher_check import examine
 from kdcore.errors import Refused
 from pipelines.data.source import Source
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
 from cluster.environment import require_compiler
-from cluster.plugins import refuse_other_code
+from cluster.nodes.resources import rank_alone
 from cluster.rank import Rank, set_up_torch
-from cluster.recipe import parse
-from cluster.resources import rank_alone
+from cluster.recipe.config import RunConfig
+from cluster.recipe.plugins import refuse_other_code
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training.advice import unseen_images
 from cluster.training.checkpoint import TrainState, checkpoint_facts

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 from scipy import stats
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.launch import launch
 from ops.benchmarks.families import write_images
 from ops.console import say

@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 
 from cluster.cache.builder import Builder
-from cluster.recipe import parse
-from cluster.stored_teacher import TRAIN
+from cluster.recipe.reading import parse
+from cluster.teachers.stored import TRAIN
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from kdcore.terms.logits import cross_entropy, kd

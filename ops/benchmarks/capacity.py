@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.config import RunConfig
 from cluster.polling import polling
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from ops.benchmarks.killer import Killer

@@ -28,10 +28,10 @@ from rich.filesize import decimal
 
 from cluster.cache.job import build
 from cluster.cache.outlook import Outlook, Speeds
-from cluster.config import RunConfig
-from cluster.recipe_paths import absolute
-from cluster.resources import ray_session
-from cluster.stored_teacher import TRAIN
+from cluster.nodes.resources import ray_session
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
+from cluster.teachers.stored import TRAIN
 from cluster.training.launch import launch
 from ops import catalog
 from ops.console import console, say, table

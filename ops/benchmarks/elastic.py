@@ -28,9 +28,9 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.config import RunConfig
 from cluster.polling import polling
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.training.launch import launch
 from ops.benchmarks.capacity import errors
 from ops.benchmarks.small_run import image_folder, recipe

@@ -34,7 +34,7 @@ from cluster.assembly import assemble
 from cluster.images import image_size
 from cluster.passes import evaluate
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.check import check_run
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.checkpoints import load_tensors, to_safetensors

@@ -21,9 +21,9 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.cache.outlook import outlook
-from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.training.loop import TrainingLoop, new_state
 from ops.benchmarks.families import write_images
 from ops.benchmarks.step import PAIRS, recipe_of, write_teacher

@@ -26,8 +26,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from cluster.cache.job import build
-from cluster.config import RunConfig
-from cluster.recipe_paths import absolute
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import launch
 from kdcore.errors import Refused

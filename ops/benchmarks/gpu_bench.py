@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch, synchronise
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from kdcore.batch import Batch
 
 REPEATS = 5  # timings of each call, in turns; the median and the range are written

@@ -9,7 +9,7 @@ import json
 import statistics
 from typing import Any
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.training.launch import launch
 from ops.benchmarks.gpu_bench import PAIRS, Bench
 

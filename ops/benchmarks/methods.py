@@ -59,8 +59,8 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 
 def train_one(method: str, seed: int, epochs: int, output: str) -> dict[str, float]:
     """Train one run in this process; return its final metrics and the parameters of the deployed network."""
-    from cluster.recipe import load_recipe, parse
-    from cluster.recipe_paths import absolute
+    from cluster.recipe.paths import absolute
+    from cluster.recipe.reading import load_recipe, parse
     from cluster.training.launch import launch
 
     safe = method.replace(" + ", "-")

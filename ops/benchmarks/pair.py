@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.recipe import load_recipe
-from cluster.recipe_paths import absolute
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import load_recipe
 from cluster.training.launch import launch
 from ops.demo.digits import write_digits
 

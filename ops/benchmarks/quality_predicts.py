@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.recipe import parse, validated
+from cluster.recipe.reading import parse, validated
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan

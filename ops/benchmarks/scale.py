@@ -56,7 +56,7 @@ def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
 
     The first steps are left out.
     """
-    from cluster.recipe import parse
+    from cluster.recipe.reading import parse
     from cluster.tracking.journal import read_journal
     from cluster.training.launch import launch
 
@@ -82,7 +82,7 @@ def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: i
 
     Compared with the median of the other steps; also the interval, in seconds, of which that is 3 %.
     """
-    from cluster.recipe import parse
+    from cluster.recipe.reading import parse
     from cluster.tracking.journal import read_journal
     from cluster.training.launch import launch
     from kdcore.models import build_model, count_parameters
@@ -134,7 +134,7 @@ def reduce_share(payload: dict[str, Any], rounds: int = 40) -> float:
     """
     from cluster.assembly import assemble
     from cluster.rank import Rank
-    from cluster.recipe import parse
+    from cluster.recipe.reading import parse
     from cluster.training.worker import data_parallel
 
     config, rank = parse(payload["config"]), Rank.of_this_worker()
@@ -164,7 +164,7 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
     """
     import yaml
 
-    from cluster.recipe import parse
+    from cluster.recipe.reading import parse
     from cluster.tracking.journal import read_journal
 
     data = recipe(folder, f"start-{num_workers}-{number}", num_workers, max_steps=2)

@@ -41,7 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.rank import Rank, set_up_torch
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from cluster.training.worker import DATA_PARALLEL
 from ops.benchmarks.families import write_images

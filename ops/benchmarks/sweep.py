@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from cluster.recipe import to_yaml
+from cluster.recipe.reading import to_yaml
 from ops.__main__ import main as ops_main
 from ops.benchmarks.pair import student_recipe
 from ops.console import console, table

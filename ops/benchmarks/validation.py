@@ -35,7 +35,7 @@ def here(root: Path) -> tuple[float, int]:
     from cluster.assembly import assemble
     from cluster.passes import evaluate
     from cluster.rank import Rank
-    from cluster.recipe import parse
+    from cluster.recipe.reading import parse
     from pipelines.loaders.base import Request
 
     recipe: dict[str, Any] = {

@@ -16,7 +16,7 @@ from ops.capacity.options import OPTIONS
 from ops.console import console, duration, percent, say, table
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig
+    from cluster.recipe.config import RunConfig
     from ops.capacity.workload import Answer
 
 GPUS_OF_A_NODE = 8
@@ -62,7 +62,7 @@ def nodes_of(gpus: int, nodes: int | None) -> int:
 
 def on_workers(recipe: str, overrides: Sequence[str], gpus: int) -> RunConfig:
     """Return a recipe with a worker on each GPU. Refused where it would not train, or they cannot share its batch."""
-    from cluster.rules import check_may_be_trained  # only here: it imports torch
+    from cluster.recipe.rules import check_may_be_trained  # only here: it imports torch
 
     config = catalog.load_here(recipe, [*overrides, f"scaling.num_workers={gpus}", "scaling.gpus_per_worker=1"])
     check_may_be_trained(config)

@@ -20,12 +20,12 @@ from pyarrow.fs import LocalFileSystem
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.images import image_size
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import micro_batch_size, require_cache
+from cluster.recipe.sections import TeacherConfig
 from cluster.rehearsal import stand_in
-from cluster.rules import micro_batch_size, require_cache
-from cluster.sections import TeacherConfig
 from cluster.training.checkpoint import TrainState
 from cluster.training.loop import make_ema
 from kdcore.configs import ModelConfig

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from cluster.batches import Batches
-from cluster.config import RunConfig
 from cluster.forecast import forecast
 from cluster.images import open_data
+from cluster.recipe.config import RunConfig
 from cluster.sweep.room import TRIAL_BYTES
 from kdcore.errors import Refused
 from ops.capacity.estimate import Cluster, Estimate, Workload

@@ -15,7 +15,7 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
-from cluster.recipe_files import merge, read_recipe
+from cluster.recipe.files import merge, read_recipe
 from ops.cifar100.methods import CRD_PAPER, CRD_TABLE, METHODS
 from ops.cifar100.tables import NETWORKS, PAIRS, SETTINGS, STRONG_VIEWS, TOP1, UNEQUAL_STAGES
 from ops.cifar100.terms import NetworkPair, Sections, beside_labels

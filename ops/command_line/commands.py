@@ -286,7 +286,7 @@ def doctor(parser: Parser) -> None:
 
 def output_dir() -> str:
     """Return the folder of runs whose recipe names none."""
-    from cluster.config import RunConfig
+    from cluster.recipe.config import RunConfig
 
     default: str = RunConfig.model_fields["output_dir"].default
     return default

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
 from cluster.forecast import forecast
-from cluster.recipe import load_recipe
-from cluster.recipe_paths import absolute
-from cluster.resources import ray_session
+from cluster.nodes.resources import ray_session
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import load_recipe
 from cluster.tracking.folder import RunFolder
 from cluster.training.check import check_names, check_run
 from cluster.training.launch import RunResult

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
 from cluster.evaluation import Findings, evaluate_networks, find_target, with_online_teacher
+from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cluster.config import RunConfig
 from cluster.images import evaluation_policy, open_data
+from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from pipelines.data.variants import Target
 from pipelines.views.plan import ViewPlan

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cluster.assembly import Assembly, assemble
 from cluster.evaluation import load_student
+from cluster.nodes.resources import rank_here, use_worker_threads
 from cluster.passes import every_image_once
 from cluster.precision import autocast
-from cluster.resources import rank_here, use_worker_threads
 from kdcore.errors import Refused
 from kdcore.multi_label import THRESHOLD
 from ops.console import console, percent, say, table

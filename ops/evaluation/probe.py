@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.evaluation import load_student
+from cluster.nodes.resources import rank_here, use_worker_threads
 from cluster.probing import Probe
-from cluster.resources import rank_here, use_worker_threads
+from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.protocol import find_classifier
 from ops.console import console, say, table

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.recipe_paths import absolute
+from cluster.recipe.paths import absolute
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops import catalog
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig
+    from cluster.recipe.config import RunConfig
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
 

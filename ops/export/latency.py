@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.evaluation import load_student, with_online_teacher
 from cluster.images import deployed_size
+from cluster.nodes.resources import device_here, use_worker_threads
 from cluster.rank import Rank, synchronise
-from cluster.resources import device_here, use_worker_threads
-from cluster.run_teachers import SINGLE
+from cluster.recipe.config import RunConfig
+from cluster.teachers.running import SINGLE
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.assembly import Assembly
-from cluster.config import RunConfig
-from cluster.stored_teacher import StoredTeacher
+from cluster.recipe.config import RunConfig
+from cluster.teachers.stored import StoredTeacher
 from cluster.tracking.description import method_name
 from cluster.tracking.folder import RunFolder
 from cluster.weights import starting_facts, tensors_fingerprint, weights_fingerprint

@@ -12,7 +12,7 @@ from torch import nn
 from cluster.assembly import Assembly
 from cluster.images import deployed_size, evaluation_policy
 from cluster.metric_names import METRICS
-from cluster.recipe import to_yaml
+from cluster.recipe.reading import to_yaml
 from cluster.scores import in_words, says_more
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder

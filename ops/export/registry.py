@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
 from cluster.tracking.mlflow_tracker import tracking_uri

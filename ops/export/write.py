@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from cluster.assembly import Assembly, assemble
 from cluster.evaluation import load_student
 from cluster.images import evaluation_policy
+from cluster.nodes.resources import use_worker_threads
 from cluster.rank import Rank
-from cluster.resources import use_worker_threads
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model

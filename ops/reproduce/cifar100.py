@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops import catalog

@@ -18,11 +18,11 @@ from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
-from cluster.rules import check_may_be_trained
+from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import check_may_be_trained
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal
 from cluster.training.checkpoint import checkpoint_facts, name_of

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cluster.precision import autocast
-from cluster.run_teachers import SINGLE
+from cluster.teachers.running import SINGLE
 from cluster.training.finite import NotFinite
 from cluster.training.graphs import Graphed, follow, new_stream
 from kdcore.batch import Batch, Needs, TeacherOutputs

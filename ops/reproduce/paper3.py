@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cache.job import build
-from cluster.config import RunConfig
-from cluster.resources import device_here, use_worker_threads
-from cluster.stored_teacher import TRAIN
+from cluster.nodes.resources import device_here, use_worker_threads
+from cluster.recipe.config import RunConfig
+from cluster.teachers.stored import TRAIN
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from kdcore.errors import Refused

@@ -12,9 +12,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.recipe import apply_override
-from cluster.recipe_paths import absolute
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import apply_override
 from ops import catalog
 from ops.reproduce.experiments import Experiment, Row
 from ops.reproduce.paper3_state import State

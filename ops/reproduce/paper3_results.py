@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from ops import catalog
 from ops.facts import spread, write
 from ops.rank_correlation import FEWEST, drawn_correlations, partial_spearman, percentiles, spearman

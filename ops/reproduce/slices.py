@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from cluster.config import RunConfig
 from cluster.device_memory import refuse_full_gpu
+from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once

@@ -15,9 +15,9 @@ from rich.filesize import decimal
 
 from cluster.cache.builder import cache_bytes
 from cluster.cache.outlook import Outlook, Speeds, outlook
-from cluster.config import RunConfig
-from cluster.recipe import parse
-from cluster.resources import device_here
+from cluster.nodes.resources import device_here
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.sweep.axes import LAYERS, Pairings
 from cluster.sweep.caches import asks_the_teacher
 from cluster.sweep.config import SweepConfig, load_sweep

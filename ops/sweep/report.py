@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.config import RunConfig
-from cluster.recipe import parse, to_yaml
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse, to_yaml
 from cluster.score_text import score_text
 from cluster.sweep.journal import Trial
 from cluster.sweep.plan import SweepPlan

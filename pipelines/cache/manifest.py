@@ -39,7 +39,7 @@ class Plan(BaseModel):
 
     identity: what the rows are a function of, as nested plain values: fingerprints of teacher, data and views,
     preprocessing, library versions. head: how the teacher gets from its last features to its logits, where that is
-    stored (see `cluster.stored_teacher`).
+    stored (see `cluster.teachers.stored`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

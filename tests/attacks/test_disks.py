@@ -14,7 +14,7 @@ import torch
 import yaml
 from pyarrow.fs import LocalFileSystem
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.sweep.journal import SweepJournal
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import RunLog

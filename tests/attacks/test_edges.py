@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 import yaml
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import MlflowTracker, tracking_uri

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.run import RunLog

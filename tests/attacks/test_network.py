@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.local_ray import keep_token_private
+from cluster.nodes.local import keep_token_private
 from tests.conftest import small_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,8 @@ PROGRAM = """
 import json, sys, urllib.error, urllib.request
 from pathlib import Path
 import psutil, ray
-from cluster.recipe import load_recipe
-from cluster.resources import ray_session
+from cluster.recipe.reading import load_recipe
+from cluster.nodes.resources import ray_session
 
 with ray_session(load_recipe(sys.argv[1])):
     ray.get(ray.remote(lambda: 1).remote())

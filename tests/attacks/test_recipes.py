@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from cluster.config import RunConfig
-from cluster.recipe import configure, load_recipe, parse, to_yaml
-from cluster.recipe_paths import absolute
-from cluster.strict_yaml import read_yaml
+from cluster.recipe.config import RunConfig
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import configure, load_recipe, parse, to_yaml
+from cluster.recipe.strict_yaml import read_yaml
 from kdcore.errors import Refused
 from kdcore.terms.logits import KD
 from ops import catalog

@@ -15,8 +15,8 @@ import yaml
 from cluster import jobs
 from cluster.parcel import pack_parcel
 from cluster.provenance import Provenance
-from cluster.recipe import load_recipe, parse, to_yaml
-from cluster.recipe_paths import absolute
+from cluster.recipe.paths import absolute
+from cluster.recipe.reading import load_recipe, parse, to_yaml
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri

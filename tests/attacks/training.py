@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import yaml
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri

@@ -28,8 +28,8 @@ from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from cluster.ray_start import TOO_SLOW, start_patiently
-from cluster.resources import runtime_env
+from cluster.nodes.resources import runtime_env
+from cluster.nodes.start import TOO_SLOW, start_patiently
 from tests import forked_workers
 
 ROOT = Path(__file__).parents[2]

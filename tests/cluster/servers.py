@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.mlflow_tracker import CONSTANTS

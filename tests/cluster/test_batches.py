@@ -7,7 +7,7 @@ import pytest
 
 from cluster.batches import Batches
 from cluster.images import open_data
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.errors import Refused
 
 

@@ -22,7 +22,7 @@ import yaml
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
 from cluster.cache.job import build
-from cluster.recipe import load_recipe, parse
+from cluster.recipe.reading import load_recipe, parse
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.run import JOURNAL
 from cluster.training import launch as launching

@@ -6,11 +6,12 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from cluster import class_statistics, passes
+from cluster import passes
 from cluster.cache import builder, outlook, verify
 from cluster.cache.builder import Builder
 from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank
+from cluster.teachers import class_statistics
 from cluster.training import worker
 from kdcore.errors import Refused
 from ops.reproduce import slices

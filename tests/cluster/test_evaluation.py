@@ -15,7 +15,7 @@ from cluster.evaluation import evaluate_networks, evaluate_share, find_target, l
 from cluster.images import evaluation_batch
 from cluster.passes import evaluate
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.errors import Refused, RunFailed
 from pipelines.data import index
 from pipelines.data.copies import CopyPolicy

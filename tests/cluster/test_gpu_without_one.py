@@ -7,9 +7,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cluster.precision import precision
 from cluster.rank import Rank
-from cluster.recipe import parse
-from cluster.run_teachers import RunTeachers
-from cluster.stored_teacher import StoredTeacher
+from cluster.recipe.reading import parse
+from cluster.teachers.running import RunTeachers
+from cluster.teachers.stored import StoredTeacher
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.ensemble import Combination
 from kdcore.online_teacher import OnlineTeacher
@@ -55,7 +55,7 @@ def test_the_average_of_several_teachers_is_judged_on_the_gpu(monkeypatch, multi
         return {}
 
     monkeypatch.setattr("cluster.passes.over_ranks", over_ranks)
-    monkeypatch.setattr("cluster.run_teachers.over_ranks", over_ranks)
+    monkeypatch.setattr("cluster.teachers.running.over_ranks", over_ranks)
     source = Source(multi_label)
     weights = {"online": lambda epoch: 1.0, "stored": lambda epoch: 1.0}
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -12,7 +12,7 @@ from torchvision import models
 from cluster.assembly import assemble
 from cluster.probing import classifier_knows_classes
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import brings_classifier, build_model

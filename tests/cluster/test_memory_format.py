@@ -21,7 +21,7 @@ from cluster.memory_format import (
     to_device,
 )
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.launch import launch
 from cluster.training.loop import new_state
 from kdcore.configs import ModelConfig

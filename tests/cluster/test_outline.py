@@ -11,7 +11,7 @@ from cluster.cache.builder import Builder
 from cluster.cache.outlook import outlook
 from cluster.outline import outline
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.cost import multiply_adds
 from kdcore.errors import Refused
 from kdcore.models import count_parameters

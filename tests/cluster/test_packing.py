@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.nodes.waiting import Patience, wait_for_place
 from cluster.packing import shards_on_cluster
-from cluster.waiting import Patience, wait_for_place
 from kdcore.errors import ClusterFailed, RunFailed
 from pipelines.data.convert import PackJob, run_pack_job
 from tests.pipelines.pictures import write_plain_folder

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from cluster import provenance
+from cluster.nodes.resources import SETUP_HOOK, runtime_env
 from cluster.provenance import COMMIT, JOB_VARIABLE, NOTE_FILE, Provenance, job_tags
-from cluster.resources import SETUP_HOOK, runtime_env
 from cluster.tracking.description import git_commit
 
 

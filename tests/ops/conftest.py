@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.config import RunConfig
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.mlflow_tracker import tracking_uri
 from tests.conftest import write_image_folder
 

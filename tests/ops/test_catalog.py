@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from kdcore.errors import Refused
 from kdcore.optim import Schedule, build_optimizer
 from kdcore.taps import FeatureTaps

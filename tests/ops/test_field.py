@@ -17,8 +17,8 @@ import torch
 import yaml
 from torch._inductor import cpp_builder
 
-from cluster.ray_start import TOO_SLOW, join_cluster, start_ray
-from cluster.recipe import configure, load_recipe, parse, to_yaml
+from cluster.nodes.start import TOO_SLOW, join_cluster, start_ray
+from cluster.recipe.reading import configure, load_recipe, parse, to_yaml
 from cluster.training.launch import check_run, launch
 from kdcore.checkpoints import load_tensors, to_safetensors
 from kdcore.configs import ModelConfig

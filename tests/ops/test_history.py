@@ -7,8 +7,8 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, RunData, RunInfo, RunInputs, RunTag
 from mlflow.entities import Run as MlflowRun
 
-from cluster.config import RunConfig
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.description import weights_tags
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import RunFolder

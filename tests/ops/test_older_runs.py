@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training.check import check_run
 from cluster.training.launch import launch

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import RunConfig
+from cluster.recipe.config import RunConfig
 from kdcore.terms import REGISTRY
 from ops import catalog
 from tests.ops.named import loaded

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 from kdcore.models import build_model
 from kdcore.optim import build_optimizer
 from kdcore.taps import FeatureTaps

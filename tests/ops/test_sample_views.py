@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from ops.inspection import save_views
 
 

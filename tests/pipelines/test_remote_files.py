@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from pyarrow import fs
 
-from cluster.recipe import load_recipe, parse, to_yaml
+from cluster.recipe.reading import load_recipe, parse, to_yaml
 from cluster.sweep.config import load_sweep
 from cluster.weights import starting_weights
 from kdcore.configs import ModelConfig

@@ -6,8 +6,8 @@ import safetensors.torch
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 
 CPU = torch.device("cpu")
 PAIRS = [{"student": "layer2", "teacher": "layer2"}]

@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.config import RunConfig
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from tests.cluster.cache.cached import KD

@@ -9,8 +9,8 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.cache.verify import verify
-from cluster.config import RunConfig
 from cluster.rank import Rank
+from cluster.recipe.config import RunConfig
 from cluster.rehearsal import rehearse_run
 from cluster.training.launch import check_run, launch
 from kdcore.configs import ModelConfig

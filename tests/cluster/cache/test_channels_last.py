@@ -12,9 +12,9 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.cache.verify import verify
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model

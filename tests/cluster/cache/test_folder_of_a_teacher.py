@@ -10,7 +10,7 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model

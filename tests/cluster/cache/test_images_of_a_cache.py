@@ -14,9 +14,9 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.cache.verify import verify
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused

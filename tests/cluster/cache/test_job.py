@@ -13,8 +13,8 @@ import torch
 
 from cluster.cache.job import build
 from cluster.cache.progress import Progress
-from cluster.config import RunConfig
-from cluster.recipe import parse, to_yaml
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse, to_yaml
 from cluster.training.launch import launch
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused, RunFailed

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import cluster.stored_teacher
+import cluster.teachers.stored
 from cluster.cache.job import build
 from cluster.cache.verify import verify
 from cluster.training.launch import check_run
@@ -53,7 +53,7 @@ def test_a_changed_image_is_refused(recipes, tmp_path):
 
 def test_other_library_versions_can_be_trusted(recipes, monkeypatch):
     build(recipes())
-    monkeypatch.setattr(cluster.stored_teacher, "pixel_versions", lambda: {"torch": "99.0"})
+    monkeypatch.setattr(cluster.teachers.stored, "pixel_versions", lambda: {"torch": "99.0"})
     with pytest.raises(Refused, match=r"versions.torch is .* there and '99.0' here.*cache.trust=true"):
         check_run(recipes(cached=True))
     check_run(recipes(cached=True, cache__trust=True))

@@ -8,7 +8,7 @@ import torch
 
 from cluster.cache.job import build
 from cluster.cache.verify import verify
-from cluster.stored_teacher import head_facts, head_of
+from cluster.teachers.stored import head_facts, head_of
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model

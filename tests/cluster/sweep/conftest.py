@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.config import RunConfig
-from cluster.recipe import parse, validated
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse, validated
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.plan import SweepPlan
 from cluster.sweep.space import LayerScores

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from cluster.resources import run_resources as resources
+from cluster.nodes.resources import run_resources as resources
 from cluster.sweep import room
 from cluster.sweep.journal import Trial
 from cluster.sweep.room import TRIAL_BYTES, concurrency, local_concurrency, runs_that_fit, trial_resources

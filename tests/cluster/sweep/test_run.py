@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from ray.tune.error import TuneError
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.sweep import run
 from cluster.sweep.journal import SweepJournal
 from cluster.sweep.plan import SweepPlan

@@ -3,9 +3,9 @@
 import json
 
 from cluster.images import open_data
-from cluster.stored_teacher import TRAIN
 from cluster.sweep.runs import config_of, task_of, validations_of
 from cluster.sweep.trial import TrialTask, reporting_validations
+from cluster.teachers.stored import TRAIN
 
 
 def test_every_validation_is_told_once(recipes):

@@ -3,7 +3,7 @@
 import mlflow
 import pytest
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking import run as tracking
 from cluster.tracking.mlflow_tracker import MlflowTracker
 

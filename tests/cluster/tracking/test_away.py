@@ -4,7 +4,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking import run as tracking
 from cluster.tracking.delivery import deliver_all
 from cluster.tracking.folder import RunFolder

@@ -8,7 +8,7 @@ import boto3
 import mlflow
 import pytest
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import MlflowTracker, tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run

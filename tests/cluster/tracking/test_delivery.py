@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking import run as tracking
 from cluster.tracking.delivery import deliver_all
 from cluster.tracking.folder import RunFolder

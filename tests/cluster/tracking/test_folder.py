@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from cluster.images import open_data
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.fields import flat_fields
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import RunResult, launch

@@ -7,7 +7,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking import sqlalchemy_store
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.mlflow_store import make_store, sqlite_file
 from cluster.training.launch import launch
 from kdcore.errors import Refused, RunFailed

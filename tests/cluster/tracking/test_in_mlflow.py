@@ -4,7 +4,7 @@ import socket
 
 import mlflow
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run

@@ -2,7 +2,7 @@
 
 import mlflow
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.mlflow_tracker import PARAM_LENGTH, param_text, tracking_uri
 from cluster.tracking.run import open_run
 from ops.history import Run, grouped

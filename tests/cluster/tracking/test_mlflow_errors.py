@@ -14,7 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.delivery import deliver_all
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import is_away

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.tracking.folder import RunFolder
 from tests.cluster.servers import MlflowServer, free_port, is_complete, wait_for
 

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking import machine, tracker
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal

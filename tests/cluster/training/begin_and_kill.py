@@ -15,7 +15,7 @@ from pyarrow.fs import LocalFileSystem
 
 from cluster.assembly import assemble
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch

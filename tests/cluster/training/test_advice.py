@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.batches import Batches
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.advice import unseen_images
 from cluster.training.launch import launch
 

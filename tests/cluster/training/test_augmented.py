@@ -16,9 +16,9 @@ from pyarrow.fs import LocalFileSystem
 
 from cluster.assembly import Assembly, assemble
 from cluster.cache.job import build
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.batch import Batch

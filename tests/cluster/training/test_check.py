@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
 from cluster.training.check import check_run

@@ -12,8 +12,8 @@ import torch
 from cluster.assembly import assemble
 from cluster.cache.job import build
 from cluster.rank import Rank
-from cluster.recipe import parse
-from cluster.run_teachers import RunTeachers
+from cluster.recipe.reading import parse
+from cluster.teachers.running import RunTeachers
 from cluster.training.costs import run_costs, teacher_size
 from cluster.training.loop import new_state
 from kdcore.configs import ModelConfig

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 from cluster.assembly import assemble
 from cluster.cache.builder import Builder
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.metrics import Counts
 

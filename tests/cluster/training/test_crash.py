@@ -9,8 +9,8 @@ import sys
 import pytest
 import ray
 
-from cluster.ray_errors import crash_of
-from cluster.recipe import parse
+from cluster.nodes.errors import crash_of
+from cluster.recipe.reading import parse
 from cluster.training.launch import launch
 from kdcore.errors import RunFailed
 

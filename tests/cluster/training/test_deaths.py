@@ -11,8 +11,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from cluster.ray_errors import describe
-from cluster.recipe import parse
+from cluster.nodes.errors import describe
+from cluster.recipe.reading import parse
 from cluster.sweep.trial import error_text, is_loss
 from cluster.training.mounts import refuse_missing_mounts
 from cluster.training.recovery import failure_of

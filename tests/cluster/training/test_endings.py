@@ -13,8 +13,8 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from cluster.config import RunConfig
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri

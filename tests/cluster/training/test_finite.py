@@ -11,7 +11,7 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.training.checkpoint import checkpoint_up_to

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training import fitting
 from cluster.training.fitting import Job, set_up_ray_train
 from cluster.training.worker_task import WorkerTask

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.rank import Rank, set_up_torch
-from cluster.recipe import parse
-from cluster.rules import check_may_be_trained
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
+from cluster.recipe.rules import check_may_be_trained
 from cluster.training import graphs
 from cluster.training.graphs import Graphed, GraphedPasses, tensors_of
 from cluster.training.launch import launch

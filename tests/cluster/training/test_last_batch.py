@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.assembly import Assembly, assemble
 from cluster.cache.job import build
-from cluster.config import RunConfig
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder

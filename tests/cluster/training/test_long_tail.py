@@ -14,11 +14,11 @@ from pyarrow.fs import LocalFileSystem
 
 from cluster.assembly import Assembly, assemble
 from cluster.cache.job import build
-from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.rank import Rank
-from cluster.recipe import parse
-from cluster.rules import check_may_be_trained
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
+from cluster.recipe.rules import check_may_be_trained
 from cluster.training.checkpoint import checkpoint_facts
 from cluster.training.loop import TrainingLoop, new_state
 from kdcore.errors import Refused

@@ -18,10 +18,10 @@ from sklearn.metrics import average_precision_score
 
 from cluster.assembly import assemble
 from cluster.cache.job import build
-from cluster.config import RunConfig
 from cluster.passes import every_image_once
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.captions import captions_of
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal

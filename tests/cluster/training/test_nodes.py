@@ -19,8 +19,8 @@ import ray
 import safetensors.torch
 import torch
 
-from cluster.config import RunConfig
-from cluster.recipe import parse, to_yaml
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse, to_yaml
 from cluster.tracking.journal import read_journal
 from cluster.training.board import STARTS_METRIC
 from cluster.training.launch import RunResult, launch

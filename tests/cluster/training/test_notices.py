@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ray.train import PreemptionInfo
 
 from cluster.rank import LargestOfRanks, Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training import notices
 from cluster.training.launch import launch
 from cluster.training.notices import Answer, Notices

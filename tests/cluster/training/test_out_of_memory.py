@@ -21,8 +21,8 @@ import pytest
 import torch
 import yaml
 
-from cluster.config import RunConfig
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.training.launch import launch
 from cluster.training.loop import TrainingLoop
 from tests.cluster.machines import ROOT, Loopback, Machines, cluster_of

@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.config import RunConfig
-from cluster.recipe import parse
-from cluster.rules import check_may_be_trained
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
+from cluster.recipe.rules import check_may_be_trained
 from cluster.sweep.runs import validations_of
 from cluster.sweep.trial import validations
 from cluster.tracking.folder import RunFolder

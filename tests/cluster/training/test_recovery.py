@@ -12,7 +12,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 
 from cluster.error_text import FailedAt
-from cluster.ray_errors import describe
+from cluster.nodes.errors import describe
 from cluster.training import fitting
 from cluster.training.checkpoint import STATE, STUDENT, read_state
 from cluster.training.failures import with_place

@@ -12,8 +12,8 @@ from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
 from cluster.images import open_data
-from cluster.ray_errors import FINAL
-from cluster.recipe import parse
+from cluster.nodes.errors import FINAL
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
 from cluster.training.checkpoint import checkpoint_place

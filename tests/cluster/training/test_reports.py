@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import kdcore.cost
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking import pictures
 from cluster.training.launch import launch
 

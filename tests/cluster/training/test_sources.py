@@ -15,10 +15,10 @@ import torch
 from pyarrow.fs import LocalFileSystem
 
 from cluster.assembly import Assembly, assemble
-from cluster.config import RunConfig
 from cluster.images import open_data
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.mlflow_tracker import tracking_uri

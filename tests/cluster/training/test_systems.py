@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from kdcore.configs import ModelConfig

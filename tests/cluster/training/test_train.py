@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 
 from cluster.assembly import assemble
-from cluster.config import RunConfig
 from cluster.passes import evaluate
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.config import RunConfig
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.training.board import open_board

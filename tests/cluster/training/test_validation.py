@@ -11,7 +11,7 @@ import torch
 
 from cluster.assembly import assemble
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.training.check import check_run
 from cluster.training.loop import new_state
 from cluster.training.validation import Validation, measured

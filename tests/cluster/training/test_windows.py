@@ -22,14 +22,14 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
-from cluster.recipe import parse
-from cluster.run_sections import ScalingConfig
+from cluster.nodes.waiting import Room
+from cluster.recipe.reading import parse
+from cluster.recipe.run_sections import ScalingConfig
 from cluster.tracking.journal import read_journal
 from cluster.training import placement
 from cluster.training.launch import RunResult, launch
 from cluster.training.placement import Placement, RestartableGroup, WatchedPlace, lacks_its_cause
 from cluster.training.recovery import ORPHANED
-from cluster.waiting import Room
 from kdcore.errors import Refused, RunFailed
 from tests.cluster.runs import weights
 from tests.cluster.training.windows import NUM_STARTS
@@ -93,7 +93,7 @@ def no_room(monkeypatch):
     """A cluster of 4 cores on 2 nodes, where patience passes at once."""
     now = [0.0]
     monkeypatch.setattr(Room, "of_cluster", lambda: Room({"CPU": 4.0}, {"CPU": 4.0}, 2))
-    monkeypatch.setattr("cluster.waiting.time.monotonic", lambda: now.__setitem__(0, now[0] + 5) or now[0])
+    monkeypatch.setattr("cluster.nodes.waiting.time.monotonic", lambda: now.__setitem__(0, now[0] + 5) or now[0])
     monkeypatch.setattr(placement.time, "sleep", lambda seconds: None)
     defaults = placement.Patience.wait.__defaults__
     monkeypatch.setattr(placement.Patience.wait, "__defaults__", (Room.of_cluster,))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model, count_parameters
 from ops.capacity.sizes import Sizes, measure_sizes

@@ -16,9 +16,9 @@ from PIL import Image
 
 import kdcore
 import ops.command_line.parser
-from cluster.config import RunConfig
 from cluster.interruption import Terminated
-from cluster.run_sections import TrackingConfig
+from cluster.recipe.config import RunConfig
+from cluster.recipe.run_sections import TrackingConfig
 from cluster.sweep.axes import Pairings
 from ops import layers
 from ops.__main__ import main

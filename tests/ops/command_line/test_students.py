@@ -18,7 +18,7 @@ from PIL import Image
 from cluster.assembly import assemble
 from cluster.evaluation import load_student
 from cluster.rank import Rank
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from ops.__main__ import main
 from ops.export import photo_script
 from ops.export.latency import ROUNDS, Subject, let_take_turns

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import plugins
-from cluster.recipe import parse
+from cluster.recipe import plugins
+from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from kdcore import named_models
 from kdcore.errors import Refused

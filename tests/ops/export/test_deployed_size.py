@@ -8,7 +8,7 @@ from torch import nn
 
 import ops.export.latency
 from cluster.images import deployed_size
-from cluster.run_teachers import SINGLE, RunTeachers
+from cluster.teachers.running import SINGLE, RunTeachers
 from cluster.training.costs import run_costs
 from kdcore.cost import multiply_adds
 from tests.ops.conftest import METHODS, small_run

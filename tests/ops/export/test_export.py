@@ -21,7 +21,7 @@ import ops.export.write
 from cluster.assembly import assemble
 from cluster.evaluation import load_student
 from cluster.rank import Rank
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.training.launch import launch
 from kdcore.errors import Refused
 from ops.__main__ import main

@@ -10,7 +10,7 @@ import torch
 import ops.export.lineage
 from cluster.assembly import assemble
 from cluster.rank import Rank
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from cluster.weights import tensors_fingerprint
 from kdcore.errors import Refused
 from ops.command_line.parser import build_parser

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from cluster.recipe import to_yaml
+from cluster.recipe.reading import to_yaml
 from cluster.weights import tensors_fingerprint
 from ops.__main__ import main
 from ops.export.files import FILES, NEEDED, digests_of

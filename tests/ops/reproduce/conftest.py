@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from cluster.recipe import parse
+from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
 from kdcore.models import build_model
 from tests.ops.reproduce.small_lanes import METHODS, NETWORK

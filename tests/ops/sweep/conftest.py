@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from cluster.recipe import validated
+from cluster.recipe.reading import validated
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import LayerScores, build_space

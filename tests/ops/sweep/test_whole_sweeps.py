@@ -20,7 +20,7 @@ import torch
 import yaml
 from ray.util.state import list_actors
 
-from cluster.recipe import load_recipe
+from cluster.recipe.reading import load_recipe
 from cluster.sweep.journal import SweepJournal, Trial
 from cluster.sweep.run import JOURNAL
 from ops.__main__ import main
@@ -157,7 +157,7 @@ def test_killed_and_restored(ray_cluster, folder, tmp_path, worker_executable):
 @contextlib.contextmanager
 def another_cluster() -> Iterator[None]:
     """A Ray cluster of somebody else's on this machine."""
-    start = "from cluster.ray_start import start_ray; start_ray(num_cpus=1, include_dashboard=False)"
+    start = "from cluster.nodes.start import start_ray; start_ray(num_cpus=1, include_dashboard=False)"
     code = f"{start}; print('up', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
