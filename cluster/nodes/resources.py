@@ -172,8 +172,11 @@ def runtime_env(**env_vars: str) -> dict[str, Any]:
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
-    """Enter the connected Ray cluster, the one that RAY_ADDRESS names, or one on this machine for this run."""
+def ray_session(config: RunConfig, *, stops_runs: bool = False) -> Iterator[None]:
+    """Enter the connected Ray cluster, the one that RAY_ADDRESS names, or one on this machine for this run.
+
+    stops_runs: whether a run may be killed here while others go on, as a sweep does.
+    """
     if config.scaling.num_workers == 0:
         yield
         return
@@ -184,16 +187,19 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         yield
         return
     with keeping_handlers():
-        enter_ray(config)
+        enter_ray(config, stops_runs=stops_runs)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def enter_ray(config: RunConfig) -> None:
-    """Enter the Ray cluster that RAY_ADDRESS names, or start one on this machine."""
+def enter_ray(config: RunConfig, *, stops_runs: bool = False) -> None:
+    """Enter the Ray cluster that RAY_ADDRESS names, or start one on this machine.
 
+    Ray asks its dashboard which runs are dead, to free what they held. Where none is killed but with its whole cluster,
+    there is no dashboard: it is eight processes, which take two seconds of a processor to start.
+    """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         join_cluster(runtime_env=runtime_env(), **quiet)
@@ -203,4 +209,4 @@ def enter_ray(config: RunConfig) -> None:
         env = runtime_env(PYTHONPATH=str(Path(__file__).parents[2]), TOKENIZERS_PARALLELISM="false")
         keep_token_private()
         with on_loopback():
-            start_ray(num_cpus=cpus, include_dashboard=True, runtime_env=env, **quiet)
+            start_ray(num_cpus=cpus, include_dashboard=stops_runs, runtime_env=env, **quiet)

@@ -57,7 +57,8 @@ MAX_LOST_PROCESSES = 2  # of a trial, which is started again after each
 def sweep_session(config: RunConfig, asked: int | None) -> Iterator[None]:
     """Enter a Ray cluster as for a run; one that is started here has room for `asked` runs at a time."""
     workers = max(1, config.scaling.num_workers) * local_concurrency(config, asked)
-    with ray_session(config.model_copy(update={"scaling": config.scaling.model_copy(update={"num_workers": workers})})):
+    scaling = config.scaling.model_copy(update={"num_workers": workers})
+    with ray_session(config.model_copy(update={"scaling": scaling}), stops_runs=True):
         yield
 
 

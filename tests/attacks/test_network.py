@@ -22,7 +22,7 @@ import psutil, ray
 from cluster.recipe.reading import load_recipe
 from cluster.nodes.resources import ray_session
 
-with ray_session(load_recipe(sys.argv[1])):
+with ray_session(load_recipe(sys.argv[1]), stops_runs=True):  # with all that Ray has, as in a sweep
     ray.get(ray.remote(lambda: 1).remote())
     me, found = psutil.Process(), set()
     for process in (me, *me.children(recursive=True)):

@@ -102,6 +102,15 @@ def test_a_ray_of_this_machine_has_cores_for_workers_that_share_them(recipe, mon
     assert started["num_cpus"] == 3
 
 
+@pytest.mark.parametrize("stops_runs", [False, True])
+def test_what_stops_runs_here_has_the_dashboard_that_frees_their_places(recipe, monkeypatch, stops_runs):
+    started = {}
+    monkeypatch.setattr(resources, "start_ray", lambda **options: started.update(options))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    enter_ray(parse(recipe(scaling__num_workers=1)), stops_runs=stops_runs)
+    assert started["include_dashboard"] is stops_runs
+
+
 def test_an_actor_without_resources_stays_on_its_node(monkeypatch):
     """Ray puts it on any node unless its affinity is hard."""
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "ab" * 28))
