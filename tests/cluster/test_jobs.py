@@ -108,21 +108,35 @@ def tiny(image_folder, tmp_path) -> list[str]:
 class TestWithToken:
     pytestmark = slow
 
-    def test_submit(self, head, tiny, tmp_path):
-        """The job's log comes back, its exit status too, and its result lies where the recipe says."""
-        token_file = head.environment["RAY_AUTH_TOKEN_PATH"]
-        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, **NO_TOKEN)
+    def test_submit(self, head, tiny, image_folder, tmp_path):
+        """The job's log comes back, its exit status too, and its result lies where the recipe says. It brings networks,
+        a loss and a kind of images from a folder outside, which the job and its worker do not see."""
+        token_file, code = head.environment["RAY_AUTH_TOKEN_PATH"], write_own_code(tmp_path / "code")
+        images = write_own_images(image_folder, tmp_path / "listed")
+        plugins = [f"--plugin={code / name}" for name in ("own_nets.py", "own_losses.py", "own_images")]
+        own = [
+            *("name=own", f"data.root={images}", "student.model=own_nets:build", "student.args={}"),
+            "scaling.num_workers=1",
+            *(
+                'teacher={"model": "own_nets:build", "args": {"width": 8}}',
+                'method=[{"term": "logit_l1", "weight": 1.0}]',
+            ),
+        ]
+        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, *own, *plugins, **NO_TOKEN)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "teacher: step 4/4" in done.stdout
+        assert "own: step 4/4" in done.stdout
         assert re.search(r"sending [\d,]+ files, \d\.\d MiB of commit [0-9a-f]{40}(-dirty)? to http", done.stdout)
+        facts = json.loads((tmp_path / "out/own/facts.json").read_text())
+        assert facts["plugins"].keys() == {"own_nets", "own_losses", "own_images"}
+        assert "plugins:\n- own_nets\n- own_losses\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
         tags, inputs = recorded(tmp_path / "out")
         assert re.fullmatch("[0-9a-f]{40}(-dirty)?", tags["mlflow.source.git.commit"])
         assert tags["mlflow.source.type"] == "JOB"
         assert tags["ray.job"].startswith("raysubmit_")
         assert tags["mlflow.user"]
         assert inputs == 1
-        assert (tmp_path / "out/teacher/result.json").is_file()
-        assert (tmp_path / "out/teacher/student.safetensors").is_file()
+        assert (tmp_path / "out/own/result.json").is_file()
+        assert (tmp_path / "out/own/student.safetensors").is_file()
 
     def test_a_name_an_environment_and_no_waiting(self, head, tiny):
         """The job is there under its name, with the variable; a second one of that name is refused in one line."""
@@ -138,25 +152,6 @@ class TestWithToken:
         again = head.submit(*words, *tiny)
         assert again.returncode == 2
         assert "--name named: the cluster has a job of that name" in one_line(again.stderr)
-
-    def test_a_job_brings_its_plugins(self, head, tiny, image_folder, tmp_path):
-        """Networks, a loss and a kind of images from a folder outside, which the job and its worker do not see."""
-        token_file, code = head.environment["RAY_AUTH_TOKEN_PATH"], write_own_code(tmp_path / "code")
-        images = write_own_images(image_folder, tmp_path / "listed")
-        plugins = [f"--plugin={code / name}" for name in ("own_nets.py", "own_losses.py", "own_images")]
-        own = [
-            *("name=own", f"data.root={images}", "student.model=own_nets:build", "student.args={}"),
-            "scaling.num_workers=1",
-            *(
-                'teacher={"model": "own_nets:build", "args": {"width": 8}}',
-                'method=[{"term": "logit_l1", "weight": 1.0}]',
-            ),
-        ]
-        done = head.submit("--token-file", token_file, "train", RECIPE, *tiny, *own, *plugins, **NO_TOKEN)
-        assert done.returncode == 0, done.stdout + done.stderr
-        facts = json.loads((tmp_path / "out/own/facts.json").read_text())
-        assert facts["plugins"].keys() == {"own_nets", "own_losses", "own_images"}
-        assert "plugins:\n- own_nets\n- own_losses\n- own_images\n" in (tmp_path / "out/own/recipe.yaml").read_text()
 
     @pytest.mark.long
     def test_a_job_builds_a_cache(self, head, image_folder, tmp_path):
