@@ -13,7 +13,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -145,6 +146,12 @@ class MlflowTracker(Tracker):
     def is_away(self, error: BaseException) -> bool:
         """Return whether the server cannot be reached now."""
         return is_away(error)
+
+    @contextmanager
+    def errors_as_refusals(self, remedy: str) -> Iterator[None]:
+        """Turn an error of the store into a Refused in one line; remedy: what to do."""
+        with mlflow_errors_as_refusals(tracking_uri(self.config), remedy):
+            yield
 
     def _create(self) -> str:
         """Return the id of a new run, or of the one that this folder had begun to make when it was cut off.
