@@ -9,7 +9,6 @@ MLflow takes seconds to import and milliseconds to answer: nothing here imports 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,10 +23,10 @@ from cluster.provenance import Provenance, job_tags
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import to_yaml
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title, weights_tags
-from cluster.tracking.fields import flat_fields
+from cluster.tracking.fields import flat_fields, param_text
 from cluster.tracking.folder import PENDING, RunFolder
 from cluster.tracking.logged_model import log_student
-from cluster.tracking.mlflow_errors import file_problem, is_away, mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import file_problem, is_away, is_of_deleted, mlflow_errors_as_refusals
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
@@ -42,8 +41,7 @@ ERROR_TAG = "error"  # the tag that says why a run failed
 CONSTANTS = ("model/", "data/cache_bytes")
 DESCRIBED_TAG = "run"  # a tag that is there once a run's description is complete
 DIGEST_LENGTH = 32  # of a data set; MLflow takes 36
-PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
-DIGEST_OF_PARAM = 12  # characters
+PARAMS_AT_ONCE = 100  # what MLflow takes
 
 logger = logging.getLogger("stillhouse")
 
@@ -150,10 +148,15 @@ class MlflowTracker(Tracker):
     @contextmanager
     def errors_as_refusals(self, remedy: str) -> Iterator[None]:
         """Turn an error of the store into a Refused in one line; remedy: what to do."""
-        with mlflow_errors_as_refusals(tracking_uri(self.config), remedy):
+        try:
             yield
 
     def _create(self) -> str:
+        except Exception as error:
+            if is_of_deleted(error):
+                remedy = f"restore the run there, by `mlflow runs restore --run-id {self.run_id}`; {remedy}"
+            with mlflow_errors_as_refusals(tracking_uri(self.config), remedy):
+                raise
         """Return the id of a new run, or of the one that this folder had begun to make when it was cut off.
 
         The run is found again by a tag that the folder knows before MLflow does.
@@ -248,18 +251,6 @@ class MlflowTracker(Tracker):
                 experiment = self.client.get_experiment_by_name(name)
         found: str = experiment.experiment_id
         return found
-
-
-def param_text(value: Any) -> str:
-    """Return a value as MLflow takes it: a longer one cut, with a digest of the whole at its end.
-
-    Runs of one recipe are found by their parameters, so what differs behind the cut has to be seen.
-    """
-    text = str(value)
-    if len(text) <= PARAM_LENGTH:
-        return text
-    end = f"... {hashlib.sha256(text.encode()).hexdigest()[:DIGEST_OF_PARAM]}"
-    return text[: PARAM_LENGTH - len(end)] + end
 
 
 def tracking_uri(config: RunConfig) -> str:

@@ -92,7 +92,8 @@ class RunLog:
     tells whether the run is still this process's to write; wait_until_open: returns once it is open in its trackers.
     Trackers and the machine's sampler take seconds to start, and would slow the first step: they begin after it, one
     after the other in the log's thread, since MLflow cannot be imported by two threads at once. While a tracker is
-    away, lines collect in the folder. An error that waiting does not cure is raised by the next call, or by `close`.
+    away, lines collect in the folder, as they do from the moment that it refuses one: that is said, and training goes
+    on. A fault of a tracker's own code is raised by the next call, or by `close`.
     """
 
     def __init__(
@@ -226,15 +227,19 @@ def kind_of(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
 class _Delivery:
     """One tracker's share of a run's log. files: all that are to be sent; it counts those that were.
 
-    A file that the tracker refuses is left to the run's end, which says so: training does not stop for it.
+    What the tracker refuses is left to the run's end, which says so: training does not stop for it. A file that it does
+    not take keeps nothing else back.
     """
 
     def __init__(self, tracker: Tracker, files: list[Path]) -> None:
         self.tracker, self.courier, self.files, self.num_sent = tracker, Courier(tracker), files, 0
-        self.is_refused = False  # a file
+        self.is_refused = False  # at least a file
+        self.is_over = False  # it refuses all there is
 
     def deliver(self) -> bool:
-        """Send what there is; return False where the tracker is away. Raises an error that waiting does not cure."""
+        """Send what there is; return False where the tracker is away. Raises a fault of its own code."""
+        if self.is_over:
+            return True
         try:
             self.courier.deliver()
             while self.num_sent < len(self.files):
@@ -244,7 +249,12 @@ class _Delivery:
                     self.is_refused = True
                 self.num_sent += 1
         except Exception as error:
-            if not self.tracker.is_away(error):
-                raise
-            return False
+            if self.tracker.is_away(error):
+                return False
+            try:
+                with self.tracker.errors_as_refusals("training goes on, and its folder keeps what comes"):
+                    raise error
+            except (Refused, RunFailed) as refusal:
+                logger.warning("%s", refusal)
+            self.is_refused = self.is_over = True
         return True
