@@ -135,9 +135,11 @@ class MlflowTracker(Tracker):
         """Mark the run as ended; a failed one with its error line, a finished one with its student."""
         if status == "FAILED" and self.folder.error.is_file():
             self.client.set_tag(self.run_id, ERROR_TAG, self.folder.error.read_text()[:5000])
-        if status != "FAILED" and ERROR_TAG in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
+        run = self.client.get_run(self.run_id)
+        if status != "FAILED" and ERROR_TAG in run.data.tags:  # of an earlier attempt
             self.client.delete_tag(self.run_id, ERROR_TAG)
-        self.client.set_terminated(self.run_id, status)
+        if run.info.status != status:  # else it keeps the time of its end, which a sweep has written before
+            self.client.set_terminated(self.run_id, status)
         if status == "FINISHED" and self.folder.weights.exists():  # a sweep itself has no student
             self._log_student()
 
@@ -150,13 +152,13 @@ class MlflowTracker(Tracker):
         """Turn an error of the store into a Refused in one line; remedy: what to do."""
         try:
             yield
-
-    def _create(self) -> str:
         except Exception as error:
             if is_of_deleted(error):
                 remedy = f"restore the run there, by `mlflow runs restore --run-id {self.run_id}`; {remedy}"
             with mlflow_errors_as_refusals(tracking_uri(self.config), remedy):
                 raise
+
+    def _create(self) -> str:
         """Return the id of a new run, or of the one that this folder had begun to make when it was cut off.
 
         The run is found again by a tag that the folder knows before MLflow does.
