@@ -13,7 +13,7 @@ from mlflow.entities import Run as MlflowRun
 
 from cluster.recipe.config import RunConfig
 from cluster.tracking.description import WEIGHTS
-from cluster.tracking.mlflow_errors import active_run
+from cluster.tracking.mlflow_errors import active_run, require_active
 from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
@@ -180,11 +180,12 @@ class Group:
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
-    """Return the training runs of an experiment, oldest first. Refused where there is none of that name."""
+    """Return the training runs of an experiment, oldest first. Refused for a name that MLflow lacks."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
         raise Refused(f"{client.tracking_uri} has no experiment {experiment!r}; it has: {names}")
+    require_active(found, client.tracking_uri)
     records: list[MlflowRun] = []
     token = None
     while True:

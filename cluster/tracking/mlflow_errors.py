@@ -63,6 +63,17 @@ def active_run(client: Any, run_id: str) -> Any:
     return found if found.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
+def require_active(experiment: Any, uri: str) -> None:
+    """Refuse an experiment that was deleted in MLflow, which keeps it, and its name, for a while."""
+    from mlflow.entities import LifecycleStage
+
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise Refused(
+            f"tracking.experiment: {experiment.name!r} was deleted in the MLflow store {uri}; restore it there, by "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`, or give another tracking.experiment"
+        )
+
+
 def http_status(error: BaseException) -> int | None:
     """Return the status that a server of files has answered with; None for an error that is not an answer.
 

@@ -26,7 +26,13 @@ from cluster.tracking.description import about_paragraphs, packages, run_tags, r
 from cluster.tracking.fields import flat_fields, param_text
 from cluster.tracking.folder import PENDING, RunFolder
 from cluster.tracking.logged_model import log_student
-from cluster.tracking.mlflow_errors import file_problem, is_away, is_of_deleted, mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import (
+    file_problem,
+    is_away,
+    is_of_deleted,
+    mlflow_errors_as_refusals,
+    require_active,
+)
 from cluster.tracking.mlflow_store import make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
@@ -251,6 +257,7 @@ class MlflowTracker(Tracker):
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 experiment = self.client.get_experiment_by_name(name)
+        require_active(experiment, tracking_uri(self.config))
         found: str = experiment.experiment_id
         return found
 
