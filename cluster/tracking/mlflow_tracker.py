@@ -33,7 +33,7 @@ from cluster.tracking.mlflow_errors import (
     mlflow_errors_as_refusals,
     require_active,
 )
-from cluster.tracking.mlflow_store import make_store
+from cluster.tracking.mlflow_store import is_missing, make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
@@ -280,11 +280,20 @@ def own_store(config: RunConfig) -> str:
 
 
 def open_store(config: RunConfig) -> Any:
-    """Return MLflow's client for the recipe's store, which is made if it is a missing file."""
+    """Return MLflow's client for the recipe's store, which is made if it is a missing file.
+
+    Refused for a missing file that has the recipe's run: a new one would not have it.
+    """
+    uri, folder = tracking_uri(config), RunFolder.of(config)
+    if is_missing(uri) and folder.read_run_id() is not None:
+        raise Refused(
+            f"the MLflow store {uri}, which has the run of {folder.path}, is missing; put it back, or write its "
+            f"address into {folder.store}, or delete {folder.run_id}: the run is then a new one, with all its metrics"
+        )
     with importing("mlflow"):
         import mlflow
 
     # What it logs, with a traceback, it also raises, and that is said in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    make_store(tracking_uri(config), Path(config.output_dir).absolute() / "artifacts")
-    return mlflow.MlflowClient(tracking_uri(config))
+    make_store(uri, Path(config.output_dir).absolute() / "artifacts")
+    return mlflow.MlflowClient(uri)
