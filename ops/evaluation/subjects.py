@@ -6,7 +6,6 @@ Light on purpose: a word that names nothing is refused before torch is imported.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +53,11 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     found = recipe or next((str(one.recipe) for one in beside if one.recipe.is_file()), None)
     if found is None:
         raise Refused(f"{name}: no recipe.yaml next to it; say how the network is built: --recipe RECIPE")
-    if path.is_dir() and run.facts.is_file():  # a run's own folder, whose output folder may have moved
-        overrides = [f"output_dir={json.dumps(str(path.absolute().parent))}", *overrides]
     loaded = catalog.load(found, overrides)
+    is_placed = any(override.startswith("output_dir=") for override in overrides)
+    if path.is_dir() and run.facts.is_file() and not (is_placed or loaded.run_dir.is_dir()):
+        # The run has moved with its output folder: nothing is looked for, or made, at the old place.
+        loaded = loaded.model_copy(update={"output_dir": str(path.absolute().parent)})
     for one in beside:
         one.refuse_other_plugins(loaded)
     # A run is in the store that its folder names, whatever the environment names today.
