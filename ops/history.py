@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import mlflow
-from mlflow.entities import LifecycleStage
 from mlflow.entities import Run as MlflowRun
 
 from cluster.recipe.config import RunConfig
 from cluster.tracking.description import WEIGHTS
+from cluster.tracking.mlflow_errors import active_run, require_active
 from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
@@ -180,11 +180,12 @@ class Group:
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
-    """Return the training runs of an experiment, oldest first. Refused where there is none of that name."""
+    """Return the training runs of an experiment, oldest first. Refused for a name that MLflow lacks."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(sorted(one.name for one in client.search_experiments())) or "none"
         raise Refused(f"{client.tracking_uri} has no experiment {experiment!r}; it has: {names}")
+    require_active(found, client.tracking_uri)
     records: list[MlflowRun] = []
     token = None
     while True:
@@ -201,13 +202,8 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> list[Run]:
 
 def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
     """Return a run by its id; None if the store does not have it, or no longer: it may have been deleted there."""
-    try:
-        found = client.get_run(run_id)
-    except mlflow.MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return Run.of(found) if found.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+    found = active_run(client, run_id)
+    return None if found is None else Run.of(found)
 
 
 def with_shared_roots(runs: Sequence[Run]) -> list[Run]:

@@ -12,8 +12,9 @@ from cluster.recipe.config import RunConfig
 from cluster.sweep.config import SweepConfig
 from cluster.sweep.journal import Event, Trial
 from cluster.sweep.space import Point, label
+from cluster.tracking.delivery import deliver_rest
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.mlflow_errors import is_away
+from cluster.tracking.mlflow_errors import active_run, is_away
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import close_run, open_run
 from pipelines.files import write_whole
@@ -24,6 +25,9 @@ STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "failed": "FAILED",
     "lost": "FAILED",
 }
+DECISION, ERROR = "sweep.decision", "sweep.error"  # tags of a trial's run: how it ended, and why it failed
+
+logger = logging.getLogger("stillhouse")
 
 
 class SweepRecord:
@@ -64,24 +68,38 @@ class SweepRecord:
             return
         with tolerating_mlflow_outage():
             run_id = self._run_of(trial)
-            self.client.set_tag(run_id, "sweep.decision", trial.reason if trial.end == "stopped" else trial.end)
+            run = active_run(self.client, run_id)
+            if run is None:
+                logger.warning("the run of %s was deleted in MLflow, which is not told how it ended", trial.name)
+                return
+            tags = {DECISION: trial.reason if trial.end == "stopped" else trial.end}
             if trial.end in ("failed", "lost"):
-                self.client.set_tag(run_id, "sweep.error", trial.reason[:5000])
-            if trial.end != "finished":  # a run that ends by itself says so itself
+                tags[ERROR] = trial.reason[:5000]
+            elif ERROR in run.data.tags:  # of an earlier attempt
+                self.client.delete_tag(run_id, ERROR)
+            for name, text in tags.items():
+                if run.data.tags.get(name) != text:
+                    self.client.set_tag(run_id, name, text)
+            # A run that ends by itself says so itself; one that MLflow knows to have ended keeps the time of its end.
+            if trial.end != "finished" and run.info.status != STATUS[trial.end]:
                 self.client.set_terminated(run_id, STATUS[trial.end])
 
     def finish_runs(self, trials: Iterable[Trial], config_of: Callable[[Trial], RunConfig]) -> None:
         """Write, once nothing runs any more, what is still missing about the ends of runs that were cut off."""
         for trial in trials:
-            if trial.end in ("stopped", "failed", "lost") and self._folder(trial).outbox.exists():
-                close_run(config_of(trial), STATUS[trial.end])
+            if trial.end is not None and self._folder(trial).outbox.exists():
+                if trial.end == "finished":
+                    deliver_rest(config_of(trial))
+                else:
+                    close_run(config_of(trial), STATUS[trial.end])
             self.record_end({}, trial)
 
     def mark_interrupted(self, trials: Iterable[Trial]) -> None:
         """Mark the parent, and the runs of trials that have not ended, as interrupted: they will be continued."""
         with tolerating_mlflow_outage():
             for trial in trials:
-                if trial.end is None and (run_id := self._folder(trial).read_run_id()) is not None:
+                run_id = self._folder(trial).read_run_id() if trial.end is None else None
+                if run_id is not None and active_run(self.client, run_id) is not None:
                     self.client.set_terminated(run_id, "KILLED")
         close_run(self.parent, "KILLED")
 
@@ -133,4 +151,4 @@ def tolerating_mlflow_outage() -> Iterator[None]:
     except Exception as error:
         if not is_away(error):
             raise
-        logging.getLogger("stillhouse").warning("MLflow does not answer; the sweep goes on: %s", error)
+        logger.warning("MLflow does not answer; the sweep goes on: %s", error)

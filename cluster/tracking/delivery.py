@@ -5,60 +5,66 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import get_args
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import load_recipe, read_recipe
 from cluster.tracking.folder import RunFolder, folders_with_outbox
-from cluster.tracking.mlflow_errors import is_away, mlflow_errors_as_refusals
+from cluster.tracking.mlflow_errors import is_away
 from cluster.tracking.mlflow_tracker import tracking_uri
-from cluster.tracking.tracker import Courier, Tracker, known_trackers, trackers_of
+from cluster.tracking.tracker import Courier, Status, Tracker, known_trackers, trackers_of
 from kdcore.errors import Refused, RunFailed
 
 logger = logging.getLogger("stillhouse")
 
 
-def deliver(config: RunConfig) -> None:
-    """Bring the trackers up to date with a run's folder, its end included. Raises what their clients raise.
+def deliver(config: RunConfig, is_sent: bool = False) -> dict[Tracker, Exception]:
+    """Bring the trackers up to date with a run's folder, its end included; return the error of each that is not.
 
-    While the run goes on, only its own process writes to trackers that allow a single writer. Refused at the end for a
-    file that a tracker does not take: the rest is delivered by then, and the file is sent again next time.
+    One that is away, or that refuses, keeps no other back; the outbox stays, and the next delivery tries all of them
+    again. While the run goes on, only its own process writes to trackers that allow a single writer. is_sent: its log
+    has sent everything but the end.
     """
-    has_ended = bool(RunFolder.of(config).ended_as())
-    trackers = [tracker for tracker in trackers_of(config) if has_ended or tracker.is_shared]
-    refusals = []
-    for tracker in trackers:
-        Courier(tracker).deliver()
-        for path in tracker.missing_files():
-            try:
-                tracker.send_file(path)
-            except Refused as refusal:
-                refusals.append(refusal)
-    mark_end(RunFolder.of(config), trackers, is_complete=not refusals)
-    for tracker in trackers:
-        tracker.close()
-    if refusals:
-        raise refusals[0]
+    folder = RunFolder.of(config)
+    has_ended = bool(folder.ended_as())
+    errors: dict[Tracker, Exception] = {}
+    for tracker in [tracker for tracker in trackers_of(config) if has_ended or tracker.is_shared]:
+        try:
+            refusals = [] if is_sent else send_rest(tracker)
+            if has_ended and (status := folder.ended_as()) in get_args(Status):  # it may go on again by now
+                tracker.end(status)  # type: ignore[arg-type]
+            tracker.close()
+        except Exception as error:
+            refusals = [error]
+        if refusals:
+            errors[tracker] = refusals[0]
+    if has_ended and not errors and folder.ended_as() in get_args(Status):
+        folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
+    return errors
 
 
-def mark_end(folder: RunFolder, trackers: list[Tracker], is_complete: bool = True) -> None:
-    """Mark a run's end in its trackers as the outbox says, if it does.
+def send_rest(tracker: Tracker) -> list[Exception]:
+    """Send the lines and files of a run that a tracker lacks; return the refusals of files that it does not take.
 
-    is_complete: nothing is left to deliver, so the outbox is removed.
+    Those are sent again next time: all else is delivered by then.
     """
-    status = folder.ended_as()
-    if status in ("FINISHED", "FAILED", "KILLED"):
-        for tracker in trackers:
-            tracker.end(status)  # type: ignore[arg-type]
-        if is_complete:
-            folder.outbox.unlink(missing_ok=True)  # a stopped run may have delivered to its end in the meantime
+    Courier(tracker).deliver()
+    refusals: list[Exception] = []
+    for path in tracker.missing_files():
+        try:
+            tracker.send_file(path)
+        except Refused as refusal:
+            refusals.append(refusal)
+    return refusals
 
 
 def deliver_or_refuse(config: RunConfig) -> None:
     """Deliver what a run has kept back. Refused where a store does not answer, or refuses; it is then still kept."""
     folder = RunFolder.of(config)
     remedy = f"the metrics of {folder.path} stay there: try again later, or remove {folder.outbox} to discard them"
-    with mlflow_errors_as_refusals(tracking_uri(config), remedy):
-        deliver(config)
+    for tracker, error in deliver(config).items():
+        with tracker.errors_as_refusals(remedy):
+            raise error
 
 
 def deliver_rest(config: RunConfig) -> None:
@@ -119,9 +125,18 @@ def deliver_all(output_dir: Path) -> list[str]:
 
 
 def config_to_deliver(folder: RunFolder) -> RunConfig | None:
-    """Return the recipe of a run, as `recipe_to_deliver`; None if its folder is not enough to deliver it."""
+    """Return the recipe of a run, as `recipe_to_deliver`; None if its folder is not enough to deliver it.
+
+    Refused for a run that has ended and has a plug-in's tracker, which is unknown here.
+    """
     if not folder.recipe.exists() or folder.read_run_id() is None:
         return None
     config = recipe_to_deliver(folder)
-    # A plug-in's tracker is unknown here: continuing the run delivers to it.
-    return None if set(config.tracking.also) - known_trackers().keys() else config
+    if unknown := ", ".join(sorted(set(config.tracking.also) - known_trackers().keys())):
+        if not folder.ended_as():
+            return None
+        raise Refused(
+            f"{folder.path} has something left for its trackers, of which a plug-in brings {unknown}; run the same "
+            "command again, which imports the plug-in and delivers"
+        )
+    return config

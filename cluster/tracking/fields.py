@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from cluster.recipe.config import RunConfig  # it imports torch, which reading a run's journal does not need
 
 NAME_IN_MLFLOW = re.compile(r"[\w.\-/ :]+")
+PARAM_LENGTH = 500  # what MLflow takes
+DIGEST_OF_PARAM = 12  # characters
 
 
 def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,3 +47,15 @@ def places_of_weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set
     paths = {f"{network}.{field}" for network in networks for field in ("checkpoint", "class_indices", "cache_dir")}
     folders = {f"{network}.model" for network in networks}
     return paths | {key for key in folders if all(str(one.get(key)).startswith(LOCAL_DIR) for one in (ours, theirs))}
+
+
+def param_text(value: Any) -> str:
+    """Return a value as MLflow takes it: a longer one cut, with a digest of the whole at its end.
+
+    Runs of one recipe are found by their parameters, so what differs behind the cut has to be seen.
+    """
+    text = str(value)
+    if len(text) <= PARAM_LENGTH:
+        return text
+    end = f"... {hashlib.sha256(text.encode()).hexdigest()[:DIGEST_OF_PARAM]}"
+    return text[: PARAM_LENGTH - len(end)] + end

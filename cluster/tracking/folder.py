@@ -10,6 +10,7 @@ Not here: what the journals hold (`cluster.tracking.journal`), and checkpoints, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.recipe.plugins import fingerprints_of, location
 from cluster.recipe.reading import load_recipe, to_yaml
 from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
+from cluster.tracking.mlflow_store import sqlite_file
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, one_line
 from pipelines.files import make_folder, read_object, write_json, write_text
@@ -182,15 +184,22 @@ class RunFolder:
         self.write_recipe(config)
 
     def write_recipe(self, config: RunConfig) -> None:
-        """Write the recipe, and in a file of its own where MLflow has the run."""
+        """Write the recipe, and in a file of its own where MLflow has the run.
+
+        A file in an output folder that the run lies in, as a trial's does in its sweep's, is found from the run's
+        folder: they are moved together.
+        """
         write_text(self.recipe, to_yaml(config))
-        if config.tracking.uri is not None:
-            write_text(self.store, f"{without_credentials(config.tracking.uri)}\n")
+        if (uri := config.tracking.uri) is not None:
+            file = sqlite_file(uri)
+            if file is not None and file.parent in self.path.absolute().parents[:2]:
+                uri = uri.replace(str(file), os.path.relpath(file, self.path.absolute()), 1)
+            write_text(self.store, f"{without_credentials(uri)}\n")
 
     def read_store(self) -> str | None:
         """Return the address of the store that has the run; None where it is the output folder's own."""
         try:
-            return self.store.read_text("utf-8").strip() or None
+            uri = self.store.read_text("utf-8").strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
@@ -198,6 +207,10 @@ class RunFolder:
                 f"{self.store} cannot be read ({one_line(error, length=None)}); write the address of the MLflow store "
                 "that has the run into it, or delete it for the one in the output folder"
             ) from error
+        file = sqlite_file(uri)
+        if file is not None and not file.is_absolute():
+            uri = uri.replace(str(file), os.path.normpath(self.path.absolute() / file), 1)
+        return uri or None
 
     def data_fingerprint(self) -> str | None:
         """Return the fingerprint of the training images; None where the folder does not say it."""

@@ -1,4 +1,4 @@
-"""What MLflow's errors mean: a server that is away, a store that refuses, a disk that is full.
+"""What MLflow's errors mean: a server that is away, a store that refuses, a run that was deleted, a full disk.
 
 Not here: what MLflow is asked (`cluster.tracking.mlflow_tracker`).
 """
@@ -9,6 +9,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.tracking.buckets import bucket_problem, is_bucket_away
 from kdcore.errors import Refused, RunFailed, one_line
@@ -41,6 +42,36 @@ def is_away(error: BaseException) -> bool:
         return status in BUSY or status >= 500
     is_here = isinstance(error, FileNotFoundError | PermissionError) or is_read_only(error)  # a file, and no server
     return is_bucket_away(error) or (isinstance(error, OSError) and not is_here)
+
+
+def is_of_deleted(error: BaseException) -> bool:
+    """Return whether an error says that a run, or its experiment, was deleted in MLflow, which keeps it for a while."""
+    return "must be in the 'active' state" in str(error)
+
+
+def active_run(client: Any, run_id: str) -> Any:
+    """Return MLflow's record of a run; None if the store does not have it, or no longer: it may have been deleted."""
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return found if found.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
+def require_active(experiment: Any, uri: str) -> None:
+    """Refuse an experiment that was deleted in MLflow, which keeps it, and its name, for a while."""
+    from mlflow.entities import LifecycleStage
+
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise Refused(
+            f"tracking.experiment: {experiment.name!r} was deleted in the MLflow store {uri}; restore it there, by "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`, or give another tracking.experiment"
+        )
 
 
 def http_status(error: BaseException) -> int | None:

@@ -54,6 +54,12 @@ def refuse_read_only(uri: str) -> None:
         )
 
 
+def is_missing(uri: str) -> bool:
+    """Return whether a store is a file that is not there; MLflow's client would make an empty one in its place."""
+    path = sqlite_file(uri)
+    return path is not None and not path.exists()
+
+
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of an SQLite store; None for another store."""
     scheme, _, rest = uri.partition(":///")

@@ -9,11 +9,11 @@ MLflow takes seconds to import and milliseconds to answer: nothing here imports 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,11 +23,17 @@ from cluster.provenance import Provenance, job_tags
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import to_yaml
 from cluster.tracking.description import about_paragraphs, packages, run_tags, run_title, weights_tags
-from cluster.tracking.fields import flat_fields
+from cluster.tracking.fields import flat_fields, param_text
 from cluster.tracking.folder import PENDING, RunFolder
 from cluster.tracking.logged_model import log_student
-from cluster.tracking.mlflow_errors import file_problem, is_away, mlflow_errors_as_refusals
-from cluster.tracking.mlflow_store import make_store
+from cluster.tracking.mlflow_errors import (
+    file_problem,
+    is_away,
+    is_of_deleted,
+    mlflow_errors_as_refusals,
+    require_active,
+)
+from cluster.tracking.mlflow_store import is_missing, make_store
 from cluster.tracking.tracker import Row, Status, Tracker, number_or_none
 from kdcore.credentials import public, without_credentials
 from kdcore.errors import Refused
@@ -41,8 +47,7 @@ ERROR_TAG = "error"  # the tag that says why a run failed
 CONSTANTS = ("model/", "data/cache_bytes")
 DESCRIBED_TAG = "run"  # a tag that is there once a run's description is complete
 DIGEST_LENGTH = 32  # of a data set; MLflow takes 36
-PARAMS_AT_ONCE, PARAM_LENGTH = 100, 500  # what MLflow takes
-DIGEST_OF_PARAM = 12  # characters
+PARAMS_AT_ONCE = 100  # what MLflow takes
 
 logger = logging.getLogger("stillhouse")
 
@@ -136,15 +141,28 @@ class MlflowTracker(Tracker):
         """Mark the run as ended; a failed one with its error line, a finished one with its student."""
         if status == "FAILED" and self.folder.error.is_file():
             self.client.set_tag(self.run_id, ERROR_TAG, self.folder.error.read_text()[:5000])
-        if status != "FAILED" and ERROR_TAG in self.client.get_run(self.run_id).data.tags:  # of an earlier attempt
+        run = self.client.get_run(self.run_id)
+        if status != "FAILED" and ERROR_TAG in run.data.tags:  # of an earlier attempt
             self.client.delete_tag(self.run_id, ERROR_TAG)
-        self.client.set_terminated(self.run_id, status)
+        if run.info.status != status:  # else it keeps the time of its end, which a sweep has written before
+            self.client.set_terminated(self.run_id, status)
         if status == "FINISHED" and self.folder.weights.exists():  # a sweep itself has no student
             self._log_student()
 
     def is_away(self, error: BaseException) -> bool:
         """Return whether the server cannot be reached now."""
         return is_away(error)
+
+    @contextmanager
+    def errors_as_refusals(self, remedy: str) -> Iterator[None]:
+        """Turn an error of the store into a Refused in one line; remedy: what to do."""
+        try:
+            yield
+        except Exception as error:
+            if is_of_deleted(error):
+                remedy = f"restore the run there, by `mlflow runs restore --run-id {self.run_id}`; {remedy}"
+            with mlflow_errors_as_refusals(tracking_uri(self.config), remedy):
+                raise
 
     def _create(self) -> str:
         """Return the id of a new run, or of the one that this folder had begun to make when it was cut off.
@@ -239,20 +257,9 @@ class MlflowTracker(Tracker):
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 experiment = self.client.get_experiment_by_name(name)
+        require_active(experiment, tracking_uri(self.config))
         found: str = experiment.experiment_id
         return found
-
-
-def param_text(value: Any) -> str:
-    """Return a value as MLflow takes it: a longer one cut, with a digest of the whole at its end.
-
-    Runs of one recipe are found by their parameters, so what differs behind the cut has to be seen.
-    """
-    text = str(value)
-    if len(text) <= PARAM_LENGTH:
-        return text
-    end = f"... {hashlib.sha256(text.encode()).hexdigest()[:DIGEST_OF_PARAM]}"
-    return text[: PARAM_LENGTH - len(end)] + end
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -273,11 +280,20 @@ def own_store(config: RunConfig) -> str:
 
 
 def open_store(config: RunConfig) -> Any:
-    """Return MLflow's client for the recipe's store, which is made if it is a missing file."""
+    """Return MLflow's client for the recipe's store, which is made if it is a missing file.
+
+    Refused for a missing file that has the recipe's run: a new one would not have it.
+    """
+    uri, folder = tracking_uri(config), RunFolder.of(config)
+    if is_missing(uri) and folder.read_run_id() is not None:
+        raise Refused(
+            f"the MLflow store {uri}, which has the run of {folder.path}, is missing; put it back, or write its "
+            f"address into {folder.store}, or delete {folder.run_id}: the run is then a new one, with all its metrics"
+        )
     with importing("mlflow"):
         import mlflow
 
     # What it logs, with a traceback, it also raises, and that is said in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    make_store(tracking_uri(config), Path(config.output_dir).absolute() / "artifacts")
-    return mlflow.MlflowClient(tracking_uri(config))
+    make_store(uri, Path(config.output_dir).absolute() / "artifacts")
+    return mlflow.MlflowClient(uri)

@@ -19,14 +19,13 @@ from threading import Event, Thread
 from typing import Any
 
 from cluster.recipe.config import RunConfig
-from cluster.tracking.delivery import deliver, mark_end
+from cluster.tracking.delivery import deliver
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal, read_journal
 from cluster.tracking.machine import MachineSampler
 from cluster.tracking.mlflow_tracker import own_store, tracking_uri
-from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of
-from kdcore.credentials import without_credentials
-from kdcore.errors import Refused
+from cluster.tracking.tracker import Courier, Status, Tracker, trackers_of, trackers_of_plugins
+from kdcore.errors import Refused, RunFailed
 from pipelines.files import finite_or_null, make_folder, not_written, write_text
 from pipelines.leases import Fence, leased
 
@@ -68,27 +67,21 @@ def close_run(config: RunConfig, status: Status, result: Mapping[str, Any] | Non
     result: of a finished run, written into its folder after its status: if cut off in between, the run goes on; if cut
     off later, its end can still be delivered.
     """
-    folder, trackers = RunFolder.of(config), trackers_of(config)
+    folder = RunFolder.of(config)
     is_complete = not folder.outbox.exists()
     write_text(folder.outbox, status)
     if result is not None:
         folder.write_result(result)
-    try:
-        if is_complete:
-            mark_end(folder, trackers)
-        else:
-            deliver(config)
-    except Refused as error:  # a store that does not take a file, say; the run's folder has all of it
-        logger.warning("%s; then send it: python -m ops deliver %s", error, config.output_dir)
-    except Exception as error:
-        if not any(tracker.is_away(error) for tracker in trackers):
-            raise
-        logger.warning(
-            "%s does not answer; the rest of %s is kept in its folder: python -m ops deliver %s",
-            without_credentials(tracking_uri(config)),
-            config.name,
-            config.output_dir,
-        )
+    again = f"python -m ops deliver {config.output_dir}"
+    if trackers_of_plugins(config):
+        again = "run the same command again, which delivers"
+    for tracker, error in deliver(config, is_sent=is_complete).items():
+        try:
+            with tracker.errors_as_refusals(f"the rest of {config.name} is kept in its folder: {again}"):
+                raise error
+        except (Refused, RunFailed) as refusal:
+            remedy = "" if refusal is not error else f"; then send it: {again}"  # a file that is not taken, say
+            logger.warning("%s%s", refusal, remedy)
 
 
 class RunLog:
@@ -99,7 +92,8 @@ class RunLog:
     tells whether the run is still this process's to write; wait_until_open: returns once it is open in its trackers.
     Trackers and the machine's sampler take seconds to start, and would slow the first step: they begin after it, one
     after the other in the log's thread, since MLflow cannot be imported by two threads at once. While a tracker is
-    away, lines collect in the folder. An error that waiting does not cure is raised by the next call, or by `close`.
+    away, lines collect in the folder, as they do from the moment that it refuses one: that is said, and training goes
+    on. A fault of a tracker's own code is raised by the next call, or by `close`.
     """
 
     def __init__(
@@ -233,15 +227,19 @@ def kind_of(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
 class _Delivery:
     """One tracker's share of a run's log. files: all that are to be sent; it counts those that were.
 
-    A file that the tracker refuses is left to the run's end, which says so: training does not stop for it.
+    What the tracker refuses is left to the run's end, which says so: training does not stop for it. A file that it does
+    not take keeps nothing else back.
     """
 
     def __init__(self, tracker: Tracker, files: list[Path]) -> None:
         self.tracker, self.courier, self.files, self.num_sent = tracker, Courier(tracker), files, 0
-        self.is_refused = False  # a file
+        self.is_refused = False  # at least a file
+        self.is_over = False  # it refuses all there is
 
     def deliver(self) -> bool:
-        """Send what there is; return False where the tracker is away. Raises an error that waiting does not cure."""
+        """Send what there is; return False where the tracker is away. Raises a fault of its own code."""
+        if self.is_over:
+            return True
         try:
             self.courier.deliver()
             while self.num_sent < len(self.files):
@@ -251,7 +249,12 @@ class _Delivery:
                     self.is_refused = True
                 self.num_sent += 1
         except Exception as error:
-            if not self.tracker.is_away(error):
-                raise
-            return False
+            if self.tracker.is_away(error):
+                return False
+            try:
+                with self.tracker.errors_as_refusals("training goes on, and its folder keeps what comes"):
+                    raise error
+            except (Refused, RunFailed) as refusal:
+                logger.warning("%s", refusal)
+            self.is_refused = self.is_over = True
         return True

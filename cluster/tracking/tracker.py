@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
-from kdcore.errors import Refused
+from kdcore.errors import Refused, one_line
 from kdcore.registry import Registry
 
 Row = dict[str, Any]  # {"step": int, "time": seconds since the epoch, metric: number or None}
@@ -73,6 +74,16 @@ class Tracker(ABC):
         """Return whether an error means that the system cannot be reached now, so that trying again later helps."""
         return False
 
+    @contextmanager
+    def errors_as_refusals(self, remedy: str) -> Iterator[None]:
+        """Turn an error of the system into a Refused that names it, in one line; remedy: what to do."""
+        try:
+            yield
+        except Exception as error:
+            if not self.is_away(error):
+                raise
+            raise Refused(f"the tracker {self.name} does not answer ({one_line(error)}); {remedy}") from error
+
 
 class Courier:
     """Takes one run's journals to a tracker; each call of `deliver` goes on where the last one stopped."""
@@ -125,6 +136,13 @@ def known_trackers() -> Registry[Tracker]:
     from cluster.tracking import mlflow_tracker, tensorboard_tracker  # noqa: F401  they register themselves
 
     return Tracker.registry
+
+
+def trackers_of_plugins(config: RunConfig) -> list[str]:
+    """Return the trackers that only a process with the recipe's plug-ins knows."""
+    package, known = __name__.rpartition(".")[0], known_trackers()
+    names = dict.fromkeys(config.tracking.also)
+    return [name for name in names if name not in known or not known[name].__module__.startswith(f"{package}.")]
 
 
 def number_or_none(value: Any) -> float | None:

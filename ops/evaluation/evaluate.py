@@ -12,7 +12,7 @@ from cluster.evaluation import Findings, evaluate_networks, find_target, with_on
 from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
-from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.mlflow_tracker import open_store, tracking_uri
 from kdcore.evaluation import report
 from ops.console import console, percent, say, table
 from ops.evaluation.figures import alignment, confusion, reliability
@@ -137,10 +137,9 @@ def log_to_mlflow(config: RunConfig, run_id: str, content: dict[str, Any], paths
 
     Refused where the server does not answer; the files are already written.
     """
-    import mlflow
     from mlflow.entities import Metric
 
-    client, now = mlflow.MlflowClient(tracking_uri(config)), int(time.time() * 1000)
+    now = int(time.time() * 1000)
     prefixes = {"student": "", "teacher": "teacher_"}
     metrics = [
         Metric(f"evaluation/{content['images']}/{prefixes[network]}{name}", float(value), now, 0)
@@ -151,6 +150,7 @@ def log_to_mlflow(config: RunConfig, run_id: str, content: dict[str, Any], paths
     with mlflow_errors_as_refusals(
         tracking_uri(config), f"the results are in {paths[0]}: evaluate again when it is back"
     ):
+        client = open_store(config)
         client.log_batch(run_id, metrics=metrics)
         for path in paths:
             client.log_artifact(run_id, str(path), "evaluation")

@@ -54,6 +54,10 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     if found is None:
         raise Refused(f"{name}: no recipe.yaml next to it; say how the network is built: --recipe RECIPE")
     loaded = catalog.load(found, overrides)
+    is_placed = any(override.startswith("output_dir=") for override in overrides)
+    if path.is_dir() and run.facts.is_file() and not (is_placed or loaded.run_dir.is_dir()):
+        # The run has moved with its output folder: nothing is looked for, or made, at the old place.
+        loaded = loaded.model_copy(update={"output_dir": str(path.absolute().parent)})
     for one in beside:
         one.refuse_other_plugins(loaded)
     # A run is in the store that its folder names, whatever the environment names today.

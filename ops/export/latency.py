@@ -26,7 +26,7 @@ from cluster.recipe.config import RunConfig
 from cluster.teachers.running import SINGLE
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
-from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.mlflow_tracker import open_store, tracking_uri
 from kdcore.errors import Refused
 from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
@@ -108,7 +108,6 @@ def log_to_mlflow(config: RunConfig, run_id: str, rows: Sequence[dict[str, Any]]
 
     Refused where the server does not answer.
     """
-    import mlflow
     from mlflow.entities import RunTag
 
     single = {row["network"]: row for row in rows if row["batch"] == 1 and row["form"] == "torch"}
@@ -118,8 +117,7 @@ def log_to_mlflow(config: RunConfig, run_id: str, rows: Sequence[dict[str, Any]]
         noted["model/teacher_parameters"] = single["teacher"]["parameters"]
     uri = tracking_uri(config)
     with mlflow_errors_as_refusals(uri, "the numbers are in the run's folder: measure again when it is back"):
-        client = mlflow.MlflowClient(uri)
-        client.log_batch(run_id, tags=[RunTag(name, f"{value:.12g}") for name, value in noted.items()])
+        open_store(config).log_batch(run_id, tags=[RunTag(name, f"{value:.12g}") for name, value in noted.items()])
 
 
 def measure_networks(

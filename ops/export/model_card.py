@@ -17,6 +17,7 @@ from cluster.scores import in_words, says_more
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_store import is_missing
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.cost import deployment_cost
 from ops.console import say
@@ -146,9 +147,9 @@ def repetitions_in_mlflow(run_dir: Path, parts: Assembly) -> Group:
     import mlflow
 
     run_id = RunFolder(run_dir).read_run_id()
-    if run_id is None:
-        return Group(())
     uri = tracking_uri(parts.config)
+    if run_id is None or is_missing(uri):
+        return Group(())
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(
         uri, "the model card tells of the other seeds' runs there: export again when it is back"

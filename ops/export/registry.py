@@ -18,6 +18,7 @@ from torch import Tensor
 from cluster.recipe.config import RunConfig
 from cluster.tracking.description import method_name, network_pair
 from cluster.tracking.mlflow_errors import mlflow_errors_as_refusals
+from cluster.tracking.mlflow_store import is_missing
 from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused
@@ -49,6 +50,8 @@ def register(config: RunConfig, run_id: str, folder: Path, images: Tensor, name:
 
     name = name or default_name(config)
     uri = tracking_uri(config)
+    if is_missing(uri):
+        return f"not registered: {uri}, the store of the run {run_id}, is missing"
     client = mlflow.MlflowClient(uri)
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     with mlflow_errors_as_refusals(uri, "the model is not registered: export again when it is back"):

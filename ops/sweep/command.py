@@ -104,10 +104,10 @@ def run(
 ) -> list[PointResult]:
     """Build what is missing, run the trials, show and write the results, and return them, the best first.
 
-    A sweep that is complete, also in MLflow, is only shown.
+    A sweep that is complete, also in its trackers, is only shown.
     """
     trials = trials_so_far(plan).values()
-    if has_nothing_to_run(plan, trials, retry_failed) and not RunFolder(plan.parent.run_dir).outbox.exists():
+    if has_nothing_to_run(plan, trials, retry_failed) and not has_kept_back(plan.parent.run_dir):
         results = ranked(plan, trials)
         if are_written(plan, results):
             console.print(result_table(plan, results))
@@ -130,6 +130,11 @@ def run(
         say(f"written: {path}")
     say(mlflow_hint(plan.parent))
     return results
+
+
+def has_kept_back(folder: Path) -> bool:
+    """Return whether a sweep, or a run of it, has something left for its trackers."""
+    return RunFolder(folder).outbox.exists() or any(folder.glob("*/outbox"))
 
 
 def layer_scores(config: RunConfig, wanted: SweepConfig) -> LayerScores | None:

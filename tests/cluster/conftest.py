@@ -18,3 +18,15 @@ def nodes(worker_executable: str) -> Iterator[Machines]:
 
     with cluster_of(2, py_executable=worker_executable) as machines:
         yield machines
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all: making one takes seconds."""
+    import mlflow  # only here: it takes seconds, too
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client.create_experiment("stillhouse", artifact_location=(folder / "artifacts").as_uri())
+    uri: str = client.tracking_uri
+    return uri

@@ -1,20 +1,10 @@
 """Runs that one store of MLflow has, and a switch that takes it away."""
 
-import mlflow
 import pytest
 
 from cluster.recipe.reading import parse
 from cluster.tracking import run as tracking
 from cluster.tracking.mlflow_tracker import MlflowTracker
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory) -> str:
-    """One store for all: making one takes seconds."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    client.create_experiment("stillhouse", artifact_location=(folder / "artifacts").as_uri())
-    return client.tracking_uri
 
 
 @pytest.fixture

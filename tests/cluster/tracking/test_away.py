@@ -1,15 +1,16 @@
 """MLflow that is away for a while, or gone: no run waits for it, and in the end it has every step once."""
 
+import re
+
 import mlflow
 import pytest
-from mlflow.exceptions import MlflowException
 
 from cluster.recipe.reading import parse
 from cluster.tracking import run as tracking
 from cluster.tracking.delivery import deliver_all
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
-from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.mlflow_tracker import MlflowTracker, tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run
 from kdcore.errors import Refused
 from tests.cluster.tracking.logs import log, opened_log, points
@@ -82,13 +83,33 @@ def test_an_answer_that_is_lost(config, monkeypatch):
     assert points(config) == [(step, 1.0 + step) for step in range(1, 5)]
 
 
-def test_an_error_that_waiting_does_not_help(config):
-    """A run that somebody deleted: said at the end at the latest."""
-    run_id = open_run(config, "")
-    mlflow.MlflowClient(tracking_uri(config)).delete_run(run_id)
+def test_a_run_that_is_deleted_while_it_trains(config, caplog):
+    """It goes on to its end, says once how MLflow gets it back, and is delivered then."""
+    run_id, folder = open_run(config, ""), RunFolder.of(config)
+    folder.claim(config)
+    client = mlflow.MlflowClient(tracking_uri(config))
+    client.delete_run(run_id)
     run_log = RunLog(config, first_step=0)
-    run_log.log(1, {"train/loss": 1.0})
-    with pytest.raises(MlflowException, match="active"):
+    log(run_log, range(1, 4))
+    run_log.close()
+    told = f"restore the run there, by `mlflow runs restore --run-id {run_id}`; "
+    assert [told + "training goes on" in line.getMessage() for line in caplog.records] == [True]
+    close_run(config, "FINISHED")
+    assert told + "the rest of run is kept in its folder: python -m ops deliver" in caplog.text
+    with pytest.raises(Refused, match=re.escape(told)):
+        deliver_all(config.run_dir.parent)
+    assert folder.ended_as() == "FINISHED"
+    client.restore_run(run_id)
+    assert deliver_all(config.run_dir.parent) == ["run"]
+    assert points(config) == [(step, 1.0 + step) for step in range(1, 4)]
+
+
+def test_a_fault_of_a_tracker_ends_the_run(config, monkeypatch):
+    """It is no refusal of a store, and is not hidden."""
+    monkeypatch.setattr(MlflowTracker, "send", lambda self, rows: rows["no such key"])
+    run_log = opened_log(config)
+    log(run_log, range(1, 2))
+    with pytest.raises(TypeError, match="list indices"):
         run_log.close()
 
 

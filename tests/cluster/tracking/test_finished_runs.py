@@ -9,12 +9,13 @@ import mlflow
 import pytest
 
 from cluster.sweep.runs import open_trial
-from cluster.tracking import delivery
+from cluster.tracking import delivery, mlflow_tracker
 from cluster.tracking import run as tracking
 from cluster.tracking.delivery import deliver_all, deliver_rest
 from cluster.tracking.folder import RunFolder
-from cluster.tracking.mlflow_tracker import tracking_uri
+from cluster.tracking.mlflow_tracker import MlflowTracker, tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run
+from cluster.tracking.tracker import Tracker
 from cluster.training.launch import launch
 from kdcore.errors import Refused
 from pipelines.files import write_text
@@ -38,11 +39,11 @@ def test_cut_off_between_its_result_and_its_end(by, config, monkeypatch):
     result = {"name": "run", "run_dir": "", "mlflow_run_id": RunFolder.of(config).read_run_id(), "metrics": {}}
     result |= {"steps": 1, "train_seconds": 1.0, "images_per_second": 1.0, "wall_seconds": 1.0}
 
-    def be_killed(*_: Any) -> None:
+    def be_killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "mark_end", be_killed)
+        patched.setattr(tracking, "deliver", be_killed)
         with pytest.raises(KeyboardInterrupt):
             close_run(config, "FINISHED", result)
     assert RunFolder.of(config).state() == "finished"
@@ -55,8 +56,8 @@ def test_cut_off_between_its_result_and_its_end(by, config, monkeypatch):
 def test_a_finished_run_has_its_result_whatever_its_store_says(config, monkeypatch, caplog):
     """What was kept back for a store that is damaged, or gone, is kept on."""
 
-    def fail(*_: Any) -> None:
-        raise ConnectionError("no route")
+    def fail(config: Any) -> dict[Tracker, Exception]:
+        return {MlflowTracker(config): ConnectionError("no route")}
 
     write_text(RunFolder.of(config).outbox, "FINISHED")
     monkeypatch.setattr(delivery, "deliver", fail)
@@ -72,16 +73,21 @@ def kept_back(tmp_path, monkeypatch):
     def deliver_by(function, **stores: str) -> tuple[str, list[str]]:
         asked = []
 
-        def deliver_one(config: Any) -> None:
+        def deliver_one(config: Any) -> dict[Tracker, Exception]:
             asked.append(config.name)
-            function(config)
+            try:
+                function(config)
+            except ConnectionError as error:
+                return {MlflowTracker(config): error}
             (tmp_path / config.name / "outbox").unlink()
+            return {}
 
         for name in stores:
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "outbox").write_text("FINISHED")
         monkeypatch.setattr(delivery, "deliver", deliver_one)
-        monkeypatch.setattr(delivery, "tracking_uri", lambda config: stores[config.name])
+        for module in (delivery, mlflow_tracker):
+            monkeypatch.setattr(module, "tracking_uri", lambda config: stores[config.name])
         monkeypatch.setattr(delivery, "config_to_deliver", lambda folder: SimpleNamespace(name=folder.path.name))
         monkeypatch.setattr(delivery.RunFolder, "of", lambda config: RunFolder(tmp_path / config.name))
         with pytest.raises(Refused) as told:

@@ -3,11 +3,14 @@
 import socket
 
 import mlflow
+import pytest
 
 from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import RunLog, close_run, open_run
+from kdcore.errors import Refused
+from ops.history import runs_of
 from pipelines.files import write_json
 from tests.cluster.tracking.logs import opened_log, points
 
@@ -35,6 +38,22 @@ def test_files_lie_in_the_output_folder(recipe, store):
     open_run(config, "")
     experiment = mlflow.MlflowClient(store).get_experiment_by_name("another")
     assert experiment.artifact_location == (config.run_dir.parent / "artifacts").as_uri()
+
+
+def test_an_experiment_that_was_deleted(recipe, store):
+    """MLflow keeps its name: how to restore it is said, to a run and to a review, instead of that the store refuses."""
+    config, client = parse(recipe(tracking__uri=store, tracking__experiment="gone")), mlflow.MlflowClient(store)
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    told = (
+        rf"'gone' was deleted in .*; restore it there, by `mlflow experiments restore -x {experiment}`, or give anothe"
+    )
+    with pytest.raises(Refused, match=told):
+        open_run(config, "")
+    with pytest.raises(Refused, match=told):
+        runs_of(client, "gone")
+    client.restore_experiment(experiment)
+    assert client.get_run(open_run(config, "")).info.experiment_id == experiment
 
 
 def test_why_a_run_failed(config):

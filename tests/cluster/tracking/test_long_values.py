@@ -3,7 +3,8 @@
 import mlflow
 
 from cluster.recipe.reading import parse
-from cluster.tracking.mlflow_tracker import PARAM_LENGTH, param_text, tracking_uri
+from cluster.tracking.fields import PARAM_LENGTH, param_text
+from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import open_run
 from ops.history import Run, grouped
 

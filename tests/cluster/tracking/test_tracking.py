@@ -10,6 +10,7 @@ from PIL import Image
 
 from cluster.recipe.reading import parse
 from cluster.tracking import machine, tracker
+from cluster.tracking.delivery import deliver_all, deliver_rest
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.tracking.machine import MachineSampler
@@ -123,8 +124,8 @@ def test_tensorboard_beside_mlflow(recipe, store, away):
     assert tensorboard_scalars(config)["train/loss"] == [(step, 1.0 + step) for step in range(1, 9)]
 
 
-def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
-    """A subclass with a name is one file: it is handed the run's lines, files and end, and no other place knows it."""
+def notebook(monkeypatch) -> dict[str, Any]:
+    """Register a tracker as a plug-in does; return what it is given. It is away while that has "away"."""
     monkeypatch.setattr(Tracker, "registry", copy(Tracker.registry))
     seen: dict[str, Any] = {"rows": [], "files": []}
 
@@ -135,6 +136,8 @@ def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
             seen["command"] = command
 
         def send(self, rows):
+            if "away" in seen:
+                raise ConnectionError("no route")
             seen["rows"] += rows
 
         def send_file(self, path):
@@ -146,6 +149,15 @@ def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
         def end(self, status):
             seen["status"] = status
 
+        def is_away(self, error):
+            return isinstance(error, ConnectionError)
+
+    return seen
+
+
+def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
+    """A subclass with a name is one file: it is handed the run's lines, files and end, and no other place knows it."""
+    seen = notebook(monkeypatch)
     config = parse(recipe(tracking__uri=store, tracking__also=["notebook"]))
     open_run(config, "python -m ops train x")
     run_log = RunLog(config, 0)
@@ -157,6 +169,34 @@ def test_a_tracker_of_ones_own(recipe, store, monkeypatch):
     close_run(config, "FINISHED")
     assert [row["step"] for row in seen.pop("rows")] == [1, 2, 3]
     assert seen == {"files": ["first_batch.png"], "command": "python -m ops train x", "status": "FINISHED"}
+
+
+def test_a_tracker_that_is_away_keeps_no_other_back(recipe, store, away, monkeypatch, caplog):
+    """It is named, with the command that delivers to it: `deliver` says that it cannot, as the plug-in is not there."""
+    seen = notebook(monkeypatch)
+    config = parse(recipe(tracking__uri=store, tracking__also=["notebook"]))
+    run_id, folder = open_run(config, ""), RunFolder.of(config)
+    folder.claim(config)
+    run_log = RunLog(config, 0)
+    seen["away"] = True
+    log(run_log, range(1, 4))
+    run_log.close()
+    close_run(config, "FINISHED")
+    assert mlflow.MlflowClient(store).get_run(run_id).info.status == "FINISHED"
+    told = (
+        "the tracker notebook does not answer (no route); the rest of run is kept in its folder: run the same command"
+    )
+    assert told in caplog.text
+    assert store not in caplog.text
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "registry", {"mlflow": MlflowTracker, "tensorboard": TensorBoardTracker})
+        with pytest.raises(Refused, match="of which a plug-in brings notebook; run the same command again"):
+            deliver_all(config.run_dir.parent)
+    assert (seen["rows"], folder.ended_as()) == ([], "FINISHED")
+    seen.pop("away")
+    deliver_rest(config)
+    assert ([row["step"] for row in seen["rows"]], seen["status"]) == ([1, 2, 3], "FINISHED")
+    assert not folder.outbox.exists()
 
 
 def test_an_unknown_tracker_is_refused(recipe, store):

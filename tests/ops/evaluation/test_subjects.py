@@ -10,6 +10,7 @@ import pytest
 from cluster.recipe import plugins
 from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
+from cluster.tracking.mlflow_tracker import open_store, tracking_uri
 from kdcore import named_models
 from kdcore.errors import Refused
 from ops.__main__ import main
@@ -57,3 +58,26 @@ def test_a_run_is_not_looked_at_with_other_code(code: Path, recipe, tmp_path, ca
 
     folder.facts.unlink()  # a run from before they were recorded
     assert find_subject(str(folder.path), None, []).weights == folder.weights
+
+
+@pytest.mark.parametrize("is_trial", [False, True])
+def test_a_run_whose_output_folder_has_moved(recipe, tmp_path, is_trial):
+    """It, or a sweep's trial, is in the store that moved along; nothing is made at the old place, or for a lost one."""
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    uri = f"sqlite:///{out / 'mlflow.db'}" if is_trial else None
+    config = parse(recipe(tracking__uri=uri) | {"output_dir": str(out / "s" if is_trial else out)})
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    folder.weights.touch()
+    folder.run_id.write_text("abc")
+    assert (folder.read_store() is None) is not is_trial
+    (out / "mlflow.db").touch()
+    out.rename(moved)
+    run = moved / folder.path.relative_to(out)
+    found = find_subject(str(run), None, []).config
+    assert (tracking_uri(found), found.output_dir) == (f"sqlite:///{moved / 'mlflow.db'}", str(run.parent))
+    (moved / "mlflow.db").unlink()
+    with pytest.raises(Refused, match=r"moved/mlflow.db, which has the run of .*, is missing; put it back"):
+        open_store(found)
+    assert not (moved / "mlflow.db").exists()
+    assert not out.exists()

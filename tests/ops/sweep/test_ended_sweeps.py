@@ -63,6 +63,11 @@ def test_it_is_shown_and_not_written_again(run_again, tmp_path, capsys):
     assert run_again() == everything
     assert (tmp_path / "sweep.json").read_bytes() == written  # with the seconds of the session that has run it
     (tmp_path / "outbox").unlink()
+    left = tmp_path / "s-000-seed0" / "outbox"  # a tracker has not heard of all of a trial
+    left.parent.mkdir()
+    left.touch()
+    assert run_again() == everything
+    left.unlink()
     (tmp_path / "sweep.json").write_text("[")
     assert run_again() == everything
     assert run_again() == []
