@@ -32,19 +32,19 @@ from kdcore.protocol import conform, find_classifier
 def build_backbone(config: ModelConfig) -> nn.Module:
     """Build the network without its classifier, its weights loaded: images [B,3,H,W] -> features [B,D]."""
     config.check()
-    config = config.resolved()
     model = _create(config, {"num_classes": 0})
-    if config.checkpoint and config.checkpoint_keys == "positions" and holds_more(config, model):
+    of_file = config.resolved()
+    if of_file.checkpoint and of_file.checkpoint_keys == "positions" and holds_more(of_file, model):
         return _without_classifier(config)
-    if config.checkpoint:
-        load_backbone(model, config)
+    if of_file.checkpoint:
+        load_backbone(model, of_file)
     return model
 
 
 def _without_classifier(config: ModelConfig) -> nn.Module:
     """Build the network with its classifier, whose tensors are told apart only by position, then remove that."""
     model = _create(config, {})
-    load_weights(model, config)
+    load_weights(model, config.resolved())
     model.reset_classifier(0)  # type: ignore[operator]
     return model
 
@@ -55,13 +55,10 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
     folder = read_local_dir(config.model) if config.model.startswith(LOCAL_DIR) else None
     by_name = folder is not None and not config.class_indices and not config.new_head
     outputs = folder.output_indices(class_names, config.fresh) if folder and by_name else None
-    config = config.resolved()
     num_classes = folder.num_classes if folder and outputs else len(class_names)
     own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": num_classes}
     model = _create(config, own_classes)
-    if folder is not None:
-        own_cfg: Any = model.pretrained_cfg
-        model.pretrained_cfg = {**own_cfg, **folder.preprocessing}  # type: ignore[assignment]
+    config = config.resolved()
     if config.checkpoint:
         load_weights(model, config, class_names)
     elif config.pretrained and not config.class_indices:
@@ -74,6 +71,16 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
 
 
 def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
+    """Create the network that the recipe names, a folder's with the preprocessing that this states."""
+    model = _from_source(config.resolved(), own_classes)
+    if config.model.startswith(LOCAL_DIR):
+        of_recipe = config.args.get("pretrained_cfg_overlay") or {}  # as with all arguments, it wins over the folder
+        own_cfg: Any = model.pretrained_cfg
+        model.pretrained_cfg = {**own_cfg, **read_local_dir(config.model).preprocessing, **of_recipe}  # type: ignore[assignment]
+    return model
+
+
+def _from_source(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
     """Create the network from the source in its name. Refused, with the error raised, if that fails."""
     num_classes = own_classes.get("num_classes", config.args.get("num_classes", 1000))
     try:
