@@ -92,6 +92,28 @@ def test_a_network_without_logits():
         check_network(timm.create_model("test_resnet", features_only=True), (32, 32))
 
 
+class WithAnother(torch.nn.Module):
+    """Gives the logits of a second classifier too while it is trained."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, images):
+        logits = self.layer(images.mean((2, 3)))
+        return (logits, logits) if self.training else logits
+
+
+def test_a_network_that_trains_with_more_than_logits():
+    """In evaluation, it gives these alone."""
+    student = WithAnother()
+    check_network(student, (8, 8))
+    with pytest.raises(Refused, match=r"WithAnother answers images with a tuple in training, .*these alone"):
+        rehearse(make(student, {"term": "ce", "weight": 1.0}, size=(8, 8)), (8, 8), 4, mixes=False)
+
+
 class Own(Term):
     """A loss of a user, which a field makes wrong. Its name has no default, so that it stays out of the registry."""
 
