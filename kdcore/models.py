@@ -45,7 +45,10 @@ def _without_classifier(config: ModelConfig) -> nn.Module:
     """Build the network with its classifier, whose tensors are told apart only by position, then remove that."""
     model = _create(config, {})
     load_weights(model, config.resolved())
-    model.reset_classifier(0)  # type: ignore[operator]
+    if hasattr(model, "reset_classifier"):
+        model.reset_classifier(0)  # type: ignore[operator]
+    else:
+        _remove_classifier(model)
     return model
 
 
@@ -143,8 +146,12 @@ def fetches(config: ModelConfig) -> bool:
 def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
     """Build one of torchvision's classifiers; pretrained weights of other classes get a fresh last layer."""
     name = check_torchvision(config.model)
+    headless = own_classes.get("num_classes") == 0
     if not config.pretrained:
         made: nn.Module = models.get_model(name, weights=None, **own_classes, **config.args)
+        if headless:  # its last layer has no outputs then, where timm's is gone
+            made.num_classes = 0  # type: ignore[assignment]
+            _remove_classifier(made)
         return made
     weights = models.get_model_weights(name).DEFAULT
     made = models.get_model(name, weights=weights, **config.args)
@@ -158,7 +165,9 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
     }
     made.pretrained_cfg = own_cfg
     wanted = own_classes.get("num_classes", made.num_classes)
-    if wanted != made.num_classes:
+    if headless:
+        _remove_classifier(made)
+    elif wanted != made.num_classes:
         old = classifier_of(made)
         _replace_classifier(made, nn.Linear(old.in_features, wanted, old.bias is not None))
     return made
@@ -222,6 +231,16 @@ def keep_classes(model: nn.Module, indices: list[int]) -> None:
         if bias:
             new.bias.copy_(old.bias[indices])
     _replace_classifier(model, new)
+
+
+def _remove_classifier(model: nn.Module) -> None:
+    """Let the network answer with the input of its classifier; a file's is left out by the name that it had."""
+    old = classifier_of(model)
+    name = next(n for n, module in model.named_modules() if module is old)
+    model.set_submodule(name, nn.Identity())
+    model.num_classes = 0  # type: ignore[assignment]
+    own_cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    model.pretrained_cfg = {**own_cfg, "classifier": name}  # type: ignore[assignment]
 
 
 def _replace_classifier(model: nn.Module, new: nn.Linear) -> None:

@@ -78,6 +78,8 @@ def check_answers(network: nn.Module, images: Tensor, logits: Tensor) -> None:
     """Refuse a network whose logits [B,K] of the images do not match its classes, or what its two halves give."""
     name = type(network).__name__
     if int(network.num_classes) == 0:  # type: ignore[arg-type]
+        if logits.shape[1] == 0:
+            raise Refused(f"{name} answers with features of width 0; have it return its features for num_classes=0")
         return  # a network without a head: these are features
     if logits.shape[1] != int(network.num_classes):  # type: ignore[arg-type]
         raise Refused(

@@ -117,6 +117,22 @@ def test_torchvision():
         build("torchvision:resnet19")
 
 
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("mobilenet_v3_small", 1024)])
+def test_a_headless_network_of_torchvision_gives_its_features(tmp_path, name, width):
+    """torchvision itself would give its last layer no outputs. The classifier in a file is left out."""
+    whole, images = build(f"torchvision:{name}").eval(), torch.ones(2, 3, 32, 32)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    found = []
+    for keys in ("names", "positions"):
+        weights = {"checkpoint": str(tmp_path / "weights.pt"), "checkpoint_keys": keys}
+        network = build_backbone(ModelConfig(model=f"torchvision:{name}", **weights)).eval()
+        assert network.num_classes == 0
+        found.append(network(images))
+    assert found[0].shape == (2, width)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(classifier_of(whole)(found[0]), whole(images))
+
+
 def test_a_squeezenet_has_no_linear_classifier():
     with pytest.raises(Refused, match=r"SqueezeNet has no get_classifier\(\), and not one linear layer with 3 outputs"):
         classifier_of(build("torchvision:squeezenet1_1"))

@@ -92,6 +92,16 @@ def test_a_network_without_logits():
         check_network(timm.create_model("test_resnet", features_only=True), (32, 32))
 
 
+def test_a_network_without_a_head_that_has_no_features():
+    """Its last layer has no outputs, and not its inputs: what its features would be judged by is chance."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+    network.num_classes = 0
+    check_network(network, (8, 8))
+    network[1] = torch.nn.Linear(192, 0)
+    with pytest.raises(Refused, match="features of width 0; have it return its features for num_classes=0"):
+        check_network(network, (8, 8))
+
+
 class WithAnother(torch.nn.Module):
     """Gives the logits of a second classifier too while it is trained."""
 
