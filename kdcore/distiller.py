@@ -254,8 +254,8 @@ class Distiller(nn.Module):
         """Return the epochs done before a batch; 0 where it does not say, and nothing goes by them."""
         if batch.epoch is None and (waiting := [name for name, term in self.terms.items() if term.goes_by_epoch]):
             raise Refused(
-                f"{', '.join(waiting)} goes by the epoch, by its weight or by what it draws, and the batch has none; "
-                "give Batch(epoch=...), the epochs done before this step"
+                f"{', '.join(waiting)} goes by the epoch, by its weight or by what it computes, and the batch has "
+                "none; give Batch(epoch=...), the epochs done before this step"
             )
         return batch.epoch or 0.0
 
