@@ -120,7 +120,7 @@ def test_torchvision():
 @pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("mobilenet_v3_small", 1024)])
 def test_a_headless_network_of_torchvision_gives_its_features(tmp_path, name, width):
     """torchvision itself would give its last layer no outputs. The classifier in a file is left out."""
-    whole, images = build(f"torchvision:{name}").eval(), torch.ones(2, 3, 32, 32)
+    whole, images = build(f"torchvision:{name}", tuple(map(str, range(1000)))).eval(), torch.ones(2, 3, 32, 32)
     torch.save(whole.state_dict(), tmp_path / "weights.pt")
     found = []
     for keys in ("names", "positions"):

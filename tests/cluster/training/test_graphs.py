@@ -253,20 +253,6 @@ def test_a_weight_with_a_course_of_its_own_keeps_steps_launched(monkeypatch: pyt
     assert parse_term({"term": "ce", "weight": 1.0}).is_constant_at(3)
 
 
-@pytest.mark.parametrize("said", ["computes_by_epoch", "goes_by_epoch"])
-def test_a_loss_that_computes_by_the_epoch_is_never_constant(
-    said: str, monkeypatch: pytest.MonkeyPatch, config: Make
-) -> None:
-    """A graph would repeat what it computed in the epoch of its capture."""
-    monkeypatch.setattr(base, "REGISTRY", copy.copy(base.REGISTRY))
-    own = {"__annotations__": {"term": Literal["cooling_in_a_test"]}, "term": "cooling_in_a_test"}
-    cooling = type("Cooling", (Term,), {**own, "__module__": __name__, said: property(lambda self: True)})(weight=1.0)
-    assert cooling.goes_by_epoch
-    assert not cooling.is_constant_at(3)
-    with pytest.raises(Refused, match="the term cooling_in_a_test computes something else in every epoch; leave it"):
-        check_may_be_trained(config().model_copy(update={"method": (cooling,)}))
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", METHODS)
