@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kdcore.batch import Batch, ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused, one_line
 from kdcore.online_teacher import OnlineTeacher, input_gradient
+from kdcore.protocol import require_logits
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
 from kdcore.terms.base import SteppedModule, tap_askers, unique_names
@@ -226,6 +227,7 @@ class Distiller(nn.Module):
         # Fused attention has no second derivative, which a term on input gradients needs.
         with sdpa_kernel(SDPBackend.MATH) if self.needs.student_input_gradient else nullcontext():
             student_logits, features = self.taps(images)
+        require_logits(self.student, student_logits, in_training=True)
         inputs = TermInputs(
             labels=batch.labels,
             student_logits=student_logits,
@@ -252,8 +254,8 @@ class Distiller(nn.Module):
         """Return the epochs done before a batch; 0 where it does not say, and nothing goes by them."""
         if batch.epoch is None and (waiting := [name for name, term in self.terms.items() if term.goes_by_epoch]):
             raise Refused(
-                f"{', '.join(waiting)} goes by the epoch, by its weight or by what it draws, and the batch has none; "
-                "give Batch(epoch=...), the epochs done before this step"
+                f"{', '.join(waiting)} goes by the epoch, by its weight or by what it computes, and the batch has "
+                "none; give Batch(epoch=...), the epochs done before this step"
             )
         return batch.epoch or 0.0
 

@@ -32,20 +32,23 @@ from kdcore.protocol import conform, find_classifier
 def build_backbone(config: ModelConfig) -> nn.Module:
     """Build the network without its classifier, its weights loaded: images [B,3,H,W] -> features [B,D]."""
     config.check()
-    config = config.resolved()
     model = _create(config, {"num_classes": 0})
-    if config.checkpoint and config.checkpoint_keys == "positions" and holds_more(config, model):
+    of_file = config.resolved()
+    if of_file.checkpoint and of_file.checkpoint_keys == "positions" and holds_more(of_file, model):
         return _without_classifier(config)
-    if config.checkpoint:
-        load_backbone(model, config)
+    if of_file.checkpoint:
+        load_backbone(model, of_file)
     return model
 
 
 def _without_classifier(config: ModelConfig) -> nn.Module:
     """Build the network with its classifier, whose tensors are told apart only by position, then remove that."""
     model = _create(config, {})
-    load_weights(model, config)
-    model.reset_classifier(0)  # type: ignore[operator]
+    load_weights(model, config.resolved())
+    if hasattr(model, "reset_classifier"):
+        model.reset_classifier(0)  # type: ignore[operator]
+    else:
+        _remove_classifier(model)
     return model
 
 
@@ -55,13 +58,10 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
     folder = read_local_dir(config.model) if config.model.startswith(LOCAL_DIR) else None
     by_name = folder is not None and not config.class_indices and not config.new_head
     outputs = folder.output_indices(class_names, config.fresh) if folder and by_name else None
-    config = config.resolved()
     num_classes = folder.num_classes if folder and outputs else len(class_names)
     own_classes: dict[str, Any] = {} if config.class_indices else {"num_classes": num_classes}
     model = _create(config, own_classes)
-    if folder is not None:
-        own_cfg: Any = model.pretrained_cfg
-        model.pretrained_cfg = {**own_cfg, **folder.preprocessing}  # type: ignore[assignment]
+    config = config.resolved()
     if config.checkpoint:
         load_weights(model, config, class_names)
     elif config.pretrained and not config.class_indices:
@@ -74,6 +74,16 @@ def build_model(config: ModelConfig, class_names: list[str] | tuple[str, ...]) -
 
 
 def _create(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
+    """Create the network that the recipe names, a folder's with the preprocessing that this states."""
+    model = _from_source(config.resolved(), own_classes)
+    if config.model.startswith(LOCAL_DIR):
+        of_recipe = config.args.get("pretrained_cfg_overlay") or {}  # as with all arguments, it wins over the folder
+        own_cfg: Any = model.pretrained_cfg
+        model.pretrained_cfg = {**own_cfg, **read_local_dir(config.model).preprocessing, **of_recipe}  # type: ignore[assignment]
+    return model
+
+
+def _from_source(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
     """Create the network from the source in its name. Refused, with the error raised, if that fails."""
     num_classes = own_classes.get("num_classes", config.args.get("num_classes", 1000))
     try:
@@ -136,8 +146,12 @@ def fetches(config: ModelConfig) -> bool:
 def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
     """Build one of torchvision's classifiers; pretrained weights of other classes get a fresh last layer."""
     name = check_torchvision(config.model)
+    headless = own_classes.get("num_classes") == 0
     if not config.pretrained:
         made: nn.Module = models.get_model(name, weights=None, **own_classes, **config.args)
+        if headless:  # its last layer has no outputs then, where timm's is gone
+            made.num_classes = 0  # type: ignore[assignment]
+            _remove_classifier(made)
         return made
     weights = models.get_model_weights(name).DEFAULT
     made = models.get_model(name, weights=weights, **config.args)
@@ -151,7 +165,9 @@ def _from_torchvision(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Mo
     }
     made.pretrained_cfg = own_cfg
     wanted = own_classes.get("num_classes", made.num_classes)
-    if wanted != made.num_classes:
+    if headless:
+        _remove_classifier(made)
+    elif wanted != made.num_classes:
         old = classifier_of(made)
         _replace_classifier(made, nn.Linear(old.in_features, wanted, old.bias is not None))
     return made
@@ -215,6 +231,16 @@ def keep_classes(model: nn.Module, indices: list[int]) -> None:
         if bias:
             new.bias.copy_(old.bias[indices])
     _replace_classifier(model, new)
+
+
+def _remove_classifier(model: nn.Module) -> None:
+    """Let the network answer with the input of its classifier; a file's is left out by the name that it had."""
+    old = classifier_of(model)
+    name = next(n for n, module in model.named_modules() if module is old)
+    model.set_submodule(name, nn.Identity())
+    model.num_classes = 0  # type: ignore[assignment]
+    own_cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    model.pretrained_cfg = {**own_cfg, "classifier": name}  # type: ignore[assignment]
 
 
 def _replace_classifier(model: nn.Module, new: nn.Linear) -> None:

@@ -57,10 +57,29 @@ def find_classifier(network: nn.Module) -> nn.Module | None:
     return linear[0] if len(linear) == 1 else None
 
 
+def require_logits(network: nn.Module, answer: object, in_training: bool) -> None:
+    """Refuse a network's answer to images unless it is one tensor [B,K]; some give more in training alone."""
+    if isinstance(answer, Tensor) and answer.ndim == 2:
+        return
+    found = f"a tensor {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    name = type(network).__name__
+    if in_training:
+        raise Refused(
+            f"{name} answers images with {found} in training, not with logits [B,K]; have it return these alone (some "
+            "of torchvision's do with student.args={aux_logits: false})"
+        )
+    raise Refused(
+        f"{name} answers images with {found}, not with logits [B,K]; leave out the args that make it do so, or take "
+        "another model"
+    )
+
+
 def check_answers(network: nn.Module, images: Tensor, logits: Tensor) -> None:
     """Refuse a network whose logits [B,K] of the images do not match its classes, or what its two halves give."""
     name = type(network).__name__
     if int(network.num_classes) == 0:  # type: ignore[arg-type]
+        if logits.shape[1] == 0:
+            raise Refused(f"{name} answers with features of width 0; have it return its features for num_classes=0")
         return  # a network without a head: these are features
     if logits.shape[1] != int(network.num_classes):  # type: ignore[arg-type]
         raise Refused(

@@ -18,7 +18,7 @@ from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused, one_line
 from kdcore.layout import NETWORK_ERRORS, evaluating, remedy_for_images
-from kdcore.protocol import check_answers
+from kdcore.protocol import check_answers, require_logits
 from kdcore.terms import Term, TermInputs
 from kdcore.terms.foreign import complaints_of
 
@@ -75,12 +75,7 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
             logits = network(images)
     except NETWORK_ERRORS as error:
         raise Refused(_not_taken(network, images, error)) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise Refused(
-            f"{type(network).__name__} answers images with {found}, not with logits [B,K]; leave out the args that "
-            "make it do so, or take another model"
-        )
+    require_logits(network, logits, in_training=False)
     check_answers(network, images, logits)
 
 

@@ -24,7 +24,16 @@ from cluster.precision import autocast, precision
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import require_cache, require_teacher
-from cluster.teachers.stored import CHANNELS_FIRST, TRAIN, cache_needs, declared, head_facts, identity, reuses_head
+from cluster.teachers.stored import (
+    CHANNELS_FIRST,
+    TRAIN,
+    cache_needs,
+    declared,
+    head_facts,
+    identity,
+    own_statistics,
+    reuses_head,
+)
 from cluster.weights import weights_fingerprint
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
@@ -117,6 +126,7 @@ class Builder:
         run, config = self.run, self.config
         assert config.teacher is not None, "checked by the caller"
         teacher = {**declared(config.teacher), "weights": weights_fingerprint(self.teacher.model)}
+        teacher |= own_statistics(config.teacher, self.teacher.model)
         teacher["precision"] = str(precision(config, self.device)).removeprefix("torch.")
         if moved := sorted(self.teacher.taps.moved):
             teacher[CHANNELS_FIRST] = moved

@@ -93,6 +93,7 @@ def check_a_step_can_be_one_graph(config: Recipe) -> None:
     if not train.cuda_graph:
         return
     drawing = [term.term for term in config.method if term.weight > 0 and term.needs().sample_ids]
+    by_epoch = [term.term for term in config.method if term.weight > 0 and term.computes_by_epoch]
     if workers > 1:
         reason = f"scaling.num_workers={workers} average their gradients outside of it"
     elif micro_batch_size(train, 1, config.views.mixes) < train.batch_size:
@@ -101,6 +102,8 @@ def check_a_step_can_be_one_graph(config: Recipe) -> None:
         reason = "several teachers' answers are averaged by weights that may change"
     elif drawing:
         reason = f"the term {drawing[0]} reads the numbers of the samples"
+    elif by_epoch:
+        reason = f"the term {by_epoch[0]} computes something else in every epoch"
     else:
         return
     raise Refused(

@@ -24,7 +24,7 @@ from cluster.weights import weights_fingerprint
 from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout, in_proportion
-from kdcore.models import build_backbone, build_model
+from kdcore.models import build_backbone, build_model, input_statistics
 from kdcore.named_models import module_of
 from kdcore.reused import TeacherHead
 from kdcore.taps import gives_channels_last
@@ -121,6 +121,7 @@ def open_stored_teacher(
     if rank.first and config.teacher.has_weights:
         built = build_model(config.teacher, classes) if config.teacher.head == "own" else build_backbone(config.teacher)
         teacher["weights"] = weights_fingerprint(built)
+        teacher |= own_statistics(config.teacher, built, stated="mean" in manifest.plan.identity["teacher"])
     refuse_other_identity(manifest, {"teacher": teacher, **expected}, str(directory), config.cache.trust)
     refuse_channels_last(manifest, config, str(directory))
     stored_views = manifest.plan.parts[TRAIN].num_views
@@ -223,6 +224,20 @@ def declared(teacher: TeacherConfig) -> dict[str, Any]:
     module = module_of(built.model)
     code = {} if module is None else {"code": fingerprint_of_module(module)}
     return {"model": built.model, "args": json.dumps(built.args, sort_keys=True), **code, **head}
+
+
+def own_statistics(teacher: TeacherConfig, network: nn.Module, stated: bool = False) -> dict[str, list[float]]:
+    """Return the mean and std of a folder's network without a head, where they are not its architecture's; else {}.
+
+    Caches of such networks that state none were built with the architecture's. stated: whether the cache states them.
+    """
+    if teacher.head == "own" or not teacher.is_folder:
+        return {}
+    bare = teacher.resolved().model_copy(update={"checkpoint": None, "random": True})
+    with torch.device("meta"):
+        of_architecture = input_statistics(build_backbone(bare))
+    mean, std = input_statistics(network)
+    return {"mean": list(mean), "std": list(std)} if stated or (mean, std) != of_architecture else {}
 
 
 def head_facts(head: TeacherHead) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cluster.assembly import Assembly
 from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
+from cluster.training.readable import KEEP, refuse_unreadable, unread_types
 from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
@@ -75,26 +76,32 @@ class TrainState:
     def snapshot(self, facts: dict[str, Any]) -> Snapshot:
         """Copy the state into the host's memory, to be written while training goes on.
 
-        facts: plain values kept with the tensors (fingerprints).
+        facts: plain values kept with the tensors (fingerprints). Refused where it could not be read again.
         """
-        return Snapshot(
-            on_host(
-                {
-                    "distiller": self.distiller.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "ema": self.ema.module.state_dict() if self.ema else None,
-                    "step": self.step,
-                    "train_seconds": self.train_seconds,
-                    "best_score": self.best_score,
-                    "best_step": self.best_step,
-                    "best_metrics": self.best_metrics,
-                    "skipped_steps": self.skipped_steps,
-                    "interval": self.interval,
-                    "facts": facts,
-                }
-            )
-            | {"best_student": self.best_student}  # replaced as a whole, never changed
-        )
+        self.refuse_unreadable()
+        # The best student is replaced as a whole, never changed.
+        return Snapshot(on_host({**self.contents(), "facts": facts}) | {"best_student": self.best_student})
+
+    def contents(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, without its facts and the best student."""
+        return {
+            "distiller": self.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "step": self.step,
+            "train_seconds": self.train_seconds,
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "best_metrics": self.best_metrics,
+            "skipped_steps": self.skipped_steps,
+            "interval": self.interval,
+        }
+
+    def refuse_unreadable(self) -> None:
+        """Refuse a state that a checkpoint could hold, but that could not be read from it."""
+        for name, part in self.contents().items():
+            owner = f"optimizer {type(self.optimizer).__name__}" if name == "optimizer" else f"the run's {name}"
+            refuse_unreadable(owner, part)
 
     def restore(self, directory: Path, facts: dict[str, Any], place: str | None = None) -> None:
         """Take the state of a checkpoint; Refused where its facts (data, views, weights) are not this run's.
@@ -153,9 +160,17 @@ def read_state(directory: Path, place: str | None = None) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        if isinstance(error, pickle.UnpicklingError) and (types := unread_types(directory / STATE)):
+            raise Refused(
+                f"checkpoint {place or directory}: its {STATE} is whole, but holds {', '.join(types)}, and files "
+                f"with such objects are not read, as they can run code; {KEEP} in the optimiser's state "
+                "and in get_extra_state, and give the run another name to start afresh"
+            ) from error
+        # What torch says of a pickle is how to read it nonetheless.
+        reason = "no pickle" if isinstance(error, pickle.UnpicklingError) else one_line(error, 100)
         raise Refused(
-            f"checkpoint {place or directory}: its {STATE} is damaged ({one_line(error, 100)}); delete "
-            "that folder, and the same command goes on from the checkpoint before it"
+            f"checkpoint {place or directory}: its {STATE} is damaged ({reason}); delete that folder, and the same "
+            "command goes on from the checkpoint before it"
         ) from error
     return state
 

@@ -79,11 +79,13 @@ def train(loop: TrainingLoop, reporter: Reporter, task: WorkerTask) -> dict[str,
         validation, saver = Validation(run, recorder), saver_of(run)
         stop = task.stop or stop_event(task.board, run.rank)
         notices = Notices(run.rank, stop, task.watches_nodes)
-        batches = recorder.timed(run.train_batches(state.step))
+        batches, first = recorder.timed(run.train_batches(state.step)), state.step + 1
         with with_place(lambda: place_of(loop), reporter.fail):
             while not loop.is_done:
                 with recorder.timing(state):
                     record = loop.step(batches, partial(recorder.count, state.step))
+                if state.step == first:  # an optimiser has its state by then, and there is no work to lose yet
+                    state.refuse_unreadable()
                 is_validated = ends_epoch(state.step, run, config.train.evaluate_every_epochs)
                 asked = notices.after_step()
                 is_stopping = asked.ends and not loop.is_done

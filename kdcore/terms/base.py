@@ -151,13 +151,24 @@ class Term(Section):
 
     @property
     def goes_by_epoch(self) -> bool:
-        """Whether anything about the loss is a function of the epoch: its weight, or what it draws."""
+        """Whether anything about the loss is a function of the epoch: its weight, or what it computes."""
         own_course = type(self).weight_at is not Term.weight_at
-        return own_course or self.warmup_epochs > 0 or self.decay_from_epoch is not None
+        return own_course or self.computes_by_epoch or self.warmup_epochs > 0 or self.decay_from_epoch is not None
+
+    @property
+    def computes_by_epoch(self) -> bool:
+        """Whether the value itself is a function of the epoch, as what is drawn, or a temperature with a course, is.
+
+        True for a term that says of itself that it goes by the epoch.
+        """
+        return type(self).goes_by_epoch is not Term.goes_by_epoch
 
     def is_constant_at(self, epoch: float) -> bool:
-        """Return whether the weight is past its warm-up and not yet decaying; False for one with its own schedule."""
-        if type(self).weight_at is not Term.weight_at:
+        """Return whether nothing goes by the epoch now: the weight is past its warm-up and not yet decaying.
+
+        False for a weight with its own schedule, and for a value that goes by the epoch.
+        """
+        if self.computes_by_epoch or type(self).weight_at is not Term.weight_at:
             return False
         return epoch >= self.warmup_epochs and (self.decay_from_epoch is None or epoch < self.decay_from_epoch)
 

@@ -51,6 +51,8 @@ def _counts(context: TermContext, field: str) -> Tensor:
 
 def _named(weights: Mapping[str, float], classes: tuple[str, ...], field: str) -> Tensor:
     """Return the weights of named classes, 1 for the others."""
+    if not weights:
+        raise Refused(f"{field} names no class; name some, such as {{{classes[0]}: 2}}, or leave it out")
     vector = torch.ones(len(classes))
     for name, weight in weights.items():
         if name not in classes:

@@ -31,7 +31,7 @@ class DrawingTerm(Term):
     `seed`."""
 
     @property
-    def goes_by_epoch(self) -> bool:
+    def computes_by_epoch(self) -> bool:
         """True: what it draws is a function of the epoch."""
         return True
 

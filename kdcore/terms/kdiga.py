@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from kdcore.batch import Needs
+from kdcore.errors import Refused
 from kdcore.terms.base import Term, TermInputs
 from kdcore.terms.checks import require_same_shape
 from kdcore.terms.precision import full_precision
@@ -21,6 +22,12 @@ def kdiga(student_input_gradient: Tensor, teacher_input_gradient: Tensor) -> Ten
     Source: "How and When Adversarial Robustness Transfers in Knowledge Distillation?", arXiv 2110.12072; the form is
     that of secondary sources.
     """
+    theirs, ours = (list(one.shape[2:]) for one in (teacher_input_gradient, student_input_gradient))
+    if theirs != ours:
+        raise Refused(
+            f"gradients at the student's images of {ours} and at the teacher's of {theirs} are compared pixel by "
+            "pixel; leave teacher.image_size out"
+        )
     require_same_shape(student_input_gradient, teacher_input_gradient)
     return (student_input_gradient - teacher_input_gradient).flatten(1).norm(dim=1)
 

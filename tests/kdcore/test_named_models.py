@@ -15,7 +15,7 @@ from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
-from kdcore.models import build_model, classifier_of, input_statistics
+from kdcore.models import build_backbone, build_model, classifier_of, input_statistics
 from kdcore.named_models import module_of, nearest_if_unknown, short_name
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network
@@ -117,6 +117,22 @@ def test_torchvision():
         build("torchvision:resnet19")
 
 
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("mobilenet_v3_small", 1024)])
+def test_a_headless_network_of_torchvision_gives_its_features(tmp_path, name, width):
+    """torchvision itself would give its last layer no outputs. The classifier in a file is left out."""
+    whole, images = build(f"torchvision:{name}", tuple(map(str, range(1000)))).eval(), torch.ones(2, 3, 32, 32)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    found = []
+    for keys in ("names", "positions"):
+        weights = {"checkpoint": str(tmp_path / "weights.pt"), "checkpoint_keys": keys}
+        network = build_backbone(ModelConfig(model=f"torchvision:{name}", **weights)).eval()
+        assert network.num_classes == 0
+        found.append(network(images))
+    assert found[0].shape == (2, width)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(classifier_of(whole)(found[0]), whole(images))
+
+
 def test_a_squeezenet_has_no_linear_classifier():
     with pytest.raises(Refused, match=r"SqueezeNet has no get_classifier\(\), and not one linear layer with 3 outputs"):
         classifier_of(build("torchvision:squeezenet1_1"))
@@ -132,6 +148,18 @@ def test_a_folder_brings_weights_arguments_and_preprocessing(tmp_path):
     assert torch.equal(again.eval()(images), network.eval()(images))
     assert input_statistics(again) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert ModelConfig(model=model).resolved().model == "cifar_resnet8"
+
+
+def test_a_folder_brings_its_preprocessing_whatever_is_read_of_it(tmp_path):
+    """Its features are those of the pixels that its logits were trained on; what the recipe says wins."""
+    network = build("cifar_resnet8")
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.9, 0.8, 0.7]}
+    model = write_folder(tmp_path / "out", network, "cifar_resnet8", CLASSES, pretrained_cfg=cfg)
+    whole, headless = build(model), build_backbone(ModelConfig(model=model))
+    assert input_statistics(headless) == input_statistics(whole) == ((0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
+    own = ModelConfig(model=model, args={"pretrained_cfg_overlay": {"mean": [0.5, 0.5, 0.5]}})
+    for made in (build_backbone(own), build_model(own, CLASSES)):
+        assert input_statistics(made) == ((0.5, 0.5, 0.5), (0.9, 0.8, 0.7))
 
 
 def test_a_folder_is_asked_for_the_classes_of_the_data(tmp_path):

@@ -92,6 +92,38 @@ def test_a_network_without_logits():
         check_network(timm.create_model("test_resnet", features_only=True), (32, 32))
 
 
+def test_a_network_without_a_head_that_has_no_features():
+    """Its last layer has no outputs, and not its inputs: what its features would be judged by is chance."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+    network.num_classes = 0
+    check_network(network, (8, 8))
+    network[1] = torch.nn.Linear(192, 0)
+    with pytest.raises(Refused, match="features of width 0; have it return its features for num_classes=0"):
+        check_network(network, (8, 8))
+
+
+class WithAnother(torch.nn.Module):
+    """Gives the logits of a second classifier too while it is trained."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, images):
+        logits = self.layer(images.mean((2, 3)))
+        return (logits, logits) if self.training else logits
+
+
+def test_a_network_that_trains_with_more_than_logits():
+    """In evaluation, it gives these alone."""
+    student = WithAnother()
+    check_network(student, (8, 8))
+    with pytest.raises(Refused, match=r"WithAnother answers images with a tuple in training, .*these alone"):
+        rehearse(make(student, {"term": "ce", "weight": 1.0}, size=(8, 8)), (8, 8), 4, mixes=False)
+
+
 class Own(Term):
     """A loss of a user, which a field makes wrong. Its name has no default, so that it stays out of the registry."""
 

@@ -1,5 +1,6 @@
 """Teachers without a head: features alone are read, and students are judged by theirs."""
 
+import json
 from typing import Any
 
 import pytest
@@ -137,6 +138,48 @@ def test_cached_features_train_the_same_student(recipes, tmp_path):
         losses.append([float(distiller(batch).loss.detach()) for batch in run.train_batches(0)])
         assert run.teacher_on("val", run.evaluation_loader("val")) is None
     assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def of_folder(tmp_path):
+    """A function that writes a folder's statistics and gives the teacher without a head that it stands for."""
+    torch.manual_seed(3)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    network = build_model(ModelConfig(model="cifar_resnet8"), ["a", "b"])
+    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
+
+    def write(statistics: dict[str, list[float]]) -> dict[str, Any]:
+        stated = {"architecture": "cifar_resnet8", "num_classes": 2, "pretrained_cfg": statistics}
+        (folder / "config.json").write_text(json.dumps(stated))
+        return {"model": f"local-dir:{folder}", "head": "none"}
+
+    return write
+
+
+OWN = {"mean": [0.1, 0.2, 0.3], "std": [0.9, 0.8, 0.7]}
+
+
+def test_a_cache_says_how_its_teacher_is_normalised(recipes, of_folder):
+    """Where a folder does not say what its architecture does; what it then says anew makes it another teacher."""
+    teacher = of_folder(OWN)
+    assert OWN.items() <= build(recipes(teacher=teacher)).plan.identity["teacher"].items()
+    cached = recipes(teacher={**teacher, "source": "cache"})
+    assemble(cached, Rank(0, 1, CPU))
+    of_folder({})
+    with pytest.raises(Refused, match=r"teacher.mean is \[0.1, 0.2, 0.3\] there and \[0.5"):
+        assemble(cached, Rank(0, 1, CPU))
+
+
+def test_a_cache_that_does_not_say_so_is_of_the_architectures_statistics(recipes, of_folder):
+    """As all were built before folders without a head were normalised as they say."""
+    teacher = of_folder({})
+    assert not OWN.keys() & build(recipes(teacher=teacher)).plan.identity["teacher"].keys()
+    cached = recipes(teacher={**teacher, "source": "cache"})
+    assemble(cached, Rank(0, 1, CPU))
+    of_folder(OWN)
+    with pytest.raises(Refused, match=r"teacher.mean is None there and \[0.1, 0.2, 0.3\] here"):
+        assemble(cached, Rank(0, 1, CPU))
 
 
 def test_features_are_judged(recipes):

@@ -10,7 +10,7 @@ import torch
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.terms import TermContext, TermInputs, parse_term
-from kdcore.terms.class_weights import class_weight_vector
+from kdcore.terms.class_weights import class_weight_vector, positive_weight_vector
 
 CLASSES = ("ant", "bee", "cat")
 LOGITS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -65,6 +65,11 @@ def test_what_is_refused() -> None:
         class_weight_vector({"bea": 2.0}, CONTEXT)
     with pytest.raises(Refused, match=r"class_weights: 'bee' has weight -1; give 0 or more"):
         class_weight_vector({"bee": -1.0}, CONTEXT)
+    for vector, field in ((class_weight_vector, "class_weights"), (positive_weight_vector, "positive_weights")):
+        with pytest.raises(
+            Refused, match=rf"^{field} names no class; name some, such as \{{{CLASSES[0]}: 2\}}, or leave"
+        ):
+            vector({}, CONTEXT)
     few = TermContext({}, {}, num_classes=3, num_samples=2, classes=CLASSES, class_counts=torch.tensor([1, 0, 1]))
     with pytest.raises(Refused, match=r"balanced, but class 'bee' has no training image"):
         class_weight_vector("balanced", few)

@@ -174,6 +174,14 @@ def test_hcl_skips_grids_that_are_not_smaller():
     torch.testing.assert_close(hcl(s, t), feature_mse(s, t))
 
 
+def test_gradients_at_images_of_two_sizes():
+    """Their sizes are the recipe's, and no tap's."""
+    with pytest.raises(
+        Refused, match=r"of \[32, 32\] and at the teacher's of \[48, 48\] .*leave teacher.image_size out"
+    ):
+        kdiga(torch.ones(2, 3, 32, 32), torch.ones(2, 3, 48, 48))
+
+
 @pytest.mark.parametrize("loss", [feature_mse, hcl, kdiga, lambda s, t: vid(s, t, VARIANCE)])
 def test_other_shapes_are_refused(loss):
     with pytest.raises(Refused, match="must have the same shape"):
