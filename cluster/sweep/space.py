@@ -142,8 +142,6 @@ def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
         for one in data["teachers"] or [data["teacher"]]:
             one["source"] = "online"  # until there is a cache
         if sweep.teacher == "cache":
-            # As many views as epochs are what the run would see without a cache.
-            data["views"]["num_views"] = recipe.views.num_views or recipe.train.epochs
             data["cache"] = data["cache"] or {"dir": f"{data['output_dir']}/cache"}
     if sweep.stop:
         sweep.stop.check(recipe.train.epochs)
@@ -156,6 +154,27 @@ def run_config(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig
     data |= {"name": name, "seed": seed}
     set_point(data, point)
     return absolute(parse(data, describe(point)), Path.cwd())
+
+
+def with_all_views(config: RunConfig, least: int) -> RunConfig:
+    """Return a run with as many views as it would see without a cache, unless their number is given.
+
+    least: the epochs of the sweep's recipe; runs that show fewer views have this number all the same, as in sweeps
+    that have begun. Refused where rare classes are shown more often: epochs do not say how many views that takes.
+    """
+    views = config.views
+    if views.num_views is not None:
+        return config
+    if config.data.sampling != "images":
+        raise Refused(
+            f"data.sampling={config.data.sampling} shows rare images more often than once an epoch, so the "
+            "epochs do not say how many views a cache must hold; set views.num_views (showing r of an image is then "
+            "its view `r mod num_views`), or teacher: online beside the space"
+        )
+    shown = max(least, config.train.epochs * views.repeats)
+    data = config.model_dump(mode="json")
+    data["views"]["num_views"] = -(-shown // views.repeats) * views.repeats
+    return parse(data, config.name)
 
 
 def set_point(data: dict[str, Any], point: Point) -> dict[str, list[str]]:

@@ -254,5 +254,5 @@ def recipe_to_measure(base: RunConfig) -> RunConfig | None:
         return None
     data = base.model_dump(mode="json")
     data["cache"] = {"dir": f"{base.output_dir}/unused"}
-    data["views"]["num_views"] = base.train.epochs
+    data["views"]["num_views"] = base.train.epochs * base.views.repeats
     return parse(data, base.name)

@@ -56,3 +56,17 @@ def test_caches_of_a_search_that_goes_on(recipes):
     assert build.needs.teacher_logits
     with pytest.raises(Refused, match="its views or teacher differ from those in this sweep's caches"):
         Caches(plan.sweep, [build]).reading(run_config(plan.base, {"views.flip_probability": 0.1}, "r", 0))
+
+
+def test_a_cache_holds_the_views_of_the_longest_run(recipes):
+    plan = planned(recipes(), space={"train.epochs": [3, 12]})
+    assert [build.views.num_views for build in plan.caches.builds()] == [12]
+    assert [plan.config(Trial("t", i, point, 0)).views.num_views for i, point in enumerate(plan.examples)] == [9, 12]
+
+
+def test_a_cache_of_rare_classes_has_a_given_number_of_views(recipes):
+    """How often an image is shown depends on its class: the epochs do not say how many views that is."""
+    with pytest.raises(Refused, match=r"data.sampling=classes shows rare images .* set views.num_views"):
+        planned(recipes(data__sampling="classes"))
+    ((point, _),) = planned(recipes(), space={"data.sampling": ["images", "sqrt"]}).problems.items()
+    assert point == "data.sampling sqrt"

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from cluster.sweep.space import build_space, describe, refuse_overwriting, run_config, shared_recipe
+from cluster.sweep.space import build_space, describe, refuse_overwriting, run_config, shared_recipe, with_all_views
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, scores, sweep
 
@@ -75,6 +75,22 @@ def test_any_field_and_the_seed(recipes):
     }.items():
         with pytest.raises(Refused, match=message):
             run_config(shared_recipe(recipes(), sweep()), {field: 1}, "r", 0)
+
+
+def test_a_cached_run_sees_all_the_views_of_its_epochs(recipes):
+    """Its own epochs count, and how many views each shows; never fewer than the recipe's, and a given number stays."""
+    whole = recipes().views.model_dump(mode="json")
+    for point, expected in (
+        ({"train.epochs": 3}, 9),
+        ({"train.epochs": 12}, 12),
+        ({"views.repeats": 2}, 18),
+        ({"views.repeats": 2, "train.epochs": 3}, 10),
+        ({"views": whole}, 9),
+        ({"views": whole | {"num_views": 2}}, 2),
+        ({"views.num_views": 4, "train.epochs": 12}, 4),
+    ):
+        run = run_config(shared_recipe(recipes(), sweep()), point, "r", 0)
+        assert with_all_views(run, 9).views.num_views == expected, point
 
 
 @pytest.mark.parametrize(
