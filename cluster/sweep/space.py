@@ -35,6 +35,7 @@ from kdcore.terms.features import PairedTerm
 from kdcore.terms.logits import LogitTerm
 
 Point = dict[str, Any]
+MOST_PERMUTED = 10_000_000  # points of a space: their numbers take 80 MB
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ class Space:
         size = math.prod(axis.size for axis in self.axes.values())
         if num > size:
             raise Refused(f"num_points is {num}, but the space has only {size} points; set num_points={size}")
-        if all(isinstance(axis, Values) for axis in self.axes.values()):
-            grid = self.grid_points()
-            return [grid[i] for i in rng.permutation(len(grid))[:num]]
+        lists = [axis.values for axis in self.axes.values() if isinstance(axis, Values)]
+        if len(lists) == len(self.axes) and size <= MOST_PERMUTED:
+            chosen = np.unravel_index(rng.permutation(int(size))[:num], [len(values) for values in lists])
+            drawn = ([values[i] for values, i in zip(lists, one, strict=True)] for one in zip(*chosen, strict=True))
+            return [dict(zip(self.axes, values, strict=True)) for values in drawn]
         points: list[Point] = []
         while len(points) < num:
             point = {name: axis.draw(rng) for name, axis in self.axes.items()}
