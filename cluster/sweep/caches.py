@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
 from pipelines.cache.manifest import MANIFEST
 from pipelines.nested import differences
+from pipelines.places import Place
 
 CPU = torch.device("cpu")
 
@@ -96,7 +96,7 @@ class Caches:
         missing = []
         for build, configs in zip(self.builds(), self.groups.values(), strict=True):
             assert build.cache is not None, "given by shared_recipe"
-            if not (Path(build.cache.dir) / MANIFEST).is_file():
+            if not Place.of(build.cache.dir, "cache.dir").has(MANIFEST):
                 missing.append(build)
                 continue
             for config in {config.needs: config for config in configs}.values():

@@ -2,10 +2,12 @@
 
 import pytest
 
+from cluster.cache.job import build
 from cluster.sweep.caches import Caches, teacher_needs
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import run_config
 from kdcore.errors import Refused
+from pipelines.cache.local import publish
 from tests.cluster.sweep.conftest import KD, MSE, planned
 
 
@@ -70,3 +72,14 @@ def test_a_cache_of_rare_classes_has_a_given_number_of_views(recipes):
         planned(recipes(data__sampling="classes"))
     ((point, _),) = planned(recipes(), space={"data.sampling": ["images", "sqrt"]}).problems.items()
     assert point == "data.sampling sqrt"
+
+
+def test_a_finished_cache_in_an_object_store_is_there_already(recipes, tmp_path):
+    """As for one run: it was to be built, which no store allows."""
+    config = recipes(cache={"dir": str(tmp_path / "built")}, views__num_views=2)
+    build(config)
+    publish(tmp_path / "built", location := (tmp_path / "published").as_uri())
+    cache = {"dir": location, "copies_dir": str(tmp_path / "copies")}
+    plan = planned(recipes(cache=cache, views__num_views=2))
+    assert [one.cache.dir for one in plan.caches.builds()] == [location]
+    assert plan.caches.missing() == []
