@@ -14,7 +14,7 @@ from cluster.images import open_data
 from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import check_may_be_trained
 from cluster.recipe.sections import DataConfig
-from cluster.sweep.caches import Caches
+from cluster.sweep.caches import Caches, without_absent_weights
 from cluster.sweep.config import RESERVED, SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import (
@@ -108,7 +108,7 @@ class SweepPlan:
         kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
         if kind not in self.checked:
             try:
-                check_run(config)
+                check_run(without_absent_weights(config) if self.sweep.teacher == "cache" else config)
                 self.checked[kind] = ""
             except Refused as error:
                 self.checked[kind] = str(error)

@@ -1,5 +1,7 @@
 """Which runs share a cache, and what it holds for all of them."""
 
+from pathlib import Path
+
 import pytest
 
 from cluster.cache.job import build
@@ -7,6 +9,7 @@ from cluster.sweep.caches import Caches, teacher_needs
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import run_config
 from kdcore.errors import Refused
+from ops.sweep.command import plan_rows
 from pipelines.cache.local import publish
 from tests.cluster.sweep.conftest import KD, MSE, planned
 
@@ -83,3 +86,17 @@ def test_a_finished_cache_in_an_object_store_is_there_already(recipes, tmp_path)
     plan = planned(recipes(cache=cache, views__num_views=2))
     assert [one.cache.dir for one in plan.caches.builds()] == [location]
     assert plan.caches.missing() == []
+
+
+def test_a_finished_cache_needs_no_weights_of_its_teacher(recipes, tmp_path):
+    """As for one run: every point was refused for a file that nothing reads."""
+    fields = {"cache": {"dir": str(tmp_path / "built")}, "views__num_views": 2}
+    config = recipes(**fields)
+    build(config)
+    Path(config.teacher.checkpoint).unlink()
+    plan = planned(config)
+    assert plan.caches.missing() == []
+    assert plan.config(Trial("t", 0, plan.examples[0], 0)).teacher.source == "cache"
+    assert ["cache", "logits in 2 views, there already"] in plan_rows(plan, 1, None)
+    with pytest.raises(Refused, match="no such file, named by the model"):
+        planned(config, teacher="online")
