@@ -27,7 +27,6 @@ from pipelines.places import Place
 
 if TYPE_CHECKING:  # these import what takes seconds
     from cluster.recipe.config import RunConfig
-    from cluster.recipe.sections import TeacherConfig
 
 SPLITS = ("train", "val")
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
@@ -113,16 +112,11 @@ def _with_teacher(recipe: str, root: str) -> RunConfig:
     from ops import catalog
 
     config = with_online_teacher(catalog.load_here(recipe, [f"data.root={root}"]))
-    without = [teacher for teacher in config.all_teachers if teacher.cached or _lacks_file(teacher)]
+    without = [teacher for teacher in config.all_teachers if teacher.cached or teacher.lacks_weights]
     if without or not config.all_teachers:
         what = f"its teacher {without[0].model!r} has no weights here" if without else "the recipe has no teacher"
         raise Refused(f"--teacher {recipe}: {what}; give a recipe of one teacher with its weights")
     return config
-
-
-def _lacks_file(teacher: TeacherConfig) -> bool:
-    """Return whether a file of weights is named, and is not there."""
-    return teacher.weights_file is not None and not teacher.has_weights
 
 
 def _show_loss(config: RunConfig, target: str) -> None:

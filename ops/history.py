@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import mlflow
 from mlflow.entities import Run as MlflowRun
@@ -207,10 +208,10 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
 
 
 def with_shared_roots(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with one data.root for folders that hold the same images: that of the first run.
+    """Return the runs with one data.root for the same images, that of the first run, and another for others there.
 
     MLflow has the digest of a run's training images, which data.held_out and data.images_per_class make different for
-    each seed: two folders hold the same images as soon as any two runs on them have the same digest.
+    each seed: two folders hold the same images as soon as any two runs on them have the same digest. runs: by time.
     """
     first: dict[str, str] = {}  # {digest: a folder with those images}
     earlier: dict[str, str] = {}  # {folder: another one with its images, used by an earlier run}
@@ -220,7 +221,7 @@ def with_shared_roots(runs: Sequence[Run]) -> list[Run]:
             root = earlier[root]
         return root
 
-    roots = [run.recipe.get("data.root", "") for run in runs]
+    roots = roots_by_images(runs)
     for run, root in zip(runs, roots, strict=True):
         here = earliest(root)
         if run.images and (there := earliest(first.setdefault(run.images, here))) != here:
@@ -228,6 +229,29 @@ def with_shared_roots(runs: Sequence[Run]) -> list[Run]:
     return [
         replace(run, recipe=run.recipe | {"data.root": earliest(root)}) for run, root in zip(runs, roots, strict=True)
     ]
+
+
+def roots_by_images(runs: Sequence[Run]) -> list[str]:
+    """Return each run's data.root, with a digest where images were changed in that folder. runs: by time.
+
+    That they were is known from two runs that would read the same images, and did not. What was in the folder for
+    other runs follows from their digests or, where these are new, from the time.
+    """
+    held: dict[tuple[str, str], str] = {}  # {(folder, digest): what stands for the folder with those images}
+    latest: dict[str, str] = {}  # {folder: what stood for it last}
+    read: dict[tuple[Any, ...], set[str]] = {}  # {what decides which images of a folder are read: what stood for it}
+    found = []
+    for run in runs:
+        root = run.recipe.get("data.root", "")
+        if run.images:
+            fields = frozenset(item for item in run.fields.items() if item[0].startswith("data."))
+            before = read.setdefault((root, fields, run.view_seed), set())
+            last = latest.get(root, root)
+            changed = f"{root} ({run.images[:8]})" if last in before else last
+            latest[root] = held.setdefault((root, run.images), changed)
+            before.add(latest[root])
+        found.append(latest[root] if run.images else root)
+    return found
 
 
 def with_shared_weights(runs: Sequence[Run]) -> list[Run]:

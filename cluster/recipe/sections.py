@@ -186,6 +186,11 @@ class TeacherConfig(ModelConfig):
         files = [self.weights_file, local_file(self.class_indices) if self.class_indices else self.weights_file]
         return all(path is not None and path.is_file() for path in files)
 
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether it names files of weights that do not lie on this machine."""
+        return self.weights_file is not None and not self.has_weights
+
 
 class CacheConfig(Storage):
     """Where the teacher's outputs are stored, what is stored besides what the method reads, and how."""

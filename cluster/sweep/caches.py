@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from cluster.cache.builder import cache_bytes
 from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import parse
+from cluster.recipe.sections import CacheConfig
 from cluster.sweep.config import SweepConfig
 from cluster.teachers.stored import reuses_head
 from kdcore.batch import Needs
@@ -26,6 +26,7 @@ from kdcore.models import build_model, input_statistics
 from kdcore.terms import Term
 from pipelines.cache.manifest import MANIFEST
 from pipelines.nested import differences
+from pipelines.places import Place
 
 CPU = torch.device("cpu")
 
@@ -51,21 +52,16 @@ class Caches:
         """Return the run with its teacher's outputs read from their cache. Refused for one that was not planned."""
         if not self.groups:
             return config
-        data = config.model_dump(mode="json")
-        names = [member.name for member in config.teachers]
-        members: list[str | None] = [member.name for member in config.read_teachers] or [None]
-        for member, one in zip(members, config.teacher_recipes, strict=False):
-            key = cache_key(one)
-            if key not in self.groups and not asks_the_teacher(one):
-                continue
-            if key not in self.groups:
-                raise Refused("its views or teacher differ from those in this sweep's caches; use search: grid")
-            if member is not None:
-                data["teachers"][names.index(member)] |= {"source": "cache", "cache_dir": self.directory(key)}
-            else:
-                data["teacher"]["source"] = "cache"
-                data["cache"]["dir"] = self.directory(key)
-        return parse(data, config.name)
+        return reading_from(config, self._directory_of)
+
+    def _directory_of(self, one: RunConfig) -> str | None:
+        """Return where the answers of a run's only teacher lie; None where it is asked nothing."""
+        key = cache_key(one)
+        if key in self.groups:
+            return self.directory(key)
+        if asks_the_teacher(one):
+            raise Refused("its views or teacher differ from those in this sweep's caches; use search: grid")
+        return None
 
     def directory(self, key: str) -> str:
         """Return where a cache lies: the first in its recipe's folder, others of that folder next to it."""
@@ -96,7 +92,7 @@ class Caches:
         missing = []
         for build, configs in zip(self.builds(), self.groups.values(), strict=True):
             assert build.cache is not None, "given by shared_recipe"
-            if not (Path(build.cache.dir) / MANIFEST).is_file():
+            if not is_finished(build.cache):
                 missing.append(build)
                 continue
             for config in {config.needs: config for config in configs}.values():
@@ -112,6 +108,38 @@ class Caches:
             f"{len(self.groups)} of about {size / 2**30:.2f} GiB and a pass of the teacher each. Take {field} out of "
             f"the space, allow them with max_caches: {len(self.groups)}, or set teacher: online"
         )
+
+
+def reading_from(config: RunConfig, directory_of: Callable[[RunConfig], str | None]) -> RunConfig:
+    """Return a run with teachers that answer from caches. directory_of: of a run with one teacher; None for online."""
+    data = config.model_dump(mode="json")
+    names = [member.name for member in config.teachers]
+    members: list[str | None] = [member.name for member in config.read_teachers] or [None]
+    for member, one in zip(members, config.teacher_recipes, strict=False):
+        directory = directory_of(one)
+        if directory is None:
+            continue
+        if member is not None:
+            data["teachers"][names.index(member)] |= {"source": "cache", "cache_dir": directory}
+        else:
+            data["teacher"]["source"] = "cache"
+            data["cache"]["dir"] = directory
+    return parse(data, config.name)
+
+
+def without_absent_weights(config: RunConfig) -> RunConfig:
+    """Return a run whose teachers answer from their finished caches where their weights are not on this machine."""
+
+    def directory_of(one: RunConfig) -> str | None:
+        assert one.teacher is not None, "a run with one teacher"
+        return one.cache.dir if one.teacher.lacks_weights and one.cache and is_finished(one.cache) else None
+
+    return reading_from(config, directory_of)
+
+
+def is_finished(cache: CacheConfig) -> bool:
+    """Return whether a cache is finished, in a folder or in an object store."""
+    return Place.of(cache.dir, "cache.dir").has(MANIFEST)
 
 
 def asks_the_teacher(config: RunConfig) -> bool:

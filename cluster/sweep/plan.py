@@ -14,7 +14,7 @@ from cluster.images import open_data
 from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import check_may_be_trained
 from cluster.recipe.sections import DataConfig
-from cluster.sweep.caches import Caches
+from cluster.sweep.caches import Caches, without_absent_weights
 from cluster.sweep.config import RESERVED, SweepConfig
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import (
@@ -28,6 +28,7 @@ from cluster.sweep.space import (
     refuse_overwriting,
     run_config,
     shared_recipe,
+    with_all_views,
 )
 from cluster.training.check import check_run
 from cluster.training.validation import measured
@@ -69,7 +70,7 @@ class SweepPlan:
 
     def config(self, trial: Trial) -> RunConfig:
         """Return the run of a trial, reading the cache it shares. Refused where its point makes no run."""
-        config = run_config(self.base, trial.point, f"{self.sweep.name}-{trial.name}", trial.seed)
+        config = self._run(trial.point, f"{self.sweep.name}-{trial.name}", trial.seed)
         if problem := self._problem(config):
             raise Refused(problem)
         return self.caches.reading(config)
@@ -83,10 +84,16 @@ class SweepPlan:
         """The sweep itself as MLflow and its folder know it: the recipe under the sweep's name."""
         return parent_of(self.recipe, self.sweep)
 
+    def _run(self, point: Point, name: str, seed: int) -> RunConfig:
+        """Return the run of a point and a seed, with the teacher online. Refused for a point that makes no run."""
+        config = run_config(self.base, point, name, seed)
+        is_cached = self.sweep.teacher == "cache" and self.recipe.all_teachers
+        return with_all_views(config, self.recipe.train.epochs) if is_cached else config
+
     def _fitting(self, point: Point) -> RunConfig | None:
         """Return the run of a point with the first seed; None, with the problem noted, where it makes none."""
         try:
-            config = run_config(self.base, point, self.sweep.name, self.sweep.seeds[0])
+            config = self._run(point, self.sweep.name, self.sweep.seeds[0])
             problem = self._problem(config)
         except Refused as error:
             problem = str(error)
@@ -101,7 +108,7 @@ class SweepPlan:
         kind = (terms, config.needs, config.student.model_dump_json(), config.data, config.views, config.train)
         if kind not in self.checked:
             try:
-                check_run(config)
+                check_run(without_absent_weights(config) if self.sweep.teacher == "cache" else config)
                 self.checked[kind] = ""
             except Refused as error:
                 self.checked[kind] = str(error)

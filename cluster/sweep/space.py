@@ -35,6 +35,7 @@ from kdcore.terms.features import PairedTerm
 from kdcore.terms.logits import LogitTerm
 
 Point = dict[str, Any]
+MOST_PERMUTED = 10_000_000  # points of a space: their numbers take 80 MB
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ class Space:
         size = math.prod(axis.size for axis in self.axes.values())
         if num > size:
             raise Refused(f"num_points is {num}, but the space has only {size} points; set num_points={size}")
-        if all(isinstance(axis, Values) for axis in self.axes.values()):
-            grid = self.grid_points()
-            return [grid[i] for i in rng.permutation(len(grid))[:num]]
+        lists = [axis.values for axis in self.axes.values() if isinstance(axis, Values)]
+        if len(lists) == len(self.axes) and size <= MOST_PERMUTED:
+            chosen = np.unravel_index(rng.permutation(int(size))[:num], [len(values) for values in lists])
+            drawn = ([values[i] for values, i in zip(lists, one, strict=True)] for one in zip(*chosen, strict=True))
+            return [dict(zip(self.axes, values, strict=True)) for values in drawn]
         points: list[Point] = []
         while len(points) < num:
             point = {name: axis.draw(rng) for name, axis in self.axes.items()}
@@ -142,8 +145,6 @@ def shared_recipe(recipe: RunConfig, sweep: SweepConfig) -> RunConfig:
         for one in data["teachers"] or [data["teacher"]]:
             one["source"] = "online"  # until there is a cache
         if sweep.teacher == "cache":
-            # As many views as epochs are what the run would see without a cache.
-            data["views"]["num_views"] = recipe.views.num_views or recipe.train.epochs
             data["cache"] = data["cache"] or {"dir": f"{data['output_dir']}/cache"}
     if sweep.stop:
         sweep.stop.check(recipe.train.epochs)
@@ -156,6 +157,27 @@ def run_config(base: RunConfig, point: Point, name: str, seed: int) -> RunConfig
     data |= {"name": name, "seed": seed}
     set_point(data, point)
     return absolute(parse(data, describe(point)), Path.cwd())
+
+
+def with_all_views(config: RunConfig, least: int) -> RunConfig:
+    """Return a run with as many views as it would see without a cache, unless their number is given.
+
+    least: the epochs of the sweep's recipe; runs that show fewer views have this number all the same, as in sweeps
+    that have begun. Refused where rare classes are shown more often: epochs do not say how many views that takes.
+    """
+    views = config.views
+    if views.num_views is not None:
+        return config
+    if config.data.sampling != "images":
+        raise Refused(
+            f"data.sampling={config.data.sampling} shows rare images more often than once an epoch, so the "
+            "epochs do not say how many views a cache must hold; set views.num_views (showing r of an image is then "
+            "its view `r mod num_views`), or teacher: online beside the space"
+        )
+    shown = max(least, config.train.epochs * views.repeats)
+    data = config.model_dump(mode="json")
+    data["views"]["num_views"] = -(-shown // views.repeats) * views.repeats
+    return parse(data, config.name)
 
 
 def set_point(data: dict[str, Any], point: Point) -> dict[str, list[str]]:

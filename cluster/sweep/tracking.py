@@ -19,6 +19,7 @@ from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.run import close_run, open_run
 from pipelines.files import write_whole
 
+TRIAL, POINT = "sweep.trial", "sweep.point."  # tags of a trial's run: its name; the beginning of its values' by axis
 STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "finished": "FINISHED",
     "stopped": "KILLED",
@@ -58,8 +59,8 @@ class SweepRecord:
         return {
             "mlflow.parentRunId": self.run_id,
             "sweep": self.sweep.name,
-            "sweep.trial": trial.name,
-            **{f"sweep.point.{name}": label(value)[:500] for name, value in trial.point.items()},
+            TRIAL: trial.name,
+            **{f"{POINT}{name}": label(value)[:500] for name, value in trial.point.items()},
         }
 
     def record_end(self, event: Event, trial: Trial) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import mlflow
 
+from cluster.sweep.tracking import POINT, TRIAL
 from ops.history import Run
 from ops.response import ScoredPoint
 from ops.review import figures
 from ops.review.figures import Figure
-from ops.review.groups import field_name, parse_number, varied_fields
+from ops.review.groups import field_name, parse_number
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def sweeps_of(client: mlflow.MlflowClient, runs: Sequence[Run], metric: str) -> 
     parents = dict.fromkeys(run.parent for run in runs if run.parent)
     found = []
     for number, parent in enumerate(parents):
-        children = [run for run in runs if run.parent == parent]
+        children = [run for run in runs if run.parent == parent and TRIAL in run.tags]
         points = scored_points(children, metric)
         if not points or not points[0].point or not any(point.scores for point in points):
             continue
@@ -52,24 +53,27 @@ def sweeps_of(client: mlflow.MlflowClient, runs: Sequence[Run], metric: str) -> 
 
 
 def scored_points(runs: Sequence[Run], metric: str) -> list[ScoredPoint]:
-    """Return the points that a sweep's runs stand for: runs that differ only in their seed are one point."""
-    values = values_by_field(runs)
-    groups: dict[tuple[Any, ...], list[Run]] = {}
+    """Return the points that a sweep's runs stand for, each with the runs of its seeds."""
+    values = values_by_axis(runs)
+    groups: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
-        groups.setdefault(tuple(column[number] for column in values.values()), []).append(run)
+        groups.setdefault(run.tags[TRIAL].rpartition("-seed")[0], []).append(number)
     return [
-        ScoredPoint(
-            point=dict(zip(values, point, strict=True)),
-            scores=[run.metrics[metric] for run in group if has_finished(run, metric)],
-            reached=[
-                run.metrics[metric]
-                for run in group
-                if metric in run.metrics and run.status not in ("FINISHED", "FAILED")
-            ],
-            num_runs=len(group),
-        )
-        for point, group in groups.items()
+        scored_point({axis: column[numbers[0]] for axis, column in values.items()}, [runs[n] for n in numbers], metric)
+        for numbers in groups.values()
     ]
+
+
+def scored_point(point: dict[str, Any], runs: Sequence[Run], metric: str) -> ScoredPoint:
+    """Return a point with what its runs have reached in a metric."""
+    return ScoredPoint(
+        point=point,
+        scores=[run.metrics[metric] for run in runs if has_finished(run, metric)],
+        reached=[
+            run.metrics[metric] for run in runs if metric in run.metrics and run.status not in ("FINISHED", "FAILED")
+        ],
+        num_runs=len(runs),
+    )
 
 
 def has_finished(run: Run, metric: str) -> bool:
@@ -77,17 +81,23 @@ def has_finished(run: Run, metric: str) -> bool:
     return run.status == "FINISHED" and metric in run.metrics
 
 
-def values_by_field(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return {field's name for display: its value in every run} of the fields in which runs differ.
+def values_by_axis(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return {axis's name for display: its value in every run} of a sweep's axes that have several values.
 
-    The values are floats where all values of a field are numbers.
+    The values are floats where all values of an axis are numbers.
     """
-    fields = list(varied_fields(runs))
-    short = {field: field_name(field, runs[0]) for field in fields}
-    names = short if len(set(short.values())) == len(fields) else {field: field for field in fields}
-    columns = {}
-    for field in fields:
-        texts = [run.fields.get(field, "-") for run in runs]
+    axes = sorted({tag.removeprefix(POINT) for run in runs for tag in run.tags if tag.startswith(POINT)})
+    short = {axis: field_name(axis, runs[0]) for axis in axes}
+    names = short if len(set(short.values())) == len(axes) else {axis: axis for axis in axes}
+    columns: dict[str, list[Any]] = {}
+    for axis in axes:
+        texts = [axis_value(run, axis) for run in runs]
         numbers = [parse_number(text) for text in texts]
-        columns[names[field]] = texts if None in numbers else numbers
+        if len(set(texts)) > 1:
+            columns[names[axis]] = texts if None in numbers else numbers
     return columns
+
+
+def axis_value(run: Run, axis: str) -> str:
+    """Return the value of an axis in a run: a field's whole, of others what the tag says in short."""
+    return run.recipe.get(axis, run.tags.get(f"{POINT}{axis}", "-"))

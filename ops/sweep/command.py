@@ -18,6 +18,7 @@ from cluster.cache.outlook import Outlook, Speeds, outlook
 from cluster.nodes.resources import device_here
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import parse
+from cluster.recipe.sections import CacheConfig
 from cluster.sweep.axes import LAYERS, Pairings
 from cluster.sweep.caches import asks_the_teacher
 from cluster.sweep.config import SweepConfig, load_sweep
@@ -45,6 +46,8 @@ from ops.sweep.plots import plots
 from ops.sweep.report import PointResult, are_written, ranked, result_table, write_files
 from ops.sweep.view import SweepView
 from ops.train import mlflow_hint
+from pipelines.cache.local import local_folder
+from pipelines.cache.manifest import load_manifest
 from pipelines.files import read_json, write_json
 
 MEASURE_SECONDS = 1.0  # of each part: loader, teacher, student
@@ -209,11 +212,18 @@ def cache_rows(plan: SweepPlan) -> list[list[str]]:
         assert build.cache is not None
         needs = build.needs
         content = [*(["logits"] if needs.teacher_logits else []), *sorted(needs.teacher_taps | set(build.cache.taps))]
-        state = "to be built" if build.cache.dir in missing else "there already"
+        state, size = "there already", 0
+        if build.cache.dir in missing:
+            state, size = "to be built", cache_bytes(build)
         rows.append(["cache", f"{', '.join(content)} in {build.views.num_views} views, {state}"])
-        rows.append(["", f"{decimal(cache_bytes(build))} in {build.cache.dir}"])
+        rows.append(["", f"{decimal(size or stored_bytes(build.cache))} in {build.cache.dir}"])
     nothing = "the teacher answers online" if plan.base.all_teachers else "there is no teacher"
     return rows or [["cache", f"none: {nothing}"]]
+
+
+def stored_bytes(cache: CacheConfig) -> int:
+    """Return the bytes of a finished cache, which are known without its teacher."""
+    return load_manifest(local_folder(cache.dir, cache.copies_dir)).num_bytes
 
 
 def cost_rows(plan: SweepPlan, concurrent: int, num_left: int) -> list[list[str]]:
@@ -240,13 +250,16 @@ def cost_rows(plan: SweepPlan, concurrent: int, num_left: int) -> list[list[str]
 
 
 def measured_speeds(plan: SweepPlan) -> Outlook | None:
-    """Measure the parts on this machine, once: a sweep that has begun keeps the speeds it began with."""
+    """Measure the parts on this machine, once: a sweep that has begun keeps the speeds it began with.
+
+    None where no teacher is asked, or where its weights are not on this machine.
+    """
     kept = plan.parent.run_dir / "speeds.json"
     if kept.exists() and has_begun(kept.parent):
         found = read_json(kept, "delete it: it is then measured again")
         return Outlook(**{**found, "speeds": Speeds(**found["speeds"])})
     config = next(iter(plan.caches.builds()), None) or recipe_to_measure(plan.base)
-    if config is None:
+    if config is None or (config.teacher is not None and config.teacher.lacks_weights):
         return None
     seen = outlook(config, device_here(config), MEASURE_SECONDS)
     write_json(kept, asdict(seen))
@@ -259,5 +272,5 @@ def recipe_to_measure(base: RunConfig) -> RunConfig | None:
         return None
     data = base.model_dump(mode="json")
     data["cache"] = {"dir": f"{base.output_dir}/unused"}
-    data["views"]["num_views"] = base.train.epochs
+    data["views"]["num_views"] = base.train.epochs * base.views.repeats
     return parse(data, base.name)

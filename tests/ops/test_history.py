@@ -164,6 +164,24 @@ def test_the_same_images_in_several_folders():
     assert [len(group.runs) for group in grouped(with_shared_roots(runs))] == [5]
 
 
+def test_other_images_in_the_same_folder():
+    """They were changed there, and back: every run goes with those of its images, also of a seed that is new."""
+    known = ["old0", "old1", "new1", "new0", "new2", "old1", "old3", "newer3", "newer1"]
+    roots = [run.recipe["data.root"] for run in with_shared_roots([on("/a", d, int(d[-1])) for d in known])]
+    old, new, newer = "/a", "/a (new1)", "/a (newer3)"
+    assert roots == [old, old, new, new, new, old, old, newer, newer]
+    elsewhere = [on("/a", "old0", 0), on("/b", "old0", 0), on("/b", "new0", 0), on("/c", "new0", 0)]
+    roots = [run.recipe["data.root"] for run in with_shared_roots(elsewhere)]
+    assert roots == ["/a", "/a", "/b (new0)", "/b (new0)"]
+
+
+def test_other_images_of_one_folder_are_no_change_of_it():
+    """A recipe that keeps other images out reads others, and so does another split."""
+    runs = [on("/a", "d0", 0), on("/a", "d1", 0)]
+    runs[1].recipe["data.held_out"] = "0.2"
+    assert [run.recipe["data.root"] for run in with_shared_roots(runs)] == ["/a", "/a"]
+
+
 def test_the_digest_is_mlflows(config):
     info = RunInfo("id", "0", "user", "FINISHED", 0, 1, "active")
     dataset = DatasetInput(Dataset("images", "a1b2", "stillhouse", "{}"), [])

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cluster.sweep.space import label
+from cluster.sweep.tracking import POINT, TRIAL
 from ops.history import Run
 from ops.response import ScoredPoint, best_means, heat_map, heat_maps, is_logarithmic, response
 from ops.review import figures
@@ -79,7 +82,7 @@ def test_no_line_joins_points_that_share_no_value():
 
 
 def of_mlflow(points: list[ScoredPoint]) -> list[Run]:
-    """The runs of points as MLflow holds them: fields as text."""
+    """The runs of points as MLflow holds them: fields and axes as text."""
     runs = []
     for number, one in enumerate(points):
         fields = {
@@ -91,7 +94,8 @@ def of_mlflow(points: list[ScoredPoint]) -> list[Run]:
         ends = [("FINISHED", score) for score in one.scores] + [("KILLED", score) for score in one.reached]
         for seed, (status, score) in enumerate(ends):
             recipe = {"name": f"{number}-{seed}", "seed": str(seed), **fields}
-            runs.append(Run(f"{number}-{seed}", "0", "r", status, seed, recipe, {}, {"held_out/top1": score}))
+            tags = {TRIAL: f"{number:03d}-seed{seed}"} | {f"{POINT}{axis}": label(v) for axis, v in one.point.items()}
+            runs.append(Run(f"{number}-{seed}", "0", "r", status, seed, recipe, tags, {"held_out/top1": score}))
     return runs
 
 
@@ -107,7 +111,7 @@ def test_the_review_page_shows_what_the_sweep_shows(tmp_path):
     (trace,) = json.loads(of_page.json)["data"]
     assert trace["text"] == [["90.0%", "90.0%"], ["90.0%", "90.0%"]]
     assert trace["z"] == of_sweep.cells == [[0.9, 0.9], [0.9, 0.9]]
-    assert of_page.note == "Mean over seeds, then the best over kd.pairs."
+    assert of_page.note == "Mean over seeds, then the best over layers."
     assert of_sweep.caption == CAPTION
     assert tmp_path / "heat_temperature_weight.png" in plots(plan, results)
 
@@ -123,6 +127,28 @@ def test_stopped_runs_of_a_review_are_hollow_and_leave_their_cell_empty():
     assert len(runs["x"]) == 4
     assert best["x"] == [1]
     assert json.loads(grid.json)["data"][0]["z"] == [[0.9, None], [0.9, None]]
+
+
+def test_every_axis_of_a_random_search_is_shown():
+    """Where no value comes twice, all columns go together, one to one: the sweep says what it has searched."""
+    drawn = [point([0.1, 0.2], temperature=1 + n / 7, weight=n / 3, layers=f"late<{n}") for n in range(3)]
+    assert [list(one.point) for one in scored_points(of_mlflow(drawn), "held_out/top1")] == [
+        ["layers", "temperature", "weight"]
+    ] * len(drawn)
+
+
+def test_a_searched_field_is_shown_whole_and_by_its_term():
+    """The tag has a few digits of a number, as people read it; the run's recipe has all."""
+    tags = {f"{POINT}method.0.temperature": "1.143", f"{POINT}optimizer.lr": "0.1"}
+    one, other = (
+        replace(run, tags=run.tags | tags)
+        for run in of_mlflow([point([0.5, 0.6], temperature=8 / 7, weight=1.0, layers="a")])
+    )
+    other = replace(
+        other, recipe=other.recipe | {"method.0.temperature": "1.1429"}, tags=other.tags | {TRIAL: "001-seed0"}
+    )
+    found = [one.point for one in scored_points([one, other], "held_out/top1")]
+    assert found == [{"kd.temperature": 8 / 7}, {"kd.temperature": 1.1429}]
 
 
 def test_scales():

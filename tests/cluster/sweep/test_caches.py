@@ -1,11 +1,16 @@
 """Which runs share a cache, and what it holds for all of them."""
 
+from pathlib import Path
+
 import pytest
 
+from cluster.cache.job import build
 from cluster.sweep.caches import Caches, teacher_needs
 from cluster.sweep.journal import Trial
 from cluster.sweep.space import run_config
 from kdcore.errors import Refused
+from ops.sweep.command import plan_rows
+from pipelines.cache.local import publish
 from tests.cluster.sweep.conftest import KD, MSE, planned
 
 
@@ -56,3 +61,42 @@ def test_caches_of_a_search_that_goes_on(recipes):
     assert build.needs.teacher_logits
     with pytest.raises(Refused, match="its views or teacher differ from those in this sweep's caches"):
         Caches(plan.sweep, [build]).reading(run_config(plan.base, {"views.flip_probability": 0.1}, "r", 0))
+
+
+def test_a_cache_holds_the_views_of_the_longest_run(recipes):
+    plan = planned(recipes(), space={"train.epochs": [3, 12]})
+    assert [build.views.num_views for build in plan.caches.builds()] == [12]
+    assert [plan.config(Trial("t", i, point, 0)).views.num_views for i, point in enumerate(plan.examples)] == [9, 12]
+
+
+def test_a_cache_of_rare_classes_has_a_given_number_of_views(recipes):
+    """How often an image is shown depends on its class: the epochs do not say how many views that is."""
+    with pytest.raises(Refused, match=r"data.sampling=classes shows rare images .* set views.num_views"):
+        planned(recipes(data__sampling="classes"))
+    ((point, _),) = planned(recipes(), space={"data.sampling": ["images", "sqrt"]}).problems.items()
+    assert point == "data.sampling sqrt"
+
+
+def test_a_finished_cache_in_an_object_store_is_there_already(recipes, tmp_path):
+    """As for one run: it was to be built, which no store allows."""
+    config = recipes(cache={"dir": str(tmp_path / "built")}, views__num_views=2)
+    build(config)
+    publish(tmp_path / "built", location := (tmp_path / "published").as_uri())
+    cache = {"dir": location, "copies_dir": str(tmp_path / "copies")}
+    plan = planned(recipes(cache=cache, views__num_views=2))
+    assert [one.cache.dir for one in plan.caches.builds()] == [location]
+    assert plan.caches.missing() == []
+
+
+def test_a_finished_cache_needs_no_weights_of_its_teacher(recipes, tmp_path):
+    """As for one run: every point was refused for a file that nothing reads."""
+    fields = {"cache": {"dir": str(tmp_path / "built")}, "views__num_views": 2}
+    config = recipes(**fields)
+    build(config)
+    Path(config.teacher.checkpoint).unlink()
+    plan = planned(config)
+    assert plan.caches.missing() == []
+    assert plan.config(Trial("t", 0, plan.examples[0], 0)).teacher.source == "cache"
+    assert ["cache", "logits in 2 views, there already"] in plan_rows(plan, 1, None)
+    with pytest.raises(Refused, match="no such file, named by the model"):
+        planned(config, teacher="online")

@@ -1,10 +1,20 @@
 """Points of a space, and the runs that they make."""
 
 import copy
+import json
 
+import numpy as np
 import pytest
 
-from cluster.sweep.space import build_space, describe, refuse_overwriting, run_config, shared_recipe
+from cluster.sweep.space import (
+    Space,
+    build_space,
+    describe,
+    refuse_overwriting,
+    run_config,
+    shared_recipe,
+    with_all_views,
+)
 from kdcore.errors import Refused
 from tests.cluster.sweep.conftest import KD, MSE, PAIRS, scores, sweep
 
@@ -37,6 +47,21 @@ def test_random_points():
     assert sorted(map(describe, drawn)) == [f"temperature {t}, train.epochs {n}" for t in (1, 4) for n in (2, 3, 4)]
     with pytest.raises(Refused, match="num_points is 7, but the space has only 6 points; set num_points=6"):
         build_space(sweep(space=whole, search="random", num_points=7), None).points()
+
+
+@pytest.mark.parametrize("num_axes", [2, 3, 9])
+def test_random_points_of_lists(num_axes, monkeypatch):
+    """Those of the whole grid in a random order, as begun sweeps have them, without making it: a billion are too many,
+    and are drawn one by one."""
+    lists = {f"optimizer.args.{name}": [name, *range(9)] for name in "abcdefghi"[:num_axes]}
+    space = build_space(sweep(space=lists, search="random", num_points=20), None)
+    grid = space.grid_points() if num_axes < 9 else []
+    monkeypatch.setattr(Space, "grid_points", lambda self: pytest.fail("the whole grid was made"))
+    points = space.points()
+    if grid:
+        assert points == [grid[i] for i in np.random.default_rng(0).permutation(len(grid))[:20]]
+    assert len({json.dumps(point) for point in points}) == 20
+    assert all(point[axis] in values for point in points for axis, values in lists.items())
 
 
 def test_the_word_temperature(recipes):
@@ -75,6 +100,22 @@ def test_any_field_and_the_seed(recipes):
     }.items():
         with pytest.raises(Refused, match=message):
             run_config(shared_recipe(recipes(), sweep()), {field: 1}, "r", 0)
+
+
+def test_a_cached_run_sees_all_the_views_of_its_epochs(recipes):
+    """Its own epochs count, and how many views each shows; never fewer than the recipe's, and a given number stays."""
+    whole = recipes().views.model_dump(mode="json")
+    for point, expected in (
+        ({"train.epochs": 3}, 9),
+        ({"train.epochs": 12}, 12),
+        ({"views.repeats": 2}, 18),
+        ({"views.repeats": 2, "train.epochs": 3}, 10),
+        ({"views": whole}, 9),
+        ({"views": whole | {"num_views": 2}}, 2),
+        ({"views.num_views": 4, "train.epochs": 12}, 4),
+    ):
+        run = run_config(shared_recipe(recipes(), sweep()), point, "r", 0)
+        assert with_all_views(run, 9).views.num_views == expected, point
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,22 @@ def test_seeds_of_two_machines_have_a_gain():
     assert rows[0].gain.value == pytest.approx(0.1)
 
 
+def test_images_that_were_changed_in_their_folder_are_others():
+    """Runs on both were repetitions of one recipe, whose gain compared two sets of images."""
+    runs = [
+        replace(made(f"{term}-{seed}-{images}", term, score, seed=seed), images=f"{images}{seed}")
+        for term, score, images in (("ce", 0.5, "old"), ("ce+kd", 0.6, "old"), ("ce+kd", 0.9, "new"))
+        for seed in "01"
+    ]
+    rows = rows_of(grouped(with_shared_roots(runs)), METRIC)
+    assert [(row.score["n"], row.set_aside, row.gain and round(row.gain.value, 6)) for row in rows] == [
+        (2, 0, None),
+        (2, 0, 0.1),
+        (2, 0, None),
+    ]
+    assert rows[0].flags == ["data.root images (new0), not images"]
+
+
 def test_each_network_gains_over_itself_alone():
     """One network's student alone stood for all, so that the others' recipes had no gain."""
     runs = [

@@ -6,6 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from cluster.sweep.tracking import POINT, TRIAL
 from ops.__main__ import main
 from ops.history import PARENT, runs_of
 
@@ -14,14 +15,17 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 @pytest.fixture(scope="module")
 def sweep(finished, store) -> str:
-    """The kd runs as a sweep of temperatures: a parent run, whose children they are."""
+    """The kd runs as a sweep of batch sizes: a parent run, whose children they are."""
     client = mlflow.MlflowClient(store)
     experiment = client.get_experiment_by_name("small").experiment_id
     parent = client.create_run(experiment, run_name="batch sizes")
     client.set_terminated(parent.info.run_id)
     for one in runs_of(client, "small"):
         if one.method == "ce+kd":
-            client.set_tag(one.run_id, PARENT, parent.info.run_id)
+            size = one.recipe["train.batch_size"]
+            tags = {PARENT: parent.info.run_id, TRIAL: f"{size}-seed{one.seed}", f"{POINT}train.batch_size": size}
+            for name, value in tags.items():
+                client.set_tag(one.run_id, name, value)
     return parent.info.run_id
 
 
