@@ -148,6 +148,17 @@ def test_an_attack_is_refused_by_name(chain: Path, attack: str, capsys: pytest.C
     assert len(said.splitlines()) == 1
 
 
+def test_a_forged_signature_further_down_the_chain_is_refused(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest link's signature is good, and covers what is recorded of the cache, but not the cache's own."""
+    for name in ("cache", "export"):
+        sign(str(chain / name), str(chain / "maria.pem"))
+    replace_text(chain / "cache" / SIGNATURE, '"date": "2', '"date": "3')
+    assert verify(chain / "export", "maria") == 2
+    said = capsys.readouterr().err
+    assert f"{chain / 'cache'}: " in said
+    assert "was not made by maria" in said
+
+
 def test_a_private_key_is_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

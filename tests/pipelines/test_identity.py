@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import BaseModel, create_model
 
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import Manifest, Part, Plan
 from pipelines.cache.store import Shard
+from pipelines.data.source import Source
+from pipelines.data.source_table import fingerprint
 from pipelines.identity import identity_of
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
+from pipelines.views.sampling import ClassSampling
+from pipelines.views.windows import Windows
 
 STRONG = ViewPolicy(
     size=(224, 192),
@@ -97,3 +103,33 @@ def test_without_first_fields_everything_counts():
 
     assert identity_of({"x": (Plain(a=1),)}) == {"x": [{"a": 1, "b": 3}]}
     assert identity_of(Later(a=1)) == {"a": 1}
+
+
+def images(labels: list[int]) -> pa.Table:
+    """The table of as many images, each with numbers of its own."""
+    ids = np.arange(len(labels), dtype=np.int32)
+    paths = pa.array([f"train/x/{i}.png" for i in ids], pa.large_string())
+    numbers = {"height": ids + 30, "width": ids + 40, "num_bytes": ids + 500, "crc32": ids + 6000}
+    return pa.table({"path": paths, "label": pa.array(labels, pa.int32()), **numbers})
+
+
+def test_the_fingerprint_of_images_is_pinned_and_covers_labels_and_class_names():
+    """With equal paths and pixels, another label or another name of a class is another data set."""
+    pinned = "1d48b3382444f0bce74ee9c9840e3f8fe3c4f05f41a517d56711acbd89d5727b"
+    assert fingerprint(("cat", "dog"), images([0, 1, 1])) == pinned
+    assert fingerprint(("cat", "dog"), images([0, 1, 0])) != pinned
+    assert fingerprint(("cat", "cow"), images([0, 1, 1])) != pinned
+
+
+def test_held_out_images_are_pinned():
+    """Other ones would leak images that an unfinished run was trained on into those that it is chosen by."""
+    rest, held = Source("nowhere", ("cat", "dog"), images([0] * 10 + [1] * 10)).split(0.25, seed=1)
+    assert held.heights.tolist() == [30, 36, 40, 45]
+    assert sorted([*rest.heights, *held.heights]) == list(range(30, 50))
+
+
+def test_digests_of_orders_are_pinned():
+    windows = Windows(2, np.array([3, 1, 0, 2, 4]), np.array([0, 2, 5]))
+    assert windows.digest == "04371e4b30299b3edcb239316cf344169c3e7fe72e1bc2dd52ae48a6a0cf4ef5"
+    sampling = ClassSampling(0.5, np.array([0, 1, 1]))
+    assert sampling.digest == "36a115d14f25829eccc3d5736533cafee24050c11a1be628b3d20fa723459b3a"

@@ -11,14 +11,17 @@ from kdcore.errors import Refused
 from tests.cluster.cache.cached import METHODS, change_weights
 from tests.conftest import write_image_folder
 
+CIFAR_MEAN = [0.5071, 0.4865, 0.4409]  # that of the student's network, which is taken where none is given
 DIFFERENT = {
     "views.scale": {"views__scale": [0.4, 1.0]},
     "views.seed": {"seed": 1},
     "views.mixup_alpha": {"views__mixup_alpha": 0.2},
     "evaluation.crop_pct": {"data__crop_pct": 1.0},
     "preprocessing.mean": {"data__mean": [0.5, 0.5, 0.5], "data__std": [0.3, 0.3, 0.3]},
+    "preprocessing.std": {"data__mean": CIFAR_MEAN, "data__std": [0.3, 0.3, 0.3]},
     "preprocessing.decoder": {"data__loader": "reference"},
     "teacher.model": {"teacher__model": "cifar_resnet14", "teacher__checkpoint": None},
+    "teacher.args": {"teacher__args": {"widths": [4, 4, 8, 16]}, "teacher__checkpoint": None},
     "data.train": {"data__held_out": 0.25},
 }
 

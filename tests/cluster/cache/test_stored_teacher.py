@@ -51,6 +51,18 @@ def test_verify_recomputes_rows(recipes, teacher):
         verify(config, 4, CPU)
 
 
+def test_verify_reads_every_byte(recipes):
+    """Also of shards of which no row is recomputed."""
+    config = recipes(method=KD)
+    build(config)
+    shard = next(Path(config.cache.dir).rglob("view-00001/*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(Refused, match=r"view-00001/.*checksum differs"):
+        verify(config, 0, CPU)
+
+
 def write_wrongly(directory: Path) -> None:
     """One logit of one row of the second shard, with all checksums in order."""
     building = Building(directory, load_manifest(directory).plan)

@@ -12,7 +12,7 @@ import torch
 
 from cluster.images import open_data
 from cluster.recipe.reading import parse
-from cluster.tracking.fields import flat_fields
+from cluster.tracking.fields import fields_of, flat_fields
 from cluster.tracking.folder import RunFolder
 from cluster.training.launch import RunResult, launch
 from kdcore.configs import ModelConfig
@@ -116,6 +116,25 @@ def test_the_students_first_weights_count_too(make, tmp_path):
         RunFolder.of(config).refuse_another(config)
 
 
+def test_the_order_of_a_teachers_classes_counts_too(recipe, tmp_path):
+    """The list may lie elsewhere, but says the same."""
+    teacher = write_teacher(tmp_path / "t.safetensors", 1)
+
+    def make(indices):
+        given = {"model": "cifar_resnet8", "checkpoint": str(teacher), "class_indices": str(indices)}
+        return parse(recipe(teacher=given, method=KD))
+
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text("[0, 1, 2]")
+    shutil.copy(first, second)
+    folder = RunFolder.of(make(first))
+    folder.claim(make(first))
+    folder.refuse_another(make(second))
+    second.write_text("[1, 0, 2]")
+    with pytest.raises(Refused, match=r"started from other weights \(weights.teacher.class_indices \w{16}... there"):
+        folder.refuse_another(make(second))
+
+
 def test_a_checkpoint_of_another_teacher_is_not_continued(make, tmp_path):
     """Where the folder's own record is lost, the checkpoint's is left."""
     from pyarrow.fs import LocalFileSystem
@@ -191,3 +210,54 @@ def test_a_run_goes_on_where_only_the_machine_changed(image_folder, tmp_path):
         folder.refuse_another(parse(small_recipe(moved, tmp_path / "out")))
     with pytest.raises(Refused, match="another recipe"):
         folder.refuse_another(parse(small_recipe(image_folder, tmp_path / "out", data__crop_pct=0.9)))
+
+
+SECTIONS_THAT_MAY_CHANGE = {"about", "scaling", "tracking", "checkpoint"}
+FIELDS_THAT_MAY_CHANGE = {
+    "output_dir",
+    "plugins",
+    "data.root",
+    "data.loader",
+    "data.decode",
+    "data.num_threads",
+    "data.prefetch",
+    "data.evaluation_batch",
+    "data.copies_dir",
+    "data.copies_bytes",
+    "data.check",
+    "data.max_pixels",
+    "cache.dir",
+    "cache.copies_dir",
+    "cache.batch_size",
+    "cache.rows_per_shard",
+    "cache.trust",
+    "student.checkpoint",
+    "student.class_indices",
+    "teacher.checkpoint",
+    "teacher.class_indices",
+}
+
+
+def test_which_fields_may_change_between_two_starts(recipe, monkeypatch):
+    """Every other field decides what is computed: where it is changed, the run is refused by its name."""
+    teacher, cache = {"model": "cifar_resnet8", "source": "cache"}, {"dir": "cache"}
+    known = parse(recipe(teacher=teacher, cache=cache, views__num_views=2, method=KD))
+    ours, folder, fields = known.model_copy(), RunFolder.of(known), fields_of(known)
+    folder.claim(known)
+    monkeypatch.setattr(RunFolder, "read_recipe", lambda *_: known)
+    monkeypatch.setattr(RunFolder, "_refuse_other_data", lambda *_: None)  # the images have moved
+    may_change, refusals = set(), {}
+    for name in fields:
+        changed = fields | {name: "another"}
+        monkeypatch.setattr(
+            "cluster.tracking.folder.fields_of", lambda one, changed=changed: changed if one is ours else fields
+        )
+        try:
+            folder.refuse_another(ours)
+            may_change.add(name)
+        except Refused as refused:
+            refusals[name] = str(refused)
+    assert [name for name, said in refusals.items() if f"another recipe ({name}: " not in said] == []
+    in_sections = {name for name in fields if name.split(".")[0] in SECTIONS_THAT_MAY_CHANGE}
+    assert {name.split(".")[0] for name in in_sections} == SECTIONS_THAT_MAY_CHANGE
+    assert may_change == FIELDS_THAT_MAY_CHANGE | in_sections

@@ -12,10 +12,11 @@ from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
 from cluster.weights import tensors_fingerprint
+from kdcore.checkpoints import load_tensors
 from kdcore.errors import Refused
 from ops.command_line.parser import build_parser
 from ops.export.lineage import chain, lineage, read_lineage, write_lineage
-from pipelines.cache.manifest import load_manifest
+from pipelines.cache.manifest import CONSTANTS, load_manifest
 from tests.pipelines.cache.test_store import build, plan
 
 
@@ -60,6 +61,11 @@ def test_what_an_export_writes_is_read_back(tmp_path, recipe, capsys):
         write_lineage(tmp_path / name, parts, parts.config.run_dir, in_timm=False)
     assert lineage(str(tmp_path / "student"), [], thorough=True) == 0
     assert "4 of 4 links verified" in " ".join(capsys.readouterr().out.split())
+    written = read_lineage(tmp_path / "student")
+    assert written["data"] == {split: index.fingerprint for split, index in parts.indexes.items()}
+    assert written["views"] == parts.plan.fingerprint
+    start = {"checkpoint": tensors_fingerprint(load_tensors(tmp_path / "assistant" / "model.safetensors"))}
+    assert written["started_from"] == {"weights": {"teacher": start}}
 
 
 def test_the_whole_chain(exported, capsys):
@@ -116,6 +122,24 @@ def test_a_cache_that_was_changed_is_found(exported):
     manifest = exported.parent / "cache" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"model":"big"', '"model":"bad"').replace('"big"', '"bad"'))
     with pytest.raises(Refused, match="changed by hand"):
+        lineage(str(exported), [], thorough=False)
+
+
+def test_constants_of_a_cache_that_were_changed_are_found(exported):
+    constants = exported.parent / "cache" / CONSTANTS
+    content = bytearray(constants.read_bytes())
+    content[-1] ^= 1
+    constants.write_bytes(content)
+    with pytest.raises(Refused, match=r"constants\.safetensors has changed since it was written"):
+        lineage(str(exported), [], thorough=False)
+
+
+def test_a_teachers_lineage_of_other_weights_is_found(exported):
+    """Another export's lineage next to the teacher's weights: neither vouches for the other."""
+    content = read_lineage(exported)
+    content["teachers"][0]["lineage"]["weights"] = "0" * 64
+    (exported / "lineage.json").write_text(json.dumps(content))
+    with pytest.raises(Refused, match=r"teacher's lineage \(.*\) is not what this network was made of: 0{16}"):
         lineage(str(exported), [], thorough=False)
 
 

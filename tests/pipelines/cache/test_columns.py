@@ -7,6 +7,7 @@ from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused
 from pipelines.cache.columns import Storage, columns_for
 from pipelines.cache.rows import decode, encode, row_bytes, wanted
+from pipelines.cache.sparse import LogitCode
 
 SHAPES = {"layer2": (6, 3, 5), "tokens": (4, 6), "pooled": (7,)}
 NEEDS = Needs(teacher_logits=True, teacher_taps=frozenset(SHAPES), teacher_input_gradient=True)
@@ -108,3 +109,15 @@ def test_agreement_notices_a_changed_row(storage):
     assert column.agrees(fresh, stored.features["layer2"], 1e-4, None).all()
     stored.features["layer2"][3, 2, 1, 1] += 0.1
     assert column.agrees(fresh, stored.features["layer2"], 1e-4, None).tolist() == [True, True, True, False, True]
+
+
+def test_agreement_notices_a_changed_row_of_sparse_logits():
+    """They are compared as distributions: one logit that is 5 higher makes another one."""
+    drawn = torch.randn(205, 100, generator=torch.Generator().manual_seed(0))
+    (column,) = columns_for(Needs(teacher_logits=True), {}, 100, (8, 8), Storage(logits="sparse"))
+    code = LogitCode.fit(drawn[5:], column.code_size)
+    stored = column.decode(column.encode(drawn[:5], code), code)
+    fresh = drawn[:5] * (1 + 1e-5)
+    assert column.agrees(fresh, stored, 1e-4, code).all()
+    stored[3, 7] += 5.0
+    assert column.agrees(fresh, stored, 1e-4, code).tolist() == [True, True, True, False, True]

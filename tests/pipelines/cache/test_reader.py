@@ -142,6 +142,16 @@ def test_damaged_constants(cache, damage):
         reader(cache)
 
 
+def test_constants_of_another_content_are_never_served(cache):
+    """As many bytes, and a file of tensors still."""
+    path = cache / "constants.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=r"the cache is damaged: .*constants.safetensors has changed since it was writ"):
+        reader(cache)
+
+
 def num_mapped(directory: Path) -> int:
     return Path("/proc/self/maps").read_text().count(f"{directory}/train")
 
