@@ -7,7 +7,7 @@ published value. Features [B,...] are flattened; student and teacher may differ 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,6 @@ class SP(PairedTerm):
     term: Literal["sp"] = "sp"
     pairs: tuple[Pair, ...] = Field(default=LAST_MAP, min_length=1)
     """Taps whose relations are compared; their losses are summed."""
-    batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
@@ -108,7 +107,6 @@ class RKD(PairedTerm):
     """Factor of the part on distances between samples."""
     angle_weight: float = Field(default=50.0, ge=0)
     """Factor of the part on angles between samples."""
-    batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
@@ -125,7 +123,6 @@ class PKT(PairedTerm):
     term: Literal["pkt"] = "pkt"
     pairs: tuple[Pair, ...] = Field(default=CLASSIFIER_INPUT, min_length=1)
     """Taps whose relations are compared; their losses are summed."""
-    batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
