@@ -91,7 +91,7 @@ class SP(PairedTerm):
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        return torch.stack([sp(*features) for features in self.tapped(inputs)]).sum(dim=0)
+        return self.over_pairs(sp, inputs)
 
 
 class RKD(PairedTerm):
@@ -110,8 +110,7 @@ class RKD(PairedTerm):
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        losses = [rkd(*features, self.distance_weight, self.angle_weight) for features in self.tapped(inputs)]
-        return torch.stack(losses).sum(dim=0)
+        return self.over_pairs(lambda *pair: rkd(*pair, self.distance_weight, self.angle_weight), inputs)
 
 
 class PKT(PairedTerm):
@@ -126,4 +125,4 @@ class PKT(PairedTerm):
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        return torch.stack([pkt(*features) for features in self.tapped(inputs)]).sum(dim=0)
+        return self.over_pairs(pkt, inputs)
