@@ -110,7 +110,7 @@ class RKD(PairedTerm):
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        return self.over_pairs(lambda *pair: rkd(*pair, self.distance_weight, self.angle_weight), inputs)
+        return self.over_pairs(lambda s, t: rkd(s, t, self.distance_weight, self.angle_weight), inputs)
 
 
 class PKT(PairedTerm):
