@@ -12,6 +12,8 @@ from kdcore.metrics import Counts, ranking
 from kdcore.multi_label import MultiLabelEvaluation
 
 NUM_BINS = 15
+NUM_CONFUSIONS = 20  # pairs of classes taken for each other that a report lists
+NUM_CLASSES_SHOWN = 60  # of the confusion matrix in a report: those with the most mistakes
 _ROUNDING = 1e-12  # share of a sum of squares: what centring leaves below it is a constant's rounding error
 
 
@@ -197,14 +199,8 @@ def report(
     student: Evaluation | MultiLabelEvaluation | None,
     teacher: Evaluation | MultiLabelEvaluation | None,
     class_names: list[str],
-    num_confusions: int = 20,
-    num_shown: int = 60,
 ) -> dict[str, Any]:
-    """Return all results as plain values for JSON; without calibration and confusions for images with several labels.
-
-    num_confusions: pairs of classes taken for each other; num_shown: classes of the confusion matrix, those with the
-    most mistakes if there are more.
-    """
+    """Return all results as plain values for JSON; images with several labels have no calibration and no confusions."""
     networks = {name: one for name, one in (("student", student), ("teacher", teacher)) if one is not None}
     tables = {name: one.per_class() for name, one in networks.items()}
     of_one_label = {name: one for name, one in networks.items() if isinstance(one, Evaluation)}
@@ -218,11 +214,13 @@ def report(
         "confusions": {
             name: [
                 {"label": class_names[label], "prediction": class_names[prediction], "images": images}
-                for label, prediction, images in one.confusions(num_confusions)
+                for label, prediction, images in one.confusions(NUM_CONFUSIONS)
             ]
             for name, one in of_one_label.items()
         },
-        "confusion_matrix": {name: most_confused(one, class_names, num_shown) for name, one in of_one_label.items()},
+        "confusion_matrix": {
+            name: most_confused(one, class_names, NUM_CLASSES_SHOWN) for name, one in of_one_label.items()
+        },
     }
 
 

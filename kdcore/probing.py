@@ -14,17 +14,10 @@ TEMPERATURE = 0.07
 CHUNK = 1024  # queries whose similarities to all others are held at a time
 
 
-def knn_logits(
-    bank: Tensor,
-    labels: Tensor,
-    queries: Tensor,
-    num_classes: int,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-) -> Tensor:
+def knn_logits(bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, neighbours: int = NEIGHBOURS) -> Tensor:
     """Return the votes [M,K] of the nearest neighbours of queries [M,D] among a bank [N,D] with labels [N].
 
-    A neighbour of cosine similarity s votes for its class with exp(s / temperature). Source: Wu et al., "Unsupervised
+    A neighbour of cosine similarity s votes for its class with exp(s / TEMPERATURE). Source: Wu et al., "Unsupervised
     Feature Learning via Non-Parametric Instance Discrimination", arXiv 1805.01978; k and temperature as in DINO, arXiv
     2104.14294.
     """
@@ -32,7 +25,7 @@ def knn_logits(
     for chunk in queries.split(CHUNK):
         similarity, nearest = (F.normalize(chunk.double(), dim=1) @ bank.T).topk(min(neighbours, len(bank)), dim=1)
         found = torch.zeros(len(chunk), num_classes, dtype=torch.float64, device=bank.device)
-        votes.append(found.scatter_add_(1, labels[nearest], (similarity / temperature).exp()))
+        votes.append(found.scatter_add_(1, labels[nearest], (similarity / TEMPERATURE).exp()))
     return torch.cat(votes)
 
 

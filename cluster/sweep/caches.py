@@ -46,7 +46,7 @@ class Caches:
                 self.groups.setdefault(cache_key(one), []).append(one)
         num_teachers = max((len(config.all_teachers) for config in configs), default=0)
         if len(self.groups) > sweep.max_caches * max(1, num_teachers):
-            raise Refused(self._too_many(sweep))
+            raise Refused(self._too_many())
 
     def reading(self, config: RunConfig) -> RunConfig:
         """Return the run with its teacher's outputs read from their cache. Refused for one that was not planned."""
@@ -99,7 +99,7 @@ class Caches:
                 assemble(self.reading(config), Rank(0, 1, CPU))
         return missing
 
-    def _too_many(self, sweep: SweepConfig) -> str:
+    def _too_many(self) -> str:
         first, second = (json.loads(key) for key in list(self.groups)[:2])
         (field, *_), *_ = differences(first, second)
         size = cache_bytes(self.builds()[0])

@@ -58,8 +58,8 @@ def likelier_cause(run: Assembly, split: str) -> str:
     teacher, index = run.teachers.single, run.indexes[split]
     ids = evenly_spread(len(index), NUM_IMAGES)
     loader = run.loader(split, run.evaluation_plan(split), BATCH)
-    as_it_is = top1(run, Trial("", "", loader, teacher.normalised), split, ids)
-    found = [(top1(run, trial, split, ids), trial) for trial in trials(run, teacher, split, loader)]
+    as_it_is = top1(run, Trial("", "", loader, teacher.normalised), ids)
+    found = [(top1(run, trial, ids), trial) for trial in trials(run, teacher, split, loader)]
     best, trial = max(found, key=lambda pair: pair[0])
     if best > as_it_is + DEVIATIONS * math.sqrt(max(as_it_is * (1 - as_it_is), 1 / len(ids)) / len(ids)):
         return (
@@ -99,7 +99,7 @@ def trials(run: Assembly, teacher: OnlineTeacher, split: str, loader: Loader) ->
 
 
 @torch.no_grad()
-def top1(run: Assembly, trial: Trial, split: str, ids: NDArray[np.int64]) -> float:
+def top1(run: Assembly, trial: Trial, ids: NDArray[np.int64]) -> float:
     """Return the teacher's top-1 on some images as a trial shows them; 0 where it does not take them so."""
     teacher, rank = run.teachers.single, run.rank
     share = rank.slice_of(len(ids))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,4 +42,4 @@ class AT(PairedTerm):
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        return torch.stack([at(*features) for features in self.tapped(inputs)]).sum(dim=0)
+        return self.over_pairs(at, inputs)

@@ -104,8 +104,6 @@ class Term(Section):
     teacher: str | None = None
     """With several teachers: the name of the one that the term reads. Not given: the average of their logits."""
 
-    # Whether the value of one sample depends on the others of its micro-batch.
-    batch_coupled: ClassVar[bool] = False
     # Whether labels and logits are read class by class, as images with several labels have them.
     multi_label: ClassVar[bool] = False
     # Whether the student's logits are read beside its taps; without taps there is nothing else to read of it.

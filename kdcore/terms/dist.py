@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,6 @@ class DIST(LogitTerm):
     """Factor of the part that correlates each sample's classes (the paper's beta)."""
     intra_weight: float = Field(default=1.0, ge=0)
     """Factor of the part that correlates each class's samples (the paper's gamma)."""
-    batch_coupled: ClassVar[bool] = True
 
     def build(self, context: TermContext) -> nn.Module:
         """Build the term. Refused for two classes without the column part."""

@@ -98,6 +98,10 @@ class PairedTerm(Term):
         """Return the (student, teacher) features of every pair."""
         return [(inputs.student_features[p.student], inputs.teacher.features[p.teacher]) for p in self.pairs]
 
+    def over_pairs(self, loss: Callable[[Tensor, Tensor], Tensor], inputs: TermInputs) -> Tensor:
+        """Return the loss of (student features, teacher features), summed over pairs: [B]."""
+        return torch.stack([loss(*features) for features in self.tapped(inputs)]).sum(dim=0)
+
     def student_taps(self, context: TermContext) -> list[str]:
         """Return the student's taps in the order in which a forward pass runs them."""
         taps = {pair.student for pair in self.pairs}

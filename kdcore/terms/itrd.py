@@ -6,7 +6,7 @@ Source: Miles, Lopez-Rodriguez, Mikolajczyk, "Information Theoretic Representati
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,6 @@ class ITRD(Term):
     """Factor of the correlation part."""
     mutual_weight: float = Field(default=1.0, ge=0)
     """Factor of the mutual information part. Published: 1, and 0 for three of the pairs of different families."""
-    batch_coupled: ClassVar[bool] = True
 
     def needs(self) -> Needs:
         """Return what this term reads: one vector of each network."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,6 @@ class MLKD(LogitTerm):
     """Temperatures of both networks, each with a part of its own; one that is named twice counts twice."""
     standardise: bool = False
     """Whether the part by samples compares standardised logits (MLKD + LSKD); not of two classes."""
-    batch_coupled: ClassVar[bool] = True
 
     def build(self, context: TermContext) -> nn.Module:
         """Build the term. Refused for standardised logits of two classes."""

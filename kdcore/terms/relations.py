@@ -7,7 +7,7 @@ published value. Features [B,...] are flattened; student and teacher may differ 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,11 +88,10 @@ class SP(PairedTerm):
     term: Literal["sp"] = "sp"
     pairs: tuple[Pair, ...] = Field(default=LAST_MAP, min_length=1)
     """Taps whose relations are compared; their losses are summed."""
-    batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        return torch.stack([sp(*features) for features in self.tapped(inputs)]).sum(dim=0)
+        return self.over_pairs(sp, inputs)
 
 
 class RKD(PairedTerm):
@@ -108,12 +107,10 @@ class RKD(PairedTerm):
     """Factor of the part on distances between samples."""
     angle_weight: float = Field(default=50.0, ge=0)
     """Factor of the part on angles between samples."""
-    batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        losses = [rkd(*features, self.distance_weight, self.angle_weight) for features in self.tapped(inputs)]
-        return torch.stack(losses).sum(dim=0)
+        return self.over_pairs(lambda s, t: rkd(s, t, self.distance_weight, self.angle_weight), inputs)
 
 
 class PKT(PairedTerm):
@@ -125,8 +122,7 @@ class PKT(PairedTerm):
     term: Literal["pkt"] = "pkt"
     pairs: tuple[Pair, ...] = Field(default=CLASSIFIER_INPUT, min_length=1)
     """Taps whose relations are compared; their losses are summed."""
-    batch_coupled: ClassVar[bool] = True
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the loss, summed over pairs: [B]."""
-        return torch.stack([pkt(*features) for features in self.tapped(inputs)]).sum(dim=0)
+        return self.over_pairs(pkt, inputs)

@@ -86,7 +86,7 @@ class Spectral(PairedTerm):
 
     def loss(self, inputs: TermInputs) -> Tensor:
         """Return the distance, summed over pairs: [B]."""
-        values = torch.stack([spectral(*features) for features in self.tapped(inputs)]).sum(dim=0)
+        values = self.over_pairs(spectral, inputs)
         if not self.only_correct_teacher:
             return values
         return values * (inputs.teacher_logits.argmax(dim=1) == inputs.labels)

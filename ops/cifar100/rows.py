@@ -20,7 +20,6 @@ from ops.cifar100.methods import CRD_PAPER, CRD_TABLE, METHODS
 from ops.cifar100.tables import NETWORKS, PAIRS, SETTINGS, STRONG_VIEWS, TOP1, UNEQUAL_STAGES
 from ops.cifar100.terms import NetworkPair, Sections, beside_labels
 
-UNPACK = "python -m ops data cifar100 --from DIR --to data/cifar100"
 COMMON = Path(__file__).parents[1] / "recipes" / "cifar100" / "common.yaml"
 
 DIFFERS = (

@@ -115,13 +115,13 @@ def rld(pair: NetworkPair, correlation_weight: float) -> Sections:
     return beside_labels(term("rld", 1, warmup_epochs=20, temperature=4, correlation_weight=correlation_weight))
 
 
-def itrd_term(pair: NetworkPair) -> dict[str, Any]:
+def itrd_term(pair: NetworkPair, mutual_weight: float) -> dict[str, Any]:
     alpha = 1.01 if str(pair) in SAME_FAMILY else 1.5
-    return term("itrd", 1, alpha=alpha, correlation_weight=2, mutual_weight=float(SETTINGS["itrd"][str(pair)]))
+    return term("itrd", 1, alpha=alpha, correlation_weight=2, mutual_weight=mutual_weight)
 
 
 def itrd(pair: NetworkPair, mutual_weight: float) -> Sections:
-    return beside_labels(itrd_term(pair))
+    return beside_labels(itrd_term(pair, mutual_weight))
 
 
 WKD_DECAY = {"decay_from_epoch": 150}
@@ -162,7 +162,7 @@ def wttm_crd(pair: NetworkPair, gamma: float, weight: float) -> Sections:
 
 
 def wttm_itrd(pair: NetworkPair, gamma: float, weight: float) -> Sections:
-    return beside_labels(term("wttm", weight, gamma=gamma), itrd_term(pair))
+    return beside_labels(term("wttm", weight, gamma=gamma), itrd_term(pair, float(SETTINGS["itrd"][str(pair)])))
 
 
 def simkd(pair: NetworkPair) -> Sections:

@@ -17,6 +17,7 @@ from kdcore.evaluation import NUM_BINS
 from pipelines.files import write_figure
 
 COLOURS = {"student": "#2f6f9f", "teacher": "#b8752e"}
+LONGEST_NAME = 24  # of a class on an axis, in characters
 
 
 def reliability(content: dict[str, Any], path: Path) -> Path:
@@ -87,6 +88,6 @@ def confusion(content: dict[str, Any], network: str, path: Path) -> Path:
     return path
 
 
-def shorten(name: str, longest: int = 24) -> str:
+def shorten(name: str) -> str:
     """Return a class's name, cut where it is too long for an axis."""
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -21,7 +21,7 @@ from cluster.precision import autocast
 from kdcore.errors import Refused
 from kdcore.multi_label import THRESHOLD
 from ops.console import console, percent, say, table
-from ops.evaluation.subjects import find_subject
+from ops.evaluation.subjects import find_student
 from pipelines.data.images import inspect_image
 from pipelines.data.index import build_index
 from pipelines.data.listing import IMAGE_SUFFIXES
@@ -68,9 +68,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
 
     output: path of a JSON file; picture: path of a grid of the photographs with their likeliest class.
     """
-    subject = find_subject(run, None, overrides)
-    if subject.weights is None:
-        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    subject, weights = find_student(run, overrides)
     if top < 1:
         raise Refused(f"--top {top}: at least one class a photograph")
     if picture is not None and Path(picture).suffix.lower() not in PICTURES:
@@ -86,7 +84,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
         source = index_photos(found, Path(folder), parts)
         predictions = [
             Prediction(found[number], classes, parts.config.data.multi_label)
-            for number, classes in enumerate(likeliest(parts, subject.weights, source, top))
+            for number, classes in enumerate(likeliest(parts, weights, source, top))
         ]
     show(predictions, run)
     if output is not None:

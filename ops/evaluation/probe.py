@@ -15,7 +15,7 @@ from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.protocol import find_classifier
 from ops.console import console, say, table
-from ops.evaluation.subjects import find_subject
+from ops.evaluation.subjects import find_student
 
 COLUMNS = {
     "knn_top1": "nearest neighbours' top-1",
@@ -57,16 +57,14 @@ def probe(run: str, overrides: Sequence[str]) -> int:
 
 def knowledge(run: str, overrides: Sequence[str]) -> Knowledge:
     """Return what the features of a finished run's student know, and those of its teacher if that is online."""
-    subject = find_subject(run, None, overrides)
-    if subject.weights is None:
-        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    subject, weights = find_student(run, overrides)
     use_worker_threads(subject.config)
     with torch.random.fork_rng(devices=[]):
         parts = assemble(subject.config, rank_here(subject.config))
     if parts.config.data.multi_label:
         parts.indexes["train"].require_one_label("a probe by nearest neighbours")
     splits = [split for split in ("val", "held_out") if split in parts.indexes]
-    network = load_student(parts, subject.weights)
+    network = load_student(parts, weights)
     if find_classifier(network) is None:
         raise Refused(
             f"the student {subject.config.student.model} has no single linear classifier, whose input a probe "

@@ -70,6 +70,14 @@ def find_subject(name: str, recipe: str | None, overrides: Sequence[str]) -> Sub
     )
 
 
+def find_student(run: str, overrides: Sequence[str]) -> tuple[Subject, Path]:
+    """Return what a word on the command line names, and the student's weights. Refused for a recipe, which has none."""
+    subject = find_subject(run, None, overrides)
+    if subject.weights is None:
+        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    return subject, subject.weights
+
+
 def is_recipe(path: Path) -> bool:
     """Return whether a word can only be a recipe: it is not a folder, and does not end like a file of weights."""
     return not path.is_dir() and path.suffix not in WEIGHTS

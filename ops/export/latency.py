@@ -31,7 +31,7 @@ from kdcore.errors import Refused
 from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
 from ops.console import console, say, table
-from ops.evaluation.subjects import find_subject
+from ops.evaluation.subjects import find_student
 from ops.export.programs import example_of, write_onnx
 from ops.facts import facts
 from pipelines.files import write_json
@@ -89,11 +89,9 @@ def benchmark(run: str, batches: Sequence[int], forms: Sequence[str], seconds: f
     """Print latency and throughput of a run's networks, and write them to its folder. seconds: of each measurement."""
     if min(batches) < 1:
         raise Refused(f"--batches {min(batches)}: a batch has at least one image")
-    found = find_subject(run, None, overrides)
-    if found.weights is None:
-        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    found, weights = find_student(run, overrides)
     config, path = found.config, RunFolder(found.folder.parent).benchmark
-    rows = measure_networks(config, found.weights, batches, forms, seconds)
+    rows = measure_networks(config, weights, batches, forms, seconds)
     threads = torch.get_num_threads()
     show(rows, f"{threads} threads of the CPU")
     write_json(path, {"facts": facts(), "threads": threads, "rows": rows})

@@ -46,7 +46,9 @@ def push(folder: str, repository: str, public: bool, message: str | None, hub: s
     refuses.
     """
     path = Path(folder)
-    with leased(path, "push") if path.is_dir() else refusing_no_folder(path):
+    if not path.is_dir():
+        raise Refused(f"{path} is not a folder; give one that `export` has written")
+    with leased(path, "push"):
         exported = Exported.read(path)
         token = huggingface_hub.get_token()
         if token is None:
@@ -152,13 +154,6 @@ def without_folders(text: str, places: list[str]) -> str:
         text = text.replace(place, PurePath(place).name)
     text = A_VALUE.sub(lambda found: PurePath(found.group(2)).name, text)
     return A_PATH.sub(lambda found: PurePath(found.group()).name, text)
-
-
-@contextmanager
-def refusing_no_folder(path: Path) -> Iterator[None]:
-    """Refuse a folder that does not exist."""
-    raise Refused(f"{path} is not a folder; give one that `export` has written")
-    yield
 
 
 @contextmanager

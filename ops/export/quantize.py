@@ -26,7 +26,7 @@ from cluster.passes import every_image_once
 from cluster.scores import TITLES, counts_for
 from kdcore.errors import Refused
 from ops.console import console, percent, table
-from pipelines.loaders.base import Request
+from pipelines.loaders.base import requests_of
 from pipelines.spread import evenly_spread
 
 CALIBRATION_IMAGES = 256
@@ -50,9 +50,7 @@ class TrainingImages(CalibrationDataReader):
 
     def __init__(self, parts: Assembly, number: int) -> None:
         ids = evenly_spread(len(parts.indexes["train"]), number)
-        chunks = np.array_split(ids, -(-len(ids) // BATCH))
-        loader = parts.evaluation_loader("train", BATCH)
-        self.batches = loader.load(Request(view=0, sample_ids=chunk) for chunk in chunks)
+        self.batches = parts.evaluation_loader("train", BATCH).load(requests_of(ids, BATCH))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next batch as the inputs of the network; None at the end."""

@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import safetensors.torch
 import timm
@@ -36,7 +35,7 @@ from kdcore.models import build_model
 from kdcore.multi_label import THRESHOLD
 from kdcore.named_models import LOCAL_DIR
 from ops.console import console, say, table
-from ops.evaluation.subjects import find_subject
+from ops.evaluation.subjects import find_student
 from ops.export import photo_script
 from ops.export.construction import Construction
 from ops.export.files import remove_earlier
@@ -47,7 +46,7 @@ from ops.export.quantize import write_small_files
 from ops.export.registry import register
 from pipelines.files import make_folder, write_text, write_whole
 from pipelines.leases import leased
-from pipelines.loaders.base import Request
+from pipelines.loaders.base import requests_of
 from pipelines.spread import evenly_spread
 from pipelines.views.policy import ViewPolicy
 
@@ -97,16 +96,14 @@ def export(
     precisions, max_loss: as in `ops.export.quantize.write_small_files`. Refused, before anything is written, for a
     student whose logits are not finite, and where a file answers differently.
     """
-    subject = find_subject(run, None, overrides)
-    if subject.weights is None:
-        raise Refused(f"{run} is a recipe; give the folder of a finished run")
+    subject, weights = find_student(run, overrides)
     if not Path(run).is_dir():
         raise Refused(f"{run} is a file of weights, which does not say how good they are; give the run's folder")
     use_worker_threads(subject.config)
     parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
-    student = load_student(parts, subject.weights).to(memory_format=torch.contiguous_format)
+    student = load_student(parts, weights).to(memory_format=torch.contiguous_format)
     images, folder = sample_images(parts, num_images), Path(output)
-    job = Export(parts, student, images, finite_logits(student, images, subject.weights), folder)
+    job = Export(parts, student, images, finite_logits(student, images, weights), folder)
     make_folder(folder, "--output")
     with leased(folder, "export"):
         remove_earlier(folder)
@@ -130,8 +127,7 @@ def export(
 def sample_images(parts: Assembly, number: int) -> Tensor:
     """Return evenly spaced validation images, as the student sees them: [n,3,H,W]."""
     ids = evenly_spread(len(parts.indexes["val"]), number)
-    chunks = np.array_split(ids, -(-len(ids) // _BATCH))
-    batches = parts.evaluation_loader("val", _BATCH).load(Request(view=0, sample_ids=chunk) for chunk in chunks)
+    batches = parts.evaluation_loader("val", _BATCH).load(requests_of(ids, _BATCH))
     return torch.cat([batch.images.float().contiguous() for batch in batches])
 
 

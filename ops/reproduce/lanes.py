@@ -27,6 +27,8 @@ from pipelines.loaders.base import Request
 
 Key = TypeVar("Key", bound=Hashable)
 
+SAVE_SECONDS = 120.0  # between two saves of the lanes that are under way
+
 
 class Flight:
     """Lanes whose batches are the same from here on (`Lane.views`), which advance together.
@@ -121,13 +123,7 @@ def shared_teacher(lanes: list[Lane]) -> Callable[[Batch], TeacherOutputs]:
     return answer
 
 
-def take_turns(
-    waiting: Iterator[Lane],
-    side_by_side: int,
-    seconds: float,
-    finished: Callable[[Lane], None],
-    save_every: float = 120.0,
-) -> None:
+def take_turns(waiting: Iterator[Lane], side_by_side: int, seconds: float, finished: Callable[[Lane], None]) -> None:
     """Step up to `side_by_side` lanes in turns until all are done or the time is over, then save them.
 
     Finished lanes make room for waiting ones, which are built only then.
@@ -153,7 +149,7 @@ def take_turns(
                 finished(lane)
                 flight.lanes.remove(lane)
         flights = [flight for flight in flights if flight.lanes]
-        if time.monotonic() - saved > save_every:
+        if time.monotonic() - saved > SAVE_SECONDS:
             saved = time.monotonic()
             save(flights)
     save(flights)

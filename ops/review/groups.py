@@ -28,6 +28,7 @@ from ops.spread import spread
 STUDIED = ("method", "student.classifier", "student.factor")
 ALONE = ("ce", "bce")  # methods that read only the labels
 ALONE_LABEL = "student alone"
+FIELDS_NAMED = 3  # of those in which two rows of one task differ
 TAUGHT = ("teacher", "teachers", "cache")  # sections that a student alone need not have
 Task = frozenset[tuple[str, str]]  # fields and their values, as `is_task` picks them
 TEACHERS_FIELD = re.compile(r"teachers?(\.\d+)?\.(checkpoint|model)")
@@ -239,10 +240,10 @@ def caveat(*rows: Row) -> str:
     return f" They differ in more than the method: {enumerated(fields)}." if fields else ""
 
 
-def enumerated(words: Sequence[str], limit: int = 3) -> str:
+def enumerated(words: Sequence[str]) -> str:
     """Return words as 'a, b, c and 4 more'."""
-    more = len(words) - limit
-    return ", ".join(words[:limit]) + (f" and {more} more" if more > 0 else "")
+    more = len(words) - FIELDS_NAMED
+    return ", ".join(words[:FIELDS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def varied_fields(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import create_model
 
 import ops.export.signing
 from kdcore.errors import Refused
 from ops.__main__ import main
 from ops.export.keys import keys, read_private, read_public
-from ops.export.signing import SIGNATURE, sign
+from ops.export.signing import SIGNATURE, Statement, examine, sign, trusted_keys
 from pipelines.cache.manifest import load_manifest
 from tests.ops.export.test_lineage import weights
 from tests.pipelines.cache.test_store import build, plan
@@ -229,6 +230,16 @@ def test_nobodys_public_key_is_replaced(tmp_path: Path) -> None:
         keys(str(tmp_path / "maria.pem"))
     assert (tmp_path / "maria.pub").read_bytes() == before
     assert not (tmp_path / "maria.pem").exists()
+
+
+def test_a_statement_of_another_format_is_none(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed by its trusted signer, but as something else: what a later version means by it is not known here."""
+    of_another = create_model("Statement", __base__=Statement, format=(str, "stillhouse signature 2"))
+    with monkeypatch.context() as later:
+        later.setattr(ops.export.signing, "Statement", of_another)
+        sign(str(chain / "export"), str(chain / "maria.pem"))
+    found = examine(chain / "export", trusted_keys([str(chain / "maria.pub")]))
+    assert found.problem == "DAMAGED: signature.json was not written by `sign`"
 
 
 def test_a_folder_that_is_neither_is_not_signed(chain: Path) -> None:

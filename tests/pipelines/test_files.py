@@ -28,6 +28,27 @@ def test_what_ends_while_it_is_written_leaves_nothing(error: BaseException, tmp_
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that loses its power leaves the old content or the new one, not an empty file under the new name."""
+    done, sync, replace = [], os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        done.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    def replaced(path: Path, target: Path) -> Path:
+        done.append("renamed")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_whole(tmp_path / "file", b"content")
+    file, folder = ((path.stat().st_ino, path.stat().st_size) for path in (tmp_path / "file", tmp_path))
+    assert done == [file, "renamed", folder]
+
+
 def test_what_was_killed_is_removed_and_nothing_else(tmp_path: Path) -> None:
     key = "0" * 32
     (tmp_path / f"shard.{key}.tmp").write_bytes(b"half of it")

@@ -84,6 +84,23 @@ def published_dist(student, teacher, temperature):
     return temperature**2 * (1 - pearson(1) + 1 - pearson(0).mean())
 
 
+def test_the_bound_of_nearly_constant_logits_has_no_gradient_of_its_own():
+    """It is a divisor: restated with one that is a number, value and gradient are the same."""
+    student, teacher = logits(1, 1e-3).double().requires_grad_(), logits(2).double()
+    p, q = teacher.softmax(dim=1), student.softmax(dim=1)
+    slope = torch.tensor((q * (1 - q)).tolist(), dtype=torch.float64)
+
+    def correlation(dim):
+        a, b = q - q.mean(dim, keepdim=True), p - p.mean(dim, keepdim=True)
+        assert (a.norm(dim=dim) < 0.01 * slope.norm(dim=dim)).all()
+        return (a * b).sum(dim) / (0.01 * slope.norm(dim=dim) * b.norm(dim=dim) + 1e-8)
+
+    restated, found = 2 - correlation(1) - correlation(0).mean(), dist(student, teacher, 1.0, 1.0, 1.0)
+    torch.testing.assert_close(found, restated, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(one.sum(), student, retain_graph=True)[0] for one in (found, restated))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 def published_lskd(student, teacher, temperature):
     return kd(*((v - v.mean(1, keepdim=True)) / v.std(1, keepdim=True) for v in (student, teacher)), temperature)
 

@@ -10,7 +10,7 @@ import torch
 from kdcore.batch import TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.terms import TermContext, TermInputs, parse_term
-from kdcore.terms.crd import means_of_equal
+from kdcore.terms.crd import initial_banks, means_of_equal
 from kdcore.terms.draws import Draws
 
 N, K, NEGATIVES = 30, 3, 8
@@ -64,8 +64,9 @@ def test_the_loss_is_the_restated_one():
     assert value.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_bank_moves_half_way_and_back_to_length_1():
-    crd, batch = module(), inputs([4, 17, 29])
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_the_bank_keeps_a_share_of_itself_and_goes_back_to_length_1(momentum):
+    crd, batch = module(momentum=momentum), inputs([4, 17, 29])
     before = crd.banks.clone()
     crd(batch)
     crd.end_step()
@@ -75,10 +76,25 @@ def test_the_bank_moves_half_way_and_back_to_length_1():
     ):
         for row, sample in enumerate([4, 17, 29]):
             new = unit(layer(features["classifier_input"][row]))
-            expected = unit(0.5 * before[bank, sample] + 0.5 * new)
+            expected = unit(momentum * before[bank, sample] + (1 - momentum) * new)
             torch.testing.assert_close(crd.banks[bank, sample], expected.detach())
     untouched = [i for i in range(N) if i not in (4, 17, 29)]
     assert torch.equal(crd.banks[:, untouched], before[:, untouched])
+
+
+def test_only_training_keeps_embeddings_and_without_their_graph():
+    crd = module()
+    crd.eval()(inputs([4, 17, 29]))
+    assert crd.kept == []
+    crd.train()(inputs([4, 17, 29]))
+    ((sample_ids, embeddings),) = crd.kept
+    assert sample_ids.tolist() == [4, 17, 29]
+    assert not embeddings.requires_grad
+
+
+def test_banks_begin_by_the_seed():
+    assert torch.equal(initial_banks(N, 4, seed=1), initial_banks(N, 4, seed=1))
+    assert not torch.equal(initial_banks(N, 4, seed=0), initial_banks(N, 4, seed=1))
 
 
 def test_a_steps_micro_batches_see_the_bank_of_the_step_before():

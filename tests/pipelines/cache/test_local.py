@@ -132,6 +132,18 @@ def test_a_cache_is_put_into_object_storage(cache, tmp_path):
         publish(cache, str(store))
 
 
+@pytest.mark.parametrize("num_bytes", [None, 50], ids=["gone", "cut off"])
+def test_a_damaged_cache_is_not_copied(num_bytes, cache, tmp_path):
+    shard = cache / UNIT.path
+    content = shard.read_bytes()
+    shard.unlink()
+    if num_bytes is not None:
+        shard.write_bytes(content[:num_bytes])
+    with pytest.raises(Refused, match=rf"damaged: {shard} (is missing|has {num_bytes} bytes)"):
+        publish(cache, str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_copied_cache_is_built_on_like_its_original(cache, tmp_path):
     """It was overwritten by a build of anything else, computed anew for one view more, and cut down for one less."""
     copy = tmp_path / "copy"

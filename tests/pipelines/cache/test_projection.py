@@ -29,6 +29,15 @@ def low_rank(num: int, rank: int, noise: float, seed: int) -> TeacherOutputs:
     return TeacherOutputs(features=outputs)
 
 
+def test_a_directions_largest_entry_is_positive():
+    """Its sign would else be the solver's choice, and the bytes of a cache with it."""
+    for seed in range(4):
+        moments = ChannelMoments()
+        moments.add(torch.randn(200, 12, generator=torch.Generator().manual_seed(seed)))
+        basis = moments.projection(12).basis
+        assert (basis.gather(1, basis.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
 def test_the_directions_are_those_of_a_singular_value_decomposition():
     values = low_rank(50, 3, 0.1, 1).features["tokens"]
     moments = ChannelMoments()

@@ -13,7 +13,7 @@ from kdcore.errors import Refused
 from pipelines.cache.building import Building
 from pipelines.cache.columns import PlainColumn
 from pipelines.cache.manifest import Part, Plan, load_manifest, refuse_other_identity
-from pipelines.cache.store import Unit, map_shard, units_of, write_shard
+from pipelines.cache.store import Unit, finished_shards, map_shard, units_of, write_shard
 from pipelines.files import locked
 
 IDENTITY = {
@@ -100,13 +100,15 @@ def test_a_shard_without_its_note_is_done_again(tmp_path):
     assert Building(tmp_path, plan()).missing()[0] == Unit("train", 0, 4, 8)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "empty note", "foreign note"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "empty note", "foreign note", "another view's note"])
 def test_a_damaged_shard_is_done_again(tmp_path, damage):
     build(tmp_path)
     whole = contents(tmp_path)
     unit = Unit("train", 1, 4, 8)
     hurt(tmp_path, unit, damage)
-    assert Building(tmp_path, plan()).missing() == [unit]
+    again = Building(tmp_path, plan())
+    assert again.missing() == [unit]
+    assert len(list(finished_shards(tmp_path, plan().units(), again.key))) == len(plan().units()) - 1
     build(tmp_path)
     assert contents(tmp_path) == whole
 
@@ -123,6 +125,8 @@ def hurt(directory: Path, unit: Unit, damage: str) -> None:
         path.unlink()
     elif damage == "empty note":
         note.write_text("")
+    elif damage == "another view's note":
+        shutil.copy(directory / Unit("train", 0, 4, 8).note, note)
     else:
         facts = json.loads(note.read_text())
         note.write_text(json.dumps({**facts, "key": "0" * 64}))

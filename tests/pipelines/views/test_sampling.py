@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from pipelines.views import sampling as sampling_module
+from pipelines.views.draws import Stream
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
-from pipelines.views.sampling import POWERS, ClassSampling
+from pipelines.views.sampling import POWERS, ClassSampling, Ids
 
 LABELS = np.array([0] * 40 + [2] * 7 + [1] * 13 + [3] * 1, dtype=np.int32)[np.random.default_rng(0).permutation(61)]
 EPOCHS = 9
 
 
-def plan_of(power: float, **policy: object) -> ViewPlan:
-    return ViewPlan(ViewPolicy(**policy), 5, len(LABELS), sampling=ClassSampling(power, LABELS))
+def plan_of(power: float, seed: int = 5, **policy: object) -> ViewPlan:
+    return ViewPlan(ViewPolicy(**policy), seed, len(LABELS), sampling=ClassSampling(power, LABELS))
 
 
 def rows_of(plan: ViewPlan, epoch: int) -> list[tuple[int, int]]:
@@ -67,6 +70,41 @@ def test_any_part_of_any_epoch_alone() -> None:
     assert plan.order(7, some).tolist() == plan.order(7, np.arange(61))[some].tolist()
     assert plan.views_at(7, some).tolist() == plan.views_at(7, np.arange(61))[some].tolist()
     assert plan.order(0, np.arange(61)).tolist() != plan.order(1, np.arange(61)).tolist()
+
+
+def rounds_of(sampling: ClassSampling, label: int, seed: int, num_epochs: int) -> list[list[int]]:
+    """A class's images in the order in which the slots of the epochs show them, round by round."""
+    size, found = int(sampling.counts[label]), {}
+    for epoch in range(num_epochs):
+        ids, rounds = sampling.showings(seed, epoch, np.arange(len(sampling.labels)))
+        for sample, this in zip(ids.tolist(), rounds.tolist(), strict=True):
+            if sampling.labels[sample] == label:
+                found.setdefault(this, []).append(sample)
+    return [found[number] for number in sorted(found) if len(found[number]) == size]
+
+
+def test_the_order_is_pinned() -> None:
+    ids, rounds = ClassSampling(0.0, np.array([0, 0, 0, 1, 1, 2])).showings(5, 0, np.arange(6))
+    assert (ids.tolist(), rounds.tolist()) == ([1, 5, 3, 4, 5, 0], [0, 0, 0, 0, 1, 0])
+
+
+def test_the_order_goes_by_the_seed_the_round_and_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the shuffle of an epoch's rows, so that each class shows its rounds in their own order."""
+    whole = sampling_module.permutation
+
+    def of_classes(size: int, seed: int, number: int, stream: Stream, *key: int) -> Callable[[Ids], Ids]:
+        return whole(size, seed, number, stream, *key) if stream is Stream.CLASS_ORDER else lambda slots: slots
+
+    assert rows_of(plan_of(0.0, seed=5), 0) != rows_of(plan_of(0.0, seed=6), 0)
+    monkeypatch.setattr(sampling_module, "permutation", of_classes)
+    sampling = ClassSampling(0.0, np.repeat([0, 1], 20))
+    orders = {
+        (seed, label): [[sample - 20 * label for sample in one] for one in rounds_of(sampling, label, seed, 2)]
+        for seed in (5, 6)
+        for label in (0, 1)
+    }
+    every = [tuple(one) for rounds in orders.values() for one in rounds]
+    assert len(every) == len(set(every)) == 8
 
 
 def test_a_fixed_number_of_views_is_gone_through_again() -> None:
