@@ -19,7 +19,8 @@ from pipelines.files import read_object, write_json
 
 CARD = "README.md"  # the last file that an export writes
 LINEAGE, SIGNATURE = "lineage.json", "signature.json"
-NEEDED = (CONFIG, WEIGHTS, "model.pt2", "model.onnx", "predict.py", LINEAGE, CARD)
+PROGRAM = "model.pt2"
+NEEDED = (CONFIG, WEIGHTS, PROGRAM, "model.onnx", "predict.py", LINEAGE, CARD)
 FILES = (*NEEDED, *(f"model.{precision}.onnx" for precision in PRECISIONS))
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def write_program(network: nn.Module, example: Tensor, path: Path) -> None:
                 for node in module.graph.nodes:
                     node.meta.pop("stack_trace", None)
         write_whole(path, lambda file: torch.export.save(program, file))
+
+
+def has_remarks(path: Path) -> bool:
+    """Return whether a program holds the lines of Python that its operations came from, as torch itself leaves them.
+
+    Programs of earlier versions do, and hold images as their example. Nothing of the file is loaded.
+    """
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        graphs = [name for name in file.namelist() if name.endswith("/models/model.json")]
+        return any(b'"stack_trace"' in file.read(name) for name in graphs)
+    return False
 
 
 def write_onnx(network: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> None:

@@ -29,8 +29,9 @@ from kdcore.errors import Refused
 from kdcore.local_dir import CONFIG, WEIGHTS
 from kdcore.named_models import LOCAL_DIR
 from ops.console import say
-from ops.export.files import CARD, FILES, LINEAGE, NEEDED, SIGNATURE, exporting, refuse_others
+from ops.export.files import CARD, FILES, LINEAGE, NEEDED, PROGRAM, SIGNATURE, exporting, refuse_others
 from ops.export.lineage import read_lineage
+from ops.export.programs import has_remarks
 from ops.export.signing import covered, examine
 from pipelines.leases import leased
 
@@ -87,6 +88,11 @@ class Exported:
         if tensors_fingerprint(load_tensors(folder / WEIGHTS)) != lineage["weights"]:
             raise Refused(f"{folder / WEIGHTS} is not the file that {LINEAGE} records; {again}")
         refuse_others(folder)
+        if has_remarks(folder / PROGRAM):
+            raise Refused(
+                f"{folder / PROGRAM} is of an earlier version, which left in it two of the images that it was exported "
+                f"with, and folders of that machine; {again}"
+            )
         if (folder / SIGNATURE).is_file():
             if (problem := examine(folder, {}).problem) is not None:
                 raise Refused(f"{folder} is not as it was signed ({problem}); sign it again, or restore it")

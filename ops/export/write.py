@@ -38,7 +38,7 @@ from ops.console import console, say, table
 from ops.evaluation.subjects import find_student
 from ops.export import photo_script
 from ops.export.construction import Construction
-from ops.export.files import remove_earlier
+from ops.export.files import PROGRAM, remove_earlier
 from ops.export.lineage import write_lineage
 from ops.export.model_card import write_card
 from ops.export.programs import example_of, write_onnx, write_program
@@ -181,7 +181,7 @@ def timm_config(job: Export) -> dict[str, Any]:
 def write_programs(job: Export) -> None:
     """Write model.pt2 and model.onnx, both for batches of any size."""
     example = example_of((job.policy.height, job.policy.width))
-    write_program(job.student, example, job.folder / "model.pt2")
+    write_program(job.student, example, job.folder / PROGRAM)
     write_onnx(job.student, example, job.folder / "model.onnx", onnx_facts(job))
 
 
@@ -234,7 +234,7 @@ def exported_networks(job: Export) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return every file as a function of images, loaded as its users load it."""
     session = onnxruntime.InferenceSession(job.folder / "model.onnx", providers=["CPUExecutionProvider"])
     found: dict[str, Callable[[Tensor], Tensor]] = {
-        "model.pt2": torch.export.load(job.folder / "model.pt2").module(),
+        PROGRAM: torch.export.load(job.folder / PROGRAM).module(),
         "model.onnx": lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
     }
     if job.construction.in_timm:

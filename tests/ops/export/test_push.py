@@ -154,6 +154,16 @@ def change_lineage(folder: Path, **facts: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
 
 
+def test_a_program_of_an_earlier_version_is_refused(copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """As torch writes one by itself: with its example and the places of its operations."""
+    change_lineage(copied, files=None)  # which recorded no digests
+    program = torch.export.export(torch.nn.ReLU(), (torch.rand(2, 3, 4, 4),))
+    torch.export.save(program, copied / "model.pt2")
+    assert push(copied, hub) == 2
+    assert "model.pt2 is of an earlier version, which left in it two of the images that it was exported" in said(capsys)
+    assert not hub.asked
+
+
 @pytest.mark.parametrize("name", NEEDED)
 def test_an_unfinished_export_is_refused(copied: Path, hub: Hub, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (copied / name).unlink()
