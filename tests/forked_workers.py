@@ -1,4 +1,4 @@
-"""Ray workers forked from one process that has imported what they need: a start takes a fifth of the processor's time.
+"""Ray workers forked from a process that has imported what they need: a start takes little of a processor's time.
 
 Ray starts a worker as `<py_executable> default_worker.py ...`. Here that executable is this file: it hands its command
 line, environment, folder, network and standard streams to a server, which forks a process that goes on as the worker;
@@ -25,11 +25,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NETWORK = Path("/proc/self/ns/net")
 READY = "ready"
 CONTEXT = "--serialized-runtime-env-context"
-# Not Ray itself: its core reads the settings of a worker from the environment once, when it is imported.
+LARGEST = 2**17  # bytes of a request: a command line and an environment
+# Not Ray itself, which is imported for each job anew (`serve`).
 MODULES = (
     "cluster.training.loop",
     "cluster.tracking.mlflow_tracker",
@@ -110,7 +112,11 @@ def ask(path: str, argv: list[str]) -> None:
 
 
 def serve(path: str) -> None:
-    """Import the modules, then fork a process for every one that asks, until standard input is closed."""
+    """Import the modules, then have a process forked for every one that asks, until standard input is closed.
+
+    Ray's core reads its settings, a worker's job among them, once, as it is imported: a process that has imported Ray
+    under the settings that are asked for forks all that ask for the same.
+    """
     import gc
     import importlib
     import select
@@ -120,6 +126,7 @@ def serve(path: str) -> None:
     assert "ray" not in sys.modules
     gc.freeze()  # what is never collected is never copied either
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    forks: dict[str, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(64)
@@ -129,26 +136,66 @@ def serve(path: str) -> None:
             if sys.stdin in readable:
                 return
             connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                become(connection)
-                sys.exit()
-            connection.close()
+            with connection:
+                head, files, _, _ = socket.recv_fds(connection, 8, 4)
+                with connection.makefile("rb") as stream:
+                    asked = stream.read(int.from_bytes(head))
+                environment = json.loads(asked)["environment"]
+                settings = json.dumps(
+                    {name: environment[name] for name in sorted(environment) if name.startswith("RAY_")}
+                )
+                if settings not in forks:
+                    forks[settings], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    if os.fork() == 0:
+                        for other in (listener, connection, *forks.values()):
+                            other.close()
+                        for file in files:
+                            os.close(file)
+                        fork_with_ray(theirs, json.loads(settings))
+                        os._exit(0)  # at once: it has nothing to end
+                    theirs.close()
+                socket.send_fds(forks[settings], [asked], [*files, connection.fileno()])
+            for file in files:
+                os.close(file)
 
 
-def become(connection: socket.socket) -> None:
-    """Go on, in a forked process, as the script that was asked for."""
+def fork_with_ray(requests: socket.socket, settings: dict[str, str]) -> None:
+    """Import Ray under its settings, then fork a process for every request, until the server is gone."""
+    import gc
+    import importlib
+
+    for name in set(os.environ) - set(settings):
+        if name.startswith("RAY_"):
+            del os.environ[name]
+    os.environ.update(settings)
+    importlib.import_module("ray.train.torch")
+    gc.freeze()
+    while True:
+        asked, files, _, _ = socket.recv_fds(requests, LARGEST, 5)
+        if not asked:
+            return
+        if os.fork() == 0:
+            requests.close()
+            become(json.loads(asked), files)
+            sys.exit()
+        for file in files:
+            os.close(file)
+
+
+def become(asked: dict[str, Any], files: Sequence[int]) -> None:
+    """Go on, in a forked process, as the script that was asked for.
+
+    files: its standard streams, its network, and the connection to the process that stands for it.
+    """
     import runpy
 
     import numpy as np
 
-    head, (*streams, network), _, _ = socket.recv_fds(connection, 8, 4)
-    with connection.makefile("rb") as file:
-        asked = json.loads(file.read(int.from_bytes(head)))
+    *streams, network, connection = files
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    threading.Thread(target=die_with, args=(connection,), daemon=True).start()
+    threading.Thread(target=die_with, args=(socket.socket(fileno=connection),), daemon=True).start()
     enter_network(network)
     os.setpgid(0, 0)  # Ray ends a worker's whole group with it
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
