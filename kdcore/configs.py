@@ -156,6 +156,15 @@ class ModelConfig(Section):
         own = {"model": found.architecture, "checkpoint": str(found.weights), "args": args}
         return self.model_copy(update=own)
 
+    def without_files(self) -> Self:
+        """Return the section of the same architecture that reads no file and downloads nothing.
+
+        `local-dir:` stays, as the architecture is in the folder; `resolved` replaces it.
+        """
+        args = {name: value for name, value in self.args.items() if name != "num_classes"}  # of class_indices
+        no_files = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False}
+        return self.model_copy(update={**no_files, "args": args})
+
     def _check_name(self) -> None:
         if self.model.startswith(LOCAL_DIR):
             self.resolved().check()

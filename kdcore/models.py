@@ -257,6 +257,13 @@ def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(config["mean"]), tuple(config["std"])
 
 
+def statistics_without_files(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return a recipe's `input_statistics`, which are of its architecture or its folder, without reading weights."""
+    bare = config.without_files()
+    bare.check()
+    return input_statistics(_create(bare, {"num_classes": 2}))
+
+
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters, trained or not; running statistics are not parameters."""
     return sum(p.numel() for p in module.parameters())

@@ -109,12 +109,10 @@ def micro_batch(config: RunConfig) -> int:
 
 def without_weights(config: RunConfig) -> RunConfig:
     """Return a recipe whose networks start from random weights and whose teachers run online."""
-    bare: dict[str, Any] = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False}
 
     def of(network: Network) -> Network:
-        args = {name: value for name, value in network.args.items() if name != "num_classes"}
-        online = {"source": "online", "random": True} if isinstance(network, TeacherConfig) else {}
-        return network.model_copy(update={**bare, **online, "args": args})
+        bare = network.resolved().without_files()
+        return bare.model_copy(update={"source": "online"}) if isinstance(bare, TeacherConfig) else bare
 
     return config.model_copy(
         update={
