@@ -230,22 +230,47 @@ def test_a_checkpoint_removed_from_an_object_store_is_passed_over(tmp_path, monk
 
     monkeypatch.setattr(fitting, "set_up_ray_train", begin)
     task = WorkerTask({}, {}, {}, None, Fence("", "", 0), watches_nodes=False)
-    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
+    job = Job("run", "", "s3://bucket", 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
     (tmp_path / "run").mkdir()
     first, second, third = write_checkpoints(tmp_path / "run", 1, 2, 3)
     store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    monkeypatch.setattr(fitting, "checkpoint_place", lambda storage, name: (store, name))
     shutil.rmtree(tmp_path / "run" / third)
     with pytest.raises(InterruptedError):
         fitting.fit(job, None)
     listed = json.loads((tmp_path / "run" / CHECKPOINTS).read_text())
     assert [result["checkpoint_dir_name"] for result in listed["checkpoint_results"]] == [first, second]
     assert listed["latest_checkpoint_result"]["checkpoint_dir_name"] == second
-    assert f"/run: {third} cut off or gone; the run goes on from {second}" in caplog.text
+    assert f"run: {third} cut off or gone; the run goes on from {second}" in caplog.text
     for name in (first, second):
         shutil.rmtree(tmp_path / "run" / name)
     leave_out_broken(store, "run")
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
     leave_out_broken(store, "run")  # a new run
+
+
+def test_a_list_cut_off_in_a_folder_that_is_given_as_a_uri(tmp_path, monkeypatch):
+    """It was taken for an object store: no copy of the list was kept, and the next start ended in a JSONDecodeError."""
+    recoveries = []
+
+    def begin(folder):
+        recoveries.append(Recovery(folder))
+        raise InterruptedError  # before Ray is asked
+
+    monkeypatch.setattr(fitting, "set_up_ray_train", lambda job: None)
+    monkeypatch.setattr(fitting, "Recovery", begin)
+    task = WorkerTask({}, {}, {}, None, Fence("", "", 0), watches_nodes=False)
+    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
+    (tmp_path / "run").mkdir()
+    write_checkpoints(tmp_path / "run", 1)
+    listed = tmp_path / "run" / CHECKPOINTS
+    before = listed.read_bytes()
+    for content in (before, before[:-9]):
+        listed.write_bytes(content)
+        with pytest.raises(InterruptedError):
+            fitting.fit(job, None)
+        assert listed.read_bytes() == before
+        recoveries[-1].after_report(None, [], None)
 
 
 def test_no_checkpoint_is_left(tmp_path):
