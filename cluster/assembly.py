@@ -23,7 +23,7 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import micro_batch_size
 from cluster.teachers.assembly import assemble_teacher, reused_head
 from cluster.teachers.class_statistics import STATISTICS_BATCH, class_statistics
-from cluster.teachers.running import SINGLE, RunTeachers
+from cluster.teachers.running import RunTeachers
 from cluster.teachers.stored import Statistics
 from kdcore.batch import Batch, ClassStatistics
 from kdcore.distiller import Distiller
@@ -182,14 +182,13 @@ class Assembly:
             prefetch=data.prefetch,
         )
 
-    def distiller(self, statistics: Mapping[str, ClassStatistics] | None = None) -> Distiller:
+    def distiller(self, statistics: Mapping[str | None, ClassStatistics] | None = None) -> Distiller:
         """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
 
         statistics: used instead of `every_class_statistics`.
         """
         train = self.indexes["train"]
         statistics = self.every_class_statistics() if statistics is None else statistics
-        of_one = statistics.get(SINGLE, ClassStatistics())
         distiller = Distiller(
             self.student,
             self.config.method,
@@ -198,8 +197,6 @@ class Assembly:
             teacher=self.teachers.asked,
             teacher_shapes=self.teachers.shapes(image_size(self.for_teacher.config)),
             classes=train.classes,
-            class_means=of_one.means,
-            class_similarity=of_one.similarity,
             statistics=statistics,
             sample_labels=None if train.multi_label else torch.from_numpy(train.labels.astype(np.int64)),
             class_counts=torch.from_numpy(train.class_counts),
@@ -210,10 +207,9 @@ class Assembly:
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller
 
-    def every_class_statistics(self) -> dict[str, ClassStatistics]:
-        """Return {teacher: its class statistics}, stored or computed by a pass."""
-        kept = {name: teacher.class_statistics for name, teacher in self.teachers.stored.items()}
-        return kept | {name: self.for_teacher.class_statistics(one) for name, one in self.teachers.online.items()}
+    def every_class_statistics(self) -> dict[str | None, ClassStatistics]:
+        """Return {teacher as terms name it: its class statistics}, stored or computed by a pass."""
+        return self.teachers.class_statistics(self.for_teacher.class_statistics)
 
     def class_statistics(self, teacher: OnlineTeacher) -> ClassStatistics:
         """Compute what a teacher's needs name of the training set; see `cluster.teachers.class_statistics`."""
