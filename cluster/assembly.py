@@ -64,8 +64,7 @@ class Assembly:
 
     @property
     def total_steps(self) -> int:
-        steps = self.steps_per_epoch * self.config.train.epochs
-        return min(steps, self.config.train.max_steps or steps)
+        return self.config.train.total_steps(self.steps_per_epoch)
 
     @property
     def channels_last(self) -> bool:
@@ -93,7 +92,7 @@ class Assembly:
     @property
     def micro_batch(self) -> int:
         """The most images in one forward pass."""
-        return micro_batch_size(self.config.train, self.rank.world_size, self.config.views.mixes)
+        return micro_batch_size(self.config, self.rank.world_size)
 
     @property
     def micro_batches(self) -> range:

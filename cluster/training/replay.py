@@ -79,7 +79,7 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     """
     check_run(config)
     # A micro-batch is what one of the run's workers held.
-    size = micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
+    size = micro_batch_size(config)
     config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": size})})
     set_up_torch(config.train.deterministic)
     run = assemble(config, Rank(0, 1, device))
