@@ -24,8 +24,7 @@ from cluster.recipe.rules import micro_batch_size
 from cluster.teachers.assembly import assemble_teacher, reused_head
 from cluster.teachers.class_statistics import STATISTICS_BATCH, class_statistics
 from cluster.teachers.running import RunTeachers
-from cluster.teachers.stored import Statistics
-from kdcore.batch import Batch, ClassStatistics
+from kdcore.batch import Batch, ClassStatistics, Statistics
 from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
 from kdcore.online_teacher import OnlineTeacher
@@ -172,7 +171,6 @@ class Assembly:
             plan,
             mean=self.statistics[0],
             std=self.statistics[1],
-            num_classes=len(index.classes),
             device=self.rank.device,
             channels_last=self.channels_last,
             decode=data.decode,

@@ -21,7 +21,7 @@ from cluster.recipe.plugins import fingerprint_of_module
 from cluster.recipe.sections import TeacherConfig
 from cluster.scores import counts_for, over_ranks
 from cluster.weights import weights_fingerprint
-from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
+from kdcore.batch import ClassStatistics, Needs, Statistics, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout, in_proportion
 from kdcore.models import build_backbone, build_model, input_statistics
@@ -48,7 +48,6 @@ from pipelines.views.policy import ViewPolicy
 TRAIN = "train"
 CHANNELS_FIRST = "channels_first"  # in a teacher's identity: the taps whose channels it has last, and a cache first
 NORM = "norm."
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ class TrainState:
                 for name, tensor in self.evaluated.state_dict().items()
             }
 
-    def deployed(self, select_best: bool) -> dict[str, Tensor]:
+    def deployed(self) -> dict[str, Tensor]:
         """Return the weights to deploy: the best where the recipe chooses, else the last."""
-        if select_best and self.best_student is not None:
+        if self.best_student is not None:
             return self.best_student
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
 

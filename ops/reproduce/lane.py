@@ -178,7 +178,7 @@ class Lane:
             final = self.evaluate(logits)
             if teacher is not None:
                 self.log({f"{self.split}/teacher_{name}": value for name, value in teacher.items()})
-            weights = self.state.deployed(select_best=self.config.train.select != "last")
+            weights = self.state.deployed()
         result = {
             **about,
             "name": self.config.name,
