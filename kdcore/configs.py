@@ -7,12 +7,13 @@ only looks at recipes does not wait for them, and one that trains lets Ray start
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, did_you_mean
 from kdcore.importing import importing
 from kdcore.local_dir import WEIGHTS, read_local_dir
 from kdcore.located import local_file
@@ -25,7 +26,7 @@ from kdcore.named_models import (
     check_hub,
     check_torchvision,
     module_of,
-    nearest_if_unknown,
+    names_if_unknown,
 )
 from kdcore.section import Section
 
@@ -183,17 +184,15 @@ class ModelConfig(Section):
             self._check_timm()
 
     def _check_timm(self) -> None:
-        if (nearest := nearest_if_unknown(self.model)) is not None:
-            raise Refused(_unknown(self.model, nearest))
+        if (known := names_if_unknown(self.model)) is not None:
+            raise Refused(_unknown(self.model, known))
         with importing("timm"):
             import timm
 
             import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 
         if not timm.is_model(self.model):
-            raise Refused(
-                _unknown(self.model, difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5))
-            )
+            raise Refused(_unknown(self.model, timm.list_models()))
         name, dot, tag = self.model.partition(".")
         tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
         if dot and tag not in tags:
@@ -202,9 +201,9 @@ class ModelConfig(Section):
             raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
 
 
-def _unknown(model: str, near: list[str]) -> str:
-    """Return the text that refuses an unknown model, with the names nearest to it."""
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
+def _unknown(model: str, known: Sequence[str]) -> str:
+    """Return the text that refuses an unknown model, with the known names nearest to it."""
+    hint = did_you_mean(model, known, "timm.list_models() lists the names", n=4, cutoff=0.5)
     of_cifar = (
         ""
         if model.startswith(OWN_PREFIXES)
