@@ -55,7 +55,8 @@ PLUGINS = PathField(only_with=("/", "\\", ".py"))
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 _NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network without a classifier cannot be trained"}
 
-_IN_FOLDERS = ("student.safetensors", WEIGHTS)  # the weights in a run's folder, and in an export's
+RUN_WEIGHTS = "student.safetensors"  # in a run's folder
+_IN_FOLDERS = (RUN_WEIGHTS, WEIGHTS)  # the weights in a run's folder, and in an export's
 
 
 class ModelConfig(Section):
