@@ -23,9 +23,8 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import micro_batch_size
 from cluster.teachers.assembly import assemble_teacher, reused_head
 from cluster.teachers.class_statistics import STATISTICS_BATCH, class_statistics
-from cluster.teachers.running import SINGLE, RunTeachers
-from cluster.teachers.stored import Statistics
-from kdcore.batch import Batch, ClassStatistics
+from cluster.teachers.running import RunTeachers
+from kdcore.batch import Batch, ClassStatistics, Statistics
 from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
 from kdcore.online_teacher import OnlineTeacher
@@ -64,8 +63,7 @@ class Assembly:
 
     @property
     def total_steps(self) -> int:
-        steps = self.steps_per_epoch * self.config.train.epochs
-        return min(steps, self.config.train.max_steps or steps)
+        return self.config.train.total_steps(self.steps_per_epoch)
 
     @property
     def channels_last(self) -> bool:
@@ -93,7 +91,7 @@ class Assembly:
     @property
     def micro_batch(self) -> int:
         """The most images in one forward pass."""
-        return micro_batch_size(self.config.train, self.rank.world_size, self.config.views.mixes)
+        return micro_batch_size(self.config, self.rank.world_size)
 
     @property
     def micro_batches(self) -> range:
@@ -173,7 +171,6 @@ class Assembly:
             plan,
             mean=self.statistics[0],
             std=self.statistics[1],
-            num_classes=len(index.classes),
             device=self.rank.device,
             channels_last=self.channels_last,
             decode=data.decode,
@@ -182,14 +179,13 @@ class Assembly:
             prefetch=data.prefetch,
         )
 
-    def distiller(self, statistics: Mapping[str, ClassStatistics] | None = None) -> Distiller:
+    def distiller(self, statistics: Mapping[str | None, ClassStatistics] | None = None) -> Distiller:
         """Build the distiller on this rank's device. Refused for a tap or a shape that does not fit.
 
         statistics: used instead of `every_class_statistics`.
         """
         train = self.indexes["train"]
         statistics = self.every_class_statistics() if statistics is None else statistics
-        of_one = statistics.get(SINGLE, ClassStatistics())
         distiller = Distiller(
             self.student,
             self.config.method,
@@ -198,8 +194,6 @@ class Assembly:
             teacher=self.teachers.asked,
             teacher_shapes=self.teachers.shapes(image_size(self.for_teacher.config)),
             classes=train.classes,
-            class_means=of_one.means,
-            class_similarity=of_one.similarity,
             statistics=statistics,
             sample_labels=None if train.multi_label else torch.from_numpy(train.labels.astype(np.int64)),
             class_counts=torch.from_numpy(train.class_counts),
@@ -210,10 +204,9 @@ class Assembly:
         to_device(distiller, self.rank.device, self.channels_last)
         return distiller
 
-    def every_class_statistics(self) -> dict[str, ClassStatistics]:
-        """Return {teacher: its class statistics}, stored or computed by a pass."""
-        kept = {name: teacher.class_statistics for name, teacher in self.teachers.stored.items()}
-        return kept | {name: self.for_teacher.class_statistics(one) for name, one in self.teachers.online.items()}
+    def every_class_statistics(self) -> dict[str | None, ClassStatistics]:
+        """Return {teacher as terms name it: its class statistics}, stored or computed by a pass."""
+        return self.teachers.class_statistics(self.for_teacher.class_statistics)
 
     def class_statistics(self, teacher: OnlineTeacher) -> ClassStatistics:
         """Compute what a teacher's needs name of the training set; see `cluster.teachers.class_statistics`."""

@@ -36,9 +36,9 @@ class Batches:
     @classmethod
     def of(cls, config: RunConfig, num_images: int, num_workers: int) -> Batches:
         """Return the batches of a recipe's run on this many images and workers. Refused if they cannot share it."""
-        train, mixes = config.train, config.views.mixes
-        num = train.batch_size // micro_batch_size(train, num_workers, mixes)
-        return cls(num_images, train.batch_size, num, train.last_batch == "keep", mixes)
+        train = config.train
+        num = train.batch_size // micro_batch_size(config, num_workers)
+        return cls(num_images, train.batch_size, num, train.last_batch == "keep", config.views.mixes)
 
     @property
     def num_left(self) -> int:

@@ -42,7 +42,7 @@ def forecast(config: RunConfig, seconds: float) -> Forecast:
         batch_size=config.train.batch_size,
         steps_per_epoch=run.steps_per_epoch,
         total_steps=run.total_steps,
-        num_workers=max(1, config.scaling.num_workers),
+        num_workers=config.scaling.num_ranks,
         images_per_second=measured_speed(run, seconds),
     )
 

@@ -51,7 +51,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
             f"{data.root}; take a smaller batch"
         )
-    Batches.of(config, len(indexes["train"]), max(1, config.scaling.num_workers)).check()
+    Batches.of(config, len(indexes["train"]), config.scaling.num_ranks).check()
     return indexes
 
 
@@ -111,7 +111,7 @@ def evaluation_batch(config: RunConfig, device: torch.device) -> int:
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory = total // max(1, config.scaling.num_workers)
+        memory = total // config.scaling.num_ranks
     pixels = min(_PIXELS, memory // _MEMORY_PER_PIXEL)
     return int(max(1, min(_MOST, pixels // (policy.height * policy.width))))
 

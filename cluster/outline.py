@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -13,9 +14,9 @@ from cluster.images import image_size
 from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
-from kdcore.layout import NETWORK_ERRORS
 from kdcore.rehearsal import check_network
 
+Made = TypeVar("Made")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -30,17 +31,30 @@ def without_values() -> Iterator[None]:
 def outline(config: RunConfig) -> Assembly:
     """Assemble a run on torch's meta device, whose tensors have shapes and no values; on the CPU where one is needed.
 
-    A network may need a value while it is built or called, and so may weight files. Refusals, too, come from the CPU,
-    with its messages.
+    Refused for a network that cannot take the run's images, or answers with something else than logits.
+    """
+
+    def assembled(device: torch.device) -> Assembly:
+        run = assemble(config, Rank(0, 1, device))
+        _check_networks(run)
+        return run
+
+    return on_meta_or_cpu(assembled)
+
+
+def on_meta_or_cpu(make: Callable[[torch.device], Made]) -> Made:
+    """Return what is made on torch's meta device, or, where something needs a value, on the CPU.
+
+    A network may need a value while it is built or called, and so may weight files; it then raises whatever it likes.
+    What does not fit is said by the CPU, too.
     """
     try:
         with without_values():
-            run = assemble(config, Rank(0, 1, META))
-        _check_networks(run)
-    except (Refused, *NETWORK_ERRORS):
-        run = assemble(config, Rank(0, 1, CPU))
-        _check_networks(run)
-    return run
+            return make(META)
+    except Exception as error:
+        if isinstance(error, Refused) and error.__cause__ is None:  # for a name or a shape, which no value changes
+            raise
+    return make(CPU)
 
 
 def _check_networks(run: Assembly) -> None:

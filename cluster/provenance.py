@@ -19,7 +19,7 @@ from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 
 TREE = Path(__file__).parents[1]
-COMMIT = "STILLHOUSE_COMMIT"  # in the environment of a container image
+COMMIT = "STILLHOUSE_COMMIT"  # in the environment of a container image, or as `reproduce --commit` says
 NOTE_FILE = "stillhouse-provenance.json"  # at the root of a tree that was sent
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the process of a submitted job
 MAX_DIFF = 1_000_000  # characters
@@ -54,6 +54,12 @@ class Provenance:
     def note(self) -> str:
         """Return the text of the note that travels with the tree."""
         return json.dumps(asdict(self), indent=1)
+
+
+def declare_commit(commit: str | None) -> None:
+    """Let this process, and those that it starts, take a commit for that of the code where nothing nearer says it."""
+    if commit:
+        os.environ[COMMIT] = commit
 
 
 def user_here() -> str:

@@ -33,8 +33,8 @@ def rehearse_run(run: Assembly) -> None:
         )
 
 
-def stand_in(run: Assembly) -> dict[str, ClassStatistics]:
-    """Return class statistics of every teacher without a pass over the images: random, or those stored."""
+def stand_in(run: Assembly) -> dict[str | None, ClassStatistics]:
+    """Return {teacher as terms name it: class statistics} without a pass over the images: random, or those stored."""
     train, size = run.indexes["train"], image_size(run.for_teacher.config)
 
     def of(teacher: OnlineTeacher) -> ClassStatistics:
@@ -43,5 +43,4 @@ def stand_in(run: Assembly) -> dict[str, ClassStatistics]:
         labels, shapes = train.labels.astype(np.int64), teacher.taps.shapes(size)
         return stand_in_statistics(teacher.needs, shapes, labels, len(train.classes))
 
-    kept = {name: teacher.class_statistics for name, teacher in run.teachers.stored.items()}
-    return kept | {name: of(teacher) for name, teacher in run.teachers.online.items()}
+    return run.teachers.class_statistics(of)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kdcore.errors import Refused
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) of RGB in [0, 1] by which images are normalised
+
 
 @dataclass(frozen=True)
 class Classifier:

@@ -7,12 +7,13 @@ only looks at recipes does not wait for them, and one that trains lets Ray start
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, did_you_mean
 from kdcore.importing import importing
 from kdcore.local_dir import WEIGHTS, read_local_dir
 from kdcore.located import local_file
@@ -25,7 +26,7 @@ from kdcore.named_models import (
     check_hub,
     check_torchvision,
     module_of,
-    nearest_if_unknown,
+    names_if_unknown,
 )
 from kdcore.section import Section
 
@@ -54,7 +55,8 @@ PLUGINS = PathField(only_with=("/", "\\", ".py"))
 _OWN_ARGS = {"model_name", "num_classes", "pretrained", "checkpoint_path"}
 _NO_ARGS = {"in_chans": "images have 3 channels", "features_only": "a network without a classifier cannot be trained"}
 
-_IN_FOLDERS = ("student.safetensors", WEIGHTS)  # the weights in a run's folder, and in an export's
+RUN_WEIGHTS = "student.safetensors"  # in a run's folder
+_IN_FOLDERS = (RUN_WEIGHTS, WEIGHTS)  # the weights in a run's folder, and in an export's
 
 
 class ModelConfig(Section):
@@ -156,6 +158,15 @@ class ModelConfig(Section):
         own = {"model": found.architecture, "checkpoint": str(found.weights), "args": args}
         return self.model_copy(update=own)
 
+    def without_files(self) -> Self:
+        """Return the section of the same architecture that reads no file and downloads nothing.
+
+        `local-dir:` stays, as the architecture is in the folder; `resolved` replaces it.
+        """
+        args = {name: value for name, value in self.args.items() if name != "num_classes"}  # of class_indices
+        no_files = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False}
+        return self.model_copy(update={**no_files, "args": args})
+
     def _check_name(self) -> None:
         if self.model.startswith(LOCAL_DIR):
             self.resolved().check()
@@ -174,17 +185,15 @@ class ModelConfig(Section):
             self._check_timm()
 
     def _check_timm(self) -> None:
-        if (nearest := nearest_if_unknown(self.model)) is not None:
-            raise Refused(_unknown(self.model, nearest))
+        if (known := names_if_unknown(self.model)) is not None:
+            raise Refused(_unknown(self.model, known))
         with importing("timm"):
             import timm
 
             import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
 
         if not timm.is_model(self.model):
-            raise Refused(
-                _unknown(self.model, difflib.get_close_matches(self.model, timm.list_models(), n=4, cutoff=0.5))
-            )
+            raise Refused(_unknown(self.model, timm.list_models()))
         name, dot, tag = self.model.partition(".")
         tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
         if dot and tag not in tags:
@@ -193,9 +202,9 @@ class ModelConfig(Section):
             raise Refused(f"model {self.model!r}: {name} has no pretrained weights called {tag!r}; {hint}")
 
 
-def _unknown(model: str, near: list[str]) -> str:
-    """Return the text that refuses an unknown model, with the names nearest to it."""
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names"
+def _unknown(model: str, known: Sequence[str]) -> str:
+    """Return the text that refuses an unknown model, with the known names nearest to it."""
+    hint = did_you_mean(model, known, "timm.list_models() lists the names", n=4, cutoff=0.5)
     of_cifar = (
         ""
         if model.startswith(OWN_PREFIXES)

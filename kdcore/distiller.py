@@ -66,8 +66,8 @@ class Distiller(nn.Module):
     checkpointed but never exported. The teacher is not a submodule: `train()`, `to()`, `state_dict()` and a
     data-parallel wrapper do not reach it. It is asked only if a batch does not already bring its targets. Terms of
     weight 0 are left out, with all that they need. num_epochs: of the whole run, for weights that decay to its end. The
-    other arguments are what a term may know when it is built: see `TermContext`. statistics: with several teachers,
-    {teacher: its own class means and similarity}.
+    other arguments are what a term may know when it is built: see `TermContext`. statistics: {teacher as terms name it:
+    its class means and similarity}, under None those of a single one.
 
     Refused for a method without terms, and for a tap or a shape that does not fit.
     """
@@ -82,9 +82,7 @@ class Distiller(nn.Module):
         teacher: OnlineTeacher | Teachers | None = None,
         teacher_shapes: dict[str, torch.Size] | None = None,
         classes: tuple[str, ...] = (),
-        class_means: Mapping[str, Tensor] | None = None,
-        class_similarity: Tensor | None = None,
-        statistics: Mapping[str, ClassStatistics] | None = None,
+        statistics: Mapping[str | None, ClassStatistics] | None = None,
         sample_labels: Tensor | None = None,
         class_counts: Tensor | None = None,
         num_epochs: float | None = None,
@@ -123,8 +121,6 @@ class Distiller(nn.Module):
             num_classes=int(student.num_classes),  # type: ignore[arg-type]
             num_samples=num_samples,
             classes=classes,
-            class_means=class_means or {},
-            class_similarity=class_similarity,
             sample_labels=sample_labels,
             class_counts=class_counts,
             compared=getattr(student, "compared", None),
@@ -136,15 +132,14 @@ class Distiller(nn.Module):
     def _build(self, name: str, context: TermContext) -> nn.Module:
         """Build a term's module. Refused, with the taps and their shapes, if it cannot read them."""
         term = self.terms[name]
+        found = self._statistics.get(term.teacher, ClassStatistics())
+        context = replace(
+            context,
+            teacher_shapes=self.teacher_shapes[term.teacher],
+            class_means=found.means,
+            class_similarity=found.similarity,
+        )
         try:
-            if term.teacher is not None:
-                found = self._statistics.get(term.teacher, ClassStatistics())
-                context = replace(
-                    context,
-                    teacher_shapes=self.teacher_shapes[term.teacher],
-                    class_means=found.means,
-                    class_similarity=found.similarity,
-                )
             return term.build(context)
         except complaints_of(term) as error:
             raise self.refusal(name, error) from error

@@ -11,6 +11,9 @@ Every other exception is a bug in the project and keeps its traceback; `assert` 
 removed from the messages of `Refused` and `RunFailed`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 from kdcore.credentials import without_credentials
 
 
@@ -51,6 +54,15 @@ def typed_line(error: BaseException, length: int | None = 200) -> str:
     """Return an error's type and message in one line, of at most `length` characters of message."""
     name = type(error).__name__
     return f"{name}: {one_line(error, length)}" if str(error).strip() else name
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, n: int = 3, cutoff: float = 0.6) -> str:
+    """Return the hint about an unknown name: up to `n` known ones that are like it, or `otherwise` if none is.
+
+    cutoff: how like, from 0 to 1, as in difflib.
+    """
+    near = difflib.get_close_matches(name, list(known), n, cutoff)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
 
 
 def shortened(text: str, length: int = 100) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision import models
 
 import kdcore.networks  # noqa: F401  registers the CIFAR networks with timm
+from kdcore.batch import Statistics
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused, typed_line
 from kdcore.fitting import holds_more, load_backbone, load_weights, refuse_fresh_classifier
@@ -250,11 +251,18 @@ def _replace_classifier(model: nn.Module, new: nn.Linear) -> None:
     model.num_classes = new.out_features  # type: ignore[assignment]
 
 
-def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def input_statistics(model: nn.Module) -> Statistics:
     """Return the mean and std (of RGB in [0,1]) that the network's weights were trained with; timm keeps them."""
     assert getattr(model, "pretrained_cfg", None), "timm would answer with ImageNet's statistics"
     config = resolve_model_data_config(model)
     return tuple(config["mean"]), tuple(config["std"])
+
+
+def statistics_without_files(config: ModelConfig) -> Statistics:
+    """Return a recipe's `input_statistics`, which are of its architecture or its folder, without reading weights."""
+    bare = config.without_files()
+    bare.check()
+    return input_statistics(_create(bare, {"num_classes": 2}))
 
 
 def count_parameters(module: nn.Module) -> int:

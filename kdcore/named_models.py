@@ -11,7 +11,6 @@ Not here: how they are built (`kdcore.models`), and what a network must have (`k
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -21,7 +20,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from kdcore.errors import Refused, typed_line
+from kdcore.errors import Refused, did_you_mean, typed_line
 
 LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
 OWN_PREFIXES = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
@@ -60,9 +59,9 @@ def builder_of(model: str) -> Callable[..., Any]:
     name = model.partition(":")[2]
     for part in name.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(near)}?" if near else "; define it there"
-            raise Refused(f"model {model!r}: {module_name} has no {name!r}{hint}")
+            known = [one for one in dir(found) if not one.startswith("_")]
+            hint = did_you_mean(part, known, "define it there", cutoff=0.5)
+            raise Refused(f"model {model!r}: {module_name} has no {name!r}; {hint}")
         found = getattr(found, part)
     if not callable(found):
         raise Refused(
@@ -72,8 +71,8 @@ def builder_of(model: str) -> Callable[..., Any]:
     return found
 
 
-def nearest_if_unknown(model: str) -> list[str] | None:
-    """Return the names nearest to one that occurs in no file of timm's networks; None for others and the project's own.
+def names_if_unknown(model: str) -> tuple[str, ...] | None:
+    """Return timm's names if this one occurs in no file of its networks; None for others and the project's own.
 
     Read from the files' text: importing timm takes longer than everything else that is done before a name is refused.
     A plug-in that registers networks imports timm itself; then its registry is asked.
@@ -81,7 +80,7 @@ def nearest_if_unknown(model: str) -> list[str] | None:
     if "timm" in sys.modules or model.startswith(OWN_PREFIXES):
         return None
     words, names = _words_of_networks()
-    return None if model.partition(".")[0] in words else difflib.get_close_matches(model, names, n=4, cutoff=0.5)
+    return None if model.partition(".")[0] in words else names
 
 
 @cache
@@ -100,8 +99,7 @@ def check_torchvision(model: str) -> str:
 
     name, known = model.removeprefix(TORCHVISION), models.list_models(module=models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "torchvision.models.list_models() lists the names"
+        hint = did_you_mean(name, known, "torchvision.models.list_models() lists the names", n=4, cutoff=0.5)
         raise Refused(f"unknown model {model!r}; {hint}")
     return name
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from kdcore.batch import Batch, Classifier, Needs, TeacherOutputs
+from kdcore.batch import Batch, Classifier, Needs, Statistics, TeacherOutputs
 from kdcore.models import classifier_of
 from kdcore.taps import FeatureTaps
 from kdcore.terms.logits import cross_entropy
@@ -56,10 +56,7 @@ class OnlineTeacher:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return the batch's images as the teacher was trained to see them."""
-        if self.renormalise is None:
-            return images
-        scale, shift = self.renormalise
-        return images * scale + shift
+        return renormalised(images, self.renormalise)
 
 
 def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph: bool = False) -> Tensor:
@@ -71,9 +68,12 @@ def input_gradient(logits: Tensor, labels: Tensor, images: Tensor, create_graph:
     return gradient
 
 
-def renormalisation(
-    student: tuple[tuple[float, ...], tuple[float, ...]], teacher: tuple[tuple[float, ...], tuple[float, ...]]
-) -> tuple[Tensor, Tensor] | None:
+def renormalised(images: Tensor, by: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return images under a (scale, shift) [3,1,1], or as they are."""
+    return images if by is None else images * by[0].to(images.device) + by[1].to(images.device)
+
+
+def renormalisation(student: Statistics, teacher: Statistics) -> tuple[Tensor, Tensor] | None:
     """Return the (scale, shift) [3,1,1] that turn images normalised for the student into the teacher's, or None."""
     if student == teacher:
         return None

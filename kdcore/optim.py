@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 
 import torch
@@ -12,7 +11,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from kdcore.configs import CYCLED_MOMENTUM, OptimizerConfig, ScheduleConfig
-from kdcore.errors import Refused
+from kdcore.errors import Refused, did_you_mean
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
@@ -22,8 +21,7 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
     """
     known = [str(name) for name in list_optimizers()]
     if config.opt.lower().removeprefix("lookahead_") not in known:
-        near = difflib.get_close_matches(config.opt.lower(), known, n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"timm has {', '.join(known)}"
+        hint = did_you_mean(config.opt.lower(), known, f"timm has {', '.join(known)}", n=4, cutoff=0.5)
         raise Refused(f"optimizer.opt: unknown optimiser {config.opt!r}; {hint}")
     if "_" in config.opt.lower().removeprefix("lookahead_"):
         raise Refused(

@@ -9,14 +9,13 @@ the blocks of a Swin, for example) is handed out as a view with its channels fir
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import Refused, one_line
+from kdcore.errors import Refused, did_you_mean, one_line
 from kdcore.layout import NETWORK_ERRORS, evaluating, is_channels_last, remedy_for_images
 from kdcore.protocol import find_classifier, has_features
 
@@ -254,9 +253,5 @@ def _classifier(model: nn.Module, who: str) -> nn.Module:
 def unknown_tap(name: str, modules: Iterable[str], network: str) -> str:
     """Return the text that refuses an unknown tap, with the nearest names, or the network's outermost ones."""
     known = [*(m for m in modules if m), FORWARD_FEATURES, CLASSIFIER_INPUT]
-    near = difflib.get_close_matches(name, known, n=6, cutoff=0.6)
-    if near:
-        return f"{network} has no tap {name!r}; did you mean {', '.join(near)}?"
-    return (
-        f"{network} has no tap {name!r}; it has {', '.join(m for m in known if '.' not in m)} (and what is inside them)"
-    )
+    outermost = f"it has {', '.join(m for m in known if '.' not in m)} (and what is inside them)"
+    return f"{network} has no tap {name!r}; {did_you_mean(name, known, outermost, n=6)}"

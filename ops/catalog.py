@@ -6,7 +6,6 @@ number is from, and what differs from the published script.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from cluster.recipe.about import AboutConfig
 from cluster.recipe.files import read_recipe
 from cluster.recipe.paths import absolute
 from cluster.recipe.reading import configure, validated
-from kdcore.errors import Refused
+from kdcore.errors import Refused, did_you_mean
 from kdcore.located import is_uri, local_file
 from ops.cifar100 import rows
 from ops.console import say
@@ -59,8 +58,7 @@ def read(recipe: str) -> dict[str, Any]:
         return read_recipe(local_file(recipe), read)
     known = names()
     if recipe not in known:
-        near = difflib.get_close_matches(recipe, known, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "give the name of one, or a file that ends in .yaml;"
+        hint = did_you_mean(recipe, known, "give the name of one, or a file that ends in .yaml;")
         raise Refused(f"{recipe}: no such recipe; {hint} `python -m ops recipes` lists them")
     return rows.recipe(recipe) if recipe in rows.names() else read_recipe(RECIPES / f"{recipe}.yaml", read)
 

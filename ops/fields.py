@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
 
-from kdcore.errors import Refused
+from kdcore.errors import Refused, did_you_mean
 from ops.console import console, say
 from ops.schema import RECIPE, Entry, Model, entries, explanation, json_schema, sections, summary, terms
 
@@ -60,8 +59,7 @@ def full_name(owner: str, entry: Entry) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return '; did you mean ...?' with the nearest of the known names, or else the command that lists them all."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(near)}?" if near else "; `python -m ops fields` lists them"
+    return f"; {did_you_mean(name, sorted(known), '`python -m ops fields` lists them', cutoff=0.5)}"
 
 
 def show_names(title: str, models: Mapping[str, Model]) -> None:

@@ -73,7 +73,7 @@ def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
         ["training images", f"{images:,}, and {len(parts.indexes['val']):,} for validation"],
         ["steps", f"{parts.steps_per_epoch:,} an epoch, {parts.total_steps:,} in {config.train.epochs} epochs"],
     ]
-    if unseen := unseen_images(parts.batches, max(1, config.scaling.num_workers)):
+    if unseen := unseen_images(parts.batches, config.scaling.num_ranks):
         rows.append(["", unseen])
     rows += time_rows(parts, seconds) if seconds else [["training", "--seconds 2 measures how long it takes"]]
     rows.append(["bytes", f"{decimal(deployed_parameters(parts.student) * FLOAT_BYTES)} of the student's weights"])

@@ -201,17 +201,14 @@ def plot(quality: Mapping[str, Quality], path: str | Path, pairs: Sequence[Pair]
     write_figure(Path(path), figure)
 
 
-def recommendation_yaml(pairs: Sequence[Pair], detach_head_at: str | None = None) -> str:
-    """Return the `method` of a recipe: features alone train the backbone, labels the head after `detach_head_at`.
-
-    By default that is the student's deepest tap of the pairs.
-    """
+def recommendation_yaml(pairs: Sequence[Pair]) -> str:
+    """Return the `method` of a recipe: features train the backbone, labels the head after the pairs' deepest tap."""
     if not pairs:
         raise Refused("there is no pair to write; recommend at least one")
     features = {
         "term": "feature_only",
         "weight": 1,
         "pairs": [pair.model_dump() for pair in pairs],
-        "detach_head_at": detach_head_at or pairs[-1].student,
+        "detach_head_at": pairs[-1].student,
     }
     return yaml.safe_dump({"method": [features, {"term": "ce", "weight": 1}]}, sort_keys=False)

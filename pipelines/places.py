@@ -33,18 +33,28 @@ def is_hidden(path: str) -> bool:
 
 
 def filesystem_of(location: str, setting: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a URI and the path on it; Refused, naming the setting, for one that is unknown."""
-    scheme = location.partition("://")[0]
-    if scheme == "hf":  # pyarrow knows it by huggingface_hub, which raises errors of its own
+    """Return the file system of a URI and the path on it; Refused, naming the setting, where that cannot be had."""
+    try:
+        return connect(location, setting)
+    except OSError as error:
+        if location.startswith("s3://"):
+            raise Refused(f"{setting}={location}: {error}; {_S3_REMEDY}") from error
+        raise Refused(no_place(location, setting, error)) from error
+
+
+def connect(location: str, setting: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a URI and the path on it; Refused, naming the setting, for one that is unknown.
+
+    OSError where a store does not answer, for a process that is started again then.
+    """
+    if location.startswith("hf://"):  # pyarrow knows it by huggingface_hub, which raises errors of its own
         raise Refused(
             f"{setting}={location}: files of a hub are not read in place; download them with huggingface_hub's "
             "snapshot_download, and give the folder that it returns"
         )
     try:
         filesystem, path = fs.FileSystem.from_uri(location.rstrip("/"))
-    except (ValueError, OSError) as error:  # pyarrow's own errors are among these
-        if scheme == "s3" and isinstance(error, OSError):
-            raise Refused(f"{setting}={location}: {error}; {_S3_REMEDY}") from error
+    except ValueError as error:  # pyarrow's own included
         raise Refused(no_place(location, setting, error)) from error
     return filesystem, path.rstrip("/") or path  # the URI `s3://bucket/folder/?region=...` does not end in a slash
 

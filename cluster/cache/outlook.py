@@ -142,7 +142,7 @@ def outlook(config: RunConfig, device: torch.device, seconds: float) -> Outlook:
         num_images=run.plan.num_samples,
         num_views=plan.parts[TRAIN].num_views,
         epochs=config.train.epochs,
-        num_workers=max(1, config.scaling.num_workers),
+        num_workers=config.scaling.num_ranks,
         row_bytes=row_bytes(columns),
     )
 

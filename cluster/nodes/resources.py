@@ -68,7 +68,7 @@ def uses_gpu(config: RunConfig) -> bool:
         if not gpus.is_cluster and gpus.present == 0:
             raise Refused(NO_GPU)
         return True
-    needed = (scaling.min_workers or max(1, scaling.num_workers)) * scaling.gpus_per_worker
+    needed = (scaling.min_workers or scaling.num_ranks) * scaling.gpus_per_worker
     if gpus.present >= needed:
         return True
     if gpus.to_come is None:
@@ -147,7 +147,7 @@ def worker_resources(config: RunConfig) -> dict[str, float]:
 
 def run_resources(config: RunConfig) -> dict[str, float]:
     """Return the resources that a run's workers take together."""
-    workers = max(1, config.scaling.num_workers)
+    workers = config.scaling.num_ranks
     return {name: workers * amount for name, amount in worker_resources(config).items()}
 
 

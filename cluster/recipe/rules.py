@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cluster.recipe import teacher_sections
-from cluster.recipe.run_sections import ScalingConfig, TrainConfig
+from cluster.recipe.run_sections import ScalingConfig
 from cluster.recipe.sections import CacheConfig, DataConfig, TeacherConfig
 from cluster.recipe.teacher_sections import EnsembleConfig, check_a_teacher_is_there, check_heads, check_teachers
 from kdcore.configs import CYCLED_MOMENTUM, OptimizerConfig, ScheduleConfig
@@ -85,7 +85,7 @@ def check_workers_share_the_batch(config: Recipe) -> None:
             "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
             "train.micro_batch"
         )
-    micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
+    micro_batch_size(config)
 
 
 def check_a_step_can_be_one_graph(config: Recipe) -> None:
@@ -96,7 +96,7 @@ def check_a_step_can_be_one_graph(config: Recipe) -> None:
     by_epoch = [term.term for term in config.method if term.weight > 0 and term.computes_by_epoch]
     if workers > 1:
         reason = f"scaling.num_workers={workers} average their gradients outside of it"
-    elif micro_batch_size(train, 1, config.views.mixes) < train.batch_size:
+    elif micro_batch_size(config, 1) < train.batch_size:
         reason = f"train.micro_batch={train.micro_batch} makes several passes a step"
     elif config.teachers:
         reason = "several teachers' answers are averaged by weights that may change"
@@ -266,8 +266,12 @@ def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
     return cache
 
 
-def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
-    """Return the number of images of one forward pass; Refused where `num_workers` cannot share the batch."""
+def micro_batch_size(config: Recipe, num_workers: int | None = None) -> int:
+    """Return the number of images of one forward pass; Refused where the workers cannot share the batch.
+
+    num_workers: those that train now, which may be fewer than the recipe's. Not given: the recipe's.
+    """
+    train, num_workers = config.train, num_workers or config.scaling.num_ranks
     micro_batch = train.micro_batch
     if micro_batch is None:
         if train.batch_size % num_workers:
@@ -281,7 +285,7 @@ def micro_batch_size(train: TrainConfig, num_workers: int, mixes: bool) -> int:
             f"train.batch_size={train.batch_size} is {number} micro-batch{'es' * (number > 1)} of {micro_batch}, "
             f"fewer than scaling.num_workers {num_workers}; take a smaller train.micro_batch or fewer workers"
         )
-    if mixes and micro_batch % 2:
+    if config.views.mixes and micro_batch % 2:
         raise Refused(
             f"mixed images come in pairs, so the micro-batch must be even, not {micro_batch}; change train.micro_batch "
             "or train.batch_size"

@@ -70,6 +70,11 @@ class TrainConfig(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps after which the run ends, however many epochs are left; the schedule stays that of `epochs`."""
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimiser steps of a whole run."""
+        steps = steps_per_epoch * self.epochs
+        return min(steps, self.max_steps or steps)
+
 
 class ScalingConfig(Section):
     """How many workers train, and what each of them takes of the cluster."""
@@ -97,6 +102,11 @@ class ScalingConfig(Section):
     patience_seconds: float = Field(default=1200, gt=0)
     """Seconds that a run waits for room on the cluster before it fails, while nodes start or others end; what it waits
     for is said after ten seconds."""
+
+    @property
+    def num_ranks(self) -> int:
+        """How many processes train: the workers, or this process."""
+        return max(1, self.num_workers)
 
     @model_validator(mode="after")
     def _check_range(self) -> ScalingConfig:

@@ -11,7 +11,7 @@ and the sections of the packages below (`kdcore.configs`, `kdcore.terms`, `pipel
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -169,6 +169,10 @@ class TeacherConfig(ModelConfig):
                 f"teacher {self.model!r} has no weights, so there is nothing to learn from it; give "
                 "teacher.checkpoint=FILE or teacher.pretrained=true (teacher.random=true takes fresh weights)"
             )
+
+    def without_files(self) -> Self:
+        """Return the section of the same architecture with random weights, which `check` takes."""
+        return super().without_files().model_copy(update={"random": True})
 
     @property
     def is_random(self) -> bool:

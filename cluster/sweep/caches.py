@@ -16,13 +16,12 @@ from cluster.cache.builder import cache_bytes
 from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import parse
-from cluster.recipe.sections import CacheConfig
+from cluster.recipe.sections import CacheConfig, StudentConfig
 from cluster.sweep.config import SweepConfig
 from cluster.teachers.stored import reuses_head
 from kdcore.batch import Needs
-from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
-from kdcore.models import build_model, input_statistics
+from kdcore.models import statistics_without_files
 from kdcore.terms import Term
 from pipelines.cache.manifest import MANIFEST
 from pipelines.nested import differences
@@ -167,11 +166,7 @@ def cache_key(config: RunConfig) -> str:
 @lru_cache(maxsize=64)
 def statistics(student: str) -> Any:
     """Return the mean and std by which a student's images are normalised."""
-    bare = {"pretrained": False, "checkpoint": None, "class_indices": None}
-    config = ModelConfig.model_validate(
-        {k: v for k, v in json.loads(student).items() if k in ModelConfig.model_fields} | bare
-    )
-    return input_statistics(build_model(config, ("0", "1")))
+    return statistics_without_files(StudentConfig.model_validate_json(student))
 
 
 def short_hash(key: str) -> str:

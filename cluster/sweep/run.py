@@ -56,7 +56,7 @@ MAX_LOST_PROCESSES = 2  # of a trial, which is started again after each
 @contextmanager
 def sweep_session(config: RunConfig, asked: int | None) -> Iterator[None]:
     """Enter a Ray cluster as for a run; one that is started here has room for `asked` runs at a time."""
-    workers = max(1, config.scaling.num_workers) * local_concurrency(config, asked)
+    workers = config.scaling.num_ranks * local_concurrency(config, asked)
     scaling = config.scaling.model_copy(update={"num_workers": workers})
     with ray_session(config.model_copy(update={"scaling": scaling}), stops_runs=True):
         yield

@@ -7,7 +7,6 @@ Not here: the process that does this for all trials (`cluster.sweep.manager`), a
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -51,11 +50,11 @@ def validations_of(config: RunConfig) -> RunValidations:
     """Return where a run's validations will be found."""
     train = config.train
     num_images = len(open_data(config, reuse_index=True)["train"])
-    steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
+    steps_per_epoch = Batches.of(config, num_images, config.scaling.num_ranks).steps_per_epoch
     return RunValidations(
         path=str(RunFolder.of(config).metrics),
         steps_per_epoch=steps_per_epoch,
-        last_step=int(min(steps_per_epoch * train.epochs, train.max_steps or math.inf)),
+        last_step=train.total_steps(steps_per_epoch),
         select=train.select,
         patience_epochs=train.patience_epochs,
         evaluate_every_epochs=train.evaluate_every_epochs,

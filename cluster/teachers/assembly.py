@@ -11,7 +11,8 @@ from torch import nn
 from cluster.images import evaluation_policy
 from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
-from cluster.teachers.stored import Statistics, StoredTeacher, identity, open_stored_teacher, reuses_head
+from cluster.teachers.stored import StoredTeacher, identity, open_stored_teacher, reuses_head
+from kdcore.batch import Statistics
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.fitting import remedy_for_classes

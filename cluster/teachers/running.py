@@ -17,7 +17,7 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.teacher_sections import MemberConfig
 from cluster.scores import counts_for, over_ranks
 from cluster.teachers.stored import StoredTeacher
-from kdcore.batch import TeacherOutputs
+from kdcore.batch import ClassStatistics, TeacherOutputs
 from kdcore.ensemble import Combination, Ensemble
 from kdcore.online_teacher import OnlineTeacher
 from pipelines.data.source import Source
@@ -78,6 +78,15 @@ class RunTeachers:
     def shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size] | None:
         """Return {tap: shape of its features without the batch} of a single teacher, for images of a size."""
         return _shapes(self.members[SINGLE], image_size) if SINGLE in self.members else None
+
+    def class_statistics(self, of: Callable[[OnlineTeacher], ClassStatistics]) -> dict[str | None, ClassStatistics]:
+        """Return {teacher as terms name it: its class statistics}. of: gives those of a teacher that answers online.
+
+        Terms that name no teacher read a single one's: it is under None.
+        """
+        found = {name: one.class_statistics for name, one in self.stored.items()}
+        found |= {name: of(one) for name, one in self.online.items()}
+        return {None if name == SINGLE else name: statistics for name, statistics in found.items()}
 
     def targets(self, request: Request) -> TeacherOutputs | None:
         """Return the stored answers for a request of training views; the other teachers are asked with the batch.

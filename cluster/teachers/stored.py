@@ -21,7 +21,7 @@ from cluster.recipe.plugins import fingerprint_of_module
 from cluster.recipe.sections import TeacherConfig
 from cluster.scores import counts_for, over_ranks
 from cluster.weights import weights_fingerprint
-from kdcore.batch import ClassStatistics, Needs, TeacherOutputs
+from kdcore.batch import ClassStatistics, Needs, Statistics, TeacherOutputs
 from kdcore.errors import Refused
 from kdcore.layout import Layout, in_proportion
 from kdcore.models import build_backbone, build_model, input_statistics
@@ -48,7 +48,6 @@ from pipelines.views.policy import ViewPolicy
 TRAIN = "train"
 CHANNELS_FIRST = "channels_first"  # in a teacher's identity: the taps whose channels it has last, and a cache first
 NORM = "norm."
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,8 @@ def refuse_channels_last(manifest: Manifest, config: RunConfig, where: str) -> N
     }
     if not suspects:
         return  # as for nearly every cache: the teacher's network is not built then
-    bare = config.teacher.model_copy(update={"pretrained": False, "checkpoint": None, "random": True})
     with torch.device("meta"):
-        network = build_backbone(bare)
+        network = build_backbone(config.teacher.resolved().without_files())
     for tap, shape in suspects.items():
         if gives_channels_last(network, tap, (1, *shape), seen):
             raise Refused(
@@ -233,9 +231,8 @@ def own_statistics(teacher: TeacherConfig, network: nn.Module, stated: bool = Fa
     """
     if teacher.head == "own" or not teacher.is_folder:
         return {}
-    bare = teacher.resolved().model_copy(update={"checkpoint": None, "random": True})
     with torch.device("meta"):
-        of_architecture = input_statistics(build_backbone(bare))
+        of_architecture = input_statistics(build_backbone(teacher.resolved().without_files()))
     mean, std = input_statistics(network)
     return {"mean": list(mean), "std": list(std)} if stated or (mean, std) != of_architecture else {}
 

@@ -22,6 +22,7 @@ from cluster.recipe.plugins import fingerprints_of, location
 from cluster.recipe.reading import load_recipe, to_yaml
 from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
 from cluster.tracking.mlflow_store import sqlite_file
+from kdcore.configs import RUN_WEIGHTS
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, one_line
 from pipelines.files import make_folder, read_object, write_json, write_text
@@ -62,7 +63,7 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         """The student to deploy."""
-        return self.path / "student.safetensors"
+        return self.path / RUN_WEIGHTS
 
     @property
     def metrics(self) -> Path:
@@ -88,6 +89,11 @@ class RunFolder:
     def broken_images(self) -> Path:
         """The images that were left out, or replaced, because they are broken; one per line."""
         return self.path / "broken_images.txt"
+
+    @property
+    def natural_order(self) -> Path:
+        """What `teacher.class_indices` takes for a teacher whose outputs are in natural order of the classes."""
+        return self.path / "natural_order.json"
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
@@ -219,10 +225,8 @@ class RunFolder:
 
     def weights_fingerprints(self) -> dict[str, dict[str, str]]:
         """Return {network: {what: fingerprint}} of the files that the run started from, as far as the folder has it."""
-        found: dict[str, dict[str, str]] = (
-            read_object(self.facts, "delete it").get("weights", {}) if self.facts.is_file() else {}
-        )
-        return found
+        known = read_object(self.facts, "delete it") if self.facts.is_file() else {}
+        return dict(known.get("weights", {}))
 
     def read_recipe(self, config: RunConfig) -> RunConfig:
         """Return the recipe of the run in the folder. Refused, with the way out, where its file is not whole.
@@ -244,6 +248,8 @@ class RunFolder:
         """
         if self.state() == "new":
             return
+        from cluster.weights import starting_facts  # as in `claim`
+
         known = self.read_recipe(config)
         ours, theirs = fields_of(config), fields_of(known)
         changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
@@ -257,7 +263,7 @@ class RunFolder:
             )
         if ours.get("data.root") != theirs.get("data.root"):
             self._refuse_other_data(config, theirs["data.root"])
-        self._refuse_other_start(config, remedy)
+        self._refuse_other_facts(starting_facts(config), remedy)
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
@@ -269,12 +275,6 @@ class RunFolder:
                 f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are "
                 f"{'different' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
             )
-
-    def _refuse_other_start(self, config: RunConfig, remedy: str) -> None:
-        """Refuse weights, and plug-ins, that are not those of the run."""
-        from cluster.weights import starting_facts  # as in `claim`
-
-        self._refuse_other_facts(starting_facts(config), remedy)
 
     def refuse_other_plugins(self, config: RunConfig) -> None:
         """Refuse to look at the run's network with plug-ins other than those that it was trained with."""

@@ -10,10 +10,8 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from cluster.tracking.captions import MAX_IMAGES, captioned, captions_of
-from kdcore.batch import Batch
+from kdcore.batch import Batch, Statistics
 from pipelines.files import write_whole
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def first_batch(

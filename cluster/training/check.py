@@ -32,15 +32,9 @@ def check_run(config: RunConfig) -> str:
     check_may_be_trained(config)
     check_names(config)
     with importing("cluster.outline"):  # only here: a wrong name is reported before these are imported
-        from cluster.outline import CPU, META, without_values
+        from cluster.outline import on_meta_or_cpu
 
-    try:
-        with without_values():
-            parts = checked_parts(config, META)
-    except Exception as error:
-        if isinstance(error, Refused) and error.__cause__ is None:  # for a name or a shape, which no value changes
-            raise
-        parts = checked_parts(config, CPU)  # something needs a value, or does not fit: the CPU's message says what
+    parts = on_meta_or_cpu(lambda device: checked_parts(config, device))
     return parts.indexes["train"].fingerprint
 
 

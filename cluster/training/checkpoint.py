@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cluster.assembly import Assembly
 from cluster.recipe.config import RunConfig
-from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
+from cluster.training.checkpoint_files import STATE, STUDENT, checkpoint_place, is_whole
 from cluster.training.readable import KEEP, refuse_unreadable, unread_types
 from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
@@ -29,7 +29,6 @@ from kdcore.distiller import Distiller
 from kdcore.errors import Refused, one_line
 from pipelines.files import is_lasting, not_written
 from pipelines.nested import flat, in_short
-from pipelines.places import no_place
 
 
 @dataclass
@@ -67,9 +66,9 @@ class TrainState:
                 for name, tensor in self.evaluated.state_dict().items()
             }
 
-    def deployed(self, select_best: bool) -> dict[str, Tensor]:
+    def deployed(self) -> dict[str, Tensor]:
         """Return the weights to deploy: the best where the recipe chooses, else the last."""
-        if select_best and self.best_student is not None:
+        if self.best_student is not None:
             return self.best_student
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.evaluated.state_dict().items()}
 
@@ -183,26 +182,16 @@ class SavedCheckpoint:
     path: str
 
 
-def checkpoint_place(config: RunConfig) -> tuple[FileSystem, str]:
-    """Return the store of a run's checkpoints, and the path of the run's folder there. Refused for an unknown kind."""
-    location = config.storage
-    try:
-        filesystem, path = FileSystem.from_uri(location if "://" in location else Path(location).absolute().as_uri())
-    except ValueError as error:  # pyarrow's own included; a store that does not answer is an OSError
-        raise Refused(no_place(location, "checkpoint.storage", error)) from error
-    return filesystem, f"{path.rstrip('/')}/{config.name}"
-
-
 def whole_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     """Return the checkpoints of a run that were written to their end, the oldest first."""
-    filesystem, _ = checkpoint_place(config)
+    filesystem, _ = checkpoint_place(config.storage, config.name)
     # The student is written last, and a removal may have begun with either file: one that lacks a file is cut off.
     return [one for one in saved_checkpoints(config) if is_whole(filesystem, one.path)]
 
 
 def saved_checkpoints(config: RunConfig) -> list[SavedCheckpoint]:
     """Return the checkpoints of a run, including those that a kill has cut off, the oldest first."""
-    filesystem, path = checkpoint_place(config)
+    filesystem, path = checkpoint_place(config.storage, config.name)
     found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     saved = [SavedCheckpoint(step, i.path) for i in found if (step := step_of(i.base_name)) is not None]
     return sorted(saved, key=lambda one: one.step)
@@ -214,7 +203,7 @@ def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[tuple[Path, str] 
 
     One in an object store is copied to a temporary folder, which is gone afterwards; its place is in the store.
     """
-    filesystem, _ = checkpoint_place(config)
+    filesystem, _ = checkpoint_place(config.storage, config.name)
     earlier = [one for one in whole_checkpoints(config) if one.step <= step]
     if not earlier:
         yield None

@@ -44,9 +44,7 @@ def teacher_size(run: Assembly, say: Callable[[str], None]) -> dict[str, float]:
 
 def parameters_of(teacher: TeacherConfig, classes: tuple[str, ...]) -> int:
     """Count a teacher's parameters from its shapes only: a cached one's weights need not be on this machine."""
-    no_files = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False, "random": True}
-    args = {name: value for name, value in teacher.args.items() if name != "num_classes"}  # of class_indices
-    bare = teacher.model_copy(update={**no_files, "args": args})
+    bare = teacher.resolved().without_files()
     with torch.device("meta"):
         network = build_model(bare, classes) if bare.head == "own" else build_backbone(bare)
     return count_parameters(network)

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.train
+from pyarrow.fs import LocalFileSystem
 from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.constants import ENABLE_NCCL_HANG_DETECTOR_ENV_VAR, NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR
@@ -25,14 +26,13 @@ from cluster.nodes.errors import crash_of
 from cluster.nodes.versions import refuse_other_versions
 from cluster.provenance import JOB_VARIABLE
 from cluster.tracking.folder import RunFolder
+from cluster.training.checkpoint_files import checkpoint_place, refusing_silence
 from cluster.training.placement import Placement
 from cluster.training.process_group import ProcessGroup
 from cluster.training.recovery import Recovery, failure_of, leave_out_broken, restore_checkpoint_list
 from cluster.training.worker_task import WorkerTask
 from kdcore.errors import ClusterFailed
 from kdcore.importing import importing
-from kdcore.located import is_uri
-from pipelines.places import filesystem_of
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,14 @@ def set_up_ray_train(job: Job) -> None:
 
 def fit(job: Job, board: Any) -> dict[str, Any]:
     """Train to the end, with Ray Train; return what rank 0 returned. board: where the workers report progress."""
-    folder = None if is_uri(job.storage) else Path(job.storage) / job.name
     crash_file = RunFolder(Path(job.run_dir)).crash
-    if folder:
-        restore_checkpoint_list(folder)
-    else:
-        filesystem, path = filesystem_of(job.storage, "checkpoint.storage")
-        leave_out_broken(filesystem, f"{path}/{job.name}")
+    with refusing_silence(job.storage):
+        filesystem, path = checkpoint_place(job.storage, job.name)
+        folder = Path(path) if isinstance(filesystem, LocalFileSystem) else None
+        if folder:
+            restore_checkpoint_list(folder)
+        else:
+            leave_out_broken(filesystem, path)
     set_up_ray_train(job)
     trainer = Trainer(
         train,

@@ -12,7 +12,8 @@ import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from cluster.assembly import Assembly
-from cluster.training.checkpoint import Snapshot, TrainState, checkpoint_facts, checkpoint_place, name_of
+from cluster.training.checkpoint import Snapshot, TrainState, checkpoint_facts, name_of
+from cluster.training.checkpoint_files import checkpoint_place
 
 
 class RaySaver:
@@ -33,7 +34,7 @@ class RaySaver:
         if self.run.rank.first:
             self.written.wait()
             self.written.clear()
-            filesystem, folder = checkpoint_place(self.run.config)
+            filesystem, folder = checkpoint_place(self.run.config.storage, self.run.config.name)
             checkpoint = Checkpoint(f"{folder}/{name}", filesystem)
             write = partial(self.write, state.snapshot(checkpoint_facts(self.run)))
         ray.train.report(

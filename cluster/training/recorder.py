@@ -270,7 +270,7 @@ class Recorder:
         if self.log:
             self.check_fence()
             weights = self.folder.weights
-            write_whole(weights, to_safetensors(state.deployed(self.config.train.select != "last")))
+            write_whole(weights, to_safetensors(state.deployed()))
             self.log.add_file(weights)
             self.list_broken_images()
             self.log.log(

@@ -122,36 +122,28 @@ def is_json(path: Path) -> bool:
 
 
 def failure_of(
-    error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
+    error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path]
 ) -> RunFailed:
-    """Return what a run of at most `num_workers` ended with: ClusterFailed where none of its ranks is to blame."""
+    """Return what a run of at most `num_workers` ended with: ClusterFailed where none of its ranks is to blame.
+
+    In one line: rank, step, error, ranks waited for. board: where the workers report progress; crash_file: gives the
+    file in which a rank has recorded the signal that it died of.
+    """
     cause = getattr(error, "controller_failure", error)
-    text = failure_summary(error, num_workers, board, crash_file)
     if isinstance(cause, RunFailed):
-        return type(cause)(text)
+        return type(cause)(str(cause))
     failures: Mapping[int, BaseException] = getattr(cause, "worker_failures", {})
     if not failures:
-        return (ClusterFailed if isinstance(cause, PreemptionError) else RunFailed)(text)
+        return (ClusterFailed if isinstance(cause, PreemptionError) else RunFailed)(failure_reason(cause))
+    text = with_progress(describe(failures, crash_file), failures, num_workers, board)
     rank = rank_to_name(failures)
-    is_own = is_own_fault(failures[rank], crash_file(rank) if crash_file else None)
+    is_own = is_own_fault(failures[rank], crash_file(rank))
     is_consequence = TIMED_OUT.search(text) or CUT_OFF.search(text)
     return RunFailed(text) if is_own and not is_consequence else ClusterFailed(text)
 
 
-def failure_summary(
-    error: ray.train.TrainingFailedError, num_workers: int, board: Any, crash_file: Callable[[int], Path] | None = None
-) -> str:
-    """Return why a run of at most `num_workers` failed, in one line: rank, step, error, ranks waited for.
-
-    crash_file: gives the file in which a rank has recorded the signal that it died of.
-    """
-    cause = getattr(error, "controller_failure", error)
-    if isinstance(cause, RunFailed):
-        return str(cause)
-    failures: Mapping[int, BaseException] = getattr(cause, "worker_failures", {})
-    if not failures or board is None:
-        return failure_reason(cause)
-    text = describe(failures, crash_file)
+def with_progress(text: str, failures: Mapping[int, BaseException], num_workers: int, board: Any) -> str:
+    """Return what is said of failures with what only the board knows: the last step, and the ranks waited for."""
     try:
         step, failed = ray.get(board.end.remote())
     except ray.exceptions.RayError:  # where the driver's node runs out of memory, it may be gone as well

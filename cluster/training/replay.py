@@ -21,6 +21,7 @@ from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import micro_batch_size
 from cluster.training.check import check_run
 from cluster.training.checkpoint import checkpoint_facts, checkpoint_up_to
+from cluster.training.checkpoint_files import refusing_silence
 from cluster.training.finite import NotFinite
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from kdcore.batch import Batch, TeacherOutputs
@@ -78,14 +79,14 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     """
     check_run(config)
     # A micro-batch is what one of the run's workers held.
-    size = micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
+    size = micro_batch_size(config)
     config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": size})})
     set_up_torch(config.train.deterministic)
     run = assemble(config, Rank(0, 1, device))
     if not 0 <= step < run.total_steps:
         raise Refused(f"--replay {step + 1}: the run has steps 1 to {run.total_steps}; give one of these")
     state = new_state(run)
-    with checkpoint_up_to(config, step) as checkpoint:
+    with refusing_silence(config.storage), checkpoint_up_to(config, step) as checkpoint:
         if checkpoint is not None:
             directory, place = checkpoint
             state.restore(directory, checkpoint_facts(run), place)

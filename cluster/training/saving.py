@@ -12,21 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from pyarrow.fs import LocalFileSystem
+
 from cluster.assembly import Assembly
-from cluster.error_text import last_line
 from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint import (
     TrainState,
     checkpoint_facts,
-    checkpoint_place,
     checkpoint_up_to,
     name_of,
     saved_checkpoints,
     step_of,
     whole_checkpoints,
 )
-from kdcore.errors import Refused
-from kdcore.located import is_uri
+from cluster.training.checkpoint_files import checkpoint_place, refusing_silence
 from pipelines.files import make_folder
 
 
@@ -61,7 +60,7 @@ class LocalSaver:
     def save(self, state: TrainState) -> None:
         """Write the state, then remove the oldest checkpoints beyond `checkpoint.keep`."""
         config = self.run.config
-        filesystem, path = checkpoint_place(config)
+        filesystem, path = checkpoint_place(config.storage, config.name)
         state.snapshot(checkpoint_facts(self.run)).write(filesystem, f"{path}/{name_of(state.step)}")
         self.remove_old()
 
@@ -72,7 +71,7 @@ class LocalSaver:
     def remove_old(self) -> None:
         """Remove all checkpoints, whole or cut off, that are older than the newest `checkpoint.keep` whole ones."""
         config = self.run.config
-        filesystem, _ = checkpoint_place(config)
+        filesystem, _ = checkpoint_place(config.storage, config.name)
         kept = whole_checkpoints(config)[-config.checkpoint.keep :]
         for old in saved_checkpoints(config):
             if kept and old.step < kept[0].step:
@@ -84,15 +83,11 @@ def newest_step(config: RunConfig) -> int | None:
 
     Refused where checkpoints cannot be kept: that is known before the first step, not at the first checkpoint.
     """
-    if not is_uri(config.storage):
-        make_folder(Path(config.storage) / config.name, "checkpoint.storage")
-    try:
+    with refusing_silence(config.storage):
+        filesystem, path = checkpoint_place(config.storage, config.name)
+        if isinstance(filesystem, LocalFileSystem):
+            make_folder(Path(path), "checkpoint.storage")
         found = whole_checkpoints(config)
-    except OSError as error:
-        raise Refused(
-            f"checkpoint.storage: {config.storage} cannot be read ({error.strerror or last_line(error)}); give a "
-            "place that can be, with the credentials it needs"
-        ) from error
     return found[-1].step if found else None
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from cluster.assembly import Assembly
 from kdcore.layout import NETWORK_ERRORS
 from kdcore.models import input_statistics
-from kdcore.online_teacher import OnlineTeacher, renormalisation
+from kdcore.online_teacher import OnlineTeacher, renormalisation, renormalised
 from pipelines.loaders.base import Loader, requests_of
 from pipelines.spread import evenly_spread
 
@@ -78,7 +78,7 @@ def trials(run: Assembly, teacher: OnlineTeacher, split: str, loader: Loader) ->
                 f"with mean {mean[0]:.3g} and std {std[0]:.3g} of red",
                 f"set teacher.args.pretrained_cfg_overlay={shown}",
                 loader,
-                partial(_normalised, renormalisation(run.statistics, (mean, std))),
+                partial(renormalised, by=renormalisation(run.statistics, (mean, std))),
             )
     yield Trial(
         "with red and blue exchanged",
@@ -110,11 +110,6 @@ def top1(run: Assembly, trial: Trial, ids: NDArray[np.int64]) -> float:
         except NETWORK_ERRORS:  # a size that it is not made for
             break
     return float(rank.add_up(hits)) / len(ids)
-
-
-def _normalised(scale: tuple[Tensor, Tensor] | None, images: Tensor) -> Tensor:
-    """Return images under a (scale, shift) [3,1,1], or as they are."""
-    return images if scale is None else images * scale[0].to(images) + scale[1].to(images)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

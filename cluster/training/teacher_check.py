@@ -107,11 +107,11 @@ def complaint(answers: Answers, config: RunConfig, classes: Sequence[str], split
     images = f"{answers.images:,} {SPLITS.get(split, split)} images"
     hits = f"the teacher {teacher_names(config)} is right on {round(answers.top1 * answers.images):,} of {images}"
     if answers.in_natural_order:
-        first = ", ".join(classes[number] for number in natural_order(classes)[:3])
+        first, file = ", ".join(classes[n] for n in natural_order(classes)[:3]), RunFolder.of(config).natural_order
         return Complaint(
             f"{hits} ({answers.top1:.2%}), but on {answers.reordered:.2%} if its outputs stand for the classes in "
             f"natural order ({first}, ...), as timm sorts them",
-            f"give it teacher.args.num_classes={len(classes)} and teacher.class_indices={natural_indices(config)}",
+            f"give it teacher.args.num_classes={len(classes)} and teacher.class_indices={file}",
         )
     if answers.top1 <= answers.chance + answers.noise(answers.chance):
         if answers.too_few:
@@ -147,20 +147,15 @@ def expected_top1(config: RunConfig) -> float | None:
     """Return the top-1 that the teacher's own card states: of the run that made it, else the recipe's published one."""
     teacher = config.teacher
     if teacher is not None and teacher.checkpoint:
-        result = Path(teacher.checkpoint).parent / "result.json"
-        if result.is_file():
-            found = RunFolder(result.parent).read_result().get("metrics", {}).get("val/top1")
+        made_by = RunFolder(Path(teacher.checkpoint).parent)
+        if made_by.result.is_file():
+            found = made_by.read_result().get("metrics", {}).get("val/top1")
             return float(found) if isinstance(found, int | float) else None
     published = config.about.expected.teacher if config.about else None
     return None if published is None else published / 100
 
 
-def natural_indices(config: RunConfig) -> Path:
-    """Return the file that maps class folders to the outputs of a teacher in natural order."""
-    return config.run_dir / "natural_order.json"
-
-
 def write_natural_indices(config: RunConfig, classes: Sequence[str]) -> None:
-    """Write the file of `natural_indices`."""
+    """Write the file that maps class folders to the outputs of a teacher in natural order."""
     order = natural_order(classes)
-    write_json(natural_indices(config), {classes[number]: output for output, number in enumerate(order)})
+    write_json(RunFolder.of(config).natural_order, {classes[number]: output for output, number in enumerate(order)})

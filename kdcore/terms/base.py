@@ -12,7 +12,6 @@ DIST, ...) is therefore computed over a fixed reference batch, and gives the sam
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdcore.batch import Needs, TeacherOutputs
-from kdcore.errors import Refused, shortened
+from kdcore.errors import Refused, did_you_mean, shortened
 from kdcore.registry import Registry
 from kdcore.section import Section
 
@@ -270,7 +269,6 @@ def parse_term(data: Any) -> Term:
         )
     name = data["term"]
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(sorted(REGISTRY))}"
+        hint = did_you_mean(name, REGISTRY, f"known are {', '.join(sorted(REGISTRY))}")
         raise Refused(f"unknown term {shortened(name)!r}; {hint}")
     return REGISTRY[name].model_validate(dict(data))

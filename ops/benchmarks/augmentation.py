@@ -104,9 +104,7 @@ def real_crops(root: str) -> torch.Tensor:
     """Return the crops of one batch before they are finished: uint8 [B,H,W,3]."""
     index = build_index(root, "train", "outputs/augmentation")
     plan = ViewPlan(ViewPolicy(size=SIZE), 0, len(index))
-    loader = build_loader(
-        "reference", index, plan, mean=(0, 0, 0), std=(1 / 255,) * 3, num_classes=1, device=torch.device("cpu")
-    )
+    loader = build_loader("reference", index, plan, mean=(0, 0, 0), std=(1 / 255,) * 3, device=torch.device("cpu"))
     ids = plan.order(0, np.arange(BATCH) % len(index))
     (batch,) = loader.load([Request(0, ids)])
     return batch.images.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()

@@ -87,9 +87,7 @@ def kept_logits(
 def logits(teacher: torch.nn.Module, index: Source, plan: ViewPlan, view: int) -> Tensor:
     """Compute the teacher's logits for a view of every image: [n,K]."""
     mean, std = input_statistics(teacher)
-    loader = build_loader(
-        "dali", index, plan, mean=mean, std=std, num_classes=CLASSES, device=torch.device("cpu"), max_batch=BATCH
-    )
+    loader = build_loader("dali", index, plan, mean=mean, std=std, device=torch.device("cpu"), max_batch=BATCH)
     requests = requests_of(np.arange(len(index)), BATCH, view)
     teacher = teacher.to(memory_format=torch.channels_last)
     return torch.cat([teacher(batch.images) for batch in loader.load(requests)])

@@ -29,6 +29,7 @@ import ray
 from cluster.polling import polling
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import parse
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from cluster.training.launch import launch
 from ops.benchmarks.killer import Killer
@@ -69,7 +70,7 @@ def measure(folder: Path, name: str, num_workers: int, killer: Killer) -> Measur
     with polling(killer.look, 0.1):
         launch(config, watch=killer.watch)
     wall = time.time() - launched
-    rows = [row for row in read_journal(config.run_dir / "metrics.jsonl") if "train/loss" in row]
+    rows = [row for row in read_journal(RunFolder.of(config).metrics) if "train/loss" in row]
     assert rows[-1]["step"] == STEPS, "the run has gone to its end"
     times = np.array([row["time"] for row in rows])
     gaps = np.diff(times)

@@ -237,7 +237,7 @@ def take_a_step(config: Any) -> None:
     deployment_cost(state.evaluated, image_size(config), lines.append)
     assert not lines, lines
     weights = Path(config.data.root) / "student.safetensors"
-    weights.write_bytes(to_safetensors(state.deployed(select_best=False)))
+    weights.write_bytes(to_safetensors(state.deployed()))
     load_fitting(state.evaluated, load_tensors(weights), weights, config.student.model)
 
 

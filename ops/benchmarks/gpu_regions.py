@@ -59,7 +59,6 @@ def compare(images: Path, number: int, size: int = 224) -> dict[str, Any]:
                 plan,
                 mean=(0, 0, 0),
                 std=(1 / 255,) * 3,
-                num_classes=len(source.classes),
                 device=torch.device("cuda", 0),
                 decode=decode,
                 num_threads=8,

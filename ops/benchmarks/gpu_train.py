@@ -10,6 +10,7 @@ import statistics
 from typing import Any
 
 from cluster.recipe.config import RunConfig
+from cluster.tracking.folder import RunFolder
 from cluster.training.launch import launch
 from ops.benchmarks.gpu_bench import PAIRS, Bench
 
@@ -39,5 +40,5 @@ def train(bench: Bench) -> dict[str, Any]:
 
 def logged_losses(config: RunConfig) -> tuple[float, ...]:
     """Return the losses in a run's journal, in the order of its steps."""
-    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in RunFolder.of(config).metrics.read_text().splitlines()]
     return tuple(row["train/loss"] for row in rows if "train/loss" in row)

@@ -68,7 +68,6 @@ class Ours:
             plan,
             mean=MEAN,
             std=STD,
-            num_classes=len(self.source.classes),
             device=torch.device("cpu"),
             num_threads=self.threads,
             max_batch=BATCH,

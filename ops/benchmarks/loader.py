@@ -71,7 +71,6 @@ def ours(root: Path, workers: int, setting: str) -> Iterator[object]:
         plan,
         mean=MEAN,
         std=STD,
-        num_classes=1000,
         device=torch.device("cpu"),
         num_threads=workers,
         max_batch=BATCH,

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cluster.tracking.folder import RunFolder
 from ops.benchmarks.small_run import image_folder, recipe
 from ops.console import console, table
 from ops.facts import spread, write
@@ -62,7 +63,7 @@ def steps(folder: Path, num_workers: int, num_steps: int) -> dict[str, Any]:
 
     config = parse(recipe(folder, f"steps-{num_workers}", num_workers, max_steps=num_steps))
     launch(config)
-    rows = [row for row in read_journal(config.run_dir / "metrics.jsonl") if "train/loss" in row][num_steps // 4 :]
+    rows = [row for row in read_journal(RunFolder.of(config).metrics) if "train/loss" in row][num_steps // 4 :]
     seconds = seconds_of_steps(config, rows)
     waits = [row["data/wait_share"] for row in rows]
     return {
@@ -90,7 +91,7 @@ def checkpoint_in_a_run(folder: Path, num_workers: int, num_steps: int, every: i
     data = recipe(folder, f"checkpoints-{num_workers}", num_workers, max_steps=num_steps, epochs=num_steps)
     config = parse(data | {"checkpoint": {"every_steps": every}})
     launch(config)
-    rows = [row for row in read_journal(config.run_dir / "metrics.jsonl") if "train/loss" in row][every:]
+    rows = [row for row in read_journal(RunFolder.of(config).metrics) if "train/loss" in row][every:]
     seconds = np.array(seconds_of_steps(config, rows))
     after = np.array([row["step"] % every == 1 for row in rows])
     extra = seconds[after] - np.median(seconds[~after])
@@ -172,7 +173,7 @@ def start_seconds(folder: Path, num_workers: int, number: int) -> float:
     path.write_text(yaml.safe_dump(data))
     started = time.time()
     subprocess.run([sys.executable, "-m", "ops", "train", str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    rows = read_journal(parse(data).run_dir / "metrics.jsonl")
+    rows = read_journal(RunFolder.of(parse(data)).metrics)
     return float(rows[0]["time"]) - started
 
 

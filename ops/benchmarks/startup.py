@@ -26,6 +26,7 @@ from uuid import uuid4
 
 import psutil
 
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import read_journal
 from ops.benchmarks.families import write_images
 from ops.benchmarks.startup_peers import BATCH, SIZE, STUDENT, TEACHER
@@ -108,7 +109,7 @@ def of_run(images: Path, output: Path, num_workers: int) -> float:
     Every run has a name of its own: a worker may outlive the last run by a moment, and still write.
     """
     name = f"startup-{uuid4().hex}"
-    journal = output / name / "metrics.jsonl"
+    journal = RunFolder(output / name).metrics
 
     def has_stepped() -> bool:
         return journal.is_file() and any("train/loss" in row for row in read_journal(journal))

@@ -78,7 +78,7 @@ def measure_sizes(config: RunConfig, num_images: int, num_classes: int) -> Sizes
     run = assemble(without_weights(config), Rank(0, 1, torch.device("cpu")), indexes=images)
     distiller = run.distiller(stand_in(run))
     trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-    activation_bytes = saved_bytes(run, distiller) * micro_batch(config) // REHEARSED
+    activation_bytes = saved_bytes(run, distiller) * micro_batch_size(config) // REHEARSED
     state = TrainState(distiller, build_optimizer(config.optimizer, distiller), make_ema(config, run.student))
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -102,19 +102,12 @@ def measure_sizes(config: RunConfig, num_images: int, num_classes: int) -> Sizes
     )
 
 
-def micro_batch(config: RunConfig) -> int:
-    """Return the images of one forward pass on a recipe's workers."""
-    return micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
-
-
 def without_weights(config: RunConfig) -> RunConfig:
     """Return a recipe whose networks start from random weights and whose teachers run online."""
-    bare: dict[str, Any] = {"pretrained": False, "checkpoint": None, "class_indices": None, "new_head": False}
 
     def of(network: Network) -> Network:
-        args = {name: value for name, value in network.args.items() if name != "num_classes"}
-        online = {"source": "online", "random": True} if isinstance(network, TeacherConfig) else {}
-        return network.model_copy(update={**bare, **online, "args": args})
+        bare = network.resolved().without_files()
+        return bare.model_copy(update={"source": "online"}) if isinstance(bare, TeacherConfig) else bare
 
     return config.model_copy(
         update={

@@ -12,11 +12,12 @@ from cluster.batches import Batches
 from cluster.forecast import forecast
 from cluster.images import open_data
 from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import micro_batch_size
 from cluster.sweep.room import TRIAL_BYTES
 from kdcore.errors import Refused
 from ops.capacity.estimate import Cluster, Estimate, Workload
 from ops.capacity.options import Values
-from ops.capacity.sizes import Sizes, measure_sizes, micro_batch
+from ops.capacity.sizes import Sizes, measure_sizes
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def found_here(config: RunConfig, given: Mapping[str, float], seconds: float) ->
                 "the speed is measured with the recipe's own images; give --images-per-second, or leave --num-images "
                 "and --num-classes out"
             )
-        size = {"micro_batch": micro_batch(config)}
+        size = {"micro_batch": micro_batch_size(config)}
         alone = config.model_copy(update={"train": config.train.model_copy(update=size)})
         found["images_per_second"] = forecast(alone, seconds).images_per_second
     return found
@@ -73,11 +74,10 @@ def workload_of(config: RunConfig, values: Values, sizes: Sizes, num_images: int
     """Return a recipe's run on its workers, for an estimate."""
     train, scaling = config.train, config.scaling
     batches = Batches.of(config, num_images, scaling.num_workers)
-    steps = batches.steps_per_epoch * train.epochs
     return Workload(
-        total_steps=min(steps, train.max_steps or steps),
+        total_steps=train.total_steps(batches.steps_per_epoch),
         batch_size=train.batch_size,
-        micro_batch=micro_batch(config),
+        micro_batch=micro_batch_size(config),
         images_per_second=values["images_per_second"],
         image_bytes=1e3 * values["image_kb"],
         cached_bytes=sizes.cached_bytes,

@@ -5,7 +5,6 @@ Light on purpose: a word that names nothing is refused before torch is imported.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.recipe.paths import absolute
 from cluster.tracking.folder import RunFolder
-from kdcore.errors import Refused
+from kdcore.errors import Refused, did_you_mean
 from ops import catalog
 
 if TYPE_CHECKING:
@@ -92,6 +91,5 @@ def require_subject(run: str) -> None:
         return
     here = path.parent if path.parent.is_dir() else Path()
     runs = sorted(file.parent.as_posix() for file in [*here.glob("*/recipe.yaml"), *here.glob("outputs/*/recipe.yaml")])
-    near = difflib.get_close_matches(path.as_posix(), runs, n=3, cutoff=0.3)
-    hint = f"did you mean {', '.join(near)}?" if near else "give the folder of a run, as `train` printed it"
+    hint = did_you_mean(path.as_posix(), runs, "give the folder of a run, as `train` printed it", cutoff=0.3)
     raise Refused(f"{run}: there is no such run, file of weights, or recipe; {hint}")

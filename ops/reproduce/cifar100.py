@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from cluster.provenance import declare_commit
 from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
@@ -181,6 +182,7 @@ def reproduce(
     overrides: Sequence[str],
 ) -> int:
     """Run as much of the rows as the minutes allow; or write the results so far to a file."""
+    declare_commit(commit)
     place = Place(Path(state), data, held_out, overrides)
     if collect:
         write_results(place, [*ROWS, *BEYOND], "cifar100_held_out" if held_out else "cifar100")
@@ -193,7 +195,6 @@ def reproduce(
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
         seconds=60 * minutes,
         side_by_side=side_by_side,
-        commit=commit,
     )
     left = [run_name(*run) for run in unfinished(runs, place.configure, place.folder)]
     return conclude(left, (place.folder(*run) for run in runs))

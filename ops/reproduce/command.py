@@ -92,7 +92,7 @@ def _reproduce_cifar100(parser: Parser) -> None:
 
 def _slice(parser: Parser, minutes: float, side_by_side: int) -> None:
     goes_on(parser)
-    parser.add_argument("--commit", help="the commit of this code, on a machine without git")
+    parser.add_argument("--commit", help="the commit of this code, on a machine without its repository")
     parser.add_argument(
         "--minutes", type=float, default=minutes, help="stop and save after this many minutes (%(default)s)"
     )

@@ -26,6 +26,7 @@ from cluster.recipe.rules import check_may_be_trained
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.journal import cut_journal
 from cluster.training.checkpoint import checkpoint_facts, name_of
+from cluster.training.checkpoint_files import STUDENT
 from cluster.training.finite import NotFinite
 from cluster.training.graphs import GraphedPasses, new_stream
 from cluster.training.loop import TrainingLoop, ends_epoch, new_state
@@ -147,7 +148,7 @@ class Lane:
                 self.state.snapshot(checkpoint_facts(self.run)).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
             (unfinished / "progress.json").write_text(json.dumps(progress))
-            (unfinished / "student.safetensors").unlink()  # the same weights again; the state should be small
+            (unfinished / STUDENT).unlink()  # the same weights again; the state should be small
             unfinished.rename(target)
         for older in self.checkpoints():
             if older != target:
@@ -178,7 +179,7 @@ class Lane:
             final = self.evaluate(logits)
             if teacher is not None:
                 self.log({f"{self.split}/teacher_{name}": value for name, value in teacher.items()})
-            weights = self.state.deployed(select_best=self.config.train.select != "last")
+            weights = self.state.deployed()
         result = {
             **about,
             "name": self.config.name,

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.cache.job import build
 from cluster.nodes.resources import device_here, use_worker_threads
+from cluster.provenance import declare_commit
 from cluster.recipe.config import RunConfig
 from cluster.teachers.stored import TRAIN
 from cluster.tracking.folder import RunFolder
@@ -65,6 +66,7 @@ def reproduce(
     overrides: Sequence[str],
 ) -> int:
     """Run as much of the experiments as the minutes allow, and write their results."""
+    declare_commit(commit)
     place, ends = State(Path(state).absolute()), time.monotonic() + 60 * minutes
     make_folder(place.path, "--state")
     with only_one(place):
@@ -73,7 +75,7 @@ def reproduce(
         if "identities" in experiments:
             write_identities(place.published(overrides) / RESULTS)
         known = (name for name in experiments if name in EXPERIMENTS)
-        slices = [Slice(name, place, overrides, rows, seeds, commit, again) for name in known]
+        slices = [Slice(name, place, overrides, rows, seeds, again) for name in known]
         left = [name for chosen in slices for name in chosen.advance(ends, side_by_side)]
         return conclude(left, (chosen.folder(*run) for chosen in slices for run in chosen.runs_to_do))
 
@@ -82,8 +84,7 @@ def reproduce(
 class Slice:
     """The requested part of an experiment: some rows and seeds, or all of them.
 
-    commit: of this code, for a machine without git; again: whether runs that another machine has published are also run
-    here.
+    again: whether runs that another machine has published are also run here.
     """
 
     name: str
@@ -91,7 +92,6 @@ class Slice:
     overrides: Sequence[str]
     rows: Sequence[str] | None
     seeds: Sequence[int] | None
-    commit: str | None = None
     again: bool = False
     reported: list[float] = field(default_factory=list)  # when, by the monotonic clock
 
@@ -156,7 +156,6 @@ class Slice:
                     device=device_here(first),
                     seconds=seconds,
                     side_by_side=side_by_side,
-                    commit=self.commit,
                     then=self.finished,
                 )
         except SliceOver:

@@ -36,15 +36,14 @@ def run_slice(
     device: torch.device,
     seconds: float,
     side_by_side: int,
-    commit: str | None = None,
     then: Callable[[Lane], None] | None = None,
 ) -> None:
     """Run as much of the runs as the seconds allow.
 
-    configure: called for runs that have begun, and for others when their turn comes; commit: of this code, for a
-    machine without git; then: called with every finished run, after its result is written.
+    configure: called for runs that have begun, and for others when their turn comes; then: called with every finished
+    run, after its result is written.
     """
-    about = {"facts": facts() | ({"commit": commit} if commit else {})}
+    about = {"facts": facts()}
 
     def finished(lane: Lane) -> None:
         lane.finish(about)

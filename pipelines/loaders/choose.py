@@ -34,7 +34,6 @@ def build_loader(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    num_classes: int,
     device: torch.device,
     channels_last: bool = True,
     decode: Decode = "auto",
@@ -57,7 +56,7 @@ def build_loader(
         plan.seed,
         mean=mean,
         std=std,
-        num_classes=num_classes,
+        num_classes=len(source.classes),
         device=device,
         channels_last=channels_last,
     )

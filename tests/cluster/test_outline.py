@@ -69,6 +69,20 @@ def test_a_network_that_gives_no_logits(recipe, kind, complaint, role):
             Builder(config, torch.device("cpu")).plan()
 
 
-def test_a_network_that_asks_for_values_has_them(recipe):
-    run = outline(parse(recipe(student={"model": f"{Branching.__module__}:Branching"})))
+class ByDevice(nn.Module):
+    """A network with a table of the devices that it knows."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale = {"cpu": 1.0, "cuda": 2.0}[images.device.type]
+        return self.classifier(scale * images.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("network", [Branching, ByDevice])
+def test_a_network_that_asks_for_values_has_them(recipe, network):
+    """Whatever it raises without: a KeyError was the end of `show`, where training went on."""
+    run = outline(parse(recipe(student={"model": f"{network.__module__}:{network.__name__}"})))
     assert not any(parameter.is_meta for parameter in run.student.parameters())

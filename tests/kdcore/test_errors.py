@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdcore.errors import one_line, shortened, typed_line
+from kdcore.errors import did_you_mean, one_line, shortened, typed_line
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,13 @@ from kdcore.errors import one_line, shortened, typed_line
 )
 def test_an_error_in_one_line(error, line, typed):
     assert (one_line(error), typed_line(error)) == (line, typed)
+
+
+def test_what_an_unknown_name_may_mean():
+    known = ["cosine", "constant", "onecycle"]
+    assert did_you_mean("cosin", known, "give one") == "did you mean cosine?"
+    assert did_you_mean("conein", known, "give one", n=1, cutoff=0.1).count(",") == 0
+    assert did_you_mean("linear", known, "give one") == "give one"
 
 
 def test_a_message_is_cut_where_the_caller_says():

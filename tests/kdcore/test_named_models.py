@@ -16,7 +16,7 @@ from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
 from kdcore.models import build_backbone, build_model, classifier_of, input_statistics
-from kdcore.named_models import module_of, nearest_if_unknown, short_name
+from kdcore.named_models import module_of, names_if_unknown, short_name
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.rehearsal import check_network
 from kdcore.taps import FeatureTaps
@@ -275,8 +275,8 @@ def test_every_name_of_timm_stands_in_its_text(monkeypatch):
     registered = [*timm.list_models(), *timm.list_models(pretrained=True)]  # some by other tests' plug-ins
     its_own = [name for name in registered if timm.models.model_entrypoint(name).__module__.startswith("timm.")]
     names = [*its_own, *timm.models._registry._deprecated_models]
-    assert nearest_if_unknown("resnet81") is None  # timm itself is asked
+    assert names_if_unknown("resnet81") is None  # timm itself is asked
     monkeypatch.delitem(sys.modules, "timm")
     assert len(names) > 2000
-    assert [name for name in names if nearest_if_unknown(name) is not None] == []
-    assert "resnet18" in nearest_if_unknown("resnet81")
+    assert [name for name in names if names_if_unknown(name) is not None] == []
+    assert "resnet18" in names_if_unknown("resnet81")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcore.batch import Batch, Needs
+from kdcore.batch import Batch, Needs, Statistics
 from kdcore.online_teacher import OnlineTeacher, input_gradient, renormalisation
 from kdcore.taps import CLASSIFIER_INPUT
 from tests.kdcore.distillers import SIZE, batch, network
@@ -29,7 +29,7 @@ STUDENTS_STATISTICS = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 TEACHERS_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def normalised(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+def normalised(pixels: Tensor, statistics: Statistics) -> Tensor:
     mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
     return (pixels - mean) / std
 

@@ -54,11 +54,6 @@ def test_the_recommendation_is_a_method_that_a_recipe_accepts():
     assert features.needs().teacher_taps == {"layer1.0", "layer2.0"}
 
 
-def test_the_head_may_begin_elsewhere():
-    (features, _) = yaml.safe_load(recommendation_yaml(PAIRS, detach_head_at="blocks.0"))["method"]
-    assert parse_term(features).needs().detach_head_at == "blocks.0"
-
-
 def test_no_pair_is_refused():
     with pytest.raises(Refused, match="no pair"):
         recommendation_yaml(())

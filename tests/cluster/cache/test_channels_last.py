@@ -88,6 +88,17 @@ def test_a_cache_from_before_is_refused(recipe, fields):
         first_loss(reading(recipe, fields | {"teacher": fields["teacher"] | {"checkpoint": None}}))
 
 
+def test_a_cache_from_before_is_refused_whose_teacher_keeps_some_classes(recipe, fields, tmp_path):
+    """Its network was asked for two numbers of classes, and TypeError was all that was said."""
+    (tmp_path / "classes.json").write_text('{"class0": 2, "class1": 0, "class2": 1}')
+    args = fields["teacher"]["args"] | {"num_classes": 3}
+    fields["teacher"] |= {"class_indices": str(tmp_path / "classes.json"), "args": args}
+    build(parse(recipe(**fields)))
+    as_of_before(Path(fields["cache"]["dir"]))
+    with pytest.raises(Refused, match=r"'layers.0' as swin_tiny"):
+        first_loss(reading(recipe, fields))
+
+
 def test_maps_with_as_many_channels_as_places_are_told_apart(recipe, fields):
     """[4,4,4] says nothing of itself: the teacher's network does."""
     fields["teacher"] |= {"args": SWIN | {"embed_dim": 4}, "checkpoint": None, "random": True}

@@ -147,7 +147,7 @@ def test_override_without_value(recipe, tmp_path):
 
 def test_workers_share_the_batch(recipe):
     config: RunConfig = parse(recipe(train__micro_batch=None))
-    assert micro_batch_size(config.train, 2, mixes=False) == 4
-    assert micro_batch_size(config.train, 1, mixes=False) == 8
+    assert micro_batch_size(config, 2) == 4
+    assert micro_batch_size(config, 1) == 8
     with pytest.raises(Refused, match="8 cannot be shared by 3 workers"):
-        micro_batch_size(config.train, 3, mixes=False)
+        micro_batch_size(config, 3)

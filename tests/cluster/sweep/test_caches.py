@@ -1,5 +1,6 @@
 """Which runs share a cache, and what it holds for all of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cluster.sweep.space import run_config
 from kdcore.errors import Refused
 from ops.sweep.command import plan_rows
 from pipelines.cache.local import publish
+from tests.cluster.cache.test_folder_of_a_teacher import write_teacher
 from tests.cluster.sweep.conftest import KD, MSE, planned
 
 
@@ -86,6 +88,29 @@ def test_a_finished_cache_in_an_object_store_is_there_already(recipes, tmp_path)
     plan = planned(recipes(cache=cache, views__num_views=2))
     assert [one.cache.dir for one in plan.caches.builds()] == [location]
     assert plan.caches.missing() == []
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"model": "cifar_resnet8", "checkpoint": "FOLDER/model.safetensors", "new_head": True},
+        {
+            "model": "cifar_resnet8",
+            "checkpoint": "FOLDER/model.safetensors",
+            "class_indices": "FOLDER/classes.json",
+            "args": {"num_classes": 3},
+        },
+        {"model": "local-dir:FOLDER"},
+    ],
+    ids=["new_head", "class_indices", "folder"],
+)
+def test_a_student_that_starts_from_files_may_read_a_cache(recipes, tmp_path, student):
+    """What the cache's images are normalised by was asked of a network without its file, by a recipe with it."""
+    write_teacher(tmp_path / "pretrained", seed=3)
+    (tmp_path / "pretrained" / "classes.json").write_text('{"class0": 0, "class1": 1, "class2": 2}')
+    fields = json.loads(json.dumps(student).replace("FOLDER", str(tmp_path / "pretrained")))
+    (build,) = planned(recipes(student=fields)).caches.builds()
+    assert build.needs.teacher_logits
 
 
 def test_a_finished_cache_needs_no_weights_of_its_teacher(recipes, tmp_path):

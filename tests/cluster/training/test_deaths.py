@@ -59,7 +59,7 @@ DEATHS = [
 
 
 @pytest.mark.parametrize(("error", "said"), DEATHS)
-def test_a_death_in_one_line(error, said):
+def test_a_death_in_one_line(error, said, board, tmp_path):
     """The dead rank is named, not the one that only noticed it; the others are to be had again."""
     noticed = RuntimeError("[rank0] Connection closed by peer [10.0.0.9]:4")
     failures = {0: noticed, 2: seen(error)}
@@ -67,23 +67,29 @@ def test_a_death_in_one_line(error, said):
     assert re.search(said, text)
     assert "\n" not in text
     assert len(text) < 300
-    assert type(failure_of(WorkerGroupError("", failures), 3, None)) is ClusterFailed
+    assert (
+        type(failure_of(WorkerGroupError("", failures), 3, board(4, set()), lambda rank: tmp_path / "none"))
+        is ClusterFailed
+    )
     assert is_loss(error)
     assert "\n" not in error_text(error)
 
 
-def test_whose_fault_it_is(tmp_path):
-    def kind(failures, crash_file=None):
-        return type(failure_of(WorkerGroupError("", failures), 2, None, crash_file))
+def test_whose_fault_it_is(board, tmp_path):
+    def kind(error, folder="without"):
+        return type(failure_of(error, 2, board(4, set()), lambda rank: tmp_path / folder / str(rank)))
 
-    assert kind({0: ValueError("a bug"), 1: RuntimeError("Connection reset by peer")}) is RunFailed
-    assert kind({0: RuntimeError("Timed out waiting 1000ms")}) is ClusterFailed
+    def of_workers(failures):
+        return WorkerGroupError("", failures)
+
+    assert kind(of_workers({0: ValueError("a bug"), 1: RuntimeError("Connection reset by peer")})) is RunFailed
+    assert kind(of_workers({0: RuntimeError("Timed out waiting 1000ms")})) is ClusterFailed
     (tmp_path / "1").write_text(SEGFAULT)
-    crashed = {1: seen(RayActorError(error_msg=PROCESS))}
+    crashed = of_workers({1: seen(RayActorError(error_msg=PROCESS))})
     assert kind(crashed) is ClusterFailed
-    assert kind(crashed, lambda rank: tmp_path / str(rank)) is RunFailed
-    assert type(failure_of(ControllerError(ClusterFailed("waited 5 s")), 2, None)) is ClusterFailed
-    assert type(failure_of(ControllerError(RunFailed("wrong")), 2, None)) is RunFailed
+    assert kind(crashed, folder=".") is RunFailed
+    assert kind(ControllerError(ClusterFailed("waited 5 s"))) is ClusterFailed
+    assert kind(ControllerError(RunFailed("wrong"))) is RunFailed
     assert not is_loss(Refused("wrong"))
     assert not is_loss(ray.exceptions.RayTaskError("f", "Traceback", ValueError("a bug")))
 

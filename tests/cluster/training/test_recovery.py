@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import ray
@@ -23,7 +24,6 @@ from cluster.training.recovery import (
     CHECKPOINTS_COPY,
     Recovery,
     failure_of,
-    failure_summary,
     leave_out_broken,
     refuse_to_repeat,
     restore_checkpoint_list,
@@ -31,6 +31,11 @@ from cluster.training.recovery import (
 from cluster.training.worker_task import WorkerTask
 from kdcore.errors import Refused, RunFailed
 from pipelines.leases import Fence
+
+
+def no_file(rank: int) -> Path:
+    """Where no rank has recorded a signal."""
+    return Path("nowhere")
 
 
 def noted(error: Exception, note: str) -> Exception:
@@ -67,7 +72,7 @@ def test_the_driver_is_told_that_it_could_not_open_the_run(board):
     """It knows why, and says that alone."""
     with pytest.raises(NotOpened) as caught:
         refuse_to_repeat({0: NotOpened("not open"), 1: RuntimeError("Connection closed")})
-    assert isinstance(failure_of(ControllerError(caught.value), 2, board(3, {0})), NotOpened)
+    assert isinstance(failure_of(ControllerError(caught.value), 2, board(3, {0}), no_file), NotOpened)
 
 
 def test_the_error_that_stays_is_named_first():
@@ -84,46 +89,29 @@ def test_a_consequence_is_named_last():
     assert describe({0: cut_off, 1: timed_out}).startswith("rank 1, step 5 of 9: Timed out")
 
 
-class Board:
-    """Stands in for the actor: what it would answer."""
-
-    def __init__(self, step: int, failed: set[int]) -> None:
-        self.answer = (step, failed)
-        self.end = self
-
-    def remote(self) -> tuple[int, set[int]]:
-        return self.answer
-
-
-@pytest.fixture
-def board(monkeypatch):
-    monkeypatch.setattr("cluster.training.recovery.ray.get", lambda answer: answer)
-    return Board
-
-
 def test_who_kept_the_others_waiting(board):
     failures = {0: noted(RuntimeError("Timed out waiting 600000ms"), "rank 0, step 7 of 9")}
-    text = failure_summary(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}))
+    text = str(failure_of(WorkerGroupError("", failures), 4, board(6, {0, 1, 3}), no_file))
     assert text == "rank 0, step 7 of 9: Timed out waiting 600000ms; it waited for rank 2 in vain"
 
 
 def test_a_rank_that_reports_no_checkpoint_in_time(board):
     """In Ray's words, without its advice to set a variable of its own."""
     error = BroadcastCollectiveTimeoutError(10.0, [1], 10.0)
-    text = failure_summary(WorkerGroupError("", {0: error}), 2, board(12, {0}))
+    text = str(failure_of(WorkerGroupError("", {0: error}), 2, board(12, {0}), no_file))
     said = "The collective operation timed out after 10.00 seconds. "
     said += "The following ranks have not joined the collective operation: [1]"
     assert text == f"rank 0: {said} (the last step reported is 12); it waited for rank 1 in vain"
 
 
 def test_a_worker_that_died_without_a_word(board):
-    text = failure_summary(WorkerGroupError("", {1: RuntimeError("The actor died\n")}), 2, board(30, set()))
+    text = str(failure_of(WorkerGroupError("", {1: RuntimeError("The actor died\n")}), 2, board(30, set()), no_file))
     assert text == "rank 1: The actor died (the last step reported is 30)"
 
 
 def test_workers_that_never_started(board):
     error = ControllerError(RuntimeError("resources\nnot there in time"))
-    assert failure_summary(error, 2, board(0, set())) == "not there in time"
+    assert str(failure_of(error, 2, board(0, set()), no_file)) == "not there in time"
 
 
 @pytest.mark.parametrize("error", [Refused("wrong"), AssertionError("never")])
@@ -230,22 +218,47 @@ def test_a_checkpoint_removed_from_an_object_store_is_passed_over(tmp_path, monk
 
     monkeypatch.setattr(fitting, "set_up_ray_train", begin)
     task = WorkerTask({}, {}, {}, None, Fence("", "", 0), watches_nodes=False)
-    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
+    job = Job("run", "", "s3://bucket", 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
     (tmp_path / "run").mkdir()
     first, second, third = write_checkpoints(tmp_path / "run", 1, 2, 3)
     store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    monkeypatch.setattr(fitting, "checkpoint_place", lambda storage, name: (store, name))
     shutil.rmtree(tmp_path / "run" / third)
     with pytest.raises(InterruptedError):
         fitting.fit(job, None)
     listed = json.loads((tmp_path / "run" / CHECKPOINTS).read_text())
     assert [result["checkpoint_dir_name"] for result in listed["checkpoint_results"]] == [first, second]
     assert listed["latest_checkpoint_result"]["checkpoint_dir_name"] == second
-    assert f"/run: {third} cut off or gone; the run goes on from {second}" in caplog.text
+    assert f"run: {third} cut off or gone; the run goes on from {second}" in caplog.text
     for name in (first, second):
         shutil.rmtree(tmp_path / "run" / name)
     leave_out_broken(store, "run")
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
     leave_out_broken(store, "run")  # a new run
+
+
+def test_a_list_cut_off_in_a_folder_that_is_given_as_a_uri(tmp_path, monkeypatch):
+    """It was taken for an object store: no copy of the list was kept, and the next start ended in a JSONDecodeError."""
+    recoveries = []
+
+    def begin(folder):
+        recoveries.append(Recovery(folder))
+        raise InterruptedError  # before Ray is asked
+
+    monkeypatch.setattr(fitting, "set_up_ray_train", lambda job: None)
+    monkeypatch.setattr(fitting, "Recovery", begin)
+    task = WorkerTask({}, {}, {}, None, Fence("", "", 0), watches_nodes=False)
+    job = Job("run", "", tmp_path.as_uri(), 3, {}, 1, None, 0, 1.0, 1.0, 1.0, task)
+    (tmp_path / "run").mkdir()
+    write_checkpoints(tmp_path / "run", 1)
+    listed = tmp_path / "run" / CHECKPOINTS
+    before = listed.read_bytes()
+    for content in (before, before[:-9]):
+        listed.write_bytes(content)
+        with pytest.raises(InterruptedError):
+            fitting.fit(job, None)
+        assert listed.read_bytes() == before
+        recoveries[-1].after_report(None, [], None)
 
 
 def test_no_checkpoint_is_left(tmp_path):

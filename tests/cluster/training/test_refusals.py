@@ -4,6 +4,7 @@ import re
 import shutil
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -16,8 +17,9 @@ from cluster.nodes.errors import FINAL
 from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training import check
-from cluster.training.checkpoint import checkpoint_place
+from cluster.training.checkpoint_files import checkpoint_place
 from cluster.training.launch import check_run, launch
+from cluster.training.replay import replay_step
 from cluster.training.saving import newest_step
 from cluster.training.worker import train_worker
 from cluster.training.worker_task import WorkerTask
@@ -120,10 +122,26 @@ def test_a_store_of_no_known_kind(recipe, storage):
         newest_step(config)
 
 
+@pytest.mark.parametrize("is_found", [True, False])
+def test_a_store_that_does_not_answer(recipe, monkeypatch, is_found):
+    """A replay ended in the store's own error, whether the bucket's region is known or to be asked for."""
+
+    def fail(*_: object) -> None:
+        raise OSError("NETWORK_CONNECTION during HeadBucket")
+
+    silent = SimpleNamespace(get_file_info=fail)
+    connect = (lambda location, setting: (silent, "bucket/runs")) if is_found else fail
+    monkeypatch.setattr("cluster.training.checkpoint_files.connect", connect)
+    config = parse(recipe(checkpoint__storage="s3://bucket/runs"))
+    for ask in (newest_step, lambda config: replay_step(config, 1, torch.device("cpu"), lambda done, to_do: None)):
+        with pytest.raises(Refused, match=r"^checkpoint.storage: s3://bucket/runs cannot be read \(NETWORK_.*; give a"):
+            ask(config)
+
+
 @pytest.mark.parametrize("folder", ["runs", "runs/"])
 def test_the_options_of_a_store_are_no_part_of_its_folders(recipe, folder):
     storage = f"s3://bucket/{folder}?region=eu-west-1&endpoint_override=127.0.0.1:1&scheme=http"
-    filesystem, path = checkpoint_place(parse(recipe(checkpoint__storage=storage)))
+    filesystem, path = checkpoint_place(parse(recipe(checkpoint__storage=storage)).storage, "run")
     assert (filesystem.type_name, path) == ("s3", "bucket/runs/run")
 
 

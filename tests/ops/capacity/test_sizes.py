@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from cluster.recipe.reading import parse
 from kdcore.configs import ModelConfig
@@ -57,6 +59,14 @@ def test_adamw_keeps_two_and_the_moving_average_a_network():
     assert found.ema_bytes == state_bytes(STUDENT)
     file = found.weights_bytes + found.optimizer_bytes + found.ema_bytes + state_bytes(STUDENT)
     assert file < found.checkpoint_bytes < file + 100_000, "some hundred bytes of each tensor's name and place"
+
+
+def test_a_folders_network_counts_as_its_architecture(tmp_path):
+    """Its classes are not those of the images that are not here, and were compared with them."""
+    safetensors.torch.save_file(network(STUDENT).state_dict(), tmp_path / "model.safetensors")
+    facts = {"architecture": STUDENT["model"], "model_args": STUDENT["args"], "label_names": list("abcdefghij")}
+    (tmp_path / "config.json").write_text(json.dumps(facts | {"num_classes": 10}))
+    assert sizes_of(student={"model": f"local-dir:{tmp_path}"}).weights_bytes == state_bytes(STUDENT)
 
 
 def test_what_is_trained_beside_the_student_counts():

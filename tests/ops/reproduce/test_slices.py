@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from cluster.provenance import COMMIT
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused
 from ops.command_line.parser import build_parser
@@ -115,11 +117,13 @@ def test_a_command_that_has_nothing_left_to_run_says_it_again(tmp_path, monkeypa
     monkeypatch.setattr(State, "published", lambda self, overrides: tmp_path)
     monkeypatch.setattr(paper3, "prepare_images", lambda *_, needed: None)
     monkeypatch.setattr(paper3, "run_slice", lambda *_, **__: pytest.fail("there is nothing to run"))
-    nothing = {"data": None, "weights": None, "cifar": None, "cifar_weights": None, "commit": None, "again": False}
+    monkeypatch.setenv(COMMIT, "of the image")
+    nothing = {"data": None, "weights": None, "cifar": None, "cifar_weights": None, "commit": "abc", "again": False}
     status = paper3.reproduce(["pilot"], ["alone"], [0], 0, 1, str(tmp_path), overrides=[], **nothing)
     assert status == 1
     assert "pilot-alone-seed0 diverged" in capsys.readouterr().out
     assert "Diverged: pilot-alone-seed0 (step 417)." in (tmp_path / "PAPER3.md").read_text()
+    assert os.environ[COMMIT] == "abc"
 
 
 def test_published_runs_are_not_run_again_unless_that_is_asked_for():

@@ -70,7 +70,6 @@ def test_images_that_break_later_are_black_on_request(container: str, loader: st
         plan,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
-        num_classes=3,
         device=torch.device("cpu"),
         max_batch=12,
     )

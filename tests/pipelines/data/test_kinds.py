@@ -44,7 +44,6 @@ def checksums(source: Source, kind: str = "reference") -> list[str]:
         plan,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
-        num_classes=len(source.classes),
         device=torch.device("cpu"),
         max_batch=4,
     )

@@ -40,7 +40,6 @@ def loader(kind: str, index: Source, policy: ViewPolicy, seed: int = 4, max_batc
         ViewPlan(policy, seed, len(index)),
         mean=MEAN,
         std=STD,
-        num_classes=len(index.classes),
         device=torch.device("cpu"),
         num_threads=2,
         max_batch=max_batch,

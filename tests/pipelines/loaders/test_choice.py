@@ -16,7 +16,7 @@ from tests.pipelines.loaders.loading import MEAN, PLAIN, STD
 
 def test_wrong_choices(odd_index: Source) -> None:
     plan = ViewPlan(PLAIN, 0, 13)
-    rest = {"mean": MEAN, "std": STD, "num_classes": 2, "device": torch.device("cpu")}
+    rest = {"mean": MEAN, "std": STD, "device": torch.device("cpu")}
     with pytest.raises(Refused, match="no loader 'torch'; choose 'dali', 'reference' or 'resident'"):
         build_loader("torch", odd_index, plan, **rest)  # type: ignore[arg-type]
     with pytest.raises(Refused, match="decode='gpu' with batches on cpu; use decode='cpu'"):
@@ -34,6 +34,6 @@ def test_auto_decodes_on_the_cpu_beside_a_gpu_and_says_why(odd_index: Source, mo
     monkeypatch.setattr(choose, "warn_once", said.append)
     plan, cuda = ViewPlan(ViewPolicy(size=16), 0, len(odd_index)), torch.device("cuda", 0)
     for decode in ("auto", "cpu", "gpu"):
-        build_loader("dali", odd_index, plan, mean=(0, 0, 0), std=(1, 1, 1), num_classes=2, device=cuda, decode=decode)  # type: ignore[call-overload]
+        build_loader("dali", odd_index, plan, mean=(0, 0, 0), std=(1, 1, 1), device=cuda, decode=decode)  # type: ignore[call-overload]
     assert made == [False, False, True]
     assert [line.partition(":")[0] for line in said] == ["data.decode=auto"]

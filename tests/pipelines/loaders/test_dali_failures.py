@@ -24,9 +24,7 @@ def test_the_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "differs", lambda *args: None)
     source = build_index(root, "train", tmp_path / "index")
     plan = ViewPlan(ViewPolicy(size=16), 0, len(source))
-    loader = build_loader(
-        "dali", source, plan, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=3, device=torch.device("cpu")
-    )
+    loader = build_loader("dali", source, plan, mean=(0.5,) * 3, std=(0.5,) * 3, device=torch.device("cpu"))
     requests = [Request(view=0, sample_ids=np.arange(start, start + 8)) for start in (0, 8, 16, 24)]
     with pytest.raises(Refused, match=r"class1/003.png is read by Pillow and not by DALI"):
         list(loader.load(requests))

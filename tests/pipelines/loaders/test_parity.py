@@ -43,7 +43,6 @@ def differences(index: Source, policy: ViewPolicy, views: int, device: str = "cp
             plan,
             mean=(0, 0, 0),
             std=(1 / 255,) * 3,
-            num_classes=len(index.classes),
             device=torch.device(where),
             decode=how,  # type: ignore[arg-type]
             max_batch=len(index),

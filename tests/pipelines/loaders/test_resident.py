@@ -63,7 +63,6 @@ def loader(kind: str, index: Source, policy: ViewPolicy, device: str = "cpu") ->
         ViewPlan(policy, 4, len(index)),
         mean=MEAN,
         std=STD,
-        num_classes=3,
         device=torch.device(device),
         max_batch=16,
     )
