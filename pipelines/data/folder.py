@@ -35,14 +35,23 @@ _NO_IMAGE = (
     "of its name"
 )
 _NO_CLASSES = "has no class folders; put each class's images into a folder of its name"
-_LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
+_LISTING = pa.schema(
+    {
+        "path": pa.large_string(),
+        "label": pa.int32(),
+        "num_bytes": pa.int64(),
+        "mtime_ns": pa.int64(),
+        "ctime_ns": pa.int64(),
+    }
+)
 
 
 def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """Return the files of root/split, in order of sample id.
 
-    Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns. Only one class at a time is
-    held as Python objects. Refused where it is neither a folder of folders of files, nor one of images.
+    Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns, ctime_ns. Only one
+    class at a time is held as Python objects. Refused where it is neither a folder of folders of files, nor one of
+    images.
     """
     root = Path(place.root)
     folder = root / split
@@ -127,7 +136,7 @@ def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Li
     else:
         classes, labels = number_classes(pa.array([part[0] for part in parts], pa.large_string()), place.root)
     rows = [[file.name for file in found], labels, [file.num_bytes for file in found]]
-    table = pa.table([*rows, [file.mtime_ns for file in found]], schema=_LISTING)
+    table = pa.table([*rows, [file.mtime_ns for file in found]], schema=_LISTING.remove(4))  # a store has one time
     return Listing(classes, in_order_of_id(table))
 
 
@@ -136,8 +145,8 @@ def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]
     found = sorted(_walk(folder, relative, folders, _folders_around(folder)))
     if not found:
         raise Refused(f"the class folder {folder} is empty; put images into it, or remove it")
-    paths, sizes, times = zip(*found, strict=True)
-    return pa.table([paths, [label] * len(found), sizes, times], schema=_LISTING)
+    paths, *facts = zip(*found, strict=True)
+    return pa.table([paths, [label] * len(found), *facts], schema=_LISTING)
 
 
 def _holds_images_alone(folder: Path) -> bool:
@@ -194,8 +203,11 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def _walk(
     folder: Path, relative: str, folders: dict[str, int], around: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, size, time of modification) of every file below. Refused for a link to a folder around it."""
+) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (path, size, times of modification and of change) of every file below.
+
+    Refused for a link to a folder around it.
+    """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in around:
@@ -209,4 +221,4 @@ def _walk(
             yield from _walk(Path(entry.path), path, folders, around | {here})
         else:
             require_file(entry.path, status)
-            yield path, status.st_size, status.st_mtime_ns
+            yield path, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -105,7 +105,7 @@ def decode_image(content: Encoded, name: str, height: int, width: int) -> Image.
         if image.size == (width, height):
             return image.convert("RGB")
         found = f"{image.height}x{image.width}"
-    raise Refused(f"{name} is {found} pixels, but {height}x{width} in the index; build the index again")
+    raise Refused(f"{name} is {found} pixels, but {height}x{width} in the index; restore it, or start again")
 
 
 def black_image(height: int, width: int) -> bytes:
@@ -131,11 +131,11 @@ def unreadable(name: str, error: Exception) -> Refused:
     if isinstance(error, FileNotFoundError):
         return Refused(
             f"{name} cannot be read as an image ({error.strerror}) on the node {socket.gethostname()}; mount its "
-            "folder there as on the other nodes, or where it was removed on purpose, build the index again"
+            "folder there as on the other nodes, or where it was removed on purpose, start again"
         )
     return _broken(name, error)
 
 
 def _broken(name: str, error: Exception) -> Refused:
     reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
-    return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then build the index again")
+    return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then start again")

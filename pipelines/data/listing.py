@@ -37,7 +37,8 @@ class Listing:
     (<split>/<class>/<name>), label (or, for images that may have several, 0 and their class numbers in a list `labels`,
     see `pipelines.data.labels`), num_bytes, and where the bytes lie: `location` (a file relative to the root;
     absent: the path is it), or `file` and `offset`; files: those that the column `file` numbers; folders: {folder
-    relative to the root: when it changed last} of single files; such files also have a column mtime_ns.
+    relative to the root: when it changed last} of single files; such files also have the columns mtime_ns, when the
+    content was written, and on a disk ctime_ns, when anything about the file changed.
     """
 
     classes: tuple[str, ...]

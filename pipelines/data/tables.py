@@ -180,12 +180,13 @@ def _listing(
     with ThreadPoolExecutor() as threads:
         starts = range(0, len(locations), _LOOKED_AT)
         parts = list(threads.map(lambda start: _sizes_and_times(place, locations, start, table), starts))
-    sizes, times = np.concatenate(parts).T
+    sizes, written, changed = np.concatenate(parts).T
     columns = {
         "path": canonical_paths(split, () if lists is not None else classes, labels, names),
         "label": labels,
         "num_bytes": pa.array(sizes, type=pa.int64()),
-        "mtime_ns": pa.array(times, type=pa.int64()),
+        "mtime_ns": pa.array(written, type=pa.int64()),
+        "ctime_ns": pa.array(changed, type=pa.int64()),
         "location": locations,
     }
     if lists is not None:
@@ -194,9 +195,12 @@ def _listing(
 
 
 def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str | None) -> NDArray[np.int64]:
-    """Return (size, time of modification) of some files [n,2], from `start` on. table: see `_listing`."""
+    """Return (size, times of modification and of change) of some files [n,3], from `start` on.
+
+    table: see `_listing`.
+    """
     paths = locations.slice(start, _LOOKED_AT).to_pylist()
-    found = np.empty((len(paths), 2), dtype=np.int64)
+    found = np.empty((len(paths), 3), dtype=np.int64)
     for number, path in enumerate(paths):
         full = Path(place.root) / path
         with refusing_broken(str(full)):
@@ -209,7 +213,7 @@ def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str |
         if table is not None and stat.S_ISDIR(status.st_mode):
             raise _wrong(full, "is a folder, not an image", table, start + number, place)
         require_file(str(full), status)
-        found[number] = status.st_size, status.st_mtime_ns
+        found[number] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
 
 
