@@ -175,7 +175,8 @@ def number_classes(names: pa.Array, root: str) -> tuple[tuple[str, ...], NDArray
     """Return (class names in order, the label of every sample) for the class name of every sample."""
     classes = sorted(pc.unique(names).to_pylist())
     if "" in classes:
-        raise Refused(f"{root} has images of a class without a name; give each image its class")
+        row = pc.index(names, pa.scalar("", names.type)).as_py()
+        raise Refused(f"{root}: image {row + 1:,} of {len(names):,} has a class without a name; give it one")
     refuse_twins(classes, root)
     labels = pc.index_in(names, pa.array(classes, type=names.type)).to_numpy(zero_copy_only=False)
     return tuple(classes), labels.astype(np.int32)

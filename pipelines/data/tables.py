@@ -52,7 +52,10 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     if COLUMN in table.column_names:
         classes, lists = number_lists(split_names(table[COLUMN].chunk(0)), read_names(place, files), name)
     elif "label" in table.column_names:
-        classes, labels = number_classes(pc.utf8_trim_whitespace(table["label"].chunk(0)), name)
+        given = pc.utf8_trim_whitespace(table["label"].chunk(0))
+        if (row := pc.index(given, pa.scalar("", given.type)).as_py()) >= 0:
+            raise Refused(f"{name}: {_row(row)} has no label; give the image its class, or remove the row")
+        classes, labels = number_classes(given, name)
     elif others := [repr(other) for other in table.column_names if other != "path"]:
         warn_once(
             f"{name} has the columns {', '.join(others)} beside 'path' and neither 'label' nor '{COLUMN}': its images "
