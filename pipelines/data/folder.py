@@ -21,6 +21,7 @@ from pipelines.data.listing import (
     Listing,
     in_order_of_id,
     is_name_of_split,
+    names_of,
     number_classes,
     refuse_twins,
     require_file,
@@ -28,6 +29,7 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place, is_hidden
 
+_PACKED = (".zip", ".7z", ".rar")
 MAX_FOLDERS_NAMED = 8  # folders that an error lists
 _BESIDE = "lies beside the class folders; move it into one if it is an image, or else away"
 _NO_IMAGE = (
@@ -91,9 +93,28 @@ def _why_no_split(root: Path, split: str) -> str:
             f"{root} has no split {split!r}, but images of its own, such as {image}: move them into train/<class>/ and "
             f"val/<class>/ (without class folders they have no labels), or {in_lists}"
         )
+    if packed := next((entry.name for entry in entries if entry.name.lower().endswith(_PACKED)), None):
+        return f"{root} has no split {split!r}, but {packed}, which is not read as it is; unpack it there"
+    start = f"{root} has no split {split!r}; it holds {shown or 'no folders'}"
+    if meant := _meant(split, entries):
+        setting = "train_split" if split in names_of("train") else "val_split"
+        return f"{start}: if {meant} is meant, add data.{setting}={meant} (to `data show`: --split {meant})"
     return (
-        f"{root} has no split {split!r}; it holds {shown or 'no folders'}: name one of them, or create {root / split}"
+        f"{start}: name one of them, or create {root / split}; data.train_split and data.val_split name splits (of "
+        "`data show`: --split)"
     )
+
+
+def _meant(split: str, entries: list[os.DirEntry[str]]) -> str | None:
+    """Return the split among a folder's entries that is called as the wanted one is elsewhere; None without any.
+
+    Validation images are often called a test set; a split in files has the name that these begin with.
+    """
+    if not is_name_of_split(split):
+        return None
+    names = [entry.name if is_folder(entry) else entry.name.partition(".")[0] for entry in entries]
+    wanted = names_of("train") if split in names_of("train") else (*names_of("val"), *names_of("test"))
+    return next((name for alias in wanted for name in names if name.lower() == alias), None)
 
 
 def require_root(root: Path) -> None:
@@ -107,6 +128,8 @@ def require_root(root: Path) -> None:
 
 def refuse_file(root: Path) -> None:
     """Refuse a file, such as a tar, in the place of the folder that holds it."""
+    if root.name.lower().endswith(_PACKED) and root.is_file():
+        raise Refused(f"{root} is not read as it is; unpack it, and give the folder that holds its splits")
     if root.is_file():
         raise Refused(
             f"{root} is a file; give its folder, {root.parent}: a split is called by its file's name (train.csv, "
