@@ -25,6 +25,8 @@ _VAL_NAME = "ILSVRC2012_val_"
 _TRUTHS = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
 _TRUTH_FOLDERS = ("", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
 _DEVKIT_CLASSES = 1000
+_SEPARATORS = {b";": "semicolons", b"\t": "tabs"}  # that spreadsheets write in place of commas
+_HEADER_BYTES = 4096  # more than a header has
 _LOOKED_AT = 4096  # files of one task: an object each for all of them would be more than their table
 
 
@@ -72,18 +74,33 @@ def _read_csv(place: Place, file_name: str) -> pa.Table:
     types = {"path": pa.large_string(), "label": pa.large_string(), COLUMN: pa.string()}
     try:
         with place.open(file_name) as file:
+            _refuse_separators(file.read(_HEADER_BYTES), name)
+            file.seek(0)
             table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
         columns = table.column_names
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise Refused(
             f"{name} cannot be read as a CSV ({error}); give one in UTF-8 with columns path and label"
         ) from error
-    if "path" not in columns or not len(table):
-        missing = "no rows" if "path" in columns else "no column 'path'"
-        raise Refused(f"{name} has {missing}; it needs the columns path and label")
+    if "path" not in columns:
+        named = ", ".join(map(repr, columns[:8]))
+        raise Refused(
+            f"{name} has no column 'path'; its first line is a header, which names {named}: let it name path and "
+            "label, in small letters"
+        )
+    if not len(table):
+        raise Refused(f"{name} has no rows; it needs one for each image, in the columns path and label")
     if (twice := next((column for column in types if columns.count(column) > 1), None)) is not None:
         raise Refused(f"{name} has the column {twice!r} twice; keep one of them")
     return table.combine_chunks()
+
+
+def _refuse_separators(start: bytes, name: str) -> None:
+    """Refuse a CSV whose first line has no commas, but what some spreadsheets write in their place."""
+    header = start.partition(b"\n")[0]
+    found = next((words for mark, words in _SEPARATORS.items() if mark in header and b"," not in header), None)
+    if found is not None:
+        raise Refused(f"{name} is separated by {found}; save it with commas")
 
 
 def _refuse_rows(paths: pa.Array, name: str, place: Place) -> None:
@@ -222,4 +239,7 @@ def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str |
 
 def _wrong(path: Path, what: str, table: str, row: int, place: Place) -> Refused:
     """Return the refusal of a path in a row of a table."""
-    return Refused(f"{table}: {path}, of {_row(row)}, {what}; correct the path, which is relative to {place.root}")
+    slashes = ", with / in place of \\" if "\\" in str(path) else ""
+    return Refused(
+        f"{table}: {path}, of {_row(row)}, {what}; correct the path{slashes}, which is relative to {place.root}"
+    )

@@ -84,7 +84,16 @@ def test_parquet_that_holds_something_else(table: dict | pa.Table, complaint: st
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("file,label\na.jpg,cat", r"train.csv has no column 'path'; it needs the columns path and label"),
+        (
+            "file,label\na.jpg,cat",
+            r"train.csv has no column 'path'; its first line .* names 'file', 'label': let it name",
+        ),
+        ("a.jpg,cat\nb.jpg,dog", r"its first line is a header, which names 'a.jpg', 'cat': let it name path and label"),
+        ("Path,Label\na.jpg,cat", r"which names 'Path', 'Label': let it name path and label, in small letters"),
+        ("\ufeffpath;label\na.jpg;cat", r"train.csv is separated by semicolons; save it with commas$"),
+        ("path;label\na,1.jpg;cat", r"train.csv is separated by semicolons; save it with commas$"),
+        ("path\tlabel\na.jpg\tcat", r"train.csv is separated by tabs; save it with commas$"),
+        ("path,label\ncats\\a.jpg,cat", r"correct the path, with / in place of \\, which is relative to /"),
         ("path,label\n", r"train.csv has no rows"),
         ("path,label\na.jpg,cat\nb", r"train.csv cannot be read as a CSV \(.*Expected 2 columns, got 1"),
         ("path,label\na.jpg,cat", r"train.csv: /.*/a.jpg, of row 1 below the header, cannot be read \(No such file"),
