@@ -44,7 +44,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for words, complaint in (
         (["show", str(tmp_path / "nowhere")], "nowhere: no such folder"),
         (["pack", str(tmp_path), "-o", str(tmp_path / "x"), "--shard-mib", "0"], "--shard-mib 0: give at least 1"),
-        (["verify", str(tmp_path)], "train/index.arrow cannot be read"),
+        (["verify", str(tmp_path)], "/train is not a pack: it has no index.arrow; `python -m ops data show"),
     ):
         assert main(["data", *words]) == 2
         error = capsys.readouterr().err
