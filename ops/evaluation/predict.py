@@ -31,6 +31,7 @@ from pipelines.data.source import Source
 from pipelines.files import make_folder, write_figure, write_json
 
 SPLIT = "predicted"  # the name of the photographs within an `Assembly`
+_UNREAD = (".heic", ".heif", ".avif")  # suffixes of photographs that are left out, which is said
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_ROWS_SHOWN = 30  # rows of the table, and photographs of the picture
 
@@ -124,7 +125,8 @@ def find_photos(path: Path, acceptance: Acceptance) -> tuple[list[Path], list[st
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    suffixes = IMAGE_SUFFIXES.union(_UNREAD)
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
 def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly, acceptance: Acceptance) -> Source:

@@ -27,6 +27,8 @@ _SHORTER_SIDE = 256
 # `inspect_image` limits an image's pixels, and `decode_image` opens only images that were inspected.
 Image.MAX_IMAGE_PIXELS = None
 
+_HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))  # brands, in the first box
+
 _Pixels = TypeVar("_Pixels", int, NDArray[np.int64])
 
 # Formats whose end says nothing: only decoding tells whether an image is whole.
@@ -53,6 +55,8 @@ def inspect_image(
 def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
     """Return the size of an image as Pillow reads it; Refused as by `inspect_image`."""
     refuse_pointer(content, name)
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
+        raise Refused(f"{name} is in HEIF, as phones save photographs, which no loader reads; convert it to a JPEG")
     with refusing_broken(name), Image.open(BytesIO(content)) as image:
         size = image.height, image.width
         refuse_too_large(name, size, max_pixels)

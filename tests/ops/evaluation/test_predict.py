@@ -50,6 +50,16 @@ def test_a_photograph_that_cannot_be_read_is_left_out(photo, monkeypatch):
     assert broken == [f"{other} cannot be read (Permission denied); make it readable, or fetch it again"]
 
 
+def test_a_photograph_of_a_phone_is_to_be_converted(photo):
+    """Nothing is said of an index, which no user of `predict` knows."""
+    (photo.parent / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (photo.parent / "notes.jpg").write_bytes(b"no image")
+    found, broken = find_photos(photo.parent, USUAL)
+    assert found == [photo]
+    assert [text.partition(" is in HEIF")[1] for text in broken] == [" is in HEIF", ""]
+    assert not any("index" in text for text in broken)
+
+
 def test_the_recipe_says_which_photographs_are_accepted(photo, tmp_path):
     """One of more pixels than are usual, where data.max_pixels allows them."""
     Image.new("1", (9_500, 9_500)).save(photo)

@@ -108,6 +108,13 @@ def test_a_truncated_jpeg_is_found(root: Path) -> None:
         build(root)
 
 
+@pytest.mark.parametrize("brand", ["heic", "mif1", "hevc"])
+def test_a_photograph_of_a_phone_is_to_be_converted(brand: str, root: Path) -> None:
+    (root / "train" / "1" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1heic")
+    with pytest.raises(Refused, match=r"IMG_1.HEIC is in HEIF, .* no loader reads; convert it to a JPEG$"):
+        build(root)
+
+
 def test_a_link_that_leads_nowhere(root: Path) -> None:
     (root / "train" / "1" / "gone.jpg").symlink_to(root / "gone.jpg")
     with pytest.raises(Refused, match=r"1/gone.jpg cannot be read as an image \(No such file or directory\)"):
