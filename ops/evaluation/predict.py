@@ -26,12 +26,11 @@ from ops.evaluation.subjects import find_student
 from pipelines.data.broken import Acceptance
 from pipelines.data.images import inspect_image
 from pipelines.data.index import build_index
-from pipelines.data.listing import IMAGE_SUFFIXES
+from pipelines.data.listing import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from pipelines.data.source import Source
 from pipelines.files import make_folder, write_figure, write_json
 
 SPLIT = "predicted"  # the name of the photographs within an `Assembly`
-_UNREAD = (".heic", ".heif", ".avif")  # suffixes of photographs that are left out, which is said
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_ROWS_SHOWN = 30  # rows of the table, and photographs of the picture
 
@@ -125,7 +124,7 @@ def find_photos(path: Path, acceptance: Acceptance) -> tuple[list[Path], list[st
 
 
 def _images_below(folder: Path) -> list[Path]:
-    suffixes = IMAGE_SUFFIXES.union(_UNREAD)
+    suffixes = IMAGE_SUFFIXES | HEIF_SUFFIXES  # the latter are left out, which is said
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 

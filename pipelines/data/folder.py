@@ -17,6 +17,7 @@ import pyarrow as pa
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
 from pipelines.data.listing import (
+    HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     Listing,
     in_order_of_id,
@@ -153,7 +154,7 @@ def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Li
         labels = np.zeros(len(found), dtype=np.int32)
     elif len(beside) == len(found):
         other = next(file.name for file in beside if not _is_called_image(file.name))
-        raise Refused(f"{place.name_of(other)} {_NO_IMAGE}")
+        raise Refused(f"{place.name_of(other)} {_why_no_image(other)}")
     elif beside:
         raise Refused(f"{place.name_of(beside[0].name)} {_BESIDE}")
     else:
@@ -187,6 +188,13 @@ def _is_called_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+def _why_no_image(name: str, other_remedy: str = "") -> str:
+    """Return what is wrong with a file that is not called like an image, in a folder without class folders."""
+    if PurePosixPath(name).suffix.lower() in HEIF_SUFFIXES:
+        return "is in HEIF, which no loader reads; convert it to a JPEG"
+    return _NO_IMAGE + other_remedy
+
+
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder, or a link to one; Refused for a link that leads back to itself."""
     with refusing_broken(entry.path):
@@ -207,7 +215,8 @@ def _class_names(folder: Path) -> list[str]:
         raise Refused(f"{folder} {_NO_CLASSES}")
     if len(beside) == len(entries):
         other = next(entry for entry in beside if not _is_called_image(entry.name))
-        raise Refused(f"{other.path} {_NO_IMAGE}, or list them with their labels in {folder}.csv (columns path, label)")
+        or_list = f", or list them with their labels in {folder}.csv (columns path, label)"
+        raise Refused(f"{other.path} {_why_no_image(other.name, or_list)}")
     if beside:
         raise Refused(f"{beside[0].path} {_BESIDE}")
     return [entry.name for entry in entries]

@@ -149,7 +149,7 @@ def _pointer(place: Place, split: str, cache_dir: str | Path, acceptance: Accept
 
 
 def _mark(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> Path:
-    """Return the file whose presence says that an image was found to be another than the index says."""
+    """Return the file whose presence says that an image was found to be other than the index says."""
     return _pointer(place, split, cache_dir, acceptance).with_suffix(".doubted")
 
 

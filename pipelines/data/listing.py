@@ -22,6 +22,7 @@ from pipelines.places import Found, Place
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".img")
 )
+HEIF_SUFFIXES = frozenset((".heic", ".heif"))  # of photographs that no loader reads
 _COUNTED = 1000  # class numbers up to which a split may lack most: it may be a small part of a larger one
 # {split: its names in files and folders}, of the splits that data sets have.
 _ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}

@@ -113,6 +113,10 @@ def test_a_photograph_of_a_phone_is_to_be_converted(brand: str, root: Path) -> N
     (root / "train" / "1" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1heic")
     with pytest.raises(Refused, match=r"IMG_1.HEIC is in HEIF, .* no loader reads; convert it to a JPEG$"):
         build(root)
+    (root / "flat").mkdir()
+    (root / "train" / "1" / "IMG_1.HEIC").rename(root / "flat" / "IMG_1.HEIC")
+    with pytest.raises(Refused, match=r"IMG_1.HEIC is in HEIF, which no loader reads; convert it to a JPEG$"):
+        build(root, "flat")
 
 
 def test_a_link_that_leads_nowhere(root: Path) -> None:
