@@ -62,12 +62,17 @@ def open_split(config: RunConfig, root: str, split: str, reuse_index: bool = Fal
     """
     data, cache_dir = config.data, Path(config.output_dir) / "index"
     copies = CopyPolicy(data.copies_dir, data.copies_bytes)
-    acceptance = Acceptance(data.on_broken, data.check, data.max_pixels)
+    acceptance = acceptance_of(config)
     if reuse_index:
         return open_index(root, split, cache_dir, copies, acceptance)
     for folder in (Path(config.output_dir), cache_dir):
         make_folder(folder, "output_dir")
     return build_index(root, split, cache_dir, acceptance=acceptance, copies=copies)
+
+
+def acceptance_of(config: RunConfig) -> Acceptance:
+    """Return which images a recipe accepts."""
+    return Acceptance(config.data.on_broken, config.data.check, config.data.max_pixels)
 
 
 def share_classes(indexes: dict[str, Source], root: str) -> dict[str, Source]:

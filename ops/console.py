@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
@@ -20,21 +21,40 @@ from ops.resizing import ResizeHook
 # Tables in a job's log are as wide as they need to be; a terminal knows its own width.
 console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 PLAIN_LINE_SECONDS = 10.0
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}  # C0, DEL and C1
+_CONTROLS_IN_LINES = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
+
+
+def visible(text: str, in_lines: bool = False) -> str:
+    """Return a text without credentials, its control characters spelt: in a name, they would command the terminal.
+
+    in_lines: whether line ends and tabs are the text's own, and stay.
+    """
+    return without_credentials(text).translate(_CONTROLS_IN_LINES if in_lines else _CONTROLS)
 
 
 def say(text: str) -> None:
     """Print a line, which the terminal may wrap."""
-    console.print(without_credentials(text), soft_wrap=True)
+    console.print(visible(text, in_lines=True), soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Print an error on standard error, in one line."""
-    print(f"stillhouse: {' '.join(without_credentials(text).split())}", file=sys.stderr)
+    print(f"stillhouse: {' '.join(visible(text, in_lines=True).split())}", file=sys.stderr)
 
 
 def print_traceback() -> None:
     """Print the current error's traceback on standard error."""
-    print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
+    print(visible(traceback.format_exc(), in_lines=True), end="", file=sys.stderr)
+
+
+class _VisibleLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), in_lines=True)
+
+
+if logging.lastResort is not None:  # prints warnings where nothing else takes them
+    logging.lastResort.setFormatter(_VisibleLines())
 
 
 def progress_parts(metrics: dict[str, Any]) -> list[str]:
@@ -117,11 +137,11 @@ class RunView(BarView):
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """Return a table whose first column is text and whose others are numbers."""
-    made = Table(title=title, title_justify="left")
+    made = Table(title=visible(title), title_justify="left")
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        made.add_column(visible(column), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(visible, row))
     return made
 
 

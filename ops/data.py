@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kdcore.errors import Refused
 from kdcore.located import is_uri
 from ops.console import console, say, table
-from pipelines.data.broken import Acceptance, Check
+from pipelines.data.broken import Acceptance, BrokenImages, Check
 from pipelines.data.classes import check_same_classes
 from pipelines.data.convert import PackJob, run_pack_job, verify_pack
 from pipelines.data.index import build_index
@@ -29,27 +29,40 @@ if TYPE_CHECKING:  # these import what takes seconds
     from cluster.recipe.config import RunConfig
 
 SPLITS = ("train", "val")
+_MOST_BROKEN = 20  # images that are listed
 _COLUMNS = ["split", "kind", "images", "classes", "size", "broken", "fingerprint"]
 
 
 def show_source(
     root: str, splits: Sequence[str], index_dir: str, relist: bool, skip_broken: bool, check: Check, max_pixels: int
 ) -> int:
-    """Index the splits of a source, or check that their indexes are still valid, and print what they hold."""
+    """Index the splits of a source, or check that their indexes are still valid, and print what they hold.
+
+    Broken images are listed; then the first split that is refused for them is, once all were looked at.
+    """
     rows, labelled, started = [], {}, time.perf_counter()
+    refused: list[BrokenImages] = []
     acceptance = Acceptance("skip" if skip_broken else "refuse", check, max_pixels)
     for split in splits or SPLITS:
-        source = build_index(root, split, index_dir, relist=relist, acceptance=acceptance)
+        try:
+            source = build_index(root, split, index_dir, relist=relist, acceptance=acceptance)
+        except BrokenImages as error:
+            _say_broken(split, error.messages)
+            refused.append(error)
+            continue
         kind, _ = recognise(Place.of(root, "ROOT"), split)
         rows.append(_row(split, kind.name, source))
         if source.labelled:
             labelled[split] = source
         for message in source.broken:
             say(f"left out: {message}")
-    console.print(table(root, _COLUMNS, rows))
+    if rows:
+        console.print(table(root, _COLUMNS, rows))
     for split, source in labelled.items():
         say(f"{split}: {_sizes(source)}")
     _say_other_classes(list(labelled.values()))
+    if refused:
+        raise refused[0]
     say(f"indexes in {index_dir}, {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -147,6 +160,14 @@ def _row(split: str, kind: str, source: Source) -> list[str]:
     size = decimal(int(source.table["num_bytes"].to_numpy().sum()))
     counts = [f"{len(source):,}", f"{len(source.classes):,}", size, f"{len(source.broken):,}"]
     return [split, kind, *counts, source.fingerprint[:16]]
+
+
+def _say_broken(split: str, messages: Sequence[str]) -> None:
+    """Print what is wrong with the first of the broken images."""
+    for message in messages[:_MOST_BROKEN]:
+        say(f"broken: {message}")
+    if len(messages) > _MOST_BROKEN:
+        say(f"and {len(messages) - _MOST_BROKEN:,} more broken images of {split}")
 
 
 def _sizes(source: Source) -> str:

@@ -59,6 +59,11 @@ def connect(location: str, setting: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path.rstrip("/") or path  # the URI `s3://bucket/folder/?region=...` does not end in a slash
 
 
+def shown_location(location: str) -> str:
+    """Return a URI as it is shown to users: without credentials and options."""
+    return without_credentials(location).partition("?")[0].rstrip("/")
+
+
 def no_place(location: str, setting: str, error: Exception) -> str:
     """Return the error text for a setting that names no place: why, and what to give."""
     if is_uri(location) and " " in location:
@@ -94,8 +99,7 @@ class Place:
         if is_uri(str(location)):
             filesystem, path = filesystem_of(str(location), setting)
             if not isinstance(filesystem, fs.LocalFileSystem):
-                shown = without_credentials(str(location)).partition("?")[0].rstrip("/")
-                return Place(str(location), shown, filesystem, path)
+                return Place(str(location), shown_location(str(location)), filesystem, path)
             location = path
         root = str(Path(location).resolve())
         return Place(root, root, fs.LocalFileSystem(), root)

@@ -13,7 +13,9 @@ from pathlib import Path
 from cluster.images import evaluation_policy, open_data
 from cluster.recipe.config import RunConfig
 from cluster.tracking.folder import RunFolder
+from kdcore.located import is_uri
 from pipelines.data.variants import Target
+from pipelines.places import shown_location
 from pipelines.views.plan import ViewPlan
 
 DIGITS = 8  # of a fingerprint
@@ -52,8 +54,11 @@ def split_name(split: str) -> str:
 
 
 def folder_name(place: str) -> str:
-    """Return the last part of a folder or URI, with only characters that MLflow accepts in a metric's name."""
-    return split_name(Path(place).resolve().name)
+    """Return the last part of a folder or URI, with only characters that MLflow accepts in a metric's name.
+
+    Without a URI's options: they hold keys, and a name goes into files and onto servers.
+    """
+    return split_name(shown_location(place).rpartition("/")[2] if is_uri(place) else Path(place).resolve().name)
 
 
 def distinct_name(name: str, fingerprint: str, own: str | None) -> str:

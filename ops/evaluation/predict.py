@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cluster.assembly import Assembly, assemble
 from cluster.evaluation import load_student
+from cluster.images import acceptance_of
 from cluster.nodes.resources import rank_here, use_worker_threads
 from cluster.passes import every_image_once
 from cluster.precision import autocast
@@ -22,9 +23,10 @@ from kdcore.errors import Refused
 from kdcore.multi_label import THRESHOLD
 from ops.console import console, percent, say, table
 from ops.evaluation.subjects import find_student
+from pipelines.data.broken import Acceptance
 from pipelines.data.images import inspect_image
 from pipelines.data.index import build_index
-from pipelines.data.listing import IMAGE_SUFFIXES
+from pipelines.data.listing import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from pipelines.data.source import Source
 from pipelines.files import make_folder, write_figure, write_json
 
@@ -73,7 +75,9 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
         raise Refused(f"--top {top}: at least one class a photograph")
     if picture is not None and Path(picture).suffix.lower() not in PICTURES:
         raise Refused(f"--picture {picture}: give a name that ends in {' or '.join(PICTURES)}")
-    found, broken = find_photos(Path(photos))
+    # A photograph that breaks meanwhile is refused: if it were left out, the next would take its name.
+    acceptance = replace(acceptance_of(subject.config), on_broken="refuse")
+    found, broken = find_photos(Path(photos), acceptance)
     for reason in broken:
         say(f"left out: {reason}")
     if not found:
@@ -81,7 +85,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
     use_worker_threads(subject.config)
     parts = assemble(subject.config, rank_here(subject.config))
     with tempfile.TemporaryDirectory() as folder:
-        source = index_photos(found, Path(folder), parts)
+        source = index_photos(found, Path(folder), parts, acceptance)
         predictions = [
             Prediction(found[number], classes, parts.config.data.multi_label)
             for number, classes in enumerate(likeliest(parts, weights, source, top))
@@ -98,7 +102,7 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
     return 0
 
 
-def find_photos(path: Path) -> tuple[list[Path], list[str]]:
+def find_photos(path: Path, acceptance: Acceptance) -> tuple[list[Path], list[str]]:
     """Return the images at or below a path, sorted by name, and why others with an image's name are left out.
 
     Refused where there is no such file or folder.
@@ -109,7 +113,7 @@ def find_photos(path: Path) -> tuple[list[Path], list[str]]:
     found, broken = [], []
     for file in files:
         try:
-            inspect_image(file.read_bytes(), str(file))
+            inspect_image(file.read_bytes(), str(file), acceptance.max_pixels, acceptance.check == "decode")
         except Refused as error:
             broken.append(str(error))
         except OSError as error:
@@ -120,10 +124,11 @@ def find_photos(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    suffixes = IMAGE_SUFFIXES | HEIF_SUFFIXES  # the latter are left out, which is said
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
-def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Source:
+def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly, acceptance: Acceptance) -> Source:
     """Return an index of the photographs, in this order, without labels and with the run's classes.
 
     An index is of a folder, so links to the photographs are made in one. A file's format is read from its content; but
@@ -134,22 +139,26 @@ def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly) -> Sourc
     for number, photo in enumerate(photos):
         suffix = photo.suffix if photo.suffix.lower() in IMAGE_SUFFIXES else ".img"
         (staged / f"{number:08}{suffix}").symlink_to(photo.absolute())
-    source = build_index(folder / "photos", SPLIT, folder / "index")
+    source = build_index(folder / "photos", SPLIT, folder / "index", acceptance=acceptance)
     return replace(source, classes=parts.classes, multi_label=parts.config.data.multi_label)
 
 
 @torch.no_grad()
 def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Iterator[list[tuple[str, float]]]:
     """Yield for each image the `top` likeliest classes with their probabilities, and all others that are named."""
-    parts = replace(parts, indexes={**parts.indexes, SPLIT: source})
+    data = parts.config.data
+    if data.loader == "resident":  # wants images of one size; the reference shows the same pixels of any
+        data = data.model_copy(update={"loader": "reference"})
+    config = parts.config.model_copy(update={"data": data})
+    parts = replace(parts, config=config, indexes={**parts.indexes, SPLIT: source})
     student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
     loader = parts.evaluation_loader(SPLIT)
     for batch in loader.load(every_image_once(len(source), rank, loader.max_batch)):
         with autocast(parts.config, rank):
             logits: Tensor = student(batch.images)
         logits = logits.double()
-        shares = logits.sigmoid() if parts.config.data.multi_label else logits.softmax(dim=1)
-        num_named = int((shares >= THRESHOLD).sum(dim=1).max()) if parts.config.data.multi_label else 0
+        shares = logits.sigmoid() if data.multi_label else logits.softmax(dim=1)
+        num_named = int((shares >= THRESHOLD).sum(dim=1).max()) if data.multi_label else 0
         best = shares.topk(min(max(top, num_named), len(parts.classes)), dim=1)
         for probabilities, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             rows = zip(numbers, probabilities, strict=True)

@@ -160,7 +160,7 @@ def timm_config(job: Export) -> dict[str, Any]:
         "mean": list(mean),
         "std": list(std),
         "crop_pct": job.policy.crop_pct,
-        "crop_mode": "center",
+        "crop_mode": "center",  # of views that are not square, timm may resize the longer side to a pixel more
         "interpolation": job.policy.interpolation,
         "num_classes": len(job.classes),
         "first_conv": own.get("first_conv"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +17,14 @@ OnBroken = Literal["refuse", "skip"]
 Check = Literal["headers", "decode"]
 CHECKS: tuple[Check, ...] = get_args(Check)
 MAX_SHARE = 0.01  # the most of a split's images that may be left out
+
+
+class BrokenImages(Refused):
+    """Images of a split that are not accepted. messages: what is wrong with each."""
+
+    def __init__(self, message: str = "", messages: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.messages = tuple(messages)
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,13 @@ def inspect_stored(storage: Storage, rows: NDArray[np.int64], acceptance: Accept
 
 
 def check_broken(messages: list[str], num_images: int, on_broken: OnBroken, root: str) -> None:
-    """Refuse the broken images of a split: any of them, or, where they are skipped, more than a hundredth."""
+    """Refuse broken images, by `BrokenImages`: any of a split, or, where they are skipped, more than a hundredth."""
     if messages and on_broken == "refuse":
         more = f"; likewise for {len(messages) - 1} more files" if len(messages) > 1 else ""
-        raise Refused(messages[0] + more)
+        raise BrokenImages(messages[0] + more, messages)
     if len(messages) > MAX_SHARE * num_images:
-        raise Refused(
+        raise BrokenImages(
             f"{len(messages)} of the {num_images} images in {root} are broken, more than the {MAX_SHARE:.0%} that "
-            f"data.on_broken=skip leaves out; repair them: {messages[0]}"
+            f"data.on_broken=skip leaves out; repair them: {messages[0]}",
+            messages,
         )

@@ -13,14 +13,24 @@ def check_same_classes(train: Source, validation: Source) -> None:
         return
     missing = sorted(set(train.classes) - set(validation.classes))
     surplus = sorted(set(validation.classes) - set(train.classes))
+    for name in missing:
+        twin = next((other for other in surplus if as_seen(other) == as_seen(name)), None)
+        if twin is not None:
+            raise Refused(
+                f"the class {name!a} of the training split is {twin!a} in the validation split of {validation.root}: "
+                "the same to the eye, in another form of Unicode or with spaces; rename one"
+            )
+    if missing and surplus and all(map(str.isdecimal, (*train.classes, *validation.classes))):
+        # Numbers without names are digits of one width, which is that of the split's highest.
+        ours, theirs = {int(name) for name in train.classes}, {int(name) for name in validation.classes}
+        if ours == theirs:
+            raise Refused(
+                f"{_splits(train, validation)} write their classes in digits of different width, such as "
+                f"{missing[0]!r} and {surplus[0]!r}; write them alike"
+            )
+        missing = [name for name in missing if int(name) not in theirs]
+        surplus = [name for name in surplus if int(name) not in ours]
     if missing or surplus:
-        for name in missing:
-            twin = next((other for other in surplus if as_seen(other) == as_seen(name)), None)
-            if twin is not None:
-                raise Refused(
-                    f"the class {name!a} of the training split is {twin!a} in the validation split of "
-                    f"{validation.root}: the same to the eye, in another form of Unicode or with spaces; rename one"
-                )
         number = len(missing) + len(surplus)
         first, where = (missing[0], "training") if missing else (surplus[0], "validation")
         raise Refused(

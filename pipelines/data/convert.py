@@ -10,7 +10,7 @@ from kdcore.errors import Refused
 from pipelines.data.broken import USUAL, Acceptance
 from pipelines.data.index import build_index, open_index
 from pipelines.data.kinds import PARQUET, recognise
-from pipelines.data.pack import SHARD_BYTES, Packing, read_pack, refuse_others, verify_shards
+from pipelines.data.pack import INDEX, SHARD_BYTES, Packing, read_pack, refuse_others, verify_shards
 from pipelines.data.packing import Shards, SourcePacking, build_pack, check_packing_options
 from pipelines.data.parquet import ParquetPacking
 from pipelines.data.source import Source, open_table
@@ -97,6 +97,11 @@ def run_pack_job(
 def verify_pack(location: str, split: str) -> Source:
     """Return a pack's split after reading every byte of it; Refused where one is not what was written."""
     place = Place.of(location, "PLACE")
+    if not place.has(f"{split}/{INDEX}"):
+        raise Refused(
+            f"{place.name_of(split)} is not a pack: it has no {INDEX}; `python -m ops data show {place.root}` reads "
+            "images in other forms, and `data pack` makes a pack of them"
+        )
     verify_shards(place, read_pack(place, split))
     return open_pack(place, split)
 

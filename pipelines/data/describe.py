@@ -32,7 +32,8 @@ def describe(place: Place, listing: Listing, progress: IndexProgress, acceptance
     storage = storage_of(place.location, _with_places_in_store(place, listing.table), files)
     facts, broken = _look_at_all(storage, listing.table, progress, acceptance)
     check_broken([broken[row] for row in sorted(broken)], len(facts), acceptance.on_broken, place.root)
-    table = listing.table.drop_columns([name for name in ("mtime_ns",) if name in listing.table.column_names])
+    useless = ("ctime_ns",) if place.is_local else ("mtime_ns",)
+    table = listing.table.drop_columns([name for name in useless if name in listing.table.column_names])
     for name, kind, values in zip(("height", "width", "crc32"), (np.int32, np.int32, np.uint32), facts.T, strict=True):
         table = table.append_column(name, pa.array(values.astype(kind)))
     table = in_order_of_id(_without(table, broken))  # the order of samples of one path is known only now

@@ -17,10 +17,12 @@ import pyarrow as pa
 from kdcore.errors import Refused
 from pipelines.data.images import refusing_broken
 from pipelines.data.listing import (
+    HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     Listing,
     in_order_of_id,
     is_name_of_split,
+    names_of,
     number_classes,
     refuse_twins,
     require_file,
@@ -28,6 +30,7 @@ from pipelines.data.listing import (
 )
 from pipelines.places import Found, Place, is_hidden
 
+_PACKED = (".zip", ".7z", ".rar")
 MAX_FOLDERS_NAMED = 8  # folders that an error lists
 _BESIDE = "lies beside the class folders; move it into one if it is an image, or else away"
 _NO_IMAGE = (
@@ -35,14 +38,23 @@ _NO_IMAGE = (
     "of its name"
 )
 _NO_CLASSES = "has no class folders; put each class's images into a folder of its name"
-_LISTING = pa.schema({"path": pa.large_string(), "label": pa.int32(), "num_bytes": pa.int64(), "mtime_ns": pa.int64()})
+_LISTING = pa.schema(
+    {
+        "path": pa.large_string(),
+        "label": pa.int32(),
+        "num_bytes": pa.int64(),
+        "mtime_ns": pa.int64(),
+        "ctime_ns": pa.int64(),
+    }
+)
 
 
 def list_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Listing:
     """Return the files of root/split, in order of sample id.
 
-    Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns. Only one class at a time is
-    held as Python objects. Refused where it is neither a folder of folders of files, nor one of images.
+    Of each file: path (relative to root, with forward slashes), label, num_bytes, mtime_ns, ctime_ns. Only one
+    class at a time is held as Python objects. Refused where it is neither a folder of folders of files, nor one of
+    images.
     """
     root = Path(place.root)
     folder = root / split
@@ -82,9 +94,28 @@ def _why_no_split(root: Path, split: str) -> str:
             f"{root} has no split {split!r}, but images of its own, such as {image}: move them into train/<class>/ and "
             f"val/<class>/ (without class folders they have no labels), or {in_lists}"
         )
+    if packed := next((entry.name for entry in entries if entry.name.lower().endswith(_PACKED)), None):
+        return f"{root} has no split {split!r}, but {packed}, which is not read as it is; unpack it there"
+    start = f"{root} has no split {split!r}; it holds {shown or 'no folders'}"
+    if meant := _meant(split, entries):
+        setting = "train_split" if split in names_of("train") else "val_split"
+        return f"{start}: if {meant} is meant, add data.{setting}={meant} (to `data show`: --split {meant})"
     return (
-        f"{root} has no split {split!r}; it holds {shown or 'no folders'}: name one of them, or create {root / split}"
+        f"{start}: name one of them, or create {root / split}; data.train_split and data.val_split name splits (of "
+        "`data show`: --split)"
     )
+
+
+def _meant(split: str, entries: list[os.DirEntry[str]]) -> str | None:
+    """Return the split among a folder's entries that is called as the wanted one is elsewhere; None without any.
+
+    Validation images are often called a test set; a split in files has the name that these begin with.
+    """
+    if not is_name_of_split(split):
+        return None
+    names = [entry.name if is_folder(entry) else entry.name.partition(".")[0] for entry in entries]
+    wanted = names_of("train") if split in names_of("train") else (*names_of("val"), *names_of("test"))
+    return next((name for alias in wanted for name in names if name.lower() == alias), None)
 
 
 def require_root(root: Path) -> None:
@@ -98,6 +129,8 @@ def require_root(root: Path) -> None:
 
 def refuse_file(root: Path) -> None:
     """Refuse a file, such as a tar, in the place of the folder that holds it."""
+    if root.name.lower().endswith(_PACKED) and root.is_file():
+        raise Refused(f"{root} is not read as it is; unpack it, and give the folder that holds its splits")
     if root.is_file():
         raise Refused(
             f"{root} is a file; give its folder, {root.parent}: a split is called by its file's name (train.csv, "
@@ -121,13 +154,13 @@ def list_store_folder(place: Place, split: str, _: tuple[Found, ...] = ()) -> Li
         labels = np.zeros(len(found), dtype=np.int32)
     elif len(beside) == len(found):
         other = next(file.name for file in beside if not _is_called_image(file.name))
-        raise Refused(f"{place.name_of(other)} {_NO_IMAGE}")
+        raise Refused(f"{place.name_of(other)} {_why_no_image(other)}")
     elif beside:
         raise Refused(f"{place.name_of(beside[0].name)} {_BESIDE}")
     else:
         classes, labels = number_classes(pa.array([part[0] for part in parts], pa.large_string()), place.root)
     rows = [[file.name for file in found], labels, [file.num_bytes for file in found]]
-    table = pa.table([*rows, [file.mtime_ns for file in found]], schema=_LISTING)
+    table = pa.table([*rows, [file.mtime_ns for file in found]], schema=_LISTING.remove(4))  # a store has one time
     return Listing(classes, in_order_of_id(table))
 
 
@@ -136,8 +169,8 @@ def _list_class(folder: Path, relative: str, label: int, folders: dict[str, int]
     found = sorted(_walk(folder, relative, folders, _folders_around(folder)))
     if not found:
         raise Refused(f"the class folder {folder} is empty; put images into it, or remove it")
-    paths, sizes, times = zip(*found, strict=True)
-    return pa.table([paths, [label] * len(found), sizes, times], schema=_LISTING)
+    paths, *facts = zip(*found, strict=True)
+    return pa.table([paths, [label] * len(found), *facts], schema=_LISTING)
 
 
 def _holds_images_alone(folder: Path) -> bool:
@@ -153,6 +186,13 @@ def _holds_image(folder: Path) -> bool:
 
 def _is_called_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _why_no_image(name: str, other_remedy: str = "") -> str:
+    """Return what is wrong with a file that is not called like an image, in a folder without class folders."""
+    if PurePosixPath(name).suffix.lower() in HEIF_SUFFIXES:
+        return "is in HEIF, which no loader reads; convert it to a JPEG"
+    return _NO_IMAGE + other_remedy
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -175,7 +215,8 @@ def _class_names(folder: Path) -> list[str]:
         raise Refused(f"{folder} {_NO_CLASSES}")
     if len(beside) == len(entries):
         other = next(entry for entry in beside if not _is_called_image(entry.name))
-        raise Refused(f"{other.path} {_NO_IMAGE}, or list them with their labels in {folder}.csv (columns path, label)")
+        or_list = f", or list them with their labels in {folder}.csv (columns path, label)"
+        raise Refused(f"{other.path} {_why_no_image(other.name, or_list)}")
     if beside:
         raise Refused(f"{beside[0].path} {_BESIDE}")
     return [entry.name for entry in entries]
@@ -194,8 +235,11 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def _walk(
     folder: Path, relative: str, folders: dict[str, int], around: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, size, time of modification) of every file below. Refused for a link to a folder around it."""
+) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (path, size, times of modification and of change) of every file below.
+
+    Refused for a link to a folder around it.
+    """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in around:
@@ -209,4 +253,4 @@ def _walk(
             yield from _walk(Path(entry.path), path, folders, around | {here})
         else:
             require_file(entry.path, status)
-            yield path, status.st_size, status.st_mtime_ns
+            yield path, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -27,6 +27,8 @@ _SHORTER_SIDE = 256
 # `inspect_image` limits an image's pixels, and `decode_image` opens only images that were inspected.
 Image.MAX_IMAGE_PIXELS = None
 
+_HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))  # brands, in the first box
+
 _Pixels = TypeVar("_Pixels", int, NDArray[np.int64])
 
 # Formats whose end says nothing: only decoding tells whether an image is whole.
@@ -53,6 +55,8 @@ def inspect_image(
 def look_at(content: bytes, name: str, max_pixels: int, decode: bool) -> Size:
     """Return the size of an image as Pillow reads it; Refused as by `inspect_image`."""
     refuse_pointer(content, name)
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
+        raise Refused(f"{name} is in HEIF, as phones save photographs, which no loader reads; convert it to a JPEG")
     with refusing_broken(name), Image.open(BytesIO(content)) as image:
         size = image.height, image.width
         refuse_too_large(name, size, max_pixels)
@@ -105,7 +109,7 @@ def decode_image(content: Encoded, name: str, height: int, width: int) -> Image.
         if image.size == (width, height):
             return image.convert("RGB")
         found = f"{image.height}x{image.width}"
-    raise Refused(f"{name} is {found} pixels, but {height}x{width} in the index; build the index again")
+    raise Refused(f"{name} is {found} pixels, but {height}x{width} in the index; restore it, or start again")
 
 
 def black_image(height: int, width: int) -> bytes:
@@ -131,11 +135,11 @@ def unreadable(name: str, error: Exception) -> Refused:
     if isinstance(error, FileNotFoundError):
         return Refused(
             f"{name} cannot be read as an image ({error.strerror}) on the node {socket.gethostname()}; mount its "
-            "folder there as on the other nodes, or where it was removed on purpose, build the index again"
+            "folder there as on the other nodes, or where it was removed on purpose, start again"
         )
     return _broken(name, error)
 
 
 def _broken(name: str, error: Exception) -> Refused:
     reason = getattr(error, "strerror", None) or str(error).partition(" <_io")[0]
-    return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then build the index again")
+    return Refused(f"{name} cannot be read as an image ({reason}); repair or remove it, then start again")

@@ -3,7 +3,8 @@
 An index is good as long as what is cheap to check has not changed: the files of a container by name, size and time;
 for an image folder every folder's time of modification, which changes with each file that is added, removed or renamed,
 and the size and time of 1,000 of the files. Any other file that was overwritten in place is found when it is
-read, by its size. Single files in an object store are listed every time. `relist` looks at every file.
+read, by its size, or by its time and then its checksum; a mark (`doubting`) makes the next command list every file, as
+`relist` does. Single files in an object store are listed every time.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ logger = logging.getLogger("stillhouse")
 
 # Of how a split is listed and which images are accepted: an index of an earlier version is built again. 1 held images
 # that the loaders do not decode alike; 2 and 3 some more of these, lines of pixels, and guessed labels; 4 had samples
-# of one path in the order of their storage, and one index for two folders whose files agree in name, size and time.
-_VERSION = 5
+# of one path in the order of their storage, and one index for two folders whose files agree in name, size and time; 5
+# did not hold when a file was written.
+_VERSION = 6
 _INDEX_NAME = re.compile(r"index-[0-9a-f]{32}\.arrow")
 
 
@@ -89,9 +91,11 @@ def build_index(
     """
     place = Place.of(root, "data.root")
     kind, containers = recognise(place, split)
+    mark = _mark(place, split, cache_dir, acceptance)
+    relist = relist or mark.exists()
     latest = None if relist else _read_latest(place, split, cache_dir, acceptance)
     if latest is not None and _is_good(latest, place, kind, containers, acceptance, Path(cache_dir)):
-        return _open(place, latest, Path(cache_dir), copies)
+        return _open(place, latest, Path(cache_dir), mark, copies)
     progress_bar = IndexProgress(progress, place.root)
     with leased(Path(cache_dir), "index", name="index", wait=True):
         remove_unfinished(Path(cache_dir), _INDEX_NAME.fullmatch)
@@ -100,8 +104,9 @@ def build_index(
         if made == latest or made is None or not _is_good(made, place, kind, containers, acceptance, Path(cache_dir)):
             made = _make(place, split, kind, containers, Path(cache_dir), progress_bar, acceptance)
             write_json(_pointer(place, split, cache_dir, acceptance), made.model_dump(mode="json"))
+            mark.unlink(missing_ok=True)
             _say_what_is_left(latest, made, place.name_of(split), Path(cache_dir))
-    return _open(place, made, Path(cache_dir), copies)
+    return _open(place, made, Path(cache_dir), mark, copies)
 
 
 def _say_what_is_left(latest: _Latest | None, made: _Latest, name: str, cache_dir: Path) -> None:
@@ -132,7 +137,7 @@ def open_index(
             f"there is no index of {place.name_of(split)} in {cache_dir} with {settings}; all nodes must see that "
             "folder"
         )
-    return _open(place, latest, Path(cache_dir), copies)
+    return _open(place, latest, Path(cache_dir), _mark(place, split, cache_dir, acceptance), copies)
 
 
 def _pointer(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> Path:
@@ -141,6 +146,11 @@ def _pointer(place: Place, split: str, cache_dir: str | Path, acceptance: Accept
     if acceptance != USUAL:
         name += json.dumps(asdict(acceptance))
     return Path(cache_dir) / f"latest-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def _mark(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> Path:
+    """Return the file whose presence says that an image was found to be other than the index says."""
+    return _pointer(place, split, cache_dir, acceptance).with_suffix(".doubted")
 
 
 def _read_latest(place: Place, split: str, cache_dir: str | Path, acceptance: Acceptance) -> _Latest | None:
@@ -181,14 +191,14 @@ def _is_whole(latest: _Latest, cache_dir: Path) -> bool:
         return False
 
 
-def _open(place: Place, latest: _Latest, cache_dir: Path, copies: CopyPolicy | None) -> Source:
+def _open(place: Place, latest: _Latest, cache_dir: Path, mark: Path, copies: CopyPolicy | None) -> Source:
     table = _read(cache_dir / latest.index)
     if table is None:
         raise Refused(f"{cache_dir / latest.index} is missing or cut off; index {place.root} again")
     on_broken = latest.acceptance.on_broken
     if latest.stored_in is not None:
-        return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()), None, on_broken)
-    return open_table(place.root, table, None if place.is_local else place.location, copies, on_broken)
+        return open_table(place.root, table, str((cache_dir / latest.stored_in).resolve()), None, on_broken, mark)
+    return open_table(place.root, table, None if place.is_local else place.location, copies, on_broken, mark)
 
 
 def _make(
@@ -265,7 +275,7 @@ def _listing_digest(
         start += json.dumps([acceptance.on_broken, *acceptance.key])
     if listing is None:
         return hashlib.sha256(start.encode()).hexdigest()
-    columns = ("num_bytes", "mtime_ns", "file", "offset")
+    columns = ("num_bytes", "mtime_ns", "ctime_ns", "file", "offset")
     return digest_rows(start, listing.table, [name for name in columns if name in listing.table.column_names])
 
 

@@ -75,7 +75,8 @@ def recognise(place: Place, split: str) -> tuple[Kind, Containers]:
         return STORE_FOLDER, ()
     raise Refused(
         f"{place.root} holds no images, pack, tars or Parquet files of split {split!r}; put one there "
-        f"(python -m ops data pack FOLDER -o {place.root}), or name the split that is there"
+        f"(python -m ops data pack FOLDER -o {place.root}), or name the split that is there in "
+        "data.train_split or data.val_split"
     )
 
 

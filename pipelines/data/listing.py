@@ -22,6 +22,7 @@ from pipelines.places import Found, Place
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".img")
 )
+HEIF_SUFFIXES = frozenset((".heic", ".heif"))  # of photographs that no loader reads
 _COUNTED = 1000  # class numbers up to which a split may lack most: it may be a small part of a larger one
 # {split: its names in files and folders}, of the splits that data sets have.
 _ALIASES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -37,7 +38,8 @@ class Listing:
     (<split>/<class>/<name>), label (or, for images that may have several, 0 and their class numbers in a list `labels`,
     see `pipelines.data.labels`), num_bytes, and where the bytes lie: `location` (a file relative to the root;
     absent: the path is it), or `file` and `offset`; files: those that the column `file` numbers; folders: {folder
-    relative to the root: when it changed last} of single files; such files also have a column mtime_ns.
+    relative to the root: when it changed last} of single files; such files also have the columns mtime_ns, when the
+    content was written, and on a disk ctime_ns, when anything about the file changed.
     """
 
     classes: tuple[str, ...]
@@ -174,7 +176,8 @@ def number_classes(names: pa.Array, root: str) -> tuple[tuple[str, ...], NDArray
     """Return (class names in order, the label of every sample) for the class name of every sample."""
     classes = sorted(pc.unique(names).to_pylist())
     if "" in classes:
-        raise Refused(f"{root} has images of a class without a name; give each image its class")
+        row = pc.index(names, pa.scalar("", names.type)).as_py()
+        raise Refused(f"{root}: image {row + 1:,} of {len(names):,} has a class without a name; give it one")
     refuse_twins(classes, root)
     labels = pc.index_in(names, pa.array(classes, type=names.type)).to_numpy(zero_copy_only=False)
     return tuple(classes), labels.astype(np.int32)

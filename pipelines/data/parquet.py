@@ -110,6 +110,11 @@ class ParquetPacking:
                 column = batch.column(0)
                 contents = column.field("bytes") if pa.types.is_struct(column.type) else column
                 given = column.field("path").to_pylist() if _has_paths(column.type) else [None] * len(batch)
+                if any(given) and contents.null_count == len(batch):
+                    raise Refused(
+                        f"{name} holds paths (such as {next(filter(None, given))}) and no images; write it again with "
+                        "the images embedded, as push_to_hub and embed_table_storage of the library datasets do"
+                    )
                 rows = range(shard.first_row + start, shard.first_row + start + len(batch))
                 names = [_name(path, row, width) for path, row in zip(given, rows, strict=True)]
                 own = labels[start : start + len(batch)]

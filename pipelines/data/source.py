@@ -32,6 +32,7 @@ from pipelines.data.labels import is_multi_label, multi_hot
 from pipelines.data.source_table import fingerprint, storage_of, with_places_in_copy
 from pipelines.data.storage import Storage
 from pipelines.data.store import changed
+from pipelines.data.traces import doubting
 from pipelines.vectors import to_arrow, to_numpy
 from pipelines.views.draws import Stream
 from pipelines.views.order import permutation
@@ -50,7 +51,7 @@ class Source:
     the bytes are read from, where it is not the root; copies: what a node keeps of an object store; None: nothing;
     on_broken: what is done about an image that is no longer the one that was indexed; labelled: whether the images have
     labels. Those without have label 0, which means nothing, and no classes of their own. multi_label: whether an image
-    may have several; the table then has a column `labels` of lists, and `label` is 0.
+    may have several; the table then has a column `labels` of lists, and `label` is 0; mark: see `doubting`.
     """
 
     root: str
@@ -62,6 +63,7 @@ class Source:
     on_broken: OnBroken = "refuse"
     labelled: bool = True
     multi_label: bool = False
+    mark: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return only the fields: another process opens its own files."""
@@ -137,9 +139,9 @@ class Source:
         The images of one call may share a reused buffer, which is held as long as one of them is kept.
         """
         if self.on_broken == "refuse":
-            return list(self._storage.read(ids))
+            return self._fetch(ids)
         try:
-            contents = list(self._storage.read(ids))
+            contents = self._fetch(ids)
         except Refused:  # one of them is unreadable: which?
             return [self._read_or_replace(sample_id) for sample_id in ids]
         expected = to_numpy(self.table["crc32"])[ids].tolist()
@@ -148,6 +150,10 @@ class Source:
             contents[row] = self._read_or_replace(ids[row])
         return contents
 
+    def _fetch(self, ids: NDArray[np.int64]) -> list[Encoded]:
+        with doubting(self.mark):
+            return list(self._storage.read(ids))
+
     @cached_property
     def replaced(self) -> dict[int, str]:
         """{sample id: what is wrong with it} of the images that this process has replaced by black pictures."""
@@ -155,7 +161,7 @@ class Source:
 
     def _read_or_replace(self, sample_id: np.int64) -> Encoded:
         try:
-            (content,) = self._storage.read(np.array([sample_id]))
+            (content,) = self._fetch(np.array([sample_id]))
             self.check(int(sample_id), content)
         except Refused as error:
             if not self._is_of_the_image(error):
@@ -185,7 +191,7 @@ class Source:
             raise RunFailed(
                 f"{len(self.replaced)} of the {len(self)} images in {self.root} cannot be read on the node "
                 f"{socket.gethostname()} as they were indexed, more than the {MAX_SHARE:.0%} that "
-                f"data.on_broken=skip replaces by black pictures; repair them, or rebuild the index: {reason}"
+                f"data.on_broken=skip replaces by black pictures; repair them, or start again: {reason}"
             )
 
     @property
@@ -214,13 +220,15 @@ class Source:
     def decode(self, sample_id: int, content: Encoded) -> Image.Image:
         """Return the whole picture of a sample in RGB; Refused, with its name, where that cannot be."""
         (name,) = self.names(np.array([sample_id]))
-        return decode_image(content, name, int(self.heights[sample_id]), int(self.widths[sample_id]))
+        with doubting(self.mark):
+            return decode_image(content, name, int(self.heights[sample_id]), int(self.widths[sample_id]))
 
     def check(self, sample_id: int, content: Encoded) -> None:
         """Refuse an encoded image that is not the one that was indexed: its checksum differs."""
         if zlib.crc32(content) != self.table["crc32"].chunk(0)[sample_id].as_py():
             (name,) = self.names(np.array([sample_id]))
-            raise changed(name)
+            with doubting(self.mark):
+                raise changed(name)
 
     def subset(self, ids: NDArray[np.int64]) -> Source:
         """Return the given samples as a source of their own, renumbered from 0 in the given order."""
@@ -279,6 +287,7 @@ def open_table(
     stored_in: str | None = None,
     copies: CopyPolicy | None = None,
     on_broken: OnBroken = "refuse",
+    mark: Path | None = None,
 ) -> Source:
     """Return the source whose table, with its metadata, `source_table` has made."""
     metadata = table.schema.metadata
@@ -288,4 +297,4 @@ def open_table(
     if "place_in_copy" in table.column_names:
         files = ((table["path"][0].as_py().partition("/")[0], pc.sum(table["num_bytes"]).as_py()),)
     classes = tuple(json.loads(metadata[b"classes"]))
-    return Source(root, classes, table, files, stored_in, copies, on_broken, bool(classes), is_multi_label(table))
+    return Source(root, classes, table, files, stored_in, copies, on_broken, bool(classes), is_multi_label(table), mark)

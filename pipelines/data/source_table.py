@@ -15,7 +15,7 @@ from pipelines.data.copies import CopyPolicy
 from pipelines.data.labels import COLUMN as LABELS
 from pipelines.data.labels import digest_of, is_multi_label
 from pipelines.data.remote import RemoteExtents, RemoteFiles
-from pipelines.data.storage import Extents, Files, Storage
+from pipelines.data.storage import Extents, Files, Storage, Written
 from pipelines.places import Place
 from pipelines.vectors import to_arrow, to_numpy
 
@@ -49,7 +49,10 @@ def storage_of(
     if "file" in table.column_names:
         return Extents(root, files, table)
     location = "location" if "location" in table.column_names else "path"
-    return Files(root, table[location].chunk(0), to_numpy(table["num_bytes"]))
+    written = None
+    if {"mtime_ns", "crc32"} <= set(table.column_names):  # the checksums are known once the images were looked at
+        written = Written(to_numpy(table["mtime_ns"]), to_numpy(table["crc32"]))
+    return Files(root, table[location].chunk(0), to_numpy(table["num_bytes"]), written)
 
 
 def fingerprint(classes: tuple[str, ...], table: pa.Table) -> str:

@@ -9,7 +9,9 @@ touching a mapping would end the process. The copy out of the system's cache cos
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +24,7 @@ from kdcore.errors import Refused
 from pipelines.buffers import Buffers
 from pipelines.data.disk import OpenFile, OpenFiles, is_passing, patiently
 from pipelines.data.images import Encoded, unreadable
+from pipelines.data.store import changed
 from pipelines.vectors import to_arrow, to_numpy
 
 
@@ -61,19 +64,43 @@ class _OnDisk:
         return 0
 
 
-class Files(_OnDisk):
-    """One file per image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes."""
+@dataclass(frozen=True)
+class Written:
+    """What tells a file that was written over. mtime_ns: when each was written; crc32: of its content."""
 
-    def __init__(self, root: str, paths: pa.Array, num_bytes: NDArray[np.int64]) -> None:
+    mtime_ns: NDArray[np.int64]
+    crc32: NDArray[np.uint32]
+
+    def is_other(self, sample_id: np.int64, content: memoryview, mtime_ns: int) -> bool:
+        """Return whether a file is not the one that was indexed; one that was only touched, or copied, is."""
+        return mtime_ns != self.mtime_ns[sample_id] and zlib.crc32(content) != self.crc32[sample_id]
+
+
+class Files(_OnDisk):
+    """One file per image. root: the folder; paths: of the files, relative to it; num_bytes: their sizes.
+
+    written: what tells a file that was written over; None where only its size does.
+    """
+
+    def __init__(
+        self, root: str, paths: pa.Array, num_bytes: NDArray[np.int64], written: Written | None = None
+    ) -> None:
         super().__init__()
         self._root = root
         self._paths = paths
         self._num_bytes = num_bytes
+        self._written = written
 
     def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
         """Return the content of the files."""
         room = self._room((self._num_bytes[ids] + 1).tolist())  # one byte more tells that a file has grown
-        return [_read_file(path, into) for path, into in zip(self.names(ids), room, strict=True)]
+        contents = []
+        for sample_id, path, into in zip(ids, self.names(ids), room, strict=True):
+            content, mtime_ns = _read_file(path, into)
+            if self._written is not None and self._written.is_other(sample_id, content, mtime_ns):
+                raise changed(path)
+            contents.append(content)
+        return contents
 
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """Return the paths of the files."""
@@ -148,40 +175,43 @@ class Extents(_OnDisk):
 
 
 def _lost(path: str, error: OSError) -> Refused:
-    return Refused(f"{path} cannot be read ({error.strerror}); put it back, or index again")
+    return Refused(f"{path} cannot be read ({error.strerror}); put it back, or start again")
 
 
 def _changed(path: str) -> Refused:
-    return Refused(f"{path} was changed or cut off after it was indexed; restore it, or build the index again")
+    return Refused(f"{path} was changed or cut off after it was indexed; restore it, or start again")
 
 
-def _read_file(path: str, into: memoryview) -> memoryview:
-    """Return the content of a file, read into room for one byte more; Refused where it has another size."""
+def _read_file(path: str, into: memoryview) -> tuple[memoryview, int]:
+    """Return (the content of a file, read into room for one byte more; when it was written, in nanoseconds).
+
+    Refused where it has another size.
+    """
     num_bytes = len(into) - 1
     try:
         try:
-            num_read = _read_into(path, into)
+            num_read, mtime_ns = _read_into(path, into)
         except OSError as error:
             if not is_passing(error):
                 raise
-            num_read = patiently(path, lambda: _read_into(path, into))
+            num_read, mtime_ns = patiently(path, lambda: _read_into(path, into))
     except OSError as error:
         raise unreadable(path, error) from error
     if num_read != num_bytes:
         raise Refused(
             f"{path} cannot be read as an image (its size is no longer the {num_bytes} bytes that were indexed); "
-            "repair or remove it, then build the index again"
+            "repair or remove it, then start again"
         )
-    return into[:num_bytes]
+    return into[:num_bytes], mtime_ns
 
 
-def _read_into(path: str, into: memoryview) -> int:
-    """Read a file into `into`, as far as there is room; return the number of bytes read."""
+def _read_into(path: str, into: memoryview) -> tuple[int, int]:
+    """Read a file into `into`, as far as there is room; return (bytes read, when it was written in nanoseconds)."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         num_read = os.readv(file, [into])
         while 0 < num_read < len(into) - 1 and (more := os.readv(file, [into[num_read:]])):
             num_read += more
-        return num_read
+        return num_read, os.fstat(file).st_mtime_ns
     finally:
         os.close(file)

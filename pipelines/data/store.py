@@ -21,7 +21,7 @@ _FIRST_WAIT_SECONDS = 0.2  # before the second try; doubled each time
 
 def changed(name: str) -> Refused:
     """Return the error for an image whose bytes are not those that were indexed."""
-    return Refused(f"{name} has changed since it was indexed; restore it, or build the index again")
+    return Refused(f"{name} has changed since it was indexed; restore it, or start again, which indexes it anew")
 
 
 class StoreFiles:
@@ -56,8 +56,8 @@ class StoreFiles:
                     ) from error
                 time.sleep(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise Refused(
-            f"{self._place.name_of(name)} was changed, cut off or removed after it was indexed; restore it, or build "
-            "the index again"
+            f"{self._place.name_of(name)} was changed, cut off or removed after it was indexed; restore it, or "
+            "start again"
         )
 
     def _open(self, name: str) -> pa.NativeFile:

@@ -25,6 +25,8 @@ _VAL_NAME = "ILSVRC2012_val_"
 _TRUTHS = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
 _TRUTH_FOLDERS = ("", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
 _DEVKIT_CLASSES = 1000
+_SEPARATORS = {b";": "semicolons", b"\t": "tabs"}  # that spreadsheets write in place of commas
+_HEADER_BYTES = 4096  # more than a header has
 _LOOKED_AT = 4096  # files of one task: an object each for all of them would be more than their table
 
 
@@ -52,7 +54,10 @@ def list_csv(place: Place, split: str, files: tuple[Found, ...]) -> Listing:
     if COLUMN in table.column_names:
         classes, lists = number_lists(split_names(table[COLUMN].chunk(0)), read_names(place, files), name)
     elif "label" in table.column_names:
-        classes, labels = number_classes(pc.utf8_trim_whitespace(table["label"].chunk(0)), name)
+        given = pc.utf8_trim_whitespace(table["label"].chunk(0))
+        if (row := pc.index(given, pa.scalar("", given.type)).as_py()) >= 0:
+            raise Refused(f"{name}: {_row(row)} has no label; give the image its class, or remove the row")
+        classes, labels = number_classes(given, name)
     elif others := [repr(other) for other in table.column_names if other != "path"]:
         warn_once(
             f"{name} has the columns {', '.join(others)} beside 'path' and neither 'label' nor '{COLUMN}': its images "
@@ -69,18 +74,33 @@ def _read_csv(place: Place, file_name: str) -> pa.Table:
     types = {"path": pa.large_string(), "label": pa.large_string(), COLUMN: pa.string()}
     try:
         with place.open(file_name) as file:
+            _refuse_separators(file.read(_HEADER_BYTES), name)
+            file.seek(0)
             table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
         columns = table.column_names
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise Refused(
             f"{name} cannot be read as a CSV ({error}); give one in UTF-8 with columns path and label"
         ) from error
-    if "path" not in columns or not len(table):
-        missing = "no rows" if "path" in columns else "no column 'path'"
-        raise Refused(f"{name} has {missing}; it needs the columns path and label")
+    if "path" not in columns:
+        named = ", ".join(map(repr, columns[:8]))
+        raise Refused(
+            f"{name} has no column 'path'; its first line is a header, which names {named}: let it name path and "
+            "label, in small letters"
+        )
+    if not len(table):
+        raise Refused(f"{name} has no rows; it needs one for each image, in the columns path and label")
     if (twice := next((column for column in types if columns.count(column) > 1), None)) is not None:
         raise Refused(f"{name} has the column {twice!r} twice; keep one of them")
     return table.combine_chunks()
+
+
+def _refuse_separators(start: bytes, name: str) -> None:
+    """Refuse a CSV whose first line has no commas, but what some spreadsheets write in their place."""
+    header = start.partition(b"\n")[0]
+    found = next((words for mark, words in _SEPARATORS.items() if mark in header and b"," not in header), None)
+    if found is not None:
+        raise Refused(f"{name} is separated by {found}; save it with commas")
 
 
 def _refuse_rows(paths: pa.Array, name: str, place: Place) -> None:
@@ -180,12 +200,13 @@ def _listing(
     with ThreadPoolExecutor() as threads:
         starts = range(0, len(locations), _LOOKED_AT)
         parts = list(threads.map(lambda start: _sizes_and_times(place, locations, start, table), starts))
-    sizes, times = np.concatenate(parts).T
+    sizes, written, changed = np.concatenate(parts).T
     columns = {
         "path": canonical_paths(split, () if lists is not None else classes, labels, names),
         "label": labels,
         "num_bytes": pa.array(sizes, type=pa.int64()),
-        "mtime_ns": pa.array(times, type=pa.int64()),
+        "mtime_ns": pa.array(written, type=pa.int64()),
+        "ctime_ns": pa.array(changed, type=pa.int64()),
         "location": locations,
     }
     if lists is not None:
@@ -194,9 +215,12 @@ def _listing(
 
 
 def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str | None) -> NDArray[np.int64]:
-    """Return (size, time of modification) of some files [n,2], from `start` on. table: see `_listing`."""
+    """Return (size, times of modification and of change) of some files [n,3], from `start` on.
+
+    table: see `_listing`.
+    """
     paths = locations.slice(start, _LOOKED_AT).to_pylist()
-    found = np.empty((len(paths), 2), dtype=np.int64)
+    found = np.empty((len(paths), 3), dtype=np.int64)
     for number, path in enumerate(paths):
         full = Path(place.root) / path
         with refusing_broken(str(full)):
@@ -209,10 +233,13 @@ def _sizes_and_times(place: Place, locations: pa.Array, start: int, table: str |
         if table is not None and stat.S_ISDIR(status.st_mode):
             raise _wrong(full, "is a folder, not an image", table, start + number, place)
         require_file(str(full), status)
-        found[number] = status.st_size, status.st_mtime_ns
+        found[number] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
 
 
 def _wrong(path: Path, what: str, table: str, row: int, place: Place) -> Refused:
     """Return the refusal of a path in a row of a table."""
-    return Refused(f"{table}: {path}, of {_row(row)}, {what}; correct the path, which is relative to {place.root}")
+    slashes = ", with / in place of \\" if "\\" in str(path) else ""
+    return Refused(
+        f"{table}: {path}, of {_row(row)}, {what}; correct the path{slashes}, which is relative to {place.root}"
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from kdcore.errors import Refused
 from pipelines.data.listing import Listing
 from pipelines.places import Found
 from pipelines.spread import evenly_spread
@@ -52,6 +54,22 @@ def look_again(root: str, traces: Traces) -> bool:
         return folders and all(_size_and_time(Path(root) / name) == seen for name, seen in traces.files.items())
     except OSError:
         return False
+
+
+@contextmanager
+def doubting(mark: Path | None) -> Iterator[None]:
+    """Leave a mark where the body refuses an image, so that the next command lists every file again.
+
+    Else it would find the few files that it looks at as they were, and refuse a repaired image for ever. mark: a file
+    next to the index; None: there is no index.
+    """
+    try:
+        yield
+    except Refused:
+        if mark is not None:
+            with suppress(OSError):  # the folder of indexes may be read-only here
+                mark.touch()
+        raise
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcore.errors import Refused
+from kdcore.remarks import warn_once
 from pipelines.data.labels import answers_of
 from pipelines.data.source import Source
 from pipelines.files import parse_json
@@ -28,6 +29,7 @@ from pipelines.places import Place
 Variant = Literal["v2", "real", "a", "r", "sketch"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 _REAL = "real.json"
+_WORDNET_ID = re.compile(r"n\d{8}")
 Answers = NDArray[np.int64]
 
 
@@ -58,9 +60,12 @@ def own_target(index: Source) -> Target:
 def open_target(index: Source, root: str, variant: str | None, classes: tuple[str, ...]) -> Target:
     """Return the images of a split, as `variant` labels them, for a network with these classes.
 
-    root: the folder or URI that holds the split. Refused for a class of the images that the network lacks, and without
-    `variant` for any difference.
+    root: the folder or URI that holds the split. Refused for images without labels, for a class of theirs that the
+    network lacks, and without `variant` for any difference.
     """
+    index.require_labels("an evaluation")
+    if variant is not None:
+        index.require_one_label(f"--variant {variant}")
     openers: dict[str | None, Callable[[Source, tuple[str, ...]], Target]] = {
         "v2": target_of_numbered_folders,
         "real": lambda index, classes: target_of_several_answers(index, classes, Place.of(root, "--data")),
@@ -71,16 +76,18 @@ def open_target(index: Source, root: str, variant: str | None, classes: tuple[st
 
 
 def target_of_same_classes(index: Source, classes: tuple[str, ...]) -> Target:
-    """Return images in folders named like the classes; Refused unless the folders are all of them."""
-    if index.classes != classes:
-        missing, surplus = sorted(set(classes) - set(index.classes)), sorted(set(index.classes) - set(classes))
+    """Return images of the network's classes, numbered in any order; Refused unless they are all of them."""
+    missing, surplus = sorted(set(classes) - set(index.classes)), sorted(set(index.classes) - set(classes))
+    if missing or surplus:
         first = f"lacks {missing[0]!r}" if missing else f"has {surplus[0]!r}"
         raise Refused(
-            f"the class folders of {index.root} differ from the network's {len(classes)} classes in "
+            f"the classes of {index.root} differ from the network's {len(classes)} classes in "
             f"{len(missing) + len(surplus)} names (it {first}); if this is a test set of ImageNet, name it: --variant "
             f"{', '.join(VARIANTS)}"
         )
-    return own_target(index)
+    own = own_target(index)
+    numbers = np.array([classes.index(name) for name in index.classes], dtype=np.int64)
+    return replace(own, answers=np.where(own.answers < 0, -1, numbers[own.answers]), classes=classes)
 
 
 def target_of_numbered_folders(index: Source, classes: tuple[str, ...]) -> Target:
@@ -91,6 +98,7 @@ def target_of_numbered_folders(index: Source, classes: tuple[str, ...]) -> Targe
             f"{index.root}: --variant v2 wants folders 0 to {len(classes) - 1}, the network's {len(classes)} classes; "
             + (f"{wrong[0]!r} is not one of them" if wrong else f"there are {len(index.classes)}")
         )
+    _warn_of_other_names("v2", classes)
     numbers = np.array([int(name) for name in index.classes], dtype=np.int64)
     return Target(index, numbers[index.labels][:, None], classes)
 
@@ -115,6 +123,7 @@ def target_of_several_answers(index: Source, classes: tuple[str, ...], place: Pl
     (ILSVRC2012_val_00000001 is the first). Refused where the file is absent or names other classes.
     """
     target_of_same_classes(index, classes)
+    _warn_of_other_names("real", classes)
     name = place.name_of(_REAL)
     if not place.has(_REAL):
         raise Refused(f"--variant real: {name} is missing; put the file of the ReaL labels beside the folder")
@@ -126,6 +135,16 @@ def target_of_several_answers(index: Source, classes: tuple[str, ...], place: Pl
     if answers.max() >= len(classes):
         raise Refused(f"{name} names class {answers.max()}, but the network has {len(classes)} classes")
     return Target(index, answers, classes)
+
+
+def _warn_of_other_names(variant: str, classes: tuple[str, ...]) -> None:
+    """Warn where a test set names classes by ImageNet's numbers, and the network's may be in another order."""
+    if not all(map(_WORDNET_ID.fullmatch, classes)) or list(classes) != sorted(classes):
+        warn_once(
+            f"--variant {variant} takes ImageNet's number of a class for its place among the network's classes, whose "
+            f"names ({classes[0]!r}, ...) are not WordNet ids in order: the results are right only if these classes "
+            "are in ImageNet's order"
+        )
 
 
 def _number_in(lists: list[list[int]], file: str) -> int:

@@ -39,7 +39,8 @@ class ViewPolicy(Section):
     crop: Literal["resized", "padded", "center"] = "resized"
     """What is cut out. `resized`: a random part of the picture, brought to `size`, as torchvision's RandomResizedCrop.
     `padded`: the whole picture brought to `size`, surrounded by `padding` black pixels and cropped at a random place.
-    `center`: the picture's shorter side brought to floor(size / crop_pct), as timm evaluates, then its centre."""
+    `center`: the picture's shorter side brought to floor(size / crop_pct), then its centre; for square
+    sizes as timm evaluates, which rounds the longer side for others, where it is rounded down here."""
     scale: tuple[float, float] = (0.08, 1.0)
     """With `crop: resized`: the range of the part's share of the picture's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

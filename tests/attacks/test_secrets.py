@@ -23,6 +23,7 @@ from cluster.tracking.mlflow_tracker import tracking_uri
 from kdcore.credentials import has_credentials, without_credentials
 from kdcore.errors import Refused, RunFailed
 from ops.__main__ import main
+from ops.evaluation.image_names import folder_name
 from ops.stores import run_link
 from pipelines.places import Place
 from tests.cluster.servers import MlflowServer
@@ -92,6 +93,21 @@ def test_a_place_is_named_without() -> None:
     root = f"s3://KEY:{MARKER}@bucket/images?region=x&endpoint_override=127.0.0.1:9&scheme=http"
     place = Place.of(root, "data.root")
     assert (place.root, place.location) == ("s3://bucket/images", root)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (f"s3://KEY:{MARKER}@bucket/a/val?region=x&secret_key={MARKER}", "val"),
+        (f"s3://KEY:{MARKER}@bucket/?region=x&session_token={MARKER}", "bucket"),
+        (f"abfs://container@account.dfs.core.windows.net/val?sig={MARKER}&se=2027", "val"),
+        ("file:///tmp/some%20images", "some-20images"),
+        ("/tmp/some/val?x=1", "val-x-1"),
+    ],
+)
+def test_the_name_of_evaluated_images_has_none(place: str, name: str) -> None:
+    """It becomes the name of files, and of metrics on a server."""
+    assert folder_name(place) == name
 
 
 def test_a_link_to_a_run_has_none() -> None:

@@ -40,11 +40,29 @@ def test_show_of_classes_that_differ(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"no run can use these together: {expected}" in shown
 
 
+def test_show_lists_what_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every split, and the first 20; the others are shown."""
+    images = write_image_folder(tmp_path / "images")
+    shutil.copytree(images / "val", images / "test")
+    for number in range(22):
+        (images / "train" / "class1" / f"bad{number:02}.png").write_bytes(b"x")
+    (images / "val" / "class0" / "worse.png").write_bytes(b"x")
+    splits = [word for split in ("train", "val", "test") for word in ("--split", split)]
+    assert main(["data", "show", str(images), "--index", str(tmp_path / "index"), *splits]) == 2
+    said = capsys.readouterr()
+    named = [line.partition(" cannot")[0].rpartition("/")[2] for line in said.out.splitlines() if "broken: " in line]
+    assert named == [*(f"bad{number:02}.png" for number in range(20)), "worse.png"]
+    assert "and 2 more broken images of train" in said.out
+    assert "test: 5 images of the smallest class" in said.out
+    assert "bad00.png cannot be read as an image" in said.err
+    assert said.err.endswith("; likewise for 21 more files\n")
+
+
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, complaint in (
         (["show", str(tmp_path / "nowhere")], "nowhere: no such folder"),
         (["pack", str(tmp_path), "-o", str(tmp_path / "x"), "--shard-mib", "0"], "--shard-mib 0: give at least 1"),
-        (["verify", str(tmp_path)], "train/index.arrow cannot be read"),
+        (["verify", str(tmp_path)], "/train is not a pack: it has no index.arrow; `python -m ops data show"),
     ):
         assert main(["data", *words]) == 2
         error = capsys.readouterr().err

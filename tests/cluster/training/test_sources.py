@@ -183,7 +183,7 @@ def test_broken_images_are_listed_with_the_run(tmp_path: Path) -> None:
     folder = RunFolder.of(config)
     left_out, replaced = folder.broken_images.read_text().splitlines()
     assert "bad.png cannot be read as an image" in left_out
-    assert replaced == f"{file} has changed since it was indexed; restore it, or build the index again"
+    assert replaced == f"{file} has changed since it was indexed; restore it, or start again, which indexes it anew"
     artifacts = mlflow.MlflowClient(tracking_uri(config)).list_artifacts(folder.run_id.read_text())
     assert "broken_images.txt" in {artifact.path for artifact in artifacts}
     counts = [row["data/replaced_images"] for row in read_journal(folder.metrics) if "data/replaced_images" in row]

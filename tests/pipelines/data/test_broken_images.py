@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,15 +10,17 @@ import pytest
 import torch
 
 from kdcore.errors import Refused
-from pipelines.data.broken import Acceptance
+from pipelines.data import index
+from pipelines.data.broken import Acceptance, OnBroken
 from pipelines.data.index import open_index
+from pipelines.data.source import Source
 from pipelines.loaders.base import Request
 from pipelines.loaders.choose import build_loader
 from pipelines.views.plan import ViewPlan
 from pipelines.views.policy import ViewPolicy
 from tests.pipelines.containers import CONTAINERS
 from tests.pipelines.data.test_kinds import build
-from tests.pipelines.pictures import write_plain_folder
+from tests.pipelines.pictures import picture, write_plain_folder
 
 
 def test_broken_images_are_left_out_on_request(tmp_path: Path) -> None:
@@ -80,20 +81,79 @@ def test_images_that_break_later_are_black_on_request(container: str, loader: st
     assert [row for row in range(12) if after[row] != before[row]] == [victim]
 
 
-def test_a_file_written_over_in_place_is_found_by_its_size_and_by_relisting(tmp_path: Path) -> None:
-    """More files than are looked at: what is cheap does not show it, and reading does."""
+@pytest.fixture
+def unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Source, Path]:
+    """The images of a folder in which a command looks at the first file only, and its third one."""
+    monkeypatch.setattr("pipelines.data.traces._MAX_FILES", 1)
     write_plain_folder(tmp_path / "images", num=6)
     source = build(tmp_path / "images")
-    pointer = next((tmp_path / "images" / "index").glob("latest-*.json"))
-    latest = json.loads(pointer.read_text())
-    latest["traces"]["files"] = {}
-    pointer.write_text(json.dumps(latest))
-    file = Path(source.names(np.array([2]))[0])
-    file.write_bytes(file.read_bytes() + b"appended")
-    unnoticed = build(tmp_path / "images")
+    return source, Path(source.names(np.array([2]))[0])
+
+
+@pytest.mark.parametrize("on_broken", ["refuse", "skip"])
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_a_file_written_over_in_place_is_found_when_it_is_read(
+    is_longer: bool, on_broken: OnBroken, unseen: tuple[Source, Path]
+) -> None:
+    """What is cheap does not show it, reading does, and the next command then looks at every file."""
+    file, root, acceptance = unseen[1], Path(unseen[0].root), Acceptance(on_broken)
+    source = build(root, acceptance=acceptance)
+    other = file.read_bytes() + b"appended" if is_longer else bytes(reversed(file.read_bytes()))
+    with file.open("r+b") as opened:
+        opened.write(other)
+    unnoticed = build(root, acceptance=acceptance)
     assert unnoticed.fingerprint == source.fingerprint
-    with pytest.raises(Refused, match=r"its size is no longer the \d+ bytes that were indexed"):
-        unnoticed.read(np.arange(6))
-    relisted = build(tmp_path / "images", relist=True)
-    assert relisted.fingerprint != source.fingerprint
-    assert relisted.read(np.array([2])) == [file.read_bytes()]
+    if on_broken == "skip":
+        assert unnoticed.read(np.arange(6))[2] != other
+        assert list(unnoticed.replaced) == [2]
+    else:
+        complaint = (
+            r"its size is no longer the \d+ bytes that were indexed" if is_longer else "has changed since it was"
+        )
+        with pytest.raises(Refused, match=complaint):
+            unnoticed.read(np.arange(6))
+        open_index(root, "train", root / "index")  # another run's workers may start meanwhile
+    picture(9, 9, 1).save(file, "PNG")  # repaired in place
+    found = build(root, acceptance=acceptance)
+    assert found.fingerprint != source.fingerprint
+    assert found.read(np.array([2])) == [file.read_bytes()]
+    assert not list((root / "index").glob("*.doubted"))
+
+
+def test_a_picture_that_cannot_be_decoded_is_looked_at_by_the_next_command(
+    unseen: tuple[Source, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = unseen
+    with pytest.raises(Refused, match="cannot be read as an image"):
+        source.decode(2, b"no image")
+    looked_at: list[int] = []
+    listed = index.take_traces
+    monkeypatch.setattr(index, "take_traces", lambda *given: looked_at.append(1) or listed(*given))
+    for _ in range(2):
+        assert build(Path(source.root)).fingerprint == source.fingerprint
+    assert looked_at == [1]
+
+
+def test_files_with_other_times_are_the_same_images(unseen: tuple[Source, Path]) -> None:
+    """One that was only touched, or copied from elsewhere, is told by its checksum."""
+    source, file = unseen
+    content = file.read_bytes()
+    os.utime(file, ns=(1, 1))
+    assert source.read(np.array([2])) == [content]
+    assert build(Path(source.root), relist=True).fingerprint == source.fingerprint
+
+
+def test_two_files_that_change_places(tmp_path: Path) -> None:
+    """Of one size and time, as pictures without compression from an archive without times."""
+    names = [tmp_path / "images" / "train" / label / f"{label}.bmp" for label in "ab"]
+    for number, name in enumerate(names):
+        name.parent.mkdir(parents=True)
+        picture(9, 9, number).save(name)
+        os.utime(name, (0, 0))
+    before = build(tmp_path / "images")
+    names[0].rename(tmp_path / "x")
+    names[1].rename(names[0])
+    (tmp_path / "x").rename(names[1])
+    after = build(tmp_path / "images")
+    assert after.fingerprint != before.fingerprint
+    assert after.read(np.arange(2)) == [name.read_bytes() for name in names]

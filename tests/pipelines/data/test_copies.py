@@ -165,7 +165,7 @@ def test_other_bytes_of_the_same_size_are_neither_shown_nor_kept(window_bytes: i
     policy = CopyPolicy(str(tmp_path / "copies"), window_bytes=window_bytes)
     images = RemoteExtents(place, [("shard", 200)], table, policy)
     for _ in range(3):
-        with pytest.raises(Refused, match=r"^s3://b/shard: 3 has changed since it was indexed; restore it, or build"):
+        with pytest.raises(Refused, match=r"^s3://b/shard: 3 has changed since it was indexed; restore it, or start"):
             images.read(np.array([2, 3]))
     assert images.read(np.array([2, 4])) == [parts[2], parts[4]]
     assert images.kept_bytes == (20 if window_bytes is None else 190)

@@ -59,7 +59,7 @@ def test_listing_holds_columns(root: Path) -> None:
     """What is known of the files before they are read: columns, in order of sample id."""
     listing = list_folder(Place.of(root, "data.root"), "train")
     classes, files = listing.classes, listing.table
-    assert files.column_names == ["path", "label", "num_bytes", "mtime_ns"]
+    assert files.column_names == ["path", "label", "num_bytes", "mtime_ns", "ctime_ns"]
     assert files["path"].num_chunks == 1
     paths, labels = files["path"].to_pylist(), files["label"].to_pylist()
     assert paths == sorted(paths)
@@ -67,6 +67,7 @@ def test_listing_holds_columns(root: Path) -> None:
     for path, size, time in zip(paths, files["num_bytes"].to_pylist(), files["mtime_ns"].to_pylist(), strict=True):
         status = (root / path).stat()
         assert (size, time) == (status.st_size, status.st_mtime_ns)
+    assert files["ctime_ns"].to_pylist() == [(root / path).stat().st_ctime_ns for path in paths]
 
 
 def test_a_changed_file_changes_the_index_and_a_touched_one_does_not(root: Path) -> None:

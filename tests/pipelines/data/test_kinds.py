@@ -116,7 +116,9 @@ def test_a_file_that_is_cut_off_under_way_is_named(container: str, folder: Path,
     source = build(tmp_path)
     name = source.names(np.array([0]))[0].partition(": ")[0]
     os.truncate(name, Path(name).stat().st_size - 1)
-    with pytest.raises(Refused, match=rf"^{name} was changed or cut off after it was indexed; restore it, or build"):
+    with pytest.raises(
+        Refused, match=rf"^{name} was changed or cut off after it was indexed; restore it, or start again"
+    ):
         source.read(np.arange(len(source)))
     Path(name).unlink()
     with pytest.raises(Refused, match=rf"^{name} cannot be read \(No such file or directory\)"):

@@ -61,7 +61,7 @@ def test_a_file_beside_the_index_that_is_gone(container: str, folder: Path) -> N
     content = whole.read(np.arange(NUM))
     for path in (folder.parent / "index").rglob("*.tar" if container == "compressed tars" else "shard-00000.arrow"):
         path.unlink()
-    with pytest.raises(Refused, match=r"cannot be read \(No such file or directory\); put it back, or index again"):
+    with pytest.raises(Refused, match=r"cannot be read \(No such file or directory\); put it back, or start again"):
         open_index(root, "train", folder.parent / "index").read(np.arange(NUM))
     assert build(root).read(np.arange(NUM)) == content
 

@@ -142,7 +142,7 @@ def test_an_image_that_changes_behind_the_index(folder: Path, original: Source) 
     content = bytearray(file.read_bytes())
     content[-30] ^= 1
     file.write_bytes(content)
-    with pytest.raises(Refused, match=rf"{file} has changed since it was indexed; restore it, or build"):
+    with pytest.raises(Refused, match=rf"{file} has changed since it was indexed; restore it, or start again"):
         run_pack_job(job, shards_to_write)
 
 

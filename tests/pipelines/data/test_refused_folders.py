@@ -29,6 +29,42 @@ def test_missing_folders(root: Path) -> None:
         build(root, "val")
 
 
+@pytest.mark.parametrize(
+    ("split", "names", "complaint"),
+    [
+        (
+            "val",
+            ["test", "train"],
+            r"holds test, train: if test is meant, add data.val_split=test \(to `data show`: --spl",
+        ),
+        ("val", ["test", "train", "validation"], r"if validation is meant, add data.val_split=validation"),
+        ("val", ["Train", "Val"], r"if Val is meant, add data.val_split=Val"),
+        ("train", ["Train", "Val"], r"if Train is meant, add data.train_split=Train \(to `data show`: --split Train\)"),
+        ("val", ["train", "test.csv"], r"if test is meant, add data.val_split=test"),
+        (
+            "val",
+            ["a", "train"],
+            r"name one of them, or create .*/val; data.train_split and data.val_split name spl",
+        ),
+        ("val", ["train", "val.ZIP"], r"no split 'val', but val.ZIP, which is not read as it is; unpack it there$"),
+    ],
+)
+def test_a_split_of_another_name_is_proposed(split: str, names: list[str], complaint: str, tmp_path: Path) -> None:
+    for name in names:
+        if "." in name:
+            (tmp_path / name).write_bytes(b"x")
+        else:
+            (tmp_path / name).mkdir()
+    with pytest.raises(Refused, match=complaint):
+        build(tmp_path, split)
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"x")
+    with pytest.raises(Refused, match=r"images.zip is not read as it is; unpack it, and give the folder that holds"):
+        build(tmp_path / "images.zip")
+
+
 def test_wrong_contents(root: Path) -> None:
     stray = root / "train" / "labels.csv"
     stray.write_text("x")
@@ -70,6 +106,17 @@ def test_a_truncated_jpeg_is_found(root: Path) -> None:
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(Refused, match=r"cut.jpg cannot be read as an image \(image file is truncated"):
         build(root)
+
+
+@pytest.mark.parametrize("brand", ["heic", "mif1", "hevc"])
+def test_a_photograph_of_a_phone_is_to_be_converted(brand: str, root: Path) -> None:
+    (root / "train" / "1" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1heic")
+    with pytest.raises(Refused, match=r"IMG_1.HEIC is in HEIF, .* no loader reads; convert it to a JPEG$"):
+        build(root)
+    (root / "flat").mkdir()
+    (root / "train" / "1" / "IMG_1.HEIC").rename(root / "flat" / "IMG_1.HEIC")
+    with pytest.raises(Refused, match=r"IMG_1.HEIC is in HEIF, which no loader reads; convert it to a JPEG$"):
+        build(root, "flat")
 
 
 def test_a_link_that_leads_nowhere(root: Path) -> None:

@@ -1,6 +1,7 @@
 """ImageNet's test sets in small: how each names its classes and its right answers, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from pyarrow import fs
 
 from kdcore.errors import Refused
+from kdcore.remarks import warn_once
 from pipelines.data import variants
 from pipelines.data.index import build_index
 from pipelines.data.variants import Target
@@ -45,6 +47,44 @@ def test_the_same_classes(folder, tmp_path):
 def test_other_classes_are_named(folder, tmp_path):
     with pytest.raises(Refused, match=r"differ .* in 1 names \(it lacks 'n10'\); .*--variant v2, real"):
         open_target(folder("n01", "n02"), None, CLASSES, tmp_path)
+
+
+def test_the_same_classes_in_another_order(folder, tmp_path):
+    """As Parquet numbers them by its list of names, and folders by their names."""
+    target = open_target(folder(*CLASSES), None, ("n10", "n01", "n02"), tmp_path)
+    assert target.answers.tolist() == [[1], [2], [0]]
+    assert target.classes == ("n10", "n01", "n02")
+
+
+def test_the_same_classes_in_another_order_of_several_labels(folder, tmp_path):
+    (folder("a").parent / "val.csv").write_text(
+        "path,labels\nimages/a/ILSVRC2012_val_00000001.png,a|c\nimages/a/ILSVRC2012_val_00000002.png,\n"
+    )
+    shutil.copy(*(tmp_path / "images" / "a" / f"ILSVRC2012_val_0000000{number}.png" for number in (1, 2)))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    index = build_index(tmp_path, "val", tmp_path / "index")
+    target = variants.open_target(index, str(tmp_path), None, ("c", "b", "a"))
+    assert sorted(target.answers.tolist()) == [[-1, -1], [2, 0]]
+    assert target.multi_label
+    with pytest.raises(Refused, match="have several labels each, and --variant a needs one"):
+        variants.open_target(index, str(tmp_path), "a", ("c", "b", "a"))
+
+
+@pytest.mark.parametrize("variant", [None, *variants.VARIANTS])
+def test_images_without_labels(variant, folder, tmp_path):
+    flat = folder("n01") / "n01"
+    with pytest.raises(Refused, match="have no labels, which an evaluation needs; give images with labels"):
+        open_target(flat, variant, CLASSES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "is_said"),
+    [(("n01440764", "n01443537"), False), (("n01443537", "n01440764"), True), (("tench", "goldfish"), True)],
+)
+def test_classes_that_may_not_be_in_the_order_of_imagenet(classes, is_said, folder, tmp_path, caplog):
+    warn_once.cache_clear()
+    assert open_target(folder("0", "1"), "v2", classes, tmp_path).answers.tolist() == [[0], [1]]
+    assert ("are not WordNet ids in order: the results are right only if" in caplog.text) == is_said
 
 
 def test_v2_orders_folders_by_number(folder, tmp_path):
