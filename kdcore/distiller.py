@@ -146,6 +146,8 @@ class Distiller(nn.Module):
                     class_similarity=found.similarity,
                 )
             return term.build(context)
+        except torch.OutOfMemoryError:
+            raise
         except complaints_of(term) as error:
             raise self.refusal(name, error) from error
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe.config import RunConfig
 from cluster.recipe.rules import micro_batch_size
@@ -70,6 +71,7 @@ class Replay:
         return [finding for finding in self.findings if finding.finite_share < 1]
 
 
+@refuse_full_gpu("replay the step on a GPU with more of it, or on the CPU, with scaling.use_gpu=false")
 def replay_step(config: RunConfig, step: int, device: torch.device, watch: Callable[[int, int], None]) -> Replay:
     """Compute a step (0 for the first) of a run again and look at every tensor on its way.
 
