@@ -27,7 +27,7 @@ from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused, one_line
-from pipelines.files import is_lasting, not_written
+from pipelines.files import is_lasting, not_written, sync
 from pipelines.nested import flat, in_short
 from pipelines.places import no_place
 
@@ -141,13 +141,20 @@ class Snapshot:
         return self.state["ema"] or {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
 
     def write(self, filesystem: FileSystem, directory: str) -> None:
-        """Write both files into the directory of a folder or an object store. Refused where it does not take them."""
+        """Write both files into the directory of a folder or an object store. Refused where it does not take them.
+
+        In a folder, they are on the disk when this returns: earlier checkpoints are removed then.
+        """
         try:
             filesystem.create_dir(directory)
             with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
                 torch.save(self.state, file)
             with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
                 file.write(to_safetensors(self.student))
+            if isinstance(filesystem, LocalFileSystem):
+                folder = Path(directory)
+                for path in (folder / STATE, folder / STUDENT, folder, folder.parent):
+                    sync(path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter on top of the disk's error
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError) and is_lasting(cause):

@@ -34,7 +34,7 @@ from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import StepOutput
 from kdcore.errors import Refused
 from kdcore.reused import deployed_parameters
-from pipelines.files import finite_or_null, make_folder, read_json, write_json, write_whole
+from pipelines.files import finite_or_null, make_folder, read_json, sync, write_json, write_text, write_whole
 
 FAILED = "failed.json"
 VALIDATION_BATCH = 1000  # the images are small: large batches take fewer calls
@@ -146,9 +146,10 @@ class Lane:
             with torch.cuda.stream(self.stream):
                 self.state.snapshot(checkpoint_facts(self.run)).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
-            (unfinished / "progress.json").write_text(json.dumps(progress))
+            write_text(unfinished / "progress.json", json.dumps(progress))
             (unfinished / "student.safetensors").unlink()  # the same weights again; the state should be small
             unfinished.rename(target)
+            sync(self.folder.path)
         for older in self.checkpoints():
             if older != target:
                 shutil.rmtree(older)
