@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """What else the run is a function of: the fingerprints of the weights that it started from."""
+        """What else the run is a function of: fingerprints of the images, and of the weights that it started from."""
         return self.path / "facts.json"
 
     @property
@@ -171,16 +171,16 @@ class RunFolder:
         """Write the result: the run is finished from now on."""
         write_json(self.result, dict(result))
 
-    def claim(self, config: RunConfig, data: str | None = None) -> None:
+    def claim(self, config: RunConfig, images: Mapping[str, Any] | None = None) -> None:
         """Make the folder this recipe's, or go on with the run in it. Refused where it holds another run.
 
-        data: the fingerprint of the training images, by which they are known when they have moved.
+        images: as `cluster.images.image_facts` gives them, by which they are known when they have moved.
         """
         from cluster.weights import starting_facts  # only here: it imports torch
 
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
-        write_json(self.facts, {**starting_facts(config), **({"data": data} if data else {})})
+        write_json(self.facts, {**starting_facts(config), **(images or {})})
         self.write_recipe(config)
 
     def write_recipe(self, config: RunConfig) -> None:
@@ -261,14 +261,20 @@ class RunFolder:
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
-        from cluster.images import open_data  # only here: it imports the networks' libraries
+        from cluster.images import image_facts, open_data  # only here: it imports the networks' libraries
 
-        known = read_object(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
-        if known is None or open_data(config)["train"].fingerprint != known:
-            raise Refused(
-                f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are "
-                f"{'different' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
-            )
+        known = flat_fields(read_object(self.facts, "give data.root as it was") if self.facts.exists() else {})
+        why = "not known to be the same"
+        if "data" in known:
+            found = flat_fields(image_facts(open_data(config)))
+            changed = [name for name, now in found.items() if known.get(name, now) != now]  # earlier runs know fewer
+            if not changed:
+                return
+            why = f"different ({changed[0].replace('data', 'training')})"
+        raise Refused(
+            f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are {why}; give "
+            f"data.root={root}, or another name=..."
+        )
 
     def _refuse_other_start(self, config: RunConfig, remedy: str) -> None:
         """Refuse weights, and plug-ins, that are not those of the run."""

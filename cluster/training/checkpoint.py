@@ -20,6 +20,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
+from cluster.images import image_facts
 from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
 from cluster.training.readable import KEEP, refuse_unreadable, unread_types
@@ -256,7 +257,7 @@ def on_host(tree: Any) -> Any:
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued: nested plain values."""
     return {
-        "data": run.indexes["train"].fingerprint,
+        **image_facts(run.indexes),
         "views": run.plan.fingerprint,
         "total_steps": run.total_steps,
         **starting_facts(run.config),

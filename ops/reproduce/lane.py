@@ -18,6 +18,7 @@ from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from cluster.assembly import assemble
+from cluster.images import image_facts
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
@@ -49,7 +50,7 @@ class Lane:
         self.folder.refuse_another(config)
         set_up_torch(config.train.deterministic)
         self.run = assemble(config, self.rank)
-        self.folder.claim(config, self.run.indexes["train"].fingerprint)  # by which moved images are recognised
+        self.folder.claim(config, image_facts(self.run.indexes))  # by which moved images are recognised
         self.split = "held_out" if "held_out" in self.run.indexes else "val"
         if config.train.select not in ("last", self.split):
             raise Refused(

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.images import open_data
+from cluster.images import image_facts, open_data
 from cluster.recipe.reading import parse
 from cluster.tracking.fields import fields_of, flat_fields
 from cluster.tracking.folder import RunFolder
@@ -201,15 +201,26 @@ def test_a_run_goes_on_where_only_the_machine_changed(image_folder, tmp_path):
     """Other threads, another loader, images that have moved: the same run. Other images are refused."""
     config = parse(small_recipe(image_folder, tmp_path / "out"))
     folder = RunFolder.of(config)
-    folder.claim(config, open_data(config)["train"].fingerprint)
+    folder.claim(config, image_facts(open_data(config)))
     changes = {"data__num_threads": 2, "data__loader": "reference", "data__prefetch": 4}
     moved = shutil.copytree(image_folder, tmp_path / "moved")
     folder.refuse_another(parse(small_recipe(moved, tmp_path / "out", **changes)))
+    other = shutil.copytree(moved, tmp_path / "other")
+    next((other / "val" / "class0").iterdir()).unlink()
+    with pytest.raises(Refused, match=r"different \(validation.val\); give data.root="):
+        folder.refuse_another(parse(small_recipe(other, tmp_path / "out")))
     next((moved / "train" / "class0").iterdir()).unlink()
-    with pytest.raises(Refused, match=r"holds a run on the images in .*different; give data.root="):
+    with pytest.raises(Refused, match=r"holds a run on the images in .*different \(training\); give data.root="):
         folder.refuse_another(parse(small_recipe(moved, tmp_path / "out")))
     with pytest.raises(Refused, match="another recipe"):
         folder.refuse_another(parse(small_recipe(image_folder, tmp_path / "out", data__crop_pct=0.9)))
+
+
+def test_a_run_from_before_validation_images_were_recorded_moves(image_folder, tmp_path):
+    config = parse(small_recipe(image_folder, tmp_path / "out"))
+    RunFolder.of(config).claim(config, {"data": open_data(config)["train"].fingerprint})
+    moved = shutil.copytree(image_folder, tmp_path / "moved")
+    RunFolder.of(config).refuse_another(parse(small_recipe(moved, tmp_path / "out")))
 
 
 SECTIONS_THAT_MAY_CHANGE = {"about", "scaling", "tracking", "checkpoint"}
