@@ -24,7 +24,6 @@ from cluster.images import image_facts
 from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint_files import STATE, STUDENT, is_whole
 from cluster.training.readable import KEEP, refuse_unreadable, unread_types
-from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused, one_line
@@ -260,5 +259,5 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
         **image_facts(run.indexes),
         "views": run.plan.fingerprint,
         "total_steps": run.total_steps,
-        **starting_facts(run.config),
+        **run.starting_facts,
     }

@@ -272,14 +272,14 @@ def task_of(config: RunConfig, fence: Fence) -> WorkerTask:
     """Return what every worker of a run gets."""
     from cluster.training.saving import newest_step  # as in `check_run`
 
-    has_watcher = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     return WorkerTask(
         config=config.model_dump(mode="json"),
         plugins=fingerprints_of(config),
         versions=node_versions(with_dali=config.data.loader == "dali"),
         newest_step=newest_step(config),
         fence=fence,
-        watches_nodes=config.scaling.num_workers > 0 and has_watcher,
+        watches_nodes=config.scaling.num_workers > 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
+        weights=RunFolder.of(config).weights_fingerprints(),
     )
 
 

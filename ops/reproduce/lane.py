@@ -161,8 +161,9 @@ class Lane:
 
     def restore(self) -> None:
         """Restore the newest checkpoint, if there is one; what was logged after it will be logged again."""
+        facts = checkpoint_facts(self.run)  # looked at now, though there be nothing to restore: of the weights as read
         if saved := self.checkpoints():
-            self.state.restore(saved[-1], checkpoint_facts(self.run))
+            self.state.restore(saved[-1], facts)
             progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
             self.curve = progress["curve"]
             self.total_loss.fill_(progress["total_loss"])

@@ -149,6 +149,7 @@ def test_a_checkpoint_of_another_teacher_is_not_continued(make, tmp_path):
     new_state(run).snapshot(checkpoint_facts(run)).write(LocalFileSystem(), str(tmp_path / "saved"))
     new_state(run).restore(tmp_path / "saved", checkpoint_facts(run))
     write_teacher(tmp_path / "t.safetensors", 2)
+    run = assemble(config, Rank(0, 1, torch.device("cpu")))
     with pytest.raises(Refused, match=r"its weights.teacher.checkpoint is \w{16}..., this run's is"):
         new_state(run).restore(tmp_path / "saved", checkpoint_facts(run))
 

@@ -1,4 +1,4 @@
-"""What must be as it was for a checkpoint to be continued: its images."""
+"""What must be as it was for a checkpoint to be continued: images and weights."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from pyarrow.fs import LocalFileSystem
 
 from cluster.assembly import Assembly, assemble
-from cluster.images import image_facts
+from cluster.images import image_facts, open_data
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
-from cluster.training.checkpoint import checkpoint_facts
+from cluster.tracking.folder import RunFolder
+from cluster.training.checkpoint import checkpoint_facts, read_state, whole_checkpoints
+from cluster.training.launch import task_of
 from cluster.training.loop import new_state
+from cluster.training.saving import LocalSaver
+from cluster.training.worker import train_worker
+from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
+from kdcore.models import build_model
+from pipelines.leases import Fence
 
 CPU = torch.device("cpu")
 Make = Callable[..., dict[str, Any]]
@@ -52,3 +60,47 @@ def test_other_images_to_judge_by_are_another_run(split: str, recipe: Make, imag
     with pytest.raises(Refused, match=rf"its validation\.{split} is \w{{16}}\.\.\., this run's is"):
         restore(changed, tmp_path / "saved")
     restore(changed, tmp_path / "early")
+
+
+@pytest.fixture
+def taught(recipe: Make, tmp_path: Path) -> Make:
+    """A function that writes a teacher, and gives a recipe of a run that learns from it."""
+
+    def make(seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        file = tmp_path / "teacher.safetensors"
+        safetensors.torch.save_file(build_model(ModelConfig(model="cifar_resnet8"), ("a", "b", "c")).state_dict(), file)
+        method = [{"term": "kd", "weight": 1.0, "temperature": 4.0}]
+        teacher = {"model": "cifar_resnet8", "checkpoint": str(file)}
+        return recipe(teacher=teacher, method=method, scaling__num_workers=0, data__loader="reference")
+
+    return make
+
+
+def test_a_teacher_that_is_overwritten_meanwhile_stays_the_runs(taught: Make, tmp_path: Path) -> None:
+    """What was read into memory trains on, and its checkpoints say so, whatever the file has become."""
+    run = begin(taught(1))
+    facts = checkpoint_facts(run)
+    state, saver = new_state(run), LocalSaver(run)
+    for step in (1, 2):
+        if step == 2:
+            taught(2)
+        state.step = step
+        saver.save(state)
+    (tmp_path / "teacher.safetensors").write_bytes(b"not written to its end yet")
+    state.step = 3
+    saver.save(state)
+    found = whole_checkpoints(run.config)
+    assert [one.step for one in found] == [2, 3]
+    for one in found:
+        assert read_state(Path(one.path))["facts"] == facts
+
+
+def test_a_worker_that_finds_another_teacher_than_the_driver_is_refused(taught: Make) -> None:
+    """As one that is started again before the first checkpoint would, or one on another node."""
+    config = parse(taught(1))
+    RunFolder.of(config).claim(config, image_facts(open_data(config)))
+    task = task_of(config, Fence("", "", 0))
+    taught(2)
+    with pytest.raises(Refused, match=r"the file of teacher\.checkpoint is not the one that the run began with"):
+        train_worker(task)
