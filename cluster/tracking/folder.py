@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.recipe.plugins import fingerprints_of, location
 from cluster.recipe.reading import load_recipe, to_yaml
-from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
+from cluster.tracking.fields import flat_fields
 from cluster.tracking.mlflow_store import sqlite_file
+from cluster.tracking.same_run import refuse_other_recipe
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, one_line
 from pipelines.files import make_folder, read_object, write_json, write_text
@@ -245,18 +246,9 @@ class RunFolder:
         if self.state() == "new":
             return
         known = self.read_recipe(config)
-        ours, theirs = fields_of(config), fields_of(known)
-        changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        free = config.INCIDENTAL_FIELDS.union(places_of_weights(ours, theirs))
-        changed = [key for key in changed if key.split(".")[0] not in config.INCIDENTAL and key not in free]
-        if changed:
-            key = changed[0]
-            raise Refused(
-                f"{self.path} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
-                f"now); {remedy}"
-            )
-        if ours.get("data.root") != theirs.get("data.root"):
-            self._refuse_other_data(config, theirs["data.root"])
+        refuse_other_recipe(self.path, known, config, remedy)
+        if without_credentials(config.data.root) != without_credentials(known.data.root):
+            self._refuse_other_data(config, without_credentials(known.data.root))
         self._refuse_other_start(config, remedy)
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:

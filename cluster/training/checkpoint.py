@@ -31,6 +31,9 @@ from pipelines.files import is_lasting, not_written, sync
 from pipelines.nested import flat, in_short
 from pipelines.places import no_place
 
+# What helps where another fact than files and fields has changed.
+OF_FACTS = {"micro_batch": "start again with train.micro_batch or, where it is open, scaling.num_workers as it was"}
+
 
 @dataclass
 class TrainState:
@@ -112,9 +115,10 @@ class TrainState:
         theirs, ours = flat(saved["facts"]), flat(facts)
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
             if theirs[name] != ours[name]:
+                remedy = OF_FACTS.get(name, "restore what has changed")
                 raise Refused(
                     f"checkpoint {place or directory}: its {name} is {in_short(theirs[name])}, this run's is "
-                    f"{in_short(ours[name])}; restore what has changed, or give the run another name to start afresh"
+                    f"{in_short(ours[name])}; {remedy}, or give the run another name to start afresh"
                 )
         self.distiller.load_state_dict(saved["distiller"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -258,6 +262,7 @@ def checkpoint_facts(run: Assembly) -> dict[str, Any]:
     return {
         **image_facts(run.indexes),
         "views": run.plan.fingerprint,
+        "micro_batch": run.micro_batch,
         "total_steps": run.total_steps,
         **run.starting_facts,
     }

@@ -19,7 +19,8 @@ from cluster.assembly import Assembly, assemble
 from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe.config import RunConfig
-from cluster.recipe.rules import micro_batch_size
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.same_run import refuse_other_micro_batch
 from cluster.training.check import check_run
 from cluster.training.checkpoint import checkpoint_facts, checkpoint_up_to
 from cluster.training.finite import NotFinite
@@ -79,9 +80,11 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     does not have, and for what a run is refused for; NotFinite, naming the step, where an earlier one is not finite.
     """
     check_run(config)
+    folder = RunFolder.of(config)
+    if folder.state() != "new":
+        refuse_other_micro_batch(folder.path, folder.read_recipe(config), config, "or another name=...")
     # A micro-batch is what one of the run's workers held.
-    size = micro_batch_size(config.train, max(1, config.scaling.num_workers), config.views.mixes)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": size})})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": config.micro_batch})})
     set_up_torch(config.train.deterministic)
     run = assemble(config, Rank(0, 1, device))
     if not 0 <= step < run.total_steps:

@@ -16,7 +16,7 @@ from cluster.sweep.room import TRIAL_BYTES
 from kdcore.errors import Refused
 from ops.capacity.estimate import Cluster, Estimate, Workload
 from ops.capacity.options import Values
-from ops.capacity.sizes import Sizes, measure_sizes, micro_batch
+from ops.capacity.sizes import Sizes, measure_sizes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def found_here(config: RunConfig, given: Mapping[str, float], seconds: float) ->
                 "the speed is measured with the recipe's own images; give --images-per-second, or leave --num-images "
                 "and --num-classes out"
             )
-        size = {"micro_batch": micro_batch(config)}
+        size = {"micro_batch": config.micro_batch}
         alone = config.model_copy(update={"train": config.train.model_copy(update=size)})
         found["images_per_second"] = forecast(alone, seconds).images_per_second
     return found
@@ -77,7 +77,7 @@ def workload_of(config: RunConfig, values: Values, sizes: Sizes, num_images: int
     return Workload(
         total_steps=min(steps, train.max_steps or steps),
         batch_size=train.batch_size,
-        micro_batch=micro_batch(config),
+        micro_batch=config.micro_batch,
         images_per_second=values["images_per_second"],
         image_bytes=1e3 * values["image_kb"],
         cached_bytes=sizes.cached_bytes,

@@ -224,6 +224,24 @@ def test_a_run_from_before_validation_images_were_recorded_moves(image_folder, t
     RunFolder.of(config).refuse_another(parse(small_recipe(moved, tmp_path / "out")))
 
 
+def test_the_number_of_workers_may_change_where_a_micro_batch_does_not(recipe):
+    """A worker's share of the batch is one where none is given: batch norm, and some losses, would change with it."""
+
+    def make(micro_batch, **scaling):
+        return parse(recipe(train__micro_batch=micro_batch, scaling=scaling))
+
+    folder = RunFolder.of(make(None))
+    folder.claim(make(None, num_workers=4))
+    folder.refuse_another(make(None, num_workers=4))
+    said = r"takes 2 images, and now it would take 4; give scaling\.num_workers=4, as it was, choose another name"
+    with pytest.raises(Refused, match=said):
+        folder.refuse_another(make(None, num_workers=2))
+    folder.write_recipe(make(None, num_workers=1))
+    folder.refuse_another(make(None, num_workers=0))
+    folder.write_recipe(make(4, num_workers=1))
+    folder.refuse_another(make(4, num_workers=2, min_workers=1))
+
+
 SECTIONS_THAT_MAY_CHANGE = {"about", "scaling", "tracking", "checkpoint"}
 FIELDS_THAT_MAY_CHANGE = {
     "output_dir",
@@ -262,7 +280,7 @@ def test_which_fields_may_change_between_two_starts(recipe, monkeypatch):
     for name in fields:
         changed = fields | {name: "another"}
         monkeypatch.setattr(
-            "cluster.tracking.folder.fields_of", lambda one, changed=changed: changed if one is ours else fields
+            "cluster.tracking.same_run.fields_of", lambda one, changed=changed: changed if one is ours else fields
         )
         try:
             folder.refuse_another(ours)

@@ -1,4 +1,4 @@
-"""What must be as it was for a checkpoint to be continued: images and weights."""
+"""What must be as it was for a checkpoint to be continued: images, weights, and what one forward pass holds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.training.checkpoint import checkpoint_facts, read_state, whole_checkpoints
 from cluster.training.launch import task_of
 from cluster.training.loop import new_state
+from cluster.training.replay import replay_step
 from cluster.training.saving import LocalSaver
 from cluster.training.worker import train_worker
 from kdcore.configs import ModelConfig
@@ -31,8 +32,8 @@ CPU = torch.device("cpu")
 Make = Callable[..., dict[str, Any]]
 
 
-def begin(recipe: dict[str, Any]) -> Assembly:
-    return assemble(parse(recipe), Rank(0, 1, CPU))
+def begin(recipe: dict[str, Any], world_size: int = 1) -> Assembly:
+    return assemble(parse(recipe), Rank(0, world_size, CPU))
 
 
 def save(run: Assembly, folder: Path, without: str = "") -> None:
@@ -43,6 +44,33 @@ def save(run: Assembly, folder: Path, without: str = "") -> None:
 
 def restore(run: Assembly, folder: Path) -> None:
     new_state(run).restore(folder, checkpoint_facts(run))
+
+
+def test_another_micro_batch_is_another_run(recipe: Make, tmp_path: Path) -> None:
+    """Which the number of workers makes, unless one is given; an earlier checkpoint does not know it."""
+    save(begin(recipe(train__micro_batch=None)), tmp_path / "saved")
+    restore(begin(recipe(train__micro_batch=None)), tmp_path / "saved")
+    shared = begin(recipe(train__micro_batch=None), world_size=2)
+    said = r"its micro_batch is 8, this run's is 4; start again with .*scaling\.num_workers as it was"
+    with pytest.raises(Refused, match=said):
+        restore(shared, tmp_path / "saved")
+    save(begin(recipe(train__micro_batch=None)), tmp_path / "early", without="micro_batch")
+    restore(shared, tmp_path / "early")
+    save(begin(recipe(train__micro_batch=4)), tmp_path / "given")
+    restore(begin(recipe(train__micro_batch=4), world_size=2), tmp_path / "given")
+
+
+def test_a_replay_takes_the_runs_own_micro_batch(recipe: Make) -> None:
+    """Also of a step before the first checkpoint, of which the run's folder alone tells."""
+    config = parse(recipe(train__micro_batch=None, scaling__num_workers=2))
+    RunFolder.of(config).claim(config)
+    other = parse(recipe(train__micro_batch=None, scaling__num_workers=1))
+    with pytest.raises(Refused, match=r"takes 4 images, and now it would take 8; give scaling\.num_workers=2"):
+        replay_step(other, 0, CPU, lambda done, to_do: None)
+    other = parse(recipe(train__micro_batch=8, scaling__num_workers=1))
+    RunFolder.of(config).write_recipe(parse(recipe(train__micro_batch=2)))
+    with pytest.raises(Refused, match=r"give train\.micro_batch=2"):
+        replay_step(other, 0, CPU, lambda done, to_do: None)
 
 
 @pytest.mark.parametrize("split", ["val", "held_out"])
