@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from cluster.recipe.rules import micro_batch_size
 from cluster.teachers.assembly import assemble_teacher, reused_head
 from cluster.teachers.class_statistics import STATISTICS_BATCH, class_statistics
 from cluster.teachers.running import RunTeachers
+from cluster.weights import starting_facts
 from kdcore.batch import Batch, ClassStatistics, Statistics
 from kdcore.distiller import Distiller
 from kdcore.models import build_model, input_statistics
@@ -55,6 +57,14 @@ class Assembly:
     def batches(self) -> Batches:
         """How an epoch's images are divided into batches."""
         return Batches.of(self.config, len(self.indexes["train"]), self.rank.world_size)
+
+    @cached_property
+    def starting_facts(self) -> dict[str, Any]:
+        """The fingerprints of the weights and the code that the run starts from, as their files were at the first look.
+
+        The networks were made then: what is written into these files later is none of this run's.
+        """
+        return starting_facts(self.config)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -17,11 +17,12 @@ from ray.exceptions import RayError
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.device_memory import refuse_full_gpu
 from cluster.images import check_label_kind, open_data, open_split
 from cluster.nodes.errors import failure_reason
 from cluster.nodes.resources import device_of_worker, rank_here, ray_session, worker_resources
 from cluster.nodes.waiting import Patience, remedy_for, wait_for_place, warn
-from cluster.passes import every_image_once
+from cluster.passes import SMALLER_BATCH, every_image_once
 from cluster.precision import autocast
 from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
@@ -125,6 +126,7 @@ def share_of_worker(
     return evaluate_share(parse(payload), weights, target, rank).to("cpu")
 
 
+@refuse_full_gpu(SMALLER_BATCH)
 @torch.no_grad()
 def evaluate_share(config: RunConfig, weights: Path | None, target: Target, rank: Rank) -> Findings:
     """Evaluate both networks on this rank's share of the images."""

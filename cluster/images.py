@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,15 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
         )
     Batches.of(config, len(indexes["train"]), config.scaling.num_ranks).check()
     return indexes
+
+
+def image_facts(indexes: Mapping[str, Source]) -> dict[str, Any]:
+    """Return what tells the images of a run from others: the fingerprints of those trained on, and of those judged on.
+
+    Weights are chosen by scores, which only compare where they are of the same images.
+    """
+    judged = {split: source.fingerprint for split, source in indexes.items() if split != "train"}
+    return {"data": indexes["train"].fingerprint, "validation": judged}
 
 
 def open_split(config: RunConfig, root: str, split: str, reuse_index: bool = False) -> Source:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
+from cluster.device_memory import refuse_full_gpu
 from cluster.images import image_size
+from cluster.passes import SMALLER_BATCH
 from cluster.recipe.config import RunConfig
 from kdcore.batch import Batch
 from kdcore.errors import Refused
@@ -122,6 +124,7 @@ class Probe:
             found["probe_top1"] = top1(linear_probe_logits(bank, known, features, number), labels)
         return found
 
+    @refuse_full_gpu(SMALLER_BATCH)
     @torch.no_grad()
     def embed(
         self,

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from cluster.recipe.config import RunConfig
 from cluster.recipe.plugins import fingerprints_of
 from kdcore.configs import ModelConfig
+from kdcore.errors import Refused
 from kdcore.located import local_file
+from pipelines.nested import flat, in_short
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -48,6 +50,21 @@ def starting_facts(config: RunConfig) -> dict[str, Any]:
     """Return what a run is a function of besides its recipe: its weights and, where it names some, its own code."""
     plugins = fingerprints_of(config)
     return {"weights": starting_weights(config), **({"plugins": plugins} if plugins else {})}
+
+
+def refuse_other_weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse weights that this worker has read and that are not the driver's. Both: as `starting_weights` gives them.
+
+    A worker that is started again, or is on another node, may find something else in the same place.
+    """
+    here, there = flat(ours), flat(theirs)
+    for name in sorted(here.keys() & there.keys()):
+        if here[name] != there[name]:
+            raise Refused(
+                f"the file of {name} is not the one that the run began with ({in_short(here[name])} on this worker, "
+                f"{in_short(there[name])} there): it was overwritten, or differs on this node; restore it, or give the "
+                "run another name to start afresh"
+            )
 
 
 def _fingerprints(model: ModelConfig) -> dict[str, str]:

@@ -141,6 +141,8 @@ class Distiller(nn.Module):
         )
         try:
             return term.build(context)
+        except torch.OutOfMemoryError:
+            raise
         except complaints_of(term) as error:
             raise self.refusal(name, error) from error
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdcore.errors import Refused, one_line
 
 # How networks and losses complain about shapes; whatever else they raise is a bug and keeps its traceback.
+# A full GPU (torch.OutOfMemoryError) is a RuntimeError, too, and says nothing about shapes: it is let pass.
 NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 _GIVEN_3_CHANNELS = re.compile(r"expected input\[\d+, 3, \d+, \d+\] to have \d+ channels")
@@ -87,7 +88,7 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
     images = torch.randn(2, 3, *image_size, generator=generator).to(weight)
     try:
         features = network.forward_features(images)  # type: ignore[operator]
-    except Refused:
+    except (Refused, torch.OutOfMemoryError):
         raise
     except NETWORK_ERRORS as error:
         raise Refused(f"{name} rejects images of {list(image_size)}: {one_line(error)}") from error

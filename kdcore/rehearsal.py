@@ -56,6 +56,8 @@ def rehearse(
     distiller.train()
     try:
         distiller(batch)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         if begun and isinstance(error, complaints_of(distiller.terms[begun[-1]])):
             raise distiller.refusal(begun[-1], error) from error
@@ -73,6 +75,8 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
     try:
         with torch.no_grad(), evaluating(network):
             logits = network(images)
+    except torch.OutOfMemoryError:
+        raise
     except NETWORK_ERRORS as error:
         raise Refused(_not_taken(network, images, error)) from error
     require_logits(network, logits, in_training=False)

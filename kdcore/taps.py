@@ -123,7 +123,7 @@ class FeatureTaps:
         try:
             with evaluating(self.model), torch.set_grad_enabled(images.requires_grad):
                 logits, captured = self(images)
-        except Refused:
+        except (Refused, torch.OutOfMemoryError):
             raise
         except NETWORK_ERRORS as error:
             of_size = "change the size of the views, or the model's args, such as {img_size: ...}"

@@ -25,6 +25,17 @@ def with_defaults(recipe: Mapping[str, str]) -> dict[str, str]:
     return dict(missing_fields(RunConfig, "", recipe, sections)) | dict(recipe)
 
 
+def with_micro_batch(recipe: Mapping[str, str]) -> dict[str, str]:
+    """Return a logged recipe with the micro-batch that several workers made of the batch, where none was given.
+
+    It decides the result, by batch norm and some losses; the number of workers otherwise does not.
+    """
+    workers, size = int(recipe.get("scaling.num_workers", "1")), recipe.get("train.batch_size")
+    if workers <= 1 or size is None or recipe.get("train.micro_batch") != "None":
+        return dict(recipe)
+    return {**recipe, "train.micro_batch": str(int(size) // workers)}
+
+
 def missing_fields(
     model: type[BaseModel], prefix: str, recipe: Mapping[str, str], sections: set[str]
 ) -> Iterator[tuple[str, str]]:

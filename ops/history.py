@@ -18,7 +18,7 @@ from cluster.tracking.mlflow_errors import active_run, require_active
 from cluster.tracking.mlflow_tracker import CONSTANTS
 from kdcore.errors import Refused
 from kdcore.named_models import LOCAL_DIR
-from ops.defaults import with_defaults
+from ops.defaults import with_defaults, with_micro_batch
 
 # The fields of a recipe that may differ between repetitions of a run: those that may differ between two starts of it.
 # For the places of images, weights and code, their content counts: `with_shared_roots`, `with_shared_weights`, and the
@@ -83,7 +83,7 @@ class Run:
         code = {"plugins": self.tags["plugins"]} if "plugins" in self.tags else {}
         return {
             key: value
-            for key, value in (with_defaults(self.recipe) | code).items()
+            for key, value in (with_micro_batch(with_defaults(self.recipe)) | code).items()
             if value != "None" and not is_incidental(key)
         }
 

@@ -43,16 +43,16 @@ def watched(config: RunConfig, command: str) -> RunResult:
     """Run to the end, with progress on the console; what can be refused at once is refused before Ray is imported."""
     folder = RunFolder.of(config)
     folder.refuse_another(config)
-    state, data = folder.state(), None
+    state, images = folder.state(), None
     with RunView(config.name) as view:
         if state != "finished":
             view.wait_for("data and networks")
-            data = check_run(config)
+            images = check_run(config)
         say(f"{config.name}: {STATES[state].format(config.run_dir)}")
         view.wait_for("workers" if config.scaling.num_workers else "the first step")
         from cluster.training.launch import launch  # which imports Ray
 
-        return launch(config, watch=view, command=command, data=data)
+        return launch(config, watch=view, command=command, images=images)
 
 
 def summary(result: RunResult) -> str:

@@ -46,16 +46,24 @@ def write_whole(path: Path, content: bytes | memoryview | Callable[[BinaryIO], o
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except OSError as error:
         raise Refused(not_written(path, error)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # unless it was renamed, whatever ended the writer
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk: a loss of power leaves it there."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that keep no lists
+            raise
+    finally:
+        os.close(number)
 
 
 def claim_name(whole: Path, path: Path) -> None:

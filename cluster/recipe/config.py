@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cluster.recipe.about import AboutConfig
-from cluster.recipe.rules import RULES, check_not_reserved, require_teacher
+from cluster.recipe.rules import RULES, check_not_reserved, micro_batch_size, require_teacher
 from cluster.recipe.run_sections import CheckpointConfig, ScalingConfig, TrackingConfig, TrainConfig
 from cluster.recipe.sections import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from cluster.recipe.teacher_sections import EnsembleConfig, MemberConfig, classifier_lender, read_by
@@ -32,7 +32,8 @@ from pipelines.views.policy import ViewPolicy
 class RunConfig(Section):
     """Everything that decides what a run computes, and what is to be known about it."""
 
-    # Sections that may change between two starts of a run: they do not affect what it computes.
+    # Sections that may change between two starts of a run: they do not affect what it computes. The number of workers
+    # does where `train.micro_batch` is open: `micro_batch` is compared.
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"about", "scaling", "tracking", "checkpoint"})
 
     # Fields that may, too: where data and code lie (their fingerprints are compared instead), and what reads them.
@@ -106,6 +107,11 @@ class RunConfig(Section):
     def plan_seed(self) -> int:
         """The seed of the view plan."""
         return self.seed if self.view_seed is None else self.view_seed
+
+    @property
+    def micro_batch(self) -> int:
+        """The images of one forward pass: `train.micro_batch` or, where that is open, a worker's share of the batch."""
+        return micro_batch_size(self, self.scaling.num_ranks)
 
     @property
     def for_teacher(self) -> RunConfig:

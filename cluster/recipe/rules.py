@@ -85,7 +85,7 @@ def check_workers_share_the_batch(config: Recipe) -> None:
             "scaling.min_workers lets the number of workers change, and with it what one forward pass holds; set "
             "train.micro_batch"
         )
-    micro_batch_size(config)
+    micro_batch_size(config, config.scaling.num_ranks)
 
 
 def check_a_step_can_be_one_graph(config: Recipe) -> None:
@@ -266,12 +266,12 @@ def require_cache(cache: CacheConfig | None, views: ViewPolicy) -> CacheConfig:
     return cache
 
 
-def micro_batch_size(config: Recipe, num_workers: int | None = None) -> int:
+def micro_batch_size(config: Recipe, num_workers: int) -> int:
     """Return the number of images of one forward pass; Refused where the workers cannot share the batch.
 
-    num_workers: those that train now, which may be fewer than the recipe's. Not given: the recipe's.
+    num_workers: those that train now, which may be fewer than the recipe's.
     """
-    train, num_workers = config.train, num_workers or config.scaling.num_ranks
+    train = config.train
     micro_batch = train.micro_batch
     if micro_batch is None:
         if train.batch_size % num_workers:

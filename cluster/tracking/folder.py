@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.recipe.plugins import fingerprints_of, location
 from cluster.recipe.reading import load_recipe, to_yaml
-from cluster.tracking.fields import fields_of, flat_fields, places_of_weights
+from cluster.tracking.fields import flat_fields
 from cluster.tracking.mlflow_store import sqlite_file
+from cluster.tracking.same_run import refuse_other_recipe
 from kdcore.configs import RUN_WEIGHTS
 from kdcore.credentials import without_credentials
 from kdcore.errors import Refused, one_line
@@ -52,7 +53,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """What else the run is a function of: the fingerprints of the weights that it started from."""
+        """What else the run is a function of: fingerprints of the images, and of the weights that it started from."""
         return self.path / "facts.json"
 
     @property
@@ -177,16 +178,16 @@ class RunFolder:
         """Write the result: the run is finished from now on."""
         write_json(self.result, dict(result))
 
-    def claim(self, config: RunConfig, data: str | None = None) -> None:
+    def claim(self, config: RunConfig, images: Mapping[str, Any] | None = None) -> None:
         """Make the folder this recipe's, or go on with the run in it. Refused where it holds another run.
 
-        data: the fingerprint of the training images, by which they are known when they have moved.
+        images: as `cluster.images.image_facts` gives them, by which they are known when they have moved.
         """
         from cluster.weights import starting_facts  # only here: it imports torch
 
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
-        write_json(self.facts, {**starting_facts(config), **({"data": data} if data else {})})
+        write_json(self.facts, {**starting_facts(config), **(images or {})})
         self.write_recipe(config)
 
     def write_recipe(self, config: RunConfig) -> None:
@@ -251,30 +252,27 @@ class RunFolder:
         from cluster.weights import starting_facts  # as in `claim`
 
         known = self.read_recipe(config)
-        ours, theirs = fields_of(config), fields_of(known)
-        changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        free = config.INCIDENTAL_FIELDS.union(places_of_weights(ours, theirs))
-        changed = [key for key in changed if key.split(".")[0] not in config.INCIDENTAL and key not in free]
-        if changed:
-            key = changed[0]
-            raise Refused(
-                f"{self.path} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} "
-                f"now); {remedy}"
-            )
-        if ours.get("data.root") != theirs.get("data.root"):
-            self._refuse_other_data(config, theirs["data.root"])
+        refuse_other_recipe(self.path, known, config, remedy)
+        if without_credentials(config.data.root) != without_credentials(known.data.root):
+            self._refuse_other_data(config, without_credentials(known.data.root))
         self._refuse_other_facts(starting_facts(config), remedy)
 
     def _refuse_other_data(self, config: RunConfig, root: str) -> None:
         """Refuse a folder of images that are not those of the run, which lay at `root`."""
-        from cluster.images import open_data  # only here: it imports the networks' libraries
+        from cluster.images import image_facts, open_data  # only here: it imports the networks' libraries
 
-        known = read_object(self.facts, "give data.root as it was").get("data") if self.facts.exists() else None
-        if known is None or open_data(config)["train"].fingerprint != known:
-            raise Refused(
-                f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are "
-                f"{'different' if known else 'not known to be the same'}; give data.root={root}, or another name=..."
-            )
+        known = flat_fields(read_object(self.facts, "give data.root as it was") if self.facts.exists() else {})
+        why = "not known to be the same"
+        if "data" in known:
+            found = flat_fields(image_facts(open_data(config)))
+            changed = [name for name, now in found.items() if known.get(name, now) != now]  # earlier runs know fewer
+            if not changed:
+                return
+            why = f"different ({changed[0].replace('data', 'training')})"
+        raise Refused(
+            f"{self.path} holds a run on the images in {root}, and those in {config.data.root} are {why}; give "
+            f"data.root={root}, or another name=..."
+        )
 
     def refuse_other_plugins(self, config: RunConfig) -> None:
         """Refuse to look at the run's network with plug-ins other than those that it was trained with."""

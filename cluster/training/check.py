@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.environment import require_compiler
 from cluster.nodes.resources import rank_alone, uses_gpu
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
     from cluster.assembly import Assembly
 
 
-def check_run(config: RunConfig) -> str:
+def check_run(config: RunConfig) -> dict[str, Any]:
     """Refuse everything about a run that can be known without its workers: rules, files, names, taps, sizes, shapes.
 
-    Return the fingerprint of its training images.
+    Return what tells its images from others, as `cluster.images.image_facts` does.
     """
     check_may_be_trained(config)
     check_names(config)
     with importing("cluster.outline"):  # only here: a wrong name is reported before these are imported
+        from cluster.images import image_facts
         from cluster.outline import on_meta_or_cpu
 
     parts = on_meta_or_cpu(lambda device: checked_parts(config, device))
-    return parts.indexes["train"].fingerprint
+    return image_facts(parts.indexes)
 
 
 def checked_parts(config: RunConfig, device: torch.device) -> Assembly:

@@ -20,15 +20,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
+from cluster.images import image_facts
 from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint_files import STATE, STUDENT, checkpoint_place, is_whole
 from cluster.training.readable import KEEP, refuse_unreadable, unread_types
-from cluster.weights import starting_facts
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused, one_line
-from pipelines.files import is_lasting, not_written
+from pipelines.files import is_lasting, not_written, sync
 from pipelines.nested import flat, in_short
+
+# What helps where another fact than files and fields has changed.
+OF_FACTS = {"micro_batch": "start again with train.micro_batch or, where it is open, scaling.num_workers as it was"}
 
 
 @dataclass
@@ -111,9 +114,10 @@ class TrainState:
         theirs, ours = flat(saved["facts"]), flat(facts)
         for name in sorted(ours.keys() & theirs.keys()):  # a checkpoint of an earlier version may know fewer
             if theirs[name] != ours[name]:
+                remedy = OF_FACTS.get(name, "restore what has changed")
                 raise Refused(
                     f"checkpoint {place or directory}: its {name} is {in_short(theirs[name])}, this run's is "
-                    f"{in_short(ours[name])}; restore what has changed, or give the run another name to start afresh"
+                    f"{in_short(ours[name])}; {remedy}, or give the run another name to start afresh"
                 )
         self.distiller.load_state_dict(saved["distiller"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -140,13 +144,20 @@ class Snapshot:
         return self.state["ema"] or {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
 
     def write(self, filesystem: FileSystem, directory: str) -> None:
-        """Write both files into the directory of a folder or an object store. Refused where it does not take them."""
+        """Write both files into the directory of a folder or an object store. Refused where it does not take them.
+
+        In a folder, they are on the disk when this returns: earlier checkpoints are removed then.
+        """
         try:
             filesystem.create_dir(directory)
             with filesystem.open_output_stream(f"{directory}/{STATE}") as file:
                 torch.save(self.state, file)
             with filesystem.open_output_stream(f"{directory}/{STUDENT}") as file:
                 file.write(to_safetensors(self.student))
+            if isinstance(filesystem, LocalFileSystem):
+                folder = Path(directory)
+                for path in (folder / STATE, folder / STUDENT, folder, folder.parent):
+                    sync(path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter on top of the disk's error
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError) and is_lasting(cause):
@@ -238,8 +249,9 @@ def on_host(tree: Any) -> Any:
 def checkpoint_facts(run: Assembly) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued: nested plain values."""
     return {
-        "data": run.indexes["train"].fingerprint,
+        **image_facts(run.indexes),
         "views": run.plan.fingerprint,
+        "micro_batch": run.micro_batch,
         "total_steps": run.total_steps,
-        **starting_facts(run.config),
+        **run.starting_facts,
     }

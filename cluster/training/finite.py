@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cluster.assembly import Assembly
 from cluster.training.checkpoint import TrainState
-from kdcore.distiller import StepOutput
+from kdcore.distiller import Distiller, StepOutput
 from kdcore.errors import RunFailed
+from kdcore.terms.base import SteppedModule
 
 SHOWN_SAMPLES = 8
 
@@ -46,7 +47,7 @@ class FiniteWatch:
         self.names = [*state.distiller.terms, "loss", "gradient"]
         self.values: list[tuple[int, int, Tensor]] = []  # (step, micro-batch, [terms and loss])
         self.norms: list[tuple[int, Tensor]] = []  # (step, norm of the whole gradient)
-        self.buffers: list[tuple[Tensor, Tensor]] = []  # (buffer of the distiller, its values before the step)
+        self.buffers: list[tuple[Tensor, Tensor]] = []  # (buffer that passes write, its values before the step)
 
     @property
     def skips(self) -> bool:
@@ -56,7 +57,7 @@ class FiniteWatch:
     def begin_step(self) -> None:
         """Keep the buffers that a forward pass changes, where the step may have to be left out."""
         if self.skips:
-            self.buffers = [(buffer, buffer.clone()) for buffer in self.state.distiller.buffers()]
+            self.buffers = [(buffer, buffer.clone()) for buffer in forward_buffers(self.state.distiller)]
 
     def see(self, number: int, output: StepOutput) -> None:
         """Keep the terms and the loss of a micro-batch, to be looked at later."""
@@ -136,6 +137,14 @@ class FiniteWatch:
         rows = wrong.nonzero().flatten().tolist()
         last = self.run.micro_batches[-1]
         return min((Place(self.norms[row][0], len(self.names) - 1, last) for row in rows), default=NOWHERE)
+
+
+def forward_buffers(distiller: Distiller) -> list[Tensor]:
+    """Return the buffers that a forward pass may write: the student's, and of the terms' modules what they name."""
+    found = list(distiller.student.buffers())
+    for module in distiller.extras.values():
+        found += module.forward_buffers() if isinstance(module, SteppedModule) else module.buffers()
+    return found
 
 
 def remedy(step: int) -> str:

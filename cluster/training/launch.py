@@ -104,11 +104,11 @@ def launch(
     watch: Watcher | None = None,
     command: str = "",
     tags: Mapping[str, str] | None = None,
-    data: str | None = None,
+    images: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Run (or continue) a training run to its end. Refused before the first step is taken, RunFailed afterwards.
 
-    tags: of the run in MLflow, besides its own. data: what `check_run` has returned, where it has just been called.
+    tags: of the run in MLflow, besides its own. images: what `check_run` has returned, where it has just been called.
     """
     started = time.perf_counter()
     folder = RunFolder.of(config)
@@ -121,7 +121,7 @@ def launch(
         if (finished := continued(config)) is not None:  # finished by the process that had the folder until now
             deliver_rest(config)
             return finished
-        result = run_to_end(config, folder, fence, watch, command, tags, data or check_run(config), started)
+        result = run_to_end(config, folder, fence, watch, command, tags, images or check_run(config), started)
         close_run(config, "FINISHED", asdict(result))
     return result
 
@@ -133,12 +133,12 @@ def run_to_end(
     watch: Watcher | None,
     command: str,
     tags: Mapping[str, str] | None,
-    data: str,
+    images: Mapping[str, Any],
     started: float,
 ) -> RunResult:
     """Open a checked run in its trackers, and let its workers train it to its last step; return its result.
 
-    data: the fingerprint of its training images.
+    images: what tells its images from others, as `check_run` returns it.
     """
     refuse_read_only(tracking_uri(config))  # the output folder's own store is opened only after the first step
     opening: Opening | None = None
@@ -146,7 +146,7 @@ def run_to_end(
         try:
             with ray_session(config):
                 folder.error.unlink(missing_ok=True)
-                folder.claim(config, data)
+                folder.claim(config, images)
                 opening = Opening(partial(open_run, config, command, tags), thread, is_opened_first(config))
                 if opening.is_first:
                     opening.begin()  # while the workers start: both take seconds
@@ -272,14 +272,14 @@ def task_of(config: RunConfig, fence: Fence) -> WorkerTask:
     """Return what every worker of a run gets."""
     from cluster.training.saving import newest_step  # as in `check_run`
 
-    has_watcher = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     return WorkerTask(
         config=config.model_dump(mode="json"),
         plugins=fingerprints_of(config),
         versions=node_versions(with_dali=config.data.loader == "dali"),
         newest_step=newest_step(config),
         fence=fence,
-        watches_nodes=config.scaling.num_workers > 0 and has_watcher,
+        watches_nodes=config.scaling.num_workers > 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
+        weights=RunFolder.of(config).weights_fingerprints(),
     )
 
 

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly
@@ -23,6 +22,7 @@ from cluster.rank import seed_micro_batch
 from cluster.recipe.config import RunConfig
 from cluster.training.checkpoint import TrainState
 from cluster.training.finite import FiniteWatch
+from cluster.training.moving_average import MovingAverage
 from cluster.training.running_statistics import RunningStatistics
 from cluster.training.selection import patience_is_over
 from kdcore.batch import Batch
@@ -143,11 +143,11 @@ def new_state(run: Assembly) -> TrainState:
     return TrainState(distiller, optimizer, make_ema(run.config, distiller.student))
 
 
-def make_ema(config: RunConfig, student: nn.Module) -> ModelEmaV3 | None:
-    """Build timm's moving average of the student, if the recipe wants one."""
+def make_ema(config: RunConfig, student: nn.Module) -> MovingAverage | None:
+    """Build the moving average of the student, if the recipe wants one."""
     if config.train.ema_decay is None:
         return None
-    return ModelEmaV3(student, decay=config.train.ema_decay, use_warmup=config.train.ema_warmup)
+    return MovingAverage(student, decay=config.train.ema_decay, use_warmup=config.train.ema_warmup)
 
 
 def ends_epoch(step: int, run: Assembly, every_epochs: int = 1) -> bool:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.device_memory import refuse_full_gpu
 from cluster.rank import Rank, set_up_torch
 from cluster.recipe.config import RunConfig
-from cluster.recipe.rules import micro_batch_size
+from cluster.tracking.folder import RunFolder
+from cluster.tracking.same_run import refuse_other_micro_batch
 from cluster.training.check import check_run
 from cluster.training.checkpoint import checkpoint_facts, checkpoint_up_to
 from cluster.training.checkpoint_files import refusing_silence
@@ -71,6 +73,7 @@ class Replay:
         return [finding for finding in self.findings if finding.finite_share < 1]
 
 
+@refuse_full_gpu("replay the step on a GPU with more of it, or on the CPU, with scaling.use_gpu=false")
 def replay_step(config: RunConfig, step: int, device: torch.device, watch: Callable[[int, int], None]) -> Replay:
     """Compute a step (0 for the first) of a run again and look at every tensor on its way.
 
@@ -78,9 +81,11 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     does not have, and for what a run is refused for; NotFinite, naming the step, where an earlier one is not finite.
     """
     check_run(config)
+    folder = RunFolder.of(config)
+    if folder.state() != "new":
+        refuse_other_micro_batch(folder.path, folder.read_recipe(config), config, "or another name=...")
     # A micro-batch is what one of the run's workers held.
-    size = micro_batch_size(config)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": size})})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": config.micro_batch})})
     set_up_torch(config.train.deterministic)
     run = assemble(config, Rank(0, 1, device))
     if not 0 <= step < run.total_steps:

@@ -107,7 +107,7 @@ def top1(run: Assembly, trial: Trial, ids: NDArray[np.int64]) -> float:
     for batch in trial.loader.load(requests_of(ids[share.start : share.stop], BATCH)):
         try:
             hits += (teacher.model(trial.change(batch.images)).argmax(dim=1) == batch.labels).sum()
-        except NETWORK_ERRORS:  # a size that it is not made for
+        except NETWORK_ERRORS:  # a size that it is not made for, or that the GPU has no memory for
             break
     return float(rank.add_up(hits)) / len(ids)
 

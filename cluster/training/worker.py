@@ -35,6 +35,7 @@ from cluster.training.recorder import Recorder
 from cluster.training.saving import latest_checkpoint, saver_of
 from cluster.training.validation import Validation
 from cluster.training.worker_task import WorkerTask
+from cluster.weights import refuse_other_weights
 
 # Gradients that are views of the buckets are not held twice; `Rank.share_buffers` stands in for torch's broadcast.
 DATA_PARALLEL: dict[str, Any] = {
@@ -57,6 +58,7 @@ def train_worker(task: WorkerTask) -> dict[str, Any]:
     reporter.begin()
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)
+    refuse_other_weights(run.starting_facts["weights"], task.weights)
     if unseen := unseen_images(run.batches, rank.world_size):
         reporter.say(unseen)
     state = new_state(run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.training.progress import Watcher
@@ -20,7 +20,8 @@ class WorkerTask:
 
     config: the recipe as plain values; plugins: {plug-in: hash}; versions: {library: version} of the driver;
     newest_step: of the latest checkpoint, None where there is none; fence: of the lease on the run's folder;
-    watches_nodes: whether Ray Train watches for nodes that are taken away.
+    watches_nodes: whether Ray Train watches for nodes that are taken away; weights: {network: {what: fingerprint}} of
+    the files that the driver has found.
 
     board: where progress goes, and where the driver asks the run to end; None where the one worker is in the driver's
     process, which then has these called or set itself: watch, stop, and open_run, which opens the run in its trackers.
@@ -32,6 +33,7 @@ class WorkerTask:
     newest_step: int | None
     fence: Fence
     watches_nodes: bool
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
     board: Any = None
     watch: Watcher | None = None
     stop: threading.Event | None = None

@@ -214,8 +214,15 @@ class SteppedModule(nn.Module):
         """Do what follows the last micro-batch of a step that was taken; called on every rank."""
         raise NotImplementedError(f"{type(self).__name__} does not say what ends a step")
 
+    def forward_buffers(self) -> Iterable[Tensor]:
+        """Return the buffers that `forward` may write: all, unless a term says which; they are copied for every step.
+
+        Only where a step may be skipped: these have their values from before it again when `drop_step` is called.
+        """
+        return self.buffers()
+
     def drop_step(self) -> None:
-        """Undo on the host what a skipped step did; the buffers already have their values from before it again."""
+        """Undo on the host what a skipped step did; what `forward` wrote is undone already (`forward_buffers`)."""
         raise NotImplementedError(f"{type(self).__name__} does not say what undoes a step")
 
 

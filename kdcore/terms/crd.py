@@ -208,6 +208,10 @@ class CRDModule(SteppedModule):
         new = F.normalize(torch.lerp(embeddings, old, self.config.momentum), dim=2)
         self.banks[:, sample_ids] = new.transpose(0, 1)
 
+    def forward_buffers(self) -> list[Tensor]:
+        """Return the constants: the bank, a gigabyte for ImageNet, is written in `end_step`."""
+        return [self.constants]
+
     def drop_step(self) -> None:
         """Forget what was kept, and whether the constants are fixed: they may have been fixed in that step."""
         self.kept, self.are_constants_fixed = [], False

@@ -23,7 +23,7 @@ from cluster.assembly import Assembly, assemble
 from cluster.images import image_size
 from cluster.rank import Rank
 from cluster.recipe.config import RunConfig
-from cluster.recipe.rules import micro_batch_size, require_cache
+from cluster.recipe.rules import require_cache
 from cluster.recipe.sections import TeacherConfig
 from cluster.rehearsal import stand_in
 from cluster.training.checkpoint import TrainState
@@ -78,7 +78,7 @@ def measure_sizes(config: RunConfig, num_images: int, num_classes: int) -> Sizes
     run = assemble(without_weights(config), Rank(0, 1, torch.device("cpu")), indexes=images)
     distiller = run.distiller(stand_in(run))
     trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-    activation_bytes = saved_bytes(run, distiller) * micro_batch_size(config) // REHEARSED
+    activation_bytes = saved_bytes(run, distiller) * config.micro_batch // REHEARSED
     state = TrainState(distiller, build_optimizer(config.optimizer, distiller), make_ema(config, run.student))
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)

@@ -12,7 +12,6 @@ from cluster.batches import Batches
 from cluster.forecast import forecast
 from cluster.images import open_data
 from cluster.recipe.config import RunConfig
-from cluster.recipe.rules import micro_batch_size
 from cluster.sweep.room import TRIAL_BYTES
 from kdcore.errors import Refused
 from ops.capacity.estimate import Cluster, Estimate, Workload
@@ -64,7 +63,7 @@ def found_here(config: RunConfig, given: Mapping[str, float], seconds: float) ->
                 "the speed is measured with the recipe's own images; give --images-per-second, or leave --num-images "
                 "and --num-classes out"
             )
-        size = {"micro_batch": micro_batch_size(config)}
+        size = {"micro_batch": config.micro_batch}
         alone = config.model_copy(update={"train": config.train.model_copy(update=size)})
         found["images_per_second"] = forecast(alone, seconds).images_per_second
     return found
@@ -77,7 +76,7 @@ def workload_of(config: RunConfig, values: Values, sizes: Sizes, num_images: int
     return Workload(
         total_steps=train.total_steps(batches.steps_per_epoch),
         batch_size=train.batch_size,
-        micro_batch=micro_batch_size(config),
+        micro_batch=config.micro_batch,
         images_per_second=values["images_per_second"],
         image_bytes=1e3 * values["image_kb"],
         cached_bytes=sizes.cached_bytes,

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from cluster.assembly import Assembly, assemble
+from cluster.device_memory import refuse_full_gpu
 from cluster.evaluation import load_student
 from cluster.images import acceptance_of
 from cluster.nodes.resources import rank_here, use_worker_threads
-from cluster.passes import every_image_once
+from cluster.passes import SMALLER_BATCH, every_image_once
 from cluster.precision import autocast
 from kdcore.errors import Refused
 from kdcore.multi_label import THRESHOLD
@@ -154,7 +155,7 @@ def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Itera
     student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
     loader = parts.evaluation_loader(SPLIT)
     for batch in loader.load(every_image_once(len(source), rank, loader.max_batch)):
-        with autocast(parts.config, rank):
+        with refuse_full_gpu(SMALLER_BATCH), autocast(parts.config, rank):
             logits: Tensor = student(batch.images)
         logits = logits.double()
         shares = logits.sigmoid() if data.multi_label else logits.softmax(dim=1)

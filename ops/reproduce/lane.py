@@ -18,6 +18,7 @@ from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from cluster.assembly import assemble
+from cluster.images import image_facts
 from cluster.passes import evaluate
 from cluster.precision import autocast
 from cluster.rank import Rank, set_up_torch
@@ -35,7 +36,7 @@ from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import StepOutput
 from kdcore.errors import Refused
 from kdcore.reused import deployed_parameters
-from pipelines.files import finite_or_null, make_folder, read_json, write_json, write_whole
+from pipelines.files import finite_or_null, make_folder, read_json, sync, write_json, write_text, write_whole
 
 FAILED = "failed.json"
 VALIDATION_BATCH = 1000  # the images are small: large batches take fewer calls
@@ -50,7 +51,7 @@ class Lane:
         self.folder.refuse_another(config)
         set_up_torch(config.train.deterministic)
         self.run = assemble(config, self.rank)
-        self.folder.claim(config, self.run.indexes["train"].fingerprint)  # by which moved images are recognised
+        self.folder.claim(config, image_facts(self.run.indexes))  # by which moved images are recognised
         self.split = "held_out" if "held_out" in self.run.indexes else "val"
         if config.train.select not in ("last", self.split):
             raise Refused(
@@ -147,9 +148,10 @@ class Lane:
             with torch.cuda.stream(self.stream):
                 self.state.snapshot(checkpoint_facts(self.run)).write(LocalFileSystem(), str(unfinished))
                 progress = {"curve": self.curve, "total_loss": float(self.total_loss)}
-            (unfinished / "progress.json").write_text(json.dumps(progress))
+            write_text(unfinished / "progress.json", json.dumps(progress))
             (unfinished / STUDENT).unlink()  # the same weights again; the state should be small
             unfinished.rename(target)
+            sync(self.folder.path)
         for older in self.checkpoints():
             if older != target:
                 shutil.rmtree(older)
@@ -160,8 +162,9 @@ class Lane:
 
     def restore(self) -> None:
         """Restore the newest checkpoint, if there is one; what was logged after it will be logged again."""
+        facts = checkpoint_facts(self.run)  # looked at now, though there be nothing to restore: of the weights as read
         if saved := self.checkpoints():
-            self.state.restore(saved[-1], checkpoint_facts(self.run))
+            self.state.restore(saved[-1], facts)
             progress = read_json(saved[-1] / "progress.json", "delete that folder: the run then begins again")
             self.curve = progress["curve"]
             self.total_loss.fill_(progress["total_loss"])

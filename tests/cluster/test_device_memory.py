@@ -1,19 +1,22 @@
 """A full GPU is refused in a line, with what to make smaller, wherever it is met."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from cluster import passes
+from cluster import evaluation, passes
 from cluster.cache import builder, outlook, verify
 from cluster.cache.builder import Builder
 from cluster.device_memory import refuse_full_gpu
+from cluster.probing import Probe
 from cluster.rank import Rank
 from cluster.teachers import class_statistics
-from cluster.training import worker
+from cluster.training import replay, worker
 from kdcore.errors import Refused
+from ops.evaluation import predict
 from ops.reproduce import slices
 from pipelines.cache.store import Unit
 
@@ -51,6 +54,16 @@ def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
     for look in (passes.evaluate, passes.teacher_pass):
         with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
             look(torch.nn.Identity(), loader, 1, rank)
+    on_cpu = SimpleNamespace(run=SimpleNamespace(rank=rank, indexes={"val": range(3)}), loaders={"val": loader})
+    loader.max_batch, loader.load = 3, full
+    with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
+        Probe.embed(on_cpu, torch.nn.Identity(), "val")
+    monkeypatch.setattr(evaluation, "assemble", full)
+    with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
+        evaluation.evaluate_share(None, None, None, rank)
+    monkeypatch.setattr(replay, "check_run", full)
+    with pytest.raises(Refused, match=r"on the CPU, with scaling\.use_gpu=false"):
+        replay.replay_step(None, 0, None, None)
     monkeypatch.setattr(passes, "LayerQuality", full)
     with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
         passes.quality_pass(None, loader, [], 2)
@@ -77,3 +90,18 @@ def test_training_evaluation_caches_and_runs_side_by_side(monkeypatch):
         slices.run_slice([], None, None, device=None, seconds=1, side_by_side=9)
     with pytest.raises(Refused, match="take a GPU with more of it; what is saved"):
         slices.run_slice([], None, None, device=None, seconds=1, side_by_side=1)
+
+
+def test_photographs(monkeypatch):
+    """The forward pass of a generator, which a decorator does not see."""
+    student = torch.nn.Identity()
+    student.register_forward_pre_hook(full)
+    batch = SimpleNamespace(images=torch.zeros(1))
+    loader = SimpleNamespace(max_batch=1, load=lambda requests: [batch for _ in requests])
+    rank = Rank(0, 1, torch.device("cpu"))
+    parts = SimpleNamespace(indexes={}, rank=rank, config=None, evaluation_loader=lambda split: loader)
+    monkeypatch.setattr(predict, "replace", lambda one, **changes: one)
+    monkeypatch.setattr(predict, "load_student", lambda *_: student)
+    monkeypatch.setattr(predict, "autocast", lambda *_: nullcontext())
+    with pytest.raises(Refused, match=r"take a smaller data\.evaluation_batch"):
+        next(predict.likeliest(parts, None, range(1), 1))

@@ -97,6 +97,18 @@ def test_how_a_run_was_carried_out_splits_no_group(config):
     assert [len(group.runs) for group in grouped([here, other])] == [1, 1]
 
 
+def test_workers_that_make_another_micro_batch_make_another_recipe(config):
+    """Where none was given; batch norm and some losses see fewer images then."""
+
+    def shared(micro_batch: str, *workers: str) -> list[int]:
+        fields = [{"train.micro_batch": micro_batch, "scaling.num_workers": number} for number in workers]
+        runs = [run(logged(config, seed=str(n), **one), str(n)) for n, one in enumerate(fields)]
+        return sorted(len(group.runs) for group in grouped(runs))
+
+    assert shared("None", "0", "1", "2", "2") == [2, 2]
+    assert shared("4", "0", "1", "2", "2") == [4]
+
+
 def test_where_a_teachers_cache_lies_splits_no_group(config):
     recipe = logged(config)
     runs = [run(recipe | {"seed": seed, "teachers.0.cache_dir": f"/cache-{seed}"}, seed) for seed in "01"]

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdcore.errors import Refused
-from pipelines.files import claim_name, own_temporary_folder, remove_unfinished, write_figure, write_whole
+from pipelines.files import claim_name, own_temporary_folder, remove_unfinished, sync, write_figure, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Refused("cut off"), KeyboardInterrupt()])
@@ -47,6 +47,19 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_then(
     write_whole(tmp_path / "file", b"content")
     file, folder = ((path.stat().st_ino, path.stat().st_size) for path in (tmp_path / "file", tmp_path))
     assert done == [file, "renamed", folder]
+
+
+def test_a_file_system_that_syncs_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are waited for none the less."""
+
+    def refuse(number: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "file")
 
 
 def test_what_was_killed_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.images import open_data
+from cluster.images import image_facts, open_data
 from cluster.recipe.reading import parse
 from cluster.tracking.fields import fields_of, flat_fields
 from cluster.tracking.folder import RunFolder
@@ -149,6 +149,7 @@ def test_a_checkpoint_of_another_teacher_is_not_continued(make, tmp_path):
     new_state(run).snapshot(checkpoint_facts(run)).write(LocalFileSystem(), str(tmp_path / "saved"))
     new_state(run).restore(tmp_path / "saved", checkpoint_facts(run))
     write_teacher(tmp_path / "t.safetensors", 2)
+    run = assemble(config, Rank(0, 1, torch.device("cpu")))
     with pytest.raises(Refused, match=r"its weights.teacher.checkpoint is \w{16}..., this run's is"):
         new_state(run).restore(tmp_path / "saved", checkpoint_facts(run))
 
@@ -201,15 +202,44 @@ def test_a_run_goes_on_where_only_the_machine_changed(image_folder, tmp_path):
     """Other threads, another loader, images that have moved: the same run. Other images are refused."""
     config = parse(small_recipe(image_folder, tmp_path / "out"))
     folder = RunFolder.of(config)
-    folder.claim(config, open_data(config)["train"].fingerprint)
+    folder.claim(config, image_facts(open_data(config)))
     changes = {"data__num_threads": 2, "data__loader": "reference", "data__prefetch": 4}
     moved = shutil.copytree(image_folder, tmp_path / "moved")
     folder.refuse_another(parse(small_recipe(moved, tmp_path / "out", **changes)))
+    other = shutil.copytree(moved, tmp_path / "other")
+    next((other / "val" / "class0").iterdir()).unlink()
+    with pytest.raises(Refused, match=r"different \(validation.val\); give data.root="):
+        folder.refuse_another(parse(small_recipe(other, tmp_path / "out")))
     next((moved / "train" / "class0").iterdir()).unlink()
-    with pytest.raises(Refused, match=r"holds a run on the images in .*different; give data.root="):
+    with pytest.raises(Refused, match=r"holds a run on the images in .*different \(training\); give data.root="):
         folder.refuse_another(parse(small_recipe(moved, tmp_path / "out")))
     with pytest.raises(Refused, match="another recipe"):
         folder.refuse_another(parse(small_recipe(image_folder, tmp_path / "out", data__crop_pct=0.9)))
+
+
+def test_a_run_from_before_validation_images_were_recorded_moves(image_folder, tmp_path):
+    config = parse(small_recipe(image_folder, tmp_path / "out"))
+    RunFolder.of(config).claim(config, {"data": open_data(config)["train"].fingerprint})
+    moved = shutil.copytree(image_folder, tmp_path / "moved")
+    RunFolder.of(config).refuse_another(parse(small_recipe(moved, tmp_path / "out")))
+
+
+def test_the_number_of_workers_may_change_where_a_micro_batch_does_not(recipe):
+    """A worker's share of the batch is one where none is given: batch norm, and some losses, would change with it."""
+
+    def make(micro_batch, **scaling):
+        return parse(recipe(train__micro_batch=micro_batch, scaling=scaling))
+
+    folder = RunFolder.of(make(None))
+    folder.claim(make(None, num_workers=4))
+    folder.refuse_another(make(None, num_workers=4))
+    said = r"takes 2 images, and now it would take 4; give scaling\.num_workers=4, as it was, choose another name"
+    with pytest.raises(Refused, match=said):
+        folder.refuse_another(make(None, num_workers=2))
+    folder.write_recipe(make(None, num_workers=1))
+    folder.refuse_another(make(None, num_workers=0))
+    folder.write_recipe(make(4, num_workers=1))
+    folder.refuse_another(make(4, num_workers=2, min_workers=1))
 
 
 SECTIONS_THAT_MAY_CHANGE = {"about", "scaling", "tracking", "checkpoint"}
@@ -250,7 +280,7 @@ def test_which_fields_may_change_between_two_starts(recipe, monkeypatch):
     for name in fields:
         changed = fields | {name: "another"}
         monkeypatch.setattr(
-            "cluster.tracking.folder.fields_of", lambda one, changed=changed: changed if one is ours else fields
+            "cluster.tracking.same_run.fields_of", lambda one, changed=changed: changed if one is ours else fields
         )
         try:
             folder.refuse_another(ours)

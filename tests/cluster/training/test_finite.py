@@ -149,6 +149,19 @@ def test_a_first_step_that_is_skipped_is_as_if_it_had_not_been(loop):
     assert not torch.equal(crd.banks, before)
 
 
+def test_what_a_step_that_may_be_skipped_keeps(loop):
+    """What its passes write: not CRD's bank, a gigabyte for ImageNet, nor its lists of samples."""
+    method = [{"term": "ce", "weight": 1.0}, {"term": "crd", "weight": 0.8, "num_negatives": 8}]
+    changes = {"method": method, "teacher": {"model": "cifar_resnet8", "random": True}}
+    made, _ = loop(train__on_nonfinite="skip", train__max_skipped=0.2, **changes)
+    made.watch.begin_step()
+    names = {id(buffer): name for name, buffer in made.state.distiller.named_buffers()}
+    kept = {names[id(buffer)] for buffer, _ in made.watch.buffers}
+    of_terms = {name for name in names.values() if name.startswith("extras.")}
+    assert kept == (set(names.values()) - of_terms) | {"extras.crd.constants"}
+    assert {"extras.crd.banks", "extras.crd.class_index.by_class"} < of_terms
+
+
 def test_a_moving_average_begins_with_the_first_update(loop):
     """That it begins with the first step, left out, would keep the first weights in it for as long as it remembers."""
     made, batches = loop(train__on_nonfinite="skip", train__max_skipped=0.2, train__ema_decay=0.9999)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from cluster.assembly import assemble
 from cluster.rank import Rank
 from cluster.recipe.reading import parse
+from cluster.training.checkpoint import STATE, STUDENT
 from cluster.training.loop import TrainingLoop, new_state
+from cluster.training.saving import LocalSaver
+from tests.disks import noting_syncs
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -36,3 +41,20 @@ def test_a_step_leaves_an_earlier_snapshot_as_it_is(recipe: Callable[..., dict[s
     for name, tensors in parts.items():
         assert all(map(torch.equal, tensors, before[name])), name
         assert not all(map(torch.equal, tensors, tensors_in(later[name]))), f"the step has changed nothing in {name}"
+
+
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(
+    recipe: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of power would otherwise leave the names of new files without content, and no older ones."""
+    changes = {"data__loader": "reference", "scaling__num_workers": 0, "checkpoint__keep": 1}
+    config = parse(recipe(**changes))
+    run, folder = assemble(config, Rank(0, 1, torch.device("cpu"))), Path(config.storage) / config.name
+    state, saver = new_state(run), LocalSaver(run)
+    saver.save(state)
+    older, newer = folder / "step-00000000", folder / "step-00000001"
+    synced = noting_syncs(monkeypatch, lambda: older.exists())
+    state.step = 1
+    saver.save(state)
+    assert synced == [(path, True) for path in (newer / STATE, newer / STUDENT, newer, folder)]
+    assert list(folder.iterdir()) == [newer]

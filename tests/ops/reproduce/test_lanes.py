@@ -18,6 +18,7 @@ from cluster.training.graphs import tensors_of
 from kdcore.batch import Batch, Classifier, TeacherOutputs
 from kdcore.errors import Refused
 from ops.reproduce.lane import Lane
+from tests.disks import noting_syncs
 from tests.ops.reproduce.small_lanes import CPU, METHODS, steps
 
 
@@ -67,6 +68,21 @@ def test_requests_are_the_plans_order(first_step, config, monkeypatch):
         start = step % 5 * 4
         assert request.views.tolist() == [step // 5] * 4
         assert request.sample_ids.tolist() == run.plan.order(step // 5, np.arange(start, start + 4)).tolist()
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_older_one_goes(config, monkeypatch):
+    """Its files before they have their name, and that name, by which it is found."""
+    lane = Lane(config("dkd", "synced", data__loader="resident"), CPU)
+    lane.save()
+    (older,) = lane.checkpoints()
+    steps(lane, 1)
+    synced = noting_syncs(monkeypatch, older.exists)
+    lane.save()
+    assert all(was_there for _, was_there in synced)
+    files = {path.name.partition(".")[0] for path, _ in synced if path.parent.name == "unfinished"}
+    assert {"state", "progress"} <= files
+    assert synced[-1][0] == lane.folder.path.absolute()
+    assert not older.exists()
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7])

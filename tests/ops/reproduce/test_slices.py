@@ -77,9 +77,9 @@ def test_runs_of_another_recipe_are_not_published(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_carried_out_otherwise_is_the_same(tmp_path):
-    """On a machine with more cores, by other workers, with a comment in its recipe."""
+    """On a machine with more cores, without Ray, with a comment in its recipe."""
     here = pilot(tmp_path)
-    finish(pilot(tmp_path, "data.num_threads=7", "scaling.num_workers=2", "about.title=before"), "alone", 0)
+    finish(pilot(tmp_path, "data.num_threads=7", "scaling.num_workers=0", "about.title=before"), "alone", 0)
     assert unfinished(here.runs, here.configure, here.folder) == []
     assert len(runs_of(tmp_path, "pilot-alone", lambda seed: here.configure("alone", seed))) == 1
 
