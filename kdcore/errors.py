@@ -11,6 +11,8 @@ Every other exception is a bug in the project and keeps its traceback; `assert` 
 removed from the messages of `Refused` and `RunFailed`.
 """
 
+import traceback
+
 from kdcore.credentials import without_credentials
 
 
@@ -51,6 +53,17 @@ def typed_line(error: BaseException, length: int | None = 200) -> str:
     """Return an error's type and message in one line, of at most `length` characters of message."""
     name = type(error).__name__
     return f"{name}: {one_line(error, length)}" if str(error).strip() else name
+
+
+def place_in(module: str, error: BaseException) -> str:
+    """Return the last line of a module's package that an error came through: ' at FILE:LINE'; '' for none."""
+    package = module.partition(".")[0]
+    lines = [
+        f" at {frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] == package
+    ]
+    return "".join(lines[-1:])
 
 
 def shortened(text: str, length: int = 100) -> str:

@@ -26,6 +26,7 @@ from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused, shortened
 from kdcore.registry import Registry
 from kdcore.section import Section
+from kdcore.terms.foreign import check_declared, make_term
 
 REGISTRY: Registry[Term] = Registry("terms")
 
@@ -262,6 +263,7 @@ def _names_tap(field: str, value: object, tap: str, side: str) -> bool:
 def parse_term(data: Any) -> Term:
     """Make the term that a recipe's mapping describes. The refusal names the nearest known terms."""
     if isinstance(data, Term):
+        check_declared(data)
         return data
     if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):
         raise Refused(
@@ -273,4 +275,4 @@ def parse_term(data: Any) -> Term:
         near = difflib.get_close_matches(name, REGISTRY, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(sorted(REGISTRY))}"
         raise Refused(f"unknown term {shortened(name)!r}; {hint}")
-    return REGISTRY[name].model_validate(dict(data))
+    return make_term(REGISTRY[name], dict(data))
