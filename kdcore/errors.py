@@ -12,6 +12,7 @@ removed from the messages of `Refused` and `RunFailed`.
 """
 
 import traceback
+from collections.abc import Collection
 
 from kdcore.credentials import without_credentials
 
@@ -55,13 +56,12 @@ def typed_line(error: BaseException, length: int | None = 200) -> str:
     return f"{name}: {one_line(error, length)}" if str(error).strip() else name
 
 
-def place_in(module: str, error: BaseException) -> str:
-    """Return the last line of a module's package that an error came through: ' at FILE:LINE'; '' for none."""
-    package = module.partition(".")[0]
+def raised_at(modules: Collection[str], error: BaseException) -> str:
+    """Return the last line of these top-level modules that an error came through: ' at FILE:LINE'; '' for none."""
     lines = [
         f" at {frame.f_code.co_filename}:{line}"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").partition(".")[0] == package
+        if frame.f_globals.get("__name__", "").partition(".")[0] in modules
     ]
     return "".join(lines[-1:])
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from kdcore.batch import Needs
-from kdcore.errors import Refused, place_in, typed_line
+from kdcore.errors import Refused, raised_at, typed_line
 from kdcore.layout import NETWORK_ERRORS
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def check_weights(name: str, term: Term, num_epochs: float | None) -> None:
 def refusal_of_foreign(described: str, term: Term, error: Exception) -> Refused:
     """Return the refusal of a plug-in's term that raised `error`: with its line, and what it may read there."""
     return Refused(
-        f"{described}{place_in(type(term).__module__, error)}: {typed_line(error)}; correct the loss: it may read "
+        f"{described}{_place(type(term), error)}: {typed_line(error)}; correct the loss: it may read "
         f"labels, student_logits and what needs() declares ({_declared(term.needs())})"
     )
 
@@ -80,9 +80,12 @@ def _naming(kind: type[Term], remedy: str, name: str | None = None) -> Iterator[
         if not is_foreign(kind):
             raise
         said = str(error) if isinstance(error, Refused) else f"{typed_line(error)}; {remedy}"
-        raise Refused(
-            f"term {name or kind.model_fields['term'].default}{place_in(kind.__module__, error)}: {said}"
-        ) from error
+        raise Refused(f"term {name or kind.model_fields['term'].default}{_place(kind, error)}: {said}") from error
+
+
+def _place(kind: type[Term], error: Exception) -> str:
+    """Return the line of the plug-in's package at which an error was raised: ' at FILE:LINE'."""
+    return raised_at({kind.__module__.partition(".")[0]}, error)
 
 
 def _declared(needs: Needs) -> str:
