@@ -51,7 +51,7 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
             f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
             f"{data.root}; take a smaller batch"
         )
-    Batches.of(config, len(indexes["train"]), max(1, config.scaling.num_workers)).check()
+    Batches.of(config, len(indexes["train"])).check()
     return indexes
 
 

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from torch import nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.batches import Batches
 from cluster.cache.builder import cache_bytes
 from cluster.images import evaluation_policy, image_size
 from cluster.nodes.resources import use_worker_threads
@@ -73,7 +74,7 @@ def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
         ["training images", f"{images:,}, and {len(parts.indexes['val']):,} for validation"],
         ["steps", f"{parts.steps_per_epoch:,} an epoch, {parts.total_steps:,} in {config.train.epochs} epochs"],
     ]
-    if unseen := unseen_images(parts.batches, max(1, config.scaling.num_workers)):
+    if unseen := unseen_images(Batches.of(config, images)):
         rows.append(["", unseen])
     rows += time_rows(parts, seconds) if seconds else [["training", "--seconds 2 measures how long it takes"]]
     rows.append(["bytes", f"{decimal(deployed_parameters(parts.student) * FLOAT_BYTES)} of the student's weights"])

@@ -51,7 +51,7 @@ def validations_of(config: RunConfig) -> RunValidations:
     """Return where a run's validations will be found."""
     train = config.train
     num_images = len(open_data(config, reuse_index=True)["train"])
-    steps_per_epoch = Batches.of(config, num_images, max(1, config.scaling.num_workers)).steps_per_epoch
+    steps_per_epoch = Batches.of(config, num_images).steps_per_epoch
     return RunValidations(
         path=str(RunFolder.of(config).metrics),
         steps_per_epoch=steps_per_epoch,
