@@ -27,6 +27,7 @@ from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, usable_taps
 from ops.console import console, duration, say, table
+from pipelines.files import require_file_place
 from pipelines.loaders.base import Request
 from pipelines.spread import evenly_spread
 from pipelines.views.plan import ViewPlan
@@ -104,6 +105,7 @@ def save_views(config: RunConfig, path: Path) -> None:
     """Save a sheet of training images, one per row: the centre that evaluation would show, then its first views."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise Refused(f"--picture {path}: give a name that ends in .png or .jpg")
+    require_file_place(path, "--picture")
     if not path.absolute().parent.is_dir():
         raise Refused(f"--picture {path}: there is no folder {path.absolute().parent}; make it first")
     views = config.views.model_copy(update={"sizes": ()})  # a sheet has cells of one size

@@ -87,6 +87,23 @@ MISTAKES = [
     ("fields temprature", "temprature: no section, term or field is called that; did you mean temperature"),
     ("demo --teacher resnet18", "--teacher names a network for your own images; give --data FOLDER too"),
     ("demo --data P --teacher-weights 21.pt", "21.pt: name the network they belong to: --teacher NAME"),
+    ("predict out/used P --output .", "--output: . is a folder; give the name of a file in it, such as NAME"),
+    ("predict out/used P --output s3://b/x.json", "--output: "),
+    ("predict out/used P --picture P", "--picture: P is a folder; give the name of a file in it, such as P/NAME"),
+    ("predict out/used P --output 21.pt/x", "21.pt is a file, not a folder; give another place"),
+    ("review small --output .", "--output: . is a folder; give the name of a file in it"),
+    ("show R --picture out/x.png", "--picture: out/x.png is a folder; give the name of a file in it"),
+    ("keys .", "keys: . is a folder; give the name of a file in it"),
+    ("keys P", "keys: P is a folder; give the name of a file in it"),
+    ("layers R --output 21.pt", "--output: 21.pt is a file, not a folder; give another place"),
+    ("export out/used -o 21.pt", "--output: 21.pt is a file, not a folder; give another place"),
+    (
+        "export out/used -o out/used",
+        "--output: out/used is a run's folder, as it has a recipe.yaml; give another",
+    ),
+    ("data show P --index 21.pt", "index: the folder 21.pt cannot be made (File exists); give a place that can be wr"),
+    ("demo --output 21.pt", "--output: 21.pt is a file, not a folder; give another place"),
+    ("demo P --output out/demo", "override 'P': write key=value, such as train.epochs=5"),
     ("demo --data P --student resnet81", "unknown model 'resnet81'; did you mean resnet18"),
 ]
 
@@ -104,6 +121,8 @@ def place(tmp_path_factory):
     used = recipe | {"name": "used"}
     (folder / "used.yaml").write_text(yaml.safe_dump(used | {"train": recipe["train"] | {"epochs": 5}}))
     (folder / "out" / "used").mkdir(parents=True)
+    (folder / "out" / "used" / "student.safetensors").touch()
+    (folder / "out" / "x.png").mkdir()
     (folder / "out" / "used" / "recipe.yaml").write_text(yaml.safe_dump(used))
     (folder / "typo.yaml").write_text("name: typo\nspace: {temprature: [1, 2]}\n")
     return folder
