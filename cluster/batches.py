@@ -40,15 +40,23 @@ class Batches:
 
     @classmethod
     def of(cls, config: RunConfig, num_images: int, num_workers: int | None = None) -> Batches:
-        """Return the batches of a recipe's run on this many images. Refused if the workers cannot share one.
+        """Return the batches of a recipe's run on this many images.
 
-        num_workers: how many there are; None: as many as the recipe asks for.
+        num_workers: how many there are; None: as many as the recipe asks for. Refused if they cannot share a batch, if
+        it is of more images than there are, and for a last batch that cannot be kept. Only what trains asks for it.
         """
         train, mixes = config.train, config.views.mixes
         num_workers = num_workers or max(1, config.scaling.num_workers)
         num = train.batch_size // micro_batch_size(train, num_workers, mixes)
+        if num_images < train.batch_size:
+            raise Refused(
+                f"train.batch_size {train.batch_size} is more than the {num_images} training images of "
+                f"{config.data.root}; take a smaller batch"
+            )
         keeps = train.last_batch == "keep"
-        return cls(num_images, train.batch_size, num, keeps, mixes, num_workers, train.micro_batch)
+        made = cls(num_images, train.batch_size, num, keeps, mixes, num_workers, train.micro_batch)
+        made.check()
+        return made
 
     @property
     def num_left(self) -> int:

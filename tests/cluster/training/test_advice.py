@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 
 from cluster.batches import Batches
+from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import parse
 from cluster.recipe.rules import check_micro_batches_fill_the_batch, check_workers_share_the_batch
 from cluster.training.advice import unseen_images
@@ -48,26 +49,23 @@ def test_a_batch_that_is_named_is_accepted_and_better(micro_batch, num_workers, 
             continue
         changes = {"batch_size": batch_size, "micro_batch": micro_batch, "last_batch": keep}
         config = made.model_copy(update={"train": base.train.model_copy(update=changes)})
-        text = unseen_images(Batches.of(config, num_images)) or refusal(Batches.of(config, num_images))
-        for change in re.findall(r"train\.(\w+)=(\w+)", text):
+        for change in re.findall(r"train\.(\w+)=(\w+)", advice(config, num_images)):
             named += 1
             followed = changes | {change[0]: int(change[1]) if change[1].isdigit() else change[1]}
             better = config.model_copy(update={"train": base.train.model_copy(update=followed)})
             check_micro_batches_fill_the_batch(better)
             check_workers_share_the_batch(better)
             batches = Batches.of(better, num_images)
-            batches.check()
             assert batches.keeps_last or keep == "keep" or batches.num_left <= 0.02 * num_images
     assert named > 20
 
 
-def refusal(batches: Batches) -> str:
-    """What is said of a last batch that cannot be kept; nothing of one that can."""
+def advice(config: RunConfig, num_images: int) -> str:
+    """What is said of images that are left out, or of a last batch that cannot be kept; nothing where all is well."""
     try:
-        batches.check()
+        return unseen_images(Batches.of(config, num_images)) or ""
     except Refused as error:
         return str(error).partition(";")[2]
-    return ""
 
 
 def test_a_run_says_it(recipe):
