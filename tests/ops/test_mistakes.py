@@ -74,6 +74,11 @@ MISTAKES = [
         "with new_head it answers at random; a teacher has to know the data's classes: fine-tune it",
     ),
     (f"train R {FEATURES} {' '.join(TEACHER)}", "student cifar_resnet8 has no tap 'layer9'; did you mean layer"),
+    ("train R tracking.uri=localhost:5000", "'localhost:5000', does not say how it is reached; write http://localhost"),
+    (
+        f"cache plan R {KD} {' '.join(TEACHER)}",
+        "the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}",
+    ),
     ("train used", "holds a run of another recipe (train.epochs: 2 there, 5 now); choose another name=..."),
     ("show R data.root=nowhere", "nowhere: no such folder; set data.root to the folder that holds"),
     (
@@ -158,6 +163,7 @@ def test_a_mistake_is_refused_at_once_in_one_sentence(typed, said, place, monkey
     lines = shown.err.strip().splitlines()
     assert len(lines) == 1, lines
     assert said in lines[0]
+    assert "measuring" not in shown.out
     assert not ray.is_initialized()
     assert seconds < AT_ONCE_SECONDS
 
