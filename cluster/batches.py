@@ -11,7 +11,7 @@ gradient (`cluster.training.loop`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +25,37 @@ MIN_MICRO_BATCH = 2  # images of a micro-batch: batch norm, and losses that comp
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run. num_micro_batches: of a step; in_pairs: mixed images, whose partners stay together."""
+    """The batches of a run. num_micro_batches: of a step; in_pairs: mixed images, whose partners stay together.
+
+    micro_batch: the images of a micro-batch, if the recipe fixes that; else every worker has one micro-batch per step.
+    """
 
     num_images: int
     batch_size: int
     num_micro_batches: int
     keeps_last: bool = False
     in_pairs: bool = False
+    num_workers: int = 1
+    micro_batch: int | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, num_images: int, num_workers: int) -> Batches:
-        """Return the batches of a recipe's run on this many images and workers. Refused if they cannot share it."""
-        train = config.train
+    def of(cls, config: RunConfig, num_images: int, num_workers: int | None = None) -> Batches:
+        """Return the batches of a recipe's run on this many images.
+
+        num_workers: how many there are; None: as many as the recipe asks for. Refused if they cannot share a batch, if
+        it is of more images than there are, and for a last batch that cannot be kept. Only what trains asks for it.
+        """
+        train, num_workers = config.train, num_workers or config.scaling.num_ranks
         num = train.batch_size // micro_batch_size(config, num_workers)
-        return cls(num_images, train.batch_size, num, train.last_batch == "keep", config.views.mixes)
+        if num_images < train.batch_size:
+            raise Refused(
+                f"train.batch_size {train.batch_size} is more than the {num_images} training images of "
+                f"{config.data.root}; take a smaller batch"
+            )
+        keeps, mixes = train.last_batch == "keep", config.views.mixes
+        made = cls(num_images, train.batch_size, num, keeps, mixes, num_workers, train.micro_batch)
+        made.check()
+        return made
 
     @property
     def num_left(self) -> int:
@@ -101,14 +118,19 @@ class Batches:
             f"images, which does not give {MIN_MICRO_BATCH} to {each}; {near} train.last_batch=drop"
         )
 
+    def others(self) -> list[Batches]:
+        """Return the same images in batches of every size that the recipe could have, those of the nearest size first.
+
+        The workers share each evenly; none is more than twice as large.
+        """
+        fixed, num = self.micro_batch, self.num_micro_batches
+        step = fixed * self.num_workers if fixed else num * (2 if self.in_pairs else 1)
+        sizes = range(step, min(self.num_images, 2 * self.batch_size) + 1, step)
+        made = [replace(self, batch_size=size, num_micro_batches=size // fixed if fixed else num) for size in sizes]
+        return sorted(made, key=lambda other: (abs(other.batch_size - self.batch_size), other.batch_size))
+
     def nearest_that_shares(self) -> int | None:
-        """Return the nearest batch size, a multiple of the number of micro-batches, whose last batch can be divided."""
-        num = self.num_micro_batches
-        together = num * 2 if self.in_pairs else num
-        sizes = range(together, min(self.num_images, 2 * self.batch_size) + 1, together)
-        fitting = [
-            size
-            for size in sizes
-            if Batches(self.num_images, size, num, True, self.in_pairs).shares_last and size >= num * MIN_MICRO_BATCH
-        ]
-        return min(fitting, key=lambda size: (abs(size - self.batch_size), size), default=None)
+        """Return the nearest batch size whose last batch can be divided."""
+        least = MIN_MICRO_BATCH
+        fitting = (o.batch_size for o in self.others() if o.shares_last and o.batch_size >= o.num_micro_batches * least)
+        return next(fitting, None)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.batches import Batches
 from cluster.recipe.config import RunConfig
 from kdcore.errors import Refused
 from kdcore.remarks import warn_once
@@ -48,12 +47,6 @@ def open_data(config: RunConfig, reuse_index: bool = False) -> dict[str, Source]
         _say_classes_too_small(indexes["train"], data.held_out)
         indexes["train"], indexes["held_out"] = indexes["train"].split(data.held_out, config.plan_seed)
         _require_shown_classes(indexes["held_out"], data.held_out)
-    if len(indexes["train"]) < config.train.batch_size:
-        raise Refused(
-            f"train.batch_size {config.train.batch_size} is more than the {len(indexes['train'])} training images of "
-            f"{data.root}; take a smaller batch"
-        )
-    Batches.of(config, len(indexes["train"]), config.scaling.num_ranks).check()
     return indexes
 
 

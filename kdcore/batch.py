@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ class Needs:
     labels: bool = False  # of the images, hard or mixed
     unmixed: bool = False  # each image is of one sample: the term takes a row for its sample
     detach_head_at: str | None = None  # student tap after which the network sees a detached copy
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_taps", "class_means", "student_taps"):
+            object.__setattr__(self, name, _tap_names(name, getattr(self, name)))
 
     def __or__(self, other: Needs) -> Needs:
         if self.detach_head_at and other.detach_head_at and self.detach_head_at != other.detach_head_at:
@@ -137,6 +142,14 @@ class Needs:
             classifier=outputs.classifier if self.teacher_classifier else None,
             input_gradient=outputs.input_gradient if self.teacher_input_gradient else None,
         )
+
+
+def _tap_names(field: str, given: Any) -> frozenset[str]:
+    """Return taps given as any collection of names. Refused for a text, which is a collection of letters."""
+    found: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, str) or not all(isinstance(name, str) for name in found):
+        raise Refused(f"{field}={given!r}: give a set of the names of taps, such as {field}={{'layer3'}}")
+    return frozenset(found)
 
 
 @dataclass(frozen=True)

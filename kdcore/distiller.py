@@ -22,7 +22,7 @@ from kdcore.protocol import require_logits
 from kdcore.taps import FeatureTaps
 from kdcore.terms import Term, TermContext, TermInputs
 from kdcore.terms.base import SteppedModule, tap_askers, unique_names
-from kdcore.terms.foreign import complaints_of, is_foreign, refusal_of_foreign
+from kdcore.terms.foreign import check_weights, complaints_of, is_foreign, refusal_of_foreign
 
 LOGITS = Needs(teacher_logits=True)
 
@@ -94,8 +94,9 @@ class Distiller(nn.Module):
         if not self.terms:
             raise Refused("the method has no term with a weight above 0, so nothing would be learnt; add one")
         self.num_epochs = num_epochs
-        for term in self.terms.values():
+        for name, term in self.terms.items():
             term.check_epochs(num_epochs)
+            check_weights(name, term, num_epochs)
         self.needs = Needs.union(term.needs() for term in self.terms.values())
         require_an_input_gradient(self.needs)
         self.student = student
@@ -150,7 +151,7 @@ class Distiller(nn.Module):
         """Return the refusal of a term that raised `error`, with its taps and, unless the error has one, a remedy."""
         if isinstance(error, Refused):
             return Refused(f"{self.describe_term(name)}: {error}")
-        if is_foreign(self.terms[name]):
+        if is_foreign(type(self.terms[name])):
             return refusal_of_foreign(self.describe_term(name), self.terms[name], error)
         return Refused(f"{self.describe_term(name)}: {one_line(error)}; choose taps that fit, or another term")
 

@@ -12,7 +12,8 @@ removed from the messages of `Refused` and `RunFailed`.
 """
 
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Collection, Iterable
 
 from kdcore.credentials import without_credentials
 
@@ -63,6 +64,16 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, n: int = 3, cu
     """
     near = difflib.get_close_matches(name, list(known), n, cutoff)
     return f"did you mean {', '.join(near)}?" if near else otherwise
+
+
+def raised_at(modules: Collection[str], error: BaseException) -> str:
+    """Return the last line of these top-level modules that an error came through: ' at FILE:LINE'; '' for none."""
+    lines = [
+        f" at {frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in modules
+    ]
+    return "".join(lines[-1:])
 
 
 def shortened(text: str, length: int = 100) -> str:

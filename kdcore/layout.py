@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import Refused, one_line
+from kdcore.errors import Refused, one_line, typed_line
+from kdcore.named_models import own_place
 
 # How networks and losses complain about shapes; whatever else they raise is a bug and keeps its traceback.
 # A full GPU (torch.OutOfMemoryError) is a RuntimeError, too, and says nothing about shapes: it is let pass.
@@ -34,11 +35,25 @@ _CHANNELS_FIRST = (
 _ZOOS = ("timm.", "torchvision.")
 
 
-def remedy_for_images(error: Exception, of_size: str) -> str:
-    """Return what to do about a network that complains of images. of_size: what helps where their size does not fit."""
+def is_complaint(error: Exception) -> bool:
+    """Whether an error is about what a network was given, or a mistake in the user's own; all others are bugs here."""
+    return not isinstance(error, (Refused, torch.OutOfMemoryError)) and (
+        isinstance(error, NETWORK_ERRORS) or bool(own_place(error))
+    )
+
+
+def complaint(error: Exception, of_size: str) -> str:
+    """Return a network's complaint of images, and its remedy: '(reason); remedy'.
+
+    of_size: what helps where their size does not fit. A user's own network is told the line that raised the error.
+    """
     if _GIVEN_3_CHANNELS.search(str(error)):
-        return "images have 3 channels, grey ones too: have its first layer take 3"
-    return of_size
+        return f"({one_line(error)}); images have 3 channels, grey ones too: have its first layer take 3"
+    if not (place := own_place(error)):
+        return f"({one_line(error)}); {of_size}"
+    if not isinstance(error, NETWORK_ERRORS):
+        return f"({typed_line(error)}{place}); correct that line"
+    return f"({typed_line(error)}{place}); correct that line, or {of_size}"
 
 
 @dataclass(frozen=True)
@@ -88,10 +103,11 @@ def last_features(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
     images = torch.randn(2, 3, *image_size, generator=generator).to(weight)
     try:
         features = network.forward_features(images)  # type: ignore[operator]
-    except (Refused, torch.OutOfMemoryError):
-        raise
-    except NETWORK_ERRORS as error:
-        raise Refused(f"{name} rejects images of {list(image_size)}: {one_line(error)}") from error
+    except Exception as error:
+        if not is_complaint(error):
+            raise
+        said = complaint(error, "change the size of the views, or the args of the model")
+        raise Refused(f"{name} rejects images of {list(image_size)} {said}") from error
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         shown = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise Refused(f"{name}'s last features are {shown}; SimKD needs one map [B,C,H,W] or tokens [B,N,C]")

@@ -26,7 +26,7 @@ from kdcore.fitting import holds_more, load_backbone, load_weights, refuse_fresh
 from kdcore.hub import hub_if_it_answers
 from kdcore.local_dir import read_local_dir
 from kdcore.located import local_file
-from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_torchvision, module_of
+from kdcore.named_models import HF_HUB, LOCAL_DIR, TORCHVISION, builder_of, check_torchvision, module_of, own_place
 from kdcore.protocol import conform, find_classifier
 
 
@@ -98,27 +98,41 @@ def _from_source(config: ModelConfig, own_classes: dict[str, Any]) -> nn.Module:
         return conform(made, config.model, num_classes)
     except Refused:
         raise
-    except OSError as error:  # no network, or no such weights
+    except Exception as error:
+        # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...
+        raise Refused(_not_built(config, error)) from error
+
+
+def _not_built(config: ModelConfig, error: Exception) -> str:
+    """Return the error text for a network whose maker raised an error: what cannot be built, why, and the remedy."""
+    is_own, place = module_of(config.model) is not None, own_place(error)
+    if isinstance(error, OSError) and not (is_own or place):  # no network, or no such weights
         maker = "torchvision" if config.model.startswith(TORCHVISION) else "timm"
-        raise Refused(
+        return (
             f"model {config.model!r}: {maker} cannot fetch its weights ({type(error).__name__}); on a machine without "
             "that network, give a file: pretrained=false checkpoint=FILE, and new_head=true where it is of other "
             "classes (`demo`: --teacher-weights FILE)"
-        ) from error
-    except Exception as error:
-        # Networks refuse an argument, or to be built at all, in their own ways: by TypeError, AssertionError, ...
-        reason = typed_line(error, length=None)
-        if not config.args:
-            is_own = module_of(config.model) is not None
-            maker = "your code" if is_own else f"timm {timm.__version__}"
-            raise Refused(
-                f"{maker} cannot build the model {config.model!r} ({reason}); give the args that it needs, or take "
-                "another model"
-            ) from error
-        raise Refused(
+        )
+    reason = f"{typed_line(error, length=None)}{place}"
+    if is_own and isinstance(error, TypeError) and "'num_classes'" in reason and "num_classes" not in config.args:
+        return (
+            f"model {config.model!r} does not take num_classes ({reason}); have it take this argument, the number of "
+            "its outputs"
+        )
+    if config.args:
+        return (
             f"model {config.model!r} does not take args {config.args} ({reason}); correct or leave out student.args or "
             "teacher.args"
-        ) from error
+        )
+    if is_own or place:
+        return (
+            f"your code cannot build the model {config.model!r} ({reason}); correct that line, or give the args that "
+            "it needs"
+        )
+    return (
+        f"timm {timm.__version__} cannot build the model {config.model!r} ({reason}); give the args that it needs, or "
+        "take another model"
+    )
 
 
 def brings_classifier(config: ModelConfig, num_classes: int) -> bool:

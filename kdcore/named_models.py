@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from kdcore.errors import Refused, did_you_mean, typed_line
+from kdcore.errors import Refused, did_you_mean, raised_at, typed_line
 
 LOCAL_DIR, HF_HUB, TORCHVISION = "local-dir:", "hf-hub:", "torchvision:"
 OWN_PREFIXES = ("cifar_", "mobilenetv1")  # what the names of this project's networks begin with
@@ -55,7 +55,10 @@ def builder_of(model: str) -> Callable[..., Any]:
     except Refused as error:
         raise Refused(f"model {model!r}: {error}") from error
     except Exception as error:
-        raise Refused(f"model {model!r}: {module_name} does not import ({typed_line(error)}); correct it") from error
+        place = raised_at({module_name.partition(".")[0]}, error)
+        raise Refused(
+            f"model {model!r}: {module_name} does not import ({typed_line(error)}{place}); correct it"
+        ) from error
     name = model.partition(":")[2]
     for part in name.split("."):
         if not hasattr(found, part):
@@ -69,6 +72,11 @@ def builder_of(model: str) -> Callable[..., Any]:
         )
     BUILDER_MODULES.add(module_name.partition(".")[0])
     return found
+
+
+def own_place(error: BaseException) -> str:
+    """Return the last line of the user's own modules that an error came through: ' at FILE:LINE'; '' for none."""
+    return raised_at(BUILDER_MODULES, error)
 
 
 def names_if_unknown(model: str) -> tuple[str, ...] | None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from kdcore.batch import Batch, TeacherOutputs
 from kdcore.distiller import Distiller
-from kdcore.errors import Refused, one_line
-from kdcore.layout import NETWORK_ERRORS, evaluating, remedy_for_images
+from kdcore.errors import Refused
+from kdcore.layout import complaint, evaluating, is_complaint
 from kdcore.protocol import check_answers, require_logits
 from kdcore.terms import Term, TermInputs
 from kdcore.terms.foreign import complaints_of
@@ -61,7 +61,7 @@ def rehearse(
     except Exception as error:
         if begun and isinstance(error, complaints_of(distiller.terms[begun[-1]])):
             raise distiller.refusal(begun[-1], error) from error
-        if begun or not isinstance(error, NETWORK_ERRORS) or isinstance(error, Refused):
+        if begun or not is_complaint(error):
             raise
         raise Refused(_not_taken(distiller.student, images, error)) from error
     finally:
@@ -75,9 +75,9 @@ def check_network(network: nn.Module, image_size: tuple[int, int]) -> None:
     try:
         with torch.no_grad(), evaluating(network):
             logits = network(images)
-    except torch.OutOfMemoryError:
-        raise
-    except NETWORK_ERRORS as error:
+    except Exception as error:
+        if not is_complaint(error):
+            raise
         raise Refused(_not_taken(network, images, error)) from error
     require_logits(network, logits, in_training=False)
     check_answers(network, images, logits)
@@ -155,7 +155,5 @@ def _not_taken(network: nn.Module, images: Tensor, error: Exception) -> str:
     of_size = (
         "change views.size (and data.evaluation_size), the micro-batch, or the args of the model, such as img_size"
     )
-    return (
-        f"{type(network).__name__} cannot take {number} images of {height}x{width} at a time ({one_line(error)}); "
-        f"{remedy_for_images(error, of_size)}"
-    )
+    name = type(network).__name__
+    return f"{name} cannot take {number} images of {height}x{width} at a time {complaint(error, of_size)}"

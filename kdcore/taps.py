@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcore.errors import Refused, did_you_mean, one_line
-from kdcore.layout import NETWORK_ERRORS, evaluating, is_channels_last, remedy_for_images
+from kdcore.errors import Refused, did_you_mean
+from kdcore.layout import complaint, evaluating, is_channels_last, is_complaint
 from kdcore.protocol import find_classifier, has_features
 
 FORWARD_FEATURES = "forward_features"
@@ -123,14 +123,11 @@ class FeatureTaps:
         try:
             with evaluating(self.model), torch.set_grad_enabled(images.requires_grad):
                 logits, captured = self(images)
-        except (Refused, torch.OutOfMemoryError):
-            raise
-        except NETWORK_ERRORS as error:
-            of_size = "change the size of the views, or the model's args, such as {img_size: ...}"
-            raise Refused(
-                f"{type(self.model).__name__} rejects images of {list(images.shape[2:])}: "
-                f"{one_line(error)}; {remedy_for_images(error, of_size)}"
-            ) from error
+        except Exception as error:
+            if not is_complaint(error):
+                raise
+            said = complaint(error, "change the size of the views, or the model's args, such as {img_size: ...}")
+            raise Refused(f"{type(self.model).__name__} rejects images of {list(images.shape[2:])} {said}") from error
         finally:
             self._is_probing = False
         if not isinstance(logits, Tensor):

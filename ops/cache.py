@@ -14,6 +14,7 @@ from cluster.cache.outlook import Outlook, outlook
 from cluster.cache.verify import verify
 from cluster.nodes.resources import device_here
 from cluster.recipe.config import RunConfig
+from cluster.recipe.rules import require_cache, require_teacher
 from cluster.teachers.stored import TRAIN
 from kdcore.errors import Refused, RunFailed
 from ops import catalog
@@ -126,7 +127,9 @@ def plan_cache(recipe: str, overrides: Sequence[str], seconds: float) -> int:
 
 
 def plan_one(config: RunConfig, seconds: float) -> None:
-    """Compare online with cached for a recipe with one teacher."""
+    """Compare online with cached for a recipe with one teacher. Refused first where it has no cache."""
+    require_cache(config.cache, config.views)
+    require_teacher(config)
     device = device_here(config)
     if config.teacher:
         say(f"teacher {config.teacher.model}:")

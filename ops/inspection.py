@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from torch import nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.batches import Batches
 from cluster.cache.builder import cache_bytes
 from cluster.images import evaluation_policy, image_size
 from cluster.nodes.resources import use_worker_threads
@@ -26,6 +27,7 @@ from kdcore.reporting import optional
 from kdcore.reused import deployed_parameters
 from kdcore.taps import CLASSIFIER_INPUT, FORWARD_FEATURES, usable_taps
 from ops.console import console, duration, say, table
+from pipelines.files import require_file_place
 from pipelines.loaders.base import Request
 from pipelines.spread import evenly_spread
 from pipelines.views.plan import ViewPlan
@@ -73,7 +75,7 @@ def cost_rows(parts: Assembly, seconds: float) -> list[list[str]]:
         ["training images", f"{images:,}, and {len(parts.indexes['val']):,} for validation"],
         ["steps", f"{parts.steps_per_epoch:,} an epoch, {parts.total_steps:,} in {config.train.epochs} epochs"],
     ]
-    if unseen := unseen_images(parts.batches, config.scaling.num_ranks):
+    if unseen := unseen_images(Batches.of(config, images)):
         rows.append(["", unseen])
     rows += time_rows(parts, seconds) if seconds else [["training", "--seconds 2 measures how long it takes"]]
     rows.append(["bytes", f"{decimal(deployed_parameters(parts.student) * FLOAT_BYTES)} of the student's weights"])
@@ -103,6 +105,7 @@ def save_views(config: RunConfig, path: Path) -> None:
     """Save a sheet of training images, one per row: the centre that evaluation would show, then its first views."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise Refused(f"--picture {path}: give a name that ends in .png or .jpg")
+    require_file_place(path, "--picture")
     if not path.absolute().parent.is_dir():
         raise Refused(f"--picture {path}: there is no folder {path.absolute().parent}; make it first")
     views = config.views.model_copy(update={"sizes": ()})  # a sheet has cells of one size

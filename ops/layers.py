@@ -32,7 +32,7 @@ from kdcore.terms.base import Pair
 from kdcore.terms.logits import CrossEntropy
 from ops import catalog
 from ops.console import console, say, table
-from pipelines.files import make_folder, write_figure, write_json, write_text
+from pipelines.files import make_folder, require_folder_place, write_figure, write_json, write_text
 
 MEMORY_SHARE = 0.5  # of the machine's free memory
 
@@ -57,6 +57,8 @@ def layers(
     output_dir: str,
 ) -> int:
     """Score the recipe's teacher on a class-balanced sample of the training images; write what that recommends."""
+    output = Path(output_dir)
+    require_folder_place(output, "--output")
     config = catalog.load_here(recipe, overrides)
     scores = score(
         config,
@@ -69,7 +71,6 @@ def layers(
     )
     quality, paired = scores.quality, scores.student_taps
     pairs = recommend_pairs(paired, quality, num_pairs or min(4, len(paired), len(quality)))
-    output = Path(output_dir)
     make_folder(output, "--output")
     console.print(render_table(quality, pairs))
     plot(quality, output / "layers.png", pairs)

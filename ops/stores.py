@@ -22,9 +22,9 @@ def open_store(store: str | None) -> str:
     folder. Refused for a folder without a store.
     """
     store = store or os.environ.get("MLFLOW_TRACKING_URI") or RunConfig.model_fields["output_dir"].default
+    folder, found = Path(store), absolute_store(store, Path.cwd())  # which refuses localhost:5000
     if "://" in store:
-        return absolute_store(store, Path.cwd())
-    folder = Path(store)
+        return found
     try:
         if delivered := deliver_all(folder):
             say(f"delivered to MLflow: {', '.join(delivered)}")

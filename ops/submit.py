@@ -41,8 +41,10 @@ def submit(
 ) -> int:
     """Submit a job, the words after `python -m ops`, and follow it; return the job's exit status.
 
-    What can be checked without the cluster is refused here, before anything is sent.
+    A leading `--`, behind which other programs take a job's words, is left out. What can be checked without the cluster
+    is refused here, before anything is sent.
     """
+    job = job[1:] if job[:1] == ["--"] else job
     parsed = build_parser().parse_args(job)
     if parsed.command in NOT_JOBS:
         raise Refused(

@@ -220,13 +220,36 @@ def _is_own(folder: Path) -> bool:
     return is_own
 
 
+def require_file_place(path: Path, setting: str) -> None:
+    """Refuse, before the work for it is done, a place where no file can be written, such as that of a folder."""
+    if path.is_dir():
+        raise Refused(f"{setting}: {path} is a folder; give the name of a file in it, such as {path / 'NAME'}")
+    require_folder_place(path.absolute().parent, setting)
+
+
+def require_folder_place(path: Path, setting: str) -> None:
+    """Refuse, before the work for it is done, a place where no folder can be: that of a file, or below one, or a URI's.
+
+    Nothing is made.
+    """
+    _refuse_uri(path, setting)
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise Refused(f"{setting}: {there} is a file, not a folder; give another place")
+
+
+def _refuse_uri(path: Path, setting: str) -> None:
+    """Refuse a path that was made from a URI."""
+    if scheme := next((part for part in path.parts if part in _PARTS_OF_URIS), None):
+        raise Refused(f"{setting}: {path} was given as a URI ({scheme}//...); give a folder")
+
+
 def make_folder(path: Path, setting: str, mode: int = 0o777) -> Path:
     """Return the folder, created with its parents if it is missing. mode: of a new one, less the process's mask.
 
     Refused, naming the setting, if that fails, and for a path that was made from a URI.
     """
-    if scheme := next((part for part in path.parts if part in _PARTS_OF_URIS), None):
-        raise Refused(f"{setting}: {path} was given as a URI ({scheme}//...); give a folder")
+    _refuse_uri(path, setting)
     try:
         path.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:

@@ -25,6 +25,26 @@ def build(num_classes, width=4):
     return Small(num_classes, width)
 
 
+class Unasked(Small):
+    def __init__(self, k, width=4):
+        super().__init__(k, width)
+
+
+class Wrong(Small):
+    def forward(self, images):
+        return self.out(self.bodi(self.stem(images)).mean((2, 3)))
+
+
+class Narrow(Small):
+    def forward(self, images):
+        return self.out(images.mean((2, 3)))
+
+
+def absent(num_classes):
+    with open("no-such-weights.pt", "rb") as file:
+        return file
+
+
 def nothing(num_classes):
     return {"network": None}
 
@@ -106,3 +126,10 @@ def write_own_images(classes: Path, folder: Path) -> Path:
             (files / names[-1]).write_bytes(path.read_bytes())
         (folder / f"{split}.names").write_text("\n".join(names) + "\n")
     return folder
+
+
+def plugin(folder: Path, text: str, name: str = "my_plugin") -> str:
+    """Write a plug-in of one file; return its path."""
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    return str(path)

@@ -46,7 +46,7 @@ def test_pipelines_alone(here, capsys):
 
 
 def test_a_run(here):
-    names = run_block("cluster/README.md")
+    names = run_block("cluster/README.md", "## From Python")
     assert names["result"].steps == 4
     assert (here / "out" / "run" / "student.safetensors").is_file()
 

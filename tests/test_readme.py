@@ -13,6 +13,7 @@ import yaml
 
 from cluster.sweep.config import SweepConfig
 from ops import catalog
+from ops.__main__ import main
 from ops.command_line.parser import COMMANDS, build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,21 @@ def test_commands_are_taken(page):
             args = parser.parse_args(args.job)
         if getattr(args, "recipe", None):
             catalog.load(args.recipe, args.overrides)
+
+
+@pytest.mark.parametrize("page", ["cluster/README.md", "cluster/deploy/README.md"])
+def test_jobs_that_are_shown_would_be_sent(page, monkeypatch):
+    """What `submit` refuses before it asks the cluster is not shown as an example, nor given to Ray's own command."""
+    sent = []
+    monkeypatch.setattr("ops.submit.submit_job", lambda address, command, *rest: sent.append(command) or 0)
+    shown = [words for words in commands(page) if words[0] == "submit" and len(words) > 1]
+    for line in code_lines(page):
+        if "ray job submit" in line and (found := COMMAND.search(line)):
+            shown.append(["submit", "--address", "http://HEAD:8265", "--", *words_of(found[1])])
+    assert shown
+    for words in shown:
+        assert main(words) == 0, shlex.join(words)
+    assert all(command[:4] == ["python", "-m", "ops", "train"] for command in sent)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,7 +2,8 @@
 # One command of stillhouse on a SLURM allocation: Ray's head on its first node, a raylet on every node, one driver.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 cluster/deploy/slurm.sh train kd \
-#       output_dir=$SCRATCH/runs data.root=$SCRATCH/images scaling.num_workers=8
+#       output_dir=$SCRATCH/runs data.root=$SCRATCH/images scaling.num_workers=8 \
+#       teacher.checkpoint=$SCRATCH/runs/teacher/student.safetensors
 #
 # Submitted again, it continues from its last checkpoint; so it does by itself when SLURM requeues it. Run from the root
 # of the tree, which every node sees, with its environment in .venv (or one that is active). The tree's folder is given

@@ -9,14 +9,15 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 
-def near_names(model: type[BaseModel], unknown: str, beside: Sequence[str]) -> list[str]:
+def near_names(model: type[BaseModel], unknown: str, beside: Sequence[str], in_lists: Sequence[str] = ()) -> list[str]:
     """Return the fields that an unknown dotted name may mean, the likeliest first.
 
-    beside: the names in its section. A field of the same name in another section comes before those that only look
+    beside: the names in its section; in_lists: the fields of that name in the recipe's lists, such as
+    method.1.temperature. A field of the same name in another section or in a list comes before those that only look
     alike.
     """
     last = unknown.rpartition(".")[2]
-    elsewhere = [name for name in dotted_names(model) if name.rpartition(".")[2] == last]
+    elsewhere = [*(name for name in dotted_names(model) if name.rpartition(".")[2] == last), *in_lists]
     near = difflib.get_close_matches(last, beside, n=3, cutoff=0.5)
     return elsewhere[:3] or near or list(beside)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from kdcore.located import absolute_location
 
 if TYPE_CHECKING:
     from cluster.recipe.config import RunConfig
+
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
 
 
 def absolute(config: RunConfig, base: Path) -> RunConfig:
@@ -101,6 +104,8 @@ def absolute_store(uri: str, base: Path) -> str:
     MLflow takes sqlite:///FILE (absolute with a fourth slash), file:FOLDER and FOLDER for paths on this machine, and
     resolves them again in every process (mlflow#7206).
     """
+    if _HOST_AND_PORT.fullmatch(uri):
+        raise Refused(f"the address of the MLflow store, {uri!r}, does not say how it is reached; write http://{uri}")
     scheme, colon, rest = uri.partition(":")
     if scheme.partition("+")[0] == "sqlite" and rest.startswith("///"):
         path, question, options = rest[3:].partition("?")

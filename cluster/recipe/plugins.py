@@ -24,9 +24,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from pydantic import PydanticUserError
+
 from cluster.parcel import Parcel, place_in
 from kdcore.configs import PLUGINS
-from kdcore.errors import Refused, typed_line
+from kdcore.errors import Refused, raised_at, typed_line
 from kdcore.named_models import BUILDER_MODULES, module_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 # {top-level name: SHA-256 of the source, as it was when this process imported it}
 _FINGERPRINTS: dict[str, str] = {}
+
+# pydantic's names for a field of a class that is written without its type
+_WITHOUT_TYPE = ("model-field-overridden", "model-field-missing-annotation")
 
 
 def import_plugins(plugins: Iterable[str]) -> None:
@@ -112,13 +117,19 @@ def _naming(plugin: str) -> Iterator[None]:
     except Refused as error:
         raise Refused(f"plug-in {plugin}: {error}") from error
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
-        if isinstance(error, SyntaxError):
-            place = f"{Path(error.filename or plugin).name}, line {error.lineno}"
-        raise Refused(
-            f"plug-in {plugin} does not import ({typed_line(error)}; {place}); correct it, or leave it out"
-        ) from error
+        said, remedy = typed_line(error), "correct it, or leave it out"
+        if isinstance(error, PydanticUserError) and error.code in _WITHOUT_TYPE:
+            said = error.message.partition(". ")[0]
+            remedy = 'write every field with its type, such as term: Literal["my_loss"] = "my_loss"'
+        raise Refused(f"plug-in {plugin} does not import ({said}{_place(plugin, error)}); {remedy}") from error
+
+
+def _place(plugin: str, error: BaseException) -> str:
+    """Return the last line of a plug-in that an error of its import came through, or of what it imports: ' at ...'."""
+    if isinstance(error, SyntaxError):
+        return f" at {error.filename or plugin}:{error.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return raised_at({_name_of(plugin).partition(".")[0]}, error) or f" at {frame.filename}:{frame.lineno}"
 
 
 @contextmanager

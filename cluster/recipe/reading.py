@@ -173,7 +173,8 @@ def _sentences(error: ValidationError, model: type[BaseModel], data: Mapping[str
         place = shortened(".".join(str(part) for part in problem["loc"] if not _is_member(part)))
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, data, problem["loc"][:-1])
-            near = near_names(model, str(problem["loc"][-1]), known)
+            name = str(problem["loc"][-1])
+            near = near_names(model, name, known, list(_places_in_lists(model, data, name)))
             yield f"unknown key {place!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
         elif problem["type"] == "missing":
             yield f"{place} is missing"
@@ -213,6 +214,14 @@ def _fields_at(model: type[BaseModel], data: Any, location: tuple[int | str, ...
             return []
     found = _model_in(annotation, data)
     return sorted(found.model_fields) if found else []
+
+
+def _places_in_lists(model: type[BaseModel], data: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the places of a field in the items of a recipe's lists that may have it, such as method.1.temperature."""
+    for key, items in data.items():
+        for number in range(len(items) if isinstance(items, list | tuple) else 0):
+            if name in _fields_at(model, data, (key, number)):
+                yield f"{key}.{number}.{name}"
 
 
 def _model_in(annotation: Any, data: Any) -> type[BaseModel] | None:

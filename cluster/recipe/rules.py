@@ -73,9 +73,10 @@ def check_teacher_sees_the_students_views(config: Recipe) -> None:
 def check_micro_batches_fill_the_batch(config: Recipe) -> None:
     train = config.train
     if train.micro_batch and train.batch_size % train.micro_batch:
+        number = max(train.batch_size // train.micro_batch, config.scaling.num_workers, 1)
         raise Refused(
             f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch {train.micro_batch}; "
-            f"take {train.batch_size // train.micro_batch * train.micro_batch or train.micro_batch}"
+            f"take {number * train.micro_batch}"
         )
 
 

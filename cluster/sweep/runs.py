@@ -50,7 +50,7 @@ def validations_of(config: RunConfig) -> RunValidations:
     """Return where a run's validations will be found."""
     train = config.train
     num_images = len(open_data(config, reuse_index=True)["train"])
-    steps_per_epoch = Batches.of(config, num_images, config.scaling.num_ranks).steps_per_epoch
+    steps_per_epoch = Batches.of(config, num_images).steps_per_epoch
     return RunValidations(
         path=str(RunFolder.of(config).metrics),
         steps_per_epoch=steps_per_epoch,

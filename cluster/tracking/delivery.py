@@ -9,7 +9,7 @@ from typing import get_args
 
 from cluster.recipe.config import RunConfig
 from cluster.recipe.reading import load_recipe, read_recipe
-from cluster.tracking.folder import RunFolder, folders_with_outbox
+from cluster.tracking.folder import RunFolder
 from cluster.tracking.mlflow_errors import is_away
 from cluster.tracking.mlflow_tracker import tracking_uri
 from cluster.tracking.tracker import Courier, Status, Tracker, known_trackers, trackers_of
@@ -140,3 +140,9 @@ def config_to_deliver(folder: RunFolder) -> RunConfig | None:
             "command again, which imports the plug-in and delivers"
         )
     return config
+
+
+def folders_with_outbox(output_dir: Path) -> list[RunFolder]:
+    """Return the runs below a folder that may have kept something back; a sweep's lie one deeper."""
+    found = sorted([*output_dir.glob("*/outbox"), *output_dir.glob("*/*/outbox")])
+    return [RunFolder(path.parent) for path in found]

@@ -190,6 +190,11 @@ class RunFolder:
         write_json(self.facts, {**starting_facts(config), **(images or {})})
         self.write_recipe(config)
 
+    def give_back(self) -> None:
+        """Undo `claim`, and what opening a run leaves: one that was refused before its first step takes no name."""
+        for path in (self.recipe, self.facts, self.store, self.outbox):
+            path.unlink(missing_ok=True)
+
     def write_recipe(self, config: RunConfig) -> None:
         """Write the recipe, and in a file of its own where MLflow has the run.
 
@@ -289,9 +294,3 @@ class RunFolder:
                     what, file = "was computed by another plug-in", location(sys.modules[key.removeprefix("plugins.")])
                 there = f"{self.path} holds a run that {what} ({key} {known[:16]}... there, {now[:16]}... now)"
                 raise Refused(f"{there}; restore {file}, {remedy}")
-
-
-def folders_with_outbox(output_dir: Path) -> list[RunFolder]:
-    """Return the runs below a folder that may have kept something back; a sweep's lie one deeper."""
-    found = sorted([*output_dir.glob("*/outbox"), *output_dir.glob("*/*/outbox")])
-    return [RunFolder(path.parent) for path in found]

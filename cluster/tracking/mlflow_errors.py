@@ -137,6 +137,11 @@ def mlflow_errors_as_refusals(uri: str, remedy: str) -> Iterator[None]:
                 f"the MLflow store {uri} cannot be opened ({one_line(error)}); install the driver of that database "
                 "here and on every node, or name another store as tracking.uri"
             ) from error
+        if "unsupported URI" in str(error):  # and then every kind that there is
+            raise Refused(
+                f"the MLflow store {uri} is of a kind that MLflow does not know; write http://HOST:PORT, "
+                "sqlite:////FILE.db, or postgresql://..."
+            ) from error
         if not (is_away(error) or isinstance(error, MlflowException) or http_status(error)):
             raise
         verb = "does not answer" if is_away(error) else "refuses"

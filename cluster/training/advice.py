@@ -8,10 +8,10 @@ MAX_SHARE_LEFT_OUT = 0.05  # share of the images left out per epoch above which 
 SMALL_SHARE_LEFT_OUT = 0.02  # share that a better batch size may leave out
 
 
-def unseen_images(batches: Batches, num_workers: int) -> str | None:
+def unseen_images(batches: Batches) -> str | None:
     """Return how many images an epoch of whole batches leaves out, and what leaves out fewer; None for few.
 
-    It names the nearest batch size that the workers can share evenly, and the field with which none is left out.
+    It names the nearest batch size that the recipe could have, and the field with which none is left out.
     """
     num_images, batch_size, left = batches.num_images, batches.batch_size, batches.num_left
     if batches.keeps_last or left <= MAX_SHARE_LEFT_OUT * num_images:
@@ -21,12 +21,9 @@ def unseen_images(batches: Batches, num_workers: int) -> str | None:
         f"an epoch has {steps} step{'s' if steps > 1 else ''} of {batch_size} images and leaves out {left:,} of "
         f"{num_images:,}, others each time"
     )
-    shared = range(num_workers, min(num_images, 2 * batch_size) + 1, num_workers)
-    fitting = [
-        size for size in shared if size >= batch_size / 2 and num_images % size <= SMALL_SHARE_LEFT_OUT * num_images
-    ]
     ways = ["train.last_batch=keep leaves out none"] if batches.shares_last else []
-    if fitting:
-        better = min(fitting, key=lambda size: (abs(size - batch_size), size))
-        ways.insert(0, f"train.batch_size={better} leaves out {num_images % better:,}")
+    for other in batches.others():
+        if other.batch_size >= batch_size / 2 and other.num_left <= SMALL_SHARE_LEFT_OUT * num_images:
+            ways.insert(0, f"train.batch_size={other.batch_size} leaves out {other.num_left:,}")
+            break
     return f"{said}; {', '.join(ways)}" if ways else said

@@ -6,12 +6,16 @@ The numbers on it are Ray metrics too, which its dashboard and Prometheus show.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
 
 from cluster.nodes.start import on_this_node
+from cluster.polling import polling
+from cluster.training.progress import Watcher
 
 STARTS_METRIC = ("stillhouse_starts", "How often the run's workers were started; each loss of one restarts them.")
 
@@ -83,3 +87,18 @@ class ProgressBoard:
 def open_board() -> Any:
     """Start a board on the driver's own node."""
     return ProgressBoard.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
+    """Call `watch(state, messages)` several times a second, from a thread, until the run ends."""
+    if watch is None:
+        yield
+        return
+
+    def look() -> None:
+        with suppress(ray.exceptions.RayError):  # the board is gone: nothing to see, and no reason to end a run
+            watch(*ray.get(board.look.remote()))
+
+    with polling(look, 0.3):
+        yield

@@ -45,6 +45,7 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
     On the meta device networks have shapes only: those that train are the workers'.
     """
     from cluster.assembly import assemble
+    from cluster.batches import Batches
     from cluster.images import check_apart
     from cluster.probing import check_probing
     from cluster.rank import Rank
@@ -54,6 +55,7 @@ def checked_parts(config: RunConfig, device: torch.device) -> Assembly:
 
     parts = assemble(config, Rank(0, 1, device))
     check_apart(config, parts.indexes)
+    Batches.of(config, len(parts.indexes["train"]))  # refuses what cannot be divided
     build_optimizer(config.optimizer, parts.student)
     rehearse_run(parts)
     check_probing(parts)

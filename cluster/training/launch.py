@@ -9,9 +9,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from cluster.error_text import ending_of
 from cluster.interruption import Terminated, in_main_thread, in_thread, in_words
 from cluster.nodes.resources import ray_session, use_worker_threads, worker_resources
 from cluster.nodes.versions import node_versions
-from cluster.polling import polling
 from cluster.recipe.config import RunConfig
 from cluster.recipe.plugins import fingerprints_of
 from cluster.tracking.delivery import deliver_rest
@@ -142,6 +141,7 @@ def run_to_end(
     """
     refuse_read_only(tracking_uri(config))  # the output folder's own store is opened only after the first step
     opening: Opening | None = None
+    is_new = folder.state() == "new"
     with ThreadPoolExecutor(1) as thread:
         try:
             with ray_session(config):
@@ -157,6 +157,8 @@ def run_to_end(
             refusal = opening.begin().exception()
             if refusal is not None and isinstance(error, NotOpened):
                 if opening.is_first:
+                    if is_new:
+                        folder.give_back()
                     raise refusal from None
                 write_text(folder.error, ending_of(refusal))
                 raise (RunFailed(str(refusal)) if isinstance(refusal, Refused) else refusal) from None
@@ -182,7 +184,7 @@ def run_workers(config: RunConfig, opening: Opening, watch: Watcher | None, fenc
     with importing("cluster.training.fitting"):  # only here: a run in one process has no Ray
         import ray
 
-        from cluster.training.board import open_board
+        from cluster.training.board import open_board, polling_progress
         from cluster.training.fitting import fit
 
     job, board = job_of(config, fence), open_board()
@@ -281,20 +283,3 @@ def task_of(config: RunConfig, fence: Fence) -> WorkerTask:
         watches_nodes=config.scaling.num_workers > 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
         weights=RunFolder.of(config).weights_fingerprints(),
     )
-
-
-@contextmanager
-def polling_progress(board: Any, watch: Watcher | None) -> Iterator[None]:
-    """Call `watch(state, messages)` several times a second, from a thread, until the run ends."""
-    if watch is None:
-        yield
-        return
-
-    import ray
-
-    def look() -> None:
-        with suppress(ray.exceptions.RayError):  # the board is gone: nothing to see, and no reason to end a run
-            watch(*ray.get(board.look.remote()))
-
-    with polling(look, 0.3):
-        yield

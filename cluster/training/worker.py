@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cluster.assembly import Assembly, assemble
+from cluster.batches import Batches
 from cluster.device_memory import refuse_full_gpu
 from cluster.environment import require_compiler
 from cluster.nodes.resources import rank_alone
@@ -59,7 +60,7 @@ def train_worker(task: WorkerTask) -> dict[str, Any]:
     reporter.update(phase="building networks")
     run = assemble(config, rank, reuse_index=True)
     refuse_other_weights(run.starting_facts["weights"], task.weights)
-    if unseen := unseen_images(run.batches, rank.world_size):
+    if unseen := unseen_images(Batches.of(config, run.batches.num_images)):
         reporter.say(unseen)
     state = new_state(run)
     with latest_checkpoint(config, task.newest_step) as checkpoint:

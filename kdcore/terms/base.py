@@ -25,6 +25,7 @@ from kdcore.batch import Needs, TeacherOutputs
 from kdcore.errors import Refused, did_you_mean, shortened
 from kdcore.registry import Registry
 from kdcore.section import Section
+from kdcore.terms.foreign import check_declared, make_term
 
 REGISTRY: Registry[Term] = Registry("terms")
 
@@ -268,6 +269,7 @@ def _names_tap(field: str, value: object, tap: str, side: str) -> bool:
 def parse_term(data: Any) -> Term:
     """Make the term that a recipe's mapping describes. The refusal names the nearest known terms."""
     if isinstance(data, Term):
+        check_declared(data)
         return data
     if not isinstance(data, Mapping) or not isinstance(data.get("term"), str):
         raise Refused(
@@ -278,4 +280,4 @@ def parse_term(data: Any) -> Term:
     if name not in REGISTRY:
         hint = did_you_mean(name, REGISTRY, f"known are {', '.join(sorted(REGISTRY))}")
         raise Refused(f"unknown term {shortened(name)!r}; {hint}")
-    return REGISTRY[name].model_validate(dict(data))
+    return make_term(REGISTRY[name], dict(data))

@@ -15,7 +15,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ops.benchmarks.seconds import seconds_text, verdict
+from ops.benchmarks.cost_sentences import verdict
+from ops.benchmarks.seconds import seconds_text
 from ops.benchmarks.tables import RESULTS, between, read
 from ops.console import say
 from ops.figures import save_reproducibly

@@ -5,14 +5,15 @@ A measurement that has not been made is a row that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
+from ops.benchmarks.cost_sentences import OWN_SECONDS, verdict
 from ops.benchmarks.tables import RESULTS, read
 
 HEAD = "| what | here | for comparison | goal | n | source |"
-SHOW_SECONDS, OWN_SECONDS = 3.0, 2.5
+SHOW_SECONDS = 3.0
 BARE_RAY = "a bare Ray Train script"
 IMPORTS = "`import torch, timm` alone"
 TRIAL = "a sweep's trial beyond its training, one at a time"
@@ -84,10 +85,3 @@ def span(found: list[float], unit: str = " s") -> str:
     """Return median and range."""
     digits = 1 if unit == " s" else 2
     return f"{median(found):.{digits}f} [{min(found):.{digits}f}, {max(found):.{digits}f}]{unit}"
-
-
-def verdict(reached: Sequence[bool]) -> str:
-    """Return a goal's verdict; reached: by each round. It is missed where more rounds miss it than reach it."""
-    if 2 * sum(reached) < len(reached):
-        return "**missed**"
-    return "met" if all(reached) else f"met in {sum(reached)} of {len(reached)} rounds"

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from ops.benchmarks.capacity_tables import clusters_table, elastic_table, kills_table
+from ops.benchmarks.cost_sentences import cache_sentence, checkpoint_sentence, start_sentence, sweep_sentence
 from ops.benchmarks.gpu_tables import gpu_table
 from ops.benchmarks.paper3_sentences import paper3_sentences
 from ops.console import say
@@ -25,6 +26,7 @@ OPS = Path(__file__).parents[1] / "README.md"
 CAPACITY = Path(__file__).parent / "CAPACITY.md"
 SPEED = Path(__file__).parent / "README.md"
 TOP = OPS.parents[1] / "README.md"
+CLUSTER = OPS.parents[1] / "cluster" / "README.md"
 # Methods that combine two others, by their rows.
 COMBINED = {"wttm + itrd": ("wttm", "itrd"), "wkd_l + wkd_f": ("wkd_l", "wkd_f")}
 
@@ -199,6 +201,12 @@ PARTS: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     },
     CAPACITY: {"clusters": clusters_table, "capacity": kills_table, "elastic": elastic_table},
     SPEED: {"gpu": gpu_table},
+    CLUSTER: {
+        "cache": cache_sentence,
+        "sweep": sweep_sentence,
+        "startup_workers": start_sentence,
+        "scale": checkpoint_sentence,
+    },
     TOP: {"paper3_regime": lambda found: paper3_sentences({"regime": found, **read_experiments()})},
 }
 

@@ -51,6 +51,7 @@ Function = Callable[[argparse.Namespace], int]
 
 # What refuses a command's recipe or run before its module is imported; see `calls`.
 RECIPE, SUBJECT = "ops.catalog:require_recipe", "ops.evaluation.subjects:require_subject"
+PREDICTED = "ops.evaluation.subjects:require_predicted"
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ops.command_line.limits import FORMS, MAX_LOSS, PRECISIONS
-from ops.command_line.parser import SUBJECT, Parser, add_overrides, calls, command
+from ops.command_line.parser import PREDICTED, SUBJECT, Parser, add_overrides, calls, command
 
 
 @command(
@@ -43,7 +43,7 @@ def predict(parser: Parser) -> None:
     parser.add_place("--output", metavar="FILE", help="also write all of it as JSON")
     parser.add_place("--picture", metavar="FILE", help="also save the photographs with their class, as PNG or JPEG")
     add_overrides(parser, "recipe fields to override, such as data.root=FOLDER")
-    parser.set_defaults(function=calls("ops.evaluation.predict:predict", require=SUBJECT))
+    parser.set_defaults(function=calls("ops.evaluation.predict:predict", require=PREDICTED))
 
 
 @command(

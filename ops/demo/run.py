@@ -25,6 +25,7 @@ from ops.console import console, duration, part_of, percent, say, table
 from ops.demo.digits import write_digits
 from ops.export.latency import log_to_mlflow, measure_networks
 from ops.train import mlflow_hint, watched
+from pipelines.files import require_folder_place
 
 LATENCY_SECONDS = 1.0
 MEASURED_SECONDS = 2.0  # of the steps of a recipe
@@ -89,13 +90,10 @@ def demo(
         raise Refused(f"--seeds {seeds}: at least one")
     networks = Networks(teacher, teacher_weights, student, student_weights)
     networks.check(data)
-    if data:
-        folder, given = "folder", [f"data.root={Path(data).absolute()}"]
-    else:
-        say("writing the digits")
-        root = write_digits(Path(output) / "digits")
-        folder, given = "demo", [f"data.root={root.absolute()}"]
-    given += [f"output_dir={Path(output).absolute()}", *overrides]
+    require_folder_place(Path(output), "--output")
+    digits = Path(output) / "digits"
+    folder, root = ("folder", Path(data)) if data else ("demo", digits)
+    given = [f"data.root={root.absolute()}", f"output_dir={Path(output).absolute()}", *overrides]
 
     def recipe(name: str, *more: str) -> RunConfig:
         return absolute(load_recipe(RECIPES / folder / f"{name}.yaml", [*given, *more]), Path.cwd())
@@ -105,6 +103,9 @@ def demo(
     theirs += networks.for_student()
     untaught = recipe("distilled", *theirs, "teacher.checkpoint=null", "teacher.random=true")
     RunFolder.of(first).refuse_another(first)
+    if not data:
+        say("writing the digits")
+        write_digits(digits)
     for check in (check_names, check_run):  # on both, before the first takes its time
         check(first)
         check(untaught)

@@ -29,7 +29,7 @@ from pipelines.data.images import inspect_image
 from pipelines.data.index import build_index
 from pipelines.data.listing import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from pipelines.data.source import Source
-from pipelines.files import make_folder, write_figure, write_json
+from pipelines.files import make_folder, require_file_place, write_figure, write_json
 
 SPLIT = "predicted"  # the name of the photographs within an `Assembly`
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -74,6 +74,9 @@ def predict(run: str, photos: str, top: int, output: str | None, picture: str | 
     subject, weights = find_student(run, overrides)
     if top < 1:
         raise Refused(f"--top {top}: at least one class a photograph")
+    for option, place in (("--output", output), ("--picture", picture)):
+        if place is not None:
+            require_file_place(Path(place), option)
     if picture is not None and Path(picture).suffix.lower() not in PICTURES:
         raise Refused(f"--picture {picture}: give a name that ends in {' or '.join(PICTURES)}")
     # A photograph that breaks meanwhile is refused: if it were left out, the next would take its name.

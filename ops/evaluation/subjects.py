@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cluster.recipe.paths import absolute
 from cluster.tracking.folder import RunFolder
 from kdcore.errors import Refused, did_you_mean
 from ops import catalog
+from pipelines.files import read_object
 
 if TYPE_CHECKING:
     from cluster.recipe.config import RunConfig
 
+LINEAGE = "lineage.json"  # what an export was made from; here, as the export's own modules import torch
+MAX_RUNS_NAMED = 10
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin")
 
 
@@ -82,11 +86,36 @@ def is_recipe(path: Path) -> bool:
     return not path.is_dir() and path.suffix not in WEIGHTS
 
 
+def require_predicted(run: str, photos: str) -> None:
+    """Refuse, as `require_subject` does, what photographs cannot be shown to; and a run behind the photographs."""
+    is_run = [RunFolder(Path(word)).recipe.is_file() or word.endswith(WEIGHTS) for word in (run, photos)]
+    if is_run == [False, True] and Path(run).exists():
+        raise Refused(
+            f"{run} is no run, and {photos} is one; the run comes first: predict {quote(photos)} {quote(run)}"
+        )
+    require_subject(run)
+
+
+def _without_student(run: str) -> str:
+    """Return the error text for a folder without a student's weights: what it is, and what to give in its place."""
+    folder = RunFolder(Path(run))
+    if (export := folder.path / LINEAGE).is_file():
+        known = read_object(export, "export the run again")
+        where = f", of the run in {known['run_dir']}" if "run_dir" in known else ""
+        return f"{run} is an export{where}; give the folder of its run"
+    if runs := sorted(file.parent.as_posix() for file in folder.path.glob("*/recipe.yaml")):
+        more = f" and {len(runs) - MAX_RUNS_NAMED} more" if len(runs) > MAX_RUNS_NAMED else ""
+        return f"{run} holds runs, and is none; give the folder of one: {', '.join(runs[:MAX_RUNS_NAMED])}{more}"
+    if folder.recipe.is_file():
+        return f"{run}: no {folder.weights.name}, so this run is not finished; continue it with train"
+    return f"{run} is not a run's folder, as it has no {folder.recipe.name}; give the folder that `train` printed"
+
+
 def require_subject(run: str) -> None:
     """Refuse a word that names no run, file of weights or recipe, and suggest runs with similar names."""
     path = Path(run)
     if path.is_dir() and not RunFolder(path).weights.is_file():
-        raise Refused(f"{run}: no {RunFolder(path).weights.name}, so this run is not finished; continue it with train")
+        raise Refused(_without_student(run))
     if path.suffix in (".yaml", ".yml") or path.exists() or run in catalog.names():
         return
     here = path.parent if path.parent.is_dir() else Path()

@@ -13,12 +13,13 @@ from pathlib import Path
 from kdcore.errors import Refused
 from kdcore.local_dir import CONFIG, WEIGHTS
 from ops.command_line.limits import PRECISIONS
+from ops.evaluation.subjects import LINEAGE
 from pipelines.cache.manifest import MANIFEST
 from pipelines.cache.store import checksum
 from pipelines.files import read_object, write_json
 
 CARD = "README.md"  # the last file that an export writes
-LINEAGE, SIGNATURE = "lineage.json", "signature.json"
+SIGNATURE = "signature.json"
 PROGRAM = "model.pt2"
 NEEDED = (CONFIG, WEIGHTS, PROGRAM, "model.onnx", "predict.py", LINEAGE, CARD)
 FILES = (*NEEDED, *(f"model.{precision}.onnx" for precision in PRECISIONS))

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from kdcore.errors import Refused
 from ops.console import say
-from pipelines.files import make_folder, not_written, write_whole
+from pipelines.files import make_folder, not_written, require_file_place, write_whole
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -32,6 +32,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def keys(file: str) -> int:
     """Make a pair of keys: the private one in the file, the public one next to it. Refused where either exists."""
     path = Path(file)
+    require_file_place(path, "keys")
     public = path.with_suffix(".pub")
     if public == path:
         raise Refused(f"{path} is the name of the public key; give that of the private one: {path.stem}.pem")

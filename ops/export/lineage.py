@@ -28,7 +28,8 @@ from kdcore.located import is_uri, local_file
 from kdcore.named_models import LOCAL_DIR
 from kdcore.online_teacher import OnlineTeacher
 from ops.console import console, say, table
-from ops.export.files import LINEAGE, digests_of
+from ops.evaluation.subjects import LINEAGE
+from ops.export.files import digests_of
 from ops.export.signing import Finding, examine, trusted_keys
 from pipelines.cache.manifest import MANIFEST, load_manifest
 from pipelines.cache.reader import load_constants, refuse_damaged

@@ -29,7 +29,8 @@ from kdcore.errors import Refused
 from kdcore.local_dir import CONFIG, WEIGHTS
 from kdcore.named_models import LOCAL_DIR
 from ops.console import say
-from ops.export.files import CARD, FILES, LINEAGE, NEEDED, PROGRAM, SIGNATURE, exporting, refuse_others
+from ops.evaluation.subjects import LINEAGE
+from ops.export.files import CARD, FILES, NEEDED, PROGRAM, SIGNATURE, exporting, refuse_others
 from ops.export.lineage import read_lineage
 from ops.export.programs import has_remarks
 from ops.export.signing import covered, examine

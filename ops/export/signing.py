@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcore.errors import Refused
 from ops.console import say
-from ops.export.files import LINEAGE, SIGNATURE, refuse_others
+from ops.evaluation.subjects import LINEAGE
+from ops.export.files import SIGNATURE, refuse_others
 from ops.export.keys import fingerprint, raw, read_private, read_public
 from pipelines.cache.manifest import MANIFEST, load_manifest
 from pipelines.cache.store import checksum

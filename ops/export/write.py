@@ -29,6 +29,7 @@ from cluster.evaluation import load_student
 from cluster.images import evaluation_policy
 from cluster.nodes.resources import use_worker_threads
 from cluster.rank import Rank
+from cluster.tracking.folder import RunFolder
 from kdcore.configs import ModelConfig
 from kdcore.errors import Refused
 from kdcore.models import build_model
@@ -38,13 +39,13 @@ from ops.console import console, say, table
 from ops.evaluation.subjects import find_student
 from ops.export import photo_script
 from ops.export.construction import Construction
-from ops.export.files import PROGRAM, remove_earlier
+from ops.export.files import FILES, PROGRAM, remove_earlier
 from ops.export.lineage import write_lineage
 from ops.export.model_card import write_card
 from ops.export.programs import example_of, write_onnx, write_program
 from ops.export.quantize import write_small_files
 from ops.export.registry import register
-from pipelines.files import make_folder, write_text, write_whole
+from pipelines.files import make_folder, require_folder_place, write_text, write_whole
 from pipelines.leases import leased
 from pipelines.loaders.base import requests_of
 from pipelines.spread import evenly_spread
@@ -96,13 +97,17 @@ def export(
     precisions, max_loss: as in `ops.export.quantize.write_small_files`. Refused, before anything is written, for a
     student whose logits are not finite, and where a file answers differently.
     """
+    folder = Path(output)
+    require_folder_place(folder, "--output")
+    if known := [file.name for file in (RunFolder(folder).recipe, RunFolder(folder).result) if file.exists()]:
+        raise Refused(f"--output: {folder} is a run's folder, as it has a {known[0]}; give another folder")
     subject, weights = find_student(run, overrides)
     if not Path(run).is_dir():
         raise Refused(f"{run} is a file of weights, which does not say how good they are; give the run's folder")
     use_worker_threads(subject.config)
     parts = assemble(subject.config, Rank(0, 1, torch.device("cpu")))
     student = load_student(parts, weights).to(memory_format=torch.contiguous_format)
-    images, folder = sample_images(parts, num_images), Path(output)
+    images = sample_images(parts, num_images)
     job = Export(parts, student, images, finite_logits(student, images, weights), folder)
     make_folder(folder, "--output")
     with leased(folder, "export"):
@@ -117,7 +122,7 @@ def export(
         write_lineage(folder, parts, Path(run), job.construction.in_timm)
         facts = onnx_facts(job)
         card = write_card(folder, parts, student, Path(run), job.construction, facts, checks, len(images))
-        written = sorted(str(path) for path in folder.iterdir() if not path.name.startswith("."))
+        written = sorted(str(folder / name) for name in FILES if (folder / name).is_file())
         say(f"written: {', '.join(written)}")
         if subject.run_id is not None:
             say(register(subject.config, subject.run_id, job.folder, job.images, name, card))

@@ -28,7 +28,7 @@ from ops.review.figures import Histories
 from ops.review.groups import STUDIED, Row, recipe_differences, rows_of, sentences
 from ops.review.sweeps import sweeps_of
 from ops.stores import open_store, run_link
-from pipelines.files import write_text
+from pipelines.files import require_file_place, write_text
 
 CURVES = {  # {metric: (its title, whether it is a share)}
     **{
@@ -54,6 +54,8 @@ def review(
 
     metric: None for the validation score by which weights are chosen: top-1 or, where no run has it, mAP, and so on.
     """
+    path = Path(output or f"{experiment}-review.html")
+    require_file_place(path, "--output")
     uri = open_store(store)
     client = mlflow.MlflowClient(uri)
     with mlflow_errors_as_refusals(uri, "start it, or name another --store"):
@@ -64,7 +66,6 @@ def review(
             raise Refused(f"experiment {experiment!r} has no finished run with {metric}; take another --metric")
         pair = [find_run(runs, name) for name in compare or ()]
         text = page(client, experiment, runs, rows, pair, metric)
-    path = Path(output or f"{experiment}-review.html")
     write_text(path, text)
     say(f"{len(rows)} recipes, {sum(len(row.group.runs) for row in rows)} finished runs of {len(runs)}")
     if set_aside := sum(row.set_aside for row in rows):

@@ -158,7 +158,7 @@ def _read_latest(place: Place, split: str, cache_dir: str | Path, acceptance: Ac
     for pointer in dict.fromkeys(_pointer(place, split, cache_dir, one) for one in (acceptance, USUAL)):
         try:
             latest = _Latest.model_validate_json(pointer.read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
             continue
         if latest.acceptance == acceptance:
             return latest

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from cluster.assembly import assemble
 from cluster.batches import Batches
-from cluster.images import open_data
+from cluster.rank import Rank
 from cluster.recipe.reading import parse
+from cluster.training.check import check_run
 from kdcore.errors import Refused
 
 
@@ -57,7 +60,17 @@ def test_where_no_size_of_batch_fits() -> None:
         Batches(3, 2, 1, keeps_last=True, in_pairs=True).check()
 
 
+def test_what_trains_nothing_needs_no_whole_batch(recipe) -> None:
+    """`layers`, `predict` and `cache build` took no images that are fewer than a batch of training."""
+    config = parse(recipe(train__batch_size=64))
+    run = assemble(config, Rank(0, 1, torch.device("cpu")))
+    assert len(run.indexes["train"]) == 48
+    for refused in (lambda: run.steps_per_epoch, lambda: check_run(config)):
+        with pytest.raises(Refused, match=r"train.batch_size 64 is more than the 48 training images of .*; take a"):
+            refused()
+
+
 def test_it_is_refused_before_anything_starts(recipe) -> None:
     changes = {"train__batch_size": 15, "train__micro_batch": 5, "train__last_batch": "keep"}
     with pytest.raises(Refused, match=r"3 of 48 images, which does not give 2 to each of the step's 3 micro-batches"):
-        open_data(parse(recipe(**changes)))
+        check_run(parse(recipe(**changes)))

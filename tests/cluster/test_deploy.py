@@ -20,7 +20,7 @@ from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from cluster.jobs import TIME_TO_END
+from cluster.jobs import TIME_TO_END, check_paths
 from cluster.parcel import pack_parcel
 from cluster.provenance import COMMIT
 from cluster.training.board import STARTS_METRIC
@@ -118,6 +118,7 @@ def test_the_job_runs_a_recipe_that_fits():
     assert words[:3] == ["python", "-m", "ops"]
     args = build_parser().parse_args(words[3:])
     config = catalog.load(args.recipe, args.overrides)
+    check_paths(config)
     (group,) = job.rayClusterSpec.workerGroupSpecs
     limits = group.template.spec.containers[0].resources.limits
     assert config.scaling.num_workers == group.replicas * int(limits["nvidia.com/gpu"])

@@ -18,22 +18,13 @@ from kdcore.errors import Refused
 from kdcore.models import build_backbone, build_model, classifier_of, input_statistics
 from kdcore.named_models import module_of, names_if_unknown, short_name
 from kdcore.online_teacher import OnlineTeacher
-from kdcore.rehearsal import check_network
 from kdcore.taps import FeatureTaps
 from kdcore.terms import parse_term
-from tests.own_code import write_own_code
 
 CLASSES = ("ant", "bee", "cat")
 
 
-@pytest.fixture(autouse=True)
-def own_nets(tmp_path, monkeypatch):
-    """`own_nets` is importable, and forgotten afterwards."""
-    monkeypatch.setattr(named_models, "BUILDER_MODULES", set())
-    monkeypatch.setattr("kdcore.local_dir.BUILDER_MODULES", named_models.BUILDER_MODULES)
-    monkeypatch.syspath_prepend(str(write_own_code(tmp_path / "code")))
-    yield
-    sys.modules.pop("own_nets", None)
+pytestmark = pytest.mark.usefixtures("own_nets")
 
 
 def build(model: str, classes: tuple[str, ...] = CLASSES, **fields) -> nn.Module:
@@ -218,52 +209,6 @@ def test_the_hub(tmp_path, monkeypatch):
     found = build("hf-hub:me/net", pretrained=True)
     pairs = zip(found.state_dict().values(), network.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("own_nets:biuld", "own_nets has no 'biuld'; did you mean build"),
-        ("own_nets:number", "number is of type int; name a function that returns the network"),
-        ("own_nats:build", r"there is no module 'own_nats'; name its file as a plug-in"),
-        ("own_nets:nothing", "model 'own_nets:nothing' returns a dict, not a torch.nn.Module"),
-    ],
-)
-def test_functions_that_give_no_network(model, message):
-    with pytest.raises(Refused, match=message) as refused:
-        build(model)
-    assert "\n" not in str(refused.value)
-
-
-def test_arguments_that_it_does_not_take():
-    with pytest.raises(Refused, match=r"'own_nets:build' does not take args {'depth': 3} \(TypeError"):
-        build("own_nets:build", args={"depth": 3})
-    with pytest.raises(Refused, match="pretrained means weights that timm or torchvision downloads"):
-        build("own_nets:build", pretrained=True)
-
-
-def test_what_answers_otherwise_than_it_says():
-    with pytest.raises(Refused, match="Small answers with 7 logits where 3 classes are asked for; have it take"):
-        check_network(build("own_nets:deaf"), (16, 16))
-
-    class Halves(nn.Module):
-        num_classes = 3
-
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(3, 3)
-
-        def forward_features(self, x):
-            return x
-
-        def forward_head(self, x):
-            return self.fc(x.mean((2, 3)))
-
-        def forward(self, x):
-            return 2 * self.forward_head(self.forward_features(x))
-
-    with pytest.raises(Refused, match=r"Halves: forward_head\(forward_features\(images\)\) is not forward\(images\)"):
-        check_network(Halves(), (16, 16))
 
 
 def test_timms_networks_are_left_as_they_are():

@@ -37,6 +37,10 @@ MISTAKES = [
     ),
     ("train R train.epoch=3", "unknown key 'train.epoch'; did you mean epochs"),
     ("train R epochs=3", "unknown key 'epochs'; did you mean train.epochs?"),
+    (f"train R {KD} temperature=3", "unknown key 'temperature'; did you mean method.1.temperature?"),
+    (f"train R {KD} kd.temperature=3", "unknown key 'kd'; did you mean"),
+    (f"train R {KD} method.0.temperature=3", "unknown key 'method.0.temperature'; did you mean method.1.temperature?"),
+    ("train R warmup_epochs=3", "unknown key 'warmup_epochs'; did you mean schedule.warmup_epochs"),
     ("train R train.lr=0.1", "unknown key 'train.lr'; did you mean optimizer.lr?"),
     ("train R train.epochs", "override 'train.epochs': write key=value, such as train.epochs=5"),
     ("train R train.epochs=many", "train.epochs: Input should be a valid integer"),
@@ -51,6 +55,7 @@ MISTAKES = [
     ("train R data.root=P/train", "has no split 'train', but the folder around it has; give data.root="),
     ("train R data.train_split=trian", "has no split 'trian'; it holds train, val: name one of them, or create"),
     ("train R train.batch_size=64", "train.batch_size 64 is more than the 39 training images"),
+    ("show R train.batch_size=64", "train.batch_size 64 is more than the 39 training images"),
     ("train R train.batch_size=10", "train.batch_size 10 is not a multiple of train.micro_batch 4; take 8"),
     ("train R student.checkpoint=gone.pt", "gone.pt: no such file, named by the model 'cifar_resnet8' of the recipe"),
     ("train R student.checkpoint=21.pt", "has 21 outputs, for other classes than the data's: give student.new_head"),
@@ -69,6 +74,11 @@ MISTAKES = [
         "with new_head it answers at random; a teacher has to know the data's classes: fine-tune it",
     ),
     (f"train R {FEATURES} {' '.join(TEACHER)}", "student cifar_resnet8 has no tap 'layer9'; did you mean layer"),
+    ("train R tracking.uri=localhost:5000", "'localhost:5000', does not say how it is reached; write http://localhost"),
+    (
+        f"cache plan R {KD} {' '.join(TEACHER)}",
+        "the recipe has no cache; add a 'cache:' section, such as {dir: outputs/cache}",
+    ),
     ("train used", "holds a run of another recipe (train.epochs: 2 there, 5 now); choose another name=..."),
     ("show R data.root=nowhere", "nowhere: no such folder; set data.root to the folder that holds"),
     (
@@ -87,6 +97,23 @@ MISTAKES = [
     ("fields temprature", "temprature: no section, term or field is called that; did you mean temperature"),
     ("demo --teacher resnet18", "--teacher names a network for your own images; give --data FOLDER too"),
     ("demo --data P --teacher-weights 21.pt", "21.pt: name the network they belong to: --teacher NAME"),
+    ("predict out/used P --output .", "--output: . is a folder; give the name of a file in it, such as NAME"),
+    ("predict out/used P --output s3://b/x.json", "--output: "),
+    ("predict out/used P --picture P", "--picture: P is a folder; give the name of a file in it, such as P/NAME"),
+    ("predict out/used P --output 21.pt/x", "21.pt is a file, not a folder; give another place"),
+    ("review small --output .", "--output: . is a folder; give the name of a file in it"),
+    ("show R --picture out/x.png", "--picture: out/x.png is a folder; give the name of a file in it"),
+    ("keys .", "keys: . is a folder; give the name of a file in it"),
+    ("keys P", "keys: P is a folder; give the name of a file in it"),
+    ("layers R --output 21.pt", "--output: 21.pt is a file, not a folder; give another place"),
+    ("export out/used -o 21.pt", "--output: 21.pt is a file, not a folder; give another place"),
+    (
+        "export out/used -o out/used",
+        "--output: out/used is a run's folder, as it has a recipe.yaml; give another",
+    ),
+    ("data show P --index 21.pt", "index: the folder 21.pt cannot be made (File exists); give a place that can be wr"),
+    ("demo --output 21.pt", "--output: 21.pt is a file, not a folder; give another place"),
+    ("demo P --output out/demo", "override 'P': write key=value, such as train.epochs=5"),
     ("demo --data P --student resnet81", "unknown model 'resnet81'; did you mean resnet18"),
 ]
 
@@ -104,6 +131,8 @@ def place(tmp_path_factory):
     used = recipe | {"name": "used"}
     (folder / "used.yaml").write_text(yaml.safe_dump(used | {"train": recipe["train"] | {"epochs": 5}}))
     (folder / "out" / "used").mkdir(parents=True)
+    (folder / "out" / "used" / "student.safetensors").touch()
+    (folder / "out" / "x.png").mkdir()
     (folder / "out" / "used" / "recipe.yaml").write_text(yaml.safe_dump(used))
     (folder / "typo.yaml").write_text("name: typo\nspace: {temprature: [1, 2]}\n")
     return folder
@@ -134,6 +163,7 @@ def test_a_mistake_is_refused_at_once_in_one_sentence(typed, said, place, monkey
     lines = shown.err.strip().splitlines()
     assert len(lines) == 1, lines
     assert said in lines[0]
+    assert "measuring" not in shown.out
     assert not ray.is_initialized()
     assert seconds < AT_ONCE_SECONDS
 

@@ -11,7 +11,33 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdcore.errors import Refused
-from pipelines.files import claim_name, own_temporary_folder, remove_unfinished, sync, write_figure, write_whole
+from pipelines.files import (
+    claim_name,
+    own_temporary_folder,
+    remove_unfinished,
+    require_file_place,
+    require_folder_place,
+    sync,
+    write_figure,
+    write_whole,
+)
+
+
+def test_a_place_is_looked_at_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file and of a folder; nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    require_file_place(Path("file"), "--output")
+    require_file_place(Path("new/below/file"), "--output")
+    require_folder_place(Path("new/below"), "--output")
+    require_folder_place(Path(), "--output")
+    for place in (".", "..", "/", str(tmp_path)):
+        with pytest.raises(Refused, match=r"--output: .* is a folder; give the name of a file in it"):
+            require_file_place(Path(place), "--output")
+    for place in ("file", "file/below/x"):
+        with pytest.raises(Refused, match=r"--output: .*file is a file, not a folder; give another place"):
+            require_folder_place(Path(place), "--output")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Refused("cut off"), KeyboardInterrupt()])

@@ -13,6 +13,7 @@ from cluster.recipe.reading import parse
 from cluster.sweep.space import run_config
 from kdcore.configs import PATH
 from kdcore.errors import Refused
+from ops.__main__ import main
 from ops.command_line.parser import build_parser
 from ops.schema import sections
 
@@ -119,6 +120,16 @@ def test_the_paths_of_overrides_alone():
         ("teacher.model", "mine"),
         ("teacher.checkpoint", "a b.pt"),
     ]
+
+
+@pytest.mark.parametrize("uri", ["localhost:5000", "127.0.0.1:5000", "mlflow.example.com:80/store"])
+def test_a_server_without_http_is_refused_with_it(uri, recipe, capsys):
+    """MLflow lists all kinds of stores, or makes a folder of that name."""
+    said = f"the MLflow store, '{uri}', does not say how it is reached; write http://{uri}"
+    with pytest.raises(Refused, match=said):
+        absolute(parse(recipe(tracking__uri=uri)), BASE)
+    assert main(["review", "small", "--store", uri]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_path_in_a_list_is_found():

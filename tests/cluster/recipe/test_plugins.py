@@ -1,7 +1,6 @@
 """Plug-ins: imported by name, file or folder; refused in a line; their source is part of what a run is."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from cluster.tracking.delivery import recipe_to_deliver
 from cluster.tracking.folder import RunFolder
 from cluster.tracking.tracker import Tracker
 from cluster.weights import starting_facts
-from kdcore import named_models
 from kdcore.errors import Refused
 from kdcore.optim import build_optimizer
 from kdcore.terms import REGISTRY
@@ -26,37 +24,14 @@ from ops.command_line.parser import build_parser
 from ops.submit import without_plugins
 from pipelines.data import kinds
 from pipelines.data.index import build_index
-from tests.own_code import write_own_code, write_own_images
+from tests.own_code import plugin, write_own_code, write_own_images
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """Whatever a plug-in registers is gone after its test."""
-    monkeypatch.setattr(plugins, "_FINGERPRINTS", {})
-    monkeypatch.setattr(kinds, "KINDS", list(kinds.KINDS))
-    terms, modules = dict(REGISTRY), set(sys.modules)
-    trackers, builders = dict(Tracker.registry), set(named_models.BUILDER_MODULES)
-    yield
-    for registry, before in ((REGISTRY, terms), (Tracker.registry, trackers)):
-        registry.clear()
-        registry.update(before)
-    named_models.BUILDER_MODULES.intersection_update(builders)
-    for name in set(sys.modules) - modules:
-        if name.split(".")[0].startswith(("own_", "my_")):
-            del sys.modules[name]
 
 
 @pytest.fixture
 def code(tmp_path) -> Path:
     return write_own_code(tmp_path / "code")
-
-
-def plugin(folder: Path, text: str, name: str = "my_plugin") -> str:
-    path = folder / f"{name}.py"
-    path.write_text(text)
-    return str(path)
 
 
 def test_a_term_from_a_file_a_package_and_by_name(code, recipe, monkeypatch):
@@ -111,62 +86,6 @@ def test_an_optimiser_a_network_and_a_tracker(tmp_path, recipe):
     with pytest.raises(Refused, match="'my_adamw': timm takes what follows the last '_' for the name"):
         build_optimizer(config.optimizer.model_copy(update={"opt": "my_adamw"}), network)
     assert "my_notes" in Tracker.registry
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("import not_there_at_all", "imports 'not_there_at_all', which is not installed"),
-        ("def broken(:", r"does not import \(SyntaxError: .*my_plugin.py, line 1\); correct it, or leave it out"),
-        ("x = 1\n1 / 0", r"does not import \(ZeroDivisionError: division by zero; my_plugin.py, line 2\)"),
-        ("import sys; sys.exit(3)", r"does not import \(SystemExit: 3"),
-        (
-            "from kdcore.terms import Term\nclass Mine(Term):\n    term: str = 'kd'\n",
-            "two terms are called 'kd': kdcore.terms.logits.*my_plugin.Mine; rename one",
-        ),
-        (
-            "from kdcore.terms import Term\nclass One(Term):\n    term: str = 'one'\n"
-            "class Two(Term):\n    term: str = 'one'\n",
-            "two terms are called 'one': my_plugin.One and my_plugin.Two; rename one",
-        ),
-        (
-            "from timm.models import register_model\n@register_model\ndef resnet50(pretrained=False): pass\n",
-            "UserWarning: Overwriting resnet50 in registry",
-        ),
-        (
-            "from timm.optim import OptimInfo\nfrom timm.optim._optim_factory import default_registry\nimport torch\n"
-            "default_registry.register(OptimInfo(name='adamw', opt_class=torch.optim.SGD))\n",
-            "Optimizer adamw already registered; give it a name of its own",
-        ),
-        (
-            "from cluster.tracking import tensorboard_tracker\nfrom cluster.tracking.tracker import Tracker\n"
-            "class T(Tracker):\n    name = 'tensorboard'\n",
-            "two trackers are called 'tensorboard'",
-        ),
-        (
-            "from pipelines.data.kinds import Kind, register\nregister(Kind('CSV', None, None))",
-            "two kinds of images are called 'CSV'; rename one",
-        ),
-    ],
-)
-def test_what_does_not_import_is_refused_in_a_line(tmp_path, text, message):
-    path = plugin(tmp_path, text)
-    with pytest.raises(Refused, match=message) as refused:
-        import_plugins([path])
-    assert "\n" not in str(refused.value)
-    assert "my_plugin" in str(refused.value)
-    assert "my_plugin" not in sys.modules
-
-
-def test_names_that_are_none(tmp_path):
-    with pytest.raises(Refused, match=r"there is no module 'my_package.distil'; give its whole dotted name, a file"):
-        import_plugins(["my_package.distil"])
-    with pytest.raises(Refused, match=rf"{re.escape(str(Path.cwd()))}/nowhere\.py is neither a Python file nor a"):
-        import_plugins(["./nowhere.py"])
-    with pytest.raises(Refused, match="'my-losses' is not a module name; rename it, such as my_my_losses"):
-        import_plugins([plugin(tmp_path, "", "my-losses")])
-    with pytest.raises(Refused, match=r"would take the place of the module 'json' \(.*json/__init__.py\); rename it"):
-        import_plugins([plugin(tmp_path, "", "json")])
 
 
 def test_no_plugin_adds_no_fact(recipe):

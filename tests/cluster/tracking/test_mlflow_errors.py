@@ -41,6 +41,18 @@ def test_a_file_that_was_deleted_under_mlflow(recipe, gone):
         open_run(config, "train")
 
 
+def test_a_start_that_the_store_refuses_takes_no_name(recipe):
+    """The next one, of a mended recipe, was refused as another run of that name."""
+    config = parse(recipe(scaling__num_workers=0, tracking__uri="htp://host:5000", train__max_steps=1))
+    with pytest.raises(
+        Refused, match=r"the MLflow store htp://host:5000 is of a kind that MLflow does not know; write"
+    ):
+        launch(config)
+    folder = RunFolder.of(config)
+    assert (folder.state(), folder.read_store()) == ("new", None)
+    assert launch(parse(recipe(scaling__num_workers=0, train__max_steps=2))).steps == 2
+
+
 @pytest.fixture
 def own(recipe):
     """A recipe whose run has been opened in the store of its output folder, and that store's file."""

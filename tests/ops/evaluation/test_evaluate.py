@@ -149,5 +149,6 @@ def test_the_card_takes_no_other_images_for_the_validation_split(tmp_path):
 
 def test_a_run_that_is_not_finished(finished, tmp_path, capsys):
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "not finished; continue it with train" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kdcore import named_models
 from kdcore.errors import Refused
 from ops.__main__ import main
 from ops.evaluation.subjects import find_subject
+from pipelines.files import write_json
 from tests.own_code import write_own_code
 
 
@@ -81,3 +83,36 @@ def test_a_run_whose_output_folder_has_moved(recipe, tmp_path, is_trial):
         open_store(found)
     assert not (moved / "mlflow.db").exists()
     assert not out.exists()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> Path:
+    """The working folder: two runs, the second without its student; an export of the first; photographs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("outputs/a", "outputs/b", "exported", "photos"):
+        Path(name).mkdir(parents=True)
+    for name in ("outputs/a/recipe.yaml", "outputs/a/student.safetensors", "outputs/b/recipe.yaml", "photos/x.png"):
+        Path(name).touch()
+    write_json(Path("exported/lineage.json"), {"run": "a", "run_dir": "/there/outputs/a"})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate outputs", "outputs holds runs, and is none; give the folder of one: outputs/a, outputs/b$"),
+        ("probe exported", "exported is an export, of the run in /there/outputs/a; give the folder of its run$"),
+        ("benchmark photos", "photos is not a run's folder, as it has no recipe.yaml; give the folder that `train` pr"),
+        ("export outputs/b -o e", "outputs/b: no student.safetensors, so this run is not finished; continue it with"),
+        (
+            "predict photos outputs/a",
+            "photos is no run, and outputs/a is one; the run comes first: predict outputs/a p",
+        ),
+        ("predict photos/x.png outputs/a/student.safetensors", "photos/x.png is no run, and outputs/a/student.safeten"),
+        ("predict photos photos", "photos is not a run's folder"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run(folders, words, said, capsys):
+    """All of them were called runs that are not finished."""
+    assert main(words.split()) == 2
+    assert re.search(f"^stillhouse: {said}", capsys.readouterr().err.strip())

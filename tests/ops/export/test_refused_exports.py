@@ -1,6 +1,8 @@
 """`export` refuses what it cannot stand for, and leaves the folder as it was or marked as incomplete."""
 
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 import ops.export.write
 from kdcore.errors import Refused
 from ops.__main__ import main
-from ops.export.files import SIGNATURE
+from ops.export.files import NEEDED, SIGNATURE
 
 
 def test_a_file_of_weights_cannot_be_exported(finished, tmp_path, capsys):
@@ -28,7 +30,7 @@ def test_a_recipe_cannot_be_exported(finished, tmp_path, capsys):
     assert "is a recipe; give the folder of a finished run" in capsys.readouterr().err
 
 
-def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch):
+def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch, capsys):
     """All files of an earlier export are taken away before anything is written; what somebody added stays."""
     added = {"LICENSE", "model.int4.onnx", "notes.txt"}
     for name in ("README.md", "model.onnx", "model.int8.onnx", "model.fp16.onnx", "lineage.json", SIGNATURE, *added):
@@ -43,7 +45,10 @@ def test_cut_off_over_an_earlier_export(finished, tmp_path, monkeypatch):
     assert left == {*added, "model.safetensors", "config.json", "lineage.json"}
     assert (tmp_path / "model.safetensors").read_bytes()[:5] != b"of an"
     monkeypatch.undo()
+    capsys.readouterr()
     assert main(["export", str(finished / "out" / "kd-0"), "-o", str(tmp_path)]) == 0
+    (written,) = re.findall(r"written: ((?:\S+, )*\S+)", " ".join(capsys.readouterr().out.split()))
+    assert {Path(name).name for name in written.split(", ")} == set(NEEDED), "and nothing that somebody added"
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
