@@ -168,7 +168,7 @@ def fork_with_ray(requests: socket.socket, settings: dict[str, str]) -> None:
         if name.startswith("RAY_"):
             del os.environ[name]
     os.environ.update(settings)
-    importlib.import_module("ray.train.torch")
+    importlib.import_module("ray")  # not ray.train: its actors draw ids, and every fork would go on with the same ones
     gc.freeze()
     while True:
         asked, files, _, _ = socket.recv_fds(requests, LARGEST, 5)

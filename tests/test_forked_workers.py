@@ -17,10 +17,12 @@ import json, os, subprocess, sys
 from pathlib import Path
 assert subprocess.run(["false"]).returncode == 1  # it may wait for processes of its own
 Path("ended").touch()
-loaded = [name in sys.modules for name in ("torch", "ray.train.torch")]
+loaded = [name in sys.modules for name in ("torch", "ray")]
 print(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), os.getpid() == os.getpgrp(), loaded]))
 """
-SETTING = "from ray._raylet import Config; print(Config.health_check_period_ms())"
+SETTING = (
+    "from ray._raylet import Config, UniqueID; print(Config.health_check_period_ms(), UniqueID.from_random().hex())"
+)
 
 
 def test_a_process_of_its_own(worker_executable: str, tmp_path: Path) -> None:
@@ -35,12 +37,14 @@ def test_a_process_of_its_own(worker_executable: str, tmp_path: Path) -> None:
     assert (tmp_path / "ended").exists(), "its end was not waited for"
 
 
-def test_rays_core_has_the_settings_that_it_was_asked_for_with(worker_executable: str, tmp_path: Path) -> None:
+def test_rays_core_has_its_own_settings_and_random_numbers(worker_executable: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SETTING)
     words = [*shlex.split(worker_executable), str(tmp_path / "script.py")]
     found = []
-    for setting in ("777", "778", "777"):
+    for setting in ("777", "778", "777", "777"):
         environment = {"PATH": os.environ["PATH"], "RAY_health_check_period_ms": setting}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=60)
-        found.append(done.stdout.strip())
-    assert found == ["777", "778", "777"]
+        found.append(done.stdout.split())
+    settings, ids = zip(*found, strict=True)
+    assert settings == ("777", "778", "777", "777")
+    assert len(set(ids)) == 4, "Ray tells actors and tasks apart by such numbers"
