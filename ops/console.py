@@ -136,12 +136,12 @@ class RunView(BarView):
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """Return a table whose first column is text and whose others are numbers."""
+    """Return a table whose first column is text, of one line, and whose others are numbers, which may take two."""
     made = Table(title=visible(title), title_justify="left")
     for number, column in enumerate(columns):
         made.add_column(visible(column), justify="left" if number == 0 else "right", no_wrap=True)
-    for row in rows:
-        made.add_row(*map(visible, row))
+    for text, *numbers in rows:
+        made.add_row(visible(text), *(visible(number, in_lines=True) for number in numbers))
     return made
 
 

@@ -42,14 +42,15 @@ def test_a_name_does_not_command_the_terminal(name: str, capsys: pytest.CaptureF
     assert not set(shown) & {chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))} - set("\n\t")
 
 
-def test_lines_stay_lines_and_a_cell_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_stay_lines_and_a_text_in_a_table_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     say("a:\n\tb")
     complain("an error\n  of two lines")
-    console.print(table("", [""], [["new\nline"]]))
+    console.print(table("", ["", ""], [["new\nline", "1\n±2"]]))
     shown = capsys.readouterr()
     assert shown.out.startswith("a:\n")
     assert shown.err == "stillhouse: an error of two lines\n"
     assert r"new\x0aline" in shown.out
+    assert "1 │" in shown.out
 
 
 @pytest.mark.parametrize("name", NAMES)
