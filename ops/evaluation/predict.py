@@ -150,10 +150,9 @@ def index_photos(photos: Sequence[Path], folder: Path, parts: Assembly, acceptan
 @torch.no_grad()
 def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Iterator[list[tuple[str, float]]]:
     """Yield for each image the `top` likeliest classes with their probabilities, and all others that are named."""
-    data = parts.config.data
-    if data.loader == "resident":  # wants images of one size; the reference shows the same pixels of any
-        data = data.model_copy(update={"loader": "reference"})
-    config = parts.config.model_copy(update={"data": data})
+    config = parts.config
+    if config.data.loader == "resident":  # wants images of one size; the reference shows the same pixels of any
+        config = config.model_copy(update={"data": config.data.model_copy(update={"loader": "reference"})})
     parts = replace(parts, config=config, indexes={**parts.indexes, SPLIT: source})
     student, rank = load_student(parts, weights).to(parts.rank.device), parts.rank
     loader = parts.evaluation_loader(SPLIT)
@@ -161,8 +160,8 @@ def likeliest(parts: Assembly, weights: Path, source: Source, top: int) -> Itera
         with refuse_full_gpu(SMALLER_BATCH), autocast(parts.config, rank):
             logits: Tensor = student(batch.images)
         logits = logits.double()
-        shares = logits.sigmoid() if data.multi_label else logits.softmax(dim=1)
-        num_named = int((shares >= THRESHOLD).sum(dim=1).max()) if data.multi_label else 0
+        shares = logits.sigmoid() if config.data.multi_label else logits.softmax(dim=1)
+        num_named = int((shares >= THRESHOLD).sum(dim=1).max()) if config.data.multi_label else 0
         best = shares.topk(min(max(top, num_named), len(parts.classes)), dim=1)
         for probabilities, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             rows = zip(numbers, probabilities, strict=True)
