@@ -30,6 +30,7 @@ from typing import Any
 NETWORK = Path("/proc/self/ns/net")
 READY = "ready"
 CONTEXT = "--serialized-runtime-env-context"
+KEPT = 4  # processes with Ray, each of 80 MB
 LARGEST = 2**17  # bytes of a request: a command line and an environment
 # Not Ray itself, which is imported for each job anew (`serve`).
 MODULES = (
@@ -154,6 +155,8 @@ def serve(path: str) -> None:
                         fork_with_ray(theirs, json.loads(settings))
                         os._exit(0)  # at once: it has nothing to end
                     theirs.close()
+                    if len(forks) > KEPT:
+                        forks.pop(next(iter(forks))).close()  # the oldest, which ends by that
                 socket.send_fds(forks[settings], [asked], [*files, connection.fileno()])
             for file in files:
                 os.close(file)
