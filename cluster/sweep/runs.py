@@ -22,7 +22,7 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.run import close_run, open_run
 from cluster.training.check import check_run
 from cluster.training.fitting import Job
-from cluster.training.launch import RunResult, continued, job_of, launch
+from cluster.training.launch import RunResult, continued, has_checkpoint, job_of, launch
 from kdcore.credentials import public, without_credentials
 from pipelines.files import write_text
 from pipelines.leases import Fence
@@ -86,7 +86,7 @@ def open_trial(task: TrialTask, credentials: Mapping[str, str], fence: Fence) ->
         return None
     folder = RunFolder.of(config)
     folder.error.unlink(missing_ok=True)
-    folder.claim(config, check_run(config))
+    folder.claim(config, check_run(config), has_checkpoint(config))
     open_run(config, task.command, task.tags)
     return job_of(config, fence)
 

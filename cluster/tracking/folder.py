@@ -178,16 +178,19 @@ class RunFolder:
         """Write the result: the run is finished from now on."""
         write_json(self.result, dict(result))
 
-    def claim(self, config: RunConfig, images: Mapping[str, Any] | None = None) -> None:
+    def claim(self, config: RunConfig, images: Mapping[str, Any] | None = None, has_checkpoint: bool = False) -> None:
         """Make the folder this recipe's, or go on with the run in it. Refused where it holds another run.
 
-        images: as `cluster.images.image_facts` gives them, by which they are known when they have moved.
+        images: as `cluster.images.image_facts` gives them, by which they are known when they have moved; where there is
+        a checkpoint, which refuses others, those that the run began with stay.
         """
         from cluster.weights import starting_facts  # only here: it imports torch
 
         self.refuse_another(config)
         make_folder(self.path, "output_dir")
-        write_json(self.facts, {**starting_facts(config), **(images or {})})
+        known = read_object(self.facts, "restore it") if has_checkpoint and self.facts.exists() else {}
+        kept = {name: known.get(name, fact) for name, fact in (images or {}).items()}
+        write_json(self.facts, starting_facts(config) | kept)
         self.write_recipe(config)
 
     def give_back(self) -> None:
@@ -257,7 +260,7 @@ class RunFolder:
         from cluster.weights import starting_facts  # as in `claim`
 
         known = self.read_recipe(config)
-        refuse_other_recipe(self.path, known, config, remedy)
+        refuse_other_recipe(self.path, known, config, remedy, goes_on=self.state() != "finished")
         if without_credentials(config.data.root) != without_credentials(known.data.root):
             self._refuse_other_data(config, without_credentials(known.data.root))
         self._refuse_other_facts(starting_facts(config), remedy)

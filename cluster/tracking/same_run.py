@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from cluster.recipe.config import RunConfig  # it imports torch
 
 
-def refuse_other_recipe(path: Path, known: RunConfig, config: RunConfig, remedy: str) -> None:
-    """Refuse a recipe that computes something else than the run in a folder. known: the run's."""
+def refuse_other_recipe(path: Path, known: RunConfig, config: RunConfig, remedy: str, *, goes_on: bool) -> None:
+    """Refuse a recipe that computes something else than the run in a folder.
+
+    known: the run's; goes_on: whether it is to be continued, and not finished, so that the number of workers matters.
+    """
     ours, theirs = fields_of(config), fields_of(known)
     changed = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     free = config.INCIDENTAL_FIELDS.union(places_of_weights(ours, theirs))
@@ -26,7 +29,8 @@ def refuse_other_recipe(path: Path, known: RunConfig, config: RunConfig, remedy:
         raise Refused(
             f"{path} holds a run of another recipe ({key}: {theirs.get(key)!r} there, {ours.get(key)!r} now); {remedy}"
         )
-    refuse_other_micro_batch(path, known, config, remedy)
+    if goes_on:
+        refuse_other_micro_batch(path, known, config, remedy)
 
 
 def refuse_other_micro_batch(path: Path, known: RunConfig, config: RunConfig, remedy: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cluster.assembly import Assembly
 from cluster.images import image_facts
 from cluster.recipe.config import RunConfig
-from cluster.training.checkpoint_files import STATE, STUDENT, checkpoint_place, is_whole
+from cluster.training.checkpoint_files import STATE, STUDENT, checkpoint_place, is_whole, refusing_silence
 from cluster.training.readable import KEEP, refuse_unreadable, unread_types
 from kdcore.checkpoints import to_safetensors
 from kdcore.distiller import Distiller
@@ -214,8 +214,9 @@ def checkpoint_up_to(config: RunConfig, step: int) -> Iterator[tuple[Path, str] 
 
     One in an object store is copied to a temporary folder, which is gone afterwards; its place is in the store.
     """
-    filesystem, _ = checkpoint_place(config.storage, config.name)
-    earlier = [one for one in whole_checkpoints(config) if one.step <= step]
+    with refusing_silence(config.storage):
+        filesystem, _ = checkpoint_place(config.storage, config.name)
+        earlier = [one for one in whole_checkpoints(config) if one.step <= step]
     if not earlier:
         yield None
     elif isinstance(filesystem, LocalFileSystem):

@@ -146,7 +146,7 @@ def run_to_end(
         try:
             with ray_session(config):
                 folder.error.unlink(missing_ok=True)
-                folder.claim(config, images)
+                folder.claim(config, images, has_checkpoint(config))
                 opening = Opening(partial(open_run, config, command, tags), thread, is_opened_first(config))
                 if opening.is_first:
                     opening.begin()  # while the workers start: both take seconds
@@ -268,6 +268,13 @@ def job_of(config: RunConfig, fence: Fence) -> Job:
         resize_seconds=scaling.resize_seconds,
         task=task_of(config, fence),
     )
+
+
+def has_checkpoint(config: RunConfig) -> bool:
+    """Return whether a run goes on from a checkpoint. Refused as `newest_step`."""
+    from cluster.training.saving import newest_step  # as in `check_run`
+
+    return newest_step(config) is not None
 
 
 def task_of(config: RunConfig, fence: Fence) -> WorkerTask:

@@ -23,7 +23,6 @@ from cluster.tracking.folder import RunFolder
 from cluster.tracking.same_run import refuse_other_micro_batch
 from cluster.training.check import check_run
 from cluster.training.checkpoint import checkpoint_facts, checkpoint_up_to
-from cluster.training.checkpoint_files import refusing_silence
 from cluster.training.finite import NotFinite
 from cluster.training.loop import ForwardBackward, TrainingLoop, new_state
 from kdcore.batch import Batch, TeacherOutputs
@@ -91,7 +90,7 @@ def replay_step(config: RunConfig, step: int, device: torch.device, watch: Calla
     if not 0 <= step < run.total_steps:
         raise Refused(f"--replay {step + 1}: the run has steps 1 to {run.total_steps}; give one of these")
     state = new_state(run)
-    with refusing_silence(config.storage), checkpoint_up_to(config, step) as checkpoint:
+    with checkpoint_up_to(config, step) as checkpoint:
         if checkpoint is not None:
             directory, place = checkpoint
             state.restore(directory, checkpoint_facts(run), place)

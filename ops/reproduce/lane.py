@@ -51,7 +51,7 @@ class Lane:
         self.folder.refuse_another(config)
         set_up_torch(config.train.deterministic)
         self.run = assemble(config, self.rank)
-        self.folder.claim(config, image_facts(self.run.indexes))  # by which moved images are recognised
+        self.folder.claim(config, image_facts(self.run.indexes), has_checkpoint=bool(self.checkpoints()))
         self.split = "held_out" if "held_out" in self.run.indexes else "val"
         if config.train.select not in ("last", self.split):
             raise Refused(

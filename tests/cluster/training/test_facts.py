@@ -18,7 +18,7 @@ from cluster.rank import Rank
 from cluster.recipe.reading import parse
 from cluster.tracking.folder import RunFolder
 from cluster.training.checkpoint import checkpoint_facts, read_state, whole_checkpoints
-from cluster.training.launch import task_of
+from cluster.training.launch import has_checkpoint, task_of
 from cluster.training.loop import new_state
 from cluster.training.replay import replay_step
 from cluster.training.saving import LocalSaver
@@ -71,6 +71,39 @@ def test_a_replay_takes_the_runs_own_micro_batch(recipe: Make) -> None:
     RunFolder.of(config).write_recipe(parse(recipe(train__micro_batch=2)))
     with pytest.raises(Refused, match=r"give train\.micro_batch=2"):
         replay_step(other, 0, CPU, lambda done, to_do: None)
+
+
+def test_a_finished_run_shows_its_result_to_any_number_of_workers(recipe: Make) -> None:
+    config = parse(recipe(train__micro_batch=None, scaling__num_workers=2))
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    other = parse(recipe(train__micro_batch=None, scaling__num_workers=1))
+    with pytest.raises(Refused, match=r"give scaling\.num_workers=2"):
+        folder.refuse_another(other)
+    folder.write_result({})
+    folder.weights.touch()
+    folder.refuse_another(other)
+
+
+def test_the_images_of_a_checkpoint_stay_known_whatever_lies_there_now(
+    recipe: Make, image_folder: Path, tmp_path: Path
+) -> None:
+    """A start that is refused for other images changes nothing: the right ones, at another place, are recognised."""
+    root, kept = (shutil.copytree(image_folder, tmp_path / name) for name in ("images", "kept"))
+    config = parse(recipe(data__root=str(root), scaling__num_workers=0))
+    folder = RunFolder.of(config)
+    assert not has_checkpoint(config)
+    folder.claim(config, image_facts(open_data(config)), has_checkpoint(config))
+    run = assemble(config, Rank(0, 1, CPU))
+    state = new_state(run)
+    state.step = 1
+    LocalSaver(run).save(state)
+    assert has_checkpoint(config)
+    shutil.copy(root / "val" / "class1" / "003.png", root / "val" / "class0" / "000.png")
+    found = image_facts(open_data(config))
+    assert found["validation"] != image_facts(run.indexes)["validation"]
+    folder.claim(config, found, has_checkpoint(config))
+    folder.refuse_another(parse(recipe(data__root=str(kept), scaling__num_workers=0)))
 
 
 @pytest.mark.parametrize("split", ["val", "held_out"])
