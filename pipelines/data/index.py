@@ -42,8 +42,8 @@ logger = logging.getLogger("stillhouse")
 
 # Of how a split is listed and which images are accepted: an index of an earlier version is built again. 1 held images
 # that the loaders do not decode alike; 2 and 3 some more of these, lines of pixels, and guessed labels; 4 had samples
-# of one path in the order of their storage, and one index for two folders whose files agree in name, size and time; 5
-# did not hold when a file was written.
+# of one path in the order of their storage, and one index for two folders whose files agree in name, size and time. 5
+# did not hold when a file was written, and is good: only its size tells one that was written over.
 _VERSION = 6
 _INDEX_NAME = re.compile(r"index-[0-9a-f]{32}\.arrow")
 
@@ -170,7 +170,8 @@ def _is_good(
 ) -> bool:
     """Return whether an index still matches what lies there, as far as is cheap to check."""
     return (
-        (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _VERSION)
+        (latest.kind, latest.acceptance) == (kind.name, acceptance)
+        and latest.version in (5, _VERSION)
         and latest.traces.containers == containers_of(containers)
         and bool(latest.traces.containers or latest.traces.folders)  # single files in a store leave none
         and _is_whole(latest, cache_dir)
