@@ -269,7 +269,8 @@ def _listing_digest(
     """Return a digest of all that an index is a function of, as far as a listing shows it.
 
     The root is part of it: files of other folders may agree in name, size and time, as those of an archive without
-    times do.
+    times do. So is when a file changed in any way: two may have changed places. chmod alters that time, too,
+    and not the number of an inode; but some mounts of object stores number their files anew each time.
     """
     start = f"{_VERSION} {split}" + json.dumps([place.root, containers_of(containers)])
     if acceptance != USUAL:
