@@ -42,7 +42,8 @@ class LocalDir:
         """
         if self.classes is None:
             return None
-        missing = [name for name in class_names if name not in self.classes]
+        place = {name: number for number, name in enumerate(self.classes)}
+        missing = [name for name in class_names if name not in place]
         if missing:
             raise Refused(
                 f"the network in {self.path} answers for {len(self.classes)} classes "
@@ -50,7 +51,7 @@ class LocalDir:
                 "the same by other names, give class_indices, a file that maps class folders to outputs; otherwise "
                 f"{fresh}"
             )
-        return [self.classes.index(name) for name in class_names]
+        return [place[name] for name in class_names]
 
 
 def read_local_dir(model: str) -> LocalDir:

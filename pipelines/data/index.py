@@ -42,8 +42,8 @@ logger = logging.getLogger("stillhouse")
 
 # Of how a split is listed and which images are accepted: an index of an earlier version is built again. 1 held images
 # that the loaders do not decode alike; 2 and 3 some more of these, lines of pixels, and guessed labels; 4 had samples
-# of one path in the order of their storage, and one index for two folders whose files agree in name, size and time; 5
-# did not hold when a file was written.
+# of one path in the order of their storage, and one index for two folders whose files agree in name, size and time. 5
+# did not hold when a file was written, and is good: only its size tells one that was written over.
 _VERSION = 6
 _INDEX_NAME = re.compile(r"index-[0-9a-f]{32}\.arrow")
 
@@ -170,7 +170,8 @@ def _is_good(
 ) -> bool:
     """Return whether an index still matches what lies there, as far as is cheap to check."""
     return (
-        (latest.kind, latest.acceptance, latest.version) == (kind.name, acceptance, _VERSION)
+        (latest.kind, latest.acceptance) == (kind.name, acceptance)
+        and latest.version in (5, _VERSION)
         and latest.traces.containers == containers_of(containers)
         and bool(latest.traces.containers or latest.traces.folders)  # single files in a store leave none
         and _is_whole(latest, cache_dir)
@@ -268,7 +269,8 @@ def _listing_digest(
     """Return a digest of all that an index is a function of, as far as a listing shows it.
 
     The root is part of it: files of other folders may agree in name, size and time, as those of an archive without
-    times do.
+    times do. So is when a file changed in any way: two may have changed places. chmod alters that time, too,
+    and not the number of an inode; but some mounts of object stores number their files anew each time.
     """
     start = f"{_VERSION} {split}" + json.dumps([place.root, containers_of(containers)])
     if acceptance != USUAL:

@@ -139,9 +139,10 @@ class Source:
         The images of one call may share a reused buffer, which is held as long as one of them is kept.
         """
         if self.on_broken == "refuse":
-            return self._fetch(ids)
-        try:
-            contents = self._fetch(ids)
+            with doubting(self.mark):
+                return list(self._storage.read(ids))
+        try:  # without a mark: listed anew, the images would be others than those of the run that goes on
+            contents = list(self._storage.read(ids))
         except Refused:  # one of them is unreadable: which?
             return [self._read_or_replace(sample_id) for sample_id in ids]
         expected = to_numpy(self.table["crc32"])[ids].tolist()
@@ -150,10 +151,6 @@ class Source:
             contents[row] = self._read_or_replace(ids[row])
         return contents
 
-    def _fetch(self, ids: NDArray[np.int64]) -> list[Encoded]:
-        with doubting(self.mark):
-            return list(self._storage.read(ids))
-
     @cached_property
     def replaced(self) -> dict[int, str]:
         """{sample id: what is wrong with it} of the images that this process has replaced by black pictures."""
@@ -161,8 +158,8 @@ class Source:
 
     def _read_or_replace(self, sample_id: np.int64) -> Encoded:
         try:
-            (content,) = self._fetch(np.array([sample_id]))
-            self.check(int(sample_id), content)
+            (content,) = self._storage.read(np.array([sample_id]))
+            self._compare(int(sample_id), content)
         except Refused as error:
             if not self._is_of_the_image(error):
                 raise
@@ -190,8 +187,8 @@ class Source:
         if len(self.replaced) > max(1, MAX_SHARE * len(self)):
             raise RunFailed(
                 f"{len(self.replaced)} of the {len(self)} images in {self.root} cannot be read on the node "
-                f"{socket.gethostname()} as they were indexed, more than the {MAX_SHARE:.0%} that "
-                f"data.on_broken=skip replaces by black pictures; repair them, or start again: {reason}"
+                f"{socket.gethostname()} as they were indexed, more than the {MAX_SHARE:.0%} that data.on_broken=skip "
+                f"replaces by black pictures; restore them, or start again in another output_dir: {reason}"
             )
 
     @property
@@ -225,10 +222,13 @@ class Source:
 
     def check(self, sample_id: int, content: Encoded) -> None:
         """Refuse an encoded image that is not the one that was indexed: its checksum differs."""
+        with doubting(self.mark):
+            self._compare(sample_id, content)
+
+    def _compare(self, sample_id: int, content: Encoded) -> None:
         if zlib.crc32(content) != self.table["crc32"].chunk(0)[sample_id].as_py():
             (name,) = self.names(np.array([sample_id]))
-            with doubting(self.mark):
-                raise changed(name)
+            raise changed(name)
 
     def subset(self, ids: NDArray[np.int64]) -> Source:
         """Return the given samples as a source of their own, renumbered from 0 in the given order."""

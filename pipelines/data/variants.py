@@ -77,6 +77,8 @@ def open_target(index: Source, root: str, variant: str | None, classes: tuple[st
 
 def target_of_same_classes(index: Source, classes: tuple[str, ...]) -> Target:
     """Return images of the network's classes, numbered in any order; Refused unless they are all of them."""
+    if index.classes == classes:  # in which two may have one name, as ImageNet's cranes do
+        return own_target(index)
     missing, surplus = sorted(set(classes) - set(index.classes)), sorted(set(index.classes) - set(classes))
     if missing or surplus:
         first = f"lacks {missing[0]!r}" if missing else f"has {surplus[0]!r}"
@@ -85,8 +87,7 @@ def target_of_same_classes(index: Source, classes: tuple[str, ...]) -> Target:
             f"{len(missing) + len(surplus)} names (it {first}); if this is a test set of ImageNet, name it: --variant "
             f"{', '.join(VARIANTS)}"
         )
-    own = own_target(index)
-    numbers = np.array([classes.index(name) for name in index.classes], dtype=np.int64)
+    own, numbers = own_target(index), _numbers_in(classes, index.classes)
     return replace(own, answers=np.where(own.answers < 0, -1, numbers[own.answers]), classes=classes)
 
 
@@ -105,14 +106,14 @@ def target_of_numbered_folders(index: Source, classes: tuple[str, ...]) -> Targe
 
 def target_of_some_classes(index: Source, classes: tuple[str, ...]) -> Target:
     """Return images in folders of some of the classes, the only ones that a network chooses from."""
-    place = {name: number for number, name in enumerate(classes)}
-    unknown = [name for name in index.classes if name not in place]
+    known = set(classes)
+    unknown = [name for name in index.classes if name not in known]
     if unknown:
         raise Refused(
             f"{index.root}: the class {unknown[0]!r} ({len(unknown)} such) is not one of the network's {len(classes)} "
             "classes; give the folder of the test set that belongs to them"
         )
-    shown = np.array([place[name] for name in index.classes], dtype=np.int64)
+    shown = _numbers_in(classes, index.classes)
     return Target(index, index.labels.astype(np.int64)[:, None], index.classes, shown)
 
 
@@ -145,6 +146,12 @@ def _warn_of_other_names(variant: str, classes: tuple[str, ...]) -> None:
             f"names ({classes[0]!r}, ...) are not WordNet ids in order: the results are right only if these classes "
             "are in ImageNet's order"
         )
+
+
+def _numbers_in(classes: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.int64]:
+    """Return the place of each of these names among the classes."""
+    place = {name: number for number, name in enumerate(classes)}
+    return np.array([place[name] for name in names], dtype=np.int64)
 
 
 def _number_in(lists: list[list[int]], file: str) -> int:

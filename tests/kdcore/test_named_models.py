@@ -15,11 +15,13 @@ from kdcore.batch import Batch
 from kdcore.configs import ModelConfig
 from kdcore.distiller import Distiller
 from kdcore.errors import Refused
+from kdcore.local_dir import LocalDir
 from kdcore.models import build_backbone, build_model, classifier_of, input_statistics
 from kdcore.named_models import module_of, names_if_unknown, short_name
 from kdcore.online_teacher import OnlineTeacher
 from kdcore.taps import FeatureTaps
 from kdcore.terms import parse_term
+from tests.counted_names import CountedName, counted_names
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -225,3 +227,10 @@ def test_every_name_of_timm_stands_in_its_text(monkeypatch):
     assert len(names) > 2000
     assert [name for name in names if names_if_unknown(name) is not None] == []
     assert "resnet18" in names_if_unknown("resnet81")
+
+
+def test_the_outputs_of_a_folder_are_looked_up_once_each(tmp_path):
+    names = counted_names(300)
+    folder = LocalDir(tmp_path, "resnet18", {}, 300, tuple(map(str, names)), {})
+    assert folder.output_indices(names[::-1], "") == list(range(300))[::-1]
+    assert CountedName.compared < 3000

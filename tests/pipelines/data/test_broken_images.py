@@ -11,7 +11,7 @@ import torch
 
 from kdcore.errors import Refused
 from pipelines.data import index
-from pipelines.data.broken import Acceptance, OnBroken
+from pipelines.data.broken import Acceptance
 from pipelines.data.index import open_index
 from pipelines.data.source import Source
 from pipelines.loaders.base import Request
@@ -90,34 +90,49 @@ def unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Source, Pat
     return source, Path(source.names(np.array([2]))[0])
 
 
-@pytest.mark.parametrize("on_broken", ["refuse", "skip"])
-@pytest.mark.parametrize("is_longer", [True, False])
-def test_a_file_written_over_in_place_is_found_when_it_is_read(
-    is_longer: bool, on_broken: OnBroken, unseen: tuple[Source, Path]
-) -> None:
-    """What is cheap does not show it, reading does, and the next command then looks at every file."""
-    file, root, acceptance = unseen[1], Path(unseen[0].root), Acceptance(on_broken)
-    source = build(root, acceptance=acceptance)
+def write_over(file: Path, is_longer: bool) -> bytes:
+    """Write over a file in place; return its content."""
     other = file.read_bytes() + b"appended" if is_longer else bytes(reversed(file.read_bytes()))
     with file.open("r+b") as opened:
         opened.write(other)
-    unnoticed = build(root, acceptance=acceptance)
+    return other
+
+
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_a_file_written_over_in_place_is_found_when_it_is_read(is_longer: bool, unseen: tuple[Source, Path]) -> None:
+    """What is cheap does not show it, reading does, and the next command then looks at every file."""
+    source, file = unseen
+    root = Path(source.root)
+    write_over(file, is_longer)
+    unnoticed = build(root)
     assert unnoticed.fingerprint == source.fingerprint
-    if on_broken == "skip":
-        assert unnoticed.read(np.arange(6))[2] != other
-        assert list(unnoticed.replaced) == [2]
-    else:
-        complaint = (
-            r"its size is no longer the \d+ bytes that were indexed" if is_longer else "has changed since it was"
-        )
-        with pytest.raises(Refused, match=complaint):
-            unnoticed.read(np.arange(6))
-        open_index(root, "train", root / "index")  # another run's workers may start meanwhile
+    complaint = r"its size is no longer the \d+ bytes that were indexed" if is_longer else "has changed since it was"
+    with pytest.raises(Refused, match=complaint):
+        unnoticed.read(np.arange(6))
+    open_index(root, "train", root / "index")  # another run's workers may start meanwhile
     picture(9, 9, 1).save(file, "PNG")  # repaired in place
-    found = build(root, acceptance=acceptance)
+    found = build(root)
     assert found.fingerprint != source.fingerprint
     assert found.read(np.array([2])) == [file.read_bytes()]
     assert not list((root / "index").glob("*.doubted"))
+
+
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_a_run_goes_on_with_a_black_picture(is_longer: bool, unseen: tuple[Source, Path]) -> None:
+    """Its images stay those that it began with, until something is refused: here, to pack the black picture."""
+    root, acceptance = Path(unseen[0].root), Acceptance("skip")
+    source = build(root, acceptance=acceptance)
+    other = write_over(unseen[1], is_longer)
+    for _ in range(2):
+        again = build(root, acceptance=acceptance)
+        assert again.fingerprint == source.fingerprint
+        black = again.read(np.arange(6))[2]
+        assert black != other
+        assert list(again.replaced) == [2]
+    with pytest.raises(Refused, match="has changed since it was indexed"):
+        again.check(2, black)
+    picture(9, 9, 1).save(unseen[1], "PNG")
+    assert build(root, acceptance=acceptance).read(np.array([2])) == [unseen[1].read_bytes()]
 
 
 def test_a_picture_that_cannot_be_decoded_is_looked_at_by_the_next_command(

@@ -14,6 +14,7 @@ from PIL import Image
 from kdcore.errors import Refused
 from pipelines.data import index
 from pipelines.data.broken import USUAL, Acceptance
+from pipelines.data.describe import describe
 from pipelines.data.index import build_index, open_index
 from pipelines.data.packing import SourcePacking, build_pack
 from pipelines.data.source import Source
@@ -132,6 +133,25 @@ def test_what_an_earlier_version_accepted_is_looked_at_again(
         assert len(build(root)) == NUM + 1
     with pytest.raises(Refused, match=r"has 14000x8 pixels: resized to a shorter side of 256"):
         build(root)
+
+
+@pytest.mark.parametrize("container", ["folder", "csv", "webdataset", "parquet", "pack"])
+def test_an_index_without_times_stays_good(container: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of version 5; it may lie where nothing can be written."""
+    root = contained(container, folder)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(index, "_VERSION", 5)
+        earlier.setattr(index, "describe", lambda *given: _without_times(describe(*given)))
+        before = build(root)
+    monkeypatch.delattr(index, "_make")
+    after = build(root)
+    assert "mtime_ns" not in after.table.column_names
+    assert after.fingerprint == before.fingerprint
+    assert after.read(np.arange(NUM)) == before.read(np.arange(NUM))
+
+
+def _without_times(table: pa.Table) -> pa.Table:
+    return table.drop_columns([name for name in ("mtime_ns",) if name in table.column_names])
 
 
 def test_a_pack_of_larger_images_than_are_allowed(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import fs
@@ -13,7 +14,9 @@ from kdcore.errors import Refused
 from kdcore.remarks import warn_once
 from pipelines.data import variants
 from pipelines.data.index import build_index
+from pipelines.data.source import Source
 from pipelines.data.variants import Target
+from tests.counted_names import CountedName, counted_names
 
 CLASSES = ("n01", "n02", "n10")
 
@@ -54,6 +57,22 @@ def test_the_same_classes_in_another_order(folder, tmp_path):
     target = open_target(folder(*CLASSES), None, ("n10", "n01", "n02"), tmp_path)
     assert target.answers.tolist() == [[1], [2], [0]]
     assert target.classes == ("n10", "n01", "n02")
+
+
+def test_the_same_classes_two_of_which_have_one_name():
+    """As the bird and the machine have in English lists of ImageNet's classes."""
+    table = pa.table({"label": np.arange(3, dtype=np.int32)})
+    names = ("crane", "dog", "crane")
+    assert variants.target_of_same_classes(Source("images", names, table), names).answers.tolist() == [[0], [1], [2]]
+
+
+def test_many_classes_are_looked_up_once_each():
+    """Not compared with all the others, of which some data sets have 21,841."""
+    names = counted_names(300)
+    table = pa.table({"label": np.arange(300, dtype=np.int32)})
+    target = variants.target_of_same_classes(Source("images", names, table), tuple(map(str, names[::-1])))
+    assert target.answers[:, 0].tolist() == list(range(300))[::-1]
+    assert CountedName.compared < 3000
 
 
 def test_the_same_classes_in_another_order_of_several_labels(folder, tmp_path):
